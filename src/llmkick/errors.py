@@ -1,0 +1,25 @@
+"""What can go wrong, by who can mend it. Every message names the value, the choices and what to do."""
+
+
+class KickError(Exception):
+    """Base of every error this package raises on purpose; the command line prints it without a traceback."""
+
+
+class ConfigError(KickError):
+    """A request that cannot be carried out: unknown name, value out of range, contradictory options."""
+
+
+class DataError(KickError):
+    """A data file or record that is missing, damaged or not in the expected layout."""
+
+
+class ModelError(KickError):
+    """A checkpoint that is missing, damaged or of a kind that cannot be read."""
+
+
+class NumericalError(KickError):
+    """A computation that lost its meaning: NaN or Inf, a matrix that cannot be factorised."""
+
+
+class JudgeError(KickError):
+    """A judge model that cannot be reached or does not answer as asked."""

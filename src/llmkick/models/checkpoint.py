@@ -1,0 +1,156 @@
+"""A model reference (built-in name, folder, hub id, .gguf file) → files on disk and their digest."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llmkick.errors import ModelError
+from llmkick.models.builtin import BUILTIN_MODELS, builtin_gguf
+from llmkick.models.files import cache_folder, new_folder, require_space, sha256_of_file
+
+# Part of the cache key of converted files: raise it when the conversion changes.
+CONVERSION_VERSION = 1
+SOURCE_FILE = "llmkick_source.json"
+HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "tokenizer*", "*.jinja", "*.model", "*.txt"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """Located files of a model: a Hugging Face folder, and where it came from."""
+
+    name: str
+    revision: str
+    folder: Path
+    digest: str
+    source_precision: str
+
+
+def locate(reference: str) -> Checkpoint:
+    """Find (fetch or convert when needed) the files behind a model reference.
+
+    `reference` is a built-in name, a local Hugging Face folder, a `.gguf` file, or a hub id
+    (`owner/name`, optionally `owner/name@revision`).
+    Raises ModelError when there is nothing readable behind it.
+    """
+    if reference in BUILTIN_MODELS:
+        return _from_gguf(builtin_gguf(reference), name=reference, revision=BUILTIN_MODELS[reference].version)
+    path = Path(reference).expanduser()
+    if path.suffix.lower() == ".gguf":
+        if not path.is_file():
+            raise ModelError(f"there is no file {path}")
+        return _from_gguf(path, name=path.stem, revision="")
+    if path.is_dir():
+        return _from_folder(path, name=path.resolve().name, revision="")
+    if re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", reference):
+        return _from_hub(reference)
+    raise ModelError(
+        f"unknown model {reference!r}: not a built-in ({', '.join(sorted(BUILTIN_MODELS))}), "
+        "not a folder or .gguf file on this machine, and not a hub id such as owner/name"
+    )
+
+
+def _from_folder(folder: Path, *, name: str, revision: str) -> Checkpoint:
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"{folder} is not a Hugging Face model folder: it has no config.json")
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights:
+        pickled = sorted(path.name for path in folder.glob("*.bin"))
+        hint = f" ({', '.join(pickled)} is a pickle, which is never loaded: convert it)" if pickled else ""
+        raise ModelError(f"{folder} has no .safetensors weights{hint}")
+    source: dict[str, Any] = {}
+    if (folder / SOURCE_FILE).is_file():
+        source = json.loads((folder / SOURCE_FILE).read_text(encoding="utf-8"))
+    return Checkpoint(
+        name=name,
+        revision=revision,
+        folder=folder,
+        digest=source.get("digest") or _digest(folder, weights),
+        source_precision=source.get("source_precision", "float"),
+    )
+
+
+def _digest(folder: Path, weights: list[Path]) -> str:
+    """One hash over everything in the folder that can change an answer."""
+    texts = [path for pattern in ("*.json", "*.jinja", "*.model") for path in folder.glob(pattern)]
+    total = hashlib.sha256()
+    for path in sorted({*weights, *texts}):
+        total.update(f"{path.name}\0{sha256_of_file(path)}\n".encode())
+    return total.hexdigest()
+
+
+def _from_hub(reference: str) -> Checkpoint:
+    from huggingface_hub import snapshot_download
+
+    repository, _, revision = reference.partition("@")
+    try:
+        folder = Path(snapshot_download(repository, revision=revision or None, allow_patterns=HUB_FILES))
+    except Exception as error:  # noqa: BLE001 - hub, HTTP client and file system each raise their own kinds
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(
+            f"cannot get {reference!r} from the hub, and it is not cached: {reason}\n"
+            "Check the name and the network, or give a local folder, a .gguf file or a built-in "
+            f"({', '.join(sorted(BUILTIN_MODELS))})"
+        ) from error
+    return _from_folder(folder, name=repository, revision=folder.name)
+
+
+def _from_gguf(path: Path, *, name: str, revision: str) -> Checkpoint:
+    digest = sha256_of_file(path)
+    target = cache_folder("converted") / f"{digest[:16]}-v{CONVERSION_VERSION}"
+    if (target / SOURCE_FILE).is_file():
+        return _from_folder(target, name=name, revision=revision)
+    if target.exists():  # left by hand or by a full disk: never trust it
+        shutil.rmtree(target)
+    precision = gguf_precision(path)
+    require_space(target, 8 * path.stat().st_size, f"converting {path.name}")
+    with new_folder(target) as folder:
+        _convert_gguf(path, folder)
+        source = {"file": path.name, "digest": digest, "source_precision": precision}
+        (folder / SOURCE_FILE).write_text(json.dumps(source, indent=1), encoding="utf-8")
+    return _from_folder(target, name=name, revision=revision)
+
+
+def gguf_precision(path: Path) -> str:
+    """The storage type of most weight matrices of a GGUF file, e.g. "Q4_1"; "float" for F32, F16, BF16.
+
+    Raises ModelError when the file is not a readable GGUF file.
+    """
+    from gguf import GGUFReader
+
+    try:
+        tensors = GGUFReader(path).tensors
+    except Exception as error:  # noqa: BLE001 - the reader raises whatever numpy makes of a damaged file
+        raise ModelError(f"{path} is not a readable GGUF file (damaged or cut short?): {error}") from error
+    types = Counter(t.tensor_type.name for t in tensors if t.name.startswith("blk.") and len(t.shape) == 2)
+    if not types:
+        raise ModelError(f"{path} holds no decoder weights")
+    common = types.most_common(1)[0][0]
+    return "float" if common in {"F32", "F16", "BF16"} else common
+
+
+def _convert_gguf(path: Path, folder: Path) -> None:
+    """Dequantize into float32, which holds every GGUF value exactly, and save as a Hugging Face folder."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
+        network: Any = AutoModelForCausalLM.from_pretrained(
+            str(path.parent), gguf_file=path.name, dtype=torch.float32
+        )
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise ModelError(f"transformers cannot read {path.name}: {error}") from error
+    # The weights are plain floats from here on; what is left of the quantizer would refuse to save them.
+    if hasattr(network.config, "quantization_config"):
+        del network.config.quantization_config
+    network.hf_quantizer = None
+    network.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)

@@ -1,0 +1,311 @@
+"""What a language model is to us: it scores continuations and it generates text."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from llmkick.errors import ConfigError, ModelError, NumericalError
+from llmkick.models.checkpoint import Checkpoint, locate
+
+
+class Message(NamedTuple):
+    """One turn of a conversation; role is "system", "user" or "assistant"."""
+
+    role: str
+    content: str
+
+
+# Raw text, or a conversation that the model renders with its own chat template. A conversation that
+# ends with an assistant message is continued from there.
+Prompt = str | tuple[Message, ...]
+
+
+@dataclass(frozen=True)
+class ScoreRequest:
+    """How likely is `continuation` after `prompt`? The continuation owns its leading space.
+
+    A tuple of token ids as continuation, with an empty prompt, is a window of running text: its first
+    token has nothing before it and is not scored.
+    """
+
+    prompt: Prompt
+    continuation: str | tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class GenerateRequest:
+    """Continue `prompt` greedily until a stop string, the end of text, or `max_new_tokens`."""
+
+    prompt: Prompt
+    stops: tuple[str, ...] = ()
+    max_new_tokens: int = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContinuationScore:
+    """Log-probability (nats) of a continuation of `tokens` scored tokens.
+
+    `boundary_moved` says that prompt and continuation, tokenised together, merge across their boundary;
+    the score is then that of the two tokenised apart.
+    """
+
+    logprob: float
+    tokens: int
+    is_greedy: bool
+    boundary_moved: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generation:
+    """Generated text without the stop string; `finish` is "stop", "end" or "length"."""
+
+    text: str
+    tokens: int
+    finish: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unanswered:
+    """A request that has no answer, and why."""
+
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelInfo:
+    """What identifies a model. `digest` covers everything that can change an answer but the dtype."""
+
+    name: str
+    revision: str
+    digest: str
+    architecture: str
+    parameters: int
+    dtype: str
+    source_precision: str = "float"
+
+
+class LanguageModel(Protocol):
+    """The whole of what tasks ask of a model."""
+
+    @property
+    def info(self) -> ModelInfo:
+        """Name, digest, size and precision."""
+        ...
+
+    @property
+    def max_tokens(self) -> int:
+        """Longest prompt plus answer, in tokens."""
+        ...
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether conversations can be rendered."""
+        ...
+
+    def tokenize(self, text: str) -> list[int]:
+        """Token ids of raw text, with the special tokens that the tokenizer adds by default."""
+        ...
+
+    def logprobs(self, requests: Sequence[ScoreRequest]) -> list[ContinuationScore | Unanswered]:
+        """One score a request, in order."""
+        ...
+
+    def generate(self, requests: Sequence[GenerateRequest]) -> list[Generation | Unanswered]:
+        """One generation a request, in order."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformersModel:
+    """A Hugging Face network and its tokenizer behind the LanguageModel protocol."""
+
+    network: Any
+    tokenizer: Any
+    info: ModelInfo
+    checkpoint: Checkpoint | None = field(default=None, repr=False)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the inputs go: the device of the input embeddings."""
+        device: torch.device = self.network.get_input_embeddings().weight.device
+        return device
+
+    @property
+    def max_tokens(self) -> int:
+        """The network's position limit; 2048 where its configuration names none."""
+        config = self.network.config.get_text_config(decoder=True)
+        return int(getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or 2048)
+
+    @property
+    def has_chat_template(self) -> bool:
+        """True for instruct models."""
+        return bool(getattr(self.tokenizer, "chat_template", None))
+
+    @property
+    def end_tokens(self) -> frozenset[int]:
+        """Token ids that end an answer."""
+        configured = getattr(self.network.generation_config, "eos_token_id", None)
+        ids = set(configured) if isinstance(configured, list | tuple) else {configured}
+        ids.add(self.tokenizer.eos_token_id)
+        return frozenset(int(i) for i in ids if i is not None)
+
+    def tokenize(self, text: str) -> list[int]:
+        """Token ids of raw text, with the special tokens that the tokenizer adds by default."""
+        ids: list[int] = self.tokenizer(text, verbose=False)["input_ids"]
+        return ids
+
+    def encode(self, prompt: Prompt, continuation: str = "") -> list[int]:
+        """Token ids of a prompt with its continuation, tokenised as one text."""
+        if isinstance(prompt, str):
+            return self.tokenize(prompt + continuation) if prompt + continuation else self.tokenize("")
+        # The template writes its own special tokens; adding the tokenizer's would double them.
+        ids: list[int] = self.tokenizer(
+            self.render_chat(prompt) + continuation, add_special_tokens=False, verbose=False
+        )["input_ids"]
+        return ids
+
+    def render_chat(self, messages: Sequence[Message]) -> str:
+        """The conversation as the model's chat template writes it, ready for the assistant to speak."""
+        if not self.has_chat_template:
+            raise ConfigError(f"{self.info.name} has no chat template: use prompting = \"raw\"")
+        continues = messages[-1].role == "assistant"
+        rendered: str = self.tokenizer.apply_chat_template(
+            [message._asdict() for message in messages],
+            tokenize=False,
+            add_generation_prompt=not continues,
+            continue_final_message=continues,
+        )
+        return rendered
+
+    def logprobs(self, requests: Sequence[ScoreRequest]) -> list[ContinuationScore | Unanswered]:
+        """One score a request, in order; see `llmkick.models.scoring`."""
+        from llmkick.models.scoring import score_requests
+
+        return score_requests(self, requests)
+
+    def generate(self, requests: Sequence[GenerateRequest]) -> list[Generation | Unanswered]:
+        """One generation a request, in order; see `llmkick.models.generation`."""
+        from llmkick.models.generation import generate_requests
+
+        return generate_requests(self, requests)
+
+    def with_network(self, network: Any, *, digest: str) -> TransformersModel:
+        """The same tokenizer and name around other weights."""
+        return replace(self, network=network, info=replace(self.info, digest=digest))
+
+
+def load_model(reference: str, *, dtype: str = "auto", device: str = "auto") -> TransformersModel:
+    """Load a model by built-in name, local Hugging Face folder, hub id or `.gguf` file.
+
+    `dtype` is "auto" (bfloat16 where the device computes in it natively, else float32), "float32",
+    "bfloat16" or "float16"; `device` is "auto" (CUDA when there is one) or a torch device name.
+    Raises ModelError for missing, damaged or unsupported files, NumericalError for NaN or Inf weights.
+    """
+    target = resolve_device(device)
+    precision = resolve_dtype(dtype, target)
+    checkpoint = locate(reference)
+    network, tokenizer = _read(checkpoint, precision)
+    network.eval().requires_grad_(False)
+    check_finite(network)
+    info = ModelInfo(
+        name=checkpoint.name,
+        revision=checkpoint.revision,
+        digest=checkpoint.digest,
+        architecture=(network.config.architectures or [type(network).__name__])[0],
+        parameters=sum(parameter.numel() for parameter in network.parameters()),
+        dtype=str(precision).removeprefix("torch."),
+        source_precision=checkpoint.source_precision,
+    )
+    return TransformersModel(network=network.to(target), tokenizer=tokenizer, info=info, checkpoint=checkpoint)
+
+
+def _read(checkpoint: Checkpoint, dtype: torch.dtype) -> tuple[Any, Any]:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder, local_files_only=True, trust_remote_code=False)
+        network, loading = AutoModelForCausalLM.from_pretrained(
+            checkpoint.folder,
+            dtype=dtype,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    except Exception as error:  # noqa: BLE001 - transformers and safetensors raise many kinds for a bad file
+        raise ModelError(f"cannot load {checkpoint.name} from {checkpoint.folder}: {error}") from error
+    # transformers fills missing tensors with random numbers and only logs it.
+    missing = sorted(loading["missing_keys"])
+    if missing:
+        raise ModelError(
+            f"{checkpoint.folder} lacks {len(missing)} tensors of a {type(network).__name__}, "
+            f"among them {', '.join(missing[:3])}"
+        )
+    return network, tokenizer
+
+
+def resolve_device(device: str) -> torch.device:
+    """ "auto" → CUDA when there is one, else the CPU. Raises ConfigError for a device that is not here."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        resolved = torch.device(device)
+        torch.empty(0, device=resolved)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"device {device!r} is not available here: {error}; use auto, cpu or cuda") from error
+    return resolved
+
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """ "auto" → bfloat16 where `device` computes in it natively, else float32."""
+    if dtype == "auto":
+        return torch.bfloat16 if _has_native_bfloat16(device) else torch.float32
+    if dtype not in DTYPES:
+        raise ConfigError(f"unknown dtype {dtype!r}; choose from: auto, {', '.join(DTYPES)}")
+    return DTYPES[dtype]
+
+
+def _has_native_bfloat16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type != "cpu":
+        return False
+    flags = Path("/proc/cpuinfo")
+    if platform.system() == "Linux" and flags.exists():
+        # x86: avx512_bf16 and amx_bf16; Arm: bf16. Without them torch emulates at a fifth of the speed.
+        words = set(flags.read_text(encoding="utf-8", errors="replace").split())
+        return bool(words & {"avx512_bf16", "amx_bf16", "bf16"})
+    return False
+
+
+def check_finite(network: nn.Module) -> None:
+    """Raise NumericalError naming the first tensor with a NaN or an Inf."""
+    for name, parameter in network.named_parameters():
+        if not bool(torch.isfinite(parameter).all()):
+            raise NumericalError(f"the weights of {name} hold NaN or Inf values: the checkpoint is damaged")
+
+
+def weights_digest(network: nn.Module) -> str:
+    """sha256 over every parameter and buffer of the state dict, in name order."""
+    total = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        total.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+        total.update(_bytes(tensor))
+    return total.hexdigest()
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    return memoryview(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
