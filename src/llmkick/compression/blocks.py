@@ -1,0 +1,231 @@
+"""Decoder blocks and their linear layers, for any decoder architecture that transformers has.
+
+Three storage forms are seen alike, as a weight of shape (out, in): `nn.Linear`; GPT-2's `Conv1D`, stored
+transposed; and experts, whose weights are slices of one parameter of shape (experts, out, in).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from llmkick.errors import ModelError
+
+Seen = Callable[["LinearLayer", Tensor], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearLayer:
+    """One weight matrix inside a block: where it is stored and in which form."""
+
+    name: str
+    module: nn.Module
+    form: Literal["linear", "conv1d", "expert"]
+    parameter: str = "weight"
+    expert: int = 0
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight as (out, in); a view of the stored parameter."""
+        stored: Tensor = getattr(self.module, self.parameter)
+        if self.form == "expert":
+            return stored[self.expert]
+        return stored.t() if self.form == "conv1d" else stored
+
+    def replace_weight(self, weight: Tensor) -> None:
+        """Store a new (out, in) weight, leaving the old tensor untouched for whoever else holds it."""
+        stored: Tensor = getattr(self.module, self.parameter)
+        if self.form == "expert":
+            new = stored.detach().clone()
+            new[self.expert] = weight
+        else:
+            new = (weight.t() if self.form == "conv1d" else weight).to(stored.dtype).contiguous()
+        setattr(self.module, self.parameter, nn.Parameter(new, requires_grad=False))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """A decoder block, its linear layers, and what in it is left alone (with the reason)."""
+
+    name: str
+    module: nn.Module
+    layers: tuple[LinearLayer, ...]
+    skipped: tuple[str, ...]
+
+
+def decoder_blocks(network: nn.Module) -> list[Block]:
+    """The decoder blocks of a network in the order they run.
+
+    Raises ModelError when no list of blocks with linear layers can be found.
+    """
+    config = network.config.get_text_config(decoder=True)  # type: ignore[operator, union-attr]
+    count = config.num_hidden_layers
+    for name, module in network.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) == count:
+            blocks = [_block(f"{name}.{index}", block) for index, block in enumerate(module)]
+            if any(block.layers for block in blocks):
+                return blocks
+    raise ModelError(
+        f"no list of {count} decoder blocks with linear layers found in {type(network).__name__}: "
+        "this architecture cannot be compressed here"
+    )
+
+
+def _block(name: str, module: nn.Module) -> Block:
+    from transformers.pytorch_utils import Conv1D
+
+    layers: list[LinearLayer] = []
+    skipped: list[str] = []
+    for inner_name, inner in module.named_modules():
+        full = f"{name}.{inner_name}" if inner_name else name
+        if isinstance(inner, nn.Linear):
+            layers.append(LinearLayer(name=full, module=inner, form="linear"))
+        elif isinstance(inner, Conv1D):
+            layers.append(LinearLayer(name=full, module=inner, form="conv1d"))
+        else:
+            _add_parameters(full, inner, layers, skipped)
+    return Block(name=name, module=module, layers=tuple(layers), skipped=tuple(skipped))
+
+
+def _add_parameters(name: str, module: nn.Module, layers: list[LinearLayer], skipped: list[str]) -> None:
+    """Experts held as one (experts, out, in) parameter become layers; other matrices are named as skipped."""
+    for key, parameter in module.named_parameters(recurse=False):
+        if parameter.dim() == 3 and not getattr(module, "is_transposed", False):
+            layers += [
+                LinearLayer(name=f"{name}.{key}.{expert}", module=module, form="expert", parameter=key, expert=expert)
+                for expert in range(parameter.shape[0])
+            ]
+        elif parameter.dim() >= 2:
+            skipped.append(f"{name}.{key}: a router or another matrix that is not a linear layer")
+
+
+def shallow_copy(network: nn.Module) -> nn.Module:
+    """A copy of the module tree whose parameters and buffers are the original's tensors, not copies.
+
+    Replacing a layer's weight in the copy leaves the original as it was, so a compressed model costs only
+    the memory of the weights that changed.
+    """
+    shared = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
+    return copy.deepcopy(network, dict(shared))  # type: ignore[arg-type]
+
+
+@contextlib.contextmanager
+def recording_inputs(layers: tuple[LinearLayer, ...], seen: Seen) -> Iterator[None]:
+    """Call `seen(layer, inputs)` whenever a layer runs; inputs (..., in) as the layer got them."""
+    plain = [layer for layer in layers if layer.form != "expert"]
+    experts = [layer for layer in layers if layer.form == "expert"]
+
+    def hook_for(layer: LinearLayer) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        return lambda _module, arguments: seen(layer, arguments[0])
+
+    handles = [layer.module.register_forward_pre_hook(hook_for(layer)) for layer in plain]
+    try:
+        with _ExpertCalls(experts, seen) if experts else contextlib.nullcontext():
+            yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class _ExpertCalls(TorchFunctionMode):
+    """Sees every F.linear whose weight is a slice of an experts parameter."""
+
+    def __init__(self, experts: list[LinearLayer], seen: Seen) -> None:
+        super().__init__()
+        self._by_address = {layer.weight.data_ptr(): layer for layer in experts}
+        self._seen = seen
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is F.linear and isinstance(args[1], Tensor):
+            layer = self._by_address.get(args[1].data_ptr())
+            if layer is not None:
+                self._seen(layer, args[0])
+        return func(*args, **(kwargs or {}))
+
+
+@contextlib.contextmanager
+def experts_one_by_one(network: nn.Module) -> Iterator[None]:
+    """Run experts in the plain loop of F.linear calls, the only form whose inputs can be recorded."""
+    change: Any = getattr(network, "set_experts_implementation", None)
+    if change is None or not network._can_set_experts_implementation():  # type: ignore[operator]
+        yield
+        return
+    before = network.get_experts_implementation()  # type: ignore[operator]
+    change("eager")
+    try:
+        yield
+    finally:
+        change(before)
+
+
+class _BlockReached(Exception):  # noqa: N818 - not an error: it ends a forward early
+    """Raised inside a forward once the block of interest has run."""
+
+    def __init__(self, output: Any) -> None:
+        super().__init__()
+        self.output = output
+
+
+class BlockRunner:
+    """Runs one decoder block on given hidden states, with every argument the network itself would pass.
+
+    A forward of the whole network is made in which the blocks before are replaced by ones that hand the
+    states on, and which ends after the block: positions, masks and per-layer inputs come from the network,
+    so they are right for any architecture. What it costs beyond the block is an embedding look-up.
+    """
+
+    def __init__(self, network: nn.Module, blocks: list[Block]) -> None:
+        self._network = network
+        self._blocks = blocks
+        self._extra_outputs: int | None = None  # blocks of some architectures return (states, None, …)
+
+    def run(self, index: int, ids: Tensor, hidden: Tensor | None) -> Tensor:
+        """Output of block `index`: (sequences, tokens, width).
+
+        ids: (sequences, tokens); hidden: the block's input states, None for the embeddings' output.
+        """
+        run_block = self._blocks[index].module.forward
+
+        def passing(*arguments: Any, **keywords: Any) -> Any:
+            states = keywords["hidden_states"] if "hidden_states" in keywords else arguments[0]
+            return (states, *[None] * self._extra_outputs) if self._extra_outputs is not None else states
+
+        def entering(*arguments: Any, **keywords: Any) -> Any:
+            if hidden is not None and "hidden_states" in keywords:
+                keywords["hidden_states"] = hidden
+            elif hidden is not None:
+                arguments = (hidden, *arguments[1:])
+            raise _BlockReached(run_block(*arguments, **keywords))
+
+        with _replaced_forwards(self._blocks[: index + 1], [passing] * index + [entering]):
+            try:
+                self._network(input_ids=ids, use_cache=False)
+            except _BlockReached as reached:
+                return self._states(reached.output)
+        raise ModelError(f"the network never ran its block {self._blocks[index].name}")
+
+    def _states(self, output: Any) -> Tensor:
+        if isinstance(output, tuple):
+            self._extra_outputs = len(output) - 1
+            output = output[0]
+        assert isinstance(output, Tensor), type(output)
+        return output
+
+
+@contextlib.contextmanager
+def _replaced_forwards(blocks: list[Block], forwards: list[Callable[..., Any]]) -> Iterator[None]:
+    try:
+        for block, forward in zip(blocks, forwards, strict=True):
+            block.module.forward = forward
+        yield
+    finally:
+        for block in blocks:
+            block.module.__dict__.pop("forward", None)

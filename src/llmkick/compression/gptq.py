@@ -1,0 +1,96 @@
+"""GPTQ (arXiv 2210.17323): round the columns one by one; those that follow make up for each error.
+
+`sweep` is the core that SparseGPT shares: both differ only in what a column is replaced by.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from llmkick.compression.grid import FittedGrid, fit_grid, nearest
+from llmkick.compression.hessian import InverseFactor
+from llmkick.compression.recipe import Grid
+
+BLOCK = 128  # columns whose errors reach the columns behind the block together, as one matrix product
+
+
+def gptq(
+    weight: Tensor,
+    factor: InverseFactor,
+    grid: Grid,
+    *,
+    static_groups: bool = False,
+    zeroed: Tensor | None = None,
+) -> tuple[Tensor, FittedGrid]:
+    """Round a weight to a grid with error compensation: (out, in) → float32 (out, in), and the grid.
+
+    Groups get their grid when their first column is reached, from the weights as updated until then, or
+    beforehand if `static_groups` or if `factor.order` scatters them. Weights under `zeroed` (out, in) become
+    exactly 0, and those that follow make up for that as for a rounding error.
+    """
+    columns = weight.shape[1]
+    group = grid.group_size or columns
+    # As in the original: one grid per row still counts the weights of dead inputs, grids of groups do not.
+    alive = weight.float().masked_fill(factor.dead, 0)
+    fitted = fit_grid(weight if grid.group_size is None else alive, grid)
+    scale, zero = fitted.scale.T.contiguous(), fitted.zero.T.contiguous()  # (groups, out)
+    fit_on_the_way = grid.group_size is not None and not static_groups and factor.order is None
+    row_grid = replace(grid, group_size=None)
+    work = to_columns(alive, factor)
+    pruned = None if zeroed is None else to_columns(zeroed, factor)
+    position = range(columns) if factor.order is None else factor.order.tolist()
+
+    def rounded(column: int) -> Tensor:
+        number = position[column] // group
+        if fit_on_the_way and column % group == 0:
+            fresh = fit_grid(work[column : column + group].T, row_grid)
+            scale[number], zero[number] = fresh.scale[:, 0], fresh.zero[:, 0]
+        values = nearest(work[column], scale[number], zero[number], fitted.top)
+        return values if pruned is None else values.masked_fill_(pruned[column], 0)
+
+    sweep(work, factor.upper, blocks(columns, group if fit_on_the_way else 1), rounded)
+    return from_columns(work, factor), FittedGrid(scale=scale.T, zero=zero.T, bits=grid.bits)
+
+
+def sweep(
+    work: Tensor, upper: Tensor, bounds: Iterable[tuple[int, int]], replacement: Callable[[int], Tensor]
+) -> None:
+    """Replace the columns of a weight one by one, spreading each error over the columns that follow.
+
+    work: Wᵀ (in, out), so that a column is contiguous; changed in place. upper: (in, in), see InverseFactor.
+    replacement(j) → (out,), the new values of column j. It may read rows of `work` from j to the end of j's
+    block, and beyond it when j starts a block: all errors so far are accounted for there.
+    """
+    for start, stop in bounds:
+        errors = torch.empty_like(work[start:stop])
+        for column in range(start, stop):
+            values = replacement(column)
+            error = torch.div(work[column] - values, upper[column, column], out=errors[column - start])
+            work[column] = values
+            work[column + 1 : stop].addr_(upper[column, column + 1 : stop], error, alpha=-1)
+        work[stop:].addmm_(upper[start:stop, stop:].T, errors, alpha=-1)
+
+
+def blocks(columns: int, group: int) -> list[tuple[int, int]]:
+    """(start, stop) of blocks of at most BLOCK columns, such that no group reaches from one into the next.
+
+    Groups wider than a block start with a block.
+    """
+    width = BLOCK // group * group or group
+    return [
+        (start, min(start + BLOCK, first + width, columns))
+        for first in range(0, columns, width)
+        for start in range(first, min(first + width, columns), BLOCK)
+    ]
+
+
+def to_columns(matrix: Tensor, factor: InverseFactor) -> Tensor:
+    """(out, in) → (in, out), inputs in the factor's order, each contiguous."""
+    return (matrix.T if factor.order is None else matrix.T[factor.order]).contiguous()
+
+
+def from_columns(work: Tensor, factor: InverseFactor) -> Tensor:
+    """Undo `to_columns`: (in, out) → (out, in)."""
+    return (work if factor.order is None else work[factor.order.argsort()]).T.contiguous()

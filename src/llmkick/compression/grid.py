@@ -1,0 +1,76 @@
+"""Integer grids: where their points lie, and the nearest one to each weight.
+
+A weight w is stored as a code, an integer from 0 to 2^bits − 1, and read back as scale × (code − zero).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from llmkick.compression.recipe import Grid
+
+
+@dataclass(frozen=True, kw_only=True)
+class FittedGrid:
+    """Grids fitted to the rows of a weight (out, in), or to groups of `in / groups` inputs of each row."""
+
+    scale: Tensor  # (out, groups) float32, distance between two points
+    zero: Tensor  # (out, groups) float32 of whole numbers, the code that stands for 0
+    bits: int
+
+    @property
+    def top(self) -> int:
+        """The highest code."""
+        return (1 << self.bits) - 1
+
+
+def fit_grid(weight: Tensor, grid: Grid) -> FittedGrid:
+    """Min-max grids of a weight, as in GPTQ (arXiv 2210.17323) without its search for a smaller range.
+
+    (out, in) → scales and zeros (out, groups); every grid holds an exact 0. A symmetric grid spans ± the
+    largest magnitude and puts 0 at code 2^(bits − 1). As in the original, a symmetric row without negative
+    weights gets half that step, which clips the upper half of its range.
+    """
+    groups = weight.float().reshape(weight.shape[0], -1, grid.group_size or weight.shape[1])
+    low, high = groups.amin(dim=-1).clamp(max=0), groups.amax(dim=-1).clamp(min=0)
+    top = (1 << grid.bits) - 1
+    if grid.symmetric:
+        high = torch.maximum(low.abs(), high)
+        low = torch.where(low < 0, -high, low)
+    # A row of zeros has no range, and one of denormals a range whose step underflows: any grid serves them.
+    flat = (high - low) / top < torch.finfo(torch.float32).tiny
+    low, high = low.masked_fill(flat, -1), high.masked_fill(flat, 1)
+    scale = (high - low) / top
+    zero = torch.full_like(scale, (top + 1) / 2) if grid.symmetric else torch.round(-low / scale)
+    return FittedGrid(scale=scale, zero=zero, bits=grid.bits)
+
+
+def nearest(weight: Tensor, scale: Tensor, zero: Tensor, top: int) -> Tensor:
+    """The grid point nearest to each float32 weight; scale and zero broadcast against it."""
+    codes = (weight / scale).round_().add_(zero).clamp_(0, top)
+    return codes.sub_(zero).mul_(scale)
+
+
+def round_to_grid(weight: Tensor, fitted: FittedGrid) -> Tensor:
+    """The grid point nearest to each weight, float32: (out, in) → same."""
+    groups = weight.float().reshape(*fitted.scale.shape, -1)
+    return nearest(groups, fitted.scale[..., None], fitted.zero[..., None], fitted.top).view(weight.shape)
+
+
+def encode(weight: Tensor, fitted: FittedGrid) -> Tensor:
+    """The code of the point nearest to each weight: (out, in) → same, uint8, or int32 above 8 bits.
+
+    Weights that already lie on the grid get back their own code. So they do after a detour through float16,
+    but not always after one through bfloat16, whose precision tells no more than 128 points apart: encode
+    before casting.
+    """
+    groups = weight.float().reshape(*fitted.scale.shape, -1)
+    codes = (groups / fitted.scale[..., None]).round_().add_(fitted.zero[..., None]).clamp_(0, fitted.top)
+    return codes.view(weight.shape).to(torch.uint8 if fitted.bits <= 8 else torch.int32)
+
+
+def decode(codes: Tensor, fitted: FittedGrid) -> Tensor:
+    """The weights that codes stand for, float32: (out, in) → same."""
+    groups = codes.float().reshape(*fitted.scale.shape, -1)
+    return (groups - fitted.zero[..., None]).mul_(fitted.scale[..., None]).view(codes.shape)

@@ -1,0 +1,176 @@
+"""Second moments of a layer's inputs, and the factor of their inverse that SparseGPT and GPTQ work with."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from llmkick.errors import ConfigError, NumericalError
+
+DAMPING = 0.01  # share of the mean diagonal added to the diagonal, as in both papers' code
+DAMPING_TRIES = 4  # 0.01, 0.1, 1, 10: beyond that the inputs no longer matter
+PANEL = 256  # columns of the second moments computed at a time
+LEAF = 128  # a triangle of this size is inverted directly
+
+
+@dataclass(frozen=True, kw_only=True)
+class InverseFactor:
+    """What SparseGPT and GPTQ need to know of the inputs."""
+
+    upper: Tensor  # (in, in) float32, upper triangular U with UᵀU = H⁻¹, rows and columns in `order`
+    dead: Tensor  # (in,) bool, inputs that are always 0
+    order: Tensor | None  # (in,) the inputs in the order they are worked on; None: as they come
+    damping: float  # share of the mean diagonal that had to be added
+
+
+class InputStatistics:
+    """Sums over all calibration tokens of one layer input, in float32 and on the inputs' device.
+
+    Always Σ x² of each input, which Wanda needs; with `hessian=True` also Σ x xᵀ, whose diagonal that is.
+    One object serves all layers that share the input, and factorises only once for them.
+    """
+
+    def __init__(self, width: int, *, hessian: bool, name: str = "input") -> None:
+        self.width = width
+        self.name = name
+        self.sequences = 0
+        self.tokens = 0
+        self.has_hessian = hessian
+        self._sums: Tensor | None = None  # (in,), or (in, in) of which only the upper triangle is filled
+        self._factors: dict[bool, InverseFactor] = {}
+
+    def add(self, inputs: Tensor) -> None:
+        """Take in a batch (sequences, tokens, in), any floating dtype; NumericalError unless it is finite."""
+        if inputs.dim() != 3 or inputs.shape[2] != self.width:
+            shape = tuple(inputs.shape)
+            raise ConfigError(f"{self.name}: inputs {shape} are not (sequences, tokens, {self.width})")
+        if not inputs.is_floating_point():
+            raise ConfigError(
+                f"{self.name}: inputs are {inputs.dtype}; activations in floating point are needed"
+            )
+        rows = inputs.detach().reshape(-1, self.width).float()
+        if self._sums is None:
+            shape = (self.width, self.width) if self.has_hessian else (self.width,)
+            self._sums = torch.zeros(shape, dtype=torch.float32, device=rows.device)
+        if self.has_hessian:
+            _add_upper_moments(self._sums, rows)
+        else:
+            self._sums += rows.square().sum(dim=0)
+        self._factors.clear()
+        self.sequences += inputs.shape[0]
+        self.tokens += rows.shape[0]
+        # NaN and Inf survive in the sums of squares, which are far fewer than the inputs.
+        if not bool(torch.isfinite(self._square_sums()).all()):
+            raise NumericalError(f"{self.name}: {_what_is_not_finite(rows)}")
+
+    def mean_square(self) -> Tensor:
+        """Σ x² / sequences for each input: (in,) float32. Wanda's s; half the diagonal of `hessian()`."""
+        return self._square_sums() / self._counted_sequences()
+
+    def hessian(self) -> Tensor:
+        """H = 2/sequences · Σ x xᵀ: (in, in) float32."""
+        if not self.has_hessian:
+            raise ConfigError(f"{self.name}: only Σ x² was collected; use InputStatistics(…, hessian=True)")
+        moments = self._collected().triu().mul_(2 / self._counted_sequences())
+        return moments.add_(moments.triu(1).T)
+
+    def factor(self, *, act_order: bool = False) -> InverseFactor:
+        """The factor of the inverse Hessian; computed once and kept."""
+        if act_order not in self._factors:
+            self._factors[act_order] = factorise(self.hessian(), act_order=act_order, name=self.name)
+        return self._factors[act_order]
+
+    def _collected(self) -> Tensor:
+        if self._sums is None:
+            raise NumericalError(f"{self.name}: no calibration input has reached this layer")
+        return self._sums
+
+    def _counted_sequences(self) -> int:
+        if self.tokens == 0:
+            raise NumericalError(f"{self.name}: no calibration token has reached this layer")
+        return self.sequences
+
+    def _square_sums(self) -> Tensor:
+        sums = self._collected()
+        return sums.diagonal() if self.has_hessian else sums
+
+
+def _add_upper_moments(moments: Tensor, rows: Tensor) -> None:
+    """Add the upper triangle of rowsᵀ rows, by panels: (in, in) in place, (tokens, in).
+
+    Half the work of the full product for wide inputs. 16,384 × 1,536 on one core: 0.79 s the full product,
+    0.46 s these panels, 0.41 s the symmetric update of scipy's BLAS, which runs on the CPU only and brings
+    a second pool of threads into the process.
+    """
+    for start in range(0, rows.shape[1], PANEL):
+        panel = rows[:, start : start + PANEL]
+        moments[start : start + PANEL, start:].addmm_(panel.T, rows[:, start:])
+
+
+def _what_is_not_finite(rows: Tensor) -> str:
+    bad = ~torch.isfinite(rows)
+    if not bool(bad.any()):
+        return "the inputs' squares exceed float32; look for activations of 1e17 and more"
+    column = int(bad.any(dim=0).nonzero()[0])
+    return (
+        f"{int(bad.sum())} of {bad.numel()} inputs are NaN or Inf, the first of them in column {column};"
+        " run the model in bfloat16 or float32 (float16 overflows at 65504)"
+    )
+
+
+def factorise(
+    hessian: Tensor, *, act_order: bool = False, damping: float = DAMPING, name: str = "input"
+) -> InverseFactor:
+    """Factor of the inverse of H (in, in), with act-order the inputs of the largest H_jj first."""
+    dead = hessian.diagonal() == 0
+    order = None
+    if act_order:
+        order = hessian.diagonal().masked_fill(dead, 1).argsort(descending=True, stable=True)
+        hessian = hessian[order][:, order]
+    upper, used = inverse_factor(hessian, damping, name=name)
+    return InverseFactor(upper=upper, dead=dead, order=order, damping=used)
+
+
+def inverse_factor(hessian: Tensor, damping: float = DAMPING, *, name: str = "input") -> tuple[Tensor, float]:
+    """Upper triangular U with UᵀU = (H + λI)⁻¹, and the damping used: (in, in) → (in, in) float32.
+
+    λ = damping · mean(diag H). Dead inputs (H_jj = 0) count as H_jj = 1. When H + λI is not positive definite
+    in float32, ten times the damping is tried, three times at most; then NumericalError.
+    """
+    if not bool(torch.isfinite(hessian).all()):
+        raise NumericalError(
+            f"{name}: the Hessian holds NaN or Inf; the sums of squared inputs exceed float32"
+        )
+    diagonal = hessian.diagonal()
+    diagonal = diagonal.masked_fill(diagonal == 0, 1).float()
+    # With both axes reversed, the lower Cholesky factor L of H becomes an upper R, H = RRᵀ; so U = R⁻¹.
+    # One factorisation and half an inverse instead of two factorisations and a full inverse.
+    reversed_ = hessian.float().flip(0, 1)
+    for attempt in range(DAMPING_TRIES):
+        used = damping * 10**attempt
+        reversed_.diagonal().copy_((diagonal + used * diagonal.mean()).flip(0))
+        lower, failed = torch.linalg.cholesky_ex(reversed_)
+        if not bool(failed):
+            upper = invert_lower(lower).flip(0, 1)
+            if bool(torch.isfinite(upper).all()):
+                return upper, used
+    raise NumericalError(
+        f"{name}: the Hessian cannot be factorised, even with {used:g} of its mean diagonal added;"
+        " give more calibration tokens or look for inputs of very different size"
+    )
+
+
+def invert_lower(lower: Tensor) -> Tensor:
+    """Inverse of a lower triangular matrix, by halves: a third of the arithmetic of solving for I."""
+    size = lower.shape[0]
+    if size <= LEAF:
+        identity = torch.eye(size, dtype=lower.dtype, device=lower.device)
+        solution: Tensor = torch.linalg.solve_triangular(lower, identity, upper=False)
+        return solution
+    half = size // 2
+    inverse = torch.zeros_like(lower)
+    inverse[:half, :half] = invert_lower(lower[:half, :half])
+    inverse[half:, half:] = invert_lower(lower[half:, half:])
+    # [[A, 0], [B, C]]⁻¹ has −C⁻¹ B A⁻¹ in its lower left corner.
+    inverse[half:, :half] = inverse[half:, half:] @ (lower[half:, :half] @ inverse[:half, :half]).neg_()
+    return inverse

@@ -1,0 +1,12 @@
+"""Round to nearest: each weight goes to the nearest point of its grid, on its own."""
+
+from torch import Tensor
+
+from llmkick.compression.grid import FittedGrid, fit_grid, round_to_grid
+from llmkick.compression.recipe import Grid
+
+
+def rtn(weight: Tensor, grid: Grid) -> tuple[Tensor, FittedGrid]:
+    """Fit the grid to the weight and round to it: (out, in) → float32 (out, in), and the grid."""
+    fitted = fit_grid(weight, grid)
+    return round_to_grid(weight, fitted), fitted

@@ -1,0 +1,49 @@
+"""SparseGPT (arXiv 2301.00774): prune the columns one by one; those that follow make up for each error."""
+
+import torch
+from torch import Tensor
+
+from llmkick.compression.gptq import blocks, from_columns, sweep, to_columns
+from llmkick.compression.grid import FittedGrid, fit_grid, nearest
+from llmkick.compression.hessian import InverseFactor
+from llmkick.compression.masks import zero_lowest_per_group, zero_up_to_quantile
+from llmkick.compression.recipe import NM, Grid, Pattern
+
+
+def sparsegpt(
+    weight: Tensor, factor: InverseFactor, pattern: Pattern, grid: Grid | None = None
+) -> tuple[Tensor, FittedGrid | None]:
+    """Prune a weight, and round it if there is a grid: (out, in) → float32 (out, in), and the grid.
+
+    Lowest |w| / U_jj first: the order of the paper's squares, which would leave float32 sooner. Unstructured:
+    one threshold over all rows of each block of 128 columns, when the blocks before have been worked on. N:M:
+    within each group, when the columns before have. The grid is fitted to the weight before pruning.
+    """
+    work = to_columns(weight.float().masked_fill(factor.dead, 0), factor)
+    spread = factor.upper.diagonal()[:, None]  # (in, 1)
+    zeroed = torch.zeros_like(work, dtype=torch.bool)
+    fitted = None if grid is None else fit_grid(weight, grid)
+    bounds = blocks(weight.shape[1], pattern.group if isinstance(pattern, NM) else 1)
+    spans = dict(bounds)  # start → stop of the columns whose mask is chosen together
+    if isinstance(pattern, NM):
+        spans = {start: start + pattern.group for start in range(0, weight.shape[1], pattern.group)}
+
+    def pruned(column: int) -> Tensor:
+        if column in spans:
+            span = slice(column, spans[column])
+            zeroed[span] = _mask(work[span].abs() / spread[span], pattern)
+        values = work[column].masked_fill(zeroed[column], 0)
+        if fitted is None:
+            return values
+        number = column * fitted.scale.shape[1] // weight.shape[1]
+        return nearest(values, fitted.scale[:, number], fitted.zero[:, number], fitted.top)
+
+    sweep(work, factor.upper, bounds, pruned)
+    return from_columns(work, factor), fitted
+
+
+def _mask(scores: Tensor, pattern: Pattern) -> Tensor:
+    """Which of (columns, out) to zero."""
+    if isinstance(pattern, NM):
+        return zero_lowest_per_group(scores.T, pattern).T
+    return zero_up_to_quantile(scores, pattern.sparsity)

@@ -1,0 +1,137 @@
+"""One weight, one recipe: checks, the choice of the kernel, and how far the layer's output moved."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from llmkick.compression.gptq import gptq
+from llmkick.compression.grid import FittedGrid, encode
+from llmkick.compression.hessian import InputStatistics
+from llmkick.compression.magnitude import magnitude
+from llmkick.compression.recipe import (
+    GPTQ,
+    RTN,
+    Chain,
+    Dense,
+    Magnitude,
+    Recipe,
+    SparseGPT,
+    Step,
+    Wanda,
+    parse_recipe,
+)
+from llmkick.compression.rtn import rtn
+from llmkick.compression.sparsegpt import sparsegpt
+from llmkick.compression.wanda import wanda
+from llmkick.errors import ConfigError, NumericalError
+
+
+class WeightResult(NamedTuple):
+    """A compressed weight (out, in), in the dtype and on the device of the original."""
+
+    weight: Tensor
+    damping: float | None  # share of the Hessian's mean diagonal added; None where no Hessian was used
+    # What a compact form stores, None where nothing was rounded. The codes are of the weight in float32: in
+    # bfloat16 neighbours of an 8-bit grid can fall together.
+    grid: FittedGrid | None = None
+    codes: Tensor | None = None
+
+
+def compress_weight(weight: Tensor, inputs: Tensor | None, recipe: Recipe | str) -> Tensor:
+    """A compressed copy of one linear layer's weight, in its dtype and on its device.
+
+    weight: (out, in). inputs: what the layer was given on calibration text, (sequences, tokens, in), of any
+    floating dtype; None for recipes that need no calibration. Errors as in `compress_with_statistics`.
+    """
+    recipe = parse_recipe(recipe) if isinstance(recipe, str) else recipe
+    _check_weight(weight, "weight")
+    statistics = None
+    if inputs is not None:
+        statistics = InputStatistics(weight.shape[1], hessian=recipe.needs_hessian, name="inputs")
+        statistics.add(inputs.to(weight.device))
+    return compress_with_statistics(weight, statistics, recipe).weight
+
+
+def compress_with_statistics(
+    weight: Tensor, statistics: InputStatistics | None, recipe: Recipe, *, name: str = "weight"
+) -> WeightResult:
+    """Compress one weight (out, in) given the statistics of its inputs; `name` is for error messages.
+
+    ConfigError: a shape that the recipe cannot work with, missing inputs. NumericalError: NaN or Inf in the
+    weight, in its inputs or in what would come out, or a Hessian that cannot be factorised.
+    """
+    _check_weight(weight, name)
+    _check_fit(weight, statistics, recipe, name)
+    steps = recipe.steps if isinstance(recipe, Chain) else (recipe,)
+    # An empty stand-in that no step will ask: those that need statistics have passed the check above.
+    if statistics is None:
+        statistics = InputStatistics(weight.shape[1], hessian=False, name=name)
+    result, dampings = WeightResult(weight.detach(), None), []
+    for step in steps:
+        # What a chain has pruned stays 0: rounding with compensation would fill it in again.
+        zeroed = None if step is steps[0] else result.weight == 0
+        result = _apply(step, result.weight, statistics, zeroed)
+        dampings += [] if result.damping is None else [result.damping]
+    compressed = result.weight.to(weight.dtype)
+    if not bool(torch.isfinite(compressed).all()):
+        raise NumericalError(f"{name}: {recipe} leads to values that {weight.dtype} cannot hold; use float32")
+    codes = None if result.grid is None else encode(result.weight, result.grid)
+    return WeightResult(compressed, max(dampings, default=None), result.grid, codes)
+
+
+def relative_output_error(original: Tensor, compressed: Tensor, inputs: Tensor) -> float | None:
+    """‖X(Ŵ − W)ᵀ‖ / ‖XWᵀ‖ in float32, Frobenius norms; None when the layer's output is all zero.
+
+    original W, compressed Ŵ: (out, in); inputs X: (tokens, in).
+    """
+    rows = inputs.detach().float()
+    size = float(torch.linalg.vector_norm(rows @ original.detach().float().T))
+    if size == 0:
+        return None
+    change = compressed.detach().float() - original.detach().float()
+    return float(torch.linalg.vector_norm(rows @ change.T)) / size
+
+
+def _apply(step: Step, weight: Tensor, statistics: InputStatistics, zeroed: Tensor | None) -> WeightResult:
+    """Run one kernel. Weights under `zeroed` (out, in) are 0 and stay so."""
+    match step:
+        case Dense():
+            return WeightResult(weight.clone(), None)
+        case Magnitude(pattern=pattern):
+            return WeightResult(magnitude(weight, pattern), None)
+        case RTN(grid=grid):
+            rounded, fitted = rtn(weight, grid)  # rounds 0 to 0
+            return WeightResult(rounded, None, fitted)
+        case Wanda(pattern=pattern):
+            return WeightResult(wanda(weight, statistics.mean_square(), pattern), None)
+        case SparseGPT(pattern=pattern, grid=joint):
+            factor = statistics.factor()
+            mended, on_grid = sparsegpt(weight, factor, pattern, joint)
+            return WeightResult(mended, factor.damping, on_grid)
+        case GPTQ(grid=grid, act_order=act_order, static_groups=static_groups):
+            factor = statistics.factor(act_order=act_order)
+            rounded, fitted = gptq(weight, factor, grid, static_groups=static_groups, zeroed=zeroed)
+            return WeightResult(rounded, factor.damping, fitted)
+
+
+def _check_weight(weight: Tensor, name: str) -> None:
+    if weight.dim() != 2 or weight.numel() == 0 or not weight.is_floating_point():
+        raise ConfigError(
+            f"{name}: {tuple(weight.shape)} of {weight.dtype} is not a floating-point matrix (out, in)"
+        )
+    if not bool(torch.isfinite(weight).all()):
+        raise NumericalError(f"{name}: the weight holds NaN or Inf; the checkpoint is damaged or overflowed")
+
+
+def _check_fit(weight: Tensor, statistics: InputStatistics | None, recipe: Recipe, name: str) -> None:
+    width = weight.shape[1]
+    if width % recipe.multiple:
+        raise ConfigError(
+            f"{name}: in-features {width} is not a multiple of {recipe.multiple}, as {recipe} needs;"
+            " choose a pattern or group size that divides it"
+        )
+    if recipe.needs_calibration and statistics is None:
+        raise ConfigError(f"{name}: {recipe} needs calibration inputs (sequences, tokens, {width}), not None")
+    if statistics is not None and statistics.width != width:
+        raise ConfigError(f"{name}: in-features {width}, but the statistics are of {statistics.width} inputs")

@@ -1,0 +1,51 @@
+"""How a text answer is held against its references: normalisation, whole words, exact match, token F1."""
+
+from __future__ import annotations
+
+import re
+import string
+from collections import Counter
+from collections.abc import Sequence
+
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+# The characters that the TriviaQA evaluation treats like ASCII punctuation (arXiv 1705.03551).
+_PUNCTUATION = frozenset(string.punctuation + "‘’´`“”«»–—…·°")
+
+
+def normalise(text: str) -> str:
+    """Lower case, punctuation as spaces, articles and surplus spaces removed (as TriviaQA's evaluation).
+
+    A comma or point between digits belongs to the number and is dropped or kept: 1,000 = 1000, 3.14 stays.
+    """
+    text = re.sub(r"(?<=\d),(?=\d{3})", "", text.lower().replace("_", " "))
+    text = re.sub(r"(?<=\d)\.(?=\d)", "\0", text)
+    text = "".join(" " if character in _PUNCTUATION else character for character in text)
+    return " ".join(_ARTICLES.sub(" ", text).split()).replace("\0", ".")
+
+
+def first_line(text: str) -> str:
+    """The first line that is not blank, stripped; empty when there is none."""
+    return next((line.strip() for line in text.splitlines() if line.strip()), "")
+
+
+def contains_alias(answer: str, aliases: Sequence[str]) -> bool:
+    """Whether an alias stands in the answer as whole words, both normalised."""
+    padded = f" {normalise(answer)} "
+    return any(f" {alias} " in padded for alias in map(normalise, aliases) if alias)
+
+
+def exact_match(answer: str, aliases: Sequence[str]) -> float:
+    """1 when the normalised answer equals a normalised alias."""
+    return float(normalise(answer) in {normalise(alias) for alias in aliases} - {""})
+
+
+def token_f1(answer: str, aliases: Sequence[str]) -> float:
+    """Best harmonic mean of word precision and recall over the aliases, in [0, 1]."""
+    return max((_f1(normalise(answer).split(), normalise(alias).split()) for alias in aliases), default=0.0)
+
+
+def _f1(answer: list[str], alias: list[str]) -> float:
+    shared = sum((Counter(answer) & Counter(alias)).values())
+    if not shared:
+        return 0.0
+    return 2 * shared / (len(answer) + len(alias))

@@ -1,0 +1,127 @@
+"""Perplexity of running text: the control. It hardly moves while knowledge goes, which is the paper's point."""
+
+from __future__ import annotations
+
+import gzip
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from llmkick.errors import ConfigError, DataError
+from llmkick.models.language_model import ContinuationScore, GenerateRequest, LanguageModel, ScoreRequest, Unanswered
+from llmkick.tasks.prompting import Prompting
+from llmkick.tasks.sources import read_pocket, stratified_sample
+from llmkick.tasks.task import Answer, Item, Record, content_hash, task_key, unscored
+
+
+def text_windows(model: LanguageModel, text: str, window: int) -> list[tuple[int, ...]]:
+    """The text's tokens in non-overlapping windows, the tail dropped.
+
+    Raises ConfigError for a window the model cannot hold, DataError for a text shorter than one window.
+    """
+    if not 2 <= window <= model.max_tokens:
+        raise ConfigError(f"a window must be between 2 and the model's {model.max_tokens} tokens; got {window}")
+    return cut_windows(model.tokenize(text), window)
+
+
+def cut_windows(ids: Sequence[int], window: int) -> list[tuple[int, ...]]:
+    """Token ids in non-overlapping windows, the tail dropped."""
+    if len(ids) < window:
+        raise DataError(f"the text has {len(ids)} tokens, which is less than one window of {window}")
+    return [tuple(ids[start : start + window]) for start in range(0, len(ids) - window + 1, window)]
+
+
+def perplexity(model: LanguageModel, text_or_ids: str | npt.ArrayLike, *, window: int = 1024) -> float:
+    """exp of the mean negative log-likelihood over non-overlapping windows, the tail dropped.
+
+    `text_or_ids` is text, or token ids of any shape (taken in order). In each window the first token is
+    context only, so a window of w tokens counts w − 1 predictions.
+    """
+    if isinstance(text_or_ids, str):
+        windows = text_windows(model, text_or_ids, window)
+    else:
+        windows = cut_windows([int(i) for i in np.asarray(text_or_ids).reshape(-1)], window)
+    scores = model.logprobs([ScoreRequest("", ids) for ids in windows])
+    failed = next((score for score in scores if isinstance(score, Unanswered)), None)
+    if failed is not None:
+        raise DataError(f"perplexity is undefined: {failed.reason}")
+    done = [score for score in scores if isinstance(score, ContinuationScore)]
+    return math.exp(-sum(score.logprob for score in done) / sum(score.tokens for score in done))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Perplexity:
+    """Mean negative log-likelihood (nats a token) of each window; the table shows its exponential."""
+
+    source: str = "pocket"
+    protocol: str = "strict"
+    limit: int | None = None
+    seed: int = 0
+    window: int = 512
+
+    name = "perplexity"
+    version = 1
+    metric = "perplexity"
+    chance_level = 0.0
+    setting = "control"
+
+    def __post_init__(self) -> None:
+        if self.window < 2:
+            raise ConfigError(f"{self.name}: window must be at least 2 tokens; got {self.window}")
+        if self.source != "pocket" and not Path(self.source).is_file():
+            raise ConfigError(f"unknown source {self.source!r} for {self.name}: neither pocket nor a text file")
+
+    @cached_property
+    def _text(self) -> str:
+        """The running text: our passages and stories, or a file (.gz too)."""
+        if self.source == "pocket":
+            passages = [row["text"] for row in read_pocket("context_qa.jsonl", ("text",))]
+            stories = [row["story"] for row in read_pocket("summarization.jsonl", ("story",))]
+            return "\n\n".join(passages + stories)
+        path = Path(self.source)
+        try:
+            raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+            return raw.decode("utf-8")
+        except (OSError, EOFError, UnicodeDecodeError) as error:
+            raise DataError(f"{path} is not readable UTF-8 text: {error}") from error
+
+    @property
+    def key(self) -> Mapping[str, Any]:
+        """Everything about the task that can change a score."""
+        data = content_hash([Item(id="text", cluster="text", question=self._text)])
+        return {**task_key(self, data), "window": self.window}
+
+    def items(self, model: LanguageModel | None = None) -> Sequence[Item]:
+        """Windows of the model's tokens. Raises ConfigError without a model to cut them."""
+        if model is None:
+            raise ConfigError("perplexity windows depend on the tokenizer: call items(model)")
+        windows = text_windows(model, self._text, min(self.window, model.max_tokens))
+        items = [
+            Item(id=f"window-{index:04d}", cluster=f"window-{index:04d}", question="", tokens=ids)
+            for index, ids in enumerate(windows)
+        ]
+        return stratified_sample(items, self.limit, self.seed)
+
+    def requests(self, item: Item, prompting: Prompting) -> Sequence[ScoreRequest | GenerateRequest]:
+        """The window as running text, whatever the prompting."""
+        return [ScoreRequest("", item.tokens)]
+
+    def score(self, item: Item, answers: Sequence[Answer]) -> Record:
+        """Mean negative log-likelihood in nats a token."""
+        answer = answers[0]
+        if isinstance(answer, Unanswered):
+            return unscored(item, answer.reason)
+        assert isinstance(answer, ContinuationScore), type(answer)
+        return Record(
+            item_id=item.id,
+            cluster=item.cluster,
+            response="",
+            score=-answer.logprob / answer.tokens,
+            tokens=answer.tokens,
+        )

@@ -1,0 +1,1 @@
+"""Data sets written for this project (CC0): small, easy and offline."""

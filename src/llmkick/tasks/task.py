@@ -1,0 +1,243 @@
+"""What a task is: items to ask, requests to a model, and a score for each item."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from llmkick.errors import ConfigError
+from llmkick.models.language_model import (
+    ContinuationScore,
+    GenerateRequest,
+    Generation,
+    LanguageModel,
+    ScoreRequest,
+    Unanswered,
+)
+from llmkick.tasks.prompting import Prompting, resolve_prompting
+
+# Items asked and journalled together. Part of the engine's behaviour: in bfloat16 the company an item is
+# batched with moves its numbers a little, so a resumed run must form the same batches.
+BATCH_ITEMS = 64
+
+Answer = ContinuationScore | Generation | Unanswered
+
+
+@dataclass(frozen=True, kw_only=True)
+class Item:
+    """One question. `cluster` is what it shares with others: a subject, a passage, a story, a domain."""
+
+    id: str
+    cluster: str
+    question: str
+    context: str = ""
+    references: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()
+    answer: int | None = None
+    tokens: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """What a model did on one item: a score, or the reason why there is none."""
+
+    item_id: str
+    cluster: str
+    response: str
+    score: float | None
+    unscored_reason: str | None = None
+    tokens: int = 0
+    truncated: bool = False
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Task(Protocol):
+    """A named, versioned set of items with a way to ask and a way to score."""
+
+    @property
+    def name(self) -> str:
+        """Name with its variant, e.g. `context_qa:open`."""
+        ...
+
+    @property
+    def version(self) -> int:
+        """Raised whenever a score could change."""
+        ...
+
+    @property
+    def metric(self) -> str:
+        """What the mean score is called in a table."""
+        ...
+
+    @property
+    def chance_level(self) -> float:
+        """Score of a model that guesses."""
+        ...
+
+    @property
+    def setting(self) -> str:
+        """Which of the paper's settings it belongs to."""
+        ...
+
+    @property
+    def key(self) -> Mapping[str, Any]:
+        """Everything about the task that can change a score: data hash, protocol, sample, version."""
+        ...
+
+    def items(self, model: LanguageModel | None = None) -> Sequence[Item]:
+        """The sampled items in a fixed order; running text needs the model whose tokens cut it."""
+        ...
+
+    def requests(self, item: Item, prompting: Prompting) -> Sequence[ScoreRequest | GenerateRequest]:
+        """What to ask a model about one item: all scored or all generated."""
+        ...
+
+    def score(self, item: Item, answers: Sequence[Answer]) -> Record:
+        """Score the answers to `requests(item)`."""
+        ...
+
+
+# Settings in the paper's order; perplexity stands apart as the control.
+SETTINGS = {
+    "knowledge": "Access to remaining knowledge",
+    "synthesis": "Synthesis of given knowledge",
+    "instruction": "Instruction following",
+    "control": "Control",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskEntry:
+    """A task as it can be asked for: where it is made, its variants (the first is the default)."""
+
+    module: str
+    factory: str
+    summary: str
+    variants: tuple[str, ...] = ()
+
+
+TASKS: Mapping[str, TaskEntry] = {
+    "factoid_qa": TaskEntry(
+        module="llmkick.tasks.factoid_qa", factory="FactoidQA", summary="short questions about facts"
+    ),
+    "multiple_choice": TaskEntry(
+        module="llmkick.tasks.multiple_choice",
+        factory="MultipleChoice",
+        summary="four options, by letter (5-shot) or by the likelihood of the option's text (cloze)",
+        variants=("letter", "cloze"),
+    ),
+    "context_qa": TaskEntry(
+        module="llmkick.tasks.context_qa",
+        factory="ContextQA",
+        summary="questions about a passage, without it (closed book) or with it (open book)",
+        variants=("closed", "open"),
+    ),
+    "perplexity": TaskEntry(
+        module="llmkick.tasks.perplexity",
+        factory="Perplexity",
+        summary="running text in windows; the control that the other tasks are held against",
+    ),
+}
+
+
+def task_names() -> list[str]:
+    """Every task name with its variants spelled out."""
+    return [
+        name for base, entry in TASKS.items() for name in ([f"{base}:{v}" for v in entry.variants] or [base])
+    ]
+
+
+def get_task(
+    name: str,
+    *,
+    source: str = "pocket",
+    protocol: str = "strict",
+    limit: int | None = None,
+    seed: int = 0,
+    **options: Any,
+) -> Task:
+    """Make a task: `factoid_qa`, `multiple_choice[:letter|:cloze]`, `context_qa[:closed|:open]`, `perplexity`.
+
+    `limit` takes a seeded sample of that many items, stratified by cluster. Further options are the task's
+    own (`shots` of multiple_choice:letter; `window` of perplexity).
+    Raises ConfigError for an unknown name, variant, protocol, source or option, and for a limit below 1.
+    """
+    base, _, variant = name.partition(":")
+    entry = TASKS.get(base)
+    if entry is None or (variant and variant not in entry.variants):
+        raise ConfigError(f"unknown task {name!r}; choose from: {', '.join(task_names())}")
+    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
+        raise ConfigError(f"limit of {name} must be a whole number of at least 1; got {limit!r}")
+    if protocol not in ("strict",):
+        raise ConfigError(f"unknown protocol {protocol!r} for {name}; choose from: strict")
+    if entry.variants:
+        options["variant"] = variant or entry.variants[0]
+    factory: Callable[..., Task] = getattr(importlib.import_module(entry.module), entry.factory)
+    try:
+        return factory(source=source, protocol=protocol, limit=limit, seed=seed, **options)
+    except TypeError as error:
+        raise ConfigError(f"task {name}: {str(error).partition(') ')[2] or error}") from error
+
+
+def evaluate(model: LanguageModel, task: Task, *, prompting: str = "auto") -> list[Record]:
+    """Ask a model every item of a task; one record an item, in the task's order."""
+    return [record for batch in evaluate_in_batches(model, task, prompting=prompting) for record in batch]
+
+
+def evaluate_in_batches(
+    model: LanguageModel, task: Task, *, prompting: str = "auto", done: Collection[str] = ()
+) -> Iterator[list[Record]]:
+    """Like `evaluate`, batch by batch; batches whose items are all in `done` are passed over.
+
+    Batches depend only on the task, so that a resumed evaluation asks exactly what was left to ask.
+    """
+    style = resolve_prompting(model, prompting)
+    items = task.items(model)
+    for start in range(0, len(items), BATCH_ITEMS):
+        batch = items[start : start + BATCH_ITEMS]
+        if not all(item.id in done for item in batch):
+            yield _evaluate_batch(model, task, batch, style)
+
+
+def _evaluate_batch(model: LanguageModel, task: Task, items: Sequence[Item], style: Prompting) -> list[Record]:
+    requests = [task.requests(item, style) for item in items]
+    flat = [request for some in requests for request in some]
+    scored = [request for request in flat if isinstance(request, ScoreRequest)]
+    generated = [request for request in flat if isinstance(request, GenerateRequest)]
+    scores = iter(model.logprobs(scored) if scored else [])
+    generations = iter(model.generate(generated) if generated else [])
+    records = []
+    for item, some in zip(items, requests, strict=True):
+        answers: list[Answer] = [
+            next(scores) if isinstance(request, ScoreRequest) else next(generations) for request in some
+        ]
+        records.append(task.score(item, answers))
+    return records
+
+
+def unscored(item: Item, reason: str) -> Record:
+    """A record without a score."""
+    return Record(item_id=item.id, cluster=item.cluster, response="", score=None, unscored_reason=reason)
+
+
+def task_key(task: Any, data: str) -> dict[str, Any]:
+    """The part of a task's key that all tasks share; `data` is the hash of its whole data set."""
+    return {
+        "name": task.name,
+        "version": task.version,
+        "protocol": task.protocol,
+        "source": task.source,
+        "data": data,
+        "limit": task.limit,
+        "seed": task.seed,
+    }
+
+
+def content_hash(items: Sequence[Item]) -> str:
+    """sha256 over everything in the items."""
+    text = json.dumps([vars(item) for item in items], ensure_ascii=False, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
