@@ -100,7 +100,9 @@ def _add_parameters(name: str, module: nn.Module, layers: list[LinearLayer], ski
     for key, parameter in module.named_parameters(recurse=False):
         if parameter.dim() == 3 and not getattr(module, "is_transposed", False):
             layers += [
-                LinearLayer(name=f"{name}.{key}.{expert}", module=module, form="expert", parameter=key, expert=expert)
+                LinearLayer(
+                    name=f"{name}.{key}.{expert}", module=module, form="expert", parameter=key, expert=expert
+                )
                 for expert in range(parameter.shape[0])
             ]
         elif parameter.dim() >= 2:

@@ -79,7 +79,9 @@ def calibrate(
     if sequences < 1 or length < 2:
         raise ConfigError(f"calibration needs sequences >= 1 and length >= 2; got {sequences} and {length}")
     if length > model.max_tokens:
-        raise ConfigError(f"calibration length {length} exceeds the model's context of {model.max_tokens} tokens")
+        raise ConfigError(
+            f"calibration length {length} exceeds the model's context of {model.max_tokens} tokens"
+        )
     if source == "self":
         tokens = _self_sampled(model, sequences, length, seed, progress)
     else:
@@ -142,7 +144,9 @@ def read_documents(path: Path) -> Iterator[str]:
     if not path.is_file():
         raise ConfigError(f"calibration source {str(path)!r} is neither self, c4, a file nor a folder")
     try:
-        opened = gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
+        opened = (
+            gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
+        )
         with opened as stream:
             if path.name.removesuffix(".gz").endswith(".txt"):
                 yield stream.read()
@@ -178,7 +182,11 @@ def _c4_shard() -> Path:
 
 
 def _self_sampled(
-    model: TransformersModel, sequences: int, length: int, seed: int, progress: Callable[[int, int], None] | None
+    model: TransformersModel,
+    sequences: int,
+    length: int,
+    seed: int,
+    progress: Callable[[int, int], None] | None,
 ) -> TokenIds:
     key = f"{model.info.digest}\0{model.info.dtype}\0{sequences}\0{length}\0{seed}\0{SAMPLING_VERSION}"
     file = cache_folder("calibration") / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.npy"

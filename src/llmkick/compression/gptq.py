@@ -32,9 +32,8 @@ def gptq(
     """
     columns = weight.shape[1]
     group = grid.group_size or columns
-    # As in the original: one grid per row still counts the weights of dead inputs, grids of groups do not.
     alive = weight.float().masked_fill(factor.dead, 0)
-    fitted = fit_grid(weight if grid.group_size is None else alive, grid)
+    fitted = fit_beforehand(weight, alive, grid)
     scale, zero = fitted.scale.T.contiguous(), fitted.zero.T.contiguous()  # (groups, out)
     fit_on_the_way = grid.group_size is not None and not static_groups and factor.order is None
     row_grid = replace(grid, group_size=None)
@@ -74,16 +73,21 @@ def sweep(
 
 
 def blocks(columns: int, group: int) -> list[tuple[int, int]]:
-    """(start, stop) of blocks of at most BLOCK columns, such that no group reaches from one into the next.
-
-    Groups wider than a block start with a block.
-    """
+    """(start, stop) of blocks of at most BLOCK columns, cutting no group; wider groups start with a block."""
     width = BLOCK // group * group or group
     return [
         (start, min(start + BLOCK, first + width, columns))
         for first in range(0, columns, width)
         for start in range(first, min(first + width, columns), BLOCK)
     ]
+
+
+def fit_beforehand(weight: Tensor, alive: Tensor, grid: Grid) -> FittedGrid:
+    """Grids of a weight, of which `alive` is a copy with the weights of dead inputs at 0: both (out, in).
+
+    As in GPTQ's code: one grid per row counts dead inputs as well, the grids of groups do not.
+    """
+    return fit_grid(weight if grid.group_size is None else alive, grid)
 
 
 def to_columns(matrix: Tensor, factor: InverseFactor) -> Tensor:

@@ -120,10 +120,9 @@ class _Facts:
     @property
     def multiple(self) -> int:
         """The number that a layer's input width must be divisible by."""
-        groups = (
-            p.group if isinstance(p, NM) else p.group_size for p in self.parts if isinstance(p, NM | Grid)
-        )
-        return math.lcm(*(group for group in groups if group is not None))
+        patterns = [part.group for part in self.parts if isinstance(part, NM)]
+        grids = [part.group_size or 1 for part in self.parts if isinstance(part, Grid)]
+        return math.lcm(*patterns, *grids)
 
 
 @dataclass(frozen=True, kw_only=True)

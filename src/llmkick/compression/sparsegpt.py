@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from llmkick.compression.gptq import blocks, from_columns, sweep, to_columns
-from llmkick.compression.grid import FittedGrid, fit_grid, nearest
+from llmkick.compression.gptq import blocks, fit_beforehand, from_columns, sweep, to_columns
+from llmkick.compression.grid import FittedGrid, nearest
 from llmkick.compression.hessian import InverseFactor
 from llmkick.compression.masks import zero_lowest_per_group, zero_up_to_quantile
 from llmkick.compression.recipe import NM, Grid, Pattern
@@ -19,10 +19,11 @@ def sparsegpt(
     one threshold over all rows of each block of 128 columns, when the blocks before have been worked on. N:M:
     within each group, when the columns before have. The grid is fitted to the weight before pruning.
     """
-    work = to_columns(weight.float().masked_fill(factor.dead, 0), factor)
+    alive = weight.float().masked_fill(factor.dead, 0)
+    work = to_columns(alive, factor)
     spread = factor.upper.diagonal()[:, None]  # (in, 1)
     zeroed = torch.zeros_like(work, dtype=torch.bool)
-    fitted = None if grid is None else fit_grid(weight, grid)
+    fitted = None if grid is None else fit_beforehand(weight, alive, grid)
     bounds = blocks(weight.shape[1], pattern.group if isinstance(pattern, NM) else 1)
     spans = dict(bounds)  # start → stop of the columns whose mask is chosen together
     if isinstance(pattern, NM):

@@ -227,7 +227,9 @@ class _Walk:
                 name=layer.name,
                 shape=(rows, columns),
                 realised_sparsity=realised,
-                relative_output_error=None if sample is None else relative_output_error(dense, weight, sample),
+                relative_output_error=None
+                if sample is None
+                else relative_output_error(dense, weight, sample),
                 damping=damping,
                 tokens=tokens,
             )
@@ -280,4 +282,3 @@ class _InputRecord:
         """Up to ERROR_TOKENS inputs (tokens, in) of a layer in float32, None when it never ran."""
         pieces = self._samples.get(self._owner.get(layer.name, ""))
         return torch.cat(pieces) if pieces else None
-

@@ -56,11 +56,11 @@ def token_budget(network: Any, device: torch.device) -> int:
     return max(1024, min(65536, 1 << max(0, affordable.bit_length() - 1)))
 
 
-def can_reuse_cache(network: Any, longest: int) -> bool:
+def can_reuse_cache(network: Any, columns: int) -> bool:
     """Whether keys and values of this network may be padded, repeated and continued without error.
 
     Recurrent states cannot be cut, and a sliding window counts padding as distance: such networks
-    (the latter only past their window) run every request whole.
+    (the latter only when the `columns` of a padded batch may exceed their window) run every request whole.
     """
     from transformers import DynamicCache
     from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
@@ -69,7 +69,7 @@ def can_reuse_cache(network: Any, longest: int) -> bool:
         return False
     for layer in DynamicCache(config=network.config.get_text_config(decoder=True)).layers:
         if isinstance(layer, DynamicSlidingWindowLayer):
-            if longest >= layer.sliding_window:
+            if columns >= layer.sliding_window:
                 return False
         elif type(layer) is not DynamicLayer:
             return False
@@ -183,7 +183,9 @@ class Runner:
             cache.batch_repeat_interleave(rows)
         # Left padding: every row ends in the same column, so one logit column serves all.
         ids, own_mask = pad([prompt[prefix:] for prompt in prompts], self.device, left=True)
-        mask = torch.cat([torch.ones(rows, prefix, dtype=own_mask.dtype, device=self.device), own_mask], dim=1)
+        mask = torch.cat(
+            [torch.ones(rows, prefix, dtype=own_mask.dtype, device=self.device), own_mask], dim=1
+        )
         positions = (mask.cumsum(1) - 1).clamp(min=0)[:, prefix:]
         logits = self.forward(ids, mask=mask, positions=positions, cache=cache, keep_last=True)
         return Prefilled(next_logits=logits[:, -1].float(), cache=cache, mask=mask, lengths=mask.sum(1))

@@ -20,7 +20,15 @@ from llmkick.models.files import cache_folder, new_folder, require_space, sha256
 # Part of the cache key of converted files: raise it when the conversion changes.
 CONVERSION_VERSION = 1
 SOURCE_FILE = "llmkick_source.json"
-HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "tokenizer*", "*.jinja", "*.model", "*.txt"]
+HUB_FILES = [
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "*.json",
+    "tokenizer*",
+    "*.jinja",
+    "*.model",
+    "*.txt",
+]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,15 @@ from typing import Any
 
 import torch
 
-from llmkick.models.batching import Ids, Prefilled, Runner, budget_batches, can_reuse_cache, group_by_prefix, token_budget
+from llmkick.models.batching import (
+    Ids,
+    Prefilled,
+    Runner,
+    budget_batches,
+    can_reuse_cache,
+    group_by_prefix,
+    token_budget,
+)
 from llmkick.models.language_model import GenerateRequest, Generation, TransformersModel, Unanswered
 
 MAX_ROWS = 64
@@ -27,7 +35,9 @@ class Row:
     outcome: Generation | Unanswered | None = None
 
 
-def generate_requests(model: TransformersModel, requests: Sequence[GenerateRequest]) -> list[Generation | Unanswered]:
+def generate_requests(
+    model: TransformersModel, requests: Sequence[GenerateRequest]
+) -> list[Generation | Unanswered]:
     """One generation a request, in the order of `requests`."""
     rows = []
     for index, request in enumerate(requests):
@@ -82,7 +92,11 @@ def _decode(model: TransformersModel, runner: Runner, rows: list[Row], state: Pr
             chosen, rows = chosen[kept], [rows[index] for index in alive]
         state.mask = torch.cat([state.mask, torch.ones_like(state.mask[:, :1])], dim=1)
         logits = runner.forward(
-            chosen[:, None], mask=state.mask, positions=state.lengths[:, None], cache=state.cache, keep_last=True
+            chosen[:, None],
+            mask=state.mask,
+            positions=state.lengths[:, None],
+            cache=state.cache,
+            keep_last=True,
         )
         state.next_logits, state.lengths = logits[:, -1].float(), state.lengths + 1
 

@@ -142,7 +142,9 @@ class TransformersModel:
     def max_tokens(self) -> int:
         """The network's position limit; 2048 where its configuration names none."""
         config = self.network.config.get_text_config(decoder=True)
-        return int(getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or 2048)
+        return int(
+            getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or 2048
+        )
 
     @property
     def has_chat_template(self) -> bool:
@@ -175,7 +177,7 @@ class TransformersModel:
     def render_chat(self, messages: Sequence[Message]) -> str:
         """The conversation as the model's chat template writes it, ready for the assistant to speak."""
         if not self.has_chat_template:
-            raise ConfigError(f"{self.info.name} has no chat template: use prompting = \"raw\"")
+            raise ConfigError(f'{self.info.name} has no chat template: use prompting = "raw"')
         continues = messages[-1].role == "assistant"
         rendered: str = self.tokenizer.apply_chat_template(
             [message._asdict() for message in messages],
@@ -224,7 +226,9 @@ def load_model(reference: str, *, dtype: str = "auto", device: str = "auto") -> 
         dtype=str(precision).removeprefix("torch."),
         source_precision=checkpoint.source_precision,
     )
-    return TransformersModel(network=network.to(target), tokenizer=tokenizer, info=info, checkpoint=checkpoint)
+    return TransformersModel(
+        network=network.to(target), tokenizer=tokenizer, info=info, checkpoint=checkpoint
+    )
 
 
 def _read(checkpoint: Checkpoint, dtype: torch.dtype) -> tuple[Any, Any]:
@@ -233,7 +237,9 @@ def _read(checkpoint: Checkpoint, dtype: torch.dtype) -> tuple[Any, Any]:
 
     logging.disable_progress_bar()
     try:
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder, local_files_only=True, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(
+            checkpoint.folder, local_files_only=True, trust_remote_code=False
+        )
         network, loading = AutoModelForCausalLM.from_pretrained(
             checkpoint.folder,
             dtype=dtype,
@@ -262,7 +268,9 @@ def resolve_device(device: str) -> torch.device:
         resolved = torch.device(device)
         torch.empty(0, device=resolved)
     except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"device {device!r} is not available here: {error}; use auto, cpu or cuda") from error
+        raise ConfigError(
+            f"device {device!r} is not available here: {error}; use auto, cpu or cuda"
+        ) from error
     return resolved
 
 

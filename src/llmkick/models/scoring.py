@@ -5,6 +5,7 @@ Logits are turned into log-probabilities in float32, and only where a continuati
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,7 +13,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llmkick.models.batching import Ids, Runner, budget_batches, can_reuse_cache, group_by_prefix, pad, token_budget
+from llmkick.models.batching import (
+    Ids,
+    Runner,
+    budget_batches,
+    can_reuse_cache,
+    group_by_prefix,
+    pad,
+    token_budget,
+)
 from llmkick.models.language_model import ContinuationScore, ScoreRequest, TransformersModel, Unanswered
 
 # Positions whose float32 logits are alive at once: 512 × 128k vocabulary × 4 bytes is 256 MB.
@@ -37,7 +46,9 @@ class EncodedRequest:
 Scores = dict[int, ContinuationScore | Unanswered]
 
 
-def score_requests(model: TransformersModel, requests: Sequence[ScoreRequest]) -> list[ContinuationScore | Unanswered]:
+def score_requests(
+    model: TransformersModel, requests: Sequence[ScoreRequest]
+) -> list[ContinuationScore | Unanswered]:
     """One score a request, in the order of `requests`."""
     scores: Scores = {}
     encoded: list[EncodedRequest] = []
@@ -51,8 +62,10 @@ def score_requests(model: TransformersModel, requests: Sequence[ScoreRequest]) -
         else:
             encoded.append(one)
     with torch.inference_mode():
-        longest = max((len(one.prompt) + len(one.continuation) for one in encoded), default=0)
-        reuse = can_reuse_cache(model.network, longest)
+        # A batch holds its longest prompt beside its longest continuation, not always of the same request.
+        columns = max((len(one.prompt) for one in encoded), default=0)
+        columns += max((len(one.continuation) for one in encoded), default=0)
+        reuse = can_reuse_cache(model.network, columns)
         prompted = [one for one in encoded if one.prompt and reuse]
         _score_prompted(model, prompted, scores)
         _score_whole(model, [one for one in encoded if not (one.prompt and reuse)], scores)
@@ -89,7 +102,9 @@ def _score_prompted(model: TransformersModel, encoded: list[EncodedRequest], sco
     for indices, shared in group_by_prefix(prompts):
         prefix_cache = runner.run_prefix(prompts[indices[0]][:shared]) if shared else None
         questions = [by_prompt[prompts[index]] for index in indices]
-        for batch in budget_batches([_cached_tokens(question) for question in questions], budget, max_rows=256):
+        for batch in budget_batches(
+            [_cached_tokens(question) for question in questions], budget, max_rows=256
+        ):
             _score_batch(runner, [questions[index] for index in batch], shared, prefix_cache, scores)
 
 
@@ -129,8 +144,8 @@ def _score(logprobs: Tensor, one: EncodedRequest) -> ContinuationScore | Unanswe
 
 
 def _result(logprob: float, is_greedy: bool, one: EncodedRequest) -> ContinuationScore | Unanswered:
-    if logprob != logprob:  # NaN
-        return Unanswered(reason="the model's output is NaN")
+    if not math.isfinite(logprob):
+        return Unanswered(reason="the model's output is NaN or Inf")
     return ContinuationScore(
         logprob=logprob, tokens=one.scored_tokens, is_greedy=is_greedy, boundary_moved=one.boundary_moved
     )

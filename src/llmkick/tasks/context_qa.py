@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from llmkick.models.language_model import GenerateRequest, LanguageModel, ScoreRequest
-from llmkick.tasks.prompting import Prompting, chat_prompt
+from llmkick.tasks.prompting import SENTENCE_EXAMPLES, Prompting, question_prompt
 from llmkick.tasks.question_answering import MAX_NEW_TOKENS, score_answer
 from llmkick.tasks.sources import read_pocket, require_pocket, stratified_sample
 from llmkick.tasks.task import Answer, Item, Record, content_hash, task_key
@@ -66,11 +66,12 @@ class ContextQA:
 
     def requests(self, item: Item, prompting: Prompting) -> Sequence[ScoreRequest | GenerateRequest]:
         """One short generation."""
-        passage = f"{item.context}\n\n" if self.variant == "open" else ""
-        if prompting == "chat":
-            prompt = chat_prompt(passage + item.question)
-        else:
-            prompt = f"{passage}Question: {item.question}\nAnswer:"
+        question = item.question
+        if self.variant == "open":
+            question = (
+                f"Read the passage and answer the question.\n\n{item.context}\n\nQuestion: {item.question}"
+            )
+        prompt = question_prompt(question, SENTENCE_EXAMPLES, prompting)
         return [GenerateRequest(prompt, stops=("\n",), max_new_tokens=MAX_NEW_TOKENS)]
 
     def score(self, item: Item, answers: Sequence[Answer]) -> Record:

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from llmkick.models.language_model import GenerateRequest, LanguageModel, ScoreRequest
-from llmkick.tasks.prompting import Prompting, chat_prompt
+from llmkick.tasks.prompting import SENTENCE_EXAMPLES, Prompting, question_prompt
 from llmkick.tasks.question_answering import MAX_NEW_TOKENS, score_answer
 from llmkick.tasks.sources import read_pocket, require_pocket, stratified_sample
 from llmkick.tasks.task import Answer, Item, Record, content_hash, task_key
@@ -36,7 +36,12 @@ class FactoidQA:
     def _all(self) -> list[Item]:
         rows = read_pocket("factoid_qa.jsonl", ("id", "domain", "question", "answers"))
         return [
-            Item(id=row["id"], cluster=row["domain"], question=row["question"], references=tuple(row["answers"]))
+            Item(
+                id=row["id"],
+                cluster=row["domain"],
+                question=row["question"],
+                references=tuple(row["answers"]),
+            )
             for row in rows
         ]
 
@@ -51,7 +56,7 @@ class FactoidQA:
 
     def requests(self, item: Item, prompting: Prompting) -> Sequence[ScoreRequest | GenerateRequest]:
         """One short generation."""
-        prompt = chat_prompt(item.question) if prompting == "chat" else f"Question: {item.question}\nAnswer:"
+        prompt = question_prompt(item.question, SENTENCE_EXAMPLES, prompting)
         return [GenerateRequest(prompt, stops=("\n",), max_new_tokens=MAX_NEW_TOKENS)]
 
     def score(self, item: Item, answers: Sequence[Answer]) -> Record:

@@ -9,8 +9,15 @@ from functools import cached_property
 from typing import Any
 
 from llmkick.errors import ConfigError
-from llmkick.models.language_model import ContinuationScore, GenerateRequest, LanguageModel, ScoreRequest, Unanswered
-from llmkick.tasks.prompting import Prompting, chat_prompt
+from llmkick.models.language_model import (
+    ContinuationScore,
+    GenerateRequest,
+    LanguageModel,
+    Prompt,
+    ScoreRequest,
+    Unanswered,
+)
+from llmkick.tasks.prompting import PHRASE_EXAMPLES, Prompting, conversation, question_prompt
 from llmkick.tasks.sources import read_pocket, require_pocket, stratified_sample
 from llmkick.tasks.task import Answer, Item, Record, content_hash, task_key, unscored
 
@@ -90,10 +97,10 @@ class MultipleChoice:
         if self.variant == "letter":
             prompt = self._letter_prompt(item, prompting)
             return [ScoreRequest(prompt, space + letter) for letter in LETTERS[: len(item.choices)]]
-        question = chat_prompt(item.question) if prompting == "chat" else f"Question: {item.question}\nAnswer:"
+        question = question_prompt(item.question, PHRASE_EXAMPLES, prompting)
         return [ScoreRequest(question, space + choice) for choice in item.choices]
 
-    def _letter_prompt(self, item: Item, prompting: Prompting) -> Any:
+    def _letter_prompt(self, item: Item, prompting: Prompting) -> Prompt:
         subject = item.cluster.replace("_", " ")
         header = f"The following are multiple choice questions (with answers) about {subject}.\n\n"
         examples = self._examples[item.cluster][: self.shots]
@@ -102,7 +109,7 @@ class MultipleChoice:
             return header + "".join(shown) + _with_options(item)
         questions = [_with_options(example) for example in (*examples, item)]
         questions[0] = header + questions[0]
-        return chat_prompt(questions[-1], list(zip(questions, map(_letter, examples), strict=False)))
+        return conversation(questions[-1], list(zip(questions, map(_letter, examples), strict=False)))
 
     def score(self, item: Item, answers: Sequence[Answer]) -> Record:
         """1 when the right option scores highest; a tie of the best is no choice and counts as wrong."""

@@ -10,6 +10,15 @@ from llmkick.models.language_model import LanguageModel, Message, Prompt
 
 Prompting = Literal["chat", "raw"]
 
+# Two worked examples before every short question, so that a small model answers in a short sentence instead
+# of rambling: it is the knowledge that is measured, not the taste for brevity. None of them is in a data set.
+SENTENCE_EXAMPLES = (
+    ("What is the opposite of hot?", "The opposite of hot is cold."),
+    ("How many legs does a spider have?", "A spider has eight legs."),
+)
+# The same for options whose bare text is scored.
+PHRASE_EXAMPLES = (("What is the opposite of hot?", "Cold"), ("How many legs does a spider have?", "Eight"))
+
 
 def resolve_prompting(model: LanguageModel, wanted: str) -> Prompting:
     """ "auto" → chat for a model with a chat template, raw for others.
@@ -25,7 +34,19 @@ def resolve_prompting(model: LanguageModel, wanted: str) -> Prompting:
     return "chat"
 
 
-def chat_prompt(question: str, examples: Sequence[tuple[str, str]] = ()) -> Prompt:
+def question_prompt(question: str, examples: Sequence[tuple[str, str]], prompting: Prompting) -> Prompt:
+    """A question after its worked examples: as a conversation, or as `Question: …\\nAnswer:` text."""
+    if prompting == "raw":
+        shown = "".join(f"Question: {asked}\nAnswer: {answer}\n\n" for asked, answer in examples)
+        return f"{shown}Question: {question}\nAnswer:"
+    return conversation(question, examples)
+
+
+def conversation(question: str, examples: Sequence[tuple[str, str]] = ()) -> tuple[Message, ...]:
     """A conversation: each example a user turn and its answer, then the question."""
-    turns = [Message(role, text) for pair in examples for role, text in zip(("user", "assistant"), pair, strict=True)]
+    turns = [
+        Message(role, text)
+        for pair in examples
+        for role, text in zip(("user", "assistant"), pair, strict=True)
+    ]
     return (*turns, Message("user", question))

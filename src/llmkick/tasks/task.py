@@ -203,7 +203,9 @@ def evaluate_in_batches(
             yield _evaluate_batch(model, task, batch, style)
 
 
-def _evaluate_batch(model: LanguageModel, task: Task, items: Sequence[Item], style: Prompting) -> list[Record]:
+def _evaluate_batch(
+    model: LanguageModel, task: Task, items: Sequence[Item], style: Prompting
+) -> list[Record]:
     requests = [task.requests(item, style) for item in items]
     flat = [request for some in requests for request in some]
     scored = [request for request in flat if isinstance(request, ScoreRequest)]

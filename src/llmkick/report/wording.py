@@ -1,0 +1,107 @@
+"""How numbers and verdicts are written, the same in the terminal, on the page and in a sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+NOTHING = "–"
+MINUS = "−"
+TIMES_FROM = 10.0  # an increase of 1,000 % or more is easier read as a factor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mark:
+    """How a verdict looks: never by colour alone."""
+
+    symbol: str
+    style: str  # of rich
+    meaning: str
+
+
+VERDICTS: Mapping[str, Mark] = {
+    "matching": Mark(
+        symbol="✓",
+        style="cyan",
+        meaning="shown to keep all but the margin of the dense score",
+    ),
+    "not matching": Mark(symbol="✗", style="bold red", meaning="shown to have lost more than the margin"),
+    "undecided": Mark(symbol="?", style="yellow", meaning="too few items to tell"),
+    "no signal": Mark(
+        symbol="∅",
+        style="dim",
+        meaning="the dense model is not shown to be above chance, so there is nothing to forget",
+    ),
+    "incomplete": Mark(symbol="…", style="magenta", meaning="items without a score could change the verdict"),
+}
+# Perplexity has no verdict; its outcome is told in other words and without colour.
+OUTCOMES: Mapping[str, str] = {"within margin": "≤", "beyond margin": ">", "undecided": "?"}
+
+
+def percent(share: float | None, *, signed: bool = False) -> str:
+    """0.314 → "31 %"; below 10 % with one decimal, so that 4.6 % is not taken for the margin of 5 %."""
+    if share is None:
+        return NOTHING
+    sign = "+" if signed and _points(share).strip("0.") and share > 0 else ""
+    return f"{sign}{_points(share)} %"
+
+
+def interval(bounds: Sequence[float] | None) -> str:
+    """(0.22, 0.404) → "[22, 40]", in percent; nothing where there is no interval."""
+    return "" if bounds is None else f"[{_points(bounds[0])}, {_points(bounds[1])}]"
+
+
+def loss(entry: Mapping[str, Any]) -> str:
+    """Relative loss with its interval: "31 % [22, 40]"."""
+    return f"{percent(entry['relative_drop'])} {interval(entry['interval'])}".strip()
+
+
+def increase(entry: Mapping[str, Any]) -> str:
+    """Relative increase of perplexity with its interval: "+14 % [12, 17]", or "×24 [21, 27]"."""
+    share, bounds = entry["relative_increase"], entry["interval"]
+    if share < TIMES_FROM:
+        return f"{percent(share, signed=True)} {interval(bounds)}".strip()
+    factors = "" if bounds is None else f"[{1 + bounds[0]:.3g}, {1 + bounds[1]:.3g}]"
+    return f"×{1 + share:.3g} {factors}".strip()
+
+
+def score(value: float | None, metric: str = "") -> str:
+    """A score with two decimals, a perplexity with three digits."""
+    if value is None:
+        return NOTHING
+    if metric != "perplexity":
+        return f"{value:.2f}"
+    return f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
+
+
+def size(count: float) -> str:
+    """Bytes as a person reads them (powers of 1,000)."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"
+
+
+def duration(seconds: float) -> str:
+    """Seconds, minutes or hours."""
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def listed(words: Sequence[str]) -> str:
+    """ "a", "a and b", "a, b and c"."""
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
+
+
+def counted(number: int, noun: str) -> str:
+    """ "1 item", "12 items"."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
+def _points(share: float) -> str:
+    value = 100 * share
+    text = f"{abs(value):.1f}" if abs(value) < 9.95 else f"{abs(value):.0f}"
+    return MINUS + text if value < 0 and float(text) else text

@@ -1,0 +1,101 @@
+"""How much n items can tell: the smallest loss they detect, the number a verdict needs, and its chance.
+
+The model is one binary score an item: `accuracy` of the dense model, `discordance` (the share of items that
+exactly one of the two models gets right) and a true relative loss r, so that lost − gained = r · accuracy.
+Everything is the normal approximation to the test of `verdict`; `design_effect` is the variance of a mean
+over clustered items by that over independent ones.
+"""
+
+import math
+
+from scipy import optimize, stats
+
+from llmkick.errors import ConfigError
+
+
+def verdict_power(
+    items: int,
+    accuracy: float,
+    *,
+    loss: float = 0.0,
+    discordance: float = 0.1,
+    margin: float = 0.05,
+    alpha: float = 0.05,
+    design_effect: float = 1.0,
+) -> float:
+    """Probability of the right verdict: "matching" for a loss below the margin, "not matching" above it."""
+    _check(accuracy=accuracy, discordance=discordance, margin=margin, alpha=alpha, loss=loss)
+    if items < 1:
+        raise ConfigError(f"{items} items have no power; give at least 1")
+    distance = accuracy * abs(margin - loss)
+    error = math.sqrt(_item_variance(accuracy, loss, discordance, margin) * design_effect / items)
+    return float(stats.norm.cdf(distance / error - stats.norm.isf(alpha)))
+
+
+def items_needed(
+    accuracy: float,
+    *,
+    loss: float = 0.0,
+    discordance: float = 0.1,
+    margin: float = 0.05,
+    alpha: float = 0.05,
+    power: float = 0.8,
+    design_effect: float = 1.0,
+) -> int:
+    """Items for the right verdict at that power."""
+    _check(accuracy=accuracy, discordance=discordance, margin=margin, alpha=alpha, loss=loss, power=power)
+    if loss == margin:
+        raise ConfigError(f"a loss of exactly the margin ({margin}) is never decided; give another loss")
+    variance = _item_variance(accuracy, loss, discordance, margin) * design_effect
+    sigmas = float(stats.norm.isf(alpha) + stats.norm.ppf(power))
+    return math.ceil(variance * (sigmas / (accuracy * (margin - loss))) ** 2)
+
+
+def smallest_detectable_loss(
+    items: int,
+    accuracy: float,
+    *,
+    discordance: float = 0.1,
+    margin: float = 0.05,
+    alpha: float = 0.05,
+    power: float = 0.8,
+    design_effect: float = 1.0,
+) -> float | None:
+    """The smallest true relative loss called "not matching" at that power; None when there is none."""
+
+    def excess(loss: float) -> float:
+        chance = verdict_power(
+            items,
+            accuracy,
+            loss=loss,
+            discordance=discordance,
+            margin=margin,
+            alpha=alpha,
+            design_effect=design_effect,
+        )
+        return chance - power
+
+    _check(accuracy=accuracy, discordance=discordance, margin=margin, alpha=alpha, power=power)
+    return float(optimize.brentq(excess, margin, 1.0)) if excess(1.0) > 0 else None
+
+
+def _item_variance(accuracy: float, loss: float, discordance: float, margin: float) -> float:
+    """Variance of t = c − (1 − margin)·d of one item; the discordance is at least what the loss needs."""
+    net = loss * accuracy
+    changed = max(discordance, net)
+    lost, gained = (changed + net) / 2, (changed - net) / 2
+    # No more can be gained than was wrong, no more lost than was right.
+    gained = min(gained, 1 - accuracy, accuracy - net)
+    lost = gained + net
+    kept = 1 - margin
+    square = margin**2 * (accuracy - lost) + kept**2 * lost + gained
+    return square - (accuracy * (margin - loss)) ** 2
+
+
+def _check(**shares: float) -> None:
+    """Every argument a share; accuracy, margin, alpha and power above 0, the last three below 1."""
+    for name, value in shares.items():
+        closed_below = name in ("discordance", "loss")
+        closed_above = name in ("discordance", "loss", "accuracy")
+        if not (0 < value < 1 or (value == 0 and closed_below) or (value == 1 and closed_above)):
+            raise ConfigError(f"{name}={value} is out of range; give a share between 0 and 1")

@@ -1,0 +1,344 @@
+"""From paired scores to a verdict: the test on a mean, the interval that inverts it, many verdicts."""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import optimize, special
+
+from llmkick.errors import ConfigError
+
+Verdict = Literal["matching", "not matching", "undecided", "no signal", "incomplete"]
+Floats = NDArray[np.float64]
+Codes = NDArray[np.int64]
+Range = tuple[float, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairedScores:
+    """Aligned scores without gaps, every one in [low, high]."""
+
+    dense: Floats  # (items,)
+    compressed: Floats  # (seeds, items)
+    cluster: Codes  # (items,), codes 0 … clusters − 1
+    low: float
+    high: float
+
+    @property
+    def clusters(self) -> int:
+        """How many groups are resampled whole."""
+        return int(self.cluster.max()) + 1 if self.cluster.size else 0
+
+    @property
+    def means(self) -> tuple[float | None, float | None]:
+        """Dense and compressed score, None without items."""
+        if not self.dense.size:
+            return None, None
+        return float(self.dense.mean()), float(self.compressed.mean())
+
+    @property
+    def binary(self) -> bool:
+        """Whether every score is one end of the range."""
+        return all(bool(((x == self.low) | (x == self.high)).all()) for x in (self.dense, self.compressed))
+
+    @property
+    def identical(self) -> bool:
+        """Whether every item has its dense score in every seed."""
+        return bool((self.compressed == self.dense).all())
+
+    def shortfall(self, relative_loss: float, chance: float = 0.0) -> Floats:
+        """t = c − (1 − r)·d, counted from chance: (seeds, items); E[t] = 0 where the loss is exactly r."""
+        return (self.compressed - chance) - (1 - relative_loss) * (self.dense - chance)
+
+    def shortfall_range(self, relative_loss: float, chance: float = 0.0) -> Range:
+        """The smallest and the largest t an item can have: all or nothing of the best score seen."""
+        top = max(self.dense.max(), self.compressed.max())
+        kept, ends = 1 - relative_loss, (self.low - chance, float(top) - chance)
+        corners = [c - kept * d for c in ends for d in ends]
+        return min(corners), max(corners)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeanTest:
+    """A mean against 0: its variance over items and over calibration seeds, each with Student's df."""
+
+    mean: float
+    variance: float
+    df: float
+    seed_variance: float = 0.0
+    seed_df: int = 0
+    skewness: float = 0.0  # of the studentised mean
+
+    @property
+    def standard_error(self) -> float:
+        """Of the mean, over items and seeds."""
+        return math.sqrt(self.variance + self.seed_variance)
+
+    @property
+    def p_above(self) -> float:
+        """One-sided p of H0: mean ≤ 0."""
+        return self._tail(min(self._statistics()))
+
+    @property
+    def p_below(self) -> float:
+        """One-sided p of H0: mean ≥ 0."""
+        return self._tail(-max(self._statistics()))
+
+    def critical(self, tail: float) -> float:
+        """The distance of the mean from 0 that has this one-sided p, skewness aside.
+
+        Each variance gets its own quantile (as Cochran & Cox do for two means): with two or three seeds one
+        quantile at Satterthwaite's degrees of freedom errs in up to 8 % of draws instead of 5 %.
+        """
+        distance = special.stdtrit(self.df, tail) ** 2 * self.variance
+        if self.seed_variance:
+            distance += special.stdtrit(self.seed_df, tail) ** 2 * self.seed_variance
+        return math.sqrt(distance)
+
+    def _tail(self, statistic: float) -> float:
+        """Upper-tail p of a statistic in standard errors: the inverse of `critical`."""
+        if not self.seed_variance:
+            return float(special.stdtr(self.df, -statistic))
+        distance = abs(statistic) * self.standard_error
+        low, high = math.log(1e-100), math.log(0.5)
+        if distance >= self.critical(math.exp(low)):
+            log_p = low
+        else:
+            log_p = float(optimize.brentq(lambda x: self.critical(math.exp(x)) - distance, low, high))
+        return math.exp(log_p) if statistic > 0 else 1 - math.exp(log_p)
+
+    def _statistics(self) -> Range:
+        """The t statistic and the same after Hall's cubic, monotone correction for skewness."""
+        if self.standard_error == 0:
+            limit = math.copysign(math.inf, self.mean) if self.mean else 0.0
+            return limit, limit
+        t = self.mean / self.standard_error
+        return t, t + self.skewness * t**2 / 3 + self.skewness**2 * t**3 / 27 + self.skewness / 6
+
+
+def mean_test(values: Floats, cluster: Codes, possible: Range) -> MeanTest:
+    """Test of a mean against 0: values (seeds, items), each within `possible`, in two clusters or more.
+
+    Losses are rare and clusters few, so a plain t test errs on the generous side: with 60 items, accuracy
+    0.45, a loss just at the margin and nothing gained it says "matching" in 25 % of draws, because losing
+    nothing looks like having no variance. Chosen by simulation (benchmarks/statistics.py), the less
+    favourable of each pair:
+
+    - variance: cluster-robust CR2 (Bell & McCaffrey 2002), or the score test's, i.e. that of the likeliest
+      distribution whose mean *is* 0, over items (times the design effect) and over clusters. For binary
+      items on their own this is the matched-pair score test of Tango (1998) and Nam & Blackwelder (2002).
+    - statistic, with clusters: t, or t corrected for the skewness of their sums (Hall 1992).
+    """
+    per_item = values.mean(axis=0)
+    items = per_item.size
+    sizes = np.bincount(cluster).astype(np.float64)
+    sums = cluster_sums(values, cluster).mean(axis=0)
+    mean, rounding = float(per_item.mean()), 1e-12 * float(np.abs(per_item).sum())
+    residual = _without_rounding(sums - sizes * mean, rounding)
+    squares = float((residual**2).sum())
+    sampling = float((_without_rounding(per_item - mean, rounding) ** 2).sum()) / (items - 1) / items
+    variance, df = _cluster_variance(residual, sizes, sampling)
+    design_effect = max(1.0, variance / sampling) if sampling > 0 else 1.0
+    over_items = null_variance(per_item, possible) / items * design_effect
+    correction = variance / squares if squares > 0 else 0.0
+    over_clusters = null_variance(sums, (sums.min(), sums.max())) * sizes.size * correction
+    clustered = sizes.max() > 1 and squares > 0
+    return MeanTest(
+        mean=mean,
+        variance=max(variance, over_items, over_clusters),
+        df=df,
+        seed_variance=_seed_variance(values, cluster) if len(values) > 1 else 0.0,
+        seed_df=len(values) - 1,
+        skewness=float((residual**3).sum()) / squares**1.5 if clustered else 0.0,
+    )
+
+
+def _without_rounding(deviations: Floats, rounding: float) -> Floats:
+    """Equal values differ by rounding only; ratios of such differences would mean nothing."""
+    return np.where(np.abs(deviations) <= rounding, 0.0, deviations)
+
+
+def cluster_sums(values: Floats, cluster: Codes) -> Floats:
+    """(rows, items) → (rows, clusters)."""
+    return np.stack([np.bincount(cluster, row) for row in values])
+
+
+def _cluster_variance(residual: Floats, sizes: Floats, sampling: float) -> tuple[float, float]:
+    """CR2 variance of a mean and its Bell-McCaffrey degrees of freedom; residual sums and sizes: (clusters,).
+
+    Working model: equal correlation of the items within a cluster, as large as the data say. With
+    independent items of equal cluster size this is exactly the t test on cluster means.
+    """
+    items = sizes.sum()
+    share = sizes / items
+    slack = 1 / (1 - share)
+    raw = float((residual**2 * slack).sum()) / items**2
+    excess = float((sizes**2).sum()) / items - 1
+    correlation = min(1.0, max(0.0, raw / sampling - 1) / excess) if sampling > 0 and excess > 0 else 0.0
+    # Var of a cluster's sum under the model, then of the scaled residuals: M_gg and Σ M_gk² in closed form.
+    own = sizes * (1 + correlation * (sizes - 1))
+    total = own.sum()
+    off = share**2 * total - 2 * share * own
+    diagonal = (own + off) * slack
+    aa, bb, ab = (float((x * slack).sum()) for x in (own**2, share**2, own * share))
+    every = 2 * aa * bb + total**2 * bb**2 + 2 * ab**2 - 4 * total * ab * bb
+    frobenius = every - float(((off * slack) ** 2).sum()) + float((diagonal**2).sum())
+    trace = float(diagonal.sum())
+    return raw * float(total) / trace, trace**2 / frobenius
+
+
+def _seed_variance(values: Floats, cluster: Codes) -> float:
+    """What the choice of calibration seeds adds to the variance of the mean: (seeds, items) → scalar."""
+    seeds, items = values.shape
+    seed_means = values.mean(axis=1)
+    sums = cluster_sums(values - seed_means[:, None], cluster)
+    # Seeds cross with clusters: the noise of items within one seed is in the cluster variance already.
+    interaction = sums - sums.mean(axis=0)
+    clusters: int = sums.shape[1]
+    noise = float((interaction**2).sum()) / items**2 / (seeds * (seeds - 1)) * clusters / (clusters - 1)
+    return float(max(0.0, seed_means.var(ddof=1) / seeds - noise))
+
+
+def null_variance(values: Floats, possible: Range) -> float:
+    """Variance of a single value under the likeliest distribution on `possible` whose mean is 0.
+
+    That distribution is p_i = 1 / (n·(1 + λ·t_i)) (empirical likelihood, Owen 1988). What mass is left when λ
+    is at its limit sits on the end of `possible` that was never observed.
+    """
+    low, high = possible
+    if not low < 0 < high or np.isinf(high - low):
+        return 0.0
+    value, count = np.unique(values, return_counts=True)
+    weight = count / values.size
+    below, above = -1 / high, -1 / low
+    for _ in range(50):
+        tilt = (below + above) / 2
+        mean = float((weight * value / np.maximum(1 + tilt * value, 1e-12)).sum())
+        below, above = (tilt, above) if mean > 0 else (below, tilt)
+    probability = weight / np.maximum(1 + tilt * value, 1e-12)
+    missing = max(0.0, 1 - float(probability.sum()))
+    return float((probability * value**2).sum()) + missing * (low if tilt > 0 else high) ** 2
+
+
+def loss_test(scores: PairedScores, relative_loss: float, chance: float = 0.0) -> MeanTest:
+    """Test of E[c − (1 − r)·d]: p_above small proves a loss below r, p_below small one above r."""
+    possible = scores.shortfall_range(relative_loss, chance)
+    return mean_test(scores.shortfall(relative_loss, chance), scores.cluster, possible)
+
+
+def has_signal(scores: PairedScores, chance: float, alpha: float) -> bool:
+    """Whether the dense model is above chance, one-sided; where chance is 0 a single success is proof."""
+    if scores.dense.mean() <= max(chance, scores.low):
+        return False
+    if chance <= scores.low:
+        return True
+    if scores.clusters < 2:
+        return False
+    possible = (scores.low - chance, scores.high - chance)
+    return mean_test(scores.dense[None] - chance, scores.cluster, possible).p_above < alpha
+
+
+def decide(scores: PairedScores, *, margin: float, chance: float, alpha: float) -> Verdict:
+    """The verdict on complete scores.
+
+    Scores identical on every item match, however few; the p value still says what so few items prove.
+    """
+    if not has_signal(scores, chance, alpha):
+        return "no signal"
+    if scores.identical:
+        return "matching"
+    if scores.clusters < 2:
+        return "undecided"
+    test = loss_test(scores, margin)
+    if test.p_above < alpha:
+        return "matching"
+    return "not matching" if test.p_below < alpha else "undecided"
+
+
+def loss_interval(scores: PairedScores, *, alpha: float, chance: float = 0.0) -> Range | None:
+    """Two-sided interval on the relative loss: every r that `loss_test` does not reject (Fieller 1954).
+
+    None where that set has no lower end: a single cluster, or a dense score not clearly above chance.
+    """
+    if scores.clusters < 2 or scores.dense.mean() <= chance:
+        return None
+    dense, compressed = float(scores.dense.mean()) - chance, float(scores.compressed.mean()) - chance
+
+    def p_below(relative_loss: float) -> float:
+        return loss_test(scores, relative_loss, chance).p_below
+
+    def p_above(relative_loss: float) -> float:
+        return loss_test(scores, relative_loss, chance).p_above
+
+    estimate = 1 - compressed / dense
+    lower = _crossing(p_below, estimate, alpha / 2, direction=-1)
+    upper = _crossing(p_above, estimate, alpha / 2, direction=1)
+    # Nothing can be lost beyond the lowest score there is.
+    ceiling = max(estimate, 1 - (scores.low - chance) / dense)
+    return None if lower is None else (lower, ceiling if upper is None else min(upper, ceiling))
+
+
+def _crossing(p: Callable[[float], float], start: float, target: float, *, direction: int) -> float | None:
+    """Where p falls to its target on that side of start; None when it does not within a few hundred."""
+    step, inner = 1 / 64, start
+    while step < 256:
+        outer = start + direction * step
+        if p(outer) < target:
+            return float(optimize.brentq(lambda r: p(r) - target, inner, outer, xtol=1e-7))
+        step, inner = 2 * step, outer
+    return None
+
+
+class HasVerdict(Protocol):
+    """What `overall_verdict` reads of a comparison."""
+
+    @property
+    def verdict(self) -> Verdict:
+        """The outcome on one task."""
+
+
+def overall_verdict(comparisons: Iterable[HasVerdict]) -> Verdict:
+    """One verdict over all tasks, as an intersection-union test: no correction for their number is needed.
+
+    "matching" when every task with a signal matches; "not matching" as soon as one does not. With nothing
+    but tasks without signal: "no signal". Perplexity comparisons carry no verdict and cannot enter.
+    """
+    entries = list(comparisons)
+    if not entries or not all(hasattr(entry, "verdict") for entry in entries):
+        raise ConfigError("an overall verdict needs one task or more, and nothing but tasks: no perplexity")
+    verdicts = {entry.verdict for entry in entries}
+    order: tuple[Verdict, ...] = ("not matching", "incomplete", "undecided", "matching")
+    return next((verdict for verdict in order if verdict in verdicts), "no signal")
+
+
+def holm(p_values: Mapping[str, float | None], *, alpha: float = 0.05) -> dict[str, tuple[float, bool]]:
+    """Holm's step-down (1979): name → (adjusted p, rejected at alpha); an undefined p is never rejected."""
+    ordered = sorted(p_values, key=lambda name: _p_or_one(p_values[name]))
+    adjusted, running = {}, 0.0
+    for rank, name in enumerate(ordered):
+        running = max(running, min(1.0, (len(ordered) - rank) * _p_or_one(p_values[name])))
+        adjusted[name] = (running, running < alpha)
+    return {name: adjusted[name] for name in p_values}
+
+
+def fixed_sequence(p_values: Sequence[tuple[str, float | None]], *, alpha: float = 0.05) -> dict[str, bool]:
+    """Test in an order fixed before looking (mild → severe), each at alpha, until the first that fails."""
+    results: dict[str, bool] = {}
+    going = True
+    for name, p in p_values:
+        if name in results:
+            raise ConfigError(f"{name!r} is twice in the sequence; give every recipe one place")
+        going = going and _p_or_one(p) < alpha
+        results[name] = going
+    return results
+
+
+def _p_or_one(p: float | None) -> float:
+    if p is None:
+        return 1.0
+    if not 0 <= p <= 1:
+        raise ConfigError(f"{p} is not a p value: those lie between 0 and 1")
+    return p

@@ -1,0 +1,212 @@
+"""Every record of a study, as soon as it exists: one SQLite file that survives kill -9."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sqlite3
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from llmkick.compression.calibration import Calibration
+from llmkick.errors import ConfigError, DataError
+from llmkick.tasks.task import Item, Record
+
+JOURNAL_FILE = "journal.sqlite"
+JOURNAL_SCHEMA = 1
+
+_TABLES = """
+CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS items (
+    task TEXT NOT NULL, position INTEGER NOT NULL, item_id TEXT NOT NULL, cluster TEXT NOT NULL,
+    question TEXT NOT NULL, context TEXT NOT NULL, reference TEXT NOT NULL, choices TEXT NOT NULL,
+    PRIMARY KEY (task, item_id)
+);
+CREATE TABLE IF NOT EXISTS records (
+    run_key TEXT NOT NULL, model TEXT NOT NULL, recipe TEXT NOT NULL, seed INTEGER, task TEXT NOT NULL,
+    item_id TEXT NOT NULL, cluster TEXT NOT NULL, response TEXT NOT NULL, score REAL, unscored_reason TEXT,
+    tokens INTEGER NOT NULL, truncated INTEGER NOT NULL, details TEXT NOT NULL,
+    PRIMARY KEY (run_key, item_id)
+);
+CREATE TABLE IF NOT EXISTS artifacts (artifact_key TEXT PRIMARY KEY, digest TEXT NOT NULL, report TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS calibrations (
+    calibration_key TEXT PRIMARY KEY, digest TEXT NOT NULL, source TEXT NOT NULL, seed INTEGER NOT NULL,
+    sequences INTEGER NOT NULL, length INTEGER NOT NULL, tokens BLOB NOT NULL
+);
+CREATE TABLE IF NOT EXISTS seconds (stage TEXT NOT NULL, detail TEXT NOT NULL, seconds REAL NOT NULL);
+"""
+
+
+class Journal:
+    """The open journal of a run folder. Every method commits before it returns."""
+
+    def __init__(self, folder: Path, *, read_only: bool = False) -> None:
+        path = folder / JOURNAL_FILE
+        if read_only and not path.exists():
+            raise DataError(f"{folder} holds no {JOURNAL_FILE}: it is not the folder of a run")
+        target = f"file:{path}?mode=ro" if read_only else str(path)
+        try:
+            self._connection = sqlite3.connect(target, uri=read_only, timeout=30, isolation_level=None)
+            if not read_only:
+                self._connection.execute("PRAGMA journal_mode=WAL")
+                # FULL: a record is on the disk before the next batch starts, power cut included.
+                self._connection.execute("PRAGMA synchronous=FULL")
+                self._connection.executescript(_TABLES)
+        except sqlite3.DatabaseError as error:
+            raise DataError(f"{path} cannot be opened as a journal: {error}") from error
+
+    def close(self) -> None:
+        """Close the file."""
+        self._connection.close()
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        try:
+            self._connection.execute("BEGIN IMMEDIATE")
+            yield self._connection
+            self._connection.execute("COMMIT")
+        except sqlite3.OperationalError as error:
+            with contextlib.suppress(sqlite3.Error):
+                self._connection.execute("ROLLBACK")
+            raise DataError(
+                f"cannot write to the journal: {error}. What was journalled is safe: "
+                "mend the cause (disk space, another run on the same folder) and run the same command again"
+            ) from error
+
+    def claim(self, study_hash: str, description: str) -> None:
+        """Bind the folder to a study. Raises ConfigError when it holds another study's results."""
+        known = self.meta()
+        if known.get("schema", str(JOURNAL_SCHEMA)) != str(JOURNAL_SCHEMA):
+            raise ConfigError(
+                f"the journal has schema {known['schema']}; this version reads {JOURNAL_SCHEMA}"
+            )
+        if known.get("study_hash", study_hash) != study_hash:
+            raise ConfigError(
+                "the folder holds the results of another study:\n"
+                f"{_difference(known.get('study', ''), description)}\n"
+                "Give another --out, or remove that folder."
+            )
+        with self._transaction() as connection:
+            values = {"schema": str(JOURNAL_SCHEMA), "study_hash": study_hash, "study": description}
+            connection.executemany("INSERT OR IGNORE INTO meta VALUES (?, ?)", values.items())
+
+    def meta(self) -> dict[str, str]:
+        """Keys and values that describe the journal."""
+        return dict(self._connection.execute("SELECT key, value FROM meta"))
+
+    def add_items(self, task: str, items: Sequence[Item]) -> None:
+        """The questions of a task, so that a report needs nothing but this file."""
+        rows = [
+            (
+                task, position, item.id, item.cluster, item.question, item.context,
+                json.dumps(item.references, ensure_ascii=False), json.dumps(item.choices, ensure_ascii=False),
+            )
+            for position, item in enumerate(items)
+        ]  # fmt: skip
+        with self._transaction() as connection:
+            connection.executemany("INSERT OR REPLACE INTO items VALUES (?,?,?,?,?,?,?,?)", rows)
+
+    def add_records(
+        self, run_key: str, *, model: str, recipe: str, seed: int | None, task: str, records: Sequence[Record]
+    ) -> None:
+        """A batch of records, all or none."""
+        rows = [
+            (
+                run_key, model, recipe, seed, task, record.item_id, record.cluster, record.response, record.score,
+                record.unscored_reason, record.tokens, int(record.truncated),
+                json.dumps(dict(record.details), ensure_ascii=False, sort_keys=True),
+            )
+            for record in records
+        ]  # fmt: skip
+        with self._transaction() as connection:
+            connection.executemany("INSERT OR REPLACE INTO records VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)", rows)
+
+    def done(self, run_key: str) -> set[str]:
+        """Item ids that have a record under a run key."""
+        rows = self._connection.execute("SELECT item_id FROM records WHERE run_key = ?", (run_key,))
+        return {item_id for (item_id,) in rows}
+
+    def forget(self, run_keys: Sequence[str]) -> None:
+        """Drop the records of a compressed model that could not be made again bit for bit."""
+        with self._transaction() as connection:
+            connection.executemany("DELETE FROM records WHERE run_key = ?", [(key,) for key in run_keys])
+
+    def artifact(self, key: str) -> tuple[str, dict[str, Any]] | None:
+        """Digest and report of a compressed model made before."""
+        row = self._connection.execute(
+            "SELECT digest, report FROM artifacts WHERE artifact_key = ?", (key,)
+        ).fetchone()
+        return None if row is None else (row[0], json.loads(row[1]))
+
+    def add_artifact(self, key: str, digest: str, report: Mapping[str, Any]) -> None:
+        """Remember what a recipe made."""
+        with self._transaction() as connection:
+            connection.execute(
+                "INSERT OR REPLACE INTO artifacts VALUES (?,?,?)",
+                (key, digest, json.dumps(report, sort_keys=True)),
+            )
+
+    def calibration(self, key: str) -> Calibration | None:
+        """Calibration windows used before."""
+        row = self._connection.execute(
+            "SELECT source, seed, sequences, length, tokens FROM calibrations WHERE calibration_key = ?",
+            (key,),
+        ).fetchone()
+        if row is None:
+            return None
+        source, seed, sequences, length, blob = row
+        tokens = np.frombuffer(blob, dtype="<i4").astype(np.int64).reshape(sequences, length)
+        return Calibration(tokens=tokens, source=source, seed=seed)
+
+    def add_calibration(self, key: str, calibration: Calibration) -> None:
+        """Keep the windows themselves: a resumed run must not depend on a cache or a hub."""
+        sequences, length = calibration.tokens.shape
+        row = (
+            key, calibration.digest, calibration.source, calibration.seed, sequences, length,
+            calibration.tokens.astype("<i4").tobytes(),
+        )  # fmt: skip
+        with self._transaction() as connection:
+            connection.execute("INSERT OR REPLACE INTO calibrations VALUES (?,?,?,?,?,?,?)", row)
+
+    def add_seconds(self, stage: str, detail: str, seconds: float) -> None:
+        """Wall time of a piece of work."""
+        with self._transaction() as connection:
+            connection.execute("INSERT INTO seconds VALUES (?,?,?)", (stage, detail, seconds))
+
+    def seconds(self) -> dict[str, dict[str, float]]:
+        """Wall time by stage and detail, added up over all sessions of the run."""
+        total: dict[str, dict[str, float]] = {}
+        for stage, detail, value in self._connection.execute("SELECT stage, detail, seconds FROM seconds"):
+            total.setdefault(stage, {})[detail] = total.get(stage, {}).get(detail, 0.0) + value
+        return total
+
+    def records(self) -> pd.DataFrame:
+        """All records, ordered by task, recipe, seed and the place of the item; `details` decoded."""
+        frame = pd.read_sql_query(
+            "SELECT records.*, items.position FROM records "
+            "LEFT JOIN items ON items.task = records.task AND items.item_id = records.item_id "
+            "ORDER BY records.task, recipe, seed, position, records.item_id",
+            self._connection,
+        )
+        frame["details"] = frame["details"].map(json.loads)
+        frame["truncated"] = frame["truncated"].astype(bool)
+        return frame
+
+    def items(self) -> pd.DataFrame:
+        """All items in their order; `reference` and `choices` decoded to lists."""
+        frame = pd.read_sql_query("SELECT * FROM items ORDER BY task, position", self._connection)
+        for column in ("reference", "choices"):
+            frame[column] = frame[column].map(json.loads)
+        return frame
+
+
+def _difference(old: str, new: str) -> str:
+    """Lines of two study files that differ, old with −, new with +."""
+    before, after = old.splitlines(), new.splitlines()
+    lines = [f"  - {line}" for line in before if line not in after]
+    lines += [f"  + {line}" for line in after if line not in before]
+    return "\n".join(lines[:20])

@@ -1,0 +1,188 @@
+"""What a study found: computed from the journal's records alone, and written as results.json."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from llmkick.errors import DataError
+from llmkick.models.files import write_text_atomically
+from llmkick.statistics import Comparison, PerplexityComparison, compare, compare_perplexity, overall_verdict
+from llmkick.tasks.task import Task
+
+RESULTS_FILE = "results.json"
+RESULTS_SCHEMA = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyResult:
+    """Everything in results.json, and the folder it lies in."""
+
+    folder: Path
+    study: Mapping[str, Any]
+    environment: Mapping[str, Any]
+    timing: Mapping[str, Any]
+    model: Mapping[str, Any]
+    tasks: Sequence[Mapping[str, Any]]
+    results: Sequence[Mapping[str, Any]]
+    comparisons: Sequence[Mapping[str, Any]]
+    overall: Sequence[Mapping[str, Any]]
+    compression: Sequence[Mapping[str, Any]]
+    warnings: Sequence[str]
+
+    def write(self) -> Path:
+        """Write results.json atomically."""
+        content = {"schema": RESULTS_SCHEMA, **{k: v for k, v in vars(self).items() if k != "folder"}}
+        path = self.folder / RESULTS_FILE
+        write_text_atomically(path, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+        return path
+
+
+def read_results(folder: Path) -> StudyResult:
+    """Read a run folder's results.json. Raises DataError when it is missing, damaged or of another schema."""
+    path = folder / RESULTS_FILE
+    if not path.is_file():
+        raise DataError(f"{folder} holds no {RESULTS_FILE}: run `kick run` to its end first")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        schema = content.pop("schema")
+        if schema != RESULTS_SCHEMA:
+            raise DataError(f"{path} has schema {schema}; this version reads {RESULTS_SCHEMA}")
+        return StudyResult(folder=folder, **content)
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{path} is damaged: {error}") from error
+
+
+def describe_task(task: Task, prompting: str) -> dict[str, Any]:
+    """A task as results.json lists it."""
+    return {
+        **task.key,
+        "metric": task.metric,
+        "chance_level": task.chance_level,
+        "setting": task.setting,
+        "prompting": prompting,
+    }
+
+
+def cell_results(records: pd.DataFrame, tasks: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """One row for each model × recipe × seed × task: the metric's value over its scored items."""
+    metric = {task["name"]: task["metric"] for task in tasks}
+    rows = []
+    for (model, recipe, seed, task), cell in records.groupby(
+        ["model", "recipe", "seed", "task"], dropna=False
+    ):
+        scored = cell["score"].dropna()
+        reasons = cell.loc[cell["score"].isna(), "unscored_reason"].value_counts().sort_index()
+        rows.append(
+            {
+                "model": model,
+                "recipe": recipe,
+                "seed": None if pd.isna(seed) else int(seed),
+                "task": task,
+                "metric": metric[task],
+                "value": _value(cell, metric[task]),
+                "n": len(scored),
+                "unscored": len(cell) - len(scored),
+                "unscored_reasons": {str(reason): int(count) for reason, count in reasons.items()},
+                "truncated": int(cell["truncated"].sum()),
+                "tokens": int(cell["tokens"].sum()),
+                "details": _mean_details(cell),
+            }
+        )
+    return rows
+
+
+def _value(cell: pd.DataFrame, metric: str) -> float | None:
+    scored = cell[cell["score"].notna()]
+    if scored.empty:
+        return None
+    if metric == "perplexity":
+        return math.exp(float((scored["score"] * scored["tokens"]).sum() / scored["tokens"].sum()))
+    return float(scored["score"].mean())
+
+
+def _mean_details(cell: pd.DataFrame) -> dict[str, float]:
+    """Means of the plain numbers beside the score (exact match, F1, …)."""
+    details = pd.DataFrame(list(cell.loc[cell["score"].notna(), "details"]))
+    numbers = details.select_dtypes("number")
+    return {str(name): float(numbers[name].mean()) for name in numbers.columns}
+
+
+def compare_all(
+    records: pd.DataFrame,
+    tasks: Sequence[Mapping[str, Any]],
+    recipes: Sequence[str],
+    *,
+    margin: float,
+    alpha: float,
+) -> list[Comparison | PerplexityComparison]:
+    """Every recipe against the dense model on every task, paired by item."""
+    found: list[Comparison | PerplexityComparison] = []
+    for task in tasks:
+        of_task = records[records["task"] == task["name"]]
+        dense = of_task[of_task["recipe"] == "dense"].set_index("item_id")
+        for recipe in recipes:
+            cells = of_task[of_task["recipe"] == recipe]
+            if not cells.empty:
+                found.append(_compare_cell(task, recipe, dense, cells, margin=margin, alpha=alpha))
+    return found
+
+
+def _compare_cell(
+    task: Mapping[str, Any],
+    recipe: str,
+    dense: pd.DataFrame,
+    cells: pd.DataFrame,
+    *,
+    margin: float,
+    alpha: float,
+) -> Comparison | PerplexityComparison:
+    compressed = {
+        "no seed" if pd.isna(seed) else str(int(seed)): _scores(cell.set_index("item_id"))
+        for seed, cell in cells.groupby("seed", dropna=False)
+    }
+    seeds: tuple[str, ...] = tuple(seed for seed in compressed if seed != "no seed")
+    only = next(iter(compressed.values()))
+    common: dict[str, Any] = {
+        "margin": margin,
+        "alpha": alpha,
+        "task": task["name"],
+        "recipe": recipe,
+        "seeds": [int(seed) for seed in seeds],
+    }
+    scores: Any = compressed if len(compressed) > 1 else only
+    if task["metric"] == "perplexity":
+        tokens = {item: float(count) for item, count in dense["tokens"].items()}
+        return compare_perplexity(_scores(dense), scores, tokens, **common)  # type: ignore[arg-type]
+    return compare(
+        _scores(dense),
+        scores,
+        clusters=dict(dense["cluster"]),
+        chance=task["chance_level"],
+        **common,
+    )
+
+
+def _scores(cell: pd.DataFrame) -> dict[str, float | None]:
+    return {str(item): None if pd.isna(score) else float(score) for item, score in cell["score"].items()}
+
+
+def overall_by_recipe(comparisons: Sequence[Comparison | PerplexityComparison]) -> list[dict[str, Any]]:
+    """The verdict over all tasks of each recipe (intersection-union); perplexity has no say in it."""
+    by_recipe: dict[str, list[Comparison]] = {}
+    for comparison in comparisons:
+        if isinstance(comparison, Comparison):
+            by_recipe.setdefault(comparison.recipe, []).append(comparison)
+    return [{"recipe": recipe, "verdict": overall_verdict(found)} for recipe, found in by_recipe.items()]
+
+
+def as_json(value: Any) -> dict[str, Any]:
+    """A frozen record as plain JSON types; NaN and Inf, which JSON does not have, are refused on writing."""
+    plain: dict[str, Any] = json.loads(json.dumps(asdict(value)))
+    return plain

@@ -1,0 +1,395 @@
+"""Plan → run → resume: which cells of recipe × seed × task are missing, and filling them."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import resource
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+import psutil
+import torch
+
+from llmkick.compression.blocks import decoder_blocks
+from llmkick.compression.calibration import Calibration, calibrate
+from llmkick.compression.recipe import Dense, Recipe
+from llmkick.compression.walk import WALK_VERSION, check_recipe_fits, compress
+from llmkick.errors import ConfigError
+from llmkick.models.batching import ENGINE_VERSION
+from llmkick.models.files import require_space, write_text_atomically
+from llmkick.models.language_model import TransformersModel, load_model
+from llmkick.study.config import Study
+from llmkick.study.journal import Journal
+from llmkick.study.results import (
+    StudyResult,
+    as_json,
+    cell_results,
+    compare_all,
+    describe_task,
+    overall_by_recipe,
+)
+from llmkick.tasks.prompting import resolve_prompting
+from llmkick.tasks.task import BATCH_ITEMS, Item, Task, evaluate_in_batches
+
+# A journal and a report rarely need more.
+SPACE_NEEDED = 200_000_000
+
+
+class Observer(Protocol):
+    """Whoever watches a run: a progress bar, a log, nobody."""
+
+    def stage(self, title: str, total: int) -> None:
+        """A piece of work of `total` steps begins."""
+        ...
+
+    def advance(self, done: int) -> None:
+        """So many steps of it are done."""
+        ...
+
+    def cells(self, done: int, total: int) -> None:
+        """So many cells of the whole plan are done."""
+        ...
+
+
+class Silent:
+    """An observer that shows nothing."""
+
+    def stage(self, title: str, total: int) -> None:
+        """Ignore."""
+
+    def advance(self, done: int) -> None:
+        """Ignore."""
+
+    def cells(self, done: int, total: int) -> None:
+        """Ignore."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One recipe (with one calibration seed, where it has one) on one task."""
+
+    recipe: Recipe
+    seed: int | None
+    task: Task
+    run_key: str
+
+
+def run_study(study: Study, *, out: Path | str, observer: Observer | None = None) -> StudyResult:
+    """Run a study into a folder, or resume the one that is there.
+
+    Every record is journalled as soon as its batch is done; what is in the journal is not run again.
+    Raises ConfigError before any work when the study, the model and the folder do not fit together.
+    """
+    run = _Run(study=study, folder=Path(out), observer=observer or Silent())
+    return run.execute()
+
+
+@dataclass(kw_only=True)
+class _Run:
+    study: Study
+    folder: Path
+    observer: Observer
+    tasks: list[Task] = field(default_factory=list)
+    items: dict[str, Sequence[Item]] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+    def execute(self) -> StudyResult:
+        self.journal = self._open_folder()
+        try:
+            started = datetime.now(UTC).isoformat(timespec="seconds")
+            with self._timed("load", self.study.model):
+                self.observer.stage(f"loading {self.study.model}", 1)
+                self.model = load_model(self.study.model, dtype=self.study.dtype, device=self.study.device)
+            self.prompting = resolve_prompting(self.model, self.study.prompting)
+            self.tasks = [spec.make() for spec in self.study.tasks]
+            self._check_recipes()
+            self.items = {task.name: task.items(self.model) for task in self.tasks}
+            for name, items in self.items.items():
+                self.journal.add_items(name, items)
+            self._run_cells()
+            return self._finish(started)
+        finally:
+            self.journal.close()
+
+    def _open_folder(self) -> Journal:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            probe = self.folder / ".write-test"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise ConfigError(f"cannot write to {self.folder}: {error}; give another --out") from error
+        require_space(self.folder, SPACE_NEEDED, "a run")
+        journal = Journal(self.folder)
+        text = self.study.to_toml()
+        journal.claim(self.study.hash(), text)
+        write_text_atomically(self.folder / "study.toml", text)
+        return journal
+
+    def _check_recipes(self) -> None:
+        """Fail before hours of work, not after."""
+        blocks = decoder_blocks(self.model.network)
+        placeholder = Calibration(tokens=torch.zeros(1, 2, dtype=torch.long).numpy(), source="", seed=0)
+        for recipe in self.study.parsed_recipes():
+            check_recipe_fits(recipe, blocks, placeholder)
+        if self.study.calibration.length > self.model.max_tokens:
+            raise ConfigError(
+                f"calibration length {self.study.calibration.length} exceeds the context of "
+                f"{self.model.info.name}, {self.model.max_tokens} tokens"
+            )
+
+    def _run_cells(self) -> None:
+        variants = list(self._variants())
+        total, finished = len(variants) * len(self.tasks), 0
+        self.observer.cells(0, total)
+        for recipe, seed in variants:
+            calibration = None if isinstance(recipe, Dense) else self._calibration(seed)
+            cells = [self._cell(recipe, seed, task, calibration) for task in self.tasks]
+            missing = [cell for cell in cells if self._missing_items(cell)]
+            finished += len(cells) - len(missing)
+            self.observer.cells(finished, total)
+            if not missing and self._report_known(recipe, seed, calibration):
+                continue
+            compressed = self._compressed(recipe, seed, calibration, cells)
+            for cell in cells:
+                if self._missing_items(cell):
+                    self._evaluate(compressed, cell)
+                    finished += 1
+                    self.observer.cells(finished, total)
+
+    def _variants(self) -> Iterator[tuple[Recipe, int | None]]:
+        """Dense first; a method without calibration has no seed and runs once."""
+        yield Dense(), None
+        for recipe in self.study.parsed_recipes():
+            seeds = self.study.seeds if recipe.needs_calibration else (None,)
+            for seed in seeds:
+                yield recipe, seed
+
+    def _calibration(self, seed: int | None) -> Calibration:
+        """The windows of a seed. Methods that need none use the first seed's to measure their output error."""
+        spec = self.study.calibration
+        seed = self.study.seeds[0] if seed is None else seed
+        key = _digest([self.model.info.digest, spec.model_dump(), seed])
+        known = self.journal.calibration(key)
+        if known is None:
+            total = spec.sequences * spec.length
+            self.observer.stage(f"calibration text ({spec.source}, seed {seed})", total)
+            with self._timed("calibrate", f"{spec.source}, seed {seed}"):
+                known = calibrate(
+                    self.model,
+                    source=spec.source,
+                    sequences=spec.sequences,
+                    length=spec.length,
+                    seed=seed,
+                    progress=lambda done, _total: self.observer.advance(done),
+                )
+            self.journal.add_calibration(key, known)
+        return known
+
+    def _artifact_key(self, recipe: Recipe, calibration: Calibration | None) -> dict[str, Any]:
+        """Everything that decides the compressed weights."""
+        info = self.model.info
+        return {
+            "weights": info.digest,
+            "dtype": info.dtype,
+            "device": self.model.device.type,
+            "recipe": str(recipe),
+            "calibration": calibration.digest
+            if calibration is not None and recipe.needs_calibration
+            else None,
+            "propagate": self.study.propagate if recipe.needs_calibration else None,
+            "walk": WALK_VERSION,
+        }
+
+    def _cell(self, recipe: Recipe, seed: int | None, task: Task, calibration: Calibration | None) -> Cell:
+        key = {
+            **self._artifact_key(recipe, calibration),
+            "seed": seed,
+            "task": dict(task.key),
+            "prompting": self.prompting,
+            "engine": ENGINE_VERSION,
+            "batch": BATCH_ITEMS,
+        }
+        return Cell(recipe=recipe, seed=seed, task=task, run_key=_digest(key))
+
+    def _missing_items(self, cell: Cell) -> bool:
+        done = self.journal.done(cell.run_key)
+        return any(item.id not in done for item in self.items[cell.task.name])
+
+    def _report_known(self, recipe: Recipe, seed: int | None, calibration: Calibration | None) -> bool:
+        return (
+            isinstance(recipe, Dense)
+            or self.journal.artifact(self._report_key(recipe, seed, calibration)) is not None
+        )
+
+    def _report_key(self, recipe: Recipe, seed: int | None, calibration: Calibration | None) -> str:
+        return _digest([self._artifact_key(recipe, calibration), seed])
+
+    def _compressed(
+        self, recipe: Recipe, seed: int | None, calibration: Calibration | None, cells: list[Cell]
+    ) -> TransformersModel:
+        """The compressed model; records made with other bits of the same recipe are dropped, and said."""
+        if isinstance(recipe, Dense):
+            return self.model
+        title = f"compressing {recipe}" + ("" if seed is None else f" (seed {seed})")
+        self.observer.stage(title, len(decoder_blocks(self.model.network)))
+        with self._timed("compress", str(recipe)):
+            compressed, report = compress(
+                self.model,
+                recipe,
+                calibration=calibration,
+                seed=seed or 0,
+                propagate=self.study.propagate,
+                progress=lambda done, _total: self.observer.advance(done),
+            )
+        key = self._report_key(recipe, seed, calibration)
+        known = self.journal.artifact(key)
+        if known is not None and known[0] != report.digest:
+            self.warnings.append(
+                f"{recipe}: compressing again gave other weights (another machine or thread count?); "
+                "its earlier records were dropped and made anew"
+            )
+            self.journal.forget([cell.run_key for cell in cells])
+        if known is None or known[0] != report.digest:
+            self.journal.add_artifact(key, report.digest, as_json(report))
+        return compressed
+
+    def _evaluate(self, model: TransformersModel, cell: Cell) -> None:
+        items = self.items[cell.task.name]
+        done = self.journal.done(cell.run_key)
+        self.observer.stage(f"{cell.recipe} on {cell.task.name}", len(items))
+        started = time.perf_counter()
+        for records in evaluate_in_batches(model, cell.task, prompting=self.prompting, done=done):
+            self.journal.add_records(
+                cell.run_key,
+                model=self.model.info.name,
+                recipe=str(cell.recipe),
+                seed=cell.seed,
+                task=cell.task.name,
+                records=records,
+            )
+            self.journal.add_seconds("evaluate", cell.task.name, time.perf_counter() - started)
+            started = time.perf_counter()
+            done |= {record.item_id for record in records}
+            self.observer.advance(len(done))
+
+    def _finish(self, started: str) -> StudyResult:
+        study = self.study
+        self.observer.stage("statistics", 1)
+        records = self.journal.records()
+        tasks = [describe_task(task, self.prompting) for task in self.tasks]
+        with self._timed("statistics", "comparisons"):
+            comparisons = compare_all(records, tasks, study.recipes, margin=study.margin, alpha=study.alpha)
+        reports = self._reports()
+        result = StudyResult(
+            folder=self.folder,
+            study={**study.model_dump(mode="json"), "hash": study.hash()},
+            environment=environment(self.model),
+            timing={
+                "started": started,
+                "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+                "seconds": self.journal.seconds(),
+                "compression_seconds": {r["recipe"]: r.pop("seconds") for r in reports},
+                "peak_memory_bytes": peak_memory(),
+            },
+            model=as_json(self.model.info),
+            tasks=tasks,
+            results=sorted(cell_results(records, tasks), key=self._order),
+            comparisons=[as_json(comparison) for comparison in comparisons],
+            overall=overall_by_recipe(comparisons),
+            compression=reports,
+            warnings=[*self.warnings, *_warnings(self.model, study, records, reports)],
+        )
+        result.write()
+        return result
+
+    def _order(self, row: Mapping[str, Any]) -> tuple[int, int, int]:
+        recipes, tasks = ["dense", *self.study.recipes], [task.name for task in self.tasks]
+        return recipes.index(row["recipe"]), row["seed"] or 0, tasks.index(row["task"])
+
+    def _reports(self) -> list[dict[str, Any]]:
+        reports = []
+        for recipe, seed in self._variants():
+            if not isinstance(recipe, Dense):
+                calibration = self._calibration(seed)
+                known = self.journal.artifact(self._report_key(recipe, seed, calibration))
+                assert known is not None, f"no report of {recipe}"
+                reports.append(known[1])
+        return reports
+
+    @contextmanager
+    def _timed(self, stage: str, detail: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self.journal.add_seconds(stage, detail, time.perf_counter() - started)
+
+
+def _warnings(
+    model: TransformersModel, study: Study, records: Any, reports: list[dict[str, Any]]
+) -> list[str]:
+    """Whatever a reader of the tables must know and could not see in them."""
+    found = []
+    info = model.info
+    if info.source_precision != "float" and any(recipe.is_rounding for recipe in study.parsed_recipes()):
+        found.append(
+            f"the dense weights of {info.name} come from a file already rounded to {info.source_precision}: "
+            "rounding them again says little about rounding the original"
+        )
+    if not study.propagate:
+        found.append("calibration was not propagated: every statistic comes from the dense model")
+    for report in reports:
+        found += [f"{report['recipe']}: {warning}" for warning in report["warnings"]]
+    unscored = records[records["score"].isna()]
+    if len(unscored):
+        found.append(
+            f"{len(unscored)} of {len(records)} records are unscored; results.json counts the reasons"
+        )
+    moved = sum(bool(details.get("boundary_moved")) for details in records["details"])
+    if moved:
+        found.append(f"{moved} records have options whose tokens merge with the prompt's last token")
+    return list(dict.fromkeys(found))
+
+
+def environment(model: TransformersModel | None = None) -> dict[str, Any]:
+    """What the numbers were made on: versions, processor, memory, threads, device."""
+    packages = ("llmkick", "torch", "transformers", "tokenizers", "safetensors", "numpy", "scipy", "pandas")
+    return {
+        "packages": {name: importlib.metadata.version(name) for name in packages},
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory_bytes": psutil.virtual_memory().total,
+        "device": str(model.device) if model is not None else "",
+        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def peak_memory() -> int:
+    """Largest resident size of this process so far, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,167 @@
+"""Input statistics and the factor of the inverse Hessian, against their definitions in double precision."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from llmkick.compression.hessian import InputStatistics, factorise, inverse_factor, invert_lower
+from llmkick.errors import ConfigError, NumericalError
+
+
+def correlated_inputs(sequences: int, tokens: int, width: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    mixing = torch.eye(width) + torch.randn(width, width, generator=generator) / math.sqrt(width)
+    return torch.randn(sequences, tokens, width, generator=generator) @ mixing
+
+
+def statistics_of(inputs: Tensor, *, hessian: bool = True) -> InputStatistics:
+    statistics = InputStatistics(inputs.shape[2], hessian=hessian, name="layers.0.q_proj")
+    statistics.add(inputs)
+    return statistics
+
+
+@pytest.mark.parametrize("width", [1, 40, 300])  # 300 takes two panels
+def test_moments_are_those_of_the_papers(width: int) -> None:
+    inputs = correlated_inputs(3, 50, width)
+    rows = inputs.reshape(-1, width).double()
+    statistics = statistics_of(inputs)
+    assert torch.allclose(statistics.hessian().double(), 2 / 3 * rows.T @ rows, rtol=1e-5, atol=1e-3)
+    assert torch.equal(statistics.hessian(), statistics.hessian().T)
+    for hessian in (True, False):
+        mean_square = statistics_of(inputs, hessian=hessian).mean_square()
+        assert torch.allclose(mean_square.double(), rows.square().sum(0) / 3, rtol=1e-5)
+    assert (statistics.sequences, statistics.tokens) == (3, 150)
+
+
+def test_batches_add_up() -> None:
+    inputs = correlated_inputs(6, 20, 30)
+    whole, parts = statistics_of(inputs), InputStatistics(30, hessian=True)
+    for batch in torch.split(inputs, [1, 3, 2]):
+        parts.add(batch)
+    assert torch.allclose(parts.hessian(), whole.hessian(), rtol=1e-5, atol=1e-4)
+    assert (parts.sequences, parts.tokens) == (whole.sequences, whole.tokens)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_sums_are_float32_whatever_the_forward_computes_in(dtype: torch.dtype) -> None:
+    inputs = (100 * correlated_inputs(2, 400, 20)).to(dtype)  # sums of squares overflow float16
+    rows = inputs.reshape(-1, 20).double()
+    hessian = statistics_of(inputs).hessian()
+    assert hessian.dtype == torch.float32
+    assert torch.allclose(hessian.double(), rows.T @ rows, rtol=1e-5, atol=1e-5 * float(hessian.max()))
+
+
+@pytest.mark.parametrize("hessian", [True, False])
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [(math.nan, "column 7"), (-math.inf, "column 7"), (1e25, "squares exceed float32")],
+)
+def test_inputs_that_are_not_finite_are_named(value: float, message: str, hessian: bool) -> None:
+    inputs = correlated_inputs(2, 10, 12)
+    inputs[1, 3, 7] = value
+    with pytest.raises(NumericalError, match=f"layers.0.q_proj: .*{message}"):
+        statistics_of(inputs, hessian=hessian)
+
+
+def test_misuse_is_refused() -> None:
+    statistics = InputStatistics(12, hessian=False, name="layers.0.q_proj")
+    with pytest.raises(NumericalError, match=r"layers\.0\.q_proj: no calibration input"):
+        statistics.mean_square()
+    with pytest.raises(ConfigError, match=r"\(2, 5, 11\) are not \(sequences, tokens, 12\)"):
+        statistics.add(torch.zeros(2, 5, 11))
+    with pytest.raises(ConfigError, match=r"\(5, 12\) are not"):
+        statistics.add(torch.zeros(5, 12))
+    with pytest.raises(ConfigError, match=r"torch\.int64"):
+        statistics.add(torch.zeros(2, 5, 12, dtype=torch.int64))
+    statistics.add(torch.zeros(0, 5, 12))
+    with pytest.raises(NumericalError, match="no calibration token"):
+        statistics.mean_square()
+    statistics.add(torch.ones(1, 5, 12))
+    with pytest.raises(ConfigError, match="hessian=True"):
+        statistics.hessian()
+
+
+@pytest.mark.parametrize("width", [1, 2, 127, 128, 129, 257])
+def test_factor_equals_that_of_two_choleskys(width: int) -> None:
+    hessian = statistics_of(correlated_inputs(2, 300, width)).hessian()
+    upper, used = inverse_factor(hessian)
+    damped = hessian.double() + 0.01 * hessian.diagonal().mean() * torch.eye(width)
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
+    expected = torch.linalg.cholesky(inverse, upper=True)
+    assert used == 0.01
+    assert torch.allclose(upper.double(), expected, rtol=1e-3, atol=1e-5 * float(expected.max()))
+    assert torch.equal(upper, upper.triu())
+    assert torch.allclose(upper.T.double() @ upper.double() @ damped, torch.eye(width).double(), atol=1e-3)
+
+
+def test_triangular_inverse_beyond_one_leaf() -> None:
+    lower = torch.linalg.cholesky(statistics_of(correlated_inputs(2, 700, 300)).hessian())
+    assert torch.allclose(invert_lower(lower) @ lower, torch.eye(300), atol=1e-4)
+    assert torch.equal(invert_lower(lower).triu(1), torch.zeros(300, 300))
+
+
+def test_dead_inputs_count_as_one_and_touch_no_other() -> None:
+    inputs = correlated_inputs(2, 100, 20)
+    inputs[..., [3, 11]] = 0
+    hessian = statistics_of(inputs).hessian()
+    alive = [column for column in range(20) if column not in (3, 11)]
+    factor = factorise(hessian)
+    assert factor.dead.nonzero().flatten().tolist() == [3, 11]
+    expected = hessian.double()
+    expected[[3, 11], [3, 11]] = 1
+    damping = 0.01 * float(expected.diagonal().mean())
+    assert factor.upper[3, 3].item() == pytest.approx((1 + damping) ** -0.5, rel=1e-5)
+    inner = torch.linalg.inv(expected[alive][:, alive] + damping * torch.eye(18))
+    upper = factor.upper[alive][:, alive].double()
+    assert torch.allclose(upper.T @ upper, inner, rtol=1e-3, atol=1e-5 * float(inner.max()))
+
+
+def test_act_order_permutes_before_factorising() -> None:
+    inputs = 0.1 * correlated_inputs(2, 100, 20) * torch.linspace(0.2, 3, 20)
+    inputs[..., 4] = 0
+    hessian = statistics_of(inputs).hessian()
+    factor = factorise(hessian, act_order=True)
+    order = factor.order
+    assert order is not None
+    counted = hessian.diagonal().clone()
+    counted[4] = 1
+    assert counted.min() < 1 < counted.max()
+    assert counted[order].tolist() == sorted(counted.tolist(), reverse=True)
+    assert torch.equal(factor.upper, inverse_factor(hessian[order][:, order])[0])
+    assert factor.dead.nonzero().flatten().tolist() == [4]  # in the weight's own order
+
+
+def test_layers_that_share_inputs_share_the_factor_until_more_arrive() -> None:
+    statistics = statistics_of(correlated_inputs(2, 60, 20))
+    first = statistics.factor()
+    assert statistics.factor() is first
+    assert statistics.factor(act_order=True) is not first
+    statistics.add(correlated_inputs(2, 60, 20, seed=1))
+    assert not torch.equal(statistics.factor().upper, first.upper)
+
+
+@pytest.mark.parametrize(("correlation", "used"), [(0.5, 0.01), (1.05, 0.1), (1.5, 1.0), (5.0, 10.0)])
+def test_damping_rises_step_by_step_and_says_how_far(correlation: float, used: float) -> None:
+    hessian = torch.tensor([[1.0, correlation], [correlation, 1.0]])  # not positive definite from 1 on
+    upper, damping = inverse_factor(hessian)
+    assert damping == pytest.approx(used)
+    assert factorise(hessian).damping == damping
+    damped = hessian + damping * torch.eye(2)
+    assert torch.allclose(upper.T @ upper @ damped, torch.eye(2), atol=1e-5)
+
+
+def test_a_hopeless_hessian_is_an_error_not_a_fallback() -> None:
+    with pytest.raises(NumericalError, match=r"down_proj: .*cannot be factorised, even with 10 of"):
+        inverse_factor(torch.tensor([[1.0, 30.0], [30.0, 1.0]]), name="down_proj")
+    with pytest.raises(NumericalError, match=r"down_proj: .*NaN or Inf"):
+        inverse_factor(torch.tensor([[1.0, math.nan], [math.nan, 1.0]]), name="down_proj")
+
+
+def test_factorising_leaves_the_hessian_alone() -> None:
+    hessian = statistics_of(correlated_inputs(2, 60, 20)).hessian()
+    before = hessian.clone()
+    factorise(hessian)
+    factorise(hessian, act_order=True)
+    assert torch.equal(hessian, before)

@@ -1,0 +1,297 @@
+"""Pairing, the numbers of a comparison against scipy and brute force, perplexity and choice agreement."""
+
+import itertools
+import math
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from llmkick.errors import ConfigError, DataError
+from llmkick.statistics import choice_agreement, compare, compare_perplexity, overall_verdict
+from llmkick.statistics.paired import bootstrap_ratio
+from llmkick.statistics.verdict import PairedScores, loss_test
+
+binary = st.sampled_from([0.0, 1.0])
+
+
+def scores_of(right: int, lost: int, gained: int, wrong: int) -> tuple[list[float], list[float]]:
+    """Dense and compressed scores with the four counts of a paired 2 × 2 table."""
+    dense = [1.0] * (right + lost) + [0.0] * (gained + wrong)
+    compressed = [1.0] * right + [0.0] * lost + [1.0] * gained + [0.0] * wrong
+    return dense, compressed
+
+
+class TestPairing:
+    def test_by_id_whatever_the_order(self) -> None:
+        dense = {"a": 1.0, "b": 0.0, "c": 1.0, "d": 1.0}
+        compressed = {"d": 0.0, "c": 1.0, "b": 1.0, "a": 1.0}
+        result = compare(dense, compressed)
+        assert (result.gained, result.lost) == (1, 1)
+        assert result.compressed == 0.75
+
+    def test_mismatch_names_ids(self) -> None:
+        with pytest.raises(DataError, match=r"missing 'b'.*not in dense 'x', 'y', 'z' and 1 more"):
+            compare({"a": 1, "b": 0}, {"a": 1, "x": 0, "y": 0, "z": 1, "zz": 1})
+
+    def test_duplicate_ids_are_named(self) -> None:
+        with pytest.raises(DataError, match=r"more than once: 'a'"):
+            compare([("a", 1.0), ("a", 0.0)], {"a": 1.0})
+
+    def test_pairs_of_id_and_score(self) -> None:
+        result = compare([("a", 1.0), ("b", 0.0)], [("b", 1.0), ("a", 1.0)])
+        assert (result.gained, result.lost) == (1, 0)
+
+    def test_id_and_position_do_not_mix(self) -> None:
+        with pytest.raises(DataError, match="both be by id or both by position"):
+            compare({"a": 1.0}, [1.0])
+
+    def test_unequal_lengths(self) -> None:
+        with pytest.raises(DataError, match="2 items against 3"):
+            compare([1, 0, 1], [1, 0])
+
+    @pytest.mark.parametrize("bad", [math.nan, math.inf, "right"])
+    def test_what_is_not_a_number(self, bad: object) -> None:
+        with pytest.raises(DataError, match="item 1 has"):
+            compare([1.0, bad], [1.0, 1.0])  # type: ignore[list-item]
+
+    def test_score_out_of_range_is_named(self) -> None:
+        with pytest.raises(DataError, match=r"7\.0 is outside 0\.0 … 1\.0"):
+            compare([7.0, 1.0], [1.0, 1.0])
+
+    def test_no_items(self) -> None:
+        with pytest.raises(DataError, match="no items"):
+            compare([], [])
+
+    def test_clusters_by_id(self) -> None:
+        dense = {"a": 1, "b": 0, "c": 1, "d": 1}
+        result = compare(dense, dict(dense), clusters={"a": "x", "b": "x", "c": "y", "d": "z"})
+        assert result.clusters == 3
+        with pytest.raises(DataError, match="without a cluster: 'd'"):
+            compare(dense, dict(dense), clusters={"a": "x", "b": "x", "c": "y"})
+
+    def test_seed_mapping_equals_rows(self) -> None:
+        dense = {"a": 1.0, "b": 0.0, "c": 1.0, "d": 1.0}
+        by_seed = {7: {"d": 1.0, "c": 1.0, "b": 1.0, "a": 0.0}, 11: {"a": 1.0, "b": 0.0, "c": 0.0, "d": 1.0}}
+        rows = [[0.0, 1.0, 1.0, 1.0], [1.0, 0.0, 0.0, 1.0]]
+        named, plain = compare(dense, by_seed), compare(list(dense.values()), np.array(rows))
+        assert named.seeds == (7, 11)
+        assert plain.seeds == (0, 1)
+        assert named.p_matching == plain.p_matching
+        assert named.bootstrap_interval == plain.bootstrap_interval
+
+    def test_seed_names_must_fit(self) -> None:
+        with pytest.raises(ConfigError, match="3 seeds named for 2"):
+            compare([1, 0], [[1, 0], [1, 0]], seeds=[1, 2, 3])
+
+
+class TestNumbers:
+    def test_counts_and_means(self) -> None:
+        dense, compressed = scores_of(50, 12, 3, 35)
+        result = compare(dense, compressed, task="t", recipe="wanda@0.5", seeds=[4])
+        assert (result.task, result.recipe, result.seeds) == ("t", "wanda@0.5", (4,))
+        assert (result.n, result.clusters, result.unscored) == (100, 100, 0)
+        assert (result.dense, result.compressed) == (0.62, 0.53)
+        assert result.relative_drop == pytest.approx(1 - 0.53 / 0.62)
+        assert (result.lost, result.gained) == (12, 3)
+
+    @pytest.mark.parametrize(("lost", "gained"), [(0, 0), (1, 0), (12, 3), (5, 5), (0, 9)])
+    def test_mcnemar_against_the_binomial_sum(self, lost: int, gained: int) -> None:
+        result = compare(*scores_of(40, lost, gained, 20), resamples=0)
+        n = lost + gained
+        weights = [math.comb(n, k) / 2**n for k in range(n + 1)]
+        expected = sum(w for w in weights if w <= weights[lost] * (1 + 1e-9))
+        assert result.mcnemar_p == pytest.approx(expected)
+
+    def test_interval_is_fiellers(self) -> None:
+        """On many continuous scores no guard is active: the closed form of Fieller's quadratic."""
+        rng = np.random.default_rng(0)
+        dense = rng.uniform(0.2, 0.9, 400)
+        compressed = np.clip(dense * rng.uniform(0.6, 1.2, 400), 0, 1)
+        n, t = dense.size, stats.t.isf(0.025, dense.size - 1)
+        cov = np.cov(compressed, dense) / n
+        c, d = compressed.mean(), dense.mean()
+        a, b, k = d**2 - t**2 * cov[1, 1], c * d - t**2 * cov[0, 1], c**2 - t**2 * cov[0, 0]
+        root = math.sqrt(b**2 - a * k)
+        expected = (1 - (b + root) / a, 1 - (b - root) / a)
+        assert compare(dense, compressed).interval == pytest.approx(expected, rel=0.01, abs=2e-4)
+
+    def test_interval_inverts_the_test(self) -> None:
+        dense, compressed = scores_of(50, 12, 3, 35)
+        low, high = compare(dense, compressed, alpha=0.1).interval or (0, 0)
+        scores = PairedScores(
+            dense=np.array(dense), compressed=np.array([compressed]), cluster=np.arange(100), low=0, high=1
+        )
+        assert loss_test(scores, low).p_below == pytest.approx(0.05, abs=1e-4)
+        assert loss_test(scores, high).p_above == pytest.approx(0.05, abs=1e-4)
+
+    def test_bootstrap_is_scipys_bca(self) -> None:
+        rng = np.random.default_rng(1)
+        dense = rng.uniform(0.2, 0.9, 60)
+        compressed = np.clip(dense * rng.uniform(0.2, 1.3, 60), 0, 1)
+
+        def drop(c: np.ndarray, d: np.ndarray, axis: int = -1) -> np.ndarray:
+            return 1 - c.mean(axis=axis) / d.mean(axis=axis)
+
+        reference = stats.bootstrap((compressed, dense), drop, paired=True, n_resamples=20_000, rng=rng)
+        ours = compare(dense, compressed, resamples=20_000).bootstrap_interval
+        width = reference.confidence_interval.high - reference.confidence_interval.low
+        assert ours == pytest.approx(tuple(reference.confidence_interval), abs=0.05 * width)
+
+    def test_bootstrap_of_clusters_enumerated(self) -> None:
+        """Three clusters, two seeds: all 27 × 4 equally likely resamples, against the drawn percentiles."""
+        numerator, denominator = np.array([[3.0, 1.0, 5.0], [2.0, 2.5, 4.0]]), np.array([4.0, 3.0, 6.0])
+        exact = []
+        for clusters in itertools.product(range(3), repeat=3):
+            for seeds in itertools.product(range(2), repeat=2):
+                total = sum(numerator[s, g] for s in seeds for g in clusters) / 2
+                exact.append(total / sum(denominator[g] for g in clusters))
+        drawn = bootstrap_ratio(numerator, denominator, alpha=0.5, resamples=40_000, seed=3)
+        assert drawn == pytest.approx(tuple(np.quantile(exact, [0.25, 0.75])), abs=0.01)
+
+    def test_above_chance(self) -> None:
+        dense, compressed = scores_of(500, 120, 30, 350)
+        result = compare(dense, compressed, chance=0.25)
+        assert result.drop_above_chance == pytest.approx(1 - (0.53 - 0.25) / (0.62 - 0.25))
+        assert result.interval is not None
+        low, high = result.interval_above_chance or (0, 0)
+        assert low < result.drop_above_chance < high
+        assert high - low > result.interval[1] - result.interval[0]
+        assert compare(dense, compressed).drop_above_chance is None
+
+    def test_papers_rule_at_its_border(self) -> None:
+        assert compare(*scores_of(57, 3, 0, 40), resamples=0).paper_verdict == "matching"
+        assert compare(*scores_of(56, 4, 0, 40), resamples=0).paper_verdict == "not matching"
+
+    def test_continuous_scores_say_so(self) -> None:
+        result = compare([0.5, 0.2, 0.9], [0.4, 0.3, 0.9])
+        assert (result.gained, result.lost, result.mcnemar_p) == (1, 1, None)
+        assert any("rose and that fell" in note for note in result.notes)
+
+    def test_scores_of_a_judge(self) -> None:
+        """A 1-10 judge: everything is relative, so tenths of the same scores give the same test."""
+        rng = np.random.default_rng(5)
+        dense, compressed = rng.integers(3, 11, 80), rng.integers(3, 11, 80)
+        judged = compare(dense, compressed, score_range=(0, 10))
+        tenths = compare(dense / 10, compressed / 10)
+        assert judged.interval == pytest.approx(tenths.interval, abs=1e-6)
+        assert judged.p_matching == pytest.approx(tenths.p_matching)
+        assert compare([1, 1, 1], [1, 1, 1], score_range=(1, 10)).verdict == "no signal"
+
+    def test_seeds_widen_the_interval(self) -> None:
+        """The same items under seeds that disagree: wider than with one seed, and seeds are counted by mean."""
+        rng = np.random.default_rng(2)
+        dense = np.ones(400)
+        rows = np.array([(rng.random(400) > share) * 1.0 for share in (0.05, 0.15, 0.25)])
+        several, single = compare(dense, rows), compare(dense, rows[1])
+        assert several.interval is not None
+        assert single.interval is not None
+        assert several.interval[1] - several.interval[0] > 2 * (single.interval[1] - single.interval[0])
+        assert several.lost == pytest.approx((rows == 0).sum() / 3)
+        assert any("one calibration seed" in note for note in single.notes)
+        assert not any("calibration" in note for note in several.notes)
+        assert not any("calibration" in note for note in compare(dense, rows[1], seeds=[]).notes)
+
+    def test_clusters_widen_the_interval(self) -> None:
+        """Ten copies of every item tell no more than one."""
+        dense, compressed = scores_of(30, 8, 3, 19)
+        clusters = [i for i in range(60) for _ in range(10)]
+        many = compare(np.repeat(dense, 10), np.repeat(compressed, 10), clusters=clusters)
+        one, naive = compare(dense, compressed), compare(np.repeat(dense, 10), np.repeat(compressed, 10))
+        widths = [r.interval[1] - r.interval[0] for r in (many, one, naive) if r.interval]
+        assert widths[0] == pytest.approx(widths[1], rel=0.15)
+        assert widths[2] < 0.5 * widths[0]
+
+    def test_smallest_detectable_loss(self) -> None:
+        small, large = (compare(*scores_of(k * 60, k * 5, k * 5, k * 30)) for k in (1, 16))
+        assert small.smallest_detectable_loss is not None
+        assert large.smallest_detectable_loss is not None
+        excess = (small.smallest_detectable_loss - 0.05) / (large.smallest_detectable_loss - 0.05)
+        assert excess == pytest.approx(4, rel=0.05)
+
+    def test_order_of_items_is_irrelevant(self) -> None:
+        dense, compressed = scores_of(50, 12, 3, 35)
+        shuffled = np.random.default_rng(0).permutation(100)
+        a = compare(dense, compressed)
+        b = compare(np.array(dense)[shuffled], np.array(compressed)[shuffled])
+        assert a.p_matching == pytest.approx(b.p_matching)
+        assert a.bootstrap_interval == b.bootstrap_interval
+
+    @settings(max_examples=60, deadline=None)
+    @given(st.lists(st.tuples(binary, binary), min_size=2, max_size=30))
+    def test_invariants(self, pairs: list[tuple[float, float]]) -> None:
+        result = compare([d for d, _ in pairs], [c for _, c in pairs], resamples=200)
+        assert result.n == len(pairs)
+        assert result.gained - result.lost == round(sum(c - d for d, c in pairs))
+        if result.interval is not None and result.relative_drop is not None:
+            assert result.interval[0] <= result.relative_drop <= result.interval[1]
+        if result.p_matching is not None and result.p_not_matching is not None:
+            assert result.p_matching + result.p_not_matching >= 1 - 1e-9
+
+    def test_speed_on_the_size_of_mmlu(self) -> None:
+        rng = np.random.default_rng(0)
+        dense = (rng.random(14_042) < 0.45) * 1.0
+        compressed = np.where(rng.random(14_042) < 0.1, 1 - dense, dense)
+        start = time.perf_counter()
+        result = compare(dense, compressed, clusters=rng.integers(57, size=14_042), chance=0.25)
+        assert time.perf_counter() - start < 5
+        assert result.clusters == 57
+
+
+class TestPerplexity:
+    def test_ratio_of_exponentials(self) -> None:
+        rng = np.random.default_rng(0)
+        dense = rng.normal(3, 0.3, 60)
+        compressed, tokens = dense + rng.normal(0.1, 0.02, 60), rng.integers(100, 500, 60)
+        result = compare_perplexity(dense, compressed, tokens)
+        ppl = [math.exp((x * tokens).sum() / tokens.sum()) for x in (dense, compressed)]
+        assert (result.dense, result.compressed) == pytest.approx(ppl)
+        assert result.relative_increase == pytest.approx(ppl[1] / ppl[0] - 1)
+        assert result.outcome == "beyond margin"
+
+    def test_interval_of_equal_windows_is_students(self) -> None:
+        rng = np.random.default_rng(1)
+        difference = rng.normal(0.05, 0.1, 50)
+        result = compare_perplexity(np.full(50, 2.0), 2.0 + difference)
+        expected = stats.ttest_1samp(difference, 0).confidence_interval(0.95)
+        assert result.interval == pytest.approx((math.expm1(expected.low), math.expm1(expected.high)))
+        assert result.bootstrap_interval == pytest.approx(result.interval, abs=0.01)
+
+    def test_margin(self) -> None:
+        dense = np.random.default_rng(2).normal(3, 0.3, 200)
+        noise = np.random.default_rng(3).normal(0, 0.01, 200)
+        assert compare_perplexity(dense, dense + 0.01 + noise).outcome == "within margin"
+        assert compare_perplexity(dense, dense + math.log(1.05) + noise - noise.mean()).outcome == "undecided"
+        assert compare_perplexity([2.0], [2.1]).interval is None
+
+    def test_never_part_of_an_overall_verdict(self) -> None:
+        with pytest.raises(ConfigError, match="no perplexity"):
+            overall_verdict([compare_perplexity([2.0, 2.1], [2.1, 2.2])])  # type: ignore[list-item]
+
+    def test_missing_window(self) -> None:
+        with pytest.raises(DataError, match="every window"):
+            compare_perplexity([2.0, None], [2.0, 2.1])
+
+
+class TestChoiceAgreement:
+    def test_by_hand(self) -> None:
+        dense = {"a": np.log([0.5, 0.25, 0.25]), "b": np.log([0.1, 0.9])}
+        compressed = {"b": np.log([0.6, 0.4]), "a": np.log([0.5, 0.25, 0.25]) - 3}
+        result = choice_agreement(dense, compressed)
+        divergence = 0.1 * math.log(0.1 / 0.6) + 0.9 * math.log(0.9 / 0.4)
+        assert result.mean_kl == pytest.approx(divergence / 2)
+        assert (result.n, result.top1_agreement) == (2, 0.5)
+
+    def test_against_scipy(self) -> None:
+        rng = np.random.default_rng(0)
+        p, q = rng.normal(size=(9, 4)), rng.normal(size=(9, 4))
+        expected = stats.entropy(np.exp(p), np.exp(q), axis=1).mean()
+        assert choice_agreement(list(p), list(q)).mean_kl == pytest.approx(expected)
+
+    @pytest.mark.parametrize("row", [[0.0], [0.0, -math.inf], [0.0, 0.0, 0.0]])
+    def test_rows_that_cannot_be_compared(self, row: list[float]) -> None:
+        with pytest.raises(DataError, match="item 0"):
+            choice_agreement([[0.0, -1.0]], [row])

@@ -1,0 +1,289 @@
+"""The five outcomes, the degenerate cases, the test against its oracles, many verdicts at once."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import optimize, stats
+
+from llmkick.errors import ConfigError
+from llmkick.statistics import compare, fixed_sequence, holm, overall_verdict
+from llmkick.statistics.verdict import MeanTest, PairedScores, loss_test, mean_test, null_variance
+
+EVERYWHERE = (-math.inf, math.inf)
+
+
+def table(right: int, lost: int, gained: int, wrong: int) -> tuple[np.ndarray, np.ndarray]:
+    counts = [right, lost, gained, wrong]
+    return np.repeat([1.0, 1.0, 0.0, 0.0], counts), np.repeat([1.0, 0.0, 1.0, 0.0], counts)
+
+
+class TestOutcomes:
+    @pytest.mark.parametrize(
+        ("counts", "verdict"),
+        [
+            ((700, 40, 40, 220), "matching"),
+            ((500, 200, 30, 270), "not matching"),
+            ((680, 70, 30, 220), "undecided"),
+        ],
+    )
+    def test_three_verdicts(self, counts: tuple[int, int, int, int], verdict: str) -> None:
+        result = compare(*table(*counts))
+        assert result.verdict == verdict
+        assert (result.p_matching < 0.05, result.p_not_matching < 0.05) == (  # type: ignore[operator]
+            verdict == "matching",
+            verdict == "not matching",
+        )
+
+    def test_the_margin_moves_the_verdict(self) -> None:
+        counts = table(620, 100, 30, 250)
+        assert compare(*counts, margin=0.2).verdict == "matching"
+        assert compare(*counts, margin=0.02).verdict == "not matching"
+
+    def test_no_signal(self) -> None:
+        assert compare([0] * 9, [0] * 9).verdict == "no signal"
+        assert compare([0] * 9, [1] * 9).verdict == "no signal"
+        at_chance = compare(*table(20, 5, 5, 70), chance=0.25)
+        assert at_chance.verdict == "no signal"
+        assert (at_chance.p_matching, at_chance.p_not_matching) == (None, None)
+        assert any("nothing to forget" in note for note in at_chance.notes)
+        assert compare(*table(45, 5, 5, 45), chance=0.25).verdict != "no signal"
+
+    def test_signal_needs_more_than_luck(self) -> None:
+        """One-sided at 5 %: of 100 items at a chance of 0.25, 31 right is luck (p = 0.10), 36 is not."""
+        assert compare(*table(31, 0, 0, 69), chance=0.25).verdict == "no signal"
+        assert compare(*table(36, 0, 0, 64), chance=0.25).verdict == "matching"
+
+    def test_undefined_is_none(self) -> None:
+        result = compare([0] * 9, [1] * 9)
+        assert (result.relative_drop, result.interval, result.paper_verdict) == (None, None, None)
+
+
+class TestDegenerate:
+    @settings(max_examples=50, deadline=None)
+    @given(st.lists(st.floats(0, 1), min_size=1, max_size=40))
+    def test_dense_against_itself(self, scores: list[float]) -> None:
+        result = compare(scores, scores, resamples=100)
+        assert result.verdict == ("matching" if sum(scores) > 0 else "no signal")
+        assert (result.gained, result.lost) == (0, 0)
+
+    def test_identity_on_few_items_says_what_it_proves(self) -> None:
+        few, many = compare([1.0] * 20, [1.0] * 20), compare([1.0] * 200, [1.0] * 200)
+        assert few.p_matching is not None
+        assert many.p_matching is not None
+        # Nothing lost among 20 where 5 % may be: probability 0.95 ** 20 = 0.36.
+        assert few.p_matching > 0.05 > many.p_matching
+        assert any("identical" in note for note in few.notes)
+
+    @pytest.mark.parametrize("n", [1, 2, 5, 20, 100])
+    @pytest.mark.parametrize("clusters", [None, 5])
+    def test_a_silent_model_never_matches(self, n: int, clusters: int | None) -> None:
+        labels = None if clusters is None else [i % clusters for i in range(n)]
+        result = compare([1.0] * n, [0.0] * n, clusters=labels)
+        assert result.verdict == ("not matching" if n >= 20 else "undecided")
+
+    def test_a_silent_model_whatever_the_dense_one_does(self) -> None:
+        rng = np.random.default_rng(0)
+        for n in (10, 30, 100):
+            for _ in range(20):
+                dense = (rng.random(n) < 0.7) * 1.0
+                assert compare(dense, np.zeros(n), resamples=0).verdict in ("not matching", "undecided")
+        assert compare(dense, np.zeros(n)).verdict == "not matching"
+
+    def test_one_item(self) -> None:
+        lost = compare([1.0], [0.0])
+        assert (lost.verdict, lost.interval, lost.p_matching) == ("undecided", None, None)
+        assert any("only one item" in note for note in lost.notes)
+        assert compare([1.0], [1.0]).verdict == "matching"
+        assert compare([0.0], [0.0]).verdict == "no signal"
+        assert compare([1.0], [1.0], chance=0.25).verdict == "no signal"
+
+    def test_one_cluster(self) -> None:
+        dense, compressed = table(30, 30, 0, 40)
+        result = compare(dense, compressed, clusters=["story"] * 100)
+        assert (result.verdict, result.interval, result.bootstrap_interval) == ("undecided", None, None)
+        assert any("only one cluster" in note for note in result.notes)
+
+    def test_constant_shortfall(self) -> None:
+        """Every item loses the same share: no variance, and still the sign decides."""
+        dense = np.full(200, 0.8)
+        assert compare(dense, dense * 0.99).verdict == "matching"
+        assert compare(dense, dense * 0.9).verdict == "not matching"
+
+    @pytest.mark.parametrize("margin", [0, 1, -0.1, 5, math.nan])
+    def test_margin_out_of_range(self, margin: float) -> None:
+        with pytest.raises(ConfigError, match="margin"):
+            compare([1, 0], [1, 0], margin=margin)
+
+    @pytest.mark.parametrize("kwargs", [{"alpha": 0.6}, {"chance": 1.0}, {"score_range": (2, 1)}])
+    def test_other_settings_out_of_range(self, kwargs: dict[str, float]) -> None:
+        with pytest.raises(ConfigError):
+            compare([1, 0], [1, 0], **kwargs)  # type: ignore[arg-type]
+
+
+class TestIncomplete:
+    def test_all_unscored(self) -> None:
+        result = compare([None, None], [1.0, None])
+        assert (result.verdict, result.n, result.unscored) == ("incomplete", 0, 2)
+        assert (result.dense, result.compressed, result.relative_drop) == (None, None, None)
+
+    def test_unscored_that_cannot_matter(self) -> None:
+        dense, compressed = (list(x) for x in table(400, 200, 30, 270))
+        compressed[0] = None  # type: ignore[call-overload]
+        result = compare(dense, compressed)
+        assert (result.verdict, result.unscored, result.n) == ("not matching", 1, 899)
+        assert any("cannot change" in note for note in result.notes)
+
+    def test_unscored_that_could_matter(self) -> None:
+        dense, compressed = (list(x) for x in table(700, 40, 40, 220))
+        assert compare(dense, compressed).verdict == "matching"
+        for index in range(80):
+            compressed[index] = None  # type: ignore[call-overload]
+        result = compare(dense, compressed)
+        assert (result.verdict, result.unscored) == ("incomplete", 80)
+        assert any("could change" in note for note in result.notes)
+
+    def test_unscored_in_either_model_and_any_seed(self) -> None:
+        result = compare([None, 1, 1, 0], [[1, None, 1, 0], [1, 1, 1, 0]])
+        assert (result.n, result.unscored) == (2, 2)
+
+
+class TestMeanTest:
+    def test_is_students_t_on_many_plain_values(self) -> None:
+        values = np.random.default_rng(0).normal(0.02, 1, 300)
+        ours = mean_test(values[None], np.arange(300), EVERYWHERE)
+        reference = stats.ttest_1samp(values, 0, alternative="greater")
+        assert ours.df == pytest.approx(299)
+        assert ours.p_above == pytest.approx(reference.pvalue, rel=0.01)
+
+    def test_equal_clusters_are_their_means(self) -> None:
+        """Balanced clusters: the t test on cluster means, df = clusters − 1."""
+        rng = np.random.default_rng(1)
+        values = rng.normal(size=(12, 8)) + rng.normal(size=(12, 1))
+        ours = mean_test(values.reshape(1, -1), np.repeat(np.arange(12), 8), EVERYWHERE)
+        means = values.mean(axis=1)
+        assert ours.df == pytest.approx(11)
+        assert math.sqrt(ours.variance) == pytest.approx(stats.sem(means), rel=0.05)
+
+    def test_degrees_of_freedom_against_matrices(self) -> None:
+        """Bell-McCaffrey by brute force, items independent: tr(M)² / tr(M²) with the full matrices."""
+        sizes = np.array([3, 5, 9, 2, 14])
+        cluster, n = np.repeat(np.arange(5), sizes), sizes.sum()
+        indicator = np.eye(5)[cluster]  # (items, clusters)
+        residual_maker = np.eye(n) - np.full((n, n), 1 / n)
+        scaled = (indicator / np.sqrt(1 - sizes / n)).T @ residual_maker
+        m = scaled @ scaled.T
+        rng = np.random.default_rng(3)
+        # Alternating signs inside each cluster: no excess correlation, so the working model is independence.
+        values = np.concatenate([rng.normal(size=k) for k in sizes])
+        for g in range(5):
+            values[cluster == g] -= values[cluster == g].mean()
+        ours = mean_test(values[None], cluster, EVERYWHERE)
+        assert ours.df == pytest.approx(np.trace(m) ** 2 / np.trace(m @ m))
+
+    def test_null_variance_against_an_optimiser(self) -> None:
+        """The constrained maximum likelihood of a paired table, found by brute force over the two free cells."""
+        right, lost, gained, wrong = counts = (60, 4, 5, 31)
+        kept = 0.95
+
+        def negative_log_likelihood(cells: np.ndarray) -> float:
+            p11, p10 = cells
+            p01 = kept * (p11 + p10) - p11
+            p = np.array([p11, p10, p01, 1 - p11 - p10 - p01])
+            return np.inf if (p <= 0).any() else -float((np.array(counts) * np.log(p)).sum())
+
+        best = optimize.minimize(
+            negative_log_likelihood,
+            [0.6, 0.06],
+            method="Nelder-Mead",
+            options={"xatol": 1e-10, "fatol": 1e-10},
+        )
+        p11, p10 = best.x
+        p01 = kept * (p11 + p10) - p11
+        expected = p11 * 0.05**2 + p10 * 0.95**2 + p01
+        values = np.repeat([1 - kept, -kept, 1.0, 0.0], [right, lost, gained, wrong])
+        assert null_variance(values, (-kept, 1.0)) == pytest.approx(expected, rel=1e-4)
+
+    def test_nothing_lost_follows_the_rule_of_three(self) -> None:
+        """All right in both: 5 % lost is excluded by 59 items (0.95 ** 59 < 0.05), hardly by fewer."""
+
+        def p(n: int) -> float:
+            ones = np.ones(n)
+            scores = PairedScores(dense=ones, compressed=ones[None], cluster=np.arange(n), low=0, high=1)
+            return loss_test(scores, 0.05).p_above
+
+        assert p(50) > 0.05 > p(59)
+
+    def test_seed_quantiles(self) -> None:
+        """One source of variance alone gives its own t; the p value inverts the critical distance."""
+        seeds = MeanTest(mean=1.0, variance=0.0, df=100, seed_variance=0.04, seed_df=2)
+        assert seeds.p_above == pytest.approx(stats.t.sf(5, 2))
+        both = MeanTest(mean=1.0, variance=0.03, df=100, seed_variance=0.01, seed_df=2)
+        assert both.critical(both.p_above) == pytest.approx(1.0)
+        assert both.p_above + both.p_below == pytest.approx(1)
+        assert MeanTest(mean=1.0, variance=0.04, df=50).p_above == pytest.approx(stats.t.sf(5, 50))
+
+    def test_skewness_can_only_hurt(self) -> None:
+        plain = MeanTest(mean=0.2, variance=0.01, df=20)
+        for skewness in (-0.5, 0.5):
+            skewed = MeanTest(mean=0.2, variance=0.01, df=20, skewness=skewness)
+            assert skewed.p_above >= plain.p_above
+            assert skewed.p_below >= plain.p_below
+
+
+class TestManyVerdicts:
+    def results(self, *verdicts: str) -> list[object]:
+        class Result:
+            def __init__(self, verdict: str) -> None:
+                self.verdict = verdict
+
+        return [Result(verdict) for verdict in verdicts]
+
+    @pytest.mark.parametrize(
+        ("verdicts", "overall"),
+        [
+            (["matching", "matching"], "matching"),
+            (["matching", "no signal"], "matching"),
+            (["matching", "undecided"], "undecided"),
+            (["matching", "incomplete", "undecided"], "incomplete"),
+            (["matching", "not matching", "incomplete"], "not matching"),
+            (["no signal"], "no signal"),
+        ],
+    )
+    def test_overall(self, verdicts: list[str], overall: str) -> None:
+        assert overall_verdict(self.results(*verdicts)) == overall  # type: ignore[arg-type]
+
+    def test_overall_of_nothing(self) -> None:
+        with pytest.raises(ConfigError, match="one task or more"):
+            overall_verdict([])
+
+    def test_holm_by_hand(self) -> None:
+        adjusted = holm({"a": 0.01, "b": 0.04, "c": 0.03, "d": 0.005, "e": None})
+        assert {k: round(p, 10) for k, (p, _) in adjusted.items()} == {
+            "a": 0.04,
+            "b": 0.09,
+            "c": 0.09,
+            "d": 0.025,
+            "e": 1.0,
+        }
+        assert [k for k, (_, rejected) in adjusted.items() if rejected] == ["a", "d"]
+
+    @settings(max_examples=50, deadline=None)
+    @given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
+    def test_holm_rejects_between_bonferroni_and_nothing(self, p_values: list[float]) -> None:
+        named = {str(i): p for i, p in enumerate(p_values)}
+        for name, (adjusted, rejected) in holm(named).items():
+            assert named[name] <= adjusted <= min(1, len(p_values) * named[name]) + 1e-12
+            assert rejected == (adjusted < 0.05)
+
+    def test_fixed_sequence_stops_at_the_first_failure(self) -> None:
+        steps = [("0.3", 0.01), ("0.4", 0.04), ("0.5", 0.06), ("0.6", 0.001)]
+        assert fixed_sequence(steps) == {"0.3": True, "0.4": True, "0.5": False, "0.6": False}
+        with pytest.raises(ConfigError, match="twice"):
+            fixed_sequence([("a", 0.1), ("a", 0.1)])
+
+    def test_what_is_not_a_p_value(self) -> None:
+        with pytest.raises(ConfigError, match="p value"):
+            holm({"a": 1.5})
