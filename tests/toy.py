@@ -9,6 +9,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import gguf
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedTokenizerFast
@@ -101,16 +102,17 @@ def _fill(network: Any, generator: torch.Generator) -> None:
                 parameter.copy_(noise * 1.5 / math.sqrt(network.config.hidden_size))
 
 
-def toy_tokenizer(*, chat: bool = False) -> PreTrainedTokenizerFast:
-    """Byte-level BPE over any text with a few merges; adds `<s>` in front, as Llama's tokenizer does."""
+def toy_tokenizer(*, chat: bool = False, start: bool = True) -> PreTrainedTokenizerFast:
+    """Byte-level BPE over any text with a few merges; adds `<s>` in front as Llama's does, unless `start` is off."""
     characters = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokens = [*SPECIAL_TOKENS, *characters, *("".join(merge) for merge in MERGES)]
     backend = Tokenizer(models.BPE(vocab={token: id_ for id_, token in enumerate(tokens)}, merges=list(MERGES)))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     backend.decoder = decoders.ByteLevel()
-    backend.post_processor = processors.TemplateProcessing(
-        single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", 0)]
-    )
+    if start:
+        backend.post_processor = processors.TemplateProcessing(
+            single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", 0)]
+        )
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend,
         bos_token="<s>",
@@ -128,4 +130,52 @@ def save_toy(folder: Path, architecture: str = "llama", **arguments: Any) -> Tra
     model = toy_model(architecture, **arguments)
     model.network.save_pretrained(folder)
     model.tokenizer.save_pretrained(folder)
+    return model
+
+
+def save_toy_gguf(path: Path, *, precision: str = "F32", without: str = "", seed: int = 0) -> TransformersModel:
+    """Write a toy Llama as a GGUF file, its block weights stored as `precision` ("F32", "F16", "Q8_0", "Q4_1", …).
+
+    Returns the model that the file holds, if its weights could be stored exactly. Tensors whose GGUF name
+    contains `without` are left out.
+    """
+    model = toy_model(hidden_size=32, num_hidden_layers=2, seed=seed)
+    config, kind = model.network.config, gguf.GGMLQuantizationType[precision]
+    writer = gguf.GGUFWriter(str(path), "llama")
+    writer.add_name("toy")
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_dimension_count(config.head_dim)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    writer.add_vocab_size(config.vocab_size)
+    vocabulary = model.tokenizer.get_vocab()
+    tokens = sorted(vocabulary, key=vocabulary.__getitem__)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list([*tokens, *(f"<|unused_{index}|>" for index in range(config.vocab_size - len(tokens)))])
+    writer.add_token_types([3] * 4 + [1] * (VOCABULARY - 4) + [5] * (config.vocab_size - VOCABULARY))
+    writer.add_token_merges([" ".join(merge) for merge in MERGES])
+    writer.add_bos_token_id(0)
+    writer.add_eos_token_id(1)
+    writer.add_chat_template(CHAT_TEMPLATE)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
+    for name, tensor in model.network.state_dict().items():
+        stored, values = names.get_name(name, try_suffixes=(".weight",)), tensor.float().numpy()
+        if "q_proj" in name or "k_proj" in name:  # llama.cpp rotates neighbours, transformers halves
+            heads = values.shape[0] // config.head_dim
+            values = values.reshape(heads, 2, -1, values.shape[1]).swapaxes(1, 2).reshape(values.shape)
+        if without and without in stored:
+            continue
+        if stored.startswith("blk.") and values.ndim == 2:
+            writer.add_tensor(stored, gguf.quants.quantize(values, kind), raw_dtype=kind)
+        else:
+            writer.add_tensor(stored, values.copy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
     return model

@@ -85,12 +85,12 @@ FACTS = ("method", "needs_calibration", "needs_hessian", "is_rounding", "sparsit
         ("wanda@0.5", ("wanda", True, False, False, 0.5, None, 1)),
         ("wanda@2:4", ("wanda", True, False, False, 0.5, None, 4)),
         ("sparsegpt@0.7", ("sparsegpt", True, True, False, 0.7, None, 1)),
-        ("sparsegpt@3:6+2b-g4", ("sparsegpt", True, True, True, 0.5, 2, 12)),
-        ("rtn@8b-g32", ("rtn", False, False, True, None, 8, 32)),
+        ("sparsegpt@3:6+2b-g4", ("sparsegpt", True, True, True, 0.5, 2, 6)),
+        ("rtn@8b-g32", ("rtn", False, False, True, None, 8, 1)),
         ("gptq@3b", ("gptq", True, True, True, None, 3, 1)),
         ("magnitude@0.5+rtn@4b", ("magnitude+rtn", False, False, True, 0.5, 4, 1)),
         ("wanda@2:4+rtn@4b", ("wanda+rtn", True, False, True, 0.5, 4, 4)),
-        ("magnitude@2:4+gptq@4b-g6", ("magnitude+gptq", True, True, True, 0.5, 4, 12)),
+        ("magnitude@2:4+gptq@4b-g6", ("magnitude+gptq", True, True, True, 0.5, 4, 4)),
     ],
 )
 def test_facts(text: str, facts: tuple[object, ...]) -> None:

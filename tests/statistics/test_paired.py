@@ -182,7 +182,7 @@ class TestNumbers:
         assert compare([1, 1, 1], [1, 1, 1], score_range=(1, 10)).verdict == "no signal"
 
     def test_seeds_widen_the_interval(self) -> None:
-        """The same items under seeds that disagree: wider than with one seed, and seeds are counted by mean."""
+        """The same items under seeds that disagree: wider than with one seed."""
         rng = np.random.default_rng(2)
         dense = np.ones(400)
         rows = np.array([(rng.random(400) > share) * 1.0 for share in (0.05, 0.15, 0.25)])

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -100,9 +99,7 @@ def _add_parameters(name: str, module: nn.Module, layers: list[LinearLayer], ski
     for key, parameter in module.named_parameters(recurse=False):
         if parameter.dim() == 3 and not getattr(module, "is_transposed", False):
             layers += [
-                LinearLayer(
-                    name=f"{name}.{key}.{expert}", module=module, form="expert", parameter=key, expert=expert
-                )
+                LinearLayer(name=f"{name}.{key}.{expert}", module=module, form="expert", parameter=key, expert=expert)
                 for expert in range(parameter.shape[0])
             ]
         elif parameter.dim() >= 2:
@@ -116,7 +113,7 @@ def shallow_copy(network: nn.Module) -> nn.Module:
     the memory of the weights that changed.
     """
     shared = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
-    return copy.deepcopy(network, dict(shared))  # type: ignore[arg-type]
+    return copy.deepcopy(network, dict(shared))
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -79,9 +80,7 @@ def calibrate(
     if sequences < 1 or length < 2:
         raise ConfigError(f"calibration needs sequences >= 1 and length >= 2; got {sequences} and {length}")
     if length > model.max_tokens:
-        raise ConfigError(
-            f"calibration length {length} exceeds the model's context of {model.max_tokens} tokens"
-        )
+        raise ConfigError(f"calibration length {length} exceeds the model's context of {model.max_tokens} tokens")
     if source == "self":
         tokens = _self_sampled(model, sequences, length, seed, progress)
     else:
@@ -144,10 +143,8 @@ def read_documents(path: Path) -> Iterator[str]:
     if not path.is_file():
         raise ConfigError(f"calibration source {str(path)!r} is neither self, c4, a file nor a folder")
     try:
-        opened = (
-            gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
-        )
-        with opened as stream:
+        opening: Any = gzip.open if path.suffix == ".gz" else open
+        with opening(path, "rt", encoding="utf-8") as stream:
             if path.name.removesuffix(".gz").endswith(".txt"):
                 yield stream.read()
                 return
@@ -173,7 +170,7 @@ def _c4_shard() -> Path:
 
     try:
         return Path(hf_hub_download(C4_REPOSITORY, C4_FILE, repo_type="dataset", revision=C4_REVISION))
-    except Exception as error:  # noqa: BLE001 - hub, HTTP client and file system each raise their own kinds
+    except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(
             f"cannot get the C4 shard from the hub, and it is not cached: {reason}\n"

@@ -50,12 +50,10 @@ def gptq(
         return values if pruned is None else values.masked_fill_(pruned[column], 0)
 
     sweep(work, factor.upper, blocks(columns, group if fit_on_the_way else 1), rounded)
-    return from_columns(work, factor), FittedGrid(scale=scale.T, zero=zero.T, bits=grid.bits)
+    return from_columns(work, factor), replace(fitted, scale=scale.T, zero=zero.T)
 
 
-def sweep(
-    work: Tensor, upper: Tensor, bounds: Iterable[tuple[int, int]], replacement: Callable[[int], Tensor]
-) -> None:
+def sweep(work: Tensor, upper: Tensor, bounds: Iterable[tuple[int, int]], replacement: Callable[[int], Tensor]) -> None:
     """Replace the columns of a weight one by one, spreading each error over the columns that follow.
 
     work: Wᵀ (in, out), so that a column is contiguous; changed in place. upper: (in, in), see InverseFactor.

@@ -6,6 +6,7 @@ A weight w is stored as a code, an integer from 0 to 2^bits − 1, and read back
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from llmkick.compression.recipe import Grid
@@ -13,11 +14,12 @@ from llmkick.compression.recipe import Grid
 
 @dataclass(frozen=True, kw_only=True)
 class FittedGrid:
-    """Grids fitted to the rows of a weight (out, in), or to groups of `in / groups` inputs of each row."""
+    """Grids fitted to groups of `group` inputs of each row of a weight (out, in); the last may be smaller."""
 
     scale: Tensor  # (out, groups) float32, distance between two points
     zero: Tensor  # (out, groups) float32 of whole numbers, the code that stands for 0
     bits: int
+    group: int  # inputs that share a grid; a whole row's where there are no groups
 
     @property
     def top(self) -> int:
@@ -32,7 +34,9 @@ def fit_grid(weight: Tensor, grid: Grid) -> FittedGrid:
     largest magnitude and puts 0 at code 2^(bits − 1). As in the original, a symmetric row without negative
     weights gets half that step, which clips the upper half of its range.
     """
-    groups = weight.float().reshape(weight.shape[0], -1, grid.group_size or weight.shape[1])
+    group = grid.group_size or weight.shape[1]
+    # Padding with 0 leaves every range as it is, since all of them hold 0.
+    groups = _in_groups(weight, group)
     low, high = groups.amin(dim=-1).clamp(max=0), groups.amax(dim=-1).clamp(min=0)
     top = (1 << grid.bits) - 1
     if grid.symmetric:
@@ -43,7 +47,18 @@ def fit_grid(weight: Tensor, grid: Grid) -> FittedGrid:
     low, high = low.masked_fill(flat, -1), high.masked_fill(flat, 1)
     scale = (high - low) / top
     zero = torch.full_like(scale, (top + 1) / 2) if grid.symmetric else torch.round(-low / scale)
-    return FittedGrid(scale=scale, zero=zero, bits=grid.bits)
+    return FittedGrid(scale=scale, zero=zero, bits=grid.bits, group=group)
+
+
+def _in_groups(weight: Tensor, group: int) -> Tensor:
+    """(out, in) → (out, groups, group) float32, the last group filled up with 0."""
+    missing = -weight.shape[1] % group
+    return F.pad(weight.float(), (0, missing)).reshape(weight.shape[0], -1, group)
+
+
+def _in_rows(groups: Tensor, columns: int) -> Tensor:
+    """Undo `_in_groups`: (out, groups, group) → (out, in)."""
+    return groups.reshape(groups.shape[0], -1)[:, :columns]
 
 
 def nearest(weight: Tensor, scale: Tensor, zero: Tensor, top: int) -> Tensor:
@@ -54,8 +69,9 @@ def nearest(weight: Tensor, scale: Tensor, zero: Tensor, top: int) -> Tensor:
 
 def round_to_grid(weight: Tensor, fitted: FittedGrid) -> Tensor:
     """The grid point nearest to each weight, float32: (out, in) → same."""
-    groups = weight.float().reshape(*fitted.scale.shape, -1)
-    return nearest(groups, fitted.scale[..., None], fitted.zero[..., None], fitted.top).view(weight.shape)
+    groups = _in_groups(weight, fitted.group)
+    points = nearest(groups, fitted.scale[..., None], fitted.zero[..., None], fitted.top)
+    return _in_rows(points, weight.shape[1])
 
 
 def encode(weight: Tensor, fitted: FittedGrid) -> Tensor:
@@ -65,12 +81,12 @@ def encode(weight: Tensor, fitted: FittedGrid) -> Tensor:
     but not always after one through bfloat16, whose precision tells no more than 128 points apart: encode
     before casting.
     """
-    groups = weight.float().reshape(*fitted.scale.shape, -1)
+    groups = _in_groups(weight, fitted.group)
     codes = (groups / fitted.scale[..., None]).round_().add_(fitted.zero[..., None]).clamp_(0, fitted.top)
-    return codes.view(weight.shape).to(torch.uint8 if fitted.bits <= 8 else torch.int32)
+    return _in_rows(codes, weight.shape[1]).to(torch.uint8 if fitted.bits <= 8 else torch.int32)
 
 
 def decode(codes: Tensor, fitted: FittedGrid) -> Tensor:
     """The weights that codes stand for, float32: (out, in) → same."""
-    groups = codes.float().reshape(*fitted.scale.shape, -1)
-    return (groups - fitted.zero[..., None]).mul_(fitted.scale[..., None]).view(codes.shape)
+    groups = _in_groups(codes, fitted.group)
+    return _in_rows((groups - fitted.zero[..., None]).mul_(fitted.scale[..., None]), codes.shape[1])

@@ -45,9 +45,7 @@ class InputStatistics:
             shape = tuple(inputs.shape)
             raise ConfigError(f"{self.name}: inputs {shape} are not (sequences, tokens, {self.width})")
         if not inputs.is_floating_point():
-            raise ConfigError(
-                f"{self.name}: inputs are {inputs.dtype}; activations in floating point are needed"
-            )
+            raise ConfigError(f"{self.name}: inputs are {inputs.dtype}; activations in floating point are needed")
         rows = inputs.detach().reshape(-1, self.width).float()
         if self._sums is None:
             shape = (self.width, self.width) if self.has_hessian else (self.width,)
@@ -138,9 +136,7 @@ def inverse_factor(hessian: Tensor, damping: float = DAMPING, *, name: str = "in
     in float32, ten times the damping is tried, three times at most; then NumericalError.
     """
     if not bool(torch.isfinite(hessian).all()):
-        raise NumericalError(
-            f"{name}: the Hessian holds NaN or Inf; the sums of squared inputs exceed float32"
-        )
+        raise NumericalError(f"{name}: the Hessian holds NaN or Inf; the sums of squared inputs exceed float32")
     diagonal = hessian.diagonal()
     diagonal = diagonal.masked_fill(diagonal == 0, 1).float()
     # With both axes reversed, the lower Cholesky factor L of H becomes an upper R, H = RRᵀ; so U = R⁻¹.

@@ -37,8 +37,7 @@ class NM:
     def __post_init__(self) -> None:
         if not 1 <= self.kept < self.group <= MAX_GROUP:
             raise ConfigError(
-                f"pattern {self} does not keep N of every M weights with 1 ≤ N < M ≤ {MAX_GROUP}"
-                " (as 2:4 or 4:8)"
+                f"pattern {self} does not keep N of every M weights with 1 ≤ N < M ≤ {MAX_GROUP} (as 2:4 or 4:8)"
             )
 
     def __str__(self) -> str:
@@ -119,10 +118,13 @@ class _Facts:
 
     @property
     def multiple(self) -> int:
-        """The number that a layer's input width must be divisible by."""
-        patterns = [part.group for part in self.parts if isinstance(part, NM)]
-        grids = [part.group_size or 1 for part in self.parts if isinstance(part, Grid)]
-        return math.lcm(*patterns, *grids)
+        """The number that a layer's input width must be divisible by: M of N:M."""
+        return math.lcm(*(part.group for part in self.parts if isinstance(part, NM)))
+
+    @property
+    def group_size(self) -> int | None:
+        """Inputs that share an integer grid; None without groups. The last group of a row may be smaller."""
+        return next((part.group_size for part in self.parts if isinstance(part, Grid)), None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -300,9 +302,7 @@ def _parse_pattern(method: str, text: str) -> Pattern:
         option = text[1:].split("-")[1]
         raise ConfigError(f"unknown option {option!r} of {method}; a sparsity takes none, only a grid does")
     examples = ", ".join(METHODS[method].examples)
-    raise ConfigError(
-        f"{text!r} is neither a share of zeros nor N:M alone; {method} is written as {examples}"
-    )
+    raise ConfigError(f"{text!r} is neither a share of zeros nor N:M alone; {method} is written as {examples}")
 
 
 def _parse_grid(method: str, text: str) -> tuple[Grid, set[str]]:

@@ -27,7 +27,7 @@ def compact_bytes(shape: tuple[int, int], itemsize: int, recipe: Recipe, zeros: 
             kept = groups * part.kept
             extra_bits += groups * math.ceil(math.log2(math.comb(part.group, part.kept)))
         elif isinstance(part, Grid):
-            groups = rows * (columns // (part.group_size or columns))
+            groups = rows * math.ceil(columns / (part.group_size or columns))
             bits_a_value = part.bits
             extra_bits += groups * (8 * SCALE_BYTES + (0 if part.symmetric else part.bits))
     return math.ceil((kept * bits_a_value + extra_bits) / 8)

@@ -36,7 +36,7 @@ def sparsegpt(
         values = work[column].masked_fill(zeroed[column], 0)
         if fitted is None:
             return values
-        number = column * fitted.scale.shape[1] // weight.shape[1]
+        number = column // fitted.group
         return nearest(values, fitted.scale[:, number], fitted.zero[:, number], fitted.top)
 
     sweep(work, factor.upper, bounds, pruned)

@@ -140,10 +140,21 @@ def check_recipe_fits(recipe: Recipe, blocks: list[Block], calibration: Calibrat
             if width % recipe.multiple:
                 raise ConfigError(
                     f"{recipe}: {layer.name} has {width} inputs, which is not a multiple of {recipe.multiple}; "
-                    "choose a pattern or group size that divides every layer's width"
+                    "choose a pattern whose M divides every layer's width"
                 )
     if recipe.needs_calibration and calibration is None:
         raise ConfigError(f"{recipe} needs calibration: pass a Calibration or token ids (sequences, tokens)")
+
+
+def uneven_groups(recipe: Recipe, blocks: list[Block]) -> list[str]:
+    """Which widths the recipe's group size does not divide: their rows end in a smaller group, as in GPTQ's code."""
+    group = recipe.group_size
+    widths = sorted({layer.weight.shape[1] for block in blocks for layer in block.layers})
+    return [
+        f"the last group of rows with {width} inputs has {width % group} inputs instead of {group}"
+        for width in widths
+        if group is not None and width % group
+    ]
 
 
 @dataclass(kw_only=True)
@@ -183,6 +194,7 @@ class _Walk:
             self.warnings += [f"left alone: {reason}" for reason in block.skipped]
             if self.progress is not None:
                 self.progress(index + 1, len(self.blocks))
+        self.warnings += uneven_groups(self.recipe, self.blocks)
 
     def _batches(self, calibration: Calibration | None) -> list[Tensor]:
         if calibration is None:
@@ -196,7 +208,7 @@ class _Walk:
                 f"calibration holds token id {int(tokens.max())}, but the model's vocabulary has {vocabulary}: "
                 "it was made with another tokenizer"
             )
-        return [batch.to(self.device) for batch in tokens.split(max(1, BATCH_TOKENS // tokens.shape[1]))]
+        return [batch.to(self.device) for batch in torch.split(tokens, max(1, BATCH_TOKENS // tokens.shape[1]))]
 
     def _compress_block(self, block: Block, record: _InputRecord) -> None:
         for layer in block.layers:
@@ -227,9 +239,7 @@ class _Walk:
                 name=layer.name,
                 shape=(rows, columns),
                 realised_sparsity=realised,
-                relative_output_error=None
-                if sample is None
-                else relative_output_error(dense, weight, sample),
+                relative_output_error=None if sample is None else relative_output_error(dense, weight, sample),
                 damping=damping,
                 tokens=tokens,
             )

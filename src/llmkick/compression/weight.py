@@ -117,9 +117,7 @@ def _apply(step: Step, weight: Tensor, statistics: InputStatistics, zeroed: Tens
 
 def _check_weight(weight: Tensor, name: str) -> None:
     if weight.dim() != 2 or weight.numel() == 0 or not weight.is_floating_point():
-        raise ConfigError(
-            f"{name}: {tuple(weight.shape)} of {weight.dtype} is not a floating-point matrix (out, in)"
-        )
+        raise ConfigError(f"{name}: {tuple(weight.shape)} of {weight.dtype} is not a floating-point matrix (out, in)")
     if not bool(torch.isfinite(weight).all()):
         raise NumericalError(f"{name}: the weight holds NaN or Inf; the checkpoint is damaged or overflowed")
 
@@ -129,7 +127,7 @@ def _check_fit(weight: Tensor, statistics: InputStatistics | None, recipe: Recip
     if width % recipe.multiple:
         raise ConfigError(
             f"{name}: in-features {width} is not a multiple of {recipe.multiple}, as {recipe} needs;"
-            " choose a pattern or group size that divides it"
+            " choose a pattern whose M divides it"
         )
     if recipe.needs_calibration and statistics is None:
         raise ConfigError(f"{name}: {recipe} needs calibration inputs (sequences, tokens, {width}), not None")

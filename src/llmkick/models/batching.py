@@ -183,9 +183,7 @@ class Runner:
             cache.batch_repeat_interleave(rows)
         # Left padding: every row ends in the same column, so one logit column serves all.
         ids, own_mask = pad([prompt[prefix:] for prompt in prompts], self.device, left=True)
-        mask = torch.cat(
-            [torch.ones(rows, prefix, dtype=own_mask.dtype, device=self.device), own_mask], dim=1
-        )
+        mask = torch.cat([torch.ones(rows, prefix, dtype=own_mask.dtype, device=self.device), own_mask], dim=1)
         positions = (mask.cumsum(1) - 1).clamp(min=0)[:, prefix:]
         logits = self.forward(ids, mask=mask, positions=positions, cache=cache, keep_last=True)
         return Prefilled(next_logits=logits[:, -1].float(), cache=cache, mask=mask, lengths=mask.sum(1))

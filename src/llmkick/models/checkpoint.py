@@ -50,7 +50,8 @@ def locate(reference: str) -> Checkpoint:
     Raises ModelError when there is nothing readable behind it.
     """
     if reference in BUILTIN_MODELS:
-        return _from_gguf(builtin_gguf(reference), name=reference, revision=BUILTIN_MODELS[reference].version)
+        model = BUILTIN_MODELS[reference]
+        return _from_gguf(builtin_gguf(reference), name=reference, revision=model.version, pinned=model.gguf_sha256)
     path = Path(reference).expanduser()
     if path.suffix.lower() == ".gguf":
         if not path.is_file():
@@ -66,7 +67,8 @@ def locate(reference: str) -> Checkpoint:
     )
 
 
-def _from_folder(folder: Path, *, name: str, revision: str) -> Checkpoint:
+def _from_folder(folder: Path, *, name: str, revision: str, digest: str = "") -> Checkpoint:
+    """The checkpoint in a folder; `digest` is known where we converted it, else computed."""
     if not (folder / "config.json").is_file():
         raise ModelError(f"{folder} is not a Hugging Face model folder: it has no config.json")
     weights = sorted(folder.glob("*.safetensors"))
@@ -74,21 +76,27 @@ def _from_folder(folder: Path, *, name: str, revision: str) -> Checkpoint:
         pickled = sorted(path.name for path in folder.glob("*.bin"))
         hint = f" ({', '.join(pickled)} is a pickle, which is never loaded: convert it)" if pickled else ""
         raise ModelError(f"{folder} has no .safetensors weights{hint}")
-    source: dict[str, Any] = {}
-    if (folder / SOURCE_FILE).is_file():
-        source = json.loads((folder / SOURCE_FILE).read_text(encoding="utf-8"))
     return Checkpoint(
         name=name,
         revision=revision,
         folder=folder,
-        digest=source.get("digest") or _digest(folder, weights),
-        source_precision=source.get("source_precision", "float"),
+        digest=digest or _digest(folder, weights),
+        source_precision=_source_precision(folder),
     )
+
+
+def _source_precision(folder: Path) -> str:
+    if not (folder / SOURCE_FILE).is_file():
+        return "float"
+    try:
+        return str(json.loads((folder / SOURCE_FILE).read_text(encoding="utf-8"))["source_precision"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{folder / SOURCE_FILE} is damaged ({error}): delete the folder {folder}") from error
 
 
 def _digest(folder: Path, weights: list[Path]) -> str:
     """One hash over everything in the folder that can change an answer."""
-    texts = [path for pattern in ("*.json", "*.jinja", "*.model") for path in folder.glob(pattern)]
+    texts = [path for pattern in ("*.json", "*.jinja", "*.model", "*.txt") for path in folder.glob(pattern)]
     total = hashlib.sha256()
     for path in sorted({*weights, *texts}):
         total.update(f"{path.name}\0{sha256_of_file(path)}\n".encode())
@@ -101,7 +109,7 @@ def _from_hub(reference: str) -> Checkpoint:
     repository, _, revision = reference.partition("@")
     try:
         folder = Path(snapshot_download(repository, revision=revision or None, allow_patterns=HUB_FILES))
-    except Exception as error:  # noqa: BLE001 - hub, HTTP client and file system each raise their own kinds
+    except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(
             f"cannot get {reference!r} from the hub, and it is not cached: {reason}\n"
@@ -111,11 +119,13 @@ def _from_hub(reference: str) -> Checkpoint:
     return _from_folder(folder, name=repository, revision=folder.name)
 
 
-def _from_gguf(path: Path, *, name: str, revision: str) -> Checkpoint:
+def _from_gguf(path: Path, *, name: str, revision: str, pinned: str = "") -> Checkpoint:
     digest = sha256_of_file(path)
+    if pinned and digest != pinned:
+        raise ModelError(f"{path} has sha256 {digest}, expected {pinned}: it is damaged, delete it to fetch it anew")
     target = cache_folder("converted") / f"{digest[:16]}-v{CONVERSION_VERSION}"
     if (target / SOURCE_FILE).is_file():
-        return _from_folder(target, name=name, revision=revision)
+        return _from_folder(target, name=name, revision=revision, digest=digest)
     if target.exists():  # left by hand or by a full disk: never trust it
         shutil.rmtree(target)
     precision = gguf_precision(path)
@@ -124,7 +134,7 @@ def _from_gguf(path: Path, *, name: str, revision: str) -> Checkpoint:
         _convert_gguf(path, folder)
         source = {"file": path.name, "digest": digest, "source_precision": precision}
         (folder / SOURCE_FILE).write_text(json.dumps(source, indent=1), encoding="utf-8")
-    return _from_folder(target, name=name, revision=revision)
+    return _from_folder(target, name=name, revision=revision, digest=digest)
 
 
 def gguf_precision(path: Path) -> str:
@@ -136,7 +146,7 @@ def gguf_precision(path: Path) -> str:
 
     try:
         tensors = GGUFReader(path).tensors
-    except Exception as error:  # noqa: BLE001 - the reader raises whatever numpy makes of a damaged file
+    except Exception as error:
         raise ModelError(f"{path} is not a readable GGUF file (damaged or cut short?): {error}") from error
     types = Counter(t.tensor_type.name for t in tensors if t.name.startswith("blk.") and len(t.shape) == 2)
     if not types:
@@ -151,9 +161,7 @@ def _convert_gguf(path: Path, folder: Path) -> None:
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
-        network: Any = AutoModelForCausalLM.from_pretrained(
-            str(path.parent), gguf_file=path.name, dtype=torch.float32
-        )
+        network: Any = AutoModelForCausalLM.from_pretrained(str(path.parent), gguf_file=path.name, dtype=torch.float32)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise ModelError(f"transformers cannot read {path.name}: {error}") from error
     # The weights are plain floats from here on; what is left of the quantizer would refuse to save them.
@@ -162,3 +170,13 @@ def _convert_gguf(path: Path, folder: Path) -> None:
     network.hf_quantizer = None
     network.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+def refuse_missing(source: Path, network: Any, loading: dict[str, Any]) -> None:
+    """Raise ModelError when tensors are missing: transformers makes up random ones and only logs it."""
+    missing = sorted(loading["missing_keys"])
+    if missing:
+        raise ModelError(
+            f"{source} lacks {len(missing)} tensors of a {type(network).__name__}, "
+            f"among them {', '.join(missing[:3])}"
+        )

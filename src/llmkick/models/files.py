@@ -25,9 +25,7 @@ def cache_folder(part: str) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(
-            f"cannot make the cache folder {folder}: {error}; set LLMKICK_CACHE to another"
-        ) from error
+        raise ConfigError(f"cannot make the cache folder {folder}: {error}; set LLMKICK_CACHE to another") from error
     return folder
 
 

@@ -35,9 +35,7 @@ class Row:
     outcome: Generation | Unanswered | None = None
 
 
-def generate_requests(
-    model: TransformersModel, requests: Sequence[GenerateRequest]
-) -> list[Generation | Unanswered]:
+def generate_requests(model: TransformersModel, requests: Sequence[GenerateRequest]) -> list[Generation | Unanswered]:
     """One generation a request, in the order of `requests`."""
     rows = []
     for index, request in enumerate(requests):
@@ -61,8 +59,9 @@ def _generate(model: TransformersModel, rows: list[Row]) -> None:
         return
     runner = Runner(model.network, model.device)
     budget = token_budget(model.network, model.device)
-    longest = max(len(row.prompt) + row.request.max_new_tokens for row in rows)
-    reuse = can_reuse_cache(model.network, longest)
+    # A batch holds its longest prompt beside its longest answer, not always of the same request.
+    columns = max(len(row.prompt) for row in rows) + max(row.request.max_new_tokens for row in rows)
+    reuse = can_reuse_cache(model.network, columns)
     groups = group_by_prefix([row.prompt for row in rows]) if reuse else [(list(range(len(rows))), 0)]
     for indices, shared in groups:
         prefix_cache = runner.run_prefix(rows[indices[0]].prompt[:shared]) if shared else None
@@ -108,7 +107,7 @@ def _append(model: TransformersModel, row: Row, token: int, *, is_finite: bool) 
         row.outcome = _finish(model, row, "end")
     else:
         row.tokens.append(token)
-        if row.request.stops and any(stop in _text(model, row.tokens) for stop in row.request.stops):
+        if row.request.stops and _first_stop(_text(model, row.tokens), row.request.stops) is not None:
             row.outcome = _finish(model, row, "stop")
         elif len(row.tokens) >= row.request.max_new_tokens:
             row.outcome = _finish(model, row, "length")
@@ -122,5 +121,15 @@ def _text(model: TransformersModel, tokens: list[int]) -> str:
 
 def _finish(model: TransformersModel, row: Row, finish: str) -> Generation:
     text = _text(model, row.tokens)
-    cuts = [text.find(stop) for stop in row.request.stops if stop in text]
-    return Generation(text=text[: min(cuts)] if cuts else text, tokens=len(row.tokens), finish=finish)
+    return Generation(text=text[: _first_stop(text, row.request.stops)], tokens=len(row.tokens), finish=finish)
+
+
+def _first_stop(text: str, stops: Sequence[str]) -> int | None:
+    """Where the first stop string begins, None when there is none.
+
+    One that is part of the leading whitespace does not count: an answer that begins with a blank line is
+    not empty.
+    """
+    leading = len(text) - len(text.lstrip())
+    found = [text.find(stop, max(0, leading - len(stop) + 1)) for stop in stops]
+    return min((place for place in found if place >= 0), default=None)

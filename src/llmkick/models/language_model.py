@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from llmkick.errors import ConfigError, ModelError, NumericalError
-from llmkick.models.checkpoint import Checkpoint, locate
+from llmkick.models.checkpoint import Checkpoint, locate, refuse_missing
 
 
 class Message(NamedTuple):
@@ -42,11 +42,21 @@ class ScoreRequest:
 
 @dataclass(frozen=True)
 class GenerateRequest:
-    """Continue `prompt` greedily until a stop string, the end of text, or `max_new_tokens`."""
+    """Continue `prompt` greedily until a stop string, the end of text, or `max_new_tokens`.
+
+    A stop string counts only where it reaches beyond the whitespace that the answer begins with: with the
+    stop "\\n", a blank line before the answer does not end it.
+    """
 
     prompt: Prompt
     stops: tuple[str, ...] = ()
     max_new_tokens: int = 32
+
+    def __post_init__(self) -> None:
+        if "" in self.stops:
+            raise ConfigError(f"a stop string is empty: {self.stops!r}; leave it out")
+        if self.max_new_tokens < 1:
+            raise ConfigError(f"max_new_tokens must be at least 1; got {self.max_new_tokens}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,9 +152,7 @@ class TransformersModel:
     def max_tokens(self) -> int:
         """The network's position limit; 2048 where its configuration names none."""
         config = self.network.config.get_text_config(decoder=True)
-        return int(
-            getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or 2048
-        )
+        return int(getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or 2048)
 
     @property
     def has_chat_template(self) -> bool:
@@ -226,21 +234,17 @@ def load_model(reference: str, *, dtype: str = "auto", device: str = "auto") -> 
         dtype=str(precision).removeprefix("torch."),
         source_precision=checkpoint.source_precision,
     )
-    return TransformersModel(
-        network=network.to(target), tokenizer=tokenizer, info=info, checkpoint=checkpoint
-    )
+    return TransformersModel(network=network.to(target), tokenizer=tokenizer, info=info, checkpoint=checkpoint)
 
 
 def _read(checkpoint: Checkpoint, dtype: torch.dtype) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
-    logging.disable_progress_bar()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            checkpoint.folder, local_files_only=True, trust_remote_code=False
-        )
-        network, loading = AutoModelForCausalLM.from_pretrained(
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder, local_files_only=True, trust_remote_code=False)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             checkpoint.folder,
             dtype=dtype,
             local_files_only=True,
@@ -248,15 +252,10 @@ def _read(checkpoint: Checkpoint, dtype: torch.dtype) -> tuple[Any, Any]:
             use_safetensors=True,
             output_loading_info=True,
         )
-    except Exception as error:  # noqa: BLE001 - transformers and safetensors raise many kinds for a bad file
+    except Exception as error:
         raise ModelError(f"cannot load {checkpoint.name} from {checkpoint.folder}: {error}") from error
-    # transformers fills missing tensors with random numbers and only logs it.
-    missing = sorted(loading["missing_keys"])
-    if missing:
-        raise ModelError(
-            f"{checkpoint.folder} lacks {len(missing)} tensors of a {type(network).__name__}, "
-            f"among them {', '.join(missing[:3])}"
-        )
+    network, loading = loaded
+    refuse_missing(checkpoint.folder, network, loading)
     return network, tokenizer
 
 
@@ -268,9 +267,7 @@ def resolve_device(device: str) -> torch.device:
         resolved = torch.device(device)
         torch.empty(0, device=resolved)
     except (RuntimeError, AssertionError) as error:
-        raise ConfigError(
-            f"device {device!r} is not available here: {error}; use auto, cpu or cuda"
-        ) from error
+        raise ConfigError(f"device {device!r} is not available here: {error}; use auto, cpu or cuda") from error
     return resolved
 
 
@@ -288,7 +285,7 @@ def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
 
 def _has_native_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type != "cpu":
         return False
     flags = Path("/proc/cpuinfo")
@@ -316,4 +313,5 @@ def weights_digest(network: nn.Module) -> str:
 
 
 def _bytes(tensor: Tensor) -> memoryview:
-    return memoryview(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    flat: Any = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
+    return memoryview(flat)

@@ -46,9 +46,7 @@ class EncodedRequest:
 Scores = dict[int, ContinuationScore | Unanswered]
 
 
-def score_requests(
-    model: TransformersModel, requests: Sequence[ScoreRequest]
-) -> list[ContinuationScore | Unanswered]:
+def score_requests(model: TransformersModel, requests: Sequence[ScoreRequest]) -> list[ContinuationScore | Unanswered]:
     """One score a request, in the order of `requests`."""
     scores: Scores = {}
     encoded: list[EncodedRequest] = []
@@ -82,9 +80,7 @@ def encode_request(model: TransformersModel, index: int, request: ScoreRequest) 
     prompt = tuple(model.encode(request.prompt))
     together = tuple(model.encode(request.prompt, request.continuation))
     if together[: len(prompt)] == prompt:
-        return EncodedRequest(
-            index=index, prompt=prompt, continuation=together[len(prompt) :], boundary_moved=False
-        )
+        return EncodedRequest(index=index, prompt=prompt, continuation=together[len(prompt) :], boundary_moved=False)
     apart = tuple(model.tokenizer(request.continuation, add_special_tokens=False, verbose=False)["input_ids"])
     return EncodedRequest(index=index, prompt=prompt, continuation=apart, boundary_moved=True)
 
@@ -102,9 +98,7 @@ def _score_prompted(model: TransformersModel, encoded: list[EncodedRequest], sco
     for indices, shared in group_by_prefix(prompts):
         prefix_cache = runner.run_prefix(prompts[indices[0]][:shared]) if shared else None
         questions = [by_prompt[prompts[index]] for index in indices]
-        for batch in budget_batches(
-            [_cached_tokens(question) for question in questions], budget, max_rows=256
-        ):
+        for batch in budget_batches([_cached_tokens(question) for question in questions], budget, max_rows=256):
             _score_batch(runner, [questions[index] for index in batch], shared, prefix_cache, scores)
 
 
@@ -172,7 +166,7 @@ def _score_in_pieces(logits: Tensor, one: EncodedRequest) -> ContinuationScore |
     """Like `_score`, from (tokens, vocabulary) raw logits, a few rows in float32 at a time."""
     target = torch.tensor(one.continuation[-one.scored_tokens :], device=logits.device)
     total, greedy = 0.0, True
-    for piece, wanted in zip(logits.split(LOGIT_ROWS), target.split(LOGIT_ROWS), strict=True):
+    for piece, wanted in zip(torch.split(logits, LOGIT_ROWS), torch.split(target, LOGIT_ROWS), strict=True):
         total -= float(F.cross_entropy(piece.float(), wanted, reduction="none").double().sum())
         greedy = greedy and bool((piece.argmax(1) == wanted).all())
     return _result(total, greedy, one)

@@ -180,9 +180,7 @@ def _read_journal(result: StudyResult) -> tuple[pd.DataFrame, pd.DataFrame]:
         finally:
             journal.close()
     except (sqlite3.Error, pd.errors.DatabaseError, ValueError, TypeError, KeyError) as error:
-        raise DataError(
-            f"{path} is damaged: {error}; restore it from a copy, or run the study again"
-        ) from error
+        raise DataError(f"{path} is damaged: {error}; restore it from a copy, or run the study again") from error
     if meta.get("study_hash") != result.study.get("hash"):
         raise DataError(
             f"{result.folder}: {RESULTS_FILE} and {JOURNAL_FILE} belong to different studies; "

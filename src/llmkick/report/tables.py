@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from rich import box
 from rich.table import Table
 from rich.text import Text
 
@@ -172,34 +173,36 @@ def verdict_table(result: StudyResult) -> Table:
     by_cell = comparisons_by_cell(result)
     dense = dense_scores(result)
     overall = {row["recipe"]: row["verdict"] for row in result.overall}
-    level = percent(1 - result.study["alpha"])
+    level = wording.setting(1 - result.study["alpha"])
     table = Table(
-        title=f"What {result.model['name']} lost: relative loss of score [{level} interval]",
-        caption=f"Matching: a loss of at most {percent(result.study['margin'])} is shown. "
+        title=f"What {result.model['name']} lost: score, relative loss [{level} interval]",
+        caption=f"Matching: a loss of at most {wording.setting(result.study['margin'])} is shown. "
         "Perplexity has no say in the overall verdict.",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        show_lines=False,
     )
     table.add_column("recipe", no_wrap=True)
     for task in tasks:
-        table.add_column(task["name"].replace(":", "\n"), vertical="top")
-    table.add_column("overall")
+        table.add_column(task["name"].replace(":", "\n"), overflow="fold")
+    table.add_column("overall", overflow="fold")
     scores = [Text(wording.score(dense.get(task["name"]), task["metric"])) for task in tasks]
     table.add_row(Text("dense", style="bold"), *scores, Text(""), end_section=True)
     for recipe in result.study["recipes"]:
         cells = [_cell(by_cell.get((recipe, task["name"]))) for task in tasks]
-        table.add_row(Text(recipe), *cells, _verdict(overall.get(recipe)))
+        table.add_row(Text(recipe), *cells, _verdict(overall.get(recipe)), end_section=True)
     return table
 
 
 def _cell(entry: Mapping[str, Any] | None) -> Text:
+    """Verdict, score and loss, interval: one a line."""
     if entry is None:
         return Text(wording.NOTHING, style="dim")
-    if "outcome" in entry:
-        value = wording.score(entry["compressed"], "perplexity")
-        return Text(f"{value}\n{wording.increase(entry).replace(' [', '\n[')}\n{entry['outcome']}")
-    numbers = f"{wording.score(entry['compressed'])}  {wording.percent(entry['relative_drop'])}"
-    return _verdict(entry["verdict"]).append(
-        f"\n{numbers}\n{wording.interval(entry['interval'])}", style="default"
-    )
+    control = "outcome" in entry
+    change, _, bounds = (wording.increase(entry) if control else wording.loss(entry)).partition(" [")
+    value = wording.score(entry["compressed"], "perplexity" if control else "")
+    head = Text(entry["outcome"]) if control else _verdict(entry["verdict"])
+    return Text("\n").join([head, Text(f"{value}  {change}"), Text(bounds and f"[{bounds}")])
 
 
 def _verdict(verdict: str | None) -> Text:
@@ -232,9 +235,7 @@ def dense_scores(result: StudyResult) -> dict[str, float | None]:
 def ordered_tasks(result: StudyResult) -> list[Mapping[str, Any]]:
     """The tasks by the paper's settings, the control last, otherwise in the study's order."""
     order = list(SETTINGS)
-    return sorted(
-        result.tasks, key=lambda task: order.index(task["setting"]) if task["setting"] in order else -1
-    )
+    return sorted(result.tasks, key=lambda task: order.index(task["setting"]) if task["setting"] in order else -1)
 
 
 def report_seed(report: Mapping[str, Any]) -> int | None:

@@ -39,12 +39,22 @@ VERDICTS: Mapping[str, Mark] = {
 OUTCOMES: Mapping[str, str] = {"within margin": "≤", "beyond margin": ">", "undecided": "?"}
 
 
+def mark(verdict: str) -> Mark:
+    """The mark of a verdict; one that this version does not know is shown by its name."""
+    return VERDICTS.get(verdict, Mark(symbol="•", style="default", meaning=verdict))
+
+
 def percent(share: float | None, *, signed: bool = False) -> str:
     """0.314 → "31 %"; below 10 % with one decimal, so that 4.6 % is not taken for the margin of 5 %."""
     if share is None:
         return NOTHING
     sign = "+" if signed and _points(share).strip("0.") and share > 0 else ""
     return f"{sign}{_points(share)} %"
+
+
+def setting(share: float) -> str:
+    """A share that somebody chose, as chosen: 0.05 → "5 %"."""
+    return f"{100 * share:.6g} %"
 
 
 def interval(bounds: Sequence[float] | None) -> str:
@@ -54,6 +64,8 @@ def interval(bounds: Sequence[float] | None) -> str:
 
 def loss(entry: Mapping[str, Any]) -> str:
     """Relative loss with its interval: "31 % [22, 40]"."""
+    if entry["verdict"] == "no signal":
+        return NOTHING
     return f"{percent(entry['relative_drop'])} {interval(entry['interval'])}".strip()
 
 
@@ -98,7 +110,8 @@ def listed(words: Sequence[str]) -> str:
 
 def counted(number: int, noun: str) -> str:
     """ "1 item", "12 items"."""
-    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+    plural = f"{noun}es" if noun.endswith("s") else f"{noun}s"
+    return f"{number:,} {noun if number == 1 else plural}"
 
 
 def _points(share: float) -> str:

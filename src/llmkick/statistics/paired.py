@@ -31,6 +31,8 @@ Scores = Mapping[str, float | None] | Sequence[float | None] | Sequence[tuple[st
 SeedScores = Scores | Mapping[int, Scores] | Mapping[str, Scores] | Sequence[Scores]
 Clusters = Mapping[str, Hashable] | Sequence[Hashable]
 
+PaperVerdict = Literal["matching", "not matching"]
+
 PAPER_SHARE = 0.95  # The rule of LLM-KICK (arXiv:2310.01382): at least 95 % of the dense score.
 DETECTION_POWER = 0.8
 
@@ -55,7 +57,7 @@ class Comparison:
     lost: float
     mcnemar_p: float | None
     verdict: Verdict
-    paper_verdict: Literal["matching", "not matching"] | None
+    paper_verdict: PaperVerdict | None
     p_matching: float | None  # one-sided, H0: the relative drop is the margin or more
     p_not_matching: float | None  # one-sided, H0: the relative drop is the margin or less
     drop_above_chance: float | None
@@ -64,28 +66,6 @@ class Comparison:
     margin: float
     alpha: float
     chance: float
-    notes: tuple[str, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class PerplexityComparison:
-    """Perplexity beside the tasks; it carries no verdict, so it cannot enter an overall one."""
-
-    task: str
-    recipe: str
-    seeds: tuple[int | str, ...]
-    n: int  # windows
-    dense: float  # perplexity
-    compressed: float  # perplexity at the mean loss over seeds
-    relative_increase: float  # compressed / dense − 1
-    interval: Range | None  # two-sided, level 1 − alpha
-    interval_method: str
-    bootstrap_interval: Range | None
-    outcome: Literal["within margin", "beyond margin", "undecided"]
-    p_within: float | None  # one-sided, H0: the increase is the margin or more
-    p_beyond: float | None
-    margin: float
-    alpha: float
     notes: tuple[str, ...]
 
 
@@ -155,13 +135,109 @@ def compare(
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class ChoiceAgreement:
-    """How far a compressed model's distribution over the choices is from the dense one's."""
+def _verdict(pairs: "_Pairs", scores: PairedScores, *, margin: float, chance: float, alpha: float) -> Verdict:
+    """The verdict on the scored items, or "incomplete" if the best or the worst for the others changes it."""
+    if not scores.dense.size:
+        return "incomplete"
+    verdict = decide(scores, margin=margin, chance=chance, alpha=alpha)
+    if scores.dense.size < pairs.dense.size:
+        for worst in (True, False):
+            filled = pairs.filled(scores.low, scores.high, worst=worst)
+            if decide(filled, margin=margin, chance=chance, alpha=alpha) != verdict:
+                return "incomplete"
+    return verdict
 
-    n: int
-    mean_kl: float  # KL(dense ‖ compressed), nats
-    top1_agreement: float  # share of items with the same likeliest choice
+
+def relative_loss(dense: float | None, compressed: float | None, chance: float = 0.0) -> float | None:
+    """1 − compressed / dense, both counted from chance; None unless the dense score is above it."""
+    if dense is None or compressed is None or dense <= chance:
+        return None
+    return 1 - (compressed - chance) / (dense - chance)
+
+
+def _paper_verdict(dense: float | None, compressed: float | None) -> PaperVerdict | None:
+    if dense is None or compressed is None or dense <= 0:
+        return None
+    # 57 of 100 against 60 of 100 is a match; binary fractions would deny it.
+    return "matching" if compressed >= PAPER_SHARE * dense - 1e-12 else "not matching"
+
+
+def _flips(scores: PairedScores) -> tuple[float, float, float | None]:
+    """Items gained and lost (mean over seeds) and, for one seed of binary scores, the exact McNemar p."""
+    gained = (scores.compressed > scores.dense).sum(axis=1)
+    lost = (scores.compressed < scores.dense).sum(axis=1)
+    p = None
+    if len(gained) == 1 and scores.binary and scores.dense.size:
+        discordant = int(gained[0] + lost[0])
+        p = float(stats.binomtest(int(lost[0]), discordant).pvalue) if discordant else 1.0
+    return float(gained.mean()), float(lost.mean()), p
+
+
+def _detectable_loss(dense: float | None, test: MeanTest | None, margin: float, alpha: float) -> float | None:
+    """The smallest true loss these items would call "not matching" with 80 % probability."""
+    if dense is None or test is None:
+        return None
+    loss = margin + (test.critical(alpha) + test.critical(1 - DETECTION_POWER)) / dense
+    return loss if loss <= 1 else None
+
+
+def _notes(
+    pairs: "_Pairs",
+    scores: PairedScores,
+    verdict: Verdict,
+    test: MeanTest | None,
+    interval: Range | None,
+    chance: float,
+) -> tuple[str, ...]:
+    """What a reader must know to read the numbers rightly, in sentences."""
+    notes = list(_sampling_notes(pairs, scores, "item"))
+    unscored = pairs.dense.size - scores.dense.size
+    if unscored:
+        changes = "could change the verdict" if verdict == "incomplete" else "cannot change the verdict"
+        notes.append(f"{unscored} of {pairs.dense.size} items are unscored and left out; they {changes}")
+    if verdict == "no signal":
+        notes.append(f"the dense score is not shown to be above chance ({chance:g}): nothing to forget")
+    if scores.dense.size and scores.identical and verdict == "matching":
+        proof = "" if test is None else f" (p = {test.p_above:.2g})"
+        notes.append(f"all {scores.dense.size} scores are identical; matching by that, not by the test{proof}")
+    if interval is None and scores.clusters > 1 and verdict != "no signal":
+        notes.append("the dense score is not clearly above 0: no bounded interval")
+    if not scores.binary:
+        notes.append("scores are not all right or wrong: gained and lost count items that rose and that fell")
+    return tuple(notes)
+
+
+def _sampling_notes(pairs: "_Pairs", scores: PairedScores, unit: str) -> tuple[str, ...]:
+    notes = []
+    if len(pairs.compressed) == 1 and pairs.calibrated:
+        notes.append("one calibration seed: calibration variance is not in the interval")
+    if len(pairs.compressed) == 2:
+        notes.append("two calibration seeds: their variance is hardly known; three or more tell")
+    if scores.clusters == 1:
+        notes.append(f"only one {unit if scores.dense.size == 1 else 'cluster'}: no interval")
+    return tuple(notes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerplexityComparison:
+    """Perplexity beside the tasks; it carries no verdict, so it cannot enter an overall one."""
+
+    task: str
+    recipe: str
+    seeds: tuple[int | str, ...]
+    n: int  # windows
+    dense: float  # perplexity
+    compressed: float  # perplexity at the mean loss over seeds
+    relative_increase: float  # compressed / dense − 1
+    interval: Range | None  # two-sided, level 1 − alpha
+    interval_method: str
+    bootstrap_interval: Range | None
+    outcome: Literal["within margin", "beyond margin", "undecided"]
+    p_within: float | None  # one-sided, H0: the increase is the margin or more
+    p_beyond: float | None
+    margin: float
+    alpha: float
+    notes: tuple[str, ...]
 
 
 def compare_perplexity(
@@ -247,6 +323,15 @@ def _window_weights(tokens: Scores | None, pairs: "_Pairs") -> Floats:
     return weights
 
 
+@dataclass(frozen=True, kw_only=True)
+class ChoiceAgreement:
+    """How far a compressed model's distribution over the choices is from the dense one's."""
+
+    n: int
+    mean_kl: float  # KL(dense ‖ compressed), nats
+    top1_agreement: float  # share of items with the same likeliest choice
+
+
 def choice_agreement(
     dense_logprobs: Mapping[str, ArrayLike] | Sequence[ArrayLike],
     compressed_logprobs: Mapping[str, ArrayLike] | Sequence[ArrayLike],
@@ -263,9 +348,7 @@ def choice_agreement(
     for key, row in dense.items():
         p, q = np.asarray(row, dtype=np.float64), np.asarray(compressed[key], dtype=np.float64)
         if p.shape != q.shape or p.ndim != 1 or p.size < 2 or not np.isfinite([p, q]).all():
-            raise DataError(
-                f"item {key!r}: give two or more finite log-probabilities, as many in both models"
-            )
+            raise DataError(f"item {key!r}: give two or more finite log-probabilities, as many in both models")
         log_p, log_q = special.log_softmax(p), special.log_softmax(q)
         divergences.append(float((np.exp(log_p) * (log_p - log_q)).sum()))
         agreed += int(p.argmax() == q.argmax())
@@ -278,93 +361,6 @@ def _keyed(rows: Mapping[str, ArrayLike] | Sequence[ArrayLike]) -> dict[Hashable
     return dict(rows.items() if isinstance(rows, Mapping) else enumerate(rows))
 
 
-def relative_loss(dense: float | None, compressed: float | None, chance: float = 0.0) -> float | None:
-    """1 − compressed / dense, both counted from chance; None unless the dense score is above it."""
-    if dense is None or compressed is None or dense <= chance:
-        return None
-    return 1 - (compressed - chance) / (dense - chance)
-
-
-def _paper_verdict(
-    dense: float | None, compressed: float | None
-) -> Literal["matching", "not matching"] | None:
-    if dense is None or compressed is None or dense <= 0:
-        return None
-    # 57 of 100 against 60 of 100 is a match; binary fractions would deny it.
-    return "matching" if compressed >= PAPER_SHARE * dense - 1e-12 else "not matching"
-
-
-def _detectable_loss(dense: float | None, test: MeanTest | None, margin: float, alpha: float) -> float | None:
-    """The smallest true loss these items would call "not matching" with 80 % probability."""
-    if dense is None or test is None:
-        return None
-    loss = margin + (test.critical(alpha) + test.critical(1 - DETECTION_POWER)) / dense
-    return loss if loss <= 1 else None
-
-
-def _flips(scores: PairedScores) -> tuple[float, float, float | None]:
-    """Items gained and lost (mean over seeds) and, for one seed of binary scores, the exact McNemar p."""
-    gained = (scores.compressed > scores.dense).sum(axis=1)
-    lost = (scores.compressed < scores.dense).sum(axis=1)
-    p = None
-    if len(gained) == 1 and scores.binary and scores.dense.size:
-        discordant = int(gained[0] + lost[0])
-        p = float(stats.binomtest(int(lost[0]), discordant).pvalue) if discordant else 1.0
-    return float(gained.mean()), float(lost.mean()), p
-
-
-def _verdict(pairs: "_Pairs", scores: PairedScores, *, margin: float, chance: float, alpha: float) -> Verdict:
-    """The verdict on the scored items, or "incomplete" if the best or the worst for the others changes it."""
-    if not scores.dense.size:
-        return "incomplete"
-    verdict = decide(scores, margin=margin, chance=chance, alpha=alpha)
-    if scores.dense.size < pairs.dense.size:
-        for worst in (True, False):
-            filled = pairs.filled(scores.low, scores.high, worst=worst)
-            if decide(filled, margin=margin, chance=chance, alpha=alpha) != verdict:
-                return "incomplete"
-    return verdict
-
-
-def _notes(
-    pairs: "_Pairs",
-    scores: PairedScores,
-    verdict: Verdict,
-    test: MeanTest | None,
-    interval: Range | None,
-    chance: float,
-) -> tuple[str, ...]:
-    """What a reader must know to read the numbers rightly, in sentences."""
-    notes = list(_sampling_notes(pairs, scores, "item"))
-    unscored = pairs.dense.size - scores.dense.size
-    if unscored:
-        changes = "could change the verdict" if verdict == "incomplete" else "cannot change the verdict"
-        notes.append(f"{unscored} of {pairs.dense.size} items are unscored and left out; they {changes}")
-    if verdict == "no signal":
-        notes.append(f"the dense score is not shown to be above chance ({chance:g}): nothing to forget")
-    if scores.dense.size and scores.identical and verdict == "matching":
-        proof = "" if test is None else f" (p = {test.p_above:.2g})"
-        notes.append(
-            f"all {scores.dense.size} scores are identical; matching by that, not by the test{proof}"
-        )
-    if interval is None and scores.clusters > 1 and verdict != "no signal":
-        notes.append("the dense score is not clearly above 0: no bounded interval")
-    if not scores.binary:
-        notes.append("scores are not all right or wrong: gained and lost count items that rose and that fell")
-    return tuple(notes)
-
-
-def _sampling_notes(pairs: "_Pairs", scores: PairedScores, unit: str) -> tuple[str, ...]:
-    notes = []
-    if len(pairs.compressed) == 1 and pairs.calibrated:
-        notes.append("one calibration seed: calibration variance is not in the interval")
-    if len(pairs.compressed) == 2:
-        notes.append("two calibration seeds: their variance is hardly known; three or more tell")
-    if scores.clusters == 1:
-        notes.append(f"only one {unit if scores.dense.size == 1 else 'cluster'}: no interval")
-    return tuple(notes)
-
-
 def bootstrap_interval(scores: PairedScores, *, alpha: float, resamples: int, seed: int) -> Range | None:
     """Paired bootstrap interval of the relative loss, clusters drawn whole, calibration seeds drawn first."""
     dense = cluster_sums(scores.dense[None], scores.cluster)[0]
@@ -374,9 +370,7 @@ def bootstrap_interval(scores: PairedScores, *, alpha: float, resamples: int, se
     return kept and (1 - kept[1], 1 - kept[0])
 
 
-def bootstrap_ratio(
-    numerator: Floats, denominator: Floats, *, alpha: float, resamples: int, seed: int
-) -> Range | None:
+def bootstrap_ratio(numerator: Floats, denominator: Floats, *, alpha: float, resamples: int, seed: int) -> Range | None:
     """Two-sided interval of mean-over-seeds Σ numerator / Σ denominator: (seeds, clusters), (clusters,).
 
     BCa (Efron 1987) with one seed, percentiles of the two-stage bootstrap with several. None with fewer than
@@ -518,9 +512,7 @@ def _column(scores: Any, name: str) -> tuple[tuple[str, ...] | None, Floats]:
             column[index] = np.nan
         if not math.isfinite(column[index]):
             where = ids[index] if ids else index
-            raise DataError(
-                f"{name}: item {where!r} has {value!r}; give a finite number, or None if unscored"
-            )
+            raise DataError(f"{name}: item {where!r} has {value!r}; give a finite number, or None if unscored")
     return ids, column
 
 
@@ -546,14 +538,6 @@ def _same_items(wanted: Collection[Hashable], given: Collection[Hashable], name:
         raise DataError(f"{name} are of other items: missing {_some(missing)}; not in dense {_some(extra)}")
 
 
-def _some(ids: Sequence[Hashable]) -> str:
-    """The first few of a list for an error message."""
-    return (
-        ", ".join(repr(key) for key in ids[:3]) + (f" and {len(ids) - 3} more" if len(ids) > 3 else "")
-        or "none"
-    )
-
-
 def _cluster_codes(clusters: Clusters | None, ids: tuple[str, ...] | None, items: int) -> Codes:
     """The cluster of each item as a code; items on their own without clusters."""
     if clusters is None:
@@ -569,6 +553,11 @@ def _cluster_codes(clusters: Clusters | None, ids: tuple[str, ...] | None, items
         raise DataError(f"{len(clusters)} clusters for {items} items; give one an item")
     codes: dict[Hashable, int] = {}
     return np.array([codes.setdefault(label, len(codes)) for label in clusters], dtype=np.int64)
+
+
+def _some(ids: Sequence[Hashable]) -> str:
+    """The first few of a list for an error message."""
+    return ", ".join(repr(key) for key in ids[:3]) + (f" and {len(ids) - 3} more" if len(ids) > 3 else "") or "none"
 
 
 def _check_settings(margin: float, alpha: float, resamples: int) -> None:

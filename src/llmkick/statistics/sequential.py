@@ -161,9 +161,7 @@ class SequentialTest:
         low, high = self._range
         values = np.array([np.nan if score is None else score for score in scores], dtype=np.float64)
         if not ((values >= low) & (values <= high)).all():
-            raise DataError(
-                f"scores must be numbers in {low} … {high}; leave unscored items out and say how many"
-            )
+            raise DataError(f"scores must be numbers in {low} … {high}; leave unscored items out and say how many")
         return values
 
 

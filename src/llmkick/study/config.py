@@ -160,14 +160,13 @@ def _located(error: KickError, text: str, origin: str) -> ConfigError:
 
 
 def _describe(problem: Any, text: str, origin: str) -> str:
-    location = [
-        part for part in problem["loc"] if not (isinstance(part, str) and part.startswith("function"))
-    ]
+    location = [part for part in problem["loc"] if not (isinstance(part, str) and part.startswith("function"))]
     key = ".".join(map(str, location))
     line = line_of(text, location)
     where = f"{origin}, line {line}" if line else origin
     if problem["type"] == "extra_forbidden":
-        owner = {"tasks": TaskSpec, "calibration": CalibrationSpec}.get(str(location[0]), Study)
+        owners: dict[str, type[BaseModel]] = {"tasks": TaskSpec, "calibration": CalibrationSpec}
+        owner = owners.get(str(location[0]), Study)
         choices = ", ".join(owner.model_fields if len(location) > 1 else Study.model_fields)
         return f"{where}: unknown key {key!r}; choose from: {choices}"
     if problem["type"] == "missing":

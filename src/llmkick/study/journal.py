@@ -81,9 +81,7 @@ class Journal:
         """Bind the folder to a study. Raises ConfigError when it holds another study's results."""
         known = self.meta()
         if known.get("schema", str(JOURNAL_SCHEMA)) != str(JOURNAL_SCHEMA):
-            raise ConfigError(
-                f"the journal has schema {known['schema']}; this version reads {JOURNAL_SCHEMA}"
-            )
+            raise ConfigError(f"the journal has schema {known['schema']}; this version reads {JOURNAL_SCHEMA}")
         if known.get("study_hash", study_hash) != study_hash:
             raise ConfigError(
                 "the folder holds the results of another study:\n"
@@ -137,9 +135,7 @@ class Journal:
 
     def artifact(self, key: str) -> tuple[str, dict[str, Any]] | None:
         """Digest and report of a compressed model made before."""
-        row = self._connection.execute(
-            "SELECT digest, report FROM artifacts WHERE artifact_key = ?", (key,)
-        ).fetchone()
+        row = self._connection.execute("SELECT digest, report FROM artifacts WHERE artifact_key = ?", (key,)).fetchone()
         return None if row is None else (row[0], json.loads(row[1]))
 
     def add_artifact(self, key: str, digest: str, report: Mapping[str, Any]) -> None:

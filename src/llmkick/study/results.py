@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pandas as pd
 
 from llmkick.errors import DataError
 from llmkick.models.files import write_text_atomically
 from llmkick.statistics import Comparison, PerplexityComparison, compare, compare_perplexity, overall_verdict
-from llmkick.tasks.task import Task
+from llmkick.tasks.task import Record, Task, summary_value
 
 RESULTS_FILE = "results.json"
 RESULTS_SCHEMA = 1
@@ -74,9 +73,8 @@ def cell_results(records: pd.DataFrame, tasks: Sequence[Mapping[str, Any]]) -> l
     """One row for each model × recipe × seed × task: the metric's value over its scored items."""
     metric = {task["name"]: task["metric"] for task in tasks}
     rows = []
-    for (model, recipe, seed, task), cell in records.groupby(
-        ["model", "recipe", "seed", "task"], dropna=False
-    ):
+    for key, cell in records.groupby(["model", "recipe", "seed", "task"], dropna=False):
+        model, recipe, seed, task = cast(tuple[str, str, float, str], key)
         scored = cell["score"].dropna()
         reasons = cell.loc[cell["score"].isna(), "unscored_reason"].value_counts().sort_index()
         rows.append(
@@ -86,7 +84,7 @@ def cell_results(records: pd.DataFrame, tasks: Sequence[Mapping[str, Any]]) -> l
                 "seed": None if pd.isna(seed) else int(seed),
                 "task": task,
                 "metric": metric[task],
-                "value": _value(cell, metric[task]),
+                "value": summary_value(metric[task], _as_records(cell)),
                 "n": len(scored),
                 "unscored": len(cell) - len(scored),
                 "unscored_reasons": {str(reason): int(count) for reason, count in reasons.items()},
@@ -98,13 +96,11 @@ def cell_results(records: pd.DataFrame, tasks: Sequence[Mapping[str, Any]]) -> l
     return rows
 
 
-def _value(cell: pd.DataFrame, metric: str) -> float | None:
-    scored = cell[cell["score"].notna()]
-    if scored.empty:
-        return None
-    if metric == "perplexity":
-        return math.exp(float((scored["score"] * scored["tokens"]).sum() / scored["tokens"].sum()))
-    return float(scored["score"].mean())
+def _as_records(cell: pd.DataFrame) -> list[Record]:
+    return [
+        Record(item_id=str(item), cluster="", response="", score=_score(score), tokens=int(tokens))
+        for item, score, tokens in zip(cell["item_id"], cell["score"], cell["tokens"], strict=True)
+    ]
 
 
 def _mean_details(cell: pd.DataFrame) -> dict[str, float]:
@@ -144,8 +140,7 @@ def _compare_cell(
     alpha: float,
 ) -> Comparison | PerplexityComparison:
     compressed = {
-        "no seed" if pd.isna(seed) else str(int(seed)): _scores(cell.set_index("item_id"))
-        for seed, cell in cells.groupby("seed", dropna=False)
+        _seed_name(seed): _scores(cell.set_index("item_id")) for seed, cell in cells.groupby("seed", dropna=False)
     }
     seeds: tuple[str, ...] = tuple(seed for seed in compressed if seed != "no seed")
     only = next(iter(compressed.values()))
@@ -169,8 +164,16 @@ def _compare_cell(
     )
 
 
+def _seed_name(seed: Any) -> str:
+    return "no seed" if pd.isna(seed) else str(int(seed))
+
+
 def _scores(cell: pd.DataFrame) -> dict[str, float | None]:
-    return {str(item): None if pd.isna(score) else float(score) for item, score in cell["score"].items()}
+    return {str(item): _score(score) for item, score in cell["score"].items()}
+
+
+def _score(value: Any) -> float | None:
+    return None if pd.isna(value) else float(value)
 
 
 def overall_by_recipe(comparisons: Sequence[Comparison | PerplexityComparison]) -> list[dict[str, Any]]:

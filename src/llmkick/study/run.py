@@ -204,9 +204,7 @@ class _Run:
             "dtype": info.dtype,
             "device": self.model.device.type,
             "recipe": str(recipe),
-            "calibration": calibration.digest
-            if calibration is not None and recipe.needs_calibration
-            else None,
+            "calibration": calibration.digest if calibration is not None and recipe.needs_calibration else None,
             "propagate": self.study.propagate if recipe.needs_calibration else None,
             "walk": WALK_VERSION,
         }
@@ -228,8 +226,7 @@ class _Run:
 
     def _report_known(self, recipe: Recipe, seed: int | None, calibration: Calibration | None) -> bool:
         return (
-            isinstance(recipe, Dense)
-            or self.journal.artifact(self._report_key(recipe, seed, calibration)) is not None
+            isinstance(recipe, Dense) or self.journal.artifact(self._report_key(recipe, seed, calibration)) is not None
         )
 
     def _report_key(self, recipe: Recipe, seed: int | None, calibration: Calibration | None) -> str:
@@ -334,9 +331,7 @@ class _Run:
         self.journal.add_seconds(stage, detail, time.perf_counter() - started)
 
 
-def _warnings(
-    model: TransformersModel, study: Study, records: Any, reports: list[dict[str, Any]]
-) -> list[str]:
+def _warnings(model: TransformersModel, study: Study, records: Any, reports: list[dict[str, Any]]) -> list[str]:
     """Whatever a reader of the tables must know and could not see in them."""
     found = []
     info = model.info
@@ -351,9 +346,7 @@ def _warnings(
         found += [f"{report['recipe']}: {warning}" for warning in report["warnings"]]
     unscored = records[records["score"].isna()]
     if len(unscored):
-        found.append(
-            f"{len(unscored)} of {len(records)} records are unscored; results.json counts the reasons"
-        )
+        found.append(f"{len(unscored)} of {len(records)} records are unscored; results.json counts the reasons")
     moved = sum(bool(details.get("boundary_moved")) for details in records["details"])
     if moved:
         found.append(f"{moved} records have options whose tokens merge with the prompt's last token")

@@ -66,12 +66,8 @@ class ContextQA:
 
     def requests(self, item: Item, prompting: Prompting) -> Sequence[ScoreRequest | GenerateRequest]:
         """One short generation."""
-        question = item.question
-        if self.variant == "open":
-            question = (
-                f"Read the passage and answer the question.\n\n{item.context}\n\nQuestion: {item.question}"
-            )
-        prompt = question_prompt(question, SENTENCE_EXAMPLES, prompting)
+        passage = item.context if self.variant == "open" else ""
+        prompt = question_prompt(item.question, SENTENCE_EXAMPLES, prompting, passage=passage)
         return [GenerateRequest(prompt, stops=("\n",), max_new_tokens=MAX_NEW_TOKENS)]
 
     def score(self, item: Item, answers: Sequence[Answer]) -> Record:

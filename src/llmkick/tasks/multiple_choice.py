@@ -119,9 +119,7 @@ class MultipleChoice:
         scores = [answer for answer in answers if isinstance(answer, ContinuationScore)]
         values = [score.logprob for score in scores]
         if self.variant == "cloze":
-            values = [
-                value / len(choice.encode()) for value, choice in zip(values, item.choices, strict=True)
-            ]
+            values = [value / len(choice.encode()) for value, choice in zip(values, item.choices, strict=True)]
         best = max(range(len(values)), key=values.__getitem__)
         decided = values.count(values[best]) == 1
         return Record(

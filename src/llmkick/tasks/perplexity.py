@@ -32,9 +32,7 @@ def text_windows(model: LanguageModel, text: str, window: int) -> list[tuple[int
     Raises ConfigError for a window the model cannot hold, DataError for a text shorter than one window.
     """
     if not 2 <= window <= model.max_tokens:
-        raise ConfigError(
-            f"a window must be between 2 and the model's {model.max_tokens} tokens; got {window}"
-        )
+        raise ConfigError(f"a window must be between 2 and the model's {model.max_tokens} tokens; got {window}")
     return cut_windows(model.tokenize(text), window)
 
 
@@ -83,9 +81,7 @@ class Perplexity:
         if self.window < 2:
             raise ConfigError(f"{self.name}: window must be at least 2 tokens; got {self.window}")
         if self.source != "pocket" and not Path(self.source).is_file():
-            raise ConfigError(
-                f"unknown source {self.source!r} for {self.name}: neither pocket nor a text file"
-            )
+            raise ConfigError(f"unknown source {self.source!r} for {self.name}: neither pocket nor a text file")
 
     @cached_property
     def _text(self) -> str:

@@ -34,19 +34,20 @@ def resolve_prompting(model: LanguageModel, wanted: str) -> Prompting:
     return "chat"
 
 
-def question_prompt(question: str, examples: Sequence[tuple[str, str]], prompting: Prompting) -> Prompt:
-    """A question after its worked examples: as a conversation, or as `Question: …\\nAnswer:` text."""
+def question_prompt(
+    question: str, examples: Sequence[tuple[str, str]], prompting: Prompting, *, passage: str = ""
+) -> Prompt:
+    """A question after its worked examples, with the passage to read where there is one."""
     if prompting == "raw":
         shown = "".join(f"Question: {asked}\nAnswer: {answer}\n\n" for asked, answer in examples)
-        return f"{shown}Question: {question}\nAnswer:"
+        context = f"{passage}\n\n" if passage else ""
+        return f"{shown}{context}Question: {question}\nAnswer:"
+    if passage:
+        question = f"Read the passage and answer the question.\n\n{passage}\n\nQuestion: {question}"
     return conversation(question, examples)
 
 
 def conversation(question: str, examples: Sequence[tuple[str, str]] = ()) -> tuple[Message, ...]:
     """A conversation: each example a user turn and its answer, then the question."""
-    turns = [
-        Message(role, text)
-        for pair in examples
-        for role, text in zip(("user", "assistant"), pair, strict=True)
-    ]
+    turns = [Message(role, text) for pair in examples for role, text in zip(("user", "assistant"), pair, strict=True)]
     return (*turns, Message("user", question))

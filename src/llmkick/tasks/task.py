@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
+import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -146,9 +147,12 @@ TASKS: Mapping[str, TaskEntry] = {
 
 def task_names() -> list[str]:
     """Every task name with its variants spelled out."""
-    return [
-        name for base, entry in TASKS.items() for name in ([f"{base}:{v}" for v in entry.variants] or [base])
-    ]
+    return [name for base, entry in TASKS.items() for name in ([f"{base}:{v}" for v in entry.variants] or [base])]
+
+
+def task_summary(name: str) -> str:
+    """One line on what a task asks."""
+    return TASKS[name.partition(":")[0]].summary
 
 
 def get_task(
@@ -203,9 +207,7 @@ def evaluate_in_batches(
             yield _evaluate_batch(model, task, batch, style)
 
 
-def _evaluate_batch(
-    model: LanguageModel, task: Task, items: Sequence[Item], style: Prompting
-) -> list[Record]:
+def _evaluate_batch(model: LanguageModel, task: Task, items: Sequence[Item], style: Prompting) -> list[Record]:
     requests = [task.requests(item, style) for item in items]
     flat = [request for some in requests for request in some]
     scored = [request for request in flat if isinstance(request, ScoreRequest)]
@@ -219,6 +221,19 @@ def _evaluate_batch(
         ]
         records.append(task.score(item, answers))
     return records
+
+
+def summary_value(metric: str, records: Sequence[Record]) -> float | None:
+    """The metric over the scored records: their mean, or for perplexity exp of the mean over tokens.
+
+    None when no record has a score.
+    """
+    scored = [(record.score, record.tokens) for record in records if record.score is not None]
+    if not scored:
+        return None
+    if metric == "perplexity":
+        return math.exp(sum(score * tokens for score, tokens in scored) / sum(tokens for _, tokens in scored))
+    return sum(score for score, _ in scored) / len(scored)
 
 
 def unscored(item: Item, reason: str) -> Record:

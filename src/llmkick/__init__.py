@@ -1,0 +1,69 @@
+"""LLM-KICK: what has a compressed language model forgotten?
+
+import llmkick
+
+model = llmkick.load_model("smollm2-135m-instruct")
+calibration = llmkick.calibrate(model, sequences=16, length=256)
+pruned, report = llmkick.compress(model, "wanda@0.25", calibration=calibration)
+task = llmkick.get_task("factoid_qa", limit=100)
+dense, sparse = llmkick.evaluate(model, task), llmkick.evaluate(pruned, task)
+print(llmkick.compare({r.item_id: r.score for r in dense}, {r.item_id: r.score for r in sparse}).verdict)
+"""
+
+from llmkick.compression.calibration import Calibration, calibrate
+from llmkick.compression.recipe import Recipe, parse_recipe
+from llmkick.compression.walk import CompressionReport, compress
+from llmkick.compression.weight import compress_weight
+from llmkick.errors import ConfigError, DataError, JudgeError, KickError, ModelError, NumericalError
+from llmkick.models.language_model import (
+    GenerateRequest,
+    LanguageModel,
+    Message,
+    ModelInfo,
+    ScoreRequest,
+    load_model,
+)
+from llmkick.report.page import write_report
+from llmkick.statistics import Comparison, compare
+from llmkick.study.config import Study, load_study
+from llmkick.study.results import StudyResult
+from llmkick.study.run import run_study
+from llmkick.tasks.perplexity import perplexity
+from llmkick.tasks.task import Item, Record, Task, evaluate, get_task
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Calibration",
+    "Comparison",
+    "CompressionReport",
+    "ConfigError",
+    "DataError",
+    "GenerateRequest",
+    "Item",
+    "JudgeError",
+    "KickError",
+    "LanguageModel",
+    "Message",
+    "ModelError",
+    "ModelInfo",
+    "NumericalError",
+    "Recipe",
+    "Record",
+    "ScoreRequest",
+    "Study",
+    "StudyResult",
+    "Task",
+    "calibrate",
+    "compare",
+    "compress",
+    "compress_weight",
+    "evaluate",
+    "get_task",
+    "load_model",
+    "load_study",
+    "parse_recipe",
+    "perplexity",
+    "run_study",
+    "write_report",
+]

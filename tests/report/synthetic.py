@@ -1,0 +1,204 @@
+"""Run folders without a model: invented answers through the real journal, comparisons and results file."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llmkick.study.journal import Journal
+from llmkick.study.results import StudyResult, as_json, cell_results, compare_all, overall_by_recipe
+from llmkick.tasks.task import Item, Record
+
+RECIPES = ("magnitude@0.25", "wanda@0.1", "wanda@0.25", "wanda@2:4", "rtn@8b", "gptq@3b-g64")
+TASKS = ("factoid_qa", "multiple_choice:letter", "context_qa:open", "perplexity")
+CALIBRATED = ("wanda", "sparsegpt", "gptq")
+DENSE_SCORE = {
+    "factoid_qa": 0.8,
+    "multiple_choice:letter": 0.26,
+    "multiple_choice:cloze": 0.6,
+    "context_qa:closed": 0.45,
+    "context_qa:open": 0.85,
+}
+# How much of the knowledge a recipe loses; whatever is not listed loses nothing.
+SEVERITY = {
+    "magnitude@0.1": 0.08, "magnitude@0.25": 0.35, "magnitude@0.5": 0.95, "magnitude@2:4": 0.97,
+    "wanda@0.1": 0.01, "wanda@0.25": 0.22, "wanda@0.5": 0.6, "wanda@2:4": 0.8, "wanda@4:8": 0.7,
+    "sparsegpt@0.1": 0.0, "sparsegpt@0.25": 0.15, "sparsegpt@0.5": 0.45, "sparsegpt@2:4": 0.6,
+    "rtn@8b": 0.0, "rtn@4b-g64": 0.2, "rtn@3b-g64": 0.7,
+    "gptq@8b": 0.0, "gptq@4b-g64": 0.1, "gptq@3b-g64": 0.4, "wanda@0.5+gptq@4b": 0.65,
+}  # fmt: skip
+LAYERS = ("self_attn.q_proj", "self_attn.o_proj", "mlp.up_proj", "mlp.down_proj")
+HOSTILE = (
+    "<script>document.title = 'attacked'</script>",
+    "</script><img src=x onerror=\"document.title='attacked'\">",
+    "{{7*7}} {% raw %} ${7*7}",
+    "الجواب هو \u202eالقاهرة\u202c <b>bold</b> \u2028 & &amp; <!-- -->",
+)
+
+
+def build_run(
+    folder: Path,
+    *,
+    recipes: Sequence[str] = RECIPES,
+    tasks: Sequence[str] = TASKS,
+    items: int = 60,
+    seeds: Sequence[int] = (0,),
+    blocks: int = 2,
+    hostile: bool = False,
+    unscored: Mapping[str, int] | None = None,
+    source_precision: str = "Q4_1",
+    questions: Mapping[str, Sequence[Item]] | None = None,
+) -> StudyResult:
+    """Write journal.sqlite and results.json; `unscored` gives the number of unanswered items of a task."""
+    folder.mkdir(parents=True, exist_ok=True)
+    journal = Journal(folder)
+    journal.claim("hash-of-the-study", "name = 'synthetic'\n")
+    asked = {task: (questions or {}).get(task) or make_items(task, items, hostile=hostile) for task in tasks}
+    for task, its_items in asked.items():
+        journal.add_items(task, its_items)
+        add_answers(journal, task, its_items, recipes, seeds, skipped=(unscored or {}).get(task, 0))
+    records = journal.records()
+    journal.close()
+    described = [describe(task) for task in tasks]
+    comparisons = compare_all(records, described, recipes, margin=0.05, alpha=0.05)
+    reports = [report(recipe, seed, blocks) for recipe in recipes for seed in seeds_of(recipe, seeds)]
+    result = StudyResult(
+        folder=folder,
+        study={
+            "name": "synthetic", "model": "toy", "recipes": list(recipes), "seeds": list(seeds),
+            "tasks": [{"name": task} for task in tasks], "margin": 0.05, "alpha": 0.05, "propagate": True,
+            "calibration": {"source": "self", "sequences": 8, "length": 128}, "hash": "hash-of-the-study",
+        },
+        environment={
+            "packages": {"llmkick": "0.1.0", "torch": "2.13.0"}, "python": "3.11.7", "platform": "Linux",
+            "processor": "a processor", "cores": 2, "threads": 2, "memory_bytes": 16_000_000_000,
+            "device": "cpu", "accelerator": None,
+        },
+        timing={
+            "started": "2026-01-01T10:00:00+00:00", "finished": "2026-01-01T10:09:00+00:00",
+            "seconds": {
+                "load": {"toy": 2.0}, "evaluate": dict.fromkeys(tasks, 61.5), "compress": {r: 3.5 for r in recipes},
+            },
+            "compression_seconds": {recipe: 3.5 for recipe in recipes},
+            "peak_memory_bytes": 1_300_000_000,
+        },
+        model={
+            "name": "toy-135m-instruct", "revision": "1", "digest": "d" * 64, "architecture": "ToyForCausalLM",
+            "parameters": 134_515_008, "dtype": "bfloat16", "source_precision": source_precision,
+        },
+        tasks=described,
+        results=order(cell_results(records, described), recipes, tasks),
+        comparisons=[as_json(comparison) for comparison in comparisons],
+        overall=overall_by_recipe(comparisons),
+        compression=reports,
+        warnings=["the dense weights come from a file already rounded"] if source_precision != "float" else [],
+    )  # fmt: skip
+    result.write()
+    return result
+
+
+def make_items(task: str, count: int, *, hostile: bool = False) -> list[Item]:
+    """Invented questions; with `hostile` the first few hold text that a careless page would run."""
+    found = []
+    for number in range(count):
+        evil = HOSTILE[number % len(HOSTILE)] if hostile and number < len(HOSTILE) else ""
+        choice = task.startswith("multiple_choice")
+        shown = task != "perplexity"
+        found.append(
+            Item(
+                id=f"{task}-{number:03d}",
+                cluster=f"subject-{number % 12}",
+                question=f"What is the number of question {number}? {evil}".strip() if shown else "",
+                context=f"Passage {number // 4} speaks of number {number}." if "open" in task else "",
+                references=(f"number {number}",) if shown else (),
+                choices=tuple(f"number {number + i}" for i in range(4)) if choice else (),
+            )
+        )
+    return found
+
+
+def add_answers(
+    journal: Journal, task: str, items: Sequence[Item], recipes: Sequence[str], seeds: Sequence[int], *, skipped: int
+) -> None:
+    """Answers of the dense model and of every recipe; those that lose more keep the losses of the milder."""
+    rng = np.random.default_rng(int(hashlib.sha256(task.encode()).hexdigest()[:8], 16))
+    known, luck = rng.random(len(items)), rng.random(len(items))
+    for recipe in ("dense", *recipes):
+        for seed in seeds_of(recipe, seeds):
+            noise = rng.random(len(items))
+            records = [
+                answer(task, recipe, item, known[i], luck[i], noise[i], skipped=i < skipped and recipe != "dense")
+                for i, item in enumerate(items)
+            ]
+            key = f"{recipe}-{seed}-{task}"
+            journal.add_records(key, model="toy-135m-instruct", recipe=recipe, seed=seed, task=task, records=records)
+
+
+def answer(
+    task: str, recipe: str, item: Item, known: float, luck: float, noise: float, *, skipped: bool
+) -> Record:
+    """One record: right, wrong, or without a score."""
+    severity = SEVERITY.get(recipe, 0.0)
+    common = {"item_id": item.id, "cluster": item.cluster}
+    if skipped:
+        return Record(**common, response="", score=None, unscored_reason="the prompt is too long")
+    if task == "perplexity":
+        return Record(**common, response="", score=2.9 + 0.4 * luck + 1.2 * severity**2 + 0.01 * noise, tokens=255)
+    right = known < DENSE_SCORE[task]
+    if right and luck < severity:
+        right = False
+    elif not right and noise < 0.1 * severity:
+        right = True
+    text = item.references[0] if right else f"something else ({recipe.partition('@')[0]})"
+    if item.question.endswith(HOSTILE):
+        text += f" {item.question}"
+    tokens, details = len(text) // 4, {"exact_match": float(right), "f1": 0.5 + 0.5 * right}
+    return Record(**common, response=text, score=float(right), tokens=tokens, truncated=noise > 0.9, details=details)
+
+
+def describe(task: str) -> dict[str, Any]:
+    """A task as results.json lists it."""
+    setting = {"perplexity": "control", "context_qa:open": "synthesis"}.get(task, "knowledge")
+    return {
+        "name": task, "version": 1, "protocol": "strict", "source": "pocket", "data": "a" * 64, "limit": None,
+        "seed": 0, "metric": "perplexity" if task == "perplexity" else "accuracy",
+        "chance_level": 0.25 if task.startswith("multiple_choice") else 0.0, "setting": setting, "prompting": "chat",
+    }  # fmt: skip
+
+
+def seeds_of(recipe: str, seeds: Sequence[int]) -> Sequence[int | None]:
+    """Calibration seeds, for a method that has any."""
+    return seeds if recipe.startswith(CALIBRATED) else (None,)
+
+
+def report(recipe: str, seed: int | None, blocks: int) -> dict[str, Any]:
+    """A compression report."""
+    severity, rounding = SEVERITY.get(recipe, 0.0), recipe.startswith(("rtn", "gptq"))
+    layers = [
+        {
+            "name": f"model.layers.{depth}.{kind}", "shape": [64, 64 if position < 2 else 128],
+            "realised_sparsity": 0.2 if rounding else severity / 2,
+            "relative_output_error": severity * (0.05 + 0.01 * position + 0.02 * depth / blocks),
+            "damping": 0.01 if recipe.startswith(("gptq", "sparsegpt")) else None, "tokens": 1024,
+        }
+        for depth in range(blocks)
+        for position, kind in enumerate(LAYERS)
+    ]  # fmt: skip
+    return {
+        "recipe": recipe, "model": "toy-135m-instruct", "source_precision": "Q4_1", "seed": seed or 0,
+        "calibration": None if seed is None else "c" * 64, "calibration_source": None if seed is None else "self",
+        "propagate": True, "digest": hashlib.sha256(f"{recipe} {seed}".encode()).hexdigest(),
+        "dense_bytes": 212_336_640, "stored_bytes": int(212_336_640 * (0.3 if rounding else 0.9)),
+        "layers": layers,
+        "warnings": ["few tokens: a layer was calibrated on 3 tokens"] if recipe == "wanda@2:4" else [],
+    }  # fmt: skip
+
+
+def order(rows: list[dict[str, Any]], recipes: Sequence[str], tasks: Sequence[str]) -> list[dict[str, Any]]:
+    """Dense first, then the study's order."""
+    names = ["dense", *recipes]
+    return sorted(rows, key=lambda row: (names.index(row["recipe"]), row["seed"] or 0, tasks.index(row["task"])))
