@@ -10,28 +10,57 @@ dense, sparse = llmkick.evaluate(model, task), llmkick.evaluate(pruned, task)
 print(llmkick.compare({r.item_id: r.score for r in dense}, {r.item_id: r.score for r in sparse}).verdict)
 """
 
-from llmkick.compression.calibration import Calibration, calibrate
-from llmkick.compression.recipe import Recipe, parse_recipe
-from llmkick.compression.walk import CompressionReport, compress
-from llmkick.compression.weight import compress_weight
-from llmkick.errors import ConfigError, DataError, JudgeError, KickError, ModelError, NumericalError
-from llmkick.models.language_model import (
-    GenerateRequest,
-    LanguageModel,
-    Message,
-    ModelInfo,
-    ScoreRequest,
-    load_model,
-)
-from llmkick.report.page import write_report
-from llmkick.statistics import Comparison, compare
-from llmkick.study.config import Study, load_study
-from llmkick.study.results import StudyResult
-from llmkick.study.run import run_study
-from llmkick.tasks.perplexity import perplexity
-from llmkick.tasks.task import Item, Record, Task, evaluate, get_task
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from llmkick.compression.calibration import Calibration, calibrate
+    from llmkick.compression.recipe import Recipe, parse_recipe
+    from llmkick.compression.walk import CompressionReport, compress
+    from llmkick.compression.weight import compress_weight
+    from llmkick.errors import ConfigError, DataError, JudgeError, KickError, ModelError, NumericalError
+    from llmkick.models.language_model import (
+        GenerateRequest,
+        LanguageModel,
+        Message,
+        ModelInfo,
+        ScoreRequest,
+        load_model,
+    )
+    from llmkick.report.page import write_report
+    from llmkick.statistics import Comparison, compare
+    from llmkick.study.config import Study, load_study
+    from llmkick.study.results import StudyResult
+    from llmkick.study.run import run_study
+    from llmkick.tasks.perplexity import perplexity
+    from llmkick.tasks.task import Item, Record, Task, evaluate, get_task
 
 __version__ = "0.1.0"
+
+# Where each public name lives. They are imported when first used: torch alone takes seconds, and
+# `kick --help` needs none of it.
+_HOME = {
+    "llmkick.compression.calibration": ("Calibration", "calibrate"),
+    "llmkick.compression.recipe": ("Recipe", "parse_recipe"),
+    "llmkick.compression.walk": ("CompressionReport", "compress"),
+    "llmkick.compression.weight": ("compress_weight",),
+    "llmkick.errors": ("ConfigError", "DataError", "JudgeError", "KickError", "ModelError", "NumericalError"),
+    "llmkick.models.language_model": (
+        "GenerateRequest",
+        "LanguageModel",
+        "Message",
+        "ModelInfo",
+        "ScoreRequest",
+        "load_model",
+    ),
+    "llmkick.report.page": ("write_report",),
+    "llmkick.statistics": ("Comparison", "compare"),
+    "llmkick.study.config": ("Study", "load_study"),
+    "llmkick.study.results": ("StudyResult",),
+    "llmkick.study.run": ("run_study",),
+    "llmkick.tasks.perplexity": ("perplexity",),
+    "llmkick.tasks.task": ("Item", "Record", "Task", "evaluate", "get_task"),
+}
 
 __all__ = [
     "Calibration",
@@ -67,3 +96,16 @@ __all__ = [
     "run_study",
     "write_report",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _HOME.items():
+        if name in names:
+            value = getattr(importlib.import_module(module), name)
+            globals()[name] = value
+            return value
+    raise AttributeError(f"module 'llmkick' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -48,9 +48,7 @@ def test_large_grids_are_cheap() -> None:
     assert len(calls) <= 16
 
 
-@pytest.mark.parametrize(
-    "levels", [(0.3, 0.4, 0.5, 0.6, 0.7), ("7:8", "6:8", "5:8", "4:8", "2:8"), (8, 6, 5, 4, 3)]
-)
+@pytest.mark.parametrize("levels", [(0.3, 0.4, 0.5, 0.6, 0.7), ("7:8", "6:8", "5:8", "4:8", "2:8"), (8, 6, 5, 4, 3)])
 def test_any_kind_of_level(levels: tuple[object, ...]) -> None:
     outcome: list[Verdict] = ["matching", "matching", "undecided", "not matching", "not matching"]
     evaluate, _ = recorded(dict(zip(levels, outcome, strict=True)))
@@ -60,16 +58,12 @@ def test_any_kind_of_level(levels: tuple[object, ...]) -> None:
 
 def test_violations_are_shown() -> None:
     """Level 1 fails though level 2 matches: the neighbour of the level found is looked at, and reported."""
-    evaluate, calls = recorded(
-        {0: "matching", 1: "not matching", 2: "matching", 3: "matching", 4: "not matching"}
-    )
+    evaluate, calls = recorded({0: "matching", 1: "not matching", 2: "matching", 3: "matching", 4: "not matching"})
     result = find_frontier(range(5), evaluate)
     assert result.strongest_matching == 3
     assert result.violations == ()
     assert 1 not in calls
-    evaluate, calls = recorded(
-        {0: "matching", 1: "matching", 2: "not matching", 3: "matching", 4: "not matching"}
-    )
+    evaluate, calls = recorded({0: "matching", 1: "matching", 2: "not matching", 3: "matching", 4: "not matching"})
     result = find_frontier([1, 2, 3], lambda level: evaluate(level))
     assert (2, 3) in result.violations
     assert any("not monotone" in note for note in result.notes)

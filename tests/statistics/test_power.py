@@ -55,9 +55,7 @@ def test_clusters_cost_their_design_effect() -> None:
     assert items_needed(0.6, design_effect=3.0) == pytest.approx(3 * items_needed(0.6), abs=3)
 
 
-@pytest.mark.parametrize(
-    ("accuracy", "loss", "verdict"), [(0.75, 0.0, "matching"), (0.75, 0.12, "not matching")]
-)
+@pytest.mark.parametrize(("accuracy", "loss", "verdict"), [(0.75, 0.0, "matching"), (0.75, 0.12, "not matching")])
 def test_power_by_simulation(accuracy: float, loss: float, verdict: str) -> None:
     rng = np.random.default_rng(0)
     n = items_needed(accuracy, loss=loss)

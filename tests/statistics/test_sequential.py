@@ -112,9 +112,7 @@ class TestClusterBets:
         dense, compressed = (rng.random((2, 60)) < 0.6) * 1.0
         single = SequentialTest().update(dense, compressed)
         labels = np.repeat(np.arange(60), 10).tolist()
-        copies = SequentialTest(largest_cluster=10).update(
-            np.repeat(dense, 10), np.repeat(compressed, 10), labels
-        )
+        copies = SequentialTest(largest_cluster=10).update(np.repeat(dense, 10), np.repeat(compressed, 10), labels)
         assert copies.p_matching == pytest.approx(single.p_matching)
         assert copies.bets == single.bets
 

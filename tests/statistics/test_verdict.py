@@ -92,6 +92,12 @@ class TestDegenerate:
                 assert compare(dense, np.zeros(n), resamples=0).verdict in ("not matching", "undecided")
         assert compare(dense, np.zeros(n)).verdict == "not matching"
 
+    def test_a_collapse_shows_on_few_uneven_clusters(self) -> None:
+        """Six stories with very different dense scores, none answered after compression."""
+        dense = np.concatenate([np.arange(20) < right for right in (17, 18, 18, 19, 20, 9)]) * 1.0
+        stories = [i // 20 for i in range(120)]
+        assert compare(dense, np.zeros(120), clusters=stories).verdict == "not matching"
+
     def test_one_item(self) -> None:
         lost = compare([1.0], [0.0])
         assert (lost.verdict, lost.interval, lost.p_matching) == ("undecided", None, None)
@@ -205,6 +211,30 @@ class TestMeanTest:
         expected = p11 * 0.05**2 + p10 * 0.95**2 + p01
         values = np.repeat([1 - kept, -kept, 1.0, 0.0], [right, lost, gained, wrong])
         assert null_variance(values, (-kept, 1.0)) == pytest.approx(expected, rel=1e-4)
+
+    def test_guards_of_clusters(self) -> None:
+        """Twenty clusters, three of which lose much: variance under the null and skewness, both by hand."""
+        rng = np.random.default_rng(4)
+        sums = np.concatenate([rng.normal(0.5, 0.1, 17), [-2.0, -3.0, -1.0]])
+        values, cluster = np.repeat(sums / 5, 5), np.repeat(np.arange(20), 5)
+        tilt = optimize.brentq(lambda x: (sums / (1 + x * sums)).sum(), -1 / sums.max() + 1e-9, -1 / sums.min() - 1e-9)
+        under_null = (sums**2 / (1 + tilt * sums)).sum() / 20
+        test = mean_test(values[None], cluster, EVERYWHERE)
+        assert test.variance == pytest.approx(under_null * 20 / 100**2 * 20 / 19)
+        residual = sums - sums.mean()
+        assert test.skewness == pytest.approx((residual**3).sum() / (residual**2).sum() ** 1.5)
+        assert mean_test(values[None], np.arange(100), EVERYWHERE).skewness == 0
+
+    def test_copies_prove_no_more_than_one(self) -> None:
+        """One lost of 60, each item ten times over: nearly the p value of the 60 (of 600 it would be 0.0001)."""
+        dense, compressed = table(44, 1, 0, 15)
+        single = compare(dense, compressed)
+        copies = compare(
+            np.repeat(dense, 10), np.repeat(compressed, 10), clusters=[i for i in range(60) for _ in range(10)]
+        )
+        naive = compare(np.repeat(dense, 10), np.repeat(compressed, 10))
+        assert copies.p_matching >= 0.9 * single.p_matching  # type: ignore[operator]
+        assert naive.p_matching < 0.1 * single.p_matching  # type: ignore[operator]
 
     def test_nothing_lost_follows_the_rule_of_three(self) -> None:
         """All right in both: 5 % lost is excluded by 59 items (0.95 ** 59 < 0.05), hardly by fewer."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import hashlib
 import json
+import os
 import random
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from llmkick.errors import ConfigError, DataError, ModelError
+from llmkick.errors import ConfigError, DataError, ModelError, NumericalError
 from llmkick.models.batching import Runner
 from llmkick.models.files import cache_folder
 from llmkick.models.language_model import TransformersModel
@@ -134,7 +137,8 @@ def read_documents(path: Path) -> Iterator[str]:
     Raises DataError naming file and line for anything that cannot be read.
     """
     if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.name.endswith((".txt", ".jsonl", ".json", ".gz")))
+        endings = (".txt", ".jsonl", ".json", ".gz")
+        files = sorted(file for file in path.rglob("*") if file.name.endswith(endings) and file.is_file())
         if not files:
             raise DataError(f"{path} holds no .txt, .jsonl, .json or .gz file to calibrate on")
         for file in files:
@@ -142,23 +146,26 @@ def read_documents(path: Path) -> Iterator[str]:
         return
     if not path.is_file():
         raise ConfigError(f"calibration source {str(path)!r} is neither self, c4, a file nor a folder")
+    opening: Any = gzip.open if path.suffix == ".gz" else open
+    number = 0
     try:
-        opening: Any = gzip.open if path.suffix == ".gz" else open
-        with opening(path, "rt", encoding="utf-8") as stream:
-            if path.name.removesuffix(".gz").endswith(".txt"):
+        if path.name.removesuffix(".gz").endswith(".txt"):
+            with opening(path, "rt", encoding="utf-8") as stream:
                 yield stream.read()
-                return
+            return
+        with opening(path, "rb") as stream:
             for number, line in enumerate(stream, start=1):
                 if line.strip():
                     yield _text_of(line, path, number)
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read to its end: {error}") from error
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        where = f"past line {number}" if number else "to its end"
+        raise DataError(f"{path} cannot be read {where}: {error}") from error
 
 
-def _text_of(line: str, path: Path, number: int) -> str:
+def _text_of(line: bytes, path: Path, number: int) -> str:
     try:
         text = json.loads(line)["text"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:  # ValueError: neither JSON nor UTF-8
         raise DataError(f'{path}, line {number}: expected a JSON object with a "text" field') from error
     if not isinstance(text, str):
         raise DataError(f'{path}, line {number}: "text" is {type(text).__name__}, not text')
@@ -171,7 +178,7 @@ def _c4_shard() -> Path:
     try:
         return Path(hf_hub_download(C4_REPOSITORY, C4_FILE, repo_type="dataset", revision=C4_REVISION))
     except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise ModelError(
             f"cannot get the C4 shard from the hub, and it is not cached: {reason}\n"
             'Use calibration source "self" (offline), or a local file or folder of text.'
@@ -187,17 +194,18 @@ def _self_sampled(
 ) -> TokenIds:
     key = f"{model.info.digest}\0{model.info.dtype}\0{sequences}\0{length}\0{seed}\0{SAMPLING_VERSION}"
     file = cache_folder("calibration") / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.npy"
-    if file.exists():
-        cached = np.load(file, allow_pickle=False)
+    # A damaged file counts as none: sampling again gives the same text.
+    with contextlib.suppress(OSError, ValueError, EOFError):
+        cached: TokenIds = np.load(file, allow_pickle=False)
         if cached.shape == (sequences, length) and cached.dtype == np.int64:
-            return cached  # type: ignore[no-any-return]
+            return cached
     generator = torch.Generator().manual_seed(seed)
     rows: list[TokenIds] = []
     for start in range(0, sequences, SAMPLING_ROWS):
         count = min(SAMPLING_ROWS, sequences - start)
         rows.append(_sample(model, count, length, generator, start, sequences, progress))
     tokens = np.concatenate(rows)
-    temporary = file.with_suffix(f".{seed}.tmp.npy")
+    temporary = file.with_suffix(f".{os.getpid()}.tmp.npy")
     np.save(temporary, tokens, allow_pickle=False)
     temporary.replace(file)
     return tokens
@@ -225,6 +233,8 @@ def _sample(
     with torch.inference_mode():
         state = runner.prefill([(int(start or 0),)] * rows, 0, None)
         for position in range(1, length):
+            if not bool(torch.isfinite(state.next_logits).all()):
+                raise NumericalError(f"{model.info.name} gives NaN or Inf: it cannot sample text to calibrate on")
             # On the CPU whatever the device, so that a seed means the same text everywhere it can.
             chosen = torch.multinomial(torch.softmax(state.next_logits.cpu(), dim=-1), 1, generator=generator)
             tokens = torch.cat([tokens, chosen], dim=1)

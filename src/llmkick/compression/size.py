@@ -18,10 +18,10 @@ def compact_bytes(shape: tuple[int, int], itemsize: int, recipe: Recipe, zeros: 
     """
     rows, columns = shape
     count = rows * columns
-    kept, bits_a_value, extra_bits = float(count), 8.0 * itemsize, 0.0
+    kept, bits_a_value, extra_bits = count, 8 * itemsize, 0
     for part in recipe.parts:
         if isinstance(part, Unstructured):
-            kept, extra_bits = count * (1.0 - zeros), extra_bits + count
+            kept, extra_bits = round(count * (1 - zeros)), extra_bits + count
         elif isinstance(part, NM):
             groups = count // part.group
             kept = groups * part.kept

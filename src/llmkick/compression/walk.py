@@ -23,9 +23,9 @@ from llmkick.compression.calibration import Calibration, as_calibration
 from llmkick.compression.hessian import InputStatistics
 from llmkick.compression.recipe import Dense, Recipe, parse_recipe
 from llmkick.compression.size import compact_bytes
-from llmkick.compression.weight import compress_with_statistics, relative_output_error
+from llmkick.compression.weight import WeightResult, compress_with_statistics, relative_output_error
 from llmkick.errors import ConfigError, NumericalError
-from llmkick.models.language_model import TransformersModel, weights_digest
+from llmkick.models.language_model import TransformersModel, check_finite, weights_digest
 
 # Part of every run key: raise it when the same recipe could give other weights.
 WALK_VERSION = 1
@@ -101,6 +101,9 @@ def compress(
     windows = None if calibration is None else as_calibration(calibration)
     blocks = decoder_blocks(model.network)
     check_recipe_fits(recipe, blocks, windows)
+    if windows is not None:
+        check_calibration_fits(windows, model)
+    check_finite(model.network)
     started = time.perf_counter()
     network = shallow_copy(model.network)
     walk = _Walk(
@@ -146,6 +149,21 @@ def check_recipe_fits(recipe: Recipe, blocks: list[Block], calibration: Calibrat
         raise ConfigError(f"{recipe} needs calibration: pass a Calibration or token ids (sequences, tokens)")
 
 
+def check_calibration_fits(calibration: Calibration, model: TransformersModel) -> None:
+    """Raise ConfigError, before any work, for windows that the model cannot read."""
+    tokens, vocabulary = calibration.tokens, model.network.get_input_embeddings().weight.shape[0]
+    strange = tokens[(tokens < 0) | (tokens >= vocabulary)]
+    if strange.size:
+        raise ConfigError(
+            f"calibration holds token id {strange[0]}, but the model's vocabulary has {vocabulary}: "
+            "it was made with another tokenizer"
+        )
+    if tokens.shape[1] > model.max_tokens:
+        raise ConfigError(
+            f"calibration windows of {tokens.shape[1]} tokens exceed the model's context of {model.max_tokens}"
+        )
+
+
 def uneven_groups(recipe: Recipe, blocks: list[Block]) -> list[str]:
     """Which widths the recipe's group size does not divide: their rows end in a smaller group, as in GPTQ's code."""
     group = recipe.group_size
@@ -188,7 +206,7 @@ class _Walk:
                         hidden[number] = output
                     record.end_of_forward()
             self._compress_block(block, record)
-            if self.propagate:
+            if self.propagate and index + 1 < len(self.blocks):
                 for number, ids in enumerate(batches):
                     hidden[number] = runner.run(index, ids, hidden[number])
             self.warnings += [f"left alone: {reason}" for reason in block.skipped]
@@ -202,12 +220,6 @@ class _Walk:
         tokens = torch.from_numpy(calibration.tokens)
         if not self.recipe.needs_calibration:
             tokens = tokens[:ERROR_SEQUENCES]
-        vocabulary = self.network.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
-        if int(tokens.min()) < 0 or int(tokens.max()) >= vocabulary:
-            raise ConfigError(
-                f"calibration holds token id {int(tokens.max())}, but the model's vocabulary has {vocabulary}: "
-                "it was made with another tokenizer"
-            )
         return [batch.to(self.device) for batch in torch.split(tokens, max(1, BATCH_TOKENS // tokens.shape[1]))]
 
     def _compress_block(self, block: Block, record: _InputRecord) -> None:
@@ -217,21 +229,20 @@ class _Walk:
             if self.recipe.needs_calibration and tokens == 0:
                 # No calibration token reached it: there is nothing to choose by, and that is not hidden.
                 self.warnings.append(f"left dense: {layer.name} saw no calibration token")
-                self._report(layer, layer.weight, record, None, 0)
+                self._report(layer, WeightResult(layer.weight, None), record, Dense())
                 continue
             if layer.form == "expert" and self.recipe.needs_calibration and tokens < FEW_TOKENS:
                 self.warnings.append(f"few tokens: {layer.name} was calibrated on {tokens} tokens")
             result = compress_with_statistics(layer.weight, statistics, self.recipe, name=layer.name)
             if not bool(torch.isfinite(result.weight).all()):
                 raise NumericalError(f"{self.recipe} made NaN or Inf in {layer.name}")
-            self._report(layer, result.weight, record, result.damping, tokens)
+            self._report(layer, result, record, self.recipe)
             layer.replace_weight(result.weight)
 
-    def _report(
-        self, layer: LinearLayer, weight: Tensor, record: _InputRecord, damping: float | None, tokens: int
-    ) -> None:
-        sample = record.sample_of(layer)
-        dense = layer.weight
+    def _report(self, layer: LinearLayer, result: WeightResult, record: _InputRecord, recipe: Recipe) -> None:
+        """Note what became of a layer, before its weight is replaced; `recipe` is the one that was applied."""
+        sample, statistics = record.sample_of(layer), record.statistics_of(layer)
+        dense, weight = layer.weight, result.weight
         rows, columns = dense.shape
         realised = float((weight == 0).double().mean())
         self.layers.append(
@@ -240,12 +251,12 @@ class _Walk:
                 shape=(rows, columns),
                 realised_sparsity=realised,
                 relative_output_error=None if sample is None else relative_output_error(dense, weight, sample),
-                damping=damping,
-                tokens=tokens,
+                damping=result.damping,
+                tokens=0 if statistics is None else statistics.tokens,
             )
         )
         self.dense_bytes += dense.numel() * dense.element_size()
-        self.stored_bytes += compact_bytes((rows, columns), dense.element_size(), self.recipe, realised)
+        self.stored_bytes += compact_bytes((rows, columns), dense.element_size(), recipe, realised)
 
 
 class _InputRecord:
@@ -278,7 +289,8 @@ class _InputRecord:
         self._statistics[name].add(rows)
         missing = ERROR_TOKENS - sum(len(piece) for piece in self._samples[name])
         if missing > 0:
-            self._samples[name].append(rows.reshape(-1, rows.shape[-1])[:missing].float())
+            sample = rows.reshape(-1, rows.shape[-1])[:missing]
+            self._samples[name].append(sample.to(torch.float32, copy=True))  # a view would keep all rows alive
 
     def end_of_forward(self) -> None:
         """Let go of the activations of the forward that just ended."""

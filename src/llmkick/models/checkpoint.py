@@ -110,7 +110,7 @@ def _from_hub(reference: str) -> Checkpoint:
     try:
         folder = Path(snapshot_download(repository, revision=revision or None, allow_patterns=HUB_FILES))
     except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise ModelError(
             f"cannot get {reference!r} from the hub, and it is not cached: {reason}\n"
             "Check the name and the network, or give a local folder, a .gguf file or a built-in "
@@ -161,9 +161,13 @@ def _convert_gguf(path: Path, folder: Path) -> None:
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
-        network: Any = AutoModelForCausalLM.from_pretrained(str(path.parent), gguf_file=path.name, dtype=torch.float32)
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            str(path.parent), gguf_file=path.name, dtype=torch.float32, output_loading_info=True
+        )
+    except Exception as error:  # a damaged file shows wherever its parts are first used
         raise ModelError(f"transformers cannot read {path.name}: {error}") from error
+    network, loading = loaded
+    refuse_missing(path, network, loading)
     # The weights are plain floats from here on; what is left of the quantizer would refuse to save them.
     if hasattr(network.config, "quantization_config"):
         del network.config.quantization_config

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmkick.report import wording
+from llmkick.report.cells import comparisons_by_cell, perplexity_comparisons, task_comparisons
 from llmkick.report.levels import KINDS, Level, level_of
-from llmkick.report.tables import comparisons_by_cell, perplexity_comparisons, task_comparisons
 from llmkick.study.results import StudyResult
 
 Entry = Mapping[str, Any]

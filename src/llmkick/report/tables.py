@@ -9,20 +9,22 @@ from typing import Any
 
 import pandas as pd
 from rich import box
-from rich.table import Table
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.table import Column, Table
 from rich.text import Text
 
-from llmkick.errors import DataError
 from llmkick.report import wording
+from llmkick.report.cells import (
+    comparisons_by_cell,
+    dense_scores,
+    layer_place,
+    ordered_tasks,
+    perplexity_comparisons,
+    report_seed,
+    task_comparisons,
+)
+from llmkick.report.writing import write_text
 from llmkick.study.results import StudyResult
-
-# The paper's settings, in its order (arXiv 2310.01382, sections 3.1 to 3.3); perplexity is the control.
-SETTINGS: Mapping[str, str] = {
-    "knowledge": "Access to remaining knowledge",
-    "synthesis": "Synthesis of given knowledge",
-    "instruction": "Instruction following",
-    "control": "Control",
-}
 
 SCORES = (
     "model", "recipe", "seed", "task", "metric", "value", "n", "unscored", "truncated", "tokens",
@@ -137,6 +139,16 @@ def layers_table(result: StudyResult) -> pd.DataFrame:
     return _frame(rows, LAYERS)
 
 
+def layer_means(result: StudyResult) -> pd.DataFrame:
+    """Output error and zeros by compressed model, layer kind and depth: experts of one block are averaged."""
+    frame = layers_table(result)
+    seeds = frame["seed"].map(lambda seed: "" if pd.isna(seed) else f", seed {seed}")
+    several = frame.groupby("recipe")["seed"].transform("nunique") > 1
+    frame["model"] = frame["recipe"] + seeds.where(several, "")
+    grouped = frame.groupby(["model", "kind", "depth"], sort=False, dropna=False, as_index=False)
+    return grouped[["relative_output_error", "realised_sparsity"]].mean()
+
+
 def unscored_table(result: StudyResult) -> pd.DataFrame:
     """How many items got no score, by reason."""
     rows = [
@@ -145,6 +157,13 @@ def unscored_table(result: StudyResult) -> pd.DataFrame:
         for reason, count in row["unscored_reasons"].items()
     ]
     return _frame(rows, UNSCORED)
+
+
+def plain_rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows as dicts, None where a value is undefined."""
+    return [
+        {str(key): None if pd.isna(value) else value for key, value in row.items()} for row in frame.to_dict("records")
+    ]
 
 
 def write_tables(result: StudyResult, folder: Path) -> list[Path]:
@@ -164,103 +183,73 @@ def write_tables(result: StudyResult, folder: Path) -> list[Path]:
     ]
 
 
+class _VerdictTable(Table):
+    """A matrix where it fits the terminal; where it does not, one line for each recipe and task."""
+
+    narrow: Table
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        needed = self.__rich_measure__(console, options.update_width(10_000)).maximum
+        fitting = super() if needed <= options.max_width else self.narrow
+        yield from fitting.__rich_console__(console, options)
+
+
 def verdict_table(result: StudyResult) -> Table:
     """Recipes × tasks for a terminal: verdict, score, and loss with its interval; dense first.
 
-    Verdicts have a sign, a word and a colour, so the table reads the same without colours.
+    Verdicts have a sign, a word and a colour, so the table reads the same without colours. On a terminal too
+    narrow for the matrix it becomes a list.
     """
     tasks = ordered_tasks(result)
-    by_cell = comparisons_by_cell(result)
-    dense = dense_scores(result)
-    overall = {row["recipe"]: row["verdict"] for row in result.overall}
-    level = wording.setting(1 - result.study["alpha"])
-    table = Table(
-        title=f"What {result.model['name']} lost: score, relative loss [{level} interval]",
-        caption=f"Matching: a loss of at most {wording.setting(result.study['margin'])} is shown. "
-        "Perplexity has no say in the overall verdict.",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        show_lines=False,
-    )
+    by_cell, dense = comparisons_by_cell(result), dense_scores(result)
+    overall = {row["recipe"]: _verdict(row["verdict"]) for row in result.overall}
+    table = _VerdictTable(**_frame_of(result))
+    task_column = Column("task", overflow="fold")
+    table.narrow = Table("recipe", task_column, "verdict", "score", "loss", **_frame_of(result))
     table.add_column("recipe", no_wrap=True)
     for task in tasks:
-        table.add_column(task["name"].replace(":", "\n"), overflow="fold")
-    table.add_column("overall", overflow="fold")
+        table.add_column(re.sub("([_:])", "\\1\n", task["name"]))
+        table.narrow.add_row("dense", task["name"], "", wording.score(dense.get(task["name"]), task["metric"]), "")
+    table.add_column("overall")
+    table.narrow.add_section()
     scores = [Text(wording.score(dense.get(task["name"]), task["metric"])) for task in tasks]
     table.add_row(Text("dense", style="bold"), *scores, Text(""), end_section=True)
     for recipe in result.study["recipes"]:
         cells = [_cell(by_cell.get((recipe, task["name"]))) for task in tasks]
-        table.add_row(Text(recipe), *cells, _verdict(overall.get(recipe)), end_section=True)
+        verdict = overall.get(recipe, Text(wording.NOTHING))
+        table.add_row(Text(recipe), *(Text("\n").join(cell) for cell in cells), verdict, end_section=True)
+        for task, (head, value, loss, bounds) in zip(tasks, cells, strict=True):
+            table.narrow.add_row(Text(recipe), task["name"], head, value, Text(" ").join([loss, bounds]))
+        table.narrow.add_row(Text(recipe), Text("overall", style="bold"), verdict, end_section=True)
     return table
 
 
-def _cell(entry: Mapping[str, Any] | None) -> Text:
-    """Verdict, score and loss, interval: one a line."""
+def _frame_of(result: StudyResult) -> dict[str, Any]:
+    """Title, caption and lines of the table."""
+    level, margin = wording.setting(1 - result.study["alpha"]), wording.setting(result.study["margin"])
+    return {
+        "title": f"What {result.model['name']} lost: score, relative loss [{level} interval]",
+        "caption": f"Matching: a loss of at most {margin} is shown. Perplexity has no say in the overall verdict.",
+        "box": box.SIMPLE_HEAD,
+        "pad_edge": False,
+        "collapse_padding": True,
+    }
+
+
+def _cell(entry: Mapping[str, Any] | None) -> tuple[Text, Text, Text, Text]:
+    """Verdict, score, loss and its interval."""
     if entry is None:
-        return Text(wording.NOTHING, style="dim")
+        return Text(wording.NOTHING, style="dim"), Text(""), Text(""), Text("")
     control = "outcome" in entry
-    change, _, bounds = (wording.increase(entry) if control else wording.loss(entry)).partition(" [")
-    value = wording.score(entry["compressed"], "perplexity" if control else "")
+    loss, _, bounds = (wording.increase(entry) if control else wording.loss(entry)).partition(" [")
+    score = wording.score(entry["compressed"], "perplexity" if control else "")
     head = Text(entry["outcome"]) if control else _verdict(entry["verdict"])
-    return Text("\n").join([head, Text(f"{value}  {change}"), Text(bounds and f"[{bounds}")])
+    return head, Text(score), Text(loss), Text(bounds and f"[{bounds}")
 
 
-def _verdict(verdict: str | None) -> Text:
-    if verdict is None:
-        return Text(wording.NOTHING, style="dim")
+def _verdict(verdict: str) -> Text:
     mark = wording.mark(verdict)
     return Text(f"{mark.symbol} {verdict}", style=mark.style)
-
-
-def task_comparisons(result: StudyResult) -> list[Mapping[str, Any]]:
-    """The comparisons that carry a verdict."""
-    return [entry for entry in result.comparisons if "verdict" in entry]
-
-
-def perplexity_comparisons(result: StudyResult) -> list[Mapping[str, Any]]:
-    """The comparisons of perplexity, which carry none."""
-    return [entry for entry in result.comparisons if "outcome" in entry]
-
-
-def comparisons_by_cell(result: StudyResult) -> dict[tuple[str, str], Mapping[str, Any]]:
-    """(recipe, task) → comparison of either sort."""
-    return {(entry["recipe"], entry["task"]): entry for entry in result.comparisons}
-
-
-def dense_scores(result: StudyResult) -> dict[str, float | None]:
-    """Task → score of the dense model over all its scored items."""
-    return {row["task"]: row["value"] for row in result.results if row["recipe"] == "dense"}
-
-
-def ordered_tasks(result: StudyResult) -> list[Mapping[str, Any]]:
-    """The tasks by the paper's settings, the control last, otherwise in the study's order."""
-    order = list(SETTINGS)
-    return sorted(result.tasks, key=lambda task: order.index(task["setting"]) if task["setting"] in order else -1)
-
-
-def report_seed(report: Mapping[str, Any]) -> int | None:
-    """The calibration seed of a compressed model; None for a method that uses no calibration."""
-    return None if report["calibration"] is None else int(report["seed"])
-
-
-def layer_place(name: str) -> tuple[int | None, str]:
-    """`model.layers.3.mlp.experts.7.up_proj` → (3, "mlp.experts.*.up_proj")."""
-    found = re.match(r"(?:.*?\.)?([0-9]+)\.(.+)", name)
-    return (int(found[1]), re.sub(r"\b[0-9]+\b", "*", found[2])) if found else (None, name)
-
-
-def write_text(path: Path, text: str) -> Path:
-    """Write a file whole or not at all. Raises DataError when the folder cannot be written to."""
-    partial = path.with_name(path.name + ".partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # A lone surrogate in a model's answer has no UTF-8 form; shown as its escape it spoils nothing.
-        partial.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise DataError(f"cannot write {path}: {error}") from error
-    return path
 
 
 def _frame(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> pd.DataFrame:

@@ -87,6 +87,13 @@ def score(value: float | None, metric: str = "") -> str:
     return f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
 
 
+def p_value(p: float | None) -> str:
+    """Three decimals, "< 0.001" below that."""
+    if p is None:
+        return NOTHING
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
 def size(count: float) -> str:
     """Bytes as a person reads them (powers of 1,000)."""
     for unit in ("B", "kB", "MB", "GB"):

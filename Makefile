@@ -1,0 +1,37 @@
+# Two commands do it all: `make demo` runs the main job, `make test` the tests. Each builds .venv from nothing.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+OUT ?= runs/quickstart
+PYTEST ?= -m "not slow"
+
+.PHONY: help demo test check lint types clean
+
+help:  ## Show the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed; set PYTHON=/path/to/python3"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: $(VENV)/.installed  ## Run the quickstart study and write its report
+	$(BIN)/kick run examples/quickstart.toml --out $(OUT)
+	@echo "Open $(OUT)/report.html in a browser."
+
+test: $(VENV)/.installed  ## Run the tests
+	$(BIN)/python -m pytest $(PYTEST)
+
+check: lint types test  ## Everything that must pass before a change lands
+
+lint: $(VENV)/.installed  ## Style
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.installed  ## Types
+	$(BIN)/mypy
+
+clean:  ## Remove what the targets built (not runs/)
+	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,376 @@
+"""How often the verdicts err, by simulation: python benchmarks/statistics.py [replications] [--write].
+
+Every draw has a known true loss. At the margin "matching" and "not matching" are both errors, each to happen
+in at most 5 % of draws; the 95 % interval is to contain the true loss in 93-97 %. tests/statistics runs the
+same scenarios with fewer replications.
+"""
+
+import argparse
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import scipy
+from numpy.typing import NDArray
+from scipy import special
+
+from llmkick.statistics import SequentialTest, compare, items_needed, stratified_order, verdict_power
+from llmkick.statistics.paired import bootstrap_interval
+from llmkick.statistics.verdict import PairedScores, decide, loss_test
+
+Rng = np.random.Generator
+Floats = NDArray[np.float64]
+MARGIN = 0.05
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A way to draw paired scores whose true relative loss is known."""
+
+    name: str
+    loss: float
+    draw: Callable[[Rng], PairedScores]
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Shares of draws."""
+
+    matching: float  # by test
+    not_matching: float
+    covered: float
+    covered_by_bootstrap: float
+    t_alone: float  # "matching" by Student's t without the guards
+    identical: float  # all scores equal: matching by definition, not by test
+
+
+def paired(dense: Floats, compressed: Floats, cluster: NDArray[np.int64] | None = None) -> PairedScores:
+    """Scores in [0, 1]; compressed (items,) or (seeds, items)."""
+    codes = np.arange(dense.size) if cluster is None else np.unique(cluster, return_inverse=True)[1]
+    return PairedScores(dense=dense, compressed=np.atleast_2d(compressed), cluster=codes, low=0.0, high=1.0)
+
+
+def binary(n: int, accuracy: float, gained: float, loss: float = MARGIN) -> Callable[[Rng], PairedScores]:
+    """Independent right-or-wrong items; `gained`: share of items only the compressed model gets."""
+
+    def draw(rng: Rng) -> PairedScores:
+        lost = loss * accuracy + gained
+        counts = rng.multinomial(n, [accuracy - lost, lost, gained, 1 - accuracy - gained])
+        return paired(np.repeat([1.0, 1.0, 0.0, 0.0], counts), np.repeat([1.0, 0.0, 1.0, 0.0], counts))
+
+    return draw
+
+
+def continuous(n: int, loss: float = MARGIN) -> Callable[[Rng], PairedScores]:
+    """F1-like: 30 % of the dense scores 0, the others spread; the compressed model loses some items whole."""
+
+    def draw(rng: Rng) -> PairedScores:
+        dense = np.where(rng.random(n) < 0.3, 0.0, rng.beta(2, 1, n))
+        noisy = np.clip(dense + np.where(dense > 0, rng.uniform(-1, 1, n) * np.minimum(dense, 1 - dense), 0), 0, 1)
+        return paired(dense, np.where(rng.random(n) < loss, 0.0, noisy))
+
+    return draw
+
+
+def clustered(
+    clusters: int, size: int, correlation: float, accuracy: float, gained: float, *, even: bool = True
+) -> Callable[[Rng], PairedScores]:
+    """Accuracy and loss differ between clusters (beta distributed, skewed); uneven sizes are log-normal."""
+    spread = 1 / correlation - 1
+    share = (MARGIN * accuracy + gained) / accuracy
+
+    def draw(rng: Rng) -> PairedScores:
+        sizes = np.full(clusters, size)
+        if not even:
+            sizes = np.maximum(2, rng.lognormal(np.log(size), 0.9, clusters).astype(int))
+        cluster = np.repeat(np.arange(clusters), sizes)
+        right = rng.beta(accuracy * spread, (1 - accuracy) * spread, clusters)[cluster]
+        losing = rng.beta(share * spread, (1 - share) * spread, clusters)[cluster]
+        dense = (rng.random(cluster.size) < right) * 1.0
+        chance = rng.random(cluster.size)
+        kept = np.where(dense > 0, chance >= losing, chance < gained / (1 - accuracy)) * 1.0
+        return paired(dense, kept, cluster)
+
+    return draw
+
+
+def seeded(seeds: int, n: int, between: float, common: float) -> Callable[[Rng], PairedScores]:
+    """Calibration seeds whose share of lost items varies by `between`; `common` items fall alike in all."""
+
+    def draw(rng: Rng) -> PairedScores:
+        accuracy, gained = 0.6, 0.03
+        dense = (rng.random(n) < accuracy) * 1.0
+        share = MARGIN + gained / accuracy
+        shares = rng.uniform(share - np.sqrt(3) * between, share + np.sqrt(3) * between, seeds)
+        fate = np.where(rng.random((seeds, n)) < common, rng.random(n), rng.random((seeds, n)))
+        kept = np.where(dense > 0, fate >= shares[:, None], fate < gained / (1 - accuracy)) * 1.0
+        return paired(dense, kept)
+
+    return draw
+
+
+FIXED = [
+    Scenario(f"n={n}, accuracy {accuracy}, gained {gained}", MARGIN, binary(n, accuracy, gained))
+    for accuracy in (0.3, 0.45, 0.75, 0.95)
+    for n, gained in ((60, 0.0), (60, 0.03), (200, 0.0), (200, 0.03), (1000, 0.0), (1000, 0.03))
+] + [Scenario(f"n={n}, F1-like", MARGIN, continuous(n)) for n in (60, 200, 1000)]
+LOSSES = [
+    Scenario(f"n={n}, true loss {loss:.0%}", loss, binary(n, 0.6, 0.04, loss))
+    for loss in (0.0, 0.1, 0.3)
+    for n in (100, 400)
+]
+CLUSTERED = [
+    Scenario(
+        f"{k} {'even' if even else 'uneven'} clusters of {size}, correlation {rho}, gained {gained}",
+        MARGIN,
+        clustered(k, size, rho, 0.6, gained, even=even),
+    )
+    for k, size, even in ((57, 40, False), (20, 30, True), (20, 30, False), (10, 30, True), (200, 4, True))
+    for rho, gained in ((0.01, 0.03), (0.1, 0.03), (0.1, 0.0))
+]
+SEEDED = [
+    Scenario(f"{k} seeds, n=400, between {between}, common {common}", MARGIN, seeded(k, 400, between, common))
+    for k in (2, 3, 5)
+    for between, common in ((0.0, 0.0), (0.0, 0.7), (0.02, 0.5), (0.04, 0.5))
+]
+
+
+def student_p(values: Floats) -> float:
+    """One-sided p of a plain t test of mean ≤ 0."""
+    error = values.std(ddof=1) / np.sqrt(values.size)
+    return float(special.stdtr(values.size - 1, -values.mean() / error)) if error > 0 else 0.0
+
+
+def error_rates(scenario: Scenario, replications: int, *, seed: int = 0, resamples: int = 0) -> Rates:
+    """Shares over seeded draws; the bootstrap is skipped without resamples."""
+    rng = np.random.default_rng([seed, *scenario.name.encode()])
+    outcomes = np.zeros(6)
+    for replication in range(replications):
+        scores = scenario.draw(rng)
+        if scores.identical:
+            outcomes += (0, 0, 1, 1, 1, 1)
+            continue
+        test = loss_test(scores, MARGIN)
+        # The interval inverts the test: it holds the true loss exactly when neither side rejects it.
+        at_truth = test if scenario.loss == MARGIN else loss_test(scores, scenario.loss)
+        covered = at_truth.p_above > 0.025 and at_truth.p_below > 0.025
+        resampled = bootstrap_interval(scores, alpha=0.05, resamples=resamples, seed=replication)
+        by_bootstrap = resampled is not None and resampled[0] <= scenario.loss <= resampled[1]
+        generous = student_p(scores.shortfall(MARGIN).mean(axis=0)) < 0.05
+        outcomes += (test.p_above < 0.05, test.p_below < 0.05, covered, by_bootstrap, generous, 0)
+    return Rates(*(float(x) for x in outcomes / replications))
+
+
+def binary_stream(rng: Rng, n: int, accuracy: float, loss: float) -> tuple[Floats, Floats]:
+    """Dense and compressed scores in random order at a discordance of 10 %, or as much as the loss needs."""
+    net = loss * accuracy
+    lost = (max(0.1, net) + net) / 2
+    kind = rng.choice(4, n, p=[accuracy - lost, lost, lost - net, 1 - accuracy - lost + net])
+    return np.array([1.0, 1.0, 0.0, 0.0])[kind], np.array([1.0, 0.0, 1.0, 0.0])[kind]
+
+
+def stratified_stream(rng: Rng, n: int, accuracy: float, loss: float) -> tuple[Floats, Floats]:
+    """57 uneven subjects, fixed, some lose much and some gain, in stratified order."""
+    fixed = np.random.default_rng(57)
+    sizes = fixed.lognormal(0, 0.8, 57)
+    subject = np.sort(rng.choice(57, n, p=sizes / sizes.sum()))
+    tilt = fixed.normal(0, 0.05, 57)
+    tilt -= (tilt * np.bincount(subject, minlength=57)).sum() / n
+    dense = (rng.random(n) < accuracy) * 1.0
+    lose = np.clip(loss + 0.07 + tilt[subject] / accuracy, 0, 1)
+    gain = 0.07 * accuracy / (1 - accuracy)
+    compressed = np.where(dense > 0, rng.random(n) >= lose, rng.random(n) < gain) * 1.0
+    order = np.array(stratified_order(range(n), subject.tolist(), int(rng.integers(2**31))))
+    return dense[order], compressed[order]
+
+
+def sequential_run(
+    stream: Callable[[Rng, int, float, float], tuple[Floats, Floats]],
+    n: int,
+    accuracy: float,
+    loss: float,
+    rng: Rng,
+) -> tuple[str, int]:
+    """Decision with a look after every item, and after how many."""
+    state = SequentialTest(margin=MARGIN).update(*stream(rng, n, accuracy, loss))
+    return state.decision, state.decided_after or n
+
+
+def sequential_clusters_run(rng: Rng) -> tuple[str, int]:
+    """400 random clusters of up to 8 items, one bet a cluster, at the margin."""
+    scores = clustered(400, 4, 0.1, 0.6, 0.03, even=False)(rng)
+    largest = int(np.bincount(scores.cluster).max())
+    test = SequentialTest(margin=MARGIN, largest_cluster=largest)
+    state = test.update(scores.dense, scores.compressed[0], scores.cluster.tolist())
+    return state.decision, state.decided_after or scores.clusters
+
+
+def table(header: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
+    """A Markdown table; floats as percentages."""
+
+    def cell(value: object) -> str:
+        return f"{100 * value:.1f} %" if isinstance(value, float) else str(value)
+
+    columns = list(header)
+    lines = [columns, ["---"] * len(columns), *[[cell(value) for value in row] for row in rows]]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def fixed_tables(replications: int) -> list[str]:
+    """Error and coverage of `compare` at a fixed number of items."""
+    header = [
+        "scenario",
+        "matching",
+        "not matching",
+        "interval covers",
+        "bootstrap covers",
+        "t alone: matching",
+        "identical",
+    ]
+    parts = []
+    for title, scenarios, resamples in (
+        ("Independent items, true loss at the margin", FIXED, 0),
+        ("Independent items, other true losses (discordance 8 % and more)", LOSSES, 500),
+        ("Clusters, true loss at the margin", CLUSTERED, 500),
+        ("Several calibration seeds, true loss at the margin", SEEDED, 500),
+    ):
+        rows = []
+        for scenario in scenarios:
+            r = error_rates(scenario, replications, resamples=resamples)
+            boot = r.covered_by_bootstrap if resamples else "–"
+            rows.append([scenario.name, r.matching, r.not_matching, r.covered, boot, r.t_alone, r.identical])
+        parts.append(f"## {title}\n\n{table(header, rows)}")
+    return parts
+
+
+def sequential_tables(replications: int) -> list[str]:
+    """Error at the margin and items used by `SequentialTest`."""
+    rng = np.random.default_rng(1)
+    header = ["stream", "matching", "not matching", "mean bets", "median bets"]
+    runs: list[tuple[str, Callable[[], tuple[str, int]]]] = [
+        (
+            f"{name}, 14,042 items, accuracy {a}, loss 5 %",
+            lambda s=s, a=a: sequential_run(s, 14_042, a, 0.05, rng),
+        )
+        for name, s in (("random order", binary_stream), ("57 strata", stratified_stream))
+        for a in (0.45, 0.75)
+    ]
+    runs.append(("400 random clusters, loss 5 %", lambda: sequential_clusters_run(rng)))
+    savings: list[tuple[str, Callable[[], tuple[str, int]]]] = [
+        (
+            f"accuracy {a}, loss {loss:.0%}",
+            lambda a=a, loss=loss: sequential_run(binary_stream, 14_042, a, loss, rng),
+        )
+        for a in (0.45, 0.75)
+        for loss in (0.25, 0.12, 0.08, 0.02, 0.0)
+    ]
+    parts = []
+    for title, some, count in (
+        ("Sequential, true loss at the margin, a look after every bet", runs, replications),
+        ("Sequential, items until the decision (of 14,042)", savings, max(1, replications // 10)),
+    ):
+        rows = []
+        for name, run in some:
+            results = [run() for _ in range(count)]
+            decisions, bets = [d for d, _ in results], [b for _, b in results]
+            rates = [decisions.count(v) / count for v in ("matching", "not matching")]
+            rows.append([name, *rates, f"{np.mean(bets):,.0f}", f"{np.median(bets):,.0f}"])
+        parts.append(f"## {title} ({count} runs)\n\n{table(header, rows)}")
+    return parts
+
+
+def power_table(replications: int) -> str:
+    """Items needed for 80 % power, the power simulated with them, and the paper's rule beside it."""
+    rng = np.random.default_rng(2)
+    rows = []
+    for accuracy, loss in ((0.75, 0.0), (0.45, 0.0), (0.3, 0.0), (0.75, 0.12), (0.45, 0.15)):
+        n = items_needed(accuracy, loss=loss)
+        right = "matching" if loss < MARGIN else "not matching"
+        hits = 0
+        for _ in range(replications):
+            dense, compressed = binary_stream(rng, n, accuracy, loss)
+            hits += decide(paired(dense, compressed), margin=MARGIN, chance=0.0, alpha=0.05) == right
+        formula = verdict_power(n, accuracy, loss=loss)
+        rows.append([f"accuracy {accuracy}, true loss {loss:.0%}", n, right, formula, hits / replications])
+    return "## Power\n\n" + table(["case", "items needed", "verdict", "power by formula", "simulated"], rows)
+
+
+def paper_rule(replications: int) -> str:
+    """How often 100 items let the point rule call a true loss of 8 % matching."""
+    rng = np.random.default_rng(3)
+    rows = []
+    for accuracy in (0.45, 0.75):
+        results = [compare(*binary_stream(rng, 100, accuracy, 0.08), resamples=0) for _ in range(replications)]
+        point = sum(result.paper_verdict == "matching" for result in results) / replications
+        ours = sum(result.verdict == "matching" for result in results) / replications
+        rows.append([accuracy, point, ours])
+    header = ["accuracy", "S_c ≥ 0.95·S_d", "verdict"]
+    return "## A true loss of 8 % on 100 items: called matching\n\n" + table(header, rows)
+
+
+def timing() -> str:
+    """Seconds of one comparison the size of MMLU."""
+    rng = np.random.default_rng(4)
+    dense = (rng.random(14_042) < 0.45) * 1.0
+    compressed = np.where(rng.random(14_042) < 0.1, 1 - dense, dense)
+    subjects = rng.integers(57, size=14_042).tolist()
+    rows = []
+    for name, c, clusters in (
+        ("57 clusters", compressed, subjects),
+        ("no clusters", compressed, None),
+        ("57 clusters, 5 seeds", np.stack([compressed] * 5), subjects),
+        ("no clusters, continuous", compressed * rng.random(14_042), None),
+    ):
+        start = time.perf_counter()
+        compare(dense, c, clusters=clusters, chance=0.25)
+        rows.append([name, f"{time.perf_counter() - start:.2f} s"])
+    return "## Time: 14,042 items, 10,000 resamples\n\n" + table(["case", "time"], rows)
+
+
+def processor() -> str:
+    """The processor's name where the system tells it."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def main() -> None:
+    """Run everything, print the report, write it with --write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("replications", nargs="?", type=int, default=2000)
+    parser.add_argument("--write", action="store_true", help="write benchmarks/results/statistics.md")
+    arguments = parser.parse_args()
+    count = arguments.replications
+    start = time.perf_counter()
+    tables = [
+        *fixed_tables(count),
+        *sequential_tables(count),
+        power_table(count),
+        paper_rule(count),
+        timing(),
+    ]
+    head = (
+        f"# Statistics: error rates, coverage, power\n\n"
+        f"`python benchmarks/statistics.py {count}` · {count} replications each · "
+        f"{time.perf_counter() - start:.0f} s\n\n"
+        f"{processor()}, {os.cpu_count()} cores · Python {platform.python_version()}, "
+        f"numpy {np.__version__}, scipy {scipy.__version__}\n\n"
+        f"Monte-Carlo standard error of a 5 % rate: {100 * (0.05 * 0.95 / count) ** 0.5:.1f} points. "
+        f"Identical: every score equal, matching by definition and not counted as matching by the test."
+    )
+    report = "\n\n".join([head, *tables]) + "\n"
+    sys.stdout.write(report)
+    if arguments.write:
+        target = Path(__file__).parent / "results" / "statistics.md"
+        target.parent.mkdir(exist_ok=True)
+        target.write_text(report, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

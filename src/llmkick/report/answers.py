@@ -1,0 +1,127 @@
+"""Questions and answers for the page's browser, stored compactly: every text once, scores as lists."""
+
+from __future__ import annotations
+
+import base64
+import json
+import zlib
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+import pandas as pd
+
+from llmkick.report.cells import ordered_tasks
+from llmkick.report.reading import Run
+
+# Longer passages are cut on the page; the journal holds them whole.
+LONGEST_TEXT = 4000
+# Beyond this many characters of JSON the page carries it deflated; browsers since 2023 unpack that themselves.
+PLAIN_LIMIT = 1_000_000
+
+
+def answers_payload(run: Run) -> dict[str, Any]:
+    """The questions of every task that has any, and what each compressed model answered.
+
+    `variants` are the models, dense first; a task's `answers[variant]` holds, in the order of its items, the
+    place of the answer in `texts`, the score (null if unscored), and the place of the reason or −1.
+    """
+    texts = _Texts()
+    variants = _variants(run)
+    places = {variant: i for i, variant in enumerate(variants)}
+    tasks = []
+    for task in ordered_tasks(run.result):
+        items = run.items[run.items["task"] == task["name"]]
+        if task["metric"] == "perplexity" or items.empty:
+            continue
+        records = run.records[run.records["task"] == task["name"]]
+        by_variant: list[Any] = [None] * len(variants)
+        for (recipe, seed), cell in records.groupby(["recipe", "seed"], dropna=False):
+            if (variant := _variant(recipe, seed)) in places:
+                by_variant[places[variant]] = _answers(cell, items, texts)
+        tasks.append({"name": task["name"], "items": _items(items, texts), "answers": by_variant})
+    several = len({seed for _, seed in variants if seed is not None}) > 1
+    named = [
+        {"recipe": recipe, "label": f"{recipe}, seed {seed}" if several and seed is not None else recipe}
+        for recipe, seed in variants
+    ]
+    return {"variants": named, "tasks": tasks, "texts": texts.all}
+
+
+def embedded(value: Any) -> str:
+    """JSON that can stand inside a script element: nothing in it can end the element or open a comment."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    for sign in "<>&\u2028\u2029":
+        text = text.replace(sign, f"\\u{ord(sign):04x}")
+    # A lone surrogate has no UTF-8 form; as an escape it is valid JSON.
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def packed(value: Any) -> str:
+    """Like `embedded`; a large value is deflated: {"deflated": base64 of zlib of its JSON}."""
+    text = embedded(value)
+    if len(text) <= PLAIN_LIMIT:
+        return text
+    return embedded({"deflated": base64.b64encode(zlib.compress(text.encode("utf-8"), 9)).decode("ascii")})
+
+
+class _Texts:
+    """Texts in the order they were first seen, each kept once."""
+
+    def __init__(self) -> None:
+        self.all: list[str] = []
+        self._place: dict[str, int] = {}
+
+    def place(self, text: str) -> int:
+        if len(text) > LONGEST_TEXT:
+            text = f"{text[:LONGEST_TEXT]}… [{len(text) - LONGEST_TEXT:,} more characters]"
+        if text not in self._place:
+            self._place[text] = len(self.all)
+            self.all.append(text)
+        return self._place[text]
+
+
+def _items(items: pd.DataFrame, texts: _Texts) -> list[list[Any]]:
+    """[id, cluster, question, context, references, choices], texts by their place."""
+    return [
+        [
+            row.item_id,
+            texts.place(row.cluster),
+            texts.place(row.question),
+            texts.place(row.context),
+            [texts.place(str(text)) for text in row.reference],
+            [texts.place(str(text)) for text in row.choices],
+        ]
+        for row in items.itertuples()
+    ]
+
+
+def _answers(cell: pd.DataFrame, items: pd.DataFrame, texts: _Texts) -> list[list[Any]]:
+    """[answers, scores, reasons, items cut short]."""
+    by_item: Mapping[Hashable, Any] = {row.item_id: row for row in cell.itertuples()}
+    rows = [by_item.get(item) for item in items["item_id"]]
+    scores = [None if row is None or pd.isna(row.score) else _short(row.score) for row in rows]
+    return [
+        [-1 if row is None else texts.place(row.response) for row in rows],
+        scores,
+        [
+            -1 if score is not None else texts.place("never asked" if row is None else str(row.unscored_reason))
+            for row, score in zip(rows, scores, strict=True)
+        ],
+        [i for i, row in enumerate(rows) if row is not None and row.truncated],
+    ]
+
+
+def _short(score: float) -> float:
+    return int(score) if score == int(score) else round(score, 4)
+
+
+def _variants(run: Run) -> list[tuple[str, int | None]]:
+    """Every (recipe, seed) that was asked: dense, then the study's order."""
+    pairs = run.records[["recipe", "seed"]].drop_duplicates().itertuples(index=False)
+    order = ["dense", *run.result.study["recipes"]]
+    found = [_variant(recipe, seed) for recipe, seed in pairs if recipe in order]
+    return sorted(found, key=lambda variant: (order.index(variant[0]), variant[1] or 0))
+
+
+def _variant(recipe: Any, seed: Any) -> tuple[str, int | None]:
+    return str(recipe), None if pd.isna(seed) else int(seed)

@@ -1,0 +1,200 @@
+"""The verdict matrix and the tables under it, as the page shows them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import groupby
+from typing import Any
+
+from llmkick.report import wording
+from llmkick.report.cells import (
+    SETTINGS,
+    comparisons_by_cell,
+    dense_scores,
+    ordered_tasks,
+    perplexity_comparisons,
+    task_comparisons,
+)
+from llmkick.report.levels import level_of
+from llmkick.report.tables import compression_table, layer_means, plain_rows, unscored_table
+from llmkick.study.results import StudyResult
+
+
+def matrix(result: StudyResult) -> dict[str, Any]:
+    """Recipes × tasks, the tasks under the paper's settings."""
+    tasks, cells = ordered_tasks(result), comparisons_by_cell(result)
+    overall = {row["recipe"]: row["verdict"] for row in result.overall}
+    dense = {row["task"]: row for row in result.results if row["recipe"] == "dense"}
+    settings = [(key, len(list(group))) for key, group in groupby(tasks, key=lambda task: str(task["setting"]))]
+    return {
+        "settings": [{"title": SETTINGS.get(key, key), "span": span, "key": key} for key, span in settings],
+        "tasks": [{**task, "asked": _asked(dense.get(task["name"]))} for task in tasks],
+        "dense": [wording.score(dense_scores(result).get(task["name"]), task["metric"]) for task in tasks],
+        "rows": [
+            {
+                "recipe": recipe,
+                "rounded": is_rounded_twice(result, recipe),
+                "overall": overall.get(recipe) and _verdict(overall[recipe]),
+                "cells": [_cell(cells.get((recipe, task["name"]))) for task in tasks],
+            }
+            for recipe in result.study["recipes"]
+        ],
+    }
+
+
+def is_rounded_twice(result: StudyResult, recipe: str) -> bool:
+    """Whether the recipe rounds weights that had been rounded before they came here."""
+    kind = level_of(recipe).kind
+    return bool(result.model["source_precision"] != "float" and kind in ("bits", "combined"))
+
+
+def legend() -> list[dict[str, str]]:
+    """What each verdict means."""
+    return [{**_verdict(verdict), "meaning": mark.meaning} for verdict, mark in wording.VERDICTS.items()]
+
+
+def numbers(result: StudyResult) -> list[dict[str, Any]]:
+    """Everything known about each verdict, as texts."""
+    return [
+        {
+            "recipe": entry["recipe"],
+            "task": entry["task"],
+            "n": f"{entry['n']}" + (f" ({entry['unscored']} unscored)" if entry["unscored"] else ""),
+            "clusters": entry["clusters"],
+            "dense": _three(entry["dense"]),
+            "compressed": _three(entry["compressed"]),
+            "loss": wording.percent(entry["relative_drop"]),
+            "interval": wording.interval(entry["interval"]) or wording.NOTHING,
+            "above_chance": _above_chance(entry),
+            "verdict": _verdict(entry["verdict"]),
+            "paper": entry["paper_verdict"] or wording.NOTHING,
+            "lost": f"{entry['lost']:g}",
+            "gained": f"{entry['gained']:g}",
+            "mcnemar": wording.p_value(entry["mcnemar_p"]),
+            "detectable": wording.percent(entry["smallest_detectable_loss"]),
+            "seeds": len(entry["seeds"]) or wording.NOTHING,
+            "notes": "; ".join(entry["notes"]),
+        }
+        for entry in task_comparisons(result)
+    ]
+
+
+def control_numbers(result: StudyResult) -> list[dict[str, Any]]:
+    """The perplexity comparisons, as texts."""
+    return [
+        {
+            "recipe": entry["recipe"],
+            "task": entry["task"],
+            "n": entry["n"],
+            "dense": wording.score(entry["dense"], "perplexity"),
+            "compressed": wording.score(entry["compressed"], "perplexity"),
+            "increase": wording.increase(entry),
+            "outcome": entry["outcome"],
+            "notes": "; ".join(entry["notes"]),
+        }
+        for entry in perplexity_comparisons(result)
+    ]
+
+
+def compression(result: StudyResult) -> list[dict[str, Any]]:
+    """What was made of the weights, as texts."""
+    return [
+        {
+            "recipe": row["recipe"],
+            "seed": wording.NOTHING if row["seed"] is None else str(row["seed"]),
+            "rounded": is_rounded_twice(result, row["recipe"]),
+            "sparsity": wording.percent(row["realised_sparsity"]),
+            "mean_error": _three(row["mean_output_error"]),
+            "max_error": _three(row["max_output_error"]),
+            "worst": row["worst_layer"] or "",
+            "dense": wording.size(row["dense_bytes"]),
+            "stored": wording.size(row["stored_bytes"]),
+            "share": wording.percent(row["stored_bytes"] / row["dense_bytes"] if row["dense_bytes"] else None),
+            "seconds": wording.NOTHING if row["seconds"] is None else wording.duration(row["seconds"]),
+            "warnings": row["warnings"],
+        }
+        for row in plain_rows(compression_table(result))
+    ]
+
+
+def layers_payload(result: StudyResult) -> dict[str, Any]:
+    """Output error and zeros by layer type and block, a list for each compressed model."""
+    rows = plain_rows(layer_means(result))
+    places = list(dict.fromkeys((row["kind"], row["depth"]) for row in rows))
+    models = []
+    for model in dict.fromkeys(row["model"] for row in rows):
+        found = {(row["kind"], row["depth"]): row for row in rows if row["model"] == model}
+        of_model = [found.get(place, {}) for place in places]
+        errors = [_short(row.get("relative_output_error")) for row in of_model]
+        models.append(
+            {"label": model, "error": errors, "zeros": [_short(row.get("realised_sparsity")) for row in of_model]}
+        )
+    return {"layers": [[kind, None if depth is None else int(depth)] for kind, depth in places], "models": models}
+
+
+def unscored(result: StudyResult) -> list[dict[str, Any]]:
+    """Items without a score by reason."""
+    return plain_rows(unscored_table(result))
+
+
+def _cell(entry: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    if entry is None:
+        return None
+    if "outcome" in entry:
+        change, _, bounds = wording.increase(entry).partition(" [")
+        return {
+            "control": True,
+            "outcome": entry["outcome"],
+            "score": wording.score(entry["compressed"], "perplexity"),
+            "change": change,
+            "interval": bounds and f"[{bounds}",
+            "title": "; ".join(entry["notes"]),
+        }
+    change, _, bounds = wording.loss(entry).partition(" [")
+    return {
+        **_verdict(entry["verdict"]),
+        "control": False,
+        "recipe": entry["recipe"],
+        "task": entry["task"],
+        "score": wording.score(entry["compressed"]),
+        "change": change,
+        "interval": bounds and f"[{bounds}",
+        "paper": entry["paper_verdict"],
+        "paper_symbol": wording.mark(entry["paper_verdict"]).symbol if entry["paper_verdict"] else wording.NOTHING,
+        "title": _title(entry),
+    }
+
+
+def _title(entry: Mapping[str, Any]) -> str:
+    """What a pointer that rests on the cell is told."""
+    parts = [
+        f"{wording.counted(entry['n'], 'item')}: {entry['lost']:g} lost, {entry['gained']:g} gained",
+        f"McNemar p = {wording.p_value(entry['mcnemar_p'])}" if entry["mcnemar_p"] is not None else "",
+        f"a loss of {wording.percent(entry['smallest_detectable_loss'])} would usually show"
+        if entry["smallest_detectable_loss"] is not None
+        else "",
+        *entry["notes"],
+    ]
+    return "; ".join(part for part in parts if part)
+
+
+def _verdict(verdict: str) -> dict[str, str]:
+    return {"verdict": verdict, "symbol": wording.mark(verdict).symbol, "css": verdict.replace(" ", "-")}
+
+
+def _asked(row: Mapping[str, Any] | None) -> str:
+    return "" if row is None else f"n = {row['n'] + row['unscored']}"
+
+
+def _above_chance(entry: Mapping[str, Any]) -> str:
+    if entry["drop_above_chance"] is None:
+        return wording.NOTHING
+    return f"{wording.percent(entry['drop_above_chance'])} {wording.interval(entry['interval_above_chance'])}".strip()
+
+
+def _three(value: float | None) -> str:
+    return wording.NOTHING if value is None else f"{value:.3f}"
+
+
+def _short(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.4g}")

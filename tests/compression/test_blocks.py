@@ -1,0 +1,275 @@
+"""Blocks and layers of every architecture, and running one block exactly as the whole network would."""
+
+from __future__ import annotations
+
+import copy
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from toy import ARCHITECTURES, toy_model
+
+from llmkick.compression.blocks import (
+    BlockRunner,
+    LinearLayer,
+    decoder_blocks,
+    experts_one_by_one,
+    recording_inputs,
+    shallow_copy,
+)
+from llmkick.errors import ModelError
+from llmkick.models.language_model import weights_digest
+
+QKVO = {"self_attn.q_proj": (32, 16), "self_attn.k_proj": (16, 16), "self_attn.v_proj": (16, 16),
+        "self_attn.o_proj": (16, 32)}  # fmt: skip
+GATED = {**QKVO, "mlp.gate_proj": (32, 16), "mlp.up_proj": (32, 16), "mlp.down_proj": (16, 32)}
+EXPERTS = {f"mlp.experts.gate_up_proj.{expert}": (64, 16) for expert in range(4)} | {
+    f"mlp.experts.down_proj.{expert}": (16, 32) for expert in range(4)
+}
+# (prefix of the blocks' names, (out, in) of each linear layer)
+LAYERS: dict[str, tuple[str, dict[str, tuple[int, int]]]] = {
+    **{name: ("model.layers", GATED) for name in ("llama", "qwen2", "gemma", "gemma2", "gemma3", "mistral")},
+    "opt": (
+        "model.decoder.layers",
+        {**{f"self_attn.{name}": (16, 16) for name in ("q_proj", "k_proj", "v_proj", "out_proj")},
+         "fc1": (32, 16), "fc2": (16, 32)},
+    ),
+    "gpt_neox": (
+        "gpt_neox.layers",
+        {"attention.query_key_value": (48, 16), "attention.dense": (16, 16),
+         "mlp.dense_h_to_4h": (32, 16), "mlp.dense_4h_to_h": (16, 32)},
+    ),
+    "gpt2": (
+        "transformer.h",
+        {"attn.c_attn": (48, 16), "attn.c_proj": (16, 16), "mlp.c_fc": (32, 16), "mlp.c_proj": (16, 32)},
+    ),
+    "mixtral": ("model.layers", {**QKVO, **EXPERTS}),
+}  # fmt: skip
+
+
+def tokens(rows: int = 3, length: int = 20, seed: int = 0) -> Tensor:
+    return torch.randint(0, 284, (rows, length), generator=torch.Generator().manual_seed(seed))
+
+
+def outputs_of_blocks(network: nn.Module, ids: Tensor) -> list[Tensor]:
+    """What each block hands on in one ordinary forward of the whole network."""
+    outputs: list[Tensor] = []
+
+    def hook(_module: nn.Module, _arguments: Any, output: Any) -> None:
+        outputs.append(output[0] if isinstance(output, tuple) else output)
+
+    handles = [block.module.register_forward_hook(hook) for block in decoder_blocks(network)]
+    with torch.no_grad():
+        states = network(ids, output_hidden_states=True).hidden_states
+    for handle in handles:
+        handle.remove()
+    for output, state in zip(outputs[:-1], states[1:-1], strict=True):  # the last one is normalised
+        assert torch.equal(output, state)
+    return outputs
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_linear_layer_is_found_in_the_form_out_in(architecture: str):
+    network = toy_model(architecture).network
+    prefix, expected = LAYERS[architecture]
+    blocks = decoder_blocks(network)
+    assert [block.name for block in blocks] == [f"{prefix}.{index}" for index in range(3)]
+    for block in blocks:
+        found = {layer.name: tuple(layer.weight.shape) for layer in block.layers}
+        assert found == {f"{block.name}.{name}": shape for name, shape in expected.items()}
+        # Every matrix of the block is in the list, or named as left alone.
+        listed = sum(layer.weight.numel() for layer in block.layers)
+        matrices = {name: p for name, p in block.module.named_parameters() if p.dim() >= 2}
+        router = matrices.pop("mlp.gate.weight", None) if architecture == "mixtral" else None
+        assert listed == sum(parameter.numel() for parameter in matrices.values())
+        assert len(block.skipped) == (0 if router is None else 1)
+        if router is not None:
+            assert block.skipped[0].startswith(f"{block.name}.mlp.gate.weight: a router")
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_weight_is_what_the_layer_multiplies_by(architecture: str):
+    network = toy_model(architecture).network
+    for block in decoder_blocks(network):
+        seen: dict[str, Tensor] = {}
+        with experts_one_by_one(network), recording_inputs(block.layers, lambda l, x, s=seen: s.update({l.name: x})):
+            with torch.no_grad():
+                network(tokens(rows=2))
+        for layer in block.layers:
+            if layer.form == "expert":
+                continue
+            inputs = seen[layer.name]
+            bias = getattr(layer.module, "bias", None)
+            expected = inputs @ layer.weight.t() + (0 if bias is None else bias)
+            assert torch.allclose(layer.module(inputs), expected, atol=1e-5), layer.name
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_replacing_a_weight_leaves_the_old_tensor_and_every_other(architecture: str):
+    network = toy_model(architecture).network
+    before = {name: parameter for name, parameter in network.named_parameters()}
+    values = {name: parameter.clone() for name, parameter in before.items()}
+    layers = decoder_blocks(network)[1].layers
+    wanted = {layer.name: torch.randn(layer.weight.shape) for layer in layers}
+    for layer in layers:
+        layer.replace_weight(wanted[layer.name])
+    for layer in layers:
+        assert torch.equal(layer.weight, wanted[layer.name])
+        assert isinstance(getattr(layer.module, layer.parameter), nn.Parameter)
+    replaced = {id(getattr(layer.module, layer.parameter)) for layer in layers}
+    for name, parameter in network.named_parameters():
+        assert torch.equal(before[name], values[name]), name  # the old tensor is as it was
+        assert (id(parameter) in replaced) == (parameter is not before[name])
+
+
+def test_a_weight_is_stored_in_the_dtype_of_the_network():
+    network = toy_model("gpt2", dtype=torch.bfloat16).network
+    for layer in decoder_blocks(network)[0].layers:
+        layer.replace_weight(torch.randn(layer.weight.shape))
+    assert {parameter.dtype for parameter in network.parameters()} == {torch.bfloat16}
+    network(tokens())
+
+
+def test_networks_without_blocks_are_refused():
+    network = nn.Sequential(nn.Linear(8, 8), nn.ModuleList([nn.LayerNorm(8)] * 3))
+    network.config = SimpleNamespace(get_text_config=lambda decoder: SimpleNamespace(num_hidden_layers=3))
+    with pytest.raises(ModelError, match="no list of 3 decoder blocks with linear layers found in Sequential"):
+        decoder_blocks(network)
+
+
+# Running one block
+
+
+@pytest.mark.parametrize("length", [5, 40])  # shorter and longer than the sliding windows of 12
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_block_by_block_equals_the_whole_network(architecture: str, length: int):
+    network, ids = toy_model(architecture).network, tokens(length=length)
+    expected = outputs_of_blocks(network, ids)
+    runner = BlockRunner(network, decoder_blocks(network))
+    hidden = None
+    with torch.no_grad():
+        for index, output in enumerate(expected):
+            hidden = runner.run(index, ids, hidden)
+            assert torch.allclose(hidden, output, rtol=1e-5, atol=1e-5), index
+    assert all("forward" not in vars(block.module) for block in decoder_blocks(network))
+    assert torch.equal(outputs_of_blocks(network, ids)[-1], expected[-1])
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_block_runs_on_the_states_it_is_given(architecture: str):
+    network, ids = toy_model(architecture).network, tokens(seed=1)
+    blocks = decoder_blocks(network)
+    given = torch.randn(3, 20, 16, generator=torch.Generator().manual_seed(2))
+
+    def substitute(_module: nn.Module, arguments: Any, keywords: dict[str, Any]) -> Any:
+        if "hidden_states" in keywords:
+            return arguments, {**keywords, "hidden_states": given}
+        return (given, *arguments[1:]), keywords
+
+    handle = blocks[1].module.register_forward_pre_hook(substitute, with_kwargs=True)
+    expected = outputs_of_blocks(network, ids)[1]
+    handle.remove()
+    runner = BlockRunner(network, blocks)
+    with torch.no_grad():
+        runner.run(0, ids, None)
+        assert torch.allclose(runner.run(1, ids, given), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_only_the_block_asked_for_runs():
+    network, ids = toy_model().network, tokens()
+    blocks = decoder_blocks(network)
+    run: list[int] = []
+    handles = [
+        block.module.mlp.register_forward_hook(lambda *_, i=index: run.append(i))
+        for index, block in enumerate(blocks)
+    ]
+    handles.append(network.lm_head.register_forward_hook(lambda *_: run.append(99)))
+    runner = BlockRunner(network, blocks)
+    with torch.no_grad():
+        hidden = runner.run(0, ids, None)
+        runner.run(1, ids, hidden)
+    for handle in handles:
+        handle.remove()
+    assert run == [0, 1]
+
+
+def test_an_error_inside_a_block_leaves_the_network_usable():
+    network, ids = toy_model().network, tokens()
+    expected = outputs_of_blocks(network, ids)[-1]
+    blocks = decoder_blocks(network)
+    handle = blocks[1].module.mlp.register_forward_pre_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError), torch.no_grad():
+        BlockRunner(network, blocks).run(1, ids, torch.zeros(3, 20, 16))
+    handle.remove()
+    assert torch.equal(outputs_of_blocks(network, ids)[-1], expected)
+
+
+# Recording inputs
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_hooks_are_gone_afterwards_even_after_an_error(architecture: str):
+    network = toy_model(architecture).network
+    layers = decoder_blocks(network)[0].layers
+
+    def fails(_layer: LinearLayer, _inputs: Tensor) -> None:
+        raise KeyError("stop")
+
+    with pytest.raises(KeyError), experts_one_by_one(network), recording_inputs(layers, fails), torch.no_grad():
+        network(tokens())
+    assert all(not layer.module._forward_pre_hooks for layer in layers)
+    network(tokens())
+
+
+def test_the_inputs_of_experts_are_the_tokens_routed_to_them():
+    network, ids = toy_model("mixtral").network, tokens()
+    block = decoder_blocks(network)[1]
+    routed: list[tuple[Tensor, Tensor]] = []
+    handle = block.module.mlp.experts.register_forward_pre_hook(
+        lambda _module, arguments: routed.append((arguments[0].clone(), arguments[1].clone()))
+    )
+    seen: dict[str, list[Tensor]] = {}
+    implementation = network.get_experts_implementation()
+    with experts_one_by_one(network), torch.no_grad():
+        with recording_inputs(block.layers, lambda layer, x: seen.setdefault(layer.name, []).append(x)):
+            network(ids)
+    handle.remove()
+    assert network.get_experts_implementation() == implementation
+    (states, chosen), experts = routed[0], block.module.mlp.experts
+    for expert in range(4):
+        rows = states[(chosen == expert).any(dim=1)]
+        (recorded,) = seen[f"{block.name}.mlp.experts.gate_up_proj.{expert}"]
+        assert torch.equal(sorted_rows(recorded), sorted_rows(rows))
+        gate, up = (rows @ experts.gate_up_proj[expert].t()).chunk(2, dim=-1)
+        (recorded,) = seen[f"{block.name}.mlp.experts.down_proj.{expert}"]
+        assert torch.allclose(sorted_rows(recorded), sorted_rows(nn.functional.silu(gate) * up), atol=1e-5)
+
+
+def sorted_rows(matrix: Tensor) -> Tensor:
+    return matrix[matrix[:, 0].argsort()]
+
+
+# Copies
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_shallow_copy_shares_every_tensor_until_a_weight_is_replaced(architecture: str):
+    network = toy_model(architecture, tie_word_embeddings=True).network
+    digest, ids = weights_digest(network), tokens()
+    expected = network(ids).logits
+    twin = shallow_copy(network)
+    assert torch.equal(twin(ids).logits, expected)
+    originals = dict(network.named_parameters())
+    assert all(parameter is originals[name] for name, parameter in twin.named_parameters())
+    assert twin.get_output_embeddings().weight is twin.get_input_embeddings().weight
+    originals_modules = {id(module) for module in network.modules()}
+    assert all(id(module) not in originals_modules for module in twin.modules())
+    assert twin.config is not network.config
+    layer = decoder_blocks(twin)[0].layers[0]
+    layer.replace_weight(torch.zeros_like(layer.weight))
+    assert not torch.equal(twin(ids).logits, expected)
+    assert torch.equal(network(ids).logits, expected)
+    assert weights_digest(network) == digest
+    assert weights_digest(copy.deepcopy(twin)) == weights_digest(twin) != digest

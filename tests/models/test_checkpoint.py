@@ -1,0 +1,466 @@
+"""Where a model's files come from: folders, GGUF files and the hub, whole, damaged, missing or half-written."""
+
+from __future__ import annotations
+
+import hashlib
+import http.server
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from toy import save_toy, save_toy_gguf
+
+from llmkick.errors import KickError, ModelError, NumericalError
+from llmkick.models import checkpoint
+from llmkick.models.checkpoint import SOURCE_FILE, gguf_precision, locate
+from llmkick.models.language_model import ScoreRequest, load_model
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("LLMKICK_CACHE", str(folder))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    save_toy(tmp_path / "models" / "toy")
+    return tmp_path / "models" / "toy"
+
+
+def load(reference: Path | str) -> Any:
+    return load_model(str(reference), dtype="float32", device="cpu")
+
+
+# A folder
+
+
+def test_a_folder_gives_the_saved_weights_and_says_what_it_is(folder: Path):
+    model, saved = load(folder), save_toy(folder.parent / "again")
+    for name, tensor in saved.network.state_dict().items():
+        assert torch.equal(model.network.state_dict()[name], tensor), name
+    assert model.tokenize("é the<|im_end|>") == saved.tokenize("é the<|im_end|>")
+    assert model.logprobs([ScoreRequest("the", " and")]) == saved.logprobs([ScoreRequest("the", " and")])
+    info = model.info
+    assert (info.name, info.revision, info.architecture) == ("toy", "", "LlamaForCausalLM")
+    assert (info.parameters, info.dtype, info.source_precision) == (18544, "float32", "float")
+    assert not model.network.training
+    assert not any(parameter.requires_grad for parameter in model.network.parameters())
+
+
+@pytest.mark.parametrize("architecture", ["qwen2", "gemma2", "opt", "gpt_neox", "gpt2", "mixtral"])
+def test_every_kind_of_folder_loads(tmp_path: Path, architecture: str):
+    saved = save_toy(tmp_path / "toy", architecture, tie_word_embeddings=True)  # one tensor of two is stored
+    request = [ScoreRequest("the and", " on")]
+    assert load(tmp_path / "toy").logprobs(request) == saved.logprobs(request)
+
+
+def test_the_same_files_have_the_same_digest_wherever_they_lie(folder: Path, tmp_path: Path):
+    shutil.copytree(folder, tmp_path / "elsewhere")
+    assert locate(str(tmp_path / "elsewhere")).digest == locate(str(folder)).digest
+
+
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "config.json", "generation_config.json", "tokenizer.json", "merges.txt", "a.jinja"]
+)
+def test_the_digest_covers_every_file_that_can_change_an_answer(folder: Path, name: str):
+    file = folder / name
+    if not file.exists():
+        file.write_text("as it was\n")
+    before = locate(str(folder)).digest
+    content = bytearray(file.read_bytes())
+    content[-2] ^= 1  # one bit
+    file.write_bytes(content)
+    assert locate(str(folder)).digest != before
+
+
+def test_a_note_of_origin_gives_the_precision_but_not_the_digest(folder: Path):
+    before = locate(str(folder)).digest
+    # As in a copy of a converted folder whose weights were trained further.
+    (folder / SOURCE_FILE).write_text(json.dumps({"digest": "0" * 64, "source_precision": "Q4_1"}))
+    located = locate(str(folder))
+    assert located.source_precision == "Q4_1"
+    assert located.digest not in {before, "0" * 64}
+    (folder / SOURCE_FILE).write_text('{"source_prec')
+    with pytest.raises(ModelError, match=f"{SOURCE_FILE} is damaged"):
+        locate(str(folder))
+
+
+def test_a_folder_without_config(folder: Path):
+    (folder / "config.json").unlink()
+    with pytest.raises(ModelError, match=r"toy is not a Hugging Face model folder: it has no config\.json"):
+        load(folder)
+
+
+def test_a_folder_with_pickled_weights_only_is_refused(folder: Path):
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match=r"no \.safetensors weights$"):
+        load(folder)
+    torch.save(weights, folder / "pytorch_model.bin")
+    with pytest.raises(ModelError, match=r"pytorch_model\.bin is a pickle, which is never loaded"):
+        load(folder)
+
+
+def test_pickled_weights_beside_safetensors_are_never_opened(folder: Path):
+    (folder / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'touch /tmp/opened'\ntR.")
+    assert load(folder).info.parameters == 18544
+
+
+@pytest.mark.parametrize("kept", [0, 7, 200, 5000, -1])
+def test_truncated_weights(folder: Path, kept: int):
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:kept])
+    with pytest.raises(ModelError, match="cannot load toy from"):
+        load(folder)
+
+
+def test_a_shard_that_is_missing(folder: Path, tmp_path: Path):
+    save_toy(tmp_path / "whole").network.save_pretrained(tmp_path / "sharded", max_shard_size="20KB")
+    shards = sorted((tmp_path / "sharded").glob("*.safetensors"))
+    assert len(shards) > 1
+    for file in folder.glob("tokenizer*"):
+        shutil.copy(file, tmp_path / "sharded")
+    assert load(tmp_path / "sharded").info.parameters == 18544
+    shards[-1].unlink()
+    with pytest.raises(ModelError, match="cannot load sharded from"):
+        load(tmp_path / "sharded")
+
+
+def test_missing_tensors_are_not_made_up(folder: Path):
+    edit(folder, lambda weights: weights.pop("model.layers.1.mlp.up_proj.weight"))
+    with pytest.raises(ModelError, match=r"lacks 1 tensors of a LlamaForCausalLM, among them .*1\.mlp\.up_proj"):
+        load(folder)
+
+
+def test_a_tensor_of_the_wrong_shape(folder: Path):
+    edit(folder, lambda weights: weights.update({"lm_head.weight": torch.zeros(3, 16)}))
+    with pytest.raises(ModelError, match="cannot load toy"):
+        load(folder)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_weights_that_are_not_finite_name_the_tensor(folder: Path, value: float):
+    edit(folder, lambda weights: weights["model.layers.2.self_attn.k_proj.weight"][3].fill_(value))
+    with pytest.raises(NumericalError, match=r"model\.layers\.2\.self_attn\.k_proj\.weight hold NaN or Inf"):
+        load(folder)
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
+def test_damaged_json(folder: Path, name: str):
+    (folder / name).write_text((folder / name).read_text()[:-40])
+    with pytest.raises(ModelError, match="cannot load toy"):
+        load(folder)
+
+
+def test_a_folder_without_tokenizer(folder: Path):
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+    with pytest.raises(ModelError, match="cannot load toy"):
+        load(folder)
+
+
+def edit(folder: Path, change: Any) -> None:
+    weights = load_file(folder / "model.safetensors")
+    change(weights)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+# A name that leads nowhere
+
+
+def test_an_unknown_reference_lists_the_choices(tmp_path: Path):
+    for reference in ("smollm", str(tmp_path / "nowhere"), "a/b/c", "spaced name/model"):
+        with pytest.raises(ModelError, match=r"unknown model .*smollm2-135m-instruct.*folder or \.gguf.*owner/name"):
+            locate(reference)
+    with pytest.raises(ModelError, match=r"there is no file .*missing\.gguf"):
+        locate(str(tmp_path / "missing.gguf"))
+
+
+def test_code_from_a_folder_is_never_run(folder: Path):
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"auto_map": {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"}, "model_type": "evil"}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "evil.py").write_text("raise SystemExit('run')")
+    with pytest.raises(ModelError, match="cannot load toy"):
+        load(folder)
+
+
+# GGUF
+
+
+@pytest.fixture
+def gguf_file(tmp_path: Path) -> Path:
+    save_toy_gguf(tmp_path / "toy.gguf")
+    return tmp_path / "toy.gguf"
+
+
+def test_a_gguf_file_gives_its_weights_and_tokenizer(tmp_path: Path):
+    saved = save_toy_gguf(tmp_path / "toy.gguf")
+    model = load(tmp_path / "toy.gguf")
+    for name, tensor in saved.network.state_dict().items():
+        assert torch.equal(model.network.state_dict()[name], tensor), name
+    assert model.tokenize("é the<|im_end|> and 12:\n\n") == saved.tokenize("é the<|im_end|> and 12:\n\n")[1:]
+    assert model.has_chat_template
+    assert model.end_tokens == {1}
+    assert model.max_tokens == 256
+    assert (model.info.name, model.info.source_precision) == ("toy", "float")
+    assert model.info.digest == hashlib.sha256((tmp_path / "toy.gguf").read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("precision", "expected"), [("F32", "float"), ("F16", "float"), ("Q8_0", "Q8_0"), ("Q4_1", "Q4_1")]
+)
+def test_rounded_gguf_weights_are_taken_as_stored_and_named(tmp_path: Path, precision: str, expected: str):
+    import gguf
+
+    saved = save_toy_gguf(tmp_path / "toy.gguf", precision=precision)
+    assert gguf_precision(tmp_path / "toy.gguf") == expected
+    model = load(tmp_path / "toy.gguf")
+    assert model.info.source_precision == expected
+    kind = gguf.GGMLQuantizationType[precision]
+    original = saved.network.state_dict()["model.layers.1.mlp.up_proj.weight"]
+    rounded = gguf.quants.dequantize(gguf.quants.quantize(original.numpy(), kind), kind)
+    assert torch.equal(model.network.state_dict()["model.layers.1.mlp.up_proj.weight"], torch.from_numpy(rounded))
+
+
+def test_a_gguf_file_is_converted_once(gguf_file: Path, cache: Path, monkeypatch: pytest.MonkeyPatch):
+    first = locate(str(gguf_file))
+    assert sorted(path.name for path in (cache / "converted").iterdir()) == [first.folder.name]  # nothing left over
+    monkeypatch.setattr(checkpoint, "_convert_gguf", lambda *_: pytest.fail("converted again"))
+    assert locate(str(gguf_file)) == first
+    copy = shutil.copy(gguf_file, gguf_file.with_name("copy.GGUF"))
+    assert locate(str(copy)).folder == first.folder
+
+
+def test_a_conversion_that_fails_leaves_nothing(gguf_file: Path, cache: Path, monkeypatch: pytest.MonkeyPatch):
+    convert = checkpoint._convert_gguf
+
+    def interrupted(path: Path, folder: Path) -> None:
+        convert(path, folder)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint, "_convert_gguf", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        locate(str(gguf_file))
+    assert list((cache / "converted").iterdir()) == []
+    monkeypatch.undo()
+    monkeypatch.setenv("LLMKICK_CACHE", str(cache))
+    assert load(gguf_file).info.parameters == 30880
+
+
+def test_a_half_written_conversion_is_not_trusted(gguf_file: Path):
+    located = locate(str(gguf_file))
+    # What a crash without the atomic rename would leave: weights cut short, no note of origin yet.
+    (located.folder / SOURCE_FILE).unlink()
+    (located.folder / "model.safetensors").write_bytes(b"half")
+    assert load(gguf_file).info.parameters == 30880
+
+
+def test_two_processes_that_convert_the_same_file_both_get_it(gguf_file: Path, monkeypatch: pytest.MonkeyPatch):
+    convert = checkpoint._convert_gguf
+
+    def overtaken(path: Path, folder: Path) -> None:
+        monkeypatch.setattr(checkpoint, "_convert_gguf", convert)
+        locate(str(path))  # the other process, faster
+        convert(path, folder)
+
+    monkeypatch.setattr(checkpoint, "_convert_gguf", overtaken)
+    located = locate(str(gguf_file))
+    assert load(gguf_file).info.digest == located.digest
+    assert [path.name for path in located.folder.parent.iterdir()] == [located.folder.name]
+
+
+@pytest.mark.parametrize("without", ["ffn_up", "attn_norm", "token_embd"])
+def test_a_gguf_file_without_some_tensor_is_refused_not_filled_up(tmp_path: Path, cache: Path, without: str):
+    save_toy_gguf(tmp_path / "toy.gguf", without=without)
+    with pytest.raises(ModelError, match=r"toy\.gguf lacks [12] tensors of a LlamaForCausalLM"):
+        load(tmp_path / "toy.gguf")
+    assert list((cache / "converted").iterdir()) == []
+
+
+def test_a_gguf_file_without_blocks(tmp_path: Path):
+    save_toy_gguf(tmp_path / "toy.gguf", without="blk.")
+    with pytest.raises(ModelError, match=r"toy\.gguf holds no decoder weights"):
+        load(tmp_path / "toy.gguf")
+
+
+@pytest.mark.parametrize("content", [b"", b"GGUF", b"not a model at all" * 100])
+def test_a_file_that_is_no_gguf(tmp_path: Path, content: bytes):
+    (tmp_path / "toy.gguf").write_bytes(content)
+    with pytest.raises(ModelError, match=r"toy\.gguf is not a readable GGUF file \(damaged or cut short\?\)"):
+        load(tmp_path / "toy.gguf")
+
+
+@pytest.mark.parametrize("share", [0.05, 0.3, 0.6, 0.99])
+def test_a_gguf_file_cut_short(gguf_file: Path, cache: Path, share: float):
+    content = gguf_file.read_bytes()
+    gguf_file.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(ModelError, match=r"damaged or cut short\?"):
+        load(gguf_file)
+    assert not (cache / "converted").exists() or list((cache / "converted").iterdir()) == []
+
+
+def test_damage_anywhere_in_the_header_gives_an_error_of_ours_or_a_model(gguf_file: Path):
+    content = gguf_file.read_bytes()
+    generator = random.Random(0)
+    refused = 0
+    for _ in range(25):
+        damaged = bytearray(content)
+        for _ in range(3):
+            damaged[generator.randrange(4, 2000)] ^= 1 << generator.randrange(8)
+        gguf_file.write_bytes(damaged)
+        try:
+            load(gguf_file)
+        except KickError:
+            refused += 1
+    assert refused > 5
+
+
+def test_no_space_to_convert_is_said_before_the_work(gguf_file: Path, monkeypatch: pytest.MonkeyPatch):
+    free = shutil.disk_usage(gguf_file)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: free)
+    monkeypatch.setattr(checkpoint, "_convert_gguf", lambda *_: pytest.fail("work was begun"))
+    with pytest.raises(KickError, match=r"converting toy\.gguf needs .* MB .* are free"):
+        load(gguf_file)
+
+
+def test_a_cache_that_cannot_be_written(gguf_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("LLMKICK_CACHE", str(tmp_path / "file"))
+    with pytest.raises(KickError, match=r"cannot make the cache folder .*set LLMKICK_CACHE to another"):
+        load(gguf_file)
+
+
+# The hub, as a server on this machine
+
+REVISION = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture
+def hub(folder: Path) -> Iterator[str]:
+    """The address of a server that lays out `folder` as the hub does the repository me/toy."""
+    (folder / "pytorch_model.bin").write_bytes(b"never fetched")
+    (folder / "README.md").write_text("never fetched")
+
+    def etag_of(file: Path) -> str:
+        return hashlib.sha1(file.read_bytes()).hexdigest()
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self.answer(body=False)
+
+        def do_GET(self) -> None:
+            self.answer(body=True)
+
+        def answer(self, *, body: bool) -> None:
+            path = self.path.split("?")[0]
+            if path in {"/api/models/me/toy/revision/main", f"/api/models/me/toy/revision/{REVISION}"}:
+                siblings = [{"rfilename": file.name} for file in folder.iterdir()]
+                self.send(json.dumps({"id": "me/toy", "sha": REVISION, "siblings": siblings}).encode(), {}, body=body)
+            elif path == f"/api/models/me/toy/tree/{REVISION}":
+                tree = [
+                    {"type": "file", "path": file.name, "size": file.stat().st_size, "oid": etag_of(file)}
+                    for file in folder.iterdir()
+                ]
+                self.send(json.dumps(tree).encode(), {}, body=body)
+            elif path.startswith(f"/me/toy/resolve/{REVISION}/") and (folder / Path(path).name).is_file():
+                if path.endswith((".bin", ".md")):
+                    raise AssertionError(path)
+                file = folder / Path(path).name
+                headers = {"ETag": f'"{etag_of(file)}"', "X-Repo-Commit": REVISION}
+                self.send(file.read_bytes(), headers, body=body)
+            else:
+                self.send(b'{"error": "Repository not found"}', {"X-Error-Code": "RepoNotFound"}, body=body, code=404)
+
+        def send(self, content: bytes, headers: dict[str, str], *, body: bool, code: int = 200) -> None:
+            self.send_response(code)
+            for key, value in {**headers, "Content-Length": str(len(content))}.items():
+                self.send_header(key, value)
+            self.end_headers()
+            if body:
+                self.wfile.write(content)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_hub_models_are_fetched_once_and_then_found_without_a_network(hub: str, tmp_path: Path, folder: Path):
+    script = """if True:
+        import json, sys
+        from llmkick.errors import ModelError
+        from llmkick.models.checkpoint import locate
+        for reference in sys.argv[1:]:
+            try:
+                found = locate(reference)
+                print(json.dumps([found.name, found.revision, found.digest, str(found.folder)]))
+            except ModelError as error:
+                print(json.dumps(str(error)))
+    """
+    environment = {
+        **os.environ,
+        "HF_HOME": str(tmp_path / "hf"),
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_DISABLE_XET": "1",
+        "no_proxy": "127.0.0.1",
+    }
+    environment.pop("HF_HUB_OFFLINE")
+
+    def located(endpoint: str, *references: str) -> list[Any]:
+        done = subprocess.run(
+            [sys.executable, "-c", script, *references],
+            env={**environment, "HF_ENDPOINT": endpoint},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return [json.loads(line) for line in done.stdout.splitlines()]
+
+    latest, pinned, unknown = located(hub, "me/toy", f"me/toy@{REVISION}", "me/unknown")
+    assert latest[:2] == ["me/toy", REVISION]
+    assert pinned == latest
+    assert unknown.startswith("cannot get 'me/unknown' from the hub, and it is not cached: 404 Client Error")
+    assert "Repository Not Found" in unknown.splitlines()[0]
+    assert "smollm2-135m-instruct" in unknown
+    # Weights that are pickles, and what no model needs, stay where they are.
+    names = {path.name for path in Path(latest[3]).iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= names
+    assert not names & {"pytorch_model.bin", "README.md"}
+    assert load(latest[3]).info.parameters == 18544
+
+    offline, unreachable = located("http://127.0.0.1:9", "me/toy", "me/unknown")
+    assert offline == latest
+    assert unreachable.startswith("cannot get 'me/unknown' from the hub, and it is not cached: ")
+
+
+def test_a_hub_model_without_network_and_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    import huggingface_hub
+
+    def offline(*_: Any, **__: Any) -> str:
+        raise huggingface_hub.errors.OfflineModeIsEnabled("offline\n\nmode is enabled")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
+    with pytest.raises(ModelError) as caught:
+        load("owner/name@v1.0")
+    assert str(caught.value).startswith(
+        "cannot get 'owner/name@v1.0' from the hub, and it is not cached: offline mode is enabled\nCheck the name"
+    )

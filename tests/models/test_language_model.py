@@ -1,0 +1,213 @@
+"""The model behind the protocol: precision and device, digests, tokens and conversations."""
+
+from __future__ import annotations
+
+import copy
+import math
+import platform
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from toy import ARCHITECTURES, save_toy, toy_model
+
+from llmkick.errors import ConfigError, NumericalError
+from llmkick.models import language_model
+from llmkick.models.language_model import (
+    DTYPES,
+    LanguageModel,
+    Message,
+    check_finite,
+    load_model,
+    resolve_device,
+    resolve_dtype,
+    weights_digest,
+)
+
+CPU = torch.device("cpu")
+CUDA = torch.device("cuda")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("models") / "toy"
+    save_toy(path)
+    return path
+
+
+# Precision and device
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_dtype_asked_for_is_the_one_loaded(folder: Path, dtype: str):
+    model = load_model(str(folder), dtype=dtype, device="cpu")
+    assert {parameter.dtype for parameter in model.network.parameters()} == {DTYPES[dtype]}
+    assert model.info.dtype == dtype
+
+
+def test_the_dtype_is_no_part_of_the_checkpoint_digest(folder: Path):
+    digests = {load_model(str(folder), dtype=dtype, device="cpu").info.digest for dtype in DTYPES}
+    assert len(digests) == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ("flags : fpu avx2 avx512f avx512_bf16", torch.bfloat16),
+        ("flags : fpu avx2 amx_bf16", torch.bfloat16),
+        ("Features : fp asimd bf16 i8mm", torch.bfloat16),
+        ("flags : fpu avx2 avx512f", torch.float32),
+        ("model name : bf16ish", torch.float32),
+    ],
+)
+def test_auto_is_bfloat16_only_where_the_cpu_computes_in_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, flags: str, expected: torch.dtype
+):
+    (tmp_path / "cpuinfo").write_text(f"processor : 0\n{flags}\n")
+    monkeypatch.setattr(language_model, "Path", lambda _path: tmp_path / "cpuinfo")
+    monkeypatch.setattr(platform, "system", lambda: "Linux")
+    assert resolve_dtype("auto", CPU) is expected
+    monkeypatch.setattr(platform, "system", lambda: "Darwin")
+    assert resolve_dtype("auto", CPU) is torch.float32
+
+
+def test_auto_on_other_devices(monkeypatch: pytest.MonkeyPatch):
+    for native in (True, False):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, n=native: n)
+        assert resolve_dtype("auto", CUDA) is (torch.bfloat16 if native else torch.float32)
+    assert resolve_dtype("auto", torch.device("mps")) is torch.float32
+
+
+def test_unknown_dtypes_list_the_choices_before_anything_is_read():
+    with pytest.raises(ConfigError, match="unknown dtype 'fp16'; choose from: auto, float32, bfloat16, float16"):
+        load_model("no/such-model", dtype="fp16")
+
+
+def test_devices(monkeypatch: pytest.MonkeyPatch):
+    for available, expected in ((True, CUDA), (False, CPU)):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda a=available: a)
+        assert resolve_device("auto") == expected
+    assert resolve_device("cpu") == CPU
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:99", "", "meta"])
+def test_devices_that_are_not_here(device: str):
+    with pytest.raises(ConfigError, match=rf"device {device!r} is not available here.*use auto, cpu or cuda"):
+        load_model("no/such-model", device=device)
+
+
+# Digests and damage
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_one_bit_anywhere_changes_the_digest(architecture: str, dtype: torch.dtype):
+    network = toy_model(architecture, dtype=dtype).network
+    before = weights_digest(network)
+    assert weights_digest(copy.deepcopy(network)) == before
+    for name, parameter in network.named_parameters():
+        bits = parameter.view(torch.int16 if dtype == torch.bfloat16 else torch.int32).view(-1)
+        bits[-1] ^= 1
+        assert weights_digest(network) != before, name
+        bits[-1] ^= 1
+    assert weights_digest(network) == before
+
+
+def test_the_digest_tells_apart_what_holds_the_same_bytes():
+    def digest(**tensors: torch.Tensor) -> str:
+        return weights_digest(SimpleNamespace(state_dict=lambda: tensors))  # type: ignore[arg-type]
+
+    zeros = torch.zeros(4, 2)
+    different = [
+        digest(a=zeros),
+        digest(b=zeros),
+        digest(a=zeros.view(2, 4)),
+        digest(a=zeros.view(torch.int32)),
+        digest(a=zeros[:2], b=zeros[:2]),
+        digest(a=zeros, b=torch.zeros(0)),
+        digest(a=torch.tensor(0.0)),
+    ]
+    assert len(set(different)) == len(different)
+    assert digest(a=zeros, b=zeros + 1) == digest(b=zeros + 1, a=zeros)
+    columns = torch.arange(8.0).view(2, 4).t()  # not contiguous
+    assert digest(a=columns) == digest(a=columns.contiguous())
+
+
+def test_seeds_and_settings_make_toys_that_differ():
+    digests = {
+        toy_model(seed=0).info.digest,
+        toy_model(seed=1).info.digest,
+        toy_model(hidden_size=24).info.digest,
+        toy_model("opt").info.digest,
+    }
+    assert len(digests) == 4
+    assert toy_model(seed=1).info == toy_model(seed=1).info
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_check_finite_names_the_tensor(value: float):
+    network = toy_model("gpt2").network
+    check_finite(network)
+    network.transformer.h[1].attn.c_proj.bias[3] = value
+    with pytest.raises(NumericalError, match=r"transformer\.h\.1\.attn\.c_proj\.bias hold NaN or Inf"):
+        check_finite(network)
+
+
+# What tasks ask of a model
+
+
+def test_a_toy_is_a_language_model():
+    model: LanguageModel = toy_model()
+    assert model.info.parameters == 18544
+    assert (model.max_tokens, model.has_chat_template) == (256, False)
+    assert toy_model(max_position_embeddings=64).max_tokens == 64
+    assert toy_model("gpt2", max_position_embeddings=32).max_tokens == 32
+
+
+def test_models_without_a_position_limit_get_a_modest_one():
+    for config, expected in ((SimpleNamespace(), 2048), (SimpleNamespace(n_positions=512), 512)):
+        network = SimpleNamespace(config=SimpleNamespace(get_text_config=lambda decoder, c=config: c))
+        assert replace(toy_model(), network=network).max_tokens == expected
+
+
+@pytest.mark.parametrize(("configured", "expected"), [(1, {1}), (7, {1, 7}), ([3, 9], {1, 3, 9}), (None, {1})])
+def test_end_tokens_are_those_of_the_tokenizer_and_of_the_configuration(configured: Any, expected: set[int]):
+    model = toy_model()
+    model.network.generation_config.eos_token_id = configured
+    assert model.end_tokens == expected
+
+
+def test_prompts_and_their_continuations_are_tokenised_as_one_text():
+    model = toy_model(chat=True)
+    assert model.encode("") == model.tokenize("") == [0]
+    assert model.encode("the:", " on") == model.tokenize("the: on")
+    assert model.encode("the:", " on")[:3] != model.tokenize("the:")  # ":" and " " are one token together
+    conversation = (Message("user", "the"),)
+    rendered = "<|im_start|>user\nthe<|im_end|>\n<|im_start|>assistant\n"
+    assert model.render_chat(conversation) == rendered
+    # No second start token: the template writes what is to be written.
+    assert model.encode(conversation, " and") == model.tokenize(rendered + " and")[1:]
+
+
+def test_a_conversation_that_ends_with_the_assistant_is_continued():
+    model = toy_model(chat=True)
+    conversation = (Message("system", "on"), Message("user", "the"), Message("assistant", "Answer: "))
+    assert model.render_chat(conversation) == (
+        "<|im_start|>system\non<|im_end|>\n<|im_start|>user\nthe<|im_end|>\n<|im_start|>assistant\nAnswer: "
+    )
+
+
+def test_a_conversation_without_a_template():
+    with pytest.raises(ConfigError, match='toy-llama has no chat template: use prompting = "raw"'):
+        toy_model().encode((Message("user", "the"),))
+
+
+def test_other_weights_keep_the_name_and_change_the_digest():
+    model = toy_model()
+    other = model.with_network(toy_model(seed=1).network, digest="1" * 64)
+    assert other.info.digest == "1" * 64
+    assert (other.info.name, other.tokenizer) == (model.info.name, model.tokenizer)
+    assert model.info.digest != "1" * 64
