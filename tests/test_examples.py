@@ -1,0 +1,24 @@
+"""The examples run."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from llmkick.study.config import load_study
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.rglob("*.toml")), ids=lambda path: path.name)
+def test_study_files_are_valid(path: Path) -> None:
+    assert load_study(path).recipes
+
+
+@pytest.mark.model
+def test_one_recipe() -> None:
+    arguments = [sys.executable, str(EXAMPLES / "one_recipe.py"), "magnitude@0.5", "12"]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=True)
+    assert "50.0% of the weights are zero" in done.stdout
+    assert "not matching" in done.stdout or "undecided" in done.stdout
