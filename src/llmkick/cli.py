@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import sys
+import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -31,6 +33,7 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="print results and errors only")]
 
 EXIT_ERROR, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+OUTSIDE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def main() -> NoReturn:
@@ -40,7 +43,7 @@ def main() -> NoReturn:
     except typer.Exit as stop:
         sys.exit(stop.exit_code)
     except KickError as error:
-        err.print(f"error: {error}", style="red", markup=False, highlight=False)
+        _print_error(error)
         sys.exit(EXIT_USAGE if isinstance(error, ConfigError) else EXIT_ERROR)
     except (KeyboardInterrupt, typer.Abort):
         err.print("stopped; run the same command again to go on where it was", markup=False)
@@ -50,12 +53,21 @@ def main() -> NoReturn:
         if hasattr(error, "show") and hasattr(error, "exit_code"):
             error.show()
             sys.exit(error.exit_code)
+        # A disk that is full or not ours to write to is no bug that a traceback would explain.
+        if isinstance(error, OSError) and error.errno in OUTSIDE:
+            _print_error(error)
+            sys.exit(EXIT_ERROR)
         raise
     sys.exit(0)
 
 
+def _print_error(error: Exception) -> None:
+    err.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+
+
 @app.command()
 def run(
+    context: typer.Context,
     study_file: Annotated[Path | None, typer.Argument(metavar="[STUDY.toml]", help="the study to run")] = None,
     folder: Annotated[
         Path | None, typer.Option("--out", "-o", help="folder of the results; resumed when it has some")
@@ -85,8 +97,10 @@ def run(
     if folder is None:
         raise ConfigError("where should the results go? give --out DIR")
     if study_file is not None:
-        if model or recipe or task:
-            raise ConfigError("give a study file, or --model, --recipe and --task, not both")
+        beside = [name for name in _given(context) if name not in ("study_file", "folder", "quiet")]
+        if beside:
+            options = ", ".join(f"--{name}" for name in beside)
+            raise ConfigError(f"give a study file or options, not both: write {options} into {study_file}")
         study = load_study(study_file)
     else:
         if not (model and recipe and task):
@@ -105,6 +119,12 @@ def run(
             }
         )
     _run_and_report(study, folder, quiet=quiet)
+
+
+def _given(context: typer.Context) -> list[str]:
+    """The parameters that were typed, not left at their default."""
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    return [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
 
 
 def _run_and_report(study: Any, folder: Path, *, quiet: bool) -> None:
@@ -146,8 +166,10 @@ def compress(
         kick compress ./my-llama rtn@4b-g128 -o models/my-llama-4bit
     """
     from llmkick.compression.artifact import check_target, save_folder
-    from llmkick.compression.calibration import calibrate
+    from llmkick.compression.blocks import decoder_blocks
+    from llmkick.compression.calibration import as_calibration, calibrate
     from llmkick.compression.recipe import parse_recipe
+    from llmkick.compression.walk import check_recipe_fits
     from llmkick.compression.walk import compress as compress_model
     from llmkick.models.language_model import load_model
     from llmkick.terminal import Watcher
@@ -157,6 +179,8 @@ def compress(
     with Watcher(err, quiet=quiet) as watcher:
         watcher.stage(f"loading {model}", 1)
         loaded = load_model(model, dtype=dtype, device=device)
+        blocks = decoder_blocks(loaded.network)
+        check_recipe_fits(parsed, blocks, as_calibration([[0, 0]]))  # before the calibration takes its minutes
         windows = None
         if parsed.needs_calibration:
             watcher.stage("calibration text", sequences * length)
@@ -168,7 +192,7 @@ def compress(
                 seed=seed,
                 progress=lambda done, _: watcher.advance(done),
             )
-        watcher.stage(f"compressing {recipe}", loaded.network.config.get_text_config().num_hidden_layers)
+        watcher.stage(f"compressing {recipe}", len(blocks))
         compressed, report = compress_model(
             loaded,
             parsed,
@@ -212,10 +236,15 @@ def evaluate(
     """
     from llmkick.models.files import write_text_atomically
     from llmkick.models.language_model import load_model
+    from llmkick.tasks.prompting import PROMPTINGS
     from llmkick.tasks.task import evaluate_in_batches, get_task, summary_value
     from llmkick.terminal import Watcher
 
     tasks = [get_task(name, limit=limit, seed=seed) for name in task]
+    if prompting not in PROMPTINGS:
+        raise ConfigError(f"unknown prompting {prompting!r}; choose from: {', '.join(PROMPTINGS)}")
+    if records_file is not None:
+        _check_file_target(records_file)
     table = Table("task", "metric", "score", "items", "unscored", "truncated")
     lines: list[str] = []
     with Watcher(err, quiet=quiet) as watcher:
@@ -242,6 +271,18 @@ def evaluate(
     if records_file is not None:
         write_text_atomically(records_file, "\n".join(lines) + "\n")
     out.print(table)
+
+
+def _check_file_target(path: Path) -> None:
+    """Raise ConfigError, before hours of work, when a file cannot be written there."""
+    if path.is_dir():
+        raise ConfigError(f"{path} is a folder; give the name of a file")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise ConfigError(f"cannot write {path}: {error}; give another file") from error
 
 
 @app.command()

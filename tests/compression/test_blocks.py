@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from toy import ARCHITECTURES, toy_model
 
 from llmkick.compression.blocks import (
     BlockRunner,
@@ -21,6 +20,7 @@ from llmkick.compression.blocks import (
 )
 from llmkick.errors import ModelError
 from llmkick.models.language_model import weights_digest
+from toy import ARCHITECTURES, toy_model
 
 QKVO = {"self_attn.q_proj": (32, 16), "self_attn.k_proj": (16, 16), "self_attn.v_proj": (16, 16),
         "self_attn.o_proj": (16, 32)}  # fmt: skip
@@ -30,7 +30,7 @@ EXPERTS = {f"mlp.experts.gate_up_proj.{expert}": (64, 16) for expert in range(4)
 }
 # (prefix of the blocks' names, (out, in) of each linear layer)
 LAYERS: dict[str, tuple[str, dict[str, tuple[int, int]]]] = {
-    **{name: ("model.layers", GATED) for name in ("llama", "qwen2", "gemma", "gemma2", "gemma3", "mistral")},
+    **dict.fromkeys(("llama", "qwen2", "gemma", "gemma2", "gemma3", "mistral"), ("model.layers", GATED)),
     "opt": (
         "model.decoder.layers",
         {**{f"self_attn.{name}": (16, 16) for name in ("q_proj", "k_proj", "v_proj", "out_proj")},
@@ -94,9 +94,12 @@ def test_a_weight_is_what_the_layer_multiplies_by(architecture: str):
     network = toy_model(architecture).network
     for block in decoder_blocks(network):
         seen: dict[str, Tensor] = {}
-        with experts_one_by_one(network), recording_inputs(block.layers, lambda l, x, s=seen: s.update({l.name: x})):
-            with torch.no_grad():
-                network(tokens(rows=2))
+
+        def record(layer: LinearLayer, inputs: Tensor, seen: dict[str, Tensor] = seen) -> None:
+            seen[layer.name] = inputs
+
+        with experts_one_by_one(network), recording_inputs(block.layers, record), torch.no_grad():
+            network(tokens(rows=2))
         for layer in block.layers:
             if layer.form == "expert":
                 continue
@@ -109,7 +112,7 @@ def test_a_weight_is_what_the_layer_multiplies_by(architecture: str):
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_replacing_a_weight_leaves_the_old_tensor_and_every_other(architecture: str):
     network = toy_model(architecture).network
-    before = {name: parameter for name, parameter in network.named_parameters()}
+    before = dict(network.named_parameters())
     values = {name: parameter.clone() for name, parameter in before.items()}
     layers = decoder_blocks(network)[1].layers
     wanted = {layer.name: torch.randn(layer.weight.shape) for layer in layers}
@@ -177,13 +180,61 @@ def test_a_block_runs_on_the_states_it_is_given(architecture: str):
         assert torch.allclose(runner.run(1, ids, given), expected, rtol=1e-5, atol=1e-5)
 
 
+class OtherStyle(nn.Module):
+    """Blocks called by keyword that return a tuple, as some architectures have them; the second is not used."""
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(8, 8)
+
+        def forward(self, *, hidden_states: Tensor, scale: float) -> tuple[Tensor, None]:
+            return hidden_states + scale * torch.tanh(self.linear(hidden_states)), None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(284, 8)
+        self.layers = nn.ModuleList([self.Block() for _ in range(3)])
+        self.config = SimpleNamespace(get_text_config=lambda decoder: SimpleNamespace(num_hidden_layers=3))
+
+    def forward(self, input_ids: Tensor, use_cache: bool = True, output_hidden_states: bool = False) -> Any:
+        states = [self.embedding(input_ids)]
+        for number, layer in enumerate(self.layers):
+            output, _ = layer(hidden_states=states[-1], scale=number + 0.5)
+            states.append(output)
+        return SimpleNamespace(hidden_states=states)
+
+
+def test_blocks_called_by_keyword_that_return_more_than_their_states():
+    network, ids = OtherStyle(), tokens()
+    expected = outputs_of_blocks(network, ids)
+    runner = BlockRunner(network, decoder_blocks(network))
+    hidden = None
+    with torch.no_grad():
+        for index, output in enumerate(expected):
+            hidden = runner.run(index, ids, hidden)
+            assert torch.allclose(hidden, output)
+        given = torch.randn(3, 20, 8)
+        assert torch.allclose(runner.run(1, ids, given), network.layers[1](hidden_states=given, scale=1.5)[0])
+
+
+def test_a_network_that_skips_a_block_is_refused():
+    network = OtherStyle()
+    blocks = decoder_blocks(network)
+    network.layers = network.layers[:1]
+    runner = BlockRunner(network, blocks)
+    with torch.no_grad():
+        hidden = runner.run(0, tokens(), None)
+        with pytest.raises(ModelError, match=r"the network never ran its block layers\.1"):
+            runner.run(1, tokens(), hidden)
+
+
 def test_only_the_block_asked_for_runs():
     network, ids = toy_model().network, tokens()
     blocks = decoder_blocks(network)
     run: list[int] = []
     handles = [
-        block.module.mlp.register_forward_hook(lambda *_, i=index: run.append(i))
-        for index, block in enumerate(blocks)
+        block.module.mlp.register_forward_hook(lambda *_, i=index: run.append(i)) for index, block in enumerate(blocks)
     ]
     handles.append(network.lm_head.register_forward_hook(lambda *_: run.append(99)))
     runner = BlockRunner(network, blocks)
@@ -232,9 +283,12 @@ def test_the_inputs_of_experts_are_the_tokens_routed_to_them():
     )
     seen: dict[str, list[Tensor]] = {}
     implementation = network.get_experts_implementation()
-    with experts_one_by_one(network), torch.no_grad():
-        with recording_inputs(block.layers, lambda layer, x: seen.setdefault(layer.name, []).append(x)):
-            network(ids)
+
+    def record(layer: LinearLayer, inputs: Tensor) -> None:
+        seen.setdefault(layer.name, []).append(inputs)
+
+    with torch.no_grad(), experts_one_by_one(network), recording_inputs(block.layers, record):
+        network(ids)
     handle.remove()
     assert network.get_experts_implementation() == implementation
     (states, chosen), experts = routed[0], block.module.mlp.experts

@@ -17,11 +17,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toy import toy_model, toy_tokenizer
 
 from llmkick.compression import calibration
 from llmkick.compression.calibration import Calibration, as_calibration, calibrate, draw_windows, read_documents
 from llmkick.errors import ConfigError, DataError, ModelError, NumericalError
+from toy import toy_model, toy_tokenizer
 
 
 @pytest.fixture(autouse=True)
@@ -369,7 +369,12 @@ def test_the_digest_is_of_shape_and_tokens():
 
     # Written down so that journals stay valid from one version to the next.
     assert digest(tokens) == "970e19d9a41a428afafb9ea453a279803c82eada1bc23995fb2ee63c2ed030a2"
-    assert digest(tokens.astype(np.int32)) == digest(tokens) == digest(np.asfortranarray(tokens)) == digest(tokens.tolist())
+    assert (
+        digest(tokens.astype(np.int32))
+        == digest(tokens)
+        == digest(np.asfortranarray(tokens))
+        == digest(tokens.tolist())
+    )
     assert digest(torch.from_numpy(tokens)) == digest(tokens)
     different = {digest(tokens), digest(tokens.reshape(4, 3)), digest(tokens[::-1]), digest(tokens + 1)}
     assert len(different) == 4

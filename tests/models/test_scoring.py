@@ -11,7 +11,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toy import toy_model
 
 from llmkick.models import scoring
 from llmkick.models.batching import Runner
@@ -22,6 +21,7 @@ from llmkick.models.language_model import (
     TransformersModel,
     Unanswered,
 )
+from toy import toy_model
 
 # "window" is larger than every request below but smaller than a batch of them with its padding.
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -130,7 +130,9 @@ def test_a_window_longer_than_each_request_but_not_than_the_padded_batch(case: s
         ScoreRequest(prefix + "".join(generator.choices("uvw", k=50)), "A"),
         ScoreRequest(prefix + "v", "".join(generator.choices("QxyzABC", k=50))),
     ]
-    assert all(len(sum(tokens_of(model, request)[:2], [])) < 128 for request in requests)
+    for request in requests:
+        prompt, continuation, _ = tokens_of(model, request)
+        assert len(prompt) + len(continuation) < 128
     assert_close(model.logprobs(requests), [naive(model, request) for request in requests])
 
 
@@ -150,9 +152,7 @@ def test_neither_order_nor_company_changes_an_answer(case: str):
 @settings(derandomize=True, deadline=None, max_examples=40)
 @given(
     st.lists(
-        st.tuples(
-            st.integers(0, 2), st.text("the and:\n12 é(", max_size=12), st.text("the and:\n12 é(", min_size=1)
-        ),
+        st.tuples(st.integers(0, 2), st.text("the and:\n12 é(", max_size=12), st.text("the and:\n12 é(", min_size=1)),
         min_size=1,
         max_size=12,
     )
@@ -226,6 +226,28 @@ def test_small_batches_give_the_same_scores(monkeypatch: pytest.MonkeyPatch, bud
     assert len(run) >= {1: 20, 70: 8, 300: 5}[budget]
 
 
+def test_greedy_means_every_token_of_the_continuation(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(scoring, "LOGIT_ROWS", 3)
+    ids = LLAMA.tokenize("the and")
+    start = len(ids)
+    with torch.no_grad():
+        for _ in range(8):
+            ids.append(int(LLAMA.network(torch.tensor([ids])).logits[0, -1].argmax()))
+    continuation = ids[start:]
+    requests = [ScoreRequest("the and", tuple(continuation))]
+    for place in range(8):  # greedy again after a token that is not
+        changed = [*ids[: start + place], 7]
+        with torch.no_grad():
+            while len(changed) < len(ids):
+                changed.append(int(LLAMA.network(torch.tensor([changed])).logits[0, -1].argmax()))
+        requests.append(ScoreRequest("the and", tuple(changed[start:])))
+    for reusable in (True, False):  # through the cache, and whole
+        monkeypatch.setattr(scoring, "can_reuse_cache", lambda _network, _columns, r=reusable: r)
+        answers = LLAMA.logprobs(requests)
+        greedy = [isinstance(one, ContinuationScore) and one.is_greedy for one in answers]
+        assert greedy == [True, *[False] * 8]
+
+
 def test_a_request_fits_to_the_last_token_of_the_context():
     fits, exceeds = [4] * 256, [4] * 257
     answers = LLAMA.logprobs(
@@ -288,9 +310,7 @@ def test_a_target_of_probability_zero_is_unanswered():
     bias = torch.zeros(288)
     bias[lowered] = -math.inf
     model.network.lm_head.bias = torch.nn.Parameter(bias, requires_grad=False)
-    answers = model.logprobs(
-        [ScoreRequest("the", "A"), ScoreRequest("the", "B"), ScoreRequest("", (5, lowered, 7))]
-    )
+    answers = model.logprobs([ScoreRequest("the", "A"), ScoreRequest("the", "B"), ScoreRequest("", (5, lowered, 7))])
     assert [isinstance(answer, Unanswered) for answer in answers] == [True, False, True]
 
 

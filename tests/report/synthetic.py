@@ -65,40 +65,45 @@ def build_run(
     journal.close()
     described = [describe(task) for task in tasks]
     comparisons = compare_all(records, described, recipes, margin=0.05, alpha=0.05)
-    reports = [report(recipe, seed, blocks) for recipe in recipes for seed in seeds_of(recipe, seeds)]
     result = StudyResult(
         folder=folder,
-        study={
-            "name": "synthetic", "model": "toy", "recipes": list(recipes), "seeds": list(seeds),
-            "tasks": [{"name": task} for task in tasks], "margin": 0.05, "alpha": 0.05, "propagate": True,
-            "calibration": {"source": "self", "sequences": 8, "length": 128}, "hash": "hash-of-the-study",
-        },
-        environment={
-            "packages": {"llmkick": "0.1.0", "torch": "2.13.0"}, "python": "3.11.7", "platform": "Linux",
-            "processor": "a processor", "cores": 2, "threads": 2, "memory_bytes": 16_000_000_000,
-            "device": "cpu", "accelerator": None,
-        },
-        timing={
-            "started": "2026-01-01T10:00:00+00:00", "finished": "2026-01-01T10:09:00+00:00",
-            "seconds": {
-                "load": {"toy": 2.0}, "evaluate": dict.fromkeys(tasks, 61.5), "compress": {r: 3.5 for r in recipes},
-            },
-            "compression_seconds": {recipe: 3.5 for recipe in recipes},
-            "peak_memory_bytes": 1_300_000_000,
-        },
-        model={
-            "name": "toy-135m-instruct", "revision": "1", "digest": "d" * 64, "architecture": "ToyForCausalLM",
-            "parameters": 134_515_008, "dtype": "bfloat16", "source_precision": source_precision,
-        },
+        **facts(recipes, tasks, seeds, source_precision),
         tasks=described,
         results=order(cell_results(records, described), recipes, tasks),
         comparisons=[as_json(comparison) for comparison in comparisons],
         overall=overall_by_recipe(comparisons),
-        compression=reports,
-        warnings=["the dense weights come from a file already rounded"] if source_precision != "float" else [],
-    )  # fmt: skip
+        compression=[report(recipe, seed, blocks) for recipe in recipes for seed in seeds_of(recipe, seeds)],
+    )
     result.write()
     return result
+
+
+def facts(recipes: Sequence[str], tasks: Sequence[str], seeds: Sequence[int], source_precision: str) -> dict[str, Any]:
+    """What results.json says besides the numbers."""
+    return {
+        "study": {
+            "name": "synthetic", "model": "toy", "recipes": list(recipes), "seeds": list(seeds),
+            "tasks": [{"name": task} for task in tasks], "margin": 0.05, "alpha": 0.05, "propagate": True,
+            "calibration": {"source": "self", "sequences": 8, "length": 128}, "hash": "hash-of-the-study",
+        },
+        "environment": {
+            "packages": {"llmkick": "0.1.0", "torch": "2.13.0"}, "python": "3.11.7", "platform": "Linux",
+            "processor": "a processor", "cores": 2, "threads": 2, "memory_bytes": 16_000_000_000,
+            "device": "cpu", "accelerator": None,
+        },
+        "timing": {
+            "started": "2026-01-01T10:00:00+00:00", "finished": "2026-01-01T10:09:00+00:00",
+            "seconds": {
+                "load": {"toy": 2.0}, "evaluate": dict.fromkeys(tasks, 61.5), "compress": dict.fromkeys(recipes, 3.5),
+            },
+            "compression_seconds": dict.fromkeys(recipes, 3.5), "peak_memory_bytes": 1_300_000_000,
+        },
+        "model": {
+            "name": "toy-135m-instruct", "revision": "1", "digest": "d" * 64, "architecture": "ToyForCausalLM",
+            "parameters": 134_515_008, "dtype": "bfloat16", "source_precision": source_precision,
+        },
+        "warnings": ["the dense weights come from a file already rounded"] if source_precision != "float" else [],
+    }  # fmt: skip
 
 
 def make_items(task: str, count: int, *, hostile: bool = False) -> list[Item]:
@@ -138,9 +143,7 @@ def add_answers(
             journal.add_records(key, model="toy-135m-instruct", recipe=recipe, seed=seed, task=task, records=records)
 
 
-def answer(
-    task: str, recipe: str, item: Item, known: float, luck: float, noise: float, *, skipped: bool
-) -> Record:
+def answer(task: str, recipe: str, item: Item, known: float, luck: float, noise: float, *, skipped: bool) -> Record:
     """One record: right, wrong, or without a score."""
     severity = SEVERITY.get(recipe, 0.0)
     common = {"item_id": item.id, "cluster": item.cluster}

@@ -21,8 +21,8 @@ def recorded(verdicts: dict[object, Verdict]) -> tuple[Callable[[object], Verdic
 
 
 def monotone(matching: int, undecided: int, failing: int) -> dict[object, Verdict]:
-    verdicts: list[Verdict] = ["matching"] * matching + ["undecided"] * undecided + ["not matching"] * failing
-    return dict(enumerate(verdicts))
+    runs: list[tuple[Verdict, int]] = [("matching", matching), ("undecided", undecided), ("not matching", failing)]
+    return dict(enumerate(verdict for verdict, count in runs for _ in range(count)))
 
 
 @settings(max_examples=200, deadline=None)

@@ -16,12 +16,27 @@ def test_guide_figures(accuracy: float, items: int) -> None:
 
 
 def test_variance_by_enumeration() -> None:
-    """Accuracy 0.6, discordance 0.2, loss 0.1: lost 0.13, gained 0.07; the power from the four-cell table."""
-    cells = {(1, 1): 0.47, (1, 0): 0.13, (0, 1): 0.07, (0, 0): 0.33}
-    mean = sum(p * (c - 0.95 * d) for (d, c), p in cells.items())
-    variance = sum(p * (c - 0.95 * d) ** 2 for (d, c), p in cells.items()) - mean**2
-    n = items_needed(0.6, loss=0.1, discordance=0.2)
-    assert n == pytest.approx(variance * (1.644854 + 0.841621) ** 2 / mean**2, abs=1)
+    """Accuracy 0.6, discordance 0.2: the four cells at a loss of 10 % and at the margin, by hand."""
+
+    def moments(right: float, lost: float, gained: float) -> tuple[float, float]:
+        cells = {0.05: right, -0.95: lost, 1.0: gained}
+        mean = sum(p * t for t, p in cells.items())
+        return mean, (sum(p * t**2 for t, p in cells.items()) - mean**2) ** 0.5
+
+    mean, spread = moments(0.47, 0.13, 0.07)
+    zero, at_margin = moments(0.485, 0.115, 0.085)
+    assert zero == pytest.approx(0)
+    expected = ((1.644854 * max(spread, at_margin) + 0.841621 * spread) / mean) ** 2
+    assert items_needed(0.6, loss=0.1, discordance=0.2) == pytest.approx(expected, abs=1)
+
+
+def test_nothing_changes_follows_the_rule_of_three() -> None:
+    """All right and no discordance: still some 59 items, since fewer cannot exclude 5 % lost (0.95 ** 59 < 0.05)."""
+    assert 45 <= items_needed(1.0, discordance=0.0) <= 60
+    # Nothing can be gained where nothing was wrong.
+    assert items_needed(1.0, discordance=0.2) == items_needed(1.0, discordance=0.0)
+    assert verdict_power(100, 1.0, discordance=0.0) == 1
+    assert verdict_power(20, 1.0, discordance=0.0) == 0
 
 
 @settings(max_examples=50, deadline=None)
@@ -53,6 +68,7 @@ def test_more_items_detect_less() -> None:
 
 def test_clusters_cost_their_design_effect() -> None:
     assert items_needed(0.6, design_effect=3.0) == pytest.approx(3 * items_needed(0.6), abs=3)
+    assert verdict_power(300, 0.6, design_effect=3.0) == pytest.approx(verdict_power(100, 0.6))
 
 
 @pytest.mark.parametrize(("accuracy", "loss", "verdict"), [(0.75, 0.0, "matching"), (0.75, 0.12, "not matching")])
@@ -81,6 +97,6 @@ def test_power_by_simulation(accuracy: float, loss: float, verdict: str) -> None
 )
 def test_out_of_range(kwargs: dict[str, float]) -> None:
     with pytest.raises(ConfigError):
-        items_needed(**kwargs)  # type: ignore[arg-type]
+        items_needed(**kwargs)
     with pytest.raises(ConfigError, match="0 items"):
         verdict_power(0, 0.5)

@@ -63,6 +63,8 @@ class TestBets:
         later = test.update([1.0] * 3000, [1.0] * 3000)
         assert (later.decision, later.decided_after) == ("not matching", first.decided_after)
         assert later.items == 3040
+        at_once = SequentialTest().update([1.0] * 3040, [0.0] * 40 + [1.0] * 3000)
+        assert (at_once.decision, at_once.decided_after) == ("not matching", first.decided_after)
 
     def test_identity_is_decided_when_it_is_proven(self) -> None:
         state = SequentialTest().update([1.0] * 300, [1.0] * 300)
@@ -91,7 +93,7 @@ class TestBets:
     def test_settings_out_of_range(self) -> None:
         for kwargs in ({"margin": 1.0}, {"alpha": 0.0}, {"score_range": (1, 0)}, {"largest_cluster": 0}):
             with pytest.raises(ConfigError):
-                SequentialTest(**kwargs)  # type: ignore[arg-type]
+                SequentialTest(**kwargs)
 
 
 class TestClusterBets:

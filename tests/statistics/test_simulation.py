@@ -22,7 +22,7 @@ def load_benchmark() -> ModuleType:
 
 
 benchmark = load_benchmark()
-DRAWS = 600
+DRAWS = 500
 
 
 def most(rate: float, draws: int) -> float:
@@ -77,7 +77,7 @@ def test_clusters(scenario: object) -> None:
 def test_calibration_seeds(scenario: object) -> None:
     """From three seeds on; of two, the variance is hardly known, and `compare` says so."""
     rates = benchmark.error_rates(scenario, DRAWS)
-    limit = 0.09 if "2 seeds" in scenario.name else 0.06  # type: ignore[attr-defined]
+    limit = 0.07 if "2 seeds" in scenario.name else 0.06  # type: ignore[attr-defined]
     assert rates.matching <= most(limit, DRAWS)
     assert rates.not_matching <= most(limit, DRAWS)
 
@@ -91,7 +91,7 @@ def test_sequential_error_under_continuous_looking(stream: object) -> None:
 
 
 def test_sequential_clusters_error() -> None:
-    rng, draws = np.random.default_rng(0), 300
+    rng, draws = np.random.default_rng(0), 200
     decisions = [benchmark.sequential_clusters_run(rng)[0] for _ in range(draws)]
     assert decisions.count("matching") <= most(0.05, draws) * draws
     assert decisions.count("not matching") <= most(0.05, draws) * draws

@@ -137,7 +137,7 @@ class TestIncomplete:
 
     def test_unscored_that_cannot_matter(self) -> None:
         dense, compressed = (list(x) for x in table(400, 200, 30, 270))
-        compressed[0] = None  # type: ignore[call-overload]
+        compressed[0] = None
         result = compare(dense, compressed)
         assert (result.verdict, result.unscored, result.n) == ("not matching", 1, 899)
         assert any("cannot change" in note for note in result.notes)
@@ -146,10 +146,20 @@ class TestIncomplete:
         dense, compressed = (list(x) for x in table(700, 40, 40, 220))
         assert compare(dense, compressed).verdict == "matching"
         for index in range(80):
-            compressed[index] = None  # type: ignore[call-overload]
+            compressed[index] = None
         result = compare(dense, compressed)
         assert (result.verdict, result.unscored) == ("incomplete", 80)
         assert any("could change" in note for note in result.notes)
+
+    def test_the_best_case_counts_too(self) -> None:
+        """Not matching, and at worst more so; had all the unscored been right, it would be open."""
+        dense, compressed = table(480, 76, 30, 414)
+        assert compare(dense, compressed).verdict == "not matching"
+        assert compare([*dense, *[1.0] * 60], [*compressed, *[0.0] * 60]).verdict == "not matching"
+        assert compare([*dense, *[1.0] * 60], [*compressed, *[1.0] * 60]).verdict == "undecided"
+        gaps: list[float | None] = compressed.tolist()
+        gaps += [None] * 60
+        assert compare([*dense, *[1.0] * 60], gaps).verdict == "incomplete"
 
     def test_unscored_in_either_model_and_any_seed(self) -> None:
         result = compare([None, 1, 1, 0], [[1, None, 1, 0], [1, 1, 1, 0]])
@@ -173,21 +183,39 @@ class TestMeanTest:
         assert ours.df == pytest.approx(11)
         assert math.sqrt(ours.variance) == pytest.approx(stats.sem(means), rel=0.05)
 
-    def test_degrees_of_freedom_against_matrices(self) -> None:
-        """Bell-McCaffrey by brute force, items independent: tr(M)² / tr(M²) with the full matrices."""
+    @pytest.mark.parametrize("effect", [0.0, 1.0])
+    def test_variance_and_df_against_matrices(self, effect: float) -> None:
+        """CR2 and Bell-McCaffrey with the full matrices; the working correlation is what the excess tells."""
         sizes = np.array([3, 5, 9, 2, 14])
         cluster, n = np.repeat(np.arange(5), sizes), sizes.sum()
         indicator = np.eye(5)[cluster]  # (items, clusters)
         residual_maker = np.eye(n) - np.full((n, n), 1 / n)
         scaled = (indicator / np.sqrt(1 - sizes / n)).T @ residual_maker
-        m = scaled @ scaled.T
         rng = np.random.default_rng(3)
-        # Alternating signs inside each cluster: no excess correlation, so the working model is independence.
-        values = np.concatenate([rng.normal(size=k) for k in sizes])
+        values = rng.normal(size=n)
         for g in range(5):
-            values[cluster == g] -= values[cluster == g].mean()
+            values[cluster == g] += effect * rng.normal() - values[cluster == g].mean()
+        raw = ((scaled @ values) ** 2).sum() / n**2
+        excess = raw / (values.var(ddof=1) / n) - 1
+        correlation = min(max(excess, 0) / ((sizes**2).sum() / n - 1), 1)
+        assert (correlation > 0.1) == bool(effect)
+        omega = (1 - correlation) * np.eye(n) + correlation * indicator @ indicator.T
+        m = scaled @ omega @ scaled.T
         ours = mean_test(values[None], cluster, EVERYWHERE)
         assert ours.df == pytest.approx(np.trace(m) ** 2 / np.trace(m @ m))
+        assert ours.variance >= raw * omega.sum() / np.trace(m) - 1e-12
+
+    def test_seed_variance_by_hand(self) -> None:
+        """Four seeds, items on their own: the spread of their means less half of what item noise explains."""
+        rng = np.random.default_rng(6)
+        values = rng.normal(size=(4, 50)) + np.array([[0.0], [0.1], [0.5], [-0.6]])
+        means = values.mean(axis=1)
+        interaction = values - means[:, None] - values.mean(axis=0) + means.mean()
+        noise = (interaction**2).sum() / (3 * 49) / (4 * 50)
+        ours = mean_test(values, np.arange(50), EVERYWHERE)
+        assert ours.seed_variance == pytest.approx(means.var(ddof=1) / 4 - noise / 2)
+        assert ours.seed_df == 3
+        assert mean_test(values - means[:, None], np.arange(50), EVERYWHERE).seed_variance == 0
 
     def test_null_variance_against_an_optimiser(self) -> None:
         """The constrained maximum likelihood of a paired table, found by brute force."""
@@ -225,9 +253,10 @@ class TestMeanTest:
         assert test.skewness == pytest.approx((residual**3).sum() / (residual**2).sum() ** 1.5)
         assert mean_test(values[None], np.arange(100), EVERYWHERE).skewness == 0
 
-    def test_copies_prove_no_more_than_one(self) -> None:
-        """One lost of 60, each item ten times over: nearly the p value of the 60 (of 600 it would be 0.0001)."""
-        dense, compressed = table(44, 1, 0, 15)
+    @pytest.mark.parametrize("counts", [(44, 1, 0, 15), (44, 0, 1, 15)])
+    def test_copies_prove_no_more_than_one(self, counts: tuple[int, int, int, int]) -> None:
+        """One changed of 60, each item ten times over: nearly the p value of the 60, not that of 600."""
+        dense, compressed = table(*counts)
         single = compare(dense, compressed)
         copies = compare(
             np.repeat(dense, 10), np.repeat(compressed, 10), clusters=[i for i in range(60) for _ in range(10)]

@@ -97,13 +97,20 @@ def _block(name: str, module: nn.Module) -> Block:
 def _add_parameters(name: str, module: nn.Module, layers: list[LinearLayer], skipped: list[str]) -> None:
     """Experts held as one (experts, out, in) parameter become layers; other matrices are named as skipped."""
     for key, parameter in module.named_parameters(recurse=False):
-        if parameter.dim() == 3 and not getattr(module, "is_transposed", False):
+        if _holds_experts(module, parameter):
             layers += [
                 LinearLayer(name=f"{name}.{key}.{expert}", module=module, form="expert", parameter=key, expert=expert)
                 for expert in range(parameter.shape[0])
             ]
         elif parameter.dim() >= 2:
             skipped.append(f"{name}.{key}: a router or another matrix that is not a linear layer")
+
+
+def _holds_experts(module: nn.Module, parameter: Tensor) -> bool:
+    """Whether a parameter is (experts, out, in): transformers marks the layout, JetMoE's module states its sizes."""
+    layout = getattr(module, "is_transposed", None)
+    sizes = tuple(getattr(module, name, None) for name in ("num_experts", "output_size", "input_size"))
+    return parameter.dim() == 3 and (layout is False or (layout is None and tuple(parameter.shape) == sizes))
 
 
 def shallow_copy(network: nn.Module) -> nn.Module:

@@ -231,22 +231,16 @@ def _sample(
     runner = Runner(model.network, model.device)
     tokens = torch.full((rows, 1), int(start or 0), dtype=torch.long)
     with torch.inference_mode():
-        state = runner.prefill([(int(start or 0),)] * rows, 0, None)
+        state = runner.prefill([(int(start or 0),)] * rows, 0, None) if runner.takes_cache else None
         for position in range(1, length):
-            if not bool(torch.isfinite(state.next_logits).all()):
+            logits = runner.next_logits(tokens.to(runner.device)) if state is None else state.next_logits
+            if not bool(torch.isfinite(logits).all()):
                 raise NumericalError(f"{model.info.name} gives NaN or Inf: it cannot sample text to calibrate on")
             # On the CPU whatever the device, so that a seed means the same text everywhere it can.
-            chosen = torch.multinomial(torch.softmax(state.next_logits.cpu(), dim=-1), 1, generator=generator)
+            chosen = torch.multinomial(torch.softmax(logits.cpu(), dim=-1), 1, generator=generator)
             tokens = torch.cat([tokens, chosen], dim=1)
-            state.mask = torch.cat([state.mask, torch.ones_like(state.mask[:, :1])], dim=1)
-            logits = runner.forward(
-                chosen.to(runner.device),
-                mask=state.mask,
-                positions=state.lengths[:, None],
-                cache=state.cache,
-                keep_last=True,
-            )
-            state.next_logits, state.lengths = logits[:, -1].float(), state.lengths + 1
+            if state is not None:
+                runner.step(state, chosen.to(runner.device))
             if progress is not None:
                 progress(done * length + rows * (position + 1), total * length)
     return tokens.numpy()

@@ -279,7 +279,8 @@ class _InputRecord:
             if known == owner and owner != layer.name:
                 return
         self._owner[layer.name] = layer.name
-        rows = inputs.unsqueeze(0) if inputs.dim() == 2 else inputs
+        # Experts see (tokens, in); some layers (sequences, heads, tokens, in).
+        rows = inputs.unsqueeze(0) if inputs.dim() == 2 else inputs.flatten(1, -2)
         self._accumulate(layer.name, rows)
 
     def _accumulate(self, name: str, rows: Tensor) -> None:

@@ -59,15 +59,20 @@ def token_budget(network: Any, device: torch.device) -> int:
 def can_reuse_cache(network: Any, columns: int) -> bool:
     """Whether keys and values of this network may be padded, repeated and continued without error.
 
-    Recurrent states cannot be cut, and a sliding window counts padding as distance: such networks
-    (the latter only when the `columns` of a padded batch may exceed their window) run every request whole.
+    Recurrent states cannot be cut; a network that takes no positions, or attends in a sliding window, counts
+    padding as distance. Such networks (the last kind only when the `columns` of a padded batch may exceed
+    their window) run every request whole.
     """
     from transformers import DynamicCache
     from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-    if getattr(network, "_is_stateful", False):
+    if getattr(network, "_is_stateful", False) or "position_ids" not in inspect.signature(network.forward).parameters:
         return False
-    for layer in DynamicCache(config=network.config.get_text_config(decoder=True)).layers:
+    config = network.config.get_text_config(decoder=True)
+    # GPT-Neo's windows are its own affair: the cache knows nothing of them.
+    if "local" in getattr(config, "attention_layers", ()) and columns >= config.window_size:
+        return False
+    for layer in DynamicCache(config=config).layers:
         if isinstance(layer, DynamicSlidingWindowLayer):
             if columns >= layer.sliding_window:
                 return False
@@ -146,6 +151,8 @@ class Runner:
         accepted = inspect.signature(network.forward).parameters
         self._takes_positions = "position_ids" in accepted
         self._takes_keep = "logits_to_keep" in accepted
+        supports = getattr(network, "_supports_default_dynamic_cache", lambda: True)
+        self.takes_cache: bool = "past_key_values" in accepted and supports()
 
     def new_cache(self) -> Any:
         """An empty cache of the kind the network wants."""
@@ -160,11 +167,17 @@ class Runner:
             extra["position_ids"] = positions
         if keep_last and self._takes_keep:
             extra["logits_to_keep"] = 1
-        output = self.network(
-            input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=cache is not None, **extra
-        )
+        if self.takes_cache:
+            extra["past_key_values"] = cache
+        output = self.network(input_ids=ids, attention_mask=mask, use_cache=cache is not None, **extra)
         logits: Tensor = output.logits
         return logits[:, -1:] if keep_last else logits
+
+    def next_logits(self, ids: Tensor) -> Tensor:
+        """Float32 logits after the last token of unpadded rows, run whole: (rows, tokens) → (rows, vocabulary)."""
+        positions = torch.arange(ids.shape[1], device=self.device)[None].expand(len(ids), -1)
+        logits = self.forward(ids, mask=torch.ones_like(ids), positions=positions, cache=None, keep_last=True)
+        return logits[:, -1].float()
 
     def run_prefix(self, prefix: Ids) -> Any:
         """The cache of one row holding `prefix`."""

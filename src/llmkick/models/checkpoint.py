@@ -181,6 +181,5 @@ def refuse_missing(source: Path, network: Any, loading: dict[str, Any]) -> None:
     missing = sorted(loading["missing_keys"])
     if missing:
         raise ModelError(
-            f"{source} lacks {len(missing)} tensors of a {type(network).__name__}, "
-            f"among them {', '.join(missing[:3])}"
+            f"{source} lacks {len(missing)} tensors of a {type(network).__name__}, among them {', '.join(missing[:3])}"
         )

@@ -58,6 +58,10 @@ def _generate(model: TransformersModel, rows: list[Row]) -> None:
     if not rows:
         return
     runner = Runner(model.network, model.device)
+    if not runner.takes_cache:
+        for row in rows:
+            _decode_whole(model, runner, row)
+        return
     budget = token_budget(model.network, model.device)
     # A batch holds its longest prompt beside its longest answer, not always of the same request.
     columns = max(len(row.prompt) for row in rows) + max(row.request.max_new_tokens for row in rows)
@@ -98,6 +102,13 @@ def _decode(model: TransformersModel, runner: Runner, rows: list[Row], state: Pr
             keep_last=True,
         )
         state.next_logits, state.lengths = logits[:, -1].float(), state.lengths + 1
+
+
+def _decode_whole(model: TransformersModel, runner: Runner, row: Row) -> None:
+    """Append greedy tokens, running the whole text for each: for networks that keep their state in their own way."""
+    while row.outcome is None:
+        logits = runner.next_logits(torch.tensor([[*row.prompt, *row.tokens]], device=runner.device))
+        _append(model, row, int(logits.argmax()), is_finite=bool(torch.isfinite(logits).all()))
 
 
 def _append(model: TransformersModel, row: Row, token: int, *, is_finite: bool) -> None:

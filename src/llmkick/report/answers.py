@@ -5,13 +5,13 @@ from __future__ import annotations
 import base64
 import json
 import zlib
-from collections.abc import Hashable, Mapping
 from typing import Any
 
 import pandas as pd
 
 from llmkick.report.cells import ordered_tasks
 from llmkick.report.reading import Run
+from llmkick.report.tables import plain_rows
 
 # Longer passages are cut on the page; the journal holds them whole.
 LONGEST_TEXT = 4000
@@ -82,33 +82,30 @@ class _Texts:
 
 def _items(items: pd.DataFrame, texts: _Texts) -> list[list[Any]]:
     """[id, cluster, question, context, references, choices], texts by their place."""
+    rows: list[dict[Any, Any]] = items.to_dict("records")
     return [
         [
-            row.item_id,
-            texts.place(row.cluster),
-            texts.place(row.question),
-            texts.place(row.context),
-            [texts.place(str(text)) for text in row.reference],
-            [texts.place(str(text)) for text in row.choices],
+            row["item_id"],
+            *(texts.place(row[key]) for key in ("cluster", "question", "context")),
+            *([texts.place(str(text)) for text in row[key]] for key in ("reference", "choices")),
         ]
-        for row in items.itertuples()
+        for row in rows
     ]
 
 
 def _answers(cell: pd.DataFrame, items: pd.DataFrame, texts: _Texts) -> list[list[Any]]:
     """[answers, scores, reasons, items cut short]."""
-    by_item: Mapping[Hashable, Any] = {row.item_id: row for row in cell.itertuples()}
-    rows = [by_item.get(item) for item in items["item_id"]]
-    scores = [None if row is None or pd.isna(row.score) else _short(row.score) for row in rows]
+    by_item = {row["item_id"]: row for row in plain_rows(cell.drop(columns="details"))}
+    rows = [by_item.get(item, _NEVER_ASKED) for item in items["item_id"]]
     return [
-        [-1 if row is None else texts.place(row.response) for row in rows],
-        scores,
-        [
-            -1 if score is not None else texts.place("never asked" if row is None else str(row.unscored_reason))
-            for row, score in zip(rows, scores, strict=True)
-        ],
-        [i for i, row in enumerate(rows) if row is not None and row.truncated],
+        [texts.place(row["response"]) for row in rows],
+        [None if row["score"] is None else _short(row["score"]) for row in rows],
+        [-1 if row["score"] is not None else texts.place(str(row["unscored_reason"])) for row in rows],
+        [i for i, row in enumerate(rows) if row["truncated"]],
     ]
+
+
+_NEVER_ASKED = {"response": "", "score": None, "unscored_reason": "never asked", "truncated": False}
 
 
 def _short(score: float) -> float:
@@ -117,9 +114,9 @@ def _short(score: float) -> float:
 
 def _variants(run: Run) -> list[tuple[str, int | None]]:
     """Every (recipe, seed) that was asked: dense, then the study's order."""
-    pairs = run.records[["recipe", "seed"]].drop_duplicates().itertuples(index=False)
+    pairs = plain_rows(run.records[["recipe", "seed"]].drop_duplicates())
     order = ["dense", *run.result.study["recipes"]]
-    found = [_variant(recipe, seed) for recipe, seed in pairs if recipe in order]
+    found = [_variant(row["recipe"], row["seed"]) for row in pairs if row["recipe"] in order]
     return sorted(found, key=lambda variant: (order.index(variant[0]), variant[1] or 0))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,10 +38,12 @@ def find(result: StudyResult) -> list[Finding]:
     entries = task_comparisons(result)
     if not entries:
         return [_nothing_to_judge(result)]
+    silent = list(_silent_perplexity(result))
+    told = {claim for finding in silent for claim in finding.claims}
     return [
         _overall(result),
-        *_silent_perplexity(result),
-        *_by_method(result),
+        *silent,
+        *_by_method(result, told),
         *_no_signal(entries),
         *_incomplete(entries),
         *_undecided(entries),
@@ -121,18 +123,21 @@ def _control(result: StudyResult, cells: Mapping[tuple[str, str], Entry], recipe
     return cells.get((recipe, names[0])) if names else None
 
 
-def _by_method(result: StudyResult) -> Iterator[Finding]:
+def _by_method(result: StudyResult, told: Collection[Claim]) -> Iterator[Finding]:
     """For every method and kind of level: how far it is shown to keep everything, where it first loses."""
     families: dict[tuple[str, str], list[Level]] = {}
     for recipe in result.study["recipes"]:
         level = level_of(recipe)
         families.setdefault((level.method, level.kind), []).append(level)
     order = list(KINDS)
+    found: list[Finding] = []
     for _, levels in sorted(families.items(), key=lambda family: order.index(family[0][1])):
-        yield from _family(result, sorted(levels, key=lambda level: level.severity))
+        found += _family(result, sorted(levels, key=lambda level: level.severity), told)
+    # What is safe comes before what is not.
+    yield from sorted(found, key=lambda finding: finding.claims[0].verdict != "matching")
 
 
-def _family(result: StudyResult, levels: Sequence[Level]) -> Iterator[Finding]:
+def _family(result: StudyResult, levels: Sequence[Level], told: Collection[Claim]) -> Iterator[Finding]:
     by_recipe = {level.recipe: _entries(result, level.recipe) for level in levels}
     levels = [level for level in levels if by_recipe[level.recipe]]
     parts, claims = [], []
@@ -145,8 +150,9 @@ def _family(result: StudyResult, levels: Sequence[Level]) -> Iterator[Finding]:
     losing = next((level for level in levels if _losses(by_recipe[level.recipe])), None)
     if losing is not None:
         entry = max(_losses(by_recipe[losing.recipe]), key=_proven_loss)
-        parts.append(_loses(result, entry, losing))
-        claims.append(_claim(entry))
+        if _claim(entry) not in told:
+            parts.append(_loses(result, entry, losing))
+            claims.append(_claim(entry))
     if parts:
         yield Finding(topic="method", text=f"{levels[0].method} {'; '.join(parts)}.", claims=tuple(claims))
 
@@ -239,13 +245,13 @@ def _undecided(entries: Sequence[Entry]) -> Iterator[Finding]:
         text += f" (the paper's rule, which has no interval, would call {paper['matching']} of them matching)"
     visible = [entry["smallest_detectable_loss"] for entry in found if entry["smallest_detectable_loss"]]
     if visible:
-        text += f". With so many items, losses of {_span(visible)} and more usually show"
+        text += f". Losses of {_span(visible)} or more would usually show"
     yield Finding(topic="undecided", text=f"{text}.", claims=tuple(_claim(entry) for entry in found))
 
 
 def _span(shares: Sequence[float]) -> str:
     low, high = wording.percent(min(shares)), wording.percent(max(shares))
-    return low if low == high else f"{low.removesuffix(' %')} to {high}, by task and recipe,"
+    return low if low == high else f"{low.removesuffix(' %')} to {high} (by task and recipe)"
 
 
 def _claim(entry: Entry) -> Claim:

@@ -35,7 +35,9 @@ def matrix(result: StudyResult) -> dict[str, Any]:
                 "recipe": recipe,
                 "rounded": is_rounded_twice(result, recipe),
                 "overall": overall.get(recipe) and _verdict(overall[recipe]),
-                "cells": [_cell(cells.get((recipe, task["name"]))) for task in tasks],
+                "cells": [
+                    _cell(cells.get((recipe, task["name"])) or _uncompared(result, recipe, task)) for task in tasks
+                ],
             }
             for recipe in result.study["recipes"]
         ],
@@ -53,8 +55,14 @@ def legend() -> list[dict[str, str]]:
     return [{**_verdict(verdict), "meaning": mark.meaning} for verdict, mark in wording.VERDICTS.items()]
 
 
+def notes(result: StudyResult) -> list[str]:
+    """What must be known to read the verdicts rightly, each note once; `numbers` refers to them from 1."""
+    return list(dict.fromkeys(note for entry in task_comparisons(result) for note in entry["notes"]))
+
+
 def numbers(result: StudyResult) -> list[dict[str, Any]]:
     """Everything known about each verdict, as texts."""
+    number = {note: str(i) for i, note in enumerate(notes(result), start=1)}
     return [
         {
             "recipe": entry["recipe"],
@@ -73,7 +81,7 @@ def numbers(result: StudyResult) -> list[dict[str, Any]]:
             "mcnemar": wording.p_value(entry["mcnemar_p"]),
             "detectable": wording.percent(entry["smallest_detectable_loss"]),
             "seeds": len(entry["seeds"]) or wording.NOTHING,
-            "notes": "; ".join(entry["notes"]),
+            "notes": [number[note] for note in entry["notes"]],
         }
         for entry in task_comparisons(result)
     ]
@@ -104,13 +112,14 @@ def compression(result: StudyResult) -> list[dict[str, Any]]:
             "seed": wording.NOTHING if row["seed"] is None else str(row["seed"]),
             "rounded": is_rounded_twice(result, row["recipe"]),
             "sparsity": wording.percent(row["realised_sparsity"]),
-            "mean_error": _three(row["mean_output_error"]),
-            "max_error": _three(row["max_output_error"]),
+            "mean_error": _error(row["mean_output_error"]),
+            "max_error": _error(row["max_output_error"]),
             "worst": row["worst_layer"] or "",
             "dense": wording.size(row["dense_bytes"]),
             "stored": wording.size(row["stored_bytes"]),
             "share": wording.percent(row["stored_bytes"] / row["dense_bytes"] if row["dense_bytes"] else None),
             "seconds": wording.NOTHING if row["seconds"] is None else wording.duration(row["seconds"]),
+            "digest": row["digest"],
             "warnings": row["warnings"],
         }
         for row in plain_rows(compression_table(result))
@@ -137,9 +146,21 @@ def unscored(result: StudyResult) -> list[dict[str, Any]]:
     return plain_rows(unscored_table(result))
 
 
+def _uncompared(result: StudyResult, recipe: str, task: Mapping[str, Any]) -> dict[str, Any] | None:
+    """A perplexity that was measured but cannot be held against the dense one: not over the same windows."""
+    rows = [row for row in result.results if (row["recipe"], row["task"]) == (recipe, task["name"])]
+    if not rows or task["metric"] != "perplexity":
+        return None
+    return {"outcome": "not comparable", "compressed": rows[0]["value"], "relative_increase": None}
+
+
 def _cell(entry: Mapping[str, Any] | None) -> dict[str, Any] | None:
     if entry is None:
         return None
+    if "outcome" in entry and entry["relative_increase"] is None:
+        blank = dict.fromkeys(("change", "interval"), "")
+        value, why = wording.score(entry["compressed"], "perplexity"), "a window has no score, or none that is finite"
+        return {"control": True, "outcome": entry["outcome"], "score": value, "title": why, **blank}
     if "outcome" in entry:
         change, _, bounds = wording.increase(entry).partition(" [")
         return {
@@ -158,7 +179,7 @@ def _cell(entry: Mapping[str, Any] | None) -> dict[str, Any] | None:
         "task": entry["task"],
         "score": wording.score(entry["compressed"]),
         "change": change,
-        "interval": bounds and f"[{bounds}",
+        "interval": (bounds and f"[{bounds}") + (f" of n = {entry['n']}" if entry["unscored"] else ""),
         "paper": entry["paper_verdict"],
         "paper_symbol": wording.mark(entry["paper_verdict"]).symbol if entry["paper_verdict"] else wording.NOTHING,
         "title": _title(entry),
@@ -194,6 +215,12 @@ def _above_chance(entry: Mapping[str, Any]) -> str:
 
 def _three(value: float | None) -> str:
     return wording.NOTHING if value is None else f"{value:.3f}"
+
+
+def _error(value: float | None) -> str:
+    if value is None:
+        return wording.NOTHING
+    return f"{value:.3f}" if value >= 0.01 or value == 0 else f"{value:.2g}"
 
 
 def _short(value: float | None) -> float | None:

@@ -30,17 +30,21 @@
 
   // ---- Figures
 
+  // As many columns as leave each panel its least width, rows as even as can be.
   function fitted(spec, width) {
     const panels = spec.concat;
-    const most = Math.min(spec.columns || panels.length, panels.length);
-    const columns = width < 560 ? 1 : Math.min(most, width < 900 ? 2 : most);
-    const axes = spec.usermeta && spec.usermeta.axes ? spec.usermeta.axes : AXES;
-    const panel = Math.floor((width - 20 - columns * axes - (columns - 1) * GAP) / columns);
-    const limit = panels.length === 1 ? 620 : 420;
+    const { minimum = 170, axes = AXES } = spec.usermeta || {};
+    const room = (columns) => Math.floor((width - 24 - columns * axes - (columns - 1) * GAP) / columns);
+    let columns = Math.min(spec.columns || panels.length, panels.length);
+    while (columns > 1 && room(columns) < minimum) columns -= 1;
+    columns = Math.ceil(panels.length / Math.ceil(panels.length / columns));
+    const panel = Math.min(room(columns), 460);
     // The ink of the files in figures/ becomes the page's own, so that dark mode and print need no second drawing.
-    const config = JSON.parse(JSON.stringify(spec.config).replaceAll("#333333", "currentColor").replaceAll("#ffffff", "transparent"));
+    const config = JSON.parse(
+      JSON.stringify(spec.config).replaceAll("#333333", "currentColor").replaceAll("#ffffff", "transparent"),
+    );
     if (width < 560) config.legend = { ...config.legend, columns: 3 };
-    return { ...spec, config, columns, concat: panels.map((one) => ({ ...one, width: Math.min(panel, limit) })) };
+    return { ...spec, config, columns, concat: panels.map((one) => ({ ...one, width: panel })) };
   }
 
   async function draw(target, spec, name) {
@@ -95,8 +99,8 @@
         relative_output_error: model.error[i],
         realised_sparsity: model.zeros[i],
       }));
-      const [panel] = data.spec.concat;
-      const spec = { ...data.spec, usermeta: { axes: 130 }, concat: [{ ...panel, data: { values } }] };
+      const panels = data.spec.concat.map((panel) => ({ ...panel, data: { values } }));
+      const spec = { ...data.spec, usermeta: { ...data.spec.usermeta, axes: 110 }, concat: panels };
       return draw(byId("layers-chart"), spec, `output-error-${model.label.replace(/[^\w.-]+/g, "-")}`);
     };
     select.addEventListener("change", redraw);

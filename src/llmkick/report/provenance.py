@@ -27,12 +27,18 @@ def sections(result: StudyResult) -> list[tuple[str, Facts]]:
     return [
         ("Model", [*_model(result), *_facts(result.model, skip=("name", "source_precision", "parameters"))]),
         ("Study", [*_facts(study), ("recipes", ", ".join(result.study["recipes"]))]),
-        *((f"Task {task['name']}", _facts(task, skip=("name", "setting"))) for task in result.tasks),
         ("Calibration", _calibration(result)),
         ("Machine", _facts(environment)),
         ("Versions", _facts(packages)),
         ("Time", [*_facts(timing), *_seconds(seconds)]),
     ]
+
+
+def tasks(result: StudyResult) -> tuple[list[str], list[list[str]]]:
+    """Every setting of every task, as a table: its columns and its rows."""
+    columns = list(dict.fromkeys(key for task in result.tasks for key in task if key != "setting"))
+    rows = [[_plain(task[key]) if task.get(key) is not None else "" for key in columns] for task in result.tasks]
+    return [key.replace("_", " ") for key in columns], rows
 
 
 def source_note(result: StudyResult) -> str | None:

@@ -6,9 +6,10 @@ import sqlite3
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NotRequired
 
 import pandas as pd
+from annotated_types import Len
 from pydantic import TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
@@ -16,7 +17,7 @@ from llmkick.errors import DataError
 from llmkick.study.journal import JOURNAL_FILE, Journal
 from llmkick.study.results import RESULTS_FILE, StudyResult, read_results
 
-Bounds = tuple[float, float] | list[float] | None
+Bounds = Annotated[list[float], Len(2, 2)] | None
 
 
 class _Task(TypedDict):
@@ -87,7 +88,7 @@ class _Overall(TypedDict):
 
 class _Layer(TypedDict):
     name: str
-    shape: list[int]
+    shape: Annotated[list[int], Len(2, 2)]
     realised_sparsity: float
     relative_output_error: float | None
     damping: float | None
@@ -112,6 +113,12 @@ class _Study(TypedDict):
     alpha: float
 
 
+class _Timing(TypedDict):
+    seconds: NotRequired[dict[str, dict[str, float]]]
+    compression_seconds: NotRequired[dict[str, float]]
+    peak_memory_bytes: NotRequired[int]
+
+
 class _Model(TypedDict):
     name: str
     source_precision: str
@@ -120,7 +127,7 @@ class _Model(TypedDict):
 _SHAPE: Mapping[str, Any] = {
     "study": _Study,
     "environment": dict[str, Any],
-    "timing": dict[str, Any],
+    "timing": _Timing,
     "model": _Model,
     "tasks": list[_Task],
     "results": list[_Score],
@@ -177,6 +184,7 @@ def _read_journal(result: StudyResult) -> tuple[pd.DataFrame, pd.DataFrame]:
         journal = Journal(result.folder, read_only=True)
         try:
             meta, items, records = journal.meta(), journal.items(), journal.records()
+            _check_texts(items, records)
         finally:
             journal.close()
     except (sqlite3.Error, pd.errors.DatabaseError, ValueError, TypeError, KeyError) as error:
@@ -187,3 +195,14 @@ def _read_journal(result: StudyResult) -> tuple[pd.DataFrame, pd.DataFrame]:
             "run the study's command again on this folder"
         )
     return items, records
+
+
+def _check_texts(items: pd.DataFrame, records: pd.DataFrame) -> None:
+    """SQLite keeps whatever it is given in any column. Raises TypeError for what is no text."""
+    for frame, columns in ((items, ("cluster", "question", "context")), (records, ("recipe", "task", "response"))):
+        for column in columns:
+            if not frame[column].map(lambda value: isinstance(value, str)).all():
+                raise TypeError(f"{column} holds something that is no text")
+    for column in ("reference", "choices"):
+        if not items[column].map(lambda value: isinstance(value, list)).all():
+            raise TypeError(f"{column} holds something that is no list")

@@ -190,8 +190,10 @@ class _VerdictTable(Table):
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         needed = self.__rich_measure__(console, options.update_width(10_000)).maximum
-        fitting = super() if needed <= options.max_width else self.narrow
-        yield from fitting.__rich_console__(console, options)
+        narrow = needed > options.max_width
+        yield from (
+            self.narrow.__rich_console__(console, options) if narrow else super().__rich_console__(console, options)
+        )
 
 
 def verdict_table(result: StudyResult) -> Table:
@@ -253,9 +255,10 @@ def _verdict(verdict: str) -> Text:
 
 
 def _frame(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> pd.DataFrame:
-    return pd.DataFrame(list(rows), columns=list(columns)).convert_dtypes(
-        convert_string=False, convert_boolean=False, convert_floating=False
-    )
+    frame = pd.DataFrame(list(rows), columns=list(columns))
+    if "seed" in frame:
+        frame["seed"] = frame["seed"].astype("Int64")  # whole, or undefined: never 0.0
+    return frame
 
 
 def _joined(values: Iterable[Any], separator: str) -> str:

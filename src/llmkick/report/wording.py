@@ -82,9 +82,9 @@ def score(value: float | None, metric: str = "") -> str:
     """A score with two decimals, a perplexity with three digits."""
     if value is None:
         return NOTHING
-    if metric != "perplexity":
+    if metric != "perplexity" or value < 10:
         return f"{value:.2f}"
-    return f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
+    return f"{value:.1f}" if value < 100 else f"{value:,.0f}"
 
 
 def p_value(p: float | None) -> str:

@@ -27,9 +27,9 @@ def verdict_power(
     _check(accuracy=accuracy, discordance=discordance, margin=margin, alpha=alpha, loss=loss)
     if items < 1:
         raise ConfigError(f"{items} items have no power; give at least 1")
-    distance = accuracy * abs(margin - loss)
-    error = math.sqrt(_item_variance(accuracy, loss, discordance, margin) * design_effect / items)
-    return float(stats.norm.cdf(distance / error - stats.norm.isf(alpha)))
+    spread, assumed = _spreads(accuracy, loss, discordance, margin)
+    distance = accuracy * abs(margin - loss) * math.sqrt(items / design_effect) - stats.norm.isf(alpha) * assumed
+    return float(stats.norm.cdf(distance / spread)) if spread > 0 else float(distance > 0)
 
 
 def items_needed(
@@ -46,9 +46,9 @@ def items_needed(
     _check(accuracy=accuracy, discordance=discordance, margin=margin, alpha=alpha, loss=loss, power=power)
     if loss == margin:
         raise ConfigError(f"a loss of exactly the margin ({margin}) is never decided; give another loss")
-    variance = _item_variance(accuracy, loss, discordance, margin) * design_effect
-    sigmas = float(stats.norm.isf(alpha) + stats.norm.ppf(power))
-    return math.ceil(variance * (sigmas / (accuracy * (margin - loss))) ** 2)
+    spread, assumed = _spreads(accuracy, loss, discordance, margin)
+    needed = float(stats.norm.isf(alpha) * assumed + stats.norm.ppf(power) * spread) / (accuracy * (margin - loss))
+    return max(1, math.ceil(design_effect * needed**2))
 
 
 def smallest_detectable_loss(
@@ -77,6 +77,12 @@ def smallest_detectable_loss(
 
     _check(accuracy=accuracy, discordance=discordance, margin=margin, alpha=alpha, power=power)
     return float(optimize.brentq(excess, margin, 1.0)) if excess(1.0) > 0 else None
+
+
+def _spreads(accuracy: float, loss: float, discordance: float, margin: float) -> tuple[float, float]:
+    """Standard deviation of t, and the one the test assumes: at least that of a loss at the margin."""
+    spread = math.sqrt(max(0.0, _item_variance(accuracy, loss, discordance, margin)))
+    return spread, max(spread, math.sqrt(_item_variance(accuracy, margin, discordance, margin)))
 
 
 def _item_variance(accuracy: float, loss: float, discordance: float, margin: float) -> float:

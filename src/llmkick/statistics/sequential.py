@@ -10,15 +10,15 @@ What is decided is E[t] as in `compare`, for the items alone or for whole cluste
 
 - Few large clusters (subjects): `stratified_order`, one bet an item. The clusters are fixed strata. With λ
   constant, the product over strata is at most what their common mean would give (arithmetic over geometric
-  mean), so differences between strata only make the bet safer.
+  mean): differences between strata make the bet safer, up to the rounding of each one's share.
 - Many small clusters that stand for more of their kind (passages, stories): `whole_cluster_order`, one bet a
-  cluster, `SequentialTest(largest_cluster=…)`.
+  cluster, `SequentialTest(largest_cluster=…)`. Clusters of very different size make for small bets.
 """
 
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -86,8 +86,8 @@ class SequentialTest:
 
     def update(
         self,
-        dense: Sequence[float],
-        compressed: Sequence[float],
+        dense: Sequence[float] | NDArray[Any],
+        compressed: Sequence[float] | NDArray[Any],
         clusters: Sequence[Hashable] | None = None,
     ) -> SequentialState:
         """Bet on a batch of paired scores in the order given; clusters, if they are the bets, come whole."""
@@ -157,7 +157,7 @@ class SequentialTest:
         sums: Floats = np.bincount(codes, values, len(order)) / largest
         return sums
 
-    def _checked(self, scores: Sequence[float]) -> Floats:
+    def _checked(self, scores: Sequence[float] | NDArray[Any]) -> Floats:
         low, high = self._range
         values = np.array([np.nan if score is None else score for score in scores], dtype=np.float64)
         if not ((values >= low) & (values <= high)).all():

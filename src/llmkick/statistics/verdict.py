@@ -196,15 +196,19 @@ def _cluster_variance(residual: Floats, sizes: Floats, sampling: float) -> tuple
 
 
 def _seed_variance(values: Floats, cluster: Codes) -> float:
-    """What the choice of calibration seeds adds to the variance of the mean: (seeds, items) → scalar."""
+    """What the choice of calibration seeds adds to the variance of the mean: (seeds, items) → scalar.
+
+    Seeds cross with clusters, so the spread of their means holds item noise that the cluster variance counts
+    already. Half of it is taken off: taking off all errs in 8 % of draws with two seeds, taking off nothing
+    in 1 % and makes intervals twice as wide.
+    """
     seeds, items = values.shape
     seed_means = values.mean(axis=1)
     sums = cluster_sums(values - seed_means[:, None], cluster)
-    # Seeds cross with clusters: the noise of items within one seed is in the cluster variance already.
     interaction = sums - sums.mean(axis=0)
     clusters: int = sums.shape[1]
     noise = float((interaction**2).sum()) / items**2 / (seeds * (seeds - 1)) * clusters / (clusters - 1)
-    return float(max(0.0, seed_means.var(ddof=1) / seeds - noise))
+    return float(max(0.0, seed_means.var(ddof=1) / seeds - noise / 2))
 
 
 def null_variance(values: Floats, possible: Range) -> float:

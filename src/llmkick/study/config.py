@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from llmkick.compression.recipe import Dense, Recipe, parse_recipe
 from llmkick.errors import ConfigError, KickError
+from llmkick.models.language_model import DTYPES
+from llmkick.tasks.prompting import PROMPTINGS
 from llmkick.tasks.task import Task, get_task
 
 
@@ -56,7 +60,8 @@ class Study(_Frozen):
     prompting: str = "auto"
     recipes: tuple[str, ...]
     tasks: tuple[TaskSpec, ...]
-    seeds: tuple[int, ...] = (0,)
+    # Small enough for every generator, and for a column of doubles to hold exactly.
+    seeds: tuple[Annotated[int, Field(ge=0, lt=2**32)], ...] = (0,)
     calibration: CalibrationSpec = CalibrationSpec()
     propagate: bool = True
     margin: float = Field(default=0.05, gt=0, lt=1)
@@ -75,31 +80,54 @@ class Study(_Frozen):
             return value
         return tuple({"name": task} if isinstance(task, str) else task for task in value)
 
+    @field_validator("dtype", "prompting")
+    @classmethod
+    def _choices(cls, value: str, info: ValidationInfo) -> str:
+        choices = {"dtype": ("auto", *DTYPES), "prompting": PROMPTINGS}[str(info.field_name)]
+        if value not in choices:
+            with _blaming(info.field_name):
+                raise ConfigError(f"unknown {info.field_name} {value!r}; choose from: {', '.join(choices)}")
+        return value
+
     @field_validator("recipes")
     @classmethod
     def _recipes_parse(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         """Canonical texts, without `dense`, which every study runs anyway."""
-        recipes = [parse_recipe(text) for text in value]
-        canonical = [str(recipe) for recipe in recipes if not isinstance(recipe, Dense)]
-        _refuse_repeats("recipe", canonical)
-        if not canonical:
-            raise ConfigError("a study needs at least one recipe besides dense; see `kick methods`")
-        return tuple(canonical)
+        recipes = []
+        for index, text in enumerate(value):
+            with _blaming("recipes", index):
+                recipes.append(parse_recipe(text))
+        _refuse_repeats("recipes", [str(recipe) for recipe in recipes])
+        with _blaming("recipes"):
+            if all(isinstance(recipe, Dense) for recipe in recipes):
+                raise ConfigError("a study needs at least one recipe besides dense; see `kick methods`")
+        return tuple(str(recipe) for recipe in recipes if not isinstance(recipe, Dense))
 
     @field_validator("tasks")
     @classmethod
     def _tasks_can_be_made(cls, value: tuple[TaskSpec, ...]) -> tuple[TaskSpec, ...]:
-        _refuse_repeats("task", [task.make().name for task in value])
-        if not value:
-            raise ConfigError("a study needs at least one task; see `kick tasks`")
+        names = []
+        for index, spec in enumerate(value):
+            try:
+                names.append(spec.make().name)
+            except KickError as error:
+                # The errors of get_task begin with what they are about, or with "unknown" and that.
+                key = re.match(r"(?:unknown )?(source|protocol|limit|seed|option '\w+'|shots|window|)", str(error))
+                blamed = (key[1] if key else "").removeprefix("option ").strip("'") or "name"
+                raise _LocatedError(str(error), ("tasks", index, blamed)) from error
+        _refuse_repeats("tasks", names)
+        with _blaming("tasks"):
+            if not value:
+                raise ConfigError("a study needs at least one task; see `kick tasks`")
         return value
 
     @field_validator("seeds")
     @classmethod
     def _seeds_differ(cls, value: tuple[int, ...]) -> tuple[int, ...]:
-        _refuse_repeats("seed", value)
-        if not value:
-            raise ConfigError("a study needs at least one calibration seed")
+        _refuse_repeats("seeds", value)
+        with _blaming("seeds"):
+            if not value:
+                raise ConfigError("a study needs at least one calibration seed")
         return value
 
     def parsed_recipes(self) -> list[Recipe]:
@@ -116,10 +144,26 @@ class Study(_Frozen):
         return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
 
 
-def _refuse_repeats(what: str, values: Sequence[Any]) -> None:
-    repeated = sorted({str(value) for value in values if values.count(value) > 1})
-    if repeated:
-        raise ConfigError(f"{what} {', '.join(repeated)} is listed twice")
+class _LocatedError(ConfigError):
+    """A refusal that knows which value of the study it is about."""
+
+    def __init__(self, message: str, location: tuple[str | int, ...]) -> None:
+        super().__init__(message)
+        self.location = location
+
+
+@contextlib.contextmanager
+def _blaming(*location: Any) -> Iterator[None]:
+    try:
+        yield
+    except KickError as error:
+        raise _LocatedError(str(error), location) from error
+
+
+def _refuse_repeats(key: str, values: Sequence[Any]) -> None:
+    for index, value in enumerate(values):
+        if value in values[:index]:
+            raise _LocatedError(f"{value} is listed twice", (key, index))
 
 
 def make_study(values: Mapping[str, Any]) -> Study:
@@ -144,54 +188,78 @@ def _validated(values: dict[str, Any], *, text: str, origin: str) -> Study:
     try:
         return Study.model_validate(values)
     except ValidationError as error:
-        problems = [_describe(problem, text, origin) for problem in error.errors()]
+        problems = [_describe(problem, text, values, origin) for problem in error.errors()]
         raise ConfigError("\n".join(problems)) from error
-    except KickError as error:
-        raise _located(error, text, origin) from error
+    except _LocatedError as error:
+        raise ConfigError(f"{_place(error.location, text, values, origin)}: {error}") from error
 
 
-def _located(error: KickError, text: str, origin: str) -> ConfigError:
-    """Name the line that holds the value that an error quotes or begins with."""
-    quoted = re.findall(r"'([^']+)'", str(error)) + re.findall(r"^[\w@:.+-]+", str(error))
-    for number, line in enumerate(text.splitlines(), start=1):
-        if any(value in line for value in quoted) and not line.lstrip().startswith("#"):
-            return ConfigError(f"{origin}, line {number}: {error}")
-    return ConfigError(f"{origin}: {error}")
-
-
-def _describe(problem: Any, text: str, origin: str) -> str:
-    location = [part for part in problem["loc"] if not (isinstance(part, str) and part.startswith("function"))]
-    key = ".".join(map(str, location))
-    line = line_of(text, location)
-    where = f"{origin}, line {line}" if line else origin
+def _describe(problem: Any, text: str, values: Any, origin: str) -> str:
+    location = tuple(problem["loc"])
+    place = _place(location, text, values, origin)
     if problem["type"] == "extra_forbidden":
         owners: dict[str, type[BaseModel]] = {"tasks": TaskSpec, "calibration": CalibrationSpec}
-        owner = owners.get(str(location[0]), Study)
-        choices = ", ".join(owner.model_fields if len(location) > 1 else Study.model_fields)
-        return f"{where}: unknown key {key!r}; choose from: {choices}"
+        owner = owners[str(location[0])] if len(location) > 1 else Study
+        return f"{place}: unknown key; choose from: {', '.join(owner.model_fields)}"
     if problem["type"] == "missing":
-        return f"{where}: {key!r} is missing"
-    return f"{where}: {key}: {problem['msg']}, got {problem['input']!r}"
+        return f"{place}: is missing"
+    return f"{place}: {problem['msg']}, got {problem['input']!r}"
 
 
-def line_of(text: str, location: Sequence[int | str]) -> int | None:
-    """The line (from 1) of a TOML key, given its path, e.g. ("tasks", 0, "limit"); None when not found."""
-    table, key = list(location[:-1]), location[-1]
-    current: list[int | str] = []
-    counts: dict[str, int] = {}
-    best = None
+def _place(location: tuple[str | int, ...], text: str, values: Any, origin: str) -> str:
+    """`study.toml, line 7: tasks.0.limit`."""
+    line = line_of(text, location, values)
+    return f"{origin}{f', line {line}' if line else ''}: {'.'.join(map(str, location))}"
+
+
+def line_of(text: str, location: tuple[str | int, ...], values: Any = None) -> int | None:
+    """The line (from 1) of a TOML key, given its path, e.g. ("tasks", 0, "limit"): its own or its table's.
+
+    In an array the elements' own lines are found by their `values`. None when nothing is found.
+    """
+    table: tuple[str | int, ...] = ()
+    tables: Counter[str] = Counter()
+    best, known = None, 0
+    path: tuple[str | int, ...]
     for number, line in enumerate(text.splitlines(), start=1):
-        header = re.fullmatch(r"\s*(\[\[?)\s*([\w.-]+)\s*\]\]?\s*(#.*)?", line)
+        header = re.fullmatch(r"\s*(\[\[?)([^\[\]#=]+)\]\]?\s*(#.*)?", line)
+        assignment = re.match(r"""\s*([\w."' -]+?)\s*=""", line)
         if header:
-            name = header[2]
-            current = list(name.split("."))
+            table = _keys(header[2])
             if header[1] == "[[":
-                current.append(counts.get(name, 0))
-                counts[name] = counts.get(name, 0) + 1
-            if current == list(location):
-                best = number
-        elif current == table and re.match(rf"\s*[\"']?{re.escape(str(key))}[\"']?\s*=", line):
-            return number
-        elif not current and table and re.match(rf"\s*{re.escape(str(table[0]))}\s*=", line):
-            best = number
+                table = (*table, tables[header[2]])
+                tables[header[2]] += 1
+            path = table
+        elif assignment:
+            path = (*table, *_keys(assignment[1]))
+        else:
+            continue
+        if path == location[: len(path)] and len(path) > known:
+            best, known = number, len(path)
+    if best is not None and known < len(location) and isinstance(location[known], int):
+        return _line_of_element(text, best, location[: known + 1], values) or best
     return best
+
+
+def _keys(dotted: str) -> tuple[str, ...]:
+    return tuple(part.strip(" \t\"'") for part in dotted.split("."))
+
+
+def _line_of_element(text: str, start: int, location: tuple[str | int, ...], values: Any) -> int | None:
+    """The line of an array's element, by looking for each element up to it in turn."""
+    *array, index = location
+    try:
+        for key in array:
+            values = values[key]
+        elements = [value["name"] if isinstance(value, dict) else value for value in values[: int(index) + 1]]
+    except (KeyError, IndexError, TypeError):
+        return None
+    lines = text.splitlines(keepends=True)
+    bare = "".join(re.sub(r"^(\s*)#.*", "", line) for line in lines)
+    position = bare.index("=", len("".join(bare.splitlines(keepends=True)[: start - 1])))
+    for element in elements:
+        position = bare.find(str(element), position)
+        if position < 0:
+            return None
+        position += len(str(element))
+    return bare.count("\n", 0, position) + 1

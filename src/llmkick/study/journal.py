@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,19 +45,23 @@ class Journal:
     """The open journal of a run folder. Every method commits before it returns."""
 
     def __init__(self, folder: Path, *, read_only: bool = False) -> None:
-        path = folder / JOURNAL_FILE
-        if read_only and not path.exists():
+        self._path = folder / JOURNAL_FILE
+        if read_only and not self._path.exists():
             raise DataError(f"{folder} holds no {JOURNAL_FILE}: it is not the folder of a run")
-        target = f"file:{path}?mode=ro" if read_only else str(path)
-        try:
-            self._connection = sqlite3.connect(target, uri=read_only, timeout=30, isolation_level=None)
-            if not read_only:
-                self._connection.execute("PRAGMA journal_mode=WAL")
-                # FULL: a record is on the disk before the next batch starts, power cut included.
-                self._connection.execute("PRAGMA synchronous=FULL")
-                self._connection.executescript(_TABLES)
-        except sqlite3.DatabaseError as error:
-            raise DataError(f"{path} cannot be opened as a journal: {error}") from error
+        target = f"{self._path.resolve().as_uri()}?mode=ro" if read_only else str(self._path)
+        with contextlib.ExitStack() as cleanup:
+            try:
+                self._connection = sqlite3.connect(target, uri=read_only, timeout=30, isolation_level=None)
+                cleanup.callback(self._connection.close)
+                if not read_only:
+                    self._connection.execute("PRAGMA journal_mode=WAL")
+                    # FULL: a record is on the disk before the next batch starts, power cut included.
+                    self._connection.execute("PRAGMA synchronous=FULL")
+                    self._connection.executescript(_TABLES)
+                self._connection.execute("SELECT 1 FROM meta")
+            except sqlite3.DatabaseError as error:
+                raise DataError(f"{self._path} cannot be opened as a journal: {error}") from error
+            cleanup.pop_all()
 
     def close(self) -> None:
         """Close the file."""
@@ -69,20 +73,38 @@ class Journal:
             self._connection.execute("BEGIN IMMEDIATE")
             yield self._connection
             self._connection.execute("COMMIT")
-        except sqlite3.OperationalError as error:
+        except BaseException as error:
             with contextlib.suppress(sqlite3.Error):
                 self._connection.execute("ROLLBACK")
+            if not isinstance(error, sqlite3.DatabaseError) or isinstance(error, sqlite3.ProgrammingError):
+                raise
             raise DataError(
                 f"cannot write to the journal: {error}. What was journalled is safe: "
                 "mend the cause (disk space, another run on the same folder) and run the same command again"
             ) from error
 
+    def _rows(self, query: str, values: Sequence[Any] = ()) -> list[Any]:
+        with self._reading():
+            return self._connection.execute(query, values).fetchall()
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[None]:
+        try:
+            yield
+        except (sqlite3.DatabaseError, pd.errors.DatabaseError, json.JSONDecodeError, TypeError) as error:
+            raise DataError(
+                f"{self._path} is damaged: {error}; restore it from a copy, or start again in an empty folder"
+            ) from error
+
     def claim(self, study_hash: str, description: str) -> None:
-        """Bind the folder to a study. Raises ConfigError when it holds another study's results."""
+        """Bind the folder to a study. Raises ConfigError when it holds another study's records.
+
+        A study that got no further than its name, such as one with a mistyped model, holds nothing.
+        """
         known = self.meta()
         if known.get("schema", str(JOURNAL_SCHEMA)) != str(JOURNAL_SCHEMA):
             raise ConfigError(f"the journal has schema {known['schema']}; this version reads {JOURNAL_SCHEMA}")
-        if known.get("study_hash", study_hash) != study_hash:
+        if known.get("study_hash", study_hash) != study_hash and self._rows("SELECT 1 FROM records LIMIT 1"):
             raise ConfigError(
                 "the folder holds the results of another study:\n"
                 f"{_difference(known.get('study', ''), description)}\n"
@@ -90,14 +112,14 @@ class Journal:
             )
         with self._transaction() as connection:
             values = {"schema": str(JOURNAL_SCHEMA), "study_hash": study_hash, "study": description}
-            connection.executemany("INSERT OR IGNORE INTO meta VALUES (?, ?)", values.items())
+            connection.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", values.items())
 
     def meta(self) -> dict[str, str]:
         """Keys and values that describe the journal."""
-        return dict(self._connection.execute("SELECT key, value FROM meta"))
+        return dict(self._rows("SELECT key, value FROM meta"))
 
     def add_items(self, task: str, items: Sequence[Item]) -> None:
-        """The questions of a task, so that a report needs nothing but this file."""
+        """The questions of a task instead of those it had, so that a report needs nothing but this file."""
         rows = [
             (
                 task, position, item.id, item.cluster, item.question, item.context,
@@ -106,7 +128,8 @@ class Journal:
             for position, item in enumerate(items)
         ]  # fmt: skip
         with self._transaction() as connection:
-            connection.executemany("INSERT OR REPLACE INTO items VALUES (?,?,?,?,?,?,?,?)", rows)
+            connection.execute("DELETE FROM items WHERE task = ?", (task,))
+            connection.executemany("INSERT INTO items VALUES (?,?,?,?,?,?,?,?)", rows)
 
     def add_records(
         self, run_key: str, *, model: str, recipe: str, seed: int | None, task: str, records: Sequence[Record]
@@ -125,18 +148,21 @@ class Journal:
 
     def done(self, run_key: str) -> set[str]:
         """Item ids that have a record under a run key."""
-        rows = self._connection.execute("SELECT item_id FROM records WHERE run_key = ?", (run_key,))
-        return {item_id for (item_id,) in rows}
+        return {item_id for (item_id,) in self._rows("SELECT item_id FROM records WHERE run_key = ?", (run_key,))}
 
-    def forget(self, run_keys: Sequence[str]) -> None:
+    def run_keys(self) -> set[str]:
+        """Every run key that has records."""
+        return {run_key for (run_key,) in self._rows("SELECT DISTINCT run_key FROM records")}
+
+    def forget(self, run_keys: Collection[str]) -> None:
         """Drop the records of a compressed model that could not be made again bit for bit."""
         with self._transaction() as connection:
             connection.executemany("DELETE FROM records WHERE run_key = ?", [(key,) for key in run_keys])
 
     def artifact(self, key: str) -> tuple[str, dict[str, Any]] | None:
         """Digest and report of a compressed model made before."""
-        row = self._connection.execute("SELECT digest, report FROM artifacts WHERE artifact_key = ?", (key,)).fetchone()
-        return None if row is None else (row[0], json.loads(row[1]))
+        rows = self._rows("SELECT digest, report FROM artifacts WHERE artifact_key = ?", (key,))
+        return (rows[0][0], json.loads(rows[0][1])) if rows else None
 
     def add_artifact(self, key: str, digest: str, report: Mapping[str, Any]) -> None:
         """Remember what a recipe made."""
@@ -148,13 +174,12 @@ class Journal:
 
     def calibration(self, key: str) -> Calibration | None:
         """Calibration windows used before."""
-        row = self._connection.execute(
-            "SELECT source, seed, sequences, length, tokens FROM calibrations WHERE calibration_key = ?",
-            (key,),
-        ).fetchone()
-        if row is None:
+        rows = self._rows(
+            "SELECT source, seed, sequences, length, tokens FROM calibrations WHERE calibration_key = ?", (key,)
+        )
+        if not rows:
             return None
-        source, seed, sequences, length, blob = row
+        source, seed, sequences, length, blob = rows[0]
         tokens = np.frombuffer(blob, dtype="<i4").astype(np.int64).reshape(sequences, length)
         return Calibration(tokens=tokens, source=source, seed=seed)
 
@@ -176,27 +201,29 @@ class Journal:
     def seconds(self) -> dict[str, dict[str, float]]:
         """Wall time by stage and detail, added up over all sessions of the run."""
         total: dict[str, dict[str, float]] = {}
-        for stage, detail, value in self._connection.execute("SELECT stage, detail, seconds FROM seconds"):
+        for stage, detail, value in self._rows("SELECT stage, detail, seconds FROM seconds"):
             total.setdefault(stage, {})[detail] = total.get(stage, {}).get(detail, 0.0) + value
         return total
 
     def records(self) -> pd.DataFrame:
         """All records, ordered by task, recipe, seed and the place of the item; `details` decoded."""
-        frame = pd.read_sql_query(
+        query = (
             "SELECT records.*, items.position FROM records "
             "LEFT JOIN items ON items.task = records.task AND items.item_id = records.item_id "
-            "ORDER BY records.task, recipe, seed, position, records.item_id",
-            self._connection,
+            "ORDER BY records.task, recipe, seed, position, records.item_id"
         )
-        frame["details"] = frame["details"].map(json.loads)
-        frame["truncated"] = frame["truncated"].astype(bool)
+        with self._reading():
+            frame = pd.read_sql_query(query, self._connection)
+            frame["details"] = frame["details"].map(json.loads)
+            frame["truncated"] = frame["truncated"].astype(bool)
         return frame
 
     def items(self) -> pd.DataFrame:
         """All items in their order; `reference` and `choices` decoded to lists."""
-        frame = pd.read_sql_query("SELECT * FROM items ORDER BY task, position", self._connection)
-        for column in ("reference", "choices"):
-            frame[column] = frame[column].map(json.loads)
+        with self._reading():
+            frame = pd.read_sql_query("SELECT * FROM items ORDER BY task, position", self._connection)
+            for column in ("reference", "choices"):
+                frame[column] = frame[column].map(json.loads)
         return frame
 
 

@@ -13,7 +13,7 @@ import pandas as pd
 from llmkick.errors import DataError
 from llmkick.models.files import write_text_atomically
 from llmkick.statistics import Comparison, PerplexityComparison, compare, compare_perplexity, overall_verdict
-from llmkick.tasks.task import Record, Task, summary_value
+from llmkick.tasks.task import LARGEST_NATS, Record, Task, summary_value
 
 RESULTS_FILE = "results.json"
 RESULTS_SCHEMA = 1
@@ -36,10 +36,17 @@ class StudyResult:
     warnings: Sequence[str]
 
     def write(self) -> Path:
-        """Write results.json atomically."""
+        """Write results.json whole or not at all. Raises DataError when it cannot be written."""
         content = {"schema": RESULTS_SCHEMA, **{k: v for k, v in vars(self).items() if k != "folder"}}
         path = self.folder / RESULTS_FILE
-        write_text_atomically(path, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+        text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        try:
+            write_text_atomically(path, text)
+        except OSError as error:
+            raise DataError(
+                f"cannot write {path}: {error}. Every record is safe in the journal: "
+                "mend the cause (disk space, permissions) and run the same command again"
+            ) from error
         return path
 
 
@@ -118,16 +125,27 @@ def compare_all(
     margin: float,
     alpha: float,
 ) -> list[Comparison | PerplexityComparison]:
-    """Every recipe against the dense model on every task, paired by item."""
+    """Every recipe against the dense model on every task, paired by item.
+
+    A perplexity over other windows than the dense model's is no comparison: where a window has no score there
+    is none, and `results` counts what is unscored.
+    """
     found: list[Comparison | PerplexityComparison] = []
     for task in tasks:
         of_task = records[records["task"] == task["name"]]
         dense = of_task[of_task["recipe"] == "dense"].set_index("item_id")
         for recipe in recipes:
             cells = of_task[of_task["recipe"] == recipe]
-            if not cells.empty:
+            if not cells.empty and _comparable(task, dense, cells):
                 found.append(_compare_cell(task, recipe, dense, cells, margin=margin, alpha=alpha))
     return found
+
+
+def _comparable(task: Mapping[str, Any], dense: pd.DataFrame, cells: pd.DataFrame) -> bool:
+    if task["metric"] != "perplexity":
+        return True
+    scores = pd.concat([dense["score"], cells["score"]])
+    return bool(scores.notna().all()) and float(scores.max()) < LARGEST_NATS
 
 
 def _compare_cell(

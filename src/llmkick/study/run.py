@@ -113,6 +113,9 @@ class _Run:
             self.prompting = resolve_prompting(self.model, self.study.prompting)
             self.tasks = [spec.make() for spec in self.study.tasks]
             self._check_recipes()
+            # Before the dense model is asked anything: a missing or too short text must not show after hours.
+            for seed in dict.fromkeys(seed for _, seed in self._variants()):
+                self._calibration(seed)
             self.items = {task.name: task.items(self.model) for task in self.tasks}
             for name, items in self.items.items():
                 self.journal.add_items(name, items)
@@ -131,9 +134,16 @@ class _Run:
             raise ConfigError(f"cannot write to {self.folder}: {error}; give another --out") from error
         require_space(self.folder, SPACE_NEEDED, "a run")
         journal = Journal(self.folder)
-        text = self.study.to_toml()
-        journal.claim(self.study.hash(), text)
-        write_text_atomically(self.folder / "study.toml", text)
+        try:
+            text = self.study.to_toml()
+            journal.claim(self.study.hash(), text)
+            write_text_atomically(self.folder / "study.toml", text)
+        except OSError as error:
+            journal.close()
+            raise ConfigError(f"cannot write to {self.folder}: {error}; make room or give another --out") from error
+        except BaseException:
+            journal.close()
+            raise
         return journal
 
     def _check_recipes(self) -> None:
@@ -151,21 +161,30 @@ class _Run:
     def _run_cells(self) -> None:
         variants = list(self._variants())
         total, finished = len(variants) * len(self.tasks), 0
+        planned: set[str] = set()
         self.observer.cells(0, total)
         for recipe, seed in variants:
             calibration = None if isinstance(recipe, Dense) else self._calibration(seed)
             cells = [self._cell(recipe, seed, task, calibration) for task in self.tasks]
-            missing = [cell for cell in cells if self._missing_items(cell)]
-            finished += len(cells) - len(missing)
-            self.observer.cells(finished, total)
-            if not missing and self._report_known(recipe, seed, calibration):
-                continue
-            compressed = self._compressed(recipe, seed, calibration, cells)
+            planned |= {cell.run_key for cell in cells}
+            compressed = None
+            if any(map(self._missing_items, cells)) or not self._report_known(recipe, seed, calibration):
+                compressed = self._compressed(recipe, seed, calibration, cells)
             for cell in cells:
-                if self._missing_items(cell):
+                if compressed is not None and self._missing_items(cell):
                     self._evaluate(compressed, cell)
-                    finished += 1
-                    self.observer.cells(finished, total)
+                finished += 1
+                self.observer.cells(finished, total)
+        self._drop_outdated(self.journal.run_keys() - planned)
+
+    def _drop_outdated(self, run_keys: set[str]) -> None:
+        """Records of other weights, data or settings under the same study: they must not mix with these."""
+        if run_keys:
+            self.warnings.append(
+                f"the records of {len(run_keys)} cells were made with other weights, data, precision or version "
+                "and were dropped; they were made anew"
+            )
+            self.journal.forget(run_keys)
 
     def _variants(self) -> Iterator[tuple[Recipe, int | None]]:
         """Dense first; a method without calibration has no seed and runs once."""

@@ -4,23 +4,31 @@ from __future__ import annotations
 
 import re
 import string
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
-# The characters that the TriviaQA evaluation treats like ASCII punctuation (arXiv 1705.03551).
-_PUNCTUATION = frozenset(string.punctuation + "‘’´`“”«»–—…·°")
+_THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
+_DECIMAL_POINT = re.compile(r"(?<=\d)\.(?=\d)")
+# Signs that Unicode does not class as punctuation, but that a reader skips like it.
+_SIGNS = frozenset(string.punctuation + "´°−")
 
 
 def normalise(text: str) -> str:
     """Lower case, punctuation as spaces, articles and surplus spaces removed (as TriviaQA's evaluation).
 
-    A comma or point between digits belongs to the number and is dropped or kept: 1,000 = 1000, 3.14 stays.
+    Punctuation is that of any script: typographic quotes and dashes too. A comma or point between digits
+    belongs to the number and is dropped or kept: 1,000 = 1000, 3.14 stays. Accents count, however a letter
+    and its accent are stored (Unicode NFC).
     """
-    text = re.sub(r"(?<=\d),(?=\d{3})", "", text.lower().replace("_", " "))
-    text = re.sub(r"(?<=\d)\.(?=\d)", "\0", text)
-    text = "".join(" " if character in _PUNCTUATION else character for character in text)
-    return " ".join(_ARTICLES.sub(" ", text).split()).replace("\0", ".")
+    text = _THOUSANDS.sub("", unicodedata.normalize("NFC", text.lower()))
+    return " ".join(".".join(map(_bare_words, _DECIMAL_POINT.split(text))).split())
+
+
+def _bare_words(text: str) -> str:
+    words = "".join(" " if c in _SIGNS or unicodedata.category(c).startswith("P") else c for c in text)
+    return _ARTICLES.sub(" ", words)
 
 
 def first_line(text: str) -> str:

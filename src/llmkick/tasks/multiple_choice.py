@@ -19,7 +19,7 @@ from llmkick.models.language_model import (
 )
 from llmkick.tasks.prompting import PHRASE_EXAMPLES, Prompting, conversation, question_prompt
 from llmkick.tasks.sources import read_pocket, require_pocket, stratified_sample
-from llmkick.tasks.task import Answer, Item, Record, content_hash, task_key, unscored
+from llmkick.tasks.task import Answer, Item, Record, content_hash, is_whole, task_key, unscored
 
 LETTERS = "ABCD"
 
@@ -48,8 +48,8 @@ class MultipleChoice:
     def __post_init__(self) -> None:
         require_pocket(self.name, self.source)
         available = min(len(examples) for examples in self._examples.values())
-        if not 0 <= self.shots <= available:
-            raise ConfigError(f"{self.name}: shots must be between 0 and {available}; got {self.shots}")
+        if not (is_whole(self.shots) and 0 <= self.shots <= available):
+            raise ConfigError(f"shots of {self.name} must be a whole number from 0 to {available}; got {self.shots!r}")
 
     @property
     def name(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import math
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,7 +24,10 @@ from llmkick.models.language_model import (
 )
 from llmkick.tasks.prompting import Prompting
 from llmkick.tasks.sources import read_pocket, stratified_sample
-from llmkick.tasks.task import Answer, Item, Record, content_hash, task_key, unscored
+from llmkick.tasks.task import Answer, Item, Record, content_hash, is_whole, task_key, unscored
+
+# Tokens a window, unless the study says otherwise or the model holds fewer.
+DEFAULT_WINDOW = 512
 
 
 def text_windows(model: LanguageModel, text: str, window: int) -> list[tuple[int, ...]]:
@@ -31,9 +35,15 @@ def text_windows(model: LanguageModel, text: str, window: int) -> list[tuple[int
 
     Raises ConfigError for a window the model cannot hold, DataError for a text shorter than one window.
     """
-    if not 2 <= window <= model.max_tokens:
-        raise ConfigError(f"a window must be between 2 and the model's {model.max_tokens} tokens; got {window}")
+    _check_window(model, window)
     return cut_windows(model.tokenize(text), window)
+
+
+def _check_window(model: LanguageModel, window: int) -> None:
+    if not (is_whole(window) and 2 <= window <= model.max_tokens):
+        raise ConfigError(
+            f"window must be between 2 and the {model.max_tokens} tokens that {model.info.name} holds; got {window!r}"
+        )
 
 
 def cut_windows(ids: Sequence[int], window: int) -> list[tuple[int, ...]]:
@@ -48,11 +58,16 @@ def perplexity(model: LanguageModel, text_or_ids: str | npt.ArrayLike, *, window
 
     `text_or_ids` is text, or token ids of any shape (taken in order). In each window the first token is
     context only, so a window of w tokens counts w − 1 predictions.
+    Raises ConfigError for a window the model cannot hold, DataError for less than one window.
     """
     if isinstance(text_or_ids, str):
         windows = text_windows(model, text_or_ids, window)
     else:
-        windows = cut_windows([int(i) for i in np.asarray(text_or_ids).reshape(-1)], window)
+        _check_window(model, window)
+        ids = np.asarray(text_or_ids)
+        if ids.size and not np.issubdtype(ids.dtype, np.integer):
+            raise ConfigError(f"perplexity is of text or of integer token ids; got {ids.dtype}")
+        windows = cut_windows(ids.reshape(-1).tolist(), window)
     scores = model.logprobs([ScoreRequest("", ids) for ids in windows])
     failed = next((score for score in scores if isinstance(score, Unanswered)), None)
     if failed is not None:
@@ -63,13 +78,16 @@ def perplexity(model: LanguageModel, text_or_ids: str | npt.ArrayLike, *, window
 
 @dataclass(frozen=True, kw_only=True)
 class Perplexity:
-    """Mean negative log-likelihood (nats a token) of each window; the table shows its exponential."""
+    """Mean negative log-likelihood (nats a token) of each window; the table shows its exponential.
+
+    Without a `window` it is 512 tokens, or all that the model holds where that is less.
+    """
 
     source: str = "pocket"
     protocol: str = "strict"
     limit: int | None = None
     seed: int = 0
-    window: int = 512
+    window: int | None = None
 
     name = "perplexity"
     version = 1
@@ -78,8 +96,8 @@ class Perplexity:
     setting = "control"
 
     def __post_init__(self) -> None:
-        if self.window < 2:
-            raise ConfigError(f"{self.name}: window must be at least 2 tokens; got {self.window}")
+        if self.window is not None and not (is_whole(self.window) and self.window >= 2):
+            raise ConfigError(f"window of {self.name} must be a whole number of at least 2 tokens; got {self.window!r}")
         if self.source != "pocket" and not Path(self.source).is_file():
             raise ConfigError(f"unknown source {self.source!r} for {self.name}: neither pocket nor a text file")
 
@@ -94,20 +112,20 @@ class Perplexity:
         try:
             raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
             return raw.decode("utf-8")
-        except (OSError, EOFError, UnicodeDecodeError) as error:
+        except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
             raise DataError(f"{path} is not readable UTF-8 text: {error}") from error
 
     @property
     def key(self) -> Mapping[str, Any]:
         """Everything about the task that can change a score."""
         data = content_hash([Item(id="text", cluster="text", question=self._text)])
-        return {**task_key(self, data), "window": self.window}
+        return {**task_key(self, data), "window": self.window or DEFAULT_WINDOW}
 
     def items(self, model: LanguageModel | None = None) -> Sequence[Item]:
-        """Windows of the model's tokens. Raises ConfigError without a model to cut them."""
+        """Windows of the model's tokens. Raises ConfigError without a model to cut them, or one too short."""
         if model is None:
             raise ConfigError("perplexity windows depend on the tokenizer: call items(model)")
-        windows = text_windows(model, self._text, min(self.window, model.max_tokens))
+        windows = text_windows(model, self._text, self.window or min(DEFAULT_WINDOW, model.max_tokens))
         items = [
             Item(id=f"window-{index:04d}", cluster=f"window-{index:04d}", question="", tokens=ids)
             for index, ids in enumerate(windows)

@@ -9,15 +9,16 @@ from llmkick.errors import ConfigError
 from llmkick.models.language_model import LanguageModel, Message, Prompt
 
 Prompting = Literal["chat", "raw"]
+PROMPTINGS = ("auto", "chat", "raw")
 
 # Two worked examples before every short question, so that a small model answers in a short sentence instead
 # of rambling: it is the knowledge that is measured, not the taste for brevity. None of them is in a data set.
 SENTENCE_EXAMPLES = (
-    ("What is the opposite of hot?", "The opposite of hot is cold."),
-    ("How many legs does a spider have?", "A spider has eight legs."),
+    ("What is the opposite of full?", "The opposite of full is empty."),
+    ("How many ears does a rabbit have?", "A rabbit has two ears."),
 )
 # The same for options whose bare text is scored.
-PHRASE_EXAMPLES = (("What is the opposite of hot?", "Cold"), ("How many legs does a spider have?", "Eight"))
+PHRASE_EXAMPLES = (("What is the opposite of full?", "Empty"), ("How many ears does a rabbit have?", "Two"))
 
 
 def resolve_prompting(model: LanguageModel, wanted: str) -> Prompting:
@@ -25,8 +26,8 @@ def resolve_prompting(model: LanguageModel, wanted: str) -> Prompting:
 
     Raises ConfigError for an unknown style, or chat without a template.
     """
-    if wanted not in ("auto", "chat", "raw"):
-        raise ConfigError(f"unknown prompting {wanted!r}; choose from: auto, chat, raw")
+    if wanted not in PROMPTINGS:
+        raise ConfigError(f"unknown prompting {wanted!r}; choose from: {', '.join(PROMPTINGS)}")
     if wanted == "chat" and not model.has_chat_template:
         raise ConfigError(f'{model.info.name} has no chat template; use prompting = "raw" (or "auto")')
     if wanted == "raw" or not model.has_chat_template:

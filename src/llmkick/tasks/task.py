@@ -6,8 +6,8 @@ import hashlib
 import importlib
 import json
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from typing import Any, Protocol
 
 from llmkick.errors import ConfigError
@@ -24,6 +24,9 @@ from llmkick.tasks.prompting import Prompting, resolve_prompting
 # Items asked and journalled together. Part of the engine's behaviour: in bfloat16 the company an item is
 # batched with moves its numbers a little, so a resumed run must form the same batches.
 BATCH_ITEMS = 64
+
+# exp of more is no double.
+LARGEST_NATS = 700.0
 
 Answer = ContinuationScore | Generation | Unanswered
 
@@ -155,6 +158,9 @@ def task_summary(name: str) -> str:
     return TASKS[name.partition(":")[0]].summary
 
 
+_COMMON_FIELDS = ("variant", "source", "protocol", "limit", "seed")
+
+
 def get_task(
     name: str,
     *,
@@ -172,19 +178,28 @@ def get_task(
     """
     base, _, variant = name.partition(":")
     entry = TASKS.get(base)
-    if entry is None or (variant and variant not in entry.variants):
+    if entry is None or (":" in name and variant not in entry.variants):
         raise ConfigError(f"unknown task {name!r}; choose from: {', '.join(task_names())}")
-    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
+    if limit is not None and not (is_whole(limit) and limit >= 1):
         raise ConfigError(f"limit of {name} must be a whole number of at least 1; got {limit!r}")
+    if not is_whole(seed):
+        raise ConfigError(f"seed of {name} must be a whole number; got {seed!r}")
     if protocol not in ("strict",):
         raise ConfigError(f"unknown protocol {protocol!r} for {name}; choose from: strict")
+    factory: Any = getattr(importlib.import_module(entry.module), entry.factory)
+    known = [one.name for one in fields(factory) if one.name not in _COMMON_FIELDS]
+    for option in options:
+        if option not in known:
+            raise ConfigError(f"unknown option {option!r} of {name}; choose from: {', '.join(known) or 'none'}")
     if entry.variants:
         options["variant"] = variant or entry.variants[0]
-    factory: Callable[..., Task] = getattr(importlib.import_module(entry.module), entry.factory)
-    try:
-        return factory(source=source, protocol=protocol, limit=limit, seed=seed, **options)
-    except TypeError as error:
-        raise ConfigError(f"task {name}: {str(error).partition(') ')[2] or error}") from error
+    task: Task = factory(source=source, protocol=protocol, limit=limit, seed=seed, **options)
+    return task
+
+
+def is_whole(value: object) -> bool:
+    """Whether a value is an integer; True and False are not meant as numbers."""
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def evaluate(model: LanguageModel, task: Task, *, prompting: str = "auto") -> list[Record]:
@@ -226,13 +241,14 @@ def _evaluate_batch(model: LanguageModel, task: Task, items: Sequence[Item], sty
 def summary_value(metric: str, records: Sequence[Record]) -> float | None:
     """The metric over the scored records: their mean, or for perplexity exp of the mean over tokens.
 
-    None when no record has a score.
+    None when no record has a score, or the perplexity is beyond what a number can hold.
     """
     scored = [(record.score, record.tokens) for record in records if record.score is not None]
     if not scored:
         return None
     if metric == "perplexity":
-        return math.exp(sum(score * tokens for score, tokens in scored) / sum(tokens for _, tokens in scored))
+        mean = sum(score * tokens for score, tokens in scored) / sum(tokens for _, tokens in scored)
+        return math.exp(mean) if mean < LARGEST_NATS else None
     return sum(score for score, _ in scored) / len(scored)
 
 

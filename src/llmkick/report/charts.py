@@ -1,0 +1,147 @@
+"""The parts that figures are made of: palette, axes, points with intervals, heat maps, theme."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self, cast
+
+import altair as alt
+import pandas as pd
+
+# Okabe & Ito's palette (jfly.uni-koeln.de/color), told apart without colour vision; shapes say it once more.
+STYLES: Mapping[str, tuple[str, str]] = {
+    "magnitude": ("#e69f00", "square"),
+    "wanda": ("#0072b2", "circle"),
+    "sparsegpt": ("#009e73", "triangle-up"),
+    "rtn": ("#d55e00", "diamond"),
+    "gptq": ("#cc79a7", "triangle-down"),
+}
+OTHER_STYLES = (("#56b4e9", "cross"), ("#8c6d31", "triangle-right"), ("#7f7f7f", "triangle-left"))
+GREY = "#808080"  # readable on white and on black
+INK, PAPER, FAINT = "#333333", "#ffffff", "#888888"  # the page swaps the first two for its own: page.js
+LOWEST_LOSS, HIGHEST_LOSS = -0.3, 1.05
+HEIGHT = 190
+
+
+@dataclass(frozen=True, kw_only=True)
+class Methods:
+    """The methods of a figure, each with the colour and the shape it has in every figure."""
+
+    names: tuple[str, ...]
+    colours: tuple[str, ...]
+    shapes: tuple[str, ...]
+
+    @classmethod
+    def of(cls, frame: pd.DataFrame) -> Self:
+        """Those that occur in a frame, the well-known first."""
+        present = list(dict.fromkeys(frame["method"]))
+        others = [method for method in present if method not in STYLES]
+        names = (*(method for method in STYLES if method in present), *others)
+        style = {**STYLES, **{method: OTHER_STYLES[i % len(OTHER_STYLES)] for i, method in enumerate(others)}}
+        return cls(
+            names=names,
+            colours=tuple(style[method][0] for method in names),
+            shapes=tuple(style[method][1] for method in names),
+        )
+
+    @property
+    def colour(self) -> alt.Color:
+        """Encodes the method as a colour."""
+        scale = alt.Scale(domain=list(self.names), range=list(self.colours))
+        return alt.Color("method:N", title=None, scale=scale, legend=alt.Legend(symbolOpacity=1))
+
+    @property
+    def shape(self) -> alt.Shape:
+        """Encodes the method as a shape."""
+        scale = alt.Scale(domain=list(self.names), range=list(self.shapes))
+        return alt.Shape("method:N", title=None, scale=scale, legend=alt.Legend(symbolOpacity=1))
+
+
+def loss_axis(cells: pd.DataFrame) -> alt.Y:
+    """The same for every task: every point is on it, but no interval may stretch it without end."""
+    scores = cells[cells["metric"] == "score"]
+    lowest = min([-0.05, scores["y"].min() - 0.05, *scores["low"].dropna().clip(lower=LOWEST_LOSS)])
+    scale = alt.Scale(domain=[lowest, HIGHEST_LOSS], nice=False)
+    return alt.Y("y:Q", title="relative loss", axis=alt.Axis(format="~%", tickCount=5), scale=scale)
+
+
+def ratio_axis(panel: pd.DataFrame) -> alt.Y:
+    """Perplexity over that of the dense model: equal steps are equal losses in nats."""
+    low, high = min(0.97, panel["y"].min()), max(1.25, panel[["y", "high"]].max().max() * 1.05)
+    marks = [m * power for power in (1, 10, 100, 1000) for m in (1, 1.1, 1.25, 1.5, 2, 3, 5) if m * power <= high]
+    scale = alt.Scale(type="log", domain=[low, high], nice=False)
+    axis = alt.Axis(values=marks, labelExpr="'×' + datum.label", format="~r", labelOverlap="greedy")
+    return alt.Y("y:Q", title="perplexity ÷ dense", axis=axis, scale=scale)
+
+
+def rise_axis(rise: pd.Series[float], margin: float) -> alt.X:
+    """Relative rise of perplexity: even up to the margin, where it matters, and logarithmic beyond."""
+    low, high = min(0.0, float(rise.min())), max(2 * margin, float(rise.max()))
+    marks = [share for share in (0, margin, 0.2, 0.5, 1, 2, 5, 10, 30, 100, 1000) if share <= high]
+    scale = alt.Scale(type="symlog", constant=margin, domain=[low - 0.01, high * 1.25], nice=False)
+    axis = alt.Axis(format="+~%", values=marks, labelOverlap="greedy")
+    return alt.X("x:Q", title="rise in perplexity", scale=scale, axis=axis)
+
+
+def with_intervals(base: alt.Chart, y: alt.Y, methods: Methods, *extra_tips: alt.Tooltip) -> list[alt.Chart]:
+    """A point with its interval for every row; the exact numbers on hover."""
+    tips = ("recipe:N", "task:N", alt.Tooltip("value:N", title="score"), "change:N", "verdict:N", *extra_tips)
+    low = y.copy()
+    low.shorthand = "low:Q"
+    return [
+        base.transform_filter("isValid(datum.low)").mark_rule(strokeWidth=1.5, clip=True).encode(y=low, y2="high:Q"),
+        base.mark_point(filled=True, size=55, opacity=1, clip=True).encode(y=y, shape=methods.shape, tooltip=tips),
+    ]
+
+
+def with_margin(layers: list[Any], limit: float) -> alt.LayerChart:
+    """A panel with a dashed line at the margin."""
+    rule = alt.Chart(pd.DataFrame([{"y": limit}])).mark_rule(strokeDash=[4, 3], color=GREY).encode(y="y:Q")
+    panel = cast(alt.LayerChart, alt.layer(rule, *layers))
+    return panel.properties(width=260, height=HEIGHT)
+
+
+def heat_map(frame: pd.DataFrame, field: str, title: str) -> alt.Chart:
+    """One compressed model: depth × layer type."""
+    scale = alt.Scale(scheme="viridis", domainMin=0)
+    legend = alt.Legend(format=".0%" if field == "realised_sparsity" else "~g", gradientLength=140, tickCount=3)
+    chart: alt.Chart = (
+        alt.Chart(frame, title=title, width=260, height=alt.Step(17))
+        .mark_rect(aria=False)  # hundreds of cells: tables/layers.csv serves a screen reader better
+        .encode(
+            x=alt.X("depth:O", title="block", axis=alt.Axis(labelOverlap=True, labelAngle=0, ticks=False)),
+            y=alt.Y("kind:N", title=None, sort=None),
+            color=alt.Color(f"{field}:Q", title=None, scale=scale, legend=legend),
+            tooltip=[
+                alt.Tooltip("kind:N", title="layer"),
+                alt.Tooltip("depth:O", title="block"),
+                alt.Tooltip("relative_output_error:Q", title="output error", format=".3f"),
+                alt.Tooltip("realised_sparsity:Q", title="zeros", format=".1%"),
+            ],
+        )
+    )
+    return chart
+
+
+def themed(panels: list[Any], *, columns: int = 3, minimum: int = 170, shared_colour: bool = True) -> alt.ConcatChart:
+    """Panels side by side; quiet lines, small type. `minimum` is the width that the page leaves a panel."""
+    chart = alt.concat(*panels, columns=columns, usermeta={"minimum": minimum})
+    if not shared_colour:
+        chart = chart.resolve_scale(color="independent")
+    themed: alt.ConcatChart = chart.configure(
+        font="-apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', 'Noto Sans', 'Liberation Sans', Arial, sans-serif",
+        background=PAPER,
+        padding=8,
+        view=alt.ViewConfig(stroke=None),
+        axis=alt.AxisConfig(
+            labelColor=INK, titleColor=INK, titleFontWeight="normal", titleFontSize=11, labelFontSize=11,
+            gridColor=FAINT, gridOpacity=0.25, domainColor=FAINT, tickColor=FAINT, titlePadding=8,
+        ),
+        title=alt.TitleConfig(
+            anchor="start", frame="group", fontSize=13, subtitleFontSize=11, color=INK, subtitleColor=INK, offset=8
+        ),
+        legend=alt.LegendConfig(orient="top", labelFontSize=12, symbolSize=70, labelColor=INK, titleColor=INK),
+        concat=alt.CompositionConfig(spacing=22),
+    )  # fmt: skip
+    return themed

@@ -1,0 +1,121 @@
+import re
+
+import pytest
+
+from llmkick.report.findings import find
+from report.synthetic import build_run
+
+
+def verdicts(result):
+    return {(entry["recipe"], entry["task"]): entry for entry in result.comparisons if "verdict" in entry}
+
+
+@pytest.mark.parametrize("which", ["plain", "result"])
+def test_every_claim_is_a_verdict(which, request):
+    result = request.getfixturevalue(which)
+    known = verdicts(result)
+    claims = [claim for finding in find(result) for claim in finding.claims]
+    assert claims
+    for claim in claims:
+        assert known[claim.recipe, claim.task]["verdict"] == claim.verdict
+
+
+def test_what_is_said_to_be_lost_or_kept_is_claimed(plain):
+    """A sentence names no task as lost or kept without a verdict behind it."""
+    said = set()
+    for finding in find(plain):
+        lost = {claim.task for claim in finding.claims if claim.verdict == "not matching"}
+        kept = {claim.task for claim in finding.claims if claim.verdict == "matching"}
+        for _, task in re.findall(r"loses [^;]*?(of) ([a-z_]+(?::[a-z]+)?)", finding.text):
+            assert task in lost
+            said.add("lost")
+        if " keeps " in finding.text:
+            assert kept
+            said.add("kept")
+    assert said == {"lost", "kept"}
+
+
+def test_perplexity_is_called_silent_only_where_the_intervals_are_apart(plain):
+    finding = next(finding for finding in find(plain) if finding.topic == "perplexity")
+    entry = verdicts(plain)[finding.claims[0].recipe, finding.claims[0].task]
+    control = next(e for e in plain.comparisons if "outcome" in e and e["recipe"] == entry["recipe"])
+    assert control["interval"][1] < entry["interval"][0]
+    assert ("would not have told" in finding.text) == (control["outcome"] == "within margin")
+
+
+def test_only_and_up_to_are_earned(plain):
+    known = verdicts(plain)
+    for finding in find(plain):
+        if finding.topic != "method":
+            continue
+        losing = [claim for claim in finding.claims if claim.verdict == "not matching"]
+        if "rises by only" in finding.text:
+            entry = known[losing[0].recipe, losing[0].task]
+            control = next(e for e in plain.comparisons if "outcome" in e and e["recipe"] == entry["recipe"])
+            assert control["interval"][1] < entry["interval"][0]
+        if "up to" in finding.text:
+            assert len({claim.recipe for claim in finding.claims if claim.verdict == "matching"}) > 1
+
+
+def entry(recipe, verdict, *, task="factoid_qa", drop=0.0, interval=(-0.1, 0.1)):
+    return {
+        "task": task, "recipe": recipe, "seeds": [], "n": 9, "unscored": 0, "dense": 0.5, "compressed": 0.5,
+        "relative_drop": drop, "interval": interval, "verdict": verdict, "paper_verdict": "matching",
+        "smallest_detectable_loss": 0.2, "chance": 0.0, "notes": [],
+    }  # fmt: skip
+
+
+def with_comparisons(result, entries):
+    changes = {
+        "comparisons": entries,
+        "study": {**result.study, "recipes": [one["recipe"] for one in entries]},
+        "overall": [{"recipe": one["recipe"], "verdict": one["verdict"]} for one in entries],
+    }
+    return type(result)(**{**vars(result), **changes})
+
+
+def texts(result):
+    return {finding.topic: finding.text for finding in find(result)}
+
+
+def test_a_gap_in_the_levels_ends_what_is_kept(plain):
+    some = [entry("wanda@0.1", "matching"), entry("wanda@0.2", "undecided"), entry("wanda@0.3", "matching")]
+    assert texts(with_comparisons(plain, some))["method"] == "wanda keeps factoid_qa at 0.1."
+    first_open = [entry("wanda@0.1", "undecided"), entry("wanda@0.2", "matching")]
+    assert "method" not in texts(with_comparisons(plain, first_open))
+    all_kept = [entry("wanda@0.2", "matching"), entry("wanda@0.1", "matching")]
+    assert texts(with_comparisons(plain, all_kept))["method"] == (
+        "wanda keeps factoid_qa up to 0.2, the strongest level tried."
+    )
+
+
+def test_a_loss_whose_interval_holds_zero_is_told_by_its_margin(plain):
+    some = [entry("wanda@0.5", "not matching", drop=1.0, interval=(-0.17, 1.0))]
+    assert texts(with_comparisons(plain, some))["method"] == (
+        "wanda at 0.5 loses more than 5 % of factoid_qa (estimate 100 % [−17, 100])."
+    )
+    without = [entry("wanda@0.5", "not matching", drop=0.4, interval=None)]
+    assert "more than 5 %" in texts(with_comparisons(plain, without))["method"]
+
+
+def test_nothing_decided_is_said_to_be_nothing_decided(plain):
+    found = texts(with_comparisons(plain, [entry("wanda@0.1", "undecided"), entry("rtn@8b", "undecided")]))
+    assert found["overall"] == "Of 2 recipes: none shown to match the dense model; 2 undecided."
+    assert found["undecided"].startswith("2 of 2 verdicts are undecided: too few items to tell (the paper's rule")
+    assert "20 % or more" in found["undecided"]
+    assert set(found) == {"overall", "undecided"}
+
+
+def test_no_signal_and_incomplete_are_told(plain):
+    some = [entry("wanda@0.1", "no signal"), entry("wanda@0.2", "incomplete", task="context_qa:open")]
+    found = texts(with_comparisons(plain, some))
+    assert found["no signal"].startswith("factoid_qa tells nothing here")
+    assert "context_qa:open could change" in found["incomplete"]
+    assert "method" not in found
+
+
+def test_without_comparisons_nothing_is_claimed(plain, folder):
+    assert [finding.claims for finding in find(with_comparisons(plain, []))] == [()]
+    only_perplexity = build_run(folder, tasks=("perplexity",), items=8)
+    (finding,) = find(only_perplexity)
+    assert "Only perplexity" in finding.text

@@ -1,0 +1,227 @@
+import base64
+import json
+import re
+import zlib
+from html.parser import HTMLParser
+
+import pytest
+
+from llmkick.report.answers import PLAIN_LIMIT, answers_payload, embedded, packed
+from llmkick.report.page import write_report
+from llmkick.report.reading import read_run
+from report.synthetic import HOSTILE, RECIPES, build_run
+
+
+class Elements(HTMLParser):
+    """Elements in order with their attributes and text, as a browser would find them."""
+
+    def __init__(self, text):
+        super().__init__(convert_charrefs=True)
+        self.found = []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.found.append((tag, dict(attrs), []))
+
+    def handle_data(self, data):
+        if self.found:
+            self.found[-1][2].append(data)
+
+    def all(self, tag, **wanted):
+        return [
+            (attrs, "".join(text))
+            for name, attrs, text in self.found
+            if name == tag and all(attrs.get(key) == value for key, value in wanted.items())
+        ]
+
+
+@pytest.fixture(scope="module")
+def elements(page):
+    return Elements(page)
+
+
+def data(elements, name):
+    ((_, text),) = elements.all("script", id=f"data-{name}")
+    return json.loads(text)
+
+
+def test_the_page_asks_nothing_of_a_network(page, elements):
+    loading = ("src", "href", "action", "poster", "data", "srcset", "xlink:href", "formaction", "ping")
+    for _, attrs, _ in elements.found:
+        for key in loading:
+            assert attrs.get(key, "#").startswith(("#", "data:"))
+    for tag in ("iframe", "object", "embed", "base", "img", "audio", "video"):
+        assert not elements.all(tag)
+    style = elements.all("style")[0][1]
+    assert "url(" not in style
+    assert "@import" not in style
+    policy = elements.all("meta", **{"http-equiv": "Content-Security-Policy"})[0][0]["content"]
+    assert policy.startswith("default-src 'none'; script-src 'sha256-")
+    assert "unsafe-eval" not in policy
+
+
+def test_scripts_are_the_three_of_data_and_the_two_of_the_page(elements):
+    scripts = elements.all("script")
+    assert [attrs.get("id") for attrs, _ in scripts] == ["data-figures", "data-layers", "data-answers", None, None]
+    assert "vegaEmbed" in scripts[3][1]
+    assert scripts[4][1].startswith('"use strict";')
+    assert "innerHTML" not in scripts[4][1]
+    assert not any(key.startswith("on") for _, attrs, _ in elements.found for key in attrs)
+
+
+def test_data_come_back_exactly(result, elements):
+    run = read_run(result.folder)
+    found = data(elements, "answers")
+    assert found["start"]["recipe"] in RECIPES
+    assert {key: found[key] for key in ("variants", "tasks", "texts")} == answers_payload(run)
+    assert [variant["label"] for variant in found["variants"]][:4] == [
+        "dense", "magnitude@0.25", "wanda@0.1, seed 0", "wanda@0.1, seed 1",
+    ]  # fmt: skip
+
+
+def test_answers_are_those_of_the_journal(result, elements):
+    found = data(elements, "answers")
+    records = read_run(result.folder).records
+    for task in found["tasks"]:
+        ids = [item[0] for item in task["items"]]
+        for variant, answers in zip(found["variants"], task["answers"], strict=True):
+            texts, scores, reasons, cut = answers
+            chosen = records[(records["task"] == task["name"]) & (records["recipe"] == variant["recipe"])]
+            if "seed" in variant["label"]:
+                chosen = chosen[chosen["seed"] == int(variant["label"][-1])]
+            chosen = chosen.set_index("item_id").loc[ids]
+            assert [found["texts"][place] for place in texts] == list(chosen["response"])
+            assert scores == [None if score != score else score for score in chosen["score"]]
+            assert [place >= 0 for place in reasons] == list(chosen["score"].isna())
+            assert cut == [i for i, truncated in enumerate(chosen["truncated"]) if truncated]
+    assert len(found["texts"]) == len(set(found["texts"]))
+
+
+def test_hostile_text_is_text(page, elements):
+    texts = data(elements, "answers")["texts"]
+    for hostile in HOSTILE:
+        assert any(hostile in text for text in texts)
+        assert hostile not in page.replace("{{7*7}} {% raw %} ${7*7}", "")
+    assert "{{7*7}}" in page
+    assert not any("attacked" in value for _, attrs, _ in elements.found for value in attrs.values() if value)
+    assert not elements.all("b")
+
+
+def test_a_perplexity_that_cannot_be_compared_says_so(folder):
+    build_run(folder, recipes=["wanda@0.25", "rtn@8b"], items=12)
+    path = folder / "results.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    content["comparisons"] = [
+        entry for entry in content["comparisons"] if (entry["recipe"], entry["task"]) != ("rtn@8b", "perplexity")
+    ]
+    path.write_text(json.dumps(content), encoding="utf-8")
+    text = write_report(folder).read_text(encoding="utf-8")
+    assert text.count("not comparable") == 1
+
+
+def test_names_and_warnings_are_escaped_too(folder):
+    build_run(folder, recipes=["rtn@8b"], tasks=("factoid_qa", "perplexity"), items=8)
+    path = folder / "results.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    content["model"]["name"] = content["study"]["name"] = HOSTILE[1]
+    content["warnings"] = list(HOSTILE)
+    content["compression"][0]["warnings"] = [HOSTILE[0]]
+    content["environment"]["processor"] = HOSTILE[0]
+    path.write_text(json.dumps(content), encoding="utf-8")
+    found = Elements(write_report(folder).read_text(encoding="utf-8"))
+    assert len(found.all("script")) == 5
+    assert not found.all("img")
+    assert HOSTILE[1] in found.all("span")[0][1]
+
+
+@pytest.mark.parametrize("text", [*HOSTILE, "<!--<script>", "]]>", "\ud800 alone", "a\x00b", "\u2029", "&lt;"])
+def test_embedded_json_is_harmless_and_exact(text):
+    out = embedded({"text": text})
+    assert not re.search("[<>&\u2028\u2029\x00]", out)
+    assert json.loads(out) == {"text": text}
+    out.encode("utf-8")
+
+
+def test_large_data_are_deflated_and_come_back_exactly():
+    small, large = {"texts": ["é<"]}, {"texts": ["<answer " + str(i) for i in range(PLAIN_LIMIT // 10)]}
+    assert packed(small) == embedded(small)
+    out = json.loads(packed(large))
+    assert list(out) == ["deflated"]
+    assert json.loads(zlib.decompress(base64.b64decode(out["deflated"]))) == large
+
+
+def test_a_long_passage_is_cut_and_says_so(folder):
+    result = build_run(folder, recipes=["rtn@8b"], tasks=("context_qa:open",), items=4)
+    run = read_run(result.folder)
+    run.items.loc[0, "context"] = "x" * 5000
+    texts = answers_payload(run)["texts"]
+    assert max(len(text) for text in texts) < 4100
+    assert any(text.endswith("[1,000 more characters]") for text in texts)
+
+
+def test_the_matrix_says_verdicts_in_words(result, elements):
+    matrix = next(i for i, (tag, attrs, _) in enumerate(elements.found) if attrs.get("class") == "matrix")
+    words = [text for tag, attrs, text in elements.found[matrix:] if tag == "a" and "data-task" in attrs]
+    links = [attrs for tag, attrs, _ in elements.found[matrix:] if tag == "a" and "data-task" in attrs]
+    expected = [(recipe, task["name"]) for recipe in RECIPES for task in result.tasks if task["metric"] != "perplexity"]
+    assert [(link["data-recipe"], link["data-task"]) for link in links] == expected
+    assert len(words) == len(expected)
+    for tag, attrs, _ in elements.found[matrix:]:
+        if tag == "th":
+            assert "scope" in attrs
+
+
+def test_controls_are_labelled_and_ids_are_unique(page, elements):
+    ids = [attrs["id"] for _, attrs, _ in elements.found if "id" in attrs]
+    assert len(ids) == len(set(ids))
+    for attrs, _ in elements.all("a"):
+        assert attrs["href"].removeprefix("#") in ids
+    for control in ("answers-task", "answers-variant", "answers-search", "layers-model"):
+        assert re.search(rf"<label[^>]*>[^<]+<(select|input)[^>]*id=\"{control}\"", page)
+
+
+def test_rounding_of_what_was_rounded_is_noted(page, plain):
+    assert "had already been rounded to Q4_1" in page
+    assert "see the note on rounding" in page
+    write_report(plain.folder)
+    assert "already been rounded" not in (plain.folder / "report.html").read_text(encoding="utf-8")
+
+
+def test_the_same_run_gives_the_same_page(result, page):
+    write_report(result.folder)
+    assert (result.folder / "report.html").read_text(encoding="utf-8") == page
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"tasks": ("perplexity",)},
+        {"tasks": ("factoid_qa",)},
+        {"recipes": []},
+        {"items": 1},
+        {"unscored": {"factoid_qa": 12, "context_qa:open": 12}},
+    ],
+    ids=lambda options: str(next(iter(options.items()))),
+)
+def test_sparse_studies_have_a_page(folder, options):
+    result = build_run(folder, **{"recipes": ["wanda@0.25", "rtn@8b"], "items": 12, **options})
+    text = write_report(result.folder).read_text(encoding="utf-8")
+    found = Elements(text)
+    assert len(found.all("h2")) == 5
+    assert "None" not in "".join(value for _, value in found.all("td"))
+
+
+def test_a_task_whose_items_are_all_unscored_is_incomplete(folder):
+    result = build_run(folder, recipes=["wanda@0.25"], items=12, unscored={"factoid_qa": 12})
+    text = write_report(result.folder).read_text(encoding="utf-8")
+    assert "factoid_qa could change with the items that have no score" in text
+    assert "the prompt is too long" in text
+
+
+@pytest.mark.slow
+def test_a_large_study_stays_below_six_megabytes(folder):
+    recipes = [f"{m}@0.{i:02}" for m in ("magnitude", "wanda", "sparsegpt", "other") for i in range(5, 55, 5)]
+    tasks = ("factoid_qa", "multiple_choice:letter", "multiple_choice:cloze", "context_qa:closed", "context_qa:open")
+    result = build_run(folder, recipes=recipes, tasks=(*tasks, "perplexity"), items=500, blocks=30)
+    assert write_report(result.folder).stat().st_size < 6_000_000

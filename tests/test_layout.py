@@ -1,0 +1,277 @@
+"""What keeps the house in order: import directions, the public face, nothing that runs code from data."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import re
+import subprocess
+import sys
+import tomllib
+import typing
+from collections.abc import Iterator
+from importlib import resources
+from pathlib import Path
+from types import UnionType
+
+import pytest
+
+import llmkick
+
+ROOT = Path(__file__).resolve().parent.parent
+SOURCE = ROOT / "src" / "llmkick"
+# The table of the design: who may import whom. Everybody may import `errors`.
+MAY_IMPORT = {
+    "errors": set(),
+    "models": set(),
+    "statistics": set(),
+    "compression": {"models"},
+    "tasks": {"models"},
+    "study": {"models", "compression", "tasks", "statistics"},
+    "report": {"study", "statistics"},
+}
+# These see everything, and nothing below may see them.
+TOP = {"cli", "terminal", "__init__"}
+
+
+def sources() -> list[Path]:
+    return sorted(SOURCE.rglob("*.py"))
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(SOURCE))
+
+
+def module_of(path: Path) -> str:
+    parts = path.relative_to(SOURCE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def package_of(module: str) -> str:
+    """`llmkick.models.files` → models; the top module itself is `__init__`."""
+    return [*module.split("."), "__init__"][1]
+
+
+def imported_modules(tree: ast.AST, module: str, *, is_package: bool) -> Iterator[str]:
+    """Our modules that a source names, wherever it does: in functions, relatively, or as text to import."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            origin = node.module or ""
+            if node.level:
+                around = module.split(".")[: len(module.split(".")) - node.level + is_package]
+                origin = ".".join([*around, *([node.module] if node.module else [])])
+            # `from llmkick import study` names a package too.
+            found = [origin, *(f"{origin}.{alias.name}" for alias in node.names if origin == "llmkick")]
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            found = [node.value] if re.fullmatch(r"llmkick(\.\w+)+", node.value) else []
+        else:
+            continue
+        yield from (name for name in found if name.split(".")[0] == "llmkick")
+
+
+def forbidden_imports(source: str, module: str, *, is_package: bool = False) -> list[str]:
+    package = package_of(module)
+    if package in TOP:
+        return []
+    allowed = MAY_IMPORT[package] | {package, "errors"}
+    modules = imported_modules(ast.parse(source), module, is_package=is_package)
+    return [name for name in modules if package_of(name) not in allowed]
+
+
+@pytest.mark.parametrize("path", sources(), ids=name_of)
+def test_imports_follow_the_flow_of_data(path: Path):
+    module, text = module_of(path), path.read_text(encoding="utf-8")
+    assert package_of(module) in TOP | set(MAY_IMPORT), f"{package_of(module)} has no line in the design's table"
+    assert forbidden_imports(text, module, is_package=path.name == "__init__.py") == []
+
+
+@pytest.mark.parametrize(
+    ("module", "source", "forbidden"),
+    [
+        ("llmkick.models.files", "import llmkick.tasks.task", ["llmkick.tasks.task"]),
+        ("llmkick.models.files", "def f():\n    from llmkick.study import run", ["llmkick.study"]),
+        ("llmkick.models.files", "from llmkick import study", ["llmkick", "llmkick.study"]),
+        ("llmkick.models.files", "from ..tasks import task", ["llmkick.tasks"]),
+        ("llmkick.models.files", "from .. import cli", ["llmkick", "llmkick.cli"]),
+        ("llmkick.models.files", "from . import checkpoint", []),
+        ("llmkick.models.files", "from llmkick.errors import ModelError\nimport torch.nn", []),
+        ("llmkick.tasks.task", 'import_module("llmkick.study.run")', ["llmkick.study.run"]),
+        ("llmkick.tasks.task", "from llmkick.compression import recipe", ["llmkick.compression"]),
+        ("llmkick.statistics.power", "import llmkick.models", ["llmkick.models"]),
+        ("llmkick.report.page", "import llmkick.tasks.task", ["llmkick.tasks.task"]),
+        ("llmkick.report.page", "from llmkick.study.results import StudyResult", []),
+        ("llmkick.study.run", "import llmkick.terminal", ["llmkick.terminal"]),
+        ("llmkick.cli", "import llmkick.report.page", []),
+        ("llmkick", "import llmkick.report.page", []),
+    ],
+)
+def test_the_check_sees_what_it_should(module: str, source: str, forbidden: list[str]):
+    assert forbidden_imports(source, module) == forbidden
+
+
+# The public face
+
+
+def test_every_list_of_public_names_says_the_same():
+    tree = ast.parse((SOURCE / "__init__.py").read_text(encoding="utf-8"))
+    typed = {
+        (node.module, alias.name)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("llmkick.")
+        for alias in node.names
+    }
+    lazy = [(module, name) for module, names in llmkick._HOME.items() for name in names]
+    assert sorted(lazy) == sorted(typed)
+    assert sorted(name for _, name in lazy) == llmkick.__all__
+    assert set(llmkick.__all__) <= set(dir(llmkick))
+
+
+def test_public_names_are_what_their_module_has():
+    for module, names in llmkick._HOME.items():
+        for name in names:
+            assert getattr(llmkick, name) is getattr(importlib.import_module(module), name)
+    with pytest.raises(AttributeError, match="module 'llmkick' has no attribute 'forget'"):
+        llmkick.forget  # noqa: B018
+
+
+def test_the_package_itself_is_imported_without_torch():
+    code = "import sys, llmkick, llmkick.cli; print('torch' in sys.modules, 'transformers' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.split() == ["False", "False"]
+
+
+@pytest.mark.parametrize("name", llmkick.__all__)
+def test_every_public_name_is_documented(name: str):
+    value = getattr(llmkick, name)
+    for one in typing.get_args(value) if isinstance(value, UnionType) else [value]:
+        text = one.__doc__ or ""
+        # A dataclass without a docstring gets its signature for one.
+        assert len(text) > 15, one
+        assert not text.startswith(f"{one.__name__}("), one
+        if inspect.isclass(one):
+            for member, function in vars(one).items():
+                if not member.startswith("_") and (inspect.isfunction(function) or isinstance(function, property)):
+                    assert function.__doc__, f"{one.__name__}.{member}"
+
+
+PUBLIC_SURFACE = {
+    "load_model": "reference, *, dtype='auto', device='auto'",
+    "parse_recipe": "text",
+    "compress_weight": "weight, inputs, recipe",
+    "compress": "model, recipe, *, calibration, seed=0, propagate=True",
+    "perplexity": "model, text_or_ids, *, window",
+    "get_task": "name, *, source='pocket', protocol='strict', limit=None, seed=0",
+    "evaluate": "model, task",
+    "compare": "dense_scores, compressed_scores, *, margin=0.05, clusters=None, chance=0.0, alpha=0.05",
+    "run_study": "study, *, out",
+}
+
+
+@pytest.mark.parametrize("name", PUBLIC_SURFACE)
+def test_the_stable_signatures_still_hold(name: str):
+    promised = ast.parse(f"def f({PUBLIC_SURFACE[name]}): ...").body[0].args  # type: ignore[attr-defined]
+    actual = inspect.signature(getattr(llmkick, name)).parameters
+    positional = [argument.arg for argument in promised.args]
+    assert list(actual)[: len(positional)] == positional
+    for argument, default in zip(promised.kwonlyargs, promised.kw_defaults, strict=True):
+        assert actual[argument.arg].kind is inspect.Parameter.KEYWORD_ONLY, argument.arg
+        if default is not None:
+            assert actual[argument.arg].default == ast.literal_eval(default), argument.arg
+    # Whatever was added since must be optional.
+    known = {argument.arg for argument in (*promised.args, *promised.kwonlyargs)}
+    added = [p for p in actual.values() if p.name not in known and p.kind is not inspect.Parameter.VAR_KEYWORD]
+    assert [p.name for p in added if p.default is inspect.Parameter.empty] == []
+
+
+# Data never becomes code
+
+UNSAFE_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "shelve", "marshal", "joblib"}
+UNSAFE_CALLS = {"eval", "exec", "torch.load", "pd.read_pickle", "pandas.read_pickle", "yaml.load", "os.system"}
+UNSAFE_KEYWORDS = {"trust_remote_code", "allow_pickle", "shell"}
+
+
+def unsafe_code(source: str) -> list[str]:
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names if alias.name.split(".")[0] in UNSAFE_MODULES]
+        elif isinstance(node, ast.ImportFrom):
+            origin = node.module or ""
+            names = [f"{origin}.{alias.name}" for alias in node.names]
+            found += [origin] if origin.split(".")[0] in UNSAFE_MODULES else []
+            found += [name for name in names if name in UNSAFE_CALLS]
+        elif isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            found += [called] if called in UNSAFE_CALLS else []
+            found += [
+                keyword.arg
+                for keyword in node.keywords
+                if keyword.arg in UNSAFE_KEYWORDS
+                and not (isinstance(keyword.value, ast.Constant) and keyword.value.value is False)
+            ]
+    return found
+
+
+@pytest.mark.parametrize("path", sources(), ids=name_of)
+def test_no_data_is_ever_run_as_code(path: Path):
+    assert unsafe_code(path.read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import pickle",
+        "from pickle import loads",
+        "def f():\n    import cloudpickle.compat",
+        "torch.load(path)",
+        "from torch import load",
+        "eval('1')",
+        "exec(text)",
+        "AutoModel.from_pretrained(x, trust_remote_code=True)",
+        "AutoModel.from_pretrained(x, trust_remote_code=trust)",
+        "np.load(path, allow_pickle=True)",
+        "subprocess.run(command, shell=True)",
+        "pd.read_pickle(path)",
+    ],
+)
+def test_the_check_for_unsafe_code_sees_it(source: str):
+    assert unsafe_code(source)
+
+
+def test_what_only_looks_unsafe_passes():
+    assert unsafe_code("network.eval()\nload(x, trust_remote_code=False)\nnp.load(p, allow_pickle=False)") == []
+
+
+# What is installed
+
+
+def test_every_data_file_is_packaged():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    patterns = settings["tool"]["setuptools"]["package-data"]["llmkick"]
+    packaged = {path for pattern in patterns for path in SOURCE.glob(pattern)}
+    files = {path for path in SOURCE.rglob("*") if path.is_file() and "__pycache__" not in path.parts}
+    assert {name_of(path) for path in files if path.suffix != ".py"} == {name_of(path) for path in packaged}
+    assert {path.suffix for path in packaged} >= {".jsonl", ".jinja"}
+    assert SOURCE / "py.typed" in packaged
+    # Setuptools finds a folder's data only when the folder is a package.
+    assert [name_of(path) for path in packaged if not (path.parent / "__init__.py").is_file()] == []
+
+
+def test_the_pocket_data_can_be_read_from_where_it_is_installed():
+    folder = resources.files("llmkick.tasks.pocket")
+    names = {entry.name for entry in folder.iterdir() if entry.name.endswith(".jsonl")}
+    assert names == {
+        "context_qa.jsonl",
+        "factoid_qa.jsonl",
+        "instruction.jsonl",
+        "multiple_choice.jsonl",
+        "summarization.jsonl",
+    }
+
+
+def test_the_version_is_said_once():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    assert settings["project"]["version"] == llmkick.__version__
