@@ -162,7 +162,8 @@ class TestIncomplete:
         assert compare([*dense, *[1.0] * 60], gaps).verdict == "incomplete"
 
     def test_unscored_in_either_model_and_any_seed(self) -> None:
-        result = compare([None, 1, 1, 0], [[1, None, 1, 0], [1, 1, 1, 0]])
+        rows: list[list[float | None]] = [[1, None, 1, 0], [1, 1, 1, 0]]
+        result = compare([None, 1, 1, 0], rows)
         assert (result.n, result.unscored) == (2, 2)
 
 

@@ -201,6 +201,13 @@ class Runner:
         logits = self.forward(ids, mask=mask, positions=positions, cache=cache, keep_last=True)
         return Prefilled(next_logits=logits[:, -1].float(), cache=cache, mask=mask, lengths=mask.sum(1))
 
+    def step(self, state: Prefilled, tokens: Tensor) -> None:
+        """Go on from `state` with one more token for each row: (rows, 1)."""
+        state.mask = torch.cat([state.mask, torch.ones_like(state.mask[:, :1])], dim=1)
+        positions = state.lengths[:, None]
+        logits = self.forward(tokens, mask=state.mask, positions=positions, cache=state.cache, keep_last=True)
+        state.next_logits, state.lengths = logits[:, -1].float(), state.lengths + 1
+
 
 def pad(rows: Sequence[Ids], device: torch.device, *, left: bool) -> tuple[Tensor, Tensor]:
     """Rows of unequal length → ids and mask, both (rows, longest). Padding is id 0 under mask 0."""

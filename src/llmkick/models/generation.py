@@ -93,15 +93,7 @@ def _decode(model: TransformersModel, runner: Runner, rows: list[Row], state: Pr
             kept = torch.tensor(alive, device=runner.device)
             state.select(kept)
             chosen, rows = chosen[kept], [rows[index] for index in alive]
-        state.mask = torch.cat([state.mask, torch.ones_like(state.mask[:, :1])], dim=1)
-        logits = runner.forward(
-            chosen[:, None],
-            mask=state.mask,
-            positions=state.lengths[:, None],
-            cache=state.cache,
-            keep_last=True,
-        )
-        state.next_logits, state.lengths = logits[:, -1].float(), state.lengths + 1
+        runner.step(state, chosen[:, None])
 
 
 def _decode_whole(model: TransformersModel, runner: Runner, row: Row) -> None:
