@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from scipy import special
 
 from llmkick.statistics import SequentialTest, compare, items_needed, stratified_order, verdict_power
-from llmkick.statistics.paired import bootstrap_interval
+from llmkick.statistics.bootstrap import bootstrap_interval
 from llmkick.statistics.verdict import PairedScores, decide, loss_test
 
 Rng = np.random.Generator

@@ -59,6 +59,33 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2": ("gpt2", {"n_inner": 32}),
     "mixtral": ("mixtral", {**_GATED, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": None}),
 }
+# Ways of their own to keep state, count positions, or store experts, each of which the engine has to respect.
+UNUSUAL: dict[str, tuple[str, dict[str, Any]]] = {
+    "bloom": ("bloom", {"n_head": 4, "n_layer": 3}),  # ALiBi, from the mask
+    "deepseek_v3": (  # inputs of four dimensions, experts from the second block on
+        "deepseek_v3",
+        {"intermediate_size": 32, "num_key_value_heads": 4, "q_lora_rank": 8, "kv_lora_rank": 8, "v_head_dim": 4,
+         "qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1,
+         "topk_group": 1, "moe_intermediate_size": 16, "first_k_dense_replace": 1},
+    ),
+    "gpt_neo": (  # a local window that the cache does not know of
+        "gpt_neo",
+        {"num_layers": 3, "num_heads": 4, "intermediate_size": 32, "window_size": 12,
+         "attention_types": [[["global", "local"], 1], [["local"], 1]]},
+    ),
+    "gpt_oss": (  # experts stored as (experts, in, out)
+        "gpt_oss", {**_GATED, **_SLIDING_THEN_FULL, "sliding_window": 12, "num_local_experts": 4}
+    ),
+    "lfm2": ("lfm2", {**_GATED, "layer_types": ["conv", "full_attention", "conv"]}),  # convolutions
+    "mamba": ("mamba", {"state_size": 4, "intermediate_size": 32}),  # no cache of keys and values
+    "minimax": (  # a cache of its own
+        "minimax",
+        {**_GATED, "num_local_experts": 4, "num_experts_per_tok": 2, "block_size": 8,
+         "layer_types": ["full_attention", "linear_attention", "full_attention"]},
+    ),
+    "mpt": ("mpt", {"d_model": 16, "n_heads": 4, "n_layers": 3, "max_seq_len": 256}),  # ALiBi, from the columns
+    "openai-gpt": ("openai-gpt", {}),  # no cache at all
+}  # fmt: skip
 
 
 def toy_model(
@@ -70,7 +97,7 @@ def toy_model(
     **config: Any,
 ) -> TransformersModel:
     """A toy model; the same arguments give the same weights. `config` overrides the model's configuration."""
-    model_type, own = ARCHITECTURES[architecture]
+    model_type, own = {**ARCHITECTURES, **UNUSUAL}[architecture]
     settings = CONFIG_MAPPING[model_type](**{**_COMMON, **own, **config})
     with torch.random.fork_rng(devices=[]):  # the constructors draw numbers that are thrown away
         network = AutoModelForCausalLM.from_config(settings)

@@ -20,7 +20,7 @@ from llmkick.compression.blocks import (
 )
 from llmkick.errors import ModelError
 from llmkick.models.language_model import weights_digest
-from toy import ARCHITECTURES, toy_model
+from toy import ARCHITECTURES, UNUSUAL, toy_model
 
 QKVO = {"self_attn.q_proj": (32, 16), "self_attn.k_proj": (16, 16), "self_attn.v_proj": (16, 16),
         "self_attn.o_proj": (16, 32)}  # fmt: skip
@@ -89,6 +89,22 @@ def test_every_linear_layer_is_found_in_the_form_out_in(architecture: str):
             assert block.skipped[0].startswith(f"{block.name}.mlp.gate.weight: a router")
 
 
+@pytest.mark.parametrize("architecture", UNUSUAL)
+def test_what_is_no_linear_layer_is_left_alone_and_named(architecture: str):
+    """Convolutions, states and experts in another layout are no (out, in) matrices: neither seen nor replaced."""
+    for block in decoder_blocks(toy_model(architecture).network):
+        parameters = dict(block.module.named_parameters())
+        for layer in block.layers:
+            name = layer.name.removeprefix(f"{block.name}.")
+            if layer.form == "expert":
+                stored = parameters.pop(f"{name.rsplit('.', 1)[0]}", None)
+                assert stored is None or (stored.dim() == 3 and architecture in {"deepseek_v3", "minimax"})
+            else:
+                assert parameters.pop(f"{name}.weight").dim() == 2
+        left = {f"{block.name}.{name}" for name, parameter in parameters.items() if parameter.dim() >= 2}
+        assert {reason.split(":")[0] for reason in block.skipped} == left
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_a_weight_is_what_the_layer_multiplies_by(architecture: str):
     network = toy_model(architecture).network
@@ -146,7 +162,7 @@ def test_networks_without_blocks_are_refused():
 
 
 @pytest.mark.parametrize("length", [5, 40])  # shorter and longer than the sliding windows of 12
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", [*ARCHITECTURES, *UNUSUAL])
 def test_block_by_block_equals_the_whole_network(architecture: str, length: int):
     network, ids = toy_model(architecture).network, tokens(length=length)
     expected = outputs_of_blocks(network, ids)
@@ -160,7 +176,7 @@ def test_block_by_block_equals_the_whole_network(architecture: str, length: int)
     assert torch.equal(outputs_of_blocks(network, ids)[-1], expected[-1])
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", [*ARCHITECTURES, *UNUSUAL])
 def test_a_block_runs_on_the_states_it_is_given(architecture: str):
     network, ids = toy_model(architecture).network, tokens(seed=1)
     blocks = decoder_blocks(network)

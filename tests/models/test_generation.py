@@ -31,6 +31,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "mistral-short-window": ("mistral", {"sliding_window": 12}),
     "mistral-window": ("mistral", {"sliding_window": 110}),
     "mistral-long-window": ("mistral", {"sliding_window": 250}),
+    **{name: (name, {}) for name in ("mpt", "bloom", "gpt_neo", "mamba", "lfm2", "minimax", "openai-gpt")},
+    "gpt_neo-window": ("gpt_neo", {"window_size": 128}),
     "gemma2-short-window": ("gemma2", {}),
     "gemma3-short-window": ("gemma3", {}),
 }

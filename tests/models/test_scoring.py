@@ -29,6 +29,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "mistral-short-window": ("mistral", {"sliding_window": 12}),
     "mistral-window": ("mistral", {"sliding_window": 128}),
     "mistral-long-window": ("mistral", {"sliding_window": 250}),
+    **{name: (name, {}) for name in ("mpt", "bloom", "gpt_neo", "mamba", "lfm2", "minimax", "openai-gpt")},
+    "gpt_neo-window": ("gpt_neo", {"window_size": 128}),
     "gemma2-short-window": ("gemma2", {}),
     "gemma3-short-window": ("gemma3", {}),
     "gemma3-window": ("gemma3", {"sliding_window": 128}),
@@ -119,7 +121,7 @@ def test_every_path_equals_one_forward_a_request(case: str):
     assert max(one.tokens for one in expected) > 5
 
 
-@pytest.mark.parametrize("case", ["mistral-window", "gemma3-window"])
+@pytest.mark.parametrize("case", ["mistral-window", "gemma3-window", "gpt_neo-window"])
 def test_a_window_longer_than_each_request_but_not_than_the_padded_batch(case: str):
     # Shared prefix | longest own prompt | longest continuation: 60 + 50 + 50 columns for requests of 111.
     model = model_of(case)

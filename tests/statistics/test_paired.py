@@ -13,7 +13,7 @@ from scipy import stats
 
 from llmkick.errors import ConfigError, DataError
 from llmkick.statistics import choice_agreement, compare, compare_perplexity, overall_verdict
-from llmkick.statistics.paired import bootstrap_ratio
+from llmkick.statistics.bootstrap import bootstrap_ratio
 from llmkick.statistics.verdict import PairedScores, loss_test
 
 binary = st.sampled_from([0.0, 1.0])

@@ -219,7 +219,7 @@ class BlockRunner:
         raise ModelError(f"the network never ran its block {self._blocks[index].name}")
 
     def _states(self, output: Any) -> Tensor:
-        if isinstance(output, tuple):
+        if isinstance(output, tuple | list):
             self._extra_outputs = len(output) - 1
             output = output[0]
         assert isinstance(output, Tensor), type(output)

@@ -66,7 +66,8 @@ def can_reuse_cache(network: Any, columns: int) -> bool:
     from transformers import DynamicCache
     from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-    if getattr(network, "_is_stateful", False) or "position_ids" not in inspect.signature(network.forward).parameters:
+    accepted = inspect.signature(network.forward).parameters
+    if getattr(network, "_is_stateful", False) or not {"position_ids", "past_key_values"} <= accepted.keys():
         return False
     config = network.config.get_text_config(decoder=True)
     # GPT-Neo's windows are its own affair: the cache knows nothing of them.

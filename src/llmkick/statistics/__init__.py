@@ -1,14 +1,9 @@
 """Paired statistics: has a compressed model lost more than a margin, and how many items tell?"""
 
+from llmkick.statistics.choices import ChoiceAgreement, choice_agreement
 from llmkick.statistics.frontier import Frontier, evaluations_at_most, find_frontier
-from llmkick.statistics.paired import (
-    ChoiceAgreement,
-    Comparison,
-    PerplexityComparison,
-    choice_agreement,
-    compare,
-    compare_perplexity,
-)
+from llmkick.statistics.paired import Comparison, compare
+from llmkick.statistics.perplexity import PerplexityComparison, compare_perplexity
 from llmkick.statistics.power import items_needed, smallest_detectable_loss, verdict_power
 from llmkick.statistics.sequential import (
     SequentialState,

@@ -1,0 +1,50 @@
+"""How far a compressed model's distribution over the options is from the dense one's."""
+
+import math
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy import special
+
+from llmkick.errors import DataError
+from llmkick.statistics.pairing import same_items
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChoiceAgreement:
+    """How far a compressed model's distribution over the choices is from the dense one's."""
+
+    n: int
+    mean_kl: float  # KL(dense ‖ compressed), nats
+    top1_agreement: float  # share of items with the same likeliest choice
+
+
+def choice_agreement(
+    dense_logprobs: Mapping[str, ArrayLike] | Sequence[ArrayLike],
+    compressed_logprobs: Mapping[str, ArrayLike] | Sequence[ArrayLike],
+) -> ChoiceAgreement:
+    """Agreement over the choices of each item: log-likelihoods (choices,) an item, normalised here.
+
+    Accuracy can hide many changed answers (Dutta et al. 2024, arXiv:2407.09141); this does not.
+    """
+    dense, compressed = _keyed(dense_logprobs), _keyed(compressed_logprobs)
+    same_items(dense.keys(), compressed.keys(), "compressed log-probabilities")
+    if not dense:
+        raise DataError("no items: choice agreement needs at least one")
+    divergences, agreed = [], 0
+    for key, row in dense.items():
+        p, q = np.asarray(row, dtype=np.float64), np.asarray(compressed[key], dtype=np.float64)
+        if p.shape != q.shape or p.ndim != 1 or p.size < 2 or not np.isfinite([p, q]).all():
+            raise DataError(f"item {key!r}: give two or more finite log-probabilities, as many in both models")
+        log_p, log_q = special.log_softmax(p), special.log_softmax(q)
+        divergences.append(float((np.exp(log_p) * (log_p - log_q)).sum()))
+        agreed += int(p.argmax() == q.argmax())
+    return ChoiceAgreement(
+        n=len(dense), mean_kl=math.fsum(divergences) / len(dense), top1_agreement=agreed / len(dense)
+    )
+
+
+def _keyed(rows: Mapping[str, ArrayLike] | Sequence[ArrayLike]) -> dict[Hashable, ArrayLike]:
+    return dict(rows.items() if isinstance(rows, Mapping) else enumerate(rows))

@@ -1,0 +1,128 @@
+"""Perplexity of two models on the same windows; it stands beside the tasks and has no verdict."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from llmkick.errors import DataError
+from llmkick.statistics.bootstrap import bootstrap_ratio
+from llmkick.statistics.pairing import (
+    Clusters,
+    Pairs,
+    Scores,
+    SeedScores,
+    check_settings,
+    column_of,
+    in_order_of,
+    pair_scores,
+    sampling_notes,
+)
+from llmkick.statistics.verdict import Floats, Range, cluster_sums, mean_test
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerplexityComparison:
+    """Perplexity beside the tasks; it carries no verdict, so it cannot enter an overall one."""
+
+    task: str
+    recipe: str
+    seeds: tuple[int | str, ...]
+    n: int  # windows
+    dense: float  # perplexity
+    compressed: float  # perplexity at the mean loss over seeds
+    relative_increase: float  # compressed / dense − 1
+    interval: Range | None  # two-sided, level 1 − alpha
+    interval_method: str
+    bootstrap_interval: Range | None
+    outcome: Literal["within margin", "beyond margin", "undecided"]
+    p_within: float | None  # one-sided, H0: the increase is the margin or more
+    p_beyond: float | None
+    margin: float
+    alpha: float
+    notes: tuple[str, ...]
+
+
+def compare_perplexity(
+    dense_nll: Scores,
+    compressed_nll: SeedScores,
+    tokens: Scores | None = None,
+    *,
+    margin: float = 0.05,
+    clusters: Clusters | None = None,
+    alpha: float = 0.05,
+    task: str = "",
+    recipe: str = "",
+    seeds: Sequence[int | str] | None = None,
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> PerplexityComparison:
+    """Relative increase of perplexity over paired windows of text.
+
+    The losses are mean negative log-likelihoods per token (nats) of each window; `tokens`, the number of
+    tokens predicted in each window, weights them (default: all alike). ppl_c / ppl_d is the exponential of
+    the weighted mean difference, so its interval is that of a mean, exponentiated.
+    """
+    check_settings(margin, alpha, resamples)
+    pairs = pair_scores(dense_nll, compressed_nll, clusters, seeds)
+    windows = pairs.complete(-np.inf, np.inf)
+    if not windows.dense.size or windows.dense.size < pairs.dense.size:
+        raise DataError("perplexity needs at least one window and a loss for every window in both models")
+    weight = _window_weights(tokens, pairs)
+    difference = windows.compressed - windows.dense
+    dense, log_ratio = float((weight * windows.dense).mean()), float((weight * difference).mean())
+    test, interval = None, None
+    if windows.clusters > 1:
+        unbounded = (-np.inf, np.inf)
+        test = mean_test(weight * (math.log1p(margin) - difference), windows.cluster, unbounded)
+        around = mean_test(weight * (difference - log_ratio), windows.cluster, unbounded)
+        half = around.critical(alpha / 2)
+        interval = (math.expm1(log_ratio - half), math.expm1(log_ratio + half))
+    resampled = bootstrap_ratio(
+        cluster_sums(weight * difference, windows.cluster),
+        cluster_sums(weight[None], windows.cluster)[0],
+        alpha=alpha,
+        resamples=resamples,
+        seed=seed,
+    )
+    p_within, p_beyond = (test.p_above, test.p_below) if test else (None, None)
+    return PerplexityComparison(
+        task=task,
+        recipe=recipe,
+        seeds=pairs.seeds,
+        n=windows.dense.size,
+        dense=math.exp(dense),
+        compressed=math.exp(dense + log_ratio),
+        relative_increase=math.expm1(log_ratio),
+        interval=interval,
+        interval_method="none" if interval is None else "Student t on log perplexity, cluster-robust",
+        bootstrap_interval=resampled and (math.expm1(resampled[0]), math.expm1(resampled[1])),
+        outcome=_perplexity_outcome(p_within, p_beyond, alpha),
+        p_within=p_within,
+        p_beyond=p_beyond,
+        margin=margin,
+        alpha=alpha,
+        notes=sampling_notes(pairs, windows, "window"),
+    )
+
+
+def _perplexity_outcome(
+    p_within: float | None, p_beyond: float | None, alpha: float
+) -> Literal["within margin", "beyond margin", "undecided"]:
+    if p_within is not None and p_within < alpha:
+        return "within margin"
+    return "beyond margin" if p_beyond is not None and p_beyond < alpha else "undecided"
+
+
+def _window_weights(tokens: Scores | None, pairs: Pairs) -> Floats:
+    """Tokens of each window over their mean: (windows,)."""
+    if tokens is None:
+        return np.ones(pairs.dense.size)
+    ids, counts = column_of(tokens, "tokens")
+    counts = in_order_of(ids, counts, pairs.ids, pairs.dense.size, "tokens")
+    if not (counts > 0).all():
+        raise DataError(f"every window needs a positive number of tokens; one has {counts.min()}")
+    weights: Floats = counts / counts.mean()
+    return weights
