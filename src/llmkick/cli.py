@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shutil
 import sys
 import tempfile
@@ -16,6 +17,10 @@ from rich.console import Console
 from rich.table import Table
 
 from llmkick.errors import ConfigError, KickError
+
+# Threads that spin while they wait starve each other when anything else runs on the machine: a forward on two busy
+# cores took up to four times as long. Read when torch is first imported, which is later than this.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 app = typer.Typer(
     name="kick",

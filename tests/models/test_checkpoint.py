@@ -277,6 +277,15 @@ def test_a_process_killed_while_converting_leaves_nothing_that_counts(gguf_file:
     assert load(gguf_file).info.parameters == 30880
 
 
+def test_an_altered_conversion_is_made_again(gguf_file: Path):
+    located = locate(str(gguf_file))
+    weights = located.folder / "model.safetensors"
+    original = weights.read_bytes()
+    weights.write_bytes(original[:-1] + bytes([original[-1] ^ 1]))
+    assert locate(str(gguf_file)) == located
+    assert weights.read_bytes() == original
+
+
 def test_a_half_written_conversion_is_not_trusted(gguf_file: Path):
     located = locate(str(gguf_file))
     # What a crash without the atomic rename would leave: weights cut short, no note of origin yet.

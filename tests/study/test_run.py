@@ -1,0 +1,634 @@
+"""Running a study on a toy model: the plan, resuming from anywhere, and refusing what cannot work before it starts."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from llmkick.compression.calibration import calibrate
+from llmkick.errors import ConfigError, DataError, ModelError
+from llmkick.models.checkpoint import SOURCE_FILE
+from llmkick.models.language_model import TransformersModel, load_model
+from llmkick.study import run as run_module
+from llmkick.study.config import Study, load_study, make_study
+from llmkick.study.journal import JOURNAL_FILE, Journal
+from llmkick.study.results import RESULTS_FILE, StudyResult, read_results
+from llmkick.study.run import run_study
+from llmkick.tasks import task as task_module
+from toy import save_toy
+
+RECIPES = ("magnitude@0.5", "wanda@2:4", "rtn@4b")
+# dense, magnitude and rtn once, wanda with each of two seeds
+VARIANTS = (("dense", None), ("magnitude@0.5", None), ("wanda@2:4", 3), ("wanda@2:4", 1), ("rtn@4b", None))
+TASKS = ("factoid_qa", "multiple_choice:cloze", "perplexity")
+ITEMS = {"factoid_qa": 5, "multiple_choice:cloze": 4, "perplexity": 3}
+BATCHES = 3 + 2 + 2  # of two items
+
+
+@pytest.fixture(scope="module", autouse=True)
+def surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A cache of our own, and batches of two items, so that small studies have several."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LLMKICK_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setattr(task_module, "BATCH_ITEMS", 2)
+        yield
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "toy"
+    save_toy(folder, max_position_embeddings=512)
+    return folder
+
+
+def study_of(toy: Path, **changes: Any) -> Study:
+    values = {
+        "name": "small",
+        "model": str(toy),
+        "dtype": "float32",
+        "device": "cpu",
+        "recipes": list(RECIPES),
+        "seeds": [3, 1],
+        "tasks": [
+            {"name": "factoid_qa", "limit": 5},
+            {"name": "multiple_choice:cloze", "limit": 4},
+            {"name": "perplexity", "window": 48, "limit": 3},
+        ],
+        "calibration": {"sequences": 4, "length": 32},
+    }
+    return make_study({**values, **changes})
+
+
+@pytest.fixture(scope="module")
+def study(toy: Path) -> Study:
+    return study_of(toy)
+
+
+@pytest.fixture(scope="module")
+def finished(study: Study, tmp_path_factory: pytest.TempPathFactory) -> StudyResult:
+    """A run that was never stopped."""
+    return run_study(study, out=tmp_path_factory.mktemp("runs") / "finished")
+
+
+def content(folder: Path, *, without: tuple[str, ...] = ("timing",)) -> str:
+    """results.json as text, but for its times."""
+    text = (folder / RESULTS_FILE).read_text(encoding="utf-8")
+    values = json.loads(text)
+    for key in without:
+        del values[key]
+    return json.dumps(values, indent=1, ensure_ascii=False)
+
+
+def journalled(folder: Path, query: str = "SELECT * FROM records") -> pd.DataFrame:
+    with contextlib.closing(sqlite3.connect(folder / JOURNAL_FILE)) as connection:
+        return pd.read_sql_query(query, connection)
+
+
+def edit(folder: Path, statement: str) -> None:
+    with contextlib.closing(sqlite3.connect(folder / JOURNAL_FILE)) as connection:
+        connection.execute(statement)
+        connection.commit()
+
+
+@pytest.fixture
+def copy(finished: StudyResult, tmp_path: Path) -> Path:
+    """The finished run in a folder that a test may spoil."""
+    folder = tmp_path / "copy"
+    folder.mkdir()
+    with (
+        contextlib.closing(sqlite3.connect(finished.folder / JOURNAL_FILE)) as whole,
+        contextlib.closing(sqlite3.connect(folder / JOURNAL_FILE)) as target,
+    ):
+        whole.backup(target)
+    return folder
+
+
+class Counting:
+    """What a run did: models asked and compressions made."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.asked: Counter[str] = Counter()
+        self.compressed: list[str] = []
+        for method in ("logprobs", "generate"):
+            self._spy(monkeypatch, method)
+        compress = run_module.compress
+
+        def compressing(model: Any, recipe: Any, **options: Any) -> Any:
+            self.compressed.append(str(recipe))
+            return compress(model, recipe, **options)
+
+        monkeypatch.setattr(run_module, "compress", compressing)
+
+    def _spy(self, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
+        original = getattr(TransformersModel, method)
+
+        def asking(model: TransformersModel, requests: Any) -> Any:
+            self.asked[method] += 1
+            return original(model, requests)
+
+        monkeypatch.setattr(TransformersModel, method, asking)
+
+
+# A whole study
+
+
+def test_every_cell_of_the_plan_is_in_the_results_in_order(finished: StudyResult):
+    cells = [(row["recipe"], row["seed"], row["task"]) for row in finished.results]
+    # By recipe as listed, then seed, then task as listed.
+    order = (("dense", None), ("magnitude@0.5", None), ("wanda@2:4", 1), ("wanda@2:4", 3), ("rtn@4b", None))
+    assert cells == [(recipe, seed, task) for recipe, seed in order for task in TASKS]
+    assert all(row["n"] == ITEMS[row["task"]] and row["unscored"] == 0 for row in finished.results)
+    assert [(c["task"], c["recipe"]) for c in finished.comparisons] == [(t, r) for t in TASKS for r in RECIPES]
+    assert [row["recipe"] for row in finished.overall] == list(RECIPES)
+
+
+def test_every_value_is_that_of_the_journals_records(finished: StudyResult):
+    records = journalled(finished.folder)
+    assert len(records) == len(VARIANTS) * sum(ITEMS.values())
+    for row in finished.results:
+        seed = records["seed"].isna() if row["seed"] is None else records["seed"] == row["seed"]
+        own = records[(records["recipe"] == row["recipe"]) & seed & (records["task"] == row["task"])]
+        assert len(own) == row["n"]
+        assert own["tokens"].sum() == row["tokens"]
+        if row["metric"] == "perplexity":
+            expected = math.exp((own["score"] * own["tokens"]).sum() / own["tokens"].sum())
+        else:
+            expected = own["score"].mean()
+        assert row["value"] == pytest.approx(expected, rel=1e-12)
+    by_cell = {(row["recipe"], row["seed"], row["task"]): row["value"] for row in finished.results}
+    for comparison in finished.comparisons:
+        recipe, task = comparison["recipe"], comparison["task"]
+        values = [by_cell[recipe, seed, task] for _, seed in (v for v in VARIANTS if v[0] == recipe)]
+        mean = math.exp(sum(map(math.log, values)) / len(values)) if task == "perplexity" else sum(values) / len(values)
+        assert comparison["compressed"] == pytest.approx(mean)
+        assert comparison["dense"] == pytest.approx(by_cell["dense", None, task])
+
+
+def test_the_records_are_those_that_the_model_gives(finished: StudyResult, toy: Path, study: Study):
+    model = load_model(str(toy), dtype="float32")
+    for spec in study.tasks:
+        alone = {record.item_id: record for record in task_module.evaluate(model, spec.make())}
+        own = journalled(finished.folder)
+        own = own[(own["recipe"] == "dense") & (own["task"] == spec.make().name)]
+        assert set(own["item_id"]) == set(alone)
+        for _, row in own.iterrows():
+            assert row["score"] == pytest.approx(alone[row["item_id"]].score)
+            assert row["response"] == alone[row["item_id"]].response
+
+
+def test_methods_without_calibration_run_once(finished: StudyResult):
+    assert [(report["recipe"], report["seed"]) for report in finished.compression] == [
+        ("magnitude@0.5", 0),
+        ("wanda@2:4", 3),
+        ("wanda@2:4", 1),
+        ("rtn@4b", 0),
+    ]
+    by_recipe = {report["recipe"]: report for report in finished.compression}
+    assert by_recipe["magnitude@0.5"]["calibration"] is by_recipe["rtn@4b"]["calibration"] is None
+    for report in finished.compression:
+        share = [layer["realised_sparsity"] for layer in report["layers"]]
+        if report["recipe"] != "rtn@4b":
+            assert share == pytest.approx([0.5] * len(share), abs=0.01)
+        # Measured on the first seed's windows where the method itself needs none.
+        assert all(layer["relative_output_error"] > 0 for layer in report["layers"])
+
+
+def test_each_seed_has_its_own_calibration(finished: StudyResult, toy: Path):
+    model = load_model(str(toy), dtype="float32")
+    digests = {
+        report["seed"]: report["calibration"] for report in finished.compression if report["recipe"] == "wanda@2:4"
+    }
+    assert digests == {seed: calibrate(model, sequences=4, length=32, seed=seed).digest for seed in (1, 3)}
+    weights = {report["digest"] for report in finished.compression}
+    assert len(weights) == len(finished.compression)
+
+
+def test_the_folder_holds_the_resolved_study_and_the_questions(finished: StudyResult, study: Study):
+    assert load_study(finished.folder / "study.toml") == study
+    assert finished.study["hash"] == study.hash()
+    items = journalled(finished.folder, "SELECT * FROM items")
+    assert Counter(items["task"]) == ITEMS
+    assert (items[items["task"] == "factoid_qa"]["question"].str.len() > 10).all()
+    assert read_results(finished.folder) == finished
+    assert finished.environment["packages"]["torch"]
+    assert set(finished.timing["seconds"]) == {"load", "calibrate", "compress", "evaluate", "statistics"}
+    assert not list(finished.folder.glob(".*")), "nothing temporary is left"
+
+
+def test_an_observer_sees_the_whole_plan(study: Study, tmp_path: Path, copy: Path):
+    class Watching(run_module.Silent):
+        def __init__(self) -> None:
+            self.seen: list[tuple[int, int]] = []
+            self.stages: list[str] = []
+
+        def stage(self, title: str, total: int) -> None:
+            self.stages.append(title)
+
+        def cells(self, done: int, total: int) -> None:
+            self.seen.append((done, total))
+
+    total = len(VARIANTS) * len(TASKS)
+    edit(copy, "DELETE FROM records WHERE recipe = 'rtn@4b' AND task = 'perplexity'")
+    watcher = Watching()
+    run_study(study, out=copy, observer=watcher)
+    assert watcher.seen == [(done, total) for done in range(total + 1)]
+    assert watcher.stages[0] == f"loading {study.model}"
+    assert watcher.stages[1:] == ["compressing rtn@4b", "rtn@4b on perplexity", "statistics"]
+
+
+# Resuming
+
+
+def test_a_second_run_asks_and_compresses_nothing(study: Study, copy: Path, finished: StudyResult, monkeypatch: Any):
+    counting = Counting(monkeypatch)
+    monkeypatch.setattr(run_module, "calibrate", None)
+    again = run_study(study, out=copy)
+    assert (counting.asked, counting.compressed) == (Counter(), [])
+    assert content(copy) == content(finished.folder)
+    assert again.results == finished.results
+
+
+def test_only_what_is_missing_is_asked(study: Study, copy: Path, finished: StudyResult, monkeypatch: Any):
+    edit(copy, "DELETE FROM records WHERE recipe = 'wanda@2:4' AND seed = 1 AND task = 'perplexity'")
+    counting = Counting(monkeypatch)
+    run_study(study, out=copy)
+    assert counting.compressed == ["wanda@2:4"]
+    assert counting.asked == {"logprobs": 2}
+    assert content(copy) == content(finished.folder)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_results_do_not_depend_on_what_was_journalled_before(
+    study: Study, copy: Path, finished: StudyResult, seed: int
+):
+    keys = journalled(copy, "SELECT rowid FROM records")["rowid"].tolist()
+    gone = random.Random(seed).sample(keys, k=[1, 8, len(keys) // 2, len(keys)][seed])
+    edit(copy, f"DELETE FROM records WHERE rowid IN ({','.join(map(str, gone))})")
+    if seed % 2:
+        edit(copy, "DELETE FROM artifacts")
+        edit(copy, "DELETE FROM calibrations")
+    run_study(study, out=copy)
+    assert content(copy) == content(finished.folder)
+
+
+class Stop(BaseException):
+    """Stands for the end of the process: nothing may catch it and go on."""
+
+
+@pytest.mark.parametrize("after", [1, 5, 12, 30, 60])
+def test_a_run_stopped_after_any_write_goes_on_from_there(
+    study: Study, tmp_path: Path, finished: StudyResult, monkeypatch: pytest.MonkeyPatch, after: int
+):
+    folder, left, transaction = tmp_path / "stopped", [after], Journal._transaction
+
+    @contextlib.contextmanager
+    def counted(journal: Journal) -> Iterator[sqlite3.Connection]:
+        with transaction(journal) as connection:
+            yield connection
+        left[0] -= 1
+        if left[0] == 0:
+            raise Stop
+
+    monkeypatch.setattr(Journal, "_transaction", counted)
+    with pytest.raises(Stop):
+        run_study(study, out=folder)
+    monkeypatch.undo()
+    assert not (folder / RESULTS_FILE).exists()
+    kept = len(journalled(folder))
+    batches_before = kept // 2
+    counting = Counting(monkeypatch)
+    run_study(study, out=folder)
+    assert content(folder) == content(finished.folder)
+    assert sum(counting.asked.values()) <= len(VARIANTS) * BATCHES - batches_before
+
+
+def run_command(study_file: Path, folder: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "llmkick.cli", "run", str(study_file), "--out", str(folder), "--quiet"]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
+def count_records(folder: Path) -> int:
+    try:
+        with contextlib.closing(Journal(folder, read_only=True)) as journal:
+            return sum(len(journal.done(key)) for key in journal.run_keys())
+    except DataError:  # not there yet
+        return 0
+
+
+def test_kill_9_at_any_point_and_the_same_command_give_the_same_results(
+    toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(task_module, "BATCH_ITEMS", 64)  # as in the processes that are killed
+    tasks = [
+        {"name": "factoid_qa", "limit": 66},
+        {"name": "multiple_choice:cloze", "limit": 66},
+        {"name": "perplexity", "window": 64, "limit": 6},
+    ]
+    study = study_of(toy, name="killed", recipes=["magnitude@0.5", "wanda@2:4"], seeds=[0], tasks=tasks)
+    never_stopped = run_study(study, out=tmp_path / "never-stopped")
+    total = len(journalled(never_stopped.folder))
+    study_file = tmp_path / "study.toml"
+    study_file.write_text(study.to_toml(), encoding="utf-8")
+    folder, known = tmp_path / "killed", 0
+    for share in (0.0, 0.4, 0.75):
+        process = run_command(study_file, folder)
+        deadline = time.monotonic() + 120
+        while (known := count_records(folder)) <= share * total:
+            assert process.poll() is None, process.communicate()[1]
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        os.kill(process.pid, signal.SIGKILL)
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+        assert not (folder / RESULTS_FILE).exists(), "it had finished: nothing was tested"
+        assert share * total < known <= count_records(folder) < total
+    last = run_command(study_file, folder)
+    _, errors = last.communicate(timeout=120)
+    assert (last.returncode, errors) == (0, "")
+    assert content(folder) == content(never_stopped.folder)
+    columns = ["recipe", "seed", "task", "item_id", "run_key", "score", "response", "details"]
+    pd.testing.assert_frame_equal(
+        *(
+            journalled(f)[columns].sort_values(columns[:4]).reset_index(drop=True)
+            for f in (folder, never_stopped.folder)
+        )
+    )
+
+
+# Records that belong to other weights
+
+
+def test_records_of_a_compression_that_came_out_differently_are_dropped_and_said(
+    study: Study, copy: Path, finished: StudyResult
+):
+    """Another machine or thread count may give other bits: old and new answers must not be mixed."""
+    edit(copy, "UPDATE records SET response = 'old'")
+    edit(copy, "DELETE FROM records WHERE rowid IN (SELECT rowid FROM records WHERE recipe = 'magnitude@0.5' LIMIT 1)")
+    edit(copy, "UPDATE artifacts SET digest = 'other' WHERE report LIKE '%magnitude@0.5%'")
+    result = run_study(study, out=copy)
+    assert result.warnings[0].startswith("magnitude@0.5: compressing again gave other weights")
+    old = journalled(copy, "SELECT recipe, count(*) AS n FROM records WHERE response = 'old' GROUP BY recipe")
+    assert "magnitude@0.5" not in set(old["recipe"])
+    assert set(old["recipe"]) == {"dense", "wanda@2:4", "rtn@4b"}
+    assert content(copy, without=("timing", "warnings")) == content(finished.folder, without=("timing", "warnings"))
+    assert result.warnings[1:] == list(finished.warnings)
+    # Said once, by the run that did it.
+    assert run_study(study, out=copy).warnings == finished.warnings
+
+
+def test_records_of_another_model_under_the_same_name_are_dropped_and_said(
+    study: Study, finished: StudyResult, toy: Path, copy: Path, tmp_path: Path
+):
+    """The folder behind a study's model may change; its old answers are not the new model's."""
+    folder = tmp_path / "models" / "toy"
+    save_toy(folder, max_position_embeddings=512, seed=1)
+    moved = study_of(folder)
+    run_study(moved, out=tmp_path / "run")
+    before = journalled(tmp_path / "run")
+    save_toy(folder, max_position_embeddings=512)
+    result = run_study(moved, out=tmp_path / "run")
+    assert result.warnings[0].startswith("the records of 15 cells were made with other weights, data, precision or")
+    assert [row["value"] for row in result.results] == [row["value"] for row in finished.results]
+    after = journalled(tmp_path / "run")
+    assert len(after) == len(before)
+    assert not set(after["run_key"]) & set(before["run_key"])
+
+
+RUN_KEY_CHANGES = {
+    "prompting": {"prompting": "raw"},
+    "dtype": {"dtype": "bfloat16"},
+    "calibration": {"calibration": {"sequences": 3, "length": 32}},
+    "propagate": {"propagate": False},
+    "task seed": {"tasks": [{"name": "factoid_qa", "limit": 2, "seed": 1}]},
+}
+
+
+@pytest.mark.parametrize("changed", RUN_KEY_CHANGES)
+def test_whatever_could_change_a_score_changes_the_run_key(tmp_path: Path, changed: str):
+    folder = tmp_path / "chatty"
+    save_toy(folder, chat=True, max_position_embeddings=512)
+    base = study_of(folder, recipes=["wanda@0.5"], seeds=[0], tasks=[{"name": "factoid_qa", "limit": 2}])
+    values = {**base.model_dump(mode="json", exclude_none=True), **RUN_KEY_CHANGES[changed]}
+    other = make_study(values)
+    keys = []
+    for number, one in enumerate((base, other)):
+        run_study(one, out=tmp_path / str(number))
+        records = journalled(tmp_path / str(number))
+        keys.append({recipe: set(own["run_key"]) for recipe, own in records.groupby("recipe")})
+    assert not keys[0]["wanda@0.5"] & keys[1]["wanda@0.5"]
+    if changed in ("calibration", "propagate"):
+        assert keys[0]["dense"] == keys[1]["dense"], "what only a compression depends on is no part of a dense key"
+    else:
+        assert not keys[0]["dense"] & keys[1]["dense"]
+
+
+# Refused before any work
+
+
+@pytest.fixture
+def nothing_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unexpected(*_: Any, **__: Any) -> None:
+        raise AssertionError("work began")
+
+    monkeypatch.setattr(TransformersModel, "logprobs", unexpected)
+    monkeypatch.setattr(TransformersModel, "generate", unexpected)
+    monkeypatch.setattr(run_module, "compress", unexpected)
+
+
+@pytest.mark.usefixtures("nothing_is_asked")
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        (
+            {"recipes": ["rtn@4b", "wanda@2:5"]},
+            ConfigError,
+            r"wanda@2:5: .* has 16 inputs, which is not a multiple of 5",
+        ),
+        (
+            {"calibration": {"length": 513}},
+            ConfigError,
+            "calibration length 513 exceeds the context of toy, 512 tokens",
+        ),
+        ({"calibration": {"source": "/no/such/text"}}, ConfigError, "calibration source '/no/such/text' is neither"),
+        ({"model": "/no/such/model"}, ModelError, "unknown model '/no/such/model'"),
+        ({"model": "no-such-model"}, ModelError, r"unknown model .*: not a built-in \(smollm2-135m-instruct\)"),
+        ({"prompting": "chat"}, ConfigError, 'toy has no chat template; use prompting = "raw"'),
+        ({"device": "cuda:99"}, ConfigError, "device 'cuda:99' is not available here"),
+        ({"tasks": [{"name": "perplexity", "window": 513}]}, ConfigError, "window must be between 2 and the 512"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_any_work(
+    toy: Path, tmp_path: Path, changes: dict[str, Any], error: type[Exception], message: str
+):
+    with pytest.raises(error, match=message):
+        run_study(study_of(toy, **changes), out=tmp_path)
+
+
+@pytest.mark.usefixtures("nothing_is_asked")
+def test_a_calibration_text_that_is_too_short_is_refused_before_any_work(toy: Path, tmp_path: Path):
+    text = tmp_path / "short.txt"
+    text.write_text("Too short.", encoding="utf-8")
+    with pytest.raises(DataError, match=r"short.txt: found 0 of 4 calibration windows"):
+        run_study(study_of(toy, calibration={"source": str(text), "sequences": 4, "length": 64}), out=tmp_path / "run")
+
+
+def test_a_refused_study_does_not_take_the_folder(toy: Path, tmp_path: Path):
+    with pytest.raises(ConfigError, match="not a multiple of 5"):
+        run_study(study_of(toy, recipes=["wanda@2:5"]), out=tmp_path)
+    mended = study_of(toy, recipes=["magnitude@0.5"], tasks=[{"name": "factoid_qa", "limit": 2}])
+    result = run_study(mended, out=tmp_path)
+    assert [row["recipe"] for row in result.results] == ["dense", "magnitude@0.5"]
+    assert load_study(tmp_path / "study.toml") == mended
+
+
+@pytest.mark.usefixtures("nothing_is_asked")
+def test_a_folder_with_another_studys_results_is_refused_and_left_alone(toy: Path, finished: StudyResult):
+    before = {path.name: path.read_bytes() for path in finished.folder.iterdir() if path.suffix in (".json", ".toml")}
+    assert len(before) == 2
+    records = journalled(finished.folder)
+    with pytest.raises(ConfigError) as refused:
+        run_study(study_of(toy, margin=0.1), out=finished.folder)
+    message = str(refused.value)
+    assert message.startswith("the folder holds the results of another study:\n")
+    assert "  - margin = 0.05\n  + margin = 0.1\n" in message
+    assert message.endswith("Give another --out, or remove that folder.")
+    assert before == {name: (finished.folder / name).read_bytes() for name in before}
+    pd.testing.assert_frame_equal(journalled(finished.folder), records)
+
+
+def test_the_name_is_no_reason_to_refuse(toy: Path, copy: Path, monkeypatch: pytest.MonkeyPatch):
+    counting = Counting(monkeypatch)
+    result = run_study(study_of(toy, name="renamed"), out=copy)
+    assert not counting.asked
+    assert result.study["name"] == "renamed"
+
+
+@pytest.mark.usefixtures("nothing_is_asked")
+def test_a_folder_that_cannot_be_written_is_refused(study: Study, tmp_path: Path):
+    (tmp_path / "file").touch()
+    for target in (tmp_path / "file", tmp_path / "file" / "below", Path("/proc/nowhere")):
+        with pytest.raises(ConfigError, match=r"cannot write to .*; give another --out"):
+            run_study(study, out=target)
+
+
+@pytest.mark.usefixtures("nothing_is_asked")
+def test_a_disk_without_room_is_refused(study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    usage = type("usage", (), {"free": 1_000_000})
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
+    with pytest.raises(ConfigError, match=r"a run needs 200 MB in .*, but only 1 MB are free"):
+        run_study(study, out=tmp_path)
+
+
+def test_a_damaged_journal_is_told(study: Study, tmp_path: Path):
+    (tmp_path / JOURNAL_FILE).write_bytes(b"not a database" * 100)
+    with pytest.raises(DataError, match=r"journal.sqlite cannot be opened as a journal: file is not a database"):
+        run_study(study, out=tmp_path)
+
+
+# A disk that fills up on the way
+
+
+def test_a_disk_that_fills_up_in_the_middle_loses_nothing(
+    study: Study, tmp_path: Path, finished: StudyResult, monkeypatch: pytest.MonkeyPatch
+):
+    add_records, calls = Journal.add_records, []
+
+    def filling(journal: Journal, *arguments: Any, **named: Any) -> None:
+        calls.append(1)
+        if len(calls) == 9:  # SQLite itself reports the error, as on a full disk
+            journal._connection.execute("PRAGMA max_page_count = 1")
+            journal._connection.execute("PRAGMA cache_size = 1")
+            named["records"] = [*named["records"], *_large_records()]
+        add_records(journal, *arguments, **named)
+
+    monkeypatch.setattr(Journal, "add_records", filling)
+    with pytest.raises(DataError, match=r"cannot write to the journal: database or disk is full.*run the same command"):
+        run_study(study, out=tmp_path)
+    monkeypatch.undo()
+    assert 13 <= len(journalled(tmp_path)) <= 16, "the eight batches before"
+    counting = Counting(monkeypatch)
+    run_study(study, out=tmp_path)
+    assert sum(counting.asked.values()) == len(VARIANTS) * BATCHES - 8
+    assert content(tmp_path) == content(finished.folder)
+
+
+def _large_records() -> list[task_module.Record]:
+    return [
+        task_module.Record(item_id=f"large-{number}", cluster="", response="x" * 50_000, score=0.0)
+        for number in range(20)
+    ]
+
+
+def test_results_that_cannot_be_written_lose_nothing(
+    study: Study, copy: Path, finished: StudyResult, monkeypatch: pytest.MonkeyPatch
+):
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(ConfigError, match=r"cannot write to .*No space left on device"):
+        run_study(study, out=copy)
+    monkeypatch.undo()
+
+    class FullAtTheEnd(run_module.Silent):
+        def stage(self, title: str, total: int) -> None:
+            if title == "statistics":
+                monkeypatch.setattr(os, "fsync", full)
+
+    with pytest.raises(DataError, match=r"cannot write .*results.json: .*Every record is safe in the journal"):
+        run_study(study, out=copy, observer=FullAtTheEnd())
+    monkeypatch.undo()
+    assert not (copy / RESULTS_FILE).exists()
+    run_study(study, out=copy)
+    assert content(copy) == content(finished.folder)
+
+
+# What the tables do not show
+
+
+def test_unscored_items_are_counted_and_said(tmp_path: Path):
+    folder = tmp_path / "short-sighted"
+    save_toy(folder, max_position_embeddings=128)
+    tasks = [{"name": "context_qa:open", "limit": 4}, {"name": "perplexity", "window": 32, "limit": 2}]
+    result = run_study(study_of(folder, recipes=["rtn@8b"], tasks=tasks), out=tmp_path / "run")
+    row = result.results[0]
+    assert (row["task"], row["value"], row["n"], row["unscored"]) == ("context_qa:open", None, 0, 4)
+    assert all("in a context of 128" in reason for reason in row["unscored_reasons"])
+    assert sum(row["unscored_reasons"].values()) == 4
+    assert "8 of 12 records are unscored; results.json counts the reasons" in result.warnings
+    comparison = result.comparisons[0]
+    assert (comparison["task"], comparison["verdict"]) == ("context_qa:open", "incomplete")
+
+
+def test_rounding_what_was_rounded_is_said(tmp_path: Path):
+    folder = tmp_path / "rounded"
+    save_toy(folder, max_position_embeddings=512)
+    (folder / SOURCE_FILE).write_text('{"source_precision": "Q4_1"}', encoding="utf-8")
+    tasks = [{"name": "factoid_qa", "limit": 2}]
+    warning = "the dense weights of rounded come from a file already rounded to Q4_1"
+    rounding = run_study(study_of(folder, recipes=["rtn@4b"], tasks=tasks), out=tmp_path / "rounding")
+    assert any(text.startswith(warning) for text in rounding.warnings)
+    pruning = run_study(study_of(folder, recipes=["magnitude@0.5"], tasks=tasks), out=tmp_path / "pruning")
+    assert not any(text.startswith(warning) for text in pruning.warnings)
+
+
+def test_calibration_on_the_dense_model_is_said(toy: Path, tmp_path: Path):
+    small = {"recipes": ["wanda@0.5"], "seeds": [0], "tasks": [{"name": "factoid_qa", "limit": 2}]}
+    result = run_study(study_of(toy, **small, propagate=False), out=tmp_path)
+    assert "calibration was not propagated: every statistic comes from the dense model" in result.warnings
+    assert result.compression[0]["propagate"] is False
