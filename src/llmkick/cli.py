@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import shutil
@@ -43,8 +44,15 @@ OUTSIDE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 def main() -> NoReturn:
     """Run the command line; expected errors are a message and an exit code, never a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without "·" must not end a run of hours
     try:
-        app(standalone_mode=False)
+        code = app(standalone_mode=False)
+        # Newer typers return the code of Ctrl-C, and of --help, older ones raise.
+        if code == EXIT_INTERRUPTED:
+            raise KeyboardInterrupt
+        sys.exit(code or 0)
     except typer.Exit as stop:
         sys.exit(stop.exit_code)
     except KickError as error:
@@ -63,7 +71,6 @@ def main() -> NoReturn:
             _print_error(error)
             sys.exit(EXIT_ERROR)
         raise
-    sys.exit(0)
 
 
 def _print_error(error: Exception) -> None:
@@ -180,6 +187,8 @@ def compress(
     from llmkick.terminal import Watcher
 
     parsed = parse_recipe(recipe)
+    if not 0 <= seed < 2**32:
+        raise ConfigError(f"seed must be a whole number from 0 to 4294967295; got {seed}")
     check_target(folder)
     with Watcher(err, quiet=quiet) as watcher:
         watcher.stage(f"loading {model}", 1)

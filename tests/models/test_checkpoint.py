@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from llmkick.errors import KickError, ModelError, NumericalError
 from llmkick.models import checkpoint
 from llmkick.models.checkpoint import SOURCE_FILE, gguf_precision, locate
+from llmkick.models.files import new_folder
 from llmkick.models.language_model import ScoreRequest, load_model
 from toy import save_toy, save_toy_gguf
 
@@ -292,6 +293,15 @@ def test_a_half_written_conversion_is_not_trusted(gguf_file: Path):
     (located.folder / SOURCE_FILE).unlink()
     (located.folder / "model.safetensors").write_bytes(b"half")
     assert load(gguf_file).info.parameters == 30880
+
+
+def test_a_new_folder_is_moved_into_place_as_a_whole(tmp_path: Path):
+    with new_folder(tmp_path / "target") as folder:
+        (folder / "file").write_text("whole")
+        written = (folder / "file").stat().st_ino
+        assert not (tmp_path / "target").exists()
+    assert (tmp_path / "target" / "file").stat().st_ino == written  # renamed, not copied
+    assert [path.name for path in tmp_path.iterdir()] == ["target"]
 
 
 def test_two_processes_that_convert_the_same_file_both_get_it(gguf_file: Path, monkeypatch: pytest.MonkeyPatch):

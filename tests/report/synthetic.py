@@ -96,7 +96,8 @@ def facts(recipes: Sequence[str], tasks: Sequence[str], seeds: Sequence[int], so
             "seconds": {
                 "load": {"toy": 2.0}, "evaluate": dict.fromkeys(tasks, 61.5), "compress": dict.fromkeys(recipes, 3.5),
             },
-            "compression_seconds": dict.fromkeys(recipes, 3.5), "peak_memory_bytes": 1_300_000_000,
+            "compression_seconds": {digest_of(r, s): 3.5 for r in recipes for s in seeds_of(r, seeds)},
+            "peak_memory_bytes": 1_300_000_000,
         },
         "model": {
             "name": "toy-135m-instruct", "revision": "1", "digest": "d" * 64, "architecture": "ToyForCausalLM",
@@ -104,6 +105,11 @@ def facts(recipes: Sequence[str], tasks: Sequence[str], seeds: Sequence[int], so
         },
         "warnings": ["the dense weights come from a file already rounded"] if source_precision != "float" else [],
     }  # fmt: skip
+
+
+def digest_of(recipe: str, seed: int | None) -> str:
+    """An invented digest for each compressed model."""
+    return hashlib.sha256(f"{recipe} {seed}".encode()).hexdigest()
 
 
 def make_items(task: str, count: int, *, hostile: bool = False) -> list[Item]:
@@ -194,7 +200,7 @@ def report(recipe: str, seed: int | None, blocks: int) -> dict[str, Any]:
     return {
         "recipe": recipe, "model": "toy-135m-instruct", "source_precision": "Q4_1", "seed": seed or 0,
         "calibration": None if seed is None else "c" * 64, "calibration_source": None if seed is None else "self",
-        "propagate": True, "digest": hashlib.sha256(f"{recipe} {seed}".encode()).hexdigest(),
+        "propagate": True, "digest": digest_of(recipe, seed),
         "dense_bytes": 212_336_640, "stored_bytes": int(212_336_640 * (0.3 if rounding else 0.9)),
         "layers": layers,
         "warnings": ["few tokens: a layer was calibrated on 3 tokens"] if recipe == "wanda@2:4" else [],

@@ -119,7 +119,7 @@ def compression_table(result: StudyResult) -> pd.DataFrame:
                 "mean_output_error": sum(errors.values()) / len(errors) if errors else None,
                 "max_output_error": max(errors.values()) if errors else None,
                 "worst_layer": max(errors, key=errors.__getitem__) if errors else None,
-                "seconds": seconds.get(report["recipe"]),
+                "seconds": seconds.get(report["digest"]),
                 "calibration": report["calibration"],
                 "warnings": _joined(report["warnings"], "; "),
             }

@@ -28,7 +28,7 @@ from llmkick.errors import ConfigError
 from llmkick.models.batching import ENGINE_VERSION
 from llmkick.models.files import require_space, write_text_atomically
 from llmkick.models.language_model import TransformersModel, load_model
-from llmkick.study.config import Study
+from llmkick.study.config import Study, load_study, make_study
 from llmkick.study.journal import Journal
 from llmkick.study.results import (
     StudyResult,
@@ -84,12 +84,18 @@ class Cell:
     run_key: str
 
 
-def run_study(study: Study, *, out: Path | str, observer: Observer | None = None) -> StudyResult:
+def run_study(
+    study: Study | Mapping[str, Any] | Path | str, *, out: Path | str, observer: Observer | None = None
+) -> StudyResult:
     """Run a study into a folder, or resume the one that is there.
 
-    Every record is journalled as soon as its batch is done; what is in the journal is not run again.
+    `study` is a Study, its values as a mapping, or the path of a study file. Every record is journalled as soon as its batch is done; what is in the journal is not run again.
     Raises ConfigError before any work when the study, the model and the folder do not fit together.
     """
+    if isinstance(study, Path | str):
+        study = load_study(Path(study))
+    elif not isinstance(study, Study):
+        study = make_study(study)
     run = _Run(study=study, folder=Path(out), observer=observer or Silent())
     return run.execute()
 
@@ -315,7 +321,7 @@ class _Run:
                 "started": started,
                 "finished": datetime.now(UTC).isoformat(timespec="seconds"),
                 "seconds": self.journal.seconds(),
-                "compression_seconds": {r["recipe"]: r.pop("seconds") for r in reports},
+                "compression_seconds": {r["digest"]: r.pop("seconds") for r in reports},
                 "peak_memory_bytes": peak_memory(),
             },
             model=as_json(self.model.info),

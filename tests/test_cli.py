@@ -1,0 +1,504 @@
+"""The command line: help, exit codes, what goes where, and the main job from end to end on a toy model."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+from rich.console import Console
+
+from llmkick import cli
+from llmkick.compression.artifact import REPORT_FILE
+from llmkick.compression.calibration import calibrate
+from llmkick.compression.recipe import METHODS
+from llmkick.compression.walk import compress
+from llmkick.errors import DataError
+from llmkick.models.builtin import BUILTIN_MODELS
+from llmkick.models.language_model import load_model
+from llmkick.study.config import load_study
+from llmkick.study.journal import Journal
+from llmkick.study.results import read_results
+from llmkick.tasks.task import task_names
+from llmkick.terminal import QUIET_SECONDS, Watcher
+from toy import save_toy
+
+COMMANDS = ("run", "compress", "eval", "report", "models", "methods", "tasks", "doctor")
+# Escapes, carriage returns, bells and backspaces: what belongs on a terminal only.
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
+
+
+class Outcome(NamedTuple):
+    """What a command left behind."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def said(self) -> str:
+        """What it complained about, on one line."""
+        return " ".join(self.err.split())
+
+
+Kick = Callable[..., Outcome]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LLMKICK_CACHE", str(tmp_path_factory.mktemp("cache")))
+        for name in ("FORCE_COLOR", "CLICOLOR_FORCE", "TTY_COMPATIBLE"):
+            patch.delenv(name, raising=False)
+        patch.setattr(cli.out, "_width", 200)  # tables in one piece
+        yield
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "toy"
+    save_toy(folder, max_position_embeddings=512)
+    return folder
+
+
+@pytest.fixture
+def kick(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Kick:
+    """Run a command in this process, exactly as the installed script does."""
+
+    def run(*arguments: object) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["kick", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        out, err = capsys.readouterr()
+        assert not CONTROL.search(out + err), "control characters, and this is no terminal"
+        assert "Traceback" not in out + err
+        assert isinstance(stop.value.code, int)
+        return Outcome(stop.value.code, out, err)
+
+    return run
+
+
+SMALL = ("--dtype", "float32", "--sequences", 4, "--length", 32)
+
+
+# Help and lists
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_shows_an_example(kick: Kick, command: str):
+    code, out, err = kick(command, "--help")
+    assert (code, err) == (0, "")
+    assert re.search(rf"Examples?:\s+kick {command}", out)
+    assert all(line == line.rstrip() or len(line) <= 200 for line in out.splitlines())
+
+
+def test_help_lists_every_command(kick: Kick):
+    code, out, err = kick("--help")
+    assert (code, err) == (0, "")
+    for command in COMMANDS:
+        assert re.search(rf"^\W*{command}\s+[A-Z]", out, re.MULTILINE), command
+
+
+def test_without_a_command_there_is_help_and_an_exit_code(kick: Kick):
+    code, out, err = kick()
+    assert code == 2
+    assert "Usage:" in out + err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["kick-it"], "No such command 'kick-it'"),
+        (["run", "--colour"], "No such option: --colour"),
+        (["compress"], "Missing argument"),
+        (["compress", "toy", "wanda@0.5"], "Missing option '--out'"),
+        (["eval", "toy"], "Missing option '--task'"),
+        (["eval", "toy", "-t", "factoid_qa", "--limit", "many"], "Invalid value for '--limit'"),
+        (["run", "--limit", "1.5"], "Invalid value for '--limit'"),
+        (["run", "--seed", "x"], "Invalid value for '--seed'"),
+        (["run", "--margin", "x"], "Invalid value for '--margin'"),
+        (["run", "--sequences", "x"], "Invalid value for '--sequences'"),
+        (["report"], "Missing argument"),
+        (["report", "a", "b"], "unexpected extra argument"),
+    ],
+)
+def test_usage_errors(kick: Kick, arguments: list[str], message: str):
+    outcome = kick(*arguments)
+    assert (outcome.code, outcome.out) == (2, "")
+    assert message.lower() in re.sub(r"[^\w' .:-]+", " ", outcome.said).lower()
+
+
+def test_models_methods_and_tasks_are_listed(kick: Kick):
+    code, out, _ = kick("models")
+    assert code == 0
+    for name, model in BUILTIN_MODELS.items():
+        assert name in out
+        assert f"{model.package}=={model.version}" in out
+    code, out, _ = kick("methods")
+    assert code == 0
+    for name, method in METHODS.items():
+        assert name in out
+        assert all(example in out for example in method.examples)
+    code, out, _ = kick("tasks")
+    assert code == 0
+    for name in task_names():
+        assert re.search(rf"{name}\s.*(accuracy|perplexity)", out), name
+
+
+def test_doctor(kick: Kick, monkeypatch: pytest.MonkeyPatch):
+    usage = shutil.disk_usage("/")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=5_000_000_000))
+    code, out, err = kick("doctor")
+    assert (code, err) == (0, "")
+    assert out.rstrip().endswith("all well")
+    assert torch.__version__ in out
+    assert os.environ["LLMKICK_CACHE"] in out
+    for name in BUILTIN_MODELS:
+        assert re.search(rf"{name}\s.*fetched at first use", out)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1_000_000_000))
+    outcome = kick("doctor")
+    assert outcome.code == 1
+    assert "less than 2 GB are free" in outcome.said
+    assert "all well" not in outcome.out
+
+
+# Bad values
+
+
+BAD_RUNS = [
+    ([], "where should the results go? give --out DIR"),
+    (["-o", "{new}"], "give a study file, or all of --model, --recipe and --task"),
+    (["-m", "{toy}", "-r", "wanda@0.5", "-o", "{new}"], "give a study file, or all of --model, --recipe and --task"),
+    (["{new}/none.toml", "-o", "{new}"], "cannot read the study file"),
+    (["{study}", "-m", "{toy}", "-o", "{new}"], "give a study file or options, not both: write --model into"),
+    (["{study}", "--limit", "3", "-o", "{new}"], "not both: write --limit into"),
+    (["{study}", "--sequences", "32", "--dtype", "auto", "-o", "{new}"], "not both: write --sequences, --dtype into"),
+    (["{study}", "--seed", "0", "--margin", "0.05", "-o", "{new}"], "not both: write --seed, --margin into"),
+    (["{study}", "-o", "{study}"], "cannot write to"),
+]
+BAD_OPTIONS = [
+    (["--recipe", "wanda@1.5"], "recipes.1: recipe 'wanda@1.5': sparsity 1.5 is not the share of zeros"),
+    (["--recipe", "rtn@5b"], "'5b' is not a grid of rtn; choose from: 2b, 3b, 4b, 8b"),
+    (["--recipe", "wanda@3:2"], "pattern 3:2 does not keep N of every M"),
+    (["--recipe", "magnitude@0.5"], "recipes.1: magnitude@0.5 is listed twice"),
+    (["--recipe", "wanda@2:5"], "16 inputs, which is not a multiple of 5"),
+    (["--task", "mmlu"], f"tasks.1.name: unknown task 'mmlu'; choose from: {', '.join(task_names())}"),
+    (["--task", "factoid_qa"], "tasks.1: factoid_qa is listed twice"),
+    (["--limit", "0"], "tasks.0.limit: limit of factoid_qa must be a whole number of at least 1; got 0"),
+    (["--limit", "-1"], "got -1"),
+    (["--seed", "1", "--seed", "1"], "seeds.1: 1 is listed twice"),
+    (["--seed", "-1"], "seeds.0: Input should be greater than or equal to 0, got -1"),
+    (["--sequences", "0"], "calibration.sequences: Input should be greater than or equal to 1, got 0"),
+    (["--length", "1"], "calibration.length: Input should be greater than or equal to 2, got 1"),
+    (["--length", "513"], "calibration length 513 exceeds the context of toy, 512 tokens"),
+    (["--margin", "1"], "margin: Input should be less than 1, got 1.0"),
+    (["--margin", "nan"], "margin: Input should be"),
+    (["--dtype", "float8"], "unknown dtype 'float8'; choose from: auto, float32, bfloat16, float16"),
+    (["--device", "tpu"], "device 'tpu' is not available here"),
+]
+WORKING_RUN = ["-m", "{toy}", "-r", "magnitude@0.5", "-t", "factoid_qa", "-o", "{new}"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"), [*BAD_RUNS, *(([*WORKING_RUN, *options], message) for options, message in BAD_OPTIONS)]
+)
+def test_bad_values_of_run(kick: Kick, toy: Path, tmp_path: Path, arguments: list[str], message: str):
+    study = tmp_path / "study.toml"
+    study.write_text(f'model = "{toy}"\nrecipes = ["magnitude@0.5"]\ntasks = ["factoid_qa"]\n', encoding="utf-8")
+    outcome = kick("run", *(text.format(toy=toy, new=tmp_path / "new", study=study) for text in arguments))
+    assert (outcome.code, outcome.out) == (2, "")
+    assert re.match(r"(\[0/0 cells\] loading .*? )?error: ", outcome.said)
+    assert message in outcome.said
+    assert not (tmp_path / "new" / "results.json").exists()
+
+
+def test_a_mistake_in_a_study_file_is_located(kick: Kick, tmp_path: Path):
+    study = tmp_path / "study.toml"
+    study.write_text('model = "toy"\nrecipes = [\n  "wanda@0.5",\n  "rtn@5b",\n]\ntasks = ["factoid_qa"]\n')
+    outcome = kick("run", study, "--out", tmp_path / "run")
+    assert outcome.code == 2
+    assert outcome.err.startswith(f"error: {study}, line 4: recipes.1: recipe 'rtn@5b': ")
+    assert outcome.err.count("\n") == 1, "a message is not wrapped where nobody looks at it"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["{toy}", "wanda@1.5", "-o", "{new}"], 2, "sparsity 1.5 is not the share of zeros"),
+        (["{toy}", "wunda@0.5", "-o", "{new}"], 2, "unknown method 'wunda'; choose from: "),
+        (["{toy}", "wanda@2:5", "-o", "{new}"], 2, "16 inputs, which is not a multiple of 5"),
+        (["{toy}", "magnitude@0.5", "-o", "{taken}"], 2, "exists and is not empty; choose another folder"),
+        (["{toy}", "magnitude@0.5", "-o", "{taken}/file"], 2, "exists and is not empty; choose another folder"),
+        (["no-such-model", "magnitude@0.5", "-o", "{new}"], 1, "unknown model 'no-such-model': not a built-in"),
+        (["{taken}", "magnitude@0.5", "-o", "{new}"], 1, "is not a Hugging Face model folder: it has no config.json"),
+        (["{toy}", "wanda@0.5", "--calibration", "{new}/text", "-o", "{new}"], 2, "is neither self, c4, a file nor"),
+        (["{toy}", "wanda@0.5", "--calibration", "{taken}", "-o", "{new}"], 1, "holds no .txt, .jsonl, .json or .gz"),
+        (["{toy}", "wanda@0.5", "--sequences", "0", "-o", "{new}"], 2, "needs sequences >= 1 and length >= 2; got 0"),
+        (
+            ["{toy}", "wanda@0.5", "--length", "1", "-o", "{new}"],
+            2,
+            "needs sequences >= 1 and length >= 2; got 32 and 1",
+        ),
+        (["{toy}", "wanda@0.5", "--length", "513", "-o", "{new}"], 2, "length 513 exceeds the model's context of 512"),
+        (["{toy}", "wanda@0.5", "--seed", "-1", "-o", "{new}"], 2, "seed must be a whole number from 0 to 4294967295"),
+        (["{toy}", "wanda@0.5", "--seed", str(2**70), "-o", "{new}"], 2, "seed must be a whole number from 0 to"),
+        (["{toy}", "magnitude@0.5", "--dtype", "int4", "-o", "{new}"], 2, "unknown dtype 'int4'; choose from: auto"),
+        (["{toy}", "magnitude@0.5", "--device", "moon", "-o", "{new}"], 2, "device 'moon' is not available here"),
+    ],
+)
+def test_bad_values_of_compress(kick: Kick, toy: Path, tmp_path: Path, arguments: list[str], code: int, message: str):
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "file").write_text("somebody's")
+    paths = {"toy": toy, "new": tmp_path / "new", "taken": tmp_path / "taken"}
+    outcome = kick("compress", *(text.format(**paths) for text in arguments))
+    assert (outcome.code, outcome.out) == (code, "")
+    assert message in outcome.said
+    assert [path.name for path in tmp_path.rglob("*")] == ["taken", "file"]
+    assert (tmp_path / "taken" / "file").read_text() == "somebody's"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["-t", "mmlu"], 2, f"unknown task 'mmlu'; choose from: {', '.join(task_names())}"),
+        (["-t", "factoid_qa", "-t", "context_qa:ajar"], 2, "unknown task 'context_qa:ajar'"),
+        (["-t", "factoid_qa", "--limit", "0"], 2, "limit of factoid_qa must be a whole number of at least 1; got 0"),
+        (["-t", "factoid_qa", "--prompting", "loud"], 2, "unknown prompting 'loud'; choose from: auto, chat, raw"),
+        (["-t", "factoid_qa", "--prompting", "chat"], 2, 'toy has no chat template; use prompting = "raw"'),
+        (["-t", "factoid_qa", "--dtype", "int4"], 2, "unknown dtype 'int4'"),
+        (["-t", "factoid_qa", "--device", "cuda:99"], 2, "device 'cuda:99' is not available here"),
+        (["-t", "factoid_qa", "--records", "{tmp}"], 2, "is a folder; give the name of a file"),
+        (["-t", "factoid_qa", "--records", "{toy}/config.json/x"], 2, "cannot write"),
+    ],
+)
+def test_bad_values_of_eval(kick: Kick, toy: Path, tmp_path: Path, arguments: list[str], code: int, message: str):
+    outcome = kick("eval", toy, *(text.format(toy=toy, tmp=tmp_path) for text in arguments))
+    assert (outcome.code, outcome.out) == (code, "")
+    assert message in outcome.said
+
+
+def test_where_records_cannot_go_is_seen_before_the_work(kick: Kick, tmp_path: Path):
+    # Before the model is even looked for.
+    outcome = kick("eval", "no-such-model", "-t", "factoid_qa", "--records", tmp_path)
+    assert "is a folder" in outcome.said
+    outcome = kick("eval", "no-such-model", "-t", "factoid_qa", "--records", tmp_path / "new" / "records.jsonl")
+    assert (outcome.code, "unknown model" in outcome.said) == (1, True)
+
+
+def test_report_of_what_is_no_run(kick: Kick, tmp_path: Path):
+    for folder in (tmp_path, tmp_path / "missing"):
+        outcome = kick("report", folder)
+        assert (outcome.code, outcome.out) == (1, "")
+        assert str(folder) in outcome.said
+
+
+def test_a_disk_that_is_full_is_no_traceback(kick: Kick, toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    outcome = kick("eval", toy, "-t", "factoid_qa", "--limit", 1, "--records", tmp_path / "records.jsonl")
+    assert outcome.code == 1
+    assert "error: [Errno 28] No space left on device" in outcome.said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_output_without_our_characters_still_works(toy: Path):
+    command = [sys.executable, "-m", "llmkick.cli", "methods"]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, capture_output=True, env=environment, timeout=120)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"wanda@2:4" in done.stdout
+
+
+# compress
+
+
+def logits(folder: Path | str) -> torch.Tensor:
+    model = load_model(str(folder), dtype="float32")
+    with torch.no_grad():
+        return model.network(torch.tensor([model.tokenize("The capital of France is")])).logits
+
+
+@pytest.mark.parametrize(
+    ("recipe", "options"),
+    [("wanda@2:4", ["--seed", 5]), ("rtn@4b-g8", []), ("wanda@0.5", ["--no-propagate"])],
+)
+def test_compress_writes_a_folder_that_loads_as_the_compressed_model(
+    kick: Kick, toy: Path, tmp_path: Path, recipe: str, options: list[object]
+):
+    target = tmp_path / "new" / "compressed"
+    code, out, err = kick("compress", toy, recipe, "--out", target, *SMALL, *options)
+    assert code == 0
+    assert "error" not in err
+    model = load_model(str(toy), dtype="float32")
+    windows = calibrate(model, sequences=4, length=32, seed=5 if options[:1] == ["--seed"] else 0)
+    expected, report = compress(model, recipe, calibration=windows, propagate="--no-propagate" not in options)
+    with torch.no_grad():
+        wanted = expected.network(torch.tensor([model.tokenize("The capital of France is")])).logits
+    assert torch.equal(logits(target), wanted)
+    assert not torch.allclose(logits(toy), wanted)
+    written = json.loads((target / REPORT_FILE).read_text(encoding="utf-8"))
+    assert written["digest"] == report.digest
+    assert (written["recipe"], written["propagate"]) == (recipe, report.propagate)
+    assert out.startswith(f"{recipe}: {report.realised_sparsity:.1%} zeros in {len(report.layers)} layers, ")
+    assert out.rstrip().endswith(str(target))
+    assert [path.name for path in target.parent.iterdir()] == ["compressed"], "nothing temporary is left"
+
+
+def test_compress_into_an_empty_folder(kick: Kick, toy: Path, tmp_path: Path):
+    assert kick("compress", toy, "magnitude@0.5", "-o", tmp_path, "-q", "--dtype", "float32").code == 0
+    assert (tmp_path / "config.json").is_file()
+
+
+# eval
+
+
+def test_eval_prints_scores_and_writes_every_record(kick: Kick, toy: Path, tmp_path: Path):
+    records = tmp_path / "new" / "records.jsonl"
+    names = ["factoid_qa", "multiple_choice:cloze", "context_qa:open"]
+    tasks = [argument for name in names for argument in ("--task", name)]
+    code, out, _ = kick("eval", toy, *tasks, "--limit", 5, "--seed", 2, "--records", records, "--dtype", "float32")
+    assert code == 0
+    lines = [json.loads(line) for line in records.read_text(encoding="utf-8").splitlines()]
+    assert [line["task"] for line in lines] == [name for name in names for _ in range(5)]
+    assert len({line["item_id"] for line in lines}) == 15
+    for name in names:
+        own = [line for line in lines if line["task"] == name]
+        scored = [line["score"] for line in own if line["score"] is not None]
+        row = next(line for line in out.splitlines() if f" {name} " in line)
+        cells = [cell.strip() for cell in re.split(r"[│┃|]", row)[1:-1]]
+        value = f"{sum(scored) / len(scored):.4g}" if scored else "–"
+        truncated = sum(line["truncated"] for line in own)
+        assert cells == [name, "accuracy", value, str(len(scored)), str(5 - len(scored)), str(truncated)]
+
+
+def test_eval_of_what_cannot_be_scored_says_so(kick: Kick, tmp_path: Path):
+    save_toy(tmp_path / "short", max_position_embeddings=64)
+    code, out, _ = kick("eval", tmp_path / "short", "-t", "context_qa:open", "--limit", 3)
+    assert code == 0
+    row = next(line for line in out.splitlines() if "context_qa:open" in line)
+    assert re.search(r"–\W+0\W+3\W+0\W*$", row)
+
+
+# What is seen while work goes on
+
+
+def watch(console: Console, *, quiet: bool = False) -> None:
+    with Watcher(console, quiet=quiet) as watcher:
+        watcher.cells(0, 8)
+        for title in ("loading", "asking [bold]things[/bold]"):
+            watcher.stage(title, 10)
+            watcher.advance(5)
+        watcher.cells(3, 8)
+
+
+def test_a_terminal_gets_bars_with_an_eta():
+    text = io.StringIO()
+    watch(Console(file=text, force_terminal=True, width=120, color_system=None))
+    assert "whole study" in text.getvalue()
+    assert "3/8" in text.getvalue()
+    assert "5/10" in text.getvalue()
+    assert "ETA" in text.getvalue()
+
+
+def test_other_outputs_get_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch):
+    now = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    text = io.StringIO()
+    with Watcher(Console(file=text, width=120)) as watcher:
+        for step in range(10):
+            watcher.cells(step, 10)
+            watcher.stage(f"step [{step}]", 1)
+            now[0] += QUIET_SECONDS / 4
+    assert text.getvalue().splitlines() == [f"[{step}/10 cells] step [{step}]" for step in (0, 4, 8)]
+
+
+def test_quiet_means_nothing():
+    for terminal in (True, False):
+        text = io.StringIO()
+        watch(Console(file=text, force_terminal=terminal, width=120), quiet=True)
+        assert text.getvalue() == ""
+
+
+# The main job; last, because it needs everything
+
+
+def count_records(folder: Path) -> int:
+    try:
+        with contextlib.closing(Journal(folder, read_only=True)) as journal:
+            return len(journal.records())
+    except DataError:
+        return 0
+
+
+def test_run_stops_politely_resumes_and_reports(kick: Kick, toy: Path, tmp_path: Path):
+    """Ctrl-C in the middle, the same command again, and everything that a run's folder must hold."""
+    folder = tmp_path / "runs" / "mine"
+    arguments = [
+        "run", "-m", toy, "-r", "magnitude@0.5", "-r", "wanda@2:4", "-t", "multiple_choice:cloze", "-t", "factoid_qa",
+        "--limit", 70, "--seed", 4, "--seed", 7, *SMALL, "--margin", 0.1, "--out", folder,
+    ]  # fmt: skip
+    command = [sys.executable, "-m", "llmkick.cli", *map(str, arguments)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while (before := count_records(folder)) == 0:
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert out == ""
+    assert err.splitlines()[-1] == "stopped; run the same command again to go on where it was"
+    assert "Traceback" not in err
+    assert not (folder / "results.json").exists()
+    assert not CONTROL.search(err)
+
+    code, out, err = kick(*arguments)
+    assert code == 0, err
+    result = read_results(folder)
+    assert (result.study["name"], result.study["seeds"], result.study["margin"]) == ("mine", [4, 7], 0.1)
+    assert [(row["recipe"], row["seed"], row["n"]) for row in result.results if row["task"] == "factoid_qa"] == [
+        ("dense", None, 70),
+        ("magnitude@0.5", None, 70),
+        ("wanda@2:4", 4, 70),
+        ("wanda@2:4", 7, 70),
+    ]
+    assert 0 < before < count_records(folder) == 2 * 4 * 70
+    for word in ("toy", "dense", "magnitude@0.5", "wanda@2:4", "verdict"):
+        assert word in out
+    for note in result.warnings:
+        assert f"note: {note}" in out
+    assert out.rstrip().endswith(f"report: {folder / 'report.html'}")
+    assert load_study(folder / "study.toml").hash() == result.study["hash"]
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert "</html>" in page
+    assert "wanda@2:4" in page
+    assert {path.name for path in (folder / "tables").iterdir()} >= {"scores.csv", "comparisons.csv", "compression.csv"}
+    assert list((folder / "figures").glob("*.svg"))
+
+    # The report again, from the folder alone.
+    (folder / "report.html").unlink()
+    code, again, err = kick("report", folder)
+    assert (code, err) == (0, "")
+    assert (folder / "report.html").read_text(encoding="utf-8") == page
+    assert again == "\n".join(line for line in out.splitlines() if not line.startswith("note: ")) + "\n"
+
+    # Another study does not get in.
+    outcome = kick(*arguments, "--task", "perplexity")
+    assert outcome.code == 2
+    assert "the folder holds the results of another study" in outcome.said

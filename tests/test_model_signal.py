@@ -1,0 +1,46 @@
+"""A model that knows nothing cannot forget: the built-in dense model must be far above zero on the pocket suite."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+
+import pytest
+
+from llmkick.models.language_model import TransformersModel, load_model
+from llmkick.tasks.task import evaluate, get_task, summary_value
+
+pytestmark = [pytest.mark.model, pytest.mark.timeout(900)]
+LIMIT = 120
+
+Accuracy = Callable[[str], float]
+
+
+@pytest.fixture(scope="module")
+def accuracy() -> Accuracy:
+    model: TransformersModel = load_model("smollm2-135m-instruct")
+
+    @cache
+    def of(name: str) -> float:
+        records = evaluate(model, get_task(name, limit=LIMIT))
+        assert len(records) == LIMIT
+        assert all(record.score is not None for record in records), "an item is unscored"
+        value = summary_value("accuracy", records)
+        assert value is not None
+        return value
+
+    return of
+
+
+def test_the_model_knows_facts(accuracy: Accuracy):
+    assert accuracy("factoid_qa") >= 0.5
+
+
+def test_the_model_finds_the_right_option(accuracy: Accuracy):
+    assert accuracy("multiple_choice:cloze") >= 0.45
+
+
+def test_the_model_reads_and_reading_helps(accuracy: Accuracy):
+    closed, opened = accuracy("context_qa:closed"), accuracy("context_qa:open")
+    assert opened >= 0.5
+    assert opened - closed >= 0.2
