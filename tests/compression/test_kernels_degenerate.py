@@ -220,9 +220,7 @@ def test_codes_and_grid_are_the_weight(text: str, dtype: torch.dtype) -> None:
         ("wanda@0.5+rtn@4b", 32, False, "wanda@0.5.* needs calibration inputs"),
     ],
 )
-def test_layers_that_do_not_suit_the_recipe_are_refused(
-    text: str, width: int, inputs: bool, message: str
-) -> None:
+def test_layers_that_do_not_suit_the_recipe_are_refused(text: str, width: int, inputs: bool, message: str) -> None:
     activations = torch.ones(1, 4, width) if inputs else None
     with pytest.raises(ConfigError, match=message):
         compress_weight(torch.ones(8, width), activations, parse_recipe(text))

@@ -194,9 +194,7 @@ grids = st.builds(
 )
 pruners = st.builds(Magnitude, pattern=patterns) | st.builds(Wanda, pattern=patterns)
 gptqs = st.builds(
-    lambda grid, act, static: GPTQ(
-        grid=grid, act_order=act, static_groups=static and grid.group_size is not None
-    ),
+    lambda grid, act, static: GPTQ(grid=grid, act_order=act, static_groups=static and grid.group_size is not None),
     grids,
     st.booleans(),
     st.booleans(),

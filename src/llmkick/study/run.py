@@ -89,7 +89,8 @@ def run_study(
 ) -> StudyResult:
     """Run a study into a folder, or resume the one that is there.
 
-    `study` is a Study, its values as a mapping, or the path of a study file. Every record is journalled as soon as its batch is done; what is in the journal is not run again.
+    `study` is a Study, its values as a mapping, or the path of a study file. Every record is journalled as soon as
+    its batch is done; what is in the journal is not run again.
     Raises ConfigError before any work when the study, the model and the folder do not fit together.
     """
     if isinstance(study, Path | str):
