@@ -228,6 +228,13 @@ def test_small_batches_give_the_same_scores(monkeypatch: pytest.MonkeyPatch, bud
     assert len(run) >= {1: 20, 70: 8, 300: 5}[budget]
 
 
+@pytest.mark.parametrize("strange", [288, 10**9, -1])
+def test_token_ids_of_another_tokenizer_are_unanswered(strange: int):
+    answers = LLAMA.logprobs([ScoreRequest("", (5, strange, 7)), ScoreRequest("", (5, 287, 7))])
+    assert answers[0] == Unanswered(reason="it holds token ids outside the vocabulary of 288")
+    assert isinstance(answers[1], ContinuationScore)
+
+
 def test_greedy_means_every_token_of_the_continuation(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(scoring, "LOGIT_ROWS", 3)
     ids = LLAMA.tokenize("the and")

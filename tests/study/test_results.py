@@ -177,6 +177,13 @@ def test_an_unscored_item_makes_a_comparison_incomplete_not_zero():
     assert found.compressed in (None, 1.0)
 
 
+def test_a_dense_score_of_zero_with_gaps_is_incomplete_not_a_crash():
+    scores = [0.0, 0.0, 0.0, None]
+    frame = pd.DataFrame(rows("factoid_qa", "dense", scores) + rows("factoid_qa", "wanda@0.5", scores))
+    found = compared(frame, FACTOID)
+    assert (found.verdict, found.relative_drop, found.smallest_detectable_loss) == ("incomplete", None, None)
+
+
 def test_perplexity_is_compared_by_tokens():
     frame = pd.DataFrame(
         rows("perplexity", "dense", [1.0, 2.0, 3.0], tokens=[10, 20, 70])

@@ -181,6 +181,11 @@ def test_every_item_is_as_likely_to_be_drawn():
     assert all(abs(count - 400) < 5 * 18 for count in drawn.values())
 
 
+def test_any_two_items_may_be_drawn_together():
+    drawn = {tuple(item.id for item in stratified_sample(items_of([4]), 2, seed)) for seed in range(200)}
+    assert len(drawn) == 6
+
+
 @pytest.mark.parametrize("name", POCKET)
 def test_a_limit_takes_neither_the_first_items_nor_the_same_for_every_seed(name: str):
     everything = [item.id for item in get_task(name).items()]

@@ -50,6 +50,7 @@ def score_requests(model: TransformersModel, requests: Sequence[ScoreRequest]) -
     """One score a request, in the order of `requests`."""
     scores: Scores = {}
     encoded: list[EncodedRequest] = []
+    vocabulary = model.network.get_input_embeddings().weight.shape[0]
     for index, request in enumerate(requests):
         one = encode_request(model, index, request)
         total = len(one.prompt) + len(one.continuation)
@@ -57,6 +58,8 @@ def score_requests(model: TransformersModel, requests: Sequence[ScoreRequest]) -
             scores[index] = Unanswered(reason="the continuation has no token to score")
         elif total > model.max_tokens:
             scores[index] = Unanswered(reason=f"{total} tokens exceed the context of {model.max_tokens}")
+        elif not 0 <= min(one.continuation) <= max(one.continuation) < vocabulary:
+            scores[index] = Unanswered(reason=f"it holds token ids outside the vocabulary of {vocabulary}")
         else:
             encoded.append(one)
     with torch.inference_mode():
