@@ -155,7 +155,7 @@ def _flips(scores: PairedScores) -> tuple[float, float, float | None]:
 
 def _detectable_loss(dense: float | None, test: MeanTest | None, margin: float, alpha: float) -> float | None:
     """The smallest true loss these items would call "not matching" with 80 % probability."""
-    if dense is None or test is None:
+    if not dense or test is None:
         return None
     loss = margin + (test.critical(alpha) + test.critical(1 - DETECTION_POWER)) / dense
     return loss if loss <= 1 else None

@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
-import os
-import platform
-import resource
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,7 +12,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
-import psutil
 import torch
 
 from llmkick.compression.blocks import decoder_blocks
@@ -29,6 +23,7 @@ from llmkick.models.batching import ENGINE_VERSION
 from llmkick.models.files import require_space, write_text_atomically
 from llmkick.models.language_model import TransformersModel, load_model
 from llmkick.study.config import Study, load_study, make_study
+from llmkick.study.environment import environment, peak_memory
 from llmkick.study.journal import Journal
 from llmkick.study.results import (
     StudyResult,
@@ -377,37 +372,6 @@ def _warnings(model: TransformersModel, study: Study, records: Any, reports: lis
     if moved:
         found.append(f"{moved} records have options whose tokens merge with the prompt's last token")
     return list(dict.fromkeys(found))
-
-
-def environment(model: TransformersModel | None = None) -> dict[str, Any]:
-    """What the numbers were made on: versions, processor, memory, threads, device."""
-    packages = ("llmkick", "torch", "transformers", "tokenizers", "safetensors", "numpy", "scipy", "pandas")
-    return {
-        "packages": {name: importlib.metadata.version(name) for name in packages},
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "processor": _processor(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "memory_bytes": psutil.virtual_memory().total,
-        "device": str(model.device) if model is not None else "",
-        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-    }
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def peak_memory() -> int:
-    """Largest resident size of this process so far, in bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _digest(value: Any) -> str:
