@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 import json
 import re
 import shutil
@@ -170,10 +172,12 @@ def _convert_gguf(path: Path, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            str(path.parent), gguf_file=path.name, dtype=torch.float32, output_loading_info=True
-        )
+        # Its bars write control characters into logs, and over our own bars on a terminal.
+        with contextlib.redirect_stderr(io.StringIO()):
+            tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                str(path.parent), gguf_file=path.name, dtype=torch.float32, output_loading_info=True
+            )
     except Exception as error:  # a damaged file shows wherever its parts are first used
         raise ModelError(f"transformers cannot read {path.name}: {error}") from error
     network, loading = loaded
@@ -182,7 +186,8 @@ def _convert_gguf(path: Path, folder: Path) -> None:
     if hasattr(network.config, "quantization_config"):
         del network.config.quantization_config
     network.hf_quantizer = None
-    network.save_pretrained(folder)
+    with contextlib.redirect_stderr(io.StringIO()):
+        network.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
