@@ -34,6 +34,8 @@ def cell(row: dict | None) -> str:
     low, high = row["interval"] or (None, None)
     numbers = "" if change is None else f" ({100 * change:+.0f} %"
     numbers += f" [{100 * low:+.0f}, {100 * high:+.0f}])" if low is not None else ")" if numbers else ""
+    if row.get("verdict") == "no signal":
+        return f"{row['compressed']:.2f} no signal"
     if "outcome" in row:
         return f"{row['compressed']:.3g}{numbers}"
     return f"{row['compressed']:.2f} {row['verdict']}{numbers}"

@@ -1,5 +1,6 @@
 """The examples run."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -20,5 +21,6 @@ def test_study_files_are_valid(path: Path) -> None:
 def test_one_recipe() -> None:
     arguments = [sys.executable, str(EXAMPLES / "one_recipe.py"), "magnitude@0.5", "12"]
     done = subprocess.run(arguments, capture_output=True, text=True, check=True)
-    assert "50.0% of the weights are zero" in done.stdout
+    # bfloat16 has many ties at the threshold, and magnitude pruning takes them all.
+    assert re.search(r"5[0-2]\.\d% of the weights are zero", done.stdout)
     assert "not matching" in done.stdout or "undecided" in done.stdout
