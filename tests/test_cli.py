@@ -23,8 +23,8 @@ from rich.console import Console
 from llmkick import cli
 from llmkick.compression.artifact import REPORT_FILE
 from llmkick.compression.calibration import calibrate
+from llmkick.compression.compress import compress
 from llmkick.compression.recipe import METHODS
-from llmkick.compression.walk import compress
 from llmkick.errors import DataError
 from llmkick.models.builtin import BUILTIN_MODELS
 from llmkick.models.language_model import load_model

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from llmkick.compression.calibration import Calibration, calibrate
+    from llmkick.compression.compress import compress, compress_many
+    from llmkick.compression.outcome import CompressionReport
     from llmkick.compression.recipe import Recipe, parse_recipe
-    from llmkick.compression.walk import CompressionReport, compress
     from llmkick.compression.weight import compress_weight
     from llmkick.errors import ConfigError, DataError, JudgeError, KickError, ModelError, NumericalError
     from llmkick.models.language_model import (
@@ -41,8 +42,9 @@ __version__ = "0.1.0"
 # `kick --help` needs none of it.
 _HOME = {
     "llmkick.compression.calibration": ("Calibration", "calibrate"),
+    "llmkick.compression.compress": ("compress", "compress_many"),
+    "llmkick.compression.outcome": ("CompressionReport",),
     "llmkick.compression.recipe": ("Recipe", "parse_recipe"),
-    "llmkick.compression.walk": ("CompressionReport", "compress"),
     "llmkick.compression.weight": ("compress_weight",),
     "llmkick.errors": ("ConfigError", "DataError", "JudgeError", "KickError", "ModelError", "NumericalError"),
     "llmkick.models.language_model": (
@@ -86,6 +88,7 @@ __all__ = [
     "calibrate",
     "compare",
     "compress",
+    "compress_many",
     "compress_weight",
     "evaluate",
     "get_task",

@@ -180,9 +180,9 @@ def compress(
     from llmkick.compression.artifact import check_target, save_folder
     from llmkick.compression.blocks import decoder_blocks
     from llmkick.compression.calibration import as_calibration, calibrate
+    from llmkick.compression.checks import check_recipe_fits
+    from llmkick.compression.compress import compress as compress_model
     from llmkick.compression.recipe import parse_recipe
-    from llmkick.compression.walk import check_recipe_fits
-    from llmkick.compression.walk import compress as compress_model
     from llmkick.models.language_model import load_model
     from llmkick.terminal import Watcher
 

@@ -20,15 +20,15 @@ from llmkick.compression.size import compact_bytes
         ("wanda@1:2", 0.5, 480 * 2 + 480 * 1 // 8),
         ("magnitude@4:8", 0.5, 480 * 2 + 120 * 7 // 8),  # 70 patterns
         ("magnitude@2:4", 0.7, 480 * 2 + 90),  # kept values are stored even where they are 0
-        ("rtn@8b", 0.01, 960 + (24 * (16 + 8)) // 8),  # codes; a 16-bit scale and a zero point a row
-        ("rtn@4b-g8", 0.1, 480 + 24 * 5 * (16 + 4) // 8),
-        ("gptq@3b-g16", 0.1, 360 + 24 * 3 * (16 + 3) // 8),  # 16 + 16 + 8 inputs a row
-        ("gptq@4b-g128", 0.1, 480 + 24 * (16 + 4) // 8),
-        ("gptq@4b-sym", 0.1, 480 + 24 * 16 // 8),  # the zero point is the same everywhere
-        ("gptq@2b-g8-act", 0.3, 240 + 24 * 5 * (16 + 2) // 8),
-        ("sparsegpt@0.5+4b", 0.55, 216 + 120 + 24 * 20 // 8),  # codes of the 432 weights left
-        ("sparsegpt@2:4+4b-g8", 0.6, 240 + 90 + 24 * 5 * 20 // 8),
-        ("wanda@0.5+gptq@4b", 0.5, 240 + 120 + 60),
+        ("rtn@8b", 0.01, 960 + (24 * (32 + 8)) // 8),  # codes; a 32-bit scale and a zero point a row
+        ("rtn@4b-g8", 0.1, 480 + 24 * 5 * (32 + 4) // 8),
+        ("gptq@3b-g16", 0.1, 360 + 24 * 3 * (32 + 3) // 8),  # 16 + 16 + 8 inputs a row
+        ("gptq@4b-g128", 0.1, 480 + 24 * (32 + 4) // 8),
+        ("gptq@4b-sym", 0.1, 480 + 24 * 32 // 8),  # the zero point is the same everywhere
+        ("gptq@2b-g8-act", 0.3, 240 + 24 * 5 * (32 + 2) // 8),
+        ("sparsegpt@0.5+4b", 0.55, 216 + 120 + 24 * 36 // 8),  # codes of the 432 weights left
+        ("sparsegpt@2:4+4b-g8", 0.6, 240 + 90 + 24 * 5 * 36 // 8),
+        ("wanda@0.5+gptq@4b", 0.5, 240 + 120 + 108),
     ],
 )
 def test_bytes_by_hand(text: str, zeros: float, expected: int):
@@ -43,5 +43,5 @@ def test_the_width_of_a_value_is_that_of_the_dense_weight():
 
 
 def test_bits_that_fill_no_byte_are_rounded_up():
-    assert compact_bytes((1, 5), 2, parse_recipe("rtn@3b"), 0.0) == 5  # 15 + 16 + 3 bits
+    assert compact_bytes((1, 5), 2, parse_recipe("rtn@3b"), 0.0) == 2 + 4 + 1  # 15, 32 and 3 bits
     assert compact_bytes((1, 1), 2, parse_recipe("magnitude@0.5"), 1.0) == 1

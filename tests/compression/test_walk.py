@@ -18,10 +18,11 @@ from transformers.pytorch_utils import Conv1D
 
 from llmkick.compression import walk
 from llmkick.compression.calibration import Calibration
+from llmkick.compression.compress import compress
 from llmkick.compression.hessian import InputStatistics
+from llmkick.compression.outcome import CompressionReport
 from llmkick.compression.recipe import Recipe, parse_recipe
 from llmkick.compression.size import compact_bytes
-from llmkick.compression.walk import CompressionReport, compress
 from llmkick.compression.weight import compress_weight
 from llmkick.errors import ConfigError, NumericalError
 from llmkick.models.batching import Runner

@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from llmkick.compression.walk import CompressionReport
+from llmkick.compression.outcome import CompressionReport
 from llmkick.errors import ConfigError
 from llmkick.models.files import new_folder, require_space
 from llmkick.models.language_model import TransformersModel

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -41,13 +41,24 @@ class LinearLayer:
 
     def replace_weight(self, weight: Tensor) -> None:
         """Store a new (out, in) weight, leaving the old tensor untouched for whoever else holds it."""
-        stored: Tensor = getattr(self.module, self.parameter)
-        if self.form == "expert":
-            new = stored.detach().clone()
-            new[self.expert] = weight
+        replace_weights([(self, weight)])
+
+
+def replace_weights(weights: Iterable[tuple[LinearLayer, Tensor]]) -> None:
+    """Store new (out, in) weights, leaving the old tensors untouched for whoever else holds them."""
+    copied: set[tuple[int, str]] = set()  # parameters of experts that are already our own
+    for layer, weight in weights:
+        stored: Tensor = getattr(layer.module, layer.parameter)
+        if layer.form != "expert":
+            new = (weight.t() if layer.form == "conv1d" else weight).to(stored.device, stored.dtype).contiguous()
+        elif (id(layer.module), layer.parameter) in copied:
+            stored.data[layer.expert] = weight.to(stored.device)
+            continue
         else:
-            new = (weight.t() if self.form == "conv1d" else weight).to(stored.dtype).contiguous()
-        setattr(self.module, self.parameter, nn.Parameter(new, requires_grad=False))
+            copied.add((id(layer.module), layer.parameter))
+            new = stored.detach().clone()
+            new[layer.expert] = weight.to(stored.device)
+        setattr(layer.module, layer.parameter, nn.Parameter(new, requires_grad=False))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,13 +135,22 @@ def shallow_copy(network: nn.Module) -> nn.Module:
 
 
 @contextlib.contextmanager
-def recording_inputs(layers: tuple[LinearLayer, ...], seen: Seen) -> Iterator[None]:
-    """Call `seen(layer, inputs)` whenever a layer runs; inputs (..., in) as the layer got them."""
+def recording_inputs(layers: tuple[LinearLayer, ...], seen: Seen, *, last: str | None = None) -> Iterator[None]:
+    """Call `seen(layer, inputs)` whenever a layer runs; inputs (..., in) as the layer got them.
+
+    With `last` a forward ends before the layer of that name would run: nothing after it is recorded, and a
+    caller who only records need not pay for it.
+    """
     plain = [layer for layer in layers if layer.form != "expert"]
     experts = [layer for layer in layers if layer.form == "expert"]
 
     def hook_for(layer: LinearLayer) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        return lambda _module, arguments: seen(layer, arguments[0])
+        def hook(_module: nn.Module, arguments: tuple[Any, ...]) -> None:
+            seen(layer, arguments[0])
+            if layer.name == last:
+                raise _BlockReached(None)
+
+        return hook
 
     handles = [layer.module.register_forward_pre_hook(hook_for(layer)) for layer in plain]
     try:
@@ -173,7 +193,7 @@ def experts_one_by_one(network: nn.Module) -> Iterator[None]:
 
 
 class _BlockReached(Exception):  # noqa: N818 - not an error: it ends a forward early
-    """Raised inside a forward once the block of interest has run."""
+    """Raised inside a forward once the block of interest has run, or as much of it as is wanted."""
 
     def __init__(self, output: Any) -> None:
         super().__init__()
@@ -193,8 +213,8 @@ class BlockRunner:
         self._blocks = blocks
         self._extra_outputs: int | None = None  # blocks of some architectures return (states, None, …)
 
-    def run(self, index: int, ids: Tensor, hidden: Tensor | None) -> Tensor:
-        """Output of block `index`: (sequences, tokens, width).
+    def run(self, index: int, ids: Tensor, hidden: Tensor | None) -> Tensor | None:
+        """Output of block `index`: (sequences, tokens, width), None when the forward ended inside it.
 
         ids: (sequences, tokens); hidden: the block's input states, None for the embeddings' output.
         """
@@ -218,7 +238,9 @@ class BlockRunner:
                 return self._states(reached.output)
         raise ModelError(f"the network never ran its block {self._blocks[index].name}")
 
-    def _states(self, output: Any) -> Tensor:
+    def _states(self, output: Any) -> Tensor | None:
+        if output is None:
+            return None
         if isinstance(output, tuple | list):
             self._extra_outputs = len(output) - 1
             output = output[0]

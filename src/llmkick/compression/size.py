@@ -5,29 +5,30 @@ from __future__ import annotations
 import math
 
 from llmkick.compression.recipe import NM, Grid, Recipe, Unstructured
+from llmkick.models.packed import pattern_bits
 
-SCALE_BYTES = 2
+SCALE_BITS = 32  # what the kernels round with, so that the weights come back bit for bit
 
 
 def compact_bytes(shape: tuple[int, int], itemsize: int, recipe: Recipe, zeros: float) -> int:
     """Bytes of a (out, in) weight of `itemsize` bytes a value, of which a share `zeros` is zero.
 
-    Unstructured: a bit for every weight and the values left. N:M: the kept values and, for each group, the
-    number of its pattern. Integer grid: the codes, and a 16-bit scale and a zero point for each group.
-    Pruned and rounded weights keep codes only for what is left.
+    What `models.packed` stores. Unstructured: a bit for every weight and the values left. N:M: the kept values
+    and, for each group, the number of its pattern. Integer grid: the codes, and a 32-bit scale and a zero point
+    for each group. Pruned and rounded weights keep codes only for what is left.
     """
     rows, columns = shape
     count = rows * columns
-    kept, bits_a_value, extra_bits = count, 8 * itemsize, 0
+    kept, value_bits, streams = count, 8 * itemsize, []
     for part in recipe.parts:
         if isinstance(part, Unstructured):
-            kept, extra_bits = round(count * (1 - zeros)), extra_bits + count
+            kept = round(count * (1 - zeros))
+            streams.append(count)
         elif isinstance(part, NM):
-            groups = count // part.group
-            kept = groups * part.kept
-            extra_bits += groups * math.ceil(math.log2(math.comb(part.group, part.kept)))
+            kept = count // part.group * part.kept
+            streams.append(count // part.group * pattern_bits(part.kept, part.group))
         elif isinstance(part, Grid):
             groups = rows * math.ceil(columns / (part.group_size or columns))
-            bits_a_value = part.bits
-            extra_bits += groups * (8 * SCALE_BYTES + (0 if part.symmetric else part.bits))
-    return math.ceil((kept * bits_a_value + extra_bits) / 8)
+            value_bits = part.bits
+            streams += [groups * SCALE_BITS, 0 if part.symmetric else groups * part.bits]
+    return sum(math.ceil(bits / 8) for bits in (kept * value_bits, *streams))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Protocol
 
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -14,25 +15,26 @@ from llmkick.compression.blocks import (
     Block,
     BlockRunner,
     LinearLayer,
-    decoder_blocks,
     experts_one_by_one,
     recording_inputs,
-    shallow_copy,
+    replace_weights,
 )
-from llmkick.compression.calibration import Calibration, as_calibration
-from llmkick.compression.hessian import InputStatistics
-from llmkick.compression.recipe import Dense, Recipe, parse_recipe
+from llmkick.compression.calibration import Calibration
+from llmkick.compression.checks import uneven_groups
+from llmkick.compression.finished import FinishedBlocks, Tally
+from llmkick.compression.inputs import InputRecord
+from llmkick.compression.outcome import LayerReport
+from llmkick.compression.recipe import NM, Dense, Recipe, Unstructured
 from llmkick.compression.size import compact_bytes
 from llmkick.compression.weight import WeightResult, compress_with_statistics, relative_output_error
-from llmkick.errors import ConfigError, NumericalError
-from llmkick.models.language_model import TransformersModel, check_finite, weights_digest
+from llmkick.errors import NumericalError
+from llmkick.models.packed import Codes, Packed, pack
 
 # Part of every run key: raise it when the same recipe could give other weights.
-WALK_VERSION = 1
-# Calibration tokens run through a block at a time.
+WALK_VERSION = 2
+# Calibration tokens run through a block at a time, and values of its widest layer's input among them.
 BATCH_TOKENS = 8192
-# Calibration tokens on which a layer's output error is measured.
-ERROR_TOKENS = 1024
+BATCH_VALUES = 2**24
 # Sequences run only to measure the output error of a method that needs no calibration.
 ERROR_SEQUENCES = 4
 # An expert that saw fewer tokens than this is named in the report.
@@ -41,267 +43,227 @@ FEW_TOKENS = 32
 Progress = Callable[[int, int], None]
 
 
-@dataclass(frozen=True, kw_only=True)
-class LayerReport:
-    """What happened to one weight matrix; `shape` is (out, in), `tokens` those it was calibrated on."""
+class BlockSource(Protocol):
+    """Where the blocks of the network at work come from: they are in memory, or read one at a time."""
 
-    name: str
-    shape: tuple[int, int]
-    realised_sparsity: float
-    relative_output_error: float | None
-    damping: float | None
-    tokens: int
+    blocks: list[Block]
 
-
-@dataclass(frozen=True, kw_only=True)
-class CompressionReport:
-    """What a compression did, layer by layer. Sizes are of the compressed layers in compact form."""
-
-    recipe: str
-    model: str
-    source_precision: str
-    seed: int
-    calibration: str | None
-    calibration_source: str | None
-    propagate: bool
-    digest: str
-    seconds: float
-    dense_bytes: int
-    stored_bytes: int
-    layers: tuple[LayerReport, ...]
-    warnings: tuple[str, ...]
-
-    @property
-    def realised_sparsity(self) -> float:
-        """Share of zeros over all compressed layers."""
-        weights = [layer.shape[0] * layer.shape[1] for layer in self.layers]
-        zeros = sum(w * layer.realised_sparsity for w, layer in zip(weights, self.layers, strict=True))
-        return zeros / sum(weights) if weights else 0.0
-
-
-def compress(
-    model: TransformersModel,
-    recipe: Recipe | str,
-    *,
-    calibration: Calibration | npt.ArrayLike | None = None,
-    seed: int = 0,
-    propagate: bool = True,
-    progress: Progress | None = None,
-) -> tuple[TransformersModel, CompressionReport]:
-    """Compress every linear layer inside the decoder blocks; the given model stays as it is.
-
-    calibration: a Calibration, or token ids (sequences, tokens). Methods that need none use a few of its
-    sequences, when given, to measure the output error. `seed` is recorded in the report: the randomness of
-    a compression is that of its calibration. With `propagate` each block is calibrated on the outputs of
-    the compressed blocks before it, as in all originals; without, on those of the dense model.
-    Raises ConfigError for a recipe that does not fit the model, NumericalError naming the layer when
-    activations or weights are not finite.
-    """
-    recipe = parse_recipe(recipe) if isinstance(recipe, str) else recipe
-    windows = None if calibration is None else as_calibration(calibration)
-    blocks = decoder_blocks(model.network)
-    check_recipe_fits(recipe, blocks, windows)
-    if windows is not None:
-        check_calibration_fits(windows, model)
-    check_finite(model.network)
-    started = time.perf_counter()
-    network = shallow_copy(model.network)
-    walk = _Walk(
-        network=network,
-        blocks=decoder_blocks(network),
-        recipe=recipe,
-        device=model.device,
-        propagate=propagate,
-        progress=progress,
-    )
-    with torch.inference_mode(False), torch.no_grad(), experts_one_by_one(network):
-        walk.run(windows)
-    digest = model.info.digest if isinstance(recipe, Dense) else weights_digest(network)
-    report = CompressionReport(
-        recipe=str(recipe),
-        model=model.info.name,
-        source_precision=model.info.source_precision,
-        seed=seed,
-        calibration=windows.digest if windows is not None and recipe.needs_calibration else None,
-        calibration_source=windows.source if windows is not None and recipe.needs_calibration else None,
-        propagate=propagate,
-        digest=digest,
-        seconds=time.perf_counter() - started,
-        dense_bytes=walk.dense_bytes,
-        stored_bytes=walk.stored_bytes,
-        layers=tuple(walk.layers),
-        warnings=tuple(walk.warnings),
-    )
-    return model.with_network(network, digest=digest), report
-
-
-def check_recipe_fits(recipe: Recipe, blocks: list[Block], calibration: Calibration | None) -> None:
-    """Raise ConfigError, before any work, when a layer's width does not suit the recipe."""
-    for block in blocks:
-        for layer in block.layers:
-            width = layer.weight.shape[1]
-            if width % recipe.multiple:
-                raise ConfigError(
-                    f"{recipe}: {layer.name} has {width} inputs, which is not a multiple of {recipe.multiple}; "
-                    "choose a pattern whose M divides every layer's width"
-                )
-    if recipe.needs_calibration and calibration is None:
-        raise ConfigError(f"{recipe} needs calibration: pass a Calibration or token ids (sequences, tokens)")
-
-
-def check_calibration_fits(calibration: Calibration, model: TransformersModel) -> None:
-    """Raise ConfigError, before any work, for windows that the model cannot read."""
-    tokens, vocabulary = calibration.tokens, model.network.get_input_embeddings().weight.shape[0]
-    strange = tokens[(tokens < 0) | (tokens >= vocabulary)]
-    if strange.size:
-        raise ConfigError(
-            f"calibration holds token id {strange[0]}, but the model's vocabulary has {vocabulary}: "
-            "it was made with another tokenizer"
-        )
-    if tokens.shape[1] > model.max_tokens:
-        raise ConfigError(
-            f"calibration windows of {tokens.shape[1]} tokens exceed the model's context of {model.max_tokens}"
-        )
-
-
-def uneven_groups(recipe: Recipe, blocks: list[Block]) -> list[str]:
-    """Which widths the recipe's group size does not divide: their rows end in a smaller group, as in GPTQ's code."""
-    group = recipe.group_size
-    widths = sorted({layer.weight.shape[1] for block in blocks for layer in block.layers})
-    return [
-        f"the last group of rows with {width} inputs has {width % group} inputs instead of {group}"
-        for width in widths
-        if group is not None and width % group
-    ]
+    def open(self, index: int) -> contextlib.AbstractContextManager[Block]:
+        """Block `index` with its weights in memory, as long as the context lasts."""
+        ...
 
 
 @dataclass(kw_only=True)
-class _Walk:
-    """State of one pass over the blocks."""
+class BlocksInMemory:
+    """The blocks of a network that is loaded."""
+
+    blocks: list[Block]
+
+    def open(self, index: int) -> contextlib.AbstractContextManager[Block]:
+        """The block itself."""
+        return contextlib.nullcontext(self.blocks[index])
+
+
+@dataclass(kw_only=True)
+class Output:
+    """One recipe of a walk: where its compressed layers go, and what is known of them."""
+
+    recipe: Recipe
+    blocks: list[Block] | None = None  # of a network in memory, whose layers are replaced
+    finished: FinishedBlocks | None = None  # a folder where they are kept
+    tally: Tally = field(default_factory=Tally)
+
+    def __post_init__(self) -> None:
+        if self.finished is not None:
+            self.tally = self.finished.tally
+
+    def has(self, index: int) -> bool:
+        """Whether block `index` was finished before this walk began."""
+        return self.finished is not None and self.finished.count > index
+
+
+@dataclass(kw_only=True)
+class Walk:
+    """One pass over the blocks for one recipe, or without propagation for several."""
 
     network: torch.nn.Module
-    blocks: list[Block]
-    recipe: Recipe
+    source: BlockSource
+    outputs: list[Output]
     device: torch.device
     propagate: bool
-    progress: Progress | None
-    layers: list[LayerReport] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
-    dense_bytes: int = 0
-    stored_bytes: int = 0
+    progress: Progress | None = None
+    _hidden: list[Tensor | None] = field(default_factory=list)
+    _batches: list[Tensor] = field(default_factory=list)
+    _last: tuple[tuple[str, ...], str] | None = None  # layers of the block before, and the one that ran last
 
     def run(self, calibration: Calibration | None) -> None:
-        """Compress all blocks in order."""
-        if isinstance(self.recipe, Dense):
+        """Compress all blocks in order; each output's tally tells what was done."""
+        if all(isinstance(output.recipe, Dense) for output in self.outputs):
             return
-        batches = self._batches(calibration)
-        runner = BlockRunner(self.network, self.blocks)
-        hidden: list[Tensor | None] = [None] * len(batches)
-        for index, block in enumerate(self.blocks):
-            record = _InputRecord(block, hessian=self.recipe.needs_hessian)
-            with recording_inputs(block.layers, record.see):
-                for number, ids in enumerate(batches):
-                    output = runner.run(index, ids, hidden[number])
-                    if not self.propagate:
-                        hidden[number] = output
-                    record.end_of_forward()
-            self._compress_block(block, record)
-            if self.propagate and index + 1 < len(self.blocks):
-                for number, ids in enumerate(batches):
-                    hidden[number] = runner.run(index, ids, hidden[number])
-            self.warnings += [f"left alone: {reason}" for reason in block.skipped]
-            if self.progress is not None:
-                self.progress(index + 1, len(self.blocks))
-        self.warnings += uneven_groups(self.recipe, self.blocks)
+        with torch.inference_mode(False), torch.no_grad(), experts_one_by_one(self.network):
+            self._batches = self._in_batches(calibration)
+            self._runner = BlockRunner(self.network, self.source.blocks)
+            self._hidden = [None] * len(self._batches)
+            for index in range(self._resume(), len(self.source.blocks)):
+                self._step(index)
+        for output in self.outputs:
+            output.tally.warnings += uneven_groups(output.recipe, self.source.blocks)
 
-    def _batches(self, calibration: Calibration | None) -> list[Tensor]:
+    def _in_batches(self, calibration: Calibration | None) -> list[Tensor]:
         if calibration is None:
             return []
         tokens = torch.from_numpy(calibration.tokens)
-        if not self.recipe.needs_calibration:
+        if not any(output.recipe.needs_calibration for output in self.outputs):
             tokens = tokens[:ERROR_SEQUENCES]
-        return [batch.to(self.device) for batch in torch.split(tokens, max(1, BATCH_TOKENS // tokens.shape[1]))]
+        widest = max(layer.weight.shape[1] for block in self.source.blocks for layer in block.layers)
+        budget = min(BATCH_TOKENS, BATCH_VALUES // widest)
+        return [batch.to(self.device) for batch in torch.split(tokens, max(1, budget // tokens.shape[1]))]
 
-    def _compress_block(self, block: Block, record: _InputRecord) -> None:
-        for layer in block.layers:
-            statistics = record.statistics_of(layer)
-            tokens = 0 if statistics is None else statistics.tokens
-            if self.recipe.needs_calibration and tokens == 0:
-                # No calibration token reached it: there is nothing to choose by, and that is not hidden.
-                self.warnings.append(f"left dense: {layer.name} saw no calibration token")
-                self._report(layer, WeightResult(layer.weight, None), record, Dense())
+    def _resume(self) -> int:
+        """The first block to be done, with its input states ready and the finished layers in place."""
+        start = min(0 if output.finished is None else output.finished.count for output in self.outputs)
+        kept = self.outputs[0].finished
+        if start == 0 or kept is None:
+            return 0
+        first, states = kept.load_hidden(start) or (0, None)
+        if states is not None:
+            self._hidden = [state.to(self.device) for state in states]
+        for index in range(start):
+            # With the states at hand the weights alone are needed, and only where they stay in memory.
+            if index < first and self.outputs[0].blocks is None:
                 continue
-            if layer.form == "expert" and self.recipe.needs_calibration and tokens < FEW_TOKENS:
-                self.warnings.append(f"few tokens: {layer.name} was calibrated on {tokens} tokens")
-            result = compress_with_statistics(layer.weight, statistics, self.recipe, name=layer.name)
-            if not bool(torch.isfinite(result.weight).all()):
-                raise NumericalError(f"{self.recipe} made NaN or Inf in {layer.name}")
-            self._report(layer, result, record, self.recipe)
-            layer.replace_weight(result.weight)
+            with self.source.open(index) as block:
+                if self.propagate:
+                    put_layers(block, kept.weights(index))
+                if index >= first:
+                    self._forward(index)
+        self._tell(start)
+        return start
 
-    def _report(self, layer: LinearLayer, result: WeightResult, record: _InputRecord, recipe: Recipe) -> None:
-        """Note what became of a layer, before its weight is replaced; `recipe` is the one that was applied."""
-        sample, statistics = record.sample_of(layer), record.statistics_of(layer)
-        dense, weight = layer.weight, result.weight
-        rows, columns = dense.shape
-        realised = float((weight == 0).double().mean())
-        self.layers.append(
-            LayerReport(
-                name=layer.name,
-                shape=(rows, columns),
-                realised_sparsity=realised,
-                relative_output_error=None if sample is None else relative_output_error(dense, weight, sample),
-                damping=result.damping,
-                tokens=0 if statistics is None else statistics.tokens,
-            )
+    def _step(self, index: int) -> None:
+        started = time.perf_counter()
+        with self.source.open(index) as block:
+            record = self._record(index, block)
+            self._compress_block(index, block, record)
+            if self.propagate and index + 1 < len(self.source.blocks):
+                self._forward(index)
+        self._keep(index, time.perf_counter() - started)
+        self._tell(index + 1)
+
+    def _record(self, index: int, block: Block) -> InputRecord:
+        """Run the calibration through a block and record what its layers are given."""
+        hessian = any(output.recipe.needs_hessian for output in self.outputs)
+        record = InputRecord(block, hessian=hessian, batches=len(self._batches))
+        names = tuple(layer.name.removeprefix(block.name) for layer in block.layers)
+        # Blocks of the same make run their layers in the same order; experts run as their tokens come.
+        known = self.propagate and self._last is not None and self._last[0] == names
+        last = f"{block.name}{self._last[1]}" if known and self._last is not None else None
+        with recording_inputs(block.layers, record.see, last=last):
+            for number, ids in enumerate(self._batches):
+                output = self._runner.run(index, ids, self._hidden[number])
+                if not self.propagate:
+                    self._hidden[number] = output
+                record.end_of_forward()
+        if record.order and not any(layer.form == "expert" for layer in block.layers):
+            self._last = names, record.order[-1].removeprefix(block.name)
+        return record
+
+    def _forward(self, index: int) -> None:
+        for number, ids in enumerate(self._batches):
+            self._hidden[number] = self._runner.run(index, ids, self._hidden[number])
+
+    def _compress_block(self, index: int, block: Block, record: InputRecord) -> None:
+        """Compress all layers by all recipes, keep them, and with propagation put them in place."""
+        self._packed: list[dict[str, Packed]] = [{} for _ in self.outputs]
+        replaced: list[tuple[LinearLayer, Tensor]] = []
+        for place, layer in enumerate(block.layers):
+            for output, packed in zip(self.outputs, self._packed, strict=True):
+                result = None if output.has(index) else self._compress_layer(layer, record, output)
+                if result is None:
+                    continue
+                if output.finished is not None:
+                    packed[layer.name] = pack_result(result, output.recipe)
+                if self.propagate:
+                    replaced.append((layer, result.weight))
+                elif output.blocks is not None:
+                    output.blocks[index].layers[place].replace_weight(result.weight)
+            record.forget(layer, block.layers[place + 1 :])
+        replace_weights(replaced)
+
+    def _compress_layer(self, layer: LinearLayer, record: InputRecord, output: Output) -> WeightResult | None:
+        """The compressed layer, None where it is left dense; noted in the tally either way."""
+        recipe, statistics = output.recipe, record.statistics_of(layer)
+        tokens = 0 if statistics is None else statistics.tokens
+        if recipe.needs_calibration and tokens == 0:
+            # No calibration token reached it: there is nothing to choose by, and that is not hidden.
+            output.tally.warnings.append(f"left dense: {layer.name} saw no calibration token")
+            _note(output.tally, layer, WeightResult(layer.weight, None), record, Dense())
+            return None
+        if layer.form == "expert" and recipe.needs_calibration and tokens < FEW_TOKENS:
+            output.tally.warnings.append(f"few tokens: {layer.name} was calibrated on {tokens} tokens")
+        result = compress_with_statistics(layer.weight, statistics, recipe, name=layer.name)
+        if not bool(torch.isfinite(result.weight).all()):
+            raise NumericalError(f"{recipe} made NaN or Inf in {layer.name}")
+        _note(output.tally, layer, result, record, recipe)
+        return result
+
+    def _keep(self, index: int, seconds: float) -> None:
+        for output, packed in zip(self.outputs, self._packed, strict=True):
+            if output.has(index):
+                continue
+            output.tally.warnings += [f"left alone: {why}" for why in self.source.blocks[index].skipped]
+            output.tally.seconds += seconds / len(self.outputs)
+            if output.finished is not None:
+                output.finished.add(index, packed, output.tally)
+        first = self.outputs[0].finished
+        states = [states for states in self._hidden if states is not None]
+        if first is not None and states and index + 1 < len(self.source.blocks):
+            first.save_hidden(index + 1, states)
+
+    def _tell(self, done: int) -> None:
+        if self.progress is not None:
+            self.progress(done, len(self.source.blocks))
+
+
+def put_layers(block: Block, weights: Iterable[tuple[str, Tensor]]) -> None:
+    """Replace the layers of a block by (name, weight) pairs; those not named stay."""
+    by_name = {layer.name: layer for layer in block.layers}
+    replace_weights((by_name[name], weight) for name, weight in weights)
+
+
+def pack_result(result: WeightResult, recipe: Recipe) -> Packed:
+    """A compressed layer in the compact form that its recipe allows."""
+    pattern = next((part for part in recipe.parts if isinstance(part, NM)), None)
+    codes = None
+    if result.grid is not None and result.codes is not None and result.grid.bits <= 8:
+        grid = result.grid
+        symmetric = bool((grid.zero == 1 << (grid.bits - 1)).all())
+        codes = Codes(
+            codes=result.codes, scale=grid.scale, zero=grid.zero, bits=grid.bits, group=grid.group, symmetric=symmetric
         )
-        self.dense_bytes += dense.numel() * dense.element_size()
-        self.stored_bytes += compact_bytes((rows, columns), dense.element_size(), recipe, realised)
+    return pack(
+        result.weight,
+        codes=codes,
+        masked=any(isinstance(part, Unstructured) for part in recipe.parts),
+        pattern=None if pattern is None else (pattern.kept, pattern.group),
+    )
 
 
-class _InputRecord:
-    """The inputs of a block's layers while it runs: statistics and a sample, once for each distinct input."""
-
-    def __init__(self, block: Block, *, hessian: bool) -> None:
-        self._hessian = hessian
-        self._owner: dict[str, str] = {}
-        self._statistics: dict[str, InputStatistics] = {}
-        self._samples: dict[str, list[Tensor]] = {}
-        # Inputs of the forward in progress, kept alive so that an id names one tensor only.
-        self._live: dict[int, tuple[Tensor, str]] = {}
-        self._shares = {layer.name for layer in block.layers if layer.form != "expert"}
-
-    def see(self, layer: LinearLayer, inputs: Tensor) -> None:
-        """Take in what a layer is given: q, k and v share one input, gate and up another."""
-        if layer.name in self._shares:
-            _, owner = self._live.setdefault(id(inputs), (inputs, layer.name))
-            known = self._owner.setdefault(layer.name, owner)
-            if known == owner and owner != layer.name:
-                return
-        self._owner[layer.name] = layer.name
-        # Experts see (tokens, in); some layers (sequences, heads, tokens, in).
-        rows = inputs.unsqueeze(0) if inputs.dim() == 2 else inputs.flatten(1, -2)
-        self._accumulate(layer.name, rows)
-
-    def _accumulate(self, name: str, rows: Tensor) -> None:
-        if name not in self._statistics:
-            self._statistics[name] = InputStatistics(rows.shape[-1], hessian=self._hessian, name=name)
-            self._samples[name] = []
-        self._statistics[name].add(rows)
-        missing = ERROR_TOKENS - sum(len(piece) for piece in self._samples[name])
-        if missing > 0:
-            sample = rows.reshape(-1, rows.shape[-1])[:missing]
-            self._samples[name].append(sample.to(torch.float32, copy=True))  # a view would keep all rows alive
-
-    def end_of_forward(self) -> None:
-        """Let go of the activations of the forward that just ended."""
-        self._live.clear()
-
-    def statistics_of(self, layer: LinearLayer) -> InputStatistics | None:
-        """Statistics of the inputs a layer shares, None when it never ran."""
-        return self._statistics.get(self._owner.get(layer.name, ""))
-
-    def sample_of(self, layer: LinearLayer) -> Tensor | None:
-        """Up to ERROR_TOKENS inputs (tokens, in) of a layer in float32, None when it never ran."""
-        pieces = self._samples.get(self._owner.get(layer.name, ""))
-        return torch.cat(pieces) if pieces else None
+def _note(tally: Tally, layer: LinearLayer, result: WeightResult, record: InputRecord, recipe: Recipe) -> None:
+    """Note what became of a layer, before its weight is replaced; `recipe` is the one that was applied."""
+    sample, statistics = record.sample_of(layer), record.statistics_of(layer)
+    dense, weight = layer.weight, result.weight
+    rows, columns = dense.shape
+    realised = float((weight == 0).double().mean())
+    tally.layers.append(
+        LayerReport(
+            name=layer.name,
+            shape=(rows, columns),
+            realised_sparsity=realised,
+            relative_output_error=None if sample is None else relative_output_error(dense, weight, sample),
+            damping=result.damping,
+            tokens=0 if statistics is None else statistics.tokens,
+        )
+    )
+    tally.dense_bytes += dense.numel() * dense.element_size()
+    tally.stored_bytes += compact_bytes((rows, columns), dense.element_size(), recipe, realised)

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from llmkick.errors import ConfigError, ModelError, NumericalError
 from llmkick.models.checkpoint import Checkpoint, locate, refuse_missing
+from llmkick.models.packed import digest_of
 
 
 class Message(NamedTuple):
@@ -305,13 +306,11 @@ def check_finite(network: nn.Module) -> None:
 
 def weights_digest(network: nn.Module) -> str:
     """sha256 over every parameter and buffer of the state dict, in name order."""
-    total = hashlib.sha256()
-    for name, tensor in sorted(network.state_dict().items()):
-        total.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
-        total.update(_bytes(tensor))
-    return total.hexdigest()
+    return combined_digest({name: digest_of(tensor) for name, tensor in network.state_dict().items()})
 
 
-def _bytes(tensor: Tensor) -> memoryview:
-    flat: Any = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
-    return memoryview(flat)
+def combined_digest(digests: Mapping[str, str]) -> str:
+    """One digest from those of a network's tensors, by their name in its state dict."""
+    return hashlib.sha256(
+        "".join(f"{name}\0{digest}\n" for name, digest in sorted(digests.items())).encode()
+    ).hexdigest()

@@ -16,8 +16,9 @@ import torch
 
 from llmkick.compression.blocks import decoder_blocks
 from llmkick.compression.calibration import Calibration, calibrate
+from llmkick.compression.checks import check_recipe_fits
+from llmkick.compression.compress import artifact_key, compress
 from llmkick.compression.recipe import Dense, Recipe
-from llmkick.compression.walk import WALK_VERSION, check_recipe_fits, compress
 from llmkick.errors import ConfigError
 from llmkick.models.batching import ENGINE_VERSION
 from llmkick.models.files import require_space, write_text_atomically
@@ -219,16 +220,7 @@ class _Run:
 
     def _artifact_key(self, recipe: Recipe, calibration: Calibration | None) -> dict[str, Any]:
         """Everything that decides the compressed weights."""
-        info = self.model.info
-        return {
-            "weights": info.digest,
-            "dtype": info.dtype,
-            "device": self.model.device.type,
-            "recipe": str(recipe),
-            "calibration": calibration.digest if calibration is not None and recipe.needs_calibration else None,
-            "propagate": self.study.propagate if recipe.needs_calibration else None,
-            "walk": WALK_VERSION,
-        }
+        return artifact_key(self.model.info, self.model.device, recipe, calibration, propagate=self.study.propagate)
 
     def _cell(self, recipe: Recipe, seed: int | None, task: Task, calibration: Calibration | None) -> Cell:
         key = {

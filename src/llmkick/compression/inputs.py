@@ -1,0 +1,76 @@
+"""What a block's layers are given while it runs on calibration text: statistics and a sample of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from llmkick.compression.blocks import Block, LinearLayer
+from llmkick.compression.hessian import InputStatistics
+
+# Calibration tokens on which a layer's output error is measured.
+ERROR_TOKENS = 256
+
+
+class InputRecord:
+    """The inputs of a block's layers while it runs: statistics and a sample, once for each distinct input.
+
+    `batches` is how many forwards there will be: the sample is taken evenly from all of them.
+    """
+
+    def __init__(self, block: Block, *, hessian: bool, batches: int) -> None:
+        self._hessian = hessian
+        self._sample_a_batch = -(-ERROR_TOKENS // max(1, batches))
+        self._owner: dict[str, str] = {}
+        self._statistics: dict[str, InputStatistics] = {}
+        self._samples: dict[str, list[Tensor]] = {}
+        # Inputs of the forward in progress, kept alive so that an id names one tensor only.
+        self._live: dict[int, tuple[Tensor, str]] = {}
+        self._shares = {layer.name for layer in block.layers if layer.form != "expert"}
+        self.order: list[str] = []  # names of the layers in the order of their first run
+
+    def see(self, layer: LinearLayer, inputs: Tensor) -> None:
+        """Take in what a layer is given: q, k and v share one input, gate and up another."""
+        if layer.name not in self._owner:
+            self.order.append(layer.name)
+        if layer.name in self._shares:
+            _, owner = self._live.setdefault(id(inputs), (inputs, layer.name))
+            known = self._owner.setdefault(layer.name, owner)
+            if known == owner and owner != layer.name:
+                return
+        self._owner[layer.name] = layer.name
+        # Experts see (tokens, in); some layers (sequences, heads, tokens, in).
+        rows = inputs.unsqueeze(0) if inputs.dim() == 2 else inputs.flatten(1, -2)
+        self._accumulate(layer.name, rows)
+
+    def _accumulate(self, name: str, rows: Tensor) -> None:
+        if name not in self._statistics:
+            self._statistics[name] = InputStatistics(rows.shape[-1], hessian=self._hessian, name=name)
+            self._samples[name] = []
+        self._statistics[name].add(rows)
+        tokens = rows.reshape(-1, rows.shape[-1])
+        step = max(1, len(tokens) // self._sample_a_batch)
+        sample = tokens[::step][: self._sample_a_batch]
+        self._samples[name].append(sample.to(torch.float32, copy=True))  # a view would keep all rows alive
+
+    def end_of_forward(self) -> None:
+        """Let go of the activations of the forward that just ended."""
+        self._live.clear()
+
+    def statistics_of(self, layer: LinearLayer) -> InputStatistics | None:
+        """Statistics of the inputs a layer shares, None when it never ran."""
+        return self._statistics.get(self._owner.get(layer.name, ""))
+
+    def sample_of(self, layer: LinearLayer) -> Tensor | None:
+        """A sample of a layer's inputs (tokens, in) in float32, None when it never ran."""
+        pieces = self._samples.get(self._owner.get(layer.name, ""))
+        return torch.cat(pieces) if pieces else None
+
+    def forget(self, layer: LinearLayer, still_to_come: Sequence[LinearLayer]) -> None:
+        """Let go of a layer's statistics unless one still to come shares them: they are the largest thing here."""
+        owner = self._owner.get(layer.name, "")
+        if all(self._owner.get(other.name) != owner for other in still_to_come):
+            self._statistics.pop(owner, None)
+            self._samples.pop(owner, None)
