@@ -1,17 +1,34 @@
-"""A compressed model on disk: a Hugging Face folder that any tool loads."""
+"""A compressed model on disk: a Hugging Face folder that any tool loads, or our compact form of it."""
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
+from torch import Tensor
+
+from llmkick.compression.blocks import decoder_blocks
+from llmkick.compression.finished import FinishedBlocks
 from llmkick.compression.outcome import CompressionReport
+from llmkick.compression.streaming import StreamedBlocks
 from llmkick.errors import ConfigError
+from llmkick.models.checkpoint import SOURCE_FILE
 from llmkick.models.files import new_folder, require_space
 from llmkick.models.language_model import TransformersModel
+from llmkick.models.outline import Outline
+from llmkick.models.packed import pack, write_manifest, write_packed
 
 REPORT_FILE = "llmkick_compression.json"
+# Tensors written into one file, unless a single one is larger.
+SHARD_BYTES = 2_000_000_000
+# Configuration, tokenizer, report.
+OTHER_BYTES = 50_000_000
 
 
 def check_target(folder: Path) -> None:
@@ -25,13 +42,148 @@ def save_folder(model: TransformersModel, report: CompressionReport, folder: Pat
 
     Raises ConfigError when the folder is taken or the disk too small.
     """
-    check_target(folder)
     size = sum(tensor.numel() * tensor.element_size() for tensor in model.network.parameters())
-    require_space(folder, size + 50_000_000, f"saving {model.info.name}")
+
+    def write(temporary: Path) -> None:
+        model.network.save_pretrained(temporary)
+
+    _write_model(model, report, folder, size, write)
+
+
+def save_packed(model: TransformersModel, finished: FinishedBlocks, folder: Path) -> None:
+    """Write a compressed model whose blocks are kept in our compact form, see `models.packed`.
+
+    model: the dense or the compressed one, or its outline's; what lies outside the compressed layers is read
+    from it. Errors as in `save_folder`.
+    """
+    layers = {layer.place.parameter for block in decoder_blocks(model.network) for layer in block.layers}
+    state = _without_twins(model.network.state_dict())
+    rest = {name: tensor for name, tensor in state.items() if name not in layers}
+    _save_packed(model, finished, folder, sum(map(_size, rest.values())), lambda: iter(rest.items()))
+
+
+def save_streamed(outline: Outline, finished: FinishedBlocks, folder: Path, *, packed: bool) -> None:
+    """Write a model that was compressed block by block, again without having it in memory as a whole.
+
+    Errors as in `save_folder`.
+    """
+    source = StreamedBlocks(outline)
+    if packed:
+        layers = {layer.place.parameter for block in source.blocks for layer in block.layers}
+        names = [n for n in outline.model.network.state_dict() if n not in layers and n not in outline.tied]
+        sizes = sum(_size(outline.model.network.state_dict()[name]) for name in names)
+        _save_packed(outline.model, finished, folder, sizes, lambda: ((name, source.read(name)) for name in names))
+        return
+
+    def write(temporary: Path) -> None:
+        outside = ((name, source.read(name)) for name in source.names_outside())
+        _write_shards(temporary, itertools.chain(_bundles(outside), source.compressed_blocks(finished)))
+        outline.model.network.config.save_pretrained(temporary)
+        if outline.model.network.generation_config is not None:
+            outline.model.network.generation_config.save_pretrained(temporary)
+
+    assert finished.report is not None, f"{finished.folder} is not complete"
+    _write_model(outline.model, finished.report, folder, outline.bytes, write)
+
+
+def _save_packed(
+    model: TransformersModel,
+    finished: FinishedBlocks,
+    folder: Path,
+    rest_bytes: int,
+    rest: Callable[[], Iterable[tuple[str, Tensor]]],
+) -> None:
+    """Blocks as they are kept, and whatever else the network's state dict has."""
+    report = finished.report
+    assert report is not None, f"{finished.folder} is not complete"
+
+    def write(temporary: Path) -> None:
+        files = []
+        for number, bundle in enumerate(_bundles(rest())):
+            files.append(f"packed-rest-{number:05d}.safetensors")
+            write_packed(temporary / files[-1], {name: pack(tensor) for name, tensor in bundle.items()})
+        for file in finished.files():
+            files.append(f"packed-{file.name}")
+            link_or_copy(file, temporary / files[-1])
+        write_manifest(temporary, files, recipe=report.recipe, dtype=model.info.dtype)
+        model.network.config.save_pretrained(temporary)
+        if model.network.generation_config is not None:
+            model.network.generation_config.save_pretrained(temporary)
+
+    _write_model(model, report, folder, rest_bytes + report.stored_bytes, write)
+
+
+def _write_model(
+    model: TransformersModel,
+    report: CompressionReport,
+    folder: Path,
+    size: int,
+    write: Callable[[Path], None],
+) -> None:
+    """What `write` puts into a new folder, with tokenizer, report and origin, whole or not at all."""
+    check_target(folder)
+    require_space(folder, size + OTHER_BYTES, f"saving {model.info.name}")
     if folder.exists():
         folder.rmdir()
     with new_folder(folder) as temporary:
-        model.network.save_pretrained(temporary)
+        write(temporary)
         model.tokenizer.save_pretrained(temporary)
-        text = json.dumps(asdict(report), indent=1, ensure_ascii=False)
-        (temporary / REPORT_FILE).write_text(text + "\n", encoding="utf-8")
+        _write_json(temporary / REPORT_FILE, asdict(report))
+        # So that whoever rounds it again is told that the "dense" weights were rounded before us.
+        origin = {"file": model.info.name, "digest": model.info.digest, "source_precision": report.source_precision}
+        _write_json(temporary / SOURCE_FILE, origin)
+
+
+def _write_json(file: Path, values: Mapping[str, Any]) -> None:
+    file.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """The same file under another name where the disk allows it, else a copy."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+def _write_shards(folder: Path, shards: Iterable[Mapping[str, Tensor]]) -> None:
+    """A Hugging Face checkpoint of as many files, holding one of them in memory at a time."""
+    from safetensors.torch import save_file
+
+    places: dict[str, int] = {}
+    total = 0
+    for number, shard in enumerate(shards, start=1):
+        tensors = {name: tensor.cpu().contiguous() for name, tensor in shard.items()}
+        save_file(tensors, folder / f"{number}.safetensors", metadata={"format": "pt"})
+        places |= dict.fromkeys(tensors, number)
+        total += sum(map(_size, tensors.values()))
+    count = max(places.values())
+    names = {n: f"model-{n:05d}-of-{count:05d}.safetensors" for n in range(1, count + 1)}
+    for number, name in names.items():
+        (folder / f"{number}.safetensors").rename(folder / name)
+    index = {"metadata": {"total_size": total}, "weight_map": {name: names[n] for name, n in places.items()}}
+    _write_json(folder / "model.safetensors.index.json", index)
+
+
+def _bundles(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
+    """Tensors in bundles of SHARD_BYTES at most, a larger one on its own."""
+    bundle: dict[str, Tensor] = {}
+    for name, tensor in tensors:
+        if bundle and sum(map(_size, bundle.values())) + _size(tensor) > SHARD_BYTES:
+            yield bundle
+            bundle = {}
+        bundle[name] = tensor
+    if bundle:
+        yield bundle
+
+
+def _without_twins(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict in which tied weights stand once, under their first name."""
+    first: dict[tuple[int, tuple[int, ...]], str] = {}
+    for name, tensor in state.items():
+        first.setdefault((tensor.data_ptr(), tuple(tensor.shape)), name)
+    return {name: state[name] for name in first.values()}
+
+
+def _size(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()

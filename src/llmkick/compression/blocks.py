@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from llmkick.errors import ModelError
+from llmkick.models.packed import Place
 
 Seen = Callable[["LinearLayer", Tensor], None]
 
@@ -38,6 +39,13 @@ class LinearLayer:
         if self.form == "expert":
             return stored[self.expert]
         return stored.t() if self.form == "conv1d" else stored
+
+    @property
+    def place(self) -> Place:
+        """Where its weight belongs in the network's state dict."""
+        if self.form == "expert":
+            return Place(parameter=self.name.rpartition(".")[0], expert=self.expert)
+        return Place(parameter=f"{self.name}.{self.parameter}", transposed=self.form == "conv1d")
 
     def replace_weight(self, weight: Tensor) -> None:
         """Store a new (out, in) weight, leaving the old tensor untouched for whoever else holds it."""

@@ -42,7 +42,9 @@ def compress(
     """
     recipe = _parsed(recipe)
     windows = check_all(model, [recipe], calibration)
-    finished = None if keep is None else kept_blocks(model, recipe, windows, keep, propagate=propagate)
+    finished = (
+        None if keep is None else kept_blocks(model.info, model.device, recipe, windows, keep, propagate=propagate)
+    )
     if finished is not None and finished.report is not None:
         return restore(model, finished)
     network = shallow_copy(model.network)
@@ -96,10 +98,10 @@ def compress_into(
     """
     recipes = {text: parse_recipe(text) for text in folders}
     windows = check_all(model, list(recipes.values()), calibration)
-    outputs = [
-        Output(recipe=recipe, finished=kept_blocks(model, recipe, windows, folders[text], propagate=False))
-        for text, recipe in recipes.items()
-    ]
+    outputs = []
+    for text, recipe in recipes.items():
+        kept = kept_blocks(model.info, model.device, recipe, windows, folders[text], propagate=False)
+        outputs.append(Output(recipe=recipe, finished=kept))
     _walk_by_need(model, [o for o in outputs if o.finished and o.finished.report is None], windows, progress)
     reports = []
     for output in outputs:
@@ -114,10 +116,16 @@ def compress_into(
 
 
 def kept_blocks(
-    model: TransformersModel, recipe: Recipe, windows: Calibration | None, folder: Path, *, propagate: bool
+    info: ModelInfo,
+    device: torch.device,
+    recipe: Recipe,
+    windows: Calibration | None,
+    folder: Path,
+    *,
+    propagate: bool,
 ) -> FinishedBlocks:
     """The finished blocks of this compression in a folder; ConfigError when it holds another one's."""
-    return FinishedBlocks(folder, artifact_key(model.info, model.device, recipe, windows, propagate=propagate))
+    return FinishedBlocks(folder, artifact_key(info, device, recipe, windows, propagate=propagate))
 
 
 def restore(model: TransformersModel, finished: FinishedBlocks) -> tuple[TransformersModel, CompressionReport]:
@@ -188,7 +196,7 @@ def _walk_by_need(
 ) -> None:
     """One walk for the recipes that need calibration, one for those that see a few of its sequences only."""
     needy = [output for output in outputs if output.recipe.needs_calibration]
-    others = [output for output in outputs if not output.recipe.needs_calibration]
+    others = [o for o in outputs if not o.recipe.needs_calibration and not isinstance(o.recipe, Dense)]
     for together in (needy, others):
         if together:
             _walk(model, model.network, together, windows, propagate=False, progress=progress)

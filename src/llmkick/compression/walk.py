@@ -24,7 +24,7 @@ from llmkick.compression.checks import uneven_groups
 from llmkick.compression.finished import FinishedBlocks, Tally
 from llmkick.compression.inputs import InputRecord
 from llmkick.compression.outcome import LayerReport
-from llmkick.compression.recipe import NM, Dense, Recipe, Unstructured
+from llmkick.compression.recipe import NM, Dense, Grid, Recipe, Unstructured
 from llmkick.compression.size import compact_bytes
 from llmkick.compression.weight import WeightResult, compress_with_statistics, relative_output_error
 from llmkick.errors import NumericalError
@@ -178,11 +178,15 @@ class Walk:
         replaced: list[tuple[LinearLayer, Tensor]] = []
         for place, layer in enumerate(block.layers):
             for output, packed in zip(self.outputs, self._packed, strict=True):
-                result = None if output.has(index) else self._compress_layer(layer, record, output)
+                if output.has(index):
+                    continue
+                result = self._compress_layer(layer, record, output)
                 if result is None:
+                    if output.finished is not None:
+                        packed[layer.name] = pack(layer.weight, place=layer.place)
                     continue
                 if output.finished is not None:
-                    packed[layer.name] = pack_result(result, output.recipe)
+                    packed[layer.name] = pack_result(layer, result, output.recipe)
                 if self.propagate:
                     replaced.append((layer, result.weight))
                 elif output.blocks is not None:
@@ -231,13 +235,13 @@ def put_layers(block: Block, weights: Iterable[tuple[str, Tensor]]) -> None:
     replace_weights((by_name[name], weight) for name, weight in weights)
 
 
-def pack_result(result: WeightResult, recipe: Recipe) -> Packed:
+def pack_result(layer: LinearLayer, result: WeightResult, recipe: Recipe) -> Packed:
     """A compressed layer in the compact form that its recipe allows."""
     pattern = next((part for part in recipe.parts if isinstance(part, NM)), None)
     codes = None
     if result.grid is not None and result.codes is not None and result.grid.bits <= 8:
         grid = result.grid
-        symmetric = bool((grid.zero == 1 << (grid.bits - 1)).all())
+        symmetric = any(isinstance(part, Grid) and part.symmetric for part in recipe.parts)
         codes = Codes(
             codes=result.codes, scale=grid.scale, zero=grid.zero, bits=grid.bits, group=grid.group, symmetric=symmetric
         )
@@ -246,6 +250,7 @@ def pack_result(result: WeightResult, recipe: Recipe) -> Packed:
         codes=codes,
         masked=any(isinstance(part, Unstructured) for part in recipe.parts),
         pattern=None if pattern is None else (pattern.kept, pattern.group),
+        place=layer.place,
     )
 
 

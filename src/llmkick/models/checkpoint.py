@@ -18,6 +18,7 @@ import torch
 from llmkick.errors import ModelError
 from llmkick.models.builtin import BUILTIN_MODELS, builtin_gguf
 from llmkick.models.files import cache_folder, new_folder, require_space, sha256_of_file
+from llmkick.models.packed import MANIFEST
 
 # Part of the cache key of converted files: raise it when the conversion changes.
 CONVERSION_VERSION = 2
@@ -42,6 +43,7 @@ class Checkpoint:
     folder: Path
     digest: str
     source_precision: str
+    packed: bool = False  # in our compact form, see `models.packed`
 
 
 def locate(reference: str) -> Checkpoint:
@@ -84,6 +86,7 @@ def _from_folder(folder: Path, *, name: str, revision: str, digest: str = "") ->
         folder=folder,
         digest=digest or _digest(folder, weights),
         source_precision=_source_precision(folder),
+        packed=(folder / MANIFEST).is_file(),
     )
 
 

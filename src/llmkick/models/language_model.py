@@ -14,7 +14,7 @@ from torch import nn
 
 from llmkick.errors import ConfigError, ModelError, NumericalError
 from llmkick.models.checkpoint import Checkpoint, locate, refuse_missing
-from llmkick.models.packed import digest_of
+from llmkick.models.packed import digest_of, unpack_folder
 
 
 class Message(NamedTuple):
@@ -226,33 +226,51 @@ def load_model(reference: str, *, dtype: str = "auto", device: str = "auto") -> 
     network, tokenizer = _read(checkpoint, precision)
     network.eval().requires_grad_(False)
     check_finite(network)
-    info = ModelInfo(
+    info = describe(network, checkpoint, precision)
+    return TransformersModel(network=network.to(target), tokenizer=tokenizer, info=info, checkpoint=checkpoint)
+
+
+def describe(network: Any, checkpoint: Checkpoint, dtype: torch.dtype) -> ModelInfo:
+    """What identifies a network that comes from a checkpoint."""
+    return ModelInfo(
         name=checkpoint.name,
         revision=checkpoint.revision,
         digest=checkpoint.digest,
         architecture=(network.config.architectures or [type(network).__name__])[0],
         parameters=sum(parameter.numel() for parameter in network.parameters()),
-        dtype=str(precision).removeprefix("torch."),
+        dtype=str(dtype).removeprefix("torch."),
         source_precision=checkpoint.source_precision,
     )
-    return TransformersModel(network=network.to(target), tokenizer=tokenizer, info=info, checkpoint=checkpoint)
+
+
+def read_tokenizer(checkpoint: Checkpoint) -> Any:
+    """The tokenizer in a checkpoint's folder. Raises ModelError when there is none that can be read."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(checkpoint.folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:
+        raise ModelError(f"cannot load {checkpoint.name} from {checkpoint.folder}: {error}") from error
 
 
 def _read(checkpoint: Checkpoint, dtype: torch.dtype) -> tuple[Any, Any]:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    tokenizer = read_tokenizer(checkpoint)
+    given: dict[str, Any] = {"dtype": dtype, "local_files_only": True, "output_loading_info": True}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder, local_files_only=True, trust_remote_code=False)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            checkpoint.folder,
-            dtype=dtype,
-            local_files_only=True,
-            trust_remote_code=False,
-            use_safetensors=True,
-            output_loading_info=True,
-        )
+        if checkpoint.packed:
+            config = AutoConfig.from_pretrained(checkpoint.folder, local_files_only=True, trust_remote_code=False)
+            kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+            loaded = kind.from_pretrained(None, config=config, state_dict=unpack_folder(checkpoint.folder), **given)
+        else:
+            loaded = AutoModelForCausalLM.from_pretrained(
+                checkpoint.folder, use_safetensors=True, trust_remote_code=False, **given
+            )
+    except ModelError:
+        raise
     except Exception as error:
         raise ModelError(f"cannot load {checkpoint.name} from {checkpoint.folder}: {error}") from error
     network, loading = loaded

@@ -12,7 +12,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,16 @@ class Layout:
     bits: int | None = None
     group: int | None = None
     symmetric: bool = False
+    place: Place | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a weight belongs in a network's state dict: the parameter, as it is, transposed, or as one expert."""
+
+    parameter: str
+    transposed: bool = False
+    expert: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,7 +154,12 @@ def _binomials(of: int) -> Tensor:
 
 
 def pack(
-    weight: Tensor, *, codes: Codes | None = None, masked: bool = False, pattern: tuple[int, int] | None = None
+    weight: Tensor,
+    *,
+    codes: Codes | None = None,
+    masked: bool = False,
+    pattern: tuple[int, int] | None = None,
+    place: Place | None = None,
 ) -> Packed:
     """The compact form of a weight (out, in), on the CPU.
 
@@ -153,7 +168,8 @@ def pack(
     values, groups with more than N non-zeros under a mask. Only a zero with all bits clear counts as one.
     """
     weight = weight.detach().cpu().contiguous()
-    layout = Layout(shape=tuple(weight.shape), dtype=str(weight.dtype).removeprefix("torch."), digest=digest_of(weight))
+    dtype = str(weight.dtype).removeprefix("torch.")
+    layout = Layout(shape=tuple(weight.shape), dtype=dtype, digest=digest_of(weight), place=place)
     if codes is not None and not torch.equal(_raw(_decode(codes).to(weight.dtype)), _raw(weight)):
         codes = None
     values, parts = weight.flatten(), {}
@@ -278,9 +294,15 @@ def write_packed(file: Path, weights: Mapping[str, Packed]) -> None:
 
 def read_packed(file: Path) -> Iterator[tuple[str, Tensor]]:
     """Names and whole weights in a file, one at a time. Raises ModelError naming the file and the weight."""
+    for name, _, weight in read_placed(file):
+        yield name, weight
+
+
+def read_placed(file: Path) -> Iterator[tuple[str, Place, Tensor]]:
+    """Names, places and whole weights in a file; without a place, the name is the parameter's."""
     for name, one in read_parts(file):
         try:
-            yield name, unpack(one)
+            yield name, one.layout.place or Place(parameter=name), unpack(one)
         except (ModelError, RuntimeError, ValueError, KeyError, IndexError) as error:
             raise ModelError(f"{file}: {name} cannot be read: {error}; make the file again") from error
 
@@ -295,10 +317,39 @@ def read_parts(file: Path) -> Iterator[tuple[str, Packed]]:
             layouts = json.loads(stream.metadata()["llmkick"])
             keys = set(stream.keys())
             for name, fields in layouts.items():
-                layout = Layout(**{**fields, "shape": tuple(fields["shape"])})
+                place = None if fields["place"] is None else Place(**fields["place"])
+                layout = Layout(**{**fields, "shape": tuple(fields["shape"]), "place": place})
                 names = [key for key in ("places", "scale", "values", "zero") if f"{name}:{key}" in keys]
                 yield name, Packed(layout=layout, parts={key: stream.get_tensor(f"{name}:{key}") for key in names})
     except (SafetensorError, OSError, TypeError, KeyError, ValueError) as error:
         raise ModelError(
             f"{file}: {name} cannot be read ({error}): the file is cut short or damaged; make it again"
         ) from error
+
+
+def write_manifest(folder: Path, files: Sequence[str], **facts: Any) -> None:
+    """Say which packed files, in this order, make up the model in a folder."""
+    text = json.dumps({"format": FORMAT, "files": list(files), **facts}, indent=1, ensure_ascii=False)
+    (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+
+
+def unpack_folder(folder: Path) -> dict[str, Tensor]:
+    """The state dict of the packed model in a folder. Raises ModelError naming the file and the weight."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        form, files = manifest["format"], [folder / name for name in manifest["files"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{folder / MANIFEST} cannot be read ({error}): make the folder again") from error
+    if form != FORMAT:
+        raise ModelError(f"{folder} is packed in format {form}; this version reads {FORMAT}: update llmkick")
+    weights: dict[str, Tensor] = {}
+    experts: dict[str, dict[int, Tensor]] = {}
+    for file in files:
+        for _, place, weight in read_placed(file):
+            if place.expert is not None:
+                experts.setdefault(place.parameter, {})[place.expert] = weight
+            else:
+                weights[place.parameter] = weight.t().contiguous() if place.transposed else weight
+    for parameter, members in experts.items():
+        weights[parameter] = torch.stack([members[number] for number in range(len(members))])
+    return weights

@@ -1,0 +1,268 @@
+"""Streaming, keeping and resuming give the bits of the walk in memory; what is written opens again everywhere."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from llmkick.compression import walk
+from llmkick.compression.artifact import save_folder, save_packed, save_streamed
+from llmkick.compression.calibration import as_calibration
+from llmkick.compression.compress import compress, compress_into, compress_many, kept_blocks
+from llmkick.compression.finished import FinishedBlocks
+from llmkick.compression.recipe import parse_recipe
+from llmkick.compression.streaming import compress_streamed
+from llmkick.errors import ConfigError, ModelError, NumericalError
+from llmkick.models.language_model import TransformersModel, load_model, weights_digest
+from llmkick.models.outline import load_outline
+from toy import save_toy, toy_model
+
+STREAMED = ("llama", "qwen2", "gemma", "gemma3", "mistral", "opt", "gpt2")
+RECIPES = ("wanda@0.5", "wanda@2:4", "gptq@4b-g8", "sparsegpt@0.5+4b", "rtn@3b", "magnitude@0.25")
+
+
+def windows(sequences: int = 7, length: int = 30) -> np.ndarray[Any, np.dtype[np.int64]]:
+    return np.random.default_rng(0).integers(0, 284, (sequences, length))
+
+
+@pytest.fixture(autouse=True)
+def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(walk, "BATCH_TOKENS", 65)
+
+
+class Stopped(Exception):  # noqa: N818
+    pass
+
+
+def stop_after(blocks: int) -> Any:
+    def progress(done: int, _total: int) -> None:
+        if done == blocks:
+            raise Stopped
+
+    return progress
+
+
+def saved(folder: Path, architecture: str, dtype: str = "float32") -> TransformersModel:
+    save_toy(folder, architecture)
+    return load_model(str(folder), dtype=dtype)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("architecture", STREAMED)
+def test_streamed_bits_are_those_in_memory(tmp_path: Path, architecture: str, dtype: str):
+    model = saved(tmp_path / "model", architecture, dtype)
+    outline = load_outline(str(tmp_path / "model"), dtype=dtype)
+    assert outline.info == model.info
+    assert outline.obstacle is None
+    for propagate, text in ((True, "sparsegpt@0.5"), (False, "gptq@4b-g8"), (True, "wanda@2:4")):
+        expected, report = compress(model, text, calibration=windows(), propagate=propagate)
+        finished = compress_streamed(
+            outline, parse_recipe(text), tmp_path / f"{text}", calibration=as_calibration(windows()),
+            propagate=propagate,
+        )  # fmt: skip
+        assert finished.report is not None
+        assert finished.report.digest == report.digest == expected.info.digest
+        assert finished.report.layers == report.layers
+        # Nothing stays in memory.
+        assert all(parameter.is_meta for parameter in outline.model.network.parameters())
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("architecture", STREAMED)
+def test_what_is_streamed_to_disk_opens_as_the_same_model(tmp_path: Path, architecture: str, packed: bool):
+    model = saved(tmp_path / "model", architecture)
+    expected, _ = compress(model, "gptq@3b-g8", calibration=windows())
+    outline = load_outline(str(tmp_path / "model"), dtype="float32")
+    recipe = parse_recipe("gptq@3b-g8")
+    finished = compress_streamed(outline, recipe, tmp_path / "kept", calibration=as_calibration(windows()))
+    save_streamed(outline, finished, tmp_path / "out", packed=packed)
+    again = load_model(str(tmp_path / "out"), dtype="float32")
+    assert weights_digest(again.network) == weights_digest(expected.network)
+    ids = torch.from_numpy(windows())
+    with torch.no_grad():
+        assert torch.equal(again.network(ids).logits, expected.network(ids).logits)
+    assert again.tokenize("the cat") == model.tokenize("the cat")
+    assert json.loads((tmp_path / "out" / "llmkick_compression.json").read_text())["recipe"] == "gptq@3b-g8"
+    if not packed:  # and for any other tool
+        plain = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
+        assert weights_digest(plain) == weights_digest(expected.network)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "qwen2", "mixtral"])
+@pytest.mark.parametrize("text", RECIPES)
+def test_a_packed_model_opens_as_the_same_model(tmp_path: Path, architecture: str, text: str):
+    model = saved(tmp_path / "model", architecture)
+    expected, report = compress(model, text, calibration=windows(), keep=tmp_path / "kept")
+    finished = kept_blocks(
+        model.info, model.device, parse_recipe(text), as_calibration(windows()), tmp_path / "kept", propagate=True
+    )
+    save_packed(model, finished, tmp_path / "out")
+    again = load_model(str(tmp_path / "out"), dtype="float32")
+    assert weights_digest(again.network) == report.digest == weights_digest(expected.network)
+    blocks = sum(file.stat().st_size for file in (tmp_path / "out").glob("packed-block-*"))
+    assert report.stored_bytes <= blocks <= report.stored_bytes + 2500 * len(report.layers)  # and its headers
+
+
+def test_an_original_that_was_rounded_is_remembered(tmp_path: Path):
+    save_toy(tmp_path / "model")
+    (tmp_path / "model" / "llmkick_source.json").write_text('{"source_precision": "Q4_1"}')
+    model = load_model(str(tmp_path / "model"), dtype="float32")
+    compressed, report = compress(model, "rtn@4b")
+    save_folder(compressed, report, tmp_path / "out")
+    assert load_model(str(tmp_path / "out")).info.source_precision == "Q4_1"
+
+
+# Stopped and resumed
+
+
+@pytest.mark.parametrize("propagate", [True, False])
+@pytest.mark.parametrize("streamed", [True, False])
+@pytest.mark.parametrize("lose_states", [True, False])
+def test_a_stopped_compression_goes_on_at_its_block(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, propagate: bool, streamed: bool, lose_states: bool
+):
+    model = saved(tmp_path / "model", "llama")
+    expected, report = compress(model, "gptq@4b-g8", calibration=windows(), propagate=propagate)
+    outline = load_outline(str(tmp_path / "model"), dtype="float32")
+
+    def go(progress: Any) -> FinishedBlocks:
+        recipe, calibration = parse_recipe("gptq@4b-g8"), as_calibration(windows())
+        if streamed:
+            return compress_streamed(
+                outline, recipe, tmp_path / "kept", calibration=calibration, propagate=propagate, progress=progress
+            )
+        found, _ = compress(
+            model, recipe, calibration=calibration, propagate=propagate, progress=progress, keep=tmp_path / "kept"
+        )
+        assert weights_digest(found.network) == found.info.digest
+        return kept_blocks(model.info, model.device, recipe, calibration, tmp_path / "kept", propagate=propagate)
+
+    for done in (1, 2):
+        with pytest.raises(Stopped):
+            go(stop_after(done))
+        if lose_states:
+            for file in (tmp_path / "kept").glob("hidden-*"):
+                file.write_bytes(file.read_bytes()[:50])
+    solved: list[str] = []
+    solve = walk.compress_with_statistics
+    monkeypatch.setattr(walk, "compress_with_statistics", lambda *a, **k: (solved.append(k["name"]), solve(*a, **k))[1])
+    told: list[int] = []
+    finished = go(lambda done, _: told.append(done))
+    assert told == [2, 3]
+    assert {name.split(".")[2] for name in solved} == {"2"}  # no block is compressed twice
+    assert finished.report is not None
+    assert finished.report.digest == report.digest == expected.info.digest
+    assert (finished.report.layers, finished.report.warnings) == (report.layers, report.warnings)
+    assert not list((tmp_path / "kept").glob("hidden-*"))
+    solved.clear()
+    assert go(None).report == finished.report
+    assert not solved
+
+
+def test_a_folder_of_another_compression_is_not_mixed(tmp_path: Path):
+    model = toy_model()
+    compress(model, "wanda@0.5", calibration=windows(), keep=tmp_path)
+    with pytest.raises(ConfigError, match=r"holds another compression \(wanda@0\.5\)"):
+        compress(model, "wanda@2:4", calibration=windows(), keep=tmp_path)
+    with pytest.raises(ConfigError, match="holds another compression"):
+        compress(model, "wanda@0.5", calibration=windows()[:3], keep=tmp_path)
+
+
+def test_a_damaged_state_is_named(tmp_path: Path):
+    (tmp_path / "compression.json").write_text("{")
+    with pytest.raises(ModelError, match=r"compression\.json is damaged .* delete the folder"):
+        compress(toy_model(), "rtn@4b", keep=tmp_path)
+
+
+def test_a_full_disk_leaves_what_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from llmkick.compression import finished
+
+    model, written = toy_model(), finished.write_packed
+
+    def full(file: Path, weights: Any) -> None:
+        if file.name == "block-00001.safetensors":
+            raise OSError(28, "No space left on device")
+        written(file, weights)
+
+    monkeypatch.setattr(finished, "write_packed", full)
+    with pytest.raises(OSError, match="No space left"):
+        compress(model, "wanda@0.5", calibration=windows(), keep=tmp_path)
+    monkeypatch.setattr(finished, "write_packed", written)
+    expected, _ = compress(model, "wanda@0.5", calibration=windows())
+    found, _ = compress(model, "wanda@0.5", calibration=windows(), keep=tmp_path)
+    assert found.info.digest == expected.info.digest
+
+
+# One pass for many recipes
+
+SWEEP = ("wanda@0.25", "wanda@2:4", "sparsegpt@0.5", "gptq@4b", "gptq@3b-g8-act", "rtn@4b", "magnitude@0.5", "dense")
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "mixtral"])
+def test_many_recipes_in_one_pass_are_each_as_alone(tmp_path: Path, architecture: str):
+    model = toy_model(architecture)
+    alone = [compress(model, text, calibration=windows(), propagate=False) for text in SWEEP]
+    together = compress_many(model, SWEEP, calibration=windows())
+    kept = compress_into(model, {t: tmp_path / t for t in SWEEP if t != "dense"}, calibration=windows())
+    for (one, report), (other, another) in zip(alone, together, strict=True):
+        assert report.layers == another.layers
+        assert report.warnings == another.warnings
+        assert one.info.digest == other.info.digest == weights_digest(other.network)
+    assert [report.digest for report in kept] == [report.digest for _, report in alone[:-1]]
+    assert weights_digest(model.network) == model.info.digest
+
+
+def test_many_recipes_cost_one_pass(monkeypatch: pytest.MonkeyPatch):
+    calls: list[int] = []
+    run = walk.BlockRunner.run
+    monkeypatch.setattr(
+        walk.BlockRunner, "run", lambda self, index, *rest: (calls.append(index), run(self, index, *rest))[1]
+    )
+    compress_many(toy_model(), ["wanda@0.25", "wanda@2:4", "gptq@4b", "sparsegpt@0.5"], calibration=windows())
+    assert calls == [0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2]  # four batches a block
+
+
+def test_a_stopped_pass_goes_on_for_every_recipe(tmp_path: Path):
+    model = toy_model()
+    folders = {text: tmp_path / text for text in ("wanda@0.25", "gptq@4b", "rtn@4b-g12")}
+    with pytest.raises(Stopped):
+        compress_into(model, folders, calibration=windows(), progress=stop_after(2))
+    # One of them got a block further before the power went.
+    reports = compress_into(model, folders, calibration=windows())
+    for text, report in zip(folders, reports, strict=True):
+        expected, alone = compress(model, text, calibration=windows(), propagate=False)
+        assert report.digest == expected.info.digest
+        assert (report.layers, report.warnings) == (alone.layers, alone.warnings)
+
+
+# What cannot be done
+
+
+@pytest.mark.parametrize("architecture", ["mixtral", "gpt_neox"])
+def test_what_transformers_renames_or_assembles_cannot_be_streamed(tmp_path: Path, architecture: str):
+    save_toy(tmp_path / "model", architecture)
+    outline = load_outline(str(tmp_path / "model"))
+    assert outline.obstacle is not None
+    assert "out of other tensors" in outline.obstacle
+    with pytest.raises(ModelError, match="cannot be read block by block"):
+        compress_streamed(outline, parse_recipe("rtn@4b"), tmp_path / "kept", calibration=None)
+
+
+def test_damaged_weights_are_named_before_they_are_used(tmp_path: Path):
+    from safetensors.torch import load_file, save_file
+
+    save_toy(tmp_path / "model")
+    file = tmp_path / "model" / "model.safetensors"
+    tensors = load_file(file)
+    tensors["model.layers.1.mlp.up_proj.weight"][0, 0] = float("nan")
+    save_file(tensors, file, metadata={"format": "pt"})
+    outline = load_outline(str(tmp_path / "model"))
+    with pytest.raises(NumericalError, match=r"model\.layers\.1\.mlp\.up_proj\.weight hold NaN"):
+        compress_streamed(outline, parse_recipe("rtn@4b"), tmp_path / "kept", calibration=None)
+    assert all(parameter.is_meta for parameter in outline.model.network.parameters())

@@ -1,0 +1,212 @@
+"""The compact form: bit for bit there and back, for every shape and width, and nothing damaged gets through."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from llmkick.compression.blocks import LinearLayer
+from llmkick.compression.hessian import InputStatistics
+from llmkick.compression.recipe import parse_recipe
+from llmkick.compression.size import compact_bytes
+from llmkick.compression.walk import pack_result
+from llmkick.compression.weight import compress_with_statistics
+from llmkick.errors import ModelError
+from llmkick.models.packed import (
+    Codes,
+    pack,
+    pack_bits,
+    pattern_bits,
+    rank_patterns,
+    read_packed,
+    unpack,
+    unpack_bits,
+    unrank_patterns,
+    write_packed,
+)
+
+RECIPES = (
+    "magnitude@0.5", "magnitude@0.01", "wanda@0.5", "wanda@1:2", "wanda@2:4", "wanda@4:8", "magnitude@3:5",
+    "sparsegpt@2:4", "sparsegpt@0.5", "rtn@2b", "rtn@3b", "rtn@4b", "rtn@8b", "rtn@3b-g7", "rtn@4b-g16-sym",
+    "gptq@2b-g8", "gptq@3b", "gptq@4b-g16-act", "gptq@8b-sym", "sparsegpt@0.5+3b", "sparsegpt@2:4+4b-g8",
+    "wanda@0.5+gptq@4b", "wanda@2:4+rtn@8b-g16", "dense",
+)  # fmt: skip
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def same_bits(one: Tensor, other: Tensor) -> bool:
+    integers = {2: torch.int16, 4: torch.int32}[one.element_size()]
+    return one.dtype == other.dtype and torch.equal(one.view(integers), other.view(integers))
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(1, 20), st.integers(0, 70), st.integers(0, 2**32 - 1))
+def test_bits_survive_at_every_width_and_count(bits: int, count: int, seed: int):
+    values = torch.from_numpy(np.random.default_rng(seed).integers(0, 1 << bits, count))
+    stream = pack_bits(values, bits)
+    assert stream.dtype == torch.uint8
+    assert stream.numel() == math.ceil(count * bits / 8)
+    assert torch.equal(unpack_bits(stream, bits, count).to(torch.int64), values)
+    # The layout is a promise to whoever reads the file without us: bits in order, lowest first.
+    expected = [int(value) >> place & 1 for value in values for place in range(bits)]
+    found = np.unpackbits(stream.numpy(), bitorder="little")
+    assert found[: len(expected)].tolist() == expected
+    assert not found[len(expected) :].any()
+
+
+@pytest.mark.parametrize(("kept", "of"), [(1, 2), (2, 4), (4, 8), (1, 4), (3, 4), (5, 10), (1, 1)])
+def test_patterns_are_numbered_without_gaps(kept: int, of: int):
+    places = list(itertools.combinations(range(of), kept))
+    masks = torch.zeros(len(places), of, dtype=torch.bool)
+    for row, chosen in enumerate(places):
+        masks[row, list(chosen)] = True
+    ranks = rank_patterns(masks)
+    assert sorted(ranks.tolist()) == list(range(math.comb(of, kept)))
+    assert torch.equal(unrank_patterns(ranks, kept, of), masks)
+    assert int(ranks.max()).bit_length() == pattern_bits(kept, of)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 64), st.data())
+def test_wide_patterns_survive(of: int, data: st.DataObject):
+    kept = data.draw(st.integers(1, of))
+    chosen = data.draw(st.lists(st.permutations(range(of)), min_size=1, max_size=5))
+    masks = torch.zeros(len(chosen), of, dtype=torch.bool)
+    for row, order in enumerate(chosen):
+        masks[row, list(order[:kept])] = True
+    assert torch.equal(unrank_patterns(rank_patterns(masks), kept, of), masks)
+
+
+def compressed(text: str, shape: tuple[int, int], dtype: torch.dtype, seed: int = 0):
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(shape, generator=generator).to(dtype)
+    recipe = parse_recipe(text)
+    statistics = InputStatistics(shape[1], hessian=True)
+    statistics.add(torch.randn(2, 50, shape[1], generator=generator))
+    return compress_with_statistics(weight, statistics, recipe), recipe
+
+
+def layer_of(weight: Tensor) -> LinearLayer:
+    module = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+    return LinearLayer(name="block.layer", module=module, form="linear")
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("text", RECIPES)
+def test_what_every_recipe_makes_comes_back_bit_for_bit(text: str, dtype: torch.dtype):
+    for shape in ((24, 40), (7, 40), (1, 40), (64, 120)):
+        result, recipe = compressed(text, shape, dtype)
+        packed = pack_result(layer_of(result.weight), result, recipe)
+        assert same_bits(unpack(packed), result.weight)
+        # The size in every report is the size on disk.
+        zeros = float((result.weight == 0).double().mean())
+        assert packed.size == compact_bytes(shape, result.weight.element_size(), recipe, zeros)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@settings(max_examples=30, deadline=None)
+@given(rows=st.integers(1, 9), columns=st.integers(1, 33), group=st.integers(1, 40), seed=st.integers(0, 1000))
+def test_codes_of_any_shape_come_back(bits: int, rows: int, columns: int, group: int, seed: int):
+    generator = torch.Generator().manual_seed(seed)
+    groups = -(-columns // group)
+    codes = Codes(
+        codes=torch.randint(0, 1 << bits, (rows, columns), generator=generator, dtype=torch.uint8),
+        scale=torch.rand(rows, groups, generator=generator) + 0.01,
+        zero=torch.randint(0, 1 << bits, (rows, groups), generator=generator).float(),
+        bits=bits,
+        group=group,
+        symmetric=False,
+    )
+    spread = [torch.repeat_interleave(part, group, dim=1)[:, :columns] for part in (codes.scale, codes.zero)]
+    weight = (codes.codes.float() - spread[1]) * spread[0]
+    for masked in (False, True):
+        packed = pack(weight, codes=codes, masked=masked)
+        assert packed.layout.bits == bits
+        # A product with 0 is +0, so nothing is lost.
+        assert same_bits(unpack(packed), weight)
+
+
+def test_what_cannot_come_back_is_stored_a_wider_way():
+    weight = torch.tensor([[1.0, -0.0, 0.0, 2.0], [0.0, 0.0, 0.0, 3.0]])
+    minus_zero = pack(weight, masked=True)
+    assert minus_zero.parts["values"].numel() == 4  # −0 is not nothing
+    assert same_bits(unpack(minus_zero), weight)
+    too_full = pack(torch.ones(2, 4), pattern=(2, 4))
+    assert (too_full.layout.masked, too_full.layout.kept) == (True, None)
+    assert torch.equal(unpack(too_full), torch.ones(2, 4))
+    wrong = Codes(
+        codes=torch.zeros(2, 4, dtype=torch.uint8), scale=torch.ones(2, 1), zero=torch.zeros(2, 1), bits=2, group=4,
+        symmetric=False,
+    )  # fmt: skip
+    stored = pack(weight, codes=wrong)
+    assert stored.layout.bits is None
+    assert same_bits(unpack(stored), weight)
+
+
+def test_groups_with_fewer_values_than_their_pattern_keeps():
+    weight = torch.tensor([[0.0, 5.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]])
+    packed = pack(weight, pattern=(2, 4))
+    assert packed.parts["values"].numel() == 4
+    assert torch.equal(unpack(packed), weight)
+
+
+@pytest.mark.parametrize(
+    "tensor", [torch.tensor(3), torch.zeros(0, 4), torch.tensor([True, False]), torch.ones(2, 2, 2)]
+)
+def test_other_tensors_are_kept_as_they_are(tensor: Tensor):
+    assert torch.equal(unpack(pack(tensor)), tensor)
+
+
+def file_of(tmp_path: Path) -> Path:
+    weights = {name: pack(torch.randn(8, 16), masked=True) for name in ("first", "second")}
+    write_packed(tmp_path / "weights.safetensors", weights)
+    return tmp_path / "weights.safetensors"
+
+
+def test_a_file_comes_back(tmp_path: Path):
+    weights = {"a": torch.randn(8, 16), "b": torch.zeros(3, 5)}
+    write_packed(tmp_path / "f", {name: pack(weight, masked=True) for name, weight in weights.items()})
+    assert [path.name for path in tmp_path.iterdir()] == ["f"]  # no temporary file is left
+    found = dict(read_packed(tmp_path / "f"))
+    assert list(found) == ["a", "b"]
+    assert all(torch.equal(found[name], weights[name]) for name in weights)
+
+
+@pytest.mark.parametrize("left", [0, 4, 200, -1])
+def test_a_file_cut_short_is_named(tmp_path: Path, left: int):
+    file = file_of(tmp_path)
+    file.write_bytes(file.read_bytes()[:left])
+    with pytest.raises(ModelError, match=r"weights\.safetensors: .*cut short or damaged"):
+        list(read_packed(file))
+
+
+@pytest.mark.parametrize("part", ["second:values", "second:places"])
+def test_an_altered_tensor_is_named(tmp_path: Path, part: str):
+    from safetensors import safe_open
+
+    file = file_of(tmp_path)
+    with safe_open(file, framework="pt") as stream:
+        metadata = stream.metadata()
+    tensors = load_file(file)
+    flat = tensors[part].view(torch.uint8).flatten()
+    flat[3] ^= 1
+    save_file(tensors, file, metadata=metadata)
+    read = read_packed(file)
+    assert next(read)[0] == "first"
+    with pytest.raises(ModelError, match=r"weights\.safetensors: second cannot be read: its checksum does not match"):
+        next(read)
+
+
+def test_a_file_that_is_not_ours_is_refused(tmp_path: Path):
+    save_file({"x": torch.ones(2)}, tmp_path / "x.safetensors")
+    with pytest.raises(ModelError, match=r"x\.safetensors: its header cannot be read"):
+        list(read_packed(tmp_path / "x.safetensors"))
