@@ -165,57 +165,46 @@ def compress(
     length: Annotated[int, typer.Option(help="tokens a calibration window")] = 512,
     seed: Annotated[int, typer.Option(help="seed of the calibration")] = 0,
     propagate: Annotated[bool, typer.Option(help="calibrate each block on the compressed blocks before it")] = True,
+    packed: Annotated[bool, typer.Option("--packed", help="write the compact form: only what is left")] = False,
+    compressed_tensors: Annotated[
+        bool, typer.Option("--compressed-tensors", help="write rounded weights in that format")
+    ] = False,
     dtype: Dtype = "auto",
     device: Device = "auto",
     quiet: Quiet = False,
 ) -> None:
-    """Compress a model into a Hugging Face folder that any tool loads.
+    """Compress a model block by block into a folder; stopped, the same command goes on at its block.
+
+    The folder is a Hugging Face one that any tool loads. With `--packed` it holds only the weights that are left
+    and their places or codes; every `kick` command opens it.
 
     Examples:
 
         kick compress smollm2-135m-instruct wanda@2:4 -o models/smol-2-4
 
-        kick compress ./my-llama rtn@4b-g128 -o models/my-llama-4bit
+        kick compress ./my-llama gptq@4b-g128 -o models/my-llama-4bit --packed
+
+        kick compress ./my-llama gptq@4b-g128 -o models/my-llama-ct --compressed-tensors
     """
-    from llmkick.compression.artifact import check_target, save_folder
-    from llmkick.compression.blocks import decoder_blocks
-    from llmkick.compression.calibration import as_calibration, calibrate
-    from llmkick.compression.checks import check_recipe_fits
-    from llmkick.compression.compress import compress as compress_model
-    from llmkick.compression.recipe import parse_recipe
-    from llmkick.models.language_model import load_model
+    from llmkick.compression.deliver import CalibrationPlan, compress_checkpoint
     from llmkick.terminal import Watcher
 
-    parsed = parse_recipe(recipe)
     if not 0 <= seed < 2**32:
         raise ConfigError(f"seed must be a whole number from 0 to 4294967295; got {seed}")
-    check_target(folder)
+    if packed and compressed_tensors:
+        raise ConfigError("--packed and --compressed-tensors are two ways to write a model; choose one")
     with Watcher(err, quiet=quiet) as watcher:
-        watcher.stage(f"loading {model}", 1)
-        loaded = load_model(model, dtype=dtype, device=device)
-        blocks = decoder_blocks(loaded.network)
-        check_recipe_fits(parsed, blocks, as_calibration([[0, 0]]))  # before the calibration takes its minutes
-        windows = None
-        if parsed.needs_calibration:
-            watcher.stage("calibration text", sequences * length)
-            windows = calibrate(
-                loaded,
-                source=calibration,
-                sequences=sequences,
-                length=length,
-                seed=seed,
-                progress=lambda done, _: watcher.advance(done),
-            )
-        watcher.stage(f"compressing {recipe}", len(blocks))
-        compressed, report = compress_model(
-            loaded,
-            parsed,
-            calibration=windows,
-            seed=seed,
+        report = compress_checkpoint(
+            model,
+            recipe,
+            folder,
+            form="packed" if packed else "compressed-tensors" if compressed_tensors else "folder",
+            calibration=CalibrationPlan(source=calibration, sequences=sequences, length=length, seed=seed),
             propagate=propagate,
-            progress=lambda done, _: watcher.advance(done),
+            dtype=dtype,
+            device=device,
+            observer=watcher,
         )
-        save_folder(compressed, report, folder)
     for warning in report.warnings:
         out.print(f"note: {warning}", markup=False, highlight=False)
     out.print(
@@ -367,6 +356,47 @@ def tasks() -> None:
         task = get_task(name)
         table.add_row(name, task.metric, f"{task.chance_level:g}", SETTINGS[task.setting], task_summary(name))
     out.print(table)
+
+
+@app.command()
+def cache(
+    clear: Annotated[bool, typer.Option("--clear", help="delete the compressed models")] = False,
+    everything: Annotated[
+        bool, typer.Option("--all", help="with --clear: fetched and converted models and calibration texts too")
+    ] = False,
+) -> None:
+    """List compressed models that are kept, so that nothing is compressed twice, and what else is cached.
+
+    The least recently used go when LLMKICK_CACHE_LIMIT (20GB) is reached; 0 keeps none.
+
+    Examples:
+
+        kick cache
+
+        kick cache --clear
+    """
+    from llmkick.compression.cache import PART, entries, limit_bytes, remove
+    from llmkick.models.files import cache_folder, cache_sizes, clear_cache
+
+    if everything and not clear:
+        raise ConfigError("--all says what to clear; give --clear too")
+    if clear:
+        busy = [entry for entry in entries() if not remove(entry.folder)]
+        others = [name for name in cache_sizes() if name != PART] if everything else []
+        for name in others:
+            clear_cache(name)
+        for entry in busy:
+            out.print(f"in use, left: {entry.folder}", markup=False, highlight=False, soft_wrap=True)
+    table = Table("compressed model", "recipe", "precision", "size", "blocks", "last used (UTC)")
+    for entry in entries():
+        blocks = str(entry.blocks) if entry.complete else f"{entry.blocks}, unfinished"
+        size = f"{entry.size / 1e6:,.1f} MB"
+        table.add_row(entry.model or "–", entry.recipe, entry.dtype, size, blocks, f"{entry.used:%Y-%m-%d %H:%M}")
+    out.print(table)
+    for name, taken in cache_sizes().items():
+        limit = f" of at most {limit_bytes() / 1e6:,.0f}" if name == PART else ""
+        out.print(f"{name}: {taken / 1e6:,.1f}{limit} MB", highlight=False)
+    out.print(f"in {cache_folder('')}", markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()

@@ -47,80 +47,89 @@ def save_folder(model: TransformersModel, report: CompressionReport, folder: Pat
     def write(temporary: Path) -> None:
         model.network.save_pretrained(temporary)
 
-    _write_model(model, report, folder, size, write)
+    write_model(model, report, folder, size, write)
 
 
-def save_packed(model: TransformersModel, finished: FinishedBlocks, folder: Path) -> None:
+def save_packed(model: TransformersModel | Outline, finished: FinishedBlocks, folder: Path) -> None:
     """Write a compressed model whose blocks are kept in our compact form, see `models.packed`.
 
-    model: the dense or the compressed one, or its outline's; what lies outside the compressed layers is read
-    from it. Errors as in `save_folder`.
+    model: the dense or the compressed one, or its outline; what lies outside the compressed layers is read from
+    it. Errors as in `save_folder`.
     """
-    layers = {layer.place.parameter for block in decoder_blocks(model.network) for layer in block.layers}
-    state = _without_twins(model.network.state_dict())
-    rest = {name: tensor for name, tensor in state.items() if name not in layers}
-    _save_packed(model, finished, folder, sum(map(_size, rest.values())), lambda: iter(rest.items()))
-
-
-def save_streamed(outline: Outline, finished: FinishedBlocks, folder: Path, *, packed: bool) -> None:
-    """Write a model that was compressed block by block, again without having it in memory as a whole.
-
-    Errors as in `save_folder`.
-    """
-    source = StreamedBlocks(outline)
-    if packed:
-        layers = {layer.place.parameter for block in source.blocks for layer in block.layers}
-        names = [n for n in outline.model.network.state_dict() if n not in layers and n not in outline.tied]
-        sizes = sum(_size(outline.model.network.state_dict()[name]) for name in names)
-        _save_packed(outline.model, finished, folder, sizes, lambda: ((name, source.read(name)) for name in names))
-        return
-
-    def write(temporary: Path) -> None:
-        outside = ((name, source.read(name)) for name in source.names_outside())
-        _write_shards(temporary, itertools.chain(_bundles(outside), source.compressed_blocks(finished)))
-        outline.model.network.config.save_pretrained(temporary)
-        if outline.model.network.generation_config is not None:
-            outline.model.network.generation_config.save_pretrained(temporary)
-
-    assert finished.report is not None, f"{finished.folder} is not complete"
-    _write_model(outline.model, finished.report, folder, outline.bytes, write)
-
-
-def _save_packed(
-    model: TransformersModel,
-    finished: FinishedBlocks,
-    folder: Path,
-    rest_bytes: int,
-    rest: Callable[[], Iterable[tuple[str, Tensor]]],
-) -> None:
-    """Blocks as they are kept, and whatever else the network's state dict has."""
-    report = finished.report
-    assert report is not None, f"{finished.folder} is not complete"
+    rest, report = Rest(model), report_of(finished)
 
     def write(temporary: Path) -> None:
         files = []
-        for number, bundle in enumerate(_bundles(rest())):
+        for number, bundle in enumerate(bundles(rest.tensors())):
             files.append(f"packed-rest-{number:05d}.safetensors")
             write_packed(temporary / files[-1], {name: pack(tensor) for name, tensor in bundle.items()})
         for file in finished.files():
             files.append(f"packed-{file.name}")
-            link_or_copy(file, temporary / files[-1])
-        write_manifest(temporary, files, recipe=report.recipe, dtype=model.info.dtype)
-        model.network.config.save_pretrained(temporary)
-        if model.network.generation_config is not None:
-            model.network.generation_config.save_pretrained(temporary)
+            _link_or_copy(file, temporary / files[-1])
+        write_manifest(temporary, files, recipe=report.recipe, dtype=rest.model.info.dtype)
+        write_config(rest.model, temporary)
 
-    _write_model(model, report, folder, rest_bytes + report.stored_bytes, write)
+    write_model(rest.model, report, folder, rest.bytes + report.stored_bytes, write)
 
 
-def _write_model(
+def save_streamed(outline: Outline, finished: FinishedBlocks, folder: Path) -> None:
+    """As `save_folder`, for a model that was compressed block by block and is never in memory as a whole."""
+    source = StreamedBlocks(outline)
+
+    def write(temporary: Path) -> None:
+        outside = ((name, source.read(name)) for name in source.names_outside())
+        write_shards(temporary, itertools.chain(bundles(outside), source.compressed_blocks(finished)))
+        write_config(outline.model, temporary)
+
+    write_model(outline.model, report_of(finished), folder, outline.bytes, write)
+
+
+class Rest:
+    """What a model has beside its compressed layers: embeddings, norms, the output head, left out when tied."""
+
+    def __init__(self, model: TransformersModel | Outline) -> None:
+        self.model = model.model if isinstance(model, Outline) else model
+        layers = {layer.place.parameter for block in decoder_blocks(self.model.network) for layer in block.layers}
+        self._state = {n: t for n, t in self.model.network.state_dict().items() if n not in layers}
+        for twin in self.model.network.all_tied_weights_keys:
+            self._state.pop(twin, None)
+        self._source = StreamedBlocks(model) if isinstance(model, Outline) else None
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(map(_size, self._state.values()))
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Names in the state dict and tensors, one at a time."""
+        for name, tensor in self._state.items():
+            yield name, tensor if self._source is None else self._source.read(name)
+
+
+def report_of(finished: FinishedBlocks) -> CompressionReport:
+    """The report of a compression whose blocks are all finished."""
+    assert finished.report is not None, f"{finished.folder} is not complete"
+    return finished.report
+
+
+def write_config(model: TransformersModel, folder: Path) -> None:
+    """The network's configuration, as Hugging Face keeps it."""
+    model.network.config.save_pretrained(folder)
+    if model.network.generation_config is not None:
+        model.network.generation_config.save_pretrained(folder)
+
+
+def write_model(
     model: TransformersModel,
     report: CompressionReport,
     folder: Path,
     size: int,
     write: Callable[[Path], None],
 ) -> None:
-    """What `write` puts into a new folder, with tokenizer, report and origin, whole or not at all."""
+    """What `write` puts into a new folder, with tokenizer, report and origin, whole or not at all.
+
+    Raises ConfigError when the folder is taken or the disk has not the `size` bytes.
+    """
     check_target(folder)
     require_space(folder, size + OTHER_BYTES, f"saving {model.info.name}")
     if folder.exists():
@@ -128,17 +137,18 @@ def _write_model(
     with new_folder(folder) as temporary:
         write(temporary)
         model.tokenizer.save_pretrained(temporary)
-        _write_json(temporary / REPORT_FILE, asdict(report))
+        write_json(temporary / REPORT_FILE, asdict(report))
         # So that whoever rounds it again is told that the "dense" weights were rounded before us.
         origin = {"file": model.info.name, "digest": model.info.digest, "source_precision": report.source_precision}
-        _write_json(temporary / SOURCE_FILE, origin)
+        write_json(temporary / SOURCE_FILE, origin)
 
 
-def _write_json(file: Path, values: Mapping[str, Any]) -> None:
+def write_json(file: Path, values: Mapping[str, Any]) -> None:
+    """Values as indented JSON."""
     file.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def link_or_copy(source: Path, target: Path) -> None:
+def _link_or_copy(source: Path, target: Path) -> None:
     """The same file under another name where the disk allows it, else a copy."""
     try:
         os.link(source, target)
@@ -146,7 +156,7 @@ def link_or_copy(source: Path, target: Path) -> None:
         shutil.copy2(source, target)
 
 
-def _write_shards(folder: Path, shards: Iterable[Mapping[str, Tensor]]) -> None:
+def write_shards(folder: Path, shards: Iterable[Mapping[str, Tensor]]) -> None:
     """A Hugging Face checkpoint of as many files, holding one of them in memory at a time."""
     from safetensors.torch import save_file
 
@@ -162,10 +172,10 @@ def _write_shards(folder: Path, shards: Iterable[Mapping[str, Tensor]]) -> None:
     for number, name in names.items():
         (folder / f"{number}.safetensors").rename(folder / name)
     index = {"metadata": {"total_size": total}, "weight_map": {name: names[n] for name, n in places.items()}}
-    _write_json(folder / "model.safetensors.index.json", index)
+    write_json(folder / "model.safetensors.index.json", index)
 
 
-def _bundles(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
+def bundles(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
     """Tensors in bundles of SHARD_BYTES at most, a larger one on its own."""
     bundle: dict[str, Tensor] = {}
     for name, tensor in tensors:
@@ -175,14 +185,6 @@ def _bundles(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[dict[str, Tensor
         bundle[name] = tensor
     if bundle:
         yield bundle
-
-
-def _without_twins(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict in which tied weights stand once, under their first name."""
-    first: dict[tuple[int, tuple[int, ...]], str] = {}
-    for name, tensor in state.items():
-        first.setdefault((tensor.data_ptr(), tuple(tensor.shape)), name)
-    return {name: state[name] for name in first.values()}
 
 
 def _size(tensor: Tensor) -> int:

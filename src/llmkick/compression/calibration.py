@@ -185,6 +185,25 @@ def _c4_shard() -> Path:
         ) from error
 
 
+def is_sampled(model: TransformersModel, sequences: int, length: int, seed: int) -> bool:
+    """Whether text of the model's own is at hand, so that it need not be in memory to be calibrated."""
+    return _cached_sample(_sample_file(model, sequences, length, seed), (sequences, length)) is not None
+
+
+def _sample_file(model: TransformersModel, sequences: int, length: int, seed: int) -> Path:
+    key = f"{model.info.digest}\0{model.info.dtype}\0{sequences}\0{length}\0{seed}\0{SAMPLING_VERSION}"
+    return cache_folder("calibration") / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.npy"
+
+
+def _cached_sample(file: Path, shape: tuple[int, int]) -> TokenIds | None:
+    # A damaged file counts as none: sampling again gives the same text.
+    with contextlib.suppress(OSError, ValueError, EOFError):
+        cached: TokenIds = np.load(file, allow_pickle=False)
+        if cached.shape == shape and cached.dtype == np.int64:
+            return cached
+    return None
+
+
 def _self_sampled(
     model: TransformersModel,
     sequences: int,
@@ -192,13 +211,12 @@ def _self_sampled(
     seed: int,
     progress: Callable[[int, int], None] | None,
 ) -> TokenIds:
-    key = f"{model.info.digest}\0{model.info.dtype}\0{sequences}\0{length}\0{seed}\0{SAMPLING_VERSION}"
-    file = cache_folder("calibration") / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.npy"
-    # A damaged file counts as none: sampling again gives the same text.
-    with contextlib.suppress(OSError, ValueError, EOFError):
-        cached: TokenIds = np.load(file, allow_pickle=False)
-        if cached.shape == (sequences, length) and cached.dtype == np.int64:
-            return cached
+    file = _sample_file(model, sequences, length, seed)
+    cached = _cached_sample(file, (sequences, length))
+    if cached is not None:
+        return cached
+    if model.device.type == "meta":
+        raise ConfigError(f"{model.info.name} is not in memory, so it cannot sample text to calibrate on")
     generator = torch.Generator().manual_seed(seed)
     rows: list[TokenIds] = []
     for start in range(0, sequences, SAMPLING_ROWS):

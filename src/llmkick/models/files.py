@@ -29,6 +29,17 @@ def cache_folder(part: str) -> Path:
     return folder
 
 
+def cache_sizes() -> dict[str, int]:
+    """Bytes of each kind of cached file."""
+    parts = sorted(path for path in cache_folder("").iterdir() if path.is_dir())
+    return {part.name: sum(f.stat().st_size for f in part.rglob("*") if f.is_file()) for part in parts}
+
+
+def clear_cache(part: str) -> None:
+    """Delete all cached files of one kind."""
+    shutil.rmtree(cache_folder(part))
+
+
 def sha256_of_file(path: Path) -> str:
     """Hex sha256 of a file's bytes."""
     with path.open("rb") as stream:

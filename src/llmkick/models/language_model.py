@@ -220,9 +220,13 @@ def load_model(reference: str, *, dtype: str = "auto", device: str = "auto") -> 
     "bfloat16" or "float16"; `device` is "auto" (CUDA when there is one) or a torch device name.
     Raises ModelError for missing, damaged or unsupported files, NumericalError for NaN or Inf weights.
     """
+    return load_located(locate(reference), dtype=dtype, device=device)
+
+
+def load_located(checkpoint: Checkpoint, *, dtype: str = "auto", device: str = "auto") -> TransformersModel:
+    """As `load_model`, for files that have been located."""
     target = resolve_device(device)
     precision = resolve_dtype(dtype, target)
-    checkpoint = locate(reference)
     network, tokenizer = _read(checkpoint, precision)
     network.eval().requires_grad_(False)
     check_finite(network)

@@ -84,6 +84,12 @@ class Outline:
     obstacle: str | None
 
     @property
+    def checkpoint(self) -> Checkpoint:
+        """The files it comes from."""
+        assert self.model.checkpoint is not None
+        return self.model.checkpoint
+
+    @property
     def info(self) -> ModelInfo:
         """What identifies the model."""
         return self.model.info

@@ -205,24 +205,37 @@ def unpack(packed: Packed) -> Tensor:
     layout, parts = packed.layout, packed.parts
     if _checksum(parts) != layout.checksum:
         raise ModelError("its checksum does not match: the file was altered or damaged")
-    count = math.prod(layout.shape)
-    places = _places(layout, parts, count)
-    stored = count if places is None else int(places.sum())
-    dtype = _dtype(layout.dtype)
-    if layout.bits is None or layout.group is None:
-        weight = _spread(parts["values"], places, torch.zeros(count, dtype=dtype)).view(layout.shape)
+    codes = codes_of(packed)
+    if codes is None:
+        count = math.prod(layout.shape)
+        blank = torch.zeros(count, dtype=_dtype(layout.dtype))
+        weight = _spread(parts["values"], _places(layout, parts, count), blank).view(layout.shape)
     else:
-        scale = parts["scale"]
-        middle = torch.full(scale.shape, 1 << (layout.bits - 1), dtype=torch.uint8)
-        zero = middle if layout.symmetric else unpack_bits(parts["zero"], layout.bits, scale.numel()).view(scale.shape)
-        blank = zero.repeat_interleave(layout.group, dim=1)[:, : layout.shape[1]].flatten()
-        codes = _spread(unpack_bits(parts["values"], layout.bits, stored), places, blank).view(layout.shape)
-        weight = _decode(
-            Codes(codes=codes, scale=scale, zero=zero, bits=layout.bits, group=layout.group, symmetric=layout.symmetric)
-        ).to(dtype)
+        weight = _decode(codes).to(_dtype(layout.dtype))
     if digest_of(weight) != layout.digest:
         raise ModelError("its contents do not match their checksum: it was written by a faulty program")
     return weight
+
+
+def codes_of(packed: Packed) -> Codes | None:
+    """The integer codes of a weight, those of left-out zeros filled in; None when it is not stored as codes."""
+    layout, parts = packed.layout, packed.parts
+    if layout.bits is None or layout.group is None:
+        return None
+    count, scale = math.prod(layout.shape), parts["scale"]
+    middle = torch.full(scale.shape, 1 << (layout.bits - 1), dtype=torch.uint8)
+    zero = middle if layout.symmetric else unpack_bits(parts["zero"], layout.bits, scale.numel()).view(scale.shape)
+    places = _places(layout, parts, count)
+    stored = unpack_bits(parts["values"], layout.bits, count if places is None else int(places.sum()))
+    blank = zero.repeat_interleave(layout.group, dim=1)[:, : layout.shape[1]].flatten()
+    return Codes(
+        codes=_spread(stored, places, blank).view(layout.shape),
+        scale=scale,
+        zero=zero,
+        bits=layout.bits,
+        group=layout.group,
+        symmetric=layout.symmetric,
+    )
 
 
 def _dtype(name: str) -> torch.dtype:

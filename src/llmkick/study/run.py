@@ -6,7 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,11 +15,13 @@ from typing import Any, Protocol
 import torch
 
 from llmkick.compression.blocks import decoder_blocks
+from llmkick.compression.cache import entry_for, folder_of
 from llmkick.compression.calibration import Calibration, calibrate
 from llmkick.compression.checks import check_recipe_fits
-from llmkick.compression.compress import artifact_key, compress
+from llmkick.compression.compress import artifact_key, compress, compress_into
+from llmkick.compression.outcome import CompressionReport
 from llmkick.compression.recipe import Dense, Recipe
-from llmkick.errors import ConfigError
+from llmkick.errors import ConfigError, ModelError
 from llmkick.models.batching import ENGINE_VERSION
 from llmkick.models.files import require_space, write_text_atomically
 from llmkick.models.language_model import TransformersModel, load_model
@@ -165,13 +167,17 @@ class _Run:
         variants = list(self._variants())
         total, finished = len(variants) * len(self.tasks), 0
         planned: set[str] = set()
+        together: set[int | None] = set()
         self.observer.cells(0, total)
         for recipe, seed in variants:
             calibration = None if isinstance(recipe, Dense) else self._calibration(seed)
             cells = [self._cell(recipe, seed, task, calibration) for task in self.tasks]
             planned |= {cell.run_key for cell in cells}
             compressed = None
-            if any(map(self._missing_items, cells)) or not self._report_known(recipe, seed, calibration):
+            if self._is_wanted(recipe, seed, calibration):
+                if not self.study.propagate and not isinstance(recipe, Dense) and seed not in together:
+                    together.add(seed)
+                    self._compress_together(seed)
                 compressed = self._compressed(recipe, seed, calibration, cells)
             for cell in cells:
                 if compressed is not None and self._missing_items(cell):
@@ -237,6 +243,11 @@ class _Run:
         done = self.journal.done(cell.run_key)
         return any(item.id not in done for item in self.items[cell.task.name])
 
+    def _is_wanted(self, recipe: Recipe, seed: int | None, calibration: Calibration | None) -> bool:
+        """Whether anything is left to be done with the compressed model."""
+        cells = [self._cell(recipe, seed, task, calibration) for task in self.tasks]
+        return any(map(self._missing_items, cells)) or not self._report_known(recipe, seed, calibration)
+
     def _report_known(self, recipe: Recipe, seed: int | None, calibration: Calibration | None) -> bool:
         return (
             isinstance(recipe, Dense) or self.journal.artifact(self._report_key(recipe, seed, calibration)) is not None
@@ -254,14 +265,7 @@ class _Run:
         title = f"compressing {recipe}" + ("" if seed is None else f" (seed {seed})")
         self.observer.stage(title, len(decoder_blocks(self.model.network)))
         with self._timed("compress", str(recipe)):
-            compressed, report = compress(
-                self.model,
-                recipe,
-                calibration=calibration,
-                seed=seed or 0,
-                propagate=self.study.propagate,
-                progress=lambda done, _total: self.observer.advance(done),
-            )
+            compressed, report = self._compress_or_recall(recipe, seed, calibration)
         key = self._report_key(recipe, seed, calibration)
         known = self.journal.artifact(key)
         if known is not None and known[0] != report.digest:
@@ -273,6 +277,64 @@ class _Run:
         if known is None or known[0] != report.digest:
             self.journal.add_artifact(key, report.digest, as_json(report))
         return compressed
+
+    def _compress_or_recall(
+        self, recipe: Recipe, seed: int | None, calibration: Calibration | None
+    ) -> tuple[TransformersModel, CompressionReport]:
+        """The model as the cache has it, or compressed and kept there; a damaged entry is said and made anew."""
+
+        def go(keep: Path | None) -> tuple[TransformersModel, CompressionReport]:
+            return compress(
+                self.model,
+                recipe,
+                calibration=calibration,
+                seed=seed or 0,
+                propagate=self.study.propagate,
+                progress=lambda done, _total: self.observer.advance(done),
+                keep=keep,
+            )
+
+        key = self._artifact_key(recipe, calibration)
+        with entry_for(key, self._weight_bytes()) as keep:
+            try:
+                return go(keep)
+            except ModelError as error:
+                if keep is None:
+                    raise
+                self.warnings.append(f"{recipe}: the cached model was damaged and was made anew ({error})")
+                for file in keep.iterdir():
+                    file.unlink()
+                return go(keep)
+
+    def _compress_together(self, seed: int | None) -> None:
+        """Without propagation one pass serves all recipes of a seed: their models go into the cache."""
+        calibration = self._calibration(seed)
+        wanted = {
+            str(recipe): self._artifact_key(recipe, calibration)
+            for recipe, other in self._variants()
+            if not isinstance(recipe, Dense) and other == seed and self._is_wanted(recipe, seed, calibration)
+        }
+        if len(wanted) < 2:
+            return
+        with ExitStack() as stack:
+            # Locks are taken in one order everywhere, so that two studies never wait for each other.
+            order = sorted(wanted, key=lambda text: folder_of(wanted[text]).name)
+            found = {text: stack.enter_context(entry_for(wanted[text], self._weight_bytes())) for text in order}
+            folders = {text: folder for text, folder in found.items() if folder is not None}
+            if len(folders) < len(wanted):
+                return  # no room to keep them: one after the other
+            self.observer.stage(f"compressing {len(folders)} recipes", len(decoder_blocks(self.model.network)))
+            with self._timed("compress", "one pass"), suppress(ModelError):  # damaged entries are mended one by one
+                compress_into(
+                    self.model,
+                    folders,
+                    calibration=calibration,
+                    seed=seed or 0,
+                    progress=lambda done, _total: self.observer.advance(done),
+                )
+
+    def _weight_bytes(self) -> int:
+        return sum(p.numel() * p.element_size() for p in self.model.network.parameters())
 
     def _evaluate(self, model: TransformersModel, cell: Cell) -> None:
         items = self.items[cell.task.name]
