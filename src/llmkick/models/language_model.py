@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import platform
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -258,7 +260,7 @@ def read_tokenizer(checkpoint: Checkpoint) -> Any:
 
 
 def _read(checkpoint: Checkpoint, dtype: torch.dtype) -> tuple[Any, Any]:
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, CompressedTensorsConfig
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
@@ -270,9 +272,13 @@ def _read(checkpoint: Checkpoint, dtype: torch.dtype) -> tuple[Any, Any]:
             kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
             loaded = kind.from_pretrained(None, config=config, state_dict=unpack_folder(checkpoint.folder), **given)
         else:
-            loaded = AutoModelForCausalLM.from_pretrained(
-                checkpoint.folder, use_safetensors=True, trust_remote_code=False, **given
-            )
+            if _quantization_of(checkpoint) == "compressed-tensors":
+                # As plain weights: packed ones with zero points do not load otherwise (compressed-tensors 0.20).
+                given["quantization_config"] = CompressedTensorsConfig(dequantize=True)
+            with warnings.catch_warnings(action="ignore", category=UserWarning):  # it is told to dequantize
+                loaded = AutoModelForCausalLM.from_pretrained(
+                    checkpoint.folder, use_safetensors=True, trust_remote_code=False, **given
+                )
     except ModelError:
         raise
     except Exception as error:
@@ -280,6 +286,12 @@ def _read(checkpoint: Checkpoint, dtype: torch.dtype) -> tuple[Any, Any]:
     network, loading = loaded
     refuse_missing(checkpoint.folder, network, loading)
     return network, tokenizer
+
+
+def _quantization_of(checkpoint: Checkpoint) -> str:
+    """How a folder's weights are stored quantized, as its configuration calls it; empty when they are not."""
+    config = json.loads((checkpoint.folder / "config.json").read_text(encoding="utf-8"))
+    return str(config.get("quantization_config", {}).get("quant_method", ""))
 
 
 def resolve_device(device: str) -> torch.device:
