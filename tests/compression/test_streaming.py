@@ -81,7 +81,7 @@ def test_what_is_streamed_to_disk_opens_as_the_same_model(tmp_path: Path, archit
     outline = load_outline(str(tmp_path / "model"), dtype="float32")
     recipe = parse_recipe("gptq@3b-g8")
     finished = compress_streamed(outline, recipe, tmp_path / "kept", calibration=as_calibration(windows()))
-    save_streamed(outline, finished, tmp_path / "out", packed=packed)
+    (save_packed if packed else save_streamed)(outline, finished, tmp_path / "out")
     again = load_model(str(tmp_path / "out"), dtype="float32")
     assert weights_digest(again.network) == weights_digest(expected.network)
     ids = torch.from_numpy(windows())

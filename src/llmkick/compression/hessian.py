@@ -1,5 +1,6 @@
 """Second moments of a layer's inputs, and the factor of their inverse that SparseGPT and GPTQ work with."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -75,8 +76,21 @@ class InputStatistics:
     def factor(self, *, act_order: bool = False) -> InverseFactor:
         """The factor of the inverse Hessian; computed once and kept."""
         if act_order not in self._factors:
-            self._factors[act_order] = factorise(self.hessian(), act_order=act_order, name=self.name)
+            if act_order:
+                self._factors[act_order] = factorise(self.hessian(), act_order=True, name=self.name)
+            else:
+                self._factors[act_order] = self._factor_as_they_come()
         return self._factors[act_order]
+
+    def _factor_as_they_come(self) -> InverseFactor:
+        """As `factorise(self.hessian())`, without a second full matrix: the upper triangle alone is needed."""
+        if not self.has_hessian:
+            self.hessian()  # says what is wrong
+        sums, share = self._collected(), 2 / self._counted_sequences()
+        upper, used = _inverse_factor(
+            lambda: sums.flip(0, 1).mul_(share), sums.diagonal() * share, DAMPING, name=self.name
+        )
+        return InverseFactor(upper=upper, dead=sums.diagonal() == 0, order=None, damping=used)
 
     def _collected(self) -> Tensor:
         if self._sums is None:
@@ -135,20 +149,30 @@ def inverse_factor(hessian: Tensor, damping: float = DAMPING, *, name: str = "in
     λ = damping · mean(diag H). Dead inputs (H_jj = 0) count as H_jj = 1. When H + λI is not positive definite
     in float32, ten times the damping is tried, three times at most; then NumericalError.
     """
-    if not bool(torch.isfinite(hessian).all()):
-        raise NumericalError(f"{name}: the Hessian holds NaN or Inf; the sums of squared inputs exceed float32")
-    diagonal = hessian.diagonal()
+    return _inverse_factor(lambda: hessian.float().flip(0, 1), hessian.diagonal(), damping, name=name)
+
+
+def _inverse_factor(
+    reversed_hessian: Callable[[], Tensor], diagonal: Tensor, damping: float, *, name: str
+) -> tuple[Tensor, float]:
+    """As `inverse_factor`, given a way to make H with both axes reversed, of which the lower triangle is read.
+
+    Never are there more than two matrices of that size beside the one it is made from.
+    """
     diagonal = diagonal.masked_fill(diagonal == 0, 1).float()
     # With both axes reversed, the lower Cholesky factor L of H becomes an upper R, H = RRᵀ; so U = R⁻¹.
     # One factorisation and half an inverse instead of two factorisations and a full inverse.
-    reversed_ = hessian.float().flip(0, 1)
     for attempt in range(DAMPING_TRIES):
         used = damping * 10**attempt
-        reversed_.diagonal().copy_((diagonal + used * diagonal.mean()).flip(0))
-        lower, failed = torch.linalg.cholesky_ex(reversed_)
+        matrix = reversed_hessian()
+        if attempt == 0 and not _is_finite(matrix):
+            raise NumericalError(f"{name}: the Hessian holds NaN or Inf; the sums of squared inputs exceed float32")
+        matrix.diagonal().copy_((diagonal + used * diagonal.mean()).flip(0))
+        lower, failed = torch.linalg.cholesky_ex(matrix)
+        del matrix
         if not bool(failed):
-            upper = invert_lower(lower).flip(0, 1)
-            if bool(torch.isfinite(upper).all()):
+            upper = invert_lower_(lower).flip(0, 1)
+            if _is_finite(upper):
                 return upper, used
     raise NumericalError(
         f"{name}: the Hessian cannot be factorised, even with {used:g} of its mean diagonal added;"
@@ -156,17 +180,21 @@ def inverse_factor(hessian: Tensor, damping: float = DAMPING, *, name: str = "in
     )
 
 
-def invert_lower(lower: Tensor) -> Tensor:
-    """Inverse of a lower triangular matrix, by halves: a third of the arithmetic of solving for I."""
+def _is_finite(matrix: Tensor) -> bool:
+    """Whether no entry is NaN or Inf, without a mask as large as a quarter of the matrix."""
+    return bool(torch.isfinite(torch.stack(torch.aminmax(matrix))).all())
+
+
+def invert_lower_(lower: Tensor) -> Tensor:
+    """Inverse of a lower triangular matrix, in place, by halves: a third of the arithmetic of solving for I."""
     size = lower.shape[0]
     if size <= LEAF:
         identity = torch.eye(size, dtype=lower.dtype, device=lower.device)
-        solution: Tensor = torch.linalg.solve_triangular(lower, identity, upper=False)
-        return solution
+        return lower.copy_(torch.linalg.solve_triangular(lower, identity, upper=False))
     half = size // 2
-    inverse = torch.zeros_like(lower)
-    inverse[:half, :half] = invert_lower(lower[:half, :half])
-    inverse[half:, half:] = invert_lower(lower[half:, half:])
+    first, second, corner = lower[:half, :half], lower[half:, half:], lower[half:, :half]
+    invert_lower_(first)
+    invert_lower_(second)
     # [[A, 0], [B, C]]⁻¹ has −C⁻¹ B A⁻¹ in its lower left corner.
-    inverse[half:, :half] = inverse[half:, half:] @ (lower[half:, :half] @ inverse[:half, :half]).neg_()
-    return inverse
+    corner.copy_(second @ (corner @ first).neg_())
+    return lower

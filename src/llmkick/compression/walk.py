@@ -259,7 +259,7 @@ def _note(tally: Tally, layer: LinearLayer, result: WeightResult, record: InputR
     sample, statistics = record.sample_of(layer), record.statistics_of(layer)
     dense, weight = layer.weight, result.weight
     rows, columns = dense.shape
-    realised = float((weight == 0).double().mean())
+    realised = 1 - int(torch.count_nonzero(weight)) / weight.numel()
     tally.layers.append(
         LayerReport(
             name=layer.name,

@@ -26,6 +26,8 @@ from llmkick.compression.sparsegpt import sparsegpt
 from llmkick.compression.wanda import wanda
 from llmkick.errors import ConfigError, NumericalError
 
+OUTPUTS = 1024  # outputs of a layer whose error is measured together
+
 
 class WeightResult(NamedTuple):
     """A compressed weight (out, in), in the dtype and on the device of the original."""
@@ -86,11 +88,14 @@ def relative_output_error(original: Tensor, compressed: Tensor, inputs: Tensor) 
     original W, compressed Ŵ: (out, in); inputs X: (tokens, in).
     """
     rows = inputs.detach().float()
-    size = float(torch.linalg.vector_norm(rows @ original.detach().float().T))
-    if size == 0:
-        return None
-    change = compressed.detach().float() - original.detach().float()
-    return float(torch.linalg.vector_norm(rows @ change.T)) / size
+    size = moved = 0.0
+    # Some outputs at a time: a wide layer in float32 is as large as all else that is in memory.
+    for start in range(0, len(original), OUTPUTS):
+        dense = original[start : start + OUTPUTS].detach().float()
+        change = compressed[start : start + OUTPUTS].detach().float() - dense
+        size += float((rows @ dense.T).square().sum(dtype=torch.float64))
+        moved += float((rows @ change.T).square().sum(dtype=torch.float64))
+    return None if size == 0 else (moved / size) ** 0.5
 
 
 def _apply(step: Step, weight: Tensor, statistics: InputStatistics, zeroed: Tensor | None) -> WeightResult:
