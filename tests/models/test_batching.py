@@ -38,7 +38,7 @@ def test_prefill_goes_on_from_a_shared_prefix_without_spending_it(architecture: 
     # The last is so short that the whole prefix moves out of the way of the longest, and padding is left.
     prompts = [(*prefix, *(generator.randrange(284) for _ in range(length))) for length in (1, 9, 4, 40)]
     with torch.inference_mode():
-        cache = runner.run_prefix(prefix)
+        cache = Prefix(runner, prefix).cache
         before = [layer.keys.clone() for layer in cache.layers]
         for _ in range(2):  # the second time from the same cache
             state = runner.prefill(prompts, len(prefix), cache)
@@ -98,10 +98,19 @@ def test_a_prefix_runs_once_and_an_empty_one_never(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(Runner, "forward", spy)
     prefix, empty = Prefix(runner, (1, 2, 3)), Prefix(runner, ())
+    longer, same = Prefix(runner, (1, 2, 3, 4, 5), prefix), Prefix(runner, (1, 2, 3), prefix)
     assert run == []
     assert prefix.cache is prefix.cache
     assert empty.cache is None
     assert run == [3]
+    assert same.cache is prefix.cache
+    assert run == [3]
+    assert longer.cache.get_seq_length() == 5
+    assert (run, prefix.cache.get_seq_length()) == ([3, 2], 3)
+    expected = model.network(torch.tensor([[1, 2, 3, 4, 5]]), use_cache=True).past_key_values
+    for one, other in zip(longer.cache.layers, expected.layers, strict=True):
+        assert torch.allclose(one.keys, other.keys, atol=1e-5)
+        assert torch.allclose(one.values, other.values, atol=1e-5)
 
 
 def test_networks_without_optional_arguments_are_served_too():

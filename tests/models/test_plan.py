@@ -61,6 +61,27 @@ def test_groups_follow_the_subjects_when_their_shots_differ():
     }
 
 
+def test_what_all_share_is_shared_below_the_groups_and_by_those_without_one():
+    opening = (7,) * 30
+    passages = [(*opening, *[passage] * 100) for passage in (1, 2)]
+    prompts = [(*passage, 50 + question) for question in range(4) for passage in passages]
+    alone = [(*opening, *range(60 + 40 * number, 100 + 40 * number)) for number in range(3)]
+    groups = group_by_prefix([*prompts, *alone])
+    assert [(sorted(indices), shared) for indices, shared in groups] == [
+        ([0, 2, 4, 6], 130),
+        ([1, 3, 5, 7], 130),
+        ([8, 9, 10], 30),
+    ]
+
+
+def test_a_group_must_save_more_than_its_forwards_cost():
+    subjects = [(subject,) * 40 for subject in (1, 2)]
+    few = [(*subject, 50 + question) for question in range(2) for subject in subjects]
+    assert group_by_prefix(few) == [([0, 2, 1, 3], 0)]
+    many = [(*subject, 50 + question) for question in range(9) for subject in subjects]
+    assert [shared for _, shared in group_by_prefix(many)] == [40, 40]
+
+
 def test_short_prefixes_are_not_run_apart():
     assert group_by_prefix([(1, 2, 3), (1, 2, 4)])[0][1] == 0
     longer = tuple(range(MIN_SHARED_TOKENS))

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from llmkick.models.plan import Ids
+from llmkick.models.plan import Ids, group_by_prefix, shared_by_all
 
 # Bumped whenever the engine could answer differently: it is part of every run key.
 ENGINE_VERSION = 2
@@ -100,14 +100,6 @@ class Runner:
         positions = torch.arange(ids.shape[1], device=self.device)[None].expand(len(ids), -1)
         return self._last_logits(ids, mask=torch.ones_like(ids), positions=positions, cache=None)
 
-    def run_prefix(self, prefix: Ids) -> Any:
-        """The cache of one row holding `prefix`."""
-        cache = self.new_cache()
-        ids = torch.tensor([prefix], device=self.device)
-        positions = torch.arange(len(prefix), device=self.device)[None]
-        self._last_logits(ids, mask=torch.ones_like(ids), positions=positions, cache=cache)
-        return cache
-
     def prefill(self, prompts: Sequence[Ids], prefix: int = 0, prefix_cache: Any = None) -> Prefilled:
         """Run prompts whose first `prefix` tokens are already in `prefix_cache` (one row, left untouched).
 
@@ -146,11 +138,15 @@ def pad(rows: Sequence[Ids], device: torch.device, *, left: bool) -> tuple[Tenso
 
 
 class Prefix:
-    """Tokens that several prompts begin with; they run when their cache is first asked for."""
+    """Tokens that several prompts begin with; they run when their cache is first asked for.
 
-    def __init__(self, runner: Runner, tokens: Ids) -> None:
+    `parent` is a shorter prefix that these begin with in turn: only what goes beyond it runs.
+    """
+
+    def __init__(self, runner: Runner, tokens: Ids, parent: Prefix | None = None) -> None:
         self._runner = runner
         self._tokens = tokens
+        self._parent = parent
         self._cache: Any = None
 
     def __len__(self) -> int:
@@ -159,6 +155,17 @@ class Prefix:
     @property
     def cache(self) -> Any:
         """The cache of one row, None of an empty prefix."""
+        if self._parent is not None and len(self._parent) == len(self):
+            return self._parent.cache
         if self._cache is None and self._tokens:
-            self._cache = self._runner.run_prefix(self._tokens)
+            known = 0 if self._parent is None else len(self._parent)
+            before = None if self._parent is None else self._parent.cache
+            self._cache = self._runner.prefill([self._tokens], known, before).cache
         return self._cache
+
+
+def prefix_groups(runner: Runner, prompts: Sequence[Ids]) -> Iterator[tuple[list[int], Prefix]]:
+    """The groups that share a prefix: indices of their prompts, and the prefix."""
+    common = Prefix(runner, prompts[0][: shared_by_all(prompts)]) if prompts else None
+    for indices, shared in group_by_prefix(prompts):
+        yield indices, Prefix(runner, prompts[indices[0]][:shared], common)

@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
-from llmkick.models.batching import Prefilled, Prefix, Runner, join
+from llmkick.models.batching import Prefilled, Prefix, Runner, join, prefix_groups
 from llmkick.models.cache import can_reuse_cache
 from llmkick.models.language_model import GenerateRequest, Generation, TransformersModel, Unanswered
 from llmkick.models.memory import attempt
-from llmkick.models.plan import Ids, group_by_prefix, plan_batches
+from llmkick.models.plan import Ids, plan_batches
 
 MAX_ROWS = 64
 # Cutting the cache costs about one step: worth it only once a quarter of the rows are done.
@@ -72,9 +72,8 @@ def _generate(model: TransformersModel, rows: list[Row]) -> None:
         return
     model.allowance.fit(model.network, model.device, sum(row.columns for row in rows))
     queue: list[Row] = []
-    groups = group_by_prefix([row.prompt for row in rows]) if runner.reusable else [(list(range(len(rows))), 0)]
-    for indices, shared in groups:
-        prefix = Prefix(runner, rows[indices[0]].prompt[:shared])
+    everyone = [(list(range(len(rows))), Prefix(runner, ()))]
+    for indices, prefix in prefix_groups(runner, [row.prompt for row in rows]) if runner.reusable else everyone:
         # Longest first, so that a batch never has to hold more columns than when it began.
         for index in sorted(indices, key=lambda index: (-rows[index].columns, index)):
             rows[index].prefix = prefix

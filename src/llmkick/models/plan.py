@@ -25,8 +25,9 @@ def common_prefix_length(prompts: Sequence[Ids]) -> int:
 def group_by_prefix(prompts: Sequence[Ids]) -> list[tuple[list[int], int]]:
     """Split prompts into groups that share a prefix: (indices, shared tokens) a group.
 
-    One group for all, or one for each run of neighbours (in token order) that share at least half of
-    their tokens, whichever leaves fewer tokens to run.
+    Neighbours (in token order) that share at least half of their tokens, such as the questions of a subject, are
+    a group of their own where that saves more tokens, beyond those that all prompts share, than the two forwards
+    that it costs: one for its prefix, one for its questions. All others are one group, the last.
     """
     order = sorted(range(len(prompts)), key=lambda index: prompts[index])
     runs: list[list[int]] = []
@@ -36,8 +37,22 @@ def group_by_prefix(prompts: Sequence[Ids]) -> list[tuple[list[int], int]]:
             runs[-1].append(index)
         else:
             runs.append([index])
-    together, apart = [_with_prefix(order, prompts)], [_with_prefix(run, prompts) for run in runs]
-    return min((together, apart), key=lambda groups: _tokens_to_run(groups, prompts))
+    common = shared_by_all(prompts)
+    groups: list[tuple[list[int], int]] = []
+    rest: list[int] = []
+    for run in runs:
+        shared = shared_by_all([prompts[index] for index in run])
+        if (len(run) - 1) * (shared - common) > 2 * FORWARD_COST_TOKENS:
+            groups.append((run, shared))
+        else:
+            rest += run
+    return [*groups, (rest, common)] if rest else groups
+
+
+def shared_by_all(prompts: Sequence[Ids]) -> int:
+    """Tokens that all prompts begin with, 0 where they are too few to run apart."""
+    shared = common_prefix_length(prompts) if len(prompts) > 1 else 0
+    return shared if shared >= MIN_SHARED_TOKENS else 0
 
 
 def _shared(left: Ids, right: Ids) -> int:
@@ -47,20 +62,6 @@ def _shared(left: Ids, right: Ids) -> int:
             break
         shared += 1
     return shared
-
-
-def _with_prefix(indices: list[int], prompts: Sequence[Ids]) -> tuple[list[int], int]:
-    if len(indices) < 2:
-        return indices, 0
-    shared = common_prefix_length([prompts[index] for index in indices])
-    return indices, shared if shared >= MIN_SHARED_TOKENS else 0
-
-
-def _tokens_to_run(groups: list[tuple[list[int], int]], prompts: Sequence[Ids]) -> int:
-    return sum(
-        shared + FORWARD_COST_TOKENS + sum(len(prompts[index]) - shared for index in indices)
-        for indices, shared in groups
-    )
 
 
 def plan_batches(

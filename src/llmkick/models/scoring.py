@@ -13,11 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llmkick.models.batching import Prefilled, Prefix, Runner, pad
+from llmkick.models.batching import Prefilled, Prefix, Runner, pad, prefix_groups
 from llmkick.models.cache import can_reuse_cache, stretched_beyond
 from llmkick.models.language_model import ContinuationScore, Prompt, ScoreRequest, TransformersModel, Unanswered
 from llmkick.models.memory import run_in_batches
-from llmkick.models.plan import Ids, group_by_prefix, plan_batches
+from llmkick.models.plan import Ids, plan_batches
 
 MAX_QUESTIONS = 256
 MAX_WHOLE_ROWS = 64
@@ -140,11 +140,10 @@ class _Scorer:
         for one in encoded:
             by_prompt.setdefault(one.prompt, []).append(one)
         prompts = list(by_prompt)
-        for indices, shared in group_by_prefix(prompts) if prompts else ():
-            prefix = Prefix(self.runner, prompts[indices[0]][:shared])
+        for indices, prefix in prefix_groups(self.runner, prompts):
 
-            def plan(questions: Sequence[Question], budget: int, shared: int = shared) -> Iterator[list[int]]:
-                own = [len(question[0].prompt) - shared for question in questions]
+            def plan(questions: Sequence[Question], budget: int, prefix: Prefix = prefix) -> Iterator[list[int]]:
+                own = [len(question[0].prompt) - len(prefix) for question in questions]
                 columns = [_columns(question) for question in questions]
                 return plan_batches(own, columns, budget=budget, max_rows=MAX_QUESTIONS)
 
