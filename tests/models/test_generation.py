@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from llmkick.errors import ConfigError
-from llmkick.models import generation
+from llmkick.models import generation, memory
 from llmkick.models.batching import Runner
 from llmkick.models.generation import _first_stop
 from llmkick.models.language_model import (
@@ -35,6 +35,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt_neo-window": ("gpt_neo", {"window_size": 128}),
     "gemma2-short-window": ("gemma2", {}),
     "gemma3-short-window": ("gemma3", {}),
+    "gpt_oss-short-window": ("gpt_oss", {}),
+    "deepseek_v3": ("deepseek_v3", {}),
 }
 PIECES = ("the", " and", "12", " w", "é", "\n", " (", ":", "x", "Q")
 
@@ -127,7 +129,7 @@ def test_small_batches_give_the_same_answers(monkeypatch: pytest.MonkeyPatch, bu
     model = model_of("llama")
     requests = mixed_requests(model, seed=4)
     expected = [naive(model, request) for request in requests]
-    monkeypatch.setattr(generation, "token_budget", lambda _network, _device: budget)
+    monkeypatch.setattr(memory, "token_budget", lambda _network, _device: budget)
     monkeypatch.setattr(generation, "MAX_ROWS", rows)
     assert model.generate(requests) == expected
 
@@ -150,6 +152,50 @@ def test_finished_rows_leave_the_batch(monkeypatch: pytest.MonkeyPatch):
     assert run == sorted(run, reverse=True)
     alive = [12, *range(11, 0, -1)]
     assert all(rows <= math.ceil(needed / 0.75) for rows, needed in zip(run, alive, strict=True))
+
+
+def test_waiting_requests_take_the_places_of_finished_ones(monkeypatch: pytest.MonkeyPatch):
+    model = model_of("llama")
+    monkeypatch.setattr(generation, "MAX_ROWS", 8)
+    shots = "the and 12 " * 4
+    requests = [GenerateRequest(f"{shots}{'Q' * (number % 5)}:", max_new_tokens=30) for number in range(4)]
+    requests += [GenerateRequest(f"the {number} and", max_new_tokens=2 + number % 3) for number in range(40)]
+    expected = [naive(model, request) for request in requests]
+    run: list[tuple[int, int]] = []
+    forward = Runner.forward
+
+    def spy(self: Runner, ids: torch.Tensor, **arguments: Any) -> torch.Tensor:
+        run.append(tuple(ids.shape))
+        return forward(self, ids, **arguments)
+
+    monkeypatch.setattr(Runner, "forward", spy)
+    assert model.generate(requests) == expected
+    steps = [rows for rows, tokens in run if tokens == 1]
+    assert max(steps) == 8
+    # The long answers set the pace: without admission 40 short ones behind 4 long ones would take 29 + 5 × 4 steps.
+    assert len(steps) <= 36
+    # The long ones stay while others come and go, and what they need runs once.
+    assert sum(rows * tokens for rows, tokens in run if tokens > 1) <= 2 * sum(
+        len(model.tokenize(request.prompt)) for request in requests if isinstance(request.prompt, str)
+    )
+
+
+@pytest.mark.parametrize("case", ["mistral-short-window", "gemma2-short-window", "gemma3-short-window", "gpt_neo"])
+def test_past_the_window_rows_are_decoded_together(monkeypatch: pytest.MonkeyPatch, case: str):
+    model = model_of(case)
+    requests = [GenerateRequest("the and 12 " * 4 + "Q" * number, max_new_tokens=20) for number in range(1, 7)]
+    expected = [naive(model, request) for request in requests]
+    run: list[int] = []
+    forward = Runner.forward
+
+    def spy(self: Runner, ids: torch.Tensor, **arguments: Any) -> torch.Tensor:
+        run.append(ids.shape[0])
+        return forward(self, ids, **arguments)
+
+    monkeypatch.setattr(Runner, "forward", spy)
+    assert model.generate(requests) == expected
+    assert max(run) == 6
+    assert len(run) == 21  # the prefix, the prompts, 19 steps
 
 
 LLAMA = toy_model(chat=True)

@@ -12,7 +12,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmkick.models import scoring
+from llmkick import compress, parse_recipe
+from llmkick.models import memory, scoring
 from llmkick.models.batching import Runner
 from llmkick.models.language_model import (
     ContinuationScore,
@@ -34,6 +35,12 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma2-short-window": ("gemma2", {}),
     "gemma3-short-window": ("gemma3", {}),
     "gemma3-window": ("gemma3", {"sliding_window": 128}),
+    "gpt_oss-short-window": ("gpt_oss", {}),
+    "deepseek_v3": ("deepseek_v3", {}),
+    "dynamic-rope": (
+        "llama",
+        {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 3.0}, "max_position_embeddings": 90},
+    ),
 }
 PIECES = ("the", " and", "12", " w", "é", "\n", "\n\n", " (", ":", " ", "x", "Q", " answer", "on")
 
@@ -121,6 +128,37 @@ def test_every_path_equals_one_forward_a_request(case: str):
     assert max(one.tokens for one in expected) > 5
 
 
+RECIPES = ("wanda@0.5", "magnitude@2:4", "gptq@4b", "sparsegpt@0.5+rtn@3b-g8")
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("case", ["llama", "mistral-short-window", "gpt2", "mixtral"])
+def test_compressed_models_too(case: str, recipe: str):
+    calibration = torch.randint(4, 284, (4, 32), generator=torch.Generator().manual_seed(0)).numpy()
+    dense = model_of(case)
+    model, _ = compress(dense, parse_recipe(recipe), calibration=calibration)
+    requests = mixed_requests(model)
+    expected = [naive(model, request) for request in requests]
+    assert_close(model.logprobs(requests), expected)
+    shifts = [naive(dense, request).logprob - one.logprob for request, one in zip(requests, expected, strict=True)]
+    assert max(map(abs, shifts)) > 0.1
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("case", ["llama", "mistral-short-window", "gpt2", "mamba"])
+def test_half_precision_is_near_its_own_naive_forward(case: str, dtype: torch.dtype):
+    model = model_of(case, dtype=dtype)
+    requests = mixed_requests(model)
+    shifts = [
+        abs(found.logprob - naive(model, request).logprob) / found.tokens
+        for request, found in zip(requests, model.logprobs(requests), strict=True)
+        if isinstance(found, ContinuationScore)
+    ]
+    assert len(shifts) == len(requests)
+    # 8 bits of mantissa over three blocks of logits around 5; float16 has three bits more.
+    assert max(shifts) < (0.5 if dtype == torch.bfloat16 else 0.06)
+
+
 @pytest.mark.parametrize("case", ["mistral-window", "gemma3-window", "gpt_neo-window"])
 def test_a_window_longer_than_each_request_but_not_than_the_padded_batch(case: str):
     # Shared prefix | longest own prompt | longest continuation: 60 + 50 + 50 columns for requests of 111.
@@ -198,6 +236,40 @@ def test_prompt_and_options_run_once_each(monkeypatch: pytest.MonkeyPatch):
     assert len(run) == 3
 
 
+@pytest.mark.parametrize(
+    "case", ["mistral-short-window", "gemma3-short-window", "gpt_neo-window", "gpt_oss-short-window"]
+)
+def test_past_the_window_prompts_share_their_prefix_and_run_in_batches(monkeypatch: pytest.MonkeyPatch, case: str):
+    model = model_of(case)
+    shots = "the and 12 " * 9
+    requests = [ScoreRequest(shots + "Question " + "x" * number, letter) for number in range(6) for letter in "ABCD"]
+    expected = [naive(model, request) for request in requests]
+    run = forwarded_tokens(monkeypatch)
+    assert_close(model.logprobs(requests), expected)
+    assert [rows for rows, _ in run] == [1, 6]
+    assert run[1][1] == 6
+
+
+@pytest.mark.parametrize("case", ["llama", "mpt", "mamba", "lfm2"])
+def test_the_letters_of_a_question_come_from_one_position(monkeypatch: pytest.MonkeyPatch, case: str):
+    model = model_of(case)
+    requests = [ScoreRequest(f"Question {number}:", letter) for number in range(5) for letter in "ABCD"]
+    expected = [naive(model, request) for request in requests]
+    run = forwarded_tokens(monkeypatch)
+    assert_close(model.logprobs(requests), expected)
+    assert [rows for rows, _ in run] == [5]
+
+
+def test_one_long_option_pads_no_other(monkeypatch: pytest.MonkeyPatch):
+    options = ["xyz", "uvw", "xyx", "Q" * 60]
+    requests = [ScoreRequest(f"Question {number}:", option) for number in range(40) for option in options]
+    run = forwarded_tokens(monkeypatch)
+    LLAMA.logprobs(requests)
+    prompts = sum(len(LLAMA.tokenize(f"Question {number}:")) for number in range(40))
+    needed = prompts + 40 * (3 * 2 + 59)
+    assert sum(rows * tokens for rows, tokens in run) <= 1.1 * needed
+
+
 def test_an_empty_list_runs_nothing(monkeypatch: pytest.MonkeyPatch):
     run = forwarded_tokens(monkeypatch)
     assert LLAMA.logprobs([]) == []
@@ -222,7 +294,7 @@ def test_small_batches_give_the_same_scores(monkeypatch: pytest.MonkeyPatch, bud
     requests = mixed_requests(LLAMA, seed=4)
     expected = [naive(LLAMA, request) for request in requests]
     run = forwarded_tokens(monkeypatch)
-    monkeypatch.setattr(scoring, "token_budget", lambda _network, _device: budget)
+    monkeypatch.setattr(memory, "token_budget", lambda _network, _device: budget)
     monkeypatch.setattr(scoring, "LOGIT_ROWS", 3)
     assert_close(LLAMA.logprobs(requests), expected)
     assert len(run) >= {1: 20, 70: 8, 300: 5}[budget]

@@ -16,6 +16,7 @@ from torch import nn
 
 from llmkick.errors import ConfigError, ModelError, NumericalError
 from llmkick.models.checkpoint import Checkpoint, locate, refuse_missing
+from llmkick.models.memory import Allowance
 from llmkick.models.packed import digest_of, unpack_folder
 
 
@@ -144,6 +145,13 @@ class TransformersModel:
     tokenizer: Any
     info: ModelInfo
     checkpoint: Checkpoint | None = field(default=None, repr=False)
+    # One for a model and all its compressed copies: they share the device.
+    allowance: Allowance = field(default_factory=Allowance, repr=False, compare=False)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of this model's answers should know: every time memory ran short while it answered."""
+        return tuple(self.allowance.notes)
 
     @property
     def device(self) -> torch.device:

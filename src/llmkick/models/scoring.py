@@ -6,24 +6,23 @@ Logits are turned into log-probabilities in float32, and only where a continuati
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llmkick.models.batching import (
-    Ids,
-    Runner,
-    budget_batches,
-    can_reuse_cache,
-    group_by_prefix,
-    pad,
-    token_budget,
-)
-from llmkick.models.language_model import ContinuationScore, ScoreRequest, TransformersModel, Unanswered
+from llmkick.models.batching import Prefilled, Prefix, Runner, pad, prefix_groups
+from llmkick.models.cache import can_reuse_cache, stretched_beyond
+from llmkick.models.language_model import ContinuationScore, Prompt, ScoreRequest, TransformersModel, Unanswered
+from llmkick.models.memory import run_in_batches
+from llmkick.models.plan import Ids, plan_batches
 
+MAX_QUESTIONS = 256
+MAX_WHOLE_ROWS = 64
+# The logits of a forward are alive at once, in the network's dtype.
+LOGIT_BYTES = 0.5e9
 # Positions whose float32 logits are alive at once: 512 × 128k vocabulary × 4 bytes is 256 MB.
 LOGIT_ROWS = 512
 
@@ -42,7 +41,14 @@ class EncodedRequest:
         """Without a prompt the first token has nothing that predicts it."""
         return len(self.continuation) if self.prompt else len(self.continuation) - 1
 
+    @property
+    def inputs(self) -> Ids:
+        """The tokens to run when the request runs whole: the last one is only predicted."""
+        return (self.prompt + self.continuation)[:-1]
 
+
+# Requests that one row answers: those of one prompt, or those that run the same tokens.
+Question = list[EncodedRequest]
 Scores = dict[int, ContinuationScore | Unanswered]
 
 
@@ -51,86 +57,161 @@ def score_requests(model: TransformersModel, requests: Sequence[ScoreRequest]) -
     scores: Scores = {}
     encoded: list[EncodedRequest] = []
     vocabulary = model.network.get_input_embeddings().weight.shape[0]
-    for index, request in enumerate(requests):
-        one = encode_request(model, index, request)
+    for one in encode_requests(model, requests):
         total = len(one.prompt) + len(one.continuation)
         if one.scored_tokens < 1:
-            scores[index] = Unanswered(reason="the continuation has no token to score")
+            scores[one.index] = Unanswered(reason="the continuation has no token to score")
         elif total > model.max_tokens:
-            scores[index] = Unanswered(reason=f"{total} tokens exceed the context of {model.max_tokens}")
+            scores[one.index] = Unanswered(reason=f"{total} tokens exceed the context of {model.max_tokens}")
         elif not 0 <= min(one.continuation) <= max(one.continuation) < vocabulary:
-            scores[index] = Unanswered(reason=f"it holds token ids outside the vocabulary of {vocabulary}")
+            scores[one.index] = Unanswered(reason=f"it holds token ids outside the vocabulary of {vocabulary}")
         else:
             encoded.append(one)
-    with torch.inference_mode():
-        # A batch holds its longest prompt beside its longest continuation, not always of the same request.
-        columns = max((len(one.prompt) for one in encoded), default=0)
-        columns += max((len(one.continuation) for one in encoded), default=0)
-        reuse = can_reuse_cache(model.network, columns)
-        prompted = [one for one in encoded if one.prompt and reuse]
-        _score_prompted(model, prompted, scores)
-        _score_whole(model, [one for one in encoded if not (one.prompt and reuse)], scores)
+    if encoded:
+        with torch.inference_mode():
+            _Scorer(model, scores).score(encoded)
     return [scores[index] for index in range(len(requests))]
 
 
-def encode_request(model: TransformersModel, index: int, request: ScoreRequest) -> EncodedRequest:
+def encode_requests(model: TransformersModel, requests: Sequence[ScoreRequest]) -> Iterator[EncodedRequest]:
     """Tokenise prompt and continuation as one text, and find where the continuation begins."""
-    if not isinstance(request.continuation, str):
-        prompt = tuple(model.encode(request.prompt)) if request.prompt else ()
-        return EncodedRequest(
-            index=index, prompt=prompt, continuation=tuple(request.continuation), boundary_moved=False
+    prompts: dict[tuple[Prompt, bool], Ids] = {}  # the options of a question have their prompt in common
+    for index, request in enumerate(requests):
+        continuation, moved = request.continuation, False
+        key = request.prompt, isinstance(continuation, str)
+        if key not in prompts:
+            # Only before token ids is an empty prompt no prompt: text is tokenised with its start token.
+            prompts[key] = tuple(model.encode(request.prompt)) if any(key) else ()
+        prompt = prompts[key]
+        if isinstance(continuation, str):
+            together = tuple(model.encode(request.prompt, continuation))
+            moved = together[: len(prompt)] != prompt
+            own = model.tokenizer(continuation, add_special_tokens=False, verbose=False)["input_ids"] if moved else ()
+            continuation = tuple(own) if moved else together[len(prompt) :]
+        yield EncodedRequest(index=index, prompt=prompt, continuation=tuple(continuation), boundary_moved=moved)
+
+
+class _Scorer:
+    """One call's worth of scoring; results go into `scores` as they come."""
+
+    def __init__(self, model: TransformersModel, scores: Scores) -> None:
+        self.model = model
+        self.scores = scores
+        self.positions = max(1, int(LOGIT_BYTES / (_vocabulary(model) * model.network.dtype.itemsize)))
+
+    def score(self, encoded: list[EncodedRequest]) -> None:
+        """Requests with a prompt go through the cache where the network allows it, the others run whole."""
+        # A batch holds its longest prompt beside its longest continuation, not always of the same request.
+        columns = max(len(one.prompt) for one in encoded) + max(len(one.continuation) for one in encoded)
+        reusable = can_reuse_cache(self.model.network, columns)
+        self.runner = Runner(self.model.network, self.model.device, reusable=reusable)
+        tokens = sum(len(one.prompt) + len(one.continuation) for one in encoded)
+        self.model.allowance.fit(self.model.network, self.model.device, tokens)
+        self._score_prompted([one for one in encoded if one.prompt and reusable])
+        self._score_whole([one for one in encoded if not (one.prompt and reusable)])
+
+    def _budget(self) -> int:
+        return self.model.allowance.budget(self.model.network, self.model.device)
+
+    def _run(
+        self,
+        questions: list[Question],
+        *,
+        plan: Callable[[Sequence[Question], int], Iterator[list[int]]],
+        work: Callable[[list[Question]], None],
+    ) -> None:
+        run_in_batches(
+            questions,
+            budget=self._budget,
+            plan=plan,
+            work=work,
+            cost=_columns,
+            shrink=lambda reason: self.model.allowance.shrink(self.model.network, self.model.device, reason),
+            give_up=self._give_up,
         )
-    prompt = tuple(model.encode(request.prompt))
-    together = tuple(model.encode(request.prompt, request.continuation))
-    if together[: len(prompt)] == prompt:
-        return EncodedRequest(index=index, prompt=prompt, continuation=together[len(prompt) :], boundary_moved=False)
-    apart = tuple(model.tokenizer(request.continuation, add_special_tokens=False, verbose=False)["input_ids"])
-    return EncodedRequest(index=index, prompt=prompt, continuation=apart, boundary_moved=True)
+
+    def _give_up(self, question: Question) -> None:
+        reason = f"the memory of {self.model.device} does not hold its {_columns(question)} tokens"
+        self.scores.update({one.index: Unanswered(reason=reason) for one in question})
+
+    def _score_prompted(self, encoded: list[EncodedRequest]) -> None:
+        """Through the cache: each distinct prompt runs once, what prompts share runs once."""
+        by_prompt: dict[Ids, Question] = {}
+        for one in encoded:
+            by_prompt.setdefault(one.prompt, []).append(one)
+        prompts = list(by_prompt)
+        for indices, prefix in prefix_groups(self.runner, prompts):
+
+            def plan(questions: Sequence[Question], budget: int, prefix: Prefix = prefix) -> Iterator[list[int]]:
+                own = [len(question[0].prompt) - len(prefix) for question in questions]
+                columns = [_columns(question) for question in questions]
+                return plan_batches(own, columns, budget=budget, max_rows=MAX_QUESTIONS)
+
+            def work(questions: list[Question], prefix: Prefix = prefix) -> None:
+                self._score_batch(questions, prefix)
+
+            self._run([by_prompt[prompts[index]] for index in indices], plan=plan, work=work)
+
+    def _score_batch(self, questions: list[Question], prefix: Prefix) -> None:
+        state = self.runner.prefill([question[0].prompt for question in questions], len(prefix), prefix.cache)
+        first = F.log_softmax(state.next_logits, dim=-1)
+        longer: list[tuple[int, EncodedRequest]] = []
+        for row, one in ((row, one) for row, question in enumerate(questions) for one in question):
+            if len(one.continuation) == 1:  # all letters of a question come from this one position
+                self.scores[one.index] = _score(first[row][None], one)
+            else:
+                longer.append((row, one))
+        lengths = [len(one.continuation) - 1 for _, one in longer]
+        columns = [state.mask.shape[1] + length for length in lengths]
+        plan = plan_batches(lengths, columns, budget=self._budget(), max_rows=MAX_QUESTIONS, max_tokens=self.positions)
+        for batch in plan:
+            self._score_longer([longer[index] for index in batch], state, first)
+
+    def _score_longer(self, rows: list[tuple[int, EncodedRequest]], state: Prefilled, first: Tensor) -> None:
+        """Options of several tokens, each beside a copy of its question's cache."""
+        chosen = torch.tensor([row for row, _ in rows], device=self.runner.device)
+        branch = state.taken(chosen)
+        ids, own_mask = pad([one.continuation[:-1] for _, one in rows], self.runner.device, left=False)
+        positions = branch.lengths[:, None] + torch.arange(ids.shape[1], device=self.runner.device)
+        mask = torch.cat([branch.mask, own_mask], dim=1)
+        logits = self.runner.forward(ids, mask=mask, positions=positions, cache=branch.cache)
+        for index, (row, one) in enumerate(rows):
+            rest = F.log_softmax(logits[index, : len(one.continuation) - 1].float(), dim=-1)
+            self.scores[one.index] = _score(torch.cat([first[row][None], rest]), one)
+
+    def _score_whole(self, encoded: list[EncodedRequest]) -> None:
+        """Without a cache: running text, and networks whose cache cannot be reused."""
+        by_inputs: dict[Ids, Question] = {}
+        for one in encoded:
+            by_inputs.setdefault(one.inputs, []).append(one)
+        limit = stretched_beyond(self.model.network)
+
+        def plan(questions: Sequence[Question], budget: int) -> Iterator[list[int]]:
+            lengths = [_columns(question) for question in questions]
+            # Where positions depend on the longest text of a batch, a batch is one text.
+            rows = MAX_WHOLE_ROWS if max(lengths) <= limit else 1
+            return plan_batches(lengths, lengths, budget=min(budget, self.positions), max_rows=rows)
+
+        self._run(list(by_inputs.values()), plan=plan, work=self._score_whole_batch)
+
+    def _score_whole_batch(self, questions: list[Question]) -> None:
+        ids, mask = pad([question[0].inputs for question in questions], self.runner.device, left=False)
+        positions = torch.arange(ids.shape[1], device=self.runner.device)[None].expand(len(ids), -1)
+        rows = [(row, one) for row, question in enumerate(questions) for one in question]
+        keep = range(min(len(one.inputs) - one.scored_tokens for _, one in rows), ids.shape[1])
+        logits = self.runner.forward(ids, mask=mask, positions=positions, cache=None, keep=keep)
+        for row, one in rows:
+            end = len(one.inputs) - keep.start
+            self.scores[one.index] = _score_in_pieces(logits[row, end - one.scored_tokens : end], one)
 
 
-def _score_prompted(model: TransformersModel, encoded: list[EncodedRequest], scores: Scores) -> None:
-    """Requests with a prompt, through the cache: each distinct prompt runs once."""
-    by_prompt: dict[Ids, list[EncodedRequest]] = {}
-    for one in encoded:
-        by_prompt.setdefault(one.prompt, []).append(one)
-    prompts = list(by_prompt)
-    if not prompts:
-        return
-    runner = Runner(model.network, model.device)
-    budget = token_budget(model.network, model.device)
-    for indices, shared in group_by_prefix(prompts):
-        prefix_cache = runner.run_prefix(prompts[indices[0]][:shared]) if shared else None
-        questions = [by_prompt[prompts[index]] for index in indices]
-        for batch in budget_batches([_cached_tokens(question) for question in questions], budget, max_rows=256):
-            _score_batch(runner, [questions[index] for index in batch], shared, prefix_cache, scores)
+def _vocabulary(model: TransformersModel) -> int:
+    return int(model.network.config.get_text_config(decoder=True).vocab_size)
 
 
-def _cached_tokens(question: list[EncodedRequest]) -> int:
-    """Cached tokens of a question: its prompt is repeated for each continuation that needs a forward."""
-    rows = max(1, sum(len(one.continuation) > 1 for one in question))
-    return rows * (len(question[0].prompt) + max(len(one.continuation) for one in question))
-
-
-def _score_batch(
-    runner: Runner, questions: list[list[EncodedRequest]], shared: int, prefix_cache: object, scores: Scores
-) -> None:
-    state = runner.prefill([question[0].prompt for question in questions], shared, prefix_cache)
-    first = F.log_softmax(state.next_logits, dim=-1)
-    rows = [(row, one) for row, question in enumerate(questions) for one in question]
-    for row, one in rows:
-        if len(one.continuation) == 1:
-            scores[one.index] = _score(first[row][None], one)
-    longer = [(row, one) for row, one in rows if len(one.continuation) > 1]
-    if not longer:
-        return
-    state.select(torch.tensor([row for row, _ in longer], device=runner.device))
-    ids, own_mask = pad([one.continuation[:-1] for _, one in longer], runner.device, left=False)
-    positions = state.lengths[:, None] + torch.arange(ids.shape[1], device=runner.device)
-    mask = torch.cat([state.mask, own_mask], dim=1)
-    logits = runner.forward(ids, mask=mask, positions=positions, cache=state.cache, keep_last=False)
-    for index, (row, one) in enumerate(longer):
-        rest = F.log_softmax(logits[index, : len(one.continuation) - 1].float(), dim=-1)
-        scores[one.index] = _score(torch.cat([first[row][None], rest]), one)
+def _columns(question: Question) -> int:
+    """Tokens that the longest row of a question holds."""
+    return len(question[0].prompt) + max(len(one.continuation) for one in question)
 
 
 def _score(logprobs: Tensor, one: EncodedRequest) -> ContinuationScore | Unanswered:
@@ -146,23 +227,6 @@ def _result(logprob: float, is_greedy: bool, one: EncodedRequest) -> Continuatio
     return ContinuationScore(
         logprob=logprob, tokens=one.scored_tokens, is_greedy=is_greedy, boundary_moved=one.boundary_moved
     )
-
-
-def _score_whole(model: TransformersModel, encoded: list[EncodedRequest], scores: Scores) -> None:
-    """Requests run whole, without a cache: running text, and networks whose cache cannot be reused."""
-    runner = Runner(model.network, model.device)
-    vocabulary = model.network.config.get_text_config(decoder=True).vocab_size
-    # The logits of every position are alive at once, in the network's dtype: at most about 0.5 GB.
-    budget = max(1, int(0.5e9 / (vocabulary * model.network.dtype.itemsize)))
-    lengths = [len(one.prompt) + len(one.continuation) for one in encoded]
-    for batch in budget_batches(lengths, budget, max_rows=64):
-        rows = [encoded[index] for index in batch]
-        ids, mask = pad([(one.prompt + one.continuation)[:-1] for one in rows], runner.device, left=False)
-        positions = torch.arange(ids.shape[1], device=runner.device)[None].expand(len(rows), -1)
-        logits = runner.forward(ids, mask=mask, positions=positions, cache=None, keep_last=False)
-        for index, one in enumerate(rows):
-            end = len(one.prompt) + len(one.continuation) - 1
-            scores[one.index] = _score_in_pieces(logits[index, end - one.scored_tokens : end], one)
 
 
 def _score_in_pieces(logits: Tensor, one: EncodedRequest) -> ContinuationScore | Unanswered:
