@@ -24,9 +24,11 @@ from llmkick.compression.calibration import calibrate
 from llmkick.errors import ConfigError, DataError, ModelError
 from llmkick.models.checkpoint import SOURCE_FILE
 from llmkick.models.language_model import TransformersModel, load_model
+from llmkick.study import compressor as compressor_module
 from llmkick.study import run as run_module
 from llmkick.study.config import Study, load_study, make_study
 from llmkick.study.journal import JOURNAL_FILE, Journal
+from llmkick.study.observer import Silent
 from llmkick.study.results import RESULTS_FILE, StudyResult, read_results
 from llmkick.study.run import run_study
 from llmkick.tasks import task as task_module
@@ -126,13 +128,13 @@ class Counting:
         self.compressed: list[str] = []
         for method in ("logprobs", "generate"):
             self._spy(monkeypatch, method)
-        compress = run_module.compress
+        compress = compressor_module.compress
 
         def compressing(model: Any, recipe: Any, **options: Any) -> Any:
             self.compressed.append(str(recipe))
             return compress(model, recipe, **options)
 
-        monkeypatch.setattr(run_module, "compress", compressing)
+        monkeypatch.setattr(compressor_module, "compress", compressing)
 
     def _spy(self, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
         original = getattr(TransformersModel, method)
@@ -231,7 +233,7 @@ def test_the_folder_holds_the_resolved_study_and_the_questions(finished: StudyRe
 
 
 def test_an_observer_sees_the_whole_plan(study: Study, tmp_path: Path, copy: Path):
-    class Watching(run_module.Silent):
+    class Watching(Silent):
         def __init__(self) -> None:
             self.seen: list[tuple[int, int]] = []
             self.stages: list[str] = []
@@ -456,7 +458,7 @@ def nothing_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(TransformersModel, "logprobs", unexpected)
     monkeypatch.setattr(TransformersModel, "generate", unexpected)
-    monkeypatch.setattr(run_module, "compress", unexpected)
+    monkeypatch.setattr(compressor_module, "compress", unexpected)
 
 
 @pytest.mark.usefixtures("nothing_is_asked")
@@ -594,7 +596,7 @@ def test_results_that_cannot_be_written_lose_nothing(
         run_study(study, out=copy)
     monkeypatch.undo()
 
-    class FullAtTheEnd(run_module.Silent):
+    class FullAtTheEnd(Silent):
         def stage(self, title: str, total: int) -> None:
             if title == "statistics":
                 monkeypatch.setattr(os, "fsync", full)
@@ -641,3 +643,50 @@ def test_calibration_on_the_dense_model_is_said(toy: Path, tmp_path: Path):
     result = run_study(study_of(toy, **small, propagate=False), out=tmp_path)
     assert "calibration was not propagated: every statistic comes from the dense model" in result.warnings
     assert result.compression[0]["propagate"] is False
+
+
+# Compressed models that are kept
+
+
+def test_a_damaged_cached_model_is_made_anew_and_said(study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("LLMKICK_CACHE", str(tmp_path / "cache"))
+    first = run_study(study, out=tmp_path / "first")
+    kept = sorted((tmp_path / "cache" / "compressed").glob("*/block-00001.safetensors"))
+    assert len(kept) == len(VARIANTS) - 1
+    for file in kept:
+        data = bytearray(file.read_bytes())
+        data[-3] ^= 1
+        file.write_bytes(data)
+    again = run_study(study, out=tmp_path / "again")
+    said = [warning for warning in again.warnings if "the cached model was damaged and was made anew" in warning]
+    assert len(said) == len(VARIANTS) - 1
+    assert "block-00001.safetensors" in said[0]
+    assert [warning for warning in again.warnings if warning not in said] == first.warnings
+    assert again.results == first.results
+
+
+def test_without_a_cache_the_results_are_the_same(
+    study: Study, finished: StudyResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("LLMKICK_CACHE_LIMIT", "0")
+    assert content(run_study(study, out=tmp_path / "run").folder) == content(finished.folder)
+
+
+def test_without_propagation_one_pass_serves_all_recipes(toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("LLMKICK_CACHE", str(tmp_path / "cache"))
+    study = study_of(toy, propagate=False, recipes=["wanda@0.25", "wanda@2:4", "gptq@4b", "rtn@4b"], seeds=[3, 1])
+    passes: list[list[str]] = []
+    together = compressor_module.compress_into
+
+    def counting(model: TransformersModel, folders: Any, **options: Any) -> Any:
+        passes.append(sorted(folders))
+        return together(model, folders, **options)
+
+    monkeypatch.setattr(compressor_module, "compress_into", counting)
+    found = run_study(study, out=tmp_path / "run")
+    assert passes == [["gptq@4b", "wanda@0.25", "wanda@2:4"]] * 2  # a seed each; rtn has none and is alone
+    monkeypatch.setenv("LLMKICK_CACHE_LIMIT", "0")
+    one_by_one = run_study(study, out=tmp_path / "one-by-one")
+    assert found.results == one_by_one.results
+    assert [report["digest"] for report in found.compression] == [r["digest"] for r in one_by_one.compression]
+    assert len(passes) == 2

@@ -6,28 +6,27 @@ import hashlib
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 from llmkick.compression.blocks import decoder_blocks
-from llmkick.compression.cache import entry_for, folder_of
 from llmkick.compression.calibration import Calibration, calibrate
 from llmkick.compression.checks import check_recipe_fits
-from llmkick.compression.compress import artifact_key, compress, compress_into
-from llmkick.compression.outcome import CompressionReport
 from llmkick.compression.recipe import Dense, Recipe
-from llmkick.errors import ConfigError, ModelError
+from llmkick.errors import ConfigError
 from llmkick.models.batching import ENGINE_VERSION
 from llmkick.models.files import require_space, write_text_atomically
 from llmkick.models.language_model import TransformersModel, load_model
+from llmkick.study.compressor import StudyCompressor
 from llmkick.study.config import Study, load_study, make_study
 from llmkick.study.environment import environment, peak_memory
 from llmkick.study.journal import Journal
+from llmkick.study.observer import Observer, Silent
 from llmkick.study.results import (
     StudyResult,
     as_json,
@@ -41,35 +40,6 @@ from llmkick.tasks.task import BATCH_ITEMS, Item, Task, evaluate_in_batches
 
 # A journal and a report rarely need more.
 SPACE_NEEDED = 200_000_000
-
-
-class Observer(Protocol):
-    """Whoever watches a run: a progress bar, a log, nobody."""
-
-    def stage(self, title: str, total: int) -> None:
-        """A piece of work of `total` steps begins."""
-        ...
-
-    def advance(self, done: int) -> None:
-        """So many steps of it are done."""
-        ...
-
-    def cells(self, done: int, total: int) -> None:
-        """So many cells of the whole plan are done."""
-        ...
-
-
-class Silent:
-    """An observer that shows nothing."""
-
-    def stage(self, title: str, total: int) -> None:
-        """Ignore."""
-
-    def advance(self, done: int) -> None:
-        """Ignore."""
-
-    def cells(self, done: int, total: int) -> None:
-        """Ignore."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +85,9 @@ class _Run:
             with self._timed("load", self.study.model):
                 self.observer.stage(f"loading {self.study.model}", 1)
                 self.model = load_model(self.study.model, dtype=self.study.dtype, device=self.study.device)
+            self.compressor = StudyCompressor(
+                model=self.model, propagate=self.study.propagate, observer=self.observer, warnings=self.warnings
+            )
             self.prompting = resolve_prompting(self.model, self.study.prompting)
             self.tasks = [spec.make() for spec in self.study.tasks]
             self._check_recipes()
@@ -226,7 +199,7 @@ class _Run:
 
     def _artifact_key(self, recipe: Recipe, calibration: Calibration | None) -> dict[str, Any]:
         """Everything that decides the compressed weights."""
-        return artifact_key(self.model.info, self.model.device, recipe, calibration, propagate=self.study.propagate)
+        return self.compressor.key(recipe, calibration)
 
     def _cell(self, recipe: Recipe, seed: int | None, task: Task, calibration: Calibration | None) -> Cell:
         key = {
@@ -265,7 +238,7 @@ class _Run:
         title = f"compressing {recipe}" + ("" if seed is None else f" (seed {seed})")
         self.observer.stage(title, len(decoder_blocks(self.model.network)))
         with self._timed("compress", str(recipe)):
-            compressed, report = self._compress_or_recall(recipe, seed, calibration)
+            compressed, report = self.compressor.compressed(recipe, seed, calibration)
         key = self._report_key(recipe, seed, calibration)
         known = self.journal.artifact(key)
         if known is not None and known[0] != report.digest:
@@ -278,63 +251,18 @@ class _Run:
             self.journal.add_artifact(key, report.digest, as_json(report))
         return compressed
 
-    def _compress_or_recall(
-        self, recipe: Recipe, seed: int | None, calibration: Calibration | None
-    ) -> tuple[TransformersModel, CompressionReport]:
-        """The model as the cache has it, or compressed and kept there; a damaged entry is said and made anew."""
-
-        def go(keep: Path | None) -> tuple[TransformersModel, CompressionReport]:
-            return compress(
-                self.model,
-                recipe,
-                calibration=calibration,
-                seed=seed or 0,
-                propagate=self.study.propagate,
-                progress=lambda done, _total: self.observer.advance(done),
-                keep=keep,
-            )
-
-        key = self._artifact_key(recipe, calibration)
-        with entry_for(key, self._weight_bytes()) as keep:
-            try:
-                return go(keep)
-            except ModelError as error:
-                if keep is None:
-                    raise
-                self.warnings.append(f"{recipe}: the cached model was damaged and was made anew ({error})")
-                for file in keep.iterdir():
-                    file.unlink()
-                return go(keep)
-
     def _compress_together(self, seed: int | None) -> None:
         """Without propagation one pass serves all recipes of a seed: their models go into the cache."""
         calibration = self._calibration(seed)
-        wanted = {
-            str(recipe): self._artifact_key(recipe, calibration)
+        wanted = [
+            recipe
             for recipe, other in self._variants()
             if not isinstance(recipe, Dense) and other == seed and self._is_wanted(recipe, seed, calibration)
-        }
-        if len(wanted) < 2:
-            return
-        with ExitStack() as stack:
-            # Locks are taken in one order everywhere, so that two studies never wait for each other.
-            order = sorted(wanted, key=lambda text: folder_of(wanted[text]).name)
-            found = {text: stack.enter_context(entry_for(wanted[text], self._weight_bytes())) for text in order}
-            folders = {text: folder for text, folder in found.items() if folder is not None}
-            if len(folders) < len(wanted):
-                return  # no room to keep them: one after the other
-            self.observer.stage(f"compressing {len(folders)} recipes", len(decoder_blocks(self.model.network)))
-            with self._timed("compress", "one pass"), suppress(ModelError):  # damaged entries are mended one by one
-                compress_into(
-                    self.model,
-                    folders,
-                    calibration=calibration,
-                    seed=seed or 0,
-                    progress=lambda done, _total: self.observer.advance(done),
-                )
-
-    def _weight_bytes(self) -> int:
-        return sum(p.numel() * p.element_size() for p in self.model.network.parameters())
+        ]
+        if len(wanted) > 1:
+            self.observer.stage(f"compressing {len(wanted)} recipes", len(decoder_blocks(self.model.network)))
+            with self._timed("compress", "one pass"):
+                self.compressor.compress_together(wanted, seed, calibration)
 
     def _evaluate(self, model: TransformersModel, cell: Cell) -> None:
         items = self.items[cell.task.name]
@@ -417,6 +345,7 @@ def _warnings(model: TransformersModel, study: Study, records: Any, reports: lis
         )
     if not study.propagate:
         found.append("calibration was not propagated: every statistic comes from the dense model")
+    found += model.notes
     for report in reports:
         found += [f"{report['recipe']}: {warning}" for warning in report["warnings"]]
     unscored = records[records["score"].isna()]

@@ -1,0 +1,81 @@
+"""The compressed models of a study: recalled from the cache, or made and kept there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llmkick.compression.cache import entry_for, folder_of
+from llmkick.compression.calibration import Calibration
+from llmkick.compression.compress import artifact_key, compress, compress_into
+from llmkick.compression.outcome import CompressionReport
+from llmkick.compression.recipe import Recipe
+from llmkick.errors import ModelError
+from llmkick.models.language_model import TransformersModel
+from llmkick.study.observer import Observer
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyCompressor:
+    """Compresses one model by a study's recipes. What a reader must know is added to `warnings`."""
+
+    model: TransformersModel
+    propagate: bool
+    observer: Observer
+    warnings: list[str]
+
+    def key(self, recipe: Recipe, calibration: Calibration | None) -> dict[str, Any]:
+        """Everything that decides the compressed weights."""
+        return artifact_key(self.model.info, self.model.device, recipe, calibration, propagate=self.propagate)
+
+    def compressed(
+        self, recipe: Recipe, seed: int | None, calibration: Calibration | None
+    ) -> tuple[TransformersModel, CompressionReport]:
+        """The model as the cache has it, or compressed and kept there; a damaged entry is said and made anew."""
+
+        def go(keep: Path | None) -> tuple[TransformersModel, CompressionReport]:
+            return compress(
+                self.model,
+                recipe,
+                calibration=calibration,
+                seed=seed or 0,
+                propagate=self.propagate,
+                progress=lambda done, _total: self.observer.advance(done),
+                keep=keep,
+            )
+
+        with entry_for(self.key(recipe, calibration), self._weight_bytes()) as keep:
+            try:
+                return go(keep)
+            except ModelError as error:
+                if keep is None:
+                    raise
+                self.warnings.append(f"{recipe}: the cached model was damaged and was made anew ({error})")
+                for file in keep.iterdir():
+                    file.unlink()
+                return go(keep)
+
+    def compress_together(self, recipes: Sequence[Recipe], seed: int | None, calibration: Calibration | None) -> None:
+        """Without propagation one pass serves all recipes: their models go into the cache, if it has room."""
+        keys = {str(recipe): self.key(recipe, calibration) for recipe in recipes}
+        with ExitStack() as stack:
+            # Locks are taken in one order everywhere, so that two studies never wait for each other.
+            order = sorted(keys, key=lambda text: folder_of(keys[text]).name)
+            found = {text: stack.enter_context(entry_for(keys[text], self._weight_bytes())) for text in order}
+            folders = {text: folder for text, folder in found.items() if folder is not None}
+            if len(folders) < len(keys):
+                return  # no room to keep them: one after the other
+            with suppress(ModelError):  # damaged entries are mended one by one
+                compress_into(
+                    self.model,
+                    folders,
+                    calibration=calibration,
+                    seed=seed or 0,
+                    progress=lambda done, _total: self.observer.advance(done),
+                )
+
+    def _weight_bytes(self) -> int:
+        return sum(p.numel() * p.element_size() for p in self.model.network.parameters())

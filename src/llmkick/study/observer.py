@@ -1,0 +1,34 @@
+"""Who watches a study run: a progress bar, a log, nobody."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+
+class Observer(Protocol):
+    """Whoever watches a run: a progress bar, a log, nobody."""
+
+    def stage(self, title: str, total: int) -> None:
+        """A piece of work of `total` steps begins."""
+        ...
+
+    def advance(self, done: int) -> None:
+        """So many steps of it are done."""
+        ...
+
+    def cells(self, done: int, total: int) -> None:
+        """So many cells of the whole plan are done."""
+        ...
+
+
+class Silent:
+    """An observer that shows nothing."""
+
+    def stage(self, title: str, total: int) -> None:
+        """Ignore."""
+
+    def advance(self, done: int) -> None:
+        """Ignore."""
+
+    def cells(self, done: int, total: int) -> None:
+        """Ignore."""
