@@ -1,0 +1,224 @@
+"""Peak memory of compressing a checkpoint block by block: python benchmarks/memory.py [--quick] [--write].
+
+Makes random-weight Llama-shaped checkpoints in bfloat16, about 0.3, 1.1 and 3.1 billion parameters and 2.2 in the
+same width at twice the depth, compresses each with Wanda and GPTQ in a process of its own, and reports its largest
+resident size beside what the weights alone would take. The last column is the same without streaming, for the
+small one. A compression of the largest is killed half-way and resumed.
+"""
+
+import argparse
+import json
+import os
+import platform
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from transformers import LlamaConfig
+
+from llmkick.models.checkpoint import locate
+
+RESULTS = Path(__file__).parent / "results" / "memory.md"
+RECIPES = ("wanda@0.5", "gptq@4b-g128")
+VOCABULARY = 49152
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A Llama: hidden width, width of the feed-forward part, blocks, heads, heads of keys and values."""
+
+    name: str
+    hidden: int
+    inner: int
+    blocks: int
+    heads: int
+    shared_heads: int
+
+    @property
+    def parameters(self) -> int:
+        """All weights, embeddings and output head included."""
+        keys = self.hidden * self.shared_heads // self.heads
+        block = 2 * self.hidden * (self.hidden + keys) + 3 * self.hidden * self.inner + 2 * self.hidden
+        return self.blocks * block + 2 * VOCABULARY * self.hidden + self.hidden
+
+
+SHAPES = (
+    Shape("0.3 B", 1024, 2816, 16, 16, 8),
+    Shape("1.2 B", 2048, 5632, 22, 32, 8),
+    Shape("2.1 B, as wide, deeper", 2048, 5632, 44, 32, 8),
+    Shape("3.1 B", 3072, 8192, 28, 24, 8),
+)
+
+
+def make_checkpoint(shape: Shape, folder: Path) -> None:
+    """A sharded Hugging Face folder of random weights, with the built-in model's tokenizer."""
+    folder.mkdir(parents=True)
+    source = locate("smollm2-135m-instruct").folder
+    for file in source.glob("*token*"):
+        shutil.copy(file, folder)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=shape.hidden,
+        intermediate_size=shape.inner,
+        num_hidden_layers=shape.blocks,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.shared_heads,
+        max_position_embeddings=2048,
+        tie_word_embeddings=False,
+        architectures=["LlamaForCausalLM"],
+        dtype="bfloat16",
+    )
+    config.save_pretrained(folder)
+    keys = shape.hidden * shape.shared_heads // shape.heads
+    linear = {
+        "self_attn.q_proj": (shape.hidden, shape.hidden),
+        "self_attn.k_proj": (keys, shape.hidden),
+        "self_attn.v_proj": (keys, shape.hidden),
+        "self_attn.o_proj": (shape.hidden, shape.hidden),
+        "mlp.gate_proj": (shape.inner, shape.hidden),
+        "mlp.up_proj": (shape.inner, shape.hidden),
+        "mlp.down_proj": (shape.hidden, shape.inner),
+    }
+    generator, places = torch.Generator().manual_seed(0), {}
+
+    def write(name: str, tensors: dict[str, torch.Tensor]) -> None:
+        save_file(tensors, folder / name, metadata={"format": "pt"})
+        places.update(dict.fromkeys(tensors, name))
+
+    def noise(rows: int, columns: int) -> torch.Tensor:
+        # One normal draw repeated with random signs of rows and columns: full rank is not needed, speed is.
+        base = torch.randn(1, columns, generator=generator) * 0.02
+        return (
+            base * torch.randn(rows, 1, generator=generator) + 0.02 * torch.randn(rows, columns, generator=generator)
+        ).bfloat16()
+
+    ends = {
+        "model.embed_tokens.weight": noise(VOCABULARY, shape.hidden),
+        "lm_head.weight": noise(VOCABULARY, shape.hidden),
+    }
+    write("model-ends.safetensors", {**ends, "model.norm.weight": torch.ones(shape.hidden).bfloat16()})
+    for block in range(shape.blocks):
+        prefix = f"model.layers.{block}"
+        tensors = {f"{prefix}.{name}.weight": noise(*size) for name, size in linear.items()}
+        for norm in ("input_layernorm", "post_attention_layernorm"):
+            tensors[f"{prefix}.{norm}.weight"] = torch.ones(shape.hidden).bfloat16()
+        write(f"model-{block:05d}.safetensors", tensors)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
+
+
+def work(folder: str, recipe: str, out: str, streamed: str) -> None:
+    """In a process of its own: compress, write, and print peak memory in bytes and seconds."""
+    from llmkick.compression.artifact import save_folder, save_streamed
+    from llmkick.compression.calibration import as_calibration
+    from llmkick.compression.compress import compress
+    from llmkick.compression.recipe import parse_recipe
+    from llmkick.compression.streaming import compress_streamed
+    from llmkick.models.language_model import load_model
+    from llmkick.models.outline import load_outline
+
+    started = time.perf_counter()
+    windows = as_calibration(np.random.default_rng(0).integers(0, VOCABULARY, (8, 128)))
+    base = peak()
+    if streamed == "yes":
+        outline = load_outline(folder, dtype="bfloat16", device="cpu")
+        finished = compress_streamed(
+            outline, parse_recipe(recipe), Path(out + ".work"), calibration=windows,
+            progress=lambda done, total: print(f"block {done} of {total}", file=sys.stderr, flush=True),
+        )  # fmt: skip
+        save_streamed(outline, finished, Path(out))
+    else:
+        model, report = compress(load_model(folder, dtype="bfloat16", device="cpu"), recipe, calibration=windows)
+        save_folder(model, report, Path(out))
+    print(json.dumps({"peak": peak(), "base": base, "seconds": time.perf_counter() - started}))
+
+
+def peak() -> int:
+    """Largest resident size of this process so far, in bytes."""
+    status = Path("/proc/self/status")
+    if status.exists():  # getrusage would count what the parent held when it made this process
+        return next(1024 * int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+    size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return size if sys.platform == "darwin" else size * 1024
+
+
+def run(
+    folder: Path, recipe: str, out: Path, *, streamed: bool = True, kill_after: int | None = None
+) -> dict[str, float]:
+    """Run `work` in a process; with `kill_after` kill it at that block and start again: the second one's figures."""
+    command = [sys.executable, __file__, "--work", str(folder), recipe, str(out), "yes" if streamed else "no"]
+    if kill_after is not None:
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+        for line in process.stderr:
+            if line.startswith(f"block {kill_after} "):
+                process.send_signal(signal.SIGKILL)
+        process.wait()
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    lines = [line for line in done.stderr.splitlines() if line.startswith("block")]
+    result = json.loads(done.stdout.splitlines()[-1])
+    result["blocks_done"] = len(lines)
+    shutil.rmtree(out)
+    shutil.rmtree(f"{out}.work", ignore_errors=True)
+    return result
+
+
+def main() -> None:
+    """Measure and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="the smallest shape only")
+    parser.add_argument("--write", action="store_true", help=f"store the table in {RESULTS}")
+    parser.add_argument("--folder", type=Path, help="where the checkpoints go (about 15 GB); default: a temporary one")
+    parser.add_argument("--work", nargs=4, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.work:
+        work(*options.work)
+        return
+    lines = [
+        "| parameters | weights alone | largest H | recipe | peak memory | without streaming | seconds |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    with tempfile.TemporaryDirectory(dir=options.folder) as temporary:
+        for shape in SHAPES[:1] if options.quick else SHAPES:
+            folder = Path(temporary) / "model"
+            make_checkpoint(shape, folder)
+            for recipe in RECIPES:
+                last = shape is SHAPES[-1] and recipe == RECIPES[-1]
+                kill = shape.blocks // 2 if last or options.quick else None
+                found = run(folder, recipe, Path(temporary) / "out", kill_after=kill)
+                whole = run(folder, recipe, Path(temporary) / "out", streamed=False) if shape.blocks <= 22 else None
+                note = "" if kill is None else f" (killed at block {kill}, resumed for {found['blocks_done'] - 1} more)"
+                without = "–" if whole is None else f"{whole['peak'] / 1e9:.2f} GB"
+                lines.append(
+                    f"| {shape.name} ({shape.parameters / 1e9:.2f} B) | {2 * shape.parameters / 1e9:.2f} GB "
+                    f"| {4 * shape.inner**2 / 1e9:.2f} GB | {recipe} | **{found['peak'] / 1e9:.2f} GB** "
+                    f"| {without} | {found['seconds']:.0f}{note} |"
+                )
+                print(lines[-1], flush=True)
+            shutil.rmtree(folder)
+    lines.append(f"\nBefore any work the process holds {found['base'] / 1e9:.2f} GB (Python, torch, transformers).")
+    print("\n".join(lines))
+    if options.write:
+        RESULTS.write_text(describe() + "\n".join(lines) + "\n", encoding="utf-8")
+
+
+def describe() -> str:
+    """Command, commit and hardware."""
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    return (
+        "# Peak memory of compressing a checkpoint block by block\n\n"
+        f"`python {' '.join(sys.argv)}` · commit {commit} · {time.strftime('%Y-%m-%d')} · {os.cpu_count()} cores, "
+        f"{platform.machine()}, torch {torch.__version__}, {torch.get_num_threads()} threads\n\n"
+        "Random weights in bfloat16, 8 × 128 calibration tokens, written as a Hugging Face folder.\n\n"
+    )
+
+
+if __name__ == "__main__":
+    main()
