@@ -92,7 +92,9 @@ def run(
     sequences: Annotated[int, typer.Option(help="instead of a file: calibration windows")] = 32,
     length: Annotated[int, typer.Option(help="instead of a file: tokens a calibration window")] = 512,
     margin: Annotated[float, typer.Option(help="instead of a file: largest loss that still matches")] = 0.05,
-    source: Annotated[str, typer.Option(help="instead of a file: pocket, hub or a folder of official files")] = "pocket",
+    source: Annotated[
+        str, typer.Option(help="instead of a file: pocket, hub or a folder of official files")
+    ] = "pocket",
     protocol: Annotated[str, typer.Option(help="instead of a file: strict or paper")] = "strict",
     plan: Annotated[bool, typer.Option("--plan", help="print what the run would take, and run nothing")] = False,
     dtype: Dtype = "auto",

@@ -89,6 +89,10 @@ def test_every_default(tmp_path: Path):
                 "seed": 0,
                 "shots": None,
                 "window": None,
+                "evidence_tokens": None,
+                "split": None,
+                "revision": None,
+                "sha256": None,
             }
         ],
         "seeds": [0],

@@ -199,7 +199,9 @@ def test_an_empty_file_is_a_short_text(tmp_path: Path, model: TransformersModel)
 
 
 def test_a_missing_file_is_refused_at_once(tmp_path: Path):
-    with pytest.raises(ConfigError, match=r"unknown source '.*missing.txt' for perplexity: neither pocket, hub, a text"):
+    with pytest.raises(
+        ConfigError, match=r"unknown source '.*missing.txt' for perplexity: neither pocket, hub, a text"
+    ):
         get_task("perplexity", source=str(tmp_path / "missing.txt"))
     with pytest.raises(DataError, match=r"holds no WikiText-2 \(test or validation\); looked for .*wiki.test.raw"):
         get_task("perplexity", source=str(tmp_path)).items(ScriptedModel())

@@ -42,7 +42,7 @@ def group_scores(records: Sequence[Record], by: str) -> GroupedScores | None:
         if by != "cluster" and by not in record.details:
             there = ", ".join(["cluster", *sorted(record.details)])
             raise ConfigError(f"cannot group by {by!r}: choose from: {there}")
-        group = record.cluster if by == "cluster" else record.details[by]
+        group: Any = record.cluster if by == "cluster" else record.details[by]
         if by == "popularity":
             group = max(edge for edge in POPULARITY_BINS if edge <= group)
         scores.setdefault(group, []).append(record.score)
