@@ -99,7 +99,7 @@ def test_there_are_studies_of_both_models_and_all_kinds():
 
 def test_the_protocols_never_share_a_study():
     tasks = [{"name": "factoid_qa"}, {"name": "multiple_choice", "protocol": "paper"}]
-    with pytest.raises(ConfigError, match="tasks.1.protocol: 'paper' beside 'strict': .* write two studies"):
+    with pytest.raises(ConfigError, match=r"tasks.1.protocol: 'paper' beside 'strict': .* write two studies"):
         study("toy", tasks=tasks)
 
 

@@ -32,7 +32,11 @@ def read_dialogues(origin: Origin) -> list[Dialogue]:
             identity = str(row.whole("question_id"))
             rows.append((row, identity))
             said = row.texts("turns", least=turns)
-            own = row.texts("reference") if row.values.get("reference") else ()
+            # Some answers are to the first turn only: the second is blank then.
+            own = tuple(
+                row.as_text("reference", one, blank=True)
+                for one in row.as_list("reference", row.values.get("reference") or [])
+            )
             answer = references.get(identity, own)
             dialogues.append(Dialogue(id=identity, category=row.text("category"), turns=said, references=answer))
     refuse_repeated_ids(rows, "question_id")
