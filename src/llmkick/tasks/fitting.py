@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 
 from llmkick.models.language_model import LanguageModel, Message, Prompt, TransformersModel
@@ -47,7 +48,10 @@ def fewer_shots(
 
 
 def cut_text(model: LanguageModel, text: str, tokens: int) -> str:
-    """The longest beginning of a text that has at most so many tokens (start tokens aside), cut between words."""
+    """The longest beginning of a text that has at most so many tokens (start tokens aside), cut between words.
+
+    Within a word only where the first is too long.
+    """
     if tokens <= 0:
         return ""
     start = len(model.tokenize(""))
@@ -61,13 +65,18 @@ def cut_text(model: LanguageModel, text: str, tokens: int) -> str:
         if high == len(text):
             return text
         high = min(len(text), 2 * high)
-    low = 0
-    while high - low > 1:
+    # Half a word may have more tokens than the whole: only between words do longer texts have more.
+    ends = [match.end() for match in re.finditer(r"\S+", text[:high]) if text[match.end() : match.end() + 1].isspace()]
+    return text[: _last(ends, too_long) or _last(range(1, high), too_long)]
+
+
+def _last(ends: Sequence[int], too_long: Callable[[int], bool]) -> int:
+    """The last of rising ends that is not too long; 0 when the first is."""
+    low, high = 0, len(ends)
+    while low < high:
         middle = (low + high) // 2
-        low, high = (low, middle) if too_long(middle) else (middle, high)
-    cut = text[:low]
-    words = cut if text[low].isspace() else cut[: max((i for i, c in enumerate(cut) if c.isspace()), default=low)]
-    return words.rstrip()
+        low, high = (low, middle) if too_long(ends[middle]) else (middle + 1, high)
+    return ends[low - 1] if low else 0
 
 
 def shorter_text(
