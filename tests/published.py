@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ import pyarrow.parquet
 
 ROOT = Path(__file__).resolve().parents[1]
 # Real copies of the data sets, where they are at hand; never part of the project.
-REAL = next((p for p in (ROOT.parent / "shared" / "data", Path("/work/shared/data")) if p.is_dir()), ROOT / "no-data")
+REAL = Path(os.environ.get("LLMKICK_REAL_DATA") or ROOT.parent / "shared" / "data")
 
 
 def freebaseqa_question(number: int, names: Sequence[str | None] = ("paris", "city of light")) -> dict[str, Any]:
