@@ -502,3 +502,54 @@ def test_run_stops_politely_resumes_and_reports(kick: Kick, toy: Path, tmp_path:
     outcome = kick(*arguments, "--task", "perplexity")
     assert outcome.code == 2
     assert "the folder holds the results of another study" in outcome.said
+
+
+# Published data, protocols and plans
+
+
+@pytest.fixture
+def mmlu(tmp_path: Path) -> Path:
+    for split, rows in (("test", 6), ("dev", 5)):
+        for subject in ("astronomy", "philosophy"):
+            file = tmp_path / "mmlu" / split / f"{subject}_{split}.csv"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text("".join(f"{subject} {n}?,None,b,c,d,{'ABCD'[n % 4]}\n" for n in range(rows)))
+    return tmp_path / "mmlu"
+
+
+def test_eval_of_published_data_by_group(kick: Kick, toy: Path, mmlu: Path):
+    code, out, _ = kick("eval", toy, "-t", "multiple_choice:cloze", "--source", mmlu, "--by", "discipline")
+    assert code == 0
+    assert re.search(r"humanities\s+│ [\d.]+\s+│ 6", out)
+    assert re.search(r"mean over groups \(macro\)\s+│ [\d.]+\s+│ 12", out)
+    assert "note: multiple_choice:cloze: 55 of the 57 subjects are not in the data" in out
+    code, _, err = kick("eval", toy, "-t", "multiple_choice:cloze", "--source", mmlu, "--by", "colour")
+    assert code == 2
+    assert "cannot group by 'colour': choose from: cluster" in err
+
+
+def test_eval_in_the_papers_protocol(kick: Kick, toy: Path):
+    code, out, _ = kick("eval", toy, "-t", "factoid_qa", "--protocol", "paper", "--limit", 3)
+    assert code == 0
+    assert re.search(r"factoid_qa\s+│ accuracy\s+│ [\d.]+\s+│ 3", out)
+
+
+def test_a_plan_needs_no_folder_and_leaves_nothing(kick: Kick, toy: Path, mmlu: Path, tmp_path: Path):
+    before = sorted(tmp_path.rglob("*"))
+    options = ("-m", toy, "-r", "wanda@0.5", "-t", "multiple_choice", "--source", mmlu, "--protocol", "paper")
+    code, out, _ = kick("run", *options, "--seed", 0, "--seed", 1, "--plan")
+    assert code == 0
+    assert re.search(r"multiple_choice:letter\s+│ 12\s+│ 12\s+│ [\d,]+", out)
+    assert "3 models (the dense one, and each recipe with each seed) × 1 tasks = 3 cells" in out
+    assert "unknown" not in out
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_run_on_published_data_records_where_it_came_from(kick: Kick, toy: Path, mmlu: Path, tmp_path: Path):
+    options = ("-m", toy, "-r", "magnitude@0.5", "-t", "multiple_choice", "--source", mmlu, "--protocol", "paper")
+    code, _, err = kick("run", *options, "-o", tmp_path / "run", *SMALL)
+    assert code == 0, err
+    (task,) = json.loads((tmp_path / "run" / "results.json").read_text())["tasks"]
+    assert (task["protocol"], task["prompting"]) == ("paper", "raw")
+    assert task["origin"]["dataset"] == "MMLU"
+    assert task["notes"] == ["55 of the 57 subjects are not in the data"]

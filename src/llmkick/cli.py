@@ -92,6 +92,11 @@ def run(
     sequences: Annotated[int, typer.Option(help="instead of a file: calibration windows")] = 32,
     length: Annotated[int, typer.Option(help="instead of a file: tokens a calibration window")] = 512,
     margin: Annotated[float, typer.Option(help="instead of a file: largest loss that still matches")] = 0.05,
+    source: Annotated[
+        str, typer.Option(help="instead of a file: pocket, hub or a folder of official files")
+    ] = "pocket",
+    protocol: Annotated[str, typer.Option(help="instead of a file: strict or paper")] = "strict",
+    plan: Annotated[bool, typer.Option("--plan", help="print what the run would take, and run nothing")] = False,
     dtype: Dtype = "auto",
     device: Device = "auto",
     quiet: Quiet = False,
@@ -106,10 +111,10 @@ def run(
     """
     from llmkick.study.config import load_study, make_study
 
-    if folder is None:
+    if folder is None and not plan:
         raise ConfigError("where should the results go? give --out DIR")
     if study_file is not None:
-        beside = [name for name in _given(context) if name not in ("study_file", "folder", "quiet")]
+        beside = [name for name in _given(context) if name not in ("study_file", "folder", "plan", "quiet")]
         if beside:
             options = ", ".join(f"--{name}" for name in beside)
             raise ConfigError(f"give a study file or options, not both: write {options} into {study_file}")
@@ -119,10 +124,18 @@ def run(
             raise ConfigError("give a study file, or all of --model, --recipe and --task")
         study = make_study(
             {
-                "name": folder.name,
+                "name": folder.name if folder else "study",
                 "model": model,
                 "recipes": recipe,
-                "tasks": [{"name": name, **({} if limit is None else {"limit": limit})} for name in task],
+                "tasks": [
+                    {
+                        "name": name,
+                        "source": source,
+                        "protocol": protocol,
+                        **({} if limit is None else {"limit": limit}),
+                    }
+                    for name in task
+                ],
                 "seeds": seed or [0],
                 "calibration": {"sequences": sequences, "length": length},
                 "margin": margin,
@@ -130,7 +143,33 @@ def run(
                 "device": device,
             }
         )
-    _run_and_report(study, folder, quiet=quiet)
+    if plan:
+        _print_plan(study)
+    else:
+        assert folder is not None
+        _run_and_report(study, folder, quiet=quiet)
+
+
+def _print_plan(study: Any) -> None:
+    from llmkick.study.plan import plan_study
+
+    plan = plan_study(study)
+    table = Table("task", "items", "requests", "tokens a model", "hours a model")
+    for row in plan.tasks:
+        table.add_row(
+            row.name,
+            _number(row.items),
+            _number(row.requests),
+            _number(row.tokens),
+            "?" if row.hours is None else f"{row.hours:.2g}",
+        )
+    out.print(table)
+    for line in plan.lines():
+        out.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _number(value: int | None) -> str:
+    return "?" if value is None else f"{value:,}"
 
 
 def _given(context: typer.Context) -> list[str]:
@@ -223,6 +262,9 @@ def evaluate(
     task: Annotated[list[str], typer.Option("--task", "-t", help="see `kick tasks`; may be repeated")],
     limit: Annotated[int | None, typer.Option(help="items a task (a stratified sample)")] = None,
     seed: Annotated[int, typer.Option(help="seed of the sample")] = 0,
+    source: Annotated[str, typer.Option(help="pocket, hub or a folder of official files")] = "pocket",
+    protocol: Annotated[str, typer.Option(help="strict or paper")] = "strict",
+    by: Annotated[str | None, typer.Option(help="also by group: cluster, discipline, popularity, …")] = None,
     records_file: Annotated[Path | None, typer.Option("--records", help="write every record here (JSON lines)")] = None,
     prompting: Annotated[str, typer.Option(help="auto, chat or raw")] = "auto",
     dtype: Dtype = "auto",
@@ -236,6 +278,8 @@ def evaluate(
         kick eval smollm2-135m-instruct --task factoid_qa --limit 100
 
         kick eval ./my-model -t context_qa:open -t context_qa:closed --records answers.jsonl
+
+        kick eval ./my-model -t multiple_choice --source data/mmlu --by discipline
     """
     from llmkick.models.files import write_text_atomically
     from llmkick.models.language_model import load_model
@@ -243,13 +287,15 @@ def evaluate(
     from llmkick.tasks.task import evaluate_in_batches, get_task, summary_value
     from llmkick.terminal import Watcher
 
-    tasks = [get_task(name, limit=limit, seed=seed) for name in task]
+    tasks = [get_task(name, source=source, protocol=protocol, limit=limit, seed=seed) for name in task]
     if prompting not in PROMPTINGS:
         raise ConfigError(f"unknown prompting {prompting!r}; choose from: {', '.join(PROMPTINGS)}")
     if records_file is not None:
         _check_file_target(records_file)
     table = Table("task", "metric", "score", "items", "unscored", "truncated")
     lines: list[str] = []
+    notes: list[str] = []
+    groups = Table("task", by or "", "score", "items")
     with Watcher(err, quiet=quiet) as watcher:
         watcher.stage(f"loading {model}", 1)
         loaded = load_model(model, dtype=dtype, device=device)
@@ -270,10 +316,29 @@ def evaluate(
                 str(len(records) - len(scored)),
                 str(sum(record.truncated for record in records)),
             )
+            notes += [f"{one.name}: {note}" for note in one.notes]
+            if by is not None:
+                _add_groups(groups, one.name, records, by)
             lines += [json.dumps({"task": one.name, **asdict(record)}, ensure_ascii=False) for record in records]
     if records_file is not None:
         write_text_atomically(records_file, "\n".join(lines) + "\n")
     out.print(table)
+    if by is not None:
+        out.print(groups)
+    for note in notes:
+        out.print(f"note: {note}", markup=False, highlight=False)
+
+
+def _add_groups(table: Table, task: str, records: list[Any], by: str) -> None:
+    from llmkick.tasks.grouping import group_scores
+
+    grouped = group_scores(records, by)
+    if grouped is not None:
+        for name, (mean, count) in grouped.groups.items():
+            table.add_row(task, name, f"{mean:.4g}", str(count))
+        scored = sum(count for _, count in grouped.groups.values())
+        table.add_row(task, "mean over items (micro)", f"{grouped.micro:.4g}", str(scored))
+        table.add_row(task, "mean over groups (macro)", f"{grouped.macro:.4g}", str(scored))
 
 
 def _check_file_target(path: Path) -> None:
@@ -349,11 +414,11 @@ def tasks() -> None:
 
         kick tasks
     """
-    from llmkick.tasks.task import SETTINGS, get_task, task_names, task_summary
+    from llmkick.tasks.task import SETTINGS, get_task, has_pocket_data, task_names, task_summary
 
     table = Table("task", "metric", "chance", "setting", "what it asks")
     for name in task_names():
-        task = get_task(name)
+        task = get_task(name, source="pocket" if has_pocket_data(name) else "hub")
         table.add_row(name, task.metric, f"{task.chance_level:g}", SETTINGS[task.setting], task_summary(name))
     out.print(table)
 

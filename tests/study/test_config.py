@@ -89,6 +89,10 @@ def test_every_default(tmp_path: Path):
                 "seed": 0,
                 "shots": None,
                 "window": None,
+                "evidence_tokens": None,
+                "split": None,
+                "revision": None,
+                "sha256": None,
             }
         ],
         "seeds": [0],
@@ -280,9 +284,9 @@ def test_recipes_that_cannot_be(tmp_path: Path, recipe: str, reason: str):
     [
         ('name = "mmlu"', "name", f"unknown task 'mmlu'; choose from: {', '.join(task_names())}"),
         ('name = "context_qa:ajar"', "name", "unknown task 'context_qa:ajar'"),
-        ('source = "freebase"', "source", "unknown source 'freebase' for factoid_qa; choose from: pocket"),
+        ('source = "freebase"', "source", "unknown source 'freebase' for factoid_qa: neither pocket, hub nor a folder"),
         ('protocol = "loose"', "protocol", "unknown protocol 'loose' for factoid_qa; choose from: strict"),
-        ("shots = 3", "shots", "unknown option 'shots' of factoid_qa; choose from: none"),
+        ("shots = 3", "shots", "unknown option 'shots' of factoid_qa; choose from: split, revision, sha256"),
         ("limit = 0", "limit", "limit of factoid_qa must be a whole number of at least 1; got 0"),
     ],
 )

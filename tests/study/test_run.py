@@ -614,12 +614,12 @@ def test_results_that_cannot_be_written_lose_nothing(
 
 def test_unscored_items_are_counted_and_said(tmp_path: Path):
     folder = tmp_path / "short-sighted"
-    save_toy(folder, max_position_embeddings=128)
+    save_toy(folder, max_position_embeddings=40)
     tasks = [{"name": "context_qa:open", "limit": 4}, {"name": "perplexity", "window": 32, "limit": 2}]
     result = run_study(study_of(folder, recipes=["rtn@8b"], tasks=tasks), out=tmp_path / "run")
     row = result.results[0]
     assert (row["task"], row["value"], row["n"], row["unscored"]) == ("context_qa:open", None, 0, 4)
-    assert all("in a context of 128" in reason for reason in row["unscored_reasons"])
+    assert all("in a context of 40" in reason for reason in row["unscored_reasons"])
     assert sum(row["unscored_reasons"].values()) == 4
     assert "8 of 12 records are unscored; results.json counts the reasons" in result.warnings
     comparison = result.comparisons[0]

@@ -178,5 +178,5 @@ def test_the_key_holds_the_shots_where_they_matter():
 
 def test_worked_examples_are_not_asked():
     task = MultipleChoice()
-    assert not {item.id for item in task.items()} & {item.id for item in task._rows["dev"]}
+    assert not {item.id for item in task.items()} & {item.id for item in task._read[1]}
     assert all("-test-" in item.id for item in task.items())

@@ -26,13 +26,14 @@ from llmkick.tasks.task import (
     evaluate,
     evaluate_in_batches,
     get_task,
+    has_pocket_data,
     summary_value,
     task_names,
     task_summary,
 )
 from scripted import ScriptedModel
 
-POCKET = [name for name in task_names() if name != "perplexity"]
+POCKET = [name for name in task_names() if has_pocket_data(name) and name != "perplexity"]
 
 
 # By name
@@ -41,14 +42,16 @@ POCKET = [name for name in task_names() if name != "perplexity"]
 def test_every_name_makes_a_task_that_describes_itself():
     assert task_names() == [
         "factoid_qa",
+        "factoid_qa:popqa",
         "multiple_choice:letter",
         "multiple_choice:cloze",
         "context_qa:closed",
         "context_qa:open",
         "perplexity",
+        "perplexity:c4",
     ]
     for name in task_names():
-        task = get_task(name)
+        task = get_task(name, source="pocket" if has_pocket_data(name) else "hub")
         assert task.name == name
         assert task.setting in SETTINGS
         assert task.metric in ("accuracy", "perplexity")
@@ -86,7 +89,7 @@ def test_a_seed_is_a_whole_number(seed: object):
 
 @pytest.mark.parametrize("name", task_names())
 def test_unknown_protocols_and_sources_are_refused_with_the_choices(name: str):
-    with pytest.raises(ConfigError, match=r"unknown protocol 'loose' for .*; choose from: strict"):
+    with pytest.raises(ConfigError, match=r"unknown protocol 'loose' for .*; choose from: strict, paper"):
         get_task(name, protocol="loose")
     with pytest.raises(ConfigError, match=rf"unknown source 'nowhere' for {name}.*pocket"):
         get_task(name, source="nowhere")
@@ -95,12 +98,16 @@ def test_unknown_protocols_and_sources_are_refused_with_the_choices(name: str):
 @pytest.mark.parametrize(
     ("name", "options", "choices"),
     [
-        ("factoid_qa", {"shots": 3}, "none"),
-        ("factoid_qa", {"window": 512}, "none"),
-        ("multiple_choice:cloze", {"variant": "letter"}, "shots"),  # never silently another variant
-        ("multiple_choice", {"window": 512}, "shots"),
-        ("perplexity", {"shots": 0}, "window"),
-        ("context_qa", {"key": 1}, "none"),
+        ("factoid_qa", {"shots": 3}, "split, revision, sha256"),
+        ("factoid_qa", {"window": 512}, "split, revision, sha256"),
+        (
+            "multiple_choice:cloze",
+            {"variant": "letter"},
+            "shots, split, revision, sha256",
+        ),  # never silently another variant
+        ("multiple_choice", {"window": 512}, "shots, split, revision, sha256"),
+        ("perplexity", {"shots": 0}, "window, split, revision, sha256"),
+        ("context_qa", {"key": 1}, "evidence_tokens, split, revision, sha256"),
     ],
 )
 def test_an_unknown_option_is_refused_with_the_choices(name: str, options: dict[str, object], choices: str):
@@ -138,7 +145,7 @@ def test_the_content_hash_covers_every_field_and_the_order():
     item = Item(id="1", cluster="c", question="q", context="x", references=("r",), choices=("a", "b"), answer=0)
     changes = {
         "id": "2", "cluster": "d", "question": "Q", "context": "", "references": ("r", "s"), "choices": ("b", "a"),
-        "answer": 1, "tokens": (1,),
+        "answer": 1, "tokens": (1,), "details": {"popularity": 1},
     }  # fmt: skip
     assert set(changes) == set(vars(item))
     hashes = {content_hash([replace(item, **{name: value})]) for name, value in changes.items()}

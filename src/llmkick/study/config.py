@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from llmkick.compression.recipe import Dense, Recipe, parse_recipe
 from llmkick.errors import ConfigError, KickError
 from llmkick.models.language_model import DTYPES
-from llmkick.tasks.prompting import PROMPTINGS
+from llmkick.tasks.prompting import PROMPTINGS, refuse_contradiction
 from llmkick.tasks.task import Task, get_task
 
 
@@ -36,6 +36,10 @@ class TaskSpec(_Frozen):
     seed: int = 0
     shots: int | None = None
     window: int | None = None
+    evidence_tokens: int | None = None
+    split: str | None = None
+    revision: str | None = None
+    sha256: str | dict[str, str] | None = None
 
     def make(self) -> Task:
         """The task itself. Raises ConfigError for what `get_task` refuses."""
@@ -112,7 +116,7 @@ class Study(_Frozen):
                 names.append(spec.make().name)
             except KickError as error:
                 # The errors of get_task begin with what they are about, or with "unknown" and that.
-                key = re.match(r"(?:unknown )?(source|protocol|limit|seed|option '\w+'|shots|window|)", str(error))
+                key = re.match(rf"(?:unknown )?({'|'.join(TaskSpec.model_fields)}|option '\w+'|)", str(error))
                 blamed = (key[1] if key else "").removeprefix("option ").strip("'") or "name"
                 raise _LocatedError(str(error), ("tasks", index, blamed)) from error
         _refuse_repeats("tasks", names)
@@ -120,6 +124,23 @@ class Study(_Frozen):
             if not value:
                 raise ConfigError("a study needs at least one task; see `kick tasks`")
         return value
+
+    @model_validator(mode="after")
+    def _one_protocol(self) -> Study:
+        """The protocols' scores never share a table; what the paper asks is raw text, whatever the model."""
+        protocols = [spec.protocol for spec in self.tasks]
+        if len(set(protocols)) > 1:
+            other = next(index for index, protocol in enumerate(protocols) if protocol != protocols[0])
+            raise _LocatedError(
+                f"{protocols[other]!r} beside {protocols[0]!r}: scores of two protocols must not share a table; "
+                "write two studies",
+                ("tasks", other, "protocol"),
+            )
+        if "paper" in protocols:
+            with _blaming("prompting"):
+                refuse_contradiction(self.prompting, "raw")
+            object.__setattr__(self, "prompting", "raw")  # frozen: the study as resolved says what is asked
+        return self
 
     @field_validator("seeds")
     @classmethod
@@ -137,6 +158,11 @@ class Study(_Frozen):
     def hash(self) -> str:
         """sha256 over everything but the name."""
         content = self.model_dump(mode="json", exclude={"name"})
+        # Options that came later count only where they are used: studies without them keep their hash.
+        for task in content["tasks"]:
+            for option in ("evidence_tokens", "split", "revision", "sha256"):
+                if task[option] is None:
+                    del task[option]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def to_toml(self) -> str:

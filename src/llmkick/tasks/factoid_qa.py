@@ -1,4 +1,4 @@
-"""Factoid question answering: is a fact still there? (the paper's FreebaseQA setting)"""
+"""Factoid question answering: is a fact still there? (the paper's FreebaseQA setting; PopQA by popularity)"""
 
 from __future__ import annotations
 
@@ -7,58 +7,94 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from llmkick.errors import ConfigError
 from llmkick.models.language_model import GenerateRequest, LanguageModel, ScoreRequest
 from llmkick.tasks.prompting import SENTENCE_EXAMPLES, Prompting, question_prompt
-from llmkick.tasks.question_answering import MAX_NEW_TOKENS, score_answer
-from llmkick.tasks.sources import read_pocket, require_pocket, stratified_sample
+from llmkick.tasks.published import FREEBASEQA, POPQA
+from llmkick.tasks.question_answering import MAX_NEW_TOKENS, score_answer, score_anywhere
+from llmkick.tasks.readers import Loaded
+from llmkick.tasks.readers.freebaseqa import read_freebaseqa
+from llmkick.tasks.readers.popqa import read_popqa
+from llmkick.tasks.sources import Origin, origin_of, read_pocket, stratified_sample
 from llmkick.tasks.task import Answer, Item, Record, content_hash, task_key
 
 
 @dataclass(frozen=True, kw_only=True)
 class FactoidQA:
-    """Short questions, greedy short answers; right when an alias stands in the first line as whole words."""
+    """Short questions, greedy short answers.
 
+    Protocol `strict`: right when an alias stands in the first line as whole words. Protocol `paper`: the paper's
+    prompt, right when an alias is a substring of the whole output, spaces and case removed.
+    """
+
+    data: str = ""
     source: str = "pocket"
     protocol: str = "strict"
     limit: int | None = None
     seed: int = 0
+    split: str | None = None
+    revision: str | None = None
+    sha256: str | Mapping[str, str] | None = None
 
-    name = "factoid_qa"
     version = 1
     metric = "accuracy"
     chance_level = 0.0
     setting = "knowledge"
 
     def __post_init__(self) -> None:
-        require_pocket(self.name, self.source)
+        if self.data and self.source == "pocket":
+            raise ConfigError(f'source of {self.name} is "hub" or a folder: the pocket suite has no such data')
+        _ = self.origin
+
+    @property
+    def name(self) -> str:
+        """Name, with the data set where it is not FreebaseQA."""
+        return f"factoid_qa:{self.data}" if self.data else "factoid_qa"
+
+    @property
+    def prompting(self) -> Prompting | None:
+        """The paper's prompt is raw text."""
+        return "raw" if self.protocol == "paper" else None
 
     @cached_property
-    def _all(self) -> list[Item]:
+    def origin(self) -> Origin | None:
+        """Where published data comes from; None for the pocket suite."""
+        return origin_of(self, POPQA if self.data == "popqa" else FREEBASEQA)
+
+    @cached_property
+    def _loaded(self) -> Loaded:
+        if self.origin is not None:
+            return read_popqa(self.origin) if self.data == "popqa" else read_freebaseqa(self.origin)
         rows = read_pocket("factoid_qa.jsonl", ("id", "domain", "question", "answers"))
-        return [
-            Item(
-                id=row["id"],
-                cluster=row["domain"],
-                question=row["question"],
-                references=tuple(row["answers"]),
+        return Loaded(
+            items=tuple(
+                Item(id=row["id"], cluster=row["domain"], question=row["question"], references=tuple(row["answers"]))
+                for row in rows
             )
-            for row in rows
-        ]
+        )
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """What was left out of the data."""
+        return self._loaded.notes
 
     @property
     def key(self) -> Mapping[str, Any]:
         """Everything about the task that can change a score."""
-        return task_key(self, content_hash(self._all))
+        return task_key(self, content_hash(self._loaded.items))
 
     def items(self, model: LanguageModel | None = None) -> Sequence[Item]:
         """The sampled questions."""
-        return stratified_sample(self._all, self.limit, self.seed)
+        return stratified_sample(self._loaded.items, self.limit, self.seed)
 
     def requests(self, item: Item, prompting: Prompting) -> Sequence[ScoreRequest | GenerateRequest]:
         """One short generation."""
-        prompt = question_prompt(item.question, SENTENCE_EXAMPLES, prompting)
-        return [GenerateRequest(prompt, stops=("\n",), max_new_tokens=MAX_NEW_TOKENS)]
+        if self.protocol == "paper":
+            prompt = f"Please give answer to this question: {item.question} The answer is"
+            return [GenerateRequest(prompt, max_new_tokens=MAX_NEW_TOKENS)]
+        asked = question_prompt(item.question, SENTENCE_EXAMPLES, prompting)
+        return [GenerateRequest(asked, stops=("\n",), max_new_tokens=MAX_NEW_TOKENS)]
 
     def score(self, item: Item, answers: Sequence[Answer]) -> Record:
-        """1 when an alias is in the first line."""
-        return score_answer(item, answers[0])
+        """1 when an alias is in the first line, or (paper) anywhere in the output."""
+        return score_anywhere(item, answers[0]) if self.protocol == "paper" else score_answer(item, answers[0])

@@ -57,3 +57,23 @@ def _f1(answer: list[str], alias: list[str]) -> float:
     if not shared:
         return 0.0
     return 2 * shared / (len(answer) + len(alias))
+
+
+def squashed(text: str) -> str:
+    """Lower case without white space: what the paper's metrics compare. Punctuation, articles and accents stay."""
+    return "".join(text.lower().split())
+
+
+def holds_alias_anywhere(answer: str, aliases: Sequence[str]) -> bool:
+    """The paper's FreebaseQA metric: an alias is a substring of the output, inside a word or across words too."""
+    text = squashed(answer)
+    return any(alias in text for alias in map(squashed, aliases) if alias)
+
+
+def matches_either_way(answer: str, aliases: Sequence[str]) -> bool:
+    """The paper's TriviaQA metric: an alias is a substring of the answer, or the answer one of an alias.
+
+    An empty answer, a substring of everything, matches nothing: that was a mistake of the original code.
+    """
+    text = squashed(answer)
+    return bool(text) and any(alias in text or text in alias for alias in map(squashed, aliases) if alias)

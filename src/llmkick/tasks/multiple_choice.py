@@ -4,24 +4,32 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from llmkick.errors import ConfigError
+from llmkick.errors import ConfigError, DataError
 from llmkick.models.language_model import (
     ContinuationScore,
     GenerateRequest,
+    Generation,
     LanguageModel,
     Prompt,
     ScoreRequest,
     Unanswered,
 )
+from llmkick.tasks.fitting import fewer_shots, styles
 from llmkick.tasks.prompting import PHRASE_EXAMPLES, Prompting, conversation, question_prompt
-from llmkick.tasks.sources import read_pocket, require_pocket, stratified_sample
+from llmkick.tasks.published import MMLU
+from llmkick.tasks.readers import Loaded
+from llmkick.tasks.readers.mmlu import LETTERS, read_mmlu
+from llmkick.tasks.sources import Origin, origin_of, read_pocket, stratified_sample
 from llmkick.tasks.task import Answer, Item, Record, content_hash, is_whole, task_key, unscored
 
-LETTERS = "ABCD"
+# Worked examples a subject has, in MMLU as in the pocket suite.
+MOST_SHOTS = 5
+# Room for the answer: a letter, or the longest option.
+_ANSWER_TOKENS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +39,8 @@ class MultipleChoice:
     `letter`: the most likely of the four letters after `shots` worked examples of the subject and the
     question with its options. `cloze`: the option whose text is the most likely answer to the bare question,
     by log-probability a byte, so that long options are not punished; small models are at chance with letters.
+    Protocol `paper` (letter only) generates one token instead, right when its last character is the letter.
+    A prompt too long for the model has fewer worked examples, and the record's details say how many.
     """
 
     variant: str = "letter"
@@ -38,7 +48,10 @@ class MultipleChoice:
     protocol: str = "strict"
     limit: int | None = None
     seed: int = 0
-    shots: int = 5
+    shots: int = MOST_SHOTS
+    split: str | None = None
+    revision: str | None = None
+    sha256: str | Mapping[str, str] | None = None
 
     version = 1
     metric = "accuracy"
@@ -46,18 +59,32 @@ class MultipleChoice:
     setting = "knowledge"
 
     def __post_init__(self) -> None:
-        require_pocket(self.name, self.source)
-        available = min(len(examples) for examples in self._examples.values())
-        if not (is_whole(self.shots) and 0 <= self.shots <= available):
-            raise ConfigError(f"shots of {self.name} must be a whole number from 0 to {available}; got {self.shots!r}")
+        if not (is_whole(self.shots) and 0 <= self.shots <= MOST_SHOTS):
+            raise ConfigError(f"shots of {self.name} must be a whole number from 0 to {MOST_SHOTS}; got {self.shots!r}")
+        if self.protocol == "paper" and self.variant != "letter":
+            raise ConfigError(f"protocol paper has no {self.name}: the paper asks for letters; use multiple_choice")
+        _ = self.origin
 
     @property
     def name(self) -> str:
         """Name with its variant."""
         return f"multiple_choice:{self.variant}"
 
+    @property
+    def prompting(self) -> Prompting | None:
+        """The paper's prompt is raw text."""
+        return "raw" if self.protocol == "paper" else None
+
     @cached_property
-    def _rows(self) -> dict[str, list[Item]]:
+    def origin(self) -> Origin | None:
+        """Where published data comes from; None for the pocket suite."""
+        return origin_of(self, MMLU)
+
+    @cached_property
+    def _read(self) -> tuple[Loaded, list[Item]]:
+        """The questions, and the worked examples."""
+        if self.origin is not None:
+            return read_mmlu(self.origin)
         fields = ("id", "subject", "discipline", "split", "question", "choices", "answer")
         rows: dict[str, list[Item]] = {"test": [], "dev": []}
         for row in read_pocket("multiple_choice.jsonl", fields):
@@ -69,41 +96,66 @@ class MultipleChoice:
                     references=(row["choices"][row["answer"]],),
                     choices=tuple(row["choices"]),
                     answer=row["answer"],
+                    details={"discipline": row["discipline"]},
                 )
             )
-        return rows
+        return Loaded(items=tuple(rows["test"])), rows["dev"]
 
     @cached_property
     def _examples(self) -> dict[str, list[Item]]:
         examples: dict[str, list[Item]] = {}
-        for item in self._rows["dev"]:
+        for item in self._read[1]:
             examples.setdefault(item.cluster, []).append(item)
+        for subject, shown in examples.items():
+            if self.variant == "letter" and len(shown) < self.shots:
+                raise DataError(
+                    f"{self.source}: {subject} has {len(shown)} worked examples, {self.shots} are asked for"
+                )
         return examples
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """What to know about the data."""
+        return self._read[0].notes
 
     @property
     def key(self) -> Mapping[str, Any]:
         """Everything about the task that can change a score."""
-        data = content_hash([*self._rows["test"], *self._rows["dev"]])
+        data = content_hash([*self._read[0].items, *self._read[1]])
         return {**task_key(self, data), "shots": self.shots if self.variant == "letter" else 0}
 
     def items(self, model: LanguageModel | None = None) -> Sequence[Item]:
-        """The sampled questions."""
-        return stratified_sample(self._rows["test"], self.limit, self.seed)
+        """The sampled questions, for a model with as many worked examples as it holds."""
+        items = stratified_sample(self._read[0].items, self.limit, self.seed)
+        if model is None or self.variant == "cloze":
+            return items
+        return [self._fitted(item, model) for item in items]
+
+    def _fitted(self, item: Item, model: LanguageModel) -> Item:
+        shots = fewer_shots(
+            model,
+            self.shots,
+            lambda count: [self._letter_prompt(item, style, count) for style in styles(model, self.prompting)],
+            _ANSWER_TOKENS,
+        )
+        return item if shots == self.shots else replace(item, details={**item.details, "shots": shots})
 
     def requests(self, item: Item, prompting: Prompting) -> Sequence[ScoreRequest | GenerateRequest]:
-        """One score for each option: of its letter, or of its text."""
+        """One score for each option: of its letter, or of its text; in protocol `paper` one generated token."""
         # After a chat template the answer begins a line; in raw text it follows "Answer:" and a space.
         space = "" if prompting == "chat" else " "
         if self.variant == "letter":
-            prompt = self._letter_prompt(item, prompting)
+            prompt = self._letter_prompt(item, prompting, item.details.get("shots", self.shots))
+            if self.protocol == "paper":
+                return [GenerateRequest(prompt, max_new_tokens=1)]
             return [ScoreRequest(prompt, space + letter) for letter in LETTERS[: len(item.choices)]]
         question = question_prompt(item.question, PHRASE_EXAMPLES, prompting)
         return [ScoreRequest(question, space + choice) for choice in item.choices]
 
-    def _letter_prompt(self, item: Item, prompting: Prompting) -> Prompt:
+    def _letter_prompt(self, item: Item, prompting: Prompting, shots: int) -> Prompt:
         subject = item.cluster.replace("_", " ")
         header = f"The following are multiple choice questions (with answers) about {subject}.\n\n"
-        examples = self._examples[item.cluster][: self.shots]
+        examples = self._examples[item.cluster][:shots]
         if prompting == "raw":
             shown = [f"{_with_options(example)} {_letter(example)}\n\n" for example in examples]
             return header + "".join(shown) + _with_options(item)
@@ -116,6 +168,8 @@ class MultipleChoice:
         failed = next((answer for answer in answers if isinstance(answer, Unanswered)), None)
         if failed is not None:
             return unscored(item, failed.reason)
+        if self.protocol == "paper":
+            return _score_last_character(item, answers[0])
         scores = [answer for answer in answers if isinstance(answer, ContinuationScore)]
         values = [score.logprob for score in scores]
         if self.variant == "cloze":
@@ -132,8 +186,23 @@ class MultipleChoice:
                 "choice_logprobs": [round(score.logprob, 6) for score in scores],
                 "margin": round(_margin(values, item.answer), 6),
                 **({"boundary_moved": True} if any(score.boundary_moved for score in scores) else {}),
+                **item.details,
             },
         )
+
+
+def _score_last_character(item: Item, answer: Answer) -> Record:
+    """The paper's metric: the last character of the one generated token, whatever else it may say."""
+    assert isinstance(answer, Generation), type(answer)
+    last = answer.text[-1:]
+    return Record(
+        item_id=item.id,
+        cluster=item.cluster,
+        response=answer.text,
+        score=float(last == _letter(item)),
+        tokens=answer.tokens,
+        details={"names_an_option": bool(last) and last in LETTERS, **item.details},
+    )
 
 
 def _with_options(item: Item) -> str:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gzip
 import math
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,11 +21,16 @@ from llmkick.models.language_model import (
     Unanswered,
 )
 from llmkick.tasks.prompting import Prompting
-from llmkick.tasks.sources import read_pocket, stratified_sample
+from llmkick.tasks.published import C4, WIKITEXT
+from llmkick.tasks.readers.running_text import read_c4, read_wikitext
+from llmkick.tasks.rows import read_text
+from llmkick.tasks.sources import Origin, origin_of, read_pocket, stratified_sample
 from llmkick.tasks.task import Answer, Item, Record, content_hash, is_whole, task_key, unscored
 
 # Tokens a window, unless the study says otherwise or the model holds fewer.
 DEFAULT_WINDOW = 512
+# What the paper's perplexities are over: as many as the model holds, up to this.
+PAPER_WINDOW = 2048
 
 
 def text_windows(model: LanguageModel, text: str, window: int) -> list[tuple[int, ...]]:
@@ -80,52 +83,82 @@ def perplexity(model: LanguageModel, text_or_ids: str | npt.ArrayLike, *, window
 class Perplexity:
     """Mean negative log-likelihood (nats a token) of each window; the table shows its exponential.
 
-    Without a `window` it is 512 tokens, or all that the model holds where that is less.
+    The text is the pocket suite's, a text file, WikiText-2 (source hub or its folder) or C4 (`perplexity:c4`).
+    Without a `window` it is 512 tokens, in protocol `paper` 2048, or all that the model holds where that is less.
     """
 
+    data: str = ""
     source: str = "pocket"
     protocol: str = "strict"
     limit: int | None = None
     seed: int = 0
     window: int | None = None
+    split: str | None = None
+    revision: str | None = None
+    sha256: str | Mapping[str, str] | None = None
 
-    name = "perplexity"
     version = 1
     metric = "perplexity"
     chance_level = 0.0
     setting = "control"
+    prompting = None
 
     def __post_init__(self) -> None:
         if self.window is not None and not (is_whole(self.window) and self.window >= 2):
             raise ConfigError(f"window of {self.name} must be a whole number of at least 2 tokens; got {self.window!r}")
-        if self.source != "pocket" and not Path(self.source).is_file():
-            raise ConfigError(f"unknown source {self.source!r} for {self.name}: neither pocket nor a text file")
+        if self.data and (self.source == "pocket" or self._is_file):
+            raise ConfigError(f'source of {self.name} is "hub" or a folder: the pocket suite has no such data')
+        if self.source not in ("pocket", "hub") and not Path(self.source).expanduser().exists():
+            raise ConfigError(
+                f"unknown source {self.source!r} for {self.name}: neither pocket, hub, a text file nor a folder"
+            )
+        _ = self.origin
+
+    @property
+    def name(self) -> str:
+        """Name, with the data set where it is C4."""
+        return f"perplexity:{self.data}" if self.data else "perplexity"
+
+    @property
+    def _is_file(self) -> bool:
+        return self.source not in ("pocket", "hub") and Path(self.source).expanduser().is_file()
+
+    @cached_property
+    def origin(self) -> Origin | None:
+        """Where published data comes from; None for the pocket suite and for a text file."""
+        return None if self._is_file else origin_of(self, C4 if self.data == "c4" else WIKITEXT)
 
     @cached_property
     def _text(self) -> str:
-        """The running text: our passages and stories, or a file (.gz too)."""
+        """The running text: our passages and stories, a file (.gz too), or a published data set."""
+        if self.origin is not None:
+            return read_c4(self.origin, self.seed) if self.data == "c4" else read_wikitext(self.origin)
         if self.source == "pocket":
             passages = [row["text"] for row in read_pocket("context_qa.jsonl", ("text",))]
             stories = [row["story"] for row in read_pocket("summarization.jsonl", ("story",))]
             return "\n\n".join(passages + stories)
-        path = Path(self.source)
-        try:
-            raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-            return raw.decode("utf-8")
-        except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-            raise DataError(f"{path} is not readable UTF-8 text: {error}") from error
+        return read_text(Path(self.source).expanduser(), self.source)
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """Nothing is left out but the tail shorter than a window."""
+        return ()
+
+    @property
+    def _default_window(self) -> int:
+        return PAPER_WINDOW if self.protocol == "paper" else DEFAULT_WINDOW
 
     @property
     def key(self) -> Mapping[str, Any]:
         """Everything about the task that can change a score."""
         data = content_hash([Item(id="text", cluster="text", question=self._text)])
-        return {**task_key(self, data), "window": self.window or DEFAULT_WINDOW}
+        return {**task_key(self, data), "window": self.window or self._default_window}
 
     def items(self, model: LanguageModel | None = None) -> Sequence[Item]:
         """Windows of the model's tokens. Raises ConfigError without a model to cut them, or one too short."""
         if model is None:
             raise ConfigError("perplexity windows depend on the tokenizer: call items(model)")
-        windows = text_windows(model, self._text, self.window or min(DEFAULT_WINDOW, model.max_tokens))
+        windows = text_windows(model, self._text, self.window or min(self._default_window, model.max_tokens))
         items = [
             Item(id=f"window-{index:04d}", cluster=f"window-{index:04d}", question="", tokens=ids)
             for index, ids in enumerate(windows)

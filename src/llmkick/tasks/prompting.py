@@ -21,18 +21,30 @@ SENTENCE_EXAMPLES = (
 PHRASE_EXAMPLES = (("What is the opposite of full?", "Empty"), ("How many ears does a rabbit have?", "Two"))
 
 
-def resolve_prompting(model: LanguageModel, wanted: str) -> Prompting:
-    """ "auto" → chat for a model with a chat template, raw for others.
+def resolve_prompting(model: LanguageModel, wanted: str, *, required: Prompting | None = None) -> Prompting:
+    """ "auto" → chat for a model with a chat template, raw for others; or the one style that a task requires.
 
-    Raises ConfigError for an unknown style, or chat without a template.
+    Raises ConfigError for an unknown style, chat without a template, or a style that the task cannot be asked in.
     """
     if wanted not in PROMPTINGS:
         raise ConfigError(f"unknown prompting {wanted!r}; choose from: {', '.join(PROMPTINGS)}")
+    if required is not None:
+        refuse_contradiction(wanted, required)
+        return required
     if wanted == "chat" and not model.has_chat_template:
         raise ConfigError(f'{model.info.name} has no chat template; use prompting = "raw" (or "auto")')
     if wanted == "raw" or not model.has_chat_template:
         return "raw"
     return "chat"
+
+
+def refuse_contradiction(wanted: str, required: Prompting) -> None:
+    """Raise ConfigError for a style other than the one that a task requires."""
+    if wanted not in ("auto", required):
+        raise ConfigError(
+            f'prompting {wanted!r} contradicts protocol "paper", whose prompts are {required} text; '
+            f'use prompting = "{required}" (or "auto")'
+        )
 
 
 def question_prompt(

@@ -33,7 +33,11 @@ Answer = ContinuationScore | Generation | Unanswered
 
 @dataclass(frozen=True, kw_only=True)
 class Item:
-    """One question. `cluster` is what it shares with others: a subject, a passage, a story, a domain."""
+    """One question. `cluster` is what it shares with others: a subject, a passage, a story, a domain.
+
+    `details` is what a table may group by (discipline, popularity) and how the prompt was made to fit (shots,
+    evidence tokens); a task copies them into the record.
+    """
 
     id: str
     cluster: str
@@ -43,6 +47,7 @@ class Item:
     choices: tuple[str, ...] = ()
     answer: int | None = None
     tokens: tuple[int, ...] = ()
+    details: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,12 +93,22 @@ class Task(Protocol):
         ...
 
     @property
+    def prompting(self) -> Prompting | None:
+        """The only style it may be asked in (protocol `paper` asks in raw text); None for the model's own."""
+        ...
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """What was left out of its data, with counts; may read the data."""
+        ...
+
+    @property
     def key(self) -> Mapping[str, Any]:
         """Everything about the task that can change a score: data hash, protocol, sample, version."""
         ...
 
     def items(self, model: LanguageModel | None = None) -> Sequence[Item]:
-        """The sampled items in a fixed order; running text needs the model whose tokens cut it."""
+        """The sampled items in a fixed order, cut to fit the model; running text needs the model that cuts it."""
         ...
 
     def requests(self, item: Item, prompting: Prompting) -> Sequence[ScoreRequest | GenerateRequest]:
@@ -116,17 +131,28 @@ SETTINGS = {
 
 @dataclass(frozen=True, kw_only=True)
 class TaskEntry:
-    """A task as it can be asked for: where it is made, its variants (the first is the default)."""
+    """A task as it can be asked for: where it is made, its variants (the first is the default).
+
+    `data` names further published data sets, asked for like variants; they have no pocket version.
+    """
 
     module: str
     factory: str
     summary: str
     variants: tuple[str, ...] = ()
+    data: tuple[str, ...] = ()
+
+    def names(self, base: str) -> list[str]:
+        """The task's names, spelled out."""
+        return [f"{base}:{v}" for v in self.variants] or [base, *(f"{base}:{name}" for name in self.data)]
 
 
 TASKS: Mapping[str, TaskEntry] = {
     "factoid_qa": TaskEntry(
-        module="llmkick.tasks.factoid_qa", factory="FactoidQA", summary="short questions about facts"
+        module="llmkick.tasks.factoid_qa",
+        factory="FactoidQA",
+        summary="short questions about facts; popqa (hub or folder): of known popularity",
+        data=("popqa",),
     ),
     "multiple_choice": TaskEntry(
         module="llmkick.tasks.multiple_choice",
@@ -144,13 +170,20 @@ TASKS: Mapping[str, TaskEntry] = {
         module="llmkick.tasks.perplexity",
         factory="Perplexity",
         summary="running text in windows; the control that the other tasks are held against",
+        data=("c4",),
     ),
 }
 
 
 def task_names() -> list[str]:
     """Every task name with its variants spelled out."""
-    return [name for base, entry in TASKS.items() for name in ([f"{base}:{v}" for v in entry.variants] or [base])]
+    return [name for base, entry in TASKS.items() for name in entry.names(base)]
+
+
+def has_pocket_data(name: str) -> bool:
+    """Whether a task runs on the data sets in this package; the others need source hub or a folder."""
+    base, _, variant = name.partition(":")
+    return variant not in TASKS[base].data
 
 
 def task_summary(name: str) -> str:
@@ -158,7 +191,8 @@ def task_summary(name: str) -> str:
     return TASKS[name.partition(":")[0]].summary
 
 
-_COMMON_FIELDS = ("variant", "source", "protocol", "limit", "seed")
+PROTOCOLS = ("strict", "paper")
+_COMMON_FIELDS = ("variant", "data", "source", "protocol", "limit", "seed")
 
 
 def get_task(
@@ -170,22 +204,26 @@ def get_task(
     seed: int = 0,
     **options: Any,
 ) -> Task:
-    """Make a task: `factoid_qa`, `multiple_choice[:letter|:cloze]`, `context_qa[:closed|:open]`, `perplexity`.
+    """Make a task: `factoid_qa[:popqa]`, `multiple_choice[:letter|:cloze]`, `context_qa[:closed|:open]`,
+       `perplexity[:c4]`.
 
-    `limit` takes a seeded sample of that many items, stratified by cluster. Further options are the task's
-    own (`shots` of multiple_choice:letter; `window` of perplexity).
-    Raises ConfigError for an unknown name, variant, protocol, source or option, and for a limit below 1.
+       `source` is "pocket" (this package), "hub" (the published data sets) or a folder that holds their files, and
+       for perplexity a text file. `protocol` is "strict", or "paper" for the paper's prompts and metrics. `limit`
+       takes a seeded sample of that many items, stratified by cluster. Further options: `split`, `revision` and
+       `sha256` of published data; `shots` of multiple_choice:letter; `evidence_tokens` of context_qa:open; `window`
+       of perplexity.
+    ConfigError for an unknown name, variant, protocol, source or option, and for a limit below 1.
     """
     base, _, variant = name.partition(":")
     entry = TASKS.get(base)
-    if entry is None or (":" in name and variant not in entry.variants):
+    if entry is None or (":" in name and variant not in entry.variants + entry.data):
         raise ConfigError(f"unknown task {name!r}; choose from: {', '.join(task_names())}")
     if limit is not None and not (is_whole(limit) and limit >= 1):
         raise ConfigError(f"limit of {name} must be a whole number of at least 1; got {limit!r}")
     if not is_whole(seed):
         raise ConfigError(f"seed of {name} must be a whole number; got {seed!r}")
-    if protocol not in ("strict",):
-        raise ConfigError(f"unknown protocol {protocol!r} for {name}; choose from: strict")
+    if protocol not in PROTOCOLS:
+        raise ConfigError(f"unknown protocol {protocol!r} for {name}; choose from: {', '.join(PROTOCOLS)}")
     factory: Any = getattr(importlib.import_module(entry.module), entry.factory)
     known = [one.name for one in fields(factory) if one.name not in _COMMON_FIELDS]
     for option in options:
@@ -193,6 +231,8 @@ def get_task(
             raise ConfigError(f"unknown option {option!r} of {name}; choose from: {', '.join(known) or 'none'}")
     if entry.variants:
         options["variant"] = variant or entry.variants[0]
+    if entry.data:
+        options["data"] = variant
     task: Task = factory(source=source, protocol=protocol, limit=limit, seed=seed, **options)
     return task
 
@@ -214,7 +254,7 @@ def evaluate_in_batches(
 
     Batches depend only on the task, so that a resumed evaluation asks exactly what was left to ask.
     """
-    style = resolve_prompting(model, prompting)
+    style = resolve_prompting(model, prompting, required=task.prompting)
     items = task.items(model)
     for start in range(0, len(items), BATCH_ITEMS):
         batch = items[start : start + BATCH_ITEMS]
@@ -258,8 +298,11 @@ def unscored(item: Item, reason: str) -> Record:
 
 
 def task_key(task: Any, data: str) -> dict[str, Any]:
-    """The part of a task's key that all tasks share; `data` is the hash of its whole data set."""
-    return {
+    """The part of a task's key that all tasks share; `data` is the hash of its whole data set.
+
+    Of published data it also says which, and what was left out.
+    """
+    key = {
         "name": task.name,
         "version": task.version,
         "protocol": task.protocol,
@@ -268,9 +311,13 @@ def task_key(task: Any, data: str) -> dict[str, Any]:
         "limit": task.limit,
         "seed": task.seed,
     }
+    if task.origin is not None:
+        key |= {"origin": task.origin.described(), "notes": list(task.notes)}
+    return key
 
 
 def content_hash(items: Sequence[Item]) -> str:
     """sha256 over everything in the items."""
-    text = json.dumps([vars(item) for item in items], ensure_ascii=False, sort_keys=True)
+    rows = [{name: value for name, value in vars(item).items() if name != "details" or value} for item in items]
+    text = json.dumps(rows, ensure_ascii=False, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,252 @@
+"""What a study would take (cells, requests, tokens, hours, memory) without loading the model's weights."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from llmkick.compression.recipe import GPTQ, Chain, Recipe, SparseGPT
+from llmkick.errors import ConfigError, KickError
+from llmkick.models.builtin import BUILTIN_MODELS, is_cached
+from llmkick.models.checkpoint import locate
+from llmkick.models.language_model import (
+    GenerateRequest,
+    ModelInfo,
+    ScoreRequest,
+    TransformersModel,
+    resolve_device,
+    resolve_dtype,
+)
+from llmkick.study.config import Study
+from llmkick.tasks.fitting import prompt_tokens
+from llmkick.tasks.prompting import resolve_prompting
+from llmkick.tasks.task import Task
+
+# Items whose tokens are counted; more are extrapolated.
+COUNTED_ITEMS = 64
+# Side of the matrices whose product tells this machine's speed, and the share of it that a model reaches.
+MATRIX, EFFICIENCY = 1024, 0.4
+TOKENIZER_FILES = ["*.json", "tokenizer*", "*.jinja", "*.model", "*.txt"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskPlan:
+    """One task for one model: what is asked, how many tokens pass through it. None is unknown."""
+
+    name: str
+    items: int | None = None
+    requests: int | None = None
+    tokens: int | None = None
+    hours: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A whole study: `models` compressed or dense, each on every task. None is unknown, `unknown` says why."""
+
+    study: Study
+    tasks: Sequence[TaskPlan]
+    models: int
+    parameters: int | None
+    calibration_tokens: int
+    compression_hours: float | None
+    memory_bytes: int | None
+    unknown: Sequence[str] = field(default_factory=tuple)
+
+    @property
+    def cells(self) -> int:
+        """Models × tasks."""
+        return self.models * len(self.tasks)
+
+    def total(self, name: str) -> float | None:
+        """The sum of a column over tasks and models; None when a task's is unknown."""
+        values = [getattr(task, name) for task in self.tasks]
+        return None if None in values else self.models * sum(values)
+
+    def lines(self) -> list[str]:
+        """The plan in words."""
+        requests, tokens, hours = self.total("requests"), self.total("tokens"), self.total("hours")
+        both = None if hours is None or self.compression_hours is None else hours + self.compression_hours
+        memory = psutil.virtual_memory().total
+        return [
+            f"{self.models} models (the dense one, and each recipe with each seed) × {len(self.tasks)} tasks "
+            f"= {self.cells} cells",
+            f"requests: {_count(requests)}; tokens: {_count(tokens)} asked and answered, "
+            f"{self.calibration_tokens:,} a seed to calibrate",
+            f"hours on this machine: {_hours(both)} ({_hours(hours)} asking, {_hours(self.compression_hours)} "
+            "compressing), from the speed of a matrix product here: right within a factor of three",
+            f"memory: {_gigabytes(self.memory_bytes)} needed, {_gigabytes(memory)} here"
+            + (" – too little" if self.memory_bytes is not None and self.memory_bytes > memory else ""),
+            *(f"unknown: {reason}" for reason in self.unknown),
+        ]
+
+
+def _count(value: float | None) -> str:
+    return "?" if value is None else f"{value:,.0f}"
+
+
+def _hours(value: float | None) -> str:
+    return "?" if value is None else f"{value:.2g}"
+
+
+def _gigabytes(value: int | None) -> str:
+    return "?" if value is None else f"{value / 1e9:.1f} GB"
+
+
+def plan_study(study: Study) -> Plan:
+    """Count what a study would do. Whatever cannot be read or fetched is unknown, with the reason."""
+    unknown: list[str] = []
+    device = resolve_device(study.device)
+    dtype = resolve_dtype(study.dtype, device)
+    model = _weightless(study.model, unknown)
+    parameters = model.info.parameters if model is not None else _guessed_parameters(study.model, unknown)
+    speed = _operations_a_second(dtype, device)
+    recipes = study.parsed_recipes()
+    tasks = [_plan_task(spec.make(), spec.limit, model, study, parameters, speed, unknown) for spec in study.tasks]
+    calibration = study.calibration.sequences * study.calibration.length
+    compressing = None
+    if parameters is not None:
+        work = sum(_operations(recipe, parameters, calibration) * _runs(recipe, study) for recipe in recipes)
+        compressing = work / speed / 3600
+    return Plan(
+        study=study,
+        tasks=tasks,
+        models=1 + sum(_runs(recipe, study) for recipe in recipes),
+        parameters=parameters,
+        calibration_tokens=calibration,
+        compression_hours=compressing,
+        memory_bytes=_memory(parameters, dtype, model, calibration),
+        unknown=tuple(dict.fromkeys(unknown)),
+    )
+
+
+def _runs(recipe: Recipe, study: Study) -> int:
+    return len(study.seeds) if recipe.needs_calibration else 1
+
+
+def _plan_task(
+    task: Task,
+    limit: int | None,
+    model: TransformersModel | None,
+    study: Study,
+    parameters: int | None,
+    speed: float,
+    unknown: list[str],
+) -> TaskPlan:
+    try:
+        items = task.items(model)
+    except KickError as error:  # no data; or running text, which has no windows without a tokenizer
+        unknown.append(f"{task.name}: {error}")
+        return TaskPlan(name=task.name, items=limit)
+    step = max(1, len(items) // COUNTED_ITEMS)
+    counted = items[::step]
+    if not counted:
+        return TaskPlan(name=task.name, items=0, requests=0, tokens=0, hours=0.0)
+    style = resolve_prompting(model, study.prompting, required=task.prompting) if model is not None else "raw"
+    asked = [task.requests(item, style) for item in counted]
+    requests = round(sum(map(len, asked)) * len(items) / len(counted))
+    if model is None:
+        return TaskPlan(name=task.name, items=len(items), requests=requests)
+    tokens = round(sum(_tokens(model, some) for some in asked) * len(items) / len(counted))
+    hours = None if parameters is None else 2 * parameters * tokens / speed / 3600
+    return TaskPlan(name=task.name, items=len(items), requests=requests, tokens=tokens, hours=hours)
+
+
+def _tokens(model: TransformersModel, requests: Sequence[ScoreRequest | GenerateRequest]) -> int:
+    """Tokens that pass through the model for one item: a prompt that its options share counts once."""
+    total = sum(prompt_tokens(model, prompt) for prompt in {request.prompt for request in requests if request.prompt})
+    for request in requests:
+        if isinstance(request, GenerateRequest):
+            total += request.max_new_tokens
+        elif isinstance(request.continuation, str):
+            total += len(model.tokenize(request.continuation))
+        else:
+            total += len(request.continuation)
+    return total
+
+
+def _weightless(reference: str, unknown: list[str]) -> TransformersModel | None:
+    """Tokenizer and configuration of a model around a network without weights; None when they cannot be had."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    try:
+        folder = _small_files(reference)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        with torch.device("meta"):
+            network = AutoModelForCausalLM.from_config(config, trust_remote_code=False)  # type: ignore[no-untyped-call]
+    except Exception as error:  # noqa: BLE001 - whatever it is, the rest of the plan can still be told
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        unknown.append(f"tokenizer and configuration of {reference}: {reason}")
+        return None
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    info = ModelInfo(
+        name=reference, revision="", digest="", architecture=type(network).__name__, parameters=parameters, dtype=""
+    )
+    return TransformersModel(network=network, tokenizer=tokenizer, info=info)
+
+
+def _small_files(reference: str) -> Path:
+    """A folder with everything of a model but its weights."""
+    path = Path(reference).expanduser()
+    if path.is_dir():
+        return path
+    if reference in BUILTIN_MODELS and not is_cached(reference):
+        raise ConfigError("it is not fetched yet; any other command with it fetches it (93 MB)")
+    if reference in BUILTIN_MODELS or path.suffix.lower() == ".gguf":
+        return locate(reference).folder
+    from huggingface_hub import snapshot_download
+
+    repository, _, revision = reference.partition("@")
+    return Path(snapshot_download(repository, revision=revision or None, allow_patterns=TOKENIZER_FILES))
+
+
+def _guessed_parameters(reference: str, unknown: list[str]) -> int | None:
+    """The size that a model's name tells: `vicuna-7b` → 7e9."""
+    found = re.search(r"(?<![\d.])(\d+(?:\.\d+)?)([bm])(?![a-z0-9])", reference.rpartition("/")[2].lower())
+    if found is None:
+        unknown.append(f"the size of {reference}")
+        return None
+    size = float(found[1]) * {"b": 1e9, "m": 1e6}[found[2]]
+    unknown.append(f"the size of {reference}: taken from its name, {size:.3g} parameters")
+    return int(size)
+
+
+def _operations_a_second(dtype: torch.dtype, device: torch.device) -> float:
+    """What a model's forward pass reaches here: a share of a matrix product's speed."""
+    left = torch.ones(MATRIX, MATRIX, dtype=dtype, device=device)
+    float((left @ left).sum())
+    started, repeats = time.perf_counter(), 4
+    for _ in range(repeats):
+        left = (left @ left).clamp(-1, 1)
+    float(left.sum())  # waits for an accelerator
+    return EFFICIENCY * repeats * 2 * MATRIX**3 / (time.perf_counter() - started)
+
+
+def _operations(recipe: Recipe, parameters: int, calibration_tokens: int) -> float:
+    """Floating-point operations of one compression: calibration forwards, and for a Hessian its products."""
+    if not recipe.needs_calibration:
+        return 20.0 * parameters
+    # Each block runs twice, before and after it is compressed.
+    forwards = 4.0 * parameters * calibration_tokens
+    parts: tuple[Any, ...] = recipe.steps if isinstance(recipe, Chain) else (recipe,)
+    hessian = any(isinstance(part, SparseGPT | GPTQ) for part in parts)
+    # inputs × inputs a token costs about what a square layer's product does; the factorisation is small beside it.
+    return forwards + (2.0 * parameters * calibration_tokens if hessian else 0.0)
+
+
+def _memory(
+    parameters: int | None, dtype: torch.dtype, model: TransformersModel | None, calibration_tokens: int
+) -> int | None:
+    """Dense and compressed weights side by side, and the calibration's activations between two blocks."""
+    if parameters is None:
+        return None
+    width = 4096 if model is None else int(model.network.config.get_text_config(decoder=True).hidden_size)
+    return int(2 * parameters * dtype.itemsize + 2 * calibration_tokens * width * dtype.itemsize + 1e9)

@@ -1,0 +1,92 @@
+"""Making a prompt fit the model: fewer worked examples first, then shorter evidence; the question stays whole."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+
+from llmkick.models.language_model import LanguageModel, Message, Prompt, TransformersModel
+from llmkick.tasks.prompting import Prompting
+
+# What a chat template adds at most where the model cannot say: per conversation and per turn.
+TEMPLATE_TOKENS, TURN_TOKENS = 64, 8
+
+
+def styles(model: LanguageModel, required: Prompting | None) -> list[Prompting]:
+    """The styles a prompt must fit in: the one that the task requires, or all that the model can be asked in."""
+    if required is not None:
+        return [required]
+    return ["raw", "chat"] if model.has_chat_template else ["raw"]
+
+
+def prompt_tokens(model: LanguageModel, prompt: Prompt) -> int:
+    """Tokens of a prompt as the model gets it; of a conversation an upper estimate where only the model can tell."""
+    if isinstance(prompt, str):
+        return len(model.tokenize(prompt))
+    if isinstance(model, TransformersModel):
+        return len(model.encode(prompt))
+    return TEMPLATE_TOKENS + sum(len(model.tokenize(message.content)) + TURN_TOKENS for message in prompt)
+
+
+def fits(model: LanguageModel, prompts: Sequence[Prompt], answer_tokens: int) -> bool:
+    """Whether every prompt leaves room for the answer."""
+    return all(_fits(model, prompt, model.max_tokens - answer_tokens) for prompt in prompts)
+
+
+def _fits(model: LanguageModel, prompt: Prompt, room: int) -> bool:
+    # A token stands for a byte at least, so most prompts need no tokenizer to be seen to fit.
+    messages = (Message("user", prompt),) if isinstance(prompt, str) else prompt
+    bound = 4 * TEMPLATE_TOKENS + sum(len(message.content.encode()) + 4 * TURN_TOKENS for message in messages)
+    return bound <= room or prompt_tokens(model, prompt) <= room
+
+
+def fewer_shots(
+    model: LanguageModel, shots: int, prompts: Callable[[int], Sequence[Prompt]], answer_tokens: int
+) -> int:
+    """The most worked examples, up to `shots`, with which every prompt fits; 0 when even none makes it fit."""
+    return next((count for count in range(shots, 0, -1) if fits(model, prompts(count), answer_tokens)), 0)
+
+
+def cut_text(model: LanguageModel, text: str, tokens: int) -> str:
+    """The longest beginning of a text that has at most so many tokens (start tokens aside), cut between words.
+
+    Within a word only where the first is too long.
+    """
+    if tokens <= 0:
+        return ""
+    start = len(model.tokenize(""))
+
+    def too_long(end: int) -> bool:
+        return len(model.tokenize(text[:end])) - start > tokens
+
+    # Grown from a guess, so that the end of a long text is never tokenised.
+    high = min(len(text), 4 * tokens)
+    while not too_long(high):
+        if high == len(text):
+            return text
+        high = min(len(text), 2 * high)
+    # Half a word may have more tokens than the whole: only between words do longer texts have more.
+    ends = [match.end() for match in re.finditer(r"\S+", text[:high]) if text[match.end() : match.end() + 1].isspace()]
+    return text[: _last(ends, too_long) or _last(range(1, high), too_long)]
+
+
+def _last(ends: Sequence[int], too_long: Callable[[int], bool]) -> int:
+    """The last of rising ends that is not too long; 0 when the first is."""
+    low, high = 0, len(ends)
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if too_long(ends[middle]) else (middle + 1, high)
+    return ends[low - 1] if low else 0
+
+
+def shorter_text(
+    model: LanguageModel, text: str, prompts: Callable[[str], Sequence[Prompt]], answer_tokens: int
+) -> str:
+    """The text, cut by tokens until every prompt that holds it fits; empty when no beginning of it does."""
+    room = model.max_tokens - answer_tokens
+    while text and not fits(model, prompts(text), answer_tokens):
+        excess = max(prompt_tokens(model, prompt) for prompt in prompts(text)) - room
+        present = len(model.tokenize(text)) - len(model.tokenize(""))
+        # At least one token less each time: tokens that merge at the seams cannot keep it going.
+        text = cut_text(model, text, present - max(excess, 1))
+    return text

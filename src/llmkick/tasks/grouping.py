@@ -1,0 +1,60 @@
+"""Scores by group: MMLU's disciplines and subjects, PopQA's popularity, evidence that holds the answer or not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from llmkick.errors import ConfigError
+from llmkick.tasks.task import Record
+
+# Lower edges of popularity, in page views a month.
+POPULARITY_BINS = (0, 100, 1_000, 10_000, 100_000)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupedScores:
+    """Mean score of each group with its number of scored items; `micro` is over items, `macro` over groups."""
+
+    groups: Mapping[str, tuple[float, int]]
+    micro: float
+    macro: float
+
+
+def popularity_bin(views: int) -> str:
+    """The bin of a popularity: "1,000 to 9,999", the last open above."""
+    low = max(edge for edge in POPULARITY_BINS if edge <= views)
+    above = POPULARITY_BINS[POPULARITY_BINS.index(low) + 1 :]
+    return f"{low:,} to {above[0] - 1:,}" if above else f"{low:,} and more"
+
+
+def group_scores(records: Sequence[Record], by: str) -> GroupedScores | None:
+    """Scores grouped by `cluster` (MMLU: the subject) or by one of the records' details, e.g. `discipline`.
+
+    Unscored records count nowhere; None when no record is scored.
+    Raises ConfigError when the records have no such detail, naming what they have.
+    """
+    scores: dict[Any, list[float]] = {}
+    for record in records:
+        if record.score is None:
+            continue
+        if by != "cluster" and by not in record.details:
+            there = ", ".join(["cluster", *sorted(record.details)])
+            raise ConfigError(f"cannot group by {by!r}: choose from: {there}")
+        group: Any = record.cluster if by == "cluster" else record.details[by]
+        if by == "popularity":
+            group = max(edge for edge in POPULARITY_BINS if edge <= group)
+        scores.setdefault(group, []).append(record.score)
+    if not scores:
+        return None
+    means = {
+        popularity_bin(group) if by == "popularity" else str(group): (sum(values) / len(values), len(values))
+        for group, values in sorted(scores.items(), key=lambda one: one[0])
+    }
+    every = [value for values in scores.values() for value in values]
+    return GroupedScores(
+        groups=means,
+        micro=sum(every) / len(every),
+        macro=sum(mean for mean, _ in means.values()) / len(means),
+    )
