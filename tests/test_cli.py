@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -35,7 +35,7 @@ from llmkick.tasks.task import task_names
 from llmkick.terminal import QUIET_SECONDS, Watcher
 from toy import save_toy
 
-COMMANDS = ("run", "compress", "eval", "report", "models", "methods", "tasks", "doctor")
+COMMANDS = ("run", "compress", "eval", "report", "models", "methods", "tasks", "cache", "doctor")
 # Escapes, carriage returns, bells and backspaces: what belongs on a terminal only.
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 
@@ -357,6 +357,78 @@ def test_compress_writes_a_folder_that_loads_as_the_compressed_model(
     assert out.startswith(f"{recipe}: {report.realised_sparsity:.1%} zeros in {len(report.layers)} layers, ")
     assert out.rstrip().endswith(str(target))
     assert [path.name for path in target.parent.iterdir()] == ["compressed"], "nothing temporary is left"
+
+
+@pytest.mark.parametrize("how", ["--packed", "--compressed-tensors"])
+def test_compress_writes_compact_folders_that_every_command_opens(kick: Kick, toy: Path, tmp_path: Path, how: str):
+    if how == "--compressed-tensors":
+        pytest.importorskip("compressed_tensors", reason="the compressed-tensors package is not installed")
+    plain, compact = tmp_path / "plain", tmp_path / "compact"
+    assert kick("compress", toy, "gptq@4b-g8", "-o", plain, *SMALL).code == 0
+    assert kick("compress", toy, "gptq@4b-g8", "-o", compact, *SMALL, how).code == 0
+    assert torch.allclose(logits(compact), logits(plain), atol=1e-4)
+    sizes = [sum(file.stat().st_size for file in folder.glob("*.safetensors")) for folder in (plain, compact)]
+    assert sizes[1] < sizes[0]
+    code, out, _ = kick("eval", compact, "-t", "factoid_qa", "--limit", 3, "--dtype", "float32")
+    assert code == 0
+    assert "factoid_qa" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("wanda@0.5", "--compressed-tensors"), "rounds nothing, and compressed-tensors stores integers"),
+        (("rtn@4b", "--compressed-tensors", "--packed"), "are two ways to write a model; choose one"),
+        (("dense",), "dense compresses nothing"),
+    ],
+)
+def test_forms_that_do_not_suit_the_recipe(kick: Kick, toy: Path, tmp_path: Path, arguments: Any, message: str):
+    outcome = kick("compress", toy, *arguments, "-o", tmp_path / "out", *SMALL)
+    assert outcome.code == 2
+    assert message in outcome.said
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_killed_compression_goes_on_at_its_block(toy: Path, tmp_path: Path, kick: Kick):
+    """A real SIGKILL once the first block is kept; no block is written twice."""
+    environment = {**os.environ, "LLMKICK_CACHE": str(tmp_path / "cache")}
+    command = [sys.executable, "-m", "llmkick.cli", "compress", str(toy), "gptq@3b-g8", "-o", str(tmp_path / "out")]
+    options = ["--dtype", "float32", "--sequences", "48", "--length", "64"]
+    process = subprocess.Popen([*command, *options], env=environment, stderr=subprocess.DEVNULL)
+    first = "compressed/*/block-00000.safetensors"
+    deadline = time.monotonic() + 120
+    while not list((tmp_path / "cache").glob(first)):
+        assert process.poll() is None, "it had finished: nothing was tested"
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    process.kill()
+    process.wait()
+    assert not (tmp_path / "out").exists()
+    (kept,) = (tmp_path / "cache").glob(first)
+    written = kept.stat().st_mtime_ns
+    subprocess.run([*command, *options], env=environment, check=True, capture_output=True, timeout=200)
+    assert kept.stat().st_mtime_ns == written
+    whole = tmp_path / "whole"
+    assert kick("compress", toy, "gptq@3b-g8", "-o", whole, *options).code == 0  # with another cache
+    reports = [json.loads((folder / REPORT_FILE).read_text()) for folder in (tmp_path / "out", whole)]
+    assert reports[0]["digest"] == reports[1]["digest"]
+    assert reports[0]["layers"] == reports[1]["layers"]
+
+
+def test_the_cache_is_listed_and_cleared(kick: Kick, toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("LLMKICK_CACHE", str(tmp_path / "cache"))
+    assert kick("compress", toy, "wanda@2:4", "-o", tmp_path / "out", *SMALL).code == 0
+    code, out, _ = kick("cache")
+    assert code == 0
+    assert "wanda@2:4" in out
+    assert "calibration: " in out
+    assert kick("cache", "--all").code == 2
+    assert "wanda@2:4" not in kick("cache", "--clear").out
+    assert list((tmp_path / "cache" / "calibration").iterdir())
+    kick("cache", "--clear", "--all")
+    assert not (tmp_path / "cache" / "calibration").exists()
+    monkeypatch.setenv("LLMKICK_CACHE_LIMIT", "plenty")
+    assert "LLMKICK_CACHE_LIMIT is 'plenty'" in kick("cache").said
 
 
 def test_compress_into_an_empty_folder(kick: Kick, toy: Path, tmp_path: Path):

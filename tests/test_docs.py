@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "cli.md"
-COMMANDS = ("run", "compress", "eval", "report", "models", "methods", "tasks", "doctor")
+COMMANDS = ("run", "compress", "eval", "report", "models", "methods", "tasks", "cache", "doctor")
 
 
 def help_page() -> str:

@@ -476,7 +476,7 @@ def doctor() -> None:
 
     from llmkick.models.builtin import BUILTIN_MODELS, is_cached
     from llmkick.models.files import cache_folder
-    from llmkick.models.language_model import resolve_device, resolve_dtype
+    from llmkick.models.precision import resolve_device, resolve_dtype
     from llmkick.study.environment import environment
 
     facts = environment()

@@ -26,10 +26,10 @@ def fill(recipe: str, used: float, needed: int = 1000) -> Path:
     windows = np.random.default_rng(0).integers(0, 284, (2, 16))
     model = toy_model()
     from llmkick.compression.calibration import as_calibration
-    from llmkick.compression.compress import artifact_key
+    from llmkick.compression.compress import kept_key
     from llmkick.compression.recipe import parse_recipe
 
-    key = artifact_key(model.info, model.device, parse_recipe(recipe), as_calibration(windows), propagate=True)
+    key = kept_key(model.info, model.device, parse_recipe(recipe), as_calibration(windows), propagate=True)
     with cache.entry_for(key, needed) as folder:
         assert folder is not None
         compress(model, recipe, calibration=windows, keep=folder)

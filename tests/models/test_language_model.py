@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import platform
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,17 +13,8 @@ import pytest
 import torch
 
 from llmkick.errors import ConfigError, NumericalError
-from llmkick.models import language_model
-from llmkick.models.language_model import (
-    DTYPES,
-    LanguageModel,
-    Message,
-    check_finite,
-    load_model,
-    resolve_device,
-    resolve_dtype,
-    weights_digest,
-)
+from llmkick.models.language_model import LanguageModel, Message, check_finite, load_model, weights_digest
+from llmkick.models.precision import DTYPES
 from toy import ARCHITECTURES, save_toy, toy_model
 
 CPU = torch.device("cpu")
@@ -53,44 +43,9 @@ def test_the_dtype_is_no_part_of_the_checkpoint_digest(folder: Path):
     assert len(digests) == 1
 
 
-@pytest.mark.parametrize(
-    ("flags", "expected"),
-    [
-        ("flags : fpu avx2 avx512f avx512_bf16", torch.bfloat16),
-        ("flags : fpu avx2 amx_bf16", torch.bfloat16),
-        ("Features : fp asimd bf16 i8mm", torch.bfloat16),
-        ("flags : fpu avx2 avx512f", torch.float32),
-        ("model name : bf16ish", torch.float32),
-    ],
-)
-def test_auto_is_bfloat16_only_where_the_cpu_computes_in_it(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, flags: str, expected: torch.dtype
-):
-    (tmp_path / "cpuinfo").write_text(f"processor : 0\n{flags}\n")
-    monkeypatch.setattr(language_model, "Path", lambda _path: tmp_path / "cpuinfo")
-    monkeypatch.setattr(platform, "system", lambda: "Linux")
-    assert resolve_dtype("auto", CPU) is expected
-    monkeypatch.setattr(platform, "system", lambda: "Darwin")
-    assert resolve_dtype("auto", CPU) is torch.float32
-
-
-def test_auto_on_other_devices(monkeypatch: pytest.MonkeyPatch):
-    for native in (True, False):
-        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, n=native: n)
-        assert resolve_dtype("auto", CUDA) is (torch.bfloat16 if native else torch.float32)
-    assert resolve_dtype("auto", torch.device("mps")) is torch.float32
-
-
 def test_unknown_dtypes_list_the_choices_before_anything_is_read():
     with pytest.raises(ConfigError, match="unknown dtype 'fp16'; choose from: auto, float32, bfloat16, float16"):
         load_model("no/such-model", dtype="fp16")
-
-
-def test_devices(monkeypatch: pytest.MonkeyPatch):
-    for available, expected in ((True, CUDA), (False, CPU)):
-        monkeypatch.setattr(torch.cuda, "is_available", lambda a=available: a)
-        assert resolve_device("auto") == expected
-    assert resolve_device("cpu") == CPU
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:99", "", "meta"])

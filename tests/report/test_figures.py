@@ -124,3 +124,14 @@ def test_a_loss_that_is_undefined_is_not_drawn(folder):
     (figure,) = figures.figures(result)
     assert {row["task"] for row in points(figure.spec)} == {"context_qa:closed"}
     figures.write_figures(result, folder)
+
+
+def test_layers_whose_error_was_never_measured_can_be_drawn(folder):
+    """Magnitude and rounding need no calibration, and without any there is nothing to measure on."""
+    result = build_run(folder, recipes=["magnitude@0.5"], items=20)
+    for report in result.compression:
+        for layer in report["layers"]:
+            layer["relative_output_error"] = None
+    spec = figures.layer_figure(result).spec
+    assert json.loads(json.dumps(spec, allow_nan=False))["data"]["values"][0]["relative_output_error"] is None
+    figures.write_figures(result, folder)

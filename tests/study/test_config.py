@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from llmkick.compression.recipe import METHODS, NM, Wanda
 from llmkick.errors import ConfigError
-from llmkick.models.language_model import DTYPES
+from llmkick.models.precision import DTYPES
 from llmkick.study.config import Study, line_of, load_study, make_study
 from llmkick.tasks.task import task_names
 

@@ -125,7 +125,7 @@ def kept_blocks(
     propagate: bool,
 ) -> FinishedBlocks:
     """The finished blocks of this compression in a folder; ConfigError when it holds another one's."""
-    return FinishedBlocks(folder, artifact_key(info, device, recipe, windows, propagate=propagate))
+    return FinishedBlocks(folder, kept_key(info, device, recipe, windows, propagate=propagate))
 
 
 def restore(model: TransformersModel, finished: FinishedBlocks) -> tuple[TransformersModel, CompressionReport]:
@@ -149,6 +149,14 @@ def artifact_key(
         "propagate": propagate if recipe.needs_calibration else None,
         "walk": WALK_VERSION,
     }
+
+
+def kept_key(
+    info: ModelInfo, device: torch.device, recipe: Recipe, windows: Calibration | None, *, propagate: bool
+) -> dict[str, Any]:
+    """Everything that decides the compressed weights and their report: also the text that errors are measured on."""
+    measured_on = None if windows is None else windows.digest
+    return {**artifact_key(info, device, recipe, windows, propagate=propagate), "measured_on": measured_on}
 
 
 def check_all(

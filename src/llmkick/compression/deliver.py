@@ -17,7 +17,7 @@ from llmkick.compression.blocks import decoder_blocks
 from llmkick.compression.cache import entry_for, folder_of
 from llmkick.compression.calibration import Calibration, as_calibration, calibrate, is_sampled
 from llmkick.compression.checks import check_recipe_fits
-from llmkick.compression.compress import artifact_key, compress, kept_blocks
+from llmkick.compression.compress import compress, kept_blocks, kept_key
 from llmkick.compression.compressed_tensors import check_exportable, save_compressed_tensors
 from llmkick.compression.finished import FinishedBlocks
 from llmkick.compression.outcome import CompressionReport
@@ -88,7 +88,7 @@ def compress_checkpoint(
     if form == "compressed-tensors":
         check_exportable(recipe, blocks)
     windows = _windows(outline, plan, observer) if recipe.needs_calibration else None
-    key = artifact_key(outline.info, outline.device, recipe, windows, propagate=propagate)
+    key = kept_key(outline.info, outline.device, recipe, windows, propagate=propagate)
     with _work_folder(key, outline.bytes, folder) as work:
         observer.stage(f"compressing {recipe}", len(blocks))
         model: Outline | TransformersModel = outline

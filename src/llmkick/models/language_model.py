@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import platform
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -18,6 +16,7 @@ from llmkick.errors import ConfigError, ModelError, NumericalError
 from llmkick.models.checkpoint import Checkpoint, locate, refuse_missing
 from llmkick.models.memory import Allowance
 from llmkick.models.packed import digest_of, unpack_folder
+from llmkick.models.precision import resolve_device, resolve_dtype
 
 
 class Message(NamedTuple):
@@ -226,10 +225,11 @@ class TransformersModel:
 def load_model(reference: str, *, dtype: str = "auto", device: str = "auto") -> TransformersModel:
     """Load a model by built-in name, local Hugging Face folder, hub id or `.gguf` file.
 
-    `dtype` is "auto" (bfloat16 where the device computes in it natively, else float32), "float32",
+    `dtype` is "auto" (bfloat16 where the device is faster in it, else float32), "float32",
     "bfloat16" or "float16"; `device` is "auto" (CUDA when there is one) or a torch device name.
     Raises ModelError for missing, damaged or unsupported files, NumericalError for NaN or Inf weights.
     """
+    resolve_dtype(dtype, resolve_device(device))  # before anything is fetched or converted
     return load_located(locate(reference), dtype=dtype, device=device)
 
 
@@ -300,43 +300,6 @@ def _quantization_of(checkpoint: Checkpoint) -> str:
     """How a folder's weights are stored quantized, as its configuration calls it; empty when they are not."""
     config = json.loads((checkpoint.folder / "config.json").read_text(encoding="utf-8"))
     return str(config.get("quantization_config", {}).get("quant_method", ""))
-
-
-def resolve_device(device: str) -> torch.device:
-    """ "auto" → CUDA when there is one, else the CPU. Raises ConfigError for a device that is not here."""
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        resolved = torch.device(device)
-        torch.zeros(1, device=resolved).item()
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"device {device!r} is not available here: {error}; use auto, cpu or cuda") from error
-    return resolved
-
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """ "auto" → bfloat16 where `device` computes in it natively, else float32."""
-    if dtype == "auto":
-        return torch.bfloat16 if _has_native_bfloat16(device) else torch.float32
-    if dtype not in DTYPES:
-        raise ConfigError(f"unknown dtype {dtype!r}; choose from: auto, {', '.join(DTYPES)}")
-    return DTYPES[dtype]
-
-
-def _has_native_bfloat16(device: torch.device) -> bool:
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    if device.type != "cpu":
-        return False
-    flags = Path("/proc/cpuinfo")
-    if platform.system() == "Linux" and flags.exists():
-        # x86: avx512_bf16 and amx_bf16; Arm: bf16. Without them torch emulates at a fifth of the speed.
-        words = set(flags.read_text(encoding="utf-8", errors="replace").split())
-        return bool(words & {"avx512_bf16", "amx_bf16", "bf16"})
-    return False
 
 
 def check_finite(network: nn.Module) -> None:

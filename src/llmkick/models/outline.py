@@ -12,14 +12,8 @@ from torch import Tensor
 
 from llmkick.errors import ModelError
 from llmkick.models.checkpoint import Checkpoint, locate
-from llmkick.models.language_model import (
-    ModelInfo,
-    TransformersModel,
-    describe,
-    read_tokenizer,
-    resolve_device,
-    resolve_dtype,
-)
+from llmkick.models.language_model import ModelInfo, TransformersModel, describe, read_tokenizer
+from llmkick.models.precision import resolve_device, resolve_dtype
 
 
 class TensorFiles:

@@ -146,7 +146,12 @@ def layer_means(result: StudyResult) -> pd.DataFrame:
     several = frame.groupby("recipe")["seed"].transform("nunique") > 1
     frame["model"] = frame["recipe"] + seeds.where(several, "")
     grouped = frame.groupby(["model", "kind", "depth"], sort=False, dropna=False, as_index=False)
-    return grouped[["relative_output_error", "realised_sparsity"]].mean()
+    # Numbers even where no error was measured at all: a column of objects keeps NaN, which no chart can hold.
+    return (
+        grouped[["relative_output_error", "realised_sparsity"]]
+        .mean()
+        .astype({"relative_output_error": float, "realised_sparsity": float})
+    )
 
 
 def unscored_table(result: StudyResult) -> pd.DataFrame:

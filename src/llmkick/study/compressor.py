@@ -10,7 +10,7 @@ from typing import Any
 
 from llmkick.compression.cache import entry_for, folder_of
 from llmkick.compression.calibration import Calibration
-from llmkick.compression.compress import artifact_key, compress, compress_into
+from llmkick.compression.compress import artifact_key, compress, compress_into, kept_key
 from llmkick.compression.outcome import CompressionReport
 from llmkick.compression.recipe import Recipe
 from llmkick.errors import ModelError
@@ -47,7 +47,7 @@ class StudyCompressor:
                 keep=keep,
             )
 
-        with entry_for(self.key(recipe, calibration), self._weight_bytes()) as keep:
+        with entry_for(self._kept_key(recipe, calibration), self._weight_bytes()) as keep:
             try:
                 return go(keep)
             except ModelError as error:
@@ -60,7 +60,7 @@ class StudyCompressor:
 
     def compress_together(self, recipes: Sequence[Recipe], seed: int | None, calibration: Calibration | None) -> None:
         """Without propagation one pass serves all recipes: their models go into the cache, if it has room."""
-        keys = {str(recipe): self.key(recipe, calibration) for recipe in recipes}
+        keys = {str(recipe): self._kept_key(recipe, calibration) for recipe in recipes}
         with ExitStack() as stack:
             # Locks are taken in one order everywhere, so that two studies never wait for each other.
             order = sorted(keys, key=lambda text: folder_of(keys[text]).name)
@@ -76,6 +76,9 @@ class StudyCompressor:
                     seed=seed or 0,
                     progress=lambda done, _total: self.observer.advance(done),
                 )
+
+    def _kept_key(self, recipe: Recipe, calibration: Calibration | None) -> dict[str, Any]:
+        return kept_key(self.model.info, self.model.device, recipe, calibration, propagate=self.propagate)
 
     def _weight_bytes(self) -> int:
         return sum(p.numel() * p.element_size() for p in self.model.network.parameters())

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 
 from llmkick.compression.recipe import Dense, Recipe, parse_recipe
 from llmkick.errors import ConfigError, KickError
-from llmkick.models.language_model import DTYPES
+from llmkick.models.precision import DTYPES
 from llmkick.tasks.prompting import PROMPTINGS, refuse_contradiction
 from llmkick.tasks.task import Task, get_task
 

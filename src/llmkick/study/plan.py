@@ -16,14 +16,8 @@ from llmkick.compression.recipe import GPTQ, Chain, Recipe, SparseGPT
 from llmkick.errors import ConfigError, KickError
 from llmkick.models.builtin import BUILTIN_MODELS, is_cached
 from llmkick.models.checkpoint import locate
-from llmkick.models.language_model import (
-    GenerateRequest,
-    ModelInfo,
-    ScoreRequest,
-    TransformersModel,
-    resolve_device,
-    resolve_dtype,
-)
+from llmkick.models.language_model import GenerateRequest, ModelInfo, ScoreRequest, TransformersModel
+from llmkick.models.precision import resolve_device, resolve_dtype
 from llmkick.study.config import Study
 from llmkick.tasks.fitting import prompt_tokens
 from llmkick.tasks.prompting import resolve_prompting

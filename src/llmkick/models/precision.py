@@ -1,0 +1,90 @@
+"""Where a model is computed, and in which precision."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import platform
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from llmkick.errors import ConfigError
+from llmkick.models.files import cache_folder, write_text_atomically
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# What bfloat16 must save before a processor is taken to be made for it.
+WORTHWHILE = 0.9
+CPU_FACTS = Path("/proc/cpuinfo")
+
+
+def resolve_device(device: str) -> torch.device:
+    """ "auto" → CUDA when there is one, else the CPU. Raises ConfigError for a device that is not here."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        resolved = torch.device(device)
+        torch.zeros(1, device=resolved).item()
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"device {device!r} is not available here: {error}; use auto, cpu or cuda") from error
+    return resolved
+
+
+def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """ "auto" → bfloat16 where `device` is faster in it, else float32."""
+    if dtype == "auto":
+        return torch.bfloat16 if _is_faster_in_bfloat16(device) else torch.float32
+    if dtype not in DTYPES:
+        raise ConfigError(f"unknown dtype {dtype!r}; choose from: auto, {', '.join(DTYPES)}")
+    return DTYPES[dtype]
+
+
+def _is_faster_in_bfloat16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device.type != "cpu" or platform.system() != "Linux" or not CPU_FACTS.exists():
+        return False
+    facts = CPU_FACTS.read_text(encoding="utf-8", errors="replace")
+    words = set(facts.split())
+    # x86: avx512_bf16 and amx_bf16; Arm: bf16. Without them torch emulates at a fifth of the speed.
+    features = sorted(words & {"avx512_bf16", "amx_bf16", "bf16"})
+    if not features:
+        return False
+    names = {line.partition(":")[2].strip() for line in facts.splitlines() if line.startswith(("model", "stepping"))}
+    return _measured_once("\0".join([*sorted(names), *features, torch.__version__]))
+
+
+def _measured_once(processor: str) -> bool:
+    """Whether a matrix product takes less time in bfloat16 on this processor, measured once and remembered.
+
+    The feature alone does not tell: some Xeons without AMX multiply bfloat16 at half the speed of float32, some
+    EPYCs at twice. It must not be measured anew each time, or a busy moment could change a study's precision.
+    """
+    file = cache_folder("processor") / f"{hashlib.sha256(processor.encode()).hexdigest()[:16]}.json"
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        return bool(json.loads(file.read_text(encoding="utf-8"))["faster_in_bfloat16"])
+    seconds = _product_seconds()
+    faster = seconds["bfloat16"] < WORTHWHILE * seconds["float32"]
+    write_text_atomically(file, json.dumps({"faster_in_bfloat16": faster, "seconds": seconds}) + "\n")
+    return faster
+
+
+def _product_seconds() -> dict[str, float]:
+    """The best of several alternating runs of a layer's product, for both precisions."""
+    generator = torch.Generator().manual_seed(0)
+    rows, weight = torch.randn(512, 1024, generator=generator), torch.randn(1024, 1024, generator=generator)
+    best = dict.fromkeys(("float32", "bfloat16"), float("inf"))
+    for _ in range(7):
+        for name in best:
+            best[name] = min(best[name], _seconds(rows.to(DTYPES[name]), weight.to(DTYPES[name])))
+    return best
+
+
+def _seconds(rows: Tensor, weight: Tensor) -> float:
+    started = time.perf_counter()
+    F.linear(rows, weight)
+    return time.perf_counter() - started
