@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from llmkick.compression.grid import decode, encode, fit_grid, round_to_grid
+from llmkick.compression.grid import decode, encode, fit_grid, nearest_point, round_to_grid
 from llmkick.compression.recipe import Grid
 from llmkick.compression.rtn import rtn
 
@@ -123,3 +123,15 @@ def test_sixteen_bits_need_wider_codes_and_change_almost_nothing() -> None:
     assert torch.equal(decode(codes, fitted), rounded)
     assert torch.allclose(rounded, weight, atol=1e-4)
     assert not torch.equal(rounded, weight)
+
+
+def test_no_value_is_rounded_to_minus_zero():
+    """Codes cannot tell −0 from 0: what is stored would not be what was measured."""
+    weight = torch.tensor([[-1e-4, 1e-4, -0.0, 3.0, -3.0]])
+    rounded = round_to_grid(weight, fit_grid(weight, Grid(bits=4)))
+    assert not bool(torch.signbit(rounded[rounded == 0]).any())
+    column = nearest_point(weight[0].numpy(), np.float32(0.4), np.float32(-8), np.float32(7))
+    assert (
+        column.tolist() == nearest_point(weight[0], torch.tensor(0.4), torch.tensor(-8.0), torch.tensor(7.0)).tolist()
+    )
+    assert not np.signbit(column[column == 0]).any()

@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from llmkick.compression import gptq as gptq_module
+from llmkick.compression import sparsegpt as sparsegpt_module
 from llmkick.compression.gptq import gptq
 from llmkick.compression.grid import decode, round_to_grid
 from llmkick.compression.hessian import InputStatistics, factorise
@@ -283,3 +285,14 @@ def test_relative_output_error_is_the_ratio_of_norms() -> None:
     assert relative_output_error(original, torch.tensor([[3.0, 0.0]]), inputs) == pytest.approx(0.8)
     assert relative_output_error(original, 0 * original, inputs.half()) == pytest.approx(1.0)
     assert relative_output_error(0 * original, original, inputs) is None
+
+
+@pytest.mark.parametrize("text", ["gptq@4b", "gptq@3b-g24", "gptq@4b-g8-act", "sparsegpt@0.5", "sparsegpt@2:4+4b"])
+def test_numpy_rows_change_nothing(monkeypatch: pytest.MonkeyPatch, text: str):
+    """On the CPU a column's small operations run in NumPy; on other devices, and here, in torch."""
+    generator = torch.Generator().manual_seed(3)
+    weight, inputs = torch.randn(20, 200, generator=generator), torch.randn(3, 90, 200, generator=generator)
+    fast = compress_weight(weight, inputs, text)
+    for module in (gptq_module, sparsegpt_module):
+        monkeypatch.setattr(module, "fast_rows", lambda tensor: tensor)
+    assert torch.equal(compress_weight(weight, inputs, text), fast)

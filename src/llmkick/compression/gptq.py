@@ -5,15 +5,17 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from llmkick.compression.grid import FittedGrid, fit_grid, nearest
+from llmkick.compression.grid import FittedGrid, fit_grid, nearest_point
 from llmkick.compression.hessian import InverseFactor
 from llmkick.compression.recipe import Grid
 
 BLOCK = 128  # columns whose errors reach the columns behind the block together, as one matrix product
+PANEL = 32  # columns whose errors reach the rest of their block together
 
 
 def gptq(
@@ -41,33 +43,69 @@ def gptq(
     pruned = None if zeroed is None else to_columns(zeroed, factor)
     position = range(columns) if factor.order is None else factor.order.tolist()
 
-    def rounded(column: int) -> Tensor:
+    low, high = -zero, fitted.top - zero
+    scales, lows, highs = fast_rows(scale), fast_rows(low), fast_rows(high)
+    removed = None if pruned is None else fast_rows(pruned)
+
+    def rounded(column: int, values: Any) -> Any:
         number = position[column] // group
         if fit_on_the_way and column % group == 0:
             fresh = fit_grid(work[column : column + group].T, row_grid)
             scale[number], zero[number] = fresh.scale[:, 0], fresh.zero[:, 0]
-        values = nearest(work[column], scale[number], zero[number], fitted.top)
-        return values if pruned is None else values.masked_fill_(pruned[column], 0)
+            low[number], high[number] = -zero[number], fitted.top - zero[number]
+        points = nearest_point(values, scales[number], lows[number], highs[number])
+        if removed is not None:
+            points[removed[column]] = 0
+        return points
 
-    sweep(work, factor.upper, blocks(columns, group if fit_on_the_way else 1), rounded)
+    ahead = group if fit_on_the_way else 1
+    sweep(work, factor.upper, blocks(columns, ahead), rounded, ahead=ahead)
     return from_columns(work, factor), replace(fitted, scale=scale.T, zero=zero.T)
 
 
-def sweep(work: Tensor, upper: Tensor, bounds: Iterable[tuple[int, int]], replacement: Callable[[int], Tensor]) -> None:
+def sweep(
+    work: Tensor,
+    upper: Tensor,
+    bounds: Iterable[tuple[int, int]],
+    replacement: Callable[[int, Any], Any],
+    *,
+    ahead: int = 1,
+) -> None:
     """Replace the columns of a weight one by one, spreading each error over the columns that follow.
 
     work: Wᵀ (in, out), so that a column is contiguous; changed in place. upper: (in, in), see InverseFactor.
-    replacement(j) → (out,), the new values of column j. It may read rows of `work` from j to the end of j's
-    block, and beyond it when j starts a block: all errors so far are accounted for there.
+    replacement(j, values) → new values of column j (out,) given its current ones, both as `fast_rows` gives them.
+    It may read rows of `work` from j to the end of j's run of `ahead` columns, counted from 0, when j starts one,
+    and all of `work` when j starts a block: there all errors so far are accounted for.
+
+    An error reaches the rest of its panel of about PANEL columns at once, the rest of the block when the panel
+    is done, and what is behind the block when that is: vector, narrow and wide matrix products.
     """
+    rows, steps = fast_rows(work), upper.diagonal().contiguous()
+    sizes = fast_rows(steps)
     for start, stop in bounds:
         errors = torch.empty_like(work[start:stop])
-        for column in range(start, stop):
-            values = replacement(column)
-            error = torch.div(work[column] - values, upper[column, column], out=errors[column - start])
-            work[column] = values
-            work[column + 1 : stop].addr_(upper[column, column + 1 : stop], error, alpha=-1)
+        error_rows = fast_rows(errors)
+        width = ahead * max(1, PANEL // ahead)
+        for first in range(start, stop, width):
+            last = min(first + width, stop)
+            for column in range(first, last):
+                values = replacement(column, rows[column])
+                error_rows[column - start] = (rows[column] - values) / sizes[column]
+                rows[column] = values
+                work[column + 1 : last].addr_(upper[column, column + 1 : last], errors[column - start], alpha=-1)
+            panel = slice(first - start, last - start)
+            work[last:stop].addmm_(upper[first:last, last:stop].T, errors[panel], alpha=-1)
         work[stop:].addmm_(upper[start:stop, stop:].T, errors, alpha=-1)
+
+
+def fast_rows(tensor: Tensor) -> Any:
+    """The tensor's memory in the form in which small operations cost least: NumPy's on the CPU, else the tensor.
+
+    A column is a vector of a few hundred numbers, on which torch spends several times longer deciding what to do
+    than doing it.
+    """
+    return tensor.numpy() if tensor.device.type == "cpu" else tensor
 
 
 def blocks(columns: int, group: int) -> list[tuple[int, int]]:

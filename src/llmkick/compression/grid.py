@@ -4,7 +4,9 @@ A weight w is stored as a code, an integer from 0 to 2^bits − 1, and read back
 """
 
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -61,16 +63,27 @@ def _in_rows(groups: Tensor, columns: int) -> Tensor:
     return groups.reshape(groups.shape[0], -1)[:, :columns]
 
 
-def nearest(weight: Tensor, scale: Tensor, zero: Tensor, top: int) -> Tensor:
-    """The grid point nearest to each float32 weight; scale and zero broadcast against it."""
-    codes = (weight / scale).round_().add_(zero).clamp_(0, top)
-    return codes.sub_(zero).mul_(scale)
+def nearest_point(values: Any, scale: Any, low: Any, high: Any) -> Any:
+    """The grid point nearest to each value, given codes less the zero point: (out,) float32 each, tensors or arrays.
+
+    low and high are the codes of the ends, less the zero: −zero and top − zero. All whole numbers are exact.
+    """
+    if isinstance(values, np.ndarray):
+        steps = values / scale
+        np.rint(steps, out=steps)
+        np.maximum(steps, low, out=steps)
+        np.minimum(steps, high, out=steps)
+        steps += 0  # −0 becomes 0, as it does when codes are read back
+        steps *= scale
+        return steps
+    return (values / scale).round_().clamp_(low, high).add_(0).mul_(scale)
 
 
 def round_to_grid(weight: Tensor, fitted: FittedGrid) -> Tensor:
     """The grid point nearest to each weight, float32: (out, in) → same."""
     groups = _in_groups(weight, fitted.group)
-    points = nearest(groups, fitted.scale[..., None], fitted.zero[..., None], fitted.top)
+    zero = fitted.zero[..., None]
+    points = nearest_point(groups, fitted.scale[..., None], -zero, fitted.top - zero)
     return _in_rows(points, weight.shape[1])
 
 

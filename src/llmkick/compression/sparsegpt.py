@@ -1,10 +1,12 @@
 """SparseGPT (arXiv 2301.00774): prune the columns one by one; those that follow make up for each error."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from llmkick.compression.gptq import blocks, fit_beforehand, from_columns, sweep, to_columns
-from llmkick.compression.grid import FittedGrid, nearest
+from llmkick.compression.gptq import blocks, fast_rows, fit_beforehand, from_columns, sweep, to_columns
+from llmkick.compression.grid import FittedGrid, nearest_point
 from llmkick.compression.hessian import InverseFactor
 from llmkick.compression.masks import zero_lowest_per_group, zero_up_to_quantile
 from llmkick.compression.recipe import NM, Grid, Pattern
@@ -29,17 +31,23 @@ def sparsegpt(
     if isinstance(pattern, NM):
         spans = {start: start + pattern.group for start in range(0, weight.shape[1], pattern.group)}
 
-    def pruned(column: int) -> Tensor:
+    removed = fast_rows(zeroed)
+    if fitted is not None:
+        scale, zero = fitted.scale.T.contiguous(), fitted.zero.T.contiguous()  # (groups, out)
+        scales, lows, highs = fast_rows(scale), fast_rows(-zero), fast_rows(fitted.top - zero)
+
+    def pruned(column: int, values: Any) -> Any:
         if column in spans:
             span = slice(column, spans[column])
             zeroed[span] = _mask(work[span].abs() / spread[span], pattern)
-        values = work[column].masked_fill(zeroed[column], 0)
+        kept = values + 0  # a copy, of an array or of a tensor
+        kept[removed[column]] = 0
         if fitted is None:
-            return values
+            return kept
         number = column // fitted.group
-        return nearest(values, fitted.scale[:, number], fitted.zero[:, number], fitted.top)
+        return nearest_point(kept, scales[number], lows[number], highs[number])
 
-    sweep(work, factor.upper, bounds, pruned)
+    sweep(work, factor.upper, bounds, pruned, ahead=pattern.group if isinstance(pattern, NM) else 1)
     return from_columns(work, factor), fitted
 
 
