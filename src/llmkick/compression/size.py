@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from llmkick.compression.recipe import NM, Grid, Recipe, Unstructured
-from llmkick.models.packed import pattern_bits
+from llmkick.models.bit_streams import pattern_bits
 
 SCALE_BITS = 32  # what the kernels round with, so that the weights come back bit for bit
 

@@ -22,11 +22,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from llmkick.errors import ModelError
+from llmkick.models.bit_streams import pack_bits, pattern_bits, rank_patterns, unpack_bits, unrank_patterns
 
 FORMAT = 1
 MANIFEST = "llmkick_packed.json"
-# Values expanded into single bits at a time, where they are wider than a byte.
-CHUNK = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,79 +77,6 @@ class Packed:
     def size(self) -> int:
         """Bytes of all parts."""
         return sum(part.numel() * part.element_size() for part in self.parts.values())
-
-
-def pack_bits(values: Tensor, bits: int) -> Tensor:
-    """Whole numbers below 2^bits → a stream in which value i takes bits [i·bits, (i+1)·bits), lowest first.
-
-    (count,) integers → (ceil(count·bits/8),) uint8; bits from 1 to 63.
-    """
-    count = values.numel()
-    if bits > 8:
-        shifts = torch.arange(bits, dtype=torch.int64)
-        pieces = [(piece[:, None] >> shifts & 1).flatten() for piece in torch.split(values.to(torch.int64), CHUNK)]
-        return pack_bits(torch.cat(pieces), 1) if pieces else torch.empty(0, dtype=torch.uint8)
-    # Eight values make a word of as many bytes as they have bits.
-    padded = F.pad(values.to(torch.uint8), (0, -count % 8)).view(-1, 8)
-    words = torch.zeros(len(padded), dtype=torch.int64)
-    for place in range(8):
-        words |= padded[:, place].to(torch.int64) << (bits * place)
-    return words.view(torch.uint8).view(-1, 8)[:, :bits].flatten()[: -(-count * bits // 8)].clone()
-
-
-def unpack_bits(stream: Tensor, bits: int, count: int) -> Tensor:
-    """Undo `pack_bits`: → (count,) uint8, or int64 above 8 bits."""
-    if bits > 8:
-        planes = unpack_bits(stream, 1, bits * count).view(-1, bits)
-        shifts = torch.arange(bits, dtype=torch.int64)
-        pieces = [(piece.to(torch.int64) << shifts).sum(dim=1) for piece in torch.split(planes, CHUNK)]
-        return torch.cat(pieces) if pieces else torch.empty(0, dtype=torch.int64)
-    groups = -(-count // 8)
-    padded = F.pad(stream, (0, groups * bits - stream.numel())).view(-1, bits)
-    words = F.pad(padded, (0, 8 - bits)).contiguous().view(torch.int64).flatten()
-    values = torch.empty(groups, 8, dtype=torch.uint8)
-    for place in range(8):
-        values[:, place] = words >> (bits * place) & ((1 << bits) - 1)
-    return values.flatten()[:count]
-
-
-def pattern_bits(kept: int, of: int) -> int:
-    """Bits that tell the C(M, N) patterns of N:M apart."""
-    return (math.comb(of, kept) - 1).bit_length()
-
-
-def rank_patterns(mask: Tensor) -> Tensor:
-    """Number of each pattern in the combinatorial number system: (groups, M) bool → (groups,) int64.
-
-    With places p₁ < p₂ < … the number is Σ C(pᵢ, i): patterns of as many places have consecutive numbers from 0.
-    """
-    of = mask.shape[1]
-    table = _binomials(of)
-    found = torch.zeros(len(mask), dtype=torch.int64)
-    rank = torch.zeros(len(mask), dtype=torch.int64)
-    for place in range(of):
-        found += mask[:, place]
-        rank += torch.where(mask[:, place], table[place][found], 0)
-    return rank
-
-
-def unrank_patterns(rank: Tensor, kept: int, of: int) -> Tensor:
-    """Undo `rank_patterns`: (groups,) → (groups, M) bool with N set in each."""
-    table = _binomials(of)
-    left, rank = torch.full_like(rank, kept, dtype=torch.int64), rank.to(torch.int64)
-    mask = torch.zeros(len(rank), of, dtype=torch.bool)
-    for place in reversed(range(of)):
-        here = table[place][left]
-        taken = (left > 0) & (rank >= here)
-        rank = rank - torch.where(taken, here, 0)
-        left -= taken.to(torch.int64)
-        mask[:, place] = taken
-    return mask
-
-
-def _binomials(of: int) -> Tensor:
-    """C(p, k) for p < M and k ≤ M: (M, M + 1) int64, which is wide enough up to M = 64."""
-    return torch.tensor([[math.comb(p, k) for k in range(of + 1)] for p in range(of)])
 
 
 def pack(
