@@ -165,3 +165,14 @@ def test_factorising_leaves_the_hessian_alone() -> None:
     factorise(hessian)
     factorise(hessian, act_order=True)
     assert torch.equal(hessian, before)
+
+
+def test_the_mean_square_does_not_depend_on_the_company():
+    """Wanda alone, and Wanda served by the pass that GPTQ needs, prune the same weights to the last bit."""
+    inputs = torch.randn(3, 700, 96, generator=torch.Generator().manual_seed(0))
+    alone, together = (InputStatistics(96, hessian=hessian) for hessian in (False, True))
+    for batch in inputs.split(1):
+        alone.add(batch)
+        together.add(batch)
+    assert torch.equal(alone.mean_square(), together.mean_square())
+    assert torch.allclose(together.hessian().diagonal(), 2 * together.mean_square(), rtol=1e-5)

@@ -488,12 +488,21 @@ def test_an_error_leaves_the_model_as_it_was():
 # The built-in model against the reference implementations' own walk
 
 
+# Methods that mend amplify rounding: the reference itself, with another number of threads, moves by up to 1 % where
+# 2 % are asked here, and by 10 % in gptq@3b-g128, where its figure is no more than orientation.
+TOLERANCES = {"dense": 0.003, "wanda@0.5": 0.003, "sparsegpt@0.5": 0.02, "gptq@4b": 0.02, "sparsegpt@2:4": 0.05,
+              "gptq@3b-g128": 0.25}  # fmt: skip
+
+
 @pytest.mark.model
 @pytest.mark.parametrize(
-    "text", ["magnitude@0.3", *(pytest.param(text, marks=pytest.mark.slow) for text in ("dense", "wanda@0.5"))]
+    ("text", "tolerance"),
+    [("magnitude@0.3", 0.003), *(pytest.param(*pair, marks=pytest.mark.slow) for pair in TOLERANCES.items())],
 )
 @pytest.mark.timeout(1500)
-def test_perplexity_of_the_built_in_model_is_that_of_the_reference(monkeypatch: pytest.MonkeyPatch, text: str):
+def test_perplexity_of_the_built_in_model_is_that_of_the_reference(
+    monkeypatch: pytest.MonkeyPatch, text: str, tolerance: float
+):
     from llmkick.tasks.perplexity import cut_windows, perplexity
 
     if not (SHARED / "oracles" / "smollm2.json").exists():
@@ -504,5 +513,8 @@ def test_perplexity_of_the_built_in_model_is_that_of_the_reference(monkeypatch: 
     wikitext = gzip.decompress((SHARED / "data" / "wikitext2" / "wiki.valid.raw.gz").read_bytes()).decode()
     model = load_model("smollm2-135m-instruct", dtype="float32", device="cpu")
     ids = [token for window in cut_windows(model.tokenize(wikitext), 1024)[:8] for token in window]
-    compressed, _ = compress(model, text, calibration=calibration if text.startswith("wanda") else None)
-    assert perplexity(compressed, ids, window=1024) == pytest.approx(expected, rel=0.003)
+    needed = parse_recipe(text).needs_calibration
+    compressed, _ = compress(model, text, calibration=calibration if needed else None)
+    found = perplexity(compressed, ids, window=1024)
+    print(f"{text}: {found:.4f}, reference {expected}")
+    assert found == pytest.approx(expected, rel=tolerance)

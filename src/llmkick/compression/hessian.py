@@ -27,7 +27,9 @@ class InverseFactor:
 class InputStatistics:
     """Sums over all calibration tokens of one layer input, in float32 and on the inputs' device.
 
-    Always Σ x² of each input, which Wanda needs; with `hessian=True` also Σ x xᵀ, whose diagonal that is.
+    Always Σ x² of each input, which Wanda needs; with `hessian=True` also Σ x xᵀ, whose diagonal that is. It is summed
+    on its own all the same: the diagonal of a matrix product differs in its last bits, and what Wanda prunes must not
+    depend on whether GPTQ is served by the same pass.
     One object serves all layers that share the input, and factorises only once for them.
     """
 
@@ -37,7 +39,8 @@ class InputStatistics:
         self.sequences = 0
         self.tokens = 0
         self.has_hessian = hessian
-        self._sums: Tensor | None = None  # (in,), or (in, in) of which only the upper triangle is filled
+        self._squares: Tensor | None = None  # (in,)
+        self._sums: Tensor | None = None  # (in, in) of which only the upper triangle is filled, with `hessian`
         self._factors: dict[bool, InverseFactor] = {}
 
     def add(self, inputs: Tensor) -> None:
@@ -48,13 +51,13 @@ class InputStatistics:
         if not inputs.is_floating_point():
             raise ConfigError(f"{self.name}: inputs are {inputs.dtype}; activations in floating point are needed")
         rows = inputs.detach().reshape(-1, self.width).float()
-        if self._sums is None:
-            shape = (self.width, self.width) if self.has_hessian else (self.width,)
-            self._sums = torch.zeros(shape, dtype=torch.float32, device=rows.device)
-        if self.has_hessian:
+        if self._squares is None:
+            self._squares = torch.zeros(self.width, dtype=torch.float32, device=rows.device)
+            if self.has_hessian:
+                self._sums = torch.zeros(self.width, self.width, dtype=torch.float32, device=rows.device)
+        self._squares += rows.square().sum(dim=0)
+        if self._sums is not None:
             _add_upper_moments(self._sums, rows)
-        else:
-            self._sums += rows.square().sum(dim=0)
         self._factors.clear()
         self.sequences += inputs.shape[0]
         self.tokens += rows.shape[0]
@@ -103,8 +106,9 @@ class InputStatistics:
         return self.sequences
 
     def _square_sums(self) -> Tensor:
-        sums = self._collected()
-        return sums.diagonal() if self.has_hessian else sums
+        if self._squares is None:
+            raise NumericalError(f"{self.name}: no calibration input has reached this layer")
+        return self._squares
 
 
 def _add_upper_moments(moments: Tensor, rows: Tensor) -> None:
