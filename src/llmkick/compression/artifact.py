@@ -26,7 +26,7 @@ from llmkick.models.packed import pack, write_manifest, write_packed
 
 REPORT_FILE = "llmkick_compression.json"
 # Tensors written into one file, unless a single one is larger.
-SHARD_BYTES = 2_000_000_000
+SHARD_BYTES = 250_000_000
 # Configuration, tokenizer, report.
 OTHER_BYTES = 50_000_000
 
