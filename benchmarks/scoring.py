@@ -81,7 +81,7 @@ def pocket_questions() -> list[Question]:
         return Question(item.id, item.cluster, item.question, item.choices, item.answer, examples)
 
     examples = {subject: tuple(map(question, some[:5])) for subject, some in task._examples.items()}
-    return [question(item, examples[item.cluster]) for item in task._rows["test"]]
+    return [question(item, examples[item.cluster]) for item in task._read[0].items]
 
 
 def mmlu_questions(folder: Path) -> list[Question]:

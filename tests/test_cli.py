@@ -395,9 +395,9 @@ def test_a_killed_compression_goes_on_at_its_block(toy: Path, tmp_path: Path, ki
     command = [sys.executable, "-m", "llmkick.cli", "compress", str(toy), "gptq@3b-g8", "-o", str(tmp_path / "out")]
     options = ["--dtype", "float32", "--sequences", "48", "--length", "64"]
     process = subprocess.Popen([*command, *options], env=environment, stderr=subprocess.DEVNULL)
-    first = "compressed/*/block-00000.safetensors"
+    first, state = "compressed/*/block-00000.safetensors", "compressed/*/compression.json"
     deadline = time.monotonic() + 120
-    while not list((tmp_path / "cache").glob(first)):
+    while not list((tmp_path / "cache").glob(state)):  # written once the first block is whole
         assert process.poll() is None, "it had finished: nothing was tested"
         assert time.monotonic() < deadline
         time.sleep(0.001)

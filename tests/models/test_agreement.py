@@ -14,7 +14,7 @@ from llmkick.models.language_model import load_model
 from llmkick.models.noise import compare_runs
 
 QUESTIONS = 500
-MMLU = Path("/work/shared/data/mmlu")
+MMLU = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "mmlu"
 
 
 @pytest.fixture(scope="module")
