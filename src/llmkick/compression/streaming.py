@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,11 @@ class StreamedBlocks:
         with self._filled([n for n in self.names_outside() if n.rpartition(".")[0] not in unused], self._map):
             yield
 
+    def tidy(self) -> None:
+        """Give freed memory back to the system: glibc keeps pieces of it, and they add up over a model."""
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).malloc_trim(0)
+
     def names_outside(self) -> list[str]:
         """Names in the state dict of all that is in no block, without twins of tied weights."""
         inside = tuple(f"{block.name}." for block in self.blocks)
@@ -123,6 +129,7 @@ class StreamedBlocks:
         finally:
             for name, outline in outlines.items():
                 _put(self.network, name, outline)
+            self.tidy()
 
     def _read(self, name: str) -> Tensor:
         """A tensor in memory of its own: mapped pages would count as ours until the file is closed."""

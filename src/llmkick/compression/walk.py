@@ -52,6 +52,10 @@ class BlockSource(Protocol):
         """Block `index` with its weights in memory, as long as the context lasts."""
         ...
 
+    def tidy(self) -> None:
+        """Something large was let go of."""
+        ...
+
 
 @dataclass(kw_only=True)
 class BlocksInMemory:
@@ -62,6 +66,9 @@ class BlocksInMemory:
     def open(self, index: int) -> contextlib.AbstractContextManager[Block]:
         """The block itself."""
         return contextlib.nullcontext(self.blocks[index])
+
+    def tidy(self) -> None:
+        """Nothing: beside a whole network the rest is small."""
 
 
 @dataclass(kw_only=True)
@@ -144,6 +151,7 @@ class Walk:
         started = time.perf_counter()
         with self.source.open(index) as block:
             record = self._record(index, block)
+            self.source.tidy()
             self._compress_block(index, block, record)
             if self.propagate and index + 1 < len(self.source.blocks):
                 self._forward(index)
@@ -192,6 +200,7 @@ class Walk:
                 elif output.blocks is not None:
                     output.blocks[index].layers[place].replace_weight(result.weight)
             record.forget(layer, block.layers[place + 1 :])
+            self.source.tidy()
         replace_weights(replaced)
 
     def _compress_layer(self, layer: LinearLayer, record: InputRecord, output: Output) -> WeightResult | None:
