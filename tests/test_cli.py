@@ -35,7 +35,7 @@ from llmkick.tasks.task import task_names
 from llmkick.terminal import QUIET_SECONDS, Watcher
 from toy import save_toy
 
-COMMANDS = ("run", "compress", "eval", "report", "models", "methods", "tasks", "cache", "doctor")
+COMMANDS = [command.name or command.callback.__name__ for command in cli.app.registered_commands if command.callback]
 # Escapes, carriage returns, bells and backspaces: what belongs on a terminal only.
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from llmkick.cli import app
+
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "cli.md"
-COMMANDS = ("run", "compress", "eval", "report", "models", "methods", "tasks", "cache", "doctor")
+COMMANDS = [command.name or command.callback.__name__ for command in app.registered_commands if command.callback]
 
 
 def help_page() -> str:
@@ -30,13 +32,6 @@ def help_of(command: str) -> str:
 @pytest.mark.timeout(120)
 def test_docs_show_the_help_as_it_is() -> None:
     assert PAGE.read_text(encoding="utf-8") == help_page(), "run: python tests/test_docs.py"
-
-
-def test_every_command_is_documented() -> None:
-    from llmkick.cli import app
-
-    names = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
-    assert names == set(COMMANDS)
 
 
 if __name__ == "__main__":

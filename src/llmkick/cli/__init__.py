@@ -1,0 +1,58 @@
+"""The `kick` command: every verb is a few lines around the Python API."""
+
+from __future__ import annotations
+
+import errno
+import io
+import sys
+from typing import NoReturn
+
+import typer
+
+from llmkick.cli.common import app, err, out
+from llmkick.errors import ConfigError, KickError
+
+# isort: off
+# Imported for the commands they define, in the order of `kick --help`.
+from llmkick.cli import run, compress, evaluate, report, listings  # noqa: F401
+# isort: on
+
+__all__ = ["app", "err", "main", "out"]
+
+EXIT_ERROR, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+OUTSIDE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+def main() -> NoReturn:
+    """Run the command line; expected errors are a message and an exit code, never a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without "·" must not end a run of hours
+    try:
+        code = app(standalone_mode=False)
+        # Newer typers return the code of Ctrl-C, and of --help, older ones raise.
+        if code == EXIT_INTERRUPTED:
+            raise KeyboardInterrupt
+        sys.exit(code or 0)
+    except typer.Exit as stop:
+        sys.exit(stop.exit_code)
+    except KickError as error:
+        _print_error(error)
+        sys.exit(EXIT_USAGE if isinstance(error, ConfigError) else EXIT_ERROR)
+    except (KeyboardInterrupt, typer.Abort):
+        err.print("stopped; run the same command again to go on where it was", markup=False)
+        sys.exit(EXIT_INTERRUPTED)
+    except Exception as error:
+        # click's own usage errors know how to show themselves
+        if hasattr(error, "show") and hasattr(error, "exit_code"):
+            error.show()
+            sys.exit(error.exit_code)
+        # A disk that is full or not ours to write to is no bug that a traceback would explain.
+        if isinstance(error, OSError) and error.errno in OUTSIDE:
+            _print_error(error)
+            sys.exit(EXIT_ERROR)
+        raise
+
+
+def _print_error(error: Exception) -> None:
+    err.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,6 @@
+"""`python -m llmkick.cli`."""
+
+from llmkick.cli import main
+
+if __name__ == "__main__":
+    main()

