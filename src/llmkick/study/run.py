@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -17,14 +15,14 @@ import torch
 from llmkick.compression.blocks import decoder_blocks
 from llmkick.compression.calibration import Calibration, calibrate
 from llmkick.compression.checks import check_recipe_fits
-from llmkick.compression.recipe import Dense, Recipe
 from llmkick.errors import ConfigError
-from llmkick.models.batching import ENGINE_VERSION
 from llmkick.models.files import require_space, write_text_atomically
 from llmkick.models.language_model import TransformersModel, load_model
+from llmkick.study.cells import Cell, cells_of, digest_of
 from llmkick.study.compressor import StudyCompressor
 from llmkick.study.config import Study, load_study, make_study
 from llmkick.study.environment import environment, peak_memory
+from llmkick.study.evaluation import Evaluation
 from llmkick.study.journal import Journal
 from llmkick.study.observer import Observer, Silent
 from llmkick.study.results import (
@@ -35,21 +33,12 @@ from llmkick.study.results import (
     describe_task,
     overall_by_recipe,
 )
+from llmkick.study.variants import Variant, variants_of
 from llmkick.tasks.prompting import resolve_prompting
-from llmkick.tasks.task import BATCH_ITEMS, Item, Task, evaluate_in_batches
+from llmkick.tasks.task import Task
 
 # A journal and a report rarely need more.
 SPACE_NEEDED = 200_000_000
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cell:
-    """One recipe (with one calibration seed, where it has one) on one task."""
-
-    recipe: Recipe
-    seed: int | None
-    task: Task
-    run_key: str
 
 
 def run_study(
@@ -75,32 +64,41 @@ class _Run:
     folder: Path
     observer: Observer
     tasks: list[Task] = field(default_factory=list)
-    items: dict[str, Sequence[Item]] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
 
     def execute(self) -> StudyResult:
         self.journal = self._open_folder()
         try:
             started = datetime.now(UTC).isoformat(timespec="seconds")
-            with self._timed("load", self.study.model):
-                self.observer.stage(f"loading {self.study.model}", 1)
-                self.model = load_model(self.study.model, dtype=self.study.dtype, device=self.study.device)
-            self.compressor = StudyCompressor(
-                model=self.model, propagate=self.study.propagate, observer=self.observer, warnings=self.warnings
-            )
-            self.prompting = resolve_prompting(self.model, self.study.prompting)
-            self.tasks = [spec.make() for spec in self.study.tasks]
-            self._check_recipes()
+            self._load()
             # Before the dense model is asked anything: a missing or too short text must not show after hours.
-            for seed in dict.fromkeys(seed for _, seed in self._variants()):
+            for seed in dict.fromkeys(variant.seed for variant in variants_of(self.study)):
                 self._calibration(seed)
-            self.items = {task.name: task.items(self.model) for task in self.tasks}
-            for name, items in self.items.items():
-                self.journal.add_items(name, items)
+            items = {task.name: task.items(self.model) for task in self.tasks}
+            for name, some in items.items():
+                self.journal.add_items(name, some)
+            self.evaluation = Evaluation(
+                journal=self.journal,
+                model_name=self.model.info.name,
+                items=items,
+                prompting=self.prompting,
+                observer=self.observer,
+            )
             self._run_cells()
             return self._finish(started)
         finally:
             self.journal.close()
+
+    def _load(self) -> None:
+        with self._timed("load", self.study.model):
+            self.observer.stage(f"loading {self.study.model}", 1)
+            self.model = load_model(self.study.model, dtype=self.study.dtype, device=self.study.device)
+        self.compressor = StudyCompressor(
+            model=self.model, propagate=self.study.propagate, observer=self.observer, warnings=self.warnings
+        )
+        self.prompting = resolve_prompting(self.model, self.study.prompting)
+        self.tasks = [spec.make() for spec in self.study.tasks]
+        self._check_recipes()
 
     def _open_folder(self) -> Journal:
         try:
@@ -137,24 +135,23 @@ class _Run:
             )
 
     def _run_cells(self) -> None:
-        variants = list(self._variants())
+        variants = list(variants_of(self.study))
         total, finished = len(variants) * len(self.tasks), 0
         planned: set[str] = set()
         together: set[int | None] = set()
         self.observer.cells(0, total)
-        for recipe, seed in variants:
-            calibration = None if isinstance(recipe, Dense) else self._calibration(seed)
-            cells = [self._cell(recipe, seed, task, calibration) for task in self.tasks]
+        for variant in variants:
+            cells = self._cells(variant)
             planned |= {cell.run_key for cell in cells}
-            compressed = None
-            if self._is_wanted(recipe, seed, calibration):
-                if not self.study.propagate and not isinstance(recipe, Dense) and seed not in together:
-                    together.add(seed)
-                    self._compress_together(seed)
-                compressed = self._compressed(recipe, seed, calibration, cells)
+            model = None
+            if self._is_wanted(variant):
+                if not self.study.propagate and not variant.is_dense and variant.seed not in together:
+                    together.add(variant.seed)
+                    self._compress_together(variant.seed)
+                model = self._compressed(variant, cells)
             for cell in cells:
-                if compressed is not None and self._missing_items(cell):
-                    self._evaluate(compressed, cell)
+                if model is not None and not self.evaluation.is_complete(cell):
+                    self.evaluation.fill(model, cell)
                 finished += 1
                 self.observer.cells(finished, total)
         self._drop_outdated(self.journal.run_keys() - planned)
@@ -168,19 +165,11 @@ class _Run:
             )
             self.journal.forget(run_keys)
 
-    def _variants(self) -> Iterator[tuple[Recipe, int | None]]:
-        """Dense first; a method without calibration has no seed and runs once."""
-        yield Dense(), None
-        for recipe in self.study.parsed_recipes():
-            seeds = self.study.seeds if recipe.needs_calibration else (None,)
-            for seed in seeds:
-                yield recipe, seed
-
     def _calibration(self, seed: int | None) -> Calibration:
         """The windows of a seed. Methods that need none use the first seed's to measure their output error."""
         spec = self.study.calibration
         seed = self.study.seeds[0] if seed is None else seed
-        key = _digest([self.model.info.digest, spec.model_dump(), seed])
+        key = digest_of([self.model.info.digest, spec.model_dump(), seed])
         known = self.journal.calibration(key)
         if known is None:
             total = spec.sequences * spec.length
@@ -197,53 +186,37 @@ class _Run:
             self.journal.add_calibration(key, known)
         return known
 
-    def _artifact_key(self, recipe: Recipe, calibration: Calibration | None) -> dict[str, Any]:
-        """Everything that decides the compressed weights."""
-        return self.compressor.key(recipe, calibration)
+    def _calibration_of(self, variant: Variant) -> Calibration | None:
+        return None if variant.is_dense else self._calibration(variant.seed)
 
-    def _cell(self, recipe: Recipe, seed: int | None, task: Task, calibration: Calibration | None) -> Cell:
-        key = {
-            **self._artifact_key(recipe, calibration),
-            "seed": seed,
-            "task": dict(task.key),
-            "prompting": self.prompting,
-            "engine": ENGINE_VERSION,
-            "batch": BATCH_ITEMS,
-        }
-        return Cell(recipe=recipe, seed=seed, task=task, run_key=_digest(key))
+    def _weights_key(self, variant: Variant) -> dict[str, Any]:
+        """Everything that decides the variant's weights."""
+        return self.compressor.key(variant.recipe, self._calibration_of(variant))
 
-    def _missing_items(self, cell: Cell) -> bool:
-        done = self.journal.done(cell.run_key)
-        return any(item.id not in done for item in self.items[cell.task.name])
+    def _cells(self, variant: Variant) -> list[Cell]:
+        return cells_of(variant, self.tasks, weights=self._weights_key(variant), prompting=self.prompting)
 
-    def _is_wanted(self, recipe: Recipe, seed: int | None, calibration: Calibration | None) -> bool:
-        """Whether anything is left to be done with the compressed model."""
-        cells = [self._cell(recipe, seed, task, calibration) for task in self.tasks]
-        return any(map(self._missing_items, cells)) or not self._report_known(recipe, seed, calibration)
+    def _is_wanted(self, variant: Variant) -> bool:
+        """Whether anything is left to be done with the variant's model."""
+        report_known = variant.is_dense or self.journal.artifact(self._report_key(variant)) is not None
+        return not report_known or not all(map(self.evaluation.is_complete, self._cells(variant)))
 
-    def _report_known(self, recipe: Recipe, seed: int | None, calibration: Calibration | None) -> bool:
-        return (
-            isinstance(recipe, Dense) or self.journal.artifact(self._report_key(recipe, seed, calibration)) is not None
-        )
+    def _report_key(self, variant: Variant) -> str:
+        return digest_of([self._weights_key(variant), variant.seed])
 
-    def _report_key(self, recipe: Recipe, seed: int | None, calibration: Calibration | None) -> str:
-        return _digest([self._artifact_key(recipe, calibration), seed])
-
-    def _compressed(
-        self, recipe: Recipe, seed: int | None, calibration: Calibration | None, cells: list[Cell]
-    ) -> TransformersModel:
-        """The compressed model; records made with other bits of the same recipe are dropped, and said."""
-        if isinstance(recipe, Dense):
+    def _compressed(self, variant: Variant, cells: list[Cell]) -> TransformersModel:
+        """The variant's model; records made with other bits of the same recipe are dropped, and said."""
+        if variant.is_dense:
             return self.model
-        title = f"compressing {recipe}" + ("" if seed is None else f" (seed {seed})")
-        self.observer.stage(title, len(decoder_blocks(self.model.network)))
-        with self._timed("compress", str(recipe)):
-            compressed, report = self.compressor.compressed(recipe, seed, calibration)
-        key = self._report_key(recipe, seed, calibration)
+        self.observer.stage(f"compressing {variant}", len(decoder_blocks(self.model.network)))
+        with self._timed("compress", variant.label):
+            calibration = self._calibration_of(variant)
+            compressed, report = self.compressor.compressed(variant.recipe, variant.seed, calibration)
+        key = self._report_key(variant)
         known = self.journal.artifact(key)
         if known is not None and known[0] != report.digest:
             self.warnings.append(
-                f"{recipe}: compressing again gave other weights (another machine or thread count?); "
+                f"{variant.label}: compressing again gave other weights (another machine or thread count?); "
                 "its earlier records were dropped and made anew"
             )
             self.journal.forget([cell.run_key for cell in cells])
@@ -253,35 +226,15 @@ class _Run:
 
     def _compress_together(self, seed: int | None) -> None:
         """Without propagation one pass serves all recipes of a seed: their models go into the cache."""
-        calibration = self._calibration(seed)
         wanted = [
-            recipe
-            for recipe, other in self._variants()
-            if not isinstance(recipe, Dense) and other == seed and self._is_wanted(recipe, seed, calibration)
+            variant.recipe
+            for variant in variants_of(self.study)
+            if not variant.is_dense and variant.seed == seed and self._is_wanted(variant)
         ]
         if len(wanted) > 1:
             self.observer.stage(f"compressing {len(wanted)} recipes", len(decoder_blocks(self.model.network)))
             with self._timed("compress", "one pass"):
-                self.compressor.compress_together(wanted, seed, calibration)
-
-    def _evaluate(self, model: TransformersModel, cell: Cell) -> None:
-        items = self.items[cell.task.name]
-        done = self.journal.done(cell.run_key)
-        self.observer.stage(f"{cell.recipe} on {cell.task.name}", len(items))
-        started = time.perf_counter()
-        for records in evaluate_in_batches(model, cell.task, prompting=self.prompting, done=done):
-            self.journal.add_records(
-                cell.run_key,
-                model=self.model.info.name,
-                recipe=str(cell.recipe),
-                seed=cell.seed,
-                task=cell.task.name,
-                records=records,
-            )
-            self.journal.add_seconds("evaluate", cell.task.name, time.perf_counter() - started)
-            started = time.perf_counter()
-            done |= {record.item_id for record in records}
-            self.observer.advance(len(done))
+                self.compressor.compress_together(wanted, seed, self._calibration(seed))
 
     def _finish(self, started: str) -> StudyResult:
         study = self.study
@@ -319,11 +272,10 @@ class _Run:
 
     def _reports(self) -> list[dict[str, Any]]:
         reports = []
-        for recipe, seed in self._variants():
-            if not isinstance(recipe, Dense):
-                calibration = self._calibration(seed)
-                known = self.journal.artifact(self._report_key(recipe, seed, calibration))
-                assert known is not None, f"no report of {recipe}"
+        for variant in variants_of(self.study):
+            if not variant.is_dense:
+                known = self.journal.artifact(self._report_key(variant))
+                assert known is not None, f"no report of {variant}"
                 reports.append(known[1])
         return reports
 
@@ -355,7 +307,3 @@ def _warnings(model: TransformersModel, study: Study, records: Any, reports: lis
     if moved:
         found.append(f"{moved} records have options whose tokens merge with the prompt's last token")
     return list(dict.fromkeys(found))
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,51 @@
+"""The cells of a study, variant × task, and the keys under which their records are kept."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from llmkick.models.batching import ENGINE_VERSION
+from llmkick.study.variants import Variant
+from llmkick.tasks.prompting import Prompting
+from llmkick.tasks.task import BATCH_ITEMS, Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One variant on one task. `run_key` hashes everything that could change a score."""
+
+    variant: Variant
+    task: Task
+    run_key: str
+
+
+def cells_of(
+    variant: Variant, tasks: Sequence[Task], *, weights: Mapping[str, Any], prompting: Prompting
+) -> list[Cell]:
+    """The cells of a variant; `weights` is what decides its weights, `prompting` how it is asked."""
+    return [
+        Cell(variant=variant, task=task, run_key=_run_key(variant, task, weights=weights, prompting=prompting))
+        for task in tasks
+    ]
+
+
+def _run_key(variant: Variant, task: Task, *, weights: Mapping[str, Any], prompting: Prompting) -> str:
+    return digest_of(
+        {
+            **weights,
+            "seed": variant.seed,
+            "task": dict(task.key),
+            "prompting": prompting,
+            "engine": ENGINE_VERSION,
+            "batch": BATCH_ITEMS,
+        }
+    )
+
+
+def digest_of(value: Any) -> str:
+    """sha256 of a value as JSON with sorted keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
