@@ -4,7 +4,8 @@ In one run, on the same model, calibration windows and recipes: ours; the obviou
 float32, one sequence at a time, one H for every linear, two Cholesky factorisations, a Python loop over columns);
 llmcompressor and gptqmodel where they install. Each compression has a process of its own, with the same number of
 threads; the order changes from seed to seed. Timed is the compression alone, without loading and saving. One
-scorer takes the perplexity of what came out, in float32. Nothing else should run on the machine.
+scorer takes the perplexity of what came out, in float32. Nothing else should run on the machine, or time is taken as
+`--threads 1 --clock cpu`.
 """
 
 import argparse
@@ -53,7 +54,7 @@ def say(text: str) -> None:
 
 def plan(options: argparse.Namespace, peers: list[str]) -> Iterator[tuple[int, str, str]]:
     """Every (seed, recipe, contender), the order of contenders turned by one from seed to seed."""
-    everyone = [*OURS, *peers]
+    everyone = [*options.contenders, *peers]
     for seed in range(options.seeds):
         turned = everyone[seed % len(everyone) :] + everyone[: seed % len(everyone)]
         for recipe in options.recipes:
@@ -125,7 +126,8 @@ def head(options: argparse.Namespace, start: dict[str, Any], dense: dict[str, An
     return (
         f"# Compression: time and memory at equal quality\n\n"
         f"`{command}` · commit {commit()} · {datetime.datetime.now(datetime.UTC):%Y-%m-%d}\n\n"
-        f"{processor()}, {os.cpu_count()} cores, {options.threads} threads · Python {platform.python_version()}\n\n"
+        f"{processor()}, {os.cpu_count()} cores, {options.threads} threads, seconds of {options.clock} · "
+        f"Python {platform.python_version()}\n\n"
         f"{options.model}, {options.sequences} × {options.length} calibration tokens ({options.calibration}), "
         f"seeds 0 to {options.seeds - 1}; peers on the first {options.peer_seeds}. "
         f"Dense perplexity {dense['perplexity']:.2f} on {dense['scored']:,} tokens of our own texts, in float32 "
@@ -153,7 +155,11 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--only", default=",".join(RECIPES), help="recipes, or methods of the default ones")
     parser.add_argument("--peers", default=",".join(PEERS), help="none, or some of the default")
     parser.add_argument("--peer-seeds", type=int, default=1, help="seeds that the peers run")
+    parser.add_argument("--contenders", default=";".join(OURS), help="some of the default, with semicolons")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument(
+        "--clock", choices=("wall", "cpu"), default="wall", help="cpu, with one thread: right on a busy machine too"
+    )
     parser.add_argument("--timeout", type=float, default=3600, help="seconds for one process")
     parser.add_argument("--repeats", type=int, default=5, help="runs of each kernel in the solve alone")
     parser.add_argument("--text-windows", type=int, default=0, help="windows of text to score; 0: all")
@@ -168,8 +174,13 @@ def arguments() -> argparse.Namespace:
     for name in ("model", "calibration"):
         path = Path(getattr(options, name)).expanduser()
         setattr(options, name, str(path.resolve()) if path.exists() else getattr(options, name))
+    options.contenders = options.contenders.split(";")
     options.peers = [] if options.peers == "none" else options.peers.split(",")
     unknown = [name for name in options.peers if name not in PEERS]
+    unknown += [name for name in options.contenders if name not in OURS]
+    if options.clock == "cpu" and options.threads != 1:
+        parser.error("--clock cpu adds up all threads; give --threads 1")
+    os.environ["BENCHMARK_CLOCK"] = options.clock
     if unknown or not options.recipes or min(options.seeds, options.sequences, options.threads) < 1:
         parser.error(f"nothing to do: recipes {options.only}, peers of {', '.join(PEERS)} or none, counts from 1")
     return options
@@ -201,7 +212,7 @@ def report(bench: Bench, options: argparse.Namespace) -> str:
         [
             head(options, start, dense, machine),
             "## Whole compressions",
-            contenders_table(runs, options.recipes, [*OURS, *options.peers]),
+            contenders_table(runs, options.recipes, [*options.contenders, *options.peers]),
             f"## Targets\n\nA target is {met(True)} or {met(False)}; {met(None)} where this run cannot tell.",
             criteria_table(runs, options.recipes),
             "## The solve alone",

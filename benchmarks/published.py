@@ -1,0 +1,121 @@
+"""Scores of a model, dense and compressed, on the published data sets: python benchmarks/published.py DATA [--write].
+
+DATA holds a folder for each data set in its official layout: freebaseqa, popqa, mmlu, triviaqa, wikitext2, c4 (see
+docs/data.md). One study for each protocol; stopped, the same command goes on where it was.
+"""
+
+import argparse
+import platform
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+import llmkick
+from llmkick.study.results import StudyResult
+from llmkick.terminal import Watcher
+
+RECIPES = ("wanda@0.25", "gptq@4b-g128")
+RESULTS = Path(__file__).parent / "results" / "published.md"
+
+
+def tasks(data: Path, protocol: str, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Every task of a protocol on the data set that it was published with."""
+    asked: list[dict[str, Any]] = [
+        {"name": "factoid_qa", "source": "freebaseqa"},
+        {"name": "factoid_qa:popqa", "source": "popqa"},
+        {"name": "multiple_choice:letter", "source": "mmlu", "shots": 5},
+        {"name": "context_qa:closed", "source": "triviaqa", "split": "rc"},
+        {"name": "context_qa:open", "source": "triviaqa", "split": "rc", "evidence_tokens": options.evidence},
+    ]
+    if protocol == "strict":  # cloze is not in the paper
+        asked.insert(3, {"name": "multiple_choice:cloze", "source": "mmlu"})
+    texts = [{"name": "perplexity", "source": "wikitext2"}, {"name": "perplexity:c4", "source": "c4"}]
+    return [
+        {**task, "source": str(data / task["source"]), "protocol": protocol, "limit": limit}
+        for some, limit in ((asked, options.questions), (texts, options.windows))
+        for task in some
+    ]
+
+
+def study(data: Path, protocol: str, options: argparse.Namespace) -> dict[str, Any]:
+    """The whole study of a protocol."""
+    return {
+        "name": f"published-{protocol}",
+        "model": options.model,
+        "recipes": list(RECIPES),
+        "dtype": options.dtype,
+        "calibration": {"sequences": 16, "length": 256},
+        "tasks": tasks(data, protocol, options),
+    }
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    return "\n".join(f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *rows))
+
+
+def scores(result: StudyResult) -> str:
+    """A row for each task: the dense score and what each recipe made of it."""
+    cells = {(row["recipe"], row["task"]): row for row in result.results}
+    found = {(row["recipe"], row["task"]): row for row in result.comparisons}
+    rows = []
+    for task in (task["name"] for task in result.tasks):
+        dense = cells["dense", task]
+        rows.append([task, f"{dense['n']}", number(dense), *(compared(cells, found, one, task) for one in RECIPES)])
+    return table(["task", "scored", "dense", *RECIPES], rows)
+
+
+def number(row: Mapping[str, Any]) -> str:
+    return "–" if row["value"] is None else f"{row['value']:.3f}"
+
+
+def compared(cells: Mapping[Any, Any], found: Mapping[Any, Any], recipe: str, task: str) -> str:
+    """Score, verdict, loss with its interval."""
+    row, comparison = cells[recipe, task], found.get((recipe, task), {})
+    drop, interval = comparison.get("relative_drop"), comparison.get("interval")
+    verdict = f" {comparison['verdict']}" if "verdict" in comparison else ""
+    if drop is None or interval is None:
+        return number(row) + verdict
+    return f"{number(row)}{verdict} ({100 * drop:+.0f} % [{100 * interval[0]:+.0f}, {100 * interval[1]:+.0f}])"
+
+
+def left_out(result: StudyResult) -> str:
+    """What the data sets' readers left out, and what has no score."""
+    lines = [f"- {task['name']}: {note}" for task in result.tasks for note in task.get("notes", ())]
+    lines += [f"- {warning}" for warning in result.warnings]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Run both studies, print the tables, write them with --write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path, help="folder of the data sets")
+    parser.add_argument("--model", default="smollm2-135m-instruct")
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--questions", type=int, default=500, help="a data set, seeded and stratified")
+    parser.add_argument("--windows", type=int, default=12, help="windows of running text")
+    parser.add_argument("--evidence", type=int, default=192, help="tokens of evidence, open book")
+    parser.add_argument("--out", type=Path, default=Path("runs"), help="where the run folders go")
+    parser.add_argument("--write", action="store_true", help=f"write {RESULTS.name}")
+    options = parser.parse_args()
+    parts = [
+        f"# Scores on the published data sets\n\n`python benchmarks/published.py {' '.join(sys.argv[1:])}` · "
+        f"llmkick {llmkick.__version__} · {platform.machine()}\n\n{options.model} in {options.dtype}; samples of "
+        f"{options.questions} questions a data set, evidence of {options.evidence} tokens. Loss with its 95 % interval."
+    ]
+    for protocol in ("strict", "paper"):
+        folder = options.out / f"published-{protocol}"
+        with Watcher(Console(stderr=True)) as watcher:
+            result = llmkick.run_study(study(options.data, protocol, options), out=folder, observer=watcher)
+        parts.append(f"## Protocol {protocol}\n\n{scores(result)}\n\n{left_out(result)}")
+    text = "\n\n".join(parts) + "\n"
+    sys.stdout.write(text)
+    if options.write:
+        RESULTS.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
