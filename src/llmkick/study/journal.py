@@ -37,6 +37,7 @@ CREATE TABLE IF NOT EXISTS calibrations (
     calibration_key TEXT PRIMARY KEY, digest TEXT NOT NULL, source TEXT NOT NULL, seed INTEGER NOT NULL,
     sequences INTEGER NOT NULL, length INTEGER NOT NULL, tokens BLOB NOT NULL
 );
+CREATE TABLE IF NOT EXISTS noise (run_key TEXT PRIMARY KEY, found TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS seconds (stage TEXT NOT NULL, detail TEXT NOT NULL, seconds REAL NOT NULL);
 """
 
@@ -171,6 +172,17 @@ class Journal:
                 "INSERT OR REPLACE INTO artifacts VALUES (?,?,?)",
                 (key, digest, json.dumps(report, sort_keys=True)),
             )
+
+    def noise(self, run_key: str) -> dict[str, Any] | None:
+        """The noise floor measured on a cell."""
+        rows = self._rows("SELECT found FROM noise WHERE run_key = ?", (run_key,))
+        return json.loads(rows[0][0]) if rows else None
+
+    def add_noise(self, run_key: str, found: Mapping[str, Any]) -> None:
+        """Remember the noise floor of a cell."""
+        with self._transaction() as connection:
+            row = (run_key, json.dumps(found, sort_keys=True))
+            connection.execute("INSERT OR REPLACE INTO noise VALUES (?,?)", row)
 
     def calibration(self, key: str) -> Calibration | None:
         """Calibration windows used before."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -34,6 +34,7 @@ class StudyResult:
     overall: Sequence[Mapping[str, Any]]
     compression: Sequence[Mapping[str, Any]]
     warnings: Sequence[str]
+    noise: Sequence[Mapping[str, Any]] = field(default_factory=list)
 
     def write(self) -> Path:
         """Write results.json whole or not at all. Raises DataError when it cannot be written."""

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 
 from llmkick.compression.blocks import decoder_blocks
@@ -24,6 +25,7 @@ from llmkick.study.config import Study, load_study, make_study
 from llmkick.study.environment import environment, peak_memory
 from llmkick.study.evaluation import Evaluation
 from llmkick.study.journal import Journal
+from llmkick.study.noise import HALF_PRECISIONS, describe_noise, noise_of_choices
 from llmkick.study.observer import Observer, Silent
 from llmkick.study.results import (
     StudyResult,
@@ -240,6 +242,7 @@ class _Run:
         study = self.study
         self.observer.stage("statistics", 1)
         records = self.journal.records()
+        noise = self._noise(records)
         tasks = [describe_task(task, self.prompting) for task in self.tasks]
         with self._timed("statistics", "comparisons"):
             comparisons = compare_all(records, tasks, study.recipes, margin=study.margin, alpha=study.alpha)
@@ -261,10 +264,32 @@ class _Run:
             comparisons=[as_json(comparison) for comparison in comparisons],
             overall=overall_by_recipe(comparisons),
             compression=reports,
-            warnings=[*self.warnings, *_warnings(self.model, study, records, reports)],
+            warnings=[
+                *self.warnings,
+                *_warnings(self.model, study, records, reports),
+                *(describe_noise(found, self.model.info.dtype) for found in noise),
+            ],
+            noise=noise,
         )
         result.write()
         return result
+
+    def _noise(self, records: pd.DataFrame) -> list[dict[str, Any]]:
+        """The noise floor of every task with choices; in float32 there is none."""
+        if self.model.info.dtype not in HALF_PRECISIONS:
+            return []
+        found = []
+        dense = records[records["recipe"] == "dense"].set_index(["task", "item_id"])[["response", "details"]]
+        for cell in self._cells(next(variants_of(self.study))):
+            known = self.journal.noise(cell.run_key)
+            if known is None and cell.task.name in dense.index.get_level_values(0):
+                recorded = dense.loc[cell.task.name].to_dict("index")
+                items = self.evaluation.items[cell.task.name]
+                known = noise_of_choices(self.model, cell.task, items, self.prompting, recorded)
+                if known is not None:
+                    self.journal.add_noise(cell.run_key, known)
+            found += [known] if known is not None else []
+        return found
 
     def _order(self, row: Mapping[str, Any]) -> tuple[int, int, int]:
         recipes, tasks = ["dense", *self.study.recipes], [task.name for task in self.tasks]

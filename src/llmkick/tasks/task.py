@@ -262,6 +262,11 @@ def evaluate_in_batches(
             yield _evaluate_batch(model, task, batch, style)
 
 
+def evaluate_item(model: LanguageModel, task: Task, item: Item, style: Prompting) -> Record:
+    """Ask one item on its own."""
+    return _evaluate_batch(model, task, [item], style)[0]
+
+
 def _evaluate_batch(model: LanguageModel, task: Task, items: Sequence[Item], style: Prompting) -> list[Record]:
     requests = [task.requests(item, style) for item in items]
     flat = [request for some in requests for request in some]
