@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from llmkick.errors import ConfigError, NumericalError
+from llmkick.models.finite import all_finite
 
 DAMPING = 0.01  # share of the mean diagonal added to the diagonal, as in both papers' code
 DAMPING_TRIES = 4  # 0.01, 0.1, 1, 10: beyond that the inputs no longer matter
@@ -62,7 +63,7 @@ class InputStatistics:
         self.sequences += inputs.shape[0]
         self.tokens += rows.shape[0]
         # NaN and Inf survive in the sums of squares, which are far fewer than the inputs.
-        if not bool(torch.isfinite(self._square_sums()).all()):
+        if not all_finite(self._square_sums()):
             raise NumericalError(f"{self.name}: {_what_is_not_finite(rows)}")
 
     def mean_square(self) -> Tensor:
@@ -169,24 +170,19 @@ def _inverse_factor(
     for attempt in range(DAMPING_TRIES):
         used = damping * 10**attempt
         matrix = reversed_hessian()
-        if attempt == 0 and not _is_finite(matrix):
+        if attempt == 0 and not all_finite(matrix):
             raise NumericalError(f"{name}: the Hessian holds NaN or Inf; the sums of squared inputs exceed float32")
         matrix.diagonal().copy_((diagonal + used * diagonal.mean()).flip(0))
         lower, failed = torch.linalg.cholesky_ex(matrix)
         del matrix
         if not bool(failed):
             upper = invert_lower_(lower).flip(0, 1)
-            if _is_finite(upper):
+            if all_finite(upper):
                 return upper, used
     raise NumericalError(
         f"{name}: the Hessian cannot be factorised, even with {used:g} of its mean diagonal added;"
         " give more calibration tokens or look for inputs of very different size"
     )
-
-
-def _is_finite(matrix: Tensor) -> bool:
-    """Whether no entry is NaN or Inf, without a mask as large as a quarter of the matrix."""
-    return bool(torch.isfinite(torch.stack(torch.aminmax(matrix))).all())
 
 
 def invert_lower_(lower: Tensor) -> Tensor:

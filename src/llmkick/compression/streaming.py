@@ -18,6 +18,7 @@ from llmkick.compression.finished import FinishedBlocks
 from llmkick.compression.recipe import Recipe
 from llmkick.compression.walk import Output, Progress, Walk, put_layers
 from llmkick.errors import ModelError, NumericalError
+from llmkick.models.finite import all_finite
 from llmkick.models.language_model import combined_digest
 from llmkick.models.outline import Outline
 from llmkick.models.packed import digest_of
@@ -134,7 +135,7 @@ class StreamedBlocks:
     def _read(self, name: str) -> Tensor:
         """A tensor in memory of its own: mapped pages would count as ours until the file is closed."""
         tensor = self.read(name).clone()
-        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+        if tensor.is_floating_point() and not all_finite(tensor):
             raise NumericalError(f"the weights of {name} hold NaN or Inf values: the checkpoint is damaged")
         return tensor
 

@@ -27,7 +27,6 @@ from llmkick.compression.outcome import LayerReport
 from llmkick.compression.recipe import NM, Dense, Grid, Recipe, Unstructured
 from llmkick.compression.size import compact_bytes
 from llmkick.compression.weight import WeightResult, compress_with_statistics, relative_output_error
-from llmkick.errors import NumericalError
 from llmkick.models.packed import Codes, Packed, pack
 
 # Part of every run key: raise it when the same recipe could give other weights.
@@ -215,8 +214,6 @@ class Walk:
         if layer.form == "expert" and recipe.needs_calibration and tokens < FEW_TOKENS:
             output.tally.warnings.append(f"few tokens: {layer.name} was calibrated on {tokens} tokens")
         result = compress_with_statistics(layer.weight, statistics, recipe, name=layer.name)
-        if not bool(torch.isfinite(result.weight).all()):
-            raise NumericalError(f"{recipe} made NaN or Inf in {layer.name}")
         _note(output.tally, layer, result, record, recipe)
         return result
 

@@ -25,6 +25,7 @@ from llmkick.compression.rtn import rtn
 from llmkick.compression.sparsegpt import sparsegpt
 from llmkick.compression.wanda import wanda
 from llmkick.errors import ConfigError, NumericalError
+from llmkick.models.finite import all_finite
 
 OUTPUTS = 1024  # outputs of a layer whose error is measured together
 
@@ -76,7 +77,7 @@ def compress_with_statistics(
         result = _apply(step, result.weight, statistics, zeroed)
         dampings += [] if result.damping is None else [result.damping]
     compressed = result.weight.to(weight.dtype)
-    if not bool(torch.isfinite(compressed).all()):
+    if not all_finite(compressed):
         raise NumericalError(f"{name}: {recipe} leads to values that {weight.dtype} cannot hold; use float32")
     codes = None if result.grid is None else encode(result.weight, result.grid)
     return WeightResult(compressed, max(dampings, default=None), result.grid, codes)
@@ -123,7 +124,7 @@ def _apply(step: Step, weight: Tensor, statistics: InputStatistics, zeroed: Tens
 def _check_weight(weight: Tensor, name: str) -> None:
     if weight.dim() != 2 or weight.numel() == 0 or not weight.is_floating_point():
         raise ConfigError(f"{name}: {tuple(weight.shape)} of {weight.dtype} is not a floating-point matrix (out, in)")
-    if not bool(torch.isfinite(weight).all()):
+    if not all_finite(weight):
         raise NumericalError(f"{name}: the weight holds NaN or Inf; the checkpoint is damaged or overflowed")
 
 

@@ -14,6 +14,7 @@ from torch import nn
 
 from llmkick.errors import ConfigError, ModelError, NumericalError
 from llmkick.models.checkpoint import Checkpoint, locate, refuse_missing
+from llmkick.models.finite import all_finite
 from llmkick.models.memory import Allowance
 from llmkick.models.packed import digest_of, unpack_folder
 from llmkick.models.precision import resolve_device, resolve_dtype
@@ -305,7 +306,7 @@ def _quantization_of(checkpoint: Checkpoint) -> str:
 def check_finite(network: nn.Module) -> None:
     """Raise NumericalError naming the first tensor with a NaN or an Inf."""
     for name, parameter in network.named_parameters():
-        if not bool(torch.isfinite(parameter).all()):
+        if not all_finite(parameter):
             raise NumericalError(f"the weights of {name} hold NaN or Inf values: the checkpoint is damaged")
 
 

@@ -1,0 +1,23 @@
+"""NaN and Inf are found wherever they are, in every precision."""
+
+import math
+
+import pytest
+import torch
+
+from llmkick.models.finite import all_finite
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_one_bad_entry_anywhere_is_found(dtype: torch.dtype, value: float):
+    for place in (0, 17, 36):
+        tensor = torch.linspace(-3, 3, 37, dtype=dtype)
+        assert all_finite(tensor)
+        tensor[place] = value
+        assert not all_finite(tensor)
+
+
+def test_nothing_is_finite_and_so_are_the_largest_numbers():
+    assert all_finite(torch.empty(0, 3))
+    assert all_finite(torch.tensor([torch.finfo(torch.float32).max, torch.finfo(torch.float32).min]))
