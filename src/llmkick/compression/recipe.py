@@ -4,79 +4,54 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from decimal import Decimal
-from typing import NamedTuple
+from typing import ClassVar, Literal
 
+import llmkick.plugins as plugins
+from llmkick.compression.levels import (
+    BITS,
+    NM,
+    Grid,
+    Pattern,
+    Unstructured,
+    parse_grid,
+    parse_pattern,
+    refuse_two_patterns,
+)
+from llmkick.compression.methods import Method, plugin_method
 from llmkick.errors import ConfigError
 
-BITS = (2, 3, 4, 8)
-MAX_GROUP = 64  # the M of N:M; hardware knows 4 and 8, studies go a little further
+__all__ = [
+    "BITS",
+    "GPTQ",
+    "METHODS",
+    "NM",
+    "RTN",
+    "Chain",
+    "Dense",
+    "Grid",
+    "Magnitude",
+    "Pattern",
+    "Recipe",
+    "SparseGPT",
+    "Unstructured",
+    "Wanda",
+    "all_methods",
+    "method_named",
+    "parse_recipe",
+    "plugin_origins",
+]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Unstructured:
-    """Zeros anywhere; `sparsity` is their share of the weights, in (0, 1)."""
+class Recipe:
+    """What is to be done to every linear layer: the base of all recipes, with what the program asks of one.
 
-    sparsity: float
-
-    def __post_init__(self) -> None:
-        if not 0 < self.sparsity < 1:
-            raise ConfigError(f"sparsity {self.sparsity} is not the share of zeros, between 0 and 1 (as 0.5)")
-
-    def __str__(self) -> str:
-        return f"{Decimal(repr(float(self.sparsity))):f}"  # never 1e-05, whose minus would open an option
-
-
-@dataclass(frozen=True, kw_only=True)
-class NM:
-    """`kept` of every `group` consecutive inputs stay, the others are zeroed: 2:4 is kept=2, group=4."""
-
-    kept: int
-    group: int
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.kept < self.group <= MAX_GROUP:
-            raise ConfigError(
-                f"pattern {self} does not keep N of every M weights with 1 ≤ N < M ≤ {MAX_GROUP} (as 2:4 or 4:8)"
-            )
-
-    def __str__(self) -> str:
-        return f"{self.kept}:{self.group}"
-
-    @property
-    def sparsity(self) -> float:
-        """Share of weights that become zero."""
-        return 1 - self.kept / self.group
-
-
-Pattern = Unstructured | NM
-
-
-@dataclass(frozen=True, kw_only=True)
-class Grid:
-    """An integer grid: 2^bits levels per output row, or per `group_size` inputs of each row.
-
-    `symmetric` centres it on 0; otherwise it spans the smallest to the largest weight (and 0). 16 bits
-    change almost nothing and serve as a control; no recipe text asks for them.
+    A method's own is a frozen dataclass with its `name` and what it needs to know of a layer's inputs: "nothing",
+    their "squares" (the mean square of each) or their "moments" (Σ x xᵀ too). Its fields that are a pattern or a
+    grid are found by their type.
     """
 
-    bits: int
-    group_size: int | None = None
-    symmetric: bool = False
-
-    def __post_init__(self) -> None:
-        if self.bits not in (*BITS, 16):
-            raise ConfigError(f"{self.bits} bits are not supported; choose from: {', '.join(map(str, BITS))}")
-        if self.group_size is not None and not (isinstance(self.group_size, int) and self.group_size >= 2):
-            raise ConfigError(f"group size {self.group_size} is not a whole number ≥ 2 (usual is 128)")
-
-    def __str__(self) -> str:
-        group = "" if self.group_size is None else f"-g{self.group_size}"
-        return f"{self.bits}b{group}{'-sym' if self.symmetric else ''}"
-
-
-class _Facts:
-    """What the rest of the program asks of a recipe, derived from its pattern and its grid."""
+    name: ClassVar[str] = ""
+    needs: ClassVar[Literal["nothing", "squares", "moments"]] = "nothing"
 
     def __str__(self) -> str:
         return f"{self.method}@{'+'.join(map(str, self.parts))}"
@@ -89,17 +64,17 @@ class _Facts:
     @property
     def method(self) -> str:
         """Name of the method as typed before the `@`; those of a chain joined by `+`."""
-        return type(self).__name__.lower()
+        return self.name
 
     @property
     def needs_calibration(self) -> bool:
         """Whether the layer's inputs on calibration text are needed."""
-        return self.needs_hessian or "wanda" in self.method.split("+")
+        return self.needs != "nothing"
 
     @property
     def needs_hessian(self) -> bool:
         """Whether the inputs' full second moments are needed, not only their mean squares."""
-        return not {"sparsegpt", "gptq"}.isdisjoint(self.method.split("+"))
+        return self.needs == "moments"
 
     @property
     def is_rounding(self) -> bool:
@@ -128,49 +103,64 @@ class _Facts:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Dense(_Facts):
+class Dense(Recipe):
     """Changes nothing, so that a study can list the dense model beside the compressed ones."""
+
+    name = "dense"
 
     def __str__(self) -> str:
         return self.method
 
 
 @dataclass(frozen=True, kw_only=True)
-class Magnitude(_Facts):
+class Magnitude(Recipe):
     """Zero the smallest weights."""
 
+    name = "magnitude"
+
     pattern: Pattern
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wanda(_Facts):
+class Wanda(Recipe):
     """Zero the smallest products of weight and input norm (arXiv 2306.11695)."""
 
+    name = "wanda"
+    needs = "squares"
+
     pattern: Pattern
 
 
 @dataclass(frozen=True, kw_only=True)
-class SparseGPT(_Facts):
+class SparseGPT(Recipe):
     """Prune column by column, mending the columns that follow; with a grid, round too (arXiv 2301.00774)."""
+
+    name = "sparsegpt"
+    needs = "moments"
 
     pattern: Pattern
     grid: Grid | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
-class RTN(_Facts):
+class RTN(Recipe):
     """Round each weight to the nearest grid point."""
+
+    name = "rtn"
 
     grid: Grid
 
 
 @dataclass(frozen=True, kw_only=True)
-class GPTQ(_Facts):
+class GPTQ(Recipe):
     """Round column by column, mending the columns that follow (arXiv 2210.17323).
 
     `act_order` takes the columns with the largest inputs first. `static_groups` fits the grids of all groups
     beforehand; act-order needs that, since its groups do not come up one after the other, and switches it on.
     """
+
+    name = "gptq"
+    needs = "moments"
 
     grid: Grid
     act_order: bool = False
@@ -187,14 +177,11 @@ class GPTQ(_Facts):
         return f"{super().__str__()}{'-act' if self.act_order else ''}{static}"
 
 
-Step = Dense | Magnitude | Wanda | SparseGPT | RTN | GPTQ
-
-
 @dataclass(frozen=True, kw_only=True)
-class Chain(_Facts):
+class Chain(Recipe):
     """Prune, then round what is left: `wanda@0.5+gptq@4b`. The zeros of the first step stay zero."""
 
-    steps: tuple[Step, ...]
+    steps: tuple[Recipe, ...]
 
     def __post_init__(self) -> None:
         # Other orders undo themselves: an update after rounding leaves the grid, a second pruning the level.
@@ -217,41 +204,112 @@ class Chain(_Facts):
         """Names of the methods in order: `wanda+gptq`."""
         return "+".join(step.method for step in self.steps)
 
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether a step needs the layer's inputs."""
+        return any(step.needs_calibration for step in self.steps)
 
-Recipe = Step | Chain
+    @property
+    def needs_hessian(self) -> bool:
+        """Whether a step needs their full second moments."""
+        return any(step.needs_hessian for step in self.steps)
 
 
-class MethodInfo(NamedTuple):
-    """A method as `kick methods` shows it."""
-
-    summary: str
-    examples: tuple[str, ...]
-    options: tuple[str, ...] = ()
+def _parse_magnitude(level: str) -> Magnitude:
+    return Magnitude(pattern=parse_pattern("magnitude", level, METHODS["magnitude"].examples))
 
 
-METHODS: Mapping[str, MethodInfo] = {
-    "dense": MethodInfo("the model as it is", ("dense",)),
-    "magnitude": MethodInfo("zero the smallest weights", ("magnitude@0.5", "magnitude@2:4")),
-    "wanda": MethodInfo(
-        "zero the smallest products of weight and input norm (arXiv 2306.11695)",
-        ("wanda@0.5", "wanda@2:4", "wanda@0.5+gptq@4b"),
+def _parse_wanda(level: str) -> Wanda:
+    return Wanda(pattern=parse_pattern("wanda", level, METHODS["wanda"].examples))
+
+
+def _parse_sparsegpt(level: str) -> SparseGPT:
+    refuse_two_patterns(level)
+    share, plus, bits = level.partition("+")
+    joint = parse_grid("sparsegpt", bits, METHODS["sparsegpt"].options)[0] if plus else None
+    return SparseGPT(pattern=parse_pattern("sparsegpt", share, METHODS["sparsegpt"].examples), grid=joint)
+
+
+def _parse_rtn(level: str) -> RTN:
+    return RTN(grid=parse_grid("rtn", level, METHODS["rtn"].options)[0])
+
+
+def _parse_gptq(level: str) -> GPTQ:
+    grid, flags = parse_grid("gptq", level, METHODS["gptq"].options)
+    return GPTQ(grid=grid, act_order="act" in flags, static_groups="static" in flags)
+
+
+# What comes with this package; plug-ins add theirs in the same form.
+METHODS: Mapping[str, Method] = {
+    "dense": Method(
+        summary="the model as it is",
+        examples=("dense",),
+        parse=lambda level: Dense(),
+        kernel="llmkick.compression.weight:keep",
     ),
-    "sparsegpt": MethodInfo(
-        "prune and mend the weights that stay, with or without rounding them (arXiv 2301.00774)",
-        ("sparsegpt@0.5", "sparsegpt@4:8", "sparsegpt@0.5+4b", "sparsegpt@2:4+4b-g128"),
-        ("gN", "sym"),
+    "magnitude": Method(
+        summary="zero the smallest weights",
+        examples=("magnitude@0.5", "magnitude@2:4"),
+        parse=_parse_magnitude,
+        kernel="llmkick.compression.magnitude:compress",
     ),
-    "rtn": MethodInfo(
-        "round to the nearest grid point, the control that GPTQ must beat",
-        ("rtn@8b", "rtn@4b-g128", "rtn@4b-sym"),
-        ("gN", "sym"),
+    "wanda": Method(
+        summary="zero the smallest products of weight and input norm (arXiv 2306.11695)",
+        examples=("wanda@0.5", "wanda@2:4", "wanda@0.5+gptq@4b"),
+        parse=_parse_wanda,
+        kernel="llmkick.compression.wanda:compress",
     ),
-    "gptq": MethodInfo(
-        "round and mend the weights not yet rounded (arXiv 2210.17323)",
-        ("gptq@4b", "gptq@3b-g128", "gptq@4b-g128-act", "gptq@4b-sym"),
-        ("gN", "sym", "act", "static"),
+    "sparsegpt": Method(
+        summary="prune and mend the weights that stay, with or without rounding them (arXiv 2301.00774)",
+        examples=("sparsegpt@0.5", "sparsegpt@4:8", "sparsegpt@0.5+4b", "sparsegpt@2:4+4b-g128"),
+        options=("gN", "sym"),
+        parse=_parse_sparsegpt,
+        kernel="llmkick.compression.sparsegpt:compress",
+    ),
+    "rtn": Method(
+        summary="round to the nearest grid point, the control that GPTQ must beat",
+        examples=("rtn@8b", "rtn@4b-g128", "rtn@4b-sym"),
+        options=("gN", "sym"),
+        parse=_parse_rtn,
+        kernel="llmkick.compression.rtn:compress",
+    ),
+    "gptq": Method(
+        summary="round and mend the weights not yet rounded (arXiv 2210.17323)",
+        examples=("gptq@4b", "gptq@3b-g128", "gptq@4b-g128-act", "gptq@4b-sym"),
+        options=("gN", "sym", "act", "static"),
+        parse=_parse_gptq,
+        kernel="llmkick.compression.gptq:compress",
     ),
 }
+
+
+def method_named(name: str) -> Method:
+    """A method of this package or of a plug-in. Raises ConfigError for an unknown name and for a broken plug-in."""
+    if name in METHODS:
+        return METHODS[name]
+    plugins.refuse_clash(plugins.METHODS, name, METHODS)
+    added = plugins.usable(plugins.METHODS, METHODS)
+    if name not in added:
+        raise ConfigError(f"unknown method {name!r}; choose from: {', '.join([*METHODS, *added])}")
+    return plugin_method(added[name])
+
+
+def all_methods() -> tuple[dict[str, Method], list[str]]:
+    """Every method that works, by name, and what is wrong with the plug-ins that do not."""
+    methods, problems = dict(METHODS), plugins.problems(plugins.METHODS, METHODS)
+    for name, plugin in plugins.usable(plugins.METHODS, METHODS).items():
+        try:
+            methods[name] = plugin_method(plugin)
+        except ConfigError as error:
+            problems.append(str(error))
+    return methods, problems
+
+
+def plugin_origins(recipe: Recipe) -> dict[str, str]:
+    """The steps of a recipe that are plug-ins, with the package and version that decide what they do."""
+    steps = recipe.steps if isinstance(recipe, Chain) else (recipe,)
+    origins = {step.method: method_named(step.method).origin for step in steps}
+    return {name: origin for name, origin in origins.items() if origin}
 
 
 def parse_recipe(text: str) -> Recipe:
@@ -266,61 +324,13 @@ def parse_recipe(text: str) -> Recipe:
         raise ConfigError(f"recipe {text!r}: {error}") from None
 
 
-def _parse_step(text: str) -> Step:
+def _parse_step(text: str) -> Recipe:
     """One `method@level[-option…]`."""
-    method, _, level = text.partition("@")
-    if method not in METHODS:
-        raise ConfigError(f"unknown method {method!r}; choose from: {', '.join(METHODS)}")
-    if method == "dense":
-        if text != method:
+    name, _, level = text.partition("@")
+    method = method_named(name)
+    if name == Dense.name:
+        if text != name:
             raise ConfigError(f"dense takes no level, but got {level!r}; write dense")
-        return Dense()
-    if not level:
-        raise ConfigError(f"{method} needs a level; write for example {METHODS[method].examples[0]}")
-    if method == "rtn":
-        return RTN(grid=_parse_grid(method, level)[0])
-    if method == "gptq":
-        grid, flags = _parse_grid(method, level)
-        return GPTQ(grid=grid, act_order="act" in flags, static_groups="static" in flags)
-    if re.search(r":.*(^|[-+@])0?\.[0-9]|(^|[-+@])0?\.[0-9].*:", level):
-        raise ConfigError(f"{level!r} gives both a ratio and an N:M pattern, which fixes its own; choose one")
-    if method == "sparsegpt":
-        share, plus, bits = level.partition("+")
-        joint = _parse_grid(method, bits)[0] if plus else None
-        return SparseGPT(pattern=_parse_pattern(method, share), grid=joint)
-    return (Wanda if method == "wanda" else Magnitude)(pattern=_parse_pattern(method, level))
-
-
-def _parse_pattern(method: str, text: str) -> Pattern:
-    """`0.5` or `2:4`."""
-    if re.fullmatch(r"-?[0-9]*\.?[0-9]+", text):
-        return Unstructured(sparsity=float(text))
-    if re.fullmatch(r"[0-9]{1,9}:[0-9]{1,9}", text):
-        kept, group = map(int, text.split(":"))
-        return NM(kept=kept, group=group)
-    if "-" in text[1:]:
-        option = text[1:].split("-")[1]
-        raise ConfigError(f"unknown option {option!r} of {method}; a sparsity takes none, only a grid does")
-    examples = ", ".join(METHODS[method].examples)
-    raise ConfigError(f"{text!r} is neither a share of zeros nor N:M alone; {method} is written as {examples}")
-
-
-def _parse_grid(method: str, text: str) -> tuple[Grid, set[str]]:
-    """`4b-g128-sym` and the method's own flags → the grid, the names of all options given."""
-    level, *words = text.split("-")
-    if level not in (levels := [f"{bits}b" for bits in BITS]):
-        raise ConfigError(f"{level!r} is not a grid of {method}; choose from: {', '.join(levels)}")
-    seen: dict[str, str] = {}
-    for word in words:
-        option = "gN" if re.fullmatch(r"g[^a-z]*", word) else word
-        if option not in METHODS[method].options:
-            choices = ", ".join(METHODS[method].options)
-            raise ConfigError(f"unknown option {word!r} of {method}; choose from: {choices}")
-        if option in seen:
-            raise ConfigError(f"option {word!r} comes after {seen[option]!r}; give it once")
-        seen[option] = word
-    group = seen.get("gN", "g0")[1:]
-    if not re.fullmatch(r"[0-9]{1,9}", group):
-        raise ConfigError(f"group size {group!r} is not a whole number of inputs (as in -g128)")
-    group_size = int(group) if "gN" in seen else None
-    return Grid(bits=int(level[:-1]), group_size=group_size, symmetric="sym" in seen), set(seen)
+    elif not level:
+        raise ConfigError(f"{name} needs a level; write for example {method.examples[0]}")
+    return method.parsed(level)

@@ -9,7 +9,8 @@ from llmkick.compression.gptq import blocks, fast_rows, fit_beforehand, from_col
 from llmkick.compression.grid import FittedGrid, nearest_point
 from llmkick.compression.hessian import InverseFactor
 from llmkick.compression.masks import zero_lowest_per_group, zero_up_to_quantile
-from llmkick.compression.recipe import NM, Grid, Pattern
+from llmkick.compression.methods import Layer, WeightResult
+from llmkick.compression.recipe import NM, Grid, Pattern, SparseGPT
 
 
 def sparsegpt(
@@ -56,3 +57,10 @@ def _mask(scores: Tensor, pattern: Pattern) -> Tensor:
     if isinstance(pattern, NM):
         return zero_lowest_per_group(scores.T, pattern).T
     return zero_up_to_quantile(scores, pattern.sparsity)
+
+
+def compress(recipe: SparseGPT, layer: Layer) -> WeightResult:
+    """Carry out a recipe on one layer."""
+    factor = layer.inputs.factor()
+    mended, on_grid = sparsegpt(layer.weight, factor, recipe.pattern, recipe.grid)
+    return WeightResult(mended, damping=factor.damping, grid=on_grid)

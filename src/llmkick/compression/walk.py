@@ -209,7 +209,7 @@ class Walk:
         if recipe.needs_calibration and tokens == 0:
             # No calibration token reached it: there is nothing to choose by, and that is not hidden.
             output.tally.warnings.append(f"left dense: {layer.name} saw no calibration token")
-            _note(output.tally, layer, WeightResult(layer.weight, None), record, Dense())
+            _note(output.tally, layer, WeightResult(layer.weight), record, Dense())
             return None
         if layer.form == "expert" and recipe.needs_calibration and tokens < FEW_TOKENS:
             output.tally.warnings.append(f"few tokens: {layer.name} was calibrated on {tokens} tokens")

@@ -3,7 +3,8 @@
 from torch import Tensor
 
 from llmkick.compression.masks import zero_lowest_per_group, zero_lowest_per_row
-from llmkick.compression.recipe import NM, Pattern
+from llmkick.compression.methods import Layer, WeightResult
+from llmkick.compression.recipe import NM, Pattern, Wanda
 
 
 def wanda_scores(weight: Tensor, mean_square: Tensor) -> Tensor:
@@ -21,3 +22,8 @@ def wanda(weight: Tensor, mean_square: Tensor, pattern: Pattern) -> Tensor:
         return weight.masked_fill(zero_lowest_per_group(scores, pattern), 0)
     count = int(weight.shape[1] * pattern.sparsity)
     return weight.masked_fill(zero_lowest_per_row(scores, count), 0)
+
+
+def compress(recipe: Wanda, layer: Layer) -> WeightResult:
+    """Carry out a recipe on one layer."""
+    return WeightResult(wanda(layer.weight, layer.inputs.mean_square(), recipe.pattern))

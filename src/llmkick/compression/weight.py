@@ -1,44 +1,18 @@
 """One weight, one recipe: checks, the choice of the kernel, and how far the layer's output moved."""
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
-from llmkick.compression.gptq import gptq
-from llmkick.compression.grid import FittedGrid, encode
+from llmkick.compression.grid import encode
 from llmkick.compression.hessian import InputStatistics
-from llmkick.compression.magnitude import magnitude
-from llmkick.compression.recipe import (
-    GPTQ,
-    RTN,
-    Chain,
-    Dense,
-    Magnitude,
-    Recipe,
-    SparseGPT,
-    Step,
-    Wanda,
-    parse_recipe,
-)
-from llmkick.compression.rtn import rtn
-from llmkick.compression.sparsegpt import sparsegpt
-from llmkick.compression.wanda import wanda
+from llmkick.compression.methods import Layer, WeightResult
+from llmkick.compression.recipe import Chain, Dense, Recipe, method_named, parse_recipe
 from llmkick.errors import ConfigError, NumericalError
 from llmkick.models.finite import all_finite
 
+__all__ = ["WeightResult", "compress_weight", "compress_with_statistics", "keep", "relative_output_error"]
+
 OUTPUTS = 1024  # outputs of a layer whose error is measured together
-
-
-class WeightResult(NamedTuple):
-    """A compressed weight (out, in), in the dtype and on the device of the original."""
-
-    weight: Tensor
-    damping: float | None  # share of the Hessian's mean diagonal added; None where no Hessian was used
-    # What a compact form stores, None where nothing was rounded. The codes are of the weight in float32: in
-    # bfloat16 neighbours of an 8-bit grid can fall together.
-    grid: FittedGrid | None = None
-    codes: Tensor | None = None
 
 
 def compress_weight(weight: Tensor, inputs: Tensor | None, recipe: Recipe | str) -> Tensor:
@@ -70,11 +44,12 @@ def compress_with_statistics(
     # An empty stand-in that no step will ask: those that need statistics have passed the check above.
     if statistics is None:
         statistics = InputStatistics(weight.shape[1], hessian=False, name=name)
-    result, dampings = WeightResult(weight.detach(), None), []
+    result, dampings = WeightResult(weight.detach()), []
     for step in steps:
         # What a chain has pruned stays 0: rounding with compensation would fill it in again.
         zeroed = None if step is steps[0] else result.weight == 0
-        result = _apply(step, result.weight, statistics, zeroed)
+        layer = Layer(weight=result.weight, inputs=statistics, zeroed=zeroed, name=name)
+        result = method_named(step.method).run(step, layer)
         dampings += [] if result.damping is None else [result.damping]
     compressed = result.weight.to(weight.dtype)
     if not all_finite(compressed):
@@ -99,26 +74,9 @@ def relative_output_error(original: Tensor, compressed: Tensor, inputs: Tensor) 
     return None if size == 0 else (moved / size) ** 0.5
 
 
-def _apply(step: Step, weight: Tensor, statistics: InputStatistics, zeroed: Tensor | None) -> WeightResult:
-    """Run one kernel. Weights under `zeroed` (out, in) are 0 and stay so."""
-    match step:
-        case Dense():
-            return WeightResult(weight.clone(), None)
-        case Magnitude(pattern=pattern):
-            return WeightResult(magnitude(weight, pattern), None)
-        case RTN(grid=grid):
-            rounded, fitted = rtn(weight, grid)  # rounds 0 to 0
-            return WeightResult(rounded, None, fitted)
-        case Wanda(pattern=pattern):
-            return WeightResult(wanda(weight, statistics.mean_square(), pattern), None)
-        case SparseGPT(pattern=pattern, grid=joint):
-            factor = statistics.factor()
-            mended, on_grid = sparsegpt(weight, factor, pattern, joint)
-            return WeightResult(mended, factor.damping, on_grid)
-        case GPTQ(grid=grid, act_order=act_order, static_groups=static_groups):
-            factor = statistics.factor(act_order=act_order)
-            rounded, fitted = gptq(weight, factor, grid, static_groups=static_groups, zeroed=zeroed)
-            return WeightResult(rounded, factor.damping, fitted)
+def keep(recipe: Dense, layer: Layer) -> WeightResult:
+    """The kernel of `dense`: a copy."""
+    return WeightResult(layer.weight.clone())
 
 
 def _check_weight(weight: Tensor, name: str) -> None:

@@ -19,6 +19,7 @@ from llmkick.errors import ModelError
 from llmkick.models.builtin import BUILTIN_MODELS, builtin_gguf
 from llmkick.models.files import cache_folder, new_folder, require_space, sha256_of_file
 from llmkick.models.packed import MANIFEST
+from llmkick.models.plugin_models import plugin_of
 
 # Part of the cache key of converted files: raise it when the conversion changes.
 CONVERSION_VERSION = 2
@@ -65,6 +66,8 @@ def locate(reference: str) -> Checkpoint:
         return _from_folder(path, name=path.resolve().name, revision="")
     if re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", reference):
         return _from_hub(reference)
+    if plugin_of(reference) is not None:
+        raise ModelError(f"{reference} comes from a plug-in and has no files to work on; `kick eval` can ask it")
     raise ModelError(
         f"unknown model {reference!r}: not a built-in ({', '.join(sorted(BUILTIN_MODELS))}), "
         "not a folder or .gguf file on this machine, and not a hub id such as owner/name"

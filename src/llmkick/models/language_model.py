@@ -17,6 +17,7 @@ from llmkick.models.checkpoint import Checkpoint, locate, refuse_missing
 from llmkick.models.finite import all_finite
 from llmkick.models.memory import Allowance
 from llmkick.models.packed import digest_of, unpack_folder
+from llmkick.models.plugin_models import load_from_plugin, plugin_of
 from llmkick.models.precision import resolve_device, resolve_dtype
 
 
@@ -224,13 +225,18 @@ class TransformersModel:
 
 
 def load_model(reference: str, *, dtype: str = "auto", device: str = "auto") -> TransformersModel:
-    """Load a model by built-in name, local Hugging Face folder, hub id or `.gguf` file.
+    """Load a model by built-in name, local Hugging Face folder, hub id, `.gguf` file or a plug-in's `scheme:…`.
 
     `dtype` is "auto" (bfloat16 where the device is faster in it, else float32), "float32",
     "bfloat16" or "float16"; `device` is "auto" (CUDA when there is one) or a torch device name.
-    Raises ModelError for missing, damaged or unsupported files, NumericalError for NaN or Inf weights.
+    Raises ModelError for missing, damaged or unsupported files, NumericalError for NaN or Inf weights, ConfigError
+    for a broken plug-in.
     """
     resolve_dtype(dtype, resolve_device(device))  # before anything is fetched or converted
+    plugin = plugin_of(reference)
+    if plugin is not None:
+        # A plug-in's model may be any LanguageModel; what needs its weights asks for them.
+        return load_from_plugin(plugin, reference, dtype=dtype, device=device)  # type: ignore[no-any-return]
     return load_located(locate(reference), dtype=dtype, device=device)
 
 

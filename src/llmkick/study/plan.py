@@ -7,12 +7,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import psutil
 import torch
 
-from llmkick.compression.recipe import GPTQ, Chain, Recipe, SparseGPT
+from llmkick.compression.recipe import Recipe
 from llmkick.errors import ConfigError, KickError
 from llmkick.models.builtin import BUILTIN_MODELS, is_cached
 from llmkick.models.checkpoint import locate
@@ -230,10 +229,8 @@ def _operations(recipe: Recipe, parameters: int, calibration_tokens: int) -> flo
         return 20.0 * parameters
     # Each block runs twice, before and after it is compressed.
     forwards = 4.0 * parameters * calibration_tokens
-    parts: tuple[Any, ...] = recipe.steps if isinstance(recipe, Chain) else (recipe,)
-    hessian = any(isinstance(part, SparseGPT | GPTQ) for part in parts)
     # inputs × inputs a token costs about what a square layer's product does; the factorisation is small beside it.
-    return forwards + (2.0 * parameters * calibration_tokens if hessian else 0.0)
+    return forwards + (2.0 * parameters * calibration_tokens if recipe.needs_hessian else 0.0)
 
 
 def _memory(

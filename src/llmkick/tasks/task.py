@@ -7,9 +7,11 @@ import importlib
 import json
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from functools import cache
 from typing import Any, Protocol
 
+import llmkick.plugins as plugins
 from llmkick.errors import ConfigError
 from llmkick.models.language_model import (
     ContinuationScore,
@@ -133,7 +135,8 @@ SETTINGS = {
 class TaskEntry:
     """A task as it can be asked for: where it is made, its variants (the first is the default).
 
-    `data` names further published data sets, asked for like variants; they have no pocket version.
+    `data` names further published data sets, asked for like variants; they have no pocket version. `plugin` is
+    filled in for tasks that an entry point brings.
     """
 
     module: str
@@ -141,6 +144,7 @@ class TaskEntry:
     summary: str
     variants: tuple[str, ...] = ()
     data: tuple[str, ...] = ()
+    plugin: plugins.Plugin | None = None
 
     def names(self, base: str) -> list[str]:
         """The task's names, spelled out."""
@@ -175,23 +179,71 @@ TASKS: Mapping[str, TaskEntry] = {
 }
 
 
+def entry_of(name: str) -> TaskEntry:
+    """The entry behind a task's name, of this package or of a plug-in.
+
+    Raises ConfigError for an unknown name or variant, and for a broken plug-in.
+    """
+    base, _, variant = name.partition(":")
+    if base not in TASKS:
+        plugins.refuse_clash(plugins.TASKS, base, TASKS)
+    added = plugins.usable(plugins.TASKS, TASKS)
+    entry = TASKS.get(base) or (_plugin_entry(added[base]) if base in added else None)
+    if entry is None or (":" in name and variant not in entry.variants + entry.data):
+        raise ConfigError(f"unknown task {name!r}; choose from: {', '.join(task_names())}")
+    return entry
+
+
+def all_tasks() -> tuple[dict[str, TaskEntry], list[str]]:
+    """Every entry that works, by base name, and what is wrong with the plug-ins that do not."""
+    entries, problems = dict(TASKS), plugins.problems(plugins.TASKS, TASKS)
+    for base, plugin in plugins.usable(plugins.TASKS, TASKS).items():
+        try:
+            entries[base] = _plugin_entry(plugin)
+        except ConfigError as error:
+            problems.append(str(error))
+    return entries, problems
+
+
+@cache
+def _plugin_entry(plugin: plugins.Plugin) -> TaskEntry:
+    entry = plugin.load()
+    if not isinstance(entry, TaskEntry):
+        raise plugin.broken(f"is {type(entry).__name__}, not a llmkick.tasks.task.TaskEntry")
+    try:
+        factory = getattr(importlib.import_module(entry.module), entry.factory)
+    except Exception as error:
+        raise plugin.broken(f"names {entry.module}.{entry.factory}: {plugins.describe(error)}") from error
+    missing = {"limit", "protocol", "seed", "source"} - {one.name for one in _fields(factory)}
+    if missing:
+        raise plugin.broken(f"needs a dataclass as factory; {entry.factory} has no field {', '.join(sorted(missing))}")
+    return replace(entry, plugin=plugin)
+
+
+def _fields(factory: Any) -> tuple[Any, ...]:
+    return fields(factory) if is_dataclass(factory) else ()
+
+
 def task_names() -> list[str]:
-    """Every task name with its variants spelled out."""
-    return [name for base, entry in TASKS.items() for name in entry.names(base)]
+    """Every task name with its variants spelled out; broken plug-ins are left out."""
+    return [name for base, entry in all_tasks()[0].items() for name in entry.names(base)]
 
 
 def has_pocket_data(name: str) -> bool:
-    """Whether a task runs on the data sets in this package; the others need source hub or a folder."""
-    base, _, variant = name.partition(":")
-    return variant not in TASKS[base].data
+    """Whether a task runs on the data sets in its package; the others need source hub or a folder."""
+    return name.partition(":")[2] not in entry_of(name).data
 
 
 def task_summary(name: str) -> str:
     """One line on what a task asks."""
-    return TASKS[name.partition(":")[0]].summary
+    return entry_of(name).summary
 
 
 PROTOCOLS = ("strict", "paper")
+# What a plug-in's task must have, see `Task`.
+TASK_MEMBERS = (
+    "name", "version", "metric", "chance_level", "setting", "prompting", "notes", "key", "items", "requests", "score",
+)  # fmt: skip
 _COMMON_FIELDS = ("variant", "data", "source", "protocol", "limit", "seed")
 
 
@@ -205,7 +257,7 @@ def get_task(
     **options: Any,
 ) -> Task:
     """Make a task: `factoid_qa[:popqa]`, `multiple_choice[:letter|:cloze]`, `context_qa[:closed|:open]`,
-       `perplexity[:c4]`.
+       `perplexity[:c4]`, or one of a plug-in.
 
        `source` is "pocket" (this package), "hub" (the published data sets) or a folder that holds their files, and
        for perplexity a text file. `protocol` is "strict", or "paper" for the paper's prompts and metrics. `limit`
@@ -214,10 +266,7 @@ def get_task(
        of perplexity.
     ConfigError for an unknown name, variant, protocol, source or option, and for a limit below 1.
     """
-    base, _, variant = name.partition(":")
-    entry = TASKS.get(base)
-    if entry is None or (":" in name and variant not in entry.variants + entry.data):
-        raise ConfigError(f"unknown task {name!r}; choose from: {', '.join(task_names())}")
+    entry, variant = entry_of(name), name.partition(":")[2]
     if limit is not None and not (is_whole(limit) and limit >= 1):
         raise ConfigError(f"limit of {name} must be a whole number of at least 1; got {limit!r}")
     if not is_whole(seed):
@@ -233,8 +282,32 @@ def get_task(
         options["variant"] = variant or entry.variants[0]
     if entry.data:
         options["data"] = variant
-    task: Task = factory(source=source, protocol=protocol, limit=limit, seed=seed, **options)
+    given = {"source": source, "protocol": protocol, "limit": limit, "seed": seed, **options}
+    task: Task = factory(**given) if entry.plugin is None else _from_plugin(entry.plugin, factory, given)
     return task
+
+
+def _from_plugin(plugin: plugins.Plugin, factory: Any, given: Mapping[str, Any]) -> Any:
+    """A plug-in's task, refused when it lacks something that would be missed only after hours."""
+    try:
+        task = factory(**given)
+    except Exception as error:
+        raise plugin.failed("to make the task", error) from error
+    missing = [name for name in TASK_MEMBERS if not hasattr(type(task), name) and name not in vars(task)]
+    if missing:
+        raise plugin.broken(f"made a {type(task).__name__} without {', '.join(missing)}; see the Task protocol")
+    if task.name.partition(":")[0] != plugin.name or task.setting not in SETTINGS:
+        raise plugin.broken(
+            f"made a task named {task.name!r} of setting {task.setting!r}; its name must begin with {plugin.name!r}, "
+            f"its setting be one of {', '.join(SETTINGS)}"
+        )
+    return task
+
+
+def full_key(task: Task) -> dict[str, Any]:
+    """A task's key; of a plug-in's task also package and version."""
+    plugin = entry_of(task.name).plugin
+    return {**task.key, **({} if plugin is None else {"plugin": plugin.origin})}
 
 
 def is_whole(value: object) -> bool:

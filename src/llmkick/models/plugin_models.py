@@ -1,0 +1,52 @@
+"""Models that plug-ins bring: `scheme:rest`, where the scheme is an entry point's name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import llmkick.plugins as plugins
+from llmkick.plugins import Plugin
+
+# Schemes of this package, which no plug-in can take.
+BUILTIN_SCHEMES = ("openai",)
+# What is asked of every model, see `LanguageModel`.
+MEMBERS = ("info", "max_tokens", "has_chat_template", "tokenize", "logprobs", "generate")
+
+
+def plugin_of(reference: str) -> Plugin | None:
+    """The plug-in that a model reference names, None for any other reference. What exists as a path is a path.
+
+    Raises ConfigError where plug-ins quarrel over the scheme.
+    """
+    scheme, colon, _ = reference.partition(":")
+    if not colon or scheme in BUILTIN_SCHEMES or Path(reference).expanduser().exists():
+        return None
+    plugins.refuse_clash(plugins.MODELS, scheme, BUILTIN_SCHEMES)
+    return plugins.usable(plugins.MODELS, BUILTIN_SCHEMES).get(scheme)
+
+
+def load_from_plugin(plugin: Plugin, reference: str, *, dtype: str, device: str) -> Any:
+    """The LanguageModel that a plug-in makes of what stands behind the colon.
+
+    The entry point is a function `load(rest, *, dtype, device)`. Raises ConfigError naming the plug-in when it is
+    no function or makes no model, KickError when it fails.
+    """
+    load = plugin.load()
+    if not callable(load):
+        raise plugin.broken(f"is {type(load).__name__}, not a function load(rest, *, dtype, device)")
+    try:
+        model = load(reference.partition(":")[2], dtype=dtype, device=device)
+        missing = [name for name in MEMBERS if not hasattr(model, name)]
+    except Exception as error:
+        raise plugin.failed(f"to load {reference!r}", error) from error
+    if missing:
+        raise plugin.broken(
+            f"made a {type(model).__name__} without {', '.join(missing)}; see the LanguageModel protocol"
+        )
+    return model
+
+
+def schemes() -> tuple[dict[str, Plugin], list[str]]:
+    """The schemes that plug-ins add, and what is wrong with those that are not used. None of them is loaded."""
+    return dict(plugins.usable(plugins.MODELS, BUILTIN_SCHEMES)), plugins.problems(plugins.MODELS, BUILTIN_SCHEMES)
