@@ -16,8 +16,8 @@ from typing import Any
 
 from llmkick.errors import ConfigError, KickError
 
-METHODS, TASKS, MODELS = "llmkick.methods", "llmkick.tasks", "llmkick.models"
-GROUPS = (METHODS, TASKS, MODELS)
+# Names of entry point groups, not of modules.
+GROUPS = METHODS, TASKS, MODELS = tuple(f"llmkick.{kind}" for kind in ("methods", "tasks", "models"))
 
 
 @dataclass(frozen=True, kw_only=True)
