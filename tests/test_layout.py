@@ -29,7 +29,7 @@ MAY_IMPORT = {
     "statistics": set(),
     "compression": {"models", "plugins"},
     "tasks": {"models", "plugins"},
-    "study": {"models", "compression", "tasks", "statistics"},
+    "study": {"models", "compression", "tasks", "statistics", "plugins"},
     "report": {"study", "statistics"},
 }
 # These see everything, and nothing below may see them.

@@ -11,7 +11,7 @@ from typing import Any
 from llmkick.models.batching import ENGINE_VERSION
 from llmkick.study.variants import Variant
 from llmkick.tasks.prompting import Prompting
-from llmkick.tasks.task import BATCH_ITEMS, Task
+from llmkick.tasks.task import BATCH_ITEMS, Task, full_key
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +38,7 @@ def _run_key(variant: Variant, task: Task, *, weights: Mapping[str, Any], prompt
         {
             **weights,
             "seed": variant.seed,
-            "task": dict(task.key),
+            "task": full_key(task),
             "prompting": prompting,
             "engine": ENGINE_VERSION,
             "batch": BATCH_ITEMS,

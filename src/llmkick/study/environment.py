@@ -14,13 +14,15 @@ import psutil
 import torch
 
 from llmkick.models.language_model import TransformersModel
+from llmkick.plugins import GROUPS, installed
 
 
 def environment(model: TransformersModel | None = None) -> dict[str, Any]:
     """What the numbers were made on: versions, processor, memory, threads, device."""
     packages = ("llmkick", "torch", "transformers", "tokenizers", "safetensors", "numpy", "scipy", "pandas")
+    plugins = {plugin.package: plugin.version for group in GROUPS for plugin in installed(group)}
     return {
-        "packages": {name: importlib.metadata.version(name) for name in packages},
+        "packages": {**{name: importlib.metadata.version(name) for name in packages}, **plugins},
         "python": platform.python_version(),
         "platform": platform.platform(),
         "processor": _processor(),

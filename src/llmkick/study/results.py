@@ -13,7 +13,7 @@ import pandas as pd
 from llmkick.errors import DataError
 from llmkick.models.files import write_text_atomically
 from llmkick.statistics import Comparison, PerplexityComparison, compare, compare_perplexity, overall_verdict
-from llmkick.tasks.task import LARGEST_NATS, Record, Task, summary_value
+from llmkick.tasks.task import LARGEST_NATS, Record, Task, full_key, summary_value
 
 RESULTS_FILE = "results.json"
 RESULTS_SCHEMA = 1
@@ -69,7 +69,7 @@ def read_results(folder: Path) -> StudyResult:
 def describe_task(task: Task, prompting: str) -> dict[str, Any]:
     """A task as results.json lists it."""
     return {
-        **task.key,
+        **full_key(task),
         "metric": task.metric,
         "chance_level": task.chance_level,
         "setting": task.setting,

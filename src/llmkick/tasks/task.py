@@ -306,7 +306,7 @@ def _from_plugin(plugin: plugins.Plugin, factory: Any, given: Mapping[str, Any])
 
 def full_key(task: Task) -> dict[str, Any]:
     """A task's key; of a plug-in's task also package and version."""
-    plugin = entry_of(task.name).plugin
+    plugin = plugins.usable(plugins.TASKS, TASKS).get(task.name.partition(":")[0])
     return {**task.key, **({} if plugin is None else {"plugin": plugin.origin})}
 
 
