@@ -189,9 +189,7 @@ class _Pair:
                 raise ConfigError(f"{self.task}: of {name} less is better, so there is no share of it to lose")
             if name in there and name not in numeric:
                 value = next(s.metrics.get(name) for s in self.dense.values() if not _is_number(s.metrics.get(name)))
-                raise DataError(
-                    f"{self.task}: {name} is {value!r} for a document, not a number; numbers: {_names(usable)}"
-                )
+                raise DataError(f"{self.task}: {name} is {value!r}, not a number; choose from: {_names(usable)}")
             if name in there:
                 return name
         if wanted or not usable:
