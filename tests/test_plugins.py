@@ -24,6 +24,7 @@ from llmkick.models.checkpoint import locate
 from llmkick.models.language_model import load_model
 from llmkick.models.plugin_models import plugin_of
 from llmkick.study.environment import environment
+from llmkick.study.run import run_study
 from llmkick.tasks import task as task_module
 from llmkick.tasks.task import TASKS, all_tasks, evaluate, full_key, get_task, task_names
 from toy import save_toy, toy_model
@@ -384,6 +385,15 @@ def test_a_scheme_loads_a_model(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "ours:folder").mkdir()
     assert plugin_of("ours:folder") is None
+
+
+def test_a_model_without_weights_is_asked_but_not_compressed(install: Install, tmp_path: Path):
+    source = "from scripted import ScriptedModel\ndef load(rest, **_):\n    return ScriptedModel()"
+    install("schemes", (plugins.MODELS, "said", "said_scheme:load"), said_scheme=source)
+    assert len(evaluate(load_model("said:x", dtype="float32"), get_task("factoid_qa", limit=3))) == 3
+    study = {"model": "said:x", "recipes": ["magnitude@0.5"], "tasks": ["factoid_qa"], "dtype": "float32"}
+    with pytest.raises(ConfigError, match="scripted is a ScriptedModel, whose weights cannot be compressed"):
+        run_study(study, out=tmp_path / "run")
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from llmkick.compression.calibration import Calibration
 from llmkick.compression.compress import artifact_key, compress, compress_into, kept_key
 from llmkick.compression.outcome import CompressionReport
 from llmkick.compression.recipe import Recipe
-from llmkick.errors import ModelError
+from llmkick.errors import ConfigError, ModelError
 from llmkick.models.language_model import TransformersModel
 from llmkick.study.observer import Observer
 
@@ -26,6 +26,14 @@ class StudyCompressor:
     propagate: bool
     observer: Observer
     warnings: list[str]
+
+    def __post_init__(self) -> None:
+        model: object = self.model  # a plug-in may bring any LanguageModel
+        if not isinstance(model, TransformersModel):
+            raise ConfigError(
+                f"{self.model.info.name} is a {type(model).__name__}, whose weights cannot be compressed; "
+                "`kick eval` can ask it"
+            )
 
     def key(self, recipe: Recipe, calibration: Calibration | None) -> dict[str, Any]:
         """Everything that decides the compressed weights."""
