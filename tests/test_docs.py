@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+import llmkick
 from llmkick.cli import app
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -23,7 +24,9 @@ def help_page() -> str:
 
 def help_of(command: str) -> str:
     arguments = [sys.executable, "-m", "llmkick.cli", *([command] if command else []), "--help"]
-    environment = {"COLUMNS": "100", "NO_COLOR": "1", "TERM": "dumb", "PATH": "", "PYTHONIOENCODING": "utf-8"}
+    source = str(Path(llmkick.__file__).parents[1])  # these sources, where another copy is installed too
+    plain = {"COLUMNS": "100", "NO_COLOR": "1", "TERM": "dumb", "PATH": "", "PYTHONIOENCODING": "utf-8"}
+    environment = {"PYTHONPATH": source, **plain}
     done = subprocess.run(arguments, capture_output=True, text=True, check=True, env=environment)
     lines = [line.rstrip() for line in done.stdout.replace("python -m llmkick.cli", "kick").splitlines()]
     return "\n".join(lines).strip()

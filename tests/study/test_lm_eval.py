@@ -303,6 +303,9 @@ def test_the_command(pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     code, out, err = kick(dense, compressed, "--metric", "f1")
     assert (code, out) == (2, "")
     assert "capitals has no metric f1; choose from: acc" in err
+    code, _, err = kick(dense, compressed, "--out", tmp_path / "verdicts.xlsx")
+    assert code == 2
+    assert "verdicts are written as .json, as .csv, or into a folder" in err
     code, _, err = kick(dense, tmp_path / "none")
     assert code == 1
     assert "there is no file or folder" in err

@@ -85,8 +85,10 @@ def import_lm_eval(
     from llmkick.study.lm_eval import import_lm_eval as read
     from llmkick.study.lm_eval import write_imported
 
-    if target is not None and target.suffix:
-        check_file_target(target)
+    if target is not None and target.suffix not in ("", ".json", ".csv"):
+        raise ConfigError(f"{target}: verdicts are written as .json, as .csv, or into a folder")
+    if target is not None:
+        check_file_target(target if target.suffix else target / "verdicts.csv")
     found = read(
         dense,
         compressed,
