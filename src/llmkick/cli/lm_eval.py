@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
@@ -12,6 +12,9 @@ from rich.text import Text
 
 from llmkick.cli.common import Device, Dtype, app, check_file_target, out, print_notes
 from llmkick.errors import ConfigError
+
+if TYPE_CHECKING:
+    from llmkick.study.lm_eval import ImportedTask
 
 
 @app.command("export-lm-eval")
@@ -81,7 +84,6 @@ def import_lm_eval(
 
         kick import-lm-eval out/dense out/pruned --metric exact_match --metric acc_norm --out verdicts.csv
     """
-    from llmkick.report import wording
     from llmkick.study.lm_eval import import_lm_eval as read
     from llmkick.study.lm_eval import write_imported
 
@@ -101,6 +103,15 @@ def import_lm_eval(
         margin=margin,
         alpha=alpha,
     )
+    _print_verdicts(found)
+    if target is not None:
+        for path in write_imported(found, target):
+            out.print(f"written: {path}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _print_verdicts(found: list[ImportedTask]) -> None:
+    from llmkick.report import wording
+
     table = Table("task", "metric", "items", "clusters", "chance", "dense", "compressed", "loss", "verdict")
     notes: dict[str, list[str]] = {}
     for one in found:
@@ -122,6 +133,3 @@ def import_lm_eval(
     out.print(table)
     for note, labels in notes.items():
         print_notes([f"{', '.join(labels) if len(labels) < len(found) else 'every task'}: {note}"])
-    if target is not None:
-        for path in write_imported(found, target):
-            out.print(f"written: {path}", markup=False, highlight=False, soft_wrap=True)
