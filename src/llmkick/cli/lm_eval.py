@@ -118,8 +118,8 @@ def _print_verdicts(found: list[ImportedTask]) -> None:
         entry = asdict(one.comparison)
         mark = wording.mark(entry["verdict"])
         table.add_row(
-            one.label,
-            one.metric,
+            Text(one.label),
+            Text(one.metric),
             str(entry["n"]),
             str(entry["clusters"]),
             f"{entry['chance']:.3g}",
