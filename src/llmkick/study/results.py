@@ -35,6 +35,8 @@ class StudyResult:
     compression: Sequence[Mapping[str, Any]]
     warnings: Sequence[str]
     noise: Sequence[Mapping[str, Any]] = field(default_factory=list)
+    # Who judged the generated answers, at what cost, and how far that judge can be believed; None without one.
+    judge: Mapping[str, Any] | None = None
 
     def write(self) -> Path:
         """Write results.json whole or not at all. Raises DataError when it cannot be written."""
@@ -73,7 +75,7 @@ def describe_task(task: Task, prompting: str) -> dict[str, Any]:
         "metric": task.metric,
         "chance_level": task.chance_level,
         "setting": task.setting,
-        "prompting": prompting,
+        "prompting": task.prompting or prompting,
     }
 
 
