@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from judges import KEY, MODEL, Answer, Endpoint, answering, asked_of, is_probe
+from llmkick.cli import app
 from llmkick.errors import ConfigError, DataError, JudgeError
 from llmkick.study import judging as judging_module
 from llmkick.study.cells import cells_of
@@ -405,6 +407,23 @@ def test_what_judging_will_cost_is_known_before(toy: Path):
     assert any(line.startswith("judge: at most 36 requests") for line in plan_study(study).lines())
     paper = study_of(toy, {"model": "openai:http://127.0.0.1:9/v1#m", "protocol": "paper", "replicates": 2})
     assert estimate(paper, models=3).requests == 3 * 2 * (6 + 3)
+
+
+def test_the_command_tells_costs_before_and_tokens_after(toy: Path, folder: Path, tmp_path: Path):
+    with answering(fair) as endpoint:
+        study = study_of(toy, {"model": endpoint.reference, "attempts": 1})
+        file = put(tmp_path / "judged.toml", study.to_toml())
+        planned = CliRunner().invoke(app, ["run", str(file), "--plan"])
+        assert "judge: at most 36 requests" in planned.stdout
+        assert endpoint.requests == []
+        done = CliRunner().invoke(app, ["run", str(file), "--out", str(folder)])
+    assert done.exit_code == 0, done.output
+    assert "judge: at most 36 requests" in done.stderr
+    result = json.loads((folder / RESULTS_FILE).read_text(encoding="utf-8"))["judge"]
+    assert f"judge: {result['judgements']} judgements, {result['prompt_tokens']:,} tokens asked" in done.stdout
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert "instruction:judge" in page
+    assert KEY not in page + done.output
 
 
 # Whether a judge can be believed

@@ -160,6 +160,8 @@ class Judging:
     references: dict[str, dict[str, str]] = field(default_factory=dict)
     summary: dict[str, Any] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    # Questions without a reply, and why.
+    _failed: dict[str, str] = field(default_factory=dict)
 
     @property
     def judged(self) -> list[Task]:
@@ -290,10 +292,9 @@ class Judging:
             )
 
     def _ask(self, wanted: Mapping[str, Asked], settings: Mapping[str, Any]) -> None:
-        """Journal each reply as it comes; `_failed` are the keys that got none, with the reason."""
+        """Journal each reply as it comes; note who got none."""
         known = self.journal.judgements()
         spent = sum(one.prompt_tokens + one.completion_tokens for one in known.values())
-        self._failed: dict[str, str] = {}
         questions = [asked.question for asked in wanted.values()]
         self.observer.stage(f"judging with {self.spec.model}", len(wanted))
         done = sum(key in known for key in wanted)
