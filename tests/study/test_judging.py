@@ -145,6 +145,11 @@ def test_both_tasks_are_compared_like_every_other(answered: StudyResult):
         assert all("dense_logprob" in row["details"] for row in other.values() if row["response"])
     stories = records(answered.folder, "summarization", "dense").values()
     assert all(row["details"]["dense_rougeL"] in (0, 1) for row in stories)  # its own; 0 without a word
+    by_task = {row["task"]: row for row in answered.results if row["recipe"] == "dense"}
+    groups = by_task["instruction"]["groups"]
+    assert sum(group["n"] for group in groups.values()) == by_task["instruction"]["n"]
+    assert all(group["unique_tokens"] <= 8 for group in groups.values())
+    assert set(by_task["summarization"]["groups"]) == {"short", "medium", "long"}
     # The compressed summaries are held against the dense ones.
     for row in records(answered.folder, "summarization", RECIPES[0]).values():
         assert 0 <= row["details"]["dense_rougeL"] < 1
