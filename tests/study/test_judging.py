@@ -16,11 +16,12 @@ from typer.testing import CliRunner
 from judges import KEY, MODEL, Answer, Endpoint, answering, asked_of, is_probe
 from llmkick.cli import app
 from llmkick.errors import ConfigError, DataError, JudgeError
-from llmkick.study import judging as judging_module
+from llmkick.study import judge_trust
 from llmkick.study.cells import cells_of
 from llmkick.study.config import Study, make_study
 from llmkick.study.journal import JOURNAL_FILE
-from llmkick.study.judging import Asked, doubts, estimate, reliability
+from llmkick.study.judge_questions import Asked, estimate
+from llmkick.study.judge_trust import doubts, reliability
 from llmkick.study.plan import plan_study
 from llmkick.study.results import RESULTS_FILE, StudyResult
 from llmkick.study.run import run_study
@@ -305,7 +306,7 @@ def test_unreadable_replies_are_unscored_with_what_was_said(toy: Path, folder: P
 def test_a_judge_that_does_not_read_is_reported(
     toy: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, habit: Callable[[dict[str, Any]], Answer], told: str
 ):
-    monkeypatch.setattr(judging_module, "FEW", 4)
+    monkeypatch.setattr(judge_trust, "FEW", 4)
     with answering(lambda request, number: Answer(text="ok") if is_probe(request) else habit(request)) as endpoint:
         result = judged(toy, endpoint, folder)
     assert any(told in warning for warning in result.warnings)

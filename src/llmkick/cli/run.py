@@ -110,7 +110,7 @@ def _number(value: int | None) -> str:
 def _run_and_report(study: Any, folder: Path, *, quiet: bool) -> None:
     from llmkick.report.page import write_report
     from llmkick.report.tables import verdict_table
-    from llmkick.study.judging import estimate
+    from llmkick.study.judge_questions import estimate
     from llmkick.study.run import run_study
     from llmkick.study.variants import variants_of
     from llmkick.terminal import Watcher, working

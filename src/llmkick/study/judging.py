@@ -5,9 +5,7 @@ What comes of it are records of a task of its own, `summarization:judge`, with t
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,80 +14,32 @@ from pathlib import Path
 from typing import Any
 
 from llmkick.models.files import sha256_of_file
-from llmkick.study.config import JudgeSpec, Study
+from llmkick.study.cells import digest_of
+from llmkick.study.config import JudgeSpec
 from llmkick.study.journal import Journal, Judgement
+from llmkick.study.judge_questions import (
+    Answered,
+    Answers,
+    Asked,
+    missing_in,
+    orders,
+    protocol_of,
+    questions_about,
+    read_judgement,
+    temperature_of,
+    transcript,
+)
+from llmkick.study.judge_trust import doubts, mean, overall, reliability
 from llmkick.study.observer import Observer
-from llmkick.tasks.judge import (
-    PROMPT_VERSION,
-    Contest,
-    Judgeable,
-    JudgeProtocol,
-    Pairs,
-    Unreadable,
-    judge_prompt,
-    read_reply,
-    reply_schema,
-)
-from llmkick.tasks.judge_client import (
-    PAPER_TEMPERATURE,
-    EndpointJudge,
-    Judge,
-    LocalJudge,
-    NoReply,
-    Question,
-    parse_address,
-)
+from llmkick.tasks.judge import PROMPT_VERSION, Judgeable, Pairs, Unreadable
+from llmkick.tasks.judge_client import EndpointJudge, Judge, LocalJudge, NoReply, parse_address
 from llmkick.tasks.reference_answers import read_reference_answers
 from llmkick.tasks.task import Item, Record, Task, unscored
 
 SUFFIX = ":judge"
 METRIC = "judge score"
-# Fewer judgements than this cannot show that a judge always says the same.
-FEW = 10
-# A judge that prefers one place in so many judgements does not read the answers.
-ALWAYS = 0.95
 # Points from the worst score to the best: a difference of all of them is everything or nothing.
 SPAN = 9.0
-# A token of English, in characters, for the estimate of costs.
-CHARACTERS_A_TOKEN = 4
-
-
-@dataclass(frozen=True, kw_only=True)
-class Answered:
-    """The answers of one variant (recipe and seed) to one task: the records under `run_key`."""
-
-    label: str
-    seed: int | None
-    task: str
-    run_key: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Asked:
-    """A question for the judge, and what its answer will be worth: the scored answer stands first or second."""
-
-    question: Question
-    contest: Contest
-    task: str
-    item_id: str
-    answer_first: bool
-    replicate: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Estimate:
-    """What judging will take at most; prompt tokens from characters, answers at their full length."""
-
-    requests: int
-    prompt_tokens: int
-    completion_tokens: int
-
-    def line(self) -> str:
-        """In words."""
-        return (
-            f"judge: at most {self.requests:,} requests, about {self.prompt_tokens:,} tokens asked and at most "
-            f"{self.completion_tokens:,} answered; identical answers and earlier judgements cost nothing"
-        )
 
 
 def judge_of(spec: JudgeSpec, *, dtype: str = "auto", device: str = "auto") -> Judge:
@@ -100,51 +50,12 @@ def judge_of(spec: JudgeSpec, *, dtype: str = "auto", device: str = "auto") -> J
     return EndpointJudge(
         address=address,
         api_key_env=spec.api_key_env,
-        temperature=_temperature(spec),
+        temperature=temperature_of(spec),
         max_tokens=spec.max_tokens,
         concurrency=spec.concurrency,
         timeout=spec.timeout,
         attempts=spec.attempts,
     )
-
-
-def _temperature(spec: JudgeSpec) -> float:
-    if spec.temperature is not None:
-        return spec.temperature
-    return PAPER_TEMPERATURE if spec.protocol == "paper" else 0.0
-
-
-def _protocol(spec: JudgeSpec) -> JudgeProtocol:
-    return "paper" if spec.protocol == "paper" else "strict"
-
-
-def orders(spec: JudgeSpec) -> tuple[bool, ...]:
-    """Whether the scored answer stands first: both orders, or in the paper second only."""
-    return (False,) if spec.protocol == "paper" else (False, True)
-
-
-def estimate(study: Study, *, models: int) -> Estimate:
-    """What the judge of a study costs at most, for so many models with the dense one; needs the tasks' data."""
-    spec = study.judge
-    assert spec is not None
-    # Against itself the dense model needs no judge, unless its own score is wanted.
-    judged = models - (spec.protocol == "strict" and spec.reference == "dense")
-    requests = tokens = 0
-    for task_spec in study.tasks:
-        task = task_spec.make()
-        if not isinstance(task, Judgeable):
-            continue
-        items = task.items()
-        by_id = {item.id: item for item in items}
-        each = judged * spec.replicates * len(orders(spec))
-        answer = CHARACTERS_A_TOKEN * int(task.key["max_new_tokens"])
-        for item in items:
-            turns = int(item.details.get("turn", 1))
-            contest = _contest(task, item, by_id, "", "")
-            prompt = sum(len(message.content) for message in judge_prompt(contest, _protocol(spec)))
-            tokens += each * (prompt + 2 * turns * answer) // CHARACTERS_A_TOKEN
-        requests += each * len(items)
-    return Estimate(requests=requests, prompt_tokens=tokens, completion_tokens=requests * spec.max_tokens)
 
 
 @dataclass(kw_only=True)
@@ -189,7 +100,7 @@ class Judging:
         """Hash of everything about the judging but the answers."""
         files = {task.name: self._file(task.name) for task in self.judged}
         content = {name: None if file is None else sha256_of_file(file) for name, file in files.items()}
-        return _digest([self._settings, content, self.spec.replicates, [dict(task.key) for task in self.judged]])
+        return digest_of([self._settings, content, self.spec.replicates, [dict(task.key) for task in self.judged]])
 
     @cached_property
     def _settings(self) -> dict[str, Any]:
@@ -197,8 +108,8 @@ class Judging:
         return {
             "judge": self.judge.identity,
             "protocol": self.spec.protocol,
-            "prompt": PROMPT_VERSION[_protocol(self.spec)],
-            "temperature": _temperature(self.spec) if parse_address(self.spec.model) else 0.0,
+            "prompt": PROMPT_VERSION[protocol_of(self.spec)],
+            "temperature": temperature_of(self.spec) if parse_address(self.spec.model) else 0.0,
             "max_tokens": self.spec.max_tokens,
         }
 
@@ -213,7 +124,7 @@ class Judging:
                 "setting": task.setting,
                 "judge": self.spec.model,
                 "judge_protocol": self.spec.protocol,
-                "judge_prompt": PROMPT_VERSION[_protocol(self.spec)],
+                "judge_prompt": PROMPT_VERSION[protocol_of(self.spec)],
                 "judge_reference": self.spec.reference,
             }
             for task in self.judged
@@ -223,7 +134,7 @@ class Judging:
         """Run key of a judged cell: everything that could change its records."""
         file = self._file(answered.task)
         against = _dense_of(answered, cells).run_key if file is None else sha256_of_file(file)
-        return _digest([answered.run_key, against, self._settings, self.spec.replicates])
+        return digest_of([answered.run_key, against, self._settings, self.spec.replicates])
 
     def run(self, cells: Sequence[Answered], items: Mapping[str, Sequence[Item]], model: str) -> None:
         """Ask what was not asked before, and write the records of every judged cell.
@@ -255,7 +166,7 @@ class Judging:
         task = next(task for task in self.judged if task.name == cell.task)
         assert isinstance(task, Judgeable)
         answers = self.journal.responses(cell.run_key)
-        against: Mapping[str, tuple[str, str | None]]
+        against: Answers
         if cell.task in self.references:
             against = {item_id: (text, None) for item_id, text in self.references[cell.task].items()}
         else:
@@ -263,8 +174,8 @@ class Judging:
         plan, by_id = _CellPlan(), {item.id: item for item in items}
         for item in items:
             plan.responses[item.id] = answers[item.id][0]
-            reason = _missing(item, by_id, answers, "the answer") or _missing(item, by_id, against, "the reference")
-            own, other = _transcript(item, by_id, answers), _transcript(item, by_id, against)
+            reason = missing_in(item, by_id, answers, "the answer") or missing_in(item, by_id, against, "the reference")
+            own, other = transcript(item, by_id, answers), transcript(item, by_id, against)
             if reason is not None:
                 plan.settled[item.id] = (None, reason)
             elif not answers[item.id][0]:
@@ -272,24 +183,12 @@ class Judging:
             elif own == other and self.spec.protocol == "strict":
                 plan.settled[item.id] = (0.5, None)
             else:
-                plan.of_item[item.id] = list(self._questions(task, item, by_id, own, other))
+                plan.of_item[item.id] = list(
+                    questions_about(
+                        task, item, by_id, answer=own, reference=other, spec=self.spec, settings=self._settings
+                    )
+                )
         return plan
-
-    def _questions(self, task: Any, item: Item, by_id: Mapping[str, Item], own: str, other: str) -> Iterator[Asked]:
-        contest = _contest(task, item, by_id, other, own)
-        for answer_first, replicate in itertools.product(orders(self.spec), range(self.spec.replicates)):
-            shown = contest.swapped if answer_first else contest
-            messages = judge_prompt(shown, _protocol(self.spec))
-            key = _digest([self._settings, shown.kind, [list(message) for message in messages], replicate])
-            schema = reply_schema(shown.kind) if self.spec.protocol == "strict" else None
-            yield Asked(
-                question=Question(key=key, messages=messages, schema=schema, seed=replicate),
-                contest=shown,
-                task=task.name,
-                item_id=item.id,
-                answer_first=answer_first,
-                replicate=replicate,
-            )
 
     def _ask(self, wanted: Mapping[str, Asked], settings: Mapping[str, Any]) -> None:
         """Journal each reply as it comes; note who got none."""
@@ -316,8 +215,8 @@ class Judging:
                     prompt=f"{settings['protocol']} {settings['prompt']} {asked.contest.kind}",
                     task=asked.task,
                     item_id=asked.item_id,
-                    first=_digest(asked.contest.first),
-                    second=_digest(asked.contest.second),
+                    first=digest_of(asked.contest.first),
+                    second=digest_of(asked.contest.second),
                     replicate=asked.replicate,
                     reply=reply.text,
                     cut=reply.cut,
@@ -331,7 +230,7 @@ class Judging:
     def _conclude(self, wanted: Mapping[str, Asked], known: Mapping[str, Judgement]) -> None:
         """What a reader must know of the judge itself: what it cost, and whether it can be believed."""
         used = [known[key] for key in wanted if key in known]
-        read = {key: _read(asked, known[key], self.spec) for key, asked in wanted.items() if key in known}
+        read = {key: read_judgement(asked, known[key], self.spec) for key, asked in wanted.items() if key in known}
         by_task = {}
         for task in self.judged:
             own = {key: asked for key, asked in wanted.items() if asked.task == task.name}
@@ -355,7 +254,7 @@ class Judging:
         return {
             "model": self.spec.model,
             "protocol": self.spec.protocol,
-            "prompt_version": PROMPT_VERSION[_protocol(self.spec)],
+            "prompt_version": PROMPT_VERSION[protocol_of(self.spec)],
             "reference": self.spec.reference,
             "replicates": self.spec.replicates,
             "temperature": self._settings["temperature"],
@@ -386,7 +285,7 @@ class _CellPlan:
         points, reasons = [], []
         for one in asked:
             key = one.question.key
-            found = _read(one, known[key], spec) if key in known else Unreadable(failed.get(key, "not asked"))
+            found = read_judgement(one, known[key], spec) if key in known else Unreadable(failed.get(key, "not asked"))
             if isinstance(found, Unreadable):
                 reply = f": {known[key].reply[:200]!r}" if key in known else ""
                 reasons.append(f"{found.reason}{reply}")
@@ -415,8 +314,8 @@ def _worth(of_order: Mapping[bool, Sequence[Pairs]], spec: JudgeSpec) -> tuple[f
 
     strict: ½ + (answer − reference) / 18, in [0, 1]. paper: the answer's own score over 10.
     """
-    answer = _mean(_mean(_overall(pairs, 0) for pairs in some) for some in of_order.values())
-    reference = _mean(_mean(_overall(pairs, 1) for pairs in some) for some in of_order.values())
+    answer = mean(mean(overall(pairs, 0) for pairs in some) for some in of_order.values())
+    reference = mean(mean(overall(pairs, 1) for pairs in some) for some in of_order.values())
     details: dict[str, Any] = {
         "answer_points": round(answer, 6),
         "reference_points": round(reference, 6),
@@ -424,146 +323,11 @@ def _worth(of_order: Mapping[bool, Sequence[Pairs]], spec: JudgeSpec) -> tuple[f
         "judgements": sum(map(len, of_order.values())),
     }
     if len(of_order) == 2:
-        ahead = [_mean(_overall(pairs, 0) - _overall(pairs, 1) for pairs in some) for some in of_order.values()]
+        ahead = [mean(overall(pairs, 0) - overall(pairs, 1) for pairs in some) for some in of_order.values()]
         details["order_decided"] = ahead[0] * ahead[1] < 0
     score = answer / 10 if spec.protocol == "paper" else 0.5 + (answer - reference) / (2 * SPAN)
     return round(min(1.0, max(0.0, score)), 9), details
 
 
-def _overall(pairs: Pairs, whose: int) -> float:
-    """One assistant's score: the mean over the aspects."""
-    return _mean(pair[whose] for pair in pairs)
-
-
-def _mean(values: Any) -> float:
-    numbers = list(values)
-    return float(sum(numbers)) / len(numbers)
-
-
-def _read(asked: Asked, judgement: Judgement, spec: JudgeSpec) -> Pairs | Unreadable:
-    """The scores of a judgement as (answer, reference), whichever stood first."""
-    found = read_reply(judgement.reply, asked.contest.kind, _protocol(spec), cut=judgement.cut)
-    if isinstance(found, Unreadable):
-        return found
-    return found if asked.answer_first else tuple((second, first) for first, second in found)
-
-
-def reliability(asked: Mapping[str, Asked], read: Mapping[str, Pairs | Unreadable]) -> dict[str, Any]:
-    """How far a judge can be believed, from its readable judgements: {…: count, share or None where there are none}.
-
-    `order_decided`: pairs of answers whose winner is another one in the other order. `first_preferred`: judgements
-    with a winner in which it stood first (two different answers in both orders: half, without a bias of place).
-    `agreement`: pairs of replicates that name the same winner.
-    """
-    scores = {key: pairs for key, pairs in read.items() if key in asked and not isinstance(pairs, Unreadable)}
-    reasons = Counter(pairs.reason for key, pairs in read.items() if key in asked and isinstance(pairs, Unreadable))
-    contests: dict[Any, dict[bool, list[int]]] = {}
-    shown, first = Counter[Any](), list[bool]()
-    for key, pairs in scores.items():
-        one = asked[key]
-        winner = _sign(_overall(pairs, 0) - _overall(pairs, 1))
-        texts = (one.contest.first, one.contest.second)
-        same = one.item_id, texts[::-1] if one.answer_first else texts
-        contests.setdefault(same, {}).setdefault(one.answer_first, []).append(winner)
-        shown[pairs if one.answer_first else tuple((b, a) for a, b in pairs)] += 1
-        if winner:
-            first.append((winner > 0) == one.answer_first)
-    both = [orders_ for orders_ in contests.values() if len(orders_) == 2]
-    flips = [_sign(sum(one[False])) * _sign(sum(one[True])) < 0 for one in both]
-    repeats = [a == b for one in contests.values() for some in one.values() for a, b in itertools.combinations(some, 2)]
-    return {
-        "judgements": len(scores) + sum(reasons.values()),
-        "unreadable": dict(sorted(reasons.items())),
-        "pairs_in_both_orders": len(both),
-        "order_decided": _share(flips),
-        "first_preferred": _share(first),
-        "agreement": _share(repeats),
-        "most_common_scores": _share_of_commonest(shown),
-    }
-
-
-def _sign(value: float) -> int:
-    return (value > 0) - (value < 0)
-
-
-def _share(flags: Sequence[bool]) -> float | None:
-    return sum(flags) / len(flags) if flags else None
-
-
-def _share_of_commonest(shown: Counter[Any]) -> float | None:
-    total = sum(shown.values())
-    return shown.most_common(1)[0][1] / total if total else None
-
-
-def doubts(facts: Mapping[str, Any]) -> list[str]:
-    """What speaks against a judge, in words."""
-    readable = facts["judgements"] - sum(facts["unreadable"].values())
-    found = []
-    if facts["unreadable"]:
-        told = ", ".join(f"{count} × {reason}" for reason, count in facts["unreadable"].items())
-        found.append(f"{sum(facts['unreadable'].values())} of {facts['judgements']} replies are unreadable ({told})")
-    if facts["order_decided"]:
-        found.append(
-            f"the order decided the winner in {facts['order_decided']:.0%} of "
-            f"{facts['pairs_in_both_orders']} pairs of answers"
-        )
-    if facts["agreement"] is not None and facts["agreement"] < 1:
-        found.append(f"replicates agree on the winner in {facts['agreement']:.0%} of their pairs")
-    if readable >= FEW and facts["most_common_scores"] == 1:
-        found.append(f"the judge gave the same scores in all {readable} judgements: its score means nothing")
-    preferred = facts["first_preferred"]
-    if readable >= FEW and preferred is not None and facts["pairs_in_both_orders"]:
-        if preferred >= ALWAYS:
-            found.append(f"the judge prefers whatever stands first ({preferred:.0%}): its score means nothing")
-        elif preferred <= 1 - ALWAYS:
-            found.append(f"the judge prefers whatever stands second ({1 - preferred:.0%}): its score means nothing")
-    return found
-
-
 def _dense_of(cell: Answered, cells: Sequence[Answered]) -> Answered:
     return next(one for one in cells if one.task == cell.task and one.label == "dense")
-
-
-def _chain(item: Item, by_id: Mapping[str, Item]) -> list[Item]:
-    """An item after those that it follows, first to last."""
-    chain = [item]
-    while chain[0].follows:
-        chain.insert(0, by_id[chain[0].follows])
-    return chain
-
-
-def _missing(
-    item: Item, by_id: Mapping[str, Item], answers: Mapping[str, tuple[str, str | None]], whose: str
-) -> str | None:
-    """Why a transcript has a gap; an empty answer is none."""
-    for one in _chain(item, by_id):
-        text, reason = answers.get(one.id, ("", "it was never asked"))
-        if not text and reason is not None:
-            return f"{whose} to {one.id} is missing: {reason}"
-    return None
-
-
-def _transcript(item: Item, by_id: Mapping[str, Item], answers: Mapping[str, tuple[str, str | None]]) -> str:
-    return _numbered([answers.get(one.id, ("", None))[0] for one in _chain(item, by_id)])
-
-
-def _contest(task: Any, item: Item, by_id: Mapping[str, Item], first: str, second: str) -> Contest:
-    """What a judge sees: the story, or every turn up to the one that is judged."""
-    kind = task.judge_kind(item)
-    chain = _chain(item, by_id)
-    asked = item.context if kind == "summary" else _numbered([one.question for one in chain])
-    if len(chain) > 1:
-        asked += f"\n\n(Rate the answers to turn {len(chain)}; the turns before are what led to it.)"
-    correct = "" if kind == "summary" or not item.references else item.references[0]
-    return Contest(kind=kind, question=asked, first=first, second=second, correct=correct)
-
-
-def _numbered(texts: Sequence[str]) -> str:
-    """One text as it is; several as turns."""
-    if len(texts) == 1:
-        return texts[0]
-    return "\n\n".join(f"[Turn {number}]\n{text}" for number, text in enumerate(texts, start=1))
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()

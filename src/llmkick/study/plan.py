@@ -18,7 +18,7 @@ from llmkick.models.checkpoint import locate
 from llmkick.models.language_model import GenerateRequest, ModelInfo, ScoreRequest, TransformersModel
 from llmkick.models.precision import resolve_device, resolve_dtype
 from llmkick.study.config import Study
-from llmkick.study.judging import Estimate, estimate
+from llmkick.study.judge_questions import Estimate, estimate
 from llmkick.tasks.fitting import prompt_tokens
 from llmkick.tasks.prompting import resolve_prompting
 from llmkick.tasks.task import ReadByReference, Task

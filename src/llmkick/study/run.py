@@ -27,7 +27,8 @@ from llmkick.study.config import Study, load_study, make_study
 from llmkick.study.environment import environment, peak_memory
 from llmkick.study.evaluation import Evaluation
 from llmkick.study.journal import Journal
-from llmkick.study.judging import Answered, Judging, judge_of
+from llmkick.study.judge_questions import Answered
+from llmkick.study.judging import Judging, judge_of
 from llmkick.study.noise import HALF_PRECISIONS, describe_noise, noise_of_choices
 from llmkick.study.observer import Observer, Silent
 from llmkick.study.results import (
