@@ -589,6 +589,16 @@ def mmlu(tmp_path: Path) -> Path:
     return tmp_path / "mmlu"
 
 
+def test_eval_by_group_of_another_number(kick: Kick, toy: Path):
+    asked = ("eval", toy, "-t", "summarization", "--limit", "3")
+    code, out, _ = kick(*asked, "--by", "bucket", "--of", "words")
+    assert code == 0
+    assert re.search(r"task\s+┃ bucket\s+┃ words", out)
+    code, _, err = kick(*asked, "--of", "words")
+    assert code == 2
+    assert "--of says what to average by group; give --by too" in err
+
+
 def test_eval_of_published_data_by_group(kick: Kick, toy: Path, mmlu: Path):
     code, out, _ = kick("eval", toy, "-t", "multiple_choice:cloze", "--source", mmlu, "--by", "discipline")
     assert code == 0

@@ -90,6 +90,9 @@ def test_every_default(tmp_path: Path):
                 "shots": None,
                 "window": None,
                 "evidence_tokens": None,
+                "words": None,
+                "bucket_words": None,
+                "max_new_tokens": None,
                 "split": None,
                 "revision": None,
                 "sha256": None,
@@ -98,6 +101,7 @@ def test_every_default(tmp_path: Path):
         "seeds": [0],
         "calibration": {"source": "self", "sequences": 32, "length": 512},
         "propagate": True,
+        "judge": None,
         "margin": 0.05,
         "alpha": 0.05,
     }
@@ -437,7 +441,7 @@ CHANGES = {
 
 
 def test_everything_else_changes_the_hash():
-    assert {*CHANGES, "name"} == set(Study.model_fields)
+    assert {*CHANGES, "name", "judge"} == set(Study.model_fields)
     base = values_of(FULL)
     hashes = {make_study({**base, key: value}).hash() for key, value in CHANGES.items()}
     assert len(hashes | {make_study(base).hash()}) == len(CHANGES) + 1

@@ -23,6 +23,7 @@ def evaluate(
     source: Annotated[str, typer.Option(help="pocket, hub or a folder of official files")] = "pocket",
     protocol: Annotated[str, typer.Option(help="strict or paper")] = "strict",
     by: Annotated[str | None, typer.Option(help="also by group: cluster, discipline, popularity, …")] = None,
+    of: Annotated[str | None, typer.Option(help="with --by: this number, e.g. unique_tokens, for the score")] = None,
     records_file: Annotated[Path | None, typer.Option("--records", help="write every record here (JSON lines)")] = None,
     prompting: Annotated[str, typer.Option(help="auto, chat or raw")] = "auto",
     dtype: Dtype = "auto",
@@ -38,6 +39,8 @@ def evaluate(
         kick eval ./my-model -t context_qa:open -t context_qa:closed --records answers.jsonl
 
         kick eval ./my-model -t multiple_choice --source data/mmlu --by discipline
+
+        kick eval ./my-model -t instruction --by category --of unique_tokens
     """
     from llmkick.models.files import write_text_atomically
     from llmkick.models.language_model import load_model
@@ -48,12 +51,14 @@ def evaluate(
     tasks = [get_task(name, source=source, protocol=protocol, limit=limit, seed=seed) for name in task]
     if prompting not in PROMPTINGS:
         raise ConfigError(f"unknown prompting {prompting!r}; choose from: {', '.join(PROMPTINGS)}")
+    if of is not None and by is None:
+        raise ConfigError("--of says what to average by group; give --by too, for example --by category")
     if records_file is not None:
         check_file_target(records_file)
     table = Table("task", "metric", "score", "items", "unscored", "truncated")
     lines: list[str] = []
     notes: list[str] = []
-    groups = Table("task", by or "", "score", "items")
+    groups = Table("task", by or "", of or "score", "items")
     with Watcher(err, quiet=quiet) as watcher:
         watcher.stage(f"loading {model}", 1)
         loaded = load_model(model, dtype=dtype, device=device)
@@ -76,7 +81,7 @@ def evaluate(
             )
             notes += [f"{one.name}: {note}" for note in one.notes]
             if by is not None:
-                _add_groups(groups, one.name, records, by)
+                _add_groups(groups, one.name, records, by, of)
             lines += [json.dumps({"task": one.name, **asdict(record)}, ensure_ascii=False) for record in records]
     if records_file is not None:
         write_text_atomically(records_file, "\n".join(lines) + "\n")
@@ -86,10 +91,10 @@ def evaluate(
     print_notes(notes)
 
 
-def _add_groups(table: Table, task: str, records: list[Any], by: str) -> None:
+def _add_groups(table: Table, task: str, records: list[Any], by: str, of: str | None) -> None:
     from llmkick.tasks.grouping import group_scores
 
-    grouped = group_scores(records, by)
+    grouped = group_scores(records, by, of=of)
     if grouped is not None:
         for name, (mean, count) in grouped.groups.items():
             table.add_row(task, name, f"{mean:.4g}", str(count))

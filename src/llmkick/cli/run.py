@@ -110,13 +110,21 @@ def _number(value: int | None) -> str:
 def _run_and_report(study: Any, folder: Path, *, quiet: bool) -> None:
     from llmkick.report.page import write_report
     from llmkick.report.tables import verdict_table
+    from llmkick.study.judge_questions import estimate
     from llmkick.study.run import run_study
+    from llmkick.study.variants import variants_of
     from llmkick.terminal import Watcher, working
 
+    if study.judge is not None and not quiet:
+        models = sum(1 for _ in variants_of(study))
+        err.print(estimate(study, models=models).line(), markup=False, highlight=False, soft_wrap=True)
     with Watcher(err, quiet=quiet) as watcher:
         result = run_study(study, out=folder, observer=watcher)
     with working(err, "writing the report", quiet=quiet):
         page = write_report(folder)
     out.print(verdict_table(result))
     print_notes(list(result.warnings))
+    if result.judge is not None:
+        used = f"{result.judge['prompt_tokens']:,} tokens asked, {result.judge['completion_tokens']:,} answered"
+        out.print(f"judge: {result.judge['judgements']:,} judgements, {used}", markup=False, highlight=False)
     out.print(f"report: {page}", markup=False, highlight=False, soft_wrap=True)

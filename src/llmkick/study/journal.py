@@ -6,6 +6,7 @@ import contextlib
 import json
 import sqlite3
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +39,37 @@ CREATE TABLE IF NOT EXISTS calibrations (
     sequences INTEGER NOT NULL, length INTEGER NOT NULL, tokens BLOB NOT NULL
 );
 CREATE TABLE IF NOT EXISTS noise (run_key TEXT PRIMARY KEY, found TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS judgements (
+    judgement_key TEXT PRIMARY KEY, judge TEXT NOT NULL, prompt TEXT NOT NULL, task TEXT NOT NULL,
+    item_id TEXT NOT NULL, first TEXT NOT NULL, second TEXT NOT NULL, replicate INTEGER NOT NULL,
+    reply TEXT NOT NULL, cut INTEGER NOT NULL, prompt_tokens INTEGER NOT NULL, completion_tokens INTEGER NOT NULL
+);
 CREATE TABLE IF NOT EXISTS seconds (stage TEXT NOT NULL, detail TEXT NOT NULL, seconds REAL NOT NULL);
 """
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judgement:
+    """One reply of a judge as it came, and what it was asked: the texts are sha256 of what stood first and second.
+
+    `judgement_key` covers everything that was asked: judge, prompt, question, both texts in their order, replicate.
+    """
+
+    judgement_key: str
+    judge: str
+    prompt: str
+    task: str
+    item_id: str
+    first: str
+    second: str
+    replicate: int
+    reply: str
+    cut: bool
+    prompt_tokens: int
+    completion_tokens: int
+
+
+_JUDGEMENT = [one.name for one in fields(Judgement)]
 
 
 class Journal:
@@ -150,6 +180,29 @@ class Journal:
     def done(self, run_key: str) -> set[str]:
         """Item ids that have a record under a run key."""
         return {item_id for (item_id,) in self._rows("SELECT item_id FROM records WHERE run_key = ?", (run_key,))}
+
+    def responses(self, run_key: str) -> dict[str, tuple[str, str | None]]:
+        """What was answered under a run key: item id → response, and why there is no score where there is none."""
+        query = "SELECT item_id, response, unscored_reason FROM records WHERE run_key = ?"
+        return {item_id: (response, reason) for item_id, response, reason in self._rows(query, (run_key,))}
+
+    def add_judgement(self, judgement: Judgement) -> None:
+        """What a judge was paid for: kept as soon as it is there."""
+        with self._transaction() as connection:
+            connection.execute(
+                "INSERT OR REPLACE INTO judgements VALUES (?,?,?,?,?,?,?,?,?,?,?,?)",
+                [int(value) if isinstance(value, bool) else value for value in vars(judgement).values()],
+            )
+
+    def judgements(self) -> dict[str, Judgement]:
+        """Every judgement by its key."""
+        found = [Judgement(**dict(zip(_JUDGEMENT, row, strict=True))) for row in self._rows("SELECT * FROM judgements")]
+        return {one.judgement_key: replace(one, cut=bool(one.cut)) for one in found}
+
+    def note(self, key: str, value: str) -> None:
+        """Keep a fact about the journal (see `meta`)."""
+        with self._transaction() as connection:
+            connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
 
     def run_keys(self) -> set[str]:
         """Every run key that has records."""

@@ -35,6 +35,8 @@ class StudyResult:
     compression: Sequence[Mapping[str, Any]]
     warnings: Sequence[str]
     noise: Sequence[Mapping[str, Any]] = field(default_factory=list)
+    # Who judged the generated answers, at what cost, and how far that judge can be believed; None without one.
+    judge: Mapping[str, Any] | None = None
 
     def write(self) -> Path:
         """Write results.json whole or not at all. Raises DataError when it cannot be written."""
@@ -73,7 +75,7 @@ def describe_task(task: Task, prompting: str) -> dict[str, Any]:
         "metric": task.metric,
         "chance_level": task.chance_level,
         "setting": task.setting,
-        "prompting": prompting,
+        "prompting": task.prompting or prompting,
     }
 
 
@@ -99,6 +101,7 @@ def cell_results(records: pd.DataFrame, tasks: Sequence[Mapping[str, Any]]) -> l
                 "truncated": int(cell["truncated"].sum()),
                 "tokens": int(cell["tokens"].sum()),
                 "details": _mean_details(cell),
+                **_groups(cell),
             }
         )
     return rows
@@ -109,6 +112,21 @@ def _as_records(cell: pd.DataFrame) -> list[Record]:
         Record(item_id=str(item), cluster="", response="", score=_score(score), tokens=int(tokens))
         for item, score, tokens in zip(cell["item_id"], cell["score"], cell["tokens"], strict=True)
     ]
+
+
+def _groups(cell: pd.DataFrame) -> dict[str, Any]:
+    """The scored records by category or length of story: how many, their mean score, and the means beside it."""
+    scored = cell[cell["score"].notna()]
+    for name in ("category", "bucket"):
+        if len(scored) and all(name in details for details in scored["details"]):
+            by = scored.groupby([details[name] for details in scored["details"]], sort=True)
+            return {
+                "groups": {
+                    str(group): {"n": len(own), "value": float(own["score"].mean()), **_mean_details(own)}
+                    for group, own in by
+                }
+            }
+    return {}
 
 
 def _mean_details(cell: pd.DataFrame) -> dict[str, float]:

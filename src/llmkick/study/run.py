@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -16,15 +16,19 @@ import torch
 from llmkick.compression.blocks import decoder_blocks
 from llmkick.compression.calibration import Calibration, calibrate
 from llmkick.compression.checks import check_recipe_fits
+from llmkick.compression.recipe import Dense
 from llmkick.errors import ConfigError
 from llmkick.models.files import require_space, write_text_atomically
 from llmkick.models.language_model import TransformersModel, load_model
-from llmkick.study.cells import Cell, cells_of, digest_of
+from llmkick.study.caveats import loops
+from llmkick.study.cells import Cell, cells_of, digest_of, style_of
 from llmkick.study.compressor import StudyCompressor
 from llmkick.study.config import Study, load_study, make_study
 from llmkick.study.environment import environment, peak_memory
 from llmkick.study.evaluation import Evaluation
 from llmkick.study.journal import Journal
+from llmkick.study.judge_questions import Answered
+from llmkick.study.judging import Judging, judge_of
 from llmkick.study.noise import HALF_PRECISIONS, describe_noise, noise_of_choices
 from llmkick.study.observer import Observer, Silent
 from llmkick.study.results import (
@@ -66,12 +70,15 @@ class _Run:
     folder: Path
     observer: Observer
     tasks: list[Task] = field(default_factory=list)
+    judging: Judging | None = None
     warnings: list[str] = field(default_factory=list)
 
     def execute(self) -> StudyResult:
         self.journal = self._open_folder()
         try:
             started = datetime.now(UTC).isoformat(timespec="seconds")
+            self.tasks = [spec.make() for spec in self.study.tasks]
+            self.judging = self._judging()
             self._load()
             # Before the dense model is asked anything: a missing or too short text must not show after hours.
             for seed in dict.fromkeys(variant.seed for variant in variants_of(self.study)):
@@ -85,6 +92,8 @@ class _Run:
                 items=items,
                 prompting=self.prompting,
                 observer=self.observer,
+                dense=self.model,
+                dense_keys={cell.task.name: cell.run_key for cell in self._cells(Variant(recipe=Dense()))},
             )
             self._run_cells()
             return self._finish(started)
@@ -99,8 +108,23 @@ class _Run:
             model=self.model, propagate=self.study.propagate, observer=self.observer, warnings=self.warnings
         )
         self.prompting = resolve_prompting(self.model, self.study.prompting)
-        self.tasks = [spec.make() for spec in self.study.tasks]
         self._check_recipes()
+
+    def _judging(self) -> Judging | None:
+        """The judge, checked before anything is loaded or generated; None when nobody judges."""
+        spec = self.study.judge
+        if spec is None:
+            return None
+        judging = Judging(
+            spec=spec,
+            judge=judge_of(spec, dtype=self.study.dtype, device=self.study.device),
+            tasks=self.tasks,
+            journal=self.journal,
+            observer=self.observer,
+        )
+        self.observer.stage(f"asking for the judge {spec.model}", 1)
+        judging.check()
+        return judging
 
     def _open_folder(self) -> Journal:
         try:
@@ -156,7 +180,25 @@ class _Run:
                     self.evaluation.fill(model, cell)
                 finished += 1
                 self.observer.cells(finished, total)
+        planned |= self._judge(variants)
         self._drop_outdated(self.journal.run_keys() - planned)
+
+    def _judge(self, variants: Sequence[Variant]) -> set[str]:
+        """Have the answers judged; the run keys of the judged cells."""
+        judging = self.judging
+        if judging is None:
+            return set()
+        judged = {task.name for task in judging.judged}
+        cells = [
+            Answered(label=variant.label, seed=variant.seed, task=cell.task.name, run_key=cell.run_key)
+            for variant in variants
+            for cell in self._cells(variant)
+            if cell.task.name in judged
+        ]
+        with self._timed("judge", judging.spec.model):
+            judging.run(cells, self.evaluation.items, self.model.info.name)
+        self.warnings += judging.warnings
+        return {judging.cell_key(cell, cells) for cell in cells}
 
     def _drop_outdated(self, run_keys: set[str]) -> None:
         """Records of other weights, data or settings under the same study: they must not mix with these."""
@@ -196,7 +238,14 @@ class _Run:
         return self.compressor.key(variant.recipe, self._calibration_of(variant))
 
     def _cells(self, variant: Variant) -> list[Cell]:
-        return cells_of(variant, self.tasks, weights=self._weights_key(variant), prompting=self.prompting)
+        info = self.model.info
+        return cells_of(
+            variant,
+            self.tasks,
+            weights=self._weights_key(variant),
+            prompting=self.prompting,
+            reference={"digest": info.digest, "dtype": info.dtype},
+        )
 
     def _is_wanted(self, variant: Variant) -> bool:
         """Whether anything is left to be done with the variant's model."""
@@ -244,6 +293,8 @@ class _Run:
         records = self.journal.records()
         noise = self._noise(records)
         tasks = [describe_task(task, self.prompting) for task in self.tasks]
+        if self.judging is not None:
+            tasks += self.judging.described()
         with self._timed("statistics", "comparisons"):
             comparisons = compare_all(records, tasks, study.recipes, margin=study.margin, alpha=study.alpha)
         reports = self._reports()
@@ -260,7 +311,7 @@ class _Run:
             },
             model=as_json(self.model.info),
             tasks=tasks,
-            results=sorted(cell_results(records, tasks), key=self._order),
+            results=sorted(cell_results(records, tasks), key=lambda row: self._order(row, tasks)),
             comparisons=[as_json(comparison) for comparison in comparisons],
             overall=overall_by_recipe(comparisons),
             compression=reports,
@@ -270,6 +321,7 @@ class _Run:
                 *(describe_noise(found, self.model.info.dtype) for found in noise),
             ],
             noise=noise,
+            judge=None if self.judging is None else self.judging.summary,
         )
         result.write()
         return result
@@ -285,15 +337,15 @@ class _Run:
             if known is None and cell.task.name in dense.index.get_level_values(0):
                 recorded = dense.loc[cell.task.name].to_dict("index")
                 items = self.evaluation.items[cell.task.name]
-                known = noise_of_choices(self.model, cell.task, items, self.prompting, recorded)
+                known = noise_of_choices(self.model, cell.task, items, style_of(cell.task, self.prompting), recorded)
                 if known is not None:
                     self.journal.add_noise(cell.run_key, known)
             found += [known] if known is not None else []
         return found
 
-    def _order(self, row: Mapping[str, Any]) -> tuple[int, int, int]:
-        recipes, tasks = ["dense", *self.study.recipes], [task.name for task in self.tasks]
-        return recipes.index(row["recipe"]), row["seed"] or 0, tasks.index(row["task"])
+    def _order(self, row: Mapping[str, Any], tasks: Sequence[Mapping[str, Any]]) -> tuple[int, int, int]:
+        recipes, names = ["dense", *self.study.recipes], [task["name"] for task in tasks]
+        return recipes.index(row["recipe"]), row["seed"] or 0, names.index(row["task"])
 
     def _reports(self) -> list[dict[str, Any]]:
         reports = []
@@ -328,6 +380,7 @@ def _warnings(model: TransformersModel, study: Study, records: Any, reports: lis
     unscored = records[records["score"].isna()]
     if len(unscored):
         found.append(f"{len(unscored)} of {len(records)} records are unscored; results.json counts the reasons")
+    found += loops(records)
     moved = sum(bool(details.get("boundary_moved")) for details in records["details"])
     if moved:
         found.append(f"{moved} records have options whose tokens merge with the prompt's last token")
