@@ -33,6 +33,8 @@ class Evaluation:
         """Ask the model what the cell still lacks."""
         done = self.journal.done(cell.run_key)
         self.observer.stage(f"{cell.variant.label} on {cell.task.name}", len(self.items[cell.task.name]))
+        if done:
+            self.observer.advance(len(done))  # so that the pace counts what is asked now
         started = time.perf_counter()
         for records in evaluate_in_batches(model, cell.task, prompting=self.prompting, done=done):
             self.journal.add_records(

@@ -24,8 +24,10 @@ from llmkick.study.compressor import StudyCompressor
 from llmkick.study.config import Study, load_study, make_study
 from llmkick.study.environment import environment, peak_memory
 from llmkick.study.evaluation import Evaluation
+from llmkick.study.falling import FallingVerdicts
 from llmkick.study.journal import Journal
 from llmkick.study.noise import HALF_PRECISIONS, describe_noise, noise_of_choices
+from llmkick.study.notes import note_run
 from llmkick.study.observer import Observer, Silent
 from llmkick.study.results import (
     StudyResult,
@@ -77,8 +79,7 @@ class _Run:
             for seed in dict.fromkeys(variant.seed for variant in variants_of(self.study)):
                 self._calibration(seed)
             items = {task.name: task.items(self.model) for task in self.tasks}
-            for name, some in items.items():
-                self.journal.add_items(name, some)
+            note_run(self.journal, model=self.model, tasks=self.tasks, items=items, prompting=self.prompting)
             self.evaluation = Evaluation(
                 journal=self.journal,
                 model_name=self.model.info.name,
@@ -142,6 +143,8 @@ class _Run:
         planned: set[str] = set()
         together: set[int | None] = set()
         self.observer.cells(0, total)
+        tasks = [describe_task(task, self.prompting) for task in self.tasks]
+        verdicts = FallingVerdicts(journal=self.journal, study=self.study, tasks=tasks, observer=self.observer)
         for variant in variants:
             cells = self._cells(variant)
             planned |= {cell.run_key for cell in cells}
@@ -152,8 +155,10 @@ class _Run:
                     self._compress_together(variant.seed)
                 model = self._compressed(variant, cells)
             for cell in cells:
-                if model is not None and not self.evaluation.is_complete(cell):
+                is_new = model is not None and not self.evaluation.is_complete(cell)
+                if model is not None and is_new:
                     self.evaluation.fill(model, cell)
+                verdicts.after(cell, filled=is_new)
                 finished += 1
                 self.observer.cells(finished, total)
         self._drop_outdated(self.journal.run_keys() - planned)
