@@ -14,7 +14,6 @@ from llmkick.report.figure import Figure
 from llmkick.report.level_figures import LABEL_WIDTH, against_levels, against_sparsity
 from llmkick.report.levels import KINDS, level_of
 
-
 SHORT = {"sparsity": "sparsity", "nm": "N:M", "bits": "bits", "combined": "both", "other": "other"}
 
 
