@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from llmkick.models.language_model import GenerateRequest, Message, ScoreRequest
 from llmkick.study.notes import command_line
-from llmkick.study.prompts import packed_prompts, unpacked
+from llmkick.study.prompts import OWN_ANSWER, packed_prompts, unpacked
 from llmkick.tasks.task import Item
 
 
@@ -47,6 +47,20 @@ def test_what_is_asked_is_told_whole():
     assert json.loads(found["scored"]) == {"prompt": "Is it?", "continuations": [" yes", " no"]}
     assert json.loads(found["chat"])["prompt"] == [["system", "Be brief."], ["user", "Why?"]]
     assert "window" not in found
+
+
+def test_a_later_turn_is_told_with_a_placeholder_for_the_first_answer():
+    class Talking(Asking):
+        def follow_up(self, item, prompting, earlier):
+            return [GenerateRequest(f"{' / '.join(earlier)} / {item.question}")]
+
+    items = [
+        Item(id="q:1", cluster="q", question="one", details={"turn": 1}),
+        Item(id="q:3", cluster="q", question="three", details={"turn": 3}),
+    ]
+    found = unpacked(packed_prompts(Talking({"q:1": [GenerateRequest("one")]}), items, "raw"))
+    assert json.loads(found["q:1"])["prompt"] == "one"
+    assert json.loads(found["q:3"])["prompt"] == f"{OWN_ANSWER} / {OWN_ANSWER} / three"
 
 
 def test_prompts_that_share_their_examples_are_kept_small():

@@ -10,6 +10,8 @@ from llmkick.study.journal import PromptPart
 from llmkick.tasks.prompting import Prompting
 from llmkick.tasks.task import Item, Task
 
+OWN_ANSWER = "[the model's own answer]"
+
 
 def packed_prompts(task: Task, items: Sequence[Item], prompting: Prompting) -> list[PromptPart]:
     """The prompt of every item, each as what differs from the first of its cluster.
@@ -20,7 +22,7 @@ def packed_prompts(task: Task, items: Sequence[Item], prompting: Prompting) -> l
     bases: dict[str, tuple[str, str]] = {}
     parts = []
     for item in items:
-        text = _described(task.requests(item, prompting))
+        text = _described(_asked(task, item, prompting))
         if text is None:
             continue
         base, whole = bases.setdefault(item.cluster, (item.id, text))
@@ -35,6 +37,16 @@ def unpacked(parts: Iterable[PromptPart]) -> dict[str, str]:
     return {
         part.item_id: part.middle if part.base == part.item_id else _joined(part, whole[part.base]) for part in listed
     }
+
+
+def _asked(task: Task, item: Item, prompting: Prompting) -> Sequence[ScoreRequest | GenerateRequest]:
+    """The requests of an item; in those of a later turn a placeholder stands for the model's own first answer."""
+    turn = int(item.details.get("turn", 1))
+    follow_up = getattr(task, "follow_up", None)
+    if turn > 1 and follow_up is not None:
+        requests: Sequence[ScoreRequest | GenerateRequest] = follow_up(item, prompting, [OWN_ANSWER] * (turn - 1))
+        return requests
+    return task.requests(item, prompting)
 
 
 def _described(requests: Sequence[ScoreRequest | GenerateRequest]) -> str | None:
