@@ -102,7 +102,7 @@ def _parameters(result: StudyResult) -> dict[str, Any]:
 
 
 def _tags(result: StudyResult) -> dict[str, str]:
-    return {"llmkick.folder": result.folder.name, "llmkick.warnings": str(len(result.warnings))}
+    return {"folder": result.folder.name, "warnings": str(len(result.warnings))}
 
 
 def _artifacts(folder: Path) -> list[Path]:
