@@ -484,7 +484,7 @@ def test_a_terminal_gets_bars_with_an_eta():
     assert "whole study" in text.getvalue()
     assert "3/8" in text.getvalue()
     assert "5/10" in text.getvalue()
-    assert "ETA" in text.getvalue()
+    assert "left" in text.getvalue()
 
 
 def test_other_outputs_get_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch):
@@ -496,7 +496,8 @@ def test_other_outputs_get_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch):
             watcher.cells(step, 10)
             watcher.stage(f"step [{step}]", 1)
             now[0] += QUIET_SECONDS / 4
-    assert text.getvalue().splitlines() == [f"[{step}/10 cells] step [{step}]" for step in (0, 4, 8)]
+    lines = [line.partition(",")[0] for line in text.getvalue().splitlines()]
+    assert lines == [f"[{step}/10 cells] step [{step}]" for step in (0, 4, 8)]
 
 
 def test_quiet_means_nothing():

@@ -30,6 +30,7 @@ err = Console(stderr=True)
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="print results and errors only")]
+Json = Annotated[bool, typer.Option("--json", help="print JSON instead of text")]
 
 
 def given(context: typer.Context) -> list[str]:

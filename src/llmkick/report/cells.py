@@ -17,6 +17,16 @@ SETTINGS: Mapping[str, str] = {
 }
 
 
+def labels_of(result: StudyResult) -> list[str]:
+    """What is compared with the dense model, in the study's order."""
+    return [str(recipe) for recipe in result.study["recipes"]]
+
+
+def is_control(task: Mapping[str, Any]) -> bool:
+    """Whether a task is there for comparison and has no verdict."""
+    return bool(task["metric"] == "perplexity")
+
+
 def task_comparisons(result: StudyResult) -> list[Mapping[str, Any]]:
     """The comparisons that carry a verdict."""
     return [entry for entry in result.comparisons if "verdict" in entry]

@@ -38,6 +38,8 @@ class Evaluation:
         """Ask the model what the cell still lacks."""
         done = self.journal.done(cell.run_key)
         self.observer.stage(f"{cell.variant.label} on {cell.task.name}", len(self.items[cell.task.name]))
+        if done:
+            self.observer.advance(len(done))  # so that the pace counts what is asked now
         started = time.perf_counter()
         style = style_of(cell.task, self.prompting)
         batches = evaluate_in_batches(

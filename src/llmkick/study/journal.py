@@ -8,7 +8,7 @@ import sqlite3
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -45,6 +45,11 @@ CREATE TABLE IF NOT EXISTS judgements (
     reply TEXT NOT NULL, cut INTEGER NOT NULL, prompt_tokens INTEGER NOT NULL, completion_tokens INTEGER NOT NULL
 );
 CREATE TABLE IF NOT EXISTS seconds (stage TEXT NOT NULL, detail TEXT NOT NULL, seconds REAL NOT NULL);
+CREATE TABLE IF NOT EXISTS prompts (
+    task TEXT NOT NULL, item_id TEXT NOT NULL, base TEXT NOT NULL, head INTEGER NOT NULL, tail INTEGER NOT NULL,
+    middle TEXT NOT NULL, PRIMARY KEY (task, item_id)
+);
+CREATE TABLE IF NOT EXISTS commands (started TEXT NOT NULL, version TEXT NOT NULL, command TEXT NOT NULL);
 """
 
 
@@ -70,6 +75,31 @@ class Judgement:
 
 
 _JUDGEMENT = [one.name for one in fields(Judgement)]
+
+
+class PromptPart(NamedTuple):
+    """A prompt as its difference from another of its task: `base[:head] + middle + base[-tail:]`.
+
+    A prompt that is its own base has its whole text in `middle`.
+    """
+
+    item_id: str
+    base: str
+    head: int
+    tail: int
+    middle: str
+
+
+class CellEntry(NamedTuple):
+    """What the journal holds of one cell: how many records, how many of them damaged."""
+
+    run_key: str
+    model: str
+    recipe: str
+    seed: int | None
+    task: str
+    records: int
+    damaged: int
 
 
 class Journal:
@@ -149,6 +179,11 @@ class Journal:
         """Keys and values that describe the journal."""
         return dict(self._rows("SELECT key, value FROM meta"))
 
+    def describe(self, key: str, value: Any) -> None:
+        """Note a fact about the run (its model, its tasks, its machine), so that an unfinished one can be read."""
+        with self._transaction() as connection:
+            connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, json.dumps(value, sort_keys=True)))
+
     def add_items(self, task: str, items: Sequence[Item]) -> None:
         """The questions of a task instead of those it had, so that a report needs nothing but this file."""
         rows = [
@@ -161,6 +196,31 @@ class Journal:
         with self._transaction() as connection:
             connection.execute("DELETE FROM items WHERE task = ?", (task,))
             connection.executemany("INSERT INTO items VALUES (?,?,?,?,?,?,?,?)", rows)
+
+    def add_prompts(self, task: str, prompts: Sequence[PromptPart]) -> None:
+        """How each question was put, as `study.prompts` packs it."""
+        rows = [(task, part.item_id, part.base, part.head, part.tail, part.middle) for part in prompts]
+        with self._transaction() as connection:
+            connection.execute("DELETE FROM prompts WHERE task = ?", (task,))
+            connection.executemany("INSERT INTO prompts VALUES (?,?,?,?,?,?)", rows)
+
+    def prompts(self, task: str) -> list[PromptPart]:
+        """The packed prompts of a task; none in a journal from before they were kept."""
+        if not self._rows("SELECT 1 FROM sqlite_master WHERE name = 'prompts'"):
+            return []
+        rows = self._rows("SELECT item_id, base, head, tail, middle FROM prompts WHERE task = ?", (task,))
+        return [PromptPart(*row) for row in rows]
+
+    def add_command(self, started: str, version: str, command: str) -> None:
+        """A command that worked on this folder."""
+        with self._transaction() as connection:
+            connection.execute("INSERT INTO commands VALUES (?,?,?)", (started, version, command))
+
+    def commands(self) -> list[tuple[str, str, str]]:
+        """(start, version, command) of every session; none in a journal from before they were kept."""
+        if not self._rows("SELECT 1 FROM sqlite_master WHERE name = 'commands'"):
+            return []
+        return [tuple(row) for row in self._rows("SELECT started, version, command FROM commands ORDER BY rowid")]
 
     def add_records(
         self, run_key: str, *, model: str, recipe: str, seed: int | None, task: str, records: Sequence[Record]
@@ -217,6 +277,10 @@ class Journal:
         """Digest and report of a compressed model made before."""
         rows = self._rows("SELECT digest, report FROM artifacts WHERE artifact_key = ?", (key,))
         return (rows[0][0], json.loads(rows[0][1])) if rows else None
+
+    def artifacts(self) -> list[dict[str, Any]]:
+        """The report of every compressed model, in the order they were made."""
+        return [json.loads(report) for (report,) in self._rows("SELECT report FROM artifacts ORDER BY rowid")]
 
     def add_artifact(self, key: str, digest: str, report: Mapping[str, Any]) -> None:
         """Remember what a recipe made."""
@@ -279,6 +343,30 @@ class Journal:
         )
         with self._reading():
             frame = pd.read_sql_query(query, self._connection)
+            frame["details"] = frame["details"].map(json.loads)
+            frame["truncated"] = frame["truncated"].astype(bool)
+        return frame
+
+    def cells(self) -> list[CellEntry]:
+        """Every cell that has records, in the order they were made, with the number of rows that are damaged."""
+        query = (
+            "SELECT run_key, model, recipe, seed, task, count(*), "
+            "sum(typeof(response) != 'text' OR typeof(item_id) != 'text' OR NOT json_valid(details) "
+            "OR typeof(score) NOT IN ('null', 'real', 'integer')) "
+            "FROM records GROUP BY run_key, model, recipe, seed, task ORDER BY max(rowid)"
+        )
+        return [CellEntry(*row) for row in self._rows(query)]
+
+    def answers(self, run_key: str) -> list[tuple[str, str, float | None, str | None, int]]:
+        """(item, response, score, reason, truncated) of one cell, without what else was noted."""
+        return self._rows(
+            "SELECT item_id, response, score, unscored_reason, truncated FROM records WHERE run_key = ?", (run_key,)
+        )
+
+    def cell_records(self, run_key: str) -> pd.DataFrame:
+        """The records of one cell, with all columns; `details` decoded."""
+        with self._reading():
+            frame = pd.read_sql_query("SELECT * FROM records WHERE run_key = ?", self._connection, params=(run_key,))
             frame["details"] = frame["details"].map(json.loads)
             frame["truncated"] = frame["truncated"].astype(bool)
         return frame

@@ -26,10 +26,12 @@ from llmkick.study.compressor import StudyCompressor
 from llmkick.study.config import Study, load_study, make_study
 from llmkick.study.environment import environment, peak_memory
 from llmkick.study.evaluation import Evaluation
+from llmkick.study.falling import FallingVerdicts
 from llmkick.study.journal import Journal
 from llmkick.study.judge_questions import Answered
 from llmkick.study.judging import Judging, judge_of
 from llmkick.study.noise import HALF_PRECISIONS, describe_noise, noise_of_choices
+from llmkick.study.notes import note_run
 from llmkick.study.observer import Observer, Silent
 from llmkick.study.results import (
     StudyResult,
@@ -84,8 +86,7 @@ class _Run:
             for seed in dict.fromkeys(variant.seed for variant in variants_of(self.study)):
                 self._calibration(seed)
             items = {task.name: task.items(self.model) for task in self.tasks}
-            for name, some in items.items():
-                self.journal.add_items(name, some)
+            note_run(self.journal, model=self.model, tasks=self.tasks, items=items, prompting=self.prompting)
             self.evaluation = Evaluation(
                 journal=self.journal,
                 model_name=self.model.info.name,
@@ -166,6 +167,8 @@ class _Run:
         planned: set[str] = set()
         together: set[int | None] = set()
         self.observer.cells(0, total)
+        tasks = [describe_task(task, self.prompting) for task in self.tasks]
+        verdicts = FallingVerdicts(journal=self.journal, study=self.study, tasks=tasks, observer=self.observer)
         for variant in variants:
             cells = self._cells(variant)
             planned |= {cell.run_key for cell in cells}
@@ -176,8 +179,10 @@ class _Run:
                     self._compress_together(variant.seed)
                 model = self._compressed(variant, cells)
             for cell in cells:
-                if model is not None and not self.evaluation.is_complete(cell):
+                is_new = model is not None and not self.evaluation.is_complete(cell)
+                if model is not None and is_new:
                     self.evaluation.fill(model, cell)
+                verdicts.after(cell, filled=is_new)
                 finished += 1
                 self.observer.cells(finished, total)
         planned |= self._judge(variants)
@@ -335,7 +340,7 @@ class _Run:
         for cell in self._cells(next(variants_of(self.study))):
             known = self.journal.noise(cell.run_key)
             if known is None and cell.task.name in dense.index.get_level_values(0):
-                recorded = dense.loc[cell.task.name].to_dict("index")
+                recorded: Any = dense.loc[cell.task.name].to_dict("index")
                 items = self.evaluation.items[cell.task.name]
                 known = noise_of_choices(self.model, cell.task, items, style_of(cell.task, self.prompting), recorded)
                 if known is not None:
