@@ -336,11 +336,12 @@ class _Run:
         if self.model.info.dtype not in HALF_PRECISIONS:
             return []
         found = []
-        dense = records[records["recipe"] == "dense"].set_index(["task", "item_id"])[["response", "details"]]
+        dense = records[records["recipe"] == "dense"]
         for cell in self._cells(next(variants_of(self.study))):
             known = self.journal.noise(cell.run_key)
-            if known is None and cell.task.name in dense.index.get_level_values(0):
-                recorded: Any = dense.loc[cell.task.name].to_dict("index")
+            if known is None:
+                of_task = dense[dense["task"] == cell.task.name].set_index("item_id")
+                recorded: Any = of_task[["response", "details"]].to_dict("index")
                 items = self.evaluation.items[cell.task.name]
                 known = noise_of_choices(self.model, cell.task, items, style_of(cell.task, self.prompting), recorded)
                 if known is not None:
