@@ -28,6 +28,7 @@ def sections(result: StudyResult) -> list[tuple[str, Facts]]:
         ("Model", [*_model(result), *_facts(result.model, skip=("name", "source_precision", "parameters"))]),
         ("Study", [*_facts(study), ("recipes", ", ".join(result.study["recipes"]))]),
         ("Calibration", _calibration(result)),
+        ("Judge", _facts(result.judge or {})),
         ("Machine", _facts(environment)),
         ("Versions", _facts(packages)),
         ("Time", [*_facts(timing), *_seconds(seconds)]),
