@@ -63,7 +63,9 @@ class TestOrder:
 
     def test_few_clusters_are_strata_however_small(self) -> None:
         ids = [f"q{index}" for index in range(60)]
-        assert asking_order(ids, {item: int(item[1:]) // 5 for item in ids}).unit == "item"
+        clusters = {item: int(item[1:]) // 5 for item in ids}
+        assert asking_order(ids, clusters).unit == "item"
+        assert asking_order(ids, clusters, together=True).unit == "cluster"
 
     def test_seeded_and_not_the_first_items(self) -> None:
         assert alone(200) == alone(200)

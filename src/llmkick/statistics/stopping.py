@@ -69,12 +69,20 @@ class AskingOrder:
 
 
 def asking_order(
-    ids: Sequence[str], clusters: Mapping[str, Hashable], *, seed: int = 0, look: int = LOOK_ITEMS
+    ids: Sequence[str],
+    clusters: Mapping[str, Hashable],
+    *,
+    seed: int = 0,
+    look: int = LOOK_ITEMS,
+    together: bool = False,
 ) -> AskingOrder:
-    """Seeded: stratified by cluster, or small clusters whole and shuffled; batches of `look` or a little more."""
+    """Seeded: stratified by cluster, or small clusters whole and shuffled; batches of `look` or a little more.
+
+    `together` keeps clusters whole whatever their number: in a conversation one turn needs the one before.
+    """
     sizes = Counter(clusters[item] for item in ids)
     largest = max(sizes.values(), default=1)
-    whole = 1 < largest <= LARGEST_BET and len(sizes) >= FEWEST_BETS
+    whole = largest > 1 and (together or (largest <= LARGEST_BET and len(sizes) >= FEWEST_BETS))
     order = whole_cluster_order(ids, clusters, seed) if whole else stratified_order(ids, clusters, seed)
     batches: list[list[str]] = []
     for item in order:

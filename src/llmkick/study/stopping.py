@@ -98,7 +98,12 @@ def stopping_rules(
     for task in tasks:
         some, seed = items[task.name], int(task.key.get("seed", 0))
         if task.metric != "perplexity" and some:
-            order = asking_order([item.id for item in some], {item.id: item.cluster for item in some}, seed=seed)
+            order = asking_order(
+                [item.id for item in some],
+                {item.id: item.cluster for item in some},
+                seed=seed,
+                together=any(getattr(item, "follows", "") for item in some),
+            )
             rules[task.name] = StoppingRule(
                 order=order, seed=seed, margin=margin, alpha=alpha, chance=task.chance_level
             )
