@@ -19,7 +19,7 @@ from llmkick.compression.checks import check_recipe_fits
 from llmkick.compression.recipe import Dense
 from llmkick.errors import ConfigError
 from llmkick.models.files import require_space, write_text_atomically
-from llmkick.models.language_model import TransformersModel, load_model
+from llmkick.models.language_model import TransformersModel, load_model, weights_digest
 from llmkick.study.caveats import loops
 from llmkick.study.cells import Cell, cells_of, digest_of, style_of
 from llmkick.study.compressor import StudyCompressor
@@ -27,6 +27,8 @@ from llmkick.study.config import Study, load_study, make_study
 from llmkick.study.environment import environment, peak_memory
 from llmkick.study.evaluation import Evaluation
 from llmkick.study.falling import FallingVerdicts
+from llmkick.study.families import agreement, correction_note, families
+from llmkick.study.foresight import foresee
 from llmkick.study.journal import Journal
 from llmkick.study.judge_questions import Answered
 from llmkick.study.judging import Judging, judge_of
@@ -41,6 +43,7 @@ from llmkick.study.results import (
     describe_task,
     overall_by_recipe,
 )
+from llmkick.study.stopping import StoppingRule, stopping_rules
 from llmkick.study.variants import Variant, variants_of
 from llmkick.tasks.prompting import resolve_prompting
 from llmkick.tasks.task import Task
@@ -62,44 +65,61 @@ def run_study(
         study = load_study(Path(study))
     elif not isinstance(study, Study):
         study = make_study(study)
-    run = _Run(study=study, folder=Path(out), observer=observer or Silent())
+    run = StudyRun(study=study, folder=Path(out), observer=observer or Silent())
     return run.execute()
 
 
 @dataclass(kw_only=True)
-class _Run:
+class StudyRun:
+    """A study at work in its folder: open, load, walk over the variants, finish."""
+
     study: Study
     folder: Path
     observer: Observer
     tasks: list[Task] = field(default_factory=list)
     judging: Judging | None = None
+    rules: dict[str, StoppingRule] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
 
     def execute(self) -> StudyResult:
+        """Run it to its end, or from where it stopped."""
         self.journal = self._open_folder()
         try:
             started = datetime.now(UTC).isoformat(timespec="seconds")
-            self.tasks = [spec.make() for spec in self.study.tasks]
-            self.judging = self._judging()
-            self._load()
-            # Before the dense model is asked anything: a missing or too short text must not show after hours.
-            for seed in dict.fromkeys(variant.seed for variant in variants_of(self.study)):
-                self._calibration(seed)
-            items = {task.name: task.items(self.model) for task in self.tasks}
-            note_run(self.journal, model=self.model, tasks=self.tasks, items=items, prompting=self.prompting)
-            self.evaluation = Evaluation(
-                journal=self.journal,
-                model_name=self.model.info.name,
-                items=items,
-                prompting=self.prompting,
-                observer=self.observer,
-                dense=self.model,
-                dense_keys={cell.task.name: cell.run_key for cell in self._cells(Variant(recipe=Dense()))},
-            )
+            self._prepare()
             self._run_cells()
             return self._finish(started)
         finally:
             self.journal.close()
+
+    def _prepare(self) -> None:
+        """Everything that can fail, before anything takes hours."""
+        self.tasks = [spec.make() for spec in self.study.tasks]
+        self.judging = self._judging()
+        self._load()
+        # Before the dense model is asked anything: a missing or too short text must not show after hours.
+        for seed in dict.fromkeys(variant.seed for variant in variants_of(self.study)):
+            self._calibration(seed)
+        items = {task.name: task.items(self.model) for task in self.tasks}
+        note_run(self.journal, model=self.model, tasks=self.tasks, items=items, prompting=self.prompting)
+        judged = {task.name: items[task.name] for task in self.tasks if task.metric != "perplexity"}
+        for line in foresee(judged, margin=self.study.margin, alpha=self.study.alpha):
+            self.observer.warn(line)
+        if self.study.stop == "decided":
+            # A judge reads the answers of both models to every item.
+            judging = [task.name for task in self.judging.judged] if self.judging is not None else []
+            stopping = [task for task in self.tasks if task.name not in judging]
+            self.rules = stopping_rules(stopping, items, margin=self.study.margin, alpha=self.study.alpha)
+        self.evaluation = Evaluation(
+            journal=self.journal,
+            model_name=self.model.info.name,
+            items=items,
+            prompting=self.prompting,
+            observer=self.observer,
+            dense=self.model,
+            dense_keys={cell.task.name: cell.run_key for cell in self._cells(Variant(recipe=Dense()))},
+            rules=self.rules,
+        )
 
     def _load(self) -> None:
         with self._timed("load", self.study.model):
@@ -168,7 +188,13 @@ class _Run:
         together: set[int | None] = set()
         self.observer.cells(0, total)
         tasks = [describe_task(task, self.prompting) for task in self.tasks]
-        verdicts = FallingVerdicts(journal=self.journal, study=self.study, tasks=tasks, observer=self.observer)
+        verdicts = FallingVerdicts(
+            journal=self.journal,
+            study=self.study,
+            tasks=tasks,
+            observer=self.observer,
+            orders={name: rule.order for name, rule in self.rules.items()},
+        )
         for variant in variants:
             cells = self._cells(variant)
             planned |= {cell.run_key for cell in cells}
@@ -250,6 +276,7 @@ class _Run:
             weights=self._weights_key(variant),
             prompting=self.prompting,
             reference={"digest": info.digest, "dtype": info.dtype},
+            batches={name: rule.key for name, rule in self.rules.items()},
         )
 
     def _is_wanted(self, variant: Variant) -> bool:
@@ -301,7 +328,15 @@ class _Run:
         if self.judging is not None:
             tasks += self.judging.described()
         with self._timed("statistics", "comparisons"):
-            comparisons = compare_all(records, tasks, study.recipes, margin=study.margin, alpha=study.alpha)
+            comparisons = compare_all(
+                records,
+                tasks,
+                study.recipes,
+                margin=study.margin,
+                alpha=study.alpha,
+                orders={name: rule.order for name, rule in self.rules.items()},
+                same_weights=self._left_the_weights,
+            )
         reports = self._reports()
         result = StudyResult(
             folder=self.folder,
@@ -327,6 +362,8 @@ class _Run:
             ],
             noise=noise,
             judge=None if self.judging is None else self.judging.summary,
+            families=families(comparisons, study.recipes, correction=study.correction, alpha=study.alpha),
+            agreement=agreement(records, study.recipes),
         )
         result.write()
         return result
@@ -352,6 +389,11 @@ class _Run:
     def _order(self, row: Mapping[str, Any], tasks: Sequence[Mapping[str, Any]]) -> tuple[int, int, int]:
         recipes, names = ["dense", *self.study.recipes], [task["name"] for task in tasks]
         return recipes.index(row["recipe"]), row["seed"] or 0, names.index(row["task"])
+
+    def _left_the_weights(self, recipe: str) -> bool:
+        """Whether a recipe changed no weight at all, with any seed."""
+        digests = {report["digest"] for report in self._reports() if report["recipe"] == recipe}
+        return digests == {weights_digest(self.model.network)}
 
     def _reports(self) -> list[dict[str, Any]]:
         reports = []
@@ -381,6 +423,8 @@ def _warnings(model: TransformersModel, study: Study, records: Any, reports: lis
     if not study.propagate:
         found.append("calibration was not propagated: every statistic comes from the dense model")
     found += model.notes
+    if len(study.recipes) > 1:
+        found.append(correction_note(study.recipes, study.correction, study.alpha))
     for report in reports:
         found += [f"{report['recipe']}: {warning}" for warning in report["warnings"]]
     unscored = records[records["score"].isna()]
