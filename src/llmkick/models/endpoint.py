@@ -305,7 +305,7 @@ def _wait(state: tenacity.RetryCallState) -> float:
     try:
         return min(LONGEST_WAIT, max(0.0, float(headers.get("retry-after", ""))))
     except ValueError:
-        return tenacity.wait_exponential_jitter(initial=FIRST_WAIT, max=LONGEST_WAIT, jitter=FIRST_WAIT)(state)
+        return tenacity.wait_exponential_jitter(multiplier=FIRST_WAIT, max=LONGEST_WAIT, jitter=FIRST_WAIT)(state)
 
 
 def _whole(call: Callable[[], Any]) -> Any:
