@@ -24,6 +24,7 @@ from llmkick.models.plugin_models import plugin_of
 # Part of the cache key of converted files: raise it when the conversion changes.
 CONVERSION_VERSION = 2
 SOURCE_FILE = "llmkick_source.json"
+SERVER_SCHEME = "openai:"
 HUB_FILES = [
     "*.safetensors",
     "*.safetensors.index.json",
@@ -45,6 +46,11 @@ class Checkpoint:
     digest: str
     source_precision: str
     packed: bool = False  # in our compact form, see `models.packed`
+
+
+def is_server(reference: str) -> bool:
+    """Whether a model reference names a server (`openai:URL#name`), which has no files here."""
+    return reference.startswith(SERVER_SCHEME)
 
 
 def locate(reference: str) -> Checkpoint:

@@ -31,14 +31,16 @@ from openai.types import Completion
 from openai.types.chat import ChatCompletion
 
 from llmkick.errors import ConfigError, KickError, ModelError
+from llmkick.models.checkpoint import SERVER_SCHEME, is_server
 
-SCHEME = "openai:"
 # Set for one server; the other is what the whole ecosystem uses, and is therefore not given to just any host.
 KEY_VARIABLE, COMMON_KEY_VARIABLE = "LLMKICK_API_KEY", "OPENAI_API_KEY"
 # Seconds between two attempts: from the first to the longest; what a server asks for counts up to LONGEST_WAIT.
 FIRST_WAIT, LONGEST_WAIT = 0.5, 60.0
 # A request's own fault: asking again gives the same, other requests may pass.
 REFUSALS = {400, 413, 422}
+# What a server says when it does not have an endpoint, or an option of one.
+NO_SUCH_THING = {404, 405, 500, 501}
 # The server's own fault: perhaps with everything, perhaps with this request.
 BROKEN = 500
 # A revision or a date behind the name is the same model: "name@main", "name-2026-01-31".
@@ -57,7 +59,7 @@ class Address:
     name: str
 
     def __str__(self) -> str:
-        return f"{SCHEME}{self.url}#{self.name}"
+        return f"{SERVER_SCHEME}{self.url}#{self.name}"
 
 
 @dataclass(frozen=True)
@@ -79,14 +81,9 @@ class _GarbledError(Exception):
     """A reply that is not what the interface promises: no JSON, half of it, or without an answer."""
 
 
-def is_server(reference: str) -> bool:
-    """Whether a model reference names a server."""
-    return reference.startswith(SCHEME)
-
-
 def parse_address(reference: str) -> Address:
     """`openai:URL#name` → its parts. Raises ConfigError for anything else; a URL with a password is refused."""
-    url, _, name = reference.removeprefix(SCHEME).partition("#")
+    url, _, name = reference.removeprefix(SERVER_SCHEME).partition("#")
     parts = urlsplit(url)
     if parts.password or parts.username:
         raise ConfigError(f"a server's address holds no user or password: set {KEY_VARIABLE} in the environment")
@@ -181,6 +178,18 @@ class Endpoint:
         except (openai.OpenAIError, _GarbledError) as failure:
             raise self._translated(failure) from failure
         return True
+
+    def attempt(self, ask: Callable[..., Reply], **request: Any) -> Reply | None:
+        """`ask` once or more; None when the server does not do such a thing. A refused key, or silence, is raised."""
+        try:
+            return ask(**request)
+        except RefusedError:
+            return None
+        except KickError as failure:
+            status = getattr(failure.__cause__, "status_code", None)
+            if status in NO_SUCH_THING or isinstance(failure.__cause__, _GarbledError):
+                return None
+            raise
 
     def ask_all(self, ask: Callable[..., Reply], requests: Sequence[Mapping[str, Any]]) -> list[Reply | Refused]:
         """`ask` (chat or complete) each request, `concurrency` at a time; replies in the order of `requests`.

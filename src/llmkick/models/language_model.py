@@ -7,13 +7,13 @@ import json
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import nn
 
 from llmkick.errors import ConfigError, ModelError, NumericalError
-from llmkick.models.checkpoint import Checkpoint, locate, refuse_missing
+from llmkick.models.checkpoint import Checkpoint, is_server, locate, refuse_missing
 from llmkick.models.finite import all_finite
 from llmkick.models.memory import Allowance
 from llmkick.models.packed import digest_of, unpack_folder
@@ -69,13 +69,15 @@ class ContinuationScore:
     """Log-probability (nats) of a continuation of `tokens` scored tokens.
 
     `boundary_moved` says that prompt and continuation, tokenised together, merge across their boundary;
-    the score is then that of the two tokenised apart.
+    the score is then that of the two tokenised apart. `method` says how a server gave it: "first token" from the
+    likeliest first tokens of its answer, "generated letter" without any log-probability (0 for the chosen option).
     """
 
     logprob: float
     tokens: int
     is_greedy: bool
     boundary_moved: bool = False
+    method: Literal["log-probability", "first token", "generated letter"] = "log-probability"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,6 +234,11 @@ def load_model(reference: str, *, dtype: str = "auto", device: str = "auto") -> 
     Raises ModelError for missing, damaged or unsupported files, NumericalError for NaN or Inf weights, ConfigError
     for a broken plug-in.
     """
+    if is_server(reference):
+        raise ConfigError(
+            f"{reference} is a server: its weights are not here. It can be asked (kick eval, kick compare; "
+            "connect() from Python), not loaded or compressed"
+        )
     resolve_dtype(dtype, resolve_device(device))  # before anything is fetched or converted
     plugin = plugin_of(reference)
     if plugin is not None:

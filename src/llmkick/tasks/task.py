@@ -315,6 +315,21 @@ def is_whole(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
+def refuse_unanswerable(model: LanguageModel, task: Task, *, prompting: str = "auto") -> None:
+    """Raise ConfigError, before any work, when a model cannot be asked what a task asks.
+
+    A server gives no log-probabilities of running text, and few give those of whole options.
+    """
+    refusal = getattr(model, "refusal", None)
+    if refusal is None:
+        return
+    style = resolve_prompting(model, prompting, required=task.prompting)
+    items = task.items(model)
+    reason = refusal(task.requests(items[0], style)) if items else ""
+    if reason:
+        raise ConfigError(f"{task.name} cannot be asked of {model.info.name}: {reason}")
+
+
 def evaluate(model: LanguageModel, task: Task, *, prompting: str = "auto") -> list[Record]:
     """Ask a model every item of a task; one record an item, in the task's order."""
     return [record for batch in evaluate_in_batches(model, task, prompting=prompting) for record in batch]
@@ -327,6 +342,7 @@ def evaluate_in_batches(
 
     Batches depend only on the task, so that a resumed evaluation asks exactly what was left to ask.
     """
+    refuse_unanswerable(model, task, prompting=prompting)
     style = resolve_prompting(model, prompting, required=task.prompting)
     items = task.items(model)
     for start in range(0, len(items), BATCH_ITEMS):
