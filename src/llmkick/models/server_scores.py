@@ -12,8 +12,8 @@ from llmkick.models.language_model import ContinuationScore, Unanswered
 # How tokenizers write a leading space.
 SPACES = " ▁Ġ\n\t"
 # "B", "B.", "(B)", "**B**" at the beginning; an "A" before a small letter is an article.
-LEADING_LETTER = re.compile(r"\W*([A-Z])(?!\w)(?! [a-z])")
-NAMED_LETTER = re.compile(r"\b(?i:answer|option|choice)\b(?: is)?:?\W*([A-Z])(?!\w)(?! [a-z])")
+LEADING_LETTER = re.compile(r"\W*([A-Z])(?!\w)(?!(?<=A) [a-z])")
+NAMED_LETTER = re.compile(r"\b(?i:answer|option|choice)\b(?: is)?:?\W*([A-Z])(?!\w)(?!(?<=A) [a-z])")
 
 
 def letters_of(continuations: Sequence[str]) -> list[str] | None:
