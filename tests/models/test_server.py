@@ -260,8 +260,10 @@ def test_letters_by_what_is_generated(bare: Any):
     ("text", "letter"),
     [
         ("B", "B"), (" B.", "B"), ("(C) Paris", "C"), ("**D**", "D"), ("A", "A"), ("A.", "A"), ("A\n", "A"),
-        ("The answer is A", "A"), ("Answer: B because", "B"), ("D it is", "D"), ("the correct option is: C.", "C"), ("option (D)", "D"),
-        ("A dog", None), ("The answer is A dog", None), ("E", None), ("Because", None), ("", None), ("I think so", None), ("Bern", None), ("b", None),
+        ("The answer is A", "A"), ("Answer: B because", "B"), ("D it is", "D"),
+        ("the correct option is: C.", "C"), ("option (D)", "D"),
+        ("A dog", None), ("The answer is A dog", None),
+        ("E", None), ("Because", None), ("", None), ("I think so", None), ("Bern", None), ("b", None),
     ],
 )  # fmt: skip
 def test_which_letter_an_answer_names(text: str, letter: str | None):

@@ -1,5 +1,6 @@
 """Paired statistics: has a compressed model lost more than a margin, and how many items tell?"""
 
+from llmkick.statistics.bits_per_byte import compare_bits_per_byte
 from llmkick.statistics.choices import ChoiceAgreement, choice_agreement
 from llmkick.statistics.frontier import Frontier, evaluations_at_most, find_frontier
 from llmkick.statistics.paired import Comparison, compare
@@ -23,6 +24,7 @@ __all__ = [
     "Verdict",
     "choice_agreement",
     "compare",
+    "compare_bits_per_byte",
     "compare_perplexity",
     "evaluations_at_most",
     "find_frontier",

@@ -17,7 +17,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 
 from llmkick.compression.recipe import Dense, Recipe, parse_recipe
 from llmkick.errors import ConfigError, KickError
+from llmkick.models.checkpoint import is_server
 from llmkick.models.precision import DTYPES
+from llmkick.study.labels import label_others, parse_if_server
 from llmkick.tasks.prompting import PROMPTINGS, refuse_contradiction
 from llmkick.tasks.task import Task, get_task
 
@@ -36,6 +38,7 @@ class TaskSpec(_Frozen):
     seed: int = 0
     shots: int | None = None
     window: int | None = None
+    unit: str | None = None
     evidence_tokens: int | None = None
     split: str | None = None
     revision: str | None = None
@@ -54,24 +57,35 @@ class CalibrationSpec(_Frozen):
     length: int = Field(default=512, ge=2)
 
 
+class ServerSpec(_Frozen):
+    """How servers among the models are asked; see `llmkick.models.endpoint`."""
+
+    timeout: float = Field(default=120.0, gt=0)
+    concurrency: int = Field(default=8, ge=1, le=256)
+    attempts: int = Field(default=5, ge=1, le=20)
+
+
 class Study(_Frozen):
-    """Dense model × recipes × calibration seeds × tasks, and how the verdict is reached."""
+    """Dense model × (recipes × calibration seeds, other models) × tasks, and how the verdict is reached."""
 
     name: str = "study"
     model: str
     dtype: str = "auto"
     device: str = "auto"
     prompting: str = "auto"
-    recipes: tuple[str, ...]
+    recipes: tuple[str, ...] = ()
+    # Models made elsewhere, compared with the dense one: `reference` or `name=reference`.
+    others: tuple[str, ...] = ()
     tasks: tuple[TaskSpec, ...]
     # Small enough for every generator, and for a column of doubles to hold exactly.
     seeds: tuple[Annotated[int, Field(ge=0, lt=2**32)], ...] = (0,)
     calibration: CalibrationSpec = CalibrationSpec()
     propagate: bool = True
+    server: ServerSpec = ServerSpec()
     margin: float = Field(default=0.05, gt=0, lt=1)
     alpha: float = Field(default=0.05, gt=0, lt=0.5)
 
-    @field_validator("recipes", "seeds", mode="before")
+    @field_validator("recipes", "others", "seeds", mode="before")
     @classmethod
     def _list_to_tuple(cls, value: Any) -> Any:
         return tuple(value) if isinstance(value, list) else value
@@ -102,9 +116,6 @@ class Study(_Frozen):
             with _blaming("recipes", index):
                 recipes.append(parse_recipe(text))
         _refuse_repeats("recipes", [str(recipe) for recipe in recipes])
-        with _blaming("recipes"):
-            if all(isinstance(recipe, Dense) for recipe in recipes):
-                raise ConfigError("a study needs at least one recipe besides dense; see `kick methods`")
         return tuple(str(recipe) for recipe in recipes if not isinstance(recipe, Dense))
 
     @field_validator("tasks")
@@ -124,6 +135,22 @@ class Study(_Frozen):
             if not value:
                 raise ConfigError("a study needs at least one task; see `kick tasks`")
         return value
+
+    @model_validator(mode="after")
+    def _something_to_compare(self) -> Study:
+        """Recipes, other models or both, each under a name of its own."""
+        if not self.recipes and not self.others:
+            with _blaming("recipes"):
+                raise ConfigError(
+                    "a study needs at least one recipe besides dense, or another model in `others`; see `kick methods`"
+                )
+        with _blaming("model"):
+            if is_server(self.model) and self.recipes:
+                raise ConfigError(f"{self.model} is a server, whose model cannot be compressed here; leave recipes out")
+            parse_if_server(self.model)
+        with _blaming("others"):
+            label_others(self.others, taken=("dense", *self.recipes))
+        return self
 
     @model_validator(mode="after")
     def _one_protocol(self) -> Study:
@@ -155,12 +182,18 @@ class Study(_Frozen):
         """The recipes as typed objects, in the study's order."""
         return [parse_recipe(text) for text in self.recipes]
 
+    def labelled_others(self) -> dict[str, str]:
+        """The other models in the study's order: their short names, and where they are."""
+        return label_others(self.others, taken=("dense", *self.recipes))
+
     def hash(self) -> str:
-        """sha256 over everything but the name."""
-        content = self.model_dump(mode="json", exclude={"name"})
+        """sha256 over everything but the name and how servers are asked."""
+        content = self.model_dump(mode="json", exclude={"name", "server"})
         # Options that came later count only where they are used: studies without them keep their hash.
+        if not self.others:
+            del content["others"]
         for task in content["tasks"]:
-            for option in ("evidence_tokens", "split", "revision", "sha256"):
+            for option in ("unit", "evidence_tokens", "split", "revision", "sha256"):
                 if task[option] is None:
                     del task[option]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
@@ -224,7 +257,7 @@ def _describe(problem: Any, text: str, values: Any, origin: str) -> str:
     location = tuple(problem["loc"])
     place = _place(location, text, values, origin)
     if problem["type"] == "extra_forbidden":
-        owners: dict[str, type[BaseModel]] = {"tasks": TaskSpec, "calibration": CalibrationSpec}
+        owners: dict[str, type[BaseModel]] = {"tasks": TaskSpec, "calibration": CalibrationSpec, "server": ServerSpec}
         owner = owners[str(location[0])] if len(location) > 1 else Study
         return f"{place}: unknown key; choose from: {', '.join(owner.model_fields)}"
     if problem["type"] == "missing":

@@ -12,11 +12,20 @@ import pandas as pd
 
 from llmkick.errors import DataError
 from llmkick.models.files import write_text_atomically
-from llmkick.statistics import Comparison, PerplexityComparison, compare, compare_perplexity, overall_verdict
+from llmkick.statistics import (
+    Comparison,
+    PerplexityComparison,
+    compare,
+    compare_bits_per_byte,
+    compare_perplexity,
+    overall_verdict,
+)
 from llmkick.tasks.task import LARGEST_NATS, Record, Task, full_key, summary_value
 
 RESULTS_FILE = "results.json"
 RESULTS_SCHEMA = 1
+# Metrics of the control: lower is better, and no verdict.
+CONTROL_METRICS = ("perplexity", "bits_per_byte")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,8 +115,10 @@ def cell_results(records: pd.DataFrame, tasks: Sequence[Mapping[str, Any]]) -> l
 
 def _as_records(cell: pd.DataFrame) -> list[Record]:
     return [
-        Record(item_id=str(item), cluster="", response="", score=_score(score), tokens=int(tokens))
-        for item, score, tokens in zip(cell["item_id"], cell["score"], cell["tokens"], strict=True)
+        Record(item_id=str(item), cluster="", response="", score=_score(score), tokens=int(tokens), details=details)
+        for item, score, tokens, details in zip(
+            cell["item_id"], cell["score"], cell["tokens"], cell["details"], strict=True
+        )
     ]
 
 
@@ -143,7 +154,7 @@ def compare_all(
 
 
 def _comparable(task: Mapping[str, Any], dense: pd.DataFrame, cells: pd.DataFrame) -> bool:
-    if task["metric"] != "perplexity":
+    if task["metric"] not in CONTROL_METRICS:
         return True
     scores = pd.concat([dense["score"], cells["score"]])
     return bool(scores.notna().all()) and float(scores.max()) < LARGEST_NATS
@@ -174,6 +185,9 @@ def _compare_cell(
     if task["metric"] == "perplexity":
         tokens = {item: float(count) for item, count in dense["tokens"].items()}
         return compare_perplexity(_scores(dense), scores, tokens, **common)  # type: ignore[arg-type]
+    if task["metric"] == "bits_per_byte":
+        sizes = {item: float(details["bytes"]) for item, details in dense["details"].items()}
+        return compare_bits_per_byte(_scores(dense), scores, sizes, **common)  # type: ignore[arg-type]
     return compare(
         _scores(dense),
         scores,

@@ -263,7 +263,7 @@ def get_task(
        for perplexity a text file. `protocol` is "strict", or "paper" for the paper's prompts and metrics. `limit`
        takes a seeded sample of that many items, stratified by cluster. Further options: `split`, `revision` and
        `sha256` of published data; `shots` of multiple_choice:letter; `evidence_tokens` of context_qa:open; `window`
-       of perplexity.
+       and `unit` (tokens, bytes) of perplexity.
     ConfigError for an unknown name, variant, protocol, source or option, and for a limit below 1.
     """
     entry, variant = entry_of(name), name.partition(":")[2]
@@ -373,7 +373,8 @@ def _evaluate_batch(model: LanguageModel, task: Task, items: Sequence[Item], sty
 
 
 def summary_value(metric: str, records: Sequence[Record]) -> float | None:
-    """The metric over the scored records: their mean, or for perplexity exp of the mean over tokens.
+    """The metric over the scored records: their mean, over bytes for bits per byte, for perplexity exp of that over
+    tokens.
 
     None when no record has a score, or the perplexity is beyond what a number can hold.
     """
@@ -383,6 +384,9 @@ def summary_value(metric: str, records: Sequence[Record]) -> float | None:
     if metric == "perplexity":
         mean = sum(score * tokens for score, tokens in scored) / sum(tokens for _, tokens in scored)
         return math.exp(mean) if mean < LARGEST_NATS else None
+    if metric == "bits_per_byte":
+        sizes = [(record.score, int(record.details["bytes"])) for record in records if record.score is not None]
+        return sum(score * size for score, size in sizes) / sum(size for _, size in sizes)
     return sum(score for score, _ in scored) / len(scored)
 
 
