@@ -10,13 +10,25 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from llmkick.cli.common import Device, Dtype, Quiet, app, check_file_target, err, out, print_notes
+from llmkick.cli.common import (
+    MODEL_HELP,
+    Concurrency,
+    Device,
+    Dtype,
+    Quiet,
+    Timeout,
+    app,
+    check_file_target,
+    err,
+    out,
+    print_notes,
+)
 from llmkick.errors import ConfigError
 
 
 @app.command("eval")
 def evaluate(
-    model: Annotated[str, typer.Argument(help="built-in name, folder, hub id or .gguf file")],
+    model: Annotated[str, typer.Argument(help=MODEL_HELP)],
     task: Annotated[list[str], typer.Option("--task", "-t", help="see `kick tasks`; may be repeated")],
     limit: Annotated[int | None, typer.Option(help="items a task (a stratified sample)")] = None,
     seed: Annotated[int, typer.Option(help="seed of the sample")] = 0,
@@ -27,6 +39,8 @@ def evaluate(
     prompting: Annotated[str, typer.Option(help="auto, chat or raw")] = "auto",
     dtype: Dtype = "auto",
     device: Device = "auto",
+    timeout: Timeout = 120.0,
+    concurrency: Concurrency = 8,
     quiet: Quiet = False,
 ) -> None:
     """Score one model on tasks.
@@ -38,11 +52,13 @@ def evaluate(
         kick eval ./my-model -t context_qa:open -t context_qa:closed --records answers.jsonl
 
         kick eval ./my-model -t multiple_choice --source data/mmlu --by discipline
+
+        kick eval openai:http://127.0.0.1:8000/v1#my-model -t factoid_qa --concurrency 16
     """
     from llmkick.models.files import write_text_atomically
-    from llmkick.models.language_model import load_model
+    from llmkick.models.server import ServerSettings, open_model
     from llmkick.tasks.prompting import PROMPTINGS
-    from llmkick.tasks.task import evaluate_in_batches, get_task, summary_value
+    from llmkick.tasks.task import evaluate_in_batches, get_task, refuse_unanswerable, summary_value
     from llmkick.terminal import Watcher
 
     tasks = [get_task(name, source=source, protocol=protocol, limit=limit, seed=seed) for name in task]
@@ -50,13 +66,17 @@ def evaluate(
         raise ConfigError(f"unknown prompting {prompting!r}; choose from: {', '.join(PROMPTINGS)}")
     if records_file is not None:
         check_file_target(records_file)
+    settings = ServerSettings(timeout=timeout, concurrency=concurrency)
     table = Table("task", "metric", "score", "items", "unscored", "truncated")
     lines: list[str] = []
     notes: list[str] = []
     groups = Table("task", by or "", "score", "items")
     with Watcher(err, quiet=quiet) as watcher:
         watcher.stage(f"loading {model}", 1)
-        loaded = load_model(model, dtype=dtype, device=device)
+        loaded = open_model(model, dtype=dtype, device=device, server=settings)
+        for one in tasks:
+            refuse_unanswerable(loaded, one, prompting=prompting)
+        notes += getattr(loaded, "notes", ())
         for one in tasks:
             count = len(one.items(loaded))
             watcher.stage(one.name, count)
@@ -75,6 +95,8 @@ def evaluate(
                 str(sum(record.truncated for record in records)),
             )
             notes += [f"{one.name}: {note}" for note in one.notes]
+            chosen = {str(record.details["chosen_by"]) for record in records if "chosen_by" in record.details}
+            notes += [f"{one.name}: options were chosen by {way}" for way in sorted(chosen)]
             if by is not None:
                 _add_groups(groups, one.name, records, by)
             lines += [json.dumps({"task": one.name, **asdict(record)}, ensure_ascii=False) for record in records]

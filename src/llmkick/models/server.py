@@ -60,6 +60,13 @@ class ServerSettings:
     concurrency: int = 8
     attempts: int = 5
 
+    def __post_init__(self) -> None:
+        if not self.timeout > 0:
+            raise ConfigError(f"timeout must be more than 0 seconds; got {self.timeout:g}")
+        for name, value in (("concurrency", self.concurrency), ("attempts", self.attempts)):
+            if value < 1:
+                raise ConfigError(f"{name} must be at least 1; got {value}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Abilities:

@@ -19,12 +19,13 @@ PRUNED = 0.25
 
 @dataclass(frozen=True, kw_only=True)
 class Zeros:
-    """Share of exact zeros in the linear layers (heads and embeddings aside), and the pattern of those pruned.
+    """Number and share of exact zeros in the linear layers (heads and embeddings aside), and the pruned ones' pattern.
 
     `pattern` is "2:4" and the like when every pruned layer holds it, "mixed" when they hold different ones,
     "unstructured" when one holds none, empty when no layer is pruned. `layers` counts the linear layers.
     """
 
+    count: int
     share: float
     pattern: str
     pruned_layers: int
@@ -46,7 +47,7 @@ def zeros_of(network: Any) -> Zeros | None:
     pattern = "" if not names else names.pop() if len(names) == 1 else "mixed"
     if "unstructured" in patterns:
         pattern = "unstructured"
-    return Zeros(share=zeros / total, pattern=pattern, pruned_layers=patterns.total(), layers=layers)
+    return Zeros(count=zeros, share=zeros / total, pattern=pattern, pruned_layers=patterns.total(), layers=layers)
 
 
 def linear_weights(network: Any) -> Iterator[torch.Tensor]:

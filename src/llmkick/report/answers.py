@@ -12,6 +12,7 @@ import pandas as pd
 from llmkick.report.cells import ordered_tasks
 from llmkick.report.reading import Run
 from llmkick.report.tables import plain_rows
+from llmkick.study.results import CONTROL_METRICS
 
 # Longer passages are cut on the page; the journal holds them whole.
 LONGEST_TEXT = 4000
@@ -31,7 +32,7 @@ def answers_payload(run: Run) -> dict[str, Any]:
     tasks = []
     for task in ordered_tasks(run.result):
         items = run.items[run.items["task"] == task["name"]]
-        if task["metric"] == "perplexity" or items.empty:
+        if task["metric"] in CONTROL_METRICS or items.empty:
             continue
         records = run.records[run.records["task"] == task["name"]]
         by_variant: list[Any] = [None] * len(variants)
@@ -115,7 +116,7 @@ def _short(score: float) -> float:
 def _variants(run: Run) -> list[tuple[str, int | None]]:
     """Every (recipe, seed) that was asked: dense, then the study's order."""
     pairs = plain_rows(run.records[["recipe", "seed"]].drop_duplicates())
-    order = ["dense", *run.result.study["recipes"]]
+    order = ["dense", *run.result.labels]
     found = [_variant(row["recipe"], row["seed"]) for row in pairs if row["recipe"] in order]
     return sorted(found, key=lambda variant: (order.index(variant[0]), variant[1] or 0))
 

@@ -18,7 +18,7 @@ from llmkick.report.cells import comparisons_by_cell, dense_scores, ordered_task
 from llmkick.report.levels import KINDS, level_of
 from llmkick.report.tables import layer_means
 from llmkick.report.writing import write_text
-from llmkick.study.results import StudyResult
+from llmkick.study.results import CONTROL_METRICS, StudyResult
 
 VEGA_LITE = ".".join(alt.SCHEMA_VERSION.lstrip("v").split(".")[:2])
 DODGE = 0.014  # of the axis: levels that methods share are drawn side by side
@@ -129,7 +129,7 @@ def _level_figure(result: StudyResult, cells: pd.DataFrame, kind: str) -> Figure
         panel = of_kind[of_kind["task"] == task["name"]]
         if panel.empty:
             continue
-        control = task["metric"] == "perplexity"
+        control = task["metric"] in CONTROL_METRICS
         y, start = (charts.ratio_axis(panel), 1.0) if control else (charts.loss_axis(cells), 0.0)
         draw = _against_sparsity if kind == "sparsity" else _against_levels
         title = alt.TitleParams(
@@ -186,7 +186,7 @@ def _against_levels(frame: pd.DataFrame, y: alt.Y, methods: charts.Methods, star
 def _control_figure(result: StudyResult, cells: pd.DataFrame) -> Figure:
     """Every recipe's loss over its rise in perplexity, a panel for each task."""
     margin = result.study["margin"]
-    control = next(task["name"] for task in result.tasks if task["metric"] == "perplexity")
+    control = next(task["name"] for task in result.tasks if task["metric"] in CONTROL_METRICS)
     rise = cells.loc[cells["task"] == control, ["recipe", "y", "change", "verdict"]].assign(y=lambda f: f["y"] - 1)
     scores = cells[cells["metric"] == "score"]
     both = scores.merge(rise.rename(columns={"y": "x", "change": "perplexity", "verdict": "outcome"}), on="recipe")

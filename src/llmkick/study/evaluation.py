@@ -37,7 +37,7 @@ class Evaluation:
         for records in evaluate_in_batches(model, cell.task, prompting=self.prompting, done=done):
             self.journal.add_records(
                 cell.run_key,
-                model=self.model_name,
+                model=model.info.name if cell.variant.reference else self.model_name,
                 recipe=cell.variant.label,
                 seed=cell.variant.seed,
                 task=cell.task.name,

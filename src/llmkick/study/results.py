@@ -44,6 +44,14 @@ class StudyResult:
     compression: Sequence[Mapping[str, Any]]
     warnings: Sequence[str]
     noise: Sequence[Mapping[str, Any]] = field(default_factory=list)
+    # Size and kind of every model, where models made elsewhere are among them.
+    models: Sequence[Mapping[str, Any]] = field(default_factory=list)
+
+    @property
+    def labels(self) -> list[str]:
+        """What is compared with the dense model, in the order of the tables: recipes, then other models."""
+        named = [str(model["label"]) for model in self.models if model["label"] != "dense"]
+        return list(dict.fromkeys([*self.study["recipes"], *named]))
 
     def write(self) -> Path:
         """Write results.json whole or not at all. Raises DataError when it cannot be written."""
