@@ -143,7 +143,7 @@ class Perplexity:
         if self.window is not None and not (is_whole(self.window) and self.window >= 2):
             raise ConfigError(f"window of {self.name} must be a whole number of at least 2 tokens; got {self.window!r}")
         if self.unit not in UNITS:
-            raise ConfigError(f"unknown unit {self.unit!r} of {self.name}; choose from: {', '.join(UNITS)}")
+            raise ConfigError(f"unknown unit {self.unit!r} of perplexity; choose from: {', '.join(UNITS)}")
         if self.data and (self.source == "pocket" or self._is_file):
             raise ConfigError(f'source of {self.name} is "hub" or a folder: the pocket suite has no such data')
         if self.source not in ("pocket", "hub") and not Path(self.source).expanduser().exists():
