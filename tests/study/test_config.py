@@ -80,6 +80,7 @@ def test_every_default(tmp_path: Path):
         "device": "auto",
         "prompting": "auto",
         "recipes": ["wanda@0.5"],
+        "others": [],
         "tasks": [
             {
                 "name": "factoid_qa",
@@ -89,6 +90,7 @@ def test_every_default(tmp_path: Path):
                 "seed": 0,
                 "shots": None,
                 "window": None,
+                "unit": None,
                 "evidence_tokens": None,
                 "split": None,
                 "revision": None,
@@ -98,6 +100,7 @@ def test_every_default(tmp_path: Path):
         "seeds": [0],
         "calibration": {"source": "self", "sequences": 32, "length": 512},
         "propagate": True,
+        "server": {"timeout": 120.0, "concurrency": 8, "attempts": 5},
         "margin": 0.05,
         "alpha": 0.05,
     }
@@ -112,6 +115,7 @@ def test_every_key(tmp_path: Path):
         "device": "cpu",
         "prompting": "raw",
         "recipes": ["wanda@0.5", "gptq@4b-g128"],
+        "others": [],
         "tasks": [
             {"name": "multiple_choice", "source": "pocket", "protocol": "strict", "limit": 12, "seed": 9, "shots": 2},
             {"name": "perplexity", "source": "pocket", "protocol": "strict", "seed": 0, "window": 32},
@@ -119,6 +123,7 @@ def test_every_key(tmp_path: Path):
         "seeds": [3, 1],
         "calibration": {"source": "c4", "sequences": 4, "length": 16},
         "propagate": False,
+        "server": {"timeout": 120.0, "concurrency": 8, "attempts": 5},
         "margin": 0.1,
         "alpha": 0.01,
     }
@@ -240,7 +245,7 @@ def test_choices_are_named(tmp_path: Path):
     assert message == ", line 4: prompting: unknown prompting 'loud'; choose from: auto, chat, raw"
 
 
-@pytest.mark.parametrize("missing", ["model", "recipes", "tasks"])
+@pytest.mark.parametrize("missing", ["model", "tasks"])
 def test_missing_keys(tmp_path: Path, missing: str):
     text = "\n".join(line for line in SMALLEST.splitlines() if not line.startswith(missing))
     assert refusal(tmp_path, text) == f": {missing}: is missing"
@@ -427,6 +432,7 @@ CHANGES = {
     "device": "auto",
     "prompting": "chat",
     "recipes": ["gptq@4b-g128", "wanda@0.5"],
+    "others": ["elsewhere"],
     "tasks": ["factoid_qa"],
     "seeds": [1, 3],
     "calibration": {"source": "c4", "sequences": 4, "length": 17},
@@ -437,7 +443,7 @@ CHANGES = {
 
 
 def test_everything_else_changes_the_hash():
-    assert {*CHANGES, "name"} == set(Study.model_fields)
+    assert {*CHANGES, "name", "server"} == set(Study.model_fields)
     base = values_of(FULL)
     hashes = {make_study({**base, key: value}).hash() for key, value in CHANGES.items()}
     assert len(hashes | {make_study(base).hash()}) == len(CHANGES) + 1
