@@ -198,7 +198,9 @@ def test_a_server_that_lists_others_but_tells_names_apart_is_asked():
         assert endpoint(server).check() == {}
 
 
-@pytest.mark.parametrize("models", [Reply({"error": {"message": "no"}}, status=404), Reply("<html>"), ()])
+@pytest.mark.parametrize(
+    "models", [Reply({"error": {"message": "no"}}, status=404), Reply("<html>"), refused("no cache", 500), ()]
+)
 def test_a_server_without_a_list_is_not_refused_for_it(models: Any):
     with serving(lambda path, body: chat("hi"), models=models) as server:
         assert endpoint(server).check() == {}

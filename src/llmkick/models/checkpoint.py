@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from llmkick.errors import ModelError
+from llmkick.errors import ConfigError, ModelError
 from llmkick.models.builtin import BUILTIN_MODELS, builtin_gguf
 from llmkick.models.files import cache_folder, new_folder, require_space, sha256_of_file
 from llmkick.models.packed import MANIFEST
@@ -61,8 +61,13 @@ def locate(reference: str) -> Checkpoint:
 
     `reference` is a built-in name, a local Hugging Face folder, a `.gguf` file, or a hub id
     (`owner/name`, optionally `owner/name@revision`).
-    Raises ModelError when there is nothing readable behind it.
+    Raises ModelError when there is nothing readable behind it, ConfigError for a server.
     """
+    if is_server(reference):
+        raise ConfigError(
+            f"{reference} is a server: its weights are not here. It can be asked (kick eval, kick compare; "
+            "llmkick.models.server.connect from Python), not loaded or compressed"
+        )
     if reference in BUILTIN_MODELS:
         model = BUILTIN_MODELS[reference]
         return _from_gguf(builtin_gguf(reference), name=reference, revision=model.version, pinned=model.gguf_sha256)

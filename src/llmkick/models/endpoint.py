@@ -145,9 +145,11 @@ class Endpoint:
         """What /models says of each model; None where the server has no such list."""
         try:
             page = self._retrying(self.client.models.list)
-        except (openai.NotFoundError, _GarbledError):
+        except _GarbledError:
             return None
         except openai.OpenAIError as failure:
+            if getattr(failure, "status_code", None) in NO_SUCH_THING:
+                return None  # transformers serve breaks (500) where it has no hub cache to list
             raise self._translated(failure) from failure
         entries = page.data if isinstance(getattr(page, "data", None), list) else []
         return [entry.to_dict(mode="json") for entry in entries]

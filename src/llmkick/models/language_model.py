@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from llmkick.errors import ConfigError, ModelError, NumericalError
-from llmkick.models.checkpoint import Checkpoint, is_server, locate, refuse_missing
+from llmkick.models.checkpoint import Checkpoint, locate, refuse_missing
 from llmkick.models.finite import all_finite
 from llmkick.models.memory import Allowance
 from llmkick.models.packed import digest_of, unpack_folder
@@ -234,11 +234,6 @@ def load_model(reference: str, *, dtype: str = "auto", device: str = "auto") -> 
     Raises ModelError for missing, damaged or unsupported files, NumericalError for NaN or Inf weights, ConfigError
     for a broken plug-in.
     """
-    if is_server(reference):
-        raise ConfigError(
-            f"{reference} is a server: its weights are not here. It can be asked (kick eval, kick compare; "
-            "connect() from Python), not loaded or compressed"
-        )
     resolve_dtype(dtype, resolve_device(device))  # before anything is fetched or converted
     plugin = plugin_of(reference)
     if plugin is not None:
