@@ -14,8 +14,9 @@ import torch
 from llmkick.errors import ConfigError
 from llmkick.models.checkpoint import Checkpoint, is_server, locate
 from llmkick.models.language_model import LanguageModel, TransformersModel, load_located, read_tokenizer
+from llmkick.models.plugin_models import plugin_of
 from llmkick.models.precision import resolve_device, resolve_dtype
-from llmkick.models.server import ServerModel, ServerSettings, connect
+from llmkick.models.server import ServerSettings, open_model
 from llmkick.models.zeros import zeros_of
 from llmkick.study.config import Study
 from llmkick.study.variants import Variant, variants_of
@@ -32,31 +33,35 @@ class Others:
 
     study: Study
     checkpoints: dict[str, Checkpoint] = field(default_factory=dict)
-    servers: dict[str, ServerModel] = field(default_factory=dict)
+    live: dict[str, LanguageModel] = field(default_factory=dict)  # servers, and what plug-ins bring: open once found
 
     def find(self) -> None:
         """Locate every model and reach every server, so that what is missing shows before any work.
 
         Raises ModelError for files or packages that are missing and for servers that do not answer as they should.
         """
-        for variant in variants_of(self.study):
-            if is_server(variant.reference):
-                self.servers[variant.label] = connect(variant.reference, settings_of(self.study))
-            elif variant.reference:
-                self.checkpoints[variant.label] = locate(variant.reference)
+        study = self.study
+        for variant in variants_of(study):
+            reference = variant.reference
+            if is_server(reference) or plugin_of(reference) is not None:
+                self.live[variant.label] = open_model(
+                    reference, dtype=study.dtype, device=study.device, server=settings_of(study)
+                )
+            elif reference:
+                self.checkpoints[variant.label] = locate(reference)
 
     def weights_key(self, variant: Variant) -> dict[str, Any]:
         """Everything that decides the answers of a model but the questions."""
-        if variant.label in self.servers:
-            return {"server": self.servers[variant.label].info.digest}
+        if variant.label in self.live:
+            return answers_key(self.live[variant.label])
         device = resolve_device(self.study.device)
         dtype = str(resolve_dtype(self.study.dtype, device)).removeprefix("torch.")
         return {"weights": self.checkpoints[variant.label].digest, "dtype": dtype, "device": device.type}
 
     def open(self, variant: Variant) -> LanguageModel:
         """The model, loaded now; the caller lets it go."""
-        if variant.label in self.servers:
-            return self.servers[variant.label]
+        if variant.label in self.live:
+            return self.live[variant.label]
         gc.collect()  # the one before may lie in cycles
         return load_located(self.checkpoints[variant.label], dtype=self.study.dtype, device=self.study.device)
 
@@ -69,7 +74,7 @@ class Others:
         if style == "raw":
             return style
         found = {name: bool(read_tokenizer(one).chat_template) for name, one in self.checkpoints.items()}
-        found |= {name: server.has_chat_template for name, server in self.servers.items()}
+        found |= {name: model.has_chat_template for name, model in self.live.items()}
         without = [name for name, has_template in found.items() if not has_template]
         if without and self.study.prompting == "chat":
             raise ConfigError(f'{without[0]} has no chat template; use prompting = "raw" (or "auto")')
@@ -77,17 +82,22 @@ class Others:
 
     def check(self, tasks: Sequence[Task], prompting: Prompting) -> None:
         """Raise ConfigError when a server cannot be asked what a task asks."""
-        for server in self.servers.values():
+        for model in self.live.values():
             for task in tasks:
-                refuse_unanswerable(server, task, prompting=prompting)
+                refuse_unanswerable(model, task, prompting=prompting)
 
     def with_other_tokens(self, dense: LanguageModel) -> list[str]:
-        """Labels of the models whose tokenizer is not the dense model's; a server's is not known to be."""
+        """Labels of the models whose tokenizer is not the dense model's; that of others is not known to be."""
         own = tokenizer_digest(dense.tokenizer) if isinstance(dense, TransformersModel) else None
         return [
             *(name for name, found in self.checkpoints.items() if tokenizer_digest(read_tokenizer(found)) != own),
-            *self.servers,
+            *self.live,
         ]
+
+
+def answers_key(model: LanguageModel) -> dict[str, Any]:
+    """What decides the answers of a model that is not loaded from files here."""
+    return {"weights": model.info.digest, "dtype": model.info.dtype}
 
 
 def settings_of(study: Study) -> ServerSettings:

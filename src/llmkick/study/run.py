@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pandas as pd
 import torch
@@ -29,7 +29,7 @@ from llmkick.study.evaluation import Evaluation
 from llmkick.study.journal import Journal
 from llmkick.study.noise import HALF_PRECISIONS, describe_noise, noise_of_choices
 from llmkick.study.observer import Observer, Silent
-from llmkick.study.others import Others, describe_model, describe_recipe, settings_of
+from llmkick.study.others import Others, answers_key, describe_model, describe_recipe, settings_of
 from llmkick.study.record_warnings import warnings_of
 from llmkick.study.results import (
     StudyResult,
@@ -105,7 +105,10 @@ class _Run:
             self.model = open_model(study.model, dtype=study.dtype, device=study.device, server=settings_of(study))
         if study.recipes:
             self.compressor = StudyCompressor(
-                model=self.dense, propagate=study.propagate, observer=self.observer, warnings=self.warnings
+                model=cast(TransformersModel, self.model),  # it refuses what has no weights here
+                propagate=study.propagate,
+                observer=self.observer,
+                warnings=self.warnings,
             )
             self._check_recipes()
         self.prompting = self.others.prompting(self.model)
@@ -117,7 +120,7 @@ class _Run:
     @property
     def dense(self) -> TransformersModel:
         """The dense model where its weights are needed."""
-        assert isinstance(self.model, TransformersModel), "a study with recipes has no server for a model"
+        assert isinstance(self.model, TransformersModel), "the compressor refuses any other"
         return self.model
 
     def _make_tasks(self) -> list[Task]:
@@ -228,7 +231,7 @@ class _Run:
         if variant.reference:
             return self.others.weights_key(variant)
         if not isinstance(self.model, TransformersModel):
-            return {"server": self.model.info.digest}
+            return answers_key(self.model)
         if variant.is_dense:
             return artifact_key(self.model.info, self.model.device, variant.recipe, None, propagate=True)
         return self.compressor.key(variant.recipe, self._calibration_of(variant))
@@ -316,7 +319,7 @@ class _Run:
             models=self._described(reports),
             warnings=[
                 *self.warnings,
-                *_warnings([self.model, *self.others.servers.values()], study, records, reports),
+                *_warnings([self.model, *self.others.live.values()], study, records, reports),
                 *(describe_noise(found, self.model.info.dtype) for found in noise),
             ],
             noise=noise,
