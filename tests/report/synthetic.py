@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from llmkick.study.journal import Journal
+from llmkick.study.journal import Journal, PromptPart
+from llmkick.study.prompts import packed_prompt
 from llmkick.study.results import StudyResult, as_json, cell_results, compare_all, overall_by_recipe
 from llmkick.tasks.task import Item, Record
 
@@ -22,6 +24,8 @@ DENSE_SCORE = {
     "multiple_choice:cloze": 0.6,
     "context_qa:closed": 0.45,
     "context_qa:open": 0.85,
+    "summarization": 0.6,
+    "instruction": 0.7,
 }
 # How much of the knowledge a recipe loses; whatever is not listed loses nothing.
 SEVERITY = {
@@ -56,26 +60,64 @@ def build_run(
     """Write journal.sqlite and results.json; `unscored` gives the number of unanswered items of a task."""
     folder.mkdir(parents=True, exist_ok=True)
     journal = Journal(folder)
-    journal.claim("hash-of-the-study", "name = 'synthetic'\n")
+    described = [describe(task) for task in tasks]
+    its_facts = facts(recipes, tasks, seeds, source_precision)
+    journal.claim("hash-of-the-study", study_text(recipes, tasks, seeds))
+    for key, value in (("model", its_facts["model"]), ("tasks", described), ("environment", its_facts["environment"])):
+        journal.describe(key, value)
+    journal.add_command("2026-01-01T10:00:00+00:00", "0.1.0", "kick run study.toml --out runs/synthetic")
     asked = {task: (questions or {}).get(task) or make_items(task, items, hostile=hostile) for task in tasks}
     for task, its_items in asked.items():
         journal.add_items(task, its_items)
+        journal.add_prompts(task, prompts_of(task, its_items))
         add_answers(journal, task, its_items, recipes, seeds, skipped=(unscored or {}).get(task, 0))
+    reports = [report(recipe, seed, blocks) for recipe in recipes for seed in seeds_of(recipe, seeds)]
+    for number, one in enumerate(reports):
+        journal.add_artifact(f"artifact-{number}", one["digest"], one)
     records = journal.records()
     journal.close()
-    described = [describe(task) for task in tasks]
     comparisons = compare_all(records, described, recipes, margin=0.05, alpha=0.05)
     result = StudyResult(
         folder=folder,
-        **facts(recipes, tasks, seeds, source_precision),
+        **its_facts,
         tasks=described,
         results=order(cell_results(records, described), recipes, tasks),
         comparisons=[as_json(comparison) for comparison in comparisons],
         overall=overall_by_recipe(comparisons),
-        compression=[report(recipe, seed, blocks) for recipe in recipes for seed in seeds_of(recipe, seeds)],
+        compression=reports,
     )
     result.write()
     return result
+
+
+def study_text(recipes: Sequence[str], tasks: Sequence[str], seeds: Sequence[int]) -> str:
+    """The study as its file would say it."""
+    return (
+        f"name = 'synthetic'\nmodel = 'toy'\nrecipes = {json.dumps(list(recipes))}\n"
+        f"tasks = {json.dumps(list(tasks))}\nseeds = {json.dumps(list(seeds))}\n"
+    )
+
+
+def prompts_of(task: str, items: Sequence[Item]) -> list[PromptPart]:
+    """Every other item asked with an emoji before it: what JavaScript counts as two units is one character."""
+    if task == "perplexity":
+        return []
+    texts = [
+        json.dumps(
+            {
+                "prompt": [
+                    ["user", "Are you there? 🙂"],
+                    ["assistant", "Yes."],
+                    ["user", f"{item.question} 🙂 {number}"],
+                ],
+                "stops": ["\n"],
+                "max_new_tokens": 32,
+            },
+            ensure_ascii=False,
+        )
+        for number, item in enumerate(items)
+    ]
+    return [packed_prompt(item.id, text, items[0].id, texts[0]) for item, text in zip(items, texts, strict=True)]
 
 
 def facts(recipes: Sequence[str], tasks: Sequence[str], seeds: Sequence[int], source_precision: str) -> dict[str, Any]:
@@ -165,13 +207,30 @@ def answer(task: str, recipe: str, item: Item, known: float, luck: float, noise:
     text = item.references[0] if right else f"something else ({recipe.partition('@')[0]})"
     if item.question.endswith(HOSTILE):
         text += f" {item.question}"
-    tokens, details = len(text) // 4, {"exact_match": float(right), "f1": 0.5 + 0.5 * right}
+    tokens, details = (
+        len(text) // 4,
+        {"exact_match": float(right), "f1": 0.5 + 0.5 * right, **noted(task, item, severity)},
+    )
     return Record(**common, response=text, score=float(right), tokens=tokens, truncated=noise > 0.9, details=details)
+
+
+def noted(task: str, item: Item, severity: float) -> dict[str, Any]:
+    """What records of such a task note beside the score."""
+    number = int(item.id[-3:])
+    if task.startswith("multiple_choice"):
+        return {"discipline": ("stem", "humanities", "social sciences", "other")[number % 4]}
+    if task == "summarization":
+        return {"bucket": ("short", "medium", "long")[number % 3], "copied_share": min(1.0, severity + number / 100)}
+    if task == "instruction":
+        unique = 60.0 - 50 * severity + number % 5
+        return {"unique_tokens": unique, "repetition": severity / 2 + number % 3 / 100}
+    return {}
 
 
 def describe(task: str) -> dict[str, Any]:
     """A task as results.json lists it."""
-    setting = {"perplexity": "control", "context_qa:open": "synthesis"}.get(task, "knowledge")
+    settings = {"perplexity": "control", "context_qa:open": "synthesis", "summarization": "synthesis"}
+    setting = {**settings, "instruction": "instruction"}.get(task, "knowledge")
     return {
         "name": task, "version": 1, "protocol": "strict", "source": "pocket", "data": "a" * 64, "limit": None,
         "seed": 0, "metric": "perplexity" if task == "perplexity" else "accuracy",

@@ -1,6 +1,8 @@
+import io
 import json
 import xml.etree.ElementTree as ET
 
+import pandas as pd
 import pytest
 
 from llmkick.report import figures
@@ -27,7 +29,10 @@ def test_every_kind_of_level_has_its_figure(drawn):
 def test_svg_files_are_valid_and_name_the_recipes(result):
     folder = result.folder / "figures"
     names = {path.stem for path in folder.glob("*.svg")}
-    assert names == {"perplexity-against-loss", "sparsity", "n-m", "bits", "output-error"}
+    assert names == {
+        "perplexity-against-loss", "sparsity", "n-m", "bits", "output-error", "sizes",
+    }  # fmt: skip
+    assert {path.stem for path in folder.glob("*.csv")} == names
     everywhere = {path.stem: "\n".join(texts(path)) for path in folder.glob("*.svg")}
     for recipe in RECIPES:
         assert recipe in everywhere["perplexity-against-loss"]
@@ -38,59 +43,92 @@ def test_svg_files_are_valid_and_name_the_recipes(result):
 
 
 def test_the_specs_are_valid_vega_lite_and_load_nothing(result, drawn):
-    for figure in [*drawn.values(), figures.layer_figure(result)]:
+    for figure in [*drawn.values(), figures.layer_figure(result), figures.size_figure(result)]:
         figure.chart.to_dict(validate=True)
         text = json.dumps(figure.spec, allow_nan=False)
         assert '"url"' not in text
 
 
 def points(spec):
-    """The rows of data that a figure shows as points."""
+    """The rows of data that a figure shows as points or bars."""
     for panel in spec["concat"]:
         for layer in panel["layer"]:
-            if layer["mark"] != "rule" and layer["mark"].get("type") == "point":
+            if isinstance(layer["mark"], dict) and layer["mark"].get("type") in ("point", "bar"):
                 yield from layer.get("data", panel.get("data", {})).get("values", [])
 
 
 def test_figures_show_the_numbers_of_the_comparisons(result, drawn):
     by_cell = {(entry["recipe"], entry["task"]): entry for entry in result.comparisons}
     shown = [row for name in ("sparsity", "n-m", "bits") for row in points(drawn[name].spec)]
-    silent = {cell for cell, entry in by_cell.items() if entry.get("verdict") == "no signal"}
-    assert silent
-    assert {(row["recipe"], row["task"]) for row in shown} == set(by_cell) - silent
+    assert {(row["recipe"], row["task"]) for row in shown} == set(by_cell)
     for row in shown:
         entry = by_cell[row["recipe"], row["task"]]
         if "outcome" in entry:
             assert row["y"] == pytest.approx(1 + entry["relative_increase"])
             assert [row["low"], row["high"]] == pytest.approx([1 + bound for bound in entry["interval"]])
         else:
-            assert row["y"] == pytest.approx(entry["relative_drop"])
-            assert [row["low"], row["high"]] == pytest.approx(entry["interval"])
+            assert row["y"] == pytest.approx(entry["compressed"])
+            if entry["verdict"] != "no signal":
+                bounds = [entry["dense"] * (1 - bound) for bound in reversed(entry["interval"])]
+                assert [row["low"], row["high"]] == pytest.approx(bounds)
 
 
-def test_tasks_without_signal_are_left_out_and_that_is_said(drawn):
-    for figure in drawn.values():
-        assert {row["task"] for row in points(figure.spec)} - {"perplexity"} == {"factoid_qa", "context_qa:open"}
-    assert "Left out, for want of a signal: multiple_choice:letter." in drawn["sparsity"].caption
+def test_the_control_shows_the_losses(result, drawn):
+    by_cell = {(entry["recipe"], entry["task"]): entry for entry in result.comparisons}
+    rows = list(points(drawn["perplexity-against-loss"].spec))
+    assert rows
+    for row in rows:
+        entry, rise = by_cell[row["recipe"], row["task"]], by_cell[row["recipe"], "perplexity"]
+        assert row["y"] == pytest.approx(entry["relative_drop"])
+        assert [row["low"], row["high"]] == pytest.approx(entry["interval"])
+        assert row["x"] == pytest.approx(rise["relative_increase"])
 
 
-def test_every_point_is_on_its_axis(folder):
-    result = build_run(folder, recipes=["wanda@0.1", "wanda@0.25"], tasks=("factoid_qa",), items=20)
-    for entry, drop in zip(result.comparisons, (-0.8, 0.3), strict=True):
-        entry.update(relative_drop=drop, interval=[drop - 3, drop + 0.1], verdict="undecided")
-    (figure,) = figures.figures(result)
-    low, high = figure.spec["concat"][0]["layer"][1]["encoding"]["y"]["scale"]["domain"]
-    assert low < -0.8
-    assert low > -1
-    assert high > 1
-    assert "Intervals are cut" in figure.caption
+def test_tasks_without_signal_are_drawn_without_interval_and_that_is_said(drawn):
+    silent = [row for row in points(drawn["sparsity"].spec) if row["task"] == "multiple_choice:letter"]
+    assert silent
+    assert all(row["low"] is None for row in silent)
+    assert "Without a signal, so nothing can be lost: multiple_choice:letter." in drawn["sparsity"].caption
+    assert not [row for row in points(drawn["perplexity-against-loss"].spec) if "letter" in row["task"]]
+
+
+def test_every_point_is_on_its_axis_and_bars_begin_at_nothing(drawn):
+    for name in ("sparsity", "bits"):
+        for panel in drawn[name].spec["concat"]:
+            for layer in panel["layer"]:
+                kind = layer["mark"].get("type") if isinstance(layer["mark"], dict) else ""
+                if kind in ("point", "bar"):
+                    low, high = layer["encoding"]["y"]["scale"]["domain"]
+                    rows = layer.get("data", panel.get("data", {})).get("values", [])
+                    assert all(low <= row["y"] <= high for row in rows)
+                    assert kind != "bar" or low == 0
+
+
+def test_closed_and_open_book_are_drawn_together(folder):
+    result = build_run(folder, recipes=["wanda@0.25", "rtn@3b-g64"], tasks=("context_qa:closed", "context_qa:open"))
+    figure = {figure.name: figure for figure in figures.figures(result)}["closed-open-context_qa"]
+    figure.chart.to_dict(validate=True)
+    shown = {(row["recipe"], row["task"]) for row in points(figure.spec)}
+    assert shown == {(r, t) for r in ("wanda@0.25", "rtn@3b-g64") for t in ("context_qa:closed", "context_qa:open")}
+    assert len(figure.spec["concat"]) == 2
+
+
+def test_numbers_of_a_figure_are_saved_in_full(result, drawn):
+    rows = drawn["sparsity"].rows
+    assert set(rows["recipe"]) == {recipe for recipe in RECIPES if "0." in recipe}
+    read = pd.read_csv(io.StringIO(drawn["sparsity"].csv))
+    assert read["y"].tolist() == rows["y"].tolist()
+
+
+def test_a_frontier_in_the_folder_is_shown_where_it_can_be_read(folder):
+    pytest.importorskip("llmkick.report.frontier_figure")
+    result = build_run(folder, recipes=["rtn@8b"], tasks=("factoid_qa",), items=12)
+    assert "frontier" not in {figure.name for figure in figures.figures(result)}
 
 
 def test_colours_and_shapes_are_distinct_and_stay_with_their_method():
     styles = [*STYLES.values(), *OTHER_STYLES]
     assert len({colour for colour, _ in styles}) == len({shape for _, shape in styles}) == len(styles)
-    import pandas as pd
-
     methods = Methods.of(pd.DataFrame({"method": ["wanda+gptq", "gptq", "wanda"]}))
     assert methods.names == ("wanda", "gptq", "wanda+gptq")
     assert methods.colours[:2] == (STYLES["wanda"][0], STYLES["gptq"][0])
@@ -114,7 +152,7 @@ def test_sparse_studies_can_be_drawn(folder, options):
         texts(path)
 
 
-def test_a_loss_that_is_undefined_is_not_drawn(folder):
+def test_a_loss_that_is_undefined_has_no_interval(folder):
     result = build_run(folder, recipes=["rtn@8b"], tasks=("factoid_qa", "context_qa:closed"), items=20)
     for entry in result.comparisons:
         if entry["task"] == "factoid_qa":
@@ -122,7 +160,7 @@ def test_a_loss_that_is_undefined_is_not_drawn(folder):
         else:
             entry.update(interval=None)
     (figure,) = figures.figures(result)
-    assert {row["task"] for row in points(figure.spec)} == {"context_qa:closed"}
+    assert {row["low"] for row in points(figure.spec)} == {None}
     figures.write_figures(result, folder)
 
 

@@ -6,9 +6,10 @@ from html.parser import HTMLParser
 
 import pytest
 
-from llmkick.report.answers import PLAIN_LIMIT, answers_payload, embedded, packed
+from llmkick.report.answers import answers_payload
+from llmkick.report.embedding import PLAIN_LIMIT, embedded, packed
 from llmkick.report.page import write_report
-from llmkick.report.reading import read_run
+from llmkick.report.reading import opened_run
 from report.synthetic import HOSTILE, RECIPES, build_run
 
 
@@ -61,20 +62,21 @@ def test_the_page_asks_nothing_of_a_network(page, elements):
     assert "unsafe-eval" not in policy
 
 
-def test_scripts_are_the_three_of_data_and_the_two_of_the_page(elements):
+def test_scripts_are_the_four_of_data_and_the_two_of_the_page(elements):
     scripts = elements.all("script")
-    assert [attrs.get("id") for attrs, _ in scripts] == ["data-figures", "data-layers", "data-answers", None, None]
-    assert "vegaEmbed" in scripts[3][1]
-    assert scripts[4][1].startswith('"use strict";')
-    assert "innerHTML" not in scripts[4][1]
+    names = ["data-figures", "data-tables", "data-layers", "data-answers", None, None]
+    assert [attrs.get("id") for attrs, _ in scripts] == names
+    assert "vegaEmbed" in scripts[4][1]
+    assert scripts[5][1].startswith('"use strict";')
+    assert "innerHTML" not in scripts[5][1]
     assert not any(key.startswith("on") for _, attrs, _ in elements.found for key in attrs)
 
 
 def test_data_come_back_exactly(result, elements):
-    run = read_run(result.folder)
     found = data(elements, "answers")
-    assert found["start"]["recipe"] in RECIPES
-    assert {key: found[key] for key in ("variants", "tasks", "texts")} == answers_payload(run)
+    with opened_run(result.folder) as run:
+        assert found["start"]["recipe"] in RECIPES
+        assert {key: found[key] for key in ("variants", "tasks", "texts")} == answers_payload(run)
     assert [variant["label"] for variant in found["variants"]][:4] == [
         "dense", "magnitude@0.25", "wanda@0.1, seed 0", "wanda@0.1, seed 1",
     ]  # fmt: skip
@@ -82,7 +84,8 @@ def test_data_come_back_exactly(result, elements):
 
 def test_answers_are_those_of_the_journal(result, elements):
     found = data(elements, "answers")
-    records = read_run(result.folder).records
+    with opened_run(result.folder) as run:
+        records = run.records
     for task in found["tasks"]:
         ids = [item[0] for item in task["items"]]
         for variant, answers in zip(found["variants"], task["answers"], strict=True):
@@ -130,7 +133,7 @@ def test_names_and_warnings_are_escaped_too(folder):
     content["environment"]["processor"] = HOSTILE[0]
     path.write_text(json.dumps(content), encoding="utf-8")
     found = Elements(write_report(folder).read_text(encoding="utf-8"))
-    assert len(found.all("script")) == 5
+    assert len(found.all("script")) == 6
     assert not found.all("img")
     assert HOSTILE[1] in found.all("span")[0][1]
 
@@ -153,9 +156,9 @@ def test_large_data_are_deflated_and_come_back_exactly():
 
 def test_a_long_passage_is_cut_and_says_so(folder):
     result = build_run(folder, recipes=["rtn@8b"], tasks=("context_qa:open",), items=4)
-    run = read_run(result.folder)
-    run.items.loc[0, "context"] = "x" * 5000
-    texts = answers_payload(run)["texts"]
+    with opened_run(result.folder) as run:
+        run.items.loc[0, "context"] = "x" * 5000
+        texts = answers_payload(run)["texts"]
     assert max(len(text) for text in texts) < 4100
     assert any(text.endswith("[1,000 more characters]") for text in texts)
 
@@ -177,7 +180,7 @@ def test_controls_are_labelled_and_ids_are_unique(page, elements):
     assert len(ids) == len(set(ids))
     for attrs, _ in elements.all("a"):
         assert attrs["href"].removeprefix("#") in ids
-    for control in ("answers-task", "answers-variant", "answers-search", "layers-model"):
+    for control in ("answers-task", "answers-variant", "answers-cluster", "answers-search", "layers-model"):
         assert re.search(rf"<label[^>]*>[^<]+<(select|input)[^>]*id=\"{control}\"", page)
 
 

@@ -1,4 +1,6 @@
+import contextlib
 import json
+import re
 import shutil
 import sqlite3
 
@@ -6,7 +8,8 @@ import pytest
 
 from llmkick.errors import DataError
 from llmkick.report.page import write_report
-from llmkick.report.reading import read_run
+from llmkick.report.reading import check_result, opened_run
+from llmkick.study.results import read_results
 from report.synthetic import build_run
 
 
@@ -30,9 +33,10 @@ def refused(folder):
 
 
 def test_a_whole_run_is_read(run):
-    found = read_run(run)
-    assert len(found.items) == 12 * 4
-    assert len(found.records) == 12 * 4 * 3
+    with opened_run(run) as found:
+        assert len(found.items) == 12 * 4
+        assert len(found.records) == 12 * 4 * 3
+        assert not found.missing
 
 
 def test_no_folder_and_an_empty_folder(tmp_path):
@@ -40,22 +44,94 @@ def test_no_folder_and_an_empty_folder(tmp_path):
     assert "neither results.json nor journal.sqlite" in refused(tmp_path)
 
 
-def test_an_unfinished_run_says_how_to_finish_it(run):
+def shown(folder):
+    """The page of a run that is not whole, and what it says is missing."""
+    with opened_run(folder) as run:
+        missing = list(run.missing)
+    text = write_report(folder).read_text(encoding="utf-8")
+    assert missing
+    assert "This report is not whole." in text
+    return "\n".join(missing), text
+
+
+def edit(run, *statements):
+    with contextlib.closing(sqlite3.connect(run / "journal.sqlite")) as connection:
+        for statement in statements:
+            connection.execute(statement)
+        connection.commit()
+
+
+def test_an_unfinished_run_shows_what_there_is(run, template):
+    whole = json.loads((template / "results.json").read_text())
     (run / "results.json").unlink()
-    message = refused(run)
-    assert "unfinished" in message
-    assert f"kick run {run / 'study.toml'} --out {run}" in message
+    edit(
+        run,
+        "DELETE FROM records WHERE recipe = 'rtn@8b' AND task = 'perplexity'",
+        "DELETE FROM records WHERE recipe = 'rtn@8b' AND task = 'context_qa:open' AND item_id > 'context_qa:open-007'",
+    )
+    missing, text = shown(run)
+    assert "the run is not finished" in missing
+    assert f"kick run {run / 'study.toml'} --out {run}" in missing
+    assert "rtn@8b on context_qa:open: 8 of 12 items" in missing
+    assert "not asked yet: rtn@8b on perplexity" in missing
+    assert "toy-135m-instruct" in text
+    with opened_run(run) as read:
+        found = {(e["recipe"], e["task"]): e for e in read.result.comparisons}
+    expected = {(e["recipe"], e["task"]): e for e in whole["comparisons"]}
+    assert set(expected) - set(found) == {("rtn@8b", "perplexity"), ("rtn@8b", "context_qa:open")}
+    assert all(found[cell] == expected[cell] for cell in found)
 
 
-def test_results_without_a_journal(run):
+def test_a_run_that_only_began_has_a_page(run):
+    (run / "results.json").unlink()
+    edit(run, "DELETE FROM records", "DELETE FROM artifacts")
+    missing, text = shown(run)
+    assert "and 7 more" in missing
+    assert "Nothing was compared with the dense model" in text
+
+
+def test_a_journal_from_before_runs_were_noted(run):
+    """Older journals name neither model nor tasks, and hold no prompts and commands."""
+    (run / "results.json").unlink()
+    edit(
+        run,
+        "DELETE FROM meta WHERE key IN ('model', 'tasks', 'environment')",
+        "DROP TABLE prompts",
+        "DROP TABLE commands",
+    )
+    missing, text = shown(run)
+    assert "toy-135m-instruct" in text
+    assert "damaged" not in missing
+
+
+def test_an_unknown_study_in_the_journal_is_refused(run):
+    (run / "results.json").unlink()
+    edit(run, "UPDATE meta SET value = 'flavour = 3' WHERE key = 'study'")
+    assert "this version cannot read the study" in refused(run)
+
+
+def test_another_schema_of_the_journal_is_named(run):
+    (run / "results.json").unlink()
+    edit(run, "UPDATE meta SET value = '99' WHERE key = 'schema'")
+    assert "the journal has schema 99" in refused(run)
+
+
+def test_results_without_a_journal_are_shown_without_answers(run):
     (run / "journal.sqlite").unlink()
-    assert "journal.sqlite" in refused(run)
+    missing, text = shown(run)
+    assert "there is no journal.sqlite" in missing
+    assert "✗" in text
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "null", '"text"', '{"schema": 1}', "\x00"])
-def test_damaged_results(run, content):
+@pytest.mark.parametrize("content", ["", "[]", '{"schema": 1}'])
+def test_damaged_results_are_computed_anew_from_the_journal(run, template, content):
     (run / "results.json").write_text(content)
-    assert "damaged" in refused(run)
+    whole = json.loads((template / "results.json").read_text())
+    with opened_run(run) as read:
+        assert "results.json is damaged" in read.missing[0]
+        assert "computed anew" in read.missing[0]
+        assert read.result.comparisons == whole["comparisons"]
+        assert read.result.results == whole["results"]
 
 
 def test_another_schema_is_named(run):
@@ -86,43 +162,77 @@ def test_an_entry_of_the_wrong_type_is_named(run, path, value, place):
         target = target[key]
     target[path[-1]] = value
     (run / "results.json").write_text(json.dumps(content))
-    assert place in refused(run)
+    with pytest.raises(DataError, match=re.escape(place)):
+        check_result(read_results(run))
 
 
 def test_a_missing_entry_is_named(run):
     content = json.loads((run / "results.json").read_text())
     del content["comparisons"][0]["dense"]
     (run / "results.json").write_text(json.dumps(content))
-    assert "comparisons.0" in refused(run)
+    with pytest.raises(DataError, match=re.escape("comparisons.0")):
+        check_result(read_results(run))
 
 
-def test_a_damaged_journal(run):
+def test_a_journal_whose_every_page_is_damaged(run):
     path = run / "journal.sqlite"
     path.write_bytes(path.read_bytes()[:100] + b"\xff" * 4000)
-    message = refused(run)
-    assert "journal.sqlite" in message
-    assert "malformed" in message
+    missing, _ = shown(run)
+    assert "journal.sqlite is damaged and nothing of it can be read" in missing
+    (run / "results.json").unlink()
+    (run / "report.html").unlink()
+    assert "damaged" in refused(run)
+
+
+def test_a_journal_with_one_damaged_page_loses_that_page_only(run):
+    """A page of the table of records is overwritten; the others are still read."""
+    page, size = table_pages(run, "records")[1]
+    damaged = bytearray((run / "journal.sqlite").read_bytes())
+    damaged[(page - 1) * size : page * size] = b"\xff" * size
+    (run / "journal.sqlite").write_bytes(damaged)
+    with opened_run(run) as read:
+        kept = sum(cell.records for cell in read.cells)
+    assert 12 * 4 * 3 * 0.5 < kept < 12 * 4 * 3
+    missing, _ = shown(run)
+    assert "journal.sqlite is damaged; what could be read is shown" in missing
+    assert "records" in missing
+
+
+def table_pages(run, table):
+    """(page, size) of the leaves of a table, by SQLite's own list of pages."""
+    with contextlib.closing(sqlite3.connect(run / "journal.sqlite")) as connection:
+        (size,) = connection.execute("PRAGMA page_size").fetchone()
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        query = "SELECT pageno FROM dbstat WHERE name = ? AND pagetype = 'leaf' ORDER BY pageno"
+        try:
+            return [(page, size) for (page,) in connection.execute(query, (table,))]
+        except sqlite3.OperationalError as error:
+            pytest.skip(f"this SQLite does not list its pages: {error}")
 
 
 def test_a_journal_that_is_no_database(run):
     (run / "journal.sqlite").write_text("not a database, whatever its name says" * 50)
-    assert "journal.sqlite" in refused(run)
+    assert "journal.sqlite" in shown(run)[0]
 
 
 @pytest.mark.parametrize(
-    "statement",
+    ("statement", "lost"),
     [
-        "DROP TABLE items",
-        "UPDATE items SET choices = '{'",
-        "UPDATE items SET choices = '3'",
-        "UPDATE records SET details = 'x'",
-        "UPDATE records SET response = X'fffe'",
+        ("DROP TABLE items", "items: no such table"),
+        ("UPDATE items SET choices = '{' WHERE rowid = 1", "items: 1 damaged rows"),
+        ("UPDATE items SET choices = '3' WHERE rowid = 1", "items: 1 damaged rows"),
+        ("UPDATE records SET details = 'x' WHERE rowid < 4", "records: 3 damaged rows"),
+        ("UPDATE records SET response = X'fffe' WHERE rowid = 7", "records: 1 damaged rows"),
+        ("UPDATE records SET score = 'high' WHERE rowid = 7", "records: 1 damaged rows"),
     ],
 )
-def test_a_journal_with_damaged_rows(run, statement):
-    with sqlite3.connect(run / "journal.sqlite") as connection:
-        connection.execute(statement)
-    assert "journal.sqlite is damaged" in refused(run)
+def test_a_journal_with_damaged_rows_shows_the_others(run, statement, lost):
+    edit(run, statement)
+    missing, _ = shown(run)
+    assert lost in missing
+    with opened_run(run) as read:
+        expected = 12 * 4 * 3 - (int(lost.split()[1]) if lost.startswith("records") else 0)
+        assert sum(cell.records for cell in read.cells) == expected
 
 
 def test_results_of_another_study(run):

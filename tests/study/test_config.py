@@ -92,6 +92,9 @@ def test_every_default(tmp_path: Path):
                 "window": None,
                 "unit": None,
                 "evidence_tokens": None,
+                "words": None,
+                "bucket_words": None,
+                "max_new_tokens": None,
                 "split": None,
                 "revision": None,
                 "sha256": None,
@@ -101,6 +104,7 @@ def test_every_default(tmp_path: Path):
         "calibration": {"source": "self", "sequences": 32, "length": 512},
         "propagate": True,
         "server": {"timeout": 120.0, "concurrency": 8, "attempts": 5},
+        "judge": None,
         "margin": 0.05,
         "alpha": 0.05,
     }
@@ -443,7 +447,7 @@ CHANGES = {
 
 
 def test_everything_else_changes_the_hash():
-    assert {*CHANGES, "name", "server"} == set(Study.model_fields)
+    assert {*CHANGES, "name", "judge", "server"} == set(Study.model_fields)
     base = values_of(FULL)
     hashes = {make_study({**base, key: value}).hash() for key, value in CHANGES.items()}
     assert len(hashes | {make_study(base).hash()}) == len(CHANGES) + 1

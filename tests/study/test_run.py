@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from llmkick.study import run as run_module
 from llmkick.study.config import Study, load_study, make_study
 from llmkick.study.journal import JOURNAL_FILE, Journal
 from llmkick.study.observer import Silent
+from llmkick.study.prompts import unpacked
 from llmkick.study.results import RESULTS_FILE, StudyResult, read_results
 from llmkick.study.run import run_study
 from llmkick.tasks import task as task_module
@@ -227,6 +228,13 @@ def test_the_folder_holds_the_resolved_study_and_the_questions(finished: StudyRe
     assert Counter(items["task"]) == ITEMS
     assert (items[items["task"] == "factoid_qa"]["question"].str.len() > 10).all()
     assert read_results(finished.folder) == finished
+    with contextlib.closing(Journal(finished.folder, read_only=True)) as journal:
+        prompts = unpacked(journal.prompts("factoid_qa"))
+        assert set(prompts) == set(items[items["task"] == "factoid_qa"]["item_id"])
+        assert all("prompt" in json.loads(text) for text in prompts.values())
+        assert journal.commands()[0][1] == finished.environment["packages"]["llmkick"]
+        assert json.loads(journal.meta()["model"]) == finished.model
+        assert json.loads(journal.meta()["tasks"]) == finished.tasks
     assert finished.environment["packages"]["torch"]
     assert set(finished.timing["seconds"]) == {"load", "calibrate", "compress", "evaluate", "statistics"}
     assert not list(finished.folder.glob(".*")), "nothing temporary is left"
@@ -237,6 +245,10 @@ def test_an_observer_sees_the_whole_plan(study: Study, tmp_path: Path, copy: Pat
         def __init__(self) -> None:
             self.seen: list[tuple[int, int]] = []
             self.stages: list[str] = []
+            self.verdicts: list[Mapping[str, Any]] = []
+
+        def verdict(self, comparison: Mapping[str, Any]) -> None:
+            self.verdicts.append(comparison)
 
         def stage(self, title: str, total: int) -> None:
             self.stages.append(title)
@@ -247,7 +259,11 @@ def test_an_observer_sees_the_whole_plan(study: Study, tmp_path: Path, copy: Pat
     total = len(VARIANTS) * len(TASKS)
     edit(copy, "DELETE FROM records WHERE recipe = 'rtn@4b' AND task = 'perplexity'")
     watcher = Watching()
-    run_study(study, out=copy, observer=watcher)
+    result = run_study(study, out=copy, observer=watcher)
+    # What this session asked has news; the rest was known.
+    assert watcher.verdicts == [
+        entry for entry in result.comparisons if (entry["recipe"], entry["task"]) == ("rtn@4b", "perplexity")
+    ]
     assert watcher.seen == [(done, total) for done in range(total + 1)]
     assert watcher.stages[0] == f"loading {study.model}"
     assert watcher.stages[1:] == ["compressing rtn@4b", "rtn@4b on perplexity", "statistics"]

@@ -44,3 +44,17 @@ def test_an_unknown_detail_is_refused_and_nothing_scored_is_nothing():
     with pytest.raises(ConfigError, match="cannot group by 'colour': choose from: cluster, discipline"):
         group_scores([record(1.0, discipline="stem")], "colour")
     assert group_scores([record(None)], "colour") is None
+
+
+def test_another_number_than_the_score():
+    records = [
+        record(1.0, category="a", words=3),
+        record(0.0, category="a", words=5),
+        record(None, category="b", words=9),
+        record(0.5, category="b"),
+    ]
+    grouped = group_scores(records, "category", of="words")
+    assert grouped is not None
+    assert grouped.groups == {"a": (4.0, 2)}
+    with pytest.raises(ConfigError, match="no record has a number 'colour': choose from: words"):
+        group_scores(records, "category", of="colour")

@@ -47,6 +47,9 @@ def test_every_name_makes_a_task_that_describes_itself():
         "multiple_choice:cloze",
         "context_qa:closed",
         "context_qa:open",
+        "summarization",
+        "instruction",
+        "instruction:vicuna",
         "perplexity",
         "perplexity:c4",
     ]
@@ -54,7 +57,7 @@ def test_every_name_makes_a_task_that_describes_itself():
         task = get_task(name, source="pocket" if has_pocket_data(name) else "hub")
         assert task.name == name
         assert task.setting in SETTINGS
-        assert task.metric in ("accuracy", "perplexity")
+        assert task.metric in ("accuracy", "perplexity", "ROUGE-L", "likelihood")
         assert task.version >= 1
         assert task_summary(name) == TASKS[name.partition(":")[0]].summary
     assert get_task("multiple_choice:letter").chance_level == 0.25
@@ -145,7 +148,7 @@ def test_the_content_hash_covers_every_field_and_the_order():
     item = Item(id="1", cluster="c", question="q", context="x", references=("r",), choices=("a", "b"), answer=0)
     changes = {
         "id": "2", "cluster": "d", "question": "Q", "context": "", "references": ("r", "s"), "choices": ("b", "a"),
-        "answer": 1, "tokens": (1,), "details": {"popularity": 1},
+        "answer": 1, "tokens": (1,), "details": {"popularity": 1}, "follows": "0",
     }  # fmt: skip
     assert set(changes) == set(vars(item))
     hashes = {content_hash([replace(item, **{name: value})]) for name, value in changes.items()}
@@ -196,10 +199,12 @@ def test_any_two_items_may_be_drawn_together():
 @pytest.mark.parametrize("name", POCKET)
 def test_a_limit_takes_neither_the_first_items_nor_the_same_for_every_seed(name: str):
     everything = [item.id for item in get_task(name).items()]
-    samples = [[item.id for item in get_task(name, limit=24, seed=seed).items()] for seed in range(4)]
+    # A question of two turns is two items, and there are no more than 24 stories.
+    limit, count = {"summarization": (12, 12), "instruction": (12, 24)}.get(name, (24, 24))
+    samples = [[item.id for item in get_task(name, limit=limit, seed=seed).items()] for seed in range(4)]
     assert len({tuple(sample) for sample in samples}) == 4
-    assert all(len(sample) == 24 for sample in samples)
-    assert all(sample != everything[:24] for sample in samples)
+    assert all(len(sample) == count for sample in samples)
+    assert all(sample != everything[:count] for sample in samples)
     assert [item.id for item in get_task(name, limit=10_000).items()] == everything
 
 

@@ -35,6 +35,7 @@ def evaluate(
     source: Annotated[str, typer.Option(help="pocket, hub or a folder of official files")] = "pocket",
     protocol: Annotated[str, typer.Option(help="strict or paper")] = "strict",
     by: Annotated[str | None, typer.Option(help="also by group: cluster, discipline, popularity, …")] = None,
+    of: Annotated[str | None, typer.Option(help="with --by: this number, e.g. unique_tokens, for the score")] = None,
     records_file: Annotated[Path | None, typer.Option("--records", help="write every record here (JSON lines)")] = None,
     prompting: Annotated[str, typer.Option(help="auto, chat or raw")] = "auto",
     dtype: Dtype = "auto",
@@ -54,6 +55,8 @@ def evaluate(
         kick eval ./my-model -t multiple_choice --source data/mmlu --by discipline
 
         kick eval openai:http://127.0.0.1:8000/v1#my-model -t factoid_qa --concurrency 16
+
+        kick eval ./my-model -t instruction --by category --of unique_tokens
     """
     from llmkick.models.files import write_text_atomically
     from llmkick.models.server import ServerSettings, open_model
@@ -64,13 +67,15 @@ def evaluate(
     tasks = [get_task(name, source=source, protocol=protocol, limit=limit, seed=seed) for name in task]
     if prompting not in PROMPTINGS:
         raise ConfigError(f"unknown prompting {prompting!r}; choose from: {', '.join(PROMPTINGS)}")
+    if of is not None and by is None:
+        raise ConfigError("--of says what to average by group; give --by too, for example --by category")
     if records_file is not None:
         check_file_target(records_file)
     settings = ServerSettings(timeout=timeout, concurrency=concurrency)
     table = Table("task", "metric", "score", "items", "unscored", "truncated")
     lines: list[str] = []
     notes: list[str] = []
-    groups = Table("task", by or "", "score", "items")
+    groups = Table("task", by or "", of or "score", "items")
     with Watcher(err, quiet=quiet) as watcher:
         watcher.stage(f"loading {model}", 1)
         loaded = open_model(model, dtype=dtype, device=device, server=settings)
@@ -98,7 +103,7 @@ def evaluate(
             chosen = {str(record.details["chosen_by"]) for record in records if "chosen_by" in record.details}
             notes += [f"{one.name}: options were chosen by {way}" for way in sorted(chosen)]
             if by is not None:
-                _add_groups(groups, one.name, records, by)
+                _add_groups(groups, one.name, records, by, of)
             lines += [json.dumps({"task": one.name, **asdict(record)}, ensure_ascii=False) for record in records]
     if records_file is not None:
         write_text_atomically(records_file, "\n".join(lines) + "\n")
@@ -108,10 +113,10 @@ def evaluate(
     print_notes(notes)
 
 
-def _add_groups(table: Table, task: str, records: list[Any], by: str) -> None:
+def _add_groups(table: Table, task: str, records: list[Any], by: str, of: str | None) -> None:
     from llmkick.tasks.grouping import group_scores
 
-    grouped = group_scores(records, by)
+    grouped = group_scores(records, by, of=of)
     if grouped is not None:
         for name, (mean, count) in grouped.groups.items():
             table.add_row(task, name, f"{mean:.4g}", str(count))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from llmkick.cli.common import Device, Dtype, app, check_file_target, out, print_notes
@@ -112,7 +112,7 @@ def import_lm_eval(
 def _print_verdicts(found: list[ImportedTask]) -> None:
     from llmkick.report import wording
 
-    table = Table("task", "metric", "items", "clusters", "chance", "dense", "compressed", "loss", "verdict")
+    table = Table(Column("task", overflow="fold"), "metric", "items", "dense → compressed", "loss", "verdict")
     notes: dict[str, list[str]] = {}
     for one in found:
         entry = asdict(one.comparison)
@@ -121,10 +121,7 @@ def _print_verdicts(found: list[ImportedTask]) -> None:
             Text(one.label),
             Text(one.metric),
             str(entry["n"]),
-            str(entry["clusters"]),
-            f"{entry['chance']:.3g}",
-            wording.score(entry["dense"]),
-            wording.score(entry["compressed"]),
+            f"{wording.score(entry['dense'])} → {wording.score(entry['compressed'])}",
             wording.loss(entry),
             Text(f"{mark.symbol} {entry['verdict']}", style=mark.style),
         )

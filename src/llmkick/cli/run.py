@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 
-from llmkick.cli.common import Device, Dtype, Quiet, app, err, given, out, print_notes
+from llmkick.cli.common import Device, Dtype, Json, Quiet, app, err, given, out, print_notes
 from llmkick.errors import ConfigError
 
 
@@ -35,6 +37,7 @@ def run(
     dtype: Dtype = "auto",
     device: Device = "auto",
     quiet: Quiet = False,
+    as_json: Json = False,
 ) -> None:
     """Run a study: compress, ask, compare, and write a report. The same command again resumes.
 
@@ -49,7 +52,7 @@ def run(
     if folder is None and not plan:
         raise ConfigError("where should the results go? give --out DIR")
     if study_file is not None:
-        beside = [name for name in given(context) if name not in ("study_file", "folder", "plan", "quiet")]
+        beside = [name for name in given(context) if name not in ("study_file", "folder", "plan", "quiet", "as_json")]
         if beside:
             options = ", ".join(f"--{name}" for name in beside)
             raise ConfigError(f"give a study file or options, not both: write {options} into {study_file}")
@@ -79,16 +82,20 @@ def run(
             }
         )
     if plan:
-        _print_plan(study)
+        _print_plan(study, as_json=as_json)
     else:
         assert folder is not None
-        _run_and_report(study, folder, quiet=quiet)
+        _run_and_report(study, folder, quiet=quiet, as_json=as_json)
 
 
-def _print_plan(study: Any) -> None:
+def _print_plan(study: Any, *, as_json: bool) -> None:
     from llmkick.study.plan import plan_study
 
     plan = plan_study(study)
+    if as_json:
+        found = {"cells": plan.cells, "tasks": [asdict(row) for row in plan.tasks], "notes": list(plan.lines())}
+        out.print_json(data=found)
+        return
     table = Table("task", "items", "requests", "tokens a model", "hours a model")
     for row in plan.tasks:
         table.add_row(
@@ -107,16 +114,32 @@ def _number(value: int | None) -> str:
     return "?" if value is None else f"{value:,}"
 
 
-def _run_and_report(study: Any, folder: Path, *, quiet: bool) -> None:
+def _run_and_report(study: Any, folder: Path, *, quiet: bool, as_json: bool) -> None:
     from llmkick.report.page import write_report
     from llmkick.report.tables import verdict_table
+    from llmkick.study.judge_questions import estimate
+    from llmkick.study.observer import Silent
     from llmkick.study.run import run_study
-    from llmkick.terminal import Watcher, working
+    from llmkick.study.variants import variants_of
+    from llmkick.terminal import JsonLines, Watcher, working
 
+    if study.judge is not None and not quiet:
+        models = sum(1 for _ in variants_of(study))
+        err.print(estimate(study, models=models).line(), markup=False, highlight=False, soft_wrap=True)
+    if as_json:
+        events = JsonLines(sys.stdout)
+        result = run_study(study, out=folder, observer=Silent() if quiet else events)
+        page = write_report(folder)
+        found = {"comparisons": list(result.comparisons), "overall": list(result.overall)}
+        events.emit("finished", report=str(page), warnings=list(result.warnings), **found)
+        return
     with Watcher(err, quiet=quiet) as watcher:
         result = run_study(study, out=folder, observer=watcher)
     with working(err, "writing the report", quiet=quiet):
         page = write_report(folder)
     out.print(verdict_table(result))
     print_notes(list(result.warnings))
+    if result.judge is not None:
+        used = f"{result.judge['prompt_tokens']:,} tokens asked, {result.judge['completion_tokens']:,} answered"
+        out.print(f"judge: {result.judge['judgements']:,} judgements, {used}", markup=False, highlight=False)
     out.print(f"report: {page}", markup=False, highlight=False, soft_wrap=True)

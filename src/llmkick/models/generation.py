@@ -214,7 +214,12 @@ def _text(model: TransformersModel, tokens: list[int]) -> str:
 
 def _finish(model: TransformersModel, row: Row, finish: str) -> Generation:
     text = _text(model, row.tokens)
-    return Generation(text=text[: first_stop(text, row.request.stops)], tokens=len(row.tokens), finish=finish)
+    return Generation(
+        text=text[: first_stop(text, row.request.stops)],
+        tokens=len(row.tokens),
+        finish=finish,
+        unique_tokens=len(set(row.tokens)),
+    )
 
 
 def first_stop(text: str, stops: Sequence[str]) -> int | None:

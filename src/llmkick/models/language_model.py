@@ -82,11 +82,15 @@ class ContinuationScore:
 
 @dataclass(frozen=True, kw_only=True)
 class Generation:
-    """Generated text without the stop string; `finish` is "stop", "end" or "length"."""
+    """Generated text without the stop string; `finish` is "stop", "end" or "length".
+
+    `unique_tokens` is how many different tokens it has, where the model can tell.
+    """
 
     text: str
     tokens: int
     finish: str
+    unique_tokens: int | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, kw_only=True)

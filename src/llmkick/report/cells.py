@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from llmkick.study.results import StudyResult
+from llmkick.study.results import CONTROL_METRICS, StudyResult
 
 # The paper's settings, in its order (arXiv 2310.01382, sections 3.1 to 3.3); perplexity is the control.
 SETTINGS: Mapping[str, str] = {
@@ -15,6 +15,16 @@ SETTINGS: Mapping[str, str] = {
     "instruction": "Instruction following",
     "control": "Control",
 }
+
+
+def labels_of(result: StudyResult) -> list[str]:
+    """What is compared with the dense model, in the study's order."""
+    return result.labels
+
+
+def is_control(task: Mapping[str, Any]) -> bool:
+    """Whether a task is there for comparison and has no verdict."""
+    return task["metric"] in CONTROL_METRICS
 
 
 def task_comparisons(result: StudyResult) -> list[Mapping[str, Any]]:

@@ -20,6 +20,7 @@ STYLES: Mapping[str, tuple[str, str]] = {
 OTHER_STYLES = (("#56b4e9", "cross"), ("#8c6d31", "triangle-right"), ("#7f7f7f", "triangle-left"))
 GREY = "#808080"  # readable on white and on black
 INK, PAPER, FAINT = "#333333", "#ffffff", "#888888"  # the page swaps the first two for its own: page.js
+TIPS = ("recipe:N", "task:N", alt.Tooltip("value:N", title="score"), "change:N", "verdict:N")
 LOWEST_LOSS, HIGHEST_LOSS = -0.3, 1.05
 HEIGHT = 190
 
@@ -60,10 +61,44 @@ class Methods:
 
 def loss_axis(cells: pd.DataFrame) -> alt.Y:
     """The same for every task: every point is on it, but no interval may stretch it without end."""
-    scores = cells[cells["metric"] == "score"]
-    lowest = min([-0.05, scores["y"].min() - 0.05, *scores["low"].dropna().clip(lower=LOWEST_LOSS)])
+    lowest = min([-0.05, cells["y"].min() - 0.05, *cells["low"].dropna().clip(lower=LOWEST_LOSS)])
     scale = alt.Scale(domain=[lowest, HIGHEST_LOSS], nice=False)
     return alt.Y("y:Q", title="relative loss", axis=alt.Axis(format="~%", tickCount=5), scale=scale)
+
+
+def score_axis(cells: pd.DataFrame) -> alt.Y:
+    """From nothing to a little above the best score; no interval may stretch it."""
+    best = max(float(cells["y"].max()), float(cells["dense"].max()), 0.05)
+    scale = alt.Scale(domain=[0, min(best * 1.15, max(best, 1.02))], nice=False)
+    return alt.Y("y:Q", title="score", axis=alt.Axis(tickCount=5), scale=scale)
+
+
+def level_axis(frame: pd.DataFrame, methods: Methods) -> tuple[alt.X, alt.XOffset]:
+    """Named levels, mild to severe; methods side by side."""
+    order = list(dict.fromkeys(frame.sort_values("order")["label"]))
+    axis = alt.Axis(labelAngle=0, labelLimit=120, labelOverlap=False)
+    x = alt.X("label:N", title=None, sort=order, axis=axis, scale=alt.Scale(padding=0.3))
+    return x, alt.XOffset("method:N", sort=[name for name in methods.names if (frame["method"] == name).any()])
+
+
+def level_line(height: float, *, dotted: bool = False) -> alt.Chart:
+    """A quiet line across a panel."""
+    dash = [1, 3] if dotted else [1, 0]
+    line = alt.Chart(pd.DataFrame([{"y": height}])).mark_rule(color=GREY if dotted else FAINT, strokeDash=dash)
+    found: alt.Chart = line.encode(y="y:Q")
+    return found
+
+
+def bars(frame: pd.DataFrame, y: alt.Y, methods: Methods, dense: float) -> list[Any]:
+    """A bar with its interval for every level and method; the dense score is a line across."""
+    x, side = level_axis(frame, methods)
+    bar_y = alt.Y("y:Q", title="score", axis=alt.Axis(tickCount=5), scale=y["scale"], stack=None)
+    base = alt.Chart(frame).encode(x=x, xOffset=side)
+    low = y.copy()
+    low.shorthand = "low:Q"
+    bar = base.mark_bar(opacity=0.85, clip=True).encode(y=bar_y, color=methods.colour, tooltip=list(TIPS))
+    whisker = base.transform_filter("isValid(datum.low)").mark_rule(strokeWidth=1.5, clip=True, color=INK)
+    return [level_line(dense), bar, whisker.encode(y=low, y2="high:Q")]
 
 
 def ratio_axis(panel: pd.DataFrame) -> alt.Y:
@@ -86,7 +121,7 @@ def rise_axis(rise: pd.Series[float], margin: float) -> alt.X:
 
 def with_intervals(base: alt.Chart, y: alt.Y, methods: Methods, *extra_tips: alt.Tooltip) -> list[alt.Chart]:
     """A point with its interval for every row; the exact numbers on hover."""
-    tips = ("recipe:N", "task:N", alt.Tooltip("value:N", title="score"), "change:N", "verdict:N", *extra_tips)
+    tips = (*TIPS, *extra_tips)
     low = y.copy()
     low.shorthand = "low:Q"
     return [
@@ -118,6 +153,7 @@ def heat_map(frame: pd.DataFrame, field: str, title: str) -> alt.Chart:
                 alt.Tooltip("depth:O", title="block"),
                 alt.Tooltip("relative_output_error:Q", title="output error", format=".3f"),
                 alt.Tooltip("realised_sparsity:Q", title="zeros", format=".1%"),
+                alt.Tooltip("damping:Q", title="damping", format="~g"),
             ],
         )
     )
@@ -127,6 +163,8 @@ def heat_map(frame: pd.DataFrame, field: str, title: str) -> alt.Chart:
 def themed(panels: list[Any], *, columns: int = 3, minimum: int = 170, shared_colour: bool = True) -> alt.ConcatChart:
     """Panels side by side; quiet lines, small type. `minimum` is the width that the page leaves a panel."""
     chart = alt.concat(*panels, columns=columns, usermeta={"minimum": minimum})
+    # Side by side are only the methods that a panel has.
+    chart = chart.resolve_scale(xOffset="independent")
     if not shared_colour:
         chart = chart.resolve_scale(color="independent")
     themed: alt.ConcatChart = chart.configure(

@@ -127,16 +127,20 @@ def compression(result: StudyResult) -> list[dict[str, Any]]:
 
 
 def layers_payload(result: StudyResult) -> dict[str, Any]:
-    """Output error and zeros by layer type and block, a list for each compressed model."""
+    """Output error, zeros and damping by layer type and block, a list for each compressed model."""
     rows = plain_rows(layer_means(result))
     places = list(dict.fromkeys((row["kind"], row["depth"]) for row in rows))
     models = []
     for model in dict.fromkeys(row["model"] for row in rows):
         found = {(row["kind"], row["depth"]): row for row in rows if row["model"] == model}
         of_model = [found.get(place, {}) for place in places]
-        errors = [_short(row.get("relative_output_error")) for row in of_model]
         models.append(
-            {"label": model, "error": errors, "zeros": [_short(row.get("realised_sparsity")) for row in of_model]}
+            {
+                "label": model,
+                "error": [_short(row.get("relative_output_error")) for row in of_model],
+                "zeros": [_short(row.get("realised_sparsity")) for row in of_model],
+                "damping": [_short(row.get("damping")) for row in of_model],
+            }
         )
     return {"layers": [[kind, None if depth is None else int(depth)] for kind, depth in places], "models": models}
 

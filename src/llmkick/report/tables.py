@@ -141,7 +141,7 @@ def layers_table(result: StudyResult) -> pd.DataFrame:
 
 
 def layer_means(result: StudyResult) -> pd.DataFrame:
-    """Output error and zeros by compressed model, layer kind and depth: experts of one block are averaged."""
+    """Output error, zeros and damping by compressed model, layer kind and depth: experts of one block are averaged."""
     frame = layers_table(result)
     seeds = frame["seed"].map(lambda seed: "" if pd.isna(seed) else f", seed {seed}")
     several = frame.groupby("recipe")["seed"].transform("nunique") > 1
@@ -149,9 +149,9 @@ def layer_means(result: StudyResult) -> pd.DataFrame:
     grouped = frame.groupby(["model", "kind", "depth"], sort=False, dropna=False, as_index=False)
     # Numbers even where no error was measured at all: a column of objects keeps NaN, which no chart can hold.
     return (
-        grouped[["relative_output_error", "realised_sparsity"]]
+        grouped[["relative_output_error", "realised_sparsity", "damping"]]
         .mean()
-        .astype({"relative_output_error": float, "realised_sparsity": float})
+        .astype({"relative_output_error": float, "realised_sparsity": float, "damping": float})
     )
 
 
@@ -172,7 +172,7 @@ def plain_rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
     ]
 
 
-def write_tables(result: StudyResult, folder: Path) -> list[Path]:
+def write_tables(result: StudyResult, folder: Path, *, more: Mapping[str, pd.DataFrame] | None = None) -> list[Path]:
     """Write every table to `folder/tables/NAME.csv`: plain numbers in full precision, empty where undefined."""
     frames = {
         "scores": scores_table(result),
@@ -183,6 +183,7 @@ def write_tables(result: StudyResult, folder: Path) -> list[Path]:
         "layers": layers_table(result),
         "unscored": unscored_table(result),
         **({"models": models_frame(result)} if result.models else {}),
+        **{name: frame for name, frame in (more or {}).items() if not frame.empty},
     }
     return [
         write_text(folder / "tables" / f"{name}.csv", frame.to_csv(index=False, lineterminator="\n"))

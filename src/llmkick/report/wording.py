@@ -78,6 +78,14 @@ def increase(entry: Mapping[str, Any]) -> str:
     return f"×{1 + share:.3g} {factors}".strip()
 
 
+def difference(value: float | None, bounds: Sequence[float] | None) -> str:
+    """A difference of scores with its interval: "−0.12 [−0.20, −0.04]"."""
+    if value is None:
+        return NOTHING
+    inside = "" if bounds is None else f" [{_signed(bounds[0])}, {_signed(bounds[1])}]"
+    return _signed(value) + inside
+
+
 def score(value: float | None, metric: str = "") -> str:
     """A score with two decimals, a perplexity with three digits."""
     if value is None:
@@ -116,8 +124,8 @@ def listed(words: Sequence[str]) -> str:
 
 
 def counted(number: int, noun: str) -> str:
-    """ "1 item", "12 items"."""
-    plural = f"{noun}es" if noun.endswith("s") else f"{noun}s"
+    """ "1 item", "12 items", "2 studies"."""
+    plural = f"{noun[:-1]}ies" if noun.endswith("dy") else f"{noun}es" if noun.endswith("s") else f"{noun}s"
     return f"{number:,} {noun if number == 1 else plural}"
 
 
@@ -125,3 +133,8 @@ def _points(share: float) -> str:
     value = 100 * share
     text = f"{abs(value):.1f}" if abs(value) < 9.95 else f"{abs(value):.0f}"
     return MINUS + text if value < 0 and float(text) else text
+
+
+def _signed(value: float) -> str:
+    text = f"{abs(value):.2f}"
+    return text if not float(text) else f"{MINUS if value < 0 else '+'}{text}"

@@ -11,7 +11,7 @@ from typing import Any
 from llmkick.models.batching import ENGINE_VERSION
 from llmkick.study.variants import Variant
 from llmkick.tasks.prompting import Prompting
-from llmkick.tasks.task import BATCH_ITEMS, Task, full_key
+from llmkick.tasks.task import BATCH_ITEMS, ReadByReference, Task, full_key
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,26 +24,40 @@ class Cell:
 
 
 def cells_of(
-    variant: Variant, tasks: Sequence[Task], *, weights: Mapping[str, Any], prompting: Prompting
+    variant: Variant,
+    tasks: Sequence[Task],
+    *,
+    weights: Mapping[str, Any],
+    prompting: Prompting,
+    reference: Mapping[str, Any] | None = None,
 ) -> list[Cell]:
-    """The cells of a variant; `weights` is what decides its weights, `prompting` how it is asked."""
+    """The cells of a variant; `weights` is what decides its weights, `prompting` how it is asked.
+
+    `reference` identifies the dense model, which reads the answers of some tasks.
+    """
     return [
-        Cell(variant=variant, task=task, run_key=_run_key(variant, task, weights=weights, prompting=prompting))
+        Cell(
+            variant=variant,
+            task=task,
+            run_key=digest_of(
+                {
+                    **weights,
+                    "seed": variant.seed,
+                    "task": full_key(task),
+                    "prompting": style_of(task, prompting),
+                    "engine": ENGINE_VERSION,
+                    "batch": BATCH_ITEMS,
+                    **({"reference": reference} if isinstance(task, ReadByReference) else {}),
+                }
+            ),
+        )
         for task in tasks
     ]
 
 
-def _run_key(variant: Variant, task: Task, *, weights: Mapping[str, Any], prompting: Prompting) -> str:
-    return digest_of(
-        {
-            **weights,
-            "seed": variant.seed,
-            "task": full_key(task),
-            "prompting": prompting,
-            "engine": ENGINE_VERSION,
-            "batch": BATCH_ITEMS,
-        }
-    )
+def style_of(task: Task, prompting: Prompting) -> Prompting:
+    """How a task is asked in a study whose own style is `prompting`: some tasks allow one only."""
+    return task.prompting or prompting
 
 
 def digest_of(value: Any) -> str:

@@ -20,6 +20,8 @@ from llmkick.errors import ConfigError, KickError
 from llmkick.models.checkpoint import is_server
 from llmkick.models.precision import DTYPES
 from llmkick.study.labels import label_others, parse_if_server
+from llmkick.tasks.judge import JUDGE_PROTOCOLS, Judgeable
+from llmkick.tasks.judge_client import DEFAULT_KEY_ENV, parse_address
 from llmkick.tasks.prompting import PROMPTINGS, refuse_contradiction
 from llmkick.tasks.task import Task, get_task
 
@@ -40,6 +42,9 @@ class TaskSpec(_Frozen):
     window: int | None = None
     unit: str | None = None
     evidence_tokens: int | None = None
+    words: int | None = None
+    bucket_words: list[int] | None = None
+    max_new_tokens: int | None = None
     split: str | None = None
     revision: str | None = None
     sha256: str | dict[str, str] | None = None
@@ -65,6 +70,53 @@ class ServerSpec(_Frozen):
     attempts: int = Field(default=5, ge=1, le=20)
 
 
+class JudgeSpec(_Frozen):
+    """Who judges the generated answers, and how; docs/judge.md."""
+
+    model: str
+    protocol: str = "strict"
+    # "dense", a file of answers for all judged tasks, or one a task.
+    reference: str | dict[str, str] = "dense"
+    replicates: int = Field(default=1, ge=1, le=100)
+    concurrency: int = Field(default=4, ge=1, le=256)
+    # Tokens, asked and answered, after which no further judgement is begun.
+    budget: int | None = Field(default=None, ge=1)
+    temperature: float | None = Field(default=None, ge=0, le=2)
+    max_tokens: int = Field(default=1024, ge=16)
+    timeout: float = Field(default=120.0, gt=0)
+    attempts: int = Field(default=6, ge=1, le=100)
+    api_key_env: str = DEFAULT_KEY_ENV
+
+    @field_validator("protocol")
+    @classmethod
+    def _known_protocol(cls, value: str) -> str:
+        if value not in JUDGE_PROTOCOLS:
+            with _blaming("judge", "protocol"):
+                raise ConfigError(f"unknown protocol {value!r} of the judge; choose from: {', '.join(JUDGE_PROTOCOLS)}")
+        return value
+
+    @field_validator("api_key_env")
+    @classmethod
+    def _name_of_a_variable(cls, value: str) -> str:
+        """A key pasted here by mistake must not be shown."""
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,63}", value):
+            with _blaming("judge", "api_key_env"):
+                raise ConfigError("api_key_env is the name of an environment variable, never the key itself")
+        return value
+
+    @model_validator(mode="after")
+    def _can_be_asked(self) -> JudgeSpec:
+        with _blaming("judge", "model"):
+            address = parse_address(self.model)
+        if address is None and self.replicates > 1:
+            with _blaming("judge", "replicates"):
+                raise ConfigError("a local judge decodes greedily: replicates beyond 1 would all be the same")
+        if address is None and self.temperature:
+            with _blaming("judge", "temperature"):
+                raise ConfigError("a local judge decodes greedily; leave temperature out")
+        return self
+
+
 class Study(_Frozen):
     """Dense model × (recipes × calibration seeds, other models) × tasks, and how the verdict is reached."""
 
@@ -82,6 +134,7 @@ class Study(_Frozen):
     calibration: CalibrationSpec = CalibrationSpec()
     propagate: bool = True
     server: ServerSpec = ServerSpec()
+    judge: JudgeSpec | None = None
     margin: float = Field(default=0.05, gt=0, lt=1)
     alpha: float = Field(default=0.05, gt=0, lt=0.5)
 
@@ -164,9 +217,13 @@ class Study(_Frozen):
                 ("tasks", other, "protocol"),
             )
         if "paper" in protocols:
-            with _blaming("prompting"):
-                refuse_contradiction(self.prompting, "raw")
-            object.__setattr__(self, "prompting", "raw")  # frozen: the study as resolved says what is asked
+            # The instruction task goes through a chat template in the paper too.
+            others = [spec for spec in self.tasks if spec.name.partition(":")[0] != "instruction"]
+            if others:
+                with _blaming("prompting"):
+                    refuse_contradiction(self.prompting, "raw")
+            if len(others) == len(self.tasks):
+                object.__setattr__(self, "prompting", "raw")  # frozen: the study as resolved says what is asked
         return self
 
     @field_validator("seeds")
@@ -178,6 +235,23 @@ class Study(_Frozen):
                 raise ConfigError("a study needs at least one calibration seed")
         return value
 
+    @model_validator(mode="after")
+    def _something_to_judge(self) -> Study:
+        if self.judge is None:
+            return self
+        judged = [task.name for task in (spec.make() for spec in self.tasks) if isinstance(task, Judgeable)]
+        with _blaming("judge"):
+            if not judged:
+                raise ConfigError("none of the tasks is judged: add summarization or instruction, or leave [judge] out")
+        if isinstance(self.judge.reference, dict):
+            with _blaming("judge", "reference"):
+                if set(self.judge.reference) != set(judged):
+                    raise ConfigError(
+                        f"files of reference answers for {', '.join(self.judge.reference) or 'no task'}; "
+                        f"the judged tasks are {', '.join(judged)}"
+                    )
+        return self
+
     def parsed_recipes(self) -> list[Recipe]:
         """The recipes as typed objects, in the study's order."""
         return [parse_recipe(text) for text in self.recipes]
@@ -187,13 +261,16 @@ class Study(_Frozen):
         return label_others(self.others, taken=("dense", *self.recipes))
 
     def hash(self) -> str:
-        """sha256 over everything but the name and how servers are asked."""
-        content = self.model_dump(mode="json", exclude={"name", "server"})
+        """sha256 over everything but the name, how servers are asked, and the judge, who may come later.
+
+        Judgements have keys of their own.
+        """
+        content = self.model_dump(mode="json", exclude={"name", "server", "judge"})
         # Options that came later count only where they are used: studies without them keep their hash.
         if not self.others:
             del content["others"]
         for task in content["tasks"]:
-            for option in ("unit", "evidence_tokens", "split", "revision", "sha256"):
+            for option in _LATER_OPTIONS:
                 if task[option] is None:
                     del task[option]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
@@ -201,6 +278,11 @@ class Study(_Frozen):
     def to_toml(self) -> str:
         """The study as resolved, every default written out."""
         return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
+
+
+_LATER_OPTIONS = (
+    "unit", "evidence_tokens", "words", "bucket_words", "max_new_tokens", "split", "revision", "sha256",
+)  # fmt: skip
 
 
 class _LocatedError(ConfigError):
@@ -257,7 +339,12 @@ def _describe(problem: Any, text: str, values: Any, origin: str) -> str:
     location = tuple(problem["loc"])
     place = _place(location, text, values, origin)
     if problem["type"] == "extra_forbidden":
-        owners: dict[str, type[BaseModel]] = {"tasks": TaskSpec, "calibration": CalibrationSpec, "server": ServerSpec}
+        owners: dict[str, type[BaseModel]] = {
+            "tasks": TaskSpec,
+            "calibration": CalibrationSpec,
+            "server": ServerSpec,
+            "judge": JudgeSpec,
+        }
         owner = owners[str(location[0])] if len(location) > 1 else Study
         return f"{place}: unknown key; choose from: {', '.join(owner.model_fields)}"
     if problem["type"] == "missing":

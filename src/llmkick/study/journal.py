@@ -6,8 +6,9 @@ import contextlib
 import json
 import sqlite3
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -38,8 +39,67 @@ CREATE TABLE IF NOT EXISTS calibrations (
     sequences INTEGER NOT NULL, length INTEGER NOT NULL, tokens BLOB NOT NULL
 );
 CREATE TABLE IF NOT EXISTS noise (run_key TEXT PRIMARY KEY, found TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS judgements (
+    judgement_key TEXT PRIMARY KEY, judge TEXT NOT NULL, prompt TEXT NOT NULL, task TEXT NOT NULL,
+    item_id TEXT NOT NULL, first TEXT NOT NULL, second TEXT NOT NULL, replicate INTEGER NOT NULL,
+    reply TEXT NOT NULL, cut INTEGER NOT NULL, prompt_tokens INTEGER NOT NULL, completion_tokens INTEGER NOT NULL
+);
 CREATE TABLE IF NOT EXISTS seconds (stage TEXT NOT NULL, detail TEXT NOT NULL, seconds REAL NOT NULL);
+CREATE TABLE IF NOT EXISTS prompts (
+    task TEXT NOT NULL, item_id TEXT NOT NULL, base TEXT NOT NULL, head INTEGER NOT NULL, tail INTEGER NOT NULL,
+    middle TEXT NOT NULL, PRIMARY KEY (task, item_id)
+);
+CREATE TABLE IF NOT EXISTS commands (started TEXT NOT NULL, version TEXT NOT NULL, command TEXT NOT NULL);
 """
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judgement:
+    """One reply of a judge as it came, and what it was asked: the texts are sha256 of what stood first and second.
+
+    `judgement_key` covers everything that was asked: judge, prompt, question, both texts in their order, replicate.
+    """
+
+    judgement_key: str
+    judge: str
+    prompt: str
+    task: str
+    item_id: str
+    first: str
+    second: str
+    replicate: int
+    reply: str
+    cut: bool
+    prompt_tokens: int
+    completion_tokens: int
+
+
+_JUDGEMENT = [one.name for one in fields(Judgement)]
+
+
+class PromptPart(NamedTuple):
+    """A prompt as its difference from another of its task: `base[:head] + middle + base[-tail:]`.
+
+    A prompt that is its own base has its whole text in `middle`.
+    """
+
+    item_id: str
+    base: str
+    head: int
+    tail: int
+    middle: str
+
+
+class CellEntry(NamedTuple):
+    """What the journal holds of one cell: how many records, how many of them damaged."""
+
+    run_key: str
+    model: str
+    recipe: str
+    seed: int | None
+    task: str
+    records: int
+    damaged: int
 
 
 class Journal:
@@ -119,6 +179,11 @@ class Journal:
         """Keys and values that describe the journal."""
         return dict(self._rows("SELECT key, value FROM meta"))
 
+    def describe(self, key: str, value: Any) -> None:
+        """Note a fact about the run (its model, its tasks, its machine), so that an unfinished one can be read."""
+        with self._transaction() as connection:
+            connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, json.dumps(value, sort_keys=True)))
+
     def add_items(self, task: str, items: Sequence[Item]) -> None:
         """The questions of a task instead of those it had, so that a report needs nothing but this file."""
         rows = [
@@ -131,6 +196,31 @@ class Journal:
         with self._transaction() as connection:
             connection.execute("DELETE FROM items WHERE task = ?", (task,))
             connection.executemany("INSERT INTO items VALUES (?,?,?,?,?,?,?,?)", rows)
+
+    def add_prompts(self, task: str, prompts: Sequence[PromptPart]) -> None:
+        """How each question was put, as `study.prompts` packs it."""
+        rows = [(task, part.item_id, part.base, part.head, part.tail, part.middle) for part in prompts]
+        with self._transaction() as connection:
+            connection.execute("DELETE FROM prompts WHERE task = ?", (task,))
+            connection.executemany("INSERT INTO prompts VALUES (?,?,?,?,?,?)", rows)
+
+    def prompts(self, task: str) -> list[PromptPart]:
+        """The packed prompts of a task; none in a journal from before they were kept."""
+        if not self._rows("SELECT 1 FROM sqlite_master WHERE name = 'prompts'"):
+            return []
+        rows = self._rows("SELECT item_id, base, head, tail, middle FROM prompts WHERE task = ?", (task,))
+        return [PromptPart(*row) for row in rows]
+
+    def add_command(self, started: str, version: str, command: str) -> None:
+        """A command that worked on this folder."""
+        with self._transaction() as connection:
+            connection.execute("INSERT INTO commands VALUES (?,?,?)", (started, version, command))
+
+    def commands(self) -> list[tuple[str, str, str]]:
+        """(start, version, command) of every session; none in a journal from before they were kept."""
+        if not self._rows("SELECT 1 FROM sqlite_master WHERE name = 'commands'"):
+            return []
+        return [tuple(row) for row in self._rows("SELECT started, version, command FROM commands ORDER BY rowid")]
 
     def add_records(
         self, run_key: str, *, model: str, recipe: str, seed: int | None, task: str, records: Sequence[Record]
@@ -151,6 +241,29 @@ class Journal:
         """Item ids that have a record under a run key."""
         return {item_id for (item_id,) in self._rows("SELECT item_id FROM records WHERE run_key = ?", (run_key,))}
 
+    def responses(self, run_key: str) -> dict[str, tuple[str, str | None]]:
+        """What was answered under a run key: item id → response, and why there is no score where there is none."""
+        query = "SELECT item_id, response, unscored_reason FROM records WHERE run_key = ?"
+        return {item_id: (response, reason) for item_id, response, reason in self._rows(query, (run_key,))}
+
+    def add_judgement(self, judgement: Judgement) -> None:
+        """What a judge was paid for: kept as soon as it is there."""
+        with self._transaction() as connection:
+            connection.execute(
+                "INSERT OR REPLACE INTO judgements VALUES (?,?,?,?,?,?,?,?,?,?,?,?)",
+                [int(value) if isinstance(value, bool) else value for value in vars(judgement).values()],
+            )
+
+    def judgements(self) -> dict[str, Judgement]:
+        """Every judgement by its key."""
+        found = [Judgement(**dict(zip(_JUDGEMENT, row, strict=True))) for row in self._rows("SELECT * FROM judgements")]
+        return {one.judgement_key: replace(one, cut=bool(one.cut)) for one in found}
+
+    def note(self, key: str, value: str) -> None:
+        """Keep a fact about the journal (see `meta`)."""
+        with self._transaction() as connection:
+            connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
+
     def run_keys(self) -> set[str]:
         """Every run key that has records."""
         return {run_key for (run_key,) in self._rows("SELECT DISTINCT run_key FROM records")}
@@ -164,6 +277,10 @@ class Journal:
         """Digest and report of a compressed model made before."""
         rows = self._rows("SELECT digest, report FROM artifacts WHERE artifact_key = ?", (key,))
         return (rows[0][0], json.loads(rows[0][1])) if rows else None
+
+    def artifacts(self) -> list[dict[str, Any]]:
+        """The report of every compressed model, in the order they were made."""
+        return [json.loads(report) for (report,) in self._rows("SELECT report FROM artifacts ORDER BY rowid")]
 
     def add_artifact(self, key: str, digest: str, report: Mapping[str, Any]) -> None:
         """Remember what a recipe made."""
@@ -226,6 +343,30 @@ class Journal:
         )
         with self._reading():
             frame = pd.read_sql_query(query, self._connection)
+            frame["details"] = frame["details"].map(json.loads)
+            frame["truncated"] = frame["truncated"].astype(bool)
+        return frame
+
+    def cells(self) -> list[CellEntry]:
+        """Every cell that has records, in the order they were made, with the number of rows that are damaged."""
+        query = (
+            "SELECT run_key, model, recipe, seed, task, count(*), "
+            "sum(typeof(response) != 'text' OR typeof(item_id) != 'text' OR NOT json_valid(details) "
+            "OR typeof(score) NOT IN ('null', 'real', 'integer')) "
+            "FROM records GROUP BY run_key, model, recipe, seed, task ORDER BY max(rowid)"
+        )
+        return [CellEntry(*row) for row in self._rows(query)]
+
+    def answers(self, run_key: str) -> list[tuple[str, str, float | None, str | None, int]]:
+        """(item, response, score, reason, truncated) of one cell, without what else was noted."""
+        return self._rows(
+            "SELECT item_id, response, score, unscored_reason, truncated FROM records WHERE run_key = ?", (run_key,)
+        )
+
+    def cell_records(self, run_key: str) -> pd.DataFrame:
+        """The records of one cell, with all columns; `details` decoded."""
+        with self._reading():
+            frame = pd.read_sql_query("SELECT * FROM records WHERE run_key = ?", self._connection, params=(run_key,))
             frame["details"] = frame["details"].map(json.loads)
             frame["truncated"] = frame["truncated"].astype(bool)
         return frame

@@ -271,12 +271,14 @@ class _Pair:
             comparison=comparison,
             scores={number: (dense[number], compressed[number]) for number in dense},
             clusters=None if groups is None else groups[1],
-            notes=(*self._notes(dense, compressed, groups), *comparison.notes),
+            notes=(*self._notes(dense, compressed, groups, comparison.chance), *comparison.notes),
         )
 
     def _notes(
-        self, dense: Mapping[int, float | None], compressed: Mapping[int, float | None], groups: Any
+        self, dense: Mapping[int, float | None], compressed: Mapping[int, float | None], groups: Any, chance: float
     ) -> Iterator[str]:
+        if chance:
+            yield f"guessing scores {chance:.3g}"
         if groups is not None:
             yield f"documents clustered by {groups[0]!r} ({len(set(groups[1].values()))})"
         gone = sum(dense[number] is None or compressed[number] is None for number in dense)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 
 class Observer(Protocol):
@@ -20,6 +21,10 @@ class Observer(Protocol):
         """So many cells of the whole plan are done."""
         ...
 
+    def verdict(self, comparison: Mapping[str, Any]) -> None:
+        """A recipe was compared with the dense model on one task; an entry as in results.json's `comparisons`."""
+        ...
+
 
 class Silent:
     """An observer that shows nothing."""
@@ -31,4 +36,7 @@ class Silent:
         """Ignore."""
 
     def cells(self, done: int, total: int) -> None:
+        """Ignore."""
+
+    def verdict(self, comparison: Mapping[str, Any]) -> None:
         """Ignore."""

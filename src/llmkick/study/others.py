@@ -18,6 +18,7 @@ from llmkick.models.plugin_models import plugin_of
 from llmkick.models.precision import resolve_device, resolve_dtype
 from llmkick.models.server import ServerSettings, open_model
 from llmkick.models.zeros import zeros_of
+from llmkick.study.cells import style_of
 from llmkick.study.config import Study
 from llmkick.study.variants import Variant, variants_of
 from llmkick.tasks.prompting import Prompting, resolve_prompting
@@ -80,11 +81,11 @@ class Others:
             raise ConfigError(f'{without[0]} has no chat template; use prompting = "raw" (or "auto")')
         return "raw" if without else style
 
-    def check(self, tasks: Sequence[Task], prompting: Prompting) -> None:
-        """Raise ConfigError when a server cannot be asked what a task asks."""
+    def check(self, dense: LanguageModel, tasks: Sequence[Task], prompting: Prompting) -> None:
+        """Raise ConfigError when a server cannot be asked what a task asks; the dense model reads its answers."""
         for model in self.live.values():
             for task in tasks:
-                refuse_unanswerable(model, task, prompting=prompting)
+                refuse_unanswerable(model, task, prompting=style_of(task, prompting), reference=dense)
 
     def with_other_tokens(self, dense: LanguageModel) -> list[str]:
         """Labels of the models whose tokenizer is not the dense model's; that of others is not known to be."""

@@ -18,9 +18,10 @@ from llmkick.models.checkpoint import locate
 from llmkick.models.language_model import GenerateRequest, ModelInfo, ScoreRequest, TransformersModel
 from llmkick.models.precision import resolve_device, resolve_dtype
 from llmkick.study.config import Study
+from llmkick.study.judge_questions import Estimate, estimate
 from llmkick.tasks.fitting import prompt_tokens
 from llmkick.tasks.prompting import resolve_prompting
-from llmkick.tasks.task import Task
+from llmkick.tasks.task import ReadByReference, Task
 
 # Items whose tokens are counted; more are extrapolated.
 COUNTED_ITEMS = 64
@@ -51,6 +52,7 @@ class Plan:
     calibration_tokens: int
     compression_hours: float | None
     memory_bytes: int | None
+    judging: Estimate | None = None
     unknown: Sequence[str] = field(default_factory=tuple)
 
     @property
@@ -77,6 +79,7 @@ class Plan:
             "compressing), from the speed of a matrix product here: right within a factor of three",
             f"memory: {_gigabytes(self.memory_bytes)} needed, {_gigabytes(memory)} here"
             + (" – too little" if self.memory_bytes is not None and self.memory_bytes > memory else ""),
+            *([] if self.judging is None else [self.judging.line()]),
             *(f"unknown: {reason}" for reason in self.unknown),
         ]
 
@@ -108,16 +111,26 @@ def plan_study(study: Study) -> Plan:
     if parameters is not None:
         work = sum(_operations(recipe, parameters, calibration) * _runs(recipe, study) for recipe in recipes)
         compressing = work / speed / 3600
+    models = 1 + sum(_runs(recipe, study) for recipe in recipes)
     return Plan(
         study=study,
         tasks=tasks,
-        models=1 + sum(_runs(recipe, study) for recipe in recipes),
+        models=models,
         parameters=parameters,
         calibration_tokens=calibration,
         compression_hours=compressing,
         memory_bytes=_memory(parameters, dtype, model, calibration),
+        judging=None if study.judge is None else _judging(study, models, unknown),
         unknown=tuple(dict.fromkeys(unknown)),
     )
+
+
+def _judging(study: Study, models: int, unknown: list[str]) -> Estimate | None:
+    try:
+        return estimate(study, models=models)
+    except KickError as error:  # no data
+        unknown.append(f"what judging costs: {error}")
+        return None
 
 
 def _runs(recipe: Recipe, study: Study) -> int:
@@ -147,7 +160,9 @@ def _plan_task(
     requests = round(sum(map(len, asked)) * len(items) / len(counted))
     if model is None:
         return TaskPlan(name=task.name, items=len(items), requests=requests)
-    tokens = round(sum(_tokens(model, some) for some in asked) * len(items) / len(counted))
+    # The dense model reads what was answered, with its prompt.
+    passes = 2 if isinstance(task, ReadByReference) else 1
+    tokens = round(passes * sum(_tokens(model, some) for some in asked) * len(items) / len(counted))
     hours = None if parameters is None else 2 * parameters * tokens / speed / 3600
     return TaskPlan(name=task.name, items=len(items), requests=requests, tokens=tokens, hours=hours)
 

@@ -20,6 +20,7 @@ from llmkick.statistics import (
     compare_perplexity,
     overall_verdict,
 )
+from llmkick.study.labels import label_others
 from llmkick.tasks.task import LARGEST_NATS, Record, Task, full_key, summary_value
 
 RESULTS_FILE = "results.json"
@@ -46,11 +47,15 @@ class StudyResult:
     noise: Sequence[Mapping[str, Any]] = field(default_factory=list)
     # Size and kind of every model, where models made elsewhere are among them.
     models: Sequence[Mapping[str, Any]] = field(default_factory=list)
+    # Who judged the generated answers, at what cost, and how far that judge can be believed; None without one.
+    judge: Mapping[str, Any] | None = None
 
     @property
     def labels(self) -> list[str]:
         """What is compared with the dense model, in the order of the tables: recipes, then other models."""
         named = [str(model["label"]) for model in self.models if model["label"] != "dense"]
+        if not self.models:  # a run that is not finished
+            named = list(label_others(self.study.get("others", ()), taken=()))
         return list(dict.fromkeys([*self.study["recipes"], *named]))
 
     def write(self) -> Path:
@@ -90,7 +95,7 @@ def describe_task(task: Task, prompting: str) -> dict[str, Any]:
         "metric": task.metric,
         "chance_level": task.chance_level,
         "setting": task.setting,
-        "prompting": prompting,
+        "prompting": task.prompting or prompting,
     }
 
 
@@ -116,6 +121,7 @@ def cell_results(records: pd.DataFrame, tasks: Sequence[Mapping[str, Any]]) -> l
                 "truncated": int(cell["truncated"].sum()),
                 "tokens": int(cell["tokens"].sum()),
                 "details": _mean_details(cell),
+                **_groups(cell),
             }
         )
     return rows
@@ -128,6 +134,21 @@ def _as_records(cell: pd.DataFrame) -> list[Record]:
             cell["item_id"], cell["score"], cell["tokens"], cell["details"], strict=True
         )
     ]
+
+
+def _groups(cell: pd.DataFrame) -> dict[str, Any]:
+    """The scored records by category or length of story: how many, their mean score, and the means beside it."""
+    scored = cell[cell["score"].notna()]
+    for name in ("category", "bucket"):
+        if len(scored) and all(name in details for details in scored["details"]):
+            by = scored.groupby([details[name] for details in scored["details"]], sort=True)
+            return {
+                "groups": {
+                    str(group): {"n": len(own), "value": float(own["score"].mean()), **_mean_details(own)}
+                    for group, own in by
+                }
+            }
+    return {}
 
 
 def _mean_details(cell: pd.DataFrame) -> dict[str, float]:

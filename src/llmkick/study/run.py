@@ -17,17 +17,23 @@ from llmkick.compression.blocks import decoder_blocks
 from llmkick.compression.calibration import Calibration, calibrate
 from llmkick.compression.checks import check_recipe_fits
 from llmkick.compression.compress import artifact_key
+from llmkick.compression.recipe import Dense
 from llmkick.errors import ConfigError
 from llmkick.models.files import require_space, write_text_atomically
 from llmkick.models.language_model import LanguageModel, TransformersModel
 from llmkick.models.server import open_model
-from llmkick.study.cells import Cell, cells_of, digest_of
+from llmkick.study.caveats import loops
+from llmkick.study.cells import Cell, cells_of, digest_of, style_of
 from llmkick.study.compressor import StudyCompressor
 from llmkick.study.config import Study, load_study, make_study
 from llmkick.study.environment import environment, peak_memory
 from llmkick.study.evaluation import Evaluation
+from llmkick.study.falling import FallingVerdicts
 from llmkick.study.journal import Journal
+from llmkick.study.judge_questions import Answered
+from llmkick.study.judging import Judging, judge_of
 from llmkick.study.noise import HALF_PRECISIONS, describe_noise, noise_of_choices
+from llmkick.study.notes import note_run
 from llmkick.study.observer import Observer, Silent
 from llmkick.study.others import Others, answers_key, describe_model, describe_recipe, settings_of
 from llmkick.study.record_warnings import warnings_of
@@ -69,25 +75,29 @@ class _Run:
     folder: Path
     observer: Observer
     tasks: list[Task] = field(default_factory=list)
+    judging: Judging | None = None
     warnings: list[str] = field(default_factory=list)
 
     def execute(self) -> StudyResult:
         self.journal = self._open_folder()
         try:
             started = datetime.now(UTC).isoformat(timespec="seconds")
+            self.tasks = [spec.make() for spec in self.study.tasks]
+            self.judging = self._judging()
             self._load()
             # Before the dense model is asked anything: a missing or too short text must not show after hours.
             for seed in dict.fromkeys(variant.seed for variant in variants_of(self.study) if variant.is_recipe):
                 self._calibration(seed)
             items = {task.name: task.items(self.model) for task in self.tasks}
-            for name, some in items.items():
-                self.journal.add_items(name, some)
+            note_run(self.journal, model=self.model, tasks=self.tasks, items=items, prompting=self.prompting)
             self.evaluation = Evaluation(
                 journal=self.journal,
                 model_name=self.model.info.name,
                 items=items,
                 prompting=self.prompting,
                 observer=self.observer,
+                dense=self.model,
+                dense_keys={cell.task.name: cell.run_key for cell in self._cells(Variant(recipe=Dense()))},
             )
             self._run_cells()
             return self._finish(started)
@@ -112,10 +122,10 @@ class _Run:
             )
             self._check_recipes()
         self.prompting = self.others.prompting(self.model)
-        self.tasks = self._make_tasks()
+        self._fit_controls()
         for task in self.tasks:
-            refuse_unanswerable(self.model, task, prompting=self.prompting)
-        self.others.check(self.tasks, self.prompting)
+            refuse_unanswerable(self.model, task, prompting=style_of(task, self.prompting))
+        self.others.check(self.model, self.tasks, self.prompting)
 
     @property
     def dense(self) -> TransformersModel:
@@ -123,19 +133,34 @@ class _Run:
         assert isinstance(self.model, TransformersModel), "the compressor refuses any other"
         return self.model
 
-    def _make_tasks(self) -> list[Task]:
-        """The tasks; perplexity becomes bits per byte where two models cut text into different tokens."""
-        controls = [spec for spec in self.study.tasks if spec.name.startswith("perplexity") and spec.unit is None]
-        different = self.others.with_other_tokens(self.model) if controls else []
-        if not different:
-            return [spec.make() for spec in self.study.tasks]
-        self.warnings.append(
-            f"perplexity is measured in bits per byte: the tokens of {', '.join(different)} are not the dense model's"
+    def _fit_controls(self) -> None:
+        """Perplexity becomes bits per byte where two models cut text into different tokens."""
+        specs = self.study.tasks
+        places = [place for place, spec in enumerate(specs) if spec.name.startswith("perplexity") and not spec.unit]
+        different = self.others.with_other_tokens(self.model) if places else []
+        if different:
+            self.warnings.append(
+                f"perplexity is measured in bits per byte: the tokens of {', '.join(different)} are not the dense "
+                "model's"
+            )
+            for place in places:
+                self.tasks[place] = specs[place].model_copy(update={"unit": "bytes"}).make()
+
+    def _judging(self) -> Judging | None:
+        """The judge, checked before anything is loaded or generated; None when nobody judges."""
+        spec = self.study.judge
+        if spec is None:
+            return None
+        judging = Judging(
+            spec=spec,
+            judge=judge_of(spec, dtype=self.study.dtype, device=self.study.device),
+            tasks=self.tasks,
+            journal=self.journal,
+            observer=self.observer,
         )
-        return [
-            (spec.model_copy(update={"unit": "bytes"}) if spec in controls else spec).make()
-            for spec in self.study.tasks
-        ]
+        self.observer.stage(f"asking for the judge {spec.model}", 1)
+        judging.check()
+        return judging
 
     def _open_folder(self) -> Journal:
         try:
@@ -177,6 +202,8 @@ class _Run:
         planned: set[str] = set()
         together: set[int | None] = set()
         self.observer.cells(0, total)
+        tasks = [describe_task(task, self.prompting) for task in self.tasks]
+        verdicts = FallingVerdicts(journal=self.journal, study=self.study, tasks=tasks, observer=self.observer)
         for variant in variants:
             cells = self._cells(variant)
             planned |= {cell.run_key for cell in cells}
@@ -187,11 +214,31 @@ class _Run:
                     self._compress_together(variant.seed)
                 model = self._model_of(variant, cells)
             for cell in cells:
-                if model is not None and not self.evaluation.is_complete(cell):
+                is_new = model is not None and not self.evaluation.is_complete(cell)
+                if model is not None and is_new:
                     self.evaluation.fill(model, cell)
+                verdicts.after(cell, filled=is_new)
                 finished += 1
                 self.observer.cells(finished, total)
+        planned |= self._judge(variants)
         self._drop_outdated(self.journal.run_keys() - planned)
+
+    def _judge(self, variants: Sequence[Variant]) -> set[str]:
+        """Have the answers judged; the run keys of the judged cells."""
+        judging = self.judging
+        if judging is None:
+            return set()
+        judged = {task.name for task in judging.judged}
+        cells = [
+            Answered(label=variant.label, seed=variant.seed, task=cell.task.name, run_key=cell.run_key)
+            for variant in variants
+            for cell in self._cells(variant)
+            if cell.task.name in judged
+        ]
+        with self._timed("judge", judging.spec.model):
+            judging.run(cells, self.evaluation.items, self.model.info.name)
+        self.warnings += judging.warnings
+        return {judging.cell_key(cell, cells) for cell in cells}
 
     def _drop_outdated(self, run_keys: set[str]) -> None:
         """Records of other weights, data or settings under the same study: they must not mix with these."""
@@ -237,7 +284,14 @@ class _Run:
         return self.compressor.key(variant.recipe, self._calibration_of(variant))
 
     def _cells(self, variant: Variant) -> list[Cell]:
-        return cells_of(variant, self.tasks, weights=self._weights_key(variant), prompting=self.prompting)
+        info = self.model.info
+        return cells_of(
+            variant,
+            self.tasks,
+            weights=self._weights_key(variant),
+            prompting=self.prompting,
+            reference={"digest": info.digest, "dtype": info.dtype},
+        )
 
     def _is_wanted(self, variant: Variant) -> bool:
         """Whether anything is left to be done with the variant's model."""
@@ -296,6 +350,8 @@ class _Run:
         records = self.journal.records()
         noise = self._noise(records)
         tasks = [describe_task(task, self.prompting) for task in self.tasks]
+        if self.judging is not None:
+            tasks += self.judging.described()
         with self._timed("statistics", "comparisons"):
             comparisons = compare_all(records, tasks, self._labels()[1:], margin=study.margin, alpha=study.alpha)
         reports = self._reports()
@@ -312,7 +368,7 @@ class _Run:
             },
             model=as_json(self.model.info),
             tasks=tasks,
-            results=sorted(cell_results(records, tasks), key=self._order),
+            results=sorted(cell_results(records, tasks), key=lambda row: self._order(row, tasks)),
             comparisons=[as_json(comparison) for comparison in comparisons],
             overall=overall_by_recipe(comparisons),
             compression=reports,
@@ -323,6 +379,7 @@ class _Run:
                 *(describe_noise(found, self.model.info.dtype) for found in noise),
             ],
             noise=noise,
+            judge=None if self.judging is None else self.judging.summary,
         )
         result.write()
         return result
@@ -336,17 +393,17 @@ class _Run:
         for cell in self._cells(next(variants_of(self.study))):
             known = self.journal.noise(cell.run_key)
             if known is None and cell.task.name in dense.index.get_level_values(0):
-                recorded = dense.loc[cell.task.name].to_dict("index")
+                recorded: Any = dense.loc[cell.task.name].to_dict("index")
                 items = self.evaluation.items[cell.task.name]
-                known = noise_of_choices(self.model, cell.task, items, self.prompting, recorded)
+                known = noise_of_choices(self.model, cell.task, items, style_of(cell.task, self.prompting), recorded)
                 if known is not None:
                     self.journal.add_noise(cell.run_key, known)
             found += [known] if known is not None else []
         return found
 
-    def _order(self, row: Mapping[str, Any]) -> tuple[int, int, int]:
-        labels, tasks = self._labels(), [task.name for task in self.tasks]
-        return labels.index(row["recipe"]), row["seed"] or 0, tasks.index(row["task"])
+    def _order(self, row: Mapping[str, Any], tasks: Sequence[Mapping[str, Any]]) -> tuple[int, int, int]:
+        labels, names = self._labels(), [task["name"] for task in tasks]
+        return labels.index(row["recipe"]), row["seed"] or 0, names.index(row["task"])
 
     def _labels(self) -> list[str]:
         """What is in the tables, in their order, dense first."""
@@ -396,4 +453,5 @@ def _warnings(models: Sequence[LanguageModel], study: Study, records: Any, repor
         found += getattr(model, "notes", ())
     for report in reports:
         found += [f"{report['recipe']}: {warning}" for warning in report["warnings"]]
+    found += loops(records)
     return list(dict.fromkeys([*found, *warnings_of(records)]))

@@ -29,24 +29,30 @@ def popularity_bin(views: int) -> str:
     return f"{low:,} to {above[0] - 1:,}" if above else f"{low:,} and more"
 
 
-def group_scores(records: Sequence[Record], by: str) -> GroupedScores | None:
+def group_scores(records: Sequence[Record], by: str, *, of: str | None = None) -> GroupedScores | None:
     """Scores grouped by `cluster` (MMLU: the subject) or by one of the records' details, e.g. `discipline`.
 
-    Unscored records count nowhere; None when no record is scored.
+    `of` names a number in the details to be averaged instead of the score, e.g. `unique_tokens`; records without it
+    count nowhere, nor do unscored ones. None when nothing is left.
     Raises ConfigError when the records have no such detail, naming what they have.
     """
     scores: dict[Any, list[float]] = {}
     for record in records:
         if record.score is None:
             continue
+        value = record.score if of is None else record.details.get(of)
         if by != "cluster" and by not in record.details:
             there = ", ".join(["cluster", *sorted(record.details)])
             raise ConfigError(f"cannot group by {by!r}: choose from: {there}")
         group: Any = record.cluster if by == "cluster" else record.details[by]
         if by == "popularity":
             group = max(edge for edge in POPULARITY_BINS if edge <= group)
-        scores.setdefault(group, []).append(record.score)
+        if isinstance(value, int | float):
+            scores.setdefault(group, []).append(float(value))
     if not scores:
+        if of is not None and any(record.score is not None for record in records):
+            numbers = sorted({name for one in records for name, x in one.details.items() if isinstance(x, int | float)})
+            raise ConfigError(f"no record has a number {of!r}: choose from: {', '.join(numbers) or 'none'}")
         return None
     means = {
         popularity_bin(group) if by == "popularity" else str(group): (sum(values) / len(values), len(values))

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import random
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -158,9 +159,12 @@ def read_pocket(file: str, required: Sequence[str]) -> list[dict[str, Any]]:
     return rows
 
 
-def stratified_sample(items: Sequence[Item], limit: int | None, seed: int) -> list[Item]:
+def stratified_sample(
+    items: Sequence[Item], limit: int | None, seed: int, *, by: Callable[[Item], str] = attrgetter("cluster")
+) -> list[Item]:
     """A seeded random sample of `limit` items with each cluster's share kept; all items without a limit.
 
+    `by` names other strata than the clusters.
     The items keep their order, so that those of one cluster, which often share a prompt, stay together.
     """
     if limit is None or limit >= len(items):
@@ -168,7 +172,7 @@ def stratified_sample(items: Sequence[Item], limit: int | None, seed: int) -> li
     generator = random.Random(seed)  # noqa: S311 - sampling, not cryptography
     clusters: dict[str, list[int]] = {}
     for index, item in enumerate(items):
-        clusters.setdefault(item.cluster, []).append(index)
+        clusters.setdefault(by(item), []).append(index)
     for members in clusters.values():
         generator.shuffle(members)
     order = list(clusters.values())

@@ -9,7 +9,7 @@ import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import cache
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import llmkick.plugins as plugins
 from llmkick.errors import ConfigError
@@ -38,7 +38,8 @@ class Item:
     """One question. `cluster` is what it shares with others: a subject, a passage, a story, a domain.
 
     `details` is what a table may group by (discipline, popularity) and how the prompt was made to fit (shots,
-    evidence tokens); a task copies them into the record.
+    evidence tokens); a task copies them into the record. `follows` is the id of the item before it in the same
+    conversation, whose answer the model has to give first.
     """
 
     id: str
@@ -50,6 +51,7 @@ class Item:
     answer: int | None = None
     tokens: tuple[int, ...] = ()
     details: Mapping[str, Any] = field(default_factory=dict)
+    follows: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +124,38 @@ class Task(Protocol):
         ...
 
 
+@runtime_checkable
+class Conversational(Protocol):
+    """A task some of whose items follow others: their requests hold what the model itself answered before."""
+
+    def follow_up(
+        self, item: Item, prompting: Prompting, earlier: Sequence[str]
+    ) -> Sequence[ScoreRequest | GenerateRequest]:
+        """What to ask about an item after its model gave these answers to the items before it, first to last."""
+        ...
+
+
+@runtime_checkable
+class ReadByReference(Protocol):
+    """A task whose generated answers a reference model reads: the dense one, or the model itself when it is alone.
+
+    Its `score` gets after each generation that is not empty the reference model's ContinuationScore of it (or why
+    there is none).
+    """
+
+    def beside(self, record: Record, reference_answer: str) -> Record:
+        """A scored record with what the reference model's own answer to the item adds to it."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reference:
+    """The model that answers are held against, and its own answers by item id, where they are known."""
+
+    model: LanguageModel
+    answers: Mapping[str, str] = field(default_factory=dict)
+
+
 # Settings in the paper's order; perplexity stands apart as the control.
 SETTINGS = {
     "knowledge": "Access to remaining knowledge",
@@ -169,6 +203,17 @@ TASKS: Mapping[str, TaskEntry] = {
         factory="ContextQA",
         summary="questions about a passage, without it (closed book) or with it (open book)",
         variants=("closed", "open"),
+    ),
+    "summarization": TaskEntry(
+        module="llmkick.tasks.summarization",
+        factory="Summarization",
+        summary="short, medium and long stories to summarise, held against a reference and the dense model's summary",
+    ),
+    "instruction": TaskEntry(
+        module="llmkick.tasks.instruction",
+        factory="Instruction",
+        summary="open questions, the second turn after the model's own first answer; vicuna (hub or folder): one turn",
+        data=("vicuna",),
     ),
     "perplexity": TaskEntry(
         module="llmkick.tasks.perplexity",
@@ -257,12 +302,13 @@ def get_task(
     **options: Any,
 ) -> Task:
     """Make a task: `factoid_qa[:popqa]`, `multiple_choice[:letter|:cloze]`, `context_qa[:closed|:open]`,
-       `perplexity[:c4]`, or one of a plug-in.
+       `summarization`, `instruction[:vicuna]`, `perplexity[:c4]`, or one of a plug-in.
 
        `source` is "pocket" (this package), "hub" (the published data sets) or a folder that holds their files, and
        for perplexity a text file. `protocol` is "strict", or "paper" for the paper's prompts and metrics. `limit`
        takes a seeded sample of that many items, stratified by cluster. Further options: `split`, `revision` and
-       `sha256` of published data; `shots` of multiple_choice:letter; `evidence_tokens` of context_qa:open; `window`
+       `sha256` of published data; `shots` of multiple_choice:letter; `evidence_tokens` of context_qa:open; `words`
+       and `bucket_words` of summarization; `max_new_tokens` of summarization and instruction; `window`
        and `unit` (tokens, bytes) of perplexity.
     ConfigError for an unknown name, variant, protocol, source or option, and for a limit below 1.
     """
@@ -315,19 +361,24 @@ def is_whole(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def refuse_unanswerable(model: LanguageModel, task: Task, *, prompting: str = "auto") -> None:
+def refuse_unanswerable(
+    model: LanguageModel, task: Task, *, prompting: str = "auto", reference: LanguageModel | None = None
+) -> None:
     """Raise ConfigError, before any work, when a model cannot be asked what a task asks.
 
-    A server gives no log-probabilities of running text, and few give those of whole options.
+    A server gives no log-probabilities of running text, and few give those of whole options, or of the answers that
+    the `reference` model (by default the model itself) is to read.
     """
-    refusal = getattr(model, "refusal", None)
-    if refusal is None:
+    reader = reference or model
+    if not any(hasattr(one, "refusal") for one in (model, reader)):
         return
     style = resolve_prompting(model, prompting, required=task.prompting)
-    items = task.items(model)
-    reason = refusal(task.requests(items[0], style)) if items else ""
-    if reason:
-        raise ConfigError(f"{task.name} cannot be asked of {model.info.name}: {reason}")
+    requests = task.requests(task.items(model)[0], style)
+    reading = [ScoreRequest(request.prompt, " so far") for request in requests]
+    for one, asked in ((model, requests), (reader, reading if isinstance(task, ReadByReference) else [])):
+        reason = one.refusal(asked) if asked and hasattr(one, "refusal") else ""
+        if reason:
+            raise ConfigError(f"{task.name} cannot be asked of {one.info.name}: {reason}")
 
 
 def evaluate(model: LanguageModel, task: Task, *, prompting: str = "auto") -> list[Record]:
@@ -336,40 +387,123 @@ def evaluate(model: LanguageModel, task: Task, *, prompting: str = "auto") -> li
 
 
 def evaluate_in_batches(
-    model: LanguageModel, task: Task, *, prompting: str = "auto", done: Collection[str] = ()
+    model: LanguageModel,
+    task: Task,
+    *,
+    prompting: str = "auto",
+    done: Collection[str] = (),
+    reference: Reference | None = None,
 ) -> Iterator[list[Record]]:
     """Like `evaluate`, batch by batch; batches whose items are all in `done` are passed over.
 
-    Batches depend only on the task, so that a resumed evaluation asks exactly what was left to ask.
+    Batches depend only on the task, so that a resumed evaluation asks exactly what was left to ask. `reference`
+    reads the answers of tasks that ask for it (`ReadByReference`); without one, the model reads its own.
     """
-    refuse_unanswerable(model, task, prompting=prompting)
+    refuse_unanswerable(model, task, prompting=prompting, reference=reference.model if reference else None)
     style = resolve_prompting(model, prompting, required=task.prompting)
-    items = task.items(model)
-    for start in range(0, len(items), BATCH_ITEMS):
-        batch = items[start : start + BATCH_ITEMS]
+    for batch in _batches(task.items(model)):
         if not all(item.id in done for item in batch):
-            yield _evaluate_batch(model, task, batch, style)
+            yield _evaluate_batch(model, task, batch, style, reference or Reference(model=model))
 
 
 def evaluate_item(model: LanguageModel, task: Task, item: Item, style: Prompting) -> Record:
     """Ask one item on its own."""
-    return _evaluate_batch(model, task, [item], style)[0]
+    return _evaluate_batch(model, task, [item], style, Reference(model=model))[0]
 
 
-def _evaluate_batch(model: LanguageModel, task: Task, items: Sequence[Item], style: Prompting) -> list[Record]:
-    requests = [task.requests(item, style) for item in items]
-    flat = [request for some in requests for request in some]
+def _batches(items: Sequence[Item]) -> Iterator[Sequence[Item]]:
+    """BATCH_ITEMS each, and those beyond that follow one of them."""
+    start = 0
+    while start < len(items):
+        end = start + BATCH_ITEMS
+        while end < len(items) and items[end].follows:
+            end += 1
+        yield items[start:end]
+        start = end
+
+
+def _evaluate_batch(
+    model: LanguageModel, task: Task, items: Sequence[Item], style: Prompting, reference: Reference
+) -> list[Record]:
+    answers: dict[str, list[Answer]] = {}
+    failed: dict[str, str] = {}
+    waiting = list(items)
+    while waiting:
+        # First those that follow nothing, then those that follow them, …: each time all at once.
+        ready = [item for item in waiting if not item.follows or item.follows in answers]
+        assert ready, f"{waiting[0].id} follows {waiting[0].follows}, which is not in its batch"
+        asked: list[tuple[Item, Sequence[ScoreRequest | GenerateRequest]]] = []
+        for item in ready:
+            earlier = _said_before(item, items, answers) if item.follows else []
+            if isinstance(earlier, Unanswered):
+                answers[item.id], failed[item.id] = [earlier], earlier.reason
+            elif item.follows and isinstance(task, Conversational):
+                asked.append((item, task.follow_up(item, style, earlier)))
+            else:
+                asked.append((item, task.requests(item, style)))
+        answers |= _answered(model, task, asked, reference)
+        waiting = [item for item in waiting if item.id not in answers]
+    records = [
+        unscored(item, failed[item.id]) if item.id in failed else task.score(item, answers[item.id]) for item in items
+    ]
+    if not isinstance(task, ReadByReference):
+        return records
+    own = {record.item_id: record.response for record in records} if reference.model is model else {}
+    known = {**own, **reference.answers}
+    return [
+        task.beside(record, known[record.item_id]) if record.score is not None and record.item_id in known else record
+        for record in records
+    ]
+
+
+def _said_before(item: Item, items: Sequence[Item], answers: Mapping[str, Sequence[Answer]]) -> list[str] | Unanswered:
+    """The answers to the items that it follows, first to last; or that there is none."""
+    by_id = {one.id: one for one in items}
+    said: list[str] = []
+    before = item.follows
+    while before:
+        answer = answers[before][0]
+        if not isinstance(answer, Generation):
+            reason = answer.reason if isinstance(answer, Unanswered) else "it was not generated"
+            return Unanswered(reason=f"{before}, which it follows, has no answer: {reason}")
+        said.append(answer.text)
+        before = by_id[before].follows
+    return said[::-1]
+
+
+def _answered(
+    model: LanguageModel,
+    task: Task,
+    asked: Sequence[tuple[Item, Sequence[ScoreRequest | GenerateRequest]]],
+    reference: Reference,
+) -> dict[str, list[Answer]]:
+    """The answers to each item's requests; after each generation, where the task wants it, how likely it is."""
+    flat = [request for _, requests in asked for request in requests]
     scored = [request for request in flat if isinstance(request, ScoreRequest)]
     generated = [request for request in flat if isinstance(request, GenerateRequest)]
     scores = iter(model.logprobs(scored) if scored else [])
-    generations = iter(model.generate(generated) if generated else [])
-    records = []
-    for item, some in zip(items, requests, strict=True):
-        answers: list[Answer] = [
-            next(scores) if isinstance(request, ScoreRequest) else next(generations) for request in some
+    generations = model.generate(generated) if generated else []
+    readings: Iterator[ContinuationScore | Unanswered] = iter(())
+    if isinstance(task, ReadByReference):
+        read = [
+            ScoreRequest(request.prompt, answer.text)
+            for request, answer in zip(generated, generations, strict=True)
+            if isinstance(answer, Generation) and answer.text.strip()
         ]
-        records.append(task.score(item, answers))
-    return records
+        readings = iter(reference.model.logprobs(read) if read else [])
+    found: dict[str, list[Answer]] = {}
+    ordered = iter(generations)
+    for item, requests in asked:
+        own = found[item.id] = list[Answer]()
+        for request in requests:
+            if isinstance(request, ScoreRequest):
+                own.append(next(scores))
+                continue
+            answer = next(ordered)
+            own.append(answer)
+            if isinstance(task, ReadByReference) and isinstance(answer, Generation) and answer.text.strip():
+                own.append(next(readings))
+    return found
 
 
 def summary_value(metric: str, records: Sequence[Record]) -> float | None:
@@ -416,6 +550,10 @@ def task_key(task: Any, data: str) -> dict[str, Any]:
 
 def content_hash(items: Sequence[Item]) -> str:
     """sha256 over everything in the items."""
-    rows = [{name: value for name, value in vars(item).items() if name != "details" or value} for item in items]
+    # Fields that came later count only where they are used: data without them keep their hash.
+    rows = [
+        {name: value for name, value in vars(item).items() if value or name not in ("details", "follows")}
+        for item in items
+    ]
     text = json.dumps(rows, ensure_ascii=False, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()

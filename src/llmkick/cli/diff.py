@@ -1,0 +1,69 @@
+"""`kick diff`: two runs, item by item."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich import box
+from rich.table import Table
+
+from llmkick.cli.common import Json, app, out, print_notes
+from llmkick.errors import DataError
+
+
+@app.command()
+def diff(
+    first: Annotated[Path, typer.Argument(metavar="DIR1", help="a run's folder")],
+    second: Annotated[Path, typer.Argument(metavar="DIR2", help="the run it is compared with")],
+    as_json: Json = False,
+) -> None:
+    """Compare two runs item by item: scores, their difference with its interval, verdicts that changed.
+
+    Only what was asked alike is paired; the rest is listed with the reason. An error when nothing can be paired.
+
+    Example:
+
+        kick diff runs/before runs/after
+    """
+    from llmkick.report.reading import opened_run
+    from llmkick.report.studies import labels, pair
+
+    names = labels([first, second])
+    with opened_run(first) as one, opened_run(second) as other:
+        paired = pair(one, other, names=names)
+    if not paired.differences:
+        reasons = "; ".join(f"{refusal.what}: {refusal.reason}" for refusal in paired.refusals)
+        raise DataError(f"nothing of {names[0]} and {names[1]} can be paired: {reasons}")
+    if as_json:
+        out.print_json(data=asdict(paired))
+        return
+    out.print(_table(paired))
+    print_notes([*paired.notes, *(f"not paired: {one.what}: {one.reason}" for one in paired.refusals)])
+
+
+def _table(paired: Any) -> Table:
+    from llmkick.report import wording
+
+    table = Table(
+        "recipe", "task", "n", paired.first, paired.second, "difference", "lost", "gained", "verdict",
+        title=f"{paired.first} → {paired.second}", box=box.SIMPLE_HEAD, pad_edge=False,
+    )  # fmt: skip
+    for entry in paired.differences:
+        control = entry.gained == entry.lost == 0 and (entry.first or 0) > 1
+        metric = "perplexity" if control else ""
+        table.add_row(
+            entry.recipe, entry.task, str(entry.n),
+            wording.score(entry.first, metric), wording.score(entry.second, metric),
+            "identical" if entry.identical else wording.difference(entry.difference, entry.interval),
+            f"{entry.lost:g}", f"{entry.gained:g}", _verdicts(entry),
+        )  # fmt: skip
+    return table
+
+
+def _verdicts(entry: Any) -> str:
+    if entry.first_verdict == entry.second_verdict:
+        return entry.first_verdict or ""
+    return f"{entry.first_verdict or '–'} → {entry.second_verdict or '–'}"

@@ -1,0 +1,42 @@
+"""Data inside a page: JSON that nothing can break out of, deflated where it is large."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import zlib
+from typing import Any
+
+# Beyond this many characters of JSON the page carries it deflated; browsers since 2023 unpack that themselves.
+PLAIN_LIMIT = 1_000_000
+
+
+def embedded(value: Any) -> str:
+    """JSON that can stand inside a script element: nothing in it can end the element or open a comment."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    for sign in "<>&\u2028\u2029":
+        text = text.replace(sign, f"\\u{ord(sign):04x}")
+    # A lone surrogate has no UTF-8 form; as an escape it is valid JSON.
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def packed(value: Any) -> str:
+    """Like `embedded`; a large value is deflated: {"deflated": base64 of zlib of its JSON}."""
+    text = embedded(value)
+    return text if len(text) <= PLAIN_LIMIT else embedded({"deflated": _base64(zlib.compress(text.encode(), 9))})
+
+
+def deflated(value: Any) -> str:
+    """base64 of zlib of the JSON of a value, quickly: for files of their own, where size matters less than time."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return _base64(zlib.compress(text.encode("utf-8", "backslashreplace"), 3))
+
+
+def sha256(text: str) -> str:
+    """As a content security policy names a script: base64 of the hash of its UTF-8 form."""
+    return _base64(hashlib.sha256(text.encode("utf-8")).digest())
+
+
+def _base64(data: bytes) -> str:
+    return base64.b64encode(data).decode("ascii")

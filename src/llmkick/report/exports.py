@@ -1,0 +1,177 @@
+"""A study's numbers in the forms that papers and programs want; all from the same tables as the page."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from llmkick.errors import DataError
+from llmkick.report import wording
+from llmkick.report.matrix import matrix
+from llmkick.report.reading import Run
+from llmkick.study.results import StudyResult
+
+RECORD_SCHEMA = pa.schema(
+    [
+        ("run_key", pa.string()), ("model", pa.string()), ("recipe", pa.string()), ("seed", pa.int64()),
+        ("task", pa.string()), ("item_id", pa.string()), ("cluster", pa.string()), ("response", pa.string()),
+        ("score", pa.float64()), ("unscored_reason", pa.string()), ("tokens", pa.int64()), ("truncated", pa.bool_()),
+        ("details", pa.string()),
+    ]
+)  # fmt: skip
+LATEX_SIGNS = {
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
+    wording.MINUS: "$-$", "×": r"$\times$", wording.NOTHING: "--", "≤": r"$\leq$",
+}  # fmt: skip
+# Symbols that no default font has; the words beside them say the same.
+DROPPED = "✓✗∅…?•"
+
+
+def markdown(result: StudyResult) -> str:
+    """Recipes × tasks: score, verdict, loss with its interval."""
+    columns, rows = _texts(result, symbols=True)
+    lines = [columns, ["---"] * len(columns), *rows]
+    return (
+        "\n".join("| " + " | ".join(_markdown_cell(text) for text in line) + " |" for line in lines)
+        + f"\n\n{_note(result)}\n"
+    )
+
+
+def latex(result: StudyResult) -> str:
+    """The same as a `tabular` with the rules of the package booktabs."""
+    columns, rows = _texts(result, symbols=False)
+    dense, compressed = rows[0], rows[1:]
+    body = [_latex_row(columns), r"\midrule", _latex_row(dense), r"\addlinespace", *map(_latex_row, compressed)]
+    return "\n".join(
+        [
+            "% needs \\usepackage{booktabs}",
+            r"\begin{tabular}{l" + "l" * (len(columns) - 1) + "}",
+            r"\toprule", *body, r"\bottomrule", r"\end{tabular}",
+            f"% {_note(result)}",
+        ]
+    ) + "\n"  # fmt: skip
+
+
+def write_parquet(run: Run, path: Path) -> int:
+    """Every record of a run as one parquet file, cell by cell; how many there are."""
+    if run.journal is None:
+        raise DataError(f"{run.result.folder} holds no journal that can be read: there are no records to export")
+    written = 0
+    partial = path.with_name(path.name + ".partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with pq.ParquetWriter(partial, RECORD_SCHEMA, compression="zstd") as writer:
+            for cell in run.cells:
+                frame = run.journal.cell_records(cell.run_key)
+                frame["details"] = [json.dumps(details, ensure_ascii=False) for details in frame["details"]]
+                frame["seed"] = frame["seed"].astype("Int64")
+                table = pa.Table.from_pandas(frame, schema=RECORD_SCHEMA, preserve_index=False)
+                writer.write_table(table)
+                written += table.num_rows
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise DataError(f"cannot write {path}: {error}") from error
+    return written
+
+
+def flat_numbers(result: StudyResult, recipe: str) -> dict[str, float]:
+    """The numbers of one recipe (or `dense`) under names as trackers of experiments take them."""
+    found: dict[str, float] = {}
+    for row in result.results:
+        if row["recipe"] == recipe and row["value"] is not None and row["seed"] in (None, _first_seed(result, recipe)):
+            found[f"score/{_plain(row['task'])}"] = row["value"]
+            found[f"unscored/{_plain(row['task'])}"] = row["unscored"]
+    for entry in result.comparisons:
+        if entry["recipe"] == recipe:
+            found |= _of_comparison(entry)
+    return found
+
+
+def _of_comparison(entry: Mapping[str, Any]) -> dict[str, float]:
+    control = "outcome" in entry
+    task, kind = _plain(entry["task"]), "rise" if control else "loss"
+    low, high = entry["interval"] or (None, None)
+    values = {
+        f"score/{task}": entry["compressed"],  # the mean over seeds
+        f"{kind}/{task}": entry["relative_increase"] if control else entry["relative_drop"],
+        f"{kind}_low/{task}": low,
+        f"{kind}_high/{task}": high,
+        f"items/{task}": entry["n"],
+    }
+    return {name: float(value) for name, value in values.items() if value is not None}
+
+
+def verdicts_of(result: StudyResult, recipe: str) -> dict[str, str]:
+    """The verdicts of one recipe, by task, and over all."""
+    found = {
+        f"verdict/{_plain(e['task'])}": str(e.get("verdict", e.get("outcome")))
+        for e in result.comparisons
+        if e["recipe"] == recipe
+    }
+    overall = next((str(row["verdict"]) for row in result.overall if row["recipe"] == recipe), None)
+    return found if overall is None else {**found, "verdict/overall": overall}
+
+
+def _first_seed(result: StudyResult, recipe: str) -> int | None:
+    return next((row["seed"] for row in result.results if row["recipe"] == recipe), None)
+
+
+def _plain(task: str) -> str:
+    return task.replace(":", ".")
+
+
+def _texts(result: StudyResult, *, symbols: bool) -> tuple[list[str], list[list[str]]]:
+    """Column titles, and rows of texts: the page's matrix without its marks."""
+    found = matrix(result)
+    columns = ["recipe", *(str(task["name"]) for task in found["tasks"]), "all tasks"]
+    rows = [["dense", *found["dense"], ""]]
+    for row in found["rows"]:
+        overall = row["overall"]
+        said = (
+            wording.NOTHING
+            if not overall
+            else f"{overall['symbol']} {overall['verdict']}"
+            if symbols
+            else overall["verdict"]
+        )
+        rows.append([row["recipe"], *(_cell_text(cell, symbols=symbols) for cell in row["cells"]), said])
+    return columns, rows
+
+
+def _cell_text(cell: Mapping[str, Any] | None, *, symbols: bool) -> str:
+    if not cell:
+        return wording.NOTHING
+    if cell["control"]:
+        parts = (cell["score"], cell["change"], cell["interval"])
+    else:
+        verdict = f"{cell['symbol']} {cell['verdict']}" if symbols else cell["verdict"]
+        change = "" if cell["change"] == wording.NOTHING else cell["change"]
+        parts = (cell["score"], verdict + ("," if change else ""), f"{change} {cell['interval']}".strip())
+    return " ".join(part for part in parts if part)
+
+
+def _note(result: StudyResult) -> str:
+    level, margin = wording.setting(1 - result.study["alpha"]), wording.setting(result.study["margin"])
+    return (
+        f"{result.model['name']}: score, verdict, relative loss with its {level} interval; matching means a loss of at "
+        f"most {margin} is shown. Perplexity has no say."
+    )
+
+
+def _markdown_cell(text: str) -> str:
+    return text.replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ")
+
+
+def _latex_row(texts: list[str]) -> str:
+    return " & ".join(_latex(text) for text in texts) + r" \\"
+
+
+def _latex(text: str) -> str:
+    return "".join(LATEX_SIGNS.get(sign, "" if sign in DROPPED else sign) for sign in text).strip()

@@ -1,0 +1,109 @@
+"""A study's results in MLflow or Weights & Biases: one run for the study, one inside it for each recipe."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from llmkick.errors import ConfigError, DataError
+from llmkick.report.cells import labels_of
+from llmkick.report.exports import flat_numbers, verdicts_of
+from llmkick.report.tables import comparisons_table
+from llmkick.study.results import StudyResult
+
+DEFAULT_PROJECT = "llmkick"
+# Of a run's folder; the journal, which may be large and holds every answer, stays where it is.
+ARTIFACTS = ("results.json", "study.toml", "report.html")
+
+
+def log_to_mlflow(result: StudyResult, *, uri: str | None = None, project: str = DEFAULT_PROJECT) -> str:
+    """Log a study; gives the id of its run. `uri` is a server or a folder (`file:./mlruns`); else MLflow's default.
+
+    Raises ConfigError when MLflow is not installed, DataError when it refuses.
+    """
+    mlflow = _imported("mlflow", "mlflow")
+    try:
+        client = mlflow.MlflowClient(tracking_uri=uri)
+        known = client.get_experiment_by_name(project)
+        experiment = known.experiment_id if known else client.create_experiment(project)
+        parent = client.create_run(experiment, run_name=str(result.study.get("name", "study")), tags=_tags(result))
+        for key, value in _parameters(result).items():
+            client.log_param(parent.info.run_id, key, value)
+        _log_numbers(client, parent.info.run_id, result, "dense")
+        for recipe in labels_of(result):
+            tags = {"mlflow.parentRunId": parent.info.run_id, **verdicts_of(result, recipe)}
+            child = client.create_run(experiment, run_name=recipe, tags=tags)
+            client.log_param(child.info.run_id, "recipe", recipe)
+            _log_numbers(client, child.info.run_id, result, recipe)
+            client.set_terminated(child.info.run_id)
+        for path in _artifacts(result.folder):
+            client.log_artifact(parent.info.run_id, str(path))
+        client.set_terminated(parent.info.run_id)
+    except mlflow.exceptions.MlflowException as error:
+        raise DataError(f"MLflow refused the results: {error}") from error
+    return str(parent.info.run_id)
+
+
+def log_to_wandb(result: StudyResult, *, uri: str | None = None, project: str = DEFAULT_PROJECT) -> str:
+    """Log a study; gives the id of its run. Offline, or to which server, is for W&B's own settings, or `uri`.
+
+    Raises ConfigError when W&B is not installed, DataError when it refuses.
+    """
+    wandb = _imported("wandb", "wandb")
+    settings = None if uri is None else wandb.Settings(base_url=uri)
+    try:
+        run = wandb.init(
+            project=project, name=str(result.study.get("name", "study")), config=_parameters(result), settings=settings,
+            job_type="llmkick",
+        )  # fmt: skip
+        run.summary.update(flat_numbers(result, "dense"))
+        for recipe in labels_of(result):
+            run.summary.update({f"{recipe}/{name}": value for name, value in flat_numbers(result, recipe).items()})
+            run.summary.update({f"{recipe}/{name}": value for name, value in verdicts_of(result, recipe).items()})
+        run.log({"comparisons": wandb.Table(dataframe=comparisons_table(result).astype(object))})
+        for path in _artifacts(result.folder):
+            run.save(str(path), base_path=str(result.folder), policy="now")
+        run.finish()
+    except wandb.errors.Error as error:
+        raise DataError(f"Weights & Biases refused the results: {error}") from error
+    return str(run.id)
+
+
+def _imported(module: str, extra: str) -> ModuleType:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ConfigError(f"{module} is not installed; pip install 'llmkick[{extra}]'") from error
+
+
+def _log_numbers(client: Any, run_id: str, result: StudyResult, recipe: str) -> None:
+    for name, value in flat_numbers(result, recipe).items():
+        client.log_metric(run_id, name, value)
+
+
+def _parameters(result: StudyResult) -> dict[str, Any]:
+    """What was run on what, as short values."""
+    study, model = result.study, result.model
+    return {
+        "model": model["name"],
+        "model_digest": model.get("digest", ""),
+        "source_precision": model["source_precision"],
+        "dtype": model.get("dtype", ""),
+        "tasks": ", ".join(str(task["name"]) for task in result.tasks),
+        "recipes": len(labels_of(result)),
+        "seeds": str(list(study.get("seeds", []))),
+        "margin": study["margin"],
+        "alpha": study["alpha"],
+        "study_hash": str(study.get("hash", "")),
+        "llmkick": result.environment.get("packages", {}).get("llmkick", ""),
+    }
+
+
+def _tags(result: StudyResult) -> dict[str, str]:
+    return {"folder": result.folder.name, "warnings": str(len(result.warnings))}
+
+
+def _artifacts(folder: Path) -> list[Path]:
+    return [path for name in ARTIFACTS if (path := folder / name).is_file()] + sorted((folder / "tables").glob("*.csv"))

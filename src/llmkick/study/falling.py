@@ -1,0 +1,46 @@
+"""Verdicts as they fall: what a recipe's answers say as soon as a task has all of them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pandas as pd
+
+from llmkick.errors import KickError
+from llmkick.study.cells import Cell
+from llmkick.study.config import Study
+from llmkick.study.journal import Journal
+from llmkick.study.observer import Observer
+from llmkick.study.results import as_json, compare_all
+
+
+@dataclass(kw_only=True)
+class FallingVerdicts:
+    """Tells the observer each comparison once its last calibration seed is done. The final ones are made anew."""
+
+    journal: Journal
+    study: Study
+    tasks: Sequence[Mapping[str, Any]]
+    observer: Observer
+    _run_keys: dict[tuple[str, str], list[str]] = field(default_factory=dict)
+
+    def after(self, cell: Cell, *, filled: bool) -> None:
+        """A cell is complete; `filled` in this session, so that there is news."""
+        of_task = cell.task.name
+        run_keys = self._run_keys.setdefault((cell.variant.label, of_task), [])
+        run_keys.append(cell.run_key)
+        dense = self._run_keys.get(("dense", of_task))
+        is_last = cell.variant.seed in (None, self.study.seeds[-1])
+        if cell.variant.is_dense or dense is None or not filled or not is_last:
+            return
+        records = pd.concat([self.journal.cell_records(key) for key in (*dense, *run_keys)], ignore_index=True)
+        task = [task for task in self.tasks if task["name"] == of_task]
+        # A preview must not end a run: what is wrong with the records shows when the results are made.
+        with contextlib.suppress(KickError):
+            for found in compare_all(
+                records, task, [cell.variant.label], margin=self.study.margin, alpha=self.study.alpha
+            ):
+                self.observer.verdict(as_json(found))

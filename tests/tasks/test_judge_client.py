@@ -1,0 +1,246 @@
+"""Asking a judge over HTTP: what passes is tried again, what does not is said, and the key is never shown."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from judges import KEY, MODEL, Answer, Endpoint, answering, is_probe
+from llmkick.errors import ConfigError, JudgeError
+from llmkick.models.language_model import Message
+from llmkick.tasks import judge_client
+from llmkick.tasks.judge import reply_schema
+from llmkick.tasks.judge_client import (
+    OVER_BUDGET,
+    Address,
+    EndpointJudge,
+    LocalJudge,
+    NoReply,
+    Question,
+    Reply,
+    parse_address,
+)
+from toy import save_toy
+
+ENV = "LLMKICK_TEST_KEY"
+
+
+@pytest.fixture(autouse=True)
+def key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(ENV, KEY)
+    monkeypatch.setattr(judge_client, "LONGEST_WAIT", 0.02)
+
+
+def judge_at(endpoint: Endpoint, **changes: Any) -> EndpointJudge:
+    values = {"api_key_env": ENV, "timeout": 5.0, "attempts": 4, "concurrency": 1, **changes}
+    return EndpointJudge(address=Address(endpoint.url, MODEL), **values)
+
+
+def questions(count: int, schema: dict[str, Any] | None = None) -> list[Question]:
+    return [Question(key=str(n), messages=(Message("user", f"Rate {n}"),) * 2, schema=schema) for n in range(count)]
+
+
+def ask(judge: EndpointJudge | LocalJudge, asked: list[Question], budget: int = 10**9) -> dict[str, Reply | NoReply]:
+    replies: dict[str, Reply | NoReply] = {}
+    for name, reply in judge.ask(asked, known=(), afford=lambda: len(replies) < budget):
+        replies[name] = reply
+    return replies
+
+
+BAD = {
+    "rate limit": Answer(status=429, headers={"Retry-After": "0.01"}),
+    "server error": Answer(status=500),
+    "overloaded": Answer(status=503),
+    "garbage": Answer(body=b"<html>Bad gateway</html>"),
+    "not JSON": Answer(body=b'{"choices": [{"mess'),
+    "no choices": Answer(body=b'{"id": "1", "object": "chat.completion", "choices": []}'),
+    "no text": Answer(text=None),
+    "torn": Answer(text="8 7", torn=50),
+    "an error page in HTML": Answer(body=b"<html></html>", headers={"Content-Type": "text/html"}),
+}
+
+
+@pytest.mark.parametrize("bad", BAD.values(), ids=BAD.keys())
+def test_what_may_pass_is_tried_again(bad: Answer):
+    with answering(lambda request, number: bad if number < 2 else Answer(text="8 7")) as endpoint:
+        replies = ask(judge_at(endpoint), questions(1))
+        assert replies == {"0": Reply(text="8 7", cut=False, prompt_tokens=4, completion_tokens=7)}
+        assert len(endpoint.requests) == 3
+
+
+@pytest.mark.parametrize("bad", BAD.values(), ids=BAD.keys())
+def test_after_so_many_tries_there_is_no_reply_and_the_reason(bad: Answer):
+    with answering(lambda request, number: bad) as endpoint:
+        reply = ask(judge_at(endpoint, attempts=2), questions(1))["0"]
+        assert isinstance(reply, NoReply)
+        assert reply.reason.startswith(f"the judge {MODEL} at {endpoint.url} ")
+        assert len(endpoint.requests) == 2
+
+
+def test_a_slow_answer_is_a_time_out_and_tried_again():
+    slow = Answer(text="9 9", delay=1.0)
+    with answering(lambda request, number: slow if number == 0 else Answer(text="8 7")) as endpoint:
+        reply = ask(judge_at(endpoint, timeout=0.3), questions(1))["0"]
+        assert isinstance(reply, Reply)
+        assert reply.text == "8 7"
+    with answering(lambda request, number: slow) as endpoint:
+        reply = ask(judge_at(endpoint, timeout=0.2, attempts=2), questions(1))["0"]
+        assert isinstance(reply, NoReply)
+        assert "did not answer within 0.2 s, 2 times" in reply.reason
+
+
+def test_a_judge_that_is_gone_is_not_asked_for_ever():
+    with answering(lambda request, number: Answer(status=500)) as endpoint:
+        replies = ask(judge_at(endpoint, attempts=1), questions(40))
+        assert len(endpoint.requests) == judge_client.MOST_FAILURES
+    assert len(replies) == 40
+    assert all(isinstance(reply, NoReply) for reply in replies.values())
+    assert str(replies["39"]).count("not asked: the judge") == 1
+
+
+def test_one_refused_question_does_not_stop_the_others():
+    def answer(request: dict[str, Any], number: int) -> Answer:
+        return Answer(status=400, text="too long") if "Rate 1" in str(request) else Answer(text="8 7")
+
+    with answering(answer) as endpoint:
+        replies = ask(judge_at(endpoint), questions(20))
+    assert sum(isinstance(reply, NoReply) for reply in replies.values()) == 11  # 1, and 10 to 19
+    assert "answered HTTP 400: " in str(replies["1"])
+
+
+@pytest.mark.parametrize(("status", "code"), [(401, None), (403, None), (404, None), (429, "insufficient_quota")])
+def test_what_nothing_mends_ends_the_asking_at_once(status: int, code: str | None):
+    body = f'{{"error": {{"message": "no", "code": {"null" if code is None else chr(34) + code + chr(34)}}}}}'.encode()
+    with answering(lambda request, number: Answer(status=status, body=body)) as endpoint:
+        replies = ask(judge_at(endpoint), questions(5))
+        assert len(endpoint.requests) == 1
+    assert len(replies) == 5
+
+
+def test_no_more_at_once_than_allowed():
+    with answering(lambda request, number: Answer(text="8 7", delay=0.1)) as endpoint:
+        assert len(ask(judge_at(endpoint, concurrency=3), questions(9))) == 9
+        assert endpoint.most_at_once == 3
+
+
+def test_a_spent_budget_begins_nothing_more():
+    with answering(lambda request, number: Answer(text="8 7")) as endpoint:
+        replies = ask(judge_at(endpoint), questions(6), budget=2)
+        assert len(endpoint.requests) == 2
+    assert [replies[str(n)] for n in range(2, 6)] == [NoReply(reason=OVER_BUDGET)] * 4
+
+
+def test_what_is_known_is_not_asked():
+    with answering(lambda request, number: Answer(text="8 7")) as endpoint:
+        replies = dict(judge_at(endpoint).ask(questions(4), known={"0", "2"}, afford=lambda: True))
+        assert sorted(replies) == ["1", "3"]
+        assert len(endpoint.requests) == 2
+
+
+# Structured output, and parameters that an endpoint does not know
+
+
+def test_a_schema_is_sent_and_given_up_where_it_is_refused():
+    schema = reply_schema("general")
+
+    def refusing(request: dict[str, Any], number: int) -> Answer:
+        for name in ("response_format", "seed", "temperature", "max_tokens"):
+            if name in request:
+                return Answer(status=400, text=f"Unsupported parameter: '{name}' is not supported with this model.")
+        return Answer(text="8 7")
+
+    with answering(lambda request, number: Answer(text="8 7")) as endpoint:
+        ask(judge_at(endpoint), questions(1, schema))
+        sent = endpoint.requests[0]
+        assert sent["response_format"]["json_schema"]["schema"] == schema
+        assert (sent["temperature"], sent["seed"], sent["max_tokens"]) == (0.0, 0, 1024)
+    with answering(refusing) as endpoint:
+        replies = ask(judge_at(endpoint), questions(3, schema))
+        assert all(isinstance(reply, Reply) for reply in replies.values())
+        assert len(endpoint.requests) == 4 + 3  # each parameter is refused once, not once a question
+        assert endpoint.requests[-1]["max_completion_tokens"] == 1024
+
+
+# Before anything is generated
+
+
+def test_the_check_passes_with_one_small_request():
+    with answering(lambda request, number: Answer(text="ready")) as endpoint:
+        judge_at(endpoint).check()
+        (request,) = endpoint.requests
+        assert is_probe(request)
+        assert request["max_tokens"] <= 16
+
+
+def test_no_key(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv(ENV)
+    with answering(lambda request, number: Answer(text="ready")) as endpoint:
+        with pytest.raises(JudgeError, match=f"needs a key: set the environment variable {ENV}"):
+            judge_at(endpoint).check()
+        assert endpoint.requests == []
+
+
+def test_a_wrong_key_is_refused_and_not_shown(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv(ENV, "sk-secret-and-wrong")
+    with (
+        answering(lambda request, number: Answer(text="ready")) as endpoint,
+        pytest.raises(JudgeError, match=f"refuses the key in {ENV}") as refused,
+    ):
+        judge_at(endpoint).check()
+    assert "sk-secret-and-wrong" not in str(refused.value)
+    assert "Incorrect API key provided: …" in str(refused.value)
+
+
+def test_a_wrong_address():
+    judge = EndpointJudge(address=Address("http://127.0.0.1:9/v1", MODEL), api_key_env=ENV, attempts=2)
+    with pytest.raises(JudgeError, match=r"at http://127\.0\.0\.1:9/v1 cannot be reached .*check the address"):
+        judge.check()
+
+
+def test_an_unknown_model():
+    with answering(lambda request, number: Answer(text="ready")) as endpoint:
+        judge = judge_at(endpoint)
+        judge.address = Address(endpoint.url, "gpt-99")
+        with pytest.raises(JudgeError, match=r"the judge gpt-99 .* is not there \(HTTP 404\).*'gpt-99' does not exist"):
+            judge.check()
+
+
+def test_addresses():
+    assert parse_address("openai:https://api.openai.com/v1/#gpt-4o") == Address("https://api.openai.com/v1", "gpt-4o")
+    assert parse_address("./my-judge") is None
+    for wrong in ("openai:", "openai:gpt-4o", "openai:https://host/v1", "openai:https://host/v1#", "openai:ftp://h#m"):
+        with pytest.raises(ConfigError, match="an endpoint is written openai:URL#MODEL"):
+            parse_address(wrong)
+    for secret in ("openai:https://user:sk-1@host/v1#m", "openai:https://host/v1?key=sk-1#m"):
+        with pytest.raises(ConfigError, match="must hold no key") as refused:
+            parse_address(secret)
+        assert "sk-1" not in str(refused.value)
+
+
+# A model of this machine
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("judge") / "toy"
+    save_toy(folder, chat=True, max_position_embeddings=512)
+    return str(folder)
+
+
+def test_a_local_judge_answers_the_same_when_some_is_known(local: str):
+    judge = LocalJudge(reference=local, dtype="float32", device="cpu", max_tokens=5)
+    judge.check()
+    asked = questions(10)
+    everything = dict(judge.ask(asked, known=(), afford=lambda: True))
+    assert all(isinstance(reply, Reply) for reply in everything.values())
+    rest = dict(judge.ask(asked, known={"0", "1", "9"}, afford=lambda: True))
+    assert rest == {key: everything[key] for key in map(str, range(2, 9))}
+    long = [Question(key="long", messages=(Message("user", "x" * 2000),))]
+    assert "leaves no room" in str(ask(judge, long)["long"])
+    assert ask(judge, asked[:1], budget=0) == {"0": NoReply(reason=OVER_BUDGET)}
+
+
+def test_a_local_judge_that_is_not_there():
+    with pytest.raises(JudgeError, match="the judge no-such-model cannot be used"):
+        LocalJudge(reference="no-such-model").check()

@@ -1,0 +1,111 @@
+"""What is seen while a study runs."""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+
+import pytest
+from rich.console import Console
+
+from llmkick.terminal import JsonLines, Pace, Watcher, verdict_line
+
+LOST = {
+    "recipe": "wanda@0.5", "task": "factoid_qa", "verdict": "not matching", "compressed": 0.09,
+    "relative_drop": 0.84, "interval": [0.7, 0.95],
+}  # fmt: skip
+CONTROL = {
+    "recipe": "wanda@0.5", "task": "perplexity", "outcome": "beyond margin", "compressed": 99.8,
+    "relative_increase": 1.38, "interval": [1.02, 1.81],
+}  # fmt: skip
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_the_pace_counts_what_this_session_did(clock):
+    pace = Pace()
+    pace.cells(0, 10)
+    for done in range(1, 5):  # complete from an earlier session: no work, no time
+        pace.cells(done, 10)
+    assert pace.seconds_left is None
+    pace.stage("dense on factoid_qa", 100)
+    pace.advance(40)  # journalled before
+    clock[0] += 20
+    pace.advance(80)
+    assert pace.rate == pytest.approx(2.0)
+    assert pace.share == pytest.approx(0.8)
+    assert pace.seconds_left == pytest.approx(20 / 0.8 * (10 - 4 - 0.8))
+    pace.advance(100)
+    pace.cells(5, 10)
+    assert (pace.worked, pace.share) == (1, 0.0)
+    assert pace.seconds_left == pytest.approx(20 * 5)
+
+
+def test_verdicts_are_told_in_words_and_signs():
+    assert verdict_line(LOST).plain == "✗ wanda@0.5 on factoid_qa: not matching, 0.09, loss 84 % [70, 95]"
+    assert verdict_line(CONTROL).plain == "· wanda@0.5 on perplexity: 99.8, +138 % [102, 181], beyond margin"
+    silent = {**LOST, "verdict": "no signal", "interval": None}
+    assert verdict_line(silent).plain == "∅ wanda@0.5 on factoid_qa: no signal, 0.09"
+
+
+def test_a_terminal_sees_bars_items_a_second_time_left_and_verdicts(clock):
+    text = io.StringIO()
+    with Watcher(Console(file=text, force_terminal=True, width=140, color_system=None)) as watcher:
+        watcher.cells(0, 4)
+        watcher.stage("dense on factoid_qa", 100)
+        clock[0] += 10
+        watcher.advance(50)
+        watcher._bars.refresh()
+        watcher.verdict(LOST)
+    shown = text.getvalue()
+    for part in ("whole study", "0/4", "50/100", "5/s", "0:10 gone, 1:10 left", "✗ wanda@0.5 on factoid_qa"):
+        assert part in shown, part
+
+
+def test_elsewhere_there_are_plain_lines(clock):
+    text = io.StringIO()
+    with Watcher(Console(file=text, width=140)) as watcher:
+        watcher.cells(0, 4)
+        watcher.stage("dense on factoid_qa", 100)
+        clock[0] += 31
+        watcher.advance(62)
+        watcher.advance(63)
+        watcher.verdict(LOST)
+    assert text.getvalue().splitlines() == [
+        "[0/4 cells] dense on factoid_qa",
+        "[0/4 cells] dense on factoid_qa, 62 of 100, 2/s, 2:49 left",
+        "✗ wanda@0.5 on factoid_qa: not matching, 0.09, loss 84 % [70, 95]",
+    ]
+
+
+def test_quiet_says_nothing_about_verdicts():
+    text = io.StringIO()
+    with Watcher(Console(file=text), quiet=True) as watcher:
+        watcher.stage("x", 1)
+        watcher.verdict(LOST)
+    assert text.getvalue() == ""
+
+
+def test_json_is_one_event_a_line(clock):
+    stream = io.StringIO()
+    events = JsonLines(stream)
+    events.cells(0, 2)
+    events.stage("dense on factoid_qa", 10)
+    for done in range(1, 11):
+        events.advance(done)
+        clock[0] += 0.3
+    events.cells(1, 2)
+    events.verdict(LOST)
+    lines = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert [line["event"] for line in lines][:2] == ["cells", "stage"]
+    progress = [line["done"] for line in lines if line["event"] == "progress"]
+    assert progress[-1] == 10
+    assert len(progress) < 6
+    assert lines[-1] == {"event": "verdict", "comparison": LOST}
+    assert lines[-2]["seconds_left"] == pytest.approx(3.0)
