@@ -393,7 +393,7 @@ class _Run:
         for cell in self._cells(next(variants_of(self.study))):
             known = self.journal.noise(cell.run_key)
             if known is None and cell.task.name in dense.index.get_level_values(0):
-                recorded: Any = dense.loc[cell.task.name].to_dict("index")
+                recorded: Any = cast(pd.DataFrame, dense.loc[cell.task.name]).to_dict("index")
                 items = self.evaluation.items[cell.task.name]
                 known = noise_of_choices(self.model, cell.task, items, style_of(cell.task, self.prompting), recorded)
                 if known is not None:
