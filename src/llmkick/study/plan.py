@@ -14,7 +14,7 @@ import torch
 from llmkick.compression.recipe import Recipe
 from llmkick.errors import ConfigError, KickError
 from llmkick.models.builtin import BUILTIN_MODELS, is_cached
-from llmkick.models.checkpoint import locate
+from llmkick.models.checkpoint import is_server, locate
 from llmkick.models.language_model import GenerateRequest, ModelInfo, ScoreRequest, TransformersModel
 from llmkick.models.precision import resolve_device, resolve_dtype
 from llmkick.study.config import Study
@@ -71,8 +71,8 @@ class Plan:
         both = None if hours is None or self.compression_hours is None else hours + self.compression_hours
         memory = psutil.virtual_memory().total
         return [
-            f"{self.models} models (the dense one, and each recipe with each seed) × {len(self.tasks)} tasks "
-            f"= {self.cells} cells",
+            f"{self.models} models (the dense one, each recipe with each seed, each other model) × "
+            f"{len(self.tasks)} tasks = {self.cells} cells",
             f"requests: {_count(requests)}; tokens: {_count(tokens)} asked and answered, "
             f"{self.calibration_tokens:,} a seed to calibrate",
             f"hours on this machine: {_hours(both)} ({_hours(hours)} asking, {_hours(self.compression_hours)} "
@@ -106,12 +106,14 @@ def plan_study(study: Study) -> Plan:
     speed = _operations_a_second(dtype, device)
     recipes = study.parsed_recipes()
     tasks = [_plan_task(spec.make(), spec.limit, model, study, parameters, speed, unknown) for spec in study.tasks]
-    calibration = study.calibration.sequences * study.calibration.length
+    calibration = study.calibration.sequences * study.calibration.length if recipes else 0
+    if study.others:
+        unknown.append(f"the sizes of {', '.join(study.labelled_others())}: counted as large as the dense model")
     compressing = None
     if parameters is not None:
         work = sum(_operations(recipe, parameters, calibration) * _runs(recipe, study) for recipe in recipes)
         compressing = work / speed / 3600
-    models = 1 + sum(_runs(recipe, study) for recipe in recipes)
+    models = 1 + sum(_runs(recipe, study) for recipe in recipes) + len(study.others)
     return Plan(
         study=study,
         tasks=tasks,
@@ -184,6 +186,9 @@ def _weightless(reference: str, unknown: list[str]) -> TransformersModel | None:
     """Tokenizer and configuration of a model around a network without weights; None when they cannot be had."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+    if is_server(reference):
+        unknown.append(f"the tokens of {reference}: only the server knows them")
+        return None
     try:
         folder = _small_files(reference)
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
