@@ -623,7 +623,7 @@ def test_a_plan_needs_no_folder_and_leaves_nothing(kick: Kick, toy: Path, mmlu: 
     code, out, _ = kick("run", *options, "--seed", 0, "--seed", 1, "--plan")
     assert code == 0
     assert re.search(r"multiple_choice:letter\s+│ 12\s+│ 12\s+│ [\d,]+", out)
-    assert "3 models (the dense one, and each recipe with each seed) × 1 tasks = 3 cells" in out
+    assert "3 models (the dense one, each recipe with each seed, each other model) × 1 tasks = 3 cells" in out
     assert "unknown" not in out
     assert sorted(tmp_path.rglob("*")) == before
 

@@ -15,7 +15,7 @@ import torch
 from llmkick.errors import ConfigError
 from llmkick.models import generation, memory
 from llmkick.models.batching import Runner
-from llmkick.models.generation import _first_stop
+from llmkick.models.generation import first_stop
 from llmkick.models.language_model import (
     GenerateRequest,
     Generation,
@@ -220,7 +220,7 @@ LLAMA = toy_model(chat=True)
     ],
 )
 def test_a_stop_counts_only_beyond_the_leading_whitespace(text: str, stops: tuple[str, ...], expected: str | None):
-    place = _first_stop(text, stops)
+    place = first_stop(text, stops)
     assert (None if place is None else text[:place]) == expected
 
 

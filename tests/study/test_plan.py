@@ -109,3 +109,15 @@ def test_a_study_of_the_papers_protocol_is_asked_in_raw_text():
     assert study("toy").prompting == "auto"
     with pytest.raises(ConfigError, match="prompting: prompting 'chat' contradicts protocol \"paper\""):
         study("toy", tasks=tasks, prompting="chat")
+
+
+def test_other_models_are_counted_and_servers_are_not_asked(tmp_path: Path):
+    save_toy(tmp_path / "toy")
+    tasks = [{"name": "factoid_qa", "limit": 3}]
+    plan = plan_study(make_study({"model": str(tmp_path / "toy"), "others": ["a=x/y", "b=x/z"], "tasks": tasks}))
+    assert (plan.models, plan.cells, plan.calibration_tokens) == (3, 3, 0)
+    assert any("the sizes of a, b: counted as large as the dense model" in line for line in plan.lines())
+    server = "openai:http://127.0.0.1:9/v1#m"
+    plan = plan_study(make_study({"model": server, "others": ["x/y"], "tasks": tasks}))
+    assert any(f"the tokens of {server}: only the server knows them" in line for line in plan.lines())
+    assert plan.total("requests") == 6

@@ -272,7 +272,7 @@ def test_what_is_written_is_read_back(tmp_path: Path):
     content = json.loads((tmp_path / RESULTS_FILE).read_text(encoding="utf-8"))
     assert list(content) == [
         "schema", "study", "environment", "timing", "model", "tasks", "results", "comparisons", "overall",
-        "compression", "warnings", "noise", "judge", "families", "agreement",
+        "compression", "warnings", "noise", "models", "judge", "families", "agreement",
     ]  # fmt: skip
     assert content["schema"] == 1
     assert list(tmp_path.iterdir()) == [tmp_path / RESULTS_FILE], "nothing is left beside it"

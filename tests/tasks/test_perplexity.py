@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,10 @@ import torch
 
 from llmkick.errors import ConfigError, DataError
 from llmkick.models.language_model import ScoreRequest, TransformersModel, Unanswered
-from llmkick.tasks.perplexity import DEFAULT_WINDOW, Perplexity, cut_windows, perplexity, text_windows
+from llmkick.tasks.perplexity import DEFAULT_WINDOW, Perplexity, cut_windows, perplexity, text_segments, text_windows
 from llmkick.tasks.task import evaluate, get_task, summary_value
 from scripted import ScriptedModel, scored
-from toy import toy_model
+from toy import toy_model, toy_tokenizer
 
 TEXT = "The quick brown fox jumps over the lazy dog, and the dog wonders what the fox is on about. " * 6
 
@@ -221,3 +222,52 @@ def test_an_unanswered_window_is_unscored_and_leaves_perplexity_undefined():
     item = Perplexity(window=4).items(model)[0]
     record = Perplexity().score(item, [Unanswered(reason="the output is NaN")])
     assert (record.score, record.unscored_reason) == (None, "the output is NaN")
+
+
+# Bits per byte
+
+
+@pytest.mark.parametrize("size", [40, 200, 1000])
+def test_segments_are_the_text_whatever_the_tokens(size: int):
+    text = " ".join(f"word{n}" + ("\n\n" if n % 7 == 0 else "") for n in range(400)) + " é日本 end"
+    segments = text_segments(text, size)
+    assert text.startswith("".join(map("".join, segments)))
+    for read, rest in segments:
+        assert read.strip()
+        assert rest[0].isspace()
+        assert not read[-1].isspace()
+        assert size <= len((read + rest).encode()) < size + 12
+        assert len(read.encode()) >= size / 8
+        assert len(rest.encode()) > size / 2
+    with pytest.raises(DataError, match="less than one segment of 99999"):
+        text_segments(text, 99999)
+
+
+def test_bits_per_byte_is_the_log_probability_of_the_same_bytes_for_any_tokenizer(tmp_path: Path):
+    (tmp_path / "text.txt").write_text("the cat and the dog sat on the mat; " * 40, encoding="utf-8")
+    task = get_task("perplexity", source=str(tmp_path / "text.txt"), window=20, unit="bytes")
+    assert (task.name, task.metric) == ("bits_per_byte", "bits_per_byte")
+    first, second = toy_model(), toy_model(seed=1)
+    second = replace(second, tokenizer=toy_tokenizer(start=False))
+    assert task.items(first) == task.items(second) == task.items()
+    for model in (first, second):
+        records = evaluate(model, task)
+        for item, record in zip(task.items(), records, strict=True):
+            whole = model.encode(item.context + item.question)
+            before = len(model.encode(item.context))
+            assert whole[:before] == model.encode(item.context)
+            logits = model.network(torch.tensor([whole])).logits[0].double().log_softmax(-1)
+            nats = -sum(float(logits[place - 1, whole[place]]) for place in range(before, len(whole)))
+            assert record.score == pytest.approx(nats / math.log(2) / len(item.question.encode()), rel=1e-4)
+            assert record.details["bytes"] == len(item.question.encode())
+        total = sum(record.score * record.details["bytes"] for record in records)
+        size = sum(record.details["bytes"] for record in records)
+        assert summary_value(task.metric, records) == pytest.approx(total / size)
+
+
+def test_the_unit_is_part_of_the_key_only_when_it_is_not_tokens():
+    plain, bits = get_task("perplexity"), get_task("perplexity", unit="bytes")
+    assert "unit" not in plain.key
+    assert bits.key["unit"] == "bytes"
+    with pytest.raises(ConfigError, match="unknown unit 'words' of perplexity; choose from: tokens, bytes"):
+        get_task("perplexity", unit="words")

@@ -29,8 +29,14 @@ err = Console(stderr=True)
 
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")]
+Timeout = Annotated[float, typer.Option(help="of servers: seconds a request")]
+Concurrency = Annotated[int, typer.Option(help="of servers: requests under way at once")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="print results and errors only")]
 Json = Annotated[bool, typer.Option("--json", help="print JSON instead of text")]
+
+
+# What a command may be asked of.
+MODEL_HELP = "built-in name, folder, hub id, .gguf file, or a server: openai:URL#NAME"
 
 
 def given(context: typer.Context) -> list[str]:

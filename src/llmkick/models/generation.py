@@ -200,7 +200,7 @@ def _append(model: TransformersModel, row: Row, token: int, *, is_finite: bool) 
         row.outcome = _finish(model, row, "end")
     else:
         row.tokens.append(token)
-        if row.request.stops and _first_stop(_text(model, row.tokens), row.request.stops) is not None:
+        if row.request.stops and first_stop(_text(model, row.tokens), row.request.stops) is not None:
             row.outcome = _finish(model, row, "stop")
         elif len(row.tokens) >= row.request.max_new_tokens:
             row.outcome = _finish(model, row, "length")
@@ -215,14 +215,14 @@ def _text(model: TransformersModel, tokens: list[int]) -> str:
 def _finish(model: TransformersModel, row: Row, finish: str) -> Generation:
     text = _text(model, row.tokens)
     return Generation(
-        text=text[: _first_stop(text, row.request.stops)],
+        text=text[: first_stop(text, row.request.stops)],
         tokens=len(row.tokens),
         finish=finish,
         unique_tokens=len(set(row.tokens)),
     )
 
 
-def _first_stop(text: str, stops: Sequence[str]) -> int | None:
+def first_stop(text: str, stops: Sequence[str]) -> int | None:
     """Where the first stop string begins, None when there is none.
 
     One that is part of the leading whitespace does not count: an answer that begins with a blank line is

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
-import json
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import nn
@@ -69,13 +69,15 @@ class ContinuationScore:
     """Log-probability (nats) of a continuation of `tokens` scored tokens.
 
     `boundary_moved` says that prompt and continuation, tokenised together, merge across their boundary;
-    the score is then that of the two tokenised apart.
+    the score is then that of the two tokenised apart. `method` says how a server gave it: "first token" from the
+    likeliest first tokens of its answer, "generated letter" without any log-probability (0 for the chosen option).
     """
 
     logprob: float
     tokens: int
     is_greedy: bool
     boundary_moved: bool = False
+    method: Literal["log-probability", "first token", "generated letter"] = "log-probability"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -262,10 +264,22 @@ def describe(network: Any, checkpoint: Checkpoint, dtype: torch.dtype) -> ModelI
         revision=checkpoint.revision,
         digest=checkpoint.digest,
         architecture=(network.config.architectures or [type(network).__name__])[0],
-        parameters=sum(parameter.numel() for parameter in network.parameters()),
+        parameters=_parameters(network),
         dtype=str(dtype).removeprefix("torch."),
         source_precision=checkpoint.source_precision,
     )
+
+
+def _parameters(network: Any) -> int:
+    """Numbers that the architecture has: packed weights count as what they stand for."""
+    if getattr(network.config, "quantization_config", None) is not None:
+        from transformers import AutoModelForCausalLM
+
+        config = copy.deepcopy(network.config)
+        del config.quantization_config
+        with torch.device("meta"):
+            network = AutoModelForCausalLM.from_config(config, trust_remote_code=False)  # type: ignore[no-untyped-call]
+    return sum(parameter.numel() for parameter in network.parameters())
 
 
 def read_tokenizer(checkpoint: Checkpoint) -> Any:
@@ -291,7 +305,7 @@ def _read(checkpoint: Checkpoint, dtype: torch.dtype) -> tuple[Any, Any]:
             kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
             loaded = kind.from_pretrained(None, config=config, state_dict=unpack_folder(checkpoint.folder), **given)
         else:
-            if _quantization_of(checkpoint) == "compressed-tensors":
+            if checkpoint.quantization == "compressed-tensors":
                 # As plain weights: packed ones with zero points do not load otherwise (compressed-tensors 0.20).
                 given["quantization_config"] = CompressedTensorsConfig(dequantize=True)
             with warnings.catch_warnings(action="ignore", category=UserWarning):  # it is told to dequantize
@@ -307,15 +321,11 @@ def _read(checkpoint: Checkpoint, dtype: torch.dtype) -> tuple[Any, Any]:
     return network, tokenizer
 
 
-def _quantization_of(checkpoint: Checkpoint) -> str:
-    """How a folder's weights are stored quantized, as its configuration calls it; empty when they are not."""
-    config = json.loads((checkpoint.folder / "config.json").read_text(encoding="utf-8"))
-    return str(config.get("quantization_config", {}).get("quant_method", ""))
-
-
 def check_finite(network: nn.Module) -> None:
     """Raise NumericalError naming the first tensor with a NaN or an Inf."""
     for name, parameter in network.named_parameters():
+        if type(parameter) is not nn.Parameter:
+            continue  # packed by a library with classes of its own, which do not tell
         if not all_finite(parameter):
             raise NumericalError(f"the weights of {name} hold NaN or Inf values: the checkpoint is damaged")
 

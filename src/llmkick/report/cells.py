@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from llmkick.study.results import StudyResult
+from llmkick.study.results import CONTROL_METRICS, StudyResult
 
 # The paper's settings, in its order (arXiv 2310.01382, sections 3.1 to 3.3); perplexity is the control.
 SETTINGS: Mapping[str, str] = {
@@ -19,12 +19,12 @@ SETTINGS: Mapping[str, str] = {
 
 def labels_of(result: StudyResult) -> list[str]:
     """What is compared with the dense model, in the study's order."""
-    return [str(recipe) for recipe in result.study["recipes"]]
+    return result.labels
 
 
 def is_control(task: Mapping[str, Any]) -> bool:
     """Whether a task is there for comparison and has no verdict."""
-    return bool(task["metric"] == "perplexity")
+    return task["metric"] in CONTROL_METRICS
 
 
 def task_comparisons(result: StudyResult) -> list[Mapping[str, Any]]:

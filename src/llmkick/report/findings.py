@@ -10,7 +10,7 @@ from typing import Any
 from llmkick.report import wording
 from llmkick.report.cells import comparisons_by_cell, perplexity_comparisons, task_comparisons
 from llmkick.report.levels import KINDS, Level, level_of
-from llmkick.study.results import StudyResult
+from llmkick.study.results import CONTROL_METRICS, StudyResult
 
 Entry = Mapping[str, Any]
 
@@ -119,14 +119,14 @@ def _less(control: Entry, entry: Entry) -> bool:
 
 def _control(result: StudyResult, cells: Mapping[tuple[str, str], Entry], recipe: str) -> Entry | None:
     """The recipe's perplexity on the study's first text."""
-    names = [task["name"] for task in result.tasks if task["metric"] == "perplexity"]
+    names = [task["name"] for task in result.tasks if task["metric"] in CONTROL_METRICS]
     return cells.get((recipe, names[0])) if names else None
 
 
 def _by_method(result: StudyResult, told: Collection[Claim]) -> Iterator[Finding]:
     """For every method and kind of level: how far it is shown to keep everything, where it first loses."""
     families: dict[tuple[str, str], list[Level]] = {}
-    for recipe in result.study["recipes"]:
+    for recipe in result.labels:
         level = level_of(recipe)
         families.setdefault((level.method, level.kind), []).append(level)
     order = list(KINDS)

@@ -18,7 +18,7 @@ from llmkick.report.cells import (
 from llmkick.report.levels import level_of
 from llmkick.report.tables import compression_table, layer_means, plain_rows, unscored_table
 from llmkick.report.together import agreements, asked
-from llmkick.study.results import StudyResult
+from llmkick.study.results import CONTROL_METRICS, StudyResult
 
 
 def matrix(result: StudyResult) -> dict[str, Any]:
@@ -40,7 +40,7 @@ def matrix(result: StudyResult) -> dict[str, Any]:
                     _cell(cells.get((recipe, task["name"])) or _uncompared(result, recipe, task)) for task in tasks
                 ],
             }
-            for recipe in result.study["recipes"]
+            for recipe in result.labels
         ],
     }
 
@@ -156,7 +156,7 @@ def unscored(result: StudyResult) -> list[dict[str, Any]]:
 def _uncompared(result: StudyResult, recipe: str, task: Mapping[str, Any]) -> dict[str, Any] | None:
     """A perplexity that was measured but cannot be held against the dense one: not over the same windows."""
     rows = [row for row in result.results if (row["recipe"], row["task"]) == (recipe, task["name"])]
-    if not rows or task["metric"] != "perplexity":
+    if not rows or task["metric"] not in CONTROL_METRICS:
         return None
     return {"outcome": "not comparable", "compressed": rows[0]["value"], "relative_increase": None}
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from llmkick.report import wording
+from llmkick.report.models import model_facts
 from llmkick.study.results import StudyResult
 
 Facts = list[tuple[str, str]]
@@ -26,6 +27,7 @@ def sections(result: StudyResult) -> list[tuple[str, Facts]]:
     study = {key: value for key, value in result.study.items() if key not in ("tasks", "recipes")}
     return [
         ("Model", [*_model(result), *_facts(result.model, skip=("name", "source_precision", "parameters"))]),
+        *([("Models", model_facts(result))] if result.models else []),
         ("Study", [*_facts(study), ("recipes", ", ".join(result.study["recipes"]))]),
         ("Calibration", _calibration(result)),
         ("Judge", _facts(result.judge or {})),

@@ -115,6 +115,18 @@ class _Model(TypedDict):
     source_precision: str
 
 
+class _Described(TypedDict):
+    label: str
+    reference: str
+    architecture: str
+    dtype: str
+    digest: str
+    source_precision: str
+    parameters: int | None
+    stored_bytes: int | None
+    zeros: dict[str, Any] | None
+
+
 SHAPE: Mapping[str, Any] = {
     "study": _Study,
     "environment": dict[str, Any],
@@ -126,4 +138,5 @@ SHAPE: Mapping[str, Any] = {
     "overall": list[_Overall],
     "compression": list[_Compression],
     "warnings": list[str],
+    "models": list[_Described],
 }

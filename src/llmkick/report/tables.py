@@ -23,6 +23,7 @@ from llmkick.report.cells import (
     report_seed,
     task_comparisons,
 )
+from llmkick.report.models import models_frame
 from llmkick.report.together import agreement_table, families_table
 from llmkick.report.writing import write_text
 from llmkick.study.results import StudyResult
@@ -182,6 +183,7 @@ def write_tables(result: StudyResult, folder: Path, *, more: Mapping[str, pd.Dat
         "compression": compression_table(result),
         "layers": layers_table(result),
         "unscored": unscored_table(result),
+        **({"models": models_frame(result)} if result.models else {}),
         **{name: frame for name, frame in (more or {}).items() if not frame.empty},
     }
     further = {"agreement": agreement_table(result), "families": families_table(result)}
@@ -225,7 +227,7 @@ def verdict_table(result: StudyResult) -> Table:
     table.narrow.add_section()
     scores = [Text(wording.score(dense.get(task["name"]), task["metric"])) for task in tasks]
     table.add_row(Text("dense", style="bold"), *scores, Text(""), end_section=True)
-    for recipe in result.study["recipes"]:
+    for recipe in result.labels:
         cells = [_cell(by_cell.get((recipe, task["name"]))) for task in tasks]
         verdict = overall.get(recipe, Text(wording.NOTHING))
         table.add_row(Text(recipe), *(Text("\n").join(cell) for cell in cells), verdict, end_section=True)

@@ -1,5 +1,6 @@
 """Paired statistics: has a compressed model lost more than a margin, and how many items tell?"""
 
+from llmkick.statistics.bits_per_byte import compare_bits_per_byte
 from llmkick.statistics.choices import ChoiceAgreement, choice_agreement
 from llmkick.statistics.families import fixed_sequence, holm, overall_verdict
 from llmkick.statistics.frontier import Frontier, evaluations_at_most, find_frontier
@@ -31,6 +32,7 @@ __all__ = [
     "asking_order",
     "choice_agreement",
     "compare",
+    "compare_bits_per_byte",
     "compare_perplexity",
     "compare_stopped",
     "confidence_sequence",

@@ -70,7 +70,7 @@ def compare_perplexity(
     windows = pairs.complete(-np.inf, np.inf)
     if not windows.dense.size or windows.dense.size < pairs.dense.size:
         raise DataError("perplexity needs at least one window and a loss for every window in both models")
-    weight = _window_weights(tokens, pairs)
+    weight = window_weights(tokens, pairs)
     difference = windows.compressed - windows.dense
     dense, log_ratio = float((weight * windows.dense).mean()), float((weight * difference).mean())
     test, interval = None, None
@@ -99,7 +99,7 @@ def compare_perplexity(
         interval=interval,
         interval_method="none" if interval is None else "Student t on log perplexity, cluster-robust",
         bootstrap_interval=resampled and (math.expm1(resampled[0]), math.expm1(resampled[1])),
-        outcome=_perplexity_outcome(p_within, p_beyond, alpha),
+        outcome=perplexity_outcome(p_within, p_beyond, alpha),
         p_within=p_within,
         p_beyond=p_beyond,
         margin=margin,
@@ -108,15 +108,16 @@ def compare_perplexity(
     )
 
 
-def _perplexity_outcome(
+def perplexity_outcome(
     p_within: float | None, p_beyond: float | None, alpha: float
 ) -> Literal["within margin", "beyond margin", "undecided"]:
+    """What the two one-sided tests against the margin say."""
     if p_within is not None and p_within < alpha:
         return "within margin"
     return "beyond margin" if p_beyond is not None and p_beyond < alpha else "undecided"
 
 
-def _window_weights(tokens: Scores | None, pairs: Pairs) -> Floats:
+def window_weights(tokens: Scores | None, pairs: Pairs) -> Floats:
     """Tokens of each window over their mean: (windows,)."""
     if tokens is None:
         return np.ones(pairs.dense.size)

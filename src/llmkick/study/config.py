@@ -17,8 +17,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 
 from llmkick.compression.recipe import Dense, Recipe, parse_recipe
 from llmkick.errors import ConfigError, KickError
+from llmkick.models.checkpoint import is_server
 from llmkick.models.precision import DTYPES
 from llmkick.study.families import CORRECTIONS
+from llmkick.study.labels import label_others, parse_if_server
 from llmkick.tasks.judge import JUDGE_PROTOCOLS, Judgeable
 from llmkick.tasks.judge_client import DEFAULT_KEY_ENV, parse_address
 from llmkick.tasks.prompting import PROMPTINGS, refuse_contradiction
@@ -42,6 +44,7 @@ class TaskSpec(_Frozen):
     seed: int = 0
     shots: int | None = None
     window: int | None = None
+    unit: str | None = None
     evidence_tokens: int | None = None
     words: int | None = None
     bucket_words: list[int] | None = None
@@ -61,6 +64,14 @@ class CalibrationSpec(_Frozen):
     source: str = "self"
     sequences: int = Field(default=32, ge=1)
     length: int = Field(default=512, ge=2)
+
+
+class ServerSpec(_Frozen):
+    """How servers among the models are asked; see `llmkick.models.endpoint`."""
+
+    timeout: float = Field(default=120.0, gt=0)
+    concurrency: int = Field(default=8, ge=1, le=256)
+    attempts: int = Field(default=5, ge=1, le=20)
 
 
 class JudgeSpec(_Frozen):
@@ -111,26 +122,29 @@ class JudgeSpec(_Frozen):
 
 
 class Study(_Frozen):
-    """Dense model × recipes × calibration seeds × tasks, and how the verdict is reached."""
+    """Dense model × (recipes × calibration seeds, other models) × tasks, and how the verdict is reached."""
 
     name: str = "study"
     model: str
     dtype: str = "auto"
     device: str = "auto"
     prompting: str = "auto"
-    recipes: tuple[str, ...]
+    recipes: tuple[str, ...] = ()
+    # Models made elsewhere, compared with the dense one: `reference` or `name=reference`.
+    others: tuple[str, ...] = ()
     tasks: tuple[TaskSpec, ...]
     # Small enough for every generator, and for a column of doubles to hold exactly.
     seeds: tuple[Annotated[int, Field(ge=0, lt=2**32)], ...] = (0,)
     calibration: CalibrationSpec = CalibrationSpec()
     propagate: bool = True
+    server: ServerSpec = ServerSpec()
     judge: JudgeSpec | None = None
     margin: float = Field(default=0.05, gt=0, lt=1)
     alpha: float = Field(default=0.05, gt=0, lt=0.5)
     stop: str = "never"
     correction: str = "none"
 
-    @field_validator("recipes", "seeds", mode="before")
+    @field_validator("recipes", "others", "seeds", mode="before")
     @classmethod
     def _list_to_tuple(cls, value: Any) -> Any:
         return tuple(value) if isinstance(value, list) else value
@@ -166,9 +180,6 @@ class Study(_Frozen):
             with _blaming("recipes", index):
                 recipes.append(parse_recipe(text))
         _refuse_repeats("recipes", [str(recipe) for recipe in recipes])
-        with _blaming("recipes"):
-            if all(isinstance(recipe, Dense) for recipe in recipes):
-                raise ConfigError("a study needs at least one recipe besides dense; see `kick methods`")
         return tuple(str(recipe) for recipe in recipes if not isinstance(recipe, Dense))
 
     @field_validator("tasks")
@@ -188,6 +199,22 @@ class Study(_Frozen):
             if not value:
                 raise ConfigError("a study needs at least one task; see `kick tasks`")
         return value
+
+    @model_validator(mode="after")
+    def _something_to_compare(self) -> Study:
+        """Recipes, other models or both, each under a name of its own."""
+        if not self.recipes and not self.others:
+            with _blaming("recipes"):
+                raise ConfigError(
+                    "a study needs at least one recipe besides dense, or another model in `others`; see `kick methods`"
+                )
+        with _blaming("model"):
+            if is_server(self.model) and self.recipes:
+                raise ConfigError(f"{self.model} is a server, whose model cannot be compressed here; leave recipes out")
+            parse_if_server(self.model)
+        with _blaming("others"):
+            label_others(self.others, taken=("dense", *self.recipes))
+        return self
 
     @model_validator(mode="after")
     def _one_protocol(self) -> Study:
@@ -252,13 +279,26 @@ class Study(_Frozen):
         """The recipes as typed objects, in the study's order."""
         return [parse_recipe(text) for text in self.recipes]
 
+    def labelled_others(self) -> dict[str, str]:
+        """The other models in the study's order: their short names, and where they are."""
+        return label_others(self.others, taken=("dense", *self.recipes))
+
+    def labels(self) -> list[str]:
+        """What is compared with the dense model, as tables call it: recipes, then other models."""
+        return [*self.recipes, *self.labelled_others()]
+
     def hash(self) -> str:
-        """sha256 over everything but the name and the judge, who may come later: judgements have keys of their own."""
-        content = self.model_dump(mode="json", exclude={"name", "judge"})
+        """sha256 over everything but the name, how servers are asked, and the judge, who may come later.
+
+        Judgements have keys of their own.
+        """
+        content = self.model_dump(mode="json", exclude={"name", "server", "judge"})
         # Options that came later count only where they are used: studies without them keep their hash.
         for option in ("stop", "correction"):
             if content[option] == Study.model_fields[option].default:
                 del content[option]
+        if not self.others:
+            del content["others"]
         for task in content["tasks"]:
             for option in _LATER_OPTIONS:
                 if task[option] is None:
@@ -271,7 +311,7 @@ class Study(_Frozen):
 
 
 _LATER_OPTIONS = (
-    "evidence_tokens", "words", "bucket_words", "max_new_tokens", "split", "revision", "sha256",
+    "unit", "evidence_tokens", "words", "bucket_words", "max_new_tokens", "split", "revision", "sha256",
 )  # fmt: skip
 
 
@@ -329,7 +369,12 @@ def _describe(problem: Any, text: str, values: Any, origin: str) -> str:
     location = tuple(problem["loc"])
     place = _place(location, text, values, origin)
     if problem["type"] == "extra_forbidden":
-        owners: dict[str, type[BaseModel]] = {"tasks": TaskSpec, "calibration": CalibrationSpec, "judge": JudgeSpec}
+        owners: dict[str, type[BaseModel]] = {
+            "tasks": TaskSpec,
+            "calibration": CalibrationSpec,
+            "server": ServerSpec,
+            "judge": JudgeSpec,
+        }
         owner = owners[str(location[0])] if len(location) > 1 else Study
         return f"{place}: unknown key; choose from: {', '.join(owner.model_fields)}"
     if problem["type"] == "missing":

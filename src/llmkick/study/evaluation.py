@@ -92,7 +92,7 @@ class Evaluation:
             model, cell.task, prompting=style, done=done, reference=self._reference(model, cell)
         )
         for records in batches:
-            self._keep(cell, records, time.perf_counter() - started)
+            self._keep(model, cell, records, time.perf_counter() - started)
             started = time.perf_counter()
             done |= {record.item_id for record in records}
             self.observer.advance(len(done))
@@ -105,15 +105,15 @@ class Evaluation:
             started = time.perf_counter()
             items, reference = [by_id[item] for item in batch], self._reference(model, cell)
             records = evaluate_items(model, cell.task, items, prompting=style, reference=reference)
-            self._keep(cell, records, time.perf_counter() - started)
+            self._keep(model, cell, records, time.perf_counter() - started)
             return {record.item_id: record.score for record in records}
 
         return Asked(scores=self.journal.scores(cell.run_key), ask=ask)
 
-    def _keep(self, cell: Cell, records: Sequence[Record], seconds: float) -> None:
+    def _keep(self, model: LanguageModel, cell: Cell, records: Sequence[Record], seconds: float) -> None:
         self.journal.add_records(
             cell.run_key,
-            model=self.model_name,
+            model=model.info.name if cell.variant.reference else self.model_name,
             recipe=cell.variant.label,
             seed=cell.variant.seed,
             task=cell.task.name,

@@ -187,7 +187,7 @@ class FrontierRun(StudyRun):
         """The compressed model; a few of them stay in memory, since every task's search begins at the same levels."""
         key = (str(variant), self.compressor.propagate)
         if key not in self.kept:
-            weights = sum(p.numel() * p.element_size() for p in self.model.network.parameters())
+            weights = sum(p.numel() * p.element_size() for p in self.dense.network.parameters())
             most = min(MODELS_KEPT, int(psutil.virtual_memory().available * MEMORY_SHARE / weights))
             while self.kept and len(self.kept) >= max(1, most):
                 del self.kept[next(iter(self.kept))]
@@ -206,7 +206,7 @@ class FrontierRun(StudyRun):
 
     def _are_the_dense(self, variants: Sequence[Variant]) -> bool:
         known = [self.journal.artifact(self._report_key(variant)) for variant in variants]
-        return {one[0] for one in known if one is not None} == {weights_digest(self.model.network)}
+        return {one[0] for one in known if one is not None} == {weights_digest(self.dense.network)}
 
     def _overall(self, grid: LevelGrid, verdicts: Mapping[tuple[str, str], dict[str, Judged]]) -> dict[str, Any]:
         """Over all tasks with a signal: the strongest level proven to match on each, the weakest that fails on one."""
@@ -251,7 +251,7 @@ class FrontierRun(StudyRun):
                 "seeds": list(self.seeds),
                 "perplexity_margins": list(PERPLEXITY_MARGINS),
             },
-            environment=environment(self.model),
+            environment=environment(self.dense),
             timing={
                 "started": started,
                 "finished": datetime.now(UTC).isoformat(timespec="seconds"),

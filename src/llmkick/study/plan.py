@@ -15,12 +15,13 @@ import torch
 from llmkick.compression.recipe import Recipe
 from llmkick.errors import ConfigError, KickError
 from llmkick.models.builtin import BUILTIN_MODELS, is_cached
-from llmkick.models.checkpoint import locate
+from llmkick.models.checkpoint import is_server, locate
 from llmkick.models.language_model import GenerateRequest, ModelInfo, ScoreRequest, TransformersModel
 from llmkick.models.precision import resolve_device, resolve_dtype
 from llmkick.study.config import Study
 from llmkick.study.foresight import foresee
 from llmkick.study.judge_questions import Estimate, estimate
+from llmkick.study.results import CONTROL_METRICS
 from llmkick.tasks.fitting import prompt_tokens
 from llmkick.tasks.prompting import resolve_prompting
 from llmkick.tasks.task import ReadByReference, Task
@@ -74,8 +75,8 @@ class Plan:
         both = None if hours is None or self.compression_hours is None else hours + self.compression_hours
         memory = psutil.virtual_memory().total
         return [
-            f"{self.models} models (the dense one, and each recipe with each seed) × {len(self.tasks)} tasks "
-            f"= {self.cells} cells",
+            f"{self.models} models (the dense one, each recipe with each seed, each other model) × "
+            f"{len(self.tasks)} tasks = {self.cells} cells",
             f"requests: {_count(requests)}; tokens: {_count(tokens)} asked and answered, "
             f"{self.calibration_tokens:,} a seed to calibrate",
             f"hours on this machine: {_hours(both)} ({_hours(hours)} asking, {_hours(self.compression_hours)} "
@@ -115,12 +116,14 @@ def plan_study(study: Study) -> Plan:
         _plan_task(task, spec.limit, model, study, parameters, speed, unknown)
         for task, spec in zip(made, study.tasks, strict=True)
     ]
-    calibration = study.calibration.sequences * study.calibration.length
+    calibration = study.calibration.sequences * study.calibration.length if recipes else 0
+    if study.others:
+        unknown.append(f"the sizes of {', '.join(study.labelled_others())}: counted as large as the dense model")
     compressing = None
     if parameters is not None:
         work = sum(_operations(recipe, parameters, calibration) * _runs(recipe, study) for recipe in recipes)
         compressing = work / speed / 3600
-    models = 1 + sum(_runs(recipe, study) for recipe in recipes)
+    models = 1 + sum(_runs(recipe, study) for recipe in recipes) + len(study.others)
     return Plan(
         study=study,
         tasks=tasks,
@@ -146,7 +149,7 @@ def _judging(study: Study, models: int, unknown: list[str]) -> Estimate | None:
 def _warnings(tasks: Sequence[Task], study: Study) -> list[str]:
     judged = {}
     for task in tasks:
-        if task.metric != "perplexity":
+        if task.metric not in CONTROL_METRICS:
             with contextlib.suppress(KickError):  # no data here: told as unknown
                 judged[task.name] = task.items()
     return foresee(judged, margin=study.margin, alpha=study.alpha)
@@ -203,6 +206,9 @@ def _weightless(reference: str, unknown: list[str]) -> TransformersModel | None:
     """Tokenizer and configuration of a model around a network without weights; None when they cannot be had."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+    if is_server(reference):
+        unknown.append(f"the tokens of {reference}: only the server knows them")
+        return None
     try:
         folder = _small_files(reference)
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)

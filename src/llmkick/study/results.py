@@ -17,14 +17,18 @@ from llmkick.statistics import (
     Comparison,
     PerplexityComparison,
     compare,
+    compare_bits_per_byte,
     compare_perplexity,
     compare_stopped,
     overall_verdict,
 )
+from llmkick.study.labels import label_others
 from llmkick.tasks.task import LARGEST_NATS, Record, Task, full_key, summary_value
 
 RESULTS_FILE = "results.json"
 RESULTS_SCHEMA = 1
+# Metrics of the control: lower is better, and no verdict.
+CONTROL_METRICS = ("perplexity", "bits_per_byte")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,10 +47,20 @@ class StudyResult:
     compression: Sequence[Mapping[str, Any]]
     warnings: Sequence[str]
     noise: Sequence[Mapping[str, Any]] = field(default_factory=list)
+    # Size and kind of every model, where models made elsewhere are among them.
+    models: Sequence[Mapping[str, Any]] = field(default_factory=list)
     # Who judged the generated answers, at what cost, and how far that judge can be believed; None without one.
     judge: Mapping[str, Any] | None = None
     families: Sequence[Mapping[str, Any]] = field(default_factory=list)
     agreement: Sequence[Mapping[str, Any]] = field(default_factory=list)
+
+    @property
+    def labels(self) -> list[str]:
+        """What is compared with the dense model, in the order of the tables: recipes, then other models."""
+        named = [str(model["label"]) for model in self.models if model["label"] != "dense"]
+        if not self.models:  # a run that is not finished
+            named = list(label_others(self.study.get("others", ()), taken=()))
+        return list(dict.fromkeys([*self.study["recipes"], *named]))
 
     def write(self) -> Path:
         """Write results.json whole or not at all. Raises DataError when it cannot be written."""
@@ -119,8 +133,10 @@ def cell_results(records: pd.DataFrame, tasks: Sequence[Mapping[str, Any]]) -> l
 
 def _as_records(cell: pd.DataFrame) -> list[Record]:
     return [
-        Record(item_id=str(item), cluster="", response="", score=_score(score), tokens=int(tokens))
-        for item, score, tokens in zip(cell["item_id"], cell["score"], cell["tokens"], strict=True)
+        Record(item_id=str(item), cluster="", response="", score=_score(score), tokens=int(tokens), details=details)
+        for item, score, tokens, details in zip(
+            cell["item_id"], cell["score"], cell["tokens"], cell["details"], strict=True
+        )
     ]
 
 
@@ -188,7 +204,7 @@ def compare_all(
 
 def is_comparable(task: Mapping[str, Any], dense: pd.DataFrame, cells: pd.DataFrame) -> bool:
     """Whether there is a comparison: a perplexity needs a finite loss on every window."""
-    if task["metric"] != "perplexity":
+    if task["metric"] not in CONTROL_METRICS:
         return True
     scores = pd.concat([dense["score"], cells["score"]])
     return bool(scores.notna().all()) and float(scores.max()) < LARGEST_NATS
@@ -222,6 +238,9 @@ def compare_cell(
     if task["metric"] == "perplexity":
         tokens = {item: float(count) for item, count in dense["tokens"].items()}
         return compare_perplexity(_scores(dense), scores, tokens, **common)  # type: ignore[arg-type]
+    if task["metric"] == "bits_per_byte":
+        sizes = {item: float(details["bytes"]) for item, details in dense["details"].items()}
+        return compare_bits_per_byte(_scores(dense), scores, sizes, **common)  # type: ignore[arg-type]
     dense_scores = _scores(dense)
     common["chance"] = task["chance_level"]
     if same_weights is not None:

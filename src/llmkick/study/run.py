@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pandas as pd
 import torch
@@ -16,10 +16,12 @@ import torch
 from llmkick.compression.blocks import decoder_blocks
 from llmkick.compression.calibration import Calibration, calibrate
 from llmkick.compression.checks import check_recipe_fits
+from llmkick.compression.compress import artifact_key
 from llmkick.compression.recipe import Dense
 from llmkick.errors import ConfigError
 from llmkick.models.files import require_space, write_text_atomically
-from llmkick.models.language_model import TransformersModel, load_model, weights_digest
+from llmkick.models.language_model import LanguageModel, TransformersModel, weights_digest
+from llmkick.models.server import open_model
 from llmkick.study.caveats import loops
 from llmkick.study.cells import Cell, cells_of, digest_of, style_of
 from llmkick.study.compressor import StudyCompressor
@@ -35,7 +37,10 @@ from llmkick.study.judging import Judging, judge_of
 from llmkick.study.noise import HALF_PRECISIONS, describe_noise, noise_of_choices
 from llmkick.study.notes import note_run
 from llmkick.study.observer import Observer, Silent
+from llmkick.study.others import Others, answers_key, describe_model, describe_recipe, settings_of
+from llmkick.study.record_warnings import warnings_of
 from llmkick.study.results import (
+    CONTROL_METRICS,
     StudyResult,
     as_json,
     cell_results,
@@ -45,8 +50,7 @@ from llmkick.study.results import (
 )
 from llmkick.study.stopping import StoppingRule, stopping_rules
 from llmkick.study.variants import Variant, variants_of
-from llmkick.tasks.prompting import resolve_prompting
-from llmkick.tasks.task import Task
+from llmkick.tasks.task import Task, refuse_unanswerable
 
 # A journal and a report rarely need more.
 SPACE_NEEDED = 200_000_000
@@ -98,11 +102,11 @@ class StudyRun:
         self.judging = self._judging()
         self._load()
         # Before the dense model is asked anything: a missing or too short text must not show after hours.
-        for seed in dict.fromkeys(variant.seed for variant in variants_of(self.study)):
+        for seed in dict.fromkeys(variant.seed for variant in variants_of(self.study) if variant.is_recipe):
             self._calibration(seed)
         items = {task.name: task.items(self.model) for task in self.tasks}
         note_run(self.journal, model=self.model, tasks=self.tasks, items=items, prompting=self.prompting)
-        judged = {task.name: items[task.name] for task in self.tasks if task.metric != "perplexity"}
+        judged = {task.name: items[task.name] for task in self.tasks if task.metric not in CONTROL_METRICS}
         for line in foresee(judged, margin=self.study.margin, alpha=self.study.alpha):
             self.observer.warn(line)
         if self.study.stop == "decided":
@@ -122,14 +126,46 @@ class StudyRun:
         )
 
     def _load(self) -> None:
-        with self._timed("load", self.study.model):
-            self.observer.stage(f"loading {self.study.model}", 1)
-            self.model = load_model(self.study.model, dtype=self.study.dtype, device=self.study.device)
-        self.compressor = StudyCompressor(
-            model=self.model, propagate=self.study.propagate, observer=self.observer, warnings=self.warnings
-        )
-        self.prompting = resolve_prompting(self.model, self.study.prompting)
-        self._check_recipes()
+        study = self.study
+        self.others = Others(study=study)
+        if study.others:
+            self.observer.stage(f"looking for {', '.join(study.labelled_others())}", 1)
+            self.others.find()
+        with self._timed("load", study.model):
+            self.observer.stage(f"loading {study.model}", 1)
+            self.model = open_model(study.model, dtype=study.dtype, device=study.device, server=settings_of(study))
+        if study.recipes:
+            self.compressor = StudyCompressor(
+                model=cast(TransformersModel, self.model),  # it refuses what has no weights here
+                propagate=study.propagate,
+                observer=self.observer,
+                warnings=self.warnings,
+            )
+            self._check_recipes()
+        self.prompting = self.others.prompting(self.model)
+        self._fit_controls()
+        for task in self.tasks:
+            refuse_unanswerable(self.model, task, prompting=style_of(task, self.prompting))
+        self.others.check(self.model, self.tasks, self.prompting)
+
+    @property
+    def dense(self) -> TransformersModel:
+        """The dense model where its weights are needed."""
+        assert isinstance(self.model, TransformersModel), "the compressor refuses any other"
+        return self.model
+
+    def _fit_controls(self) -> None:
+        """Perplexity becomes bits per byte where two models cut text into different tokens."""
+        specs = self.study.tasks
+        places = [place for place, spec in enumerate(specs) if spec.name.startswith("perplexity") and not spec.unit]
+        different = self.others.with_other_tokens(self.model) if places else []
+        if different:
+            self.warnings.append(
+                f"perplexity is measured in bits per byte: the tokens of {', '.join(different)} are not the dense "
+                "model's"
+            )
+            for place in places:
+                self.tasks[place] = specs[place].model_copy(update={"unit": "bytes"}).make()
 
     def _judging(self) -> Judging | None:
         """The judge, checked before anything is loaded or generated; None when nobody judges."""
@@ -171,7 +207,7 @@ class StudyRun:
 
     def _check_recipes(self) -> None:
         """Fail before hours of work, not after."""
-        blocks = decoder_blocks(self.model.network)
+        blocks = decoder_blocks(self.dense.network)
         placeholder = Calibration(tokens=torch.zeros(1, 2, dtype=torch.long).numpy(), source="", seed=0)
         for recipe in self.study.parsed_recipes():
             check_recipe_fits(recipe, blocks, placeholder)
@@ -200,10 +236,10 @@ class StudyRun:
             planned |= {cell.run_key for cell in cells}
             model = None
             if self._is_wanted(variant):
-                if not self.study.propagate and not variant.is_dense and variant.seed not in together:
+                if not self.study.propagate and variant.is_recipe and variant.seed not in together:
                     together.add(variant.seed)
                     self._compress_together(variant.seed)
-                model = self._compressed(variant, cells)
+                model = self._model_of(variant, cells)
             for cell in cells:
                 is_new = model is not None and not self.evaluation.is_complete(cell)
                 if model is not None and is_new:
@@ -251,7 +287,7 @@ class StudyRun:
             self.observer.stage(f"calibration text ({spec.source}, seed {seed})", total)
             with self._timed("calibrate", f"{spec.source}, seed {seed}"):
                 known = calibrate(
-                    self.model,
+                    self.dense,
                     source=spec.source,
                     sequences=spec.sequences,
                     length=spec.length,
@@ -262,10 +298,16 @@ class StudyRun:
         return known
 
     def _calibration_of(self, variant: Variant) -> Calibration | None:
-        return None if variant.is_dense else self._calibration(variant.seed)
+        return self._calibration(variant.seed) if variant.is_recipe else None
 
     def _weights_key(self, variant: Variant) -> dict[str, Any]:
         """Everything that decides the variant's weights."""
+        if variant.reference:
+            return self.others.weights_key(variant)
+        if not isinstance(self.model, TransformersModel):
+            return answers_key(self.model)
+        if variant.is_dense:
+            return artifact_key(self.model.info, self.model.device, variant.recipe, None, propagate=True)
         return self.compressor.key(variant.recipe, self._calibration_of(variant))
 
     def _cells(self, variant: Variant) -> list[Cell]:
@@ -287,11 +329,22 @@ class StudyRun:
     def _report_key(self, variant: Variant) -> str:
         return digest_of([self._weights_key(variant), variant.seed])
 
-    def _compressed(self, variant: Variant, cells: list[Cell]) -> TransformersModel:
-        """The variant's model; records made with other bits of the same recipe are dropped, and said."""
+    def _model_of(self, variant: Variant, cells: list[Cell]) -> LanguageModel:
+        """The variant's model: dense, opened where it was made, or compressed here."""
         if variant.is_dense:
             return self.model
-        self.observer.stage(f"compressing {variant}", len(decoder_blocks(self.model.network)))
+        if not variant.reference:
+            return self._compressed(variant, cells)
+        with self._timed("load", variant.label):
+            self.observer.stage(f"loading {variant.label}", 1)
+            model = self.others.open(variant)
+        facts = describe_model(variant.label, model, variant.reference)
+        self.journal.add_artifact(self._report_key(variant), model.info.digest, facts)
+        return model
+
+    def _compressed(self, variant: Variant, cells: list[Cell]) -> TransformersModel:
+        """The compressed model; records made with other bits of the same recipe are dropped, and said."""
+        self.observer.stage(f"compressing {variant}", len(decoder_blocks(self.dense.network)))
         with self._timed("compress", variant.label):
             calibration = self._calibration_of(variant)
             compressed, report = self.compressor.compressed(variant.recipe, variant.seed, calibration)
@@ -312,10 +365,10 @@ class StudyRun:
         wanted = [
             variant.recipe
             for variant in variants_of(self.study)
-            if not variant.is_dense and variant.seed == seed and self._is_wanted(variant)
+            if variant.is_recipe and variant.seed == seed and self._is_wanted(variant)
         ]
         if len(wanted) > 1:
-            self.observer.stage(f"compressing {len(wanted)} recipes", len(decoder_blocks(self.model.network)))
+            self.observer.stage(f"compressing {len(wanted)} recipes", len(decoder_blocks(self.dense.network)))
             with self._timed("compress", "one pass"):
                 self.compressor.compress_together(wanted, seed, self._calibration(seed))
 
@@ -331,7 +384,7 @@ class StudyRun:
             comparisons = compare_all(
                 records,
                 tasks,
-                study.recipes,
+                study.labels(),
                 margin=study.margin,
                 alpha=study.alpha,
                 orders={name: rule.order for name, rule in self.rules.items()},
@@ -341,7 +394,7 @@ class StudyRun:
         result = StudyResult(
             folder=self.folder,
             study={**study.model_dump(mode="json"), "hash": study.hash()},
-            environment=environment(self.model),
+            environment=environment(self.model if isinstance(self.model, TransformersModel) else None),
             timing={
                 "started": started,
                 "finished": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -355,15 +408,16 @@ class StudyRun:
             comparisons=[as_json(comparison) for comparison in comparisons],
             overall=overall_by_recipe(comparisons),
             compression=reports,
+            models=self._described(reports),
             warnings=[
                 *self.warnings,
-                *_warnings(self.model, study, records, reports),
+                *_warnings([self.model, *self.others.live.values()], study, records, reports),
                 *(describe_noise(found, self.model.info.dtype) for found in noise),
             ],
             noise=noise,
             judge=None if self.judging is None else self.judging.summary,
-            families=families(comparisons, study.recipes, correction=study.correction, alpha=study.alpha),
-            agreement=agreement(records, study.recipes),
+            families=families(comparisons, study.labels(), correction=study.correction, alpha=study.alpha),
+            agreement=agreement(records, study.labels()),
         )
         result.write()
         return result
@@ -387,18 +441,31 @@ class StudyRun:
         return found
 
     def _order(self, row: Mapping[str, Any], tasks: Sequence[Mapping[str, Any]]) -> tuple[int, int, int]:
-        recipes, names = ["dense", *self.study.recipes], [task["name"] for task in tasks]
-        return recipes.index(row["recipe"]), row["seed"] or 0, names.index(row["task"])
+        labels, names = ["dense", *self.study.labels()], [task["name"] for task in tasks]
+        return labels.index(row["recipe"]), row["seed"] or 0, names.index(row["task"])
+
+    def _described(self, reports: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Size and kind of every model, where models made elsewhere are among them."""
+        if not self.study.others:
+            return []
+        dense = describe_model("dense", self.model, self.study.model)
+        found = [dense, *(describe_recipe(dense, report) for report in reports)]
+        for variant in variants_of(self.study):
+            if variant.reference:
+                known = self.journal.artifact(self._report_key(variant))
+                assert known is not None, f"{variant} was never opened"
+                found.append(known[1])
+        return found
 
     def _left_the_weights(self, recipe: str) -> bool:
         """Whether a recipe changed no weight at all, with any seed."""
         digests = {report["digest"] for report in self._reports() if report["recipe"] == recipe}
-        return digests == {weights_digest(self.model.network)}
+        return bool(digests) and digests == {weights_digest(self.dense.network)}
 
     def _reports(self) -> list[dict[str, Any]]:
         reports = []
         for variant in variants_of(self.study):
-            if not variant.is_dense:
+            if variant.is_recipe:
                 known = self.journal.artifact(self._report_key(variant))
                 assert known is not None, f"no report of {variant}"
                 reports.append(known[1])
@@ -411,10 +478,10 @@ class StudyRun:
         self.journal.add_seconds(stage, detail, time.perf_counter() - started)
 
 
-def _warnings(model: TransformersModel, study: Study, records: Any, reports: list[dict[str, Any]]) -> list[str]:
-    """Whatever a reader of the tables must know and could not see in them."""
+def _warnings(models: Sequence[LanguageModel], study: Study, records: Any, reports: list[dict[str, Any]]) -> list[str]:
+    """Whatever a reader of the tables must know and could not see in them; `models` are the dense one and servers."""
     found = []
-    info = model.info
+    info = models[0].info
     if info.source_precision != "float" and any(recipe.is_rounding for recipe in study.parsed_recipes()):
         found.append(
             f"the dense weights of {info.name} come from a file already rounded to {info.source_precision}: "
@@ -422,16 +489,11 @@ def _warnings(model: TransformersModel, study: Study, records: Any, reports: lis
         )
     if not study.propagate:
         found.append("calibration was not propagated: every statistic comes from the dense model")
-    found += model.notes
-    if len(study.recipes) > 1:
-        found.append(correction_note(study.recipes, study.correction, study.alpha))
+    for model in models:
+        found += getattr(model, "notes", ())
+    if len(study.labels()) > 1:
+        found.append(correction_note(study.labels(), study.correction, study.alpha))
     for report in reports:
         found += [f"{report['recipe']}: {warning}" for warning in report["warnings"]]
-    unscored = records[records["score"].isna()]
-    if len(unscored):
-        found.append(f"{len(unscored)} of {len(records)} records are unscored; results.json counts the reasons")
     found += loops(records)
-    moved = sum(bool(details.get("boundary_moved")) for details in records["details"])
-    if moved:
-        found.append(f"{moved} records have options whose tokens merge with the prompt's last token")
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys([*found, *warnings_of(records)]))

@@ -12,6 +12,7 @@ from typing import Any
 
 from llmkick.statistics import AskingOrder, EarlyStop, Stopping, asking_order, signal_after
 from llmkick.statistics.stopping import LOOK_ITEMS
+from llmkick.study.results import CONTROL_METRICS
 from llmkick.tasks.task import Item, Task
 
 Scores = Mapping[str, float | None]
@@ -97,7 +98,7 @@ def stopping_rules(
     rules = {}
     for task in tasks:
         some, seed = items[task.name], int(task.key.get("seed", 0))
-        if task.metric != "perplexity" and some:
+        if task.metric not in CONTROL_METRICS and some:
             order = asking_order(
                 [item.id for item in some],
                 {item.id: item.cluster for item in some},

@@ -183,12 +183,20 @@ class MultipleChoice:
             score=float(decided and best == item.answer),
             tokens=sum(score.tokens for score in scores),
             details={
-                "choice_logprobs": [round(score.logprob, 6) for score in scores],
-                "margin": round(_margin(values, item.answer), 6),
+                **_how_chosen(scores, _margin(values, item.answer)),
                 **({"boundary_moved": True} if any(score.boundary_moved for score in scores) else {}),
                 **item.details,
             },
         )
+
+
+def _how_chosen(scores: Sequence[ContinuationScore], margin: float) -> dict[str, Any]:
+    """Log-probabilities and the lead of the right option, where there are any; a server's way of choosing is named."""
+    method = next((score.method for score in scores if score.method != "log-probability"), None)
+    if method == "generated letter":
+        return {"chosen_by": method}
+    numbers = {"choice_logprobs": [round(score.logprob, 6) for score in scores], "margin": round(margin, 6)}
+    return numbers if method is None else {**numbers, "chosen_by": method}
 
 
 def _score_last_character(item: Item, answer: Answer) -> Record:

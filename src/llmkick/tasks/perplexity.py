@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -29,6 +30,11 @@ from llmkick.tasks.task import Answer, Item, Record, content_hash, is_whole, tas
 
 # Tokens a window, unless the study says otherwise or the model holds fewer.
 DEFAULT_WINDOW = 512
+# Bytes of a segment for each token of a window: what English text has, about.
+BYTES_A_TOKEN = 4
+# Share of a segment that is read before the rest is scored.
+CONTEXT = 1 / 8
+UNITS = ("tokens", "bytes")
 # What the paper's perplexities are over: as many as the model holds, up to this.
 PAPER_WINDOW = 2048
 
@@ -54,6 +60,34 @@ def cut_windows(ids: Sequence[int], window: int) -> list[tuple[int, ...]]:
     if len(ids) < window:
         raise DataError(f"the text has {len(ids)} tokens, which is less than one window of {window}")
     return [tuple(ids[start : start + window]) for start in range(0, len(ids) - window + 1, window)]
+
+
+def text_segments(text: str, size: int) -> list[tuple[str, str]]:
+    """The text in segments of about `size` bytes, cut before the space of a word: (what is read, what is scored).
+
+    They depend on no tokenizer, so that models with different ones are scored on the same bytes. The tail, less
+    than one segment, is dropped. Raises DataError for a text shorter than one segment.
+    """
+    words = re.findall(r"\s*\S+", text)
+    segments, words_inside, inside = [], list[str](), 0
+    for word in words:
+        words_inside.append(word)
+        inside += len(word.encode())
+        if inside >= size:
+            segments.append(_read_and_scored(words_inside, inside))
+            words_inside, inside = [], 0
+    found = [segment for segment in segments if all(segment)]
+    if not found:
+        raise DataError(f"the text has {len(text.encode())} bytes, which is less than one segment of {size}")
+    return found
+
+
+def _read_and_scored(words: Sequence[str], size: int) -> tuple[str, str]:
+    read, position = 0, 0
+    while position < len(words) - 1 and (position == 0 or read < CONTEXT * size):
+        read += len(words[position].encode())
+        position += 1
+    return "".join(words[:position]), "".join(words[position:])
 
 
 def perplexity(model: LanguageModel, text_or_ids: str | npt.ArrayLike, *, window: int = 1024) -> float:
@@ -83,6 +117,8 @@ def perplexity(model: LanguageModel, text_or_ids: str | npt.ArrayLike, *, window
 class Perplexity:
     """Mean negative log-likelihood (nats a token) of each window; the table shows its exponential.
 
+    With `unit` "bytes" it is bits per byte instead: of the same segments of text for every model, whatever its
+    tokens, four bytes long for each token of the window; the first eighth of a segment is read, the rest scored.
     The text is the pocket suite's, a text file, WikiText-2 (source hub or its folder) or C4 (`perplexity:c4`).
     Without a `window` it is 512 tokens, in protocol `paper` 2048, or all that the model holds where that is less.
     """
@@ -93,12 +129,12 @@ class Perplexity:
     limit: int | None = None
     seed: int = 0
     window: int | None = None
+    unit: str = "tokens"
     split: str | None = None
     revision: str | None = None
     sha256: str | Mapping[str, str] | None = None
 
     version = 1
-    metric = "perplexity"
     chance_level = 0.0
     setting = "control"
     prompting = None
@@ -106,6 +142,8 @@ class Perplexity:
     def __post_init__(self) -> None:
         if self.window is not None and not (is_whole(self.window) and self.window >= 2):
             raise ConfigError(f"window of {self.name} must be a whole number of at least 2 tokens; got {self.window!r}")
+        if self.unit not in UNITS:
+            raise ConfigError(f"unknown unit {self.unit!r} of perplexity; choose from: {', '.join(UNITS)}")
         if self.data and (self.source == "pocket" or self._is_file):
             raise ConfigError(f'source of {self.name} is "hub" or a folder: the pocket suite has no such data')
         if self.source not in ("pocket", "hub") and not Path(self.source).expanduser().exists():
@@ -116,8 +154,14 @@ class Perplexity:
 
     @property
     def name(self) -> str:
-        """Name, with the data set where it is C4."""
-        return f"perplexity:{self.data}" if self.data else "perplexity"
+        """What is measured, with the data set where it is C4."""
+        base = "perplexity" if self.unit == "tokens" else "bits_per_byte"
+        return f"{base}:{self.data}" if self.data else base
+
+    @property
+    def metric(self) -> str:
+        """What the number is called."""
+        return "perplexity" if self.unit == "tokens" else "bits_per_byte"
 
     @property
     def _is_file(self) -> bool:
@@ -152,10 +196,16 @@ class Perplexity:
     def key(self) -> Mapping[str, Any]:
         """Everything about the task that can change a score."""
         data = content_hash([Item(id="text", cluster="text", question=self._text)])
-        return {**task_key(self, data), "window": self.window or self._default_window}
+        key = {**task_key(self, data), "window": self.window or self._default_window}
+        return key if self.unit == "tokens" else {**key, "unit": self.unit}
 
     def items(self, model: LanguageModel | None = None) -> Sequence[Item]:
-        """Windows of the model's tokens. Raises ConfigError without a model to cut them, or one too short."""
+        """Windows of the model's tokens, or segments of text.
+
+        Raises ConfigError without a model to cut windows, or for one too short.
+        """
+        if self.unit == "bytes":
+            return stratified_sample(self._segments(), self.limit, self.seed)
         if model is None:
             raise ConfigError("perplexity windows depend on the tokenizer: call items(model)")
         windows = text_windows(model, self._text, self.window or min(self._default_window, model.max_tokens))
@@ -165,16 +215,35 @@ class Perplexity:
         ]
         return stratified_sample(items, self.limit, self.seed)
 
+    def _segments(self) -> list[Item]:
+        size = BYTES_A_TOKEN * (self.window or self._default_window)
+        return [
+            Item(id=f"segment-{index:04d}", cluster=f"segment-{index:04d}", question=scored, context=read)
+            for index, (read, scored) in enumerate(text_segments(self._text, size))
+        ]
+
     def requests(self, item: Item, prompting: Prompting) -> Sequence[ScoreRequest | GenerateRequest]:
-        """The window as running text, whatever the prompting."""
+        """The window or segment as running text, whatever the prompting."""
+        if self.unit == "bytes":
+            return [ScoreRequest(item.context, item.question)]
         return [ScoreRequest("", item.tokens)]
 
     def score(self, item: Item, answers: Sequence[Answer]) -> Record:
-        """Mean negative log-likelihood in nats a token."""
+        """Mean negative log-likelihood in nats a token, or in bits a byte."""
         answer = answers[0]
         if isinstance(answer, Unanswered):
             return unscored(item, answer.reason)
         assert isinstance(answer, ContinuationScore), type(answer)
+        if self.unit == "bytes":
+            size = len(item.question.encode())
+            return Record(
+                item_id=item.id,
+                cluster=item.cluster,
+                response="",
+                score=-answer.logprob / math.log(2) / size,
+                tokens=answer.tokens,
+                details={"bytes": size, **({"boundary_moved": True} if answer.boundary_moved else {})},
+            )
         return Record(
             item_id=item.id,
             cluster=item.cluster,

@@ -308,7 +308,8 @@ def get_task(
        for perplexity a text file. `protocol` is "strict", or "paper" for the paper's prompts and metrics. `limit`
        takes a seeded sample of that many items, stratified by cluster. Further options: `split`, `revision` and
        `sha256` of published data; `shots` of multiple_choice:letter; `evidence_tokens` of context_qa:open; `words`
-       and `bucket_words` of summarization; `max_new_tokens` of summarization and instruction; `window` of perplexity.
+       and `bucket_words` of summarization; `max_new_tokens` of summarization and instruction; `window`
+       and `unit` (tokens, bytes) of perplexity.
     ConfigError for an unknown name, variant, protocol, source or option, and for a limit below 1.
     """
     entry, variant = entry_of(name), name.partition(":")[2]
@@ -360,6 +361,26 @@ def is_whole(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
+def refuse_unanswerable(
+    model: LanguageModel, task: Task, *, prompting: str = "auto", reference: LanguageModel | None = None
+) -> None:
+    """Raise ConfigError, before any work, when a model cannot be asked what a task asks.
+
+    A server gives no log-probabilities of running text, and few give those of whole options, or of the answers that
+    the `reference` model (by default the model itself) is to read.
+    """
+    reader = reference or model
+    if not any(hasattr(one, "refusal") for one in (model, reader)):
+        return
+    style = resolve_prompting(model, prompting, required=task.prompting)
+    requests = task.requests(task.items(model)[0], style)
+    reading = [ScoreRequest(request.prompt, " so far") for request in requests]
+    for one, asked in ((model, requests), (reader, reading if isinstance(task, ReadByReference) else [])):
+        reason = one.refusal(asked) if asked and hasattr(one, "refusal") else ""
+        if reason:
+            raise ConfigError(f"{task.name} cannot be asked of {one.info.name}: {reason}")
+
+
 def evaluate(model: LanguageModel, task: Task, *, prompting: str = "auto") -> list[Record]:
     """Ask a model every item of a task; one record an item, in the task's order."""
     return [record for batch in evaluate_in_batches(model, task, prompting=prompting) for record in batch]
@@ -378,6 +399,7 @@ def evaluate_in_batches(
     Batches depend only on the task, so that a resumed evaluation asks exactly what was left to ask. `reference`
     reads the answers of tasks that ask for it (`ReadByReference`); without one, the model reads its own.
     """
+    refuse_unanswerable(model, task, prompting=prompting, reference=reference.model if reference else None)
     style = resolve_prompting(model, prompting, required=task.prompting)
     for batch in _batches(task.items(model)):
         if not all(item.id in done for item in batch):
@@ -498,7 +520,8 @@ def _answered(
 
 
 def summary_value(metric: str, records: Sequence[Record]) -> float | None:
-    """The metric over the scored records: their mean, or for perplexity exp of the mean over tokens.
+    """The metric over the scored records: their mean, over bytes for bits per byte, for perplexity exp of that over
+    tokens.
 
     None when no record has a score, or the perplexity is beyond what a number can hold.
     """
@@ -508,6 +531,9 @@ def summary_value(metric: str, records: Sequence[Record]) -> float | None:
     if metric == "perplexity":
         mean = sum(score * tokens for score, tokens in scored) / sum(tokens for _, tokens in scored)
         return math.exp(mean) if mean < LARGEST_NATS else None
+    if metric == "bits_per_byte":
+        sizes = [(record.score, int(record.details["bytes"])) for record in records if record.score is not None]
+        return sum(score * size for score, size in sizes) / sum(size for _, size in sizes)
     return sum(score for score, _ in scored) / len(scored)
 
 

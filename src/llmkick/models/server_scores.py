@@ -1,0 +1,121 @@
+"""What a server's reply says about how likely a continuation is: pure reading of replies, no asking."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from llmkick.models.language_model import ContinuationScore, Unanswered
+
+# How tokenizers write a leading space.
+SPACES = " ▁Ġ\n\t"
+# "B", "B.", "(B)", "**B**" at the beginning; an "A" before a small letter is an article.
+LEADING_LETTER = re.compile(r"\W*([A-Z])(?!\w)(?!(?<=A) [a-z])")
+NAMED_LETTER = re.compile(r"\b(?i:answer|option|choice)\b(?: is)?:?\W*([A-Z])(?!\w)(?!(?<=A) [a-z])")
+
+
+def letters_of(continuations: Sequence[str]) -> list[str] | None:
+    """The letters, when every continuation is a single capital letter (with or without space before it)."""
+    letters = [text.strip() for text in continuations]
+    return letters if all(re.fullmatch("[A-Z]", letter) for letter in letters) else None
+
+
+def echoed_score(choice: Any, prompt: str, continuation: str, *, generated: int) -> ContinuationScore | Unanswered:
+    """The log-probability (nats) of `continuation` from the echo of prompt + continuation.
+
+    The last `generated` tokens of the echo are new. A token that begins in the prompt and ends in the continuation
+    counts whole, and the boundary has moved.
+    """
+    found = getattr(choice, "logprobs", None)
+    tokens = list(getattr(found, "tokens", None) or [])
+    values = list(getattr(found, "token_logprobs", None) or [])
+    end = len(tokens) - generated
+    start, tail = end, ""
+    while start > 0 and len(tail) < len(continuation):
+        start -= 1
+        tail = tokens[start] + tail
+    part = values[start:end]
+    if not tail.endswith(continuation) or len(values) != len(tokens):
+        return Unanswered(reason="the tokens that the server gives back do not add up to the text")
+    if not part or any(value is None or not math.isfinite(value) for value in part):
+        return Unanswered(reason="the server gives no finite log-probability for a part of the answer")
+    best = list(getattr(found, "top_logprobs", None) or [])[start:end]
+    greedy = len(best) == len(part) and all(
+        isinstance(one, Mapping) and one and value >= max(one.values()) - 1e-6
+        for one, value in zip(best, part, strict=True)
+    )
+    return ContinuationScore(
+        logprob=float(sum(part)), tokens=len(part), is_greedy=greedy, boundary_moved=len(tail) > len(continuation)
+    )
+
+
+def first_token_scores(
+    likeliest: Mapping[str, float], continuations: Sequence[str]
+) -> list[ContinuationScore | Unanswered]:
+    """Scores of single letters from the likeliest first tokens and their log-probabilities (nats).
+
+    A letter that is not among them has at most the least of theirs, which it gets. When none is, there is no choice.
+    """
+    values = [_token_value(likeliest, text) for text in continuations]
+    if not any(value is not None for value in values):
+        return [Unanswered(reason=f"none of the letters is among the {len(likeliest)} likeliest tokens")] * len(values)
+    least, best = min(likeliest.values()), max(likeliest.values())
+    return [
+        ContinuationScore(
+            logprob=least if value is None else value,
+            tokens=1,
+            is_greedy=value == best,
+            method="first token",
+        )
+        for value in values
+    ]
+
+
+def _token_value(likeliest: Mapping[str, float], text: str) -> float | None:
+    """The token as it should be, else the likeliest that differs from it by a space only."""
+    if text in likeliest:
+        return likeliest[text]
+    return max((value for token, value in likeliest.items() if token.strip(SPACES) == text.strip()), default=None)
+
+
+def generated_letter_scores(text: str, letters: Sequence[str]) -> list[ContinuationScore | Unanswered]:
+    """Scores that say which letter a generated answer names: 0 for it, −inf for the others. No log-probabilities."""
+    found = LEADING_LETTER.match(text) or NAMED_LETTER.search(text)
+    if found is None or found[1] not in letters:
+        shown = " ".join(text.split())[:60]
+        return [Unanswered(reason=f"the answer names no option: {shown!r}" if shown else "the answer is empty")] * len(
+            letters
+        )
+    return [
+        ContinuationScore(
+            logprob=0.0 if letter == found[1] else -math.inf,
+            tokens=1,
+            is_greedy=letter == found[1],
+            method="generated letter",
+        )
+        for letter in letters
+    ]
+
+
+def likeliest_in_chat(reply: Any) -> dict[str, float]:
+    """The likeliest first tokens of a chat reply; empty where the server gives none."""
+    content = getattr(getattr(reply.choices[0], "logprobs", None), "content", None) or []
+    alternatives = getattr(content[0], "top_logprobs", None) or [] if content else []
+    return _best_of_each((str(one.token), float(one.logprob)) for one in alternatives)
+
+
+def likeliest_in_completion(reply: Any) -> dict[str, float]:
+    """The likeliest first tokens of a completion; empty where the server gives none."""
+    found = getattr(getattr(reply.choices[0], "logprobs", None), "top_logprobs", None) or []
+    first = found[0] if found and isinstance(found[0], Mapping) else {}
+    return _best_of_each((str(token), float(value)) for token, value in first.items())
+
+
+def _best_of_each(pairs: Any) -> dict[str, float]:
+    best: dict[str, float] = {}
+    for token, value in pairs:
+        if math.isfinite(value):
+            best[token] = max(value, best.get(token, -math.inf))
+    return best

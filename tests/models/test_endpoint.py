@@ -1,0 +1,280 @@
+"""A server that is down, slow, busy, broken, of another name, or that stops half-way: retried, or said clearly."""
+
+from __future__ import annotations
+
+import itertools
+import socket
+import time
+from typing import Any
+
+import pytest
+
+from llmkick.errors import ConfigError, JudgeError, KickError, ModelError
+from llmkick.models import endpoint as module
+from llmkick.models.endpoint import Address, Endpoint, Refused, RefusedError, parse_address
+from loopback import Reply, chat, completion, refused, serving
+
+HELLO: dict[str, Any] = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 4}
+
+
+@pytest.fixture(autouse=True)
+def surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "FIRST_WAIT", 0.01)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    for name in ("LLMKICK_API_KEY", "OPENAI_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def endpoint(server: Any, name: str = "m", **options: Any) -> Endpoint:
+    return Endpoint(parse_address(server.reference(name)), **{"attempts": 3, "timeout": 5.0, **options})
+
+
+def text_of(reply: Any) -> str:
+    return str(reply.choices[0].message.content)
+
+
+# Addresses
+
+
+def test_an_address_is_a_url_and_a_name():
+    address = parse_address("openai:http://127.0.0.1:8000/v1/#Qwen/Qwen3-8B@main")
+    assert address == Address("http://127.0.0.1:8000/v1", "Qwen/Qwen3-8B@main")
+    assert parse_address(str(address)) == address
+
+
+@pytest.mark.parametrize(
+    "reference",
+    ["openai:", "openai:http://h/v1", "openai:http://h/v1#", "openai:h/v1#m", "openai:ftp://h#m", "http://h#m"],
+)
+def test_what_is_no_address_is_refused_with_an_example(reference: str):
+    with pytest.raises(ConfigError, match=r"openai:http://127\.0\.0\.1:8000/v1#my-model"):
+        parse_address(reference)
+
+
+def test_an_address_with_a_password_is_refused_without_repeating_it():
+    with pytest.raises(ConfigError, match="no user or password") as caught:
+        parse_address("openai:https://me:s3cret@h/v1#m")
+    assert "s3cret" not in str(caught.value)
+
+
+# Asking
+
+
+def test_replies_come_in_the_order_of_the_requests_and_as_many_at_once_as_allowed():
+    def script(path: str, body: dict[str, Any]) -> Reply:
+        number = int(body["messages"][0]["content"])
+        return Reply(chat(f"answer {number}"), after=0.02 * (number % 3))
+
+    requests = [{"messages": [{"role": "user", "content": str(n)}], "max_tokens": 4} for n in range(12)]
+    with serving(script) as server:
+        replies = endpoint(server, concurrency=3).ask_all(endpoint(server).chat, requests)
+    assert [text_of(reply) for reply in replies] == [f"answer {n}" for n in range(12)]
+    assert server.most_at_once == 3
+    assert {path for path, _ in server.asked} == {"/v1/chat/completions"}
+
+
+def test_a_completion_is_asked_of_its_own_endpoint():
+    with serving(lambda path, body: completion(f"{body['prompt']} two")) as server:
+        assert endpoint(server).complete(prompt="one", max_tokens=2).choices[0].text == "one two"
+    assert [path for path, _ in server.asked] == ["/v1/completions"]
+
+
+TROUBLE = {
+    "busy": refused("slow down", 429, **{"retry-after": "0"}),
+    "restarting": refused("loading", 503),
+    "broken": refused("oh", 500),
+    "dropped before": Reply(nothing=True),
+    "dropped half-way": Reply('{"id": "1", "choices": [{"mess', promised=100),
+    "half a body": Reply('{"id": "1", "choices": [{"mess'),
+    "a page": Reply("<html>proxy error</html>", headers={"content-type": "text/html"}),
+    "no answer": Reply({"id": "1", "model": "m"}),
+    "empty": Reply({"id": "1", "model": "m", "choices": []}),
+}
+
+
+@pytest.mark.parametrize("trouble", TROUBLE.values(), ids=TROUBLE)
+def test_trouble_that_passes_is_tried_again(trouble: Reply):
+    replies = iter([trouble, trouble, chat("done")])
+    with serving(lambda path, body: next(replies)) as server:
+        assert text_of(endpoint(server).chat(**HELLO)) == "done"
+    assert len(server.asked) == 3
+
+
+@pytest.mark.parametrize("trouble", TROUBLE.values(), ids=TROUBLE)
+def test_trouble_that_stays_is_an_error_of_the_kind_asked_for(trouble: Reply):
+    with serving(lambda path, body: trouble) as server:
+        one = endpoint(server, error=JudgeError)
+        with pytest.raises(JudgeError, match=rf"{server.url}.*\(3 attempts\)"):
+            one.ask_all(one.chat, [HELLO])
+    assert len(server.asked) == 3
+
+
+def test_what_the_server_asks_to_wait_is_waited():
+    replies = iter([refused("slow down", 429, **{"retry-after": "0.3"}), chat("done")])
+    with serving(lambda path, body: next(replies)) as server:
+        started = time.perf_counter()
+        endpoint(server).chat(**HELLO)
+    assert time.perf_counter() - started >= 0.3
+
+
+def test_a_slow_server_is_told_from_one_that_is_down():
+    with (
+        serving(lambda path, body: Reply(chat("late"), after=0.5)) as server,
+        pytest.raises(ModelError, match=r"did not answer within 0\.1 s \(2 attempts\).*--timeout"),
+    ):
+        endpoint(server, timeout=0.1, attempts=2).chat(**HELLO)
+
+
+def test_a_server_that_is_down_is_said_before_anything_is_asked():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
+    with pytest.raises(ModelError, match=rf"cannot reach {url} \(2 attempts\).*is the server running"):
+        Endpoint(Address(url, "m"), attempts=2).check()
+
+
+def test_a_request_that_the_server_refuses_is_that_requests_own_fault():
+    def script(path: str, body: dict[str, Any]) -> Any:
+        return refused("too long") if body["max_tokens"] == 9 else chat("fine")
+
+    with serving(script) as server:
+        one = endpoint(server)
+        replies = one.ask_all(one.chat, [HELLO, {**HELLO, "max_tokens": 9}, HELLO])
+        assert [type(reply).__name__ for reply in replies] == ["ChatCompletion", "Refused", "ChatCompletion"]
+        assert replies[1] == Refused("the server refused it: too long")
+        assert len(server.asked) == 3  # never tried again
+        with pytest.raises(RefusedError, match="too long"):
+            one.chat(**{**HELLO, "max_tokens": 9})
+
+
+def test_one_request_that_breaks_a_server_is_told_from_a_broken_server():
+    def script(path: str, body: dict[str, Any]) -> Any:
+        return refused("index out of range", 500) if body["max_tokens"] == 9 else chat("fine")
+
+    with serving(script) as server:
+        one = endpoint(server)
+        replies = one.ask_all(one.chat, [HELLO, {**HELLO, "max_tokens": 9}])
+    assert isinstance(replies[1], Refused)
+    assert "status 500 (3 attempts): index out of range" in replies[1].reason
+
+
+def test_the_first_failure_ends_the_others():
+    counter = itertools.count()
+
+    def script(path: str, body: dict[str, Any]) -> Any:
+        return refused("no such key", 401) if next(counter) == 0 else Reply(chat("fine"), after=0.2)
+
+    with serving(script) as server:
+        one = endpoint(server, concurrency=2)
+        started = time.perf_counter()
+        with pytest.raises(ModelError, match="does not accept the key"):
+            one.ask_all(one.chat, [HELLO] * 50)
+    assert time.perf_counter() - started < 3
+    assert len(server.asked) < 10
+
+
+# Who is behind it
+
+
+def test_the_listed_model_is_found_with_what_the_server_says_of_it():
+    with serving(lambda path, body: chat("hi"), models=({"id": "o"}, {"id": "m", "max_model_len": 4096})) as server:
+        assert endpoint(server).check() == {"id": "m", "max_model_len": 4096}
+    assert server.asked == []
+
+
+def test_a_server_that_lists_others_and_answers_to_anything_is_not_believed():
+    with (
+        serving(lambda path, body: chat("hi", model=body["model"]), models=({"id": "other"},)) as server,
+        pytest.raises(ModelError, match=r"does not serve 'm': it lists other, and answers to any name"),
+    ):
+        endpoint(server).check()
+
+
+def test_a_server_that_lists_others_but_tells_names_apart_is_asked():
+    def script(path: str, body: dict[str, Any]) -> Any:
+        return chat("hi") if body["model"] == "m" else refused("pinned to m")
+
+    with serving(script, models=({"id": "other"},)) as server:
+        assert endpoint(server).check() == {}
+
+
+@pytest.mark.parametrize(
+    "models", [Reply({"error": {"message": "no"}}, status=404), Reply("<html>"), refused("no cache", 500), ()]
+)
+def test_a_server_without_a_list_is_not_refused_for_it(models: Any):
+    with serving(lambda path, body: chat("hi"), models=models) as server:
+        assert endpoint(server).check() == {}
+
+
+@pytest.mark.parametrize("name", ["m", "m@main", "m-2026-01-31"])
+def test_a_revision_or_date_behind_the_name_is_the_same_model(name: str):
+    with serving(lambda path, body: chat("hi", model=name)) as server:
+        assert text_of(endpoint(server).chat(**HELLO)) == "hi"
+
+
+@pytest.mark.parametrize("name", ["other", "m-instruct", "M", "mm", "m-2"])
+def test_answers_of_another_model_are_thrown_away(name: str):
+    with (
+        serving(lambda path, body: chat("hi", model=name)) as server,
+        pytest.raises(ModelError, match=f"asked for 'm' and answers as '{name}'"),
+    ):
+        endpoint(server).chat(**HELLO)
+    assert len(server.asked) == 1
+
+
+# Keys
+
+
+def sent(server: Any) -> str:
+    return str(server.headers[-1]["authorization"])
+
+
+def test_keys_come_from_the_environment(monkeypatch: pytest.MonkeyPatch):
+    with serving(lambda path, body: chat("hi")) as server:
+        endpoint(server).chat(**HELLO)
+        assert sent(server) == "Bearer none"
+        monkeypatch.setenv("OPENAI_API_KEY", "common")
+        endpoint(server).chat(**HELLO)
+        assert sent(server) == "Bearer common"
+        monkeypatch.setenv("LLMKICK_API_KEY", "own")
+        endpoint(server).chat(**HELLO)
+        assert sent(server) == "Bearer own"
+        monkeypatch.setenv("JUDGE_KEY", "judge")
+        endpoint(server, api_key_env="JUDGE_KEY").chat(**HELLO)
+        assert sent(server) == "Bearer judge"
+        with pytest.raises(JudgeError, match="the variable NO_KEY holds no key"):
+            endpoint(server, api_key_env="NO_KEY", error=JudgeError).chat(**HELLO)
+
+
+@pytest.mark.parametrize(
+    ("url", "key"),
+    [
+        ("https://api.example.org/v1", "common"),
+        ("http://localhost:1/v1", "common"),
+        ("http://[::1]:1/v1", "common"),
+        ("http://node7:8000/v1", "none"),
+        ("http://10.0.0.7:8000/v1", "none"),
+    ],
+)
+def test_the_common_key_is_not_given_to_just_any_host(url: str, key: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "common")
+    assert Endpoint(Address(url, "m")).client.api_key == key
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_refused_key_is_said_and_never_shown(status: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("LLMKICK_API_KEY", "sk-very-secret")
+    with (
+        serving(lambda path, body: refused("wrong key sk-very-secret", status)) as server,
+        pytest.raises(ModelError, match=r"does not accept the key: wrong key \*\*\*; set LLMKICK_API_KEY"),
+    ):
+        endpoint(server).chat(**HELLO)
+    assert "sk-very-secret" not in repr(endpoint(server))
+
+
+def test_an_address_without_its_path_is_said():
+    with (
+        serving(lambda path, body: refused("Not Found", 404)) as server,
+        pytest.raises(KickError, match=r"has no such endpoint.*most addresses end in /v1"),
+    ):
+        endpoint(server).chat(**HELLO)
