@@ -155,7 +155,7 @@ def test_models_methods_and_tasks_are_listed(kick: Kick):
     code, out, _ = kick("tasks")
     assert code == 0
     for name in task_names():
-        assert re.search(rf"{name}\s.*(accuracy|perplexity)", out), name
+        assert re.search(rf"{name}\s.*(accuracy|perplexity|ROUGE-L|likelihood)", out), name
 
 
 def test_doctor(kick: Kick, monkeypatch: pytest.MonkeyPatch):
