@@ -20,7 +20,16 @@ import scipy
 from numpy.typing import NDArray
 from scipy import special
 
-from llmkick.statistics import SequentialTest, compare, items_needed, stratified_order, verdict_power
+from llmkick.statistics import (
+    EarlyStop,
+    SequentialTest,
+    asking_order,
+    compare,
+    find_frontier,
+    items_needed,
+    stratified_order,
+    verdict_power,
+)
 from llmkick.statistics.bootstrap import bootstrap_interval
 from llmkick.statistics.verdict import PairedScores, decide, loss_test
 
@@ -210,6 +219,103 @@ def sequential_clusters_run(rng: Rng) -> tuple[str, int]:
     return state.decision, state.decided_after or scores.clusters
 
 
+def asked_in_order(dense: Floats, compressed: Floats, cluster: NDArray[np.int64]) -> tuple[str, int]:
+    """Verdict of the study's rule (bets, then the test of all items, half of alpha each), and the items asked."""
+    ids = [str(index) for index in range(dense.size)]
+    order = asking_order(ids, dict(zip(ids, cluster.tolist(), strict=True)))
+    rule = EarlyStop(order, margin=MARGIN)
+    d, c = dict(zip(ids, dense.tolist(), strict=True)), dict(zip(ids, compressed.tolist(), strict=True))
+    while rule.batch is not None:
+        rule.feed(d, c)
+    return rule.state.outcome, rule.state.items
+
+
+def stopping_run(draw: Callable[[Rng], PairedScores], rng: Rng) -> tuple[str, int]:
+    """The study's rule on one draw."""
+    scores = draw(rng)
+    return asked_in_order(scores.dense, scores.compressed[0], scores.cluster)
+
+
+def strata(n: int, count: int, loss: float) -> Callable[[Rng], PairedScores]:
+    """A few even strata, every one with its own accuracy and its own loss."""
+    fixed = np.random.default_rng(count)
+    tilt = fixed.uniform(-0.1, 0.1, count)
+    tilt -= tilt.mean()
+
+    def draw(rng: Rng) -> PairedScores:
+        stratum = np.arange(n) % count
+        dense = np.where(rng.random(n) < 0.6, 1.0, 0.0)
+        lose, gain = loss + 0.12 + tilt[stratum], 0.12 * 0.6 / 0.4
+        return paired(dense, np.where(dense > 0, rng.random(n) >= lose, rng.random(n) < gain) * 1.0, stratum)
+
+    return draw
+
+
+STOPPING = [
+    Scenario("240 items, accuracy 0.6, gained 0.03", MARGIN, binary(240, 0.6, 0.03)),
+    Scenario("480 items, accuracy 0.6, gained 0.03", MARGIN, binary(480, 0.6, 0.03)),
+    Scenario("480 items, accuracy 0.75, gained 0.0", MARGIN, binary(480, 0.75, 0.0)),
+    Scenario("2000 items, accuracy 0.75, gained 0.05", MARGIN, binary(2000, 0.75, 0.05)),
+    Scenario("480 items, F1-like", MARGIN, continuous(480)),
+    Scenario("480 items in 12 strata", MARGIN, strata(480, 12, MARGIN)),
+    Scenario("72 clusters of 5, correlation 0.1", MARGIN, clustered(72, 5, 0.1, 0.6, 0.03)),
+]
+
+
+def frontier_draw(items: int, levels: int, steepness: float, rng: Rng) -> tuple[list[float], Floats, Floats]:
+    """True losses by level, dense scores, and compressed ones (levels, items) that lose the same items first."""
+    truth = [float(loss) for loss in np.clip(0.6 * (np.arange(1, levels + 1) / levels) ** steepness, 0, 1)]
+    accuracy, gained = 0.6, 0.03
+    dense = np.where(rng.random(items) < accuracy, 1.0, 0.0)
+    fate, own = rng.random(items), rng.random((levels, items))
+    # Half of an item's fate is the level's own: neighbouring levels are alike, not the same.
+    mixed = np.where(rng.random((levels, items)) < 0.5, fate, own)
+    share = np.array(truth)[:, None] + gained / accuracy
+    return truth, dense, np.where(dense > 0, mixed >= share, mixed < gained / (1 - accuracy)) * 1.0
+
+
+def frontier_run(items: int, levels: int, steepness: float, rng: Rng) -> tuple[bool, bool, float]:
+    """Whether the level found is too severe, whether the failing one is too mild, and the share of items asked."""
+    truth, dense, compressed = frontier_draw(items, levels, steepness, rng)
+    asked = np.zeros(levels)
+
+    def evaluate(level: int) -> str:
+        outcome, asked[level] = asked_in_order(dense, compressed[level], np.arange(items))
+        return outcome
+
+    def confirm(level: int) -> str:
+        asked[level] = items
+        return compare(dense, compressed[level], margin=MARGIN, resamples=0, same_model=False).verdict
+
+    found = find_frontier(range(levels), evaluate, confirm=confirm)
+    strong, weak = found.strongest_matching, found.weakest_not_matching
+    too_severe, too_mild = strong is not None and truth[strong] >= MARGIN, weak is not None and truth[weak] <= MARGIN
+    return too_severe, too_mild, float(asked.sum()) / items / levels
+
+
+def stopping_tables(replications: int) -> list[str]:
+    """Errors of the study's rule at the margin, and of a search for the frontier."""
+    rows = []
+    for scenario in STOPPING:
+        rng = np.random.default_rng([5, *scenario.name.encode()])
+        results = [stopping_run(scenario.draw, rng) for _ in range(replications)]
+        outcomes, used = [outcome for outcome, _ in results], [items for _, items in results]
+        rates = [outcomes.count(verdict) / replications for verdict in ("matching", "not matching")]
+        rows.append([scenario.name, *rates, f"{np.mean(used):,.0f}"])
+    searches = []
+    count = max(1, replications // 4)
+    for items, levels, steepness in ((480, 38, 2.0), (480, 38, 4.0), (2000, 38, 3.0), (480, 13, 3.0)):
+        rng = np.random.default_rng([6, items, levels, int(steepness)])
+        runs = np.array([frontier_run(items, levels, steepness, rng) for _ in range(count)], dtype=float).mean(axis=0)
+        searches.append([f"{items} items, {levels} levels, loss ~ level^{steepness:g}", *map(float, runs)])
+    return [
+        f"## Stop when decided, true loss at the margin ({replications} runs)\n\n"
+        + table(["scenario", "matching", "not matching", "mean items"], rows),
+        f"## Frontier by bisection ({count} runs)\n\n"
+        + table(["grid", "level found too severe", "failing level too mild", "items asked, of all"], searches),
+    ]
+
+
 def table(header: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
     """A Markdown table; floats as percentages."""
 
@@ -351,6 +457,7 @@ def main() -> None:
     tables = [
         *fixed_tables(count),
         *sequential_tables(count),
+        *stopping_tables(count),
         power_table(count),
         paper_rule(count),
         timing(),

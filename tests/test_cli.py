@@ -155,7 +155,7 @@ def test_models_methods_and_tasks_are_listed(kick: Kick):
     code, out, _ = kick("tasks")
     assert code == 0
     for name in task_names():
-        assert re.search(rf"{name}\s.*(accuracy|perplexity)", out), name
+        assert re.search(rf"{name}\s.*(accuracy|perplexity|ROUGE-L|likelihood)", out), name
 
 
 def test_doctor(kick: Kick, monkeypatch: pytest.MonkeyPatch):
@@ -571,6 +571,14 @@ def test_run_stops_politely_resumes_and_reports(kick: Kick, toy: Path, tmp_path:
     assert (folder / "report.html").read_text(encoding="utf-8") == page
     assert again == "\n".join(line for line in out.splitlines() if not line.startswith("note: ")) + "\n"
 
+    # A program is told the same, one event a line.
+    code, out, err = kick(*arguments, "--json")
+    assert (code, err) == (0, "")
+    events = [json.loads(line) for line in out.splitlines()]
+    assert {event["event"] for event in events} == {"stage", "cells", "finished"}  # nothing is left to ask
+    assert events[-1]["comparisons"] == json.loads(json.dumps(list(result.comparisons)))
+    assert events[-1]["report"] == str(folder / "report.html")
+
     # Another study does not get in.
     outcome = kick(*arguments, "--task", "perplexity")
     assert outcome.code == 2
@@ -625,6 +633,8 @@ def test_a_plan_needs_no_folder_and_leaves_nothing(kick: Kick, toy: Path, mmlu: 
     assert re.search(r"multiple_choice:letter\s+│ 12\s+│ 12\s+│ [\d,]+", out)
     assert "3 models (the dense one, each recipe with each seed, each other model) × 1 tasks = 3 cells" in out
     assert "unknown" not in out
+    plan = json.loads(kick("run", *options, "--plan", "--json")[1])
+    assert (plan["cells"], plan["tasks"][0]["items"]) == (2, 12)
     assert sorted(tmp_path.rglob("*")) == before
 
 

@@ -117,6 +117,11 @@ class Watcher:
         else:
             self._line()
 
+    def warn(self, text: str) -> None:
+        """Something to know before the work starts."""
+        if not self._quiet:
+            self._console.print(f"warning: {text}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+
     def cells(self, done: int, total: int) -> None:
         """So many cells of the plan are done."""
         self._pace.cells(done, total)
@@ -162,7 +167,7 @@ class _Pace(ProgressColumn):
 
 
 class JsonLines:
-    """A run's events, one JSON object a line: stage, progress, cells, verdict."""
+    """A run's events, one JSON object a line: warning, stage, progress, cells, verdict."""
 
     def __init__(self, stream: IO[str]) -> None:
         self._stream = stream
@@ -194,6 +199,10 @@ class JsonLines:
     def verdict(self, comparison: Mapping[str, Any]) -> None:
         """A recipe was compared with the dense model on one task."""
         self.emit("verdict", comparison=dict(comparison))
+
+    def warn(self, text: str) -> None:
+        """Something to know before the work starts."""
+        self.emit("warning", text=text)
 
 
 def verdict_line(comparison: Mapping[str, Any]) -> Text:

@@ -302,6 +302,11 @@ class TestChoiceAgreement:
         assert result.mean_kl == pytest.approx(divergence / 2)
         assert (result.n, result.top1_agreement) == (2, 0.5)
 
+    def test_what_was_chosen_may_be_told(self) -> None:
+        rows = {"a": [0.0, -1.0], "b": [0.0, -1.0]}
+        result = choice_agreement(rows, rows, chosen=({"a": "A", "b": "B"}, {"a": "A", "b": "A"}))
+        assert (result.mean_kl, result.top1_agreement) == (0.0, 0.5)
+
     def test_against_scipy(self) -> None:
         rng = np.random.default_rng(0)
         p, q = rng.normal(size=(9, 4)), rng.normal(size=(9, 4))

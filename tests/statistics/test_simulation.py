@@ -103,3 +103,21 @@ def test_sequential_savings(loss: float, items: int) -> None:
     runs = [benchmark.sequential_run(benchmark.binary_stream, 14_042, 0.45, loss, rng) for _ in range(25)]
     assert {decision for decision, _ in runs} == {"not matching" if loss > 0.05 else "matching"}
     assert np.mean([bets for _, bets in runs]) <= 1.2 * items
+
+
+@pytest.mark.parametrize("scenario", benchmark.STOPPING[:3] + benchmark.STOPPING[4:], ids=lambda s: s.name)
+def test_stopping_when_decided(scenario: object) -> None:
+    """Bets and the last test together: both errors at the margin."""
+    rng, draws = np.random.default_rng(0), 80
+    outcomes = [benchmark.stopping_run(scenario.draw, rng)[0] for _ in range(draws)]  # type: ignore[attr-defined]
+    assert outcomes.count("matching") <= most(0.05, draws) * draws
+    assert outcomes.count("not matching") <= most(0.05, draws) * draws
+
+
+def test_the_level_found_is_rarely_too_severe_and_costs_a_part_of_the_grid() -> None:
+    rng, draws = np.random.default_rng(0), 16
+    runs = np.array([benchmark.frontier_run(480, 38, 3.0, rng) for _ in range(draws)], dtype=float)
+    too_severe, too_mild, share = runs.mean(axis=0)
+    assert too_severe <= most(0.05, draws)
+    assert too_mild <= most(0.05, draws)
+    assert share <= 0.27

@@ -77,6 +77,20 @@ class TestDegenerate:
         assert few.p_matching > 0.05 > many.p_matching
         assert any("identical" in note for note in few.notes)
 
+    def test_another_model_has_to_prove_that_it_is_the_same(self) -> None:
+        few, many = ([1.0] * n for n in (20, 200))
+        assert compare(few, few, same_model=False).verdict == "undecided"
+        assert compare(many, many, same_model=False).verdict == "matching"
+        assert compare([1.0], [1.0], same_model=False).verdict == "undecided"
+        assert any("so few items do not prove" in note for note in compare(few, few, same_model=False).notes)
+
+    def test_the_same_model_matches_whatever_its_scores(self) -> None:
+        """Batched otherwise, the same weights may differ on an item or two."""
+        result = compare([1.0] * 5, [1.0, 1.0, 0.0, 1.0, 1.0], same_model=True)
+        assert result.verdict == "matching"
+        assert any("the weights are the dense model's" in note for note in result.notes)
+        assert compare([0.0] * 5, [0.0] * 5, same_model=True).verdict == "no signal"
+
     @pytest.mark.parametrize("n", [1, 2, 5, 20, 100])
     @pytest.mark.parametrize("clusters", [None, 5])
     def test_a_silent_model_never_matches(self, n: int, clusters: int | None) -> None:
@@ -150,6 +164,13 @@ class TestIncomplete:
         result = compare(dense, compressed)
         assert (result.verdict, result.unscored) == ("incomplete", 80)
         assert any("could change" in note for note in result.notes)
+
+    def test_bounds_by_hand(self) -> None:
+        result = compare([1.0, 1.0, None, 1.0], [1.0, None, 1.0, 0.0])
+        # Best: dense 1 1 0 1, compressed 1 1 1 0; worst: dense 1 1 1 1, compressed 1 0 1 0.
+        assert result.drop_bounds == pytest.approx((0.0, 0.5))
+        assert compare([1.0, 0.0], [0.0, 0.0]).drop_bounds == (1.0, 1.0)
+        assert compare([None, 0.0], [1.0, 0.0]).drop_bounds is None
 
     def test_the_best_case_counts_too(self) -> None:
         """Not matching, and at worst more so; had all the unscored been right, it would be open."""

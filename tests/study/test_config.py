@@ -107,6 +107,8 @@ def test_every_default(tmp_path: Path):
         "judge": None,
         "margin": 0.05,
         "alpha": 0.05,
+        "stop": "never",
+        "correction": "none",
     }
 
 
@@ -130,6 +132,8 @@ def test_every_key(tmp_path: Path):
         "server": {"timeout": 120.0, "concurrency": 8, "attempts": 5},
         "margin": 0.1,
         "alpha": 0.01,
+        "stop": "never",
+        "correction": "none",
     }
     first, second = (spec.make() for spec in study.tasks)
     assert (first.name, first.key["limit"], first.key["seed"], first.key["shots"]) == (
@@ -443,14 +447,30 @@ CHANGES = {
     "propagate": True,
     "margin": 0.2,
     "alpha": 0.02,
+    "correction": "holm",
 }
 
 
 def test_everything_else_changes_the_hash():
-    assert {*CHANGES, "name", "judge", "server"} == set(Study.model_fields)
+    assert {*CHANGES, "name", "judge", "server", "stop"} == set(Study.model_fields)
     base = values_of(FULL)
     hashes = {make_study({**base, key: value}).hash() for key, value in CHANGES.items()}
     assert len(hashes | {make_study(base).hash()}) == len(CHANGES) + 1
+    one_seed = {**base, "seeds": [1]}
+    assert make_study({**one_seed, "stop": "decided"}).hash() != make_study(one_seed).hash()
+
+
+def test_stopping_needs_one_calibration_seed():
+    values = {**values_of(SMALLEST), "stop": "decided", "seeds": [0, 1]}
+    with pytest.raises(ConfigError, match=r"study: stop: 'decided' and 2 calibration seeds do not go together"):
+        make_study(values)
+    assert make_study({**values, "recipes": ["rtn@4b"]}).stop == "decided"  # runs once, whatever the seeds
+
+
+@pytest.mark.parametrize(("key", "choices"), [("stop", "never, decided"), ("correction", "none, holm, fixed sequence")])
+def test_ways_to_judge_that_do_not_exist(key: str, choices: str):
+    with pytest.raises(ConfigError, match=f"{key}: unknown {key} 'sometimes'; choose from: {choices}"):
+        make_study({**values_of(SMALLEST), key: "sometimes"})
 
 
 @pytest.mark.parametrize(

@@ -160,6 +160,14 @@ def test_seeds_are_averaged_and_named():
     assert found.lost == (2 + 4) / 2
 
 
+@pytest.mark.parametrize(("same", "verdict"), [(True, "matching"), (False, "undecided"), (None, "matching")])
+def test_identical_scores_match_where_the_weights_do_or_nobody_knows(same: bool | None, verdict: str):
+    frame = pd.DataFrame(rows("factoid_qa", "dense", [1.0] * 10) + rows("factoid_qa", "wanda@0.5", [1.0] * 10))
+    known = None if same is None else (lambda recipe: same)
+    (found,) = compare_all(frame, [FACTOID], ["wanda@0.5"], margin=0.05, alpha=0.05, same_weights=known)
+    assert found.verdict == verdict
+
+
 def test_the_chance_level_of_the_task_is_used():
     frame = pd.DataFrame(
         rows("multiple_choice:cloze", "dense", [1.0] * 30) + rows("multiple_choice:cloze", "wanda@0.5", [1.0] * 30)
@@ -264,7 +272,7 @@ def test_what_is_written_is_read_back(tmp_path: Path):
     content = json.loads((tmp_path / RESULTS_FILE).read_text(encoding="utf-8"))
     assert list(content) == [
         "schema", "study", "environment", "timing", "model", "tasks", "results", "comparisons", "overall",
-        "compression", "warnings", "noise", "models", "judge",
+        "compression", "warnings", "noise", "models", "judge", "families", "agreement",
     ]  # fmt: skip
     assert content["schema"] == 1
     assert list(tmp_path.iterdir()) == [tmp_path / RESULTS_FILE], "nothing is left beside it"

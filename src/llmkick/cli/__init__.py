@@ -14,7 +14,7 @@ from llmkick.errors import ConfigError, KickError
 
 # isort: off
 # Imported for the commands they define, in the order of `kick --help`.
-from llmkick.cli import run, compare, compress, evaluate, lm_eval, report, diff, export, listings  # noqa: F401
+from llmkick.cli import run, compare, compress, evaluate, frontier, power, lm_eval, report, diff, export, listings  # noqa: F401
 # isort: on
 
 __all__ = ["app", "err", "main", "out"]

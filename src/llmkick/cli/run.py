@@ -29,6 +29,8 @@ def run(
     sequences: Annotated[int, typer.Option(help="instead of a file: calibration windows")] = 32,
     length: Annotated[int, typer.Option(help="instead of a file: tokens a calibration window")] = 512,
     margin: Annotated[float, typer.Option(help="instead of a file: largest loss that still matches")] = 0.05,
+    stop: Annotated[str, typer.Option(help="instead of a file: never, or decided: ask until the verdict")] = "never",
+    correction: Annotated[str, typer.Option(help="instead of a file: none, holm or fixed sequence")] = "none",
     source: Annotated[
         str, typer.Option(help="instead of a file: pocket, hub or a folder of official files")
     ] = "pocket",
@@ -77,6 +79,8 @@ def run(
                 "seeds": seed or [0],
                 "calibration": {"sequences": sequences, "length": length},
                 "margin": margin,
+                "stop": stop,
+                "correction": correction,
                 "dtype": dtype,
                 "device": device,
             }

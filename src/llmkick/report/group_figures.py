@@ -64,12 +64,19 @@ def measure_figures(measures: pd.DataFrame) -> list[Figure]:
             title=f"What the answers of {task} are like",
             caption="Means over answers with their intervals; the dotted line is the dense model. A model that loses "
             "its language repeats itself: fewer unique tokens, more repeated 4-grams, whatever the score says.",
-            chart=charts.themed(list(_measure_panels(frame)), columns=frame["measure"].nunique(), minimum=160),
+            chart=charts.themed(
+                list(_measure_panels(frame)), columns=_columns(frame["measure"].nunique()), minimum=160
+            ),
             rows=frame,
         )
         for task, frame in measures.groupby("task", sort=False)
         if (frame["recipe"] != "dense").any()
     ]
+
+
+def _columns(measures: int) -> int:
+    """A row for each kind of level; a single measure has them side by side."""
+    return measures if measures > 1 else 3
 
 
 def _measure_panels(frame: pd.DataFrame) -> Iterator[alt.LayerChart]:

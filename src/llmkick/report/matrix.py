@@ -17,6 +17,7 @@ from llmkick.report.cells import (
 )
 from llmkick.report.levels import level_of
 from llmkick.report.tables import compression_table, layer_means, plain_rows, unscored_table
+from llmkick.report.together import agreements, asked
 from llmkick.study.results import CONTROL_METRICS, StudyResult
 
 
@@ -63,11 +64,12 @@ def notes(result: StudyResult) -> list[str]:
 def numbers(result: StudyResult) -> list[dict[str, Any]]:
     """Everything known about each verdict, as texts."""
     number = {note: str(i) for i, note in enumerate(notes(result), start=1)}
+    agreed = agreements(result)
     return [
         {
             "recipe": entry["recipe"],
             "task": entry["task"],
-            "n": f"{entry['n']}" + (f" ({entry['unscored']} unscored)" if entry["unscored"] else ""),
+            "n": asked(entry),
             "clusters": entry["clusters"],
             "dense": _three(entry["dense"]),
             "compressed": _three(entry["compressed"]),
@@ -80,6 +82,7 @@ def numbers(result: StudyResult) -> list[dict[str, Any]]:
             "gained": f"{entry['gained']:g}",
             "mcnemar": wording.p_value(entry["mcnemar_p"]),
             "detectable": wording.percent(entry["smallest_detectable_loss"]),
+            "agreement": agreed.get((entry["recipe"], entry["task"]), {"same": wording.NOTHING, "kl": wording.NOTHING}),
             "seeds": len(entry["seeds"]) or wording.NOTHING,
             "notes": [number[note] for note in entry["notes"]],
         }

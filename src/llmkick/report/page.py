@@ -14,7 +14,7 @@ import vl_convert
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from llmkick.report import matrix, provenance, wording
+from llmkick.report import matrix, provenance, together, wording
 from llmkick.report.answers import write_answers
 from llmkick.report.breakdown import groups_table, measures_table
 from llmkick.report.embedding import embedded, packed, sha256
@@ -86,6 +86,8 @@ def _context(run: Run, drawn: list[Figure], environment: Environment) -> dict[st
         "legend": matrix.legend(),
         "numbers": matrix.numbers(result),
         "notes": matrix.notes(result),
+        "correction": together.correction_sentence(result),
+        "families": together.families(result),
         "control_numbers": matrix.control_numbers(result),
         "figures": drawn,
         "sizes": sizes,

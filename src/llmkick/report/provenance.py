@@ -30,6 +30,7 @@ def sections(result: StudyResult) -> list[tuple[str, Facts]]:
         *([("Models", model_facts(result))] if result.models else []),
         ("Study", [*_facts(study), ("recipes", ", ".join(result.study["recipes"]))]),
         ("Calibration", _calibration(result)),
+        ("Judge", _facts(result.judge or {})),
         ("Machine", _facts(environment)),
         ("Versions", _facts(packages)),
         ("Time", [*_facts(timing), *_seconds(seconds)]),

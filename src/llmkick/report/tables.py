@@ -24,6 +24,7 @@ from llmkick.report.cells import (
     task_comparisons,
 )
 from llmkick.report.models import models_frame
+from llmkick.report.together import agreement_table, families_table
 from llmkick.report.writing import write_text
 from llmkick.study.results import StudyResult
 
@@ -185,6 +186,8 @@ def write_tables(result: StudyResult, folder: Path, *, more: Mapping[str, pd.Dat
         **({"models": models_frame(result)} if result.models else {}),
         **{name: frame for name, frame in (more or {}).items() if not frame.empty},
     }
+    further = {"agreement": agreement_table(result), "families": families_table(result)}
+    frames |= {name: frame for name, frame in further.items() if not frame.empty}
     return [
         write_text(folder / "tables" / f"{name}.csv", frame.to_csv(index=False, lineterminator="\n"))
         for name, frame in frames.items()

@@ -2,6 +2,7 @@
 
 from llmkick.statistics.bits_per_byte import compare_bits_per_byte
 from llmkick.statistics.choices import ChoiceAgreement, choice_agreement
+from llmkick.statistics.families import fixed_sequence, holm, overall_verdict
 from llmkick.statistics.frontier import Frontier, evaluations_at_most, find_frontier
 from llmkick.statistics.paired import Comparison, compare
 from llmkick.statistics.perplexity import PerplexityComparison, compare_perplexity
@@ -9,29 +10,39 @@ from llmkick.statistics.power import items_needed, smallest_detectable_loss, ver
 from llmkick.statistics.sequential import (
     SequentialState,
     SequentialTest,
+    Stopping,
+    confidence_sequence,
     stratified_order,
     whole_cluster_order,
 )
-from llmkick.statistics.verdict import Verdict, fixed_sequence, holm, overall_verdict
+from llmkick.statistics.stopping import AskingOrder, EarlyStop, asking_order, compare_stopped, signal_after
+from llmkick.statistics.verdict import Verdict
 
 __all__ = [
+    "AskingOrder",
     "ChoiceAgreement",
     "Comparison",
+    "EarlyStop",
     "Frontier",
     "PerplexityComparison",
     "SequentialState",
     "SequentialTest",
+    "Stopping",
     "Verdict",
+    "asking_order",
     "choice_agreement",
     "compare",
     "compare_bits_per_byte",
     "compare_perplexity",
+    "compare_stopped",
+    "confidence_sequence",
     "evaluations_at_most",
     "find_frontier",
     "fixed_sequence",
     "holm",
     "items_needed",
     "overall_verdict",
+    "signal_after",
     "smallest_detectable_loss",
     "stratified_order",
     "verdict_power",

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -18,16 +19,19 @@ class ChoiceAgreement:
 
     n: int
     mean_kl: float  # KL(dense ‖ compressed), nats
-    top1_agreement: float  # share of items with the same likeliest choice
+    top1_agreement: float  # share of items with the same choice
 
 
 def choice_agreement(
     dense_logprobs: Mapping[str, ArrayLike] | Sequence[ArrayLike],
     compressed_logprobs: Mapping[str, ArrayLike] | Sequence[ArrayLike],
+    *,
+    chosen: tuple[Mapping[Any, Hashable], Mapping[Any, Hashable]] | None = None,
 ) -> ChoiceAgreement:
     """Agreement over the choices of each item: log-likelihoods (choices,) an item, normalised here.
 
-    Accuracy can hide many changed answers (Dutta et al. 2024, arXiv:2407.09141); this does not.
+    Accuracy can hide many changed answers (Dutta et al. 2024, arXiv:2407.09141); this does not. `chosen` gives
+    what each model chose where that is not the likeliest choice (cloze divides by the length).
     """
     dense, compressed = _keyed(dense_logprobs), _keyed(compressed_logprobs)
     same_items(dense.keys(), compressed.keys(), "compressed log-probabilities")
@@ -40,7 +44,7 @@ def choice_agreement(
             raise DataError(f"item {key!r}: give two or more finite log-probabilities, as many in both models")
         log_p, log_q = special.log_softmax(p), special.log_softmax(q)
         divergences.append(float((np.exp(log_p) * (log_p - log_q)).sum()))
-        agreed += int(p.argmax() == q.argmax())
+        agreed += int(p.argmax() == q.argmax() if chosen is None else chosen[0][key] == chosen[1][key])
     return ChoiceAgreement(
         n=len(dense), mean_kl=math.fsum(divergences) / len(dense), top1_agreement=agreed / len(dense)
     )

@@ -9,6 +9,7 @@ from scipy import stats
 from llmkick.errors import ConfigError
 from llmkick.statistics.bootstrap import bootstrap_interval
 from llmkick.statistics.pairing import Clusters, Pairs, Scores, SeedScores, check_settings, pair_scores, sampling_notes
+from llmkick.statistics.sequential import Stopping
 from llmkick.statistics.verdict import MeanTest, PairedScores, Range, Verdict, decide, loss_interval, loss_test
 
 PaperVerdict = Literal["matching", "not matching"]
@@ -30,6 +31,7 @@ class Comparison:
     dense: float | None
     compressed: float | None  # mean over items and seeds
     relative_drop: float | None  # 1 − compressed / dense
+    drop_bounds: Range | None  # the same if every unscored item were at its best, at its worst
     interval: Range | None  # two-sided on relative_drop, level 1 − alpha
     interval_method: str
     bootstrap_interval: Range | None  # a second opinion on the same
@@ -47,6 +49,7 @@ class Comparison:
     alpha: float
     chance: float
     notes: tuple[str, ...]
+    stopping: Stopping | None = None  # where items were asked until the verdict was known
 
 
 def compare(
@@ -63,13 +66,15 @@ def compare(
     score_range: Range = (0.0, 1.0),
     resamples: int = 10_000,
     seed: int = 0,
+    same_model: bool | None = None,
 ) -> Comparison:
     """Did the compressed model keep at least 1 − margin of the dense score?
 
     Scores pair by id or position, clusters are resampled whole, every score lies in score_range. `seeds`
     names the calibration seeds; an empty one says that the method has none. The verdict rests on one-sided
     tests at alpha of E[c − (1 − margin)·d]; see `verdict.mean_test` for the test and benchmarks/results/statistics.md
-    for how it errs. `resamples=0` skips the bootstrap.
+    for how it errs. `resamples=0` skips the bootstrap. `same_model` says whether both are known to be the same
+    weights; where nobody knows (None), scores that are identical throughout match by definition.
     """
     check_settings(margin, alpha, resamples)
     low, high = score_range
@@ -78,7 +83,7 @@ def compare(
     pairs = pair_scores(dense_scores, compressed_scores, clusters, seeds)
     pairs.check_range(low, high)
     scores = pairs.complete(low, high)
-    verdict = _verdict(pairs, scores, margin=margin, chance=chance, alpha=alpha)
+    verdict = _verdict(pairs, scores, margin=margin, chance=chance, alpha=alpha, same_model=same_model)
     decidable = verdict != "no signal" and scores.clusters > 1
     test = loss_test(scores, margin) if decidable else None
     interval = loss_interval(scores, alpha=alpha)
@@ -95,6 +100,7 @@ def compare(
         dense=dense,
         compressed=compressed,
         relative_drop=drop,
+        drop_bounds=_drop_bounds(pairs, low, high),
         interval=interval,
         interval_method="none" if interval is None else "Fieller, cluster-robust",
         bootstrap_interval=bootstrap_interval(scores, alpha=alpha, resamples=resamples, seed=seed),
@@ -111,19 +117,21 @@ def compare(
         margin=margin,
         alpha=alpha,
         chance=chance,
-        notes=_notes(pairs, scores, verdict, test, interval, chance),
+        notes=_notes(pairs, scores, verdict, test, interval, chance, same_model),
     )
 
 
-def _verdict(pairs: Pairs, scores: PairedScores, *, margin: float, chance: float, alpha: float) -> Verdict:
+def _verdict(
+    pairs: Pairs, scores: PairedScores, *, margin: float, chance: float, alpha: float, same_model: bool | None
+) -> Verdict:
     """The verdict on the scored items, or "incomplete" if the best or the worst for the others changes it."""
     if not scores.dense.size:
         return "incomplete"
-    verdict = decide(scores, margin=margin, chance=chance, alpha=alpha)
+    verdict = decide(scores, margin=margin, chance=chance, alpha=alpha, same_model=same_model)
     if scores.dense.size < pairs.dense.size:
         for worst in (True, False):
             filled = pairs.filled(scores.low, scores.high, worst=worst)
-            if decide(filled, margin=margin, chance=chance, alpha=alpha) != verdict:
+            if decide(filled, margin=margin, chance=chance, alpha=alpha, same_model=same_model) != verdict:
                 return "incomplete"
     return verdict
 
@@ -133,6 +141,12 @@ def relative_loss(dense: float | None, compressed: float | None, chance: float =
     if dense is None or compressed is None or dense <= chance:
         return None
     return 1 - (compressed - chance) / (dense - chance)
+
+
+def _drop_bounds(pairs: Pairs, low: float, high: float) -> Range | None:
+    """The relative loss with the unscored items at their best and at their worst for the compressed model."""
+    best, worst = (relative_loss(*pairs.filled(low, high, worst=end).means) for end in (False, True))
+    return None if best is None or worst is None else (best, worst)
 
 
 def _paper_verdict(dense: float | None, compressed: float | None) -> PaperVerdict | None:
@@ -168,6 +182,7 @@ def _notes(
     test: MeanTest | None,
     interval: Range | None,
     chance: float,
+    same_model: bool | None,
 ) -> tuple[str, ...]:
     """What a reader must know to read the numbers rightly, in sentences."""
     notes = list(sampling_notes(pairs, scores, "item"))
@@ -177,11 +192,24 @@ def _notes(
         notes.append(f"{unscored} of {pairs.dense.size} items are unscored and left out; they {changes}")
     if verdict == "no signal":
         notes.append(f"the dense score is not shown to be above chance ({chance:g}): nothing to forget")
-    if scores.dense.size and scores.identical and verdict == "matching":
-        proof = "" if test is None else f" (by the test alone p = {test.p_above:.2g})"
-        notes.append(f"all {scores.dense.size} scores are identical: matching by definition{proof}")
+    notes += _notes_on_identity(scores, verdict, test, same_model)
     if interval is None and scores.clusters > 1 and verdict != "no signal":
         notes.append("the dense score is not clearly above 0: no bounded interval")
     if not scores.binary:
         notes.append("scores are not all right or wrong: gained and lost count items that rose and that fell")
     return tuple(notes)
+
+
+def _notes_on_identity(
+    scores: PairedScores, verdict: Verdict, test: MeanTest | None, same_model: bool | None
+) -> tuple[str, ...]:
+    if same_model and verdict == "matching":
+        return ("the weights are the dense model's: matching by definition",)
+    if not scores.dense.size or not scores.identical:
+        return ()
+    proof = "" if test is None else f" (by the test alone p = {test.p_above:.2g})"
+    if verdict == "matching" and same_model is None:
+        return (f"all {scores.dense.size} scores are identical: matching by definition{proof}",)
+    if verdict == "undecided":
+        return (f"all {scores.dense.size} scores are identical, which so few items do not prove{proof}",)
+    return ()

@@ -22,8 +22,10 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import optimize
 
 from llmkick.errors import ConfigError, DataError
+from llmkick.statistics.verdict import Verdict
 
 Id = TypeVar("Id", bound=Hashable)
 Floats = NDArray[np.float64]
@@ -45,6 +47,21 @@ class SequentialState:
     compressed: float | None
     relative_drop: float | None  # as observed; after early stopping somewhat exaggerated
     p_matching: float  # valid at every look: 1 / the largest wealth so far
+    p_not_matching: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stopping:
+    """Where a comparison stands, or stood when it stopped."""
+
+    outcome: Verdict
+    stopped: bool  # before the items ran out
+    items: int  # asked
+    of: int
+    unscored: int
+    unit: Literal["item", "cluster"]
+    decided_after: int | None  # bets
+    p_matching: float  # valid at every look
     p_not_matching: float
 
 
@@ -74,7 +91,7 @@ class SequentialTest:
         self._range, self._kept = score_range, 1 - margin
         self._largest = largest_cluster
         self._threshold = -math.log(alpha)
-        self._stakes = (STAKES / (self._kept * high - low), -STAKES / (high - self._kept * low))
+        self._stakes = _stakes(self._kept, score_range)
         # Logarithms, first for the claim that ends in "matching": the wealth of each stake, the best total.
         self._wealth = [np.zeros(STAKES.size), np.zeros(STAKES.size)]
         self._best = [0.0, 0.0]
@@ -148,14 +165,8 @@ class SequentialTest:
         again = [label for label in order if label in self._seen]
         if again:
             raise DataError(f"cluster {again[0]!r} was in an earlier batch; feed whole clusters")
-        codes = np.array([order[label] for label in clusters], dtype=np.int64)
-        sizes = np.bincount(codes, minlength=len(order))
-        largest = self._largest or 1
-        if sizes.size and sizes.max() > largest:
-            raise DataError(f"a cluster of {sizes.max()} items; largest_cluster was given as {largest}")
         self._seen.update(order)
-        sums: Floats = np.bincount(codes, values, len(order)) / largest
-        return sums
+        return cluster_bets(values, clusters, self._largest or 1)
 
     def _checked(self, scores: Sequence[float] | NDArray[Any]) -> Floats:
         low, high = self._range
@@ -163,6 +174,65 @@ class SequentialTest:
         if not ((values >= low) & (values <= high)).all():
             raise DataError(f"scores must be numbers in {low} … {high}; leave unscored items out and say how many")
         return values
+
+
+def cluster_bets(values: Floats, clusters: Sequence[Hashable], largest: int) -> Floats:
+    """Sums over clusters in their order of appearance, divided by the largest size: in the range of an item."""
+    order = {label: index for index, label in enumerate(dict.fromkeys(clusters))}
+    codes = np.array([order[label] for label in clusters], dtype=np.int64)
+    sizes = np.bincount(codes, minlength=len(order))
+    if sizes.size and sizes.max() > largest:
+        raise DataError(f"a cluster of {sizes.max()} items; largest_cluster was given as {largest}")
+    sums: Floats = np.bincount(codes, values, len(order)) / largest
+    return sums
+
+
+def _stakes(kept: float, score_range: tuple[float, float]) -> tuple[Floats, Floats]:
+    """Stakes on t = c − kept·d: for the claim that ends in "matching", and for the other."""
+    low, high = score_range
+    return STAKES / (kept * high - low), -STAKES / (high - kept * low)
+
+
+def log_evidence(values: Floats, stakes: Floats) -> float:
+    """Logarithm of the largest wealth ever reached, spread evenly over constant stakes; never below 0."""
+    if not values.size:
+        return 0.0
+    path = np.cumsum(np.log1p(np.outer(values, stakes)), axis=0)
+    return max(0.0, float(np.logaddexp.reduce(path, axis=1).max()) - math.log(stakes.size))
+
+
+def confidence_sequence(
+    dense: Floats,
+    compressed: Floats,
+    *,
+    alpha: float,
+    clusters: Sequence[Hashable] | None = None,
+    largest_cluster: int | None = None,
+    score_range: tuple[float, float] = (0.0, 1.0),
+) -> tuple[float, float] | None:
+    """Every relative loss that no bet at alpha / 2 a side rules out; holds whenever the looking stops.
+
+    Scores in the order in which they were asked. None when the dense scores are too low to bound it, or (at
+    most in a share alpha of runs) when nothing is left.
+    """
+
+    def evidence(relative_loss: float, side: int) -> float:
+        kept = 1 - relative_loss
+        shortfall = compressed - kept * dense
+        if clusters is not None:
+            shortfall = cluster_bets(shortfall, clusters, largest_cluster or 1)
+        return log_evidence(shortfall, _stakes(kept, score_range)[side]) - math.log(2 / alpha)
+
+    most, least = 1 - 1e-9, -1.0
+    while evidence(least, 1) <= 0:  # "no more is lost than this": falls with what is claimed
+        least *= 2
+        if least < -256:
+            return None
+    lower = float(optimize.brentq(evidence, least, most, args=(1,), xtol=1e-6)) if evidence(most, 1) < 0 else 1.0
+    upper = 1.0
+    if evidence(most, 0) > 0:  # "no less is lost than this": rises with what is claimed
+        upper = float(optimize.brentq(evidence, least, most, args=(0,), xtol=1e-6))
+    return (lower, upper) if lower <= upper else None
 
 
 def stratified_order(

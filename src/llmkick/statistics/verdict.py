@@ -1,15 +1,13 @@
-"""From paired scores to a verdict: the test on a mean, the interval that inverts it, many verdicts."""
+"""From paired scores to a verdict: the test on a mean, and the interval that inverts it."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize, special
-
-from llmkick.errors import ConfigError
 
 Verdict = Literal["matching", "not matching", "undecided", "no signal", "incomplete"]
 Floats = NDArray[np.float64]
@@ -250,14 +248,18 @@ def has_signal(scores: PairedScores, chance: float, alpha: float) -> bool:
     return mean_test(scores.dense[None] - chance, scores.cluster, possible).p_above < alpha
 
 
-def decide(scores: PairedScores, *, margin: float, chance: float, alpha: float) -> Verdict:
+def decide(
+    scores: PairedScores, *, margin: float, chance: float, alpha: float, same_model: bool | None = None
+) -> Verdict:
     """The verdict on complete scores.
 
-    Scores identical on every item match, however few; the p value still says what so few items prove.
+    A model matches itself (`same_model`), and so do scores identical on every item of which nobody knows whence
+    they come (None). A model known to be another one (False) has to prove it like any: at a true loss of the
+    margin, accuracy 0.3, all of 60 items agree in 40 % of draws.
     """
     if not has_signal(scores, chance, alpha):
         return "no signal"
-    if scores.identical:
+    if same_model or (same_model is None and scores.identical):
         return "matching"
     if scores.clusters < 2:
         return "undecided"
@@ -299,55 +301,3 @@ def _crossing(p: Callable[[float], float], start: float, target: float, *, direc
             return float(optimize.brentq(lambda r: p(r) - target, inner, outer, xtol=1e-7))
         step, inner = 2 * step, outer
     return None
-
-
-class HasVerdict(Protocol):
-    """What `overall_verdict` reads of a comparison."""
-
-    @property
-    def verdict(self) -> Verdict:
-        """The outcome on one task."""
-
-
-def overall_verdict(comparisons: Iterable[HasVerdict]) -> Verdict:
-    """One verdict over all tasks, as an intersection-union test: no correction for their number is needed.
-
-    "matching" when every task with a signal matches; "not matching" as soon as one does not. With nothing
-    but tasks without signal: "no signal". Perplexity comparisons carry no verdict and cannot enter.
-    """
-    entries = list(comparisons)
-    if not entries or not all(hasattr(entry, "verdict") for entry in entries):
-        raise ConfigError("an overall verdict needs one task or more, and nothing but tasks: no perplexity")
-    verdicts = {entry.verdict for entry in entries}
-    order: tuple[Verdict, ...] = ("not matching", "incomplete", "undecided", "matching")
-    return next((verdict for verdict in order if verdict in verdicts), "no signal")
-
-
-def holm(p_values: Mapping[str, float | None], *, alpha: float = 0.05) -> dict[str, tuple[float, bool]]:
-    """Holm's step-down (1979): name → (adjusted p, rejected at alpha); an undefined p is never rejected."""
-    ordered = sorted(p_values, key=lambda name: _p_or_one(p_values[name]))
-    adjusted, running = {}, 0.0
-    for rank, name in enumerate(ordered):
-        running = max(running, min(1.0, (len(ordered) - rank) * _p_or_one(p_values[name])))
-        adjusted[name] = (running, running < alpha)
-    return {name: adjusted[name] for name in p_values}
-
-
-def fixed_sequence(p_values: Sequence[tuple[str, float | None]], *, alpha: float = 0.05) -> dict[str, bool]:
-    """Test in an order fixed before looking (mild → severe), each at alpha, until the first that fails."""
-    results: dict[str, bool] = {}
-    going = True
-    for name, p in p_values:
-        if name in results:
-            raise ConfigError(f"{name!r} is twice in the sequence; give every recipe one place")
-        going = going and _p_or_one(p) < alpha
-        results[name] = going
-    return results
-
-
-def _p_or_one(p: float | None) -> float:
-    if p is None:
-        return 1.0
-    if not 0 <= p <= 1:
-        raise ConfigError(f"{p} is not a p value: those lie between 0 and 1")
-    return p

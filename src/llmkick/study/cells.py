@@ -30,10 +30,12 @@ def cells_of(
     weights: Mapping[str, Any],
     prompting: Prompting,
     reference: Mapping[str, Any] | None = None,
+    batches: Mapping[str, Any] | None = None,
 ) -> list[Cell]:
     """The cells of a variant; `weights` is what decides its weights, `prompting` how it is asked.
 
-    `reference` identifies the dense model, which reads the answers of some tasks.
+    `reference` identifies the dense model, which reads the answers of some tasks. `batches` holds, for tasks whose
+    items are not asked in their own order, in which batches they are.
     """
     return [
         Cell(
@@ -46,7 +48,7 @@ def cells_of(
                     "task": full_key(task),
                     "prompting": style_of(task, prompting),
                     "engine": ENGINE_VERSION,
-                    "batch": BATCH_ITEMS,
+                    "batch": (batches or {}).get(task.name, BATCH_ITEMS),
                     **({"reference": reference} if isinstance(task, ReadByReference) else {}),
                 }
             ),

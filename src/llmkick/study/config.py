@@ -19,11 +19,15 @@ from llmkick.compression.recipe import Dense, Recipe, parse_recipe
 from llmkick.errors import ConfigError, KickError
 from llmkick.models.checkpoint import is_server
 from llmkick.models.precision import DTYPES
+from llmkick.study.families import CORRECTIONS
 from llmkick.study.labels import label_others, parse_if_server
 from llmkick.tasks.judge import JUDGE_PROTOCOLS, Judgeable
 from llmkick.tasks.judge_client import DEFAULT_KEY_ENV, parse_address
 from llmkick.tasks.prompting import PROMPTINGS, refuse_contradiction
 from llmkick.tasks.task import Task, get_task
+
+# When a cell of the study is done: with its last item, or with its verdict.
+STOPS = ("never", "decided")
 
 
 class _Frozen(BaseModel):
@@ -137,6 +141,8 @@ class Study(_Frozen):
     judge: JudgeSpec | None = None
     margin: float = Field(default=0.05, gt=0, lt=1)
     alpha: float = Field(default=0.05, gt=0, lt=0.5)
+    stop: str = "never"
+    correction: str = "none"
 
     @field_validator("recipes", "others", "seeds", mode="before")
     @classmethod
@@ -151,10 +157,15 @@ class Study(_Frozen):
             return value
         return tuple({"name": task} if isinstance(task, str) else task for task in value)
 
-    @field_validator("dtype", "prompting")
+    @field_validator("dtype", "prompting", "stop", "correction")
     @classmethod
     def _choices(cls, value: str, info: ValidationInfo) -> str:
-        choices = {"dtype": ("auto", *DTYPES), "prompting": PROMPTINGS}[str(info.field_name)]
+        choices = {
+            "dtype": ("auto", *DTYPES),
+            "prompting": PROMPTINGS,
+            "stop": STOPS,
+            "correction": CORRECTIONS,
+        }[str(info.field_name)]
         if value not in choices:
             with _blaming(info.field_name):
                 raise ConfigError(f"unknown {info.field_name} {value!r}; choose from: {', '.join(choices)}")
@@ -252,6 +263,18 @@ class Study(_Frozen):
                     )
         return self
 
+    @model_validator(mode="after")
+    def _one_seed_where_it_stops(self) -> Study:
+        """Every seed would stop at another item, and the variance between seeds needs the same ones."""
+        calibrated = [text for text in self.recipes if parse_recipe(text).needs_calibration]
+        if self.stop == "decided" and len(self.seeds) > 1 and calibrated:
+            raise _LocatedError(
+                f"'decided' and {len(self.seeds)} calibration seeds do not go together: the spread over seeds is "
+                'measured on the same items, and every seed would stop at others; give one seed, or stop = "never"',
+                ("stop",),
+            )
+        return self
+
     def parsed_recipes(self) -> list[Recipe]:
         """The recipes as typed objects, in the study's order."""
         return [parse_recipe(text) for text in self.recipes]
@@ -260,6 +283,10 @@ class Study(_Frozen):
         """The other models in the study's order: their short names, and where they are."""
         return label_others(self.others, taken=("dense", *self.recipes))
 
+    def labels(self) -> list[str]:
+        """What is compared with the dense model, as tables call it: recipes, then other models."""
+        return [*self.recipes, *self.labelled_others()]
+
     def hash(self) -> str:
         """sha256 over everything but the name, how servers are asked, and the judge, who may come later.
 
@@ -267,6 +294,9 @@ class Study(_Frozen):
         """
         content = self.model_dump(mode="json", exclude={"name", "server", "judge"})
         # Options that came later count only where they are used: studies without them keep their hash.
+        for option in ("stop", "correction"):
+            if content[option] == Study.model_fields[option].default:
+                del content[option]
         if not self.others:
             del content["others"]
         for task in content["tasks"]:

@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from llmkick.errors import KickError
+from llmkick.statistics import AskingOrder
 from llmkick.study.cells import Cell
 from llmkick.study.config import Study
 from llmkick.study.journal import Journal
@@ -25,6 +26,7 @@ class FallingVerdicts:
     study: Study
     tasks: Sequence[Mapping[str, Any]]
     observer: Observer
+    orders: Mapping[str, AskingOrder] = field(default_factory=dict)  # of tasks that stop when decided
     _run_keys: dict[tuple[str, str], list[str]] = field(default_factory=dict)
 
     def after(self, cell: Cell, *, filled: bool) -> None:
@@ -41,6 +43,11 @@ class FallingVerdicts:
         # A preview must not end a run: what is wrong with the records shows when the results are made.
         with contextlib.suppress(KickError):
             for found in compare_all(
-                records, task, [cell.variant.label], margin=self.study.margin, alpha=self.study.alpha
+                records,
+                task,
+                [cell.variant.label],
+                margin=self.study.margin,
+                alpha=self.study.alpha,
+                orders=self.orders,
             ):
                 self.observer.verdict(as_json(found))

@@ -241,6 +241,10 @@ class Journal:
         """Item ids that have a record under a run key."""
         return {item_id for (item_id,) in self._rows("SELECT item_id FROM records WHERE run_key = ?", (run_key,))}
 
+    def scores(self, run_key: str) -> dict[str, float | None]:
+        """The score of every item that has a record under a run key, None where it is unscored."""
+        return dict(self._rows("SELECT item_id, score FROM records WHERE run_key = ?", (run_key,)))
+
     def responses(self, run_key: str) -> dict[str, tuple[str, str | None]]:
         """What was answered under a run key: item id → response, and why there is no score where there is none."""
         query = "SELECT item_id, response, unscored_reason FROM records WHERE run_key = ?"

@@ -25,6 +25,10 @@ class Observer(Protocol):
         """A recipe was compared with the dense model on one task; an entry as in results.json's `comparisons`."""
         ...
 
+    def warn(self, text: str) -> None:
+        """Something to know before the work starts."""
+        ...
+
 
 class Silent:
     """An observer that shows nothing."""
@@ -39,4 +43,7 @@ class Silent:
         """Ignore."""
 
     def verdict(self, comparison: Mapping[str, Any]) -> None:
+        """Ignore."""
+
+    def warn(self, text: str) -> None:
         """Ignore."""

@@ -34,10 +34,10 @@ def partial_result(journal: Journal, folder: Path) -> StudyResult:
     whole = records[_of(records, [cell for cell in cells if cell.records >= items.get(cell.task, 0)])]
     dense = set(whole.loc[whole["recipe"] == "dense", "task"])
     comparisons = compare_all(
-        whole, [task for task in tasks if task["name"] in dense], study.recipes, margin=study.margin, alpha=study.alpha
+        whole, [task for task in tasks if task["name"] in dense], study.labels(), margin=study.margin, alpha=study.alpha
     )
     rows = cell_results(records, tasks)
-    places = {name: place for place, name in enumerate(("dense", *study.recipes))}
+    places = {name: place for place, name in enumerate(("dense", *study.labels()))}
     return StudyResult(
         folder=folder,
         study={**study.model_dump(mode="json"), "hash": meta.get("study_hash")},
@@ -110,7 +110,7 @@ def _missing(
 ) -> list[str]:
     """Which cells have no record yet, and which only some."""
     begun = {(cell.recipe, cell.task) for cell in cells}
-    absent = [(r, task["name"]) for r in ("dense", *study.recipes) for task in tasks if (r, task["name"]) not in begun]
+    absent = [(r, task["name"]) for r in ("dense", *study.labels()) for task in tasks if (r, task["name"]) not in begun]
     found = [
         f"{cell.recipe} on {cell.task}: {cell.records} of {items[cell.task]} items were asked, so it has no verdict yet"
         for cell in cells

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import time
 from collections.abc import Sequence
@@ -18,7 +19,9 @@ from llmkick.models.checkpoint import is_server, locate
 from llmkick.models.language_model import GenerateRequest, ModelInfo, ScoreRequest, TransformersModel
 from llmkick.models.precision import resolve_device, resolve_dtype
 from llmkick.study.config import Study
+from llmkick.study.foresight import foresee
 from llmkick.study.judge_questions import Estimate, estimate
+from llmkick.study.results import CONTROL_METRICS
 from llmkick.tasks.fitting import prompt_tokens
 from llmkick.tasks.prompting import resolve_prompting
 from llmkick.tasks.task import ReadByReference, Task
@@ -54,6 +57,7 @@ class Plan:
     memory_bytes: int | None
     judging: Estimate | None = None
     unknown: Sequence[str] = field(default_factory=tuple)
+    warnings: Sequence[str] = field(default_factory=tuple)
 
     @property
     def cells(self) -> int:
@@ -80,7 +84,9 @@ class Plan:
             f"memory: {_gigabytes(self.memory_bytes)} needed, {_gigabytes(memory)} here"
             + (" – too little" if self.memory_bytes is not None and self.memory_bytes > memory else ""),
             *([] if self.judging is None else [self.judging.line()]),
+            *(["at most: it stops when decided"] if self.study.stop == "decided" else []),
             *(f"unknown: {reason}" for reason in self.unknown),
+            *(f"warning: {warning}" for warning in self.warnings),
         ]
 
 
@@ -105,7 +111,11 @@ def plan_study(study: Study) -> Plan:
     parameters = model.info.parameters if model is not None else _guessed_parameters(study.model, unknown)
     speed = _operations_a_second(dtype, device)
     recipes = study.parsed_recipes()
-    tasks = [_plan_task(spec.make(), spec.limit, model, study, parameters, speed, unknown) for spec in study.tasks]
+    made = [spec.make() for spec in study.tasks]
+    tasks = [
+        _plan_task(task, spec.limit, model, study, parameters, speed, unknown)
+        for task, spec in zip(made, study.tasks, strict=True)
+    ]
     calibration = study.calibration.sequences * study.calibration.length if recipes else 0
     if study.others:
         unknown.append(f"the sizes of {', '.join(study.labelled_others())}: counted as large as the dense model")
@@ -124,6 +134,7 @@ def plan_study(study: Study) -> Plan:
         memory_bytes=_memory(parameters, dtype, model, calibration),
         judging=None if study.judge is None else _judging(study, models, unknown),
         unknown=tuple(dict.fromkeys(unknown)),
+        warnings=tuple(_warnings(made, study)),
     )
 
 
@@ -133,6 +144,15 @@ def _judging(study: Study, models: int, unknown: list[str]) -> Estimate | None:
     except KickError as error:  # no data
         unknown.append(f"what judging costs: {error}")
         return None
+
+
+def _warnings(tasks: Sequence[Task], study: Study) -> list[str]:
+    judged = {}
+    for task in tasks:
+        if task.metric not in CONTROL_METRICS:
+            with contextlib.suppress(KickError):  # no data here: told as unknown
+                judged[task.name] = task.items()
+    return foresee(judged, margin=study.margin, alpha=study.alpha)
 
 
 def _runs(recipe: Recipe, study: Study) -> int:

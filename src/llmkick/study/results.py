@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -13,11 +13,13 @@ import pandas as pd
 from llmkick.errors import DataError
 from llmkick.models.files import write_text_atomically
 from llmkick.statistics import (
+    AskingOrder,
     Comparison,
     PerplexityComparison,
     compare,
     compare_bits_per_byte,
     compare_perplexity,
+    compare_stopped,
     overall_verdict,
 )
 from llmkick.study.labels import label_others
@@ -49,6 +51,8 @@ class StudyResult:
     models: Sequence[Mapping[str, Any]] = field(default_factory=list)
     # Who judged the generated answers, at what cost, and how far that judge can be believed; None without one.
     judge: Mapping[str, Any] | None = None
+    families: Sequence[Mapping[str, Any]] = field(default_factory=list)
+    agreement: Sequence[Mapping[str, Any]] = field(default_factory=list)
 
     @property
     def labels(self) -> list[str]:
@@ -165,8 +169,13 @@ def compare_all(
     *,
     margin: float,
     alpha: float,
+    orders: Mapping[str, AskingOrder] | None = None,
+    same_weights: Callable[[str], bool] | None = None,
 ) -> list[Comparison | PerplexityComparison]:
     """Every recipe against the dense model on every task, paired by item.
+
+    `orders` are those of the tasks that stop when decided. `same_weights` says whether a recipe left the weights as
+    they were; it is asked where all scores are identical.
 
     A perplexity over other windows than the dense model's is no comparison: where a window has no score there
     is none, and `results` counts what is unscored.
@@ -177,27 +186,42 @@ def compare_all(
         dense = of_task[of_task["recipe"] == "dense"].set_index("item_id")
         for recipe in recipes:
             cells = of_task[of_task["recipe"] == recipe]
-            if not cells.empty and _comparable(task, dense, cells):
-                found.append(_compare_cell(task, recipe, dense, cells, margin=margin, alpha=alpha))
+            if not cells.empty and is_comparable(task, dense, cells):
+                found.append(
+                    compare_cell(
+                        task,
+                        recipe,
+                        dense,
+                        cells,
+                        order=(orders or {}).get(task["name"]),
+                        same_weights=same_weights,
+                        margin=margin,
+                        alpha=alpha,
+                    )
+                )
     return found
 
 
-def _comparable(task: Mapping[str, Any], dense: pd.DataFrame, cells: pd.DataFrame) -> bool:
+def is_comparable(task: Mapping[str, Any], dense: pd.DataFrame, cells: pd.DataFrame) -> bool:
+    """Whether there is a comparison: a perplexity needs a finite loss on every window."""
     if task["metric"] not in CONTROL_METRICS:
         return True
     scores = pd.concat([dense["score"], cells["score"]])
     return bool(scores.notna().all()) and float(scores.max()) < LARGEST_NATS
 
 
-def _compare_cell(
+def compare_cell(
     task: Mapping[str, Any],
     recipe: str,
     dense: pd.DataFrame,
     cells: pd.DataFrame,
     *,
+    order: AskingOrder | None,
+    same_weights: Callable[[str], bool] | None,
     margin: float,
     alpha: float,
 ) -> Comparison | PerplexityComparison:
+    """One recipe on one task: `cells` are its records with every seed, `dense` those of the dense model by item."""
     compressed = {
         _seed_name(seed): _scores(cell.set_index("item_id")) for seed, cell in cells.groupby("seed", dropna=False)
     }
@@ -217,13 +241,16 @@ def _compare_cell(
     if task["metric"] == "bits_per_byte":
         sizes = {item: float(details["bytes"]) for item, details in dense["details"].items()}
         return compare_bits_per_byte(_scores(dense), scores, sizes, **common)  # type: ignore[arg-type]
-    return compare(
-        _scores(dense),
-        scores,
-        clusters=dict(dense["cluster"]),
-        chance=task["chance_level"],
-        **common,
-    )
+    dense_scores = _scores(dense)
+    common["chance"] = task["chance_level"]
+    if same_weights is not None:
+        alike = all(
+            row.get(item, score) == score for row in compressed.values() for item, score in dense_scores.items()
+        )
+        common["same_model"] = alike and same_weights(recipe)
+    if order is not None:
+        return compare_stopped(order, dense_scores, only, **common)
+    return compare(dense_scores, scores, clusters=dict(dense["cluster"]), **common)
 
 
 def _seed_name(seed: Any) -> str:

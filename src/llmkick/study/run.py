@@ -20,7 +20,7 @@ from llmkick.compression.compress import artifact_key
 from llmkick.compression.recipe import Dense
 from llmkick.errors import ConfigError
 from llmkick.models.files import require_space, write_text_atomically
-from llmkick.models.language_model import LanguageModel, TransformersModel
+from llmkick.models.language_model import LanguageModel, TransformersModel, weights_digest
 from llmkick.models.server import open_model
 from llmkick.study.caveats import loops
 from llmkick.study.cells import Cell, cells_of, digest_of, style_of
@@ -29,6 +29,8 @@ from llmkick.study.config import Study, load_study, make_study
 from llmkick.study.environment import environment, peak_memory
 from llmkick.study.evaluation import Evaluation
 from llmkick.study.falling import FallingVerdicts
+from llmkick.study.families import agreement, correction_note, families
+from llmkick.study.foresight import foresee
 from llmkick.study.journal import Journal
 from llmkick.study.judge_questions import Answered
 from llmkick.study.judging import Judging, judge_of
@@ -38,6 +40,7 @@ from llmkick.study.observer import Observer, Silent
 from llmkick.study.others import Others, answers_key, describe_model, describe_recipe, settings_of
 from llmkick.study.record_warnings import warnings_of
 from llmkick.study.results import (
+    CONTROL_METRICS,
     StudyResult,
     as_json,
     cell_results,
@@ -45,6 +48,7 @@ from llmkick.study.results import (
     describe_task,
     overall_by_recipe,
 )
+from llmkick.study.stopping import StoppingRule, stopping_rules
 from llmkick.study.variants import Variant, variants_of
 from llmkick.tasks.task import Task, refuse_unanswerable
 
@@ -65,44 +69,61 @@ def run_study(
         study = load_study(Path(study))
     elif not isinstance(study, Study):
         study = make_study(study)
-    run = _Run(study=study, folder=Path(out), observer=observer or Silent())
+    run = StudyRun(study=study, folder=Path(out), observer=observer or Silent())
     return run.execute()
 
 
 @dataclass(kw_only=True)
-class _Run:
+class StudyRun:
+    """A study at work in its folder: open, load, walk over the variants, finish."""
+
     study: Study
     folder: Path
     observer: Observer
     tasks: list[Task] = field(default_factory=list)
     judging: Judging | None = None
+    rules: dict[str, StoppingRule] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
 
     def execute(self) -> StudyResult:
+        """Run it to its end, or from where it stopped."""
         self.journal = self._open_folder()
         try:
             started = datetime.now(UTC).isoformat(timespec="seconds")
-            self.tasks = [spec.make() for spec in self.study.tasks]
-            self.judging = self._judging()
-            self._load()
-            # Before the dense model is asked anything: a missing or too short text must not show after hours.
-            for seed in dict.fromkeys(variant.seed for variant in variants_of(self.study) if variant.is_recipe):
-                self._calibration(seed)
-            items = {task.name: task.items(self.model) for task in self.tasks}
-            note_run(self.journal, model=self.model, tasks=self.tasks, items=items, prompting=self.prompting)
-            self.evaluation = Evaluation(
-                journal=self.journal,
-                model_name=self.model.info.name,
-                items=items,
-                prompting=self.prompting,
-                observer=self.observer,
-                dense=self.model,
-                dense_keys={cell.task.name: cell.run_key for cell in self._cells(Variant(recipe=Dense()))},
-            )
+            self._prepare()
             self._run_cells()
             return self._finish(started)
         finally:
             self.journal.close()
+
+    def _prepare(self) -> None:
+        """Everything that can fail, before anything takes hours."""
+        self.tasks = [spec.make() for spec in self.study.tasks]
+        self.judging = self._judging()
+        self._load()
+        # Before the dense model is asked anything: a missing or too short text must not show after hours.
+        for seed in dict.fromkeys(variant.seed for variant in variants_of(self.study) if variant.is_recipe):
+            self._calibration(seed)
+        items = {task.name: task.items(self.model) for task in self.tasks}
+        note_run(self.journal, model=self.model, tasks=self.tasks, items=items, prompting=self.prompting)
+        judged = {task.name: items[task.name] for task in self.tasks if task.metric not in CONTROL_METRICS}
+        for line in foresee(judged, margin=self.study.margin, alpha=self.study.alpha):
+            self.observer.warn(line)
+        if self.study.stop == "decided":
+            # A judge reads the answers of both models to every item.
+            judging = [task.name for task in self.judging.judged] if self.judging is not None else []
+            stopping = [task for task in self.tasks if task.name not in judging]
+            self.rules = stopping_rules(stopping, items, margin=self.study.margin, alpha=self.study.alpha)
+        self.evaluation = Evaluation(
+            journal=self.journal,
+            model_name=self.model.info.name,
+            items=items,
+            prompting=self.prompting,
+            observer=self.observer,
+            dense=self.model,
+            dense_keys={cell.task.name: cell.run_key for cell in self._cells(Variant(recipe=Dense()))},
+            rules=self.rules,
+        )
 
     def _load(self) -> None:
         study = self.study
@@ -203,7 +224,13 @@ class _Run:
         together: set[int | None] = set()
         self.observer.cells(0, total)
         tasks = [describe_task(task, self.prompting) for task in self.tasks]
-        verdicts = FallingVerdicts(journal=self.journal, study=self.study, tasks=tasks, observer=self.observer)
+        verdicts = FallingVerdicts(
+            journal=self.journal,
+            study=self.study,
+            tasks=tasks,
+            observer=self.observer,
+            orders={name: rule.order for name, rule in self.rules.items()},
+        )
         for variant in variants:
             cells = self._cells(variant)
             planned |= {cell.run_key for cell in cells}
@@ -291,6 +318,7 @@ class _Run:
             weights=self._weights_key(variant),
             prompting=self.prompting,
             reference={"digest": info.digest, "dtype": info.dtype},
+            batches={name: rule.key for name, rule in self.rules.items()},
         )
 
     def _is_wanted(self, variant: Variant) -> bool:
@@ -353,7 +381,15 @@ class _Run:
         if self.judging is not None:
             tasks += self.judging.described()
         with self._timed("statistics", "comparisons"):
-            comparisons = compare_all(records, tasks, self._labels()[1:], margin=study.margin, alpha=study.alpha)
+            comparisons = compare_all(
+                records,
+                tasks,
+                study.labels(),
+                margin=study.margin,
+                alpha=study.alpha,
+                orders={name: rule.order for name, rule in self.rules.items()},
+                same_weights=self._left_the_weights,
+            )
         reports = self._reports()
         result = StudyResult(
             folder=self.folder,
@@ -380,6 +416,8 @@ class _Run:
             ],
             noise=noise,
             judge=None if self.judging is None else self.judging.summary,
+            families=families(comparisons, study.labels(), correction=study.correction, alpha=study.alpha),
+            agreement=agreement(records, study.labels()),
         )
         result.write()
         return result
@@ -389,11 +427,12 @@ class _Run:
         if self.model.info.dtype not in HALF_PRECISIONS:
             return []
         found = []
-        dense = records[records["recipe"] == "dense"].set_index(["task", "item_id"])[["response", "details"]]
+        dense = records[records["recipe"] == "dense"]
         for cell in self._cells(next(variants_of(self.study))):
             known = self.journal.noise(cell.run_key)
-            if known is None and cell.task.name in dense.index.get_level_values(0):
-                recorded: Any = cast(pd.DataFrame, dense.loc[cell.task.name]).to_dict("index")
+            if known is None:
+                of_task = dense[dense["task"] == cell.task.name].set_index("item_id")
+                recorded: Any = of_task[["response", "details"]].to_dict("index")
                 items = self.evaluation.items[cell.task.name]
                 known = noise_of_choices(self.model, cell.task, items, style_of(cell.task, self.prompting), recorded)
                 if known is not None:
@@ -402,12 +441,8 @@ class _Run:
         return found
 
     def _order(self, row: Mapping[str, Any], tasks: Sequence[Mapping[str, Any]]) -> tuple[int, int, int]:
-        labels, names = self._labels(), [task["name"] for task in tasks]
+        labels, names = ["dense", *self.study.labels()], [task["name"] for task in tasks]
         return labels.index(row["recipe"]), row["seed"] or 0, names.index(row["task"])
-
-    def _labels(self) -> list[str]:
-        """What is in the tables, in their order, dense first."""
-        return list(dict.fromkeys(variant.label for variant in variants_of(self.study)))
 
     def _described(self, reports: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Size and kind of every model, where models made elsewhere are among them."""
@@ -421,6 +456,11 @@ class _Run:
                 assert known is not None, f"{variant} was never opened"
                 found.append(known[1])
         return found
+
+    def _left_the_weights(self, recipe: str) -> bool:
+        """Whether a recipe changed no weight at all, with any seed."""
+        digests = {report["digest"] for report in self._reports() if report["recipe"] == recipe}
+        return bool(digests) and digests == {weights_digest(self.dense.network)}
 
     def _reports(self) -> list[dict[str, Any]]:
         reports = []
@@ -451,6 +491,8 @@ def _warnings(models: Sequence[LanguageModel], study: Study, records: Any, repor
         found.append("calibration was not propagated: every statistic comes from the dense model")
     for model in models:
         found += getattr(model, "notes", ())
+    if len(study.labels()) > 1:
+        found.append(correction_note(study.labels(), study.correction, study.alpha))
     for report in reports:
         found += [f"{report['recipe']}: {warning}" for warning in report["warnings"]]
     found += loops(records)

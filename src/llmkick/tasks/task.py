@@ -411,6 +411,19 @@ def evaluate_item(model: LanguageModel, task: Task, item: Item, style: Prompting
     return _evaluate_batch(model, task, [item], style, Reference(model=model))[0]
 
 
+def evaluate_items(
+    model: LanguageModel,
+    task: Task,
+    items: Sequence[Item],
+    *,
+    prompting: str = "auto",
+    reference: Reference | None = None,
+) -> list[Record]:
+    """Ask a model some of a task's items, as `task.items(model)` gives them, in one batch."""
+    style = resolve_prompting(model, prompting, required=task.prompting)
+    return _evaluate_batch(model, task, items, style, reference or Reference(model=model))
+
+
 def _batches(items: Sequence[Item]) -> Iterator[Sequence[Item]]:
     """BATCH_ITEMS each, and those beyond that follow one of them."""
     start = 0

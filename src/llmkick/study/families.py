@@ -1,0 +1,140 @@
+"""What the study says beyond single verdicts: families of recipes tested together, agreement over choices."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, cast
+
+import numpy as np
+import pandas as pd
+
+from llmkick.compression.recipe import parse_recipe
+from llmkick.errors import ConfigError
+from llmkick.statistics import Comparison, PerplexityComparison, choice_agreement, fixed_sequence, holm
+
+CORRECTIONS = ("none", "holm", "fixed sequence")
+ALL_TASKS = "all tasks"
+
+
+def families(
+    comparisons: Sequence[Comparison | PerplexityComparison],
+    recipes: Sequence[str],
+    *,
+    correction: str,
+    alpha: float,
+) -> list[dict[str, Any]]:
+    """Which recipes match when all of them are asked about: on each task, and on all tasks.
+
+    On all tasks at once a recipe's p is its largest (intersection-union), tasks without a signal left out. Holm
+    adjusts over the recipes. The fixed sequence goes through each method's recipes as listed, which has to be
+    from mild to severe, until the first that fails; several methods share alpha evenly.
+    """
+    if correction == "none":
+        return []
+    tasks = [comparison for comparison in comparisons if isinstance(comparison, Comparison)]
+    scopes: dict[str, dict[str, float | None]] = {}
+    for task in dict.fromkeys(comparison.task for comparison in tasks):
+        scopes[task] = {one.recipe: _p(one) for one in tasks if one.task == task}
+    scopes[ALL_TASKS] = {}
+    for recipe in recipes:
+        own = [one for one in tasks if one.recipe == recipe and one.verdict != "no signal"]
+        if own:
+            known = [p for p in map(_p, own) if p is not None]
+            scopes[ALL_TASKS][recipe] = max(known) if len(known) == len(own) else None
+    return [
+        {
+            "scope": scope,
+            "correction": correction,
+            "alpha": alpha,
+            "recipes": _holm(p_values, alpha) if correction == "holm" else _in_sequence(p_values, recipes, alpha),
+        }
+        for scope, p_values in scopes.items()
+        if p_values
+    ]
+
+
+def _p(comparison: Comparison) -> float | None:
+    """Of the claim "matches"; None where it cannot be made."""
+    if comparison.verdict in ("no signal", "incomplete"):
+        return None
+    by_definition = comparison.verdict == "matching" and not (comparison.p_matching or 0.0) < comparison.alpha
+    return 0.0 if by_definition else comparison.p_matching
+
+
+def _holm(p_values: Mapping[str, float | None], alpha: float) -> list[dict[str, Any]]:
+    return [
+        {"recipe": recipe, "p": p_values[recipe], "adjusted_p": adjusted, "matching": matching}
+        for recipe, (adjusted, matching) in holm(p_values, alpha=alpha).items()
+    ]
+
+
+def _in_sequence(p_values: Mapping[str, float | None], recipes: Sequence[str], alpha: float) -> list[dict[str, Any]]:
+    methods: dict[str, list[str]] = {}
+    for recipe in recipes:
+        if recipe in p_values:
+            methods.setdefault(_method(recipe), []).append(recipe)
+    matching: dict[str, bool] = {}
+    for members in methods.values():
+        matching |= fixed_sequence([(name, p_values[name]) for name in members], alpha=alpha / len(methods))
+    return [
+        {"recipe": recipe, "p": p_values[recipe], "adjusted_p": None, "matching": matching[recipe]}
+        for recipe in recipes
+        if recipe in matching
+    ]
+
+
+def _method(recipe: str) -> str:
+    try:
+        return parse_recipe(recipe).method
+    except ConfigError:  # another checkpoint, compared under its own name
+        return recipe
+
+
+def correction_note(recipes: Sequence[str], correction: str, alpha: float) -> str:
+    """How many verdicts at once are dealt with, in a sentence."""
+    if correction == "holm":
+        return f"`families` in results.json says which of the {len(recipes)} recipes match together (Holm, {alpha:.0%})"
+    if correction == "fixed sequence":
+        return (
+            f"`families` in results.json says which of the {len(recipes)} recipes match together (fixed sequence, each "
+            f"method's recipes as listed, {alpha:.0%} shared by the methods)"
+        )
+    return (
+        f'every one of {len(recipes)} recipes is judged on its own, each at {alpha:.0%}; correction = "holm" or '
+        '"fixed sequence" judges them together'
+    )
+
+
+def agreement(records: pd.DataFrame, recipes: Sequence[str]) -> list[dict[str, Any]]:
+    """KL divergence and agreement of choices with the dense model, for each recipe × seed × task that has choices.
+
+    Over the items that both models have scored. The distribution is that of the options' log-likelihoods; what a
+    model chose is what its record says, which for cloze is the likeliest option by length.
+    """
+    with_choices = records[[_finite(details.get("choice_logprobs")) for details in records["details"]]]
+    rows = []
+    for task, of_task in with_choices.groupby("task", sort=False):
+        dense = of_task[of_task["recipe"] == "dense"].set_index("item_id")
+        for recipe in recipes:
+            cells = of_task[of_task["recipe"] == recipe]
+            for seed, cell in cast(Iterable[tuple[float, pd.DataFrame]], cells.groupby("seed", dropna=False)):
+                own = cell.set_index("item_id")
+                common = [item for item in dense.index if item in own.index]
+                if common:
+                    found = choice_agreement(
+                        _logprobs(dense, common),
+                        _logprobs(own, common),
+                        chosen=(dict(dense["response"]), dict(own["response"])),
+                    )
+                    whole = None if pd.isna(seed) else int(seed)
+                    rows.append({"task": task, "recipe": recipe, "seed": whole, **vars(found)})
+    return rows
+
+
+def _finite(values: Any) -> bool:
+    return isinstance(values, list) and len(values) > 1 and bool(np.isfinite(values).all())
+
+
+def _logprobs(cell: pd.DataFrame, items: Sequence[str]) -> dict[str, list[float]]:
+    details = cast(dict[str, dict[str, list[float]]], cell["details"].to_dict())
+    return {item: details[item]["choice_logprobs"] for item in items}

@@ -1,0 +1,283 @@
+"""Stopping when decided: the order, the looks, unscored items at their worst, signals, and what is reported."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llmkick.errors import DataError
+from llmkick.statistics import (
+    AskingOrder,
+    EarlyStop,
+    SequentialTest,
+    asking_order,
+    compare,
+    compare_stopped,
+    confidence_sequence,
+    signal_after,
+)
+
+Scores = dict[str, float | None]
+
+
+def named(scores: list[float | None] | np.ndarray) -> Scores:
+    return {f"q{index}": None if score is None else float(score) for index, score in enumerate(scores)}
+
+
+def alone(items: int, **options: int) -> AskingOrder:
+    """Every item its own cluster."""
+    ids = [f"q{index}" for index in range(items)]
+    return asking_order(ids, {item: item for item in ids}, **options)
+
+
+def drawn(items: int, loss: float, *, seed: int = 0, accuracy: float = 0.7) -> tuple[Scores, Scores]:
+    rng = np.random.default_rng(seed)
+    dense = (rng.random(items) < accuracy) * 1.0
+    return named(dense), named(dense * (rng.random(items) >= loss))
+
+
+class TestOrder:
+    def test_large_clusters_are_strata(self) -> None:
+        ids = [f"q{index}" for index in range(400)]
+        order = asking_order(ids, {item: int(item[1:]) % 4 for item in ids}, look=40)
+        assert order.unit == "item"
+        assert sorted(order.ids) == sorted(ids)
+        assert [len(batch) for batch in order.batches] == [40] * 10
+        for batch in order.batches:
+            counts = Counter(order.clusters[item] for item in batch)
+            assert all(9 <= count <= 11 for count in counts.values())
+
+    def test_small_clusters_stay_whole(self) -> None:
+        ids = [f"q{index}" for index in range(180)]
+        order = asking_order(ids, {item: int(item[1:]) // 5 for item in ids}, look=12)
+        assert (order.unit, order.largest_cluster) == ("cluster", 5)
+        assert [len(batch) for batch in order.batches] == [15] * 12
+        of_cluster = [{order.clusters[item] for item in batch} for batch in order.batches]
+        assert sum(map(len, of_cluster)) == 36
+        assert set.union(*of_cluster) == set(range(36))
+
+    def test_few_clusters_are_strata_however_small(self) -> None:
+        ids = [f"q{index}" for index in range(60)]
+        clusters = {item: int(item[1:]) // 5 for item in ids}
+        assert asking_order(ids, clusters).unit == "item"
+        assert asking_order(ids, clusters, together=True).unit == "cluster"
+
+    def test_seeded_and_not_the_first_items(self) -> None:
+        assert alone(200) == alone(200)
+        assert alone(200).ids != alone(200, seed=1).ids
+        assert set(alone(200).batches[0]) != {f"q{index}" for index in range(32)}
+
+    def test_nothing_to_ask(self) -> None:
+        assert asking_order([], {}).batches == ()
+
+
+class TestStop:
+    @pytest.mark.parametrize(("loss", "outcome"), [(0.5, "not matching"), (0.0, "matching")])
+    def test_it_stops_and_says_when(self, loss: float, outcome: str) -> None:
+        order, (dense, compressed) = alone(2000), drawn(2000, loss)
+        found = compare_stopped(order, dense, compressed)
+        assert found.verdict == outcome
+        assert found.stopping is not None
+        assert found.stopping.stopped
+        assert found.n == found.stopping.items < 300
+        assert found.stopping.items % 32 == 0
+        # By hand: the same bets in the same order.
+        test = SequentialTest(alpha=0.025).update([dense[i] for i in order.ids], [compressed[i] for i in order.ids])  # type: ignore[misc]
+        assert test.decision == outcome
+        assert found.stopping.decided_after == test.decided_after
+        assert 0 <= found.stopping.items - test.decided_after < 32  # type: ignore[operator]
+
+    @settings(max_examples=25, deadline=None)
+    @given(st.integers(0, 10**6), st.sampled_from([0.0, 0.04, 0.1, 0.3]))
+    def test_what_is_asked_later_changes_nothing(self, seed: int, loss: float) -> None:
+        order, (dense, compressed) = alone(500, seed=seed), drawn(500, loss, seed=seed)
+        found = compare_stopped(order, dense, compressed)
+        assert found.stopping is not None
+        asked = order.ids[: found.stopping.items]
+        again = compare_stopped(order, {i: dense[i] for i in asked}, {i: compressed[i] for i in asked})
+        assert again == found
+
+    def test_out_of_items(self) -> None:
+        found = compare_stopped(alone(60), *drawn(60, 0.04))
+        assert found.verdict == "undecided"
+        assert found.stopping is not None
+        assert (found.stopping.stopped, found.stopping.items, found.stopping.decided_after) == (False, 60, None)
+        assert any("all 60 items were asked" in note for note in found.notes)
+
+    def test_the_last_word_has_the_test_of_all_items(self) -> None:
+        """300 items too few for the bets, enough for the test at half of alpha."""
+        dense, compressed = drawn(300, 0.0, accuracy=0.9)
+        changed = [item for item, score in dense.items() if score == 1.0][:4]
+        fewer = compressed | dict.fromkeys(changed, 0.0)
+        found, plain = compare_stopped(alone(300), dense, fewer), compare(dense, fewer)
+        assert plain.p_matching is not None
+        assert plain.p_matching < 0.025
+        assert found.stopping is not None
+        assert not found.stopping.stopped
+        assert found.verdict == "matching"
+        assert found.p_matching == pytest.approx(2 * plain.p_matching)
+        assert found.interval is not None
+        assert found.interval[1] == pytest.approx(compare(dense, fewer, alpha=0.025).interval[1])  # type: ignore[index]
+
+    def test_records_that_end_too_early_are_an_error(self) -> None:
+        order, (dense, compressed) = alone(200), drawn(200, 0.05)
+        with pytest.raises(DataError, match="was not asked"):
+            compare_stopped(order, dense, {item: compressed[item] for item in order.batches[0]})
+
+    def test_one_cluster_decides_nothing(self) -> None:
+        dense, compressed = drawn(200, 0.9)
+        order = asking_order(list(dense), dict.fromkeys(dense, "all"))
+        assert compare_stopped(order, dense, compressed).verdict == "undecided"
+
+    def test_the_same_weights_match(self) -> None:
+        dense, _ = drawn(40, 0.0)
+        assert compare_stopped(alone(40), dense, dense).verdict == "undecided"
+        assert compare_stopped(alone(40), dense, dense, same_model=True).verdict == "matching"
+
+    def test_clusters_are_single_bets(self) -> None:
+        """Five copies of every item: no faster than one of each."""
+        dense, compressed = drawn(300, 0.3)
+        several = {f"{item}/{k}": score for item, score in dense.items() for k in range(5)}
+        fewer = {f"{item}/{k}": score for item, score in compressed.items() for k in range(5)}
+        order = asking_order(list(several), {item: item.split("/")[0] for item in several})
+        found = compare_stopped(order, several, fewer)
+        assert found.stopping is not None
+        assert (found.verdict, found.stopping.unit) == ("not matching", "cluster")
+        single = [order.batches[0][0].split("/")[0]] if not order.batches else [i.split("/")[0] for i in order.ids[::5]]
+        test = SequentialTest(alpha=0.025).update([dense[i] for i in single], [compressed[i] for i in single])  # type: ignore[misc]
+        assert found.stopping.decided_after == test.decided_after
+
+
+class TestUnscored:
+    def test_few_of_them_do_not_change_a_clear_verdict(self) -> None:
+        dense, compressed = drawn(2000, 0.5)
+        compressed = {item: None if index % 50 == 0 else s for index, (item, s) in enumerate(compressed.items())}
+        found = compare_stopped(alone(2000), dense, compressed)
+        assert found.verdict == "not matching"
+        assert found.stopping is not None
+        assert found.stopping.unscored > 0
+        assert found.unscored == found.stopping.unscored
+
+    def test_what_they_could_change_is_incomplete(self) -> None:
+        dense, compressed = drawn(600, 0.0)
+        gaps = {item: None if index % 8 == 0 else score for index, (item, score) in enumerate(compressed.items())}
+        found = compare_stopped(alone(600), dense, gaps)
+        assert compare_stopped(alone(600), dense, compressed).verdict == "matching"
+        assert found.verdict == "incomplete"
+        assert found.stopping is not None
+        assert not found.stopping.stopped
+
+    def test_nothing_scored(self) -> None:
+        dense, _ = drawn(100, 0.0)
+        found = compare_stopped(alone(100), dense, dict.fromkeys(dense))
+        assert found.verdict not in ("matching", "not matching")
+        assert found.relative_drop is None
+        nothing: Scores = dict.fromkeys(dense)
+        assert compare_stopped(alone(100), nothing, nothing).verdict == "no signal"
+
+    def test_decided_means_whatever_they_were(self) -> None:
+        """Filled in at either end, the verdict is the same."""
+        dense, compressed = drawn(1000, 0.35)
+        gaps: Scores = {item: None if index % 30 == 0 else s for index, (item, s) in enumerate(compressed.items())}
+        found = compare_stopped(alone(1000), dense, gaps)
+        assert found.stopping is not None
+        asked = alone(1000).ids[: found.stopping.items]
+        for instead in (0.0, 1.0):
+            full = [instead if gaps[item] is None else gaps[item] for item in asked]
+            state = SequentialTest(alpha=0.025).update([dense[item] for item in asked], full)  # type: ignore[misc]
+            assert state.decision == found.verdict
+
+
+class TestSignal:
+    def test_one_success_is_a_signal_where_chance_is_nothing(self) -> None:
+        order = alone(100)
+        scores = dict.fromkeys(order.batches[0], 0.0)
+        assert signal_after(order, scores) is None
+        assert signal_after(order, {**scores, order.batches[0][5]: 1.0}) is True
+        assert signal_after(order, dict.fromkeys(order.ids, 0.0)) is False
+
+    def test_above_chance_has_to_be_proven(self) -> None:
+        order = alone(400)
+        good = named([float(index % 4 > 0) for index in range(400)])
+        lucky = named([float(index % 4 == 0) for index in range(400)])
+        first = order.batches[0] + order.batches[1]
+        assert signal_after(order, {item: good[item] for item in first}, chance=0.25) is True
+        assert signal_after(order, {item: lucky[item] for item in first}, chance=0.25) is None
+        assert signal_after(order, lucky, chance=0.25) is False
+
+    def test_false_signals_are_rare(self) -> None:
+        rng, order = np.random.default_rng(0), alone(300)
+        found = 0
+        for _ in range(300):
+            scores = named((rng.random(300) < 0.25) * 1.0)
+            batches = [{item: scores[item] for item in order.ids[: 32 * (k + 1)]} for k in range(3)]
+            found += any(signal_after(order, some, chance=0.25) for some in batches)
+        assert found <= 300 * (0.05 + 3 * math.sqrt(0.05 * 0.95 / 300))
+
+    def test_without_one_a_batch_is_asked_and_no_more(self) -> None:
+        order = alone(400)
+        lucky = named([float(index % 4 == 0) for index in range(400)])
+        found = compare_stopped(order, lucky, {item: lucky[item] for item in order.batches[0]}, chance=0.25)
+        assert (found.verdict, found.n) == ("no signal", 32)
+        assert found.stopping is not None
+        assert found.stopping.stopped
+
+
+class TestConfidenceSequence:
+    def test_it_inverts_the_bets(self) -> None:
+        dense, compressed = (np.array(list(scores.values())) for scores in drawn(400, 0.25))
+        found = confidence_sequence(dense, compressed, alpha=0.1)
+        assert found is not None
+        low, high = found
+        for margin, side in ((low, "p_not_matching"), (high, "p_matching")):
+            state = SequentialTest(margin=margin, alpha=0.05).update(dense, compressed)
+            assert getattr(state, side) == pytest.approx(0.05, rel=1e-3)
+
+    def test_it_covers_whenever_one_stops(self) -> None:
+        """Looked at while the verdict is open, and where it fell: it misses the truth in at most 5 % of runs."""
+        missed, runs = 0, 80
+        for seed in range(runs):
+            dense, compressed = drawn(400, 0.15, seed=seed)
+            found = compare_stopped(alone(400, seed=seed), dense, compressed)
+            assert found.interval is not None
+            missed += not found.interval[0] <= 0.15 <= found.interval[1]
+        assert missed <= runs * (0.05 + 3 * math.sqrt(0.05 * 0.95 / runs))
+
+    def test_it_holds_the_plain_interval(self) -> None:
+        dense, compressed = drawn(300, 0.2)
+        plain = compare(dense, compressed).interval
+        found = confidence_sequence(np.array(list(dense.values())), np.array(list(compressed.values())), alpha=0.05)
+        assert found is not None
+        assert plain is not None
+        assert found[0] < plain[0] < plain[1] < found[1]
+
+    def test_what_cannot_be_bounded(self) -> None:
+        assert confidence_sequence(np.zeros(50), np.zeros(50), alpha=0.05) is None
+        silent = confidence_sequence(np.ones(200), np.zeros(200), alpha=0.05)
+        assert silent is not None
+        assert silent[0] > 0.9
+        assert silent[1] == 1
+
+
+def test_a_stopped_comparison_claims_nothing_it_cannot() -> None:
+    found = compare_stopped(alone(500), *drawn(500, 0.5))
+    assert (found.mcnemar_p, found.bootstrap_interval) == (None, None)
+    assert found.interval_method.startswith("confidence sequence by betting")
+    assert found.p_not_matching is not None
+    assert found.p_not_matching <= 0.05
+    assert found.paper_verdict == "not matching"
+
+
+def test_early_stop_is_fed_in_order() -> None:
+    order, (dense, compressed) = alone(100), drawn(100, 0.5)
+    rule = EarlyStop(order)
+    assert rule.batch == order.batches[0]
+    with pytest.raises(DataError, match="32 of the batch are missing"):
+        rule.feed({}, {})
+    rule.feed(dense, compressed)
+    assert rule.batch in (order.batches[1], None)

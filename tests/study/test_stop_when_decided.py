@@ -1,0 +1,369 @@
+"""Studies that stop when decided, and searches for the frontier: on a toy whose answers are made up by its weights."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import sqlite3
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from llmkick.errors import ConfigError, DataError
+from llmkick.models.language_model import TransformersModel, load_model
+from llmkick.statistics import asking_order, compare, compare_stopped
+from llmkick.study import evaluation as evaluation_module
+from llmkick.study.config import Study, make_study
+from llmkick.study.frontier import PERPLEXITY_MARGINS, run_frontier
+from llmkick.study.frontier_result import FRONTIER_FILE, read_frontier
+from llmkick.study.journal import JOURNAL_FILE
+from llmkick.study.observer import Silent
+from llmkick.study.results import RESULTS_FILE
+from llmkick.study.run import run_study
+from llmkick.tasks.task import Item, Record, Task, get_task
+from toy import save_toy
+
+CALIBRATION = {"sequences": 2, "length": 32}
+
+
+def share(*words: str) -> float:
+    """A number in [0, 1) that belongs to the words."""
+    return int(hashlib.sha256("/".join(words).encode()).hexdigest()[:8], 16) / 2**32
+
+
+class MadeUp:
+    """Answers by weights: the dense model is right on 95 %, a pruned one loses of those the cube of its zeros."""
+
+    def __init__(self, dense_digest: str) -> None:
+        self.dense = dense_digest
+        self.asked: Counter[tuple[str, tuple[str, ...]]] = Counter()
+        self.stop_after: int | None = None
+        self.unscored: set[str] = set()
+
+    def __call__(self, model: TransformersModel, task: Task, items: Sequence[Item], *, prompting: str) -> list[Record]:
+        if self.stop_after is not None and sum(self.asked.values()) >= self.stop_after:
+            raise KeyboardInterrupt
+        self.asked[model.info.digest, tuple(item.id for item in items)] += 1
+        loss = 0.0 if model.info.digest == self.dense else zeros(model) ** 3
+        return [self._record(task, item, loss) for item in items]
+
+    def _record(self, task: Task, item: Item, loss: float) -> Record:
+        if loss and item.id in self.unscored:
+            return Record(item_id=item.id, cluster=item.cluster, response="", score=None, unscored_reason="made up")
+        right = share(task.name, item.id) < 0.95 and share("lost", item.id) >= loss
+        return Record(item_id=item.id, cluster=item.cluster, response=str(right), score=float(right))
+
+    @property
+    def batches_of_the_dense(self) -> list[tuple[str, ...]]:
+        return [batch for (digest, batch), count in self.asked.items() for _ in range(count) if digest == self.dense]
+
+
+def zeros(model: TransformersModel) -> float:
+    weight = model.network.model.layers[0].self_attn.q_proj.weight
+    return round(float((weight == 0).float().mean()), 1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LLMKICK_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "toy"
+    save_toy(folder, max_position_embeddings=128)
+    return folder
+
+
+@pytest.fixture
+def answers(toy: Path, monkeypatch: pytest.MonkeyPatch) -> MadeUp:
+    made_up = MadeUp(load_model(str(toy), dtype="float32").info.digest)
+    monkeypatch.setattr(evaluation_module, "evaluate_items", made_up)
+    return made_up
+
+
+def values_of(toy: Path, **changes: Any) -> dict[str, Any]:
+    tasks = [{"name": "factoid_qa", "limit": 480}, {"name": "perplexity", "window": 48, "limit": 2}]
+    values = {"model": str(toy), "dtype": "float32", "device": "cpu", "tasks": tasks, "calibration": CALIBRATION}
+    return {**values, **changes}
+
+
+def study_of(toy: Path, **changes: Any) -> Study:
+    recipes = ["magnitude@0.1", "magnitude@0.4", "magnitude@0.9"]
+    return make_study(values_of(toy, **{"recipes": recipes, "stop": "decided", **changes}))
+
+
+def journalled(folder: Path) -> pd.DataFrame:
+    with contextlib.closing(sqlite3.connect(folder / JOURNAL_FILE)) as connection:
+        return pd.read_sql_query("SELECT * FROM records ORDER BY run_key, item_id", connection)
+
+
+def content(folder: Path, name: str = RESULTS_FILE) -> dict[str, Any]:
+    values: dict[str, Any] = json.loads((folder / name).read_text(encoding="utf-8"))
+    del values["timing"]
+    return values
+
+
+def of_facts(folder: Path) -> dict[str, dict[str, Any]]:
+    return {c["recipe"]: c for c in content(folder)["comparisons"] if c["task"] == "factoid_qa"}
+
+
+# Studies
+
+
+def test_each_recipe_stops_where_it_is_decided(toy: Path, answers: MadeUp, tmp_path: Path):
+    run_study(study_of(toy), out=tmp_path)
+    found = of_facts(tmp_path)
+    assert [found[recipe]["verdict"] for recipe in found] == ["matching", "undecided", "not matching"]
+    for comparison in found.values():
+        stopping = comparison["stopping"]
+        assert comparison["n"] == stopping["items"]
+        assert (stopping["of"], stopping["unit"]) == (480, "item")
+    assert found["magnitude@0.9"]["stopping"]["items"] <= 64
+    assert found["magnitude@0.4"]["stopping"] | {"p_matching": 0, "p_not_matching": 0} == {
+        "outcome": "undecided", "stopped": False, "items": 480, "of": 480, "unscored": 0, "unit": "item",
+        "decided_after": None, "p_matching": 0, "p_not_matching": 0,
+    }  # fmt: skip
+    # Perplexity has no verdict to wait for.
+    rows = {(row["recipe"], row["task"]): row["n"] for row in content(tmp_path)["results"]}
+    assert all(rows[recipe, "perplexity"] == 2 for recipe in ("dense", *found))
+
+
+def test_the_dense_records_are_made_once_and_in_the_same_batches(toy: Path, answers: MadeUp, tmp_path: Path):
+    run_study(study_of(toy), out=tmp_path)
+    assert len(answers.batches_of_the_dense) == len(set(answers.batches_of_the_dense))
+    by_model: dict[str, set[tuple[str, ...]]] = {}
+    for digest, batch in answers.asked:
+        by_model.setdefault(digest, set()).add(batch)
+    longest = max(by_model.values(), key=len)
+    assert by_model[answers.dense] == longest
+    assert all(batches <= longest for batches in by_model.values())
+
+
+def test_no_more_is_asked_of_the_dense_than_any_recipe_needs(toy: Path, answers: MadeUp, tmp_path: Path):
+    run_study(study_of(toy, recipes=["magnitude@0.9"]), out=tmp_path)
+    assert len(answers.batches_of_the_dense) == of_facts(tmp_path)["magnitude@0.9"]["stopping"]["items"] / 32 <= 2
+
+
+def test_without_a_signal_one_batch_is_asked(toy: Path, answers: MadeUp, tmp_path: Path, monkeypatch: Any):
+    def wrong(self: MadeUp, task: Task, item: Item, loss: float) -> Record:
+        return Record(item_id=item.id, cluster=item.cluster, response="", score=0.0)
+
+    monkeypatch.setattr(MadeUp, "_record", wrong)
+    run_study(study_of(toy, tasks=[{"name": "factoid_qa", "limit": 100}]), out=tmp_path)
+    found = of_facts(tmp_path)
+    assert {comparison["verdict"] for comparison in found.values()} == {"no signal"}
+    assert {comparison["n"] for comparison in found.values()} == {32}
+    assert sum(map(len, answers.batches_of_the_dense)) == 100
+
+
+def test_unscored_items_that_could_change_it_make_it_incomplete(toy: Path, answers: MadeUp, tmp_path: Path):
+    answers.unscored = {item.id for item in make_study(values_of(toy, recipes=["rtn@4b"])).tasks[0].make().items()[::6]}
+    run_study(study_of(toy, recipes=["magnitude@0.1", "magnitude@0.9"]), out=tmp_path)
+    found = of_facts(tmp_path)
+    assert {recipe: c["verdict"] for recipe, c in found.items()} == {
+        "magnitude@0.1": "incomplete", "magnitude@0.9": "not matching",
+    }  # fmt: skip
+    assert found["magnitude@0.1"]["unscored"] == len(answers.unscored)
+
+
+def test_stopped_anywhere_it_goes_on_to_the_same_item(toy: Path, answers: MadeUp, tmp_path: Path):
+    study = study_of(toy)
+    run_study(study, out=tmp_path / "whole")
+    asked = sum(answers.asked.values())
+    folder = tmp_path / "stopped"
+    for _ in range(asked):
+        answers.asked.clear()
+        answers.stop_after = 11
+        try:
+            run_study(study, out=folder)
+            break
+        except KeyboardInterrupt:
+            assert not (folder / RESULTS_FILE).exists()
+    else:
+        pytest.fail("it never ended")
+    assert content(folder) == content(tmp_path / "whole")
+    pd.testing.assert_frame_equal(journalled(folder), journalled(tmp_path / "whole"))
+    answers.asked.clear()
+    run_study(study, out=folder)
+    assert not answers.asked
+
+
+def test_whoever_watches_is_warned_before_anything_is_asked(toy: Path, answers: MadeUp, tmp_path: Path):
+    class Watching(Silent):
+        def __init__(self) -> None:
+            self.told: list[tuple[str, int]] = []
+
+        def warn(self, text: str) -> None:
+            self.told.append((text, sum(answers.asked.values())))
+
+    watcher = Watching()
+    tasks = [{"name": "factoid_qa", "limit": 1}]
+    run_study(study_of(toy, tasks=tasks, recipes=["magnitude@0.9"]), out=tmp_path, observer=watcher)
+    assert watcher.told == [
+        ("this study cannot decide anything: factoid_qa: 1 items in one cluster do not tell how clusters differ", 0)
+    ]
+
+
+def test_stopping_early_has_keys_of_its_own(toy: Path, answers: MadeUp, tmp_path: Path):
+    """An item's company is another one: records must not mix with those of a study that asks in the task's order."""
+    tasks = [{"name": "multiple_choice:cloze", "limit": 40}]
+    run_study(study_of(toy, recipes=["magnitude@0.9"], tasks=tasks), out=tmp_path / "a")
+    run_study(study_of(toy, recipes=["magnitude@0.9"], tasks=tasks, stop="never"), out=tmp_path / "b")
+    assert set(journalled(tmp_path / "a")["run_key"]).isdisjoint(journalled(tmp_path / "b")["run_key"])
+
+
+# Frontiers
+
+LEVELS = "magnitude@" + ",".join(f"{tenth / 10}" for tenth in range(1, 10))
+
+
+def brute_force(answers: MadeUp) -> tuple[dict[str, str], dict[str, str]]:
+    """The verdict of every level where it would stop, and on all items."""
+    task = get_task("factoid_qa", limit=480)
+    items = task.items()
+    clusters = {item.id: item.cluster for item in items}
+    order = asking_order(list(clusters), clusters)
+    dense = {item.id: answers._record(task, item, 0.0).score for item in items}
+    stopped, fixed = {}, {}
+    for tenth in range(1, 10):
+        scores = {item.id: answers._record(task, item, (tenth / 10) ** 3).score for item in items}
+        stopped[f"0.{tenth}"] = compare_stopped(order, dense, scores).verdict
+        fixed[f"0.{tenth}"] = compare(dense, scores, clusters=clusters, resamples=0, same_model=False).verdict
+    return stopped, fixed
+
+
+def test_a_search_finds_what_the_full_grid_says(toy: Path, answers: MadeUp, tmp_path: Path):
+    result = run_frontier(values_of(toy), [LEVELS], out=tmp_path)
+    facts = result.frontiers[0]
+    stopped, fixed = brute_force(answers)
+    strongest = max(level for level in stopped if stopped[level] == fixed[level] == "matching")
+    assert facts["strongest_matching"] == strongest
+    assert facts["weakest_not_matching"] == min(level for level in stopped if stopped[level] == "not matching")
+    assert facts["violations"] == []
+    for row in facts["verdicts"]:
+        assert row["verdict"] == (fixed if row["confirmed"] else stopped)[row["level"]]
+    (confirmed,) = [row for row in facts["verdicts"] if row["confirmed"] and row["verdict"] == "matching"]
+    assert (confirmed["level"], confirmed["items"], confirmed["of"]) == (strongest, 480, 480)
+    # One task: over all tasks the same.
+    assert result.overall[0]["strongest_matching"] == facts["strongest_matching"]
+    assert result.overall[0]["weakest_not_matching"] == facts["weakest_not_matching"]
+
+
+def test_what_it_cost_is_what_was_asked(toy: Path, answers: MadeUp, tmp_path: Path):
+    result = run_frontier(values_of(toy), [LEVELS], out=tmp_path)
+    records = journalled(tmp_path)
+    compressed = records[(records["recipe"] != "dense") & (records["task"] == "factoid_qa")]
+    cost = {row["task"]: row for row in result.cost}
+    assert cost["factoid_qa"]["items"] == len(compressed)
+    assert cost["factoid_qa"]["full"] == 9 * 480
+    assert cost["factoid_qa"]["models"] <= cost["factoid_qa"]["levels"] == 9
+    assert len(compressed) < 0.6 * 9 * 480
+
+
+def test_perplexity_has_a_frontier_for_each_margin(toy: Path, answers: MadeUp, tmp_path: Path):
+    result = run_frontier(values_of(toy), ["rtn@8b,4b,2b"], out=tmp_path)
+    control = [row for row in result.frontiers if row["task"] == "perplexity"]
+    assert [row["margin"] for row in control] == list(PERPLEXITY_MARGINS)
+    assert all(row["of"] == 2 for one in control for row in one["verdicts"])
+    assert result.overall[0]["tasks"] == ["factoid_qa"]
+
+
+def test_several_tasks_match_together_or_not_at_all(toy: Path, answers: MadeUp, tmp_path: Path):
+    tasks = [{"name": "factoid_qa", "limit": 480}, {"name": "multiple_choice:cloze", "limit": 120}]
+    result = run_frontier(values_of(toy, tasks=tasks), [LEVELS], out=tmp_path)
+    rows, (overall,) = {row["task"]: row for row in result.frontiers}, result.overall
+    assert overall["tasks"] == ["factoid_qa", "multiple_choice:cloze"]
+    failing = [row["weakest_not_matching"] for row in rows.values()]
+    assert overall["weakest_not_matching"] == min(failing)
+    strongest = [row["strongest_matching"] for row in rows.values()]
+    assert (
+        overall["strongest_matching"] is None if None in strongest else overall["strongest_matching"] <= min(strongest)
+    )
+
+
+def test_a_search_goes_on_where_it_stopped(toy: Path, answers: MadeUp, tmp_path: Path):
+    values = values_of(toy)
+    run_frontier(values, [LEVELS], out=tmp_path / "whole")
+    folder = tmp_path / "stopped"
+    for _ in range(40):
+        answers.asked.clear()
+        answers.stop_after = 30
+        try:
+            run_frontier(values, [LEVELS], out=folder)
+            break
+        except KeyboardInterrupt:
+            assert not (folder / FRONTIER_FILE).exists()
+    else:
+        pytest.fail("it never ended")
+    assert content(folder, FRONTIER_FILE) == content(tmp_path / "whole", FRONTIER_FILE)
+    answers.asked.clear()
+    again = run_frontier(values, [LEVELS], out=folder)
+    assert not answers.asked
+    assert read_frontier(folder) == again
+
+
+def test_searched_without_propagation_and_confirmed_with_it_and_with_other_seeds(
+    toy: Path, answers: MadeUp, tmp_path: Path
+):
+    result = run_frontier(
+        values_of(toy, tasks=[{"name": "factoid_qa", "limit": 480}]),
+        ["wanda@0.1,0.3,0.9"],
+        out=tmp_path,
+        seeds=(0, 1),
+        search_propagate=False,
+    )
+    assert result.settings["search_propagate"] is False
+    assert any("searched without propagation" in warning for warning in result.warnings)
+    (facts,) = result.frontiers
+    assert facts["strongest_matching"] == "0.1"
+    records = journalled(tmp_path)
+    cells = records[records["recipe"] == "wanda@0.1"].groupby("run_key")
+    # The search's cell, and one propagated for each seed with every item.
+    assert sorted(len(cell) for _, cell in cells)[1:] == [480, 480]
+    assert sorted(int(cell["seed"].iloc[0]) for _, cell in cells) == [0, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("methods", "options", "changes", "reason"),
+    [
+        ([], {}, {}, "at least one method"),
+        (["magnitude@0.1,0.2", "magnitude@0.2,0.3"], {}, {}, "a level is in two of the grids"),
+        (["magnitude"], {"seeds": ()}, {}, "at least one"),
+        (["magnitude"], {"seeds": (1, 1)}, {}, "distinct calibration seeds"),
+        (["wanda"], {"seeds": (-1,)}, {}, "greater than or equal to 0"),
+        (["wander"], {}, {}, "unknown method 'wander'"),
+        (["magnitude"], {}, {"stop": "never"}, "a frontier sets stop itself"),
+        (["magnitude"], {}, {"margin": 1.5}, "margin: Input should be less than 1"),
+        (["magnitude"], {}, {"tasks": []}, "at least one task"),
+        (["wanda"], {"search_propagate": False}, {"propagate": False}, "nothing to confirm propagated"),
+    ],
+)
+def test_a_search_that_cannot_be_is_refused(
+    toy: Path, tmp_path: Path, methods: list[str], options: dict[str, Any], changes: dict[str, Any], reason: str
+):
+    with pytest.raises(ConfigError) as raised:
+        run_frontier(values_of(toy, **changes), methods, out=tmp_path / "new", **options)
+    assert reason in str(raised.value)
+    assert not (tmp_path / "new").exists()
+
+
+def test_levels_that_do_not_fit_the_model_are_refused_before_any_work(toy: Path, tmp_path: Path):
+    with pytest.raises(ConfigError, match="7"):
+        run_frontier(values_of(toy), ["magnitude@6:7,5:7"], out=tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"schema": 99}', '{"schema": 1, "study": {}}'])
+def test_a_file_that_is_no_frontier(tmp_path: Path, text: str):
+    with pytest.raises(DataError, match="run `kick frontier` to its end first"):
+        read_frontier(tmp_path)
+    (tmp_path / FRONTIER_FILE).write_text(text, encoding="utf-8")
+    with pytest.raises(DataError, match=r"frontier\.json"):
+        read_frontier(tmp_path)

@@ -1,0 +1,130 @@
+"""`kick power`, `kick frontier`, and what `kick run` says about its statistics."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from llmkick import cli
+from llmkick.statistics import items_needed, smallest_detectable_loss, verdict_power
+from toy import save_toy
+
+Kick = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LLMKICK_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setattr(cli.out, "_width", 200)
+        yield
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "toy"
+    save_toy(folder, max_position_embeddings=512)
+    return folder
+
+
+@pytest.fixture
+def kick(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Kick:
+    """Run a command in this process; gives exit code, output, errors."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["kick", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        out, err = capsys.readouterr()
+        assert "Traceback" not in out + err
+        assert isinstance(stop.value.code, int)
+        return stop.value.code, out, err
+
+    return run
+
+
+def test_power_tells_the_items_needed(kick: Kick):
+    code, out, err = kick("power", "--accuracy", 0.45)
+    assert (code, err) == (0, "")
+    assert f"{items_needed(0.45):,}" in out
+    code, out, _ = kick("power", "-a", 0.45, "--loss", 0.15, "--discordance", 0.2, "--power", 0.9)
+    assert f"{items_needed(0.45, loss=0.15, discordance=0.2, power=0.9):,}" in out
+    assert "“not matching” in 90% of runs" in out
+
+
+def test_power_tells_what_items_can_do(kick: Kick, tmp_path: Path):
+    code, out, _ = kick("power", "-a", 0.575, "-n", 120, "--plot", tmp_path / "power.svg")
+    assert code == 0
+    assert f"{verdict_power(120, 0.575):.0%}" in out
+    assert f"{smallest_detectable_loss(120, 0.575):.1%}" in out
+    assert (tmp_path / "power.svg").read_text(encoding="utf-8").startswith("<svg")
+    assert "not even a loss of everything" in kick("power", "-a", 0.3, "-n", 2)[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["-a", "1.2"], "accuracy=1.2 is out of range"),
+        (["-a", "nan"], "accuracy=nan is out of range"),
+        (["-a", "0.5", "-n", "0"], "0 items have no power"),
+        (["-a", "0.5", "--margin", "1"], "margin=1.0 is out of range"),
+        (["-a", "0.5", "--loss", "0.05"], "a loss of exactly the margin (0.05) is never decided"),
+        (["-a", "0.5", "--design-effect", "0.5"], "design effect 0.5 must be a number of at least 1"),
+        (["-a", "0.5", "--plot", "power.png"], "should end in one of: .svg, .html, .json"),
+    ],
+)
+def test_power_refuses(kick: Kick, arguments: list[str], message: str):
+    code, out, err = kick("power", *arguments)
+    assert (code, out) == (2, "")
+    assert message in " ".join(err.split())
+
+
+def test_frontier_from_end_to_end(kick: Kick, toy: Path, tmp_path: Path):
+    arguments = [
+        "frontier", toy, "-m", "magnitude@0.2,0.6", "-t", "multiple_choice:cloze", "--limit", 20,
+        "-o", tmp_path / "far", "--dtype", "float32", "--sequences", 2, "--length", 32,
+    ]  # fmt: skip
+    code, out, err = kick(*arguments)
+    assert code == 0
+    assert "warning: too few items" in " ".join(err.split())
+    assert re.search(r"multiple_choice:cloze\s+\S", out)
+    assert "perplexity ≤ +5 %" in out
+    found = json.loads((tmp_path / "far" / "frontier.json").read_text(encoding="utf-8"))
+    assert [row["task"] for row in found["frontiers"]] == ["multiple_choice:cloze", "perplexity", "perplexity"]
+    assert (tmp_path / "far" / "figures" / "frontier.svg").exists()
+    again = kick(*arguments, "--quiet")
+    assert (again[0], again[2]) == (0, "")
+    assert again[1] == out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["-m", "wander"], "unknown method 'wander'"),
+        (["-m", "wanda@bits"], "wanda has no levels of kind 'bits'"),
+        (["-m", "wanda@0.1"], "give two levels or more"),
+        (["-m", "wanda", "--margin", "0"], "margin: Input should be greater than 0"),
+        (["-m", "wanda", "--seed", "1", "--seed", "1"], "distinct calibration seeds"),
+        (["-m", "wanda", "--limit", "0"], "must be a whole number of at least 1; got 0"),
+    ],
+)
+def test_frontier_refuses_before_any_work(kick: Kick, toy: Path, tmp_path: Path, arguments: list[str], message: str):
+    code, out, err = kick("frontier", toy, "-t", "factoid_qa", "-o", tmp_path / "new", *arguments)
+    assert (code, out) == (2, "")
+    assert message in " ".join(err.split())
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_plan_says_what_will_not_be_decided(kick: Kick, toy: Path):
+    arguments = ["-m", toy, "-r", "rtn@8b", "-t", "factoid_qa", "--limit", 1, "--stop", "decided", "--dtype", "float32"]
+    code, out, _ = kick("run", "--plan", *arguments)
+    assert code == 0
+    said = " ".join(out.split())
+    assert "warning: this study cannot decide anything: factoid_qa" in said
+    assert "at most: it stops when decided" in said
