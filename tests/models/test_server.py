@@ -19,13 +19,14 @@ from llmkick.models.language_model import (
     Unanswered,
     load_model,
 )
-from llmkick.models.server import Abilities, ServerModel, ServerSettings, connect, open_model
+from llmkick.models.server import PENALTIES, Abilities, ServerModel, ServerSettings, connect, open_model
 from llmkick.models.server_scores import generated_letter_scores
 from llmkick.tasks.task import evaluate, get_task, refuse_unanswerable
 from loopback import Reply, chat, completion, refused, serving
 from toy import save_toy, toy_model
 
 HELLO = (Message("user", "Hello"),)
+DECODING = {"temperature": 0, "frequency_penalty": 0, "repeat_penalty": 1.0, "repetition_penalty": 1.0}
 QUICK = ServerSettings(timeout=5.0, concurrency=2, attempts=2)
 
 
@@ -167,10 +168,10 @@ def test_generation_is_greedy_and_each_prompt_goes_to_its_endpoint(bare: Any):
     ]
     asked = dict(server.asked)
     assert asked["/v1/completions"] == {
-        "model": "m", "prompt": "Q:", "max_tokens": 7, "stop": ["\n"], "temperature": 0
+        "model": "m", "prompt": "Q:", "max_tokens": 7, "stop": ["\n"], **DECODING
     }  # fmt: skip
     assert asked["/v1/chat/completions"] == {
-        "model": "m", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 5, "temperature": 0
+        "model": "m", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 5, **DECODING
     }  # fmt: skip
 
 
@@ -230,7 +231,7 @@ def letters(prompt: Any, space: str = "") -> list[ScoreRequest]:
 
 def test_letters_by_the_likeliest_first_tokens():
     can = Abilities(chat=True, text=True, chat_tokens=True, text_tokens=True)
-    with serving(Script(can=can, tokens={"Ġthe": -0.05, " B": -1.0, "B": -3.0, "▁C": -2.0})) as server:
+    with serving(Script(can=can, says=" the", tokens={"Ġthe": -0.05, " B": -1.0, "B": -3.0, "▁C": -2.0})) as server:
         model = connect(server.reference(), QUICK)
         before = len(server.asked)
         for prompt, space, b in (("Answer:", " ", -1.0), (HELLO, "", -3.0)):
@@ -243,7 +244,7 @@ def test_letters_by_the_likeliest_first_tokens():
 
 def test_letters_none_of_which_is_likely_are_no_choice():
     can = Abilities(chat=True, text=True, chat_tokens=True, text_tokens=True)
-    with serving(Script(can=can, tokens={" The": -0.1, " It": -3.0})) as server:
+    with serving(Script(can=can, says=" The", tokens={" The": -0.1, " It": -3.0})) as server:
         scores = connect(server.reference(), QUICK).logprobs(letters("Answer:", " "))
     assert scores == [Unanswered(reason="none of the letters is among the 2 likeliest tokens")] * 4
 
@@ -303,6 +304,54 @@ def test_an_echo_that_is_not_the_text_is_no_score():
     with serving(script) as server:
         score = connect(server.reference(), QUICK).logprobs([ScoreRequest("Q: A:", " café")])[0]
     assert score == Unanswered(reason="the tokens that the server gives back do not add up to the text")
+
+
+@pytest.mark.parametrize("extra", [0, 1])
+def test_an_echo_may_leave_the_new_token_out_of_its_numbers(extra: int):
+    def script(path: str, body: dict[str, Any]) -> Any:
+        if not body.get("echo"):
+            return Script(can=EVERYTHING)(path, body)
+        reply = echoed(body["prompt"], {" Paris": -0.25})
+        numbers = reply["choices"][0]["logprobs"]
+        for name in ("tokens", "token_logprobs", "top_logprobs"):
+            numbers[name] = numbers[name][: len(numbers[name]) - 1 + extra]
+        return reply
+
+    with serving(script) as server:
+        model = connect(server.reference(), QUICK)
+        assert model.abilities.echo
+        assert model.logprobs([ScoreRequest("Q: A:", " Paris")])[0].logprob == -0.25  # type: ignore[union-attr]
+
+
+def test_numbers_that_contradict_the_servers_own_answers_are_not_used():
+    def script(path: str, body: dict[str, Any]) -> Any:
+        if body.get("echo"):  # each token with what it would have one place later, as llama-cpp-python does
+            reply = echoed(body["prompt"], {})
+            numbers = reply["choices"][0]["logprobs"]
+            numbers["top_logprobs"] = [None, *({" next": -0.1, token: -9.0} for token in numbers["tokens"][1:])]
+            numbers["token_logprobs"] = [None, *(-9.0 for _ in numbers["tokens"][1:])]
+            return reply
+        return Script(can=EVERYTHING, tokens={" A": -0.1, " B": -2.0})(path, body)  # but it says B
+
+    with serving(script) as server:
+        assert connect(server.reference(), QUICK).abilities == BARE
+
+
+@pytest.mark.parametrize("known", [(), ("repeat_penalty",), ("repetition_penalty",), tuple(PENALTIES)])
+def test_penalties_that_a_server_applies_unasked_are_turned_off_where_it_knows_their_names(known: tuple[str, ...]):
+    standard = {"model", "messages", "prompt", "max_tokens", "temperature", "frequency_penalty", "stop"}
+
+    def script(path: str, body: dict[str, Any]) -> Any:
+        strange = set(body) - standard - set(known)
+        return refused(f"unexpected fields: {strange}", 422) if strange else Script(can=BARE)(path, body)
+
+    with serving(script) as server:
+        model = connect(server.reference(), QUICK)
+        assert model.abilities.penalties == known
+        model.generate([GenerateRequest("Q:")])
+    sent = server.asked[-1][1]
+    assert {name: sent[name] for name in PENALTIES if name in sent} == dict.fromkeys(known, 1.0)
+    assert sent["frequency_penalty"] == 0
 
 
 # What cannot be asked

@@ -10,7 +10,8 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from llmkick.errors import ConfigError, ModelError
@@ -29,6 +30,7 @@ from llmkick.models.language_model import (
     load_model,
 )
 from llmkick.models.server_scores import (
+    begins_likeliest,
     echoed_score,
     first_token_scores,
     generated_letter_scores,
@@ -41,6 +43,8 @@ from llmkick.models.server_scores import (
 ASSUMED_TOKENS = 4096
 # English text has more bytes a token; used only to see whether a prompt may fit.
 BYTES_A_TOKEN = 3
+# What it continues is beyond doubt, so that rounding cannot change it.
+PROBE = "One, two, three, four,"
 # The most alternatives to a token that servers commonly give.
 TOP = 20
 # Room to name a letter: "The answer is **B**".
@@ -49,7 +53,11 @@ LETTER_TOKENS = 8
 MOST_STOPS = 4
 # What a server lists about a model that changes without the model changing.
 PASSING_FACTS = {"created", "permission", "status"}
-GREEDY: Mapping[str, Any] = {"temperature": 0}
+# transformers serve takes a repetition penalty of the model's own configuration unless it is told a frequency penalty.
+GREEDY: Mapping[str, Any] = {"temperature": 0, "frequency_penalty": 0}
+# What servers call a penalty on repetition that some apply unasked (llama-cpp-python 1.1, vLLM what the model's
+# configuration says): models here have none, so it is turned off where the name is accepted.
+PENALTIES = ("repeat_penalty", "repetition_penalty")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +80,8 @@ class ServerSettings:
 class Abilities:
     """What a server was seen to do: conversations, raw text, and log-probabilities of either.
 
-    `echo`: of a text it is given; `chat_tokens`, `text_tokens`: of the likeliest first tokens of its answer.
+    `echo`: of a text it is given; `chat_tokens`, `text_tokens`: of the likeliest first tokens of its answer. Numbers
+    that contradict the server's own answers do not count. `penalties`: names of penalties it lets be turned off.
     """
 
     chat: bool
@@ -80,6 +89,12 @@ class Abilities:
     echo: bool = False
     chat_tokens: bool = False
     text_tokens: bool = False
+    penalties: tuple[str, ...] = field(default=(), compare=False)
+
+    @property
+    def extras(self) -> dict[str, Any]:
+        """What is sent beside the standard options."""
+        return {"extra_body": dict.fromkeys(self.penalties, 1.0)} if self.penalties else {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,10 +225,10 @@ class ServerModel:
         return self.endpoint.ask_all(self._send, [{"prompt": prompt, "options": options} for prompt, options in asked])
 
     def _send(self, *, prompt: Prompt, options: Mapping[str, Any], given_up: Any = None) -> Any:
+        options = {**GREEDY, **self.abilities.extras, **options}
         if isinstance(prompt, str):
-            return self.endpoint.complete(given_up=given_up, prompt=prompt, **GREEDY, **options)
-        messages = [message._asdict() for message in prompt]
-        return self.endpoint.chat(given_up=given_up, messages=messages, **GREEDY, **options)
+            return self.endpoint.complete(given_up=given_up, prompt=prompt, **options)
+        return self.endpoint.chat(given_up=given_up, messages=[message._asdict() for message in prompt], **options)
 
 
 _CHAT_TOKENS: Mapping[str, Any] = {"logprobs": True, "top_logprobs": TOP}
@@ -259,31 +274,44 @@ def open_model(
 def _abilities(endpoint: Endpoint) -> Abilities:
     """Seen by asking. Raises ModelError when the server answers neither conversations nor raw text."""
     endpoint = replace(endpoint, attempts=min(2, endpoint.attempts))  # some say "I cannot" with status 500
-    hello = [{"role": "user", "content": "Hello"}]
-    chat = endpoint.attempt(endpoint.chat, messages=hello, max_tokens=1, **GREEDY, **_CHAT_TOKENS)
-    chat_tokens = chat is not None and len(likeliest_in_chat(chat)) > 1
-    if chat is None:
-        chat = endpoint.attempt(endpoint.chat, messages=hello, max_tokens=1, **GREEDY)
-    text = endpoint.attempt(endpoint.complete, prompt="One, two,", max_tokens=1, **GREEDY, **_TEXT_TOKENS)
-    text_tokens = text is not None and len(likeliest_in_completion(text)) > 1
-    if text is None:
-        text = endpoint.attempt(endpoint.complete, prompt="One, two,", max_tokens=1, **GREEDY)
-    if chat is None and text is None:
+    one: dict[str, Any] = {"max_tokens": 1, **GREEDY}
+    talk = partial(endpoint.chat, messages=[{"role": "user", "content": "Hello"}], **one)
+    write = partial(endpoint.complete, prompt=PROBE, **one)
+    can_talk, can_write = endpoint.attempt(talk) is not None, endpoint.attempt(write) is not None
+    if not (can_talk or can_write):
         try:
-            endpoint.chat(messages=hello, max_tokens=1, **GREEDY)
+            talk()
         except RefusedError as refusal:
             raise ModelError(f"{endpoint.address} takes neither conversations nor raw text: {refusal}") from refusal
-    echo = endpoint.attempt(endpoint.complete, prompt="One, two, three", **GREEDY, **_ECHO)
-    return Abilities(
-        chat=chat is not None,
-        text=text is not None,
-        echo=echo is not None
-        and isinstance(
-            echoed_score(echo.choices[0], "One, two,", " three", generated=_generated(echo)), ContinuationScore
-        ),
-        chat_tokens=chat_tokens,
-        text_tokens=text_tokens,
+    some = talk if can_talk else write
+    offers = (PENALTIES, *((name,) for name in PENALTIES))
+    penalties = next(
+        (names for names in offers if endpoint.attempt(some, extra_body=dict.fromkeys(names, 1.0)) is not None), ()
     )
+    found = Abilities(chat=can_talk, text=can_write, penalties=penalties)
+    talked = endpoint.attempt(talk, **found.extras, **_CHAT_TOKENS) if can_talk else None
+    written = endpoint.attempt(write, **found.extras, **_TEXT_TOKENS) if can_write else None
+    return replace(
+        found,
+        chat_tokens=talked is not None and begins_likeliest(_text(talked), likeliest_in_chat(talked)),
+        text_tokens=written is not None and begins_likeliest(_text(written), likeliest_in_completion(written)),
+        echo=can_write and _echoes_itself(endpoint, written or endpoint.attempt(write, **found.extras), found.extras),
+    )
+
+
+def _echoes_itself(endpoint: Endpoint, written: Any, extras: Mapping[str, Any]) -> bool:
+    """Whether the token that the server wrote after the probe is its likeliest there in the echo too.
+
+    llama-cpp-python 0.3.36 gives each token the log-probability it would have one place later.
+    """
+    token = _text(written) if written is not None else None
+    if not token:
+        return False
+    reply = endpoint.attempt(endpoint.complete, prompt=PROBE + token, **GREEDY, **extras, **_ECHO)
+    if reply is None:
+        return False
+    score = echoed_score(reply.choices[0], PROBE, token, generated=_generated(reply))
+    return isinstance(score, ContinuationScore) and score.is_greedy
 
 
 def _by_prompt(requests: Sequence[ScoreRequest]) -> dict[Prompt, list[str | tuple[int, ...]]]:

@@ -25,19 +25,21 @@ def letters_of(continuations: Sequence[str]) -> list[str] | None:
 def echoed_score(choice: Any, prompt: str, continuation: str, *, generated: int) -> ContinuationScore | Unanswered:
     """The log-probability (nats) of `continuation` from the echo of prompt + continuation.
 
-    The last `generated` tokens of the echo are new. A token that begins in the prompt and ends in the continuation
-    counts whole, and the boundary has moved.
+    The last `generated` tokens of the echo are new, but some servers leave them out of the numbers. A token that
+    begins in the prompt and ends in the continuation counts whole, and the boundary has moved.
     """
     found = getattr(choice, "logprobs", None)
     tokens = list(getattr(found, "tokens", None) or [])
     values = list(getattr(found, "token_logprobs", None) or [])
-    end = len(tokens) - generated
-    start, tail = end, ""
+    ends = [
+        end for end in (len(tokens) - generated, len(tokens)) if "".join(tokens[:end]).endswith(prompt + continuation)
+    ]
+    start, tail = (end := ends[0] if ends else 0), ""
     while start > 0 and len(tail) < len(continuation):
         start -= 1
         tail = tokens[start] + tail
     part = values[start:end]
-    if not tail.endswith(continuation) or len(values) != len(tokens):
+    if not ends or len(values) != len(tokens):
         return Unanswered(reason="the tokens that the server gives back do not add up to the text")
     if not part or any(value is None or not math.isfinite(value) for value in part):
         return Unanswered(reason="the server gives no finite log-probability for a part of the answer")
@@ -78,6 +80,14 @@ def _token_value(likeliest: Mapping[str, float], text: str) -> float | None:
     if text in likeliest:
         return likeliest[text]
     return max((value for token, value in likeliest.items() if token.strip(SPACES) == text.strip()), default=None)
+
+
+def begins_likeliest(text: str | None, likeliest: Mapping[str, float]) -> bool:
+    """Whether a one-token greedy answer is the likeliest of the tokens that came with it; an empty one may be."""
+    if len(likeliest) < 2:
+        return False
+    best = max(likeliest, key=likeliest.__getitem__)
+    return not text or best.strip(SPACES) == text.strip(SPACES)
 
 
 def generated_letter_scores(text: str, letters: Sequence[str]) -> list[ContinuationScore | Unanswered]:
