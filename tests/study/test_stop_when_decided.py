@@ -25,6 +25,7 @@ from llmkick.study.journal import JOURNAL_FILE
 from llmkick.study.observer import Silent
 from llmkick.study.results import RESULTS_FILE
 from llmkick.study.run import run_study
+from llmkick.study.stopping import stopping_rules
 from llmkick.tasks.task import Item, Record, Task, get_task
 from toy import save_toy
 
@@ -45,7 +46,7 @@ class MadeUp:
         self.stop_after: int | None = None
         self.unscored: set[str] = set()
 
-    def __call__(self, model: TransformersModel, task: Task, items: Sequence[Item], *, prompting: str) -> list[Record]:
+    def __call__(self, model: TransformersModel, task: Task, items: Sequence[Item], **_options: Any) -> list[Record]:
         if self.stop_after is not None and sum(self.asked.values()) >= self.stop_after:
             raise KeyboardInterrupt
         self.asked[model.info.digest, tuple(item.id for item in items)] += 1
@@ -218,6 +219,18 @@ def test_stopping_early_has_keys_of_its_own(toy: Path, answers: MadeUp, tmp_path
     run_study(study_of(toy, recipes=["magnitude@0.9"], tasks=tasks), out=tmp_path / "a")
     run_study(study_of(toy, recipes=["magnitude@0.9"], tasks=tasks, stop="never"), out=tmp_path / "b")
     assert set(journalled(tmp_path / "a")["run_key"]).isdisjoint(journalled(tmp_path / "b")["run_key"])
+
+
+def test_a_turn_is_never_parted_from_the_one_before():
+    task = get_task("instruction", limit=24)
+    items = task.items()
+    rule = stopping_rules([task], {task.name: items}, margin=0.05, alpha=0.05)[task.name]
+    place = {item: number for number, item in enumerate(rule.order.ids)}
+    batch_of = {item: number for number, batch in enumerate(rule.order.batches) for item in batch}
+    following = [item for item in items if item.follows]
+    assert following
+    assert all(batch_of[item.id] == batch_of[item.follows] for item in following)
+    assert all(place[item.id] > place[item.follows] for item in following)
 
 
 # Frontiers

@@ -103,6 +103,17 @@ def test_the_dense_model_reads_the_compressed_models_words():
     assert "dense_rouge1" not in records[1].details  # the dense model has no answer to it
 
 
+def test_chance_is_what_another_storys_reference_scores(tmp_path: Path):
+    rows = [article(n, 9, highlights=text) for n, text in enumerate(("a b c", "a b d", "x y z"))]
+    task = Summarization(source=folder_of(tmp_path, rows))
+    assert task.chance_level == pytest.approx((2 / 3 + 0 + 0) / 3, abs=1e-4)
+    assert Summarization(source=folder_of(tmp_path / "one", rows[:1])).chance_level == 0
+    pocket = get_task("summarization")
+    assert 0.05 < pocket.chance_level < 0.15
+    # A sample is held against the same level.
+    assert get_task("summarization", limit=3).chance_level == pocket.chance_level
+
+
 # Lengths
 
 

@@ -14,11 +14,10 @@ from llmkick.report.figure import VEGA_LITE, Figure, write_svg
 from llmkick.report.group_figures import group_figures, measure_figures
 from llmkick.report.layer_figures import layer_figure, size_figure
 from llmkick.report.level_figures import cells_frame, control_figure, level_figures
+from llmkick.report.reading import FRONTIER_FILE
 from llmkick.study.results import StudyResult
 
 __all__ = ["VEGA_LITE", "Figure", "figures", "frontier_figures", "layer_figure", "size_figure", "write_figures"]
-
-FRONTIER_FILE = "frontier.json"
 
 
 def figures(

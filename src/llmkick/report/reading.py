@@ -41,6 +41,7 @@ class Run:
         return _NO_RECORDS if self.journal is None else self.journal.records()
 
 
+FRONTIER_FILE = "frontier.json"
 _NO_RECORDS = pd.DataFrame(columns=["model", "recipe", "seed", "task", "item_id", "score", "response", "details"])
 _NO_ITEMS = pd.DataFrame(
     columns=["task", "position", "item_id", "cluster", "question", "context", "reference", "choices"]
@@ -127,7 +128,9 @@ def _result(folder: Path, journal: Journal | None) -> tuple[StudyResult, list[st
     assert journal is not None, folder
     result = partial_result(journal, folder)
     check_result(result)
-    if not problem:
+    if not problem and (folder / FRONTIER_FILE).is_file():
+        problem = "this is a search for the frontier, which asks only the levels that it needs"
+    elif not problem:
         problem = f"the run is not finished; to finish it, run `kick run {folder / 'study.toml'} --out {folder}`"
     return result, [problem, *result.warnings]
 
