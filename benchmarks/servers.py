@@ -43,6 +43,7 @@ def main(
     dtype: str = "float32",
     concurrency: int = 2,
     prompting: str = "raw",
+    gguf: Annotated[Path | None, typer.Option(help="of llama-cpp: another file than the built-in one")] = None,
     python: Annotated[str, typer.Option(help="an interpreter that has llama_cpp")] = sys.executable,
 ) -> None:
     task, port = get_task("factoid_qa", limit=items), free_port()
@@ -53,7 +54,7 @@ def main(
         name = str(locate(MODEL).folder)
         command = transformers_command(Path(name), port, dtype=dtype)
     else:
-        name, command = "smol", llama_cpp_command(builtin_gguf(MODEL), port, python=python)
+        name, command = "smol", llama_cpp_command(gguf or builtin_gguf(MODEL), port, python=python)
     with running(command, port) as started:
         server = connect(f"openai:{started.url}#{name}", ServerSettings(timeout=600, concurrency=concurrency))
         print(f"abilities: {server.abilities}; context {server.max_tokens}")

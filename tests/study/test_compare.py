@@ -331,7 +331,7 @@ def test_a_server_may_be_the_dense_model(models: Path, tmp_path: Path, behind: S
     assert {entry["lost"] + entry["gained"] for entry in result.comparisons} == {0}
 
 
-@pytest.mark.parametrize("lives", [4, 8])
+@pytest.mark.parametrize("lives", [6, 10])
 def test_a_server_that_goes_away_loses_one_batch_at_most(models: Path, tmp_path: Path, behind: Serving, lives: int):
     with serving(behind) as server:
         study = study_of(models, "served=" + server.reference(), tasks=ASKED, server={"attempts": 2})

@@ -458,7 +458,9 @@ class StudyRun:
         return found
 
     def _left_the_weights(self, recipe: str) -> bool:
-        """Whether a recipe changed no weight at all, with any seed."""
+        """Whether a recipe changed no weight at all, with any seed; or another model is the dense one's files again."""
+        if recipe in self.others.checkpoints:
+            return self.others.checkpoints[recipe].digest == self.model.info.digest
         digests = {report["digest"] for report in self._reports() if report["recipe"] == recipe}
         return bool(digests) and digests == {weights_digest(self.dense.network)}
 
