@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.metadata
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -55,6 +56,7 @@ class Place:
     at_hand: Variant | None = None
     introduction: Introduction | None = None
     _actor: Any = None
+    _likeness: Likeness | None = None
 
     def start(self, seconds: float, *, dtype: str) -> None:
         """Have the cluster find room within so many seconds, and the dense model loaded.
@@ -106,8 +108,12 @@ class Place:
         def ask(kind: str, requests: Sequence[Any]) -> Sequence[Any]:
             return self.ask(which, kind, requests)
 
+        if self._likeness is None:
+            # Each place is a thread's, and tokenizers are not made for two at once ("Already borrowed").
+            shared = self.orders.likeness
+            self._likeness = replace(shared, tokenizer=copy.deepcopy(shared.tokenizer))
         info, device = self.introduction.info, torch.device(self.introduction.device)
-        return self.orders.likeness.model(info, device, ask)
+        return self._likeness.model(info, device, ask)
 
     def ask(self, which: Which, kind: str, requests: Sequence[Any]) -> Sequence[Any]:
         """The worker's answers. Raises LostError or DoomedError."""
