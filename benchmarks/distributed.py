@@ -31,7 +31,7 @@ def study(items: int) -> dict[str, Any]:
         "device": "cpu",
         "recipes": RECIPES,
         "tasks": [{"name": name, "limit": items} for name in TASKS],
-        "calibration": {"sequences": 8, "length": 128},
+        "calibration": {"sequences": 4, "length": 128},
     }
 
 
