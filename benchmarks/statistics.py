@@ -219,10 +219,10 @@ def sequential_clusters_run(rng: Rng) -> tuple[str, int]:
     return state.decision, state.decided_after or scores.clusters
 
 
-def asked_in_order(dense: Floats, compressed: Floats, cluster: NDArray[np.int64]) -> tuple[str, int]:
+def asked_in_order(dense: Floats, compressed: Floats, cluster: NDArray[np.int64], seed: int) -> tuple[str, int]:
     """Verdict of the study's rule (bets, then the test of all items, half of alpha each), and the items asked."""
     ids = [str(index) for index in range(dense.size)]
-    order = asking_order(ids, dict(zip(ids, cluster.tolist(), strict=True)))
+    order = asking_order(ids, dict(zip(ids, cluster.tolist(), strict=True)), seed=seed)
     rule = EarlyStop(order, margin=MARGIN)
     d, c = dict(zip(ids, dense.tolist(), strict=True)), dict(zip(ids, compressed.tolist(), strict=True))
     while rule.batch is not None:
@@ -233,7 +233,8 @@ def asked_in_order(dense: Floats, compressed: Floats, cluster: NDArray[np.int64]
 def stopping_run(draw: Callable[[Rng], PairedScores], rng: Rng) -> tuple[str, int]:
     """The study's rule on one draw."""
     scores = draw(rng)
-    return asked_in_order(scores.dense, scores.compressed[0], scores.cluster)
+    # Another order in every draw: the draws of `binary` are sorted.
+    return asked_in_order(scores.dense, scores.compressed[0], scores.cluster, int(rng.integers(2**31)))
 
 
 def strata(n: int, count: int, loss: float) -> Callable[[Rng], PairedScores]:
@@ -277,10 +278,10 @@ def frontier_draw(items: int, levels: int, steepness: float, rng: Rng) -> tuple[
 def frontier_run(items: int, levels: int, steepness: float, rng: Rng) -> tuple[bool, bool, float]:
     """Whether the level found is too severe, whether the failing one is too mild, and the share of items asked."""
     truth, dense, compressed = frontier_draw(items, levels, steepness, rng)
-    asked = np.zeros(levels)
+    asked, seed = np.zeros(levels), int(rng.integers(2**31))
 
     def evaluate(level: int) -> str:
-        outcome, asked[level] = asked_in_order(dense, compressed[level], np.arange(items))
+        outcome, asked[level] = asked_in_order(dense, compressed[level], np.arange(items), seed)
         return outcome
 
     def confirm(level: int) -> str:

@@ -188,6 +188,11 @@ BAD_RUNS = [
     (["{study}", "--sequences", "32", "--dtype", "auto", "-o", "{new}"], "not both: write --sequences, --dtype into"),
     (["{study}", "--seed", "0", "--margin", "0.05", "-o", "{new}"], "not both: write --seed, --margin into"),
     (["{study}", "-o", "{study}"], "cannot write to"),
+    (["{study}", "--executor", "slurm", "-o", "{new}"], "unknown executor 'slurm'; choose from: local, ray"),
+    (["{study}", "--address", "head:6379", "-o", "{new}"], "address 'head:6379' is of a Ray cluster: give executor"),
+    (["{study}", "--workers", "2", "-o", "{new}"], "workers 2 is of a Ray cluster"),
+    (["{study}", "--artifacts", "nowhere://x", "-o", "{new}"], "--artifacts nowhere://x cannot be written"),
+    (["{study}", "--executor", "ray", "--workers", "0", "-o", "{new}"], "workers must be at least 1; got 0"),
 ]
 BAD_OPTIONS = [
     (["--recipe", "wanda@1.5"], "recipes.1: recipe 'wanda@1.5': sparsity 1.5 is not the share of zeros"),

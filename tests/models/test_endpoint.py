@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import socket
+import threading
 import time
 from typing import Any
 
@@ -61,8 +62,12 @@ def test_an_address_with_a_password_is_refused_without_repeating_it():
 
 
 def test_replies_come_in_the_order_of_the_requests_and_as_many_at_once_as_allowed():
+    first_three = threading.Barrier(3)  # nobody is answered before three have asked
+
     def script(path: str, body: dict[str, Any]) -> Reply:
         number = int(body["messages"][0]["content"])
+        if number < 3:
+            first_three.wait(timeout=60)
         return Reply(chat(f"answer {number}"), after=0.02 * (number % 3))
 
     requests = [{"messages": [{"role": "user", "content": str(n)}], "max_tokens": 4} for n in range(12)]

@@ -120,12 +120,6 @@ def test_numbers_of_a_figure_are_saved_in_full(result, drawn):
     assert read["y"].tolist() == rows["y"].tolist()
 
 
-def test_a_frontier_in_the_folder_is_shown_where_it_can_be_read(folder):
-    pytest.importorskip("llmkick.report.frontier_figure")
-    result = build_run(folder, recipes=["rtn@8b"], tasks=("factoid_qa",), items=12)
-    assert "frontier" not in {figure.name for figure in figures.figures(result)}
-
-
 def test_colours_and_shapes_are_distinct_and_stay_with_their_method():
     styles = [*STYLES.values(), *OTHER_STYLES]
     assert len({colour for colour, _ in styles}) == len({shape for _, shape in styles}) == len(styles)

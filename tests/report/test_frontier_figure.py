@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from llmkick.report.figures import frontier_figures
 from llmkick.report.frontier_figure import (
     OVERALL,
     answer,
@@ -17,6 +18,7 @@ from llmkick.report.frontier_figure import (
     row_name,
     write_frontier_figure,
 )
+from llmkick.report.tables import plain_rows
 from llmkick.study.frontier_result import FrontierResult
 
 LEVELS = ["0.1", "0.2", "0.3", "0.4"]
@@ -87,6 +89,15 @@ def test_the_figure_shows_every_level_seen_and_what_is_not_known(result: Frontie
     assert "open" not in bars
     assert "hopeless" not in bars
     assert OVERALL in text
+
+
+def test_the_page_of_the_same_folder_shows_it(result: FrontierResult):
+    assert frontier_figures(result.folder) == []
+    result.write()
+    (figure,) = frontier_figures(result.folder)
+    figure.chart.to_dict(validate=True)
+    found = [row["strongest_matching"] for row in plain_rows(figure.rows)]
+    assert found == [row["strongest_matching"] for row in result.frontiers]
 
 
 def test_files(result: FrontierResult):

@@ -25,7 +25,7 @@ from llmkick.errors import ConfigError, DataError, ModelError
 from llmkick.models.checkpoint import SOURCE_FILE
 from llmkick.models.language_model import TransformersModel, load_model
 from llmkick.study import compressor as compressor_module
-from llmkick.study import run as run_module
+from llmkick.study import executor as executor_module
 from llmkick.study.config import Study, load_study, make_study
 from llmkick.study.journal import JOURNAL_FILE, Journal
 from llmkick.study.observer import Silent
@@ -264,7 +264,7 @@ def test_an_observer_sees_the_whole_plan(study: Study, tmp_path: Path, copy: Pat
     assert watcher.verdicts == [
         entry for entry in result.comparisons if (entry["recipe"], entry["task"]) == ("rtn@4b", "perplexity")
     ]
-    assert watcher.seen == [(done, total) for done in range(total + 1)]
+    assert watcher.seen == [(total - 1, total), (total, total)]
     assert watcher.stages[0] == f"loading {study.model}"
     assert watcher.stages[1:] == ["compressing rtn@4b", "rtn@4b on perplexity", "statistics"]
 
@@ -274,7 +274,7 @@ def test_an_observer_sees_the_whole_plan(study: Study, tmp_path: Path, copy: Pat
 
 def test_a_second_run_asks_and_compresses_nothing(study: Study, copy: Path, finished: StudyResult, monkeypatch: Any):
     counting = Counting(monkeypatch)
-    monkeypatch.setattr(run_module, "calibrate", None)
+    monkeypatch.setattr(executor_module, "calibrate", None)
     again = run_study(study, out=copy)
     assert (counting.asked, counting.compressed) == (Counter(), [])
     assert content(copy) == content(finished.folder)

@@ -255,7 +255,7 @@ def test_lm_eval_gives_our_scores_on_the_toy(tmp_path: Path, monkeypatch: pytest
 
 @pytest.mark.slow
 @pytest.mark.model
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("style", ["raw", "chat"])
 def test_lm_eval_gives_our_scores_on_the_built_in_model(tmp_path: Path, style: str):
     names = [name for name in NAMES if not (style == "chat" and name == "multiple_choice:cloze")]

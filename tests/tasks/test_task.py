@@ -109,7 +109,7 @@ def test_unknown_protocols_and_sources_are_refused_with_the_choices(name: str):
             "shots, split, revision, sha256",
         ),  # never silently another variant
         ("multiple_choice", {"window": 512}, "shots, split, revision, sha256"),
-        ("perplexity", {"shots": 0}, "window, split, revision, sha256"),
+        ("perplexity", {"shots": 0}, "window, unit, split, revision, sha256"),
         ("context_qa", {"key": 1}, "evidence_tokens, split, revision, sha256"),
     ],
 )

@@ -28,7 +28,7 @@ out = Console()
 err = Console(stderr=True)
 
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …, or balanced: over all GPUs")]
 Timeout = Annotated[float, typer.Option(help="of servers: seconds a request")]
 Concurrency = Annotated[int, typer.Option(help="of servers: requests under way at once")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="print results and errors only")]

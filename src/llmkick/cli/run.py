@@ -11,7 +11,10 @@ import typer
 from rich.table import Table
 
 from llmkick.cli.common import Device, Dtype, Json, Quiet, app, err, given, out, print_notes
-from llmkick.errors import ConfigError
+from llmkick.errors import ConfigError, KickError
+
+# What says how a study is run, not what it is.
+BESIDE_A_FILE = ("study_file", "folder", "plan", "quiet", "as_json", "executor", "address", "workers", "artifacts")
 
 
 @app.command()
@@ -36,6 +39,14 @@ def run(
     ] = "pocket",
     protocol: Annotated[str, typer.Option(help="instead of a file: strict or paper")] = "strict",
     plan: Annotated[bool, typer.Option("--plan", help="print what the run would take, and run nothing")] = False,
+    executor: Annotated[str, typer.Option(help="local, or ray: the workers of a Ray cluster")] = "local",
+    address: Annotated[
+        str | None, typer.Option(help="the Ray cluster: HOST:PORT of its head, or auto for one on this machine")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(help="at most so many Ray workers; else all that find room")] = None,
+    artifacts: Annotated[
+        str | None, typer.Option(help="folder or URL (s3://…) where machines share compressed models")
+    ] = None,
     dtype: Dtype = "auto",
     device: Device = "auto",
     quiet: Quiet = False,
@@ -48,13 +59,15 @@ def run(
         kick run examples/quickstart.toml --out runs/quickstart
 
         kick run -m smollm2-135m-instruct -r wanda@0.25 -r wanda@0.5 -t factoid_qa --limit 100 -o runs/mine
+
+        kick run sweep.toml -o runs/sweep --executor ray --address head:6379 --artifacts s3://bucket/models
     """
     from llmkick.study.config import load_study, make_study
 
     if folder is None and not plan:
         raise ConfigError("where should the results go? give --out DIR")
     if study_file is not None:
-        beside = [name for name in given(context) if name not in ("study_file", "folder", "plan", "quiet", "as_json")]
+        beside = [name for name in given(context) if name not in BESIDE_A_FILE]
         if beside:
             options = ", ".join(f"--{name}" for name in beside)
             raise ConfigError(f"give a study file or options, not both: write {options} into {study_file}")
@@ -89,7 +102,8 @@ def run(
         _print_plan(study, as_json=as_json)
     else:
         assert folder is not None
-        _run_and_report(study, folder, quiet=quiet, as_json=as_json)
+        where = _executor(executor, address=address, workers=workers, artifacts=artifacts)
+        _run_and_report(study, folder, where, quiet=quiet, as_json=as_json)
 
 
 def _print_plan(study: Any, *, as_json: bool) -> None:
@@ -118,7 +132,13 @@ def _number(value: int | None) -> str:
     return "?" if value is None else f"{value:,}"
 
 
-def _run_and_report(study: Any, folder: Path, *, quiet: bool, as_json: bool) -> None:
+def _executor(name: str, *, address: str | None, workers: int | None, artifacts: str | None) -> Any:
+    from llmkick.study.run import make_executor
+
+    return make_executor(name, address=address, workers=workers, artifacts=artifacts)
+
+
+def _run_and_report(study: Any, folder: Path, executor: Any, *, quiet: bool, as_json: bool) -> None:
     from llmkick.report.page import write_report
     from llmkick.report.tables import verdict_table
     from llmkick.study.judge_questions import estimate
@@ -132,13 +152,14 @@ def _run_and_report(study: Any, folder: Path, *, quiet: bool, as_json: bool) -> 
         err.print(estimate(study, models=models).line(), markup=False, highlight=False, soft_wrap=True)
     if as_json:
         events = JsonLines(sys.stdout)
-        result = run_study(study, out=folder, observer=Silent() if quiet else events)
+        result = run_study(study, out=folder, observer=Silent() if quiet else events, executor=executor)
         page = write_report(folder)
-        found = {"comparisons": list(result.comparisons), "overall": list(result.overall)}
+        found = {key: list(getattr(result, key)) for key in ("comparisons", "overall", "failures")}
         events.emit("finished", report=str(page), warnings=list(result.warnings), **found)
+        _refuse_failures(result)
         return
     with Watcher(err, quiet=quiet) as watcher:
-        result = run_study(study, out=folder, observer=watcher)
+        result = run_study(study, out=folder, observer=watcher, executor=executor)
     with working(err, "writing the report", quiet=quiet):
         page = write_report(folder)
     out.print(verdict_table(result))
@@ -147,3 +168,11 @@ def _run_and_report(study: Any, folder: Path, *, quiet: bool, as_json: bool) -> 
         used = f"{result.judge['prompt_tokens']:,} tokens asked, {result.judge['completion_tokens']:,} answered"
         out.print(f"judge: {result.judge['judgements']:,} judgements, {used}", markup=False, highlight=False)
     out.print(f"report: {page}", markup=False, highlight=False, soft_wrap=True)
+    _refuse_failures(result)
+
+
+def _refuse_failures(result: Any) -> None:
+    if result.failures:
+        raise KickError(
+            f"{len(result.failures)} cells were given up (see the notes above); the same command tries them again"
+        )

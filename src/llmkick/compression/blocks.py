@@ -258,10 +258,14 @@ class BlockRunner:
 
 @contextlib.contextmanager
 def _replaced_forwards(blocks: list[Block], forwards: list[Callable[..., Any]]) -> Iterator[None]:
+    # A forward of its own is what accelerate gives a module that it carries inputs to, from another device.
+    own = [block.module.__dict__.get("forward") for block in blocks]
     try:
         for block, forward in zip(blocks, forwards, strict=True):
             block.module.forward = forward
         yield
     finally:
-        for block in blocks:
+        for block, before in zip(blocks, own, strict=True):
             block.module.__dict__.pop("forward", None)
+            if before is not None:
+                block.module.forward = before

@@ -80,8 +80,12 @@ def entry_for(key: Mapping[str, Any], needed_bytes: int) -> Iterator[Path | None
 
 def folder_of(key: Mapping[str, Any]) -> Path:
     """Where a compression with this key is kept."""
-    name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
-    return cache_folder(PART) / name
+    return cache_folder(PART) / name_of(key)
+
+
+def name_of(key: Mapping[str, Any]) -> str:
+    """The name of a compression: a hash of everything that decides its weights and its report."""
+    return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
 
 
 def entries() -> list[Entry]:

@@ -26,6 +26,7 @@ from llmkick.compression.streaming import compress_streamed
 from llmkick.errors import ConfigError
 from llmkick.models.language_model import TransformersModel, load_located
 from llmkick.models.outline import Outline, load_outline
+from llmkick.models.precision import BALANCED
 
 Form = Literal["folder", "packed", "compressed-tensors"]
 
@@ -139,15 +140,23 @@ def _told(observer: Observer) -> Callable[[int, int], None]:
 
 def _loaded(outline: Outline) -> TransformersModel:
     """The whole model in memory. Raises ConfigError where it cannot fit."""
-    device = outline.device
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    device = outline.placement
+    free = _free(outline)
     if outline.bytes > free:
         why = outline.obstacle or "it is to sample its own calibration text; give --calibration FILE, a folder or c4"
         raise ConfigError(
             f"{outline.info.name} needs {outline.bytes / 1e9:.1f} GB on {device}, of which {free / 1e9:.1f} GB are "
             f"free, and must be loaded whole: {why}"
         )
-    return load_located(outline.checkpoint, dtype=outline.info.dtype, device=str(device))
+    return load_located(outline.checkpoint, dtype=outline.info.dtype, device=device)
+
+
+def _free(outline: Outline) -> int:
+    """Bytes that are free where the whole model would be loaded."""
+    if outline.device.type != "cuda":
+        return int(psutil.virtual_memory().available)
+    cards = range(torch.cuda.device_count()) if outline.placement == BALANCED else [outline.device]
+    return sum(torch.cuda.mem_get_info(card)[0] for card in cards)
 
 
 @contextlib.contextmanager

@@ -103,7 +103,8 @@ def repeated(prefix: Any, shifts: Tensor, room: int) -> Any:
         if not bool(shifts.any()):
             buffer[:, :, :columns] = states
         else:
-            source = (torch.arange(columns, device=states.device) - shifts[:, None]).clamp(min=0)
+            moved = shifts.to(states.device)  # a network's layers may lie on several devices
+            source = (torch.arange(columns, device=states.device) - moved[:, None]).clamp(min=0)
             buffer[:, :, :columns] = states[0][:, source].transpose(0, 1)
         return buffer
 
@@ -122,7 +123,7 @@ def joined(caches: Sequence[Any], rows: Sequence[Tensor], columns: int, *, room:
         for states, chosen in zip(parts, rows, strict=True):
             kept = min(columns, states.shape[-2])
             source = states[:, :, states.shape[-2] - kept :]
-            buffer[start : start + len(chosen), :, columns - kept : columns] = source[chosen]
+            buffer[start : start + len(chosen), :, columns - kept : columns] = source[chosen.to(source.device)]
             start += len(chosen)
         return buffer
 

@@ -26,15 +26,8 @@ from llmkick.models.quantized import method_of, precision_of, quantization_of, r
 CONVERSION_VERSION = 2
 SOURCE_FILE = "llmkick_source.json"
 SERVER_SCHEME = "openai:"
-HUB_FILES = [
-    "*.safetensors",
-    "*.safetensors.index.json",
-    "*.json",
-    "tokenizer*",
-    "*.jinja",
-    "*.model",
-    "*.txt",
-]
+SMALL_FILES = ["*.json", "tokenizer*", "*.jinja", "*.model", "*.txt"]
+HUB_FILES = ["*.safetensors", "*.safetensors.index.json", *SMALL_FILES]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +79,19 @@ def locate(reference: str) -> Checkpoint:
         f"unknown model {reference!r}: not a built-in ({', '.join(sorted(BUILTIN_MODELS))}), "
         "not a folder or .gguf file on this machine, and not a hub id such as owner/name"
     )
+
+
+def small_files(reference: str) -> Path:
+    """A folder with everything of a model but, where it comes from the hub, its weights."""
+    path = Path(reference).expanduser()
+    if path.is_dir():
+        return path
+    if reference in BUILTIN_MODELS or path.suffix.lower() == ".gguf":
+        return locate(reference).folder
+    from huggingface_hub import snapshot_download
+
+    repository, _, revision = reference.partition("@")
+    return Path(snapshot_download(repository, revision=revision or None, allow_patterns=SMALL_FILES))
 
 
 def _from_folder(folder: Path, *, name: str, revision: str, digest: str = "") -> Checkpoint:

@@ -18,7 +18,7 @@ from llmkick.models.finite import all_finite
 from llmkick.models.memory import Allowance
 from llmkick.models.packed import digest_of, unpack_folder
 from llmkick.models.plugin_models import load_from_plugin, plugin_of
-from llmkick.models.precision import resolve_device, resolve_dtype
+from llmkick.models.precision import BALANCED, resolve_device, resolve_dtype
 
 
 class Message(NamedTuple):
@@ -234,7 +234,8 @@ def load_model(reference: str, *, dtype: str = "auto", device: str = "auto") -> 
     """Load a model by built-in name, local Hugging Face folder, hub id, `.gguf` file or a plug-in's `scheme:…`.
 
     `dtype` is "auto" (bfloat16 where the device is faster in it, else float32), "float32",
-    "bfloat16" or "float16"; `device` is "auto" (CUDA when there is one) or a torch device name.
+    "bfloat16" or "float16"; `device` is "auto" (CUDA when there is one), a torch device name, or "balanced" (over all
+    CUDA devices, for a model that one does not hold).
     Raises ModelError for missing, damaged or unsupported files, NumericalError for NaN or Inf weights, ConfigError
     for a broken plug-in.
     """
@@ -250,11 +251,14 @@ def load_located(checkpoint: Checkpoint, *, dtype: str = "auto", device: str = "
     """As `load_model`, for files that have been located."""
     target = resolve_device(device)
     precision = resolve_dtype(dtype, target)
-    network, tokenizer = _read(checkpoint, precision)
+    spread = device == BALANCED
+    network, tokenizer = _read(checkpoint, precision, BALANCED if spread else None)
     network.eval().requires_grad_(False)
     check_finite(network)
     info = describe(network, checkpoint, precision)
-    return TransformersModel(network=network.to(target), tokenizer=tokenizer, info=info, checkpoint=checkpoint)
+    return TransformersModel(
+        network=network if spread else network.to(target), tokenizer=tokenizer, info=info, checkpoint=checkpoint
+    )
 
 
 def describe(network: Any, checkpoint: Checkpoint, dtype: torch.dtype) -> ModelInfo:
@@ -292,13 +296,15 @@ def read_tokenizer(checkpoint: Checkpoint) -> Any:
         raise ModelError(f"cannot load {checkpoint.name} from {checkpoint.folder}: {error}") from error
 
 
-def _read(checkpoint: Checkpoint, dtype: torch.dtype) -> tuple[Any, Any]:
+def _read(checkpoint: Checkpoint, dtype: torch.dtype, device_map: str | None = None) -> tuple[Any, Any]:
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, CompressedTensorsConfig
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     tokenizer = read_tokenizer(checkpoint)
     given: dict[str, Any] = {"dtype": dtype, "local_files_only": True, "output_loading_info": True}
+    if device_map is not None:
+        given["device_map"] = device_map
     try:
         if checkpoint.packed:
             config = AutoConfig.from_pretrained(checkpoint.folder, local_files_only=True, trust_remote_code=False)
@@ -318,7 +324,22 @@ def _read(checkpoint: Checkpoint, dtype: torch.dtype) -> tuple[Any, Any]:
         raise ModelError(f"cannot load {checkpoint.name} from {checkpoint.folder}: {error}") from error
     network, loading = loaded
     refuse_missing(checkpoint.folder, network, loading)
+    refuse_offloaded(checkpoint.name, network)
     return network, tokenizer
+
+
+def refuse_offloaded(name: str, network: Any) -> None:
+    """Raise ModelError when parts of a network that is spread over GPUs found no room there.
+
+    accelerate would read them from memory or disk again for every token, and a changed weight would be lost.
+    """
+    places = getattr(network, "hf_device_map", {})
+    outside = sorted(part for part, place in places.items() if str(place) in ("cpu", "disk", "meta"))
+    if outside and len(set(map(str, places.values()))) > 1:
+        raise ModelError(
+            f"the GPUs that can be seen do not hold {name}: {len(outside)} of its {len(places)} parts found no room, "
+            f"{outside[0]} first; use more of them, or a smaller dtype"
+        )
 
 
 def check_finite(network: nn.Module) -> None:

@@ -53,7 +53,7 @@ class Allowance:
 
     def fit(self, network: Any, device: torch.device, tokens: int) -> None:
         """Shrink until a batch of the budget, or of the `tokens` there are, fits into what is free."""
-        free, each = free_bytes(device), bytes_a_token(network)
+        free, each = free_bytes(*devices_of(network, device)), bytes_a_token(network)
         share, budget = self.share, token_budget(network, device)
         needed = min(tokens, budget * share) * each
         if free is None or needed <= max(free, NEGLIGIBLE_BYTES):
@@ -81,11 +81,23 @@ def token_budget(network: Any, device: torch.device) -> int:
     """How many cached tokens a batch may hold: fixed on CPU, on CUDA a power of two from the size of the card."""
     if device.type != "cuda":
         return CPU_BUDGET
-    _, total = torch.cuda.mem_get_info(device)
+    total = sum(torch.cuda.mem_get_info(card)[1] for card in devices_of(network, device))
     weights = sum(parameter.numel() * parameter.element_size() for parameter in network.parameters())
     affordable = int(CACHE_SHARE * max(0, total - weights) / cache_bytes_a_token(network))
     smallest, largest = CUDA_BUDGETS
     return int(max(smallest, min(largest, 1 << max(0, affordable.bit_length() - 1))))
+
+
+def devices_of(network: Any, device: torch.device) -> list[torch.device]:
+    """The devices that share a network, each with some of its blocks and their keys and values."""
+    if not is_spread(network):
+        return [device]
+    return list(dict.fromkeys(parameter.device for parameter in network.parameters()))
+
+
+def is_spread(network: Any) -> bool:
+    """Whether a network lies on several devices, between which accelerate's hooks carry what passes."""
+    return len(set(map(str, getattr(network, "hf_device_map", {}).values()))) > 1
 
 
 def cache_bytes_a_token(network: Any) -> int:
@@ -108,8 +120,13 @@ def bytes_a_token(network: Any) -> int:
     return int(2 * cache_bytes_a_token(network) + (12 * config.hidden_size + 4 * inner) * network.dtype.itemsize)
 
 
-def free_bytes(device: torch.device) -> int | None:
-    """What could be allocated now; None where nobody tells."""
+def free_bytes(*devices: torch.device) -> int | None:
+    """What could be allocated now, in equal parts on all devices; None where nobody tells."""
+    free = [_free_on(device) for device in devices]
+    return None if None in free else len(free) * min(one for one in free if one is not None)
+
+
+def _free_on(device: torch.device) -> int | None:
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         # What torch holds in reserve is free for its next tensors.

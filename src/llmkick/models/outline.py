@@ -69,12 +69,14 @@ def _index(folder: Path) -> dict[str, str]:
 class Outline:
     """A model whose network is on the meta device, the files it comes from, and where it is to be computed.
 
-    `obstacle` says why its blocks cannot be read one by one, None when they can.
+    `obstacle` says why its blocks cannot be read one by one, None when they can; `placement` is where the whole
+    model would be loaded, in the words of `load_model`.
     """
 
     model: TransformersModel
     files: TensorFiles
     device: torch.device
+    placement: str
     obstacle: str | None
 
     @property
@@ -109,7 +111,8 @@ def load_outline(reference: str, *, dtype: str = "auto", device: str = "auto") -
     info = describe(network, checkpoint, precision)
     model = TransformersModel(network=network, tokenizer=read_tokenizer(checkpoint), info=info, checkpoint=checkpoint)
     files = TensorFiles(checkpoint.folder)
-    return Outline(model=model, files=files, device=target, obstacle=_obstacle(network, files, checkpoint, precision))
+    obstacle = _obstacle(network, files, checkpoint, precision)
+    return Outline(model=model, files=files, device=target, placement=device, obstacle=obstacle)
 
 
 def _empty_network(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:

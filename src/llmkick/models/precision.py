@@ -16,6 +16,8 @@ from torch import Tensor
 from llmkick.errors import ConfigError
 from llmkick.models.files import cache_folder, write_text_atomically
 
+# A network over all CUDA devices that can be seen: its first blocks on the first, its last on the last.
+BALANCED = "balanced"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # What bfloat16 must save before a processor is taken to be made for it.
 WORTHWHILE = 0.9
@@ -23,14 +25,25 @@ CPU_FACTS = Path("/proc/cpuinfo")
 
 
 def resolve_device(device: str) -> torch.device:
-    """ "auto" → CUDA when there is one, else the CPU. Raises ConfigError for a device that is not here."""
+    """ "auto" → CUDA when there is one, else the CPU; "balanced" → the first of the GPUs that share a network.
+
+    Raises ConfigError for a device that is not here.
+    """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device == BALANCED:
+        if torch.cuda.device_count() == 0:
+            raise ConfigError(
+                f"device {device!r} spreads a model over CUDA devices, and there is none; use auto or cpu"
+            )
+        return torch.device("cuda:0")
     try:
         resolved = torch.device(device)
         torch.zeros(1, device=resolved).item()
     except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"device {device!r} is not available here: {error}; use auto, cpu or cuda") from error
+        raise ConfigError(
+            f"device {device!r} is not available here: {error}; use auto, cpu, cuda or {BALANCED}"
+        ) from error
     return resolved
 
 

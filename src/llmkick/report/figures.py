@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,10 +9,11 @@ import pandas as pd
 
 from llmkick.report.book_figures import book_figures
 from llmkick.report.figure import VEGA_LITE, Figure, write_svg
+from llmkick.report.frontier_figure import frontier_chart
 from llmkick.report.group_figures import group_figures, measure_figures
 from llmkick.report.layer_figures import layer_figure, size_figure
 from llmkick.report.level_figures import cells_frame, control_figure, level_figures
-from llmkick.report.reading import FRONTIER_FILE
+from llmkick.study.frontier_result import FRONTIER_FILE, read_frontier
 from llmkick.study.results import StudyResult
 
 __all__ = ["VEGA_LITE", "Figure", "figures", "frontier_figures", "layer_figure", "size_figure", "write_figures"]
@@ -38,10 +37,9 @@ def figures(
 
 def frontier_figures(folder: Path) -> list[Figure]:
     """What `kick frontier` found in the same folder, when it was run there."""
-    drawing, reading = "llmkick.report.frontier_figure", "llmkick.study.frontier_result"
-    if not (folder / FRONTIER_FILE).is_file() or importlib.util.find_spec(drawing) is None:
+    if not (folder / FRONTIER_FILE).is_file():
         return []
-    result = importlib.import_module(reading).read_frontier(folder)
+    result = read_frontier(folder)
     rows = [
         {"task": row["task"], "method": row["name"], "strongest_matching": row["strongest_matching"],
          "weakest_not_matching": row["weakest_not_matching"]}
@@ -53,7 +51,7 @@ def frontier_figures(folder: Path) -> list[Figure]:
             title="How far each method goes",
             caption="From the strongest level that is shown to match to the weakest that is shown not to; in the grey "
             "between them it is not known. Perplexity's own limits stand beside them and have no say.",
-            chart=importlib.import_module(drawing).frontier_chart(result),
+            chart=frontier_chart(result),
             rows=pd.DataFrame(rows),
         )
     ]

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from llmkick.report import wording
 from llmkick.report.charts import GREY, INK, themed
-from llmkick.report.figures import VEGA_LITE
+from llmkick.report.figure import VEGA_LITE
 from llmkick.report.levels import KINDS
 from llmkick.report.writing import write_text
 from llmkick.study.frontier_result import FrontierResult
@@ -122,7 +122,7 @@ def _panel(result: FrontierResult, name: str) -> alt.LayerChart:
     seen = (
         alt.Chart(points)
         .mark_point(size=45, strokeWidth=1.6, stroke=INK)
-        .encode(x=x, y=y, color=colour, stroke=colour, shape=shape, tooltip=_TIPS)
+        .encode(x=x, y=y, stroke=colour, shape=shape, tooltip=_TIPS)
     )
     layers = alt.layer(seen, unknown, *ends)
     return cast(alt.LayerChart, layers.properties(title=name, width=max(260, 19 * len(levels)), height=alt.Step(24)))

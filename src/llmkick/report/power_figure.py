@@ -12,7 +12,7 @@ import vl_convert
 
 from llmkick.errors import ConfigError
 from llmkick.report.charts import GREY, themed
-from llmkick.report.figures import VEGA_LITE
+from llmkick.report.figure import VEGA_LITE
 from llmkick.report.writing import write_text
 from llmkick.statistics import smallest_detectable_loss, verdict_power
 

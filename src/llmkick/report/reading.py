@@ -15,6 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from llmkick.errors import DataError
 from llmkick.report.schema import SHAPE
+from llmkick.study.frontier_result import FRONTIER_FILE
 from llmkick.study.journal import JOURNAL_FILE, CellEntry, Journal
 from llmkick.study.partial import newest, partial_result
 from llmkick.study.results import RESULTS_FILE, StudyResult, read_results
@@ -41,7 +42,6 @@ class Run:
         return _NO_RECORDS if self.journal is None else self.journal.records()
 
 
-FRONTIER_FILE = "frontier.json"
 _NO_RECORDS = pd.DataFrame(columns=["model", "recipe", "seed", "task", "item_id", "score", "response", "details"])
 _NO_ITEMS = pd.DataFrame(
     columns=["task", "position", "item_id", "cluster", "question", "context", "reference", "choices"]

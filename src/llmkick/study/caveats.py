@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import pandas as pd
 
-# An answer is a loop when so many of its 4-grams stood in it before; and that is worth a word when so many more of a
-# recipe's answers are loops than of the dense model's.
-LOOP, MORE = 0.5, 0.1
+# An answer is a loop when so many of its 4-grams stood in it before, or, where it has few words (a line of dots), when so
+# few of its tokens are different. It is worth a word when so many more of a recipe's answers are loops than of the dense
+# model's.
+LOOP, DIFFERENT, MORE = 0.5, 0.2, 0.1
+FEWEST_TOKENS = 16
 
 
 def loops(records: pd.DataFrame) -> list[str]:
     """Recipes whose answers run in circles, task by task: a loop is likely text, so its likelihood flatters them."""
     details = records["details"]
-    read = records[[("repetition" in one and "dense_logprob" in one) for one in details]]
+    read = records[[("distinct_1" in one or "unique_tokens" in one) and "dense_logprob" in one for one in details]]
     if read.empty:
         return []
-    looping = read.assign(loop=[one["repetition"] >= LOOP for one in read["details"]])
+    looping = read.assign(loop=[_loops(*one) for one in zip(read["details"], read["tokens"], strict=True)])
     found = []
     for task, own in looping.groupby("task"):
         share = own.groupby("recipe")["loop"].mean()
@@ -28,3 +33,8 @@ def loops(records: pd.DataFrame) -> list[str]:
                 "likelihood of these answers says too little against them"
             )
     return found
+
+
+def _loops(details: Mapping[str, Any], tokens: int) -> bool:
+    few = tokens >= FEWEST_TOKENS and details.get("unique_tokens", tokens) <= DIFFERENT * tokens
+    return few or details.get("repetition", 0.0) >= LOOP

@@ -1,8 +1,10 @@
-"""The compressed models of a study: recalled from the cache, or made and kept there."""
+"""The compressed models of a study: recalled from the cache or the shared store, or made and kept there."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,22 +12,28 @@ from typing import Any
 
 from llmkick.compression.cache import entry_for, folder_of
 from llmkick.compression.calibration import Calibration
-from llmkick.compression.compress import artifact_key, compress, compress_into, kept_key
+from llmkick.compression.compress import artifact_key, compress, compress_into, kept_blocks, kept_key
 from llmkick.compression.outcome import CompressionReport
 from llmkick.compression.recipe import Recipe
+from llmkick.compression.store import ArtifactStore
 from llmkick.errors import ConfigError, ModelError
+from llmkick.models.files import cache_folder
 from llmkick.models.language_model import TransformersModel
 from llmkick.study.observer import Observer
 
 
 @dataclass(frozen=True, kw_only=True)
 class StudyCompressor:
-    """Compresses one model by a study's recipes. What a reader must know is added to `warnings`."""
+    """Compresses one model by a study's recipes. What a reader must know is added to `warnings`.
+
+    With a `store`, finished models are shared with other machines through it.
+    """
 
     model: TransformersModel
     propagate: bool
     observer: Observer
     warnings: list[str]
+    store: ArtifactStore | None = None
 
     def __post_init__(self) -> None:
         model: object = self.model  # a plug-in may bring any LanguageModel
@@ -40,9 +48,12 @@ class StudyCompressor:
         return artifact_key(self.model.info, self.model.device, recipe, calibration, propagate=self.propagate)
 
     def compressed(
-        self, recipe: Recipe, seed: int | None, calibration: Calibration | None
+        self, recipe: Recipe, seed: int | None, calibration: Calibration | None, *, expected: str | None = None
     ) -> tuple[TransformersModel, CompressionReport]:
-        """The model as the cache has it, or compressed and kept there; a damaged entry is said and made anew."""
+        """The model as it is kept, or compressed and kept; what is damaged is said and made anew.
+
+        Of two that are kept, here and in the store, the one with the `expected` digest is taken.
+        """
 
         def go(keep: Path | None) -> tuple[TransformersModel, CompressionReport]:
             return compress(
@@ -55,16 +66,54 @@ class StudyCompressor:
                 keep=keep,
             )
 
-        with entry_for(self._kept_key(recipe, calibration), self._weight_bytes()) as keep:
+        key = self._kept_key(recipe, calibration)
+        with self._folder_for(key) as keep:
+            sound = keep is None or self._recall(recipe, calibration, key, keep, expected)
             try:
-                return go(keep)
+                found = go(keep)
             except ModelError as error:
                 if keep is None:
                     raise
                 self.warnings.append(f"{recipe}: the cached model was damaged and was made anew ({error})")
                 for file in keep.iterdir():
                     file.unlink()
-                return go(keep)
+                found, sound = go(keep), False
+            if self.store is not None and keep is not None:
+                self.store.put(key, keep, anew=not sound)
+            return found
+
+    def _recall(
+        self,
+        recipe: Recipe,
+        calibration: Calibration | None,
+        key: Mapping[str, Any],
+        keep: Path,
+        expected: str | None,
+    ) -> bool:
+        """Bring what others have finished into the folder; False when that is damaged."""
+        if self.store is None:
+            return True
+        with suppress(ModelError):  # mended later
+            arguments = (self.model.info, self.model.device, recipe, calibration, keep)
+            report = kept_blocks(*arguments, propagate=self.propagate).report
+            if report is not None and expected in (None, report.digest):
+                return True
+        try:
+            self.store.fetch(key, keep)
+        except ModelError as error:
+            self.warnings.append(f"{recipe}: {error}; it was made anew")
+            return False
+        return True
+
+    @contextlib.contextmanager
+    def _folder_for(self, key: Mapping[str, Any]) -> Iterator[Path | None]:
+        """Its folder in the cache; where that has no room but others wait for it, one that goes again."""
+        with entry_for(key, self._weight_bytes()) as keep:
+            if keep is not None or self.store is None:
+                yield keep
+                return
+            with tempfile.TemporaryDirectory(dir=cache_folder("on-its-way")) as folder:
+                yield Path(folder)
 
     def compress_together(self, recipes: Sequence[Recipe], seed: int | None, calibration: Calibration | None) -> None:
         """Without propagation one pass serves all recipes: their models go into the cache, if it has room."""

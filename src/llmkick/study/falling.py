@@ -33,9 +33,11 @@ class FallingVerdicts:
         """A cell is complete; `filled` in this session, so that there is news."""
         of_task = cell.task.name
         run_keys = self._run_keys.setdefault((cell.variant.label, of_task), [])
-        run_keys.append(cell.run_key)
+        if cell.run_key not in run_keys:
+            run_keys.append(cell.run_key)
         dense = self._run_keys.get(("dense", of_task))
-        is_last = cell.variant.seed in (None, self.study.seeds[-1])
+        # Seeds may come in any order, from several workers.
+        is_last = len(run_keys) == (1 if cell.variant.seed is None else len(self.study.seeds))
         if cell.variant.is_dense or dense is None or not filled or not is_last:
             return
         records = pd.concat([self.journal.cell_records(key) for key in (*dense, *run_keys)], ignore_index=True)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,12 @@ import psutil
 
 from llmkick.compression.recipe import Recipe
 from llmkick.errors import ConfigError
-from llmkick.models.language_model import TransformersModel, weights_digest
+from llmkick.models.language_model import TransformersModel
 from llmkick.statistics import Verdict, find_frontier
 from llmkick.study.cells import Cell
 from llmkick.study.config import make_study
 from llmkick.study.environment import environment, peak_memory
+from llmkick.study.executor import LocalExecutor
 from llmkick.study.frontier_result import UNKNOWN, FrontierResult, Judged, frontier_row, matches, verdict_of
 from llmkick.study.grid import LevelGrid, level_grid, level_text
 from llmkick.study.observer import Observer, Silent
@@ -87,6 +88,8 @@ class FrontierRun(StudyRun):
     grids: Sequence[LevelGrid]
     seeds: tuple[int, ...]
     search_propagate: bool
+    executor: LocalExecutor = field(default_factory=LocalExecutor)
+    propagating: bool | None = None
     kept: dict[tuple[str, bool], TransformersModel] = field(default_factory=dict)
     asked: dict[tuple[str, str], set[str]] = field(default_factory=dict)  # (grid, task) → run keys
     made: dict[str, set[str]] = field(default_factory=dict)  # grid → recipes
@@ -176,37 +179,41 @@ class FrontierRun(StudyRun):
         (cell,) = [one for one in cells if one.task.name == task.name]
         missing = not (self.evaluation.has_every_item(cell) if every_item else self.evaluation.is_complete(cell))
         if missing or self.journal.artifact(self._report_key(variant)) is None:
-            model = self._kept(variant, cells)
+            model = self._kept(variant)
             if every_item:
                 self.evaluation.fill_every_item(model, cell)
             else:
                 self.evaluation.fill(model, cell)
         return cell
 
-    def _kept(self, variant: Variant, cells: list[Cell]) -> TransformersModel:
+    def _kept(self, variant: Variant) -> TransformersModel:
         """The compressed model; a few of them stay in memory, since every task's search begins at the same levels."""
-        key = (str(variant), self.compressor.propagate)
+        key = (str(variant), self.propagates)
         if key not in self.kept:
             weights = sum(p.numel() * p.element_size() for p in self.dense.network.parameters())
             most = min(MODELS_KEPT, int(psutil.virtual_memory().available * MEMORY_SHARE / weights))
             while self.kept and len(self.kept) >= max(1, most):
                 del self.kept[next(iter(self.kept))]
-            self.kept[key] = self._compressed(variant, cells)
+            self.kept[key] = self.executor.compressed(variant, self)
         return self.kept[key]
 
     @contextmanager
     def _propagating(self, propagate: bool) -> Iterator[None]:
-        """The compressor with another way to calibrate, for as long as this lasts."""
-        before = self.compressor
-        self.compressor = replace(before, propagate=propagate)
+        """Another way to calibrate, for as long as this lasts."""
+        before, self.propagating = self.propagating, propagate
         try:
             yield
         finally:
-            self.compressor = before
+            self.propagating = before
+
+    @property
+    def propagates(self) -> bool:
+        """Whether each block is calibrated on the compressed blocks before it, at this moment."""
+        return self.study.propagate if self.propagating is None else self.propagating
 
     def _are_the_dense(self, variants: Sequence[Variant]) -> bool:
         known = [self.journal.artifact(self._report_key(variant)) for variant in variants]
-        return {one[0] for one in known if one is not None} == {weights_digest(self.dense.network)}
+        return {one[0] for one in known if one is not None} == {self.executor.dense_digest()}
 
     def _overall(self, grid: LevelGrid, verdicts: Mapping[tuple[str, str], dict[str, Judged]]) -> dict[str, Any]:
         """Over all tasks with a signal: the strongest level proven to match on each, the weakest that fails on one."""

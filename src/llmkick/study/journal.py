@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sqlite3
+import threading
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -103,16 +104,19 @@ class CellEntry(NamedTuple):
 
 
 class Journal:
-    """The open journal of a run folder. Every method commits before it returns."""
+    """The open journal of a run folder. Every method commits before it returns; threads take turns."""
 
     def __init__(self, folder: Path, *, read_only: bool = False) -> None:
+        self._turn = threading.RLock()
         self._path = folder / JOURNAL_FILE
         if read_only and not self._path.exists():
             raise DataError(f"{folder} holds no {JOURNAL_FILE}: it is not the folder of a run")
         target = f"{self._path.resolve().as_uri()}?mode=ro" if read_only else str(self._path)
         with contextlib.ExitStack() as cleanup:
             try:
-                self._connection = sqlite3.connect(target, uri=read_only, timeout=30, isolation_level=None)
+                self._connection = sqlite3.connect(
+                    target, uri=read_only, timeout=30, isolation_level=None, check_same_thread=False
+                )
                 cleanup.callback(self._connection.close)
                 if not read_only:
                     self._connection.execute("PRAGMA journal_mode=WAL")
@@ -130,6 +134,10 @@ class Journal:
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
+        with self._turn:
+            yield from self._own_transaction()
+
+    def _own_transaction(self) -> Iterator[sqlite3.Connection]:
         try:
             self._connection.execute("BEGIN IMMEDIATE")
             yield self._connection
@@ -151,7 +159,8 @@ class Journal:
     @contextlib.contextmanager
     def _reading(self) -> Iterator[None]:
         try:
-            yield
+            with self._turn:
+                yield
         except (sqlite3.DatabaseError, pd.errors.DatabaseError, json.JSONDecodeError, TypeError) as error:
             raise DataError(
                 f"{self._path} is damaged: {error}; restore it from a copy, or start again in an empty folder"

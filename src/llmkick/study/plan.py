@@ -7,7 +7,6 @@ import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import psutil
 import torch
@@ -15,7 +14,7 @@ import torch
 from llmkick.compression.recipe import Recipe
 from llmkick.errors import ConfigError, KickError
 from llmkick.models.builtin import BUILTIN_MODELS, is_cached
-from llmkick.models.checkpoint import is_server, locate
+from llmkick.models.checkpoint import is_server, small_files
 from llmkick.models.language_model import GenerateRequest, ModelInfo, ScoreRequest, TransformersModel
 from llmkick.models.precision import resolve_device, resolve_dtype
 from llmkick.study.config import Study
@@ -30,7 +29,6 @@ from llmkick.tasks.task import ReadByReference, Task
 COUNTED_ITEMS = 64
 # Side of the matrices whose product tells this machine's speed, and the share of it that a model reaches.
 MATRIX, EFFICIENCY = 1024, 0.4
-TOKENIZER_FILES = ["*.json", "tokenizer*", "*.jinja", "*.model", "*.txt"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,7 +208,9 @@ def _weightless(reference: str, unknown: list[str]) -> TransformersModel | None:
         unknown.append(f"the tokens of {reference}: only the server knows them")
         return None
     try:
-        folder = _small_files(reference)
+        if reference in BUILTIN_MODELS and not is_cached(reference):
+            raise ConfigError("it is not fetched yet; any other command with it fetches it (93 MB)")
+        folder = small_files(reference)
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         with torch.device("meta"):
@@ -224,21 +224,6 @@ def _weightless(reference: str, unknown: list[str]) -> TransformersModel | None:
         name=reference, revision="", digest="", architecture=type(network).__name__, parameters=parameters, dtype=""
     )
     return TransformersModel(network=network, tokenizer=tokenizer, info=info)
-
-
-def _small_files(reference: str) -> Path:
-    """A folder with everything of a model but its weights."""
-    path = Path(reference).expanduser()
-    if path.is_dir():
-        return path
-    if reference in BUILTIN_MODELS and not is_cached(reference):
-        raise ConfigError("it is not fetched yet; any other command with it fetches it (93 MB)")
-    if reference in BUILTIN_MODELS or path.suffix.lower() == ".gguf":
-        return locate(reference).folder
-    from huggingface_hub import snapshot_download
-
-    repository, _, revision = reference.partition("@")
-    return Path(snapshot_download(repository, revision=revision or None, allow_patterns=TOKENIZER_FILES))
 
 
 def _guessed_parameters(reference: str, unknown: list[str]) -> int | None:

@@ -53,6 +53,8 @@ class StudyResult:
     judge: Mapping[str, Any] | None = None
     families: Sequence[Mapping[str, Any]] = field(default_factory=list)
     agreement: Sequence[Mapping[str, Any]] = field(default_factory=list)
+    # Cells that were given up, and why; their records are in the journal only.
+    failures: Sequence[Mapping[str, Any]] = ()
 
     @property
     def labels(self) -> list[str]:
@@ -186,7 +188,7 @@ def compare_all(
         dense = of_task[of_task["recipe"] == "dense"].set_index("item_id")
         for recipe in recipes:
             cells = of_task[of_task["recipe"] == recipe]
-            if not cells.empty and is_comparable(task, dense, cells):
+            if not cells.empty and not dense.empty and is_comparable(task, dense, cells):
                 found.append(
                     compare_cell(
                         task,

@@ -1,0 +1,173 @@
+"""A Ray cluster: reaching it in bounded time, and how many workers of which size it holds."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from llmkick.errors import ConfigError
+
+# Seconds that an address has to answer.
+CONNECT_SECONDS, STATUS_SECONDS = 5.0, 30.0
+# Weights that a worker holds, in sizes of the dense model: that, one compressed, and a tenth each for what is
+# computed. Of a second compressed model there is never more than a block.
+HELD = 2.2
+# Code, tokenizer, and activations of small models.
+BASE_BYTES = 1_000_000_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demand:
+    """What one worker needs, in Ray's terms; memory in bytes."""
+
+    cpus: int
+    gpus: int
+    memory: int
+
+    @property
+    def device(self) -> str:
+        """Where its model is loaded, in the words of `load_model`."""
+        return "cpu" if self.gpus == 0 else "cuda" if self.gpus == 1 else "balanced"
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Options of a Ray actor."""
+        memory = {"memory": self.memory} if self.gpus == 0 else {}
+        return {"num_cpus": self.cpus, "num_gpus": self.gpus, **memory}
+
+    def __str__(self) -> str:
+        wanted = f"{self.cpus} CPU{'s' * (self.cpus != 1)}"
+        if self.gpus:
+            return f"{self.gpus} GPU{'s' * (self.gpus != 1)} and {wanted}"
+        return f"{wanted} and {self.memory / 1e9:.1f} GB of memory"
+
+
+def demand(*, weight_bytes: int, threads: int, gpu_bytes: int | None, cpus_a_gpu: int = 1) -> Demand:
+    """What a worker for a model of that size needs; on GPUs of `gpu_bytes` as many as hold it, None for CPUs only."""
+    needed = int(HELD * weight_bytes + BASE_BYTES)
+    if gpu_bytes is None:
+        return Demand(cpus=threads, gpus=0, memory=needed)
+    gpus = max(1, math.ceil(needed / gpu_bytes))
+    return Demand(cpus=gpus * cpus_a_gpu, gpus=gpus, memory=needed)
+
+
+def places(nodes: Sequence[Mapping[str, Any]], wanted: Demand) -> int:
+    """How many such workers nodes hold together.
+
+    Raises ConfigError when none holds one, saying what the largest has.
+    """
+    resources = [node["Resources"] for node in nodes]
+    count = sum(_fitting(own, wanted) for own in resources)
+    if count == 0:
+        have = "; ".join(sorted({_described(own) for own in resources})) or "nothing"
+        raise ConfigError(
+            f"a worker needs {wanted}, and no node of the Ray cluster has that (nodes: {have}). "
+            "Fewer threads: set OMP_NUM_THREADS; less memory: a smaller dtype; or add a larger node"
+        )
+    return count
+
+
+def _fitting(own: Mapping[str, float], wanted: Demand) -> int:
+    limits = [own.get("CPU", 0) // wanted.cpus]
+    limits.append(own.get("GPU", 0) // wanted.gpus if wanted.gpus else own.get("memory", 0) // wanted.memory)
+    return int(min(limits))
+
+
+def _described(own: Mapping[str, float]) -> str:
+    gpus = f", {own['GPU']:g} GPUs" if own.get("GPU") else ""
+    return f"{own.get('CPU', 0):g} CPUs{gpus}, {own.get('memory', 0) / 1e9:.1f} GB"
+
+
+def living_nodes() -> list[Mapping[str, Any]]:
+    """The nodes of the cluster that we are connected to."""
+    import ray
+
+    return [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+
+
+def has_gpus(nodes: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a node has a GPU."""
+    return any(node["Resources"].get("GPU") for node in nodes)
+
+
+def cpus_a_gpu(nodes: Sequence[Mapping[str, Any]]) -> int:
+    """The CPUs that every GPU of the cluster can have, at least 1."""
+    shares = [
+        int(node["Resources"].get("CPU", 0) // node["Resources"]["GPU"])
+        for node in nodes
+        if node["Resources"].get("GPU")
+    ]
+    return max(1, min(shares, default=1))
+
+
+def connect(address: str | None) -> bool:
+    """Connect to a cluster, at the address, at $RAY_ADDRESS, or one that is started for us.
+
+    False when this process is connected already, and goes on with that. Raises ConfigError, within a minute or so,
+    when Ray is missing or nothing answers.
+    """
+    # Ray reports home unless told not to: nothing leaves the machine on our account.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # A cluster that is started for us does what this process would do: Ray's workers give way to everything else
+    # (niceness 15), and on a busy machine take a hundred times as long.
+    os.environ.setdefault("RAY_worker_niceness", "0")
+    try:
+        import ray
+    except ImportError as error:
+        raise ConfigError("executor ray needs the package ray: pip install 'llmkick[ray]'") from error
+
+    if ray.is_initialized():
+        return False
+    address = address or os.environ.get("RAY_ADDRESS") or "local"
+    if address not in ("local", "auto"):
+        check_answers(address)
+    try:
+        ray.init(
+            address=address,
+            include_dashboard=False if address == "local" else None,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ConfigError(
+            f"cannot join the Ray cluster {address!r}: {reason}. The command must run on a machine of the cluster: "
+            "`ray start --address=HEAD:6379 --num-cpus=0` makes this one part of it"
+        ) from error
+    return True
+
+
+def check_answers(address: str) -> None:
+    """Raise ConfigError, within half a minute, unless a Ray cluster answers at HOST:PORT.
+
+    `ray.init` itself tries for minutes, and then may end the process.
+    """
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or "/" in host:
+        raise ConfigError(
+            f"{address!r} is no address of a Ray cluster: give HOST:PORT of its head (6379 unless chosen), or auto "
+            "for one that runs on this machine"
+        )
+    try:
+        with socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"nothing answers at the Ray address {address}: {error}; is the cluster up, and is this its head? "
+            f"`ray status --address {address}` tells"
+        ) from error
+    command = [sys.executable, "-c", "from ray.scripts.scripts import main; main()", "status", "--address", address]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=STATUS_SECONDS, check=False)  # noqa: S603
+        said = "" if done.returncode == 0 else (done.stderr.strip() or done.stdout.strip()).rpartition("\n")[2]
+    except subprocess.TimeoutExpired:
+        said = f"no answer in {STATUS_SECONDS:.0f} seconds"
+    if said:
+        raise ConfigError(f"what listens at {address} does not answer as a Ray cluster does: {said[:300]}")

@@ -1,0 +1,185 @@
+"""The order in which cells are filled, by one worker or by many, some of which fail."""
+
+from __future__ import annotations
+
+import random
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from llmkick.compression.recipe import Dense, parse_recipe
+from llmkick.study.cells import Cell
+from llmkick.study.schedule import ATTEMPTS, Schedule
+from llmkick.study.variants import Variant
+from llmkick.tasks.task import get_task
+
+TASKS = [get_task("factoid_qa"), get_task("multiple_choice:cloze"), get_task("perplexity")]
+DENSE = Variant(recipe=Dense())
+WANDA = Variant(recipe=parse_recipe("wanda@0.5"), seed=0)
+RTN = Variant(recipe=parse_recipe("rtn@4b"))
+
+
+def cells_of(*variants: Variant) -> list[Cell]:
+    return [
+        Cell(variant=variant, task=task, run_key=f"{variant}/{task.name}") for variant in variants for task in TASKS
+    ]
+
+
+def schedule_of(*variants: Variant, **options: Any) -> Schedule:
+    cells = cells_of(*variants)
+    return Schedule(cells=cells, pending=cells, **options)
+
+
+def key(cell: Cell | None) -> str:
+    assert cell is not None
+    return cell.run_key
+
+
+def test_one_worker_goes_through_the_cells_in_order():
+    schedule = schedule_of(DENSE, WANDA, RTN)
+    seen, at_hand = [], None
+    while (cell := schedule.take("me", at_hand)) is not None:
+        seen.append(cell.run_key)
+        at_hand = cell.variant
+        schedule.done("me")
+    assert seen == [cell.run_key for cell in schedule.cells]
+    assert (schedule.left, schedule.failures) == (0, [])
+
+
+def test_only_what_is_pending_is_handed_out():
+    cells = cells_of(DENSE, WANDA)
+    schedule = Schedule(cells=cells, pending=cells[4:5])
+    assert key(schedule.take("me", None)) == cells[4].run_key
+    schedule.done("me")
+    assert schedule.take("me", None) is None
+
+
+def test_the_dense_cell_of_a_task_comes_before_its_others():
+    schedule = schedule_of(DENSE, WANDA)
+    first, second, third = (schedule.take(name, None) for name in "abc")
+    assert [key(cell) for cell in (first, second, third)] == [cell.run_key for cell in schedule.cells[:3]]
+    taken: list[Cell | None] = []
+    waiting = threading.Thread(target=lambda: taken.append(schedule.take("d", None)))
+    waiting.start()
+    waiting.join(0.05)
+    assert waiting.is_alive()  # nothing can be begun before a dense cell is done
+    schedule.done("b")
+    waiting.join(5)
+    assert key(taken[0]) == "wanda@0.5 (seed 0)/multiple_choice:cloze"
+
+
+def test_a_worker_stays_with_its_model_and_others_begin_another():
+    schedule = schedule_of(WANDA, RTN)
+    assert key(schedule.take("a", None)) == "wanda@0.5 (seed 0)/factoid_qa"
+    assert key(schedule.take("b", None)) == "rtn@4b/factoid_qa"
+    schedule.done("a")
+    assert key(schedule.take("a", WANDA)) == "wanda@0.5 (seed 0)/multiple_choice:cloze"
+
+
+@pytest.mark.parametrize(("shared", "made", "helps"), [(True, True, True), (True, False, False), (False, True, False)])
+def test_others_help_only_with_models_that_are_made_and_shared(*, shared: bool, made: bool, helps: bool):
+    schedule = schedule_of(WANDA, shared=shared)
+    schedule.take("a", None)
+    if made:
+        schedule.made(WANDA)
+    taken: list[Cell | None] = []
+    helper = threading.Thread(target=lambda: taken.append(schedule.take("b", None)))
+    helper.start()
+    helper.join(0.1)
+    assert (not helper.is_alive()) is helps
+    schedule.stop()
+    helper.join(5)
+    assert (taken != [None]) is helps
+
+
+def test_a_cell_is_tried_three_times_then_reported_and_the_rest_goes_on():
+    schedule = schedule_of(WANDA)
+    for attempt in range(1, ATTEMPTS + 1):
+        assert key(schedule.take("a", None)) == "wanda@0.5 (seed 0)/factoid_qa", attempt
+        schedule.failed("a", f"lost {attempt}", final=False)
+    assert [str(failure) for failure in schedule.failures] == [
+        "wanda@0.5 (seed 0) on factoid_qa was given up after 3 attempts: lost 3"
+    ]
+    assert schedule.failures[0].as_row() == {
+        "recipe": "wanda@0.5",
+        "seed": 0,
+        "task": "factoid_qa",
+        "attempts": 3,
+        "reason": "lost 3",
+    }
+    assert schedule.left == 2
+    assert key(schedule.take("a", None)) == "wanda@0.5 (seed 0)/multiple_choice:cloze"
+
+
+def test_what_would_fail_again_is_not_tried_again():
+    schedule = schedule_of(WANDA)
+    schedule.take("a", None)
+    schedule.give_up_variant(WANDA, "no such layer")
+    schedule.failed("a", "no such layer", final=True)
+    assert [(f.attempts, f.reason) for f in schedule.failures] == [(0, "no such layer")] * 2 + [(1, "no such layer")]
+    assert schedule.take("a", None) is None
+
+
+def test_without_its_dense_cell_nothing_of_a_task_is_asked():
+    schedule = schedule_of(DENSE, WANDA, RTN)
+    schedule.take("a", None)
+    schedule.failed("a", "lost", final=True)
+    assert [f.cell.run_key for f in schedule.failures] == [
+        "dense/factoid_qa",
+        "wanda@0.5 (seed 0)/factoid_qa",
+        "rtn@4b/factoid_qa",
+    ]
+    assert schedule.left == 6
+
+
+def test_dropped_cells_are_filled_again_in_their_place():
+    schedule = schedule_of(WANDA, RTN)
+    for _ in range(2):
+        schedule.take("a", WANDA)
+        schedule.done("a")
+    schedule.take("a", WANDA)
+    assert schedule.is_alone("a")
+    schedule.reopen(schedule.cells[:3])  # the third is at work, and is not doubled
+    schedule.done("a")
+    seen = []
+    while (cell := schedule.take("a", WANDA)) is not None:
+        seen.append(cell.run_key)
+        schedule.done("a")
+    assert seen == [cell.run_key for cell in (*schedule.cells[:2], *schedule.cells[3:])]
+
+
+def test_a_worker_is_not_alone_while_another_has_a_cell_of_its_variant():
+    schedule = schedule_of(WANDA)
+    schedule.made(WANDA)
+    schedule.take("a", None)
+    schedule.take("b", None)
+    assert not schedule.is_alone("a")
+    schedule.done("b")
+    assert schedule.is_alone("a")
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_many_workers_that_fail_at_random_settle_every_cell_once(seed: int):
+    variants = [DENSE, RTN, *(Variant(recipe=parse_recipe("wanda@0.5"), seed=seed) for seed in range(6))]
+    schedule = schedule_of(*variants)
+    done: list[str] = []
+
+    def work(name: str) -> None:
+        generator, at_hand = random.Random(f"{seed} {name}"), None
+        while (cell := schedule.take(name, at_hand)) is not None:
+            at_hand = cell.variant
+            schedule.made(cell.variant)
+            if generator.random() < 0.3:
+                schedule.failed(name, "lost", final=False)
+            else:
+                done.append(cell.run_key)
+                schedule.done(name)
+
+    with ThreadPoolExecutor(4) as pool:
+        for future in [pool.submit(work, name) for name in "abcd"]:
+            future.result(timeout=30)
+    settled = [*done, *(failure.cell.run_key for failure in schedule.failures)]
+    assert sorted(settled) == sorted(cell.run_key for cell in schedule.cells)
+    assert all(f.attempts in (0, ATTEMPTS) for f in schedule.failures)
