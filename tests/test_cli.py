@@ -132,7 +132,7 @@ def test_without_a_command_there_is_help_and_an_exit_code(kick: Kick):
         (["run", "--margin", "x"], "Invalid value for '--margin'"),
         (["run", "--sequences", "x"], "Invalid value for '--sequences'"),
         (["report"], "Missing argument"),
-        (["report", "a", "b"], "unexpected extra argument"),
+        (["doctor", "a"], "unexpected extra argument"),
     ],
 )
 def test_usage_errors(kick: Kick, arguments: list[str], message: str):

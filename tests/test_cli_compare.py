@@ -45,7 +45,7 @@ def kick(monkeypatch: pytest.MonkeyPatch) -> Kick:
         streams = io.StringIO(), io.StringIO()
         with monkeypatch.context() as patch:
             for console, stream in zip((cli.out, cli.err), streams, strict=True):
-                patch.setattr(console, "file", stream)
+                patch.setattr(console, "_file", stream)  # restoring `file` itself would pin it
             patch.setattr("sys.argv", ["kick", *map(str, arguments)])
             with pytest.raises(SystemExit) as stopped:
                 cli.main()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import threading
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -230,6 +231,11 @@ class TransformersModel:
         return replace(self, network=network, info=replace(self.info, digest=digest))
 
 
+# While transformers loads a network it replaces functions of its own, such as the tying of weights, for the whole
+# process: two loads at once can leave them replaced for good, and every later model without its output head.
+_LOADING = threading.Lock()
+
+
 def load_model(reference: str, *, dtype: str = "auto", device: str = "auto") -> TransformersModel:
     """Load a model by built-in name, local Hugging Face folder, hub id, `.gguf` file or a plug-in's `scheme:…`.
 
@@ -252,10 +258,11 @@ def load_located(checkpoint: Checkpoint, *, dtype: str = "auto", device: str = "
     target = resolve_device(device)
     precision = resolve_dtype(dtype, target)
     spread = device == BALANCED
-    network, tokenizer = _read(checkpoint, precision, BALANCED if spread else None)
-    network.eval().requires_grad_(False)
-    check_finite(network)
-    info = describe(network, checkpoint, precision)
+    with _LOADING:
+        network, tokenizer = _read(checkpoint, precision, BALANCED if spread else None)
+        network.eval().requires_grad_(False)
+        check_finite(network)
+        info = describe(network, checkpoint, precision)
     return TransformersModel(
         network=network if spread else network.to(target), tokenizer=tokenizer, info=info, checkpoint=checkpoint
     )

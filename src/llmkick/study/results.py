@@ -54,7 +54,7 @@ class StudyResult:
     families: Sequence[Mapping[str, Any]] = field(default_factory=list)
     agreement: Sequence[Mapping[str, Any]] = field(default_factory=list)
     # Cells that were given up, and why; their records are in the journal only.
-    failures: Sequence[Mapping[str, Any]] = ()
+    failures: Sequence[Mapping[str, Any]] = field(default_factory=list)
 
     @property
     def labels(self) -> list[str]:
