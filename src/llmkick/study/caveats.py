@@ -7,8 +7,8 @@ from typing import Any
 
 import pandas as pd
 
-# An answer is a loop when so many of its 4-grams stood in it before, or, where it has few words (a line of dots), when so
-# few of its tokens are different. It is worth a word when so many more of a recipe's answers are loops than of the dense
+# An answer is a loop when so many of its 4-grams stood in it before, or when so few of its tokens are different (a line
+# of dots has no words). It is worth a sentence when so many more of a recipe's answers are loops than of the dense
 # model's.
 LOOP, DIFFERENT, MORE = 0.5, 0.2, 0.1
 FEWEST_TOKENS = 16
@@ -37,4 +37,4 @@ def loops(records: pd.DataFrame) -> list[str]:
 
 def _loops(details: Mapping[str, Any], tokens: int) -> bool:
     few = tokens >= FEWEST_TOKENS and details.get("unique_tokens", tokens) <= DIFFERENT * tokens
-    return few or details.get("repetition", 0.0) >= LOOP
+    return bool(few or details.get("repetition", 0.0) >= LOOP)

@@ -175,10 +175,10 @@ class FrontierRun(StudyRun):
 
     def _filled(self, variant: Variant, task: Task, *, every_item: bool) -> Cell:
         """The cell with as many records as are needed."""
-        cells = self._cells(variant)
+        cells = self.cells(variant)
         (cell,) = [one for one in cells if one.task.name == task.name]
         missing = not (self.evaluation.has_every_item(cell) if every_item else self.evaluation.is_complete(cell))
-        if missing or self.journal.artifact(self._report_key(variant)) is None:
+        if missing or self.journal.artifact(self.report_key(variant)) is None:
             model = self._kept(variant)
             if every_item:
                 self.evaluation.fill_every_item(model, cell)
@@ -212,7 +212,7 @@ class FrontierRun(StudyRun):
         return self.study.propagate if self.propagating is None else self.propagating
 
     def _are_the_dense(self, variants: Sequence[Variant]) -> bool:
-        known = [self.journal.artifact(self._report_key(variant)) for variant in variants]
+        known = [self.journal.artifact(self.report_key(variant)) for variant in variants]
         return {one[0] for one in known if one is not None} == {self.executor.dense_digest()}
 
     def _overall(self, grid: LevelGrid, verdicts: Mapping[tuple[str, str], dict[str, Judged]]) -> dict[str, Any]:

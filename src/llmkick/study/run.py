@@ -11,7 +11,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 
 from llmkick.compression.blocks import decoder_blocks
@@ -23,31 +22,24 @@ from llmkick.compression.recipe import Dense
 from llmkick.errors import ConfigError
 from llmkick.models.files import require_space, write_text_atomically
 from llmkick.models.language_model import LanguageModel, TransformersModel
-from llmkick.study.caveats import loops
 from llmkick.study.cells import Cell, cells_of, digest_of, style_of
 from llmkick.study.config import Study, load_study, make_study
-from llmkick.study.environment import peak_memory
 from llmkick.study.evaluation import Evaluation
 from llmkick.study.executor import Executor, LocalExecutor
 from llmkick.study.falling import FallingVerdicts
-from llmkick.study.families import agreement, correction_note, families
+from llmkick.study.finish import Finish, given_up
 from llmkick.study.foresight import foresee
 from llmkick.study.journal import Journal
 from llmkick.study.judge_questions import Answered
 from llmkick.study.judging import Judging, judge_of
-from llmkick.study.noise import HALF_PRECISIONS, describe_noise, noise_of_choices
 from llmkick.study.notes import note_run
 from llmkick.study.observer import Observer, Silent
-from llmkick.study.others import Others, answers_key, describe_model, describe_recipe
-from llmkick.study.record_warnings import warnings_of
+from llmkick.study.others import Others, answers_key, describe_model
 from llmkick.study.results import (
     CONTROL_METRICS,
     StudyResult,
     as_json,
-    cell_results,
-    compare_all,
     describe_task,
-    overall_by_recipe,
 )
 from llmkick.study.schedule import OtherWeightsError, Schedule
 from llmkick.study.stopping import StoppingRule, stopping_rules
@@ -128,7 +120,7 @@ class StudyRun:
             started = datetime.now(UTC).isoformat(timespec="seconds")
             self._prepare()
             self._run_cells()
-            return self._finish(started)
+            return Finish(run=self).result(started)
         finally:
             self.executor.close()
             self.journal.close()
@@ -158,7 +150,7 @@ class StudyRun:
             prompting=self.prompting,
             observer=self.observer,
             dense=self.model,
-            dense_keys={cell.task.name: cell.run_key for cell in self._cells(Variant(recipe=Dense()))},
+            dense_keys={cell.task.name: cell.run_key for cell in self.cells(Variant(recipe=Dense()))},
             rules=self.rules,
         )
 
@@ -250,7 +242,7 @@ class StudyRun:
 
     def _run_cells(self) -> None:
         variants = list(variants_of(self.study))
-        cells = [(variant, self._cells(variant)) for variant in variants]
+        cells = [(variant, self.cells(variant)) for variant in variants]
         every = [cell for _, own in cells for cell in own]
         tasks = [describe_task(task, self.prompting) for task in self.tasks]
         self.verdicts = FallingVerdicts(
@@ -299,14 +291,14 @@ class StudyRun:
         judging = self.judging
         if judging is None:
             return set()
-        given_up = self._given_up()
+        lost = given_up(self.schedule)
         unanswered = {f.cell.task.name for f in self.schedule.failures if f.cell.variant.is_dense}
         judged = {task.name for task in judging.judged} - unanswered
         cells = [
             Answered(label=variant.label, seed=variant.seed, task=cell.task.name, run_key=cell.run_key)
             for variant in variants
-            for cell in self._cells(variant)
-            if cell.task.name in judged and cell.run_key not in given_up
+            for cell in self.cells(variant)
+            if cell.task.name in judged and cell.run_key not in lost
         ]
         with self.timed("judge", judging.spec.model):
             judging.run(cells, self.evaluation.items, self.model.info.name)
@@ -353,7 +345,8 @@ class StudyRun:
         """Whether each block is calibrated on the compressed blocks before it."""
         return self.study.propagate
 
-    def _cells(self, variant: Variant) -> list[Cell]:
+    def cells(self, variant: Variant) -> list[Cell]:
+        """A variant on every task."""
         info = self.model.info
         return cells_of(
             variant,
@@ -366,10 +359,11 @@ class StudyRun:
 
     def _is_wanted(self, variant: Variant) -> bool:
         """Whether anything is left to be done with the variant's model."""
-        report_known = variant.is_dense or self.journal.artifact(self._report_key(variant)) is not None
-        return not report_known or not all(map(self.evaluation.is_complete, self._cells(variant)))
+        report_known = variant.is_dense or self.journal.artifact(self.report_key(variant)) is not None
+        return not report_known or not all(map(self.evaluation.is_complete, self.cells(variant)))
 
-    def _report_key(self, variant: Variant) -> str:
+    def report_key(self, variant: Variant) -> str:
+        """The key of what is noted about a variant's weights."""
         return digest_of([self._weights_key(variant), variant.seed])
 
     def open_other(self, variant: Variant) -> LanguageModel:
@@ -378,7 +372,7 @@ class StudyRun:
             self.observer.stage(f"loading {variant.label}", 1)
             model = self.others.open(variant)
         facts = describe_model(variant.label, model, variant.reference)
-        self.journal.add_artifact(self._report_key(variant), model.info.digest, facts)
+        self.journal.add_artifact(self.report_key(variant), model.info.digest, facts)
         return model
 
     def wanted(self, seed: int | None) -> list[Variant]:
@@ -388,7 +382,7 @@ class StudyRun:
 
     def known_digest(self, variant: Variant) -> str | None:
         """The digest of a variant's weights when its records were made."""
-        known = self.journal.artifact(self._report_key(variant))
+        known = self.journal.artifact(self.report_key(variant))
         return None if known is None else known[0]
 
     def keep_report(self, worker: str, variant: Variant, report: CompressionReport) -> None:
@@ -409,127 +403,11 @@ class StudyRun:
                 f"{variant.label}: compressing again gave other weights (another machine or thread count?); "
                 "its earlier records were dropped and made anew"
             )
-            cells = self._cells(variant)
+            cells = self.cells(variant)
             self.journal.forget([cell.run_key for cell in cells])
             self.schedule.reopen(cells)
         if known != report.digest:
-            self.journal.add_artifact(self._report_key(variant), report.digest, as_json(report))
-
-    def _finish(self, started: str) -> StudyResult:
-        study = self.study
-        self.observer.stage("statistics", 1)
-        records = self._records()
-        noise = self._noise(records)
-        tasks = [describe_task(task, self.prompting) for task in self.tasks]
-        if self.judging is not None:
-            tasks += self.judging.described()
-        with self.timed("statistics", "comparisons"):
-            comparisons = compare_all(
-                records,
-                tasks,
-                study.labels(),
-                margin=study.margin,
-                alpha=study.alpha,
-                orders={name: rule.order for name, rule in self.rules.items()},
-                same_weights=self._left_the_weights,
-            )
-        reports = self._reports()
-        result = StudyResult(
-            folder=self.folder,
-            study={**study.model_dump(mode="json"), "hash": study.hash()},
-            environment=self.executor.environment(),
-            timing={
-                "started": started,
-                "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-                "seconds": self.journal.seconds(),
-                "compression_seconds": {r["digest"]: r.pop("seconds") for r in reports},
-                "peak_memory_bytes": peak_memory(),
-            },
-            model=as_json(self.model.info),
-            tasks=tasks,
-            results=sorted(cell_results(records, tasks), key=lambda row: self._order(row, tasks)),
-            comparisons=[as_json(comparison) for comparison in comparisons],
-            # A recipe of which a cell is missing is judged by no overall verdict.
-            overall=overall_by_recipe([c for c in comparisons if c.recipe not in self._incomplete()]),
-            compression=reports,
-            models=self._described(reports),
-            warnings=[
-                *map(str, self.schedule.failures),
-                *self.warnings,
-                *self.executor.warnings,
-                *_warnings([self.model, *self.others.live.values()], study, records, reports),
-                *(describe_noise(found, self.model.info.dtype) for found in noise),
-            ],
-            noise=noise,
-            judge=None if self.judging is None else self.judging.summary,
-            families=families(comparisons, study.labels(), correction=study.correction, alpha=study.alpha),
-            agreement=agreement(records, study.labels()),
-            failures=[failure.as_row() for failure in self.schedule.failures],
-        )
-        result.write()
-        return result
-
-    def _noise(self, records: pd.DataFrame) -> list[dict[str, Any]]:
-        """The noise floor of every task with choices; in float32 there is none."""
-        if self.model.info.dtype not in HALF_PRECISIONS:
-            return []
-        found = []
-        dense = records[records["recipe"] == "dense"]
-        for cell in self._cells(next(variants_of(self.study))):
-            known = self.journal.noise(cell.run_key)
-            of_task = dense[dense["task"] == cell.task.name].set_index("item_id")
-            if known is None and not of_task.empty:
-                recorded: Any = of_task[["response", "details"]].to_dict("index")
-                items = self.evaluation.items[cell.task.name]
-                known = noise_of_choices(self.model, cell.task, items, style_of(cell.task, self.prompting), recorded)
-                if known is not None:
-                    self.journal.add_noise(cell.run_key, known)
-            found += [known] if known is not None else []
-        return found
-
-    def _records(self) -> pd.DataFrame:
-        """The records of all cells that are whole: what was given up half-way would be another sample."""
-        records = self.journal.records()
-        return records[~records["run_key"].isin(self._given_up())]
-
-    def _given_up(self) -> set[str]:
-        return {failure.cell.run_key for failure in self.schedule.failures}
-
-    def _incomplete(self) -> set[str]:
-        return {failure.cell.variant.label for failure in self.schedule.failures}
-
-    def _order(self, row: Mapping[str, Any], tasks: Sequence[Mapping[str, Any]]) -> tuple[int, int, int]:
-        labels, names = ["dense", *self.study.labels()], [task["name"] for task in tasks]
-        return labels.index(row["recipe"]), row["seed"] or 0, names.index(row["task"])
-
-    def _described(self, reports: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Size and kind of every model, where models made elsewhere are among them."""
-        if not self.study.others:
-            return []
-        dense = describe_model("dense", self.model, self.study.model)
-        found = [dense, *(describe_recipe(dense, report) for report in reports)]
-        for variant in variants_of(self.study):
-            if variant.reference:
-                known = self.journal.artifact(self._report_key(variant))
-                assert known is not None, f"{variant} was never opened"
-                found.append(known[1])
-        return found
-
-    def _left_the_weights(self, recipe: str) -> bool:
-        """Whether a recipe changed no weight at all, with any seed; or another model is the dense one's files again."""
-        if recipe in self.others.checkpoints:
-            return self.others.checkpoints[recipe].digest == self.model.info.digest
-        digests = {report["digest"] for report in self._reports() if report["recipe"] == recipe}
-        return bool(digests) and digests == {self.executor.dense_digest()}
-
-    def _reports(self) -> list[dict[str, Any]]:
-        reports = []
-        for variant in variants_of(self.study):
-            if variant.is_recipe:
-                known = self.journal.artifact(self._report_key(variant))
-                assert known is not None or variant.label in self._incomplete(), f"no report of {variant}"
-                reports += [] if known is None else [known[1]]
-        return reports
+            self.journal.add_artifact(self.report_key(variant), report.digest, as_json(report))
 
     @contextmanager
     def timed(self, stage: str, detail: str) -> Iterator[None]:
@@ -537,24 +415,3 @@ class StudyRun:
         started = time.perf_counter()
         yield
         self.journal.add_seconds(stage, detail, time.perf_counter() - started)
-
-
-def _warnings(models: Sequence[LanguageModel], study: Study, records: Any, reports: list[dict[str, Any]]) -> list[str]:
-    """Whatever a reader of the tables must know and could not see in them; `models` are the dense one and servers."""
-    found = []
-    info = models[0].info
-    if info.source_precision != "float" and any(recipe.is_rounding for recipe in study.parsed_recipes()):
-        found.append(
-            f"the dense weights of {info.name} come from a file already rounded to {info.source_precision}: "
-            "rounding them again says little about rounding the original"
-        )
-    if not study.propagate:
-        found.append("calibration was not propagated: every statistic comes from the dense model")
-    for model in models:
-        found += getattr(model, "notes", ())
-    if len(study.labels()) > 1:
-        found.append(correction_note(study.labels(), study.correction, study.alpha))
-    for report in reports:
-        found += [f"{report['recipe']}: {warning}" for warning in report["warnings"]]
-    found += loops(records)
-    return list(dict.fromkeys([*found, *warnings_of(records)]))
