@@ -218,7 +218,9 @@ def verdict_table(result: StudyResult) -> Table:
     overall = {row["recipe"]: _verdict(row["verdict"]) for row in result.overall}
     table = _VerdictTable(**_frame_of(result))
     task_column = Column("task", overflow="fold")
-    table.narrow = Table("recipe", task_column, "verdict", "score", "loss", **_frame_of(result))
+    table.narrow = Table(
+        Column("recipe", overflow="fold"), task_column, "verdict", "score", "loss", **_frame_of(result)
+    )
     table.add_column("recipe", no_wrap=True)
     for task in tasks:
         table.add_column(re.sub("([_:])", "\\1\n", task["name"]))
