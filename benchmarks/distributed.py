@@ -9,7 +9,6 @@ import argparse
 import json
 import os
 import platform
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -162,7 +161,7 @@ def report(rows: list[dict[str, Any]], items: int) -> str:
     more = (one["processor"] - rows[0]["processor"]) / cells
     lines += [
         "",
-        f"A call to a worker and back, with nothing to answer: {1000 * statistics.median(calls):.1f} ms (median of "
+        f"A call to a worker and back, with nothing to answer: {1000 * calls[len(calls) // 2]:.1f} ms (median of "
         f"{len(calls)}; nine of ten below {1000 * calls[len(calls) * 9 // 10]:.1f} ms). A cell makes one a batch of 64 "
         f"items, and one to compress. Processor time that one worker takes more than this process alone, start "
         f"included: {more:.2f} s a cell.",

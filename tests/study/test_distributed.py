@@ -524,6 +524,7 @@ def test_on_ray_answers_and_errors_come_back_as_they_are(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # on a busy machine importing torch alone takes minutes
 @pytest.mark.usefixtures("cluster")
 def test_on_ray_a_worker_is_killed_in_the_middle_and_the_results_are_the_same(
     study: Study, local: StudyResult, tmp_path: Path, monkeypatch: Any
