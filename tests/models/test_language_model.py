@@ -50,7 +50,7 @@ def test_unknown_dtypes_list_the_choices_before_anything_is_read():
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:99", "", "meta"])
 def test_devices_that_are_not_here(device: str):
-    with pytest.raises(ConfigError, match=rf"device {device!r} is not available here.*use auto, cpu or cuda"):
+    with pytest.raises(ConfigError, match=rf"device {device!r} is not available here.*use auto, cpu, cuda or balanced"):
         load_model("no/such-model", device=device)
 
 
