@@ -106,7 +106,8 @@ def serving(script: Script, *, models: Any = ({"id": "m", "object": "model"},)) 
             if reply.nothing:
                 self.close_connection = True
                 return
-            raw = reply.body.encode() if isinstance(reply.body, str) else json.dumps(reply.body).encode()
+            text = reply.body if isinstance(reply.body, str | bytes) else json.dumps(reply.body)
+            raw = text.encode() if isinstance(text, str) else text
             with contextlib.suppress(OSError):  # the client may have given up
                 self.send_response(reply.status)
                 self.send_header("content-type", "application/json")

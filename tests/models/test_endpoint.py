@@ -45,16 +45,29 @@ def test_an_address_is_a_url_and_a_name():
 
 @pytest.mark.parametrize(
     "reference",
-    ["openai:", "openai:http://h/v1", "openai:http://h/v1#", "openai:h/v1#m", "openai:ftp://h#m", "http://h#m"],
+    [
+        "openai:",
+        "openai:http://h/v1",
+        "openai:http://h/v1#",
+        "openai:http://h/v1# ",
+        "openai:h/v1#m",
+        "openai:ftp://h#m",
+        "http://h#m",
+        "openai:http://[::1#m",
+        "openai:http://h:port/v1#m",
+    ],
 )
 def test_what_is_no_address_is_refused_with_an_example(reference: str):
     with pytest.raises(ConfigError, match=r"openai:http://127\.0\.0\.1:8000/v1#my-model"):
         parse_address(reference)
 
 
-def test_an_address_with_a_password_is_refused_without_repeating_it():
-    with pytest.raises(ConfigError, match="no user or password") as caught:
-        parse_address("openai:https://me:s3cret@h/v1#m")
+@pytest.mark.parametrize(
+    "url", ["https://me:s3cret@h/v1", "https://s3cret@h/v1", "https://h/v1?key=s3cret", "https://me:s3cret/@h/v1"]
+)
+def test_an_address_with_a_key_is_refused_without_repeating_it(url: str):
+    with pytest.raises(ConfigError, match=r"must hold no key, .*LLMKICK_API_KEY") as caught:
+        parse_address(f"openai:{url}#m")
     assert "s3cret" not in str(caught.value)
 
 
@@ -91,6 +104,8 @@ TROUBLE = {
     "dropped before": Reply(nothing=True),
     "dropped half-way": Reply('{"id": "1", "choices": [{"mess', promised=100),
     "half a body": Reply('{"id": "1", "choices": [{"mess'),
+    "no text at all": Reply(b'{"id": "\xff"}'),
+    "too early": refused("wait", 425),
     "a page": Reply("<html>proxy error</html>", headers={"content-type": "text/html"}),
     "no answer": Reply({"id": "1", "model": "m"}),
     "empty": Reply({"id": "1", "model": "m", "choices": []}),
@@ -125,7 +140,7 @@ def test_what_the_server_asks_to_wait_is_waited():
 def test_a_slow_server_is_told_from_one_that_is_down():
     with (
         serving(lambda path, body: Reply(chat("late"), after=0.5)) as server,
-        pytest.raises(ModelError, match=r"did not answer within 0\.1 s \(2 attempts\).*--timeout"),
+        pytest.raises(ModelError, match=r"did not answer within 0\.1 s \(2 attempts\).*timeout"),
     ):
         endpoint(server, timeout=0.1, attempts=2).chat(**HELLO)
 
@@ -161,6 +176,47 @@ def test_one_request_that_breaks_a_server_is_told_from_a_broken_server():
         replies = one.ask_all(one.chat, [HELLO, {**HELLO, "max_tokens": 9}])
     assert isinstance(replies[1], Refused)
     assert "status 500 (3 attempts): index out of range" in replies[1].reason
+
+
+@pytest.mark.parametrize("field", ["code", "type"])
+def test_an_account_without_credit_is_not_asked_again(field: str):
+    body = {"error": {"message": "You exceeded your current quota", field: "insufficient_quota"}}
+    with serving(lambda path, _: Reply(body, status=429, headers={"retry-after": "50"})) as server:
+        one = endpoint(server)
+        with pytest.raises(ModelError, match="wants to be paid: You exceeded your current quota; add credit") as caught:
+            one.ask_all(one.chat, [HELLO])
+    assert len(server.asked) == 1
+    assert not module.is_passing(caught.value.__cause__)
+    assert module.is_hopeless(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("status", "hopeless"), [(400, False), (401, True), (403, True), (404, True), (429, False), (500, False)]
+)
+def test_what_ends_everything_is_told_from_what_ends_one_request(status: int, hopeless: bool):
+    with serving(lambda path, body: refused("no", status)) as server, pytest.raises(KickError) as caught:
+        endpoint(server, attempts=1).chat(**HELLO)
+    assert module.is_hopeless(caught.value) is hopeless
+
+
+def test_a_text_that_cannot_be_sent_is_that_requests_own_fault():
+    with serving(lambda path, body: chat("fine")) as server, pytest.raises(RefusedError, match="cannot be sent"):
+        endpoint(server).chat(messages=[{"role": "user", "content": "\ud800"}])
+    assert server.asked == []
+
+
+def test_where_text_is_needed_an_answer_without_it_is_half_an_answer():
+    replies = iter([chat("") | {"choices": [{"index": 0, "finish_reason": "stop"}]}, chat(""), chat("done")])
+    with serving(lambda path, body: next(replies)) as server:
+        assert text_of(endpoint(server, text_needed=True).chat(**HELLO)) == "done"
+    with serving(lambda path, body: chat("")) as server:
+        assert text_of(endpoint(server).chat(**HELLO)) == ""
+        with pytest.raises(ModelError, match=r"\(3 attempts\): its reply has no text"):
+            endpoint(server, text_needed=True).chat(**HELLO)
+    refusal: Any = chat("")
+    refusal["choices"][0]["message"]["refusal"] = "I will not."
+    with serving(lambda path, body: refusal) as server:
+        assert module.text_of(endpoint(server, text_needed=True).chat(**HELLO)) == "I will not."
 
 
 def test_the_first_failure_ends_the_others():
@@ -227,6 +283,11 @@ def test_answers_of_another_model_are_thrown_away(name: str):
     assert len(server.asked) == 1
 
 
+def test_any_name_will_do_where_that_is_said():
+    with serving(lambda path, body: chat("hi", model="m-0613")) as server:
+        assert text_of(endpoint(server, any_name=True).chat(**HELLO)) == "hi"
+
+
 # Keys
 
 
@@ -247,8 +308,35 @@ def test_keys_come_from_the_environment(monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setenv("JUDGE_KEY", "judge")
         endpoint(server, api_key_env="JUDGE_KEY").chat(**HELLO)
         assert sent(server) == "Bearer judge"
-        with pytest.raises(JudgeError, match="the variable NO_KEY holds no key"):
+        with pytest.raises(JudgeError, match="needs a key: set the environment variable NO_KEY"):
             endpoint(server, api_key_env="NO_KEY", error=JudgeError).chat(**HELLO)
+
+
+@pytest.mark.parametrize("key", ["sk-secret\nsk-other", "sk-secrét"])
+def test_what_can_be_no_key_is_said_without_showing_it(key: str, monkeypatch: pytest.MonkeyPatch):
+    with serving(lambda path, body: chat("hi")) as server:
+        monkeypatch.setenv("LLMKICK_API_KEY", key)
+        with pytest.raises(ModelError, match="LLMKICK_API_KEY holds no key: one is a line of ASCII") as caught:
+            endpoint(server).chat(**HELLO)
+        assert "sk-" not in str(caught.value)
+        monkeypatch.setenv("LLMKICK_API_KEY", " sk-good\n")
+        endpoint(server).chat(**HELLO)
+        assert sent(server) == "Bearer sk-good"
+
+
+@pytest.mark.parametrize("before", [0, 40, 55, 240, 290])
+@pytest.mark.parametrize("page", [True, False])
+def test_a_key_is_not_cut_before_it_is_hidden(before: int, page: bool, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("LLMKICK_API_KEY", "sk-very-secret")
+    said = "x" * before + " sk-very-secret is what you sent"
+    with (
+        serving(
+            lambda path, body: Reply(said, headers={"content-type": "text/html"}) if page else refused(said, 418)
+        ) as server,
+        pytest.raises(ModelError) as caught,
+    ):
+        endpoint(server, attempts=1).chat(**HELLO)
+    assert "sk-" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -234,7 +234,7 @@ def test_labels(tmp_path: Path):
     assert label_others([first, "x/y@v1"], taken=()) == {"q4": first, "x/y@v1": "x/y@v1"}
     assert list(label_others([first, second], taken=())) == ["a/q4", "b/q4"]
     assert label_others([f"mine={first}", second], taken=()) == {"mine": first, "q4": second}
-    server = "openai:http://h:1/v1?a=b#org/name"
+    server = "openai:http://h:1/a=b/v1#org/name"
     assert label_others([server, f"s={server}", "m.gguf"], taken=()) == {"org/name": server, "s": server, "m": "m.gguf"}
 
 

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from judges import KEY, MODEL, Answer, Endpoint, answering, asked_of, is_probe
 from llmkick.cli import app
 from llmkick.errors import ConfigError, DataError, JudgeError
+from llmkick.models import endpoint as endpoint_module
 from llmkick.study import judge_trust
 from llmkick.study.cells import cells_of
 from llmkick.study.config import Study, make_study
@@ -26,7 +27,6 @@ from llmkick.study.plan import plan_study
 from llmkick.study.results import RESULTS_FILE, StudyResult
 from llmkick.study.run import run_study
 from llmkick.study.variants import Variant, variants_of
-from llmkick.tasks import judge_client
 from llmkick.tasks.judge import Contest, Unreadable
 from llmkick.tasks.judge_client import OVER_BUDGET, Question
 from llmkick.tasks.task import get_task
@@ -43,7 +43,7 @@ def surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LLMKICK_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.setenv("OPENAI_API_KEY", KEY)
-        patch.setattr(judge_client, "LONGEST_WAIT", 0.01)
+        patch.setattr(endpoint_module, "FIRST_WAIT", 0.01)
         yield
 
 
@@ -239,7 +239,7 @@ def test_a_judge_lost_half_way_is_asked_for_the_rest_only(toy: Path, folder: Pat
         assert count(folder, "judgements") == 4
         unscored = sum(row["unscored"] for row in result.results if ":judge" in row["task"])
         assert unscored > 0
-        assert all("refuses the key" in r for row in result.results for r in row["unscored_reasons"])
+        assert all("does not accept the key" in r for row in result.results for r in row["unscored_reasons"])
         answers[0] = fair
         asked = len(endpoint.requests)
         result = judged(toy, endpoint, folder, concurrency=1)
@@ -373,7 +373,7 @@ def test_no_key_wrong_address_unknown_model(toy: Path, tmp_path: Path, monkeypat
     out = tmp_path / "run"
     with answering(fair) as endpoint:
         for reference in (endpoint.reference.replace(MODEL, "gpt-99"), f"openai:http://127.0.0.1:9/v1#{MODEL}"):
-            with pytest.raises(JudgeError, match=r"is not there|cannot be reached"):
+            with pytest.raises(JudgeError, match=r"knows no 'gpt-99'|cannot reach http"):
                 run_study(study_of(toy, {"model": reference, "attempts": 1}), out=out)
         monkeypatch.delenv("OPENAI_API_KEY")
         with pytest.raises(JudgeError, match="needs a key: set the environment variable OPENAI_API_KEY"):
@@ -387,7 +387,8 @@ def test_no_key_wrong_address_unknown_model(toy: Path, tmp_path: Path, monkeypat
 @pytest.mark.parametrize(
     ("judge", "tasks", "message"),
     [
-        ({"model": "openai:x"}, None, "judge.model: judge model 'openai:x': an endpoint is written openai:URL#MODEL"),
+        ({"model": "openai:x"}, None, "judge.model: cannot read the server 'openai:x'; it is written openai:URL#NAME"),
+        ({"model": "openai:https://h/v1?key=sk-12345#m"}, None, "judge.model: a server's address must hold no key"),
         ({"model": "toy", "protocol": "kind"}, None, "judge.protocol: unknown protocol 'kind' of the judge"),
         ({"model": "toy", "replicates": 2}, None, "judge.replicates: a local judge decodes greedily"),
         ({"model": "toy", "api_key_env": "sk-12345"}, None, "judge.api_key_env: api_key_env is the name of an env"),

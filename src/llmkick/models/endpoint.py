@@ -43,6 +43,10 @@ REFUSALS = {400, 413, 422}
 NO_SUCH_THING = {404, 405, 500, 501}
 # The server's own fault: perhaps with everything, perhaps with this request.
 BROKEN = 500
+# What ends everything: the key, or the name, is wrong.
+HOPELESS = {401, 403, 404}
+# An account without credit answers 429, "too many requests", but waiting does not help.
+NO_CREDIT = "insufficient_quota"
 # A revision or a date behind the name is the same model: "name@main", "name-2026-01-31".
 SAME_MODEL = re.compile(r"(@.+|-\d{4}-\d{2}-\d{2})?")
 # A name that no server has: one that answers to it answers to any.
@@ -82,12 +86,14 @@ class _GarbledError(Exception):
 
 
 def parse_address(reference: str) -> Address:
-    """`openai:URL#name` → its parts. Raises ConfigError for anything else; a URL with a password is refused."""
+    """`openai:URL#name` → its parts. Raises ConfigError for anything else, and where the URL could hold a key."""
     url, _, name = reference.removeprefix(SERVER_SCHEME).partition("#")
-    parts = urlsplit(url)
-    if parts.password or parts.username:
-        raise ConfigError(f"a server's address holds no user or password: set {KEY_VARIABLE} in the environment")
-    if not is_server(reference) or parts.scheme not in ("http", "https") or not parts.hostname or not name:
+    if "@" in url or "?" in url:
+        raise ConfigError(
+            "a server's address must hold no key, user, password or query: keys come from the environment alone "
+            f"({KEY_VARIABLE}; a judge's from its api_key_env)"
+        )
+    if not is_server(reference) or not _is_web_address(url) or not name.strip():
         raise ConfigError(
             f"cannot read the server {reference!r}; it is written openai:URL#NAME, "
             "for example openai:http://127.0.0.1:8000/v1#my-model"
@@ -100,7 +106,9 @@ class Endpoint:
     """One model of one server. `timeout` is seconds a request, `attempts` how often one is tried.
 
     `concurrency` is how many requests are under way at once; `api_key_env` the variable that holds the key, by
-    default LLMKICK_API_KEY, then OPENAI_API_KEY (sent only over https or within this machine).
+    default LLMKICK_API_KEY, then OPENAI_API_KEY (sent only over https or within this machine). With `any_name`, what
+    answers may go by another name, as a short name's newest version does; with `text_needed`, a chat's reply without
+    text is half an answer, and tried again.
     """
 
     address: Address
@@ -109,6 +117,8 @@ class Endpoint:
     attempts: int = 5
     concurrency: int = 8
     api_key_env: str | None = None
+    any_name: bool = False
+    text_needed: bool = False
 
     @cached_property
     def client(self) -> openai.OpenAI:
@@ -119,12 +129,20 @@ class Endpoint:
 
     @cached_property
     def _key(self) -> str:
+        usual = [KEY_VARIABLE, *([COMMON_KEY_VARIABLE] if _is_private_way(self.address.url) else [])]
+        for variable in usual if self.api_key_env is None else [self.api_key_env]:
+            key = os.environ.get(variable, "").strip()
+            # The libraries below would show it in their complaint.
+            if not (key.isascii() and key.isprintable()):
+                raise self.error(f"the variable {variable} holds no key: one is a line of ASCII characters")
+            if key:
+                return key
         if self.api_key_env is not None:
-            if not os.environ.get(self.api_key_env):
-                raise self.error(f"the variable {self.api_key_env} holds no key for {self.address.url}; set it")
-            return os.environ[self.api_key_env]
-        own, common = os.environ.get(KEY_VARIABLE, ""), os.environ.get(COMMON_KEY_VARIABLE, "")
-        return own or (common if _is_private_way(self.address.url) else "")
+            raise self.error(
+                f"{self.address.url} needs a key: set the environment variable {self.api_key_env} "
+                "(to any text for a server that wants none)"
+            )
+        return ""
 
     def chat(self, *, given_up: threading.Event | None = None, **request: Any) -> ChatCompletion:
         """One request to /chat/completions, tried again until `given_up`.
@@ -224,7 +242,10 @@ class Endpoint:
             if status == BROKEN:
                 raise _BrokenError(str(self._translated(failure))) from failure
             raise self._translated(failure) from failure
-        self._refuse_other_model(reply)
+        except UnicodeEncodeError as failure:
+            raise RefusedError(f"its text cannot be sent: {failure}") from failure
+        if not self.any_name:
+            self._refuse_other_model(reply)
         return reply
 
     def _refuse_other_model(self, reply: Any) -> None:
@@ -242,7 +263,7 @@ class Endpoint:
     ) -> Any:
         given_up = given_up or threading.Event()
         retrying = tenacity.Retrying(
-            retry=tenacity.retry_if_exception(_is_passing),
+            retry=tenacity.retry_if_exception(is_passing),
             stop=tenacity.stop_any(
                 tenacity.stop_after_attempt(attempts or self.attempts), tenacity.stop_when_event_set(given_up)
             ),
@@ -250,26 +271,30 @@ class Endpoint:
             sleep=tenacity.sleep_using_event(given_up),
             reraise=True,
         )
-        return retrying(_whole, call)
+        return retrying(_whole, call, text_needed=self.text_needed)
 
     def _said(self, failure: Exception) -> str:
         """What the server said, on one line, without the key."""
         body = getattr(failure, "body", None)
         text = body.get("message") or body.get("detail") if isinstance(body, dict) else None
-        line = " ".join(str(text or failure).split())[:300] or type(failure).__name__
-        return line.replace(self._key, "***") if self._key else line
+        return self._line(text or failure) or type(failure).__name__
+
+    def _line(self, text: object) -> str:
+        whole = " ".join(str(text).split())
+        # The key goes before anything is cut: half of it would stay.
+        return (whole.replace(self._key, "***") if self._key else whole)[:300]
 
     def _translated(self, failure: Exception) -> KickError:
         """The failure as this project's error: what happened, and what to do."""
         url, name = self.address.url, self.address.name
-        tried = f" ({self.attempts} attempts)" if _is_passing(failure) else ""
+        tried = f" ({self.attempts} attempts)" if is_passing(failure) else ""
         if isinstance(failure, openai.APITimeoutError):
             return self.error(
-                f"{url} did not answer within {self.timeout:g} s{tried}: give a longer --timeout, "
-                "or fewer requests at once with --concurrency"
+                f"{url} did not answer within {self.timeout:g} s{tried}: give it longer (timeout), "
+                "or fewer requests at once (concurrency)"
             )
         if isinstance(failure, openai.APIConnectionError):
-            reason = " ".join(str(failure.__cause__ or failure).split())[:200]
+            reason = self._line(failure.__cause__ or failure)
             return self.error(f"cannot reach {url}{tried}: {reason}; is the server running, and the address right?")
         if isinstance(failure, openai.AuthenticationError | openai.PermissionDeniedError):
             wanted = self.api_key_env or f"{KEY_VARIABLE} (or {COMMON_KEY_VARIABLE}, over https or on this machine)"
@@ -279,6 +304,8 @@ class Endpoint:
                 f"{url} knows no {name!r}, or has no such endpoint: {self._said(failure)}; "
                 "most addresses end in /v1, and /v1/models lists the names"
             )
+        if _is_out_of_credit(failure):
+            return self.error(f"{url} wants to be paid: {self._said(failure)}; add credit to the key's account")
         if isinstance(failure, openai.APIStatusError):
             return self.error(f"{url} fails with status {failure.status_code}{tried}: {self._said(failure)}")
         return self.error(f"{url} does not answer as an OpenAI-compatible server{tried}: {self._said(failure)}")
@@ -289,6 +316,14 @@ def _ask(ask: Callable[..., Reply], request: Mapping[str, Any]) -> Reply | Refus
         return ask(**request)
     except RefusedError as refusal:
         return refusal
+
+
+def _is_web_address(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # brackets that do not match, a port that is no number
+        return False
 
 
 def _is_private_way(url: str) -> bool:
@@ -302,11 +337,32 @@ def _is_private_way(url: str) -> bool:
         return False
 
 
-def _is_passing(failure: BaseException) -> bool:
-    """Whether the same request may succeed later: connections, time-outs, limits, a server in trouble, half answers."""
+def text_of(reply: Any) -> str | None:
+    """What a chat's reply says, or with which words the model refuses; None when there is no text."""
+    message = getattr(reply.choices[0], "message", None)
+    text = getattr(message, "content", None) or getattr(message, "refusal", None)
+    return text if isinstance(text, str) else None
+
+
+def is_passing(failure: BaseException | None) -> bool:
+    """Whether the same request may succeed later: connections, time-outs, limits, a server in trouble, half answers.
+
+    `failure` is the library's, which is the `__cause__` of the errors that an Endpoint raises.
+    """
     if isinstance(failure, openai.APIStatusError):
-        return failure.status_code in (408, 409, 429) or failure.status_code >= 500
+        passing = failure.status_code in (408, 409, 425, 429) or failure.status_code >= 500
+        return passing and not _is_out_of_credit(failure)
     return isinstance(failure, openai.APIConnectionError | openai.APIResponseValidationError | _GarbledError)
+
+
+def is_hopeless(error: KickError) -> bool:
+    """Whether, after this error of an Endpoint, every other request would fail too: no key, no such name, no credit."""
+    failure = error.__cause__
+    return failure is None or getattr(failure, "status_code", None) in HOPELESS or _is_out_of_credit(failure)
+
+
+def _is_out_of_credit(failure: BaseException) -> bool:
+    return isinstance(failure, openai.APIStatusError) and NO_CREDIT in (failure.code, failure.type)
 
 
 def _wait(state: tenacity.RetryCallState) -> float:
@@ -319,14 +375,16 @@ def _wait(state: tenacity.RetryCallState) -> float:
         return tenacity.wait_exponential_jitter(multiplier=FIRST_WAIT, max=LONGEST_WAIT, jitter=FIRST_WAIT)(state)
 
 
-def _whole(call: Callable[[], Any]) -> Any:
+def _whole(call: Callable[[], Any], *, text_needed: bool) -> Any:
     """The reply, with an answer in it. The library hands what is no JSON on as text, and half of it as an error."""
     try:
         reply = call()
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise _GarbledError(f"its reply is no JSON ({error})") from error
     if isinstance(reply, str):
-        raise _GarbledError(f"its reply is no JSON but begins with {reply[:60]!r}")
+        raise _GarbledError(f"its reply is no JSON but: {reply}")
     if not isinstance(getattr(reply, "choices", None) or getattr(reply, "data", None), list):
         raise _GarbledError("its reply holds no answer")
+    if text_needed and isinstance(reply, ChatCompletion) and text_of(reply) is None:
+        raise _GarbledError("its reply has no text")
     return reply

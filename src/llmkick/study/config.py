@@ -22,7 +22,7 @@ from llmkick.models.precision import DTYPES
 from llmkick.study.families import CORRECTIONS
 from llmkick.study.labels import label_others, parse_if_server
 from llmkick.tasks.judge import JUDGE_PROTOCOLS, Judgeable
-from llmkick.tasks.judge_client import DEFAULT_KEY_ENV, parse_address
+from llmkick.tasks.judge_client import DEFAULT_KEY_ENV
 from llmkick.tasks.prompting import PROMPTINGS, refuse_contradiction
 from llmkick.tasks.task import Task, get_task
 
@@ -111,11 +111,12 @@ class JudgeSpec(_Frozen):
     @model_validator(mode="after")
     def _can_be_asked(self) -> JudgeSpec:
         with _blaming("judge", "model"):
-            address = parse_address(self.model)
-        if address is None and self.replicates > 1:
+            parse_if_server(self.model)
+        local = not is_server(self.model)
+        if local and self.replicates > 1:
             with _blaming("judge", "replicates"):
                 raise ConfigError("a local judge decodes greedily: replicates beyond 1 would all be the same")
-        if address is None and self.temperature:
+        if local and self.temperature:
             with _blaming("judge", "temperature"):
                 raise ConfigError("a local judge decodes greedily; leave temperature out")
         return self

@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from llmkick.models.checkpoint import is_server
 from llmkick.models.files import sha256_of_file
 from llmkick.study.cells import digest_of
 from llmkick.study.config import JudgeSpec
@@ -32,7 +33,7 @@ from llmkick.study.judge_questions import (
 from llmkick.study.judge_trust import doubts, mean, overall, reliability
 from llmkick.study.observer import Observer
 from llmkick.tasks.judge import PROMPT_VERSION, Judgeable, Pairs, Unreadable
-from llmkick.tasks.judge_client import EndpointJudge, Judge, LocalJudge, NoReply, parse_address
+from llmkick.tasks.judge_client import EndpointJudge, Judge, LocalJudge, NoReply
 from llmkick.tasks.reference_answers import read_reference_answers
 from llmkick.tasks.task import Item, Record, Task, unscored
 
@@ -44,11 +45,12 @@ SPAN = 9.0
 
 def judge_of(spec: JudgeSpec, *, dtype: str = "auto", device: str = "auto") -> Judge:
     """The judge that a study names."""
-    address = parse_address(spec.model)
-    if address is None:
+    if not is_server(spec.model):
         return LocalJudge(reference=spec.model, dtype=dtype, device=device, max_tokens=spec.max_tokens)
+    from llmkick.models.endpoint import parse_address  # the client library takes a second
+
     return EndpointJudge(
-        address=address,
+        address=parse_address(spec.model),
         api_key_env=spec.api_key_env,
         temperature=temperature_of(spec),
         max_tokens=spec.max_tokens,
@@ -109,7 +111,7 @@ class Judging:
             "judge": self.judge.identity,
             "protocol": self.spec.protocol,
             "prompt": PROMPT_VERSION[protocol_of(self.spec)],
-            "temperature": temperature_of(self.spec) if parse_address(self.spec.model) else 0.0,
+            "temperature": temperature_of(self.spec) if is_server(self.spec.model) else 0.0,
             "max_tokens": self.spec.max_tokens,
         }
 

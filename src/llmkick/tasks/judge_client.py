@@ -1,21 +1,19 @@
 """A judge that can be asked: an OpenAI-compatible endpoint, or a local model.
 
-The `openai` client speaks, `tenacity` tries again. The key comes from the environment and goes nowhere else.
+How a server is reached, shown the key and tried again is in `models.endpoint`; here is what only a judge needs.
 """
 
 from __future__ import annotations
 
-import os
-import re
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Protocol
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Any, Protocol
 
-from llmkick.errors import ConfigError, JudgeError, KickError
+from llmkick.errors import JudgeError, KickError
 from llmkick.models.checkpoint import locate
 from llmkick.models.language_model import (
     GenerateRequest,
@@ -26,16 +24,18 @@ from llmkick.models.language_model import (
     load_model,
 )
 
-PREFIX = "openai:"
+if TYPE_CHECKING:  # the client library takes a second
+    from llmkick.models.endpoint import Address, Endpoint
+
 DEFAULT_KEY_ENV = "OPENAI_API_KEY"
 # So many requests in a row that failed for good mean that the judge is gone: to go on asking would only cost time.
 MOST_FAILURES = 5
-# Seconds between two tries of a request, at most.
-LONGEST_WAIT = 60.0
 # A local judge is asked so many questions at a time.
 LOCAL_BATCH = 8
 # What the paper's prompts were run with (FastChat's settings); a strict judge is as deterministic as it can be.
 PAPER_TEMPERATURE = 0.2
+# In this order they are given up when an endpoint refuses a request and names one of them.
+_OPTIONAL = ("response_format", "seed", "temperature", "max_tokens")
 _PROBE = (Message("user", "Reply with the word: ready"),)
 
 
@@ -91,37 +91,9 @@ class Judge(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Address:
-    """An endpoint's base URL and the name of the model there."""
-
-    url: str
-    model: str
-
-
-def parse_address(reference: str) -> Address | None:
-    """`openai:URL#MODEL` → where to ask; None for a local model. Raises ConfigError for a damaged address."""
-    if not reference.startswith(PREFIX):
-        return None
-    url, _, model = reference.removeprefix(PREFIX).partition("#")
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname or not model.strip():
-        raise ConfigError(
-            f"judge model {reference!r}: an endpoint is written openai:URL#MODEL, "
-            "for example openai:https://api.openai.com/v1#gpt-4o"
-        )
-    if parts.username or parts.password or parts.query:
-        raise ConfigError("judge model: the address must hold no key; a key comes from the environment alone")
-    return Address(url=url.rstrip("/"), model=model)
-
-
 @dataclass(kw_only=True)
 class EndpointJudge:
-    """An OpenAI-compatible chat endpoint.
-
-    `timeout` is seconds a request, `attempts` how often one is tried; between them the wait doubles, or is what the
-    server asks for, up to `longest_wait` seconds.
-    """
+    """An OpenAI-compatible chat endpoint; `timeout` and `attempts` as for `models.endpoint.Endpoint`."""
 
     address: Address
     api_key_env: str = DEFAULT_KEY_ENV
@@ -130,47 +102,50 @@ class EndpointJudge:
     concurrency: int = 4
     timeout: float = 120.0
     attempts: int = 6
-    longest_wait: float = field(default_factory=lambda: LONGEST_WAIT)
     # Parameters that the endpoint turned out not to know; found when it is first asked.
     refused: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self._lock = threading.Lock()
-        self._made: Any = None
 
     @property
     def identity(self) -> str:
         """Its address and name: what stands behind them is the endpoint's affair."""
-        return f"{PREFIX}{self.address.url}#{self.address.model}"
+        return str(self.address)
 
-    @property
-    def _key(self) -> str:
-        key = os.environ.get(self.api_key_env, "").strip()
-        if not key:
-            raise JudgeError(
-                f"the judge at {self.address.url} needs a key: set the environment variable {self.api_key_env} "
-                "(to any text for a server that wants none)"
-            )
-        return key
+    @cached_property
+    def _endpoint(self) -> Endpoint:
+        from llmkick.models.endpoint import Endpoint
+
+        return Endpoint(
+            self.address,
+            error=JudgeError,
+            timeout=self.timeout,
+            attempts=self.attempts,
+            api_key_env=self.api_key_env,
+            any_name=True,
+            text_needed=True,
+        )
 
     def check(self) -> None:
         """One tiny request: it shows that address, key and model are right."""
-        _ = self._key
         try:
-            self._complete(Question(key="", messages=_PROBE, schema=None), max_tokens=16)
-        except Exception as error:
+            self._complete(Question(key="", messages=_PROBE), max_tokens=16)
+        except KickError as error:
             raise JudgeError(self._explained(error)) from error
 
     def ask(self, questions: Sequence[Question], *, known: Collection[str], afford: Callable[[], bool]) -> Replies:
         """As many at a time as `concurrency` allows; after failures in a row, or one that nothing mends, no more."""
+        from llmkick.models.endpoint import is_hopeless, is_passing
+
         waiting = [question for question in reversed(questions) if question.key not in known]
         running: dict[Future[Reply], str] = {}
         failures, stopped = 0, ""
-        with ThreadPoolExecutor(max_workers=self.concurrency) as pool:
+        with ThreadPoolExecutor(max_workers=self.concurrency) as pool, _set_at_the_end() as given_up:
             while waiting or running:
                 while waiting and not stopped and len(running) < self.concurrency and afford():
                     question = waiting.pop()
-                    running[pool.submit(self._complete, question)] = question.key
+                    running[pool.submit(self._complete, question, given_up=given_up)] = question.key
                 if not running:
                     break
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
@@ -179,59 +154,40 @@ class EndpointJudge:
                         failures = 0
                         yield key, future.result()
                         continue
-                    if not isinstance(error, Exception):
+                    if not isinstance(error, KickError):
                         raise error
-                    failures += _may_pass(error)
+                    failures += is_passing(error.__cause__)
                     reason = self._explained(error)
-                    if failures >= MOST_FAILURES or _is_hopeless(error):
+                    if failures >= MOST_FAILURES or is_hopeless(error):
                         stopped = reason
                     yield key, NoReply(reason=reason)
         for question in reversed(waiting):
             yield question.key, NoReply(reason=f"not asked: {stopped}" if stopped else OVER_BUDGET)
 
-    def _client(self) -> Any:
-        with self._lock:
-            if self._made is None:
-                from openai import OpenAI
-
-                # Trying again is tenacity's: one policy, and one that a test can see.
-                self._made = OpenAI(base_url=self.address.url, api_key=self._key, max_retries=0, timeout=self.timeout)
-            return self._made
-
-    def _complete(self, question: Question, max_tokens: int | None = None) -> Reply:
-        """One reply, tried again while that can help."""
-        from tenacity import Retrying, retry_if_exception, stop_after_attempt
-
-        retrying = Retrying(
-            stop=stop_after_attempt(self.attempts),
-            retry=retry_if_exception(_may_pass),
-            wait=self._wait,
-            reraise=True,
-        )
-        reply: Reply = retrying(self._once, question, max_tokens or self.max_tokens)
-        return reply
-
-    def _wait(self, state: Any) -> float:
-        from tenacity import wait_random_exponential
-
-        asked = _retry_after(state.outcome.exception())
-        own = float(wait_random_exponential(multiplier=1, max=self.longest_wait)(state))
-        return own if asked is None else min(asked, self.longest_wait)
-
-    def _once(self, question: Question, max_tokens: int) -> Reply:
-        """One request; parameters that the endpoint refuses are left out from then on."""
-        from openai import BadRequestError, UnprocessableEntityError
+    def _complete(
+        self, question: Question, *, max_tokens: int | None = None, given_up: threading.Event | None = None
+    ) -> Reply:
+        """One reply; parameters that the endpoint refuses are left out from then on."""
+        from llmkick.models.endpoint import RefusedError, text_of
 
         while True:
-            given = self._parameters(question, max_tokens)
+            given = self._parameters(question, max_tokens or self.max_tokens)
             try:
-                return _reply_of(self._client().chat.completions.create(**given))
-            except (BadRequestError, UnprocessableEntityError) as error:
-                refused = next((name for name in _OPTIONAL if name in given and name in str(error)), None)
+                reply = self._endpoint.chat(given_up=given_up, **given)
+            except RefusedError as error:
+                said = str(error.__cause__)
+                refused = next((name for name in _OPTIONAL if name in given and name in said), None)
                 if refused is None:
                     raise
                 with self._lock:
                     self.refused.add(refused)
+            else:
+                return Reply(
+                    text=text_of(reply) or "",
+                    cut=getattr(reply.choices[0], "finish_reason", None) == "length",
+                    prompt_tokens=int(getattr(reply.usage, "prompt_tokens", None) or 0),
+                    completion_tokens=int(getattr(reply.usage, "completion_tokens", None) or 0),
+                )
 
     def _parameters(self, question: Question, max_tokens: int) -> dict[str, Any]:
         wanted: dict[str, Any] = {"temperature": self.temperature, "seed": question.seed, "max_tokens": max_tokens}
@@ -244,88 +200,20 @@ class EndpointJudge:
             given = {name: value for name, value in wanted.items() if value is not None and name not in self.refused}
             if "max_tokens" in self.refused:  # newer models of OpenAI's call it so
                 given["max_completion_tokens"] = max_tokens
-        messages = [message._asdict() for message in question.messages]
-        return {"model": self.address.model, "messages": messages, **given}
+        return {"messages": [message._asdict() for message in question.messages], **given}
 
-    def _explained(self, error: Exception) -> str:
-        """What went wrong in a line, and never the key."""
-        from openai import APIConnectionError, APIStatusError, APITimeoutError
-
-        said = " ".join(str(error).split())[:300]
-        where = f"the judge {self.address.model} at {self.address.url}"
-        if isinstance(error, JudgeError):
-            text = str(error)
-        elif isinstance(error, APITimeoutError):
-            text = f"{where} did not answer within {self.timeout:g} s, {self.attempts} times"
-        elif isinstance(error, APIConnectionError):
-            text = f"{where} cannot be reached ({said}): check the address"
-        elif isinstance(error, APIStatusError) and error.status_code in (401, 403):
-            text = f"{where} refuses the key in {self.api_key_env} (HTTP {error.status_code}): {said}"
-        elif isinstance(error, APIStatusError) and error.status_code == 404:
-            text = f"{where} is not there (HTTP 404): check the address and the model's name: {said}"
-        elif isinstance(error, APIStatusError):
-            text = f"{where} answered HTTP {error.status_code}: {said}"
-        else:
-            text = f"{where} answered what is no answer ({type(error).__name__}): {said}"
-        key = os.environ.get(self.api_key_env, "").strip()
-        return text.replace(key, "…") if key else text
+    def _explained(self, error: KickError) -> str:
+        return f"the judge {self.address.name}: {error}"
 
 
-# An account without credit answers 429 as well, but waiting does not help.
-_NO_MONEY = "insufficient_quota"
-# In this order they are given up when an endpoint refuses a request and names one of them.
-_OPTIONAL = ("response_format", "seed", "temperature", "max_tokens")
-
-
-def _reply_of(response: Any) -> Reply:
-    """A reply from what the endpoint sent. Raises ValueError for half an answer."""
+@contextmanager
+def _set_at_the_end() -> Iterator[threading.Event]:
+    """An event that is set when the block is left, by an error or Ctrl-C too: nobody tries again after that."""
+    event = threading.Event()
     try:
-        choice = response.choices[0]
-        text = choice.message.content or getattr(choice.message, "refusal", None)
-        finish = choice.finish_reason
-    except (AttributeError, IndexError, TypeError) as error:
-        raise _HalfAnswerError(f"the response has no choices[0].message: {str(response)[:200]!r}") from error
-    if not isinstance(text, str):
-        raise _HalfAnswerError(f"the response has no text: {str(response)[:200]!r}")
-    usage = getattr(response, "usage", None)
-    return Reply(
-        text=text,
-        cut=finish == "length",
-        prompt_tokens=int(getattr(usage, "prompt_tokens", None) or 0),
-        completion_tokens=int(getattr(usage, "completion_tokens", None) or 0),
-    )
-
-
-class _HalfAnswerError(ValueError):
-    """A response that is not one."""
-
-
-def _may_pass(error: BaseException) -> bool:
-    """Whether the same request may succeed later: rate limits, time-outs, server errors, half answers."""
-    from json import JSONDecodeError
-
-    from openai import APIConnectionError, APIResponseValidationError, APIStatusError
-
-    if isinstance(error, APIStatusError):
-        retried = error.status_code in (408, 409, 425, 429) or error.status_code >= 500
-        return retried and error.code != _NO_MONEY
-    return isinstance(error, APIConnectionError | APIResponseValidationError | _HalfAnswerError | JSONDecodeError)
-
-
-def _is_hopeless(error: Exception) -> bool:
-    """Whether every other request would fail too."""
-    from openai import APIStatusError
-
-    if isinstance(error, APIStatusError):
-        return error.status_code in (401, 403, 404) or error.code == _NO_MONEY
-    return isinstance(error, JudgeError)
-
-
-def _retry_after(error: BaseException | None) -> float | None:
-    """The seconds that a server asks to wait."""
-    headers = getattr(getattr(error, "response", None), "headers", None) or {}
-    stated = str(headers.get("retry-after", "")).strip()
-    return float(stated) if re.fullmatch(r"[0-9]+(\.[0-9]+)?", stated) else None
+        yield event
+    finally:
+        event.set()
 
 
 @dataclass(kw_only=True)
