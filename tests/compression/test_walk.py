@@ -334,6 +334,7 @@ def test_batches_change_nothing(monkeypatch: pytest.MonkeyPatch):
     model, found = toy_model(), []
     for tokens in (1, 65, 10**6):
         monkeypatch.setattr(walk, "BATCH_TOKENS", tokens)
+        monkeypatch.setattr(walk, "BATCH_TOKENS_CPU", tokens)
         compressed, report = compress(model, "sparsegpt@0.5", calibration=windows())
         found.append(compressed_weights(compressed, "llama"))
         assert {layer.tokens for layer in report.layers} == {7 * 30}
@@ -489,7 +490,8 @@ def test_an_error_leaves_the_model_as_it_was():
 
 
 # Methods that mend amplify rounding: the reference itself, with another number of threads, moves by up to 1 % where
-# 2 % are asked here, and by 10 % in gptq@3b-g128, where its figure is no more than orientation.
+# 2 % are asked here, and by 10 % in gptq@3b-g128, where its figure is no more than orientation. Ours moves as much
+# with the size of the batches, gptq@4b from 34.1 over 35.7 to 36.9: the test takes the size nearest the reference's.
 TOLERANCES = {"dense": 0.003, "wanda@0.5": 0.003, "sparsegpt@0.5": 0.02, "gptq@4b": 0.02, "sparsegpt@2:4": 0.05,
               "gptq@3b-g128": 0.25}  # fmt: skip
 
@@ -507,7 +509,7 @@ def test_perplexity_of_the_built_in_model_is_that_of_the_reference(
 
     if not (SHARED / "oracles" / "smollm2.json").exists():
         pytest.skip(f"no reference results at {SHARED}")
-    monkeypatch.setattr(walk, "BATCH_TOKENS", 8192)
+    monkeypatch.setattr(walk, "BATCH_TOKENS_CPU", 8192)
     expected = json.loads((SHARED / "oracles" / "smollm2.json").read_text())["perplexity"][text]
     calibration = np.load(SHARED / "oracles" / "smollm2_calibration_seed0.npy")
     wikitext = gzip.decompress((SHARED / "data" / "wikitext2" / "wiki.valid.raw.gz").read_bytes()).decode()
