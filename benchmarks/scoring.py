@@ -34,7 +34,7 @@ from llmkick.models.language_model import (
 )
 from llmkick.models.noise import NoiseFloor, compare_runs, noise_floor
 from llmkick.tasks.multiple_choice import MultipleChoice
-from llmkick.tasks.task import get_task
+from llmkick.tasks.registry import get_task
 
 PEER = "lm_eval[hf]==0.4.13"
 ROOT = Path(__file__).resolve().parents[1]

@@ -31,7 +31,7 @@ from llmkick.models.language_model import load_model
 from llmkick.study.config import load_study
 from llmkick.study.journal import Journal
 from llmkick.study.results import read_results
-from llmkick.tasks.task import task_names
+from llmkick.tasks.registry import task_names
 from llmkick.terminal import QUIET_SECONDS, Watcher
 from toy import save_toy
 

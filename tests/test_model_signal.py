@@ -8,7 +8,9 @@ from functools import cache
 import pytest
 
 from llmkick.models.language_model import TransformersModel, load_model
-from llmkick.tasks.task import evaluate, get_task, summary_value
+from llmkick.tasks.asking import evaluate
+from llmkick.tasks.registry import get_task
+from llmkick.tasks.task import summary_value
 
 pytestmark = [pytest.mark.model, pytest.mark.timeout(900)]
 LIMIT = 120

@@ -25,8 +25,9 @@ from llmkick.models.language_model import load_model
 from llmkick.models.plugin_models import plugin_of
 from llmkick.study.environment import environment
 from llmkick.study.run import run_study
-from llmkick.tasks import task as task_module
-from llmkick.tasks.task import TASKS, all_tasks, evaluate, full_key, get_task, task_names
+from llmkick.tasks import registry
+from llmkick.tasks.asking import evaluate
+from llmkick.tasks.registry import TASKS, all_tasks, full_key, get_task, task_names
 from toy import save_toy, toy_model
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples" / "plugins"
@@ -56,7 +57,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install
         forget()
 
     def forget() -> None:
-        for cache in (plugins.installed, plugin_method, task_module._plugin_entry):
+        for cache in (plugins.installed, plugin_method, registry._plugin_entry):
             cache.cache_clear()
 
     forget()

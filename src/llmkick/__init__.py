@@ -33,8 +33,10 @@ if TYPE_CHECKING:
     from llmkick.study.config import Study, load_study
     from llmkick.study.results import StudyResult
     from llmkick.study.run import run_study
+    from llmkick.tasks.asking import evaluate
     from llmkick.tasks.perplexity import perplexity
-    from llmkick.tasks.task import Item, Record, Task, evaluate, get_task
+    from llmkick.tasks.registry import get_task
+    from llmkick.tasks.task import Item, Record, Task
 
 __version__ = "0.1.0"
 
@@ -60,8 +62,10 @@ _HOME = {
     "llmkick.study.config": ("Study", "load_study"),
     "llmkick.study.results": ("StudyResult",),
     "llmkick.study.run": ("run_study",),
+    "llmkick.tasks.asking": ("evaluate",),
     "llmkick.tasks.perplexity": ("perplexity",),
-    "llmkick.tasks.task": ("Item", "Record", "Task", "evaluate", "get_task"),
+    "llmkick.tasks.registry": ("get_task",),
+    "llmkick.tasks.task": ("Item", "Record", "Task"),
 }
 
 __all__ = [

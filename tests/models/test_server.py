@@ -21,7 +21,8 @@ from llmkick.models.language_model import (
 )
 from llmkick.models.server import PENALTIES, Abilities, ServerModel, ServerSettings, connect, open_model
 from llmkick.models.server_scores import generated_letter_scores
-from llmkick.tasks.task import evaluate, get_task, refuse_unanswerable
+from llmkick.tasks.asking import evaluate, refuse_unanswerable
+from llmkick.tasks.registry import get_task
 from loopback import Reply, chat, completion, refused, serving
 from toy import save_toy, toy_model
 

@@ -25,7 +25,7 @@ from llmkick.study.journal import JOURNAL_FILE
 from llmkick.study.labels import label_others
 from llmkick.study.results import RESULTS_FILE, StudyResult, read_results
 from llmkick.study.run import run_study
-from llmkick.tasks import task as task_module
+from llmkick.tasks import asking
 from loopback import Reply, completion, refused, serving
 from toy import save_toy, save_toy_gguf, toy_tokenizer
 
@@ -42,7 +42,7 @@ def surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setenv("LLMKICK_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.setenv("HF_HUB_OFFLINE", "1")
         patch.setenv("NO_PROXY", "127.0.0.1")
-        patch.setattr(task_module, "BATCH_ITEMS", 2)
+        patch.setattr(asking, "BATCH_ITEMS", 2)
         patch.setattr(endpoint_module, "FIRST_WAIT", 0.01)
         yield
 
@@ -108,7 +108,7 @@ def test_the_records_are_those_that_each_model_gives_alone(finished: StudyResult
         model = load_model(str(models / label), dtype="float32", device="cpu")
         for spec in study_of(models, "other").tasks:
             own = records[(records["recipe"] == label) & (records["task"] == spec.make().name)].set_index("item_id")
-            for record in task_module.evaluate(model, spec.make()):
+            for record in asking.evaluate(model, spec.make()):
                 assert own.loc[record.item_id, "score"] == pytest.approx(record.score)
                 assert own.loc[record.item_id, "response"] == record.response
 

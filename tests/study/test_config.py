@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from llmkick.compression.recipe import METHODS, NM, Wanda
 from llmkick.errors import ConfigError
 from llmkick.models.precision import DTYPES
-from llmkick.study.config import Study, line_of, load_study, make_study
-from llmkick.tasks.task import task_names
+from llmkick.study.config import Study, load_study, make_study
+from llmkick.study.located import line_of
+from llmkick.tasks.registry import task_names
 
 SMALLEST = 'model = "toy"\nrecipes = ["wanda@0.5"]\ntasks = ["factoid_qa"]\n'
 

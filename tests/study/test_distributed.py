@@ -41,7 +41,7 @@ from llmkick.study.results import StudyResult
 from llmkick.study.run import run_study
 from llmkick.study.variants import Variant
 from llmkick.study.worker import Worker
-from llmkick.tasks import task as task_module
+from llmkick.tasks import asking
 from toy import save_toy
 
 RECIPES = ["magnitude@0.5", "wanda@2:4", "gptq@4b"]
@@ -56,7 +56,7 @@ def surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LLMKICK_CACHE", str(tmp_path_factory.mktemp("cache")))
-        patch.setattr(task_module, "BATCH_ITEMS", 2)
+        patch.setattr(asking, "BATCH_ITEMS", 2)
         yield
     torch.set_num_threads(threads)
 

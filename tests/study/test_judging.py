@@ -29,7 +29,7 @@ from llmkick.study.run import run_study
 from llmkick.study.variants import Variant, variants_of
 from llmkick.tasks.judge import Contest, Unreadable
 from llmkick.tasks.judge_client import OVER_BUDGET, Question
-from llmkick.tasks.task import get_task
+from llmkick.tasks.registry import get_task
 from published import lines, put
 from toy import save_toy
 

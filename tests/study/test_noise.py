@@ -11,8 +11,10 @@ from llmkick.models.language_model import TransformersModel, load_model
 from llmkick.study.noise import NOISE_ITEMS, noise_of_choices
 from llmkick.study.results import read_results
 from llmkick.study.run import run_study
-from llmkick.tasks import task as task_module
-from llmkick.tasks.task import Task, evaluate, get_task
+from llmkick.tasks import asking
+from llmkick.tasks.asking import evaluate
+from llmkick.tasks.registry import get_task
+from llmkick.tasks.task import Task
 from toy import save_toy
 
 
@@ -61,7 +63,7 @@ def test_a_task_without_choices_has_none(model: TransformersModel):
 
 def test_a_spread_of_many_items_is_asked(model: TransformersModel, task: Task, monkeypatch: pytest.MonkeyPatch):
     asked: list[str] = []
-    original = task_module.evaluate_item
+    original = asking.evaluate_item
 
     def counting(model: TransformersModel, task: Task, item: Any, style: Any) -> Any:
         asked.append(item.id)

@@ -32,7 +32,8 @@ from llmkick.study.observer import Silent
 from llmkick.study.prompts import unpacked
 from llmkick.study.results import RESULTS_FILE, StudyResult, read_results
 from llmkick.study.run import run_study
-from llmkick.tasks import task as task_module
+from llmkick.tasks import asking
+from llmkick.tasks.task import Record
 from toy import save_toy
 
 RECIPES = ("magnitude@0.5", "wanda@2:4", "rtn@4b")
@@ -48,7 +49,7 @@ def surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """A cache of our own, and batches of two items, so that small studies have several."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LLMKICK_CACHE", str(tmp_path_factory.mktemp("cache")))
-        patch.setattr(task_module, "BATCH_ITEMS", 2)
+        patch.setattr(asking, "BATCH_ITEMS", 2)
         yield
 
 
@@ -185,7 +186,7 @@ def test_every_value_is_that_of_the_journals_records(finished: StudyResult):
 def test_the_records_are_those_that_the_model_gives(finished: StudyResult, toy: Path, study: Study):
     model = load_model(str(toy), dtype="float32")
     for spec in study.tasks:
-        alone = {record.item_id: record for record in task_module.evaluate(model, spec.make())}
+        alone = {record.item_id: record for record in asking.evaluate(model, spec.make())}
         own = journalled(finished.folder)
         own = own[(own["recipe"] == "dense") & (own["task"] == spec.make().name)]
         assert set(own["item_id"]) == set(alone)
@@ -360,7 +361,7 @@ def count_records(folder: Path) -> int:
 def test_kill_9_at_any_point_and_the_same_command_give_the_same_results(
     toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(task_module, "BATCH_ITEMS", 64)  # as in the processes that are killed
+    monkeypatch.setattr(asking, "BATCH_ITEMS", 64)  # as in the processes that are killed
     tasks = [
         {"name": "factoid_qa", "limit": 66},
         {"name": "multiple_choice:cloze", "limit": 66},
@@ -595,11 +596,8 @@ def test_a_disk_that_fills_up_in_the_middle_loses_nothing(
     assert content(tmp_path) == content(finished.folder)
 
 
-def _large_records() -> list[task_module.Record]:
-    return [
-        task_module.Record(item_id=f"large-{number}", cluster="", response="x" * 50_000, score=0.0)
-        for number in range(20)
-    ]
+def _large_records() -> list[Record]:
+    return [Record(item_id=f"large-{number}", cluster="", response="x" * 50_000, score=0.0) for number in range(20)]
 
 
 def test_results_that_cannot_be_written_lose_nothing(

@@ -13,7 +13,7 @@ from llmkick.compression.recipe import Dense, parse_recipe
 from llmkick.study.cells import Cell
 from llmkick.study.schedule import ATTEMPTS, Schedule
 from llmkick.study.variants import Variant
-from llmkick.tasks.task import get_task
+from llmkick.tasks.registry import get_task
 
 TASKS = [get_task("factoid_qa"), get_task("multiple_choice:cloze"), get_task("perplexity")]
 DENSE = Variant(recipe=Dense())

@@ -26,7 +26,8 @@ from llmkick.study.observer import Silent
 from llmkick.study.results import RESULTS_FILE
 from llmkick.study.run import run_study
 from llmkick.study.stopping import stopping_rules
-from llmkick.tasks.task import Item, Record, Task, get_task
+from llmkick.tasks.registry import get_task
+from llmkick.tasks.task import Item, Record, Task
 from toy import save_toy
 
 CALIBRATION = {"sequences": 2, "length": 32}

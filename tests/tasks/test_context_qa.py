@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from llmkick.models.language_model import GenerateRequest, Unanswered
+from llmkick.tasks.asking import evaluate
 from llmkick.tasks.metrics import contains_alias
-from llmkick.tasks.task import evaluate, get_task
+from llmkick.tasks.registry import get_task
 from scripted import ScriptedModel
 
 CLOSED, OPEN = "context_qa:closed", "context_qa:open"

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import published as files
+from llmkick.tasks.asking import evaluate
 from llmkick.tasks.fitting import cut_text, fits, prompt_tokens, shorter_text
-from llmkick.tasks.task import evaluate, get_task
+from llmkick.tasks.registry import get_task
 from scripted import ScriptedModel
 from toy import toy_model
 

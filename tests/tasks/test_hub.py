@@ -15,8 +15,9 @@ import published as files
 from llmkick.errors import DataError
 from llmkick.tasks.published import MMLU, MT_BENCH
 from llmkick.tasks.readers.dialogues import read_dialogues
+from llmkick.tasks.registry import get_task
 from llmkick.tasks.sources import Origin
-from llmkick.tasks.task import Task, get_task
+from llmkick.tasks.task import Task
 
 COMMIT = MMLU.revision
 LOCK = "data/cais--mmlu.lock.json"

@@ -9,9 +9,10 @@ import pytest
 
 from llmkick.errors import ConfigError
 from llmkick.models.language_model import GenerateRequest, Generation, Message, Unanswered
-from llmkick.tasks import task as task_module
+from llmkick.tasks import asking
+from llmkick.tasks.asking import Reference, evaluate, evaluate_in_batches
 from llmkick.tasks.instruction import SYSTEM, Instruction
-from llmkick.tasks.task import Reference, evaluate, evaluate_in_batches, get_task
+from llmkick.tasks.registry import get_task
 from published import REAL, lines, put
 from scripted import ScriptedModel, says, scored
 from toy import toy_model
@@ -82,7 +83,7 @@ def test_an_empty_first_answer_is_followed_all_the_same():
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5])
 def test_batches_never_part_a_conversation(monkeypatch: pytest.MonkeyPatch, size: int):
-    monkeypatch.setattr(task_module, "BATCH_ITEMS", size)
+    monkeypatch.setattr(asking, "BATCH_ITEMS", size)
     model = ScriptedModel(chat=True, generation=echo)
     task = get_task("instruction", limit=4)
     batches = list(evaluate_in_batches(model, task))

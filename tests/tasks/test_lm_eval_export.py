@@ -21,8 +21,10 @@ from llmkick.models.files import cache_folder
 from llmkick.models.language_model import ContinuationScore, Generation, ScoreRequest, load_model
 from llmkick.models.outline import load_outline
 from llmkick.study.lm_eval_samples import find_samples
+from llmkick.tasks.asking import evaluate
 from llmkick.tasks.lm_eval_export import export_tasks
-from llmkick.tasks.task import Answer, Record, Task, evaluate, get_task
+from llmkick.tasks.registry import get_task
+from llmkick.tasks.task import Answer, Record, Task
 from toy import save_toy, toy_model
 
 NAMES = ("factoid_qa", "multiple_choice:letter", "multiple_choice:cloze", "context_qa:closed", "context_qa:open")

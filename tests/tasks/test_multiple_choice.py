@@ -9,9 +9,11 @@ import pytest
 
 from llmkick.errors import ConfigError
 from llmkick.models.language_model import Message, ScoreRequest, Unanswered
+from llmkick.tasks.asking import evaluate
 from llmkick.tasks.multiple_choice import LETTERS, MultipleChoice
 from llmkick.tasks.prompting import PHRASE_EXAMPLES
-from llmkick.tasks.task import Item, evaluate, get_task
+from llmkick.tasks.registry import get_task
+from llmkick.tasks.task import Item
 from scripted import ScriptedModel, scored
 
 LETTER, CLOZE = "multiple_choice:letter", "multiple_choice:cloze"

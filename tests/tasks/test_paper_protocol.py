@@ -8,11 +8,13 @@ import pytest
 
 from llmkick.errors import ConfigError
 from llmkick.models.language_model import GenerateRequest, Generation, Unanswered
+from llmkick.tasks.asking import evaluate
 from llmkick.tasks.context_qa import ContextQA
 from llmkick.tasks.factoid_qa import FactoidQA
 from llmkick.tasks.multiple_choice import MultipleChoice
 from llmkick.tasks.prompting import resolve_prompting
-from llmkick.tasks.task import Item, evaluate, get_task
+from llmkick.tasks.registry import get_task
+from llmkick.tasks.task import Item
 from scripted import ScriptedModel, says
 
 NAMES = ["factoid_qa", "multiple_choice", "context_qa:closed", "context_qa:open"]

@@ -13,8 +13,10 @@ import torch
 
 from llmkick.errors import ConfigError, DataError
 from llmkick.models.language_model import ScoreRequest, TransformersModel, Unanswered
+from llmkick.tasks.asking import evaluate
 from llmkick.tasks.perplexity import DEFAULT_WINDOW, Perplexity, cut_windows, perplexity, text_segments, text_windows
-from llmkick.tasks.task import evaluate, get_task, summary_value
+from llmkick.tasks.registry import get_task
+from llmkick.tasks.task import summary_value
 from scripted import ScriptedModel, scored
 from toy import toy_model, toy_tokenizer
 

@@ -15,7 +15,7 @@ from llmkick.tasks.prompting import (
     question_prompt,
     resolve_prompting,
 )
-from llmkick.tasks.task import get_task
+from llmkick.tasks.registry import get_task
 from scripted import ScriptedModel
 from toy import toy_model
 

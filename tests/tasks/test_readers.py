@@ -10,13 +10,15 @@ import pytest
 
 import published as files
 from llmkick.errors import ConfigError, DataError
+from llmkick.tasks.asking import evaluate
 from llmkick.tasks.published import CNN_DAILYMAIL, MT_BENCH, VICUNA_80
 from llmkick.tasks.readers.cnn_dailymail import read_stories
 from llmkick.tasks.readers.dialogues import read_dialogues
 from llmkick.tasks.readers.mmlu import DISCIPLINES
 from llmkick.tasks.readers.popqa import relation_of
+from llmkick.tasks.registry import get_task
 from llmkick.tasks.sources import Origin
-from llmkick.tasks.task import Item, evaluate, get_task
+from llmkick.tasks.task import Item
 from scripted import ScriptedModel
 
 EVAL = "FreebaseQA-eval.json"

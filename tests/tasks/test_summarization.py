@@ -11,8 +11,9 @@ import pytest
 
 from llmkick.errors import ConfigError, DataError
 from llmkick.models.language_model import Generation, Message, Unanswered
+from llmkick.tasks.asking import Reference, evaluate, evaluate_in_batches
+from llmkick.tasks.registry import get_task
 from llmkick.tasks.summarization import INSTRUCTION, Summarization, to_whole_sentences
-from llmkick.tasks.task import Reference, evaluate, evaluate_in_batches, get_task
 from published import REAL, lines, put
 from scripted import ScriptedModel, says, scored
 

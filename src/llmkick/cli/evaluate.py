@@ -60,8 +60,10 @@ def evaluate(
     """
     from llmkick.models.files import write_text_atomically
     from llmkick.models.server import ServerSettings, open_model
+    from llmkick.tasks.asking import evaluate_in_batches, refuse_unanswerable
     from llmkick.tasks.prompting import PROMPTINGS
-    from llmkick.tasks.task import evaluate_in_batches, get_task, refuse_unanswerable, summary_value
+    from llmkick.tasks.registry import get_task
+    from llmkick.tasks.task import summary_value
     from llmkick.terminal import Watcher
 
     tasks = [get_task(name, source=source, protocol=protocol, limit=limit, seed=seed) for name in task]

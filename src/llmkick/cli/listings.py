@@ -76,7 +76,8 @@ def tasks() -> None:
 
         kick tasks
     """
-    from llmkick.tasks.task import SETTINGS, all_tasks, get_task, has_pocket_data
+    from llmkick.tasks.registry import all_tasks, get_task, has_pocket_data
+    from llmkick.tasks.task import SETTINGS
 
     found, problems = all_tasks()
     table = Table("task", "metric", "chance", "setting", "what it asks")

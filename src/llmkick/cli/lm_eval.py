@@ -43,7 +43,7 @@ def export_lm_eval(
     from llmkick.models.outline import load_outline
     from llmkick.tasks.lm_eval_export import export_tasks
     from llmkick.tasks.prompting import PROMPTINGS
-    from llmkick.tasks.task import get_task
+    from llmkick.tasks.registry import get_task
 
     if prompting not in PROMPTINGS:
         raise ConfigError(f"unknown prompting {prompting!r}; choose from: {', '.join(PROMPTINGS)}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from llmkick.compression.finished import FinishedBlocks
 from llmkick.compression.recipe import Recipe
 from llmkick.compression.walk import Output, Progress, Walk, put_layers
 from llmkick.errors import ModelError, NumericalError
+from llmkick.models.allocator import give_back_freed_memory
 from llmkick.models.finite import all_finite
 from llmkick.models.language_model import combined_digest
 from llmkick.models.outline import Outline
@@ -95,9 +95,8 @@ class StreamedBlocks:
             yield
 
     def tidy(self) -> None:
-        """Give freed memory back to the system: glibc keeps pieces of it, and they add up over a model."""
-        with contextlib.suppress(OSError, AttributeError):
-            ctypes.CDLL(None).malloc_trim(0)
+        """Give freed memory back to the system."""
+        give_back_freed_memory()
 
     def names_outside(self) -> list[str]:
         """Names in the state dict of all that is in no block, without twins of tied weights."""

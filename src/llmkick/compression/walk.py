@@ -20,6 +20,7 @@ from llmkick.compression.blocks import (
     replace_weights,
 )
 from llmkick.compression.calibration import Calibration
+from llmkick.compression.causal_attention import CausalByPieces
 from llmkick.compression.checks import uneven_groups
 from llmkick.compression.finished import FinishedBlocks, Tally
 from llmkick.compression.inputs import InputRecord
@@ -27,6 +28,7 @@ from llmkick.compression.outcome import LayerReport
 from llmkick.compression.recipe import NM, Dense, Grid, Recipe, Unstructured
 from llmkick.compression.size import compact_bytes
 from llmkick.compression.weight import WeightResult, compress_with_statistics, relative_output_error
+from llmkick.models.allocator import keep_freed_memory
 from llmkick.models.packed import Codes, Packed, pack
 
 # Part of every run key: raise it when the same recipe could give other weights.
@@ -108,7 +110,9 @@ class Walk:
         """Compress all blocks in order; each output's tally tells what was done."""
         if all(isinstance(output.recipe, Dense) for output in self.outputs):
             return
-        with torch.inference_mode(False), torch.no_grad(), experts_one_by_one(self.network):
+        if self.device.type == "cpu":
+            keep_freed_memory()
+        with torch.inference_mode(False), torch.no_grad(), experts_one_by_one(self.network), CausalByPieces():
             self._batches = self._in_batches(calibration)
             self._runner = BlockRunner(self.network, self.source.blocks)
             self._hidden = [None] * len(self._batches)

@@ -1,7 +1,7 @@
 """Perplexity of two models on the same windows; it stands beside the tasks and has no verdict."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,7 +20,7 @@ from llmkick.statistics.pairing import (
     pair_scores,
     sampling_notes,
 )
-from llmkick.statistics.verdict import Floats, Range, cluster_sums, mean_test
+from llmkick.statistics.verdict import Floats, PairedScores, Range, cluster_sums, mean_test
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,22 +67,72 @@ def compare_perplexity(
     """
     check_settings(margin, alpha, resamples)
     pairs = pair_scores(dense_nll, compressed_nll, clusters, seeds)
-    windows = pairs.complete(-np.inf, np.inf)
-    if not windows.dense.size or windows.dense.size < pairs.dense.size:
-        raise DataError("perplexity needs at least one window and a loss for every window in both models")
-    weight = window_weights(tokens, pairs)
+    windows, weight = complete_windows(pairs, tokens, "perplexity", "window")
     difference = windows.compressed - windows.dense
     dense, log_ratio = float((weight * windows.dense).mean()), float((weight * difference).mean())
+    increase = Increase(
+        dense=math.exp(dense),
+        compressed=math.exp(dense + log_ratio),
+        estimate=log_ratio,
+        room=weight * (math.log1p(margin) - difference),
+        deviation=weight * (difference - log_ratio),
+        numerator=weight * difference,
+        denominator=weight,
+        relative=math.expm1,
+        method="Student t on log perplexity, cluster-robust",
+        unit="window",
+    )
+    return compare_increase(
+        increase, pairs, windows, margin=margin, alpha=alpha, task=task, recipe=recipe, resamples=resamples, seed=seed
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Increase:
+    """How much worse a control got: the estimate, and per window what its tests and intervals are made from."""
+
+    dense: float
+    compressed: float
+    estimate: float
+    room: Floats  # (seeds, windows), its mean is above 0 where the increase is below the margin
+    deviation: Floats  # (seeds, windows), of mean 0 and with the estimate's error
+    numerator: Floats  # (seeds, windows), the estimate is the ratio of the two sums
+    denominator: Floats  # (windows,)
+    relative: Callable[[float], float]  # an estimate → the relative increase
+    method: str
+    unit: str
+
+
+def complete_windows(pairs: Pairs, sizes: Scores | None, what: str, unit: str) -> tuple[PairedScores, Floats]:
+    """All windows and their weights; DataError unless there is a loss for each in both models."""
+    windows = pairs.complete(-np.inf, np.inf)
+    if not windows.dense.size or windows.dense.size < pairs.dense.size:
+        raise DataError(f"{what} needs at least one {unit} and a loss for every {unit} in both models")
+    return windows, window_weights(sizes, pairs)
+
+
+def compare_increase(
+    increase: Increase,
+    pairs: Pairs,
+    windows: PairedScores,
+    *,
+    margin: float,
+    alpha: float,
+    task: str,
+    recipe: str,
+    resamples: int,
+    seed: int,
+) -> PerplexityComparison:
+    """Tests against the margin and intervals for an increase over paired windows."""
     test, interval = None, None
     if windows.clusters > 1:
         unbounded = (-np.inf, np.inf)
-        test = mean_test(weight * (math.log1p(margin) - difference), windows.cluster, unbounded)
-        around = mean_test(weight * (difference - log_ratio), windows.cluster, unbounded)
-        half = around.critical(alpha / 2)
-        interval = (math.expm1(log_ratio - half), math.expm1(log_ratio + half))
+        test = mean_test(increase.room, windows.cluster, unbounded)
+        half = mean_test(increase.deviation, windows.cluster, unbounded).critical(alpha / 2)
+        interval = (increase.relative(increase.estimate - half), increase.relative(increase.estimate + half))
     resampled = bootstrap_ratio(
-        cluster_sums(weight * difference, windows.cluster),
-        cluster_sums(weight[None], windows.cluster)[0],
+        cluster_sums(increase.numerator, windows.cluster),
+        cluster_sums(increase.denominator[None], windows.cluster)[0],
         alpha=alpha,
         resamples=resamples,
         seed=seed,
@@ -93,18 +143,18 @@ def compare_perplexity(
         recipe=recipe,
         seeds=pairs.seeds,
         n=windows.dense.size,
-        dense=math.exp(dense),
-        compressed=math.exp(dense + log_ratio),
-        relative_increase=math.expm1(log_ratio),
+        dense=increase.dense,
+        compressed=increase.compressed,
+        relative_increase=increase.relative(increase.estimate),
         interval=interval,
-        interval_method="none" if interval is None else "Student t on log perplexity, cluster-robust",
-        bootstrap_interval=resampled and (math.expm1(resampled[0]), math.expm1(resampled[1])),
+        interval_method="none" if interval is None else increase.method,
+        bootstrap_interval=resampled and (increase.relative(resampled[0]), increase.relative(resampled[1])),
         outcome=perplexity_outcome(p_within, p_beyond, alpha),
         p_within=p_within,
         p_beyond=p_beyond,
         margin=margin,
         alpha=alpha,
-        notes=sampling_notes(pairs, windows, "window"),
+        notes=sampling_notes(pairs, windows, increase.unit),
     )
 
 

@@ -10,8 +10,10 @@ from typing import Any
 
 from llmkick.models.batching import ENGINE_VERSION
 from llmkick.study.variants import Variant
+from llmkick.tasks.asking import BATCH_ITEMS
 from llmkick.tasks.prompting import Prompting
-from llmkick.tasks.task import BATCH_ITEMS, ReadByReference, Task, full_key
+from llmkick.tasks.registry import full_key
+from llmkick.tasks.task import ReadByReference, Task
 
 
 @dataclass(frozen=True, kw_only=True)

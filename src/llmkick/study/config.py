@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import re
 import tomllib
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from llmkick.compression.recipe import Dense, Recipe, parse_recipe
 from llmkick.errors import ConfigError, KickError
@@ -21,108 +19,16 @@ from llmkick.models.checkpoint import is_server
 from llmkick.models.precision import DTYPES
 from llmkick.study.families import CORRECTIONS
 from llmkick.study.labels import label_others, parse_if_server
-from llmkick.tasks.judge import JUDGE_PROTOCOLS, Judgeable
-from llmkick.tasks.judge_client import DEFAULT_KEY_ENV
+from llmkick.study.located import LocatedError, blaming, place_of
+from llmkick.study.specs import CalibrationSpec, Frozen, JudgeSpec, ServerSpec, TaskSpec
+from llmkick.tasks.judge import Judgeable
 from llmkick.tasks.prompting import PROMPTINGS, refuse_contradiction
-from llmkick.tasks.task import Task, get_task
 
 # When a cell of the study is done: with its last item, or with its verdict.
 STOPS = ("never", "decided")
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-
-class TaskSpec(_Frozen):
-    """One task of a study; the keys are those of `get_task`."""
-
-    name: str
-    source: str = "pocket"
-    protocol: str = "strict"
-    limit: int | None = None
-    seed: int = 0
-    shots: int | None = None
-    window: int | None = None
-    unit: str | None = None
-    evidence_tokens: int | None = None
-    words: int | None = None
-    bucket_words: list[int] | None = None
-    max_new_tokens: int | None = None
-    split: str | None = None
-    revision: str | None = None
-    sha256: str | dict[str, str] | None = None
-
-    def make(self) -> Task:
-        """The task itself. Raises ConfigError for what `get_task` refuses."""
-        return get_task(**{key: value for key, value in self.model_dump().items() if value is not None})
-
-
-class CalibrationSpec(_Frozen):
-    """Where calibration windows come from; see `llmkick.compression.calibration.calibrate`."""
-
-    source: str = "self"
-    sequences: int = Field(default=32, ge=1)
-    length: int = Field(default=512, ge=2)
-
-
-class ServerSpec(_Frozen):
-    """How servers among the models are asked; see `llmkick.models.endpoint`."""
-
-    timeout: float = Field(default=120.0, gt=0)
-    concurrency: int = Field(default=8, ge=1, le=256)
-    attempts: int = Field(default=5, ge=1, le=20)
-
-
-class JudgeSpec(_Frozen):
-    """Who judges the generated answers, and how; docs/judge.md."""
-
-    model: str
-    protocol: str = "strict"
-    # "dense", a file of answers for all judged tasks, or one a task.
-    reference: str | dict[str, str] = "dense"
-    replicates: int = Field(default=1, ge=1, le=100)
-    concurrency: int = Field(default=4, ge=1, le=256)
-    # Tokens, asked and answered, after which no further judgement is begun.
-    budget: int | None = Field(default=None, ge=1)
-    temperature: float | None = Field(default=None, ge=0, le=2)
-    max_tokens: int = Field(default=1024, ge=16)
-    timeout: float = Field(default=120.0, gt=0)
-    attempts: int = Field(default=6, ge=1, le=100)
-    api_key_env: str = DEFAULT_KEY_ENV
-
-    @field_validator("protocol")
-    @classmethod
-    def _known_protocol(cls, value: str) -> str:
-        if value not in JUDGE_PROTOCOLS:
-            with _blaming("judge", "protocol"):
-                raise ConfigError(f"unknown protocol {value!r} of the judge; choose from: {', '.join(JUDGE_PROTOCOLS)}")
-        return value
-
-    @field_validator("api_key_env")
-    @classmethod
-    def _name_of_a_variable(cls, value: str) -> str:
-        """A key pasted here by mistake must not be shown."""
-        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,63}", value):
-            with _blaming("judge", "api_key_env"):
-                raise ConfigError("api_key_env is the name of an environment variable, never the key itself")
-        return value
-
-    @model_validator(mode="after")
-    def _can_be_asked(self) -> JudgeSpec:
-        with _blaming("judge", "model"):
-            parse_if_server(self.model)
-        local = not is_server(self.model)
-        if local and self.replicates > 1:
-            with _blaming("judge", "replicates"):
-                raise ConfigError("a local judge decodes greedily: replicates beyond 1 would all be the same")
-        if local and self.temperature:
-            with _blaming("judge", "temperature"):
-                raise ConfigError("a local judge decodes greedily; leave temperature out")
-        return self
-
-
-class Study(_Frozen):
+class Study(Frozen):
     """Dense model × (recipes × calibration seeds, other models) × tasks, and how the verdict is reached."""
 
     name: str = "study"
@@ -168,7 +74,7 @@ class Study(_Frozen):
             "correction": CORRECTIONS,
         }[str(info.field_name)]
         if value not in choices:
-            with _blaming(info.field_name):
+            with blaming(info.field_name):
                 raise ConfigError(f"unknown {info.field_name} {value!r}; choose from: {', '.join(choices)}")
         return value
 
@@ -178,7 +84,7 @@ class Study(_Frozen):
         """Canonical texts, without `dense`, which every study runs anyway."""
         recipes = []
         for index, text in enumerate(value):
-            with _blaming("recipes", index):
+            with blaming("recipes", index):
                 recipes.append(parse_recipe(text))
         _refuse_repeats("recipes", [str(recipe) for recipe in recipes])
         return tuple(str(recipe) for recipe in recipes if not isinstance(recipe, Dense))
@@ -194,9 +100,9 @@ class Study(_Frozen):
                 # The errors of get_task begin with what they are about, or with "unknown" and that.
                 key = re.match(rf"(?:unknown )?({'|'.join(TaskSpec.model_fields)}|option '\w+'|)", str(error))
                 blamed = (key[1] if key else "").removeprefix("option ").strip("'") or "name"
-                raise _LocatedError(str(error), ("tasks", index, blamed)) from error
+                raise LocatedError(str(error), ("tasks", index, blamed)) from error
         _refuse_repeats("tasks", names)
-        with _blaming("tasks"):
+        with blaming("tasks"):
             if not value:
                 raise ConfigError("a study needs at least one task; see `kick tasks`")
         return value
@@ -205,15 +111,15 @@ class Study(_Frozen):
     def _something_to_compare(self) -> Study:
         """Recipes, other models or both, each under a name of its own."""
         if not self.recipes and not self.others:
-            with _blaming("recipes"):
+            with blaming("recipes"):
                 raise ConfigError(
                     "a study needs at least one recipe besides dense, or another model in `others`; see `kick methods`"
                 )
-        with _blaming("model"):
+        with blaming("model"):
             if is_server(self.model) and self.recipes:
                 raise ConfigError(f"{self.model} is a server, whose model cannot be compressed here; leave recipes out")
             parse_if_server(self.model)
-        with _blaming("others"):
+        with blaming("others"):
             label_others(self.others, taken=("dense", *self.recipes))
         return self
 
@@ -223,7 +129,7 @@ class Study(_Frozen):
         protocols = [spec.protocol for spec in self.tasks]
         if len(set(protocols)) > 1:
             other = next(index for index, protocol in enumerate(protocols) if protocol != protocols[0])
-            raise _LocatedError(
+            raise LocatedError(
                 f"{protocols[other]!r} beside {protocols[0]!r}: scores of two protocols must not share a table; "
                 "write two studies",
                 ("tasks", other, "protocol"),
@@ -232,7 +138,7 @@ class Study(_Frozen):
             # The instruction task goes through a chat template in the paper too.
             others = [spec for spec in self.tasks if spec.name.partition(":")[0] != "instruction"]
             if others:
-                with _blaming("prompting"):
+                with blaming("prompting"):
                     refuse_contradiction(self.prompting, "raw")
             if len(others) == len(self.tasks):
                 object.__setattr__(self, "prompting", "raw")  # frozen: the study as resolved says what is asked
@@ -242,7 +148,7 @@ class Study(_Frozen):
     @classmethod
     def _seeds_differ(cls, value: tuple[int, ...]) -> tuple[int, ...]:
         _refuse_repeats("seeds", value)
-        with _blaming("seeds"):
+        with blaming("seeds"):
             if not value:
                 raise ConfigError("a study needs at least one calibration seed")
         return value
@@ -252,11 +158,11 @@ class Study(_Frozen):
         if self.judge is None:
             return self
         judged = [task.name for task in (spec.make() for spec in self.tasks) if isinstance(task, Judgeable)]
-        with _blaming("judge"):
+        with blaming("judge"):
             if not judged:
                 raise ConfigError("none of the tasks is judged: add summarization or instruction, or leave [judge] out")
         if isinstance(self.judge.reference, dict):
-            with _blaming("judge", "reference"):
+            with blaming("judge", "reference"):
                 if set(self.judge.reference) != set(judged):
                     raise ConfigError(
                         f"files of reference answers for {', '.join(self.judge.reference) or 'no task'}; "
@@ -269,7 +175,7 @@ class Study(_Frozen):
         """Every seed would stop at another item, and the variance between seeds needs the same ones."""
         calibrated = [text for text in self.recipes if parse_recipe(text).needs_calibration]
         if self.stop == "decided" and len(self.seeds) > 1 and calibrated:
-            raise _LocatedError(
+            raise LocatedError(
                 f"'decided' and {len(self.seeds)} calibration seeds do not go together: the spread over seeds is "
                 'measured on the same items, and every seed would stop at others; give one seed, or stop = "never"',
                 ("stop",),
@@ -316,26 +222,10 @@ _LATER_OPTIONS = (
 )  # fmt: skip
 
 
-class _LocatedError(ConfigError):
-    """A refusal that knows which value of the study it is about."""
-
-    def __init__(self, message: str, location: tuple[str | int, ...]) -> None:
-        super().__init__(message)
-        self.location = location
-
-
-@contextlib.contextmanager
-def _blaming(*location: Any) -> Iterator[None]:
-    try:
-        yield
-    except KickError as error:
-        raise _LocatedError(str(error), location) from error
-
-
 def _refuse_repeats(key: str, values: Sequence[Any]) -> None:
     for index, value in enumerate(values):
         if value in values[:index]:
-            raise _LocatedError(f"{value} is listed twice", (key, index))
+            raise LocatedError(f"{value} is listed twice", (key, index))
 
 
 def make_study(values: Mapping[str, Any]) -> Study:
@@ -362,13 +252,13 @@ def _validated(values: dict[str, Any], *, text: str, origin: str) -> Study:
     except ValidationError as error:
         problems = [_describe(problem, text, values, origin) for problem in error.errors()]
         raise ConfigError("\n".join(problems)) from error
-    except _LocatedError as error:
-        raise ConfigError(f"{_place(error.location, text, values, origin)}: {error}") from error
+    except LocatedError as error:
+        raise ConfigError(f"{place_of(error.location, text, values, origin)}: {error}") from error
 
 
 def _describe(problem: Any, text: str, values: Any, origin: str) -> str:
     location = tuple(problem["loc"])
-    place = _place(location, text, values, origin)
+    place = place_of(location, text, values, origin)
     if problem["type"] == "extra_forbidden":
         owners: dict[str, type[BaseModel]] = {
             "tasks": TaskSpec,
@@ -381,62 +271,3 @@ def _describe(problem: Any, text: str, values: Any, origin: str) -> str:
     if problem["type"] == "missing":
         return f"{place}: is missing"
     return f"{place}: {problem['msg']}, got {problem['input']!r}"
-
-
-def _place(location: tuple[str | int, ...], text: str, values: Any, origin: str) -> str:
-    """`study.toml, line 7: tasks.0.limit`."""
-    line = line_of(text, location, values)
-    return f"{origin}{f', line {line}' if line else ''}: {'.'.join(map(str, location))}"
-
-
-def line_of(text: str, location: tuple[str | int, ...], values: Any = None) -> int | None:
-    """The line (from 1) of a TOML key, given its path, e.g. ("tasks", 0, "limit"): its own or its table's.
-
-    In an array the elements' own lines are found by their `values`. None when nothing is found.
-    """
-    table: tuple[str | int, ...] = ()
-    tables: Counter[str] = Counter()
-    best, known = None, 0
-    path: tuple[str | int, ...]
-    for number, line in enumerate(text.splitlines(), start=1):
-        header = re.fullmatch(r"\s*(\[\[?)([^\[\]#=]+)\]\]?\s*(#.*)?", line)
-        assignment = re.match(r"""\s*([\w."' -]+?)\s*=""", line)
-        if header:
-            table = _keys(header[2])
-            if header[1] == "[[":
-                table = (*table, tables[header[2]])
-                tables[header[2]] += 1
-            path = table
-        elif assignment:
-            path = (*table, *_keys(assignment[1]))
-        else:
-            continue
-        if path == location[: len(path)] and len(path) > known:
-            best, known = number, len(path)
-    if best is not None and known < len(location) and isinstance(location[known], int):
-        return _line_of_element(text, best, location[: known + 1], values) or best
-    return best
-
-
-def _keys(dotted: str) -> tuple[str, ...]:
-    return tuple(part.strip(" \t\"'") for part in dotted.split("."))
-
-
-def _line_of_element(text: str, start: int, location: tuple[str | int, ...], values: Any) -> int | None:
-    """The line of an array's element, by looking for each element up to it in turn."""
-    *array, index = location
-    try:
-        for key in array:
-            values = values[key]
-        elements = [value["name"] if isinstance(value, dict) else value for value in values[: int(index) + 1]]
-    except (KeyError, IndexError, TypeError):
-        return None
-    lines = text.splitlines(keepends=True)
-    bare = "".join(re.sub(r"^(\s*)#.*", "", line) for line in lines)
-    position = bare.index("=", len("".join(bare.splitlines(keepends=True)[: start - 1])))
-    for element in elements:
-        position = bare.find(str(element), position)
-        if position < 0:
-            return None
-        position += len(str(element))
-    return bare.count("\n", 0, position) + 1

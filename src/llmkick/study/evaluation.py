@@ -13,8 +13,9 @@ from llmkick.study.journal import Journal
 from llmkick.study.observer import Observer
 from llmkick.study.stopping import Asked, Scores, StoppingRule
 from llmkick.study.variants import Variant
+from llmkick.tasks.asking import Reference, evaluate_in_batches, evaluate_items
 from llmkick.tasks.prompting import Prompting
-from llmkick.tasks.task import Item, ReadByReference, Record, Reference, evaluate_in_batches, evaluate_items
+from llmkick.tasks.task import Item, ReadByReference, Record
 
 
 @dataclass(frozen=True, kw_only=True)

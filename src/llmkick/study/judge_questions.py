@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmkick.study.cells import digest_of
-from llmkick.study.config import JudgeSpec, Study
+from llmkick.study.config import Study
 from llmkick.study.journal import Judgement
+from llmkick.study.specs import JudgeSpec
 from llmkick.tasks.judge import (
     Contest,
     Judgeable,

@@ -16,7 +16,6 @@ from typing import Any
 from llmkick.models.checkpoint import is_server
 from llmkick.models.files import sha256_of_file
 from llmkick.study.cells import digest_of
-from llmkick.study.config import JudgeSpec
 from llmkick.study.journal import Journal, Judgement
 from llmkick.study.judge_questions import (
     Answered,
@@ -32,6 +31,7 @@ from llmkick.study.judge_questions import (
 )
 from llmkick.study.judge_trust import doubts, mean, overall, reliability
 from llmkick.study.observer import Observer
+from llmkick.study.specs import JudgeSpec
 from llmkick.tasks.judge import PROMPT_VERSION, Judgeable, Pairs, Unreadable
 from llmkick.tasks.judge_client import EndpointJudge, Judge, LocalJudge, NoReply
 from llmkick.tasks.reference_answers import read_reference_answers

@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from llmkick.models.language_model import LanguageModel
+from llmkick.tasks.asking import evaluate_item
 from llmkick.tasks.prompting import Prompting
-from llmkick.tasks.task import Item, Task, evaluate_item
+from llmkick.tasks.task import Item, Task
 
 HALF_PRECISIONS = ("bfloat16", "float16")
 NOISE_ITEMS = 32  # a task: 10 seconds of a small model on CPU, and a share known to a few percent

@@ -21,8 +21,9 @@ from llmkick.models.zeros import zeros_of
 from llmkick.study.cells import style_of
 from llmkick.study.config import Study
 from llmkick.study.variants import Variant, variants_of
+from llmkick.tasks.asking import refuse_unanswerable
 from llmkick.tasks.prompting import Prompting, resolve_prompting
-from llmkick.tasks.task import Task, refuse_unanswerable
+from llmkick.tasks.task import Task
 
 # Text whose tokens tell tokenizers apart that have the same vocabulary.
 PROBE = "The 1,234 naïve cafés;\n\n\tdef f(x): return x**2  # 東京 🙂 end"

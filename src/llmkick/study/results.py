@@ -23,7 +23,8 @@ from llmkick.statistics import (
     overall_verdict,
 )
 from llmkick.study.labels import label_others
-from llmkick.tasks.task import LARGEST_NATS, Record, Task, full_key, summary_value
+from llmkick.tasks.registry import full_key
+from llmkick.tasks.task import LARGEST_NATS, Record, Task, summary_value
 
 RESULTS_FILE = "results.json"
 RESULTS_SCHEMA = 1

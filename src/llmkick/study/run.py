@@ -45,7 +45,8 @@ from llmkick.study.schedule import OtherWeightsError, Schedule
 from llmkick.study.stopping import StoppingRule, stopping_rules
 from llmkick.study.variants import Variant, variants_of
 from llmkick.study.watching import OneAtATime
-from llmkick.tasks.task import Task, refuse_unanswerable
+from llmkick.tasks.asking import refuse_unanswerable
+from llmkick.tasks.task import Task
 
 # A journal and a report rarely need more.
 SPACE_NEEDED = 200_000_000

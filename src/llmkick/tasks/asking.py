@@ -1,0 +1,188 @@
+"""Asks a model the items of a task, in batches that depend on the task alone, and has the answers scored."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from llmkick.errors import ConfigError
+from llmkick.models.language_model import (
+    ContinuationScore,
+    GenerateRequest,
+    Generation,
+    LanguageModel,
+    ScoreRequest,
+    Unanswered,
+)
+from llmkick.tasks.prompting import Prompting, resolve_prompting
+from llmkick.tasks.task import Answer, Conversational, Item, ReadByReference, Record, Task, unscored
+
+# Items asked and journalled together. Part of the engine's behaviour: in bfloat16 the company an item is
+# batched with moves its numbers a little, so a resumed run must form the same batches.
+BATCH_ITEMS = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reference:
+    """The model that answers are held against, and its own answers by item id, where they are known."""
+
+    model: LanguageModel
+    answers: Mapping[str, str] = field(default_factory=dict)
+
+
+def refuse_unanswerable(
+    model: LanguageModel, task: Task, *, prompting: str = "auto", reference: LanguageModel | None = None
+) -> None:
+    """Raise ConfigError, before any work, when a model cannot be asked what a task asks.
+
+    A server gives no log-probabilities of running text, and few give those of whole options, or of the answers that
+    the `reference` model (by default the model itself) is to read.
+    """
+    reader = reference or model
+    if not any(hasattr(one, "refusal") for one in (model, reader)):
+        return
+    style = resolve_prompting(model, prompting, required=task.prompting)
+    requests = task.requests(task.items(model)[0], style)
+    reading = [ScoreRequest(request.prompt, " so far") for request in requests]
+    for one, asked in ((model, requests), (reader, reading if isinstance(task, ReadByReference) else [])):
+        reason = one.refusal(asked) if asked and hasattr(one, "refusal") else ""
+        if reason:
+            raise ConfigError(f"{task.name} cannot be asked of {one.info.name}: {reason}")
+
+
+def evaluate(model: LanguageModel, task: Task, *, prompting: str = "auto") -> list[Record]:
+    """Ask a model every item of a task; one record an item, in the task's order."""
+    return [record for batch in evaluate_in_batches(model, task, prompting=prompting) for record in batch]
+
+
+def evaluate_in_batches(
+    model: LanguageModel,
+    task: Task,
+    *,
+    prompting: str = "auto",
+    done: Collection[str] = (),
+    reference: Reference | None = None,
+) -> Iterator[list[Record]]:
+    """Like `evaluate`, batch by batch; batches whose items are all in `done` are passed over.
+
+    Batches depend only on the task, so that a resumed evaluation asks exactly what was left to ask. `reference`
+    reads the answers of tasks that ask for it (`ReadByReference`); without one, the model reads its own.
+    """
+    refuse_unanswerable(model, task, prompting=prompting, reference=reference.model if reference else None)
+    style = resolve_prompting(model, prompting, required=task.prompting)
+    for batch in _batches(task.items(model)):
+        if not all(item.id in done for item in batch):
+            yield _evaluate_batch(model, task, batch, style, reference or Reference(model=model))
+
+
+def evaluate_item(model: LanguageModel, task: Task, item: Item, style: Prompting) -> Record:
+    """Ask one item on its own."""
+    return _evaluate_batch(model, task, [item], style, Reference(model=model))[0]
+
+
+def evaluate_items(
+    model: LanguageModel,
+    task: Task,
+    items: Sequence[Item],
+    *,
+    prompting: str = "auto",
+    reference: Reference | None = None,
+) -> list[Record]:
+    """Ask a model some of a task's items, as `task.items(model)` gives them, in one batch."""
+    style = resolve_prompting(model, prompting, required=task.prompting)
+    return _evaluate_batch(model, task, items, style, reference or Reference(model=model))
+
+
+def _batches(items: Sequence[Item]) -> Iterator[Sequence[Item]]:
+    """BATCH_ITEMS each, and those beyond that follow one of them."""
+    start = 0
+    while start < len(items):
+        end = start + BATCH_ITEMS
+        while end < len(items) and items[end].follows:
+            end += 1
+        yield items[start:end]
+        start = end
+
+
+def _evaluate_batch(
+    model: LanguageModel, task: Task, items: Sequence[Item], style: Prompting, reference: Reference
+) -> list[Record]:
+    answers: dict[str, list[Answer]] = {}
+    failed: dict[str, str] = {}
+    waiting = list(items)
+    while waiting:
+        # First those that follow nothing, then those that follow them, …: each time all at once.
+        ready = [item for item in waiting if not item.follows or item.follows in answers]
+        assert ready, f"{waiting[0].id} follows {waiting[0].follows}, which is not in its batch"
+        asked: list[tuple[Item, Sequence[ScoreRequest | GenerateRequest]]] = []
+        for item in ready:
+            earlier = _said_before(item, items, answers) if item.follows else []
+            if isinstance(earlier, Unanswered):
+                answers[item.id], failed[item.id] = [earlier], earlier.reason
+            elif item.follows and isinstance(task, Conversational):
+                asked.append((item, task.follow_up(item, style, earlier)))
+            else:
+                asked.append((item, task.requests(item, style)))
+        answers |= _answered(model, task, asked, reference)
+        waiting = [item for item in waiting if item.id not in answers]
+    records = [
+        unscored(item, failed[item.id]) if item.id in failed else task.score(item, answers[item.id]) for item in items
+    ]
+    if not isinstance(task, ReadByReference):
+        return records
+    own = {record.item_id: record.response for record in records} if reference.model is model else {}
+    known = {**own, **reference.answers}
+    return [
+        task.beside(record, known[record.item_id]) if record.score is not None and record.item_id in known else record
+        for record in records
+    ]
+
+
+def _said_before(item: Item, items: Sequence[Item], answers: Mapping[str, Sequence[Answer]]) -> list[str] | Unanswered:
+    """The answers to the items that it follows, first to last; or that there is none."""
+    by_id = {one.id: one for one in items}
+    said: list[str] = []
+    before = item.follows
+    while before:
+        answer = answers[before][0]
+        if not isinstance(answer, Generation):
+            reason = answer.reason if isinstance(answer, Unanswered) else "it was not generated"
+            return Unanswered(reason=f"{before}, which it follows, has no answer: {reason}")
+        said.append(answer.text)
+        before = by_id[before].follows
+    return said[::-1]
+
+
+def _answered(
+    model: LanguageModel,
+    task: Task,
+    asked: Sequence[tuple[Item, Sequence[ScoreRequest | GenerateRequest]]],
+    reference: Reference,
+) -> dict[str, list[Answer]]:
+    """The answers to each item's requests; after each generation, where the task wants it, how likely it is."""
+    flat = [request for _, requests in asked for request in requests]
+    scored = [request for request in flat if isinstance(request, ScoreRequest)]
+    generated = [request for request in flat if isinstance(request, GenerateRequest)]
+    scores = iter(model.logprobs(scored) if scored else [])
+    generations = model.generate(generated) if generated else []
+    readings: Iterator[ContinuationScore | Unanswered] = iter(())
+    if isinstance(task, ReadByReference):
+        read = [
+            ScoreRequest(request.prompt, answer.text)
+            for request, answer in zip(generated, generations, strict=True)
+            if isinstance(answer, Generation) and answer.text.strip()
+        ]
+        readings = iter(reference.model.logprobs(read) if read else [])
+    found: dict[str, list[Answer]] = {}
+    ordered = iter(generations)
+    for item, requests in asked:
+        own = found[item.id] = list[Answer]()
+        for request in requests:
+            if isinstance(request, ScoreRequest):
+                own.append(next(scores))
+                continue
+            answer = next(ordered)
+            own.append(answer)
+            if isinstance(task, ReadByReference) and isinstance(answer, Generation) and answer.text.strip():
+                own.append(next(readings))
+    return found
