@@ -172,6 +172,8 @@ def main() -> None:
     """Measure and print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="the smallest shape only")
+    parser.add_argument("--shape", action="append", choices=[shape.name for shape in SHAPES], help="some of the shapes")
+    parser.add_argument("--recipe", action="append", help=f"others than {', '.join(RECIPES)}")
     parser.add_argument("--write", action="store_true", help=f"store the table in {RESULTS}")
     parser.add_argument("--folder", type=Path, help="where the checkpoints go (about 15 GB); default: a temporary one")
     parser.add_argument("--work", nargs=4, help=argparse.SUPPRESS)
@@ -184,10 +186,11 @@ def main() -> None:
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     with tempfile.TemporaryDirectory(dir=options.folder) as temporary:
-        for shape in SHAPES[:1] if options.quick else SHAPES:
+        chosen = ["0.3 B"] if options.quick else options.shape
+        for shape in [one for one in SHAPES if chosen is None or one.name in chosen]:
             folder = Path(temporary) / "model"
             make_checkpoint(shape, folder)
-            for recipe in RECIPES:
+            for recipe in options.recipe or RECIPES:
                 small = shape is SHAPES[0]
                 kill = shape.blocks // 2 if small else None
                 found = run(folder, recipe, Path(temporary) / "out", kill_after=kill)

@@ -12,14 +12,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
 from rich.console import Console
 
+from commands import CONTROL, Kick
 from llmkick import cli
 from llmkick.compression.artifact import REPORT_FILE
 from llmkick.compression.calibration import calibrate
@@ -36,24 +37,6 @@ from llmkick.terminal import QUIET_SECONDS, Watcher
 from toy import save_toy
 
 COMMANDS = [command.name or command.callback.__name__ for command in cli.app.registered_commands if command.callback]
-# Escapes, carriage returns, bells and backspaces: what belongs on a terminal only.
-CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
-
-
-class Outcome(NamedTuple):
-    """What a command left behind."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def said(self) -> str:
-        """What it complained about, on one line."""
-        return " ".join(self.err.split())
-
-
-Kick = Callable[..., Outcome]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -71,24 +54,6 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "toy"
     save_toy(folder, max_position_embeddings=512)
     return folder
-
-
-@pytest.fixture
-def kick(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Kick:
-    """Run a command in this process, exactly as the installed script does."""
-
-    def run(*arguments: object) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["kick", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        out, err = capsys.readouterr()
-        assert not CONTROL.search(out + err), "control characters, and this is no terminal"
-        assert "Traceback" not in out + err
-        assert isinstance(stop.value.code, int)
-        return Outcome(stop.value.code, out, err)
-
-    return run
 
 
 SMALL = ("--dtype", "float32", "--sequences", 4, "--length", 32)

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 
+from commands import Kick, Outcome
 from llmkick import cli
 from llmkick.models import endpoint
 from llmkick.study.results import read_results
 from loopback import chat, completion, refused, serving
 from toy import save_toy
-
-Kick = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -38,19 +35,12 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def kick(monkeypatch: pytest.MonkeyPatch) -> Kick:
-    """Run the command in this process; exit code, standard output, standard error."""
+def kick(kick: Kick) -> Kick:
+    """As everywhere, without the layout of the tables."""
 
-    def run(*arguments: Any) -> tuple[int, str, str]:
-        streams = io.StringIO(), io.StringIO()
-        with monkeypatch.context() as patch:
-            for console, stream in zip((cli.out, cli.err), streams, strict=True):
-                patch.setattr(console, "_file", stream)  # restoring `file` itself would pin it
-            patch.setattr("sys.argv", ["kick", *map(str, arguments)])
-            with pytest.raises(SystemExit) as stopped:
-                cli.main()
-        assert isinstance(cli.out, Console)
-        return int(stopped.value.code or 0), *(" ".join(stream.getvalue().split()) for stream in streams)  # type: ignore[return-value]
+    def run(*arguments: object) -> Outcome:
+        code, *streams = kick(*arguments)
+        return Outcome(code, *(" ".join(stream.split()) for stream in streams))
 
     return run
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
 
-from llmkick import cli
+from commands import Kick
 from report.synthetic import build_run
 
 
@@ -18,25 +17,7 @@ def first(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_run(tmp_path_factory.mktemp("runs") / "first", recipes=["wanda@0.25", "rtn@8b"], items=16).folder
 
 
-@pytest.fixture
-def kick(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    """Run a command in this process; gives exit code, output, errors."""
-    monkeypatch.setattr(cli.out, "_width", 200)
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["kick", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        out, err = capsys.readouterr()
-        assert "Traceback" not in out + err
-        assert isinstance(stop.value.code, int)
-        return stop.value.code, out, err
-
-    return run
-
-
-def test_diff_shows_pairs_and_what_is_not_paired(kick, first: Path, tmp_path: Path):
+def test_diff_shows_pairs_and_what_is_not_paired(kick: Kick, first: Path, tmp_path: Path):
     second = shutil.copytree(first, tmp_path / "second")
     content = json.loads((second / "results.json").read_text())
     content["tasks"][0]["data"] = "b" * 64
@@ -51,7 +32,7 @@ def test_diff_shows_pairs_and_what_is_not_paired(kick, first: Path, tmp_path: Pa
     assert found["refusals"][0]["what"] == "factoid_qa"
 
 
-def test_diff_of_what_cannot_be_paired_is_an_error_with_the_reasons(kick, first: Path, tmp_path: Path):
+def test_diff_of_what_cannot_be_paired_is_an_error_with_the_reasons(kick: Kick, first: Path, tmp_path: Path):
     other = build_run(tmp_path / "other", recipes=["rtn@8b"], tasks=("context_qa:closed",), items=8).folder
     code, _, err = kick("diff", first, other)
     assert code == 1
@@ -59,14 +40,14 @@ def test_diff_of_what_cannot_be_paired_is_an_error_with_the_reasons(kick, first:
 
 
 @pytest.mark.parametrize("command", ["diff", "report"])
-def test_a_folder_given_twice_or_without_a_run(kick, first: Path, tmp_path: Path, command: str):
+def test_a_folder_given_twice_or_without_a_run(kick: Kick, first: Path, tmp_path: Path, command: str):
     assert kick(command, first, first)[0] == 2
     code, _, err = kick(command, first, tmp_path)
     assert code == 1
     assert "not a run's folder" in " ".join(err.split())
 
 
-def test_report_of_several_runs_is_one_page(kick, first: Path, tmp_path: Path):
+def test_report_of_several_runs_is_one_page(kick: Kick, first: Path, tmp_path: Path):
     second = shutil.copytree(first, tmp_path / "second")
     page = tmp_path / "pages" / "both.html"
     code, out, _ = kick("report", first, second, "--out", page)
@@ -77,7 +58,7 @@ def test_report_of_several_runs_is_one_page(kick, first: Path, tmp_path: Path):
     assert kick("report", first, "--out", page)[0] == 2
 
 
-def test_report_of_one_run_as_json_and_of_an_unfinished_one(kick, first: Path, tmp_path: Path):
+def test_report_of_one_run_as_json_and_of_an_unfinished_one(kick: Kick, first: Path, tmp_path: Path):
     run = shutil.copytree(first, tmp_path / "run")
     whole = json.loads((run / "results.json").read_text())
     (run / "results.json").unlink()
@@ -91,7 +72,7 @@ def test_report_of_one_run_as_json_and_of_an_unfinished_one(kick, first: Path, t
     assert "note: the run is not finished" in out
 
 
-def test_exports(kick, first: Path, tmp_path: Path):
+def test_exports(kick: Kick, first: Path, tmp_path: Path):
     code, out, _ = kick("export", first, "--to", "markdown")
     assert code == 0
     assert out.startswith("| recipe | factoid_qa |")
@@ -113,7 +94,7 @@ def test_exports(kick, first: Path, tmp_path: Path):
         (["--to", "latex", "--uri", "x"], "--uri is for mlflow and wandb"),
     ],
 )
-def test_exports_that_make_no_sense(kick, first: Path, arguments: list[str], message: str):
+def test_exports_that_make_no_sense(kick: Kick, first: Path, arguments: list[str], message: str):
     code, _, err = kick("export", first, *arguments)
     assert code == 2
     assert message in err

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from commands import Kick
 from llmkick import cli, plugins
 from llmkick.compression.compress import artifact_key
 from llmkick.compression.methods import Layer, Method, WeightResult, plugin_method
@@ -67,21 +68,6 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install
         sys.modules.pop(module, None)
 
 
-@pytest.fixture
-def kick(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["kick", *arguments])
-        monkeypatch.setattr(cli.out, "_width", 200)
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        out, err = capsys.readouterr()
-        assert "Traceback" not in out + err
-        return int(stop.value.code or 0), out, err
-
-    return run
-
-
 def install_random(install: Install, **options: str) -> None:
     install(
         "llmkick-random-pruning",
@@ -124,7 +110,7 @@ def test_package_and_version_are_part_of_what_a_compressed_model_is_kept_under(i
     assert environment()["packages"]["llmkick-random-pruning"] == "1.0"
 
 
-def test_methods_lists_what_works_and_warns_of_the_rest(install: Install, kick: Callable[..., tuple[int, str, str]]):
+def test_methods_lists_what_works_and_warns_of_the_rest(install: Install, kick: Kick):
     install_random(install)
     install("broken-one", (plugins.METHODS, "gone", "no_such_module_anywhere:METHOD"))
     install("clash-one", (plugins.METHODS, "wanda", "llmkick_random_pruning:METHOD"))
@@ -295,7 +281,7 @@ def test_built_in_methods_go_through_the_same_registry(monkeypatch: pytest.Monke
 # Tasks
 
 
-def test_a_plugged_in_task_is_asked_like_any_other(install: Install, kick: Callable[..., tuple[int, str, str]]):
+def test_a_plugged_in_task_is_asked_like_any_other(install: Install, kick: Kick):
     install("one-file", (plugins.TASKS, "opposites", "llmkick_one_file_task:TASK"), llmkick_one_file_task=TASK)
     assert task_names()[-1] == "opposites"
     task = get_task("opposites", limit=8)
@@ -332,9 +318,7 @@ BROKEN_TASKS = {
 
 
 @pytest.mark.parametrize("source", BROKEN_TASKS, ids=BROKEN_TASKS.values())
-def test_a_broken_task_is_named_with_its_package(
-    install: Install, kick: Callable[..., tuple[int, str, str]], source: str
-):
+def test_a_broken_task_is_named_with_its_package(install: Install, kick: Kick, source: str):
     install("one-file", (plugins.TASKS, "opposites", "one_file:TASK"), one_file=source)
     with pytest.raises(KickError, match=r"plug-in 'opposites' of one-file 1.0 \(entry point") as raised:
         get_task("opposites")
@@ -366,9 +350,7 @@ def load(rest, *, dtype, device):
 """
 
 
-def test_a_scheme_loads_a_model(
-    install: Install, tmp_path: Path, kick: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
-):
+def test_a_scheme_loads_a_model(install: Install, tmp_path: Path, kick: Kick, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("LLMKICK_CACHE", str(tmp_path / "cache"))
     install("schemes", (plugins.MODELS, "ours", "our_scheme:load"), our_scheme=LOADER)
     save_toy(tmp_path / "toy", max_position_embeddings=512)

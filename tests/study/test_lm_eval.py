@@ -5,14 +5,13 @@ from __future__ import annotations
 import csv
 import json
 import math
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from llmkick import cli
+from commands import Kick
 from llmkick.errors import ConfigError, DataError
 from llmkick.statistics import compare
 from llmkick.study.lm_eval import ImportedTask, import_lm_eval, write_imported
@@ -285,29 +284,22 @@ def test_results_are_written_as_json_csv_or_a_folder(pair: Pair, tmp_path: Path)
         write_imported(found, tmp_path / "verdicts.xlsx")
 
 
-def test_the_command(pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+def test_the_command(kick: Kick, pair: Pair, tmp_path: Path):
     dense, compressed = pair(accuracies([1] * 40, options=4), accuracies([1] * 40, options=4))
 
-    def kick(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["kick", "import-lm-eval", *map(str, arguments)])
-        monkeypatch.setattr(cli.out, "_width", 200)
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        return int(stop.value.code or 0), *capsys.readouterr()
-
-    code, out, err = kick(dense.parent, compressed.parent, "--out", tmp_path / "verdicts.csv")
+    code, out, err = kick("import-lm-eval", dense.parent, compressed.parent, "--out", tmp_path / "verdicts.csv")
     assert (code, err) == (0, "")
     assert "capitals" in out
     assert "✓ matching" in out
     assert "note: every task: documents clustered by 'subject' (4)" in out
     assert (tmp_path / "verdicts.csv").is_file()
-    code, out, err = kick(dense, compressed, "--metric", "f1")
+    code, out, err = kick("import-lm-eval", dense, compressed, "--metric", "f1")
     assert (code, out) == (2, "")
     assert "capitals has no metric f1; choose from: acc" in err
-    code, _, err = kick(dense, compressed, "--out", tmp_path / "verdicts.xlsx")
+    code, _, err = kick("import-lm-eval", dense, compressed, "--out", tmp_path / "verdicts.xlsx")
     assert code == 2
     assert "verdicts are written as .json, as .csv, or into a folder" in err
-    code, _, err = kick(dense, tmp_path / "none")
+    code, _, err = kick("import-lm-eval", dense, tmp_path / "none")
     assert code == 1
     assert "there is no file or folder" in err
 

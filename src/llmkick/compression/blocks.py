@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from llmkick.compression.causal_attention import CausalByPieces
 from llmkick.errors import ModelError
 from llmkick.models.packed import Place
 
@@ -239,7 +240,8 @@ class BlockRunner:
                 arguments = (hidden, *arguments[1:])
             raise _BlockReached(run_block(*arguments, **keywords))
 
-        with _replaced_forwards(self._blocks[: index + 1], [passing] * index + [entering]):
+        forwards = _replaced_forwards(self._blocks[: index + 1], [passing] * index + [entering])
+        with forwards, CausalByPieces():
             try:
                 self._network(input_ids=ids, use_cache=False)
             except _BlockReached as reached:

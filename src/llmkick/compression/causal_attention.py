@@ -19,7 +19,10 @@ LONGEST = 512
 
 
 class CausalByPieces(TorchFunctionMode):
-    """While this lasts, F.scaled_dot_product_attention takes the way by pieces where that is the faster one."""
+    """While this lasts, F.scaled_dot_product_attention takes the way by pieces where that is the faster one.
+
+    Every call of torch passes through here: for forwards only, not for kernels of a hundred thousand small ones.
+    """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

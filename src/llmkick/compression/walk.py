@@ -20,7 +20,6 @@ from llmkick.compression.blocks import (
     replace_weights,
 )
 from llmkick.compression.calibration import Calibration
-from llmkick.compression.causal_attention import CausalByPieces
 from llmkick.compression.checks import uneven_groups
 from llmkick.compression.finished import FinishedBlocks, Tally
 from llmkick.compression.inputs import InputRecord
@@ -112,7 +111,7 @@ class Walk:
             return
         if self.device.type == "cpu":
             keep_freed_memory()
-        with torch.inference_mode(False), torch.no_grad(), experts_one_by_one(self.network), CausalByPieces():
+        with torch.inference_mode(False), torch.no_grad(), experts_one_by_one(self.network):
             self._batches = self._in_batches(calibration)
             self._runner = BlockRunner(self.network, self.source.blocks)
             self._hidden = [None] * len(self._batches)
