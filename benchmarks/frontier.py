@@ -23,6 +23,7 @@ from typing import Any
 from llmkick.report.frontier_figure import answer, row_name, write_frontier_figure
 from llmkick.statistics import Comparison
 from llmkick.study.config import make_study
+from llmkick.study.executor import LocalExecutor
 from llmkick.study.frontier import run_frontier
 from llmkick.study.observer import Silent
 from llmkick.study.results import compare_all, describe_task
@@ -54,7 +55,7 @@ def spec(text: str) -> dict[str, Any]:
 class EveryItem(StudyRun):
     """A study that would stop when decided, but asks on: what would have been, beside what is."""
 
-    rows: list[list[str]] = field(default_factory=list)
+    executor: LocalExecutor = field(default_factory=LocalExecutor)
 
     def run(self) -> list[list[str]]:
         """A row for each task × recipe."""
@@ -62,9 +63,9 @@ class EveryItem(StudyRun):
         try:
             self._prepare()
             for variant in variants_of(self.study):
-                cells = self._cells(variant)
+                cells = self.cells(variant)
                 if not all(map(self.evaluation.has_every_item, cells)):
-                    model = self._compressed(variant, cells)
+                    model = self.model if variant.is_dense else self.executor.compressed(variant, self)
                     for cell in cells:
                         self.evaluation.fill_every_item(model, cell)
             return self._rows()
