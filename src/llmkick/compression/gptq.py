@@ -79,11 +79,10 @@ def sweep(
     It may read rows of `work` from j to the end of j's run of `ahead` columns, counted from 0, when j starts one,
     and all of `work` when j starts a block: there all errors so far are accounted for.
 
-    An error reaches the rest of its panel of about PANEL columns at once, the rest of the block when the panel
-    is done, and what is behind the block when that is: vector, narrow and wide matrix products.
+    A column takes the errors of its panel of about PANEL columns when its turn comes; the rest of the block takes them
+    when the panel is done, and what is behind the block when that is: vector, narrow and wide matrix products.
     """
-    rows, steps = fast_rows(work), upper.diagonal().contiguous()
-    sizes = fast_rows(steps)
+    rows, across, sizes = fast_rows(work), fast_rows(upper), fast_rows(upper.diagonal().contiguous())
     for start, stop in bounds:
         errors = torch.empty_like(work[start:stop])
         error_rows = fast_rows(errors)
@@ -91,10 +90,14 @@ def sweep(
         for first in range(start, stop, width):
             last = min(first + width, stop)
             for column in range(first, last):
+                run = column - (column - first) % ahead
+                # A run's first column brings all of it up to date with the columns before the run.
+                since, end = (first, min(run + ahead, last)) if column == run else (run, column + 1)
+                if since < column:
+                    rows[column:end] -= across[since:column, column:end].T @ error_rows[since - start : column - start]
                 values = replacement(column, rows[column])
                 error_rows[column - start] = (rows[column] - values) / sizes[column]
                 rows[column] = values
-                work[column + 1 : last].addr_(upper[column, column + 1 : last], errors[column - start], alpha=-1)
             panel = slice(first - start, last - start)
             work[last:stop].addmm_(upper[first:last, last:stop].T, errors[panel], alpha=-1)
         work[stop:].addmm_(upper[start:stop, stop:].T, errors, alpha=-1)

@@ -25,14 +25,14 @@ def sparsegpt(
     alive = weight.float().masked_fill(factor.dead, 0)
     work = to_columns(alive, factor)
     spread = factor.upper.diagonal()[:, None]  # (in, 1)
-    zeroed = torch.zeros_like(work, dtype=torch.bool)
+    kept = torch.ones_like(work)  # 0 where a weight goes
     fitted = None if grid is None else fit_beforehand(weight, alive, grid)
     bounds = blocks(weight.shape[1], pattern.group if isinstance(pattern, NM) else 1)
     spans = dict(bounds)  # start → stop of the columns whose mask is chosen together
     if isinstance(pattern, NM):
         spans = {start: start + pattern.group for start in range(0, weight.shape[1], pattern.group)}
 
-    removed = fast_rows(zeroed)
+    kept_rows = fast_rows(kept)
     if fitted is not None:
         scale, zero = fitted.scale.T.contiguous(), fitted.zero.T.contiguous()  # (groups, out)
         scales, lows, highs = fast_rows(scale), fast_rows(-zero), fast_rows(fitted.top - zero)
@@ -40,13 +40,12 @@ def sparsegpt(
     def pruned(column: int, values: Any) -> Any:
         if column in spans:
             span = slice(column, spans[column])
-            zeroed[span] = _mask(work[span].abs() / spread[span], pattern)
-        kept = values + 0  # a copy, of an array or of a tensor
-        kept[removed[column]] = 0
+            kept[span] = (~_mask(work[span].abs() / spread[span], pattern)).float()
+        left = values * kept_rows[column] + 0.0  # −0 becomes 0
         if fitted is None:
-            return kept
+            return left
         number = column // fitted.group
-        return nearest_point(kept, scales[number], lows[number], highs[number])
+        return nearest_point(left, scales[number], lows[number], highs[number])
 
     sweep(work, factor.upper, bounds, pruned, ahead=pattern.group if isinstance(pattern, NM) else 1)
     return from_columns(work, factor), fitted
