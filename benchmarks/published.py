@@ -1,7 +1,8 @@
 """Scores of a model, dense and compressed, on the published data sets: python benchmarks/published.py DATA [--write].
 
-DATA holds a folder for each data set in its official layout: freebaseqa, popqa, mmlu, triviaqa, wikitext2, c4 (see
-docs/data.md). One study for each protocol; stopped, the same command goes on where it was.
+DATA holds a folder for each data set in its official layout: freebaseqa, popqa, mmlu, triviaqa, wikitext2, c4,
+cnn_dailymail, mt_bench (see docs/data.md). Two studies for each protocol, of questions and, with --texts, of generated
+texts scored without a judge; stopped, the same command goes on where it was.
 """
 
 import argparse
@@ -40,15 +41,24 @@ def tasks(data: Path, protocol: str, options: argparse.Namespace) -> list[dict[s
     ]
 
 
-def study(data: Path, protocol: str, options: argparse.Namespace) -> dict[str, Any]:
-    """The whole study of a protocol."""
+def texts(data: Path, protocol: str, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Summaries and answers of any length."""
+    common = {"protocol": protocol, "max_new_tokens": options.new_tokens}
+    return [
+        {"name": "summarization", "source": str(data / "cnn_dailymail"), "limit": options.questions, **common},
+        {"name": "instruction", "source": str(data / "mt_bench"), **common},
+    ]
+
+
+def study(name: str, tasks: list[dict[str, Any]], options: argparse.Namespace) -> dict[str, Any]:
+    """The study of some tasks."""
     return {
-        "name": f"published-{protocol}",
+        "name": name,
         "model": options.model,
         "recipes": list(RECIPES),
         "dtype": options.dtype,
         "calibration": {"sequences": 16, "length": 256},
-        "tasks": tasks(data, protocol, options),
+        "tasks": tasks,
     }
 
 
@@ -98,6 +108,8 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=500, help="a data set, seeded and stratified")
     parser.add_argument("--windows", type=int, default=12, help="windows of running text")
     parser.add_argument("--evidence", type=int, default=192, help="tokens of evidence, open book")
+    parser.add_argument("--texts", action="store_true", help="summaries and open answers too: several hours on a CPU")
+    parser.add_argument("--new-tokens", type=int, default=64, help="of a generated text")
     parser.add_argument("--out", type=Path, default=Path("runs"), help="where the run folders go")
     parser.add_argument("--write", action="store_true", help=f"write {RESULTS.name}")
     options = parser.parse_args()
@@ -107,10 +119,13 @@ def main() -> None:
         f"{options.questions} questions a data set, evidence of {options.evidence} tokens. Loss with its 95 % interval."
     ]
     for protocol in ("strict", "paper"):
-        folder = options.out / f"published-{protocol}"
-        with Watcher(Console(stderr=True)) as watcher:
-            result = llmkick.run_study(study(options.data, protocol, options), out=folder, observer=watcher)
-        parts.append(f"## Protocol {protocol}\n\n{scores(result)}\n\n{left_out(result)}")
+        asked = {f"published-{protocol}": tasks(options.data, protocol, options)}
+        if options.texts:
+            asked[f"published-{protocol}-texts"] = texts(options.data, protocol, options)
+        for name, some in asked.items():
+            with Watcher(Console(stderr=True)) as watcher:
+                result = llmkick.run_study(study(name, some, options), out=options.out / name, observer=watcher)
+            parts.append(f"## {name}\n\n{scores(result)}\n\n{left_out(result)}")
     text = "\n\n".join(parts) + "\n"
     sys.stdout.write(text)
     if options.write:
