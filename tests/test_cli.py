@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import json
 import os
@@ -496,7 +497,10 @@ def test_run_stops_politely_resumes_and_reports(kick: Kick, toy: Path, tmp_path:
         "--limit", 70, "--seed", 4, "--seed", 7, *SMALL, "--margin", 0.1, "--out", folder,
     ]  # fmt: skip
     command = [sys.executable, "-m", "llmkick.cli", *map(str, arguments)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # A shell's background jobs, and their children, ignore Ctrl-C.
+    listening = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(command, preexec_fn=listening, **pipes)
     deadline = time.monotonic() + 120
     while (before := count_records(folder)) == 0:
         assert process.poll() is None, process.communicate()[1]
