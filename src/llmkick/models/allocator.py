@@ -16,7 +16,7 @@ def keep_freed_memory() -> bool:
     """Reuse the memory of activations instead of fetching new pages for each; whether that could be set.
 
     Holds for the process and costs it KEPT bytes at most. Wanda on the built-in model, 32 × 512 tokens on one core:
-    2.3 million page faults and 55.4 s without, 0.25 million and 49.6 s with it.
+    2.3 million page faults and 55.4 s without, 0.25 million and 50.0 s with it.
     """
     library = _c_library()
     if library is None or not hasattr(library, "mallopt"):
