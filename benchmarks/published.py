@@ -1,8 +1,8 @@
 """Scores of a model, dense and compressed, on the published data sets: python benchmarks/published.py DATA [--write].
 
 DATA holds a folder for each data set in its official layout: freebaseqa, popqa, mmlu, triviaqa, wikitext2, c4,
-cnn_dailymail, mt_bench (see docs/data.md). Two studies for each protocol, of questions and, with --texts, of generated
-texts scored without a judge; stopped, the same command goes on where it was.
+cnn_dailymail, mt_bench (see docs/data.md). A study for each protocol, of questions, or with --texts of summaries and
+open answers, scored without a judge; stopped, the same command goes on where it was.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from llmkick.study.results import StudyResult
 from llmkick.terminal import Watcher
 
 RECIPES = ("wanda@0.25", "gptq@4b-g128")
-RESULTS = Path(__file__).parent / "results" / "published.md"
+RESULTS = Path(__file__).parent / "results"
 
 
 def tasks(data: Path, protocol: str, options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -100,7 +100,7 @@ def left_out(result: StudyResult) -> str:
 
 
 def main() -> None:
-    """Run both studies, print the tables, write them with --write."""
+    """Run the studies, print the tables, write them with --write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="folder of the data sets")
     parser.add_argument("--model", default="smollm2-135m-instruct")
@@ -108,28 +108,29 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=500, help="a data set, seeded and stratified")
     parser.add_argument("--windows", type=int, default=12, help="windows of running text")
     parser.add_argument("--evidence", type=int, default=192, help="tokens of evidence, open book")
-    parser.add_argument("--texts", action="store_true", help="summaries and open answers too: several hours on a CPU")
+    parser.add_argument("--texts", action="store_true", help="summaries and open answers instead: hours on a CPU")
+    parser.add_argument("--protocol", action="append", choices=["strict", "paper"], help="default: both")
     parser.add_argument("--new-tokens", type=int, default=64, help="of a generated text")
     parser.add_argument("--out", type=Path, default=Path("runs"), help="where the run folders go")
-    parser.add_argument("--write", action="store_true", help=f"write {RESULTS.name}")
+    parser.add_argument("--write", action="store_true", help="write results/published.md, or published-texts.md")
     options = parser.parse_args()
+    kind = "texts" if options.texts else "questions"
+    target = RESULTS / ("published-texts.md" if options.texts else "published.md")
     parts = [
-        f"# Scores on the published data sets\n\n`python benchmarks/published.py {' '.join(sys.argv[1:])}` · "
+        f"# Scores on the published data sets: {kind}\n\n`python benchmarks/published.py {' '.join(sys.argv[1:])}` · "
         f"llmkick {llmkick.__version__} · {platform.machine()}\n\n{options.model} in {options.dtype}; samples of "
-        f"{options.questions} questions a data set, evidence of {options.evidence} tokens. Loss with its 95 % interval."
+        f"{options.questions} items a data set. Loss with its 95 % interval."
     ]
-    for protocol in ("strict", "paper"):
-        asked = {f"published-{protocol}": tasks(options.data, protocol, options)}
-        if options.texts:
-            asked[f"published-{protocol}-texts"] = texts(options.data, protocol, options)
-        for name, some in asked.items():
-            with Watcher(Console(stderr=True)) as watcher:
-                result = llmkick.run_study(study(name, some, options), out=options.out / name, observer=watcher)
-            parts.append(f"## {name}\n\n{scores(result)}\n\n{left_out(result)}")
+    for protocol in options.protocol or ("strict", "paper"):
+        asked = (texts if options.texts else tasks)(options.data, protocol, options)
+        name = f"published-{protocol}{'-texts' if options.texts else ''}"
+        with Watcher(Console(stderr=True)) as watcher:
+            result = llmkick.run_study(study(name, asked, options), out=options.out / name, observer=watcher)
+        parts.append(f"## {name}\n\n{scores(result)}\n\n{left_out(result)}")
     text = "\n\n".join(parts) + "\n"
     sys.stdout.write(text)
     if options.write:
-        RESULTS.write_text(text, encoding="utf-8")
+        target.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -53,6 +53,21 @@ def test_sums_are_float32_whatever_the_forward_computes_in(dtype: torch.dtype) -
     assert torch.allclose(hessian.double(), rows.T @ rows, rtol=1e-5, atol=1e-5 * float(hessian.max()))
 
 
+def test_bfloat16_inputs_change_no_setting_and_lose_nothing() -> None:
+    inputs = (correlated_inputs(2, 300, 200) + 3).bfloat16()
+    before = torch.backends.mkldnn.matmul.fp32_precision  # type: ignore[attr-defined]
+    found = statistics_of(inputs).hessian()
+    assert torch.backends.mkldnn.matmul.fp32_precision == before  # type: ignore[attr-defined]
+    # The same values in float32, which no product may round: a bfloat16 result would be 0.4 % off.
+    assert torch.allclose(found, statistics_of(inputs.float()).hessian(), rtol=1e-5, atol=1e-5 * float(found.max()))
+
+
+def test_float32_inputs_are_not_rounded() -> None:
+    inputs = correlated_inputs(1, 64, 32) + 1 / 512  # not bfloat16's values
+    rows = inputs[0].double()
+    assert torch.allclose(statistics_of(inputs).hessian().double(), 2 * rows.T @ rows, rtol=1e-5, atol=1e-4)
+
+
 @pytest.mark.parametrize("hessian", [True, False])
 @pytest.mark.parametrize(
     ("value", "message"),

@@ -1,6 +1,7 @@
 """Second moments of a layer's inputs, and the factor of their inverse that SparseGPT and GPTQ work with."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +12,7 @@ from llmkick.models.finite import all_finite
 
 DAMPING = 0.01  # share of the mean diagonal added to the diagonal, as in both papers' code
 DAMPING_TRIES = 4  # 0.01, 0.1, 1, 10: beyond that the inputs no longer matter
-PANEL = 256  # columns of the second moments computed at a time
+PANEL, PANEL_CPU = 256, 128  # columns of the second moments computed at a time
 LEAF = 128  # a triangle of this size is inverted directly
 CACHED_VALUES = 2**18  # inputs squared at a time on a CPU: 1 MiB in float32, which its cache holds
 
@@ -59,7 +60,9 @@ class InputStatistics:
                 self._sums = torch.zeros(self.width, self.width, dtype=torch.float32, device=rows.device)
         self._squares += _sums_of_squares(rows)
         if self._sums is not None:
-            _add_upper_moments(self._sums, rows.float())
+            exact = rows.device.type == "cpu" and rows.dtype == torch.bfloat16
+            with _products_of_bfloat16() if exact else contextlib.nullcontext():
+                _add_upper_moments(self._sums, rows.float())
         self._factors.clear()
         self.sequences += inputs.shape[0]
         self.tokens += rows.shape[0]
@@ -129,13 +132,30 @@ def _sums_of_squares(rows: Tensor) -> Tensor:
 def _add_upper_moments(moments: Tensor, rows: Tensor) -> None:
     """Add the upper triangle of rowsᵀ rows, by panels: (in, in) in place, (tokens, in).
 
-    Half the work of the full product for wide inputs. 16,384 × 1,536 on one core: 0.79 s the full product,
-    0.46 s these panels, 0.41 s the symmetric update of scipy's BLAS, which runs on the CPU only and brings
-    a second pool of threads into the process.
+    Half the work of the full product for wide inputs. 2,048 × 1,536 on one core: 94 ms the full product, 58 ms these
+    panels, 50 ms with `_products_of_bfloat16`, as much as the symmetric update of scipy's BLAS, which runs on the CPU
+    only and brings a second pool of threads into the process.
     """
-    for start in range(0, rows.shape[1], PANEL):
-        panel = rows[:, start : start + PANEL]
-        moments[start : start + PANEL, start:].addmm_(panel.T, rows[:, start:])
+    width = PANEL_CPU if rows.device.type == "cpu" else PANEL
+    for start in range(0, rows.shape[1], width):
+        panel = rows[:, start : start + width]
+        moments[start : start + width, start:].addmm_(panel.T, rows[:, start:])
+
+
+@contextlib.contextmanager
+def _products_of_bfloat16() -> Iterator[None]:
+    """Let oneDNN multiply float32 matrices as bfloat16, and sum in float32: exact when their values are bfloat16's.
+
+    Processors with bfloat16 tiles then multiply several times faster; on others oneDNN's own float32 product is used,
+    which for these shapes beats the usual one by a seventh.
+    """
+    setting = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    before = setting.fp32_precision
+    setting.fp32_precision = "bf16"
+    try:
+        yield
+    finally:
+        setting.fp32_precision = before
 
 
 def _what_is_not_finite(rows: Tensor) -> str:
