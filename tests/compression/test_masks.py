@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from torch import Tensor
 
-from llmkick.compression.masks import zero_lowest_per_group, zero_lowest_per_row, zero_up_to_quantile
+from llmkick.compression.masks import LONG, SAMPLED, zero_lowest_per_group, zero_lowest_per_row, zero_up_to_quantile
 from llmkick.compression.recipe import NM
 
 
@@ -40,6 +40,23 @@ def test_groups_keep_exactly_n_of_m(scores: Tensor, pattern: tuple[int, int]) ->
 @given(tied, st.floats(0.01, 0.99))
 def test_the_quantile_is_a_threshold_with_all_its_ties(scores: Tensor, sparsity: float) -> None:
     threshold = sorted(scores.flatten().tolist())[int(scores.numel() * sparsity)]
+    assert torch.equal(zero_up_to_quantile(scores, sparsity), scores <= threshold)
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 1e-4, 0.1, 0.5, 0.9, 0.9999])
+@pytest.mark.parametrize("order", ["random", "ascending", "descending", "ties", "sample misleads", "infinite"])
+def test_the_quantile_of_many_scores_is_that_of_a_sort(order: str, sparsity: float) -> None:
+    scores = torch.randn(128, 300, generator=torch.Generator().manual_seed(0)).abs()
+    if order in ("ascending", "descending"):
+        scores = scores.flatten().sort(descending=order == "descending").values.view(128, 300)
+    elif order == "ties":
+        scores = (4 * scores).round()
+    elif order == "sample misleads":
+        scores.view(-1)[::SAMPLED] += 100
+    elif order == "infinite":
+        scores[3] = torch.inf
+    assert scores.numel() >= LONG
+    threshold = scores.flatten().sort().values[int(scores.numel() * sparsity)]
     assert torch.equal(zero_up_to_quantile(scores, sparsity), scores <= threshold)
 
 

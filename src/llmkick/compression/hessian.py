@@ -14,6 +14,7 @@ DAMPING = 0.01  # share of the mean diagonal added to the diagonal, as in both p
 DAMPING_TRIES = 4  # 0.01, 0.1, 1, 10: beyond that the inputs no longer matter
 PANEL, PANEL_CPU = 256, 128  # columns of the second moments computed at a time
 LEAF = 128  # a triangle of this size is inverted directly
+STRIP = 192  # rows or columns of a triangle multiplied at a time: what is 0 beyond its diagonal is left out
 CACHED_VALUES = 2**18  # inputs squared at a time on a CPU: 1 MiB in float32, which its cache holds
 
 
@@ -230,5 +231,11 @@ def invert_lower_(lower: Tensor) -> Tensor:
     invert_lower_(first)
     invert_lower_(second)
     # [[A, 0], [B, C]]⁻¹ has −C⁻¹ B A⁻¹ in its lower left corner.
-    corner.copy_(second @ (corner @ first).neg_())
+    product = torch.empty_like(corner)
+    for start in range(0, half, STRIP):  # of A⁻¹ only what is not above its diagonal
+        strip = slice(start, start + STRIP)
+        product[:, strip] = corner[:, start:] @ first[start:, strip]
+    for start in range(0, size - half, STRIP):
+        rows = second[start : start + STRIP, : start + STRIP]
+        corner[start : start + STRIP] = (rows @ product[: start + STRIP]).neg_()
     return lower

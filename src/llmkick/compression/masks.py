@@ -1,10 +1,19 @@
 """Which weights to zero, given a score for each. In every mask here True means: this weight becomes zero."""
 
+from typing import Any
+
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from llmkick.compression.recipe import NM
+
+FloatArray = npt.NDArray[np.floating[Any]]
+
+LONG = 2**13  # values from which a sample is taken first
+SAMPLED = 16  # one value of so many is in the sample
+SLACK = 2.5  # places of the sample left open on each side, times its root: five times what chance moves it by
 
 
 def zero_up_to_quantile(scores: Tensor, sparsity: float) -> Tensor:
@@ -44,7 +53,29 @@ def zero_lowest_per_group(scores: Tensor, pattern: NM) -> Tensor:
 
 def _kth_lowest(scores: Tensor, count: int) -> Tensor:
     """The score at place `count` (from 1) of each row in ascending order: (rows, columns) → (rows, 1)."""
-    if scores.device.type == "cpu" and scores.dtype == torch.float32:
-        # NumPy selects with vector instructions: a third of the time on 1,536 rows of 576.
-        return torch.from_numpy(np.partition(scores.detach().numpy(), count - 1, axis=1)[:, count - 1 : count].copy())
-    return scores.kthvalue(count, dim=1, keepdim=True).values
+    if scores.device.type != "cpu" or scores.dtype != torch.float32:
+        return scores.kthvalue(count, dim=1, keepdim=True).values
+    values = scores.detach().numpy()
+    if len(values) == 1 and values.size >= LONG:
+        return torch.from_numpy(_select_from_long(values[0], count - 1).reshape(1, 1))
+    # NumPy selects with vector instructions: a third of the time on 1,536 rows of 576.
+    return torch.from_numpy(np.partition(values, count - 1, axis=1)[:, count - 1 : count].copy())
+
+
+def _select_from_long(values: FloatArray, place: int) -> FloatArray:
+    """The value at `place` (from 0) in ascending order: (n,) → (1,).
+
+    A sample tells between which two values it lies, so that few are left to choose from (Floyd and Rivest 1975):
+    0.23 ms instead of 1.2 ms for 128 × 1,536. Where the sample misleads, all are looked through.
+    """
+    sample = values[::SAMPLED]
+    middle, slack = min(place // SAMPLED, len(sample) - 1), int(SLACK * len(sample) ** 0.5)
+    low, high = max(0, middle - slack), min(len(sample) - 1, middle + slack)
+    bounds = np.partition(sample, [low, high])
+    lowest = -np.inf if low == 0 else bounds[low]
+    highest = np.inf if high == len(sample) - 1 else bounds[high]
+    below = int(np.count_nonzero(values < lowest))
+    between = values[(values >= lowest) & (values <= highest)]
+    if not below <= place < below + len(between):
+        between, below = values, 0
+    return np.partition(between, place - below)[place - below : place - below + 1].copy()
