@@ -32,7 +32,7 @@ from llmkick.models.language_model import (
     TransformersModel,
     load_model,
 )
-from llmkick.models.noise import NoiseFloor, compare_runs, noise_floor
+from llmkick.models.noise import NoiseFloor, compare_runs
 from llmkick.tasks.multiple_choice import MultipleChoice
 from llmkick.tasks.registry import get_task
 
@@ -421,29 +421,25 @@ def generation_report(model: TransformersModel, variant: str, machine: Machine, 
 
 def agreement_report(model: TransformersModel, questions: Sequence[Question]) -> str:
     """How often the engine's choice differs from the naive forward's, and that from itself in other batches."""
-    engine, naive, ours = agreement(model, questions)
+    engine, naive = agreement(model, questions)
     rows = [
         [name, one.flipped, f"{100 * one.share:.1f} %", f"{one.mean_shift:.3f}", f"{one.largest_shift:.3f}"]
         for name, one in (
             ("engine against naive forward, one at a time", engine),
             ("naive forward in batches of 8 against one at a time", naive),
-            ("engine in full batches against one question at a time", ours),
         )
     ]
     header = [f"{len(questions)} questions, {model.info.dtype}", "choices that differ", "", "mean nats", "largest"]
     return f"## Agreement\n\n{table(header, rows)}"
 
 
-def agreement(model: TransformersModel, questions: Sequence[Question]) -> tuple[NoiseFloor, NoiseFloor, NoiseFloor]:
-    """Engine against naive, naive against naive in batches of 8, engine against itself in other batches."""
+def agreement(model: TransformersModel, questions: Sequence[Question]) -> tuple[NoiseFloor, NoiseFloor]:
+    """Engine against naive, naive against naive in batches of 8."""
     requests = [request for question in questions for request in question.requests()]
-    alone, batched = naive_logprobs(model, questions, 1), naive_logprobs(model, questions, 8)
     places = [range(start, start + 4) for start in range(0, len(requests), 4)]
-    return (
-        compare_runs(places, model.logprobs(requests), alone),
-        compare_runs(places, batched, alone),
-        noise_floor(model, requests),
-    )
+    alone = naive_logprobs(model, questions, 1)
+    engine = compare_runs(places, model.logprobs(requests), alone)
+    return engine, compare_runs(places, naive_logprobs(model, questions, 8), alone)
 
 
 def naive_logprobs(model: TransformersModel, questions: Sequence[Question], batch: int) -> list[ContinuationScore]:
@@ -521,16 +517,20 @@ def main() -> None:
     model = load_model(args.model, dtype=args.dtype, device=args.device)
     every = mmlu_questions(args.mmlu) if args.mmlu else pocket_questions()
     machine = measure_machine(model)
-    parts = []
+    both = [*every, *pocket_questions()] if args.mmlu else every
+    wanted: list[Callable[[], str]] = []
     if args.questions:
-        parts.append(scoring_report(model, every[: args.questions], machine, args))
+        wanted.append(lambda: scoring_report(model, every[: args.questions], machine, args))
     if args.exact:
-        parts.append(exactness_report(model, every[: args.exact], args))
+        wanted.append(lambda: exactness_report(model, every[: args.exact], args))
     if args.answers:
-        parts += [generation_report(model, variant, machine, args) for variant in ("closed", "open")]
+        wanted += [lambda one=one: generation_report(model, one, machine, args) for one in ("closed", "open")]  # type: ignore[misc]
     if args.agreement:
-        both = [*every, *pocket_questions()] if args.mmlu else every
-        parts.append(agreement_report(model, both[: args.agreement]))
+        wanted.append(lambda: agreement_report(model, both[:: max(1, len(both) // args.agreement)][: args.agreement]))
+    parts = []
+    for measure in wanted:
+        parts.append(measure())
+        sys.stderr.write(parts[-1] + "\n\n")  # what is measured is told, whatever becomes of the rest
     head = (
         f"# Scoring and generation beside lm-eval and transformers\n\n"
         f"`python benchmarks/scoring.py {' '.join(a for a in sys.argv[1:] if a != '--write')}` · commit {commit()} · "
