@@ -526,7 +526,9 @@ def main() -> None:
     if args.answers:
         wanted += [lambda one=one: generation_report(model, one, machine, args) for one in ("closed", "open")]  # type: ignore[misc]
     if args.agreement:
-        wanted.append(lambda: agreement_report(model, both[:: max(1, len(both) // args.agreement)][: args.agreement]))
+        fitting = [one for one in both if len(model.encode(one.prompt())) < model.max_tokens]
+        spaced = fitting[:: max(1, len(fitting) // args.agreement)][: args.agreement]
+        wanted.append(lambda: agreement_report(model, spaced))
     parts = []
     for measure in wanted:
         parts.append(measure())
