@@ -21,7 +21,7 @@ from llmkick.models.language_model import GenerateRequest, TransformersModel, lo
 from llmkick.report.models import model_facts, models_frame
 from llmkick.study import others as others_module
 from llmkick.study.config import Study, make_study
-from llmkick.study.journal import JOURNAL_FILE
+from llmkick.study.journal_file import JOURNAL_FILE
 from llmkick.study.labels import label_others
 from llmkick.study.results import RESULTS_FILE, StudyResult, read_results
 from llmkick.study.run import run_study

@@ -33,7 +33,8 @@ from llmkick.study import distributed as distributed_module
 from llmkick.study.cluster import Demand
 from llmkick.study.config import Study, make_study
 from llmkick.study.distributed import RayExecutor
-from llmkick.study.journal import JOURNAL_FILE, Journal
+from llmkick.study.journal import Journal
+from llmkick.study.journal_file import JOURNAL_FILE
 from llmkick.study.observer import Silent
 from llmkick.study.place import DoomedError, LostError, NoRoomError, Orders, Place
 from llmkick.study.remote import RemoteModel, likeness

@@ -12,7 +12,8 @@ import pytest
 
 from llmkick.compression.calibration import Calibration
 from llmkick.errors import ConfigError, DataError
-from llmkick.study.journal import JOURNAL_FILE, Journal
+from llmkick.study.journal import Journal
+from llmkick.study.journal_file import JOURNAL_FILE
 from llmkick.tasks.task import Item, Record
 
 ITEMS = [
@@ -53,8 +54,8 @@ def journal(tmp_path: Path) -> Iterator[Journal]:
 
 def fill_disk(journal: Journal) -> None:
     """From here on the database file may not grow: what SQLite reports on a full disk."""
-    pages = journal._connection.execute("PRAGMA page_count").fetchone()[0]
-    journal._connection.execute(f"PRAGMA max_page_count = {pages}")
+    pages = journal.connection.execute("PRAGMA page_count").fetchone()[0]
+    journal.connection.execute(f"PRAGMA max_page_count = {pages}")
 
 
 # Records
@@ -159,7 +160,7 @@ def test_an_interrupted_batch_leaves_nothing(journal: Journal):
         raise KeyboardInterrupt
 
     add(journal, [record(0)], key="a")
-    with pytest.raises(KeyboardInterrupt), journal._transaction() as connection:
+    with pytest.raises(KeyboardInterrupt), journal.transaction() as connection:
         connection.executemany("DELETE FROM records WHERE run_key = ?", interrupted())
     assert journal.done("a") == {"item-0"}
     add(journal, [record(1)], key="a")
@@ -182,11 +183,11 @@ def test_a_full_disk_is_told_and_loses_nothing(tmp_path: Path):
 def test_a_journal_in_use_by_another_is_told(journal: Journal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     add(journal, [record(0)])
     other = Journal(tmp_path)
-    other._connection.execute("PRAGMA busy_timeout = 50")
-    journal._connection.execute("BEGIN IMMEDIATE")
+    other.connection.execute("PRAGMA busy_timeout = 50")
+    journal.connection.execute("BEGIN IMMEDIATE")
     with pytest.raises(DataError, match=r"cannot write to the journal: database is locked.*another run"):
         add(other, [record(1)])
-    journal._connection.execute("COMMIT")
+    journal.connection.execute("COMMIT")
     add(other, [record(1)])
     other.close()
 
@@ -217,7 +218,7 @@ def test_a_folder_without_records_is_free(journal: Journal):
 
 def test_a_journal_of_another_schema_is_refused(journal: Journal):
     journal.claim("hash-1", "")
-    journal._connection.execute("UPDATE meta SET value = '2' WHERE key = 'schema'")
+    journal.connection.execute("UPDATE meta SET value = '2' WHERE key = 'schema'")
     with pytest.raises(ConfigError, match="the journal has schema 2; this version reads 1"):
         journal.claim("hash-1", "")
 
@@ -271,7 +272,7 @@ def test_damaged_pages_are_told_wherever_they_are_met(tmp_path: Path):
 
 def test_a_damaged_cell_is_told(journal: Journal):
     add(journal, [record(0)])
-    journal._connection.execute("UPDATE records SET details = '{'")
+    journal.connection.execute("UPDATE records SET details = '{'")
     with pytest.raises(DataError, match=r"journal\.sqlite is damaged: .*; restore it from a copy, or start again"):
         journal.records()
 

@@ -20,7 +20,7 @@ from llmkick.models import endpoint as endpoint_module
 from llmkick.study import judge_trust
 from llmkick.study.cells import cells_of
 from llmkick.study.config import Study, make_study
-from llmkick.study.journal import JOURNAL_FILE
+from llmkick.study.journal_file import JOURNAL_FILE
 from llmkick.study.judge_questions import Asked, estimate
 from llmkick.study.judge_trust import doubts, reliability
 from llmkick.study.plan import plan_study

@@ -27,7 +27,8 @@ from llmkick.models.language_model import TransformersModel, load_model
 from llmkick.study import compressor as compressor_module
 from llmkick.study import executor as executor_module
 from llmkick.study.config import Study, load_study, make_study
-from llmkick.study.journal import JOURNAL_FILE, Journal
+from llmkick.study.journal import Journal
+from llmkick.study.journal_file import JOURNAL_FILE
 from llmkick.study.observer import Silent
 from llmkick.study.prompts import unpacked
 from llmkick.study.results import RESULTS_FILE, StudyResult, read_results

@@ -21,7 +21,7 @@ from llmkick.study import evaluation as evaluation_module
 from llmkick.study.config import Study, make_study
 from llmkick.study.frontier import PERPLEXITY_MARGINS, run_frontier
 from llmkick.study.frontier_result import FRONTIER_FILE, read_frontier
-from llmkick.study.journal import JOURNAL_FILE
+from llmkick.study.journal_file import JOURNAL_FILE
 from llmkick.study.observer import Silent
 from llmkick.study.results import RESULTS_FILE
 from llmkick.study.run import run_study

@@ -16,7 +16,8 @@ from pydantic import TypeAdapter, ValidationError
 from llmkick.errors import DataError
 from llmkick.report.schema import SHAPE
 from llmkick.study.frontier_result import FRONTIER_FILE
-from llmkick.study.journal import JOURNAL_FILE, CellEntry, Journal
+from llmkick.study.journal import CellEntry, Journal
+from llmkick.study.journal_file import JOURNAL_FILE
 from llmkick.study.partial import newest, partial_result
 from llmkick.study.results import RESULTS_FILE, StudyResult, read_results
 from llmkick.study.salvage import salvage

@@ -2,56 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import sqlite3
-import threading
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from llmkick.compression.calibration import Calibration
-from llmkick.errors import ConfigError, DataError
+from llmkick.errors import ConfigError
+from llmkick.study.journal_file import JOURNAL_SCHEMA, JournalFile
 from llmkick.tasks.task import Item, Record
-
-JOURNAL_FILE = "journal.sqlite"
-JOURNAL_SCHEMA = 1
-
-_TABLES = """
-CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS items (
-    task TEXT NOT NULL, position INTEGER NOT NULL, item_id TEXT NOT NULL, cluster TEXT NOT NULL,
-    question TEXT NOT NULL, context TEXT NOT NULL, reference TEXT NOT NULL, choices TEXT NOT NULL,
-    PRIMARY KEY (task, item_id)
-);
-CREATE TABLE IF NOT EXISTS records (
-    run_key TEXT NOT NULL, model TEXT NOT NULL, recipe TEXT NOT NULL, seed INTEGER, task TEXT NOT NULL,
-    item_id TEXT NOT NULL, cluster TEXT NOT NULL, response TEXT NOT NULL, score REAL, unscored_reason TEXT,
-    tokens INTEGER NOT NULL, truncated INTEGER NOT NULL, details TEXT NOT NULL,
-    PRIMARY KEY (run_key, item_id)
-);
-CREATE TABLE IF NOT EXISTS artifacts (artifact_key TEXT PRIMARY KEY, digest TEXT NOT NULL, report TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS calibrations (
-    calibration_key TEXT PRIMARY KEY, digest TEXT NOT NULL, source TEXT NOT NULL, seed INTEGER NOT NULL,
-    sequences INTEGER NOT NULL, length INTEGER NOT NULL, tokens BLOB NOT NULL
-);
-CREATE TABLE IF NOT EXISTS noise (run_key TEXT PRIMARY KEY, found TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS judgements (
-    judgement_key TEXT PRIMARY KEY, judge TEXT NOT NULL, prompt TEXT NOT NULL, task TEXT NOT NULL,
-    item_id TEXT NOT NULL, first TEXT NOT NULL, second TEXT NOT NULL, replicate INTEGER NOT NULL,
-    reply TEXT NOT NULL, cut INTEGER NOT NULL, prompt_tokens INTEGER NOT NULL, completion_tokens INTEGER NOT NULL
-);
-CREATE TABLE IF NOT EXISTS seconds (stage TEXT NOT NULL, detail TEXT NOT NULL, seconds REAL NOT NULL);
-CREATE TABLE IF NOT EXISTS prompts (
-    task TEXT NOT NULL, item_id TEXT NOT NULL, base TEXT NOT NULL, head INTEGER NOT NULL, tail INTEGER NOT NULL,
-    middle TEXT NOT NULL, PRIMARY KEY (task, item_id)
-);
-CREATE TABLE IF NOT EXISTS commands (started TEXT NOT NULL, version TEXT NOT NULL, command TEXT NOT NULL);
-"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,68 +65,8 @@ class CellEntry(NamedTuple):
     damaged: int
 
 
-class Journal:
+class Journal(JournalFile):
     """The open journal of a run folder. Every method commits before it returns; threads take turns."""
-
-    def __init__(self, folder: Path, *, read_only: bool = False) -> None:
-        self._turn = threading.RLock()
-        self._path = folder / JOURNAL_FILE
-        if read_only and not self._path.exists():
-            raise DataError(f"{folder} holds no {JOURNAL_FILE}: it is not the folder of a run")
-        target = f"{self._path.resolve().as_uri()}?mode=ro" if read_only else str(self._path)
-        with contextlib.ExitStack() as cleanup:
-            try:
-                self._connection = sqlite3.connect(
-                    target, uri=read_only, timeout=30, isolation_level=None, check_same_thread=False
-                )
-                cleanup.callback(self._connection.close)
-                if not read_only:
-                    self._connection.execute("PRAGMA journal_mode=WAL")
-                    # FULL: a record is on the disk before the next batch starts, power cut included.
-                    self._connection.execute("PRAGMA synchronous=FULL")
-                    self._connection.executescript(_TABLES)
-                self._connection.execute("SELECT 1 FROM meta")
-            except sqlite3.DatabaseError as error:
-                raise DataError(f"{self._path} cannot be opened as a journal: {error}") from error
-            cleanup.pop_all()
-
-    def close(self) -> None:
-        """Close the file."""
-        self._connection.close()
-
-    @contextlib.contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        with self._turn:
-            yield from self._own_transaction()
-
-    def _own_transaction(self) -> Iterator[sqlite3.Connection]:
-        try:
-            self._connection.execute("BEGIN IMMEDIATE")
-            yield self._connection
-            self._connection.execute("COMMIT")
-        except BaseException as error:
-            with contextlib.suppress(sqlite3.Error):
-                self._connection.execute("ROLLBACK")
-            if not isinstance(error, sqlite3.DatabaseError) or isinstance(error, sqlite3.ProgrammingError):
-                raise
-            raise DataError(
-                f"cannot write to the journal: {error}. What was journalled is safe: "
-                "mend the cause (disk space, another run on the same folder) and run the same command again"
-            ) from error
-
-    def _rows(self, query: str, values: Sequence[Any] = ()) -> list[Any]:
-        with self._reading():
-            return self._connection.execute(query, values).fetchall()
-
-    @contextlib.contextmanager
-    def _reading(self) -> Iterator[None]:
-        try:
-            with self._turn:
-                yield
-        except (sqlite3.DatabaseError, pd.errors.DatabaseError, json.JSONDecodeError, TypeError) as error:
-            raise DataError(
-                f"{self._path} is damaged: {error}; restore it from a copy, or start again in an empty folder"
-            ) from error
 
     def claim(self, study_hash: str, description: str) -> None:
         """Bind the folder to a study. Raises ConfigError when it holds another study's records.
@@ -174,23 +76,23 @@ class Journal:
         known = self.meta()
         if known.get("schema", str(JOURNAL_SCHEMA)) != str(JOURNAL_SCHEMA):
             raise ConfigError(f"the journal has schema {known['schema']}; this version reads {JOURNAL_SCHEMA}")
-        if known.get("study_hash", study_hash) != study_hash and self._rows("SELECT 1 FROM records LIMIT 1"):
+        if known.get("study_hash", study_hash) != study_hash and self.rows("SELECT 1 FROM records LIMIT 1"):
             raise ConfigError(
                 "the folder holds the results of another study:\n"
                 f"{_difference(known.get('study', ''), description)}\n"
                 "Give another --out, or remove that folder."
             )
-        with self._transaction() as connection:
+        with self.transaction() as connection:
             values = {"schema": str(JOURNAL_SCHEMA), "study_hash": study_hash, "study": description}
             connection.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", values.items())
 
     def meta(self) -> dict[str, str]:
         """Keys and values that describe the journal."""
-        return dict(self._rows("SELECT key, value FROM meta"))
+        return dict(self.rows("SELECT key, value FROM meta"))
 
     def describe(self, key: str, value: Any) -> None:
         """Note a fact about the run (its model, its tasks, its machine), so that an unfinished one can be read."""
-        with self._transaction() as connection:
+        with self.transaction() as connection:
             connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, json.dumps(value, sort_keys=True)))
 
     def add_items(self, task: str, items: Sequence[Item]) -> None:
@@ -202,34 +104,34 @@ class Journal:
             )
             for position, item in enumerate(items)
         ]  # fmt: skip
-        with self._transaction() as connection:
+        with self.transaction() as connection:
             connection.execute("DELETE FROM items WHERE task = ?", (task,))
             connection.executemany("INSERT INTO items VALUES (?,?,?,?,?,?,?,?)", rows)
 
     def add_prompts(self, task: str, prompts: Sequence[PromptPart]) -> None:
         """How each question was put, as `study.prompts` packs it."""
         rows = [(task, part.item_id, part.base, part.head, part.tail, part.middle) for part in prompts]
-        with self._transaction() as connection:
+        with self.transaction() as connection:
             connection.execute("DELETE FROM prompts WHERE task = ?", (task,))
             connection.executemany("INSERT INTO prompts VALUES (?,?,?,?,?,?)", rows)
 
     def prompts(self, task: str) -> list[PromptPart]:
         """The packed prompts of a task; none in a journal from before they were kept."""
-        if not self._rows("SELECT 1 FROM sqlite_master WHERE name = 'prompts'"):
+        if not self.rows("SELECT 1 FROM sqlite_master WHERE name = 'prompts'"):
             return []
-        rows = self._rows("SELECT item_id, base, head, tail, middle FROM prompts WHERE task = ?", (task,))
+        rows = self.rows("SELECT item_id, base, head, tail, middle FROM prompts WHERE task = ?", (task,))
         return [PromptPart(*row) for row in rows]
 
     def add_command(self, started: str, version: str, command: str) -> None:
         """A command that worked on this folder."""
-        with self._transaction() as connection:
+        with self.transaction() as connection:
             connection.execute("INSERT INTO commands VALUES (?,?,?)", (started, version, command))
 
     def commands(self) -> list[tuple[str, str, str]]:
         """(start, version, command) of every session; none in a journal from before they were kept."""
-        if not self._rows("SELECT 1 FROM sqlite_master WHERE name = 'commands'"):
+        if not self.rows("SELECT 1 FROM sqlite_master WHERE name = 'commands'"):
             return []
-        return [tuple(row) for row in self._rows("SELECT started, version, command FROM commands ORDER BY rowid")]
+        return [tuple(row) for row in self.rows("SELECT started, version, command FROM commands ORDER BY rowid")]
 
     def add_records(
         self, run_key: str, *, model: str, recipe: str, seed: int | None, task: str, records: Sequence[Record]
@@ -243,25 +145,25 @@ class Journal:
             )
             for record in records
         ]  # fmt: skip
-        with self._transaction() as connection:
+        with self.transaction() as connection:
             connection.executemany("INSERT OR REPLACE INTO records VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)", rows)
 
     def done(self, run_key: str) -> set[str]:
         """Item ids that have a record under a run key."""
-        return {item_id for (item_id,) in self._rows("SELECT item_id FROM records WHERE run_key = ?", (run_key,))}
+        return {item_id for (item_id,) in self.rows("SELECT item_id FROM records WHERE run_key = ?", (run_key,))}
 
     def scores(self, run_key: str) -> dict[str, float | None]:
         """The score of every item that has a record under a run key, None where it is unscored."""
-        return dict(self._rows("SELECT item_id, score FROM records WHERE run_key = ?", (run_key,)))
+        return dict(self.rows("SELECT item_id, score FROM records WHERE run_key = ?", (run_key,)))
 
     def responses(self, run_key: str) -> dict[str, tuple[str, str | None]]:
         """What was answered under a run key: item id → response, and why there is no score where there is none."""
         query = "SELECT item_id, response, unscored_reason FROM records WHERE run_key = ?"
-        return {item_id: (response, reason) for item_id, response, reason in self._rows(query, (run_key,))}
+        return {item_id: (response, reason) for item_id, response, reason in self.rows(query, (run_key,))}
 
     def add_judgement(self, judgement: Judgement) -> None:
         """What a judge was paid for: kept as soon as it is there."""
-        with self._transaction() as connection:
+        with self.transaction() as connection:
             connection.execute(
                 "INSERT OR REPLACE INTO judgements VALUES (?,?,?,?,?,?,?,?,?,?,?,?)",
                 [int(value) if isinstance(value, bool) else value for value in vars(judgement).values()],
@@ -269,35 +171,35 @@ class Journal:
 
     def judgements(self) -> dict[str, Judgement]:
         """Every judgement by its key."""
-        found = [Judgement(**dict(zip(_JUDGEMENT, row, strict=True))) for row in self._rows("SELECT * FROM judgements")]
+        found = [Judgement(**dict(zip(_JUDGEMENT, row, strict=True))) for row in self.rows("SELECT * FROM judgements")]
         return {one.judgement_key: replace(one, cut=bool(one.cut)) for one in found}
 
     def note(self, key: str, value: str) -> None:
         """Keep a fact about the journal (see `meta`)."""
-        with self._transaction() as connection:
+        with self.transaction() as connection:
             connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
 
     def run_keys(self) -> set[str]:
         """Every run key that has records."""
-        return {run_key for (run_key,) in self._rows("SELECT DISTINCT run_key FROM records")}
+        return {run_key for (run_key,) in self.rows("SELECT DISTINCT run_key FROM records")}
 
     def forget(self, run_keys: Collection[str]) -> None:
         """Drop the records of a compressed model that could not be made again bit for bit."""
-        with self._transaction() as connection:
+        with self.transaction() as connection:
             connection.executemany("DELETE FROM records WHERE run_key = ?", [(key,) for key in run_keys])
 
     def artifact(self, key: str) -> tuple[str, dict[str, Any]] | None:
         """Digest and report of a compressed model made before."""
-        rows = self._rows("SELECT digest, report FROM artifacts WHERE artifact_key = ?", (key,))
+        rows = self.rows("SELECT digest, report FROM artifacts WHERE artifact_key = ?", (key,))
         return (rows[0][0], json.loads(rows[0][1])) if rows else None
 
     def artifacts(self) -> list[dict[str, Any]]:
         """The report of every compressed model, in the order they were made."""
-        return [json.loads(report) for (report,) in self._rows("SELECT report FROM artifacts ORDER BY rowid")]
+        return [json.loads(report) for (report,) in self.rows("SELECT report FROM artifacts ORDER BY rowid")]
 
     def add_artifact(self, key: str, digest: str, report: Mapping[str, Any]) -> None:
         """Remember what a recipe made."""
-        with self._transaction() as connection:
+        with self.transaction() as connection:
             connection.execute(
                 "INSERT OR REPLACE INTO artifacts VALUES (?,?,?)",
                 (key, digest, json.dumps(report, sort_keys=True)),
@@ -305,18 +207,18 @@ class Journal:
 
     def noise(self, run_key: str) -> dict[str, Any] | None:
         """The noise floor measured on a cell."""
-        rows = self._rows("SELECT found FROM noise WHERE run_key = ?", (run_key,))
+        rows = self.rows("SELECT found FROM noise WHERE run_key = ?", (run_key,))
         return json.loads(rows[0][0]) if rows else None
 
     def add_noise(self, run_key: str, found: Mapping[str, Any]) -> None:
         """Remember the noise floor of a cell."""
-        with self._transaction() as connection:
+        with self.transaction() as connection:
             row = (run_key, json.dumps(found, sort_keys=True))
             connection.execute("INSERT OR REPLACE INTO noise VALUES (?,?)", row)
 
     def calibration(self, key: str) -> Calibration | None:
         """Calibration windows used before."""
-        rows = self._rows(
+        rows = self.rows(
             "SELECT source, seed, sequences, length, tokens FROM calibrations WHERE calibration_key = ?", (key,)
         )
         if not rows:
@@ -332,18 +234,18 @@ class Journal:
             key, calibration.digest, calibration.source, calibration.seed, sequences, length,
             calibration.tokens.astype("<i4").tobytes(),
         )  # fmt: skip
-        with self._transaction() as connection:
+        with self.transaction() as connection:
             connection.execute("INSERT OR REPLACE INTO calibrations VALUES (?,?,?,?,?,?,?)", row)
 
     def add_seconds(self, stage: str, detail: str, seconds: float) -> None:
         """Wall time of a piece of work."""
-        with self._transaction() as connection:
+        with self.transaction() as connection:
             connection.execute("INSERT INTO seconds VALUES (?,?,?)", (stage, detail, seconds))
 
     def seconds(self) -> dict[str, dict[str, float]]:
         """Wall time by stage and detail, added up over all sessions of the run."""
         total: dict[str, dict[str, float]] = {}
-        for stage, detail, value in self._rows("SELECT stage, detail, seconds FROM seconds"):
+        for stage, detail, value in self.rows("SELECT stage, detail, seconds FROM seconds"):
             total.setdefault(stage, {})[detail] = total.get(stage, {}).get(detail, 0.0) + value
         return total
 
@@ -354,8 +256,8 @@ class Journal:
             "LEFT JOIN items ON items.task = records.task AND items.item_id = records.item_id "
             "ORDER BY records.task, recipe, seed, position, records.item_id"
         )
-        with self._reading():
-            frame = pd.read_sql_query(query, self._connection)
+        with self.reading():
+            frame = pd.read_sql_query(query, self.connection)
             frame["details"] = frame["details"].map(json.loads)
             frame["truncated"] = frame["truncated"].astype(bool)
         return frame
@@ -368,26 +270,26 @@ class Journal:
             "OR typeof(score) NOT IN ('null', 'real', 'integer')) "
             "FROM records GROUP BY run_key, model, recipe, seed, task ORDER BY max(rowid)"
         )
-        return [CellEntry(*row) for row in self._rows(query)]
+        return [CellEntry(*row) for row in self.rows(query)]
 
     def answers(self, run_key: str) -> list[tuple[str, str, float | None, str | None, int]]:
         """(item, response, score, reason, truncated) of one cell, without what else was noted."""
-        return self._rows(
+        return self.rows(
             "SELECT item_id, response, score, unscored_reason, truncated FROM records WHERE run_key = ?", (run_key,)
         )
 
     def cell_records(self, run_key: str) -> pd.DataFrame:
         """The records of one cell, with all columns; `details` decoded."""
-        with self._reading():
-            frame = pd.read_sql_query("SELECT * FROM records WHERE run_key = ?", self._connection, params=(run_key,))
+        with self.reading():
+            frame = pd.read_sql_query("SELECT * FROM records WHERE run_key = ?", self.connection, params=(run_key,))
             frame["details"] = frame["details"].map(json.loads)
             frame["truncated"] = frame["truncated"].astype(bool)
         return frame
 
     def items(self) -> pd.DataFrame:
         """All items in their order; `reference` and `choices` decoded to lists."""
-        with self._reading():
-            frame = pd.read_sql_query("SELECT * FROM items ORDER BY task, position", self._connection)
+        with self.reading():
+            frame = pd.read_sql_query("SELECT * FROM items ORDER BY task, position", self.connection)
             for column in ("reference", "choices"):
                 frame[column] = frame[column].map(json.loads)
         return frame

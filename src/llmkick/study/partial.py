@@ -12,7 +12,8 @@ import pandas as pd
 
 from llmkick.errors import DataError, KickError
 from llmkick.study.config import Study, make_study
-from llmkick.study.journal import JOURNAL_SCHEMA, CellEntry, Journal
+from llmkick.study.journal import CellEntry, Journal
+from llmkick.study.journal_file import JOURNAL_SCHEMA
 from llmkick.study.results import StudyResult, as_json, cell_results, compare_all, overall_by_recipe
 
 COLUMNS = ("model", "recipe", "seed", "task", "item_id", "cluster", "score", "unscored_reason", "tokens", "truncated")

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from llmkick.errors import DataError
-from llmkick.study.journal import JOURNAL_FILE, Journal
+from llmkick.study.journal import Journal
+from llmkick.study.journal_file import JOURNAL_FILE
 
 # Rows asked for at once; where a page is damaged, ever fewer, so that only its own rows are lost.
 CHUNK, SMALLEST = 4096, 8

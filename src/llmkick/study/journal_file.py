@@ -1,0 +1,117 @@
+"""The SQLite file behind a journal: its tables, opening it, transactions that leave all or nothing, readable errors."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sqlite3
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from llmkick.errors import DataError
+
+JOURNAL_FILE = "journal.sqlite"
+JOURNAL_SCHEMA = 1
+
+_TABLES = """
+CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS items (
+    task TEXT NOT NULL, position INTEGER NOT NULL, item_id TEXT NOT NULL, cluster TEXT NOT NULL,
+    question TEXT NOT NULL, context TEXT NOT NULL, reference TEXT NOT NULL, choices TEXT NOT NULL,
+    PRIMARY KEY (task, item_id)
+);
+CREATE TABLE IF NOT EXISTS records (
+    run_key TEXT NOT NULL, model TEXT NOT NULL, recipe TEXT NOT NULL, seed INTEGER, task TEXT NOT NULL,
+    item_id TEXT NOT NULL, cluster TEXT NOT NULL, response TEXT NOT NULL, score REAL, unscored_reason TEXT,
+    tokens INTEGER NOT NULL, truncated INTEGER NOT NULL, details TEXT NOT NULL,
+    PRIMARY KEY (run_key, item_id)
+);
+CREATE TABLE IF NOT EXISTS artifacts (artifact_key TEXT PRIMARY KEY, digest TEXT NOT NULL, report TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS calibrations (
+    calibration_key TEXT PRIMARY KEY, digest TEXT NOT NULL, source TEXT NOT NULL, seed INTEGER NOT NULL,
+    sequences INTEGER NOT NULL, length INTEGER NOT NULL, tokens BLOB NOT NULL
+);
+CREATE TABLE IF NOT EXISTS noise (run_key TEXT PRIMARY KEY, found TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS judgements (
+    judgement_key TEXT PRIMARY KEY, judge TEXT NOT NULL, prompt TEXT NOT NULL, task TEXT NOT NULL,
+    item_id TEXT NOT NULL, first TEXT NOT NULL, second TEXT NOT NULL, replicate INTEGER NOT NULL,
+    reply TEXT NOT NULL, cut INTEGER NOT NULL, prompt_tokens INTEGER NOT NULL, completion_tokens INTEGER NOT NULL
+);
+CREATE TABLE IF NOT EXISTS seconds (stage TEXT NOT NULL, detail TEXT NOT NULL, seconds REAL NOT NULL);
+CREATE TABLE IF NOT EXISTS prompts (
+    task TEXT NOT NULL, item_id TEXT NOT NULL, base TEXT NOT NULL, head INTEGER NOT NULL, tail INTEGER NOT NULL,
+    middle TEXT NOT NULL, PRIMARY KEY (task, item_id)
+);
+CREATE TABLE IF NOT EXISTS commands (started TEXT NOT NULL, version TEXT NOT NULL, command TEXT NOT NULL);
+"""
+
+
+class JournalFile:
+    """The open file. Every transaction is committed before it returns; threads take turns."""
+
+    def __init__(self, folder: Path, *, read_only: bool = False) -> None:
+        self._turn = threading.RLock()
+        self.path = folder / JOURNAL_FILE
+        if read_only and not self.path.exists():
+            raise DataError(f"{folder} holds no {JOURNAL_FILE}: it is not the folder of a run")
+        target = f"{self.path.resolve().as_uri()}?mode=ro" if read_only else str(self.path)
+        with contextlib.ExitStack() as cleanup:
+            try:
+                self.connection = sqlite3.connect(
+                    target, uri=read_only, timeout=30, isolation_level=None, check_same_thread=False
+                )
+                cleanup.callback(self.connection.close)
+                if not read_only:
+                    self.connection.execute("PRAGMA journal_mode=WAL")
+                    # FULL: a record is on the disk before the next batch starts, power cut included.
+                    self.connection.execute("PRAGMA synchronous=FULL")
+                    self.connection.executescript(_TABLES)
+                self.connection.execute("SELECT 1 FROM meta")
+            except sqlite3.DatabaseError as error:
+                raise DataError(f"{self.path} cannot be opened as a journal: {error}") from error
+            cleanup.pop_all()
+
+    def close(self) -> None:
+        """Close the file."""
+        self.connection.close()
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """All that is written while it lasts, or nothing; DataError when the file cannot take it."""
+        with self._turn:
+            yield from self._own_transaction()
+
+    def _own_transaction(self) -> Iterator[sqlite3.Connection]:
+        try:
+            self.connection.execute("BEGIN IMMEDIATE")
+            yield self.connection
+            self.connection.execute("COMMIT")
+        except BaseException as error:
+            with contextlib.suppress(sqlite3.Error):
+                self.connection.execute("ROLLBACK")
+            if not isinstance(error, sqlite3.DatabaseError) or isinstance(error, sqlite3.ProgrammingError):
+                raise
+            raise DataError(
+                f"cannot write to the journal: {error}. What was journalled is safe: "
+                "mend the cause (disk space, another run on the same folder) and run the same command again"
+            ) from error
+
+    def rows(self, query: str, values: Sequence[Any] = ()) -> list[Any]:
+        """What a query finds."""
+        with self.reading():
+            return self.connection.execute(query, values).fetchall()
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[None]:
+        """Turn what a damaged file raises into a DataError that says so."""
+        try:
+            with self._turn:
+                yield
+        except (sqlite3.DatabaseError, pd.errors.DatabaseError, json.JSONDecodeError, TypeError) as error:
+            raise DataError(
+                f"{self.path} is damaged: {error}; restore it from a copy, or start again in an empty folder"
+            ) from error
