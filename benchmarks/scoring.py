@@ -24,15 +24,9 @@ import torch
 import transformers
 
 from llmkick.models.files import cache_folder
-from llmkick.models.language_model import (
-    ContinuationScore,
-    GenerateRequest,
-    Generation,
-    ScoreRequest,
-    TransformersModel,
-    load_model,
-)
+from llmkick.models.language_model import ContinuationScore, GenerateRequest, Generation, ScoreRequest
 from llmkick.models.noise import NoiseFloor, compare_runs
+from llmkick.models.transformers_model import TransformersModel, load_model
 from llmkick.tasks.multiple_choice import MultipleChoice
 from llmkick.tasks.registry import get_task
 

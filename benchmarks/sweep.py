@@ -13,7 +13,7 @@ import torch
 
 import llmkick
 from compression import commit, processor
-from llmkick.models.language_model import TransformersModel
+from llmkick.models.transformers_model import TransformersModel
 
 RECIPES = (
     "magnitude@0.5", "wanda@0.25", "wanda@0.5", "wanda@2:4", "sparsegpt@0.25", "sparsegpt@0.5", "sparsegpt@2:4",

@@ -29,7 +29,7 @@ from llmkick.compression.compress import compress
 from llmkick.compression.recipe import METHODS
 from llmkick.errors import DataError
 from llmkick.models.builtin import BUILTIN_MODELS
-from llmkick.models.language_model import load_model
+from llmkick.models.transformers_model import load_model
 from llmkick.study.config import load_study
 from llmkick.study.journal import Journal
 from llmkick.study.results import read_results

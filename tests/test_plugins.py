@@ -22,8 +22,8 @@ from llmkick.compression.recipe import METHODS, all_methods, method_named, parse
 from llmkick.compression.weight import compress_weight
 from llmkick.errors import ConfigError, KickError, ModelError, NumericalError
 from llmkick.models.checkpoint import locate
-from llmkick.models.language_model import load_model
 from llmkick.models.plugin_models import plugin_of
+from llmkick.models.transformers_model import load_model
 from llmkick.study.environment import environment
 from llmkick.study.run import run_study
 from llmkick.tasks import registry
@@ -342,7 +342,7 @@ def test_a_task_with_a_built_in_name_is_refused(install: Install):
 
 LOADER = """
 from dataclasses import replace
-from llmkick.models.language_model import load_model
+from llmkick.models.transformers_model import load_model
 
 def load(rest, *, dtype, device):
     model = load_model(rest, dtype=dtype, device=device)

@@ -14,7 +14,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from llmkick.models.language_model import ModelInfo, TransformersModel, weights_digest
+from llmkick.models.language_model import ModelInfo
+from llmkick.models.transformers_model import TransformersModel, weights_digest
 
 SPECIAL_TOKENS = ("<s>", "</s>", "<|im_start|>", "<|im_end|>")
 # Merges with a leading space (Ġ), across a word's inside, and of a line break with the next (Ċ): enough for

@@ -20,14 +20,8 @@ if TYPE_CHECKING:
     from llmkick.compression.recipe import Recipe, parse_recipe
     from llmkick.compression.weight import compress_weight
     from llmkick.errors import ConfigError, DataError, JudgeError, KickError, ModelError, NumericalError
-    from llmkick.models.language_model import (
-        GenerateRequest,
-        LanguageModel,
-        Message,
-        ModelInfo,
-        ScoreRequest,
-        load_model,
-    )
+    from llmkick.models.language_model import GenerateRequest, LanguageModel, Message, ModelInfo, ScoreRequest
+    from llmkick.models.transformers_model import load_model
     from llmkick.report.page import write_report
     from llmkick.statistics import Comparison, compare
     from llmkick.study.config import Study, load_study
@@ -55,8 +49,8 @@ _HOME = {
         "Message",
         "ModelInfo",
         "ScoreRequest",
-        "load_model",
     ),
+    "llmkick.models.transformers_model": ("load_model",),
     "llmkick.report.page": ("write_report",),
     "llmkick.statistics": ("Comparison", "compare"),
     "llmkick.study.config": ("Study", "load_study"),

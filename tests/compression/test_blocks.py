@@ -19,7 +19,7 @@ from llmkick.compression.blocks import (
     shallow_copy,
 )
 from llmkick.errors import ModelError
-from llmkick.models.language_model import weights_digest
+from llmkick.models.transformers_model import weights_digest
 from toy import ARCHITECTURES, UNUSUAL, toy_model
 
 QKVO = {"self_attn.q_proj": (32, 16), "self_attn.k_proj": (16, 16), "self_attn.v_proj": (16, 16),

@@ -17,8 +17,8 @@ from llmkick.compression.compressed_tensors import check_exportable, save_compre
 from llmkick.compression.recipe import parse_recipe
 from llmkick.compression.streaming import compress_streamed
 from llmkick.errors import ConfigError
-from llmkick.models.language_model import load_model
 from llmkick.models.outline import load_outline
+from llmkick.models.transformers_model import load_model
 from toy import save_toy, toy_model
 
 pytest.importorskip("compressed_tensors", reason="the compressed-tensors package is not installed")

@@ -19,8 +19,8 @@ from llmkick.compression.finished import FinishedBlocks
 from llmkick.compression.recipe import parse_recipe
 from llmkick.compression.streaming import compress_streamed
 from llmkick.errors import ConfigError, ModelError, NumericalError
-from llmkick.models.language_model import TransformersModel, load_model, weights_digest
 from llmkick.models.outline import load_outline
+from llmkick.models.transformers_model import TransformersModel, load_model, weights_digest
 from toy import save_toy, toy_model
 
 STREAMED = ("llama", "qwen2", "gemma", "gemma3", "mistral", "opt", "gpt2")

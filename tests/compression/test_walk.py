@@ -26,7 +26,7 @@ from llmkick.compression.size import compact_bytes
 from llmkick.compression.weight import compress_weight
 from llmkick.errors import ConfigError, NumericalError
 from llmkick.models.batching import Runner
-from llmkick.models.language_model import TransformersModel, load_model, weights_digest
+from llmkick.models.transformers_model import TransformersModel, load_model, weights_digest
 from toy import toy_model
 
 ARCHITECTURES = ("llama", "qwen2", "gemma", "gemma3", "mistral", "opt", "gpt_neox", "gpt2", "mixtral")

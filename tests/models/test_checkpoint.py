@@ -24,7 +24,8 @@ from llmkick.errors import KickError, ModelError, NumericalError
 from llmkick.models import checkpoint
 from llmkick.models.checkpoint import SOURCE_FILE, gguf_precision, locate
 from llmkick.models.files import new_folder
-from llmkick.models.language_model import ScoreRequest, load_model
+from llmkick.models.language_model import ScoreRequest
+from llmkick.models.transformers_model import load_model
 from toy import save_toy, save_toy_gguf
 
 

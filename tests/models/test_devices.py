@@ -19,18 +19,12 @@ from transformers import AutoModelForCausalLM
 
 from llmkick.compression.compress import compress, compress_many
 from llmkick.errors import ConfigError, ModelError
-from llmkick.models import language_model
+from llmkick.models import transformers_model
 from llmkick.models.batching import Runner
-from llmkick.models.language_model import (
-    ContinuationScore,
-    GenerateRequest,
-    ScoreRequest,
-    TransformersModel,
-    load_model,
-    refuse_offloaded,
-)
+from llmkick.models.language_model import ContinuationScore, GenerateRequest, ScoreRequest
 from llmkick.models.memory import devices_of, free_bytes, is_spread, token_budget
 from llmkick.models.precision import resolve_device
+from llmkick.models.transformers_model import TransformersModel, load_model, refuse_offloaded
 from toy import save_toy, toy_model
 
 REQUESTS = [
@@ -202,7 +196,7 @@ def test_the_device_map_reaches_transformers(tmp_path: Any, monkeypatch: pytest.
         return original(*args, device_map={"": "cpu"}, **kwargs)
 
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", reading)
-    monkeypatch.setattr(language_model, "resolve_device", lambda _device: torch.device("cpu"))
+    monkeypatch.setattr(transformers_model, "resolve_device", lambda _device: torch.device("cpu"))
     loaded = load_model(str(tmp_path / "toy"), dtype="float32", device="balanced")
     assert loaded.logprobs(REQUESTS) == toy.logprobs(REQUESTS)
     load_model(str(tmp_path / "toy"), dtype="float32", device="cpu")

@@ -16,14 +16,8 @@ from llmkick.errors import ConfigError
 from llmkick.models import generation, memory
 from llmkick.models.batching import Runner
 from llmkick.models.generation import first_stop
-from llmkick.models.language_model import (
-    GenerateRequest,
-    Generation,
-    Message,
-    Prompt,
-    TransformersModel,
-    Unanswered,
-)
+from llmkick.models.language_model import GenerateRequest, Generation, Message, Prompt, Unanswered
+from llmkick.models.transformers_model import TransformersModel
 from toy import toy_model, toy_tokenizer
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {

@@ -14,14 +14,7 @@ import torch
 
 from llmkick.models import memory
 from llmkick.models.batching import Runner
-from llmkick.models.language_model import (
-    ContinuationScore,
-    GenerateRequest,
-    Generation,
-    ScoreRequest,
-    TransformersModel,
-    Unanswered,
-)
+from llmkick.models.language_model import ContinuationScore, GenerateRequest, Generation, ScoreRequest, Unanswered
 from llmkick.models.memory import (
     Allowance,
     MemoryShortage,
@@ -33,6 +26,7 @@ from llmkick.models.memory import (
     run_in_batches,
     token_budget,
 )
+from llmkick.models.transformers_model import TransformersModel
 from toy import toy_model
 
 CPU = torch.device("cpu")

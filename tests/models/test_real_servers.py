@@ -10,8 +10,8 @@ import pytest
 
 from llmkick.models.builtin import builtin_gguf
 from llmkick.models.checkpoint import locate
-from llmkick.models.language_model import TransformersModel, load_model
 from llmkick.models.server import Abilities, ServerModel, ServerSettings, connect
+from llmkick.models.transformers_model import TransformersModel, load_model
 from llmkick.tasks.asking import evaluate
 from llmkick.tasks.registry import get_task
 from real_servers import free_port, llama_cpp_command, running, transformers_command

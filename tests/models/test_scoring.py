@@ -15,13 +15,8 @@ from hypothesis import strategies as st
 from llmkick import compress, parse_recipe
 from llmkick.models import memory, scoring
 from llmkick.models.batching import Runner
-from llmkick.models.language_model import (
-    ContinuationScore,
-    Message,
-    ScoreRequest,
-    TransformersModel,
-    Unanswered,
-)
+from llmkick.models.language_model import ContinuationScore, Message, ScoreRequest, Unanswered
+from llmkick.models.transformers_model import TransformersModel
 from toy import toy_model
 
 # "window" is larger than every request below but smaller than a batch of them with its padding.

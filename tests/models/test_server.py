@@ -17,10 +17,10 @@ from llmkick.models.language_model import (
     Message,
     ScoreRequest,
     Unanswered,
-    load_model,
 )
 from llmkick.models.server import PENALTIES, Abilities, ServerModel, ServerSettings, connect, open_model
 from llmkick.models.server_scores import generated_letter_scores
+from llmkick.models.transformers_model import load_model
 from llmkick.tasks.asking import evaluate, refuse_unanswerable
 from llmkick.tasks.registry import get_task
 from loopback import Reply, chat, completion, refused, serving

@@ -26,7 +26,7 @@ from llmkick.compression.recipe import parse_recipe
 from llmkick.compression.store import LISTING
 from llmkick.errors import ConfigError, KickError, ModelError, NumericalError
 from llmkick.models.files import sha256_of_file
-from llmkick.models.language_model import load_model
+from llmkick.models.transformers_model import load_model
 from llmkick.report.page import write_report
 from llmkick.study import compressor as compressor_module
 from llmkick.study import distributed as distributed_module

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from llmkick.models.language_model import TransformersModel, load_model
+from llmkick.models.transformers_model import TransformersModel, load_model
 from llmkick.study.noise import NOISE_ITEMS, noise_of_choices
 from llmkick.study.results import read_results
 from llmkick.study.run import run_study

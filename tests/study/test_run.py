@@ -23,7 +23,7 @@ import pytest
 from llmkick.compression.calibration import calibrate
 from llmkick.errors import ConfigError, DataError, ModelError
 from llmkick.models.checkpoint import SOURCE_FILE
-from llmkick.models.language_model import TransformersModel, load_model
+from llmkick.models.transformers_model import TransformersModel, load_model
 from llmkick.study import compressor as compressor_module
 from llmkick.study import executor as executor_module
 from llmkick.study.config import Study, load_study, make_study

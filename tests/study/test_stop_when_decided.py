@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 
 from llmkick.errors import ConfigError, DataError
-from llmkick.models.language_model import TransformersModel, load_model
+from llmkick.models.transformers_model import TransformersModel, load_model
 from llmkick.statistics import asking_order, compare, compare_stopped
 from llmkick.study import evaluation as evaluation_module
 from llmkick.study.config import Study, make_study

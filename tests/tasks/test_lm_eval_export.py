@@ -18,8 +18,9 @@ import toy
 from llmkick import cli
 from llmkick.errors import ConfigError
 from llmkick.models.files import cache_folder
-from llmkick.models.language_model import ContinuationScore, Generation, ScoreRequest, load_model
+from llmkick.models.language_model import ContinuationScore, Generation, ScoreRequest
 from llmkick.models.outline import load_outline
+from llmkick.models.transformers_model import load_model
 from llmkick.study.lm_eval_samples import find_samples
 from llmkick.tasks.asking import evaluate
 from llmkick.tasks.lm_eval_export import export_tasks

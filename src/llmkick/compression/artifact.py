@@ -20,9 +20,9 @@ from llmkick.compression.streaming import StreamedBlocks
 from llmkick.errors import ConfigError
 from llmkick.models.checkpoint import SOURCE_FILE
 from llmkick.models.files import new_folder, require_space
-from llmkick.models.language_model import TransformersModel
 from llmkick.models.outline import Outline
 from llmkick.models.packed import pack, write_manifest, write_packed
+from llmkick.models.transformers_model import TransformersModel
 
 REPORT_FILE = "llmkick_compression.json"
 # Tensors written into one file, unless a single one is larger.

@@ -21,7 +21,7 @@ import torch
 from llmkick.errors import ConfigError, DataError, ModelError, NumericalError
 from llmkick.models.batching import Runner
 from llmkick.models.files import cache_folder
-from llmkick.models.language_model import TransformersModel
+from llmkick.models.transformers_model import TransformersModel
 
 TokenIds = npt.NDArray[np.int64]
 

@@ -6,7 +6,7 @@ from llmkick.compression.blocks import Block
 from llmkick.compression.calibration import Calibration
 from llmkick.compression.recipe import Recipe
 from llmkick.errors import ConfigError
-from llmkick.models.language_model import TransformersModel
+from llmkick.models.transformers_model import TransformersModel
 
 
 def check_recipe_fits(recipe: Recipe, blocks: list[Block], calibration: Calibration | None) -> None:

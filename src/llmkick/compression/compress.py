@@ -17,7 +17,8 @@ from llmkick.compression.finished import FinishedBlocks
 from llmkick.compression.outcome import CompressionReport
 from llmkick.compression.recipe import Dense, Recipe, parse_recipe, plugin_origins
 from llmkick.compression.walk import WALK_VERSION, BlocksInMemory, Output, Progress, Walk, put_layers
-from llmkick.models.language_model import ModelInfo, TransformersModel, check_finite, weights_digest
+from llmkick.models.language_model import ModelInfo
+from llmkick.models.transformers_model import TransformersModel, check_finite, weights_digest
 
 
 def compress(

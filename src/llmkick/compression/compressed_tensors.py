@@ -14,9 +14,9 @@ from llmkick.compression.blocks import Block, decoder_blocks
 from llmkick.compression.finished import FinishedBlocks
 from llmkick.compression.recipe import Grid, Recipe
 from llmkick.errors import ConfigError
-from llmkick.models.language_model import TransformersModel
 from llmkick.models.outline import Outline
 from llmkick.models.packed import Codes, codes_of, read_parts
+from llmkick.models.transformers_model import TransformersModel
 
 
 def check_exportable(recipe: Recipe, blocks: list[Block]) -> None:

@@ -24,9 +24,9 @@ from llmkick.compression.outcome import CompressionReport
 from llmkick.compression.recipe import Dense, Recipe, parse_recipe
 from llmkick.compression.streaming import compress_streamed
 from llmkick.errors import ConfigError
-from llmkick.models.language_model import TransformersModel, load_located
 from llmkick.models.outline import Outline, load_outline
 from llmkick.models.precision import BALANCED
+from llmkick.models.transformers_model import TransformersModel, load_located
 
 Form = Literal["folder", "packed", "compressed-tensors"]
 

@@ -19,9 +19,9 @@ from llmkick.compression.walk import Output, Progress, Walk, put_layers
 from llmkick.errors import ModelError, NumericalError
 from llmkick.models.allocator import give_back_freed_memory
 from llmkick.models.finite import all_finite
-from llmkick.models.language_model import combined_digest
 from llmkick.models.outline import Outline
 from llmkick.models.packed import digest_of
+from llmkick.models.transformers_model import combined_digest
 
 
 def compress_streamed(

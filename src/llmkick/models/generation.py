@@ -11,9 +11,10 @@ import torch
 
 from llmkick.models.batching import Prefilled, Prefix, Runner, join, prefix_groups
 from llmkick.models.cache import can_reuse_cache
-from llmkick.models.language_model import GenerateRequest, Generation, TransformersModel, Unanswered
+from llmkick.models.language_model import GenerateRequest, Generation, Unanswered
 from llmkick.models.memory import attempt
 from llmkick.models.plan import Ids, plan_batches
+from llmkick.models.transformers_model import TransformersModel
 
 MAX_ROWS = 64
 # Cutting the cache costs about one step: worth it only once a quarter of the rows are done.

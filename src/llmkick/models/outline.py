@@ -12,8 +12,9 @@ from torch import Tensor
 
 from llmkick.errors import ModelError
 from llmkick.models.checkpoint import Checkpoint, locate
-from llmkick.models.language_model import ModelInfo, TransformersModel, describe, read_tokenizer
+from llmkick.models.language_model import ModelInfo
 from llmkick.models.precision import resolve_device, resolve_dtype
+from llmkick.models.transformers_model import TransformersModel, describe, read_tokenizer
 
 
 class TensorFiles:

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from llmkick.models.batching import Prefilled, Prefix, Runner, pad, prefix_groups
 from llmkick.models.cache import can_reuse_cache, stretched_beyond
-from llmkick.models.language_model import ContinuationScore, Prompt, ScoreRequest, TransformersModel, Unanswered
+from llmkick.models.language_model import ContinuationScore, Prompt, ScoreRequest, Unanswered
 from llmkick.models.memory import run_in_batches
 from llmkick.models.plan import Ids, plan_batches
+from llmkick.models.transformers_model import TransformersModel
 
 MAX_QUESTIONS = 256
 MAX_WHOLE_ROWS = 64

@@ -27,7 +27,6 @@ from llmkick.models.language_model import (
     Prompt,
     ScoreRequest,
     Unanswered,
-    load_model,
 )
 from llmkick.models.server_scores import (
     begins_likeliest,
@@ -38,6 +37,7 @@ from llmkick.models.server_scores import (
     likeliest_in_chat,
     likeliest_in_completion,
 )
+from llmkick.models.transformers_model import load_model
 
 # Longest prompt plus answer where a server does not say it; what does not fit, it refuses.
 ASSUMED_TOKENS = 4096

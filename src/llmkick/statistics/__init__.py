@@ -1,5 +1,6 @@
 """Paired statistics: has a compressed model lost more than a margin, and how many items tell?"""
 
+from llmkick.statistics.asking_order import AskingOrder, asking_order
 from llmkick.statistics.bits_per_byte import compare_bits_per_byte
 from llmkick.statistics.choices import ChoiceAgreement, choice_agreement
 from llmkick.statistics.families import fixed_sequence, holm, overall_verdict
@@ -15,7 +16,8 @@ from llmkick.statistics.sequential import (
     stratified_order,
     whole_cluster_order,
 )
-from llmkick.statistics.stopping import AskingOrder, EarlyStop, asking_order, compare_stopped, signal_after
+from llmkick.statistics.stopped import compare_stopped
+from llmkick.statistics.stopping import EarlyStop, signal_after
 from llmkick.statistics.verdict import Verdict
 
 __all__ = [

@@ -9,25 +9,20 @@ Everything follows from the scores alone, so that a run that was stopped and goe
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from llmkick.errors import DataError
-from llmkick.statistics.paired import Comparison, compare
+from llmkick.statistics.asking_order import AskingOrder
 from llmkick.statistics.sequential import (
     STAKES,
     Floats,
     SequentialTest,
     Stopping,
     cluster_bets,
-    confidence_sequence,
     log_evidence,
-    stratified_order,
-    whole_cluster_order,
 )
 from llmkick.statistics.verdict import (
     Codes,
@@ -35,66 +30,10 @@ from llmkick.statistics.verdict import (
     Range,
     Verdict,
     has_signal,
-    loss_interval,
     loss_test,
 )
 
 Scores = Mapping[str, float | None]
-
-# Items between two looks: few, because what is decided between two looks is asked in vain.
-LOOK_ITEMS = 32
-INTERVAL_METHOD = "confidence sequence by betting; on all items also Fieller, cluster-robust"
-# Many small clusters (the questions on a passage) stand for more of their kind: each is a bet of its own. Few or
-# large ones (subjects) would leave too few bets: they are strata, fixed, each represented evenly from the start.
-LARGEST_BET, FEWEST_BETS = 8, 30
-
-
-@dataclass(frozen=True, kw_only=True)
-class AskingOrder:
-    """The batches in which items are asked; between two of them one may stop."""
-
-    batches: tuple[tuple[str, ...], ...]
-    clusters: Mapping[str, Hashable]
-    largest_cluster: int | None  # None: a bet an item, in strata
-
-    @property
-    def ids(self) -> tuple[str, ...]:
-        """Every item in its place."""
-        return tuple(item for batch in self.batches for item in batch)
-
-    @property
-    def unit(self) -> Literal["item", "cluster"]:
-        """What one bet is on."""
-        return "item" if self.largest_cluster is None else "cluster"
-
-
-def asking_order(
-    ids: Sequence[str],
-    clusters: Mapping[str, Hashable],
-    *,
-    seed: int = 0,
-    look: int = LOOK_ITEMS,
-    together: bool = False,
-) -> AskingOrder:
-    """Seeded: stratified by cluster, or small clusters whole and shuffled; batches of `look` or a little more.
-
-    `together` keeps clusters whole whatever their number: in a conversation one turn needs the one before.
-    """
-    sizes = Counter(clusters[item] for item in ids)
-    largest = max(sizes.values(), default=1)
-    whole = largest > 1 and (together or (largest <= LARGEST_BET and len(sizes) >= FEWEST_BETS))
-    order = whole_cluster_order(ids, clusters, seed) if whole else stratified_order(ids, clusters, seed)
-    batches: list[list[str]] = []
-    for item in order:
-        full = not batches or len(batches[-1]) >= look
-        if full and not (whole and batches and clusters[batches[-1][-1]] == clusters[item]):
-            batches.append([])
-        batches[-1].append(item)
-    return AskingOrder(
-        batches=tuple(map(tuple, batches)),
-        clusters={item: clusters[item] for item in ids},
-        largest_cluster=largest if whole else None,
-    )
 
 
 def signal_after(
@@ -127,7 +66,7 @@ def signal_after(
         return None
     if not scored:
         return False
-    codes = _codes([order.clusters[item] for item in scored])
+    codes = cluster_codes([order.clusters[item] for item in scored])
     alone = PairedScores(dense=values, compressed=values[None], cluster=codes, low=low, high=high)
     return has_signal(alone, chance, alpha)
 
@@ -245,7 +184,7 @@ class _Side:
         state = self._test.state
         p = [state.p_matching, state.p_not_matching]
         if possible and len(set(self._labels)) > 1:
-            codes = _codes(self._labels)
+            codes = cluster_codes(self._labels)
             dense, compressed = np.concatenate(self._dense), np.concatenate(self._compressed)
             low, high = score_range
             test = loss_test(
@@ -255,7 +194,8 @@ class _Side:
         return min(1.0, 2 * p[0]), min(1.0, 2 * p[1])
 
 
-def _codes(labels: Sequence[Hashable]) -> Codes:
+def cluster_codes(labels: Sequence[Hashable]) -> Codes:
+    """Clusters as numbers from 0, in the order in which they come."""
     order = {label: index for index, label in enumerate(dict.fromkeys(labels))}
     return np.array([order[label] for label in labels], dtype=np.int64)
 
@@ -264,111 +204,3 @@ def filled(items: Sequence[str], scores: Scores, instead: float) -> Floats:
     """Scores of items (items,), another value where there is none."""
     found = [scores[item] for item in items]
     return np.array([instead if score is None else score for score in found], dtype=np.float64)
-
-
-def compare_stopped(
-    order: AskingOrder,
-    dense: Scores,
-    compressed: Scores,
-    *,
-    margin: float = 0.05,
-    alpha: float = 0.05,
-    chance: float = 0.0,
-    task: str = "",
-    recipe: str = "",
-    seeds: Sequence[int] | None = None,
-    same_model: bool | None = None,
-    score_range: Range = (0.0, 1.0),
-) -> Comparison:
-    """The comparison of the items asked until the verdict was known; `stopping` says where that was.
-
-    The verdict, its p values and the interval (a confidence sequence) hold although it was the data that said
-    when to stop. McNemar's test and the bootstrap would not, and are left out.
-    Raises DataError when the records end before the verdict does.
-    """
-    signal = signal_after(order, dense, chance=chance, alpha=alpha, score_range=score_range)
-    rule = EarlyStop(order, margin=margin, alpha=alpha, signal=bool(signal), score_range=score_range)
-    asked: list[str] = []
-    while rule.batch is not None:
-        asked += rule.batch
-        rule.feed(dense, compressed)
-    state = rule.state
-    plain = compare(
-        {item: dense[item] for item in asked},
-        {item: compressed[item] for item in asked},
-        margin=margin,
-        clusters={item: order.clusters[item] for item in asked},
-        chance=chance,
-        alpha=alpha,
-        task=task,
-        recipe=recipe,
-        seeds=seeds,
-        score_range=score_range,
-        resamples=0,
-        same_model=same_model,
-    )
-    if state.outcome == "no signal":
-        note = f"the dense score is not shown to be above chance ({chance:g}): nothing to forget, one batch was asked"
-        return replace(plain, verdict="no signal", p_matching=None, p_not_matching=None, notes=(note,), stopping=state)
-    interval = _interval(order, asked, dense, compressed, alpha=alpha, score_range=score_range)
-    return replace(
-        plain,
-        verdict="matching" if same_model else state.outcome,
-        interval=interval,
-        interval_method="none" if interval is None else INTERVAL_METHOD,
-        bootstrap_interval=None,
-        mcnemar_p=None,
-        p_matching=state.p_matching,
-        p_not_matching=state.p_not_matching,
-        notes=(*_kept_notes(plain), *_stopping_notes(state)),
-        stopping=state,
-    )
-
-
-def _interval(
-    order: AskingOrder, asked: Sequence[str], dense: Scores, compressed: Scores, *, alpha: float, score_range: Range
-) -> Range | None:
-    """The confidence sequence; when all items were asked, what it has in common with the interval for them all.
-
-    Each may miss the truth in half of alpha. Unscored items are at their best for the lower end, at their worst
-    for the upper.
-    """
-    low, high = score_range
-    labels = [order.clusters[item] for item in asked]
-    whole, codes = order.largest_cluster is not None, _codes(labels)
-    ends: list[float] = []
-    for side, (if_dense, if_compressed) in enumerate(((low, high), (high, low))):
-        d, c = filled(asked, dense, if_dense), filled(asked, compressed, if_compressed)
-        found = confidence_sequence(
-            d,
-            c,
-            alpha=alpha / 2,
-            clusters=labels if whole else None,
-            largest_cluster=order.largest_cluster,
-            score_range=score_range,
-        )
-        bounds = [] if found is None else [found[side]]
-        if len(asked) == len(order.clusters) and d.mean() > low:
-            paired = PairedScores(dense=d, compressed=c[None], cluster=codes, low=low, high=high)
-            fixed = loss_interval(paired, alpha=alpha / 2)
-            bounds += [] if fixed is None else [fixed[side]]
-        if bounds:
-            ends.append(min(bounds) if side else max(bounds))
-    return (ends[0], ends[1]) if len(ends) == 2 and ends[0] <= ends[1] else None
-
-
-def _kept_notes(plain: Comparison) -> list[str]:
-    """Those that do not speak of the fixed number of items."""
-    return [note for note in plain.notes if "unscored" not in note and "identical" not in note]
-
-
-def _stopping_notes(state: Stopping) -> list[str]:
-    notes = []
-    if state.stopped:
-        notes.append(f"decided after {state.items} of {state.of} items: the loss observed is somewhat exaggerated")
-    else:
-        told = "they do not decide" if state.outcome == "undecided" else "together they decide"
-        notes.append(f"looked at after every batch: all {state.of} items were asked, {told}")
-    if state.unscored:
-        notes.append(f"{state.unscored} of {state.items} items are unscored: counted at their worst and at their best")
-    return notes

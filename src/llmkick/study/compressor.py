@@ -18,7 +18,7 @@ from llmkick.compression.recipe import Recipe
 from llmkick.compression.store import ArtifactStore
 from llmkick.errors import ConfigError, ModelError
 from llmkick.models.files import cache_folder
-from llmkick.models.language_model import TransformersModel
+from llmkick.models.transformers_model import TransformersModel
 from llmkick.study.observer import Observer
 
 

@@ -18,9 +18,9 @@ import torch
 from llmkick.compression.calibration import Calibration
 from llmkick.errors import ConfigError, KickError
 from llmkick.models.checkpoint import is_server
-from llmkick.models.language_model import TransformersModel
 from llmkick.models.plugin_models import plugin_of
 from llmkick.models.precision import BALANCED, DTYPES
+from llmkick.models.transformers_model import TransformersModel
 from llmkick.study.cells import Cell
 from llmkick.study.cluster import Demand, connect, cpus_a_gpu, demand, has_gpus, living_nodes, places
 from llmkick.study.config import Study

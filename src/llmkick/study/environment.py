@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import torch
 
-from llmkick.models.language_model import TransformersModel
+from llmkick.models.transformers_model import TransformersModel
 from llmkick.plugins import GROUPS, installed
 
 

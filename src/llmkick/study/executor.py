@@ -16,8 +16,9 @@ from llmkick.compression.blocks import decoder_blocks
 from llmkick.compression.calibration import Calibration, calibrate
 from llmkick.compression.outcome import CompressionReport
 from llmkick.compression.store import ArtifactStore
-from llmkick.models.language_model import LanguageModel, TransformersModel, weights_digest
+from llmkick.models.language_model import LanguageModel
 from llmkick.models.server import open_model
+from llmkick.models.transformers_model import TransformersModel, weights_digest
 from llmkick.study.cells import Cell
 from llmkick.study.compressor import StudyCompressor
 from llmkick.study.config import Study

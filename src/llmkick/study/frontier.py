@@ -21,7 +21,7 @@ import psutil
 
 from llmkick.compression.recipe import Recipe
 from llmkick.errors import ConfigError
-from llmkick.models.language_model import TransformersModel
+from llmkick.models.transformers_model import TransformersModel
 from llmkick.statistics import Verdict, find_frontier
 from llmkick.study.cells import Cell
 from llmkick.study.config import make_study

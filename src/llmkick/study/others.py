@@ -13,10 +13,11 @@ import torch
 
 from llmkick.errors import ConfigError
 from llmkick.models.checkpoint import Checkpoint, is_server, locate
-from llmkick.models.language_model import LanguageModel, TransformersModel, load_located, read_tokenizer
+from llmkick.models.language_model import LanguageModel
 from llmkick.models.plugin_models import plugin_of
 from llmkick.models.precision import resolve_device, resolve_dtype
 from llmkick.models.server import ServerSettings, open_model
+from llmkick.models.transformers_model import TransformersModel, load_located, read_tokenizer
 from llmkick.models.zeros import zeros_of
 from llmkick.study.cells import style_of
 from llmkick.study.config import Study

@@ -15,8 +15,9 @@ from llmkick.compression.recipe import Recipe
 from llmkick.errors import ConfigError, KickError
 from llmkick.models.builtin import BUILTIN_MODELS, is_cached
 from llmkick.models.checkpoint import is_server, small_files
-from llmkick.models.language_model import GenerateRequest, ModelInfo, ScoreRequest, TransformersModel
+from llmkick.models.language_model import GenerateRequest, ModelInfo, ScoreRequest
 from llmkick.models.precision import resolve_device, resolve_dtype
+from llmkick.models.transformers_model import TransformersModel
 from llmkick.study.config import Study
 from llmkick.study.foresight import foresee
 from llmkick.study.judge_questions import Estimate, estimate

@@ -18,7 +18,8 @@ from llmkick.compression.compress import artifact_key
 from llmkick.compression.recipe import Dense
 from llmkick.errors import ConfigError
 from llmkick.models.files import require_space, write_text_atomically
-from llmkick.models.language_model import LanguageModel, TransformersModel
+from llmkick.models.language_model import LanguageModel
+from llmkick.models.transformers_model import TransformersModel
 from llmkick.study.cells import Cell, cells_of, digest_of, style_of
 from llmkick.study.config import Study
 from llmkick.study.evaluation import Evaluation

@@ -17,9 +17,9 @@ from llmkick.models.language_model import (
     Generation,
     ModelInfo,
     ScoreRequest,
-    TransformersModel,
     Unanswered,
 )
+from llmkick.models.transformers_model import TransformersModel
 
 Ask = Callable[[str, Sequence[Any]], Sequence[Any]]
 

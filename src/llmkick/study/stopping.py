@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from llmkick.statistics import AskingOrder, EarlyStop, Stopping, asking_order, signal_after
-from llmkick.statistics.stopping import LOOK_ITEMS
+from llmkick.statistics.asking_order import LOOK_ITEMS
 from llmkick.study.results import CONTROL_METRICS
 from llmkick.tasks.task import Item, Task
 

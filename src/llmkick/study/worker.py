@@ -21,11 +21,9 @@ from llmkick.models.language_model import (
     Generation,
     ModelInfo,
     ScoreRequest,
-    TransformersModel,
     Unanswered,
-    load_model,
-    weights_digest,
 )
+from llmkick.models.transformers_model import TransformersModel, load_model, weights_digest
 from llmkick.study.compressor import StudyCompressor
 from llmkick.study.config import Study
 from llmkick.study.environment import environment

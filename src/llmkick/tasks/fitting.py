@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
-from llmkick.models.language_model import LanguageModel, Message, Prompt, TransformersModel
+from llmkick.models.language_model import LanguageModel, Message, Prompt
+from llmkick.models.transformers_model import TransformersModel
 from llmkick.tasks.prompting import Prompting
 
 # What a chat template adds at most where the model cannot say: per conversation and per turn.

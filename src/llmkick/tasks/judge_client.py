@@ -15,14 +15,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from llmkick.errors import JudgeError, KickError
 from llmkick.models.checkpoint import locate
-from llmkick.models.language_model import (
-    GenerateRequest,
-    Generation,
-    LanguageModel,
-    Message,
-    Unanswered,
-    load_model,
-)
+from llmkick.models.language_model import GenerateRequest, Generation, LanguageModel, Message, Unanswered
+from llmkick.models.transformers_model import load_model
 
 if TYPE_CHECKING:  # the client library takes a second
     from llmkick.models.endpoint import Address, Endpoint

@@ -14,13 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llmkick.errors import ConfigError, DataError
-from llmkick.models.language_model import (
-    ContinuationScore,
-    GenerateRequest,
-    LanguageModel,
-    ScoreRequest,
-    Unanswered,
-)
+from llmkick.models.language_model import ContinuationScore, GenerateRequest, LanguageModel, ScoreRequest, Unanswered
 from llmkick.tasks.prompting import Prompting
 from llmkick.tasks.published import C4, WIKITEXT
 from llmkick.tasks.readers.running_text import read_c4, read_wikitext

@@ -13,8 +13,9 @@ import pytest
 import torch
 
 from llmkick.errors import ConfigError, NumericalError
-from llmkick.models.language_model import LanguageModel, Message, check_finite, load_model, weights_digest
+from llmkick.models.language_model import LanguageModel, Message
 from llmkick.models.precision import DTYPES
+from llmkick.models.transformers_model import check_finite, load_model, weights_digest
 from toy import ARCHITECTURES, save_toy, toy_model
 
 CPU = torch.device("cpu")
