@@ -148,7 +148,8 @@ def _products_of_bfloat16() -> Iterator[None]:
     """Let oneDNN multiply float32 matrices as bfloat16, and sum in float32: exact when their values are bfloat16's.
 
     Processors with bfloat16 tiles then multiply several times faster; on others oneDNN's own float32 product is used,
-    which for these shapes beats the usual one by a seventh.
+    which for these shapes beats the usual one by a seventh. The setting is the process's: a float32 product of
+    another thread would be rounded while this lasts, so it lasts for the sums alone.
     """
     setting = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
     before = setting.fp32_precision
