@@ -12,7 +12,8 @@ import pytest
 
 from llmkick.errors import ConfigError, JudgeError, KickError, ModelError
 from llmkick.models import endpoint as module
-from llmkick.models.endpoint import Address, Endpoint, Refused, RefusedError, parse_address
+from llmkick.models.address import Address, parse_address
+from llmkick.models.endpoint import Endpoint, Refused, RefusedError
 from loopback import Reply, chat, completion, refused, serving
 
 HELLO: dict[str, Any] = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 4}

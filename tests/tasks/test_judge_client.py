@@ -10,7 +10,7 @@ import pytest
 from judges import KEY, MODEL, Answer, Endpoint, answering, is_probe
 from llmkick.errors import JudgeError
 from llmkick.models import endpoint as endpoint_module
-from llmkick.models.endpoint import Address
+from llmkick.models.address import Address
 from llmkick.models.language_model import Message
 from llmkick.tasks import judge_client
 from llmkick.tasks.judge import reply_schema

@@ -13,7 +13,6 @@ Everything else ends in `error`, the kind of KickError that the caller names. Ke
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import os
 import re
@@ -23,18 +22,15 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
 import openai
 import tenacity
 from openai.types import Completion
 from openai.types.chat import ChatCompletion
 
-from llmkick.errors import ConfigError, KickError, ModelError
-from llmkick.models.checkpoint import SERVER_SCHEME, is_server
+from llmkick.errors import KickError, ModelError
+from llmkick.models.address import COMMON_KEY_VARIABLE, KEY_VARIABLE, Address, is_private_way
 
-# Set for one server; the other is what the whole ecosystem uses, and is therefore not given to just any host.
-KEY_VARIABLE, COMMON_KEY_VARIABLE = "LLMKICK_API_KEY", "OPENAI_API_KEY"
 # Seconds between two attempts: from the first to the longest; what a server asks for counts up to LONGEST_WAIT.
 FIRST_WAIT, LONGEST_WAIT = 0.5, 60.0
 # A request's own fault: asking again gives the same, other requests may pass.
@@ -56,17 +52,6 @@ Reply = TypeVar("Reply")
 
 
 @dataclass(frozen=True)
-class Address:
-    """Where a server is and what it calls the model."""
-
-    url: str
-    name: str
-
-    def __str__(self) -> str:
-        return f"{SERVER_SCHEME}{self.url}#{self.name}"
-
-
-@dataclass(frozen=True)
 class Refused:
     """A request that the server will not answer, however often it is asked, and why."""
 
@@ -83,22 +68,6 @@ class _BrokenError(RefusedError):
 
 class _GarbledError(Exception):
     """A reply that is not what the interface promises: no JSON, half of it, or without an answer."""
-
-
-def parse_address(reference: str) -> Address:
-    """`openai:URL#name` → its parts. Raises ConfigError for anything else, and where the URL could hold a key."""
-    url, _, name = reference.removeprefix(SERVER_SCHEME).partition("#")
-    if "@" in url or "?" in url:
-        raise ConfigError(
-            "a server's address must hold no key, user, password or query: keys come from the environment alone "
-            f"({KEY_VARIABLE}; a judge's from its api_key_env)"
-        )
-    if not is_server(reference) or not _is_web_address(url) or not name.strip():
-        raise ConfigError(
-            f"cannot read the server {reference!r}; it is written openai:URL#NAME, "
-            "for example openai:http://127.0.0.1:8000/v1#my-model"
-        )
-    return Address(url=url.rstrip("/"), name=name)
 
 
 @dataclass(frozen=True)
@@ -129,7 +98,7 @@ class Endpoint:
 
     @cached_property
     def _key(self) -> str:
-        usual = [KEY_VARIABLE, *([COMMON_KEY_VARIABLE] if _is_private_way(self.address.url) else [])]
+        usual = [KEY_VARIABLE, *([COMMON_KEY_VARIABLE] if is_private_way(self.address.url) else [])]
         for variable in usual if self.api_key_env is None else [self.api_key_env]:
             key = os.environ.get(variable, "").strip()
             # The libraries below would show it in their complaint.
@@ -316,25 +285,6 @@ def _ask(ask: Callable[..., Reply], request: Mapping[str, Any]) -> Reply | Refus
         return ask(**request)
     except RefusedError as refusal:
         return refusal
-
-
-def _is_web_address(url: str) -> bool:
-    try:
-        parts = urlsplit(url)
-        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # brackets that do not match, a port that is no number
-        return False
-
-
-def _is_private_way(url: str) -> bool:
-    """Whether nobody between here and the server reads along."""
-    parts = urlsplit(url)
-    if parts.scheme == "https" or parts.hostname == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(parts.hostname or "").is_loopback
-    except ValueError:
-        return False
 
 
 def text_of(reply: Any) -> str | None:

@@ -15,8 +15,9 @@ from functools import partial
 from typing import Any
 
 from llmkick.errors import ConfigError, ModelError
+from llmkick.models.address import parse_address
 from llmkick.models.checkpoint import is_server
-from llmkick.models.endpoint import Endpoint, Refused, RefusedError, parse_address
+from llmkick.models.endpoint import Endpoint, Refused, RefusedError
 from llmkick.models.generation import first_stop
 from llmkick.models.language_model import (
     ContinuationScore,

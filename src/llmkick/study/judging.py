@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from llmkick.models.address import parse_address
 from llmkick.models.checkpoint import is_server
 from llmkick.models.files import sha256_of_file
 from llmkick.study.cells import digest_of
@@ -47,8 +48,6 @@ def judge_of(spec: JudgeSpec, *, dtype: str = "auto", device: str = "auto") -> J
     """The judge that a study names."""
     if not is_server(spec.model):
         return LocalJudge(reference=spec.model, dtype=dtype, device=device, max_tokens=spec.max_tokens)
-    from llmkick.models.endpoint import parse_address  # the client library takes a second
-
     return EndpointJudge(
         address=parse_address(spec.model),
         api_key_env=spec.api_key_env,

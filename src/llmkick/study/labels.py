@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from llmkick.errors import ConfigError
+from llmkick.models.address import parse_address
 from llmkick.models.checkpoint import is_server
 
 
@@ -36,8 +37,6 @@ def label_others(references: Sequence[str], *, taken: Collection[str]) -> dict[s
 def parse_if_server(reference: str) -> None:
     """Raise ConfigError for a server's address that cannot be read."""
     if is_server(reference):
-        from llmkick.models.endpoint import parse_address  # the client library takes a second
-
         parse_address(reference)
 
 

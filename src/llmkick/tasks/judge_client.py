@@ -19,7 +19,8 @@ from llmkick.models.language_model import GenerateRequest, Generation, LanguageM
 from llmkick.models.transformers_model import load_model
 
 if TYPE_CHECKING:  # the client library takes a second
-    from llmkick.models.endpoint import Address, Endpoint
+    from llmkick.models.address import Address
+    from llmkick.models.endpoint import Endpoint
 
 DEFAULT_KEY_ENV = "OPENAI_API_KEY"
 # So many requests in a row that failed for good mean that the judge is gone: to go on asking would only cost time.
