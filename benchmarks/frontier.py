@@ -45,10 +45,12 @@ class Lines(Silent):
 
 
 def spec(text: str) -> dict[str, Any]:
-    """`factoid_qa:480`, or `factoid_qa@FOLDER:480` for published data."""
+    """`factoid_qa:480`, `factoid_qa@FOLDER:480` for published data, `instruction:8/64` for 64 new tokens an answer."""
     name, _, limit = text.rpartition(":")
     name, _, source = name.partition("@")
-    return {"name": name, "limit": int(limit), **({"source": source} if source else {})}
+    limit, _, tokens = limit.partition("/")
+    given = {"source": source} if source else {}
+    return {"name": name, "limit": int(limit), **given, **({"max_new_tokens": int(tokens)} if tokens else {})}
 
 
 @dataclass(kw_only=True)

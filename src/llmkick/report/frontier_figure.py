@@ -22,6 +22,7 @@ from llmkick.report.writing import write_text
 from llmkick.study.frontier_result import FrontierResult
 
 OVERALL = "all tasks"
+NARROWEST, WIDEST = 260, 390  # pixels of a panel: two of the widest and their labels fit a laptop's window
 # Told apart by colour and by shape.
 MARKS = {
     "matching": ("#0072b2", "circle"),
@@ -125,7 +126,8 @@ def _panel(result: FrontierResult, name: str) -> alt.LayerChart:
         .encode(x=x, y=y, stroke=colour, shape=shape, tooltip=_TIPS)
     )
     layers = alt.layer(seen, unknown, *ends)
-    return cast(alt.LayerChart, layers.properties(title=name, width=max(260, 19 * len(levels)), height=alt.Step(24)))
+    width = min(WIDEST, max(NARROWEST, 19 * len(levels)))
+    return cast(alt.LayerChart, layers.properties(title=name, width=width, height=alt.Step(24)))
 
 
 _TIPS = [
