@@ -323,7 +323,7 @@ class Stop(BaseException):
 def test_a_run_stopped_after_any_write_goes_on_from_there(
     study: Study, tmp_path: Path, finished: StudyResult, monkeypatch: pytest.MonkeyPatch, after: int
 ):
-    folder, left, transaction = tmp_path / "stopped", [after], Journal._transaction
+    folder, left, transaction = tmp_path / "stopped", [after], Journal.transaction
 
     @contextlib.contextmanager
     def counted(journal: Journal) -> Iterator[sqlite3.Connection]:
@@ -333,7 +333,7 @@ def test_a_run_stopped_after_any_write_goes_on_from_there(
         if left[0] == 0:
             raise Stop
 
-    monkeypatch.setattr(Journal, "_transaction", counted)
+    monkeypatch.setattr(Journal, "transaction", counted)
     with pytest.raises(Stop):
         run_study(study, out=folder)
     monkeypatch.undo()
@@ -581,8 +581,8 @@ def test_a_disk_that_fills_up_in_the_middle_loses_nothing(
     def filling(journal: Journal, *arguments: Any, **named: Any) -> None:
         calls.append(1)
         if len(calls) == 9:  # SQLite itself reports the error, as on a full disk
-            journal._connection.execute("PRAGMA max_page_count = 1")
-            journal._connection.execute("PRAGMA cache_size = 1")
+            journal.connection.execute("PRAGMA max_page_count = 1")
+            journal.connection.execute("PRAGMA cache_size = 1")
             named["records"] = [*named["records"], *_large_records()]
         add_records(journal, *arguments, **named)
 
