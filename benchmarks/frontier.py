@@ -135,11 +135,13 @@ def measure_stopping(tasks: Sequence[str], recipes: Sequence[str], folder: Path,
     return table(STOP_HEADER, rows)
 
 
-def measure_frontier(tasks: Sequence[str], methods: Sequence[str], folder: Path, calibration: dict[str, Any]) -> str:
+def measure_frontier(
+    tasks: Sequence[dict[str, Any]], methods: Sequence[str], folder: Path, calibration: dict[str, Any]
+) -> str:
     """`kick frontier`, and its tables."""
     study = {
         "model": MODEL,
-        "tasks": [*map(spec, tasks), {"name": "perplexity", "window": 512, "limit": 6}],
+        "tasks": list(tasks),
         "calibration": calibration,
     }
     result = run_frontier(study, methods, out=folder, observer=Lines())
@@ -182,6 +184,7 @@ def main() -> None:
     parser.add_argument("--method", action="append")
     parser.add_argument("--calibration", default="self", help="self, c4, or a text file")
     parser.add_argument("--windows", default="16x256", help="calibration windows × tokens")
+    parser.add_argument("--no-perplexity", action="store_true", help="of `frontier`: leave the control out")
     parser.add_argument("--write", action="store_true", help="write benchmarks/results/stopping.md or frontier.md")
     given = parser.parse_args()
     started = time.perf_counter()
@@ -191,7 +194,9 @@ def main() -> None:
     if given.what == "stop":
         title, found = "Stopping when decided", measure_stopping(tasks, given.recipe or RECIPES, given.out, calibration)
     else:
-        title, found = "Frontier", measure_frontier(tasks, given.method or METHODS, given.out, calibration)
+        control = [] if given.no_perplexity else [{"name": "perplexity", "window": 512, "limit": 6}]
+        asked = [*map(spec, tasks), *control]
+        title, found = "Frontier", measure_frontier(asked, given.method or METHODS, given.out, calibration)
     command = " ".join(word for word in sys.argv[1:] if word != "--write")
     seconds = time.perf_counter() - started
     report = (

@@ -7,10 +7,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from llmkick.statistics.sequential import (
-    stratified_order,
-    whole_cluster_order,
-)
+from llmkick.statistics.sequential import stratified_order, whole_cluster_order
 
 # Items between two looks: few, because what is decided between two looks is asked in vain.
 LOOK_ITEMS = 32

@@ -7,16 +7,9 @@ from dataclasses import replace
 
 from llmkick.statistics.asking_order import AskingOrder
 from llmkick.statistics.paired import Comparison, compare
-from llmkick.statistics.sequential import (
-    Stopping,
-    confidence_sequence,
-)
+from llmkick.statistics.sequential import Stopping, confidence_sequence
 from llmkick.statistics.stopping import EarlyStop, Scores, cluster_codes, filled, signal_after
-from llmkick.statistics.verdict import (
-    PairedScores,
-    Range,
-    loss_interval,
-)
+from llmkick.statistics.verdict import PairedScores, Range, loss_interval
 
 INTERVAL_METHOD = "confidence sequence by betting; on all items also Fieller, cluster-robust"
 
