@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from llmkick import parse_recipe
 from llmkick.compression.gptq import gptq
-from llmkick.compression.hessian import InverseFactor, factorise
+from llmkick.compression.hessian import HessianFactor, factorise
 from llmkick.compression.recipe import Recipe
 from llmkick.compression.sparsegpt import sparsegpt
 from llmkick.compression.wanda import wanda
@@ -42,7 +42,7 @@ def inputs_of_block(job: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, T
     return {n: m.weight.detach().clone() for n, m in layers.items()}, {n: torch.cat(x) for n, x in seen.items()}
 
 
-def our_solve(weight: Tensor, factor: InverseFactor, recipe: Recipe) -> Tensor:
+def our_solve(weight: Tensor, factor: HessianFactor, recipe: Recipe) -> Tensor:
     if recipe.method == "sparsegpt":
         return sparsegpt(weight, factor, recipe.pattern)[0]
     return gptq(weight, factor, recipe.grid)[0]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from llmkick.compression.hessian import InputStatistics, factorise, inverse_factor, invert_lower_
+from llmkick.compression.hessian import HessianFactor, InputStatistics, factorise
 from llmkick.errors import ConfigError, NumericalError
 
 
@@ -98,23 +98,24 @@ def test_misuse_is_refused() -> None:
         statistics.hessian()
 
 
+def inverse_of(factor: HessianFactor) -> torch.Tensor:
+    """U = diag(size)⁻¹ M⁻¹, the upper Cholesky factor of H⁻¹ that both papers' code works with, in float64."""
+    return torch.linalg.inv(factor.unit.double() * factor.size.double())
+
+
 @pytest.mark.parametrize("width", [1, 2, 127, 128, 129, 257])
-def test_factor_equals_that_of_two_choleskys(width: int) -> None:
+def test_factor_is_that_of_the_papers_two_choleskys(width: int) -> None:
     hessian = statistics_of(correlated_inputs(2, 300, width)).hessian()
-    upper, used = inverse_factor(hessian)
+    factor = factorise(hessian)
     damped = hessian.double() + 0.01 * hessian.diagonal().mean() * torch.eye(width)
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
     expected = torch.linalg.cholesky(inverse, upper=True)
-    assert used == 0.01
-    assert torch.allclose(upper.double(), expected, rtol=1e-3, atol=1e-5 * float(expected.max()))
-    assert torch.equal(upper, upper.triu())
-    assert torch.allclose(upper.T.double() @ upper.double() @ damped, torch.eye(width).double(), atol=1e-3)
-
-
-def test_triangular_inverse_beyond_one_leaf() -> None:
-    lower = torch.linalg.cholesky(statistics_of(correlated_inputs(2, 700, 300)).hessian())
-    assert torch.allclose(invert_lower_(lower.clone()) @ lower, torch.eye(300), atol=1e-4)
-    assert torch.equal(invert_lower_(lower.clone()).triu(1), torch.zeros(300, 300))
+    assert factor.damping == 0.01
+    assert torch.allclose(inverse_of(factor), expected, rtol=1e-3, atol=1e-5 * float(expected.max()))
+    assert torch.equal(factor.unit, factor.unit.triu())
+    assert torch.equal(factor.unit.diagonal(), torch.ones(width))
+    product = factor.unit.double() @ torch.diag(factor.size.double() ** 2) @ factor.unit.T.double()
+    assert torch.allclose(product, damped, rtol=1e-5, atol=1e-5 * float(damped.max()))
 
 
 def test_dead_inputs_count_as_one_and_touch_no_other() -> None:
@@ -127,9 +128,9 @@ def test_dead_inputs_count_as_one_and_touch_no_other() -> None:
     expected = hessian.double()
     expected[[3, 11], [3, 11]] = 1
     damping = 0.01 * float(expected.diagonal().mean())
-    assert factor.upper[3, 3].item() == pytest.approx((1 + damping) ** -0.5, rel=1e-5)
+    assert factor.size[3].item() == pytest.approx((1 + damping) ** 0.5, rel=1e-5)
     inner = torch.linalg.inv(expected[alive][:, alive] + damping * torch.eye(18))
-    upper = factor.upper[alive][:, alive].double()
+    upper = inverse_of(factor)[alive][:, alive]
     assert torch.allclose(upper.T @ upper, inner, rtol=1e-3, atol=1e-5 * float(inner.max()))
 
 
@@ -144,7 +145,7 @@ def test_act_order_permutes_before_factorising() -> None:
     counted[4] = 1
     assert counted.min() < 1 < counted.max()
     assert counted[order].tolist() == sorted(counted.tolist(), reverse=True)
-    assert torch.equal(factor.upper, inverse_factor(hessian[order][:, order])[0])
+    assert torch.equal(factor.unit, factorise(hessian[order][:, order]).unit)
     assert factor.dead.nonzero().flatten().tolist() == [4]  # in the weight's own order
 
 
@@ -154,24 +155,24 @@ def test_layers_that_share_inputs_share_the_factor_until_more_arrive() -> None:
     assert statistics.factor() is first
     assert statistics.factor(act_order=True) is not first
     statistics.add(correlated_inputs(2, 60, 20, seed=1))
-    assert not torch.equal(statistics.factor().upper, first.upper)
+    assert not torch.equal(statistics.factor().unit, first.unit)
 
 
 @pytest.mark.parametrize(("correlation", "used"), [(0.5, 0.01), (1.05, 0.1), (1.5, 1.0), (5.0, 10.0)])
 def test_damping_rises_step_by_step_and_says_how_far(correlation: float, used: float) -> None:
     hessian = torch.tensor([[1.0, correlation], [correlation, 1.0]])  # not positive definite from 1 on
-    upper, damping = inverse_factor(hessian)
-    assert damping == pytest.approx(used)
-    assert factorise(hessian).damping == damping
-    damped = hessian + damping * torch.eye(2)
-    assert torch.allclose(upper.T @ upper @ damped, torch.eye(2), atol=1e-5)
+    factor = factorise(hessian)
+    assert factor.damping == pytest.approx(used)
+    damped = hessian.double() + used * torch.eye(2)
+    upper = inverse_of(factor)
+    assert torch.allclose(upper.T @ upper @ damped, torch.eye(2).double(), atol=1e-5)
 
 
 def test_a_hopeless_hessian_is_an_error_not_a_fallback() -> None:
     with pytest.raises(NumericalError, match=r"down_proj: .*cannot be factorised, even with 10 of"):
-        inverse_factor(torch.tensor([[1.0, 30.0], [30.0, 1.0]]), name="down_proj")
+        factorise(torch.tensor([[1.0, 30.0], [30.0, 1.0]]), name="down_proj")
     with pytest.raises(NumericalError, match=r"down_proj: .*NaN or Inf"):
-        inverse_factor(torch.tensor([[1.0, math.nan], [math.nan, 1.0]]), name="down_proj")
+        factorise(torch.tensor([[1.0, math.nan], [math.nan, 1.0]]), name="down_proj")
 
 
 def test_factorising_leaves_the_hessian_alone() -> None:
@@ -191,3 +192,14 @@ def test_the_mean_square_does_not_depend_on_the_company():
         together.add(batch)
     assert torch.equal(alone.mean_square(), together.mean_square())
     assert torch.allclose(together.hessian().diagonal(), 2 * together.mean_square(), rtol=1e-5)
+
+
+def test_squares_that_nobody_asks_for_are_the_diagonal():
+    inputs = torch.randn(3, 70, 96, generator=torch.Generator().manual_seed(0))
+    statistics = InputStatistics(96, hessian=True, squares=False)
+    for batch in inputs.split(1):
+        statistics.add(batch)
+    assert torch.allclose(statistics.mean_square(), inputs.square().sum((0, 1)) / 3, rtol=1e-5)
+    inputs[2, 5, 40] = math.nan
+    with pytest.raises(NumericalError, match="the first of them in column 40"):
+        statistics.add(inputs)

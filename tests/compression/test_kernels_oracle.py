@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from llmkick.compression.gptq import blocks
+from llmkick.compression.columns import spans
 from llmkick.compression.recipe import GPTQ, NM, Grid, SparseGPT, parse_recipe
 from llmkick.compression.weight import compress_weight, relative_output_error
 
@@ -187,11 +187,13 @@ def test_chain_equals_brute_force_with_the_zeros_held(rounding: str) -> None:
 
 
 def test_blocks_never_cut_a_group() -> None:
-    assert blocks(300, 1) == [(0, 128), (128, 256), (256, 300)]
-    assert blocks(250, 5) == [(0, 125), (125, 250)]
-    assert blocks(400, 200) == [(0, 128), (128, 200), (200, 328), (328, 400)]
+    assert spans(0, 300, 128, 1) == [(0, 128), (128, 256), (256, 300)]
+    assert spans(0, 250, 128, 5) == [(0, 125), (125, 250)]
+    assert spans(0, 400, 128, 200) == [(0, 128), (128, 200), (200, 328), (328, 400)]
+    assert spans(128, 200, 32, 200) == [(128, 160), (160, 192), (192, 200)]
+    assert spans(96, 128, 32, 4) == [(96, 128)]
     for columns, group in [(96, 32), (129, 43), (512, 128), (390, 130), (64, 64)]:
-        bounds = blocks(columns, group)
+        bounds = spans(0, columns, 128, group)
         assert [start for start, _ in bounds[1:]] == [stop for _, stop in bounds[:-1]]
         assert (bounds[0][0], bounds[-1][1]) == (0, columns)
         starts = {start for start, _ in bounds}

@@ -1,4 +1,4 @@
-"""Second moments of a layer's inputs, and the factor of their inverse that SparseGPT and GPTQ work with."""
+"""Second moments of a layer's inputs, and the factor of them that SparseGPT and GPTQ work with."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -13,39 +13,48 @@ from llmkick.models.finite import all_finite
 DAMPING = 0.01  # share of the mean diagonal added to the diagonal, as in both papers' code
 DAMPING_TRIES = 4  # 0.01, 0.1, 1, 10: beyond that the inputs no longer matter
 PANEL, PANEL_CPU = 256, 128  # columns of the second moments computed at a time
-LEAF = 128  # a triangle of this size is inverted directly
-STRIP = 192  # rows or columns of a triangle multiplied at a time: what is 0 beyond its diagonal is left out
 CACHED_VALUES = 2**18  # inputs squared at a time on a CPU: 1 MiB in float32, which its cache holds
 
 
 @dataclass(frozen=True, kw_only=True)
-class InverseFactor:
-    """What SparseGPT and GPTQ need to know of the inputs."""
+class HessianFactor:
+    """What SparseGPT and GPTQ need to know of the inputs: H + λI = M · diag(size²) · Mᵀ.
 
-    upper: Tensor  # (in, in) float32, upper triangular U with UᵀU = H⁻¹, rows and columns in `order`
+    Both papers' code works with the upper Cholesky factor of H⁻¹, U = diag(size)⁻¹ M⁻¹. The same weights come out
+    without an inverse when a column's error is counted from its original value instead of the one it had when its
+    turn came (QuIP, arXiv 2307.13304, theorem 6). So 1/U_jj is `size` and no H⁻¹ is ever made.
+    """
+
+    unit: Tensor  # (in, in) float32, upper triangular M with ones on its diagonal, rows and columns in `order`
+    size: Tensor  # (in,) float32, in `order`; squared: what is left of H_jj once later inputs have made up for input j
     dead: Tensor  # (in,) bool, inputs that are always 0
     order: Tensor | None  # (in,) the inputs in the order they are worked on; None: as they come
     damping: float  # share of the mean diagonal that had to be added
+
+    def without_dead(self, weight: Tensor) -> Tensor:
+        """The weight in float32 with those of dead inputs at 0: (out, in) → same, which may be the weight itself."""
+        return weight.float().masked_fill(self.dead, 0) if bool(self.dead.any()) else weight.float()
 
 
 class InputStatistics:
     """Sums over all calibration tokens of one layer input, in float32 and on the inputs' device.
 
-    Always Σ x² of each input, which Wanda needs; with `hessian=True` also Σ x xᵀ, whose diagonal that is. It is summed
-    on its own all the same: the diagonal of a matrix product differs in its last bits, and what Wanda prunes must not
-    depend on whether GPTQ is served by the same pass.
+    Σ x² of each input, which Wanda needs, and with `hessian=True` Σ x xᵀ, whose diagonal that is. It is summed on its
+    own all the same, unless nobody asks for it (`squares=False`): the diagonal of a matrix product differs in its last
+    bits, and what Wanda prunes must not depend on whether GPTQ is served by the same pass.
     One object serves all layers that share the input, and factorises only once for them.
     """
 
-    def __init__(self, width: int, *, hessian: bool, name: str = "input") -> None:
+    def __init__(self, width: int, *, hessian: bool, squares: bool = True, name: str = "input") -> None:
         self.width = width
         self.name = name
         self.sequences = 0
         self.tokens = 0
         self.has_hessian = hessian
+        self._sums_squares = squares or not hessian
         self._squares: Tensor | None = None  # (in,)
         self._sums: Tensor | None = None  # (in, in) of which only the upper triangle is filled, with `hessian`
-        self._factors: dict[bool, InverseFactor] = {}
+        self._factors: dict[bool, HessianFactor] = {}
 
     def add(self, inputs: Tensor) -> None:
         """Take in a batch (sequences, tokens, in), any floating dtype; NumericalError unless it is finite."""
@@ -55,12 +64,12 @@ class InputStatistics:
         if not inputs.is_floating_point():
             raise ConfigError(f"{self.name}: inputs are {inputs.dtype}; activations in floating point are needed")
         rows = inputs.detach().reshape(-1, self.width)
-        if self._squares is None:
-            self._squares = torch.zeros(self.width, dtype=torch.float32, device=rows.device)
-            if self.has_hessian:
+        if self._sums_squares:
+            squares = _sums_of_squares(rows)
+            self._squares = squares if self._squares is None else self._squares + squares
+        if self.has_hessian:
+            if self._sums is None:
                 self._sums = torch.zeros(self.width, self.width, dtype=torch.float32, device=rows.device)
-        self._squares += _sums_of_squares(rows)
-        if self._sums is not None:
             exact = rows.device.type == "cpu" and rows.dtype == torch.bfloat16
             with _products_of_bfloat16() if exact else contextlib.nullcontext():
                 _add_upper_moments(self._sums, rows.float())
@@ -82,8 +91,8 @@ class InputStatistics:
         moments = self._collected().triu().mul_(2 / self._counted_sequences())
         return moments.add_(moments.triu(1).T)
 
-    def factor(self, *, act_order: bool = False) -> InverseFactor:
-        """The factor of the inverse Hessian; computed once and kept."""
+    def factor(self, *, act_order: bool = False) -> HessianFactor:
+        """The factor of the Hessian; computed once and kept."""
         if act_order not in self._factors:
             if act_order:
                 self._factors[act_order] = factorise(self.hessian(), act_order=True, name=self.name)
@@ -91,15 +100,13 @@ class InputStatistics:
                 self._factors[act_order] = self._factor_as_they_come()
         return self._factors[act_order]
 
-    def _factor_as_they_come(self) -> InverseFactor:
+    def _factor_as_they_come(self) -> HessianFactor:
         """As `factorise(self.hessian())`, without a second full matrix: the upper triangle alone is needed."""
         if not self.has_hessian:
             self.hessian()  # says what is wrong
         sums, share = self._collected(), 2 / self._counted_sequences()
-        upper, used = _inverse_factor(
-            lambda: sums.flip(0, 1).mul_(share), sums.diagonal() * share, DAMPING, name=self.name
-        )
-        return InverseFactor(upper=upper, dead=sums.diagonal() == 0, order=None, damping=used)
+        unit, size, used = _factor(lambda: sums.flip(0, 1).mul_(share), sums.diagonal() * share, DAMPING, self.name)
+        return HessianFactor(unit=unit, size=size, dead=sums.diagonal() == 0, order=None, damping=used)
 
     def _collected(self) -> Tensor:
         if self._sums is None:
@@ -112,6 +119,8 @@ class InputStatistics:
         return self.sequences
 
     def _square_sums(self) -> Tensor:
+        if self._squares is None and self._sums is not None:
+            return self._sums.diagonal()
         if self._squares is None:
             raise NumericalError(f"{self.name}: no calibration input has reached this layer")
         return self._squares
@@ -173,36 +182,30 @@ def _what_is_not_finite(rows: Tensor) -> str:
 
 def factorise(
     hessian: Tensor, *, act_order: bool = False, damping: float = DAMPING, name: str = "input"
-) -> InverseFactor:
-    """Factor of the inverse of H (in, in), with act-order the inputs of the largest H_jj first."""
+) -> HessianFactor:
+    """Factor of H (in, in) with λ = damping · mean(diag H) added; with act-order the inputs of the largest H_jj first.
+
+    Dead inputs (H_jj = 0) count as H_jj = 1. When H + λI is not positive definite in float32, ten times the damping is
+    tried, three times at most; then NumericalError.
+    """
     dead = hessian.diagonal() == 0
     order = None
     if act_order:
         order = hessian.diagonal().masked_fill(dead, 1).argsort(descending=True, stable=True)
         hessian = hessian[order][:, order]
-    upper, used = inverse_factor(hessian, damping, name=name)
-    return InverseFactor(upper=upper, dead=dead, order=order, damping=used)
+    unit, size, used = _factor(lambda: hessian.float().flip(0, 1), hessian.diagonal(), damping, name)
+    return HessianFactor(unit=unit, size=size, dead=dead, order=order, damping=used)
 
 
-def inverse_factor(hessian: Tensor, damping: float = DAMPING, *, name: str = "input") -> tuple[Tensor, float]:
-    """Upper triangular U with UᵀU = (H + λI)⁻¹, and the damping used: (in, in) → (in, in) float32.
-
-    λ = damping · mean(diag H). Dead inputs (H_jj = 0) count as H_jj = 1. When H + λI is not positive definite
-    in float32, ten times the damping is tried, three times at most; then NumericalError.
-    """
-    return _inverse_factor(lambda: hessian.float().flip(0, 1), hessian.diagonal(), damping, name=name)
-
-
-def _inverse_factor(
-    reversed_hessian: Callable[[], Tensor], diagonal: Tensor, damping: float, *, name: str
-) -> tuple[Tensor, float]:
-    """As `inverse_factor`, given a way to make H with both axes reversed, of which the lower triangle is read.
+def _factor(
+    reversed_hessian: Callable[[], Tensor], diagonal: Tensor, damping: float, name: str
+) -> tuple[Tensor, Tensor, float]:
+    """`unit`, `size` and the damping used, given a way to make H with both axes reversed, its lower triangle at least.
 
     Never are there more than two matrices of that size beside the one it is made from.
     """
     diagonal = diagonal.masked_fill(diagonal == 0, 1).float()
-    # With both axes reversed, the lower Cholesky factor L of H becomes an upper R, H = RRᵀ; so U = R⁻¹.
-    # One factorisation and half an inverse instead of two factorisations and a full inverse.
+    # With both axes reversed, the lower Cholesky factor becomes an upper R with H = RRᵀ; M has its columns to scale.
     for attempt in range(DAMPING_TRIES):
         used = damping * 10**attempt
         matrix = reversed_hessian()
@@ -212,31 +215,11 @@ def _inverse_factor(
         lower, failed = torch.linalg.cholesky_ex(matrix)
         del matrix
         if not bool(failed):
-            upper = invert_lower_(lower).flip(0, 1)
-            if all_finite(upper):
-                return upper, used
+            size = lower.diagonal().flip(0)
+            unit = lower.flip(0, 1).div_(size)
+            if all_finite(unit):
+                return unit, size, used
     raise NumericalError(
         f"{name}: the Hessian cannot be factorised, even with {used:g} of its mean diagonal added;"
         " give more calibration tokens or look for inputs of very different size"
     )
-
-
-def invert_lower_(lower: Tensor) -> Tensor:
-    """Inverse of a lower triangular matrix, in place, by halves: a third of the arithmetic of solving for I."""
-    size = lower.shape[0]
-    if size <= LEAF:
-        identity = torch.eye(size, dtype=lower.dtype, device=lower.device)
-        return lower.copy_(torch.linalg.solve_triangular(lower, identity, upper=False))
-    half = size // 2
-    first, second, corner = lower[:half, :half], lower[half:, half:], lower[half:, :half]
-    invert_lower_(first)
-    invert_lower_(second)
-    # [[A, 0], [B, C]]⁻¹ has −C⁻¹ B A⁻¹ in its lower left corner.
-    product = torch.empty_like(corner)
-    for start in range(0, half, STRIP):  # of A⁻¹ only what is not above its diagonal
-        strip = slice(start, start + STRIP)
-        product[:, strip] = corner[:, start:] @ first[start:, strip]
-    for start in range(0, size - half, STRIP):
-        rows = second[start : start + STRIP, : start + STRIP]
-        corner[start : start + STRIP] = (rows @ product[: start + STRIP]).neg_()
-    return lower

@@ -20,8 +20,8 @@ class InputRecord:
     `batches` is how many forwards there will be: the sample is taken evenly from all of them.
     """
 
-    def __init__(self, block: Block, *, hessian: bool, batches: int) -> None:
-        self._hessian = hessian
+    def __init__(self, block: Block, *, hessian: bool, squares: bool = True, batches: int) -> None:
+        self._hessian, self._squares = hessian, squares
         self._sample_a_batch = -(-ERROR_TOKENS // max(1, batches))
         self._owner: dict[str, str] = {}
         self._statistics: dict[str, InputStatistics] = {}
@@ -47,7 +47,9 @@ class InputRecord:
 
     def _accumulate(self, name: str, rows: Tensor) -> None:
         if name not in self._statistics:
-            self._statistics[name] = InputStatistics(rows.shape[-1], hessian=self._hessian, name=name)
+            self._statistics[name] = InputStatistics(
+                rows.shape[-1], hessian=self._hessian, squares=self._squares, name=name
+            )
             self._samples[name] = []
         self._statistics[name].add(rows)
         tokens = rows.reshape(-1, rows.shape[-1])

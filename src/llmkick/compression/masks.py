@@ -11,8 +11,9 @@ from llmkick.compression.recipe import NM
 
 FloatArray = npt.NDArray[np.floating[Any]]
 
+FEW = 16  # values of a row up to which each is compared with each
 LONG = 2**13  # values from which a sample is taken first
-SAMPLED = 16  # one value of so many is in the sample
+SAMPLED = 17  # one value of so many is in the sample; a prime, so that it is not the same rows of every column
 SLACK = 2.5  # places of the sample left open on each side, times its root: five times what chance moves it by
 
 
@@ -31,6 +32,12 @@ def zero_lowest_per_row(scores: Tensor, count: int) -> Tensor:
     """Zero exactly `count` lowest scores of each row; of equal scores the first: (rows, columns) → same."""
     if count == 0:
         return torch.zeros_like(scores, dtype=torch.bool)
+    if scores.device.type == "cpu" and scores.shape[1] <= FEW and scores.dtype == torch.float32:
+        from llmkick.compression.compiled import zero_lowest_of_few
+
+        few = torch.empty_like(scores, dtype=torch.bool)
+        zero_lowest_of_few(scores.detach().numpy(), count, few.numpy())
+        return few
     threshold = _kth_lowest(scores, count)
     zeroed = scores <= threshold
     if int(zeroed.sum()) == count * scores.shape[0]:

@@ -77,6 +77,11 @@ class Recipe:
         return self.needs == "moments"
 
     @property
+    def needs_squares(self) -> bool:
+        """Whether the inputs' mean squares are what is needed."""
+        return self.needs == "squares"
+
+    @property
     def is_rounding(self) -> bool:
         """Whether the weights end on an integer grid."""
         return self.bits is not None
@@ -213,6 +218,11 @@ class Chain(Recipe):
     def needs_hessian(self) -> bool:
         """Whether a step needs their full second moments."""
         return any(step.needs_hessian for step in self.steps)
+
+    @property
+    def needs_squares(self) -> bool:
+        """Whether a step needs their mean squares."""
+        return any(step.needs_squares for step in self.steps)
 
 
 def _parse_magnitude(level: str) -> Magnitude:

@@ -31,7 +31,7 @@ from llmkick.models.allocator import keep_freed_memory
 from llmkick.models.packed import Codes, Packed, pack
 
 # Part of every run key: raise it when the same recipe could give other weights.
-WALK_VERSION = 4
+WALK_VERSION = 5
 # Calibration tokens run through a block at a time, and values of its widest layer's input among them. A CPU is
 # busy with 2,048 tokens already, and more of them leave its cache: 63.0 s instead of 65.5 s for Wanda on one core.
 BATCH_TOKENS = 8192
@@ -166,7 +166,8 @@ class Walk:
     def _record(self, index: int, block: Block) -> InputRecord:
         """Run the calibration through a block and record what its layers are given."""
         hessian = any(output.recipe.needs_hessian for output in self.outputs)
-        record = InputRecord(block, hessian=hessian, batches=len(self._batches))
+        squares = any(output.recipe.needs_squares for output in self.outputs)
+        record = InputRecord(block, hessian=hessian, squares=squares, batches=len(self._batches))
         names = tuple(layer.name.removeprefix(block.name) for layer in block.layers)
         # Blocks of the same make run their layers in the same order; experts run as their tokens come.
         known = self.propagate and self._last is not None and self._last[0] == names

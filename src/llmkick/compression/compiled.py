@@ -1,0 +1,107 @@
+"""The innermost loops, compiled for the CPU by Numba.
+
+A column of a weight and a group of N:M are so few numbers that torch and NumPy spend longer deciding what to do with
+them than doing it. The machine code is kept beside this file, or where that cannot be written in the user's cache.
+"""
+
+from collections.abc import Callable
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+Mask = NDArray[np.bool_]
+CHUNK = 512  # weights of a column at a time: those of a panel stay in the processor's nearer caches
+
+
+def _compiled(function: Callable[..., None]) -> Callable[..., None]:
+    """Machine code of a function on arrays; it may run beside other threads."""
+    # No `fastmath`: operations round as IEEE says and in the order written, on any processor.
+    try:
+        fast: Callable[..., None] = numba.njit(function, cache=True, nogil=True, error_model="numpy")
+    except RuntimeError:  # no folder for the cache can be written
+        fast = numba.njit(function, nogil=True, error_model="numpy")
+    return fast
+
+
+def _zero(values: Floats, zeroed: Mask) -> None:
+    for row in range(values.size):
+        if zeroed[row]:
+            values[row] = 0
+
+
+def _round(values: Floats, scale: Floats, low: Floats, high: Floats) -> None:
+    for row in range(values.size):
+        steps = np.rint(values[row] / scale[row])
+        steps = max(low[row], steps)
+        steps = min(high[row], steps)
+        values[row] = (steps + np.float32(0)) * scale[row]  # −0 becomes 0
+
+
+def _difference(values: Floats, dense: Floats, errors: Floats) -> None:
+    for row in range(values.size):
+        errors[row] = values[row] - dense[row]
+
+
+def _spread(values: Floats, error: Floats, share: np.float32) -> None:
+    for row in range(values.size):
+        values[row] -= share * error[row]
+
+
+def _spread_four(values: Floats, errors: Floats, share: Floats, part: slice) -> None:
+    first, second, third, fourth = errors[0, part], errors[1, part], errors[2, part], errors[3, part]
+    one, two, three, four = share[0], share[1], share[2], share[3]
+    for row in range(values.size):
+        values[row] -= (one * first[row] + two * second[row]) + (three * third[row] + four * fourth[row])
+
+
+zero, round_, difference = _compiled(_zero), _compiled(_round), _compiled(_difference)
+spread, spread_four = _compiled(_spread), _compiled(_spread_four)
+
+
+def _replace_columns(
+    values: Floats,
+    dense: Floats,
+    errors: Floats,
+    unit: Floats,
+    zeroed: Mask,
+    number: NDArray[np.int64],
+    scale: Floats,
+    low: Floats,
+    high: Floats,
+) -> None:
+    """`columns.replace_plainly`: (columns, out) each; without `zeroed` nothing is, without `number` nothing rounded."""
+    columns, rows = values.shape
+    for start in range(0, rows, CHUNK):
+        part = slice(start, min(start + CHUNK, rows))
+        for column in range(columns):
+            now = values[column, part]
+            whole = column // 4 * 4
+            for before in range(0, whole, 4):  # four at once: a third of the traffic between cache and registers
+                spread_four(now, errors[before : before + 4], unit[before : before + 4, column], part)
+            for before in range(whole, column):
+                spread(now, errors[before, part], unit[before, column])
+            if zeroed.size:
+                zero(now, zeroed[column, part])
+            if number.size:
+                grid = number[column]
+                round_(now, scale[grid, part], low[grid, part], high[grid, part])
+            difference(now, dense[column, part], errors[column, part])
+
+
+def _zero_lowest_of_few(scores: Floats, count: int, zeroed: Mask) -> None:
+    """Mark the `count` lowest of each row, of equal scores the first: (rows, a few) each."""
+    rows, width = scores.shape
+    for row in range(rows):
+        for place in range(width):
+            lower = 0
+            for other in range(width):
+                before = scores[row, other] < scores[row, place]
+                if other < place:
+                    before |= scores[row, other] == scores[row, place]
+                lower += before
+            zeroed[row, place] = lower < count
+
+
+replace_columns, zero_lowest_of_few = _compiled(_replace_columns), _compiled(_zero_lowest_of_few)
