@@ -10,6 +10,7 @@ import torch
 from common import answer, read_job
 
 import llmkick
+from llmkick.compression.weight import compress_weight
 
 
 def portable_copy(source: Path, target: Path) -> None:
@@ -28,6 +29,8 @@ def portable_copy(source: Path, target: Path) -> None:
 def main() -> None:
     job = read_job()
     model = llmkick.load_model(job["model"])
+    for recipe in ("sparsegpt@0.5", "gptq@4b"):  # compiles the loop over columns, once for all processes to come
+        compress_weight(torch.eye(128), torch.eye(128)[None], recipe)
     folder = Path(job["folder"])
     portable_copy(model.checkpoint.folder, folder)
     windows = {}

@@ -57,19 +57,21 @@ def causal_by_pieces(
     enable_gqa: bool = False,
 ) -> Tensor:
     """Causal attention: (…, heads, tokens, width) each → (…, heads, tokens, width)."""
-    places = torch.arange(query.shape[-2])
+    # Heads that share keys become more queries of one head: a product of three times the height.
+    shared = query.shape[-3] // key.shape[-3] if enable_gqa else 1
+    *outer, heads, tokens, width = query.shape
+    by_key = query.reshape(*outer, heads // shared, shared, tokens, width)
+    places = torch.arange(tokens)
     pieces = []
     for start in range(0, len(places), PIECE):
         end = min(start + PIECE, len(places))
         seen = places[:end] <= places[start:end, None]
-        pieces.append(
-            F.scaled_dot_product_attention(
-                query[..., start:end, :],
-                key[..., :end, :],
-                value[..., :end, :],
-                attn_mask=seen,
-                scale=scale,
-                enable_gqa=enable_gqa,
-            )
+        piece = F.scaled_dot_product_attention(
+            by_key[..., start:end, :].flatten(-3, -2),
+            key[..., :end, :],
+            value[..., :end, :],
+            attn_mask=seen.repeat(shared, 1),
+            scale=scale,
         )
+        pieces.append(piece.reshape(*outer, heads, end - start, value.shape[-1]))
     return torch.cat(pieces, dim=-2)

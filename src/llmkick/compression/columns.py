@@ -57,6 +57,7 @@ class Columns:
         self._unit, self._order = factor.unit, factor.order
         self._dense = weight.T if factor.order is None else weight.T[factor.order]
         self._values = self._dense.clone(memory_format=torch.contiguous_format)
+        self._block = 0, self._values[:0]  # the first column of the block at work, and its original values
 
     def weight(self) -> Tensor:
         """The weight as it now is: (out, in)."""
@@ -68,7 +69,9 @@ class Columns:
         triangle = self._unit[start:stop, start:stop].T
         identity = torch.eye(stop - start, device=triangle.device)
         inverse = torch.linalg.solve_triangular(triangle, identity, upper=False, unitriangular=True)
-        dense = self._dense[start:stop]
+        first, block = self._block
+        within = stop <= first + len(block)  # else a group wider than its block
+        dense = block[start - first : stop - first] if within else self._dense[start:stop]
         return torch.addmm(dense, inverse, self._values[start:stop] - dense)
 
     def sweep(self, choose: Callable[[int, int], Replacement], *, group: int = 1) -> None:
@@ -86,6 +89,7 @@ class Columns:
         for start, stop in spans(0, len(values), BLOCK, group):
             dense = self._dense[start:stop].contiguous()
             errors = torch.empty_like(dense)
+            self._block = start, dense
             for first, last in spans(start, stop, PANEL, group):
                 for a, b in spans(first, last, run_width, group):
                     if a == start if group == 1 else a % group == 0:

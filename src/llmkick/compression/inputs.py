@@ -11,7 +11,7 @@ from llmkick.compression.blocks import Block, LinearLayer
 from llmkick.compression.hessian import InputStatistics
 
 # Calibration tokens on which a layer's output error is measured.
-ERROR_TOKENS = 256
+ERROR_TOKENS = 128
 
 
 class InputRecord:

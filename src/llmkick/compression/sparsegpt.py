@@ -29,7 +29,7 @@ def sparsegpt(
     columns, size = Columns(alive, factor), factor.size[:, None]
 
     def chosen(start: int, stop: int) -> Replacement:
-        scores = columns.settled(start, stop).abs_() * size[start:stop]
+        scores = columns.settled(start, stop).abs_().mul_(size[start:stop])
         zeroed = _mask(scores, pattern)
         return Replacement(zeroed=zeroed, grids=None if grids is None else Replacement(grids=grids)[start:stop].grids)
 
