@@ -140,7 +140,17 @@ CLUSTERED = [
         MARGIN,
         clustered(k, size, rho, 0.6, gained, even=even),
     )
-    for k, size, even in ((57, 40, False), (20, 30, True), (20, 30, False), (10, 30, True), (200, 4, True))
+    for k, size, even in (
+        *(
+            (57, 40, False),
+            (20, 30, True),
+            (20, 30, False),
+            (10, 30, True),
+            (10, 30, False),
+            (5, 40, True),
+            (200, 4, True),
+        ),
+    )
     for rho, gained in ((0.01, 0.03), (0.1, 0.03), (0.1, 0.0))
 ]
 SEEDED = [

@@ -28,7 +28,7 @@ def floor(
     """Parts of the work on `blocks` blocks whose linears have `shapes` {name: (out, in)}, the last one run last.
 
     Every block runs twice, but the first time without its last linear, whose output nobody needs yet, and the
-    last block only once. H is symmetric: half of the product. Cholesky c³/3, triangular inverse c³/3; a sweep
+    last block only once. H is symmetric: half of the product. Cholesky c³/3; a sweep
     over the columns updates on average half of the others: out·in².
     """
     tokens, size = sequences * length, 2 if dtype in {"bfloat16", "float16"} else FLOAT32
@@ -48,7 +48,7 @@ def floor(
         return parts
     squares = sum(c * c for c in inputs)
     parts.append(Part("H", tokens * squares * blocks, read + FLOAT32 * squares * blocks, "float32"))
-    factors = 2 / 3 * sum(c**3 for c in inputs)
+    factors = sum(c**3 for c in inputs) / 3
     parts.append(Part("factors", factors * blocks, 2 * FLOAT32 * squares * blocks, "float32"))
     sweeps = sum(out * c * c for out, c in shapes.values())
     parts.append(Part("columns", sweeps * blocks, 2 * FLOAT32 * block * blocks, "float32"))

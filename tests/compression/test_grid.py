@@ -1,10 +1,13 @@
 """Grids against the quantizer of GPTQ, written out number by number, and their codes."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from llmkick.compression.compiled import round_
 from llmkick.compression.grid import decode, encode, fit_grid, nearest_point, round_to_grid
 from llmkick.compression.recipe import Grid
 from llmkick.compression.rtn import rtn
@@ -130,8 +133,11 @@ def test_no_value_is_rounded_to_minus_zero():
     weight = torch.tensor([[-1e-4, 1e-4, -0.0, 3.0, -3.0]])
     rounded = round_to_grid(weight, fit_grid(weight, Grid(bits=4)))
     assert not bool(torch.signbit(rounded[rounded == 0]).any())
-    column = nearest_point(weight[0].numpy(), np.float32(0.4), np.float32(-8), np.float32(7))
-    assert (
-        column.tolist() == nearest_point(weight[0], torch.tensor(0.4), torch.tensor(-8.0), torch.tensor(7.0)).tolist()
-    )
-    assert not np.signbit(column[column == 0]).any()
+    scale, low, high = torch.full((5,), 0.4), torch.full((5,), -8.0), torch.full((5,), 7.0)
+    column = weight[0].clone()
+    round_(column.numpy(), scale.numpy(), low.numpy(), high.numpy())
+    assert column.tolist() == nearest_point(weight[0], scale, low, high).tolist()
+    assert not bool(torch.signbit(column[column == 0]).any())
+    column[2] = math.nan
+    round_(column.numpy(), scale.numpy(), low.numpy(), high.numpy())
+    assert bool(column[2].isnan())

@@ -1,4 +1,4 @@
-"""Input statistics and the factor of the inverse Hessian, against their definitions in double precision."""
+"""Input statistics and the factor of the Hessian, against their definitions in double precision."""
 
 import math
 

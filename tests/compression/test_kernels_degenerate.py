@@ -286,7 +286,11 @@ def test_relative_output_error_is_the_ratio_of_norms() -> None:
     assert relative_output_error(0 * original, original, inputs) is None
 
 
-@pytest.mark.parametrize("text", ["gptq@4b", "gptq@3b-g24", "gptq@4b-g8-act", "sparsegpt@0.5", "sparsegpt@2:4+4b"])
+@pytest.mark.parametrize(
+    "text",
+    ["gptq@4b", "gptq@3b-g24", "gptq@3b-g64", "gptq@3b-g150", "gptq@4b-g8-act", "sparsegpt@0.5", "sparsegpt@2:4+4b",
+     "wanda@0.5+gptq@3b-g24"],
+)  # fmt: skip
 def test_the_compiled_loop_changes_no_more_than_rounding(monkeypatch: pytest.MonkeyPatch, text: str):
     """On the CPU the loop over columns is compiled; on other devices, and here, torch runs every column.
 
@@ -295,7 +299,7 @@ def test_the_compiled_loop_changes_no_more_than_rounding(monkeypatch: pytest.Mon
     generator = torch.Generator().manual_seed(3)
     weight, inputs = torch.randn(20, 200, generator=generator), torch.randn(3, 90, 200, generator=generator)
     fast = compress_weight(weight, inputs, text)
-    monkeypatch.setattr(columns, "replace", columns.replace_plainly)
+    monkeypatch.setattr(columns, "replace_run", columns.replace_plainly)
     slow = compress_weight(weight, inputs, text)
     rows = inputs.flatten(0, 1)
     errors = [relative_output_error(weight, one, rows) for one in (slow, fast)]

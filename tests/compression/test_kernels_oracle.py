@@ -142,8 +142,8 @@ def assert_rows_equal(found: Tensor, expected: Tensor) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["gptq@2b", "gptq@4b", "gptq@4b-sym", "gptq@4b-act", "gptq@3b-g16", "gptq@3b-g80", "gptq@3b-g160",
-     "gptq@3b-g20-sym", "gptq@3b-g20-static", "gptq@3b-g32-act"],
+    ["gptq@2b", "gptq@4b", "gptq@4b-sym", "gptq@4b-act", "gptq@3b-g16", "gptq@3b-g48", "gptq@3b-g64", "gptq@3b-g80",
+     "gptq@3b-g160", "gptq@3b-g20-sym", "gptq@3b-g20-static", "gptq@3b-g32-act"],
 )  # fmt: skip
 def test_gptq_equals_brute_force(text: str) -> None:
     weight, inputs = problem()

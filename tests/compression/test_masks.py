@@ -19,6 +19,15 @@ def lowest_by_sort(scores: Tensor, count: int) -> Tensor:
     return mask
 
 
+def test_rows_of_many_scores_and_scores_stored_by_column() -> None:
+    """Rows longer than those compared one by one, and the transposed scores that SparseGPT hands over."""
+    generator = torch.Generator().manual_seed(1)
+    scores = torch.randint(0, 5, (7, 24), generator=generator).float()
+    for count in (0, 1, 11, 24):
+        assert torch.equal(zero_lowest_per_row(scores, count), lowest_by_sort(scores, count))
+        assert torch.equal(zero_lowest_per_row(scores.T, min(count, 7)), lowest_by_sort(scores.T, min(count, 7)))
+
+
 # Few distinct values, so that most thresholds are shared by several scores.
 tied = arrays("float32", (5, 12), elements=st.integers(0, 4)).map(torch.from_numpy)
 

@@ -66,20 +66,20 @@ def test_coverage_away_from_the_margin(scenario: object) -> None:
 
 @pytest.mark.parametrize("scenario", benchmark.CLUSTERED, ids=lambda s: s.name)
 def test_clusters(scenario: object) -> None:
-    """Skewed effects on ten or twenty clusters are the hardest case: 6-7 % where Student's t has 20-30 %."""
+    """Skewed effects on ten or twenty clusters are the hardest case, where Student's t errs in 20-30 %."""
     rates = benchmark.error_rates(scenario, DRAWS)
-    assert rates.matching <= most(0.065, DRAWS)
+    assert rates.matching <= most(0.05, DRAWS)
     assert rates.not_matching <= most(0.05, DRAWS)
     assert rates.covered >= 1 - most(0.05, DRAWS)
 
 
 @pytest.mark.parametrize("scenario", benchmark.SEEDED, ids=lambda s: s.name)
 def test_calibration_seeds(scenario: object) -> None:
-    """From three seeds on; of two, the variance is hardly known, and `compare` says so."""
+    """Of two seeds the variance is hardly known: intervals are very wide, and `compare` says that it is few."""
     rates = benchmark.error_rates(scenario, DRAWS)
-    limit = 0.07 if "2 seeds" in scenario.name else 0.06  # type: ignore[attr-defined]
-    assert rates.matching <= most(limit, DRAWS)
-    assert rates.not_matching <= most(limit, DRAWS)
+    assert rates.matching <= most(0.05, DRAWS)
+    assert rates.not_matching <= most(0.05, DRAWS)
+    assert rates.covered >= 1 - most(0.05, DRAWS)
 
 
 @pytest.mark.parametrize("stream", [benchmark.binary_stream, benchmark.stratified_stream])

@@ -1,5 +1,6 @@
 """The five outcomes, the degenerate cases, the test against its oracles, many verdicts at once."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -228,16 +229,18 @@ class TestMeanTest:
         assert ours.variance >= raw * omega.sum() / np.trace(m) - 1e-12
 
     def test_seed_variance_by_hand(self) -> None:
-        """Four seeds, items on their own: the spread of their means less half of what item noise explains."""
+        """Four seeds, items on their own: the spread of their means less a quarter of what item noise explains."""
         rng = np.random.default_rng(6)
         values = rng.normal(size=(4, 50)) + np.array([[0.0], [0.1], [0.5], [-0.6]])
         means = values.mean(axis=1)
         interaction = values - means[:, None] - values.mean(axis=0) + means.mean()
         noise = (interaction**2).sum() / (3 * 49) / (4 * 50)
         ours = mean_test(values, np.arange(50), EVERYWHERE)
-        assert ours.seed_variance == pytest.approx(means.var(ddof=1) / 4 - noise / 2)
+        assert ours.seed_variance == pytest.approx(means.var(ddof=1) / 4 - noise / 4)
         assert ours.seed_df == 3
         assert mean_test(values - means[:, None], np.arange(50), EVERYWHERE).seed_variance == 0
+        two = mean_test(values[:2], np.arange(50), EVERYWHERE)
+        assert two.seed_variance == pytest.approx(means[:2].var(ddof=1) / 2)
 
     def test_null_variance_against_an_optimiser(self) -> None:
         """The constrained maximum likelihood of a paired table, found by brute force."""
@@ -273,7 +276,19 @@ class TestMeanTest:
         assert test.variance == pytest.approx(under_null * 20 / 100**2 * 20 / 19)
         residual = sums - sums.mean()
         assert test.skewness == pytest.approx((residual**3).sum() / (residual**2).sum() ** 1.5)
+        assert test.unseen == pytest.approx(1 + 15 / 19)
         assert mean_test(values[None], np.arange(100), EVERYWHERE).skewness == 0
+
+    def test_no_skewness_makes_bolder(self) -> None:
+        """Whatever the sums of few clusters look like, t alone is the boldest that the test can be."""
+        rng = np.random.default_rng(5)
+        for clusters in (3, 5, 8):
+            for _ in range(200):
+                sums = rng.normal(0.6, 1, clusters) + np.where(np.arange(clusters) == 0, rng.uniform(-6, 6), 0)
+                test = mean_test(np.repeat(sums, 4)[None], np.repeat(np.arange(clusters), 4), EVERYWHERE)
+                seen = dataclasses.replace(test, unseen=1.0)
+                assert test.p_above >= seen.p_above >= dataclasses.replace(test, skewness=0.0).p_above
+                assert test.p_below >= seen.p_below >= dataclasses.replace(test, skewness=0.0).p_below
 
     @pytest.mark.parametrize("counts", [(44, 1, 0, 15), (44, 0, 1, 15)])
     def test_copies_prove_no_more_than_one(self, counts: tuple[int, int, int, int]) -> None:

@@ -41,7 +41,7 @@ def is_short_and_causal(
     **_options: Any,
 ) -> bool:
     """Whether this is plain causal self-attention of more than a piece, on a CPU and short enough to gain by it."""
-    square = query.shape[-2] == key.shape[-2] == value.shape[-2]
+    square = query.dim() >= 3 and query.shape[-2] == key.shape[-2] == value.shape[-2]
     plain = is_causal and attn_mask is None and dropout_p == 0 and square
     return plain and query.device.type == "cpu" and PIECE < query.shape[-2] <= LONGEST
 

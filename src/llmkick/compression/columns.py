@@ -14,8 +14,9 @@ from llmkick.compression.hessian import HessianFactor
 
 BLOCK = 128  # columns whose errors reach the columns behind the block together, as one wide matrix product
 PANEL = 32  # columns whose errors reach the rest of their block together, as one narrow matrix product
-NO_MASK = torch.empty(0, 0, dtype=torch.bool)
-NO_GRIDS = (torch.empty(0, dtype=torch.int64), *(torch.empty(0, 0),) * 3)
+NO_MASK = torch.empty(0, 0, dtype=torch.bool, device="cpu")
+NO_NUMBER = torch.empty(0, dtype=torch.int64, device="cpu")
+NO_GRIDS = (NO_NUMBER, *(torch.empty(0, 0, dtype=torch.float32, device="cpu"),) * 3)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +68,7 @@ class Columns:
     def settled(self, start: int, stop: int) -> Tensor:
         """The best these columns can be, given all before them: (stop − start, out); for when `start` has its turn."""
         triangle = self._unit[start:stop, start:stop].T
-        identity = torch.eye(stop - start, device=triangle.device)
+        identity = torch.eye(stop - start, dtype=triangle.dtype, device=triangle.device)
         inverse = torch.linalg.solve_triangular(triangle, identity, upper=False, unitriangular=True)
         first, block = self._block
         within = stop <= first + len(block)  # else a group wider than its block
@@ -95,7 +96,8 @@ class Columns:
                     if a == start if group == 1 else a % group == 0:
                         chosen, chosen_at = choose(a, stop if group == 1 else min(a + group, len(values))), a
                     run = slice(a - start, b - start)
-                    replace(values[a:b], dense[run], errors[run], unit[a:b, a:b], chosen[a - chosen_at : b - chosen_at])
+                    what = chosen[a - chosen_at : b - chosen_at]
+                    replace_run(values[a:b], dense[run], errors[run], unit[a:b, a:b], what)
                     values[b:last].addmm_(unit[a:b, b:last].T, errors[run], alpha=-1)
                 panel = slice(first - start, last - start)
                 values[last:stop].addmm_(unit[first:last, last:stop].T, errors[panel], alpha=-1)
@@ -112,7 +114,7 @@ def spans(start: int, stop: int, width: int, group: int) -> list[tuple[int, int]
     ]
 
 
-def replace(values: Tensor, dense: Tensor, errors: Tensor, unit: Tensor, what: Replacement) -> None:
+def replace_run(values: Tensor, dense: Tensor, errors: Tensor, unit: Tensor, what: Replacement) -> None:
     """Replace a few columns one by one, each error spread over those after it: (columns, out), in place.
 
     dense: the original values; errors: filled with what they differ by; unit: (columns, columns) of M.
@@ -130,7 +132,7 @@ def replace(values: Tensor, dense: Tensor, errors: Tensor, unit: Tensor, what: R
 
 
 def replace_plainly(values: Tensor, dense: Tensor, errors: Tensor, unit: Tensor, what: Replacement) -> None:
-    """As `replace`, on any device."""
+    """As `replace_run`, on any device."""
     for column in range(len(values)):
         new = values[column]
         if what.zeroed is not None:

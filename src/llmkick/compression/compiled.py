@@ -34,8 +34,8 @@ def _zero(values: Floats, zeroed: Mask) -> None:
 def _round(values: Floats, scale: Floats, low: Floats, high: Floats) -> None:
     for row in range(values.size):
         steps = np.rint(values[row] / scale[row])
-        steps = max(low[row], steps)
-        steps = min(high[row], steps)
+        steps = max(steps, low[row])  # in this order NaN stays NaN
+        steps = min(steps, high[row])
         values[row] = (steps + np.float32(0)) * scale[row]  # −0 becomes 0
 
 

@@ -31,7 +31,7 @@ def gptq(
     alive = factor.without_dead(weight)
     fitted = fit_beforehand(weight, alive, grid)
     fit_on_the_way = grid.group_size is not None and not static_groups and factor.order is None
-    order = torch.arange(width) if factor.order is None else factor.order.cpu()
+    order = torch.arange(width, device="cpu") if factor.order is None else factor.order.cpu()
     grids = ColumnGrids.of(fitted, order // group)
     pruned = None if zeroed is None else (zeroed.T if factor.order is None else zeroed.T[factor.order]).contiguous()
     whole = Replacement(zeroed=pruned, grids=grids)
@@ -42,7 +42,7 @@ def gptq(
             fresh = fit_grid(columns.settled(start, stop).T, replace(grid, group_size=None))
             number = start // group
             fitted.scale[:, number], fitted.zero[:, number] = fresh.scale[:, 0], fresh.zero[:, 0]
-            of_group = ColumnGrids.of(fresh, torch.zeros(stop - start, dtype=torch.int64))
+            of_group = ColumnGrids.of(fresh, torch.zeros(stop - start, dtype=torch.int64, device="cpu"))
             return replace(whole[start:stop], grids=of_group)
         return whole[start:stop]
 

@@ -4,9 +4,7 @@ A weight w is stored as a code, an integer from 0 to 2^bits − 1, and read back
 """
 
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -63,19 +61,12 @@ def _in_rows(groups: Tensor, columns: int) -> Tensor:
     return groups.reshape(groups.shape[0], -1)[:, :columns]
 
 
-def nearest_point(values: Any, scale: Any, low: Any, high: Any) -> Any:
-    """The grid point nearest to each value, given codes less the zero point: (out,) float32 each, tensors or arrays.
+def nearest_point(values: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """The grid point nearest to each value, given codes less the zero point: float32, shapes that go together.
 
     low and high are the codes of the ends, less the zero: −zero and top − zero. All whole numbers are exact.
     """
-    if isinstance(values, np.ndarray):
-        steps = values / scale
-        np.rint(steps, out=steps)
-        np.maximum(steps, low, out=steps)
-        np.minimum(steps, high, out=steps)
-        steps += 0  # −0 becomes 0, as it does when codes are read back
-        steps *= scale
-        return steps
+    # + 0 makes −0 to 0, as it is when codes are read back.
     return (values / scale).round_().clamp_(low, high).add_(0).mul_(scale)
 
 

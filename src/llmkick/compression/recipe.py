@@ -52,6 +52,7 @@ class Recipe:
 
     name: ClassVar[str] = ""
     needs: ClassVar[Literal["nothing", "squares", "moments"]] = "nothing"
+    needs_hessian_alone: ClassVar[bool] = False  # of the moments it never asks for the mean squares
 
     def __str__(self) -> str:
         return f"{self.method}@{'+'.join(map(str, self.parts))}"
@@ -78,8 +79,8 @@ class Recipe:
 
     @property
     def needs_squares(self) -> bool:
-        """Whether the inputs' mean squares are what is needed."""
-        return self.needs == "squares"
+        """Whether the inputs' mean squares are needed as such, not only the moments whose diagonal they are."""
+        return self.needs_calibration and not self.needs_hessian_alone
 
     @property
     def is_rounding(self) -> bool:
@@ -142,6 +143,7 @@ class SparseGPT(Recipe):
 
     name = "sparsegpt"
     needs = "moments"
+    needs_hessian_alone = True
 
     pattern: Pattern
     grid: Grid | None = None
@@ -166,6 +168,7 @@ class GPTQ(Recipe):
 
     name = "gptq"
     needs = "moments"
+    needs_hessian_alone = True
 
     grid: Grid
     act_order: bool = False

@@ -1,5 +1,7 @@
 """SparseGPT (arXiv 2301.00774): prune the columns one by one; those that follow make up for each error."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -23,15 +25,14 @@ def sparsegpt(
     """
     alive = factor.without_dead(weight)
     fitted = None if grid is None else fit_beforehand(weight, alive, grid)
-    grids = None
+    whole = Replacement()
     if fitted is not None:
-        grids = ColumnGrids.of(fitted, torch.arange(weight.shape[1]) // fitted.group)
+        whole = Replacement(grids=ColumnGrids.of(fitted, torch.arange(weight.shape[1], device="cpu") // fitted.group))
     columns, size = Columns(alive, factor), factor.size[:, None]
 
     def chosen(start: int, stop: int) -> Replacement:
         scores = columns.settled(start, stop).abs_().mul_(size[start:stop])
-        zeroed = _mask(scores, pattern)
-        return Replacement(zeroed=zeroed, grids=None if grids is None else Replacement(grids=grids)[start:stop].grids)
+        return replace(whole[start:stop], zeroed=_mask(scores, pattern))
 
     columns.sweep(chosen, group=pattern.group if isinstance(pattern, NM) else 1)
     return columns.weight(), fitted
