@@ -1,12 +1,14 @@
 """Kernels where the answer is known beforehand, at the edges of their domain, and what they refuse."""
 
 import math
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from llmkick.compression import columns
+from llmkick.compression import columns, compiled
 from llmkick.compression.gptq import gptq
 from llmkick.compression.grid import decode, round_to_grid
 from llmkick.compression.hessian import InputStatistics, factorise
@@ -305,3 +307,21 @@ def test_the_compiled_loop_changes_no_more_than_rounding(monkeypatch: pytest.Mon
     errors = [relative_output_error(weight, one, rows) for one in (slow, fast)]
     assert errors[0] == pytest.approx(errors[1], rel=0.01)
     assert torch.isclose(slow, fast, atol=1e-4).float().mean() > 0.97
+
+
+def test_compiled_code_needs_no_folder_to_be_kept_in(monkeypatch: pytest.MonkeyPatch):
+    """Where neither the package's folder nor the user's cache can be written Numba refuses to keep what it makes."""
+    makes = compiled.numba.njit
+
+    def nowhere(function: Any, *, cache: bool = False, **options: Any) -> Any:
+        if cache:
+            raise RuntimeError("cannot cache function: no locator available")
+        return makes(function, **options)
+
+    def add_one(values: Any) -> None:
+        values += 1
+
+    monkeypatch.setattr(compiled.numba, "njit", nowhere)
+    values = np.zeros(3, dtype=np.float32)
+    compiled._compiled(add_one)(values)
+    assert values.tolist() == [1, 1, 1]
