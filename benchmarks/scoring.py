@@ -16,7 +16,7 @@ import tempfile
 import time
 import venv
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -413,27 +413,27 @@ def generation_report(model: TransformersModel, variant: str, machine: Machine, 
     )
 
 
-def agreement_report(model: TransformersModel, questions: Sequence[Question]) -> str:
+def agreement_report(model: TransformersModel, questions: Sequence[Question], batches: Sequence[int]) -> str:
     """How often the engine's choice differs from the naive forward's, and that from itself in other batches."""
-    engine, naive = agreement(model, questions)
     rows = [
         [name, one.flipped, f"{100 * one.share:.1f} %", f"{one.mean_shift:.3f}", f"{one.largest_shift:.3f}"]
-        for name, one in (
-            ("engine against naive forward, one at a time", engine),
-            ("naive forward in batches of 8 against one at a time", naive),
-        )
+        for name, one in agreement(model, questions, batches).items()
     ]
     header = [f"{len(questions)} questions, {model.info.dtype}", "choices that differ", "", "mean nats", "largest"]
     return f"## Agreement\n\n{table(header, rows)}"
 
 
-def agreement(model: TransformersModel, questions: Sequence[Question]) -> tuple[NoiseFloor, NoiseFloor]:
-    """Engine against naive, naive against naive in batches of 8."""
+def agreement(model: TransformersModel, questions: Sequence[Question], batches: Sequence[int]) -> dict[str, NoiseFloor]:
+    """The engine, and the naive forward in batches, against the naive forward of one question at a time."""
     requests = [request for question in questions for request in question.requests()]
     places = [range(start, start + 4) for start in range(0, len(requests), 4)]
     alone = naive_logprobs(model, questions, 1)
-    engine = compare_runs(places, model.logprobs(requests), alone)
-    return engine, compare_runs(places, naive_logprobs(model, questions, 8), alone)
+    found = {"engine": compare_runs(places, model.logprobs(requests), alone)}
+    for batch in batches:
+        found[f"naive forward in batches of {batch}"] = compare_runs(
+            places, naive_logprobs(model, questions, batch), alone
+        )
+    return found
 
 
 def naive_logprobs(model: TransformersModel, questions: Sequence[Question], batch: int) -> list[ContinuationScore]:
@@ -495,6 +495,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--answers", type=int, default=100, help="questions of each kind to answer by generation")
     parser.add_argument("--exact", type=int, default=16, help="questions to compare in float32")
     parser.add_argument("--agreement", type=int, default=0, help="questions to compare with the naive forward")
+    parser.add_argument("--batches", type=int, nargs="+", default=[8, 32], help="of the naive forward")
+    parser.add_argument("--shots", type=int, default=5, help="worked examples of the questions compared with it")
     parser.add_argument("--mmlu", type=Path, help="folder with MMLU's dev and test (or val) CSV files")
     parser.add_argument("--rounds", type=int, default=3, help="turns of each side")
     parser.add_argument("--threads", type=int, default=2)
@@ -520,9 +522,10 @@ def main() -> None:
     if args.answers:
         wanted += [lambda one=one: generation_report(model, one, machine, args) for one in ("closed", "open")]  # type: ignore[misc]
     if args.agreement:
-        fitting = [one for one in both if len(model.encode(one.prompt())) < model.max_tokens]
+        fewer = [replace(one, examples=one.examples[: args.shots]) for one in both]
+        fitting = [one for one in fewer if len(model.encode(one.prompt())) < model.max_tokens]
         spaced = fitting[:: max(1, len(fitting) // args.agreement)][: args.agreement]
-        wanted.append(lambda: agreement_report(model, spaced))
+        wanted.append(lambda: agreement_report(model, spaced, args.batches))
     parts = []
     for measure in wanted:
         parts.append(measure())

@@ -52,7 +52,7 @@ def test_bfloat16_flips_no_more_than_a_plain_forward_in_other_batches(
     if MMLU.is_dir():
         questions += benchmark.mmlu_questions(MMLU)[:: len(questions) // 50]
     questions = [one for one in questions[-QUESTIONS:] if len(model.encode(one.prompt())) < model.max_tokens]
-    engine, naive = benchmark.agreement(model, questions)
+    engine, naive = benchmark.agreement(model, questions, [8]).values()
     with capsys.disabled():
         sys.stdout.write(f"\n{engine.questions} questions: engine {engine.flipped}, plain {naive.flipped} flips\n")
     assert engine.questions == len(questions) >= 350
