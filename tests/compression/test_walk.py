@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from llmkick.compression import walk
+from llmkick.compression import inputs, walk
 from llmkick.compression.calibration import Calibration
 from llmkick.compression.compress import compress
 from llmkick.compression.hessian import InputStatistics
@@ -47,6 +47,7 @@ def windows(sequences: int = 7, length: int = 30, seed: int = 0) -> np.ndarray[A
 @pytest.fixture(autouse=True)
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(walk, "BATCH_TOKENS", 65)  # batches of 2, 2, 2 and 1 sequences
+    monkeypatch.setattr(inputs, "ERROR_TOKENS", 4 * 60)  # all of every batch, so that errors can be told from outside
 
 
 # The obvious procedure
