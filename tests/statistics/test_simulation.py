@@ -66,9 +66,9 @@ def test_coverage_away_from_the_margin(scenario: object) -> None:
 
 @pytest.mark.parametrize("scenario", benchmark.CLUSTERED, ids=lambda s: s.name)
 def test_clusters(scenario: object) -> None:
-    """Skewed effects on few clusters are the hardest case: 6-7 % where Student's t has 20-30 %."""
+    """Skewed effects on few clusters are the hardest case: Student's t errs in 20-30 % of draws."""
     rates = benchmark.error_rates(scenario, DRAWS)
-    assert rates.matching <= most(0.065, DRAWS)
+    assert rates.matching <= most(0.05, DRAWS)
     assert rates.not_matching <= most(0.05, DRAWS)
     assert rates.covered >= 1 - most(0.05, DRAWS)
 

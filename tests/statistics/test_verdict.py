@@ -277,6 +277,16 @@ class TestMeanTest:
         assert test.skewness == pytest.approx((residual**3).sum() / (residual**2).sum() ** 1.5)
         assert mean_test(values[None], np.arange(100), EVERYWHERE).skewness == 0
 
+    def test_clusters_have_to_prove_a_small_loss_with_half_the_degrees_of_freedom(self) -> None:
+        values = np.random.default_rng(5).normal(0.1, 1, 96)[None]
+        alone = mean_test(values, np.arange(96), EVERYWHERE)
+        assert (alone.cautious_df, alone.p_above) == (alone.df, stats.t.sf(alone.mean / alone.standard_error, 95))
+        test = mean_test(values, np.repeat(np.arange(12), 8), EVERYWHERE)
+        below, above = test._statistics()
+        assert test.p_above == pytest.approx(stats.t.sf(min(below, above), 11 / 2))
+        assert test.p_below == pytest.approx(stats.t.sf(-max(below, above), 11))
+        assert test.critical(0.05) < test.critical(0.05, test.cautious_df)
+
     def test_a_larger_margin_undoes_no_verdict(self) -> None:
         """On few clusters with skewed losses: what matches within a loss matches within every larger one."""
         rng = np.random.default_rng(1)

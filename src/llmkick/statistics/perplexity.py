@@ -128,8 +128,9 @@ def compare_increase(
     if windows.clusters > 1:
         unbounded = (-np.inf, np.inf)
         test = mean_test(increase.room, windows.cluster, unbounded)
-        half = mean_test(increase.deviation, windows.cluster, unbounded).critical(alpha / 2)
-        interval = (increase.relative(increase.estimate - half), increase.relative(increase.estimate + half))
+        spread = mean_test(increase.deviation, windows.cluster, unbounded)
+        below, above = spread.critical(alpha / 2), spread.critical(alpha / 2, spread.cautious_df)
+        interval = (increase.relative(increase.estimate - below), increase.relative(increase.estimate + above))
     resampled = bootstrap_ratio(
         cluster_sums(increase.numerator, windows.cluster),
         cluster_sums(increase.denominator[None], windows.cluster)[0],

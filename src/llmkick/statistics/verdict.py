@@ -69,6 +69,7 @@ class MeanTest:
     seed_variance: float = 0.0
     seed_df: int = 0
     skewness: float = 0.0  # of the studentised mean
+    caution: float = 1.0  # by what the df of the variance over items are divided when the mean is to be above 0
 
     @property
     def standard_error(self) -> float:
@@ -76,36 +77,41 @@ class MeanTest:
         return math.sqrt(self.variance + self.seed_variance)
 
     @property
+    def cautious_df(self) -> float:
+        """Degrees of freedom where the mean is to be shown above 0."""
+        return self.df / self.caution
+
+    @property
     def p_above(self) -> float:
         """One-sided p of H0: mean ≤ 0."""
-        return self._tail(min(self._statistics()))
+        return self._tail(min(self._statistics()), self.cautious_df)
 
     @property
     def p_below(self) -> float:
         """One-sided p of H0: mean ≥ 0."""
-        return self._tail(-max(self._statistics()))
+        return self._tail(-max(self._statistics()), self.df)
 
-    def critical(self, tail: float) -> float:
+    def critical(self, tail: float, df: float | None = None) -> float:
         """The distance of the mean from 0 that has this one-sided p, skewness aside.
 
         Each variance gets its own quantile (as Cochran & Cox do for two means): with two or three seeds one
         quantile at Satterthwaite's degrees of freedom errs in up to 8 % of draws instead of 5 %.
         """
-        distance = special.stdtrit(self.df, tail) ** 2 * self.variance
+        distance = special.stdtrit(self.df if df is None else df, tail) ** 2 * self.variance
         if self.seed_variance:
             distance += special.stdtrit(self.seed_df, tail) ** 2 * self.seed_variance
         return math.sqrt(distance)
 
-    def _tail(self, statistic: float) -> float:
+    def _tail(self, statistic: float, df: float) -> float:
         """Upper-tail p of a statistic in standard errors: the inverse of `critical`."""
         if not self.seed_variance:
-            return float(special.stdtr(self.df, -statistic))
+            return float(special.stdtr(df, -statistic))
         distance = abs(statistic) * self.standard_error
         low, high = math.log(1e-100), math.log(0.5)
-        if distance >= self.critical(math.exp(low)):
+        if distance >= self.critical(math.exp(low), df):
             log_p = low
         else:
-            log_p = float(optimize.brentq(lambda x: self.critical(math.exp(x)) - distance, low, high))
+            log_p = float(optimize.brentq(lambda x: self.critical(math.exp(x), df) - distance, low, high))
         return math.exp(log_p) if statistic > 0 else 1 - math.exp(log_p)
 
     def _statistics(self) -> Range:
@@ -130,8 +136,11 @@ def mean_test(values: Floats, cluster: Codes, possible: Range) -> MeanTest:
     - variance: cluster-robust CR2 (Bell & McCaffrey 2002), or the score test's, i.e. that of the likeliest
       distribution whose mean *is* 0, over items (times the design effect) and over clusters. For binary
       items on their own this is the matched-pair score test of Tango (1998) and Nam & Blackwelder (2002).
-    - statistic, with clusters: t, or t corrected for the skewness of their sums (Hall 1992). Few clusters show
-      too little of it and err in up to 6 %; taking it larger than seen makes verdicts that a larger margin undoes.
+    - statistic, with clusters: t, or t corrected for the skewness of their sums (Hall 1992), of which few
+      clusters show too little. Taking it larger than seen makes verdicts that a larger margin undoes.
+    - degrees of freedom, with clusters: for a mean above 0 (a loss below r) half of Bell & McCaffrey's, what sums
+      of excess kurtosis 2 have instead of normal ones. All of them err in up to 6.3 % of draws where clusters lose
+      unevenly; on the other side, where that skewness helps, in 2.6 % at most.
     """
     per_item = values.mean(axis=0)
     items = per_item.size
@@ -158,6 +167,7 @@ def mean_test(values: Floats, cluster: Codes, possible: Range) -> MeanTest:
         seed_variance=_seed_variance(values, cluster) if len(values) > 1 else 0.0,
         seed_df=len(values) - 1,
         skewness=skewness,
+        caution=2.0 if sizes.max() > 1 else 1.0,
     )
 
 
