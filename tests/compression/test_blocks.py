@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from llmkick.compression.blocks import (
     BlockRunner,
+    InputHooks,
     LinearLayer,
     decoder_blocks,
     experts_one_by_one,
-    recording_inputs,
     shallow_copy,
 )
 from llmkick.errors import ModelError
@@ -112,7 +112,7 @@ def test_a_weight_is_what_the_layer_multiplies_by(architecture: str):
         def record(layer: LinearLayer, inputs: Tensor, seen: dict[str, Tensor] = seen) -> None:
             seen[layer.name] = inputs
 
-        with experts_one_by_one(network), recording_inputs(block.layers, record), torch.no_grad():
+        with experts_one_by_one(network), InputHooks(block.layers) as hooks, hooks.seen_by(record), torch.no_grad():
             network(tokens(rows=2))
         for layer in block.layers:
             if layer.form == "expert":
@@ -159,6 +159,11 @@ def test_networks_without_blocks_are_refused():
 # Running one block
 
 
+def run(runner: BlockRunner, index: int, ids: Tensor, hidden: Tensor | None) -> Tensor | None:
+    with runner.only(index) as forward:
+        return forward(ids, hidden)
+
+
 @pytest.mark.parametrize("length", [5, 40])  # shorter and longer than the sliding windows of 12
 @pytest.mark.parametrize("architecture", [*ARCHITECTURES, *UNUSUAL])
 def test_block_by_block_equals_the_whole_network(architecture: str, length: int):
@@ -172,7 +177,7 @@ def test_block_by_block_equals_the_whole_network(architecture: str, length: int)
     hidden = None
     with torch.no_grad():
         for index, output in enumerate(expected):
-            hidden = runner.run(index, ids, hidden)
+            hidden = run(runner, index, ids, hidden)
             assert torch.allclose(hidden, output, rtol=1e-5, atol=1e-5), index
     assert all("forward" not in vars(block.module) for block in decoder_blocks(network))
     assert torch.equal(outputs_of_blocks(network, ids)[-1], expected[-1])
@@ -194,8 +199,8 @@ def test_a_block_runs_on_the_states_it_is_given(architecture: str):
     handle.remove()
     runner = BlockRunner(network, blocks)
     with torch.no_grad():
-        runner.run(0, ids, None)
-        assert torch.allclose(runner.run(1, ids, given), expected, rtol=1e-5, atol=1e-5)
+        run(runner, 0, ids, None)
+        assert torch.allclose(run(runner, 1, ids, given), expected, rtol=1e-5, atol=1e-5)
 
 
 class OtherStyle(nn.Module):
@@ -230,10 +235,10 @@ def test_blocks_called_by_keyword_that_return_more_than_their_states():
     hidden = None
     with torch.no_grad():
         for index, output in enumerate(expected):
-            hidden = runner.run(index, ids, hidden)
+            hidden = run(runner, index, ids, hidden)
             assert torch.allclose(hidden, output)
         given = torch.randn(3, 20, 8)
-        assert torch.allclose(runner.run(1, ids, given), network.layers[1](hidden_states=given, scale=1.5)[0])
+        assert torch.allclose(run(runner, 1, ids, given), network.layers[1](hidden_states=given, scale=1.5)[0])
 
 
 def test_a_network_that_skips_a_block_is_refused():
@@ -242,26 +247,26 @@ def test_a_network_that_skips_a_block_is_refused():
     network.layers = network.layers[:1]
     runner = BlockRunner(network, blocks)
     with torch.no_grad():
-        hidden = runner.run(0, tokens(), None)
+        hidden = run(runner, 0, tokens(), None)
         with pytest.raises(ModelError, match=r"the network never ran its block layers\.1"):
-            runner.run(1, tokens(), hidden)
+            run(runner, 1, tokens(), hidden)
 
 
 def test_only_the_block_asked_for_runs():
     network, ids = toy_model().network, tokens()
     blocks = decoder_blocks(network)
-    run: list[int] = []
+    ran: list[int] = []
     handles = [
-        block.module.mlp.register_forward_hook(lambda *_, i=index: run.append(i)) for index, block in enumerate(blocks)
+        block.module.mlp.register_forward_hook(lambda *_, i=index: ran.append(i)) for index, block in enumerate(blocks)
     ]
-    handles.append(network.lm_head.register_forward_hook(lambda *_: run.append(99)))
+    handles.append(network.lm_head.register_forward_hook(lambda *_: ran.append(99)))
     runner = BlockRunner(network, blocks)
     with torch.no_grad():
-        hidden = runner.run(0, ids, None)
-        runner.run(1, ids, hidden)
+        hidden = run(runner, 0, ids, None)
+        run(runner, 1, ids, hidden)
     for handle in handles:
         handle.remove()
-    assert run == [0, 1]
+    assert ran == [0, 1]
 
 
 def test_an_error_inside_a_block_leaves_the_network_usable():
@@ -270,7 +275,7 @@ def test_an_error_inside_a_block_leaves_the_network_usable():
     blocks = decoder_blocks(network)
     handle = blocks[1].module.mlp.register_forward_pre_hook(lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError), torch.no_grad():
-        BlockRunner(network, blocks).run(1, ids, torch.zeros(3, 20, 16))
+        run(BlockRunner(network, blocks), 1, ids, torch.zeros(3, 20, 16))
     handle.remove()
     assert torch.equal(outputs_of_blocks(network, ids)[-1], expected)
 
@@ -286,8 +291,10 @@ def test_hooks_are_gone_afterwards_even_after_an_error(architecture: str):
     def fails(_layer: LinearLayer, _inputs: Tensor) -> None:
         raise KeyError("stop")
 
-    with pytest.raises(KeyError), experts_one_by_one(network), recording_inputs(layers, fails), torch.no_grad():
-        network(tokens())
+    with experts_one_by_one(network), InputHooks(layers) as hooks, torch.no_grad():
+        with pytest.raises(KeyError), hooks.seen_by(fails):
+            network(tokens())
+        network(tokens())  # nobody looks
     assert all(not layer.module._forward_pre_hooks for layer in layers)
     network(tokens())
 
@@ -305,7 +312,7 @@ def test_the_inputs_of_experts_are_the_tokens_routed_to_them():
     def record(layer: LinearLayer, inputs: Tensor) -> None:
         seen.setdefault(layer.name, []).append(inputs)
 
-    with torch.no_grad(), experts_one_by_one(network), recording_inputs(block.layers, record):
+    with torch.no_grad(), experts_one_by_one(network), InputHooks(block.layers) as hooks, hooks.seen_by(record):
         network(ids)
     handle.remove()
     assert network.get_experts_implementation() == implementation

@@ -11,6 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from forwards import count_forwards
 from llmkick.compression import walk
 from llmkick.compression.artifact import save_folder, save_packed, save_streamed
 from llmkick.compression.calibration import as_calibration
@@ -220,10 +221,7 @@ def test_many_recipes_in_one_pass_are_each_as_alone(tmp_path: Path, architecture
 
 def test_many_recipes_cost_one_pass(monkeypatch: pytest.MonkeyPatch):
     calls: list[int] = []
-    run = walk.BlockRunner.run
-    monkeypatch.setattr(
-        walk.BlockRunner, "run", lambda self, index, *rest: (calls.append(index), run(self, index, *rest))[1]
-    )
+    count_forwards(monkeypatch, calls)
     compress_many(toy_model(), ["wanda@0.25", "wanda@2:4", "gptq@4b", "sparsegpt@0.5"], calibration=windows())
     assert calls == [0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2]  # four batches a block
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from forwards import count_forwards
 from llmkick.compression import inputs, walk
 from llmkick.compression.calibration import Calibration
 from llmkick.compression.compress import compress
@@ -385,9 +386,8 @@ def test_the_dense_pass_runs_each_block_once_and_the_propagated_one_twice(monkey
     model = toy_model()
     for propagate, expected in ((False, 3 * 4), (True, 2 * 3 * 4 - 4)):  # the last block's outputs serve nobody
         run: list[int] = []
-        original = walk.BlockRunner.run
         with monkeypatch.context() as patch:
-            patch.setattr(walk.BlockRunner, "run", lambda self, *a, o=original, r=run: r.append(a[0]) or o(self, *a))
+            count_forwards(patch, run)
             compress(model, "wanda@0.5", calibration=windows(), propagate=propagate)
         assert len(run) == expected
 
@@ -407,7 +407,7 @@ def test_low_precision_models_stay_in_their_dtype(dtype: torch.dtype):
 
 def no_forward(monkeypatch: pytest.MonkeyPatch) -> None:
     refuse = lambda *_, **__: pytest.fail("work was begun")  # noqa: E731
-    monkeypatch.setattr(walk.BlockRunner, "run", refuse)
+    monkeypatch.setattr(walk.BlockRunner, "only", refuse)
     monkeypatch.setattr(Runner, "forward", refuse)
     monkeypatch.setattr(walk, "compress_with_statistics", refuse)
 

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils.hooks import RemovableHandle
 
 from llmkick.compression.causal_attention import CausalByPieces
 from llmkick.errors import ModelError
@@ -143,31 +145,48 @@ def shallow_copy(network: nn.Module) -> nn.Module:
     return copy.deepcopy(network, dict(shared))
 
 
-@contextlib.contextmanager
-def recording_inputs(layers: tuple[LinearLayer, ...], seen: Seen, *, last: str | None = None) -> Iterator[None]:
-    """Call `seen(layer, inputs)` whenever a layer runs; inputs (..., in) as the layer got them.
+class InputHooks:
+    """While this context lasts, whichever thread runs the layers may see what they are given (`seen_by`).
 
-    With `last` a forward ends before the layer of that name would run: nothing after it is recorded, and a
-    caller who only records need not pay for it.
+    With `last` a forward that is seen ends before the layer of that name would run: nothing after it is recorded, and
+    a caller who only records need not pay for it.
     """
-    plain = [layer for layer in layers if layer.form != "expert"]
-    experts = [layer for layer in layers if layer.form == "expert"]
 
-    def hook_for(layer: LinearLayer) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+    def __init__(self, layers: tuple[LinearLayer, ...], *, last: str | None = None) -> None:
+        self._plain = [layer for layer in layers if layer.form != "expert"]
+        self._experts = [layer for layer in layers if layer.form == "expert"]
+        self._last = last
+        self._thread = threading.local()
+        self._handles: list[RemovableHandle] = []
+
+    def __enter__(self) -> Self:
+        self._handles = [layer.module.register_forward_pre_hook(self._hook_for(layer)) for layer in self._plain]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    @contextlib.contextmanager
+    def seen_by(self, seen: Seen) -> Iterator[None]:
+        """Call `seen(layer, inputs)` whenever a layer runs in this thread; inputs (..., in) as the layer got them."""
+        self._thread.seen = seen
+        try:
+            with _ExpertCalls(self._experts, seen) if self._experts else contextlib.nullcontext():
+                yield
+        finally:
+            del self._thread.seen
+
+    def _hook_for(self, layer: LinearLayer) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         def hook(_module: nn.Module, arguments: tuple[Any, ...]) -> None:
+            seen = getattr(self._thread, "seen", None)
+            if seen is None:
+                return
             seen(layer, arguments[0])
-            if layer.name == last:
+            if layer.name == self._last:
                 raise _BlockReached(None)
 
         return hook
-
-    handles = [layer.module.register_forward_pre_hook(hook_for(layer)) for layer in plain]
-    try:
-        with _ExpertCalls(experts, seen) if experts else contextlib.nullcontext():
-            yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 class _ExpertCalls(TorchFunctionMode):
@@ -221,11 +240,14 @@ class BlockRunner:
         self._network = network
         self._blocks = blocks
         self._extra_outputs: int | None = None  # blocks of some architectures return (states, None, …)
+        self._thread = threading.local()
 
-    def run(self, index: int, ids: Tensor, hidden: Tensor | None) -> Tensor | None:
-        """Output of block `index`: (sequences, tokens, width), None when the forward ended inside it.
+    @contextlib.contextmanager
+    def only(self, index: int) -> Iterator[Callable[[Tensor, Tensor | None], Tensor | None]]:
+        """A function that runs block `index`, in any thread: (ids, hidden) → the block's output.
 
-        ids: (sequences, tokens); hidden: the block's input states, None for the embeddings' output.
+        ids: (sequences, tokens); hidden: the block's input states, None for the embeddings' output; output: (sequences,
+        tokens, width), None when the forward ended inside the block.
         """
         run_block = self._blocks[index].module.forward
 
@@ -234,19 +256,26 @@ class BlockRunner:
             return (states, *[None] * self._extra_outputs) if self._extra_outputs is not None else states
 
         def entering(*arguments: Any, **keywords: Any) -> Any:
+            hidden = self._thread.hidden
             if hidden is not None and "hidden_states" in keywords:
                 keywords["hidden_states"] = hidden
             elif hidden is not None:
                 arguments = (hidden, *arguments[1:])
             raise _BlockReached(run_block(*arguments, **keywords))
 
-        forwards = _replaced_forwards(self._blocks[: index + 1], [passing] * index + [entering])
-        with forwards, CausalByPieces():
+        def run(ids: Tensor, hidden: Tensor | None) -> Tensor | None:
+            self._thread.hidden = hidden
             try:
-                self._network(input_ids=ids, use_cache=False)
+                with CausalByPieces():
+                    self._network(input_ids=ids, use_cache=False)
             except _BlockReached as reached:
                 return self._states(reached.output)
-        raise ModelError(f"the network never ran its block {self._blocks[index].name}")
+            finally:
+                del self._thread.hidden
+            raise ModelError(f"the network never ran its block {self._blocks[index].name}")
+
+        with _replaced_forwards(self._blocks[: index + 1], [passing] * index + [entering]):
+            yield run
 
     def _states(self, output: Any) -> Tensor | None:
         if output is None:

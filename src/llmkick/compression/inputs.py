@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -12,6 +12,32 @@ from llmkick.compression.hessian import InputStatistics
 
 # Calibration tokens on which a layer's output error is measured.
 ERROR_TOKENS = 128
+
+
+class ForwardInputs:
+    """What the layers are given in one forward, kept until it is over; whether it is still that must then be asked."""
+
+    def __init__(self, *, copies: bool = False) -> None:
+        """With `copies` nothing that the network does later to a layer's input matters."""
+        self._copies = copies
+        self._seen: list[tuple[LinearLayer, Tensor, int]] = []
+        self._copied: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+
+    def see(self, layer: LinearLayer, inputs: Tensor) -> None:
+        """Keep the input of a layer, of layers that share one the same tensor."""
+        if self._copies:
+            # The original is kept alive with it, so that an id names one tensor only.
+            key = id(inputs), inputs._version
+            _, inputs = self._copied.setdefault(key, (inputs, inputs.clone()))
+        self._seen.append((layer, inputs, inputs._version))
+
+    @property
+    def changed(self) -> bool:
+        """Whether the network has changed one of them in place since."""
+        return any(inputs._version != version for _, inputs, version in self._seen)
+
+    def __iter__(self) -> Iterator[tuple[LinearLayer, Tensor]]:
+        return ((layer, inputs) for layer, inputs, _ in self._seen)
 
 
 class InputRecord:
@@ -26,12 +52,18 @@ class InputRecord:
         self._owner: dict[str, str] = {}
         self._statistics: dict[str, InputStatistics] = {}
         self._samples: dict[str, list[Tensor]] = {}
-        # Inputs of the forward in progress, kept alive so that an id names one tensor only.
+        # Inputs of the forward that is taken in, kept alive so that an id names one tensor only.
         self._live: dict[int, tuple[Tensor, str]] = {}
         self._shares = {layer.name for layer in block.layers if layer.form != "expert"}
         self.order: list[str] = []  # names of the layers in the order of their first run
 
-    def see(self, layer: LinearLayer, inputs: Tensor) -> None:
+    def add(self, forward: Iterable[tuple[LinearLayer, Tensor]]) -> None:
+        """Take in what the layers were given in one forward, in the order in which they ran."""
+        for layer, inputs in forward:
+            self._see(layer, inputs)
+        self._live.clear()
+
+    def _see(self, layer: LinearLayer, inputs: Tensor) -> None:
         """Take in what a layer is given: q, k and v share one input, gate and up another."""
         if layer.name not in self._owner:
             self.order.append(layer.name)
@@ -56,10 +88,6 @@ class InputRecord:
         step = max(1, len(tokens) // self._sample_a_batch)
         sample = tokens[::step][: self._sample_a_batch]
         self._samples[name].append(sample.to(torch.float32, copy=True))  # a view would keep all rows alive
-
-    def end_of_forward(self) -> None:
-        """Let go of the activations of the forward that just ended."""
-        self._live.clear()
 
     def statistics_of(self, layer: LinearLayer) -> InputStatistics | None:
         """Statistics of the inputs a layer shares, None when it never ran."""

@@ -14,15 +14,16 @@ from torch import Tensor
 from llmkick.compression.blocks import (
     Block,
     BlockRunner,
+    InputHooks,
     LinearLayer,
     experts_one_by_one,
-    recording_inputs,
     replace_weights,
 )
 from llmkick.compression.calibration import Calibration
 from llmkick.compression.checks import uneven_groups
 from llmkick.compression.finished import FinishedBlocks, Tally
-from llmkick.compression.inputs import InputRecord
+from llmkick.compression.inputs import ForwardInputs, InputRecord
+from llmkick.compression.lanes import side_by_side
 from llmkick.compression.outcome import LayerReport
 from llmkick.compression.recipe import NM, Dense, Grid, Recipe, Unstructured
 from llmkick.compression.size import compact_bytes
@@ -104,6 +105,7 @@ class Walk:
     _hidden: list[Tensor | None] = field(default_factory=list)
     _batches: list[Tensor] = field(default_factory=list)
     _last: tuple[tuple[str, ...], str] | None = None  # layers of the block before, and the one that ran last
+    _copies: bool = False  # whether the network changes what its layers are given
 
     def run(self, calibration: Calibration | None) -> None:
         """Compress all blocks in order; each output's tally tells what was done."""
@@ -112,7 +114,7 @@ class Walk:
         if self.device.type == "cpu":
             keep_freed_memory()
         with torch.inference_mode(False), torch.no_grad(), experts_one_by_one(self.network):
-            self._batches = self._in_batches(calibration)
+            self._lanes, self._batches = self._in_batches(calibration)
             self._runner = BlockRunner(self.network, self.source.blocks)
             self._hidden = [None] * len(self._batches)
             for index in range(self._resume(), len(self.source.blocks)):
@@ -120,16 +122,23 @@ class Walk:
         for output in self.outputs:
             output.tally.warnings += uneven_groups(output.recipe, self.source.blocks)
 
-    def _in_batches(self, calibration: Calibration | None) -> list[Tensor]:
+    def _in_batches(self, calibration: Calibration | None) -> tuple[int, list[Tensor]]:
+        """How many batches run side by side, and the batches: (sequences, tokens) each, alike to one sequence."""
         if calibration is None:
-            return []
+            return 1, []
         tokens = torch.from_numpy(calibration.tokens)
         if not any(output.recipe.needs_calibration for output in self.outputs):
             tokens = tokens[:ERROR_SEQUENCES]
+        count, length = tokens.shape
         widest = max(layer.weight.shape[1] for block in self.source.blocks for layer in block.layers)
-        at_once = min(BATCH_TOKENS, BATCH_TOKENS_CPU) if self.device.type == "cpu" else BATCH_TOKENS
-        budget = min(at_once, BATCH_VALUES // widest)
-        return [batch.to(self.device) for batch in torch.split(tokens, max(1, budget // tokens.shape[1]))]
+        at_once, lanes = BATCH_TOKENS, 1
+        if self.device.type == "cpu":
+            at_once = min(BATCH_TOKENS, BATCH_TOKENS_CPU)
+            lanes = max(1, min(torch.get_num_threads(), count, BATCH_VALUES // (widest * length)))
+        budget = min(at_once, BATCH_VALUES // widest // lanes)
+        rounds = -(-count // (lanes * max(1, budget // length)))
+        batches = torch.tensor_split(tokens, min(count, rounds * lanes))
+        return lanes, [batch.to(self.device) for batch in batches]
 
     def _resume(self) -> int:
         """The first block to be done, with its input states ready and the finished layers in place."""
@@ -139,7 +148,9 @@ class Walk:
             return 0
         first, states = kept.load_hidden(start) or (0, None)
         if states is not None:
-            self._hidden = [state.to(self.device) for state in states]
+            # Those of a run with another number of threads were of other batches.
+            together = torch.split(torch.cat(states), [len(batch) for batch in self._batches])
+            self._hidden = [state.to(self.device) for state in together]
         for index in range(start):
             # With the states at hand the weights alone are needed, and only where they stay in memory.
             if index < first and self.outputs[0].blocks is None:
@@ -172,19 +183,34 @@ class Walk:
         # Blocks of the same make run their layers in the same order; experts run as their tokens come.
         known = self.propagate and self._last is not None and self._last[0] == names
         last = f"{block.name}{self._last[1]}" if known and self._last is not None else None
-        with recording_inputs(block.layers, record.see, last=last):
-            for number, ids in enumerate(self._batches):
-                output = self._runner.run(index, ids, self._hidden[number])
+
+        with InputHooks(block.layers, last=last) as hooks, self._runner.only(index) as run:
+
+            def forward(number: int) -> tuple[Tensor | None, ForwardInputs]:
+                inputs = ForwardInputs(copies=self._copies)
+                with torch.no_grad(), hooks.seen_by(inputs.see):
+                    return run(self._batches[number], self._hidden[number]), inputs
+
+            for number, (output, inputs) in enumerate(side_by_side(forward, range(len(self._batches)), self._lanes)):
+                if inputs.changed:
+                    self._copies = True
+                    output, inputs = forward(number)
+                record.add(inputs)
                 if not self.propagate:
                     self._hidden[number] = output
-                record.end_of_forward()
         if record.order and not any(layer.form == "expert" for layer in block.layers):
             self._last = names, record.order[-1].removeprefix(block.name)
         return record
 
     def _forward(self, index: int) -> None:
-        for number, ids in enumerate(self._batches):
-            self._hidden[number] = self._runner.run(index, ids, self._hidden[number])
+        with self._runner.only(index) as run:
+
+            def forward(number: int) -> Tensor | None:
+                with torch.no_grad():
+                    return run(self._batches[number], self._hidden[number])
+
+            for number, output in enumerate(side_by_side(forward, range(len(self._batches)), self._lanes)):
+                self._hidden[number] = output
 
     def _compress_block(self, index: int, block: Block, record: InputRecord) -> None:
         """Compress all layers by all recipes, keep them, and with propagation put them in place."""
