@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -256,7 +256,8 @@ def has_signal(scores: PairedScores, chance: float, alpha: float) -> bool:
     if scores.clusters < 2:
         return False
     possible = (scores.low - chance, scores.high - chance)
-    return mean_test(scores.dense[None] - chance, scores.cluster, possible).p_above < alpha
+    # Without the caution, which is for rare losses: a score is not rare.
+    return replace(mean_test(scores.dense[None] - chance, scores.cluster, possible), caution=1).p_above < alpha
 
 
 def decide(
