@@ -97,7 +97,7 @@ def quality(method: str, mine: Sequence[Run], plain: Sequence[Run]) -> tuple[str
         return f"every seed within {WANDA_QUALITY:.0%}", f"at most {worst:.2%} apart", worst <= WANDA_QUALITY
     spread = max(theirs.values()) - min(theirs.values())
     worst = max(abs(a - b) for a, b in pairs)
-    # Of means: rounding amplifies the order of sums, so a single seed says little. The largest of a seed is told beside it.
+    # Of means, with the largest difference of a seed told beside it.
     rule = f"means within the spread of the obvious over {len(theirs)} seeds"
     if len(theirs) < 2:
         return rule, f"at most {worst:.2f} apart", None
