@@ -118,7 +118,7 @@ def test_what_would_fail_again_is_not_tried_again():
     schedule.take("a", None)
     schedule.give_up_variant(WANDA, "no such layer")
     schedule.failed("a", "no such layer", final=True)
-    assert [(f.attempts, f.reason) for f in schedule.failures] == [(0, "no such layer")] * 2 + [(1, "no such layer")]
+    assert [(f.attempts, f.reason) for f in schedule.failures] == [(1, "no such layer")] + [(0, "no such layer")] * 2
     assert schedule.take("a", None) is None
 
 
@@ -183,3 +183,13 @@ def test_many_workers_that_fail_at_random_settle_every_cell_once(seed: int):
     settled = [*done, *(failure.cell.run_key for failure in schedule.failures)]
     assert sorted(settled) == sorted(cell.run_key for cell in schedule.cells)
     assert all(f.attempts in (0, ATTEMPTS) for f in schedule.failures)
+
+
+def test_failures_are_in_the_order_of_the_cells_whoever_fails_first():
+    schedule = schedule_of(RTN)
+    cells = [schedule.take(name, None if name == "a" else RTN) for name in "abc"]
+    assert [key(cell) for cell in cells] == [cell.run_key for cell in schedule.cells]
+    for name in "cab":
+        schedule.failed(name, f"{name} refused", final=True)
+    assert [failure.cell.run_key for failure in schedule.failures] == [cell.run_key for cell in schedule.cells]
+    assert [failure.reason for failure in schedule.failures] == ["a refused", "b refused", "c refused"]

@@ -55,6 +55,7 @@ class Schedule:
     def __post_init__(self) -> None:
         self._changed = threading.Condition()
         self._waiting: list[Cell] = list(self.pending)
+        self._place = {cell.run_key: index for index, cell in enumerate(self.cells)}
         self._taken: dict[str, Cell] = {}  # by worker
         self._attempts: Counter[str] = Counter()
         self._made: list[Variant] = []
@@ -103,9 +104,8 @@ class Schedule:
         with self._changed:
             cell = self._taken.pop(worker)
             self._attempts[cell.run_key] += 1
-            attempts = self._attempts[cell.run_key]
-            if final or attempts >= ATTEMPTS:
-                self.failures.append(Failure(cell=cell, attempts=attempts, reason=reason))
+            if final or self._attempts[cell.run_key] >= ATTEMPTS:
+                self._note_failures([cell], reason)
                 if cell.variant.is_dense:
                     self._give_up_task(cell.task.name)
             else:
@@ -124,7 +124,12 @@ class Schedule:
 
     def _give_up(self, cells: Sequence[Cell], reason: str) -> None:
         self._drop(cells)
-        self.failures += [Failure(cell=cell, attempts=self._attempts[cell.run_key], reason=reason) for cell in cells]
+        self._note_failures(cells, reason)
+
+    def _note_failures(self, cells: Collection[Cell], reason: str) -> None:
+        """Failures are in the order of the cells, whichever worker was first to fail."""
+        new = [Failure(cell=cell, attempts=self._attempts[cell.run_key], reason=reason) for cell in cells]
+        self.failures = sorted([*self.failures, *new], key=lambda failure: self._place[failure.cell.run_key])
 
     def _drop(self, cells: Collection[Cell]) -> None:
         keys = {cell.run_key for cell in cells}
@@ -139,8 +144,7 @@ class Schedule:
             self._changed.notify_all()
 
     def _put_back(self, cells: Collection[Cell]) -> None:
-        place = {cell.run_key: index for index, cell in enumerate(self.cells)}
-        self._waiting = sorted([*self._waiting, *cells], key=lambda cell: place[cell.run_key])
+        self._waiting = sorted([*self._waiting, *cells], key=lambda cell: self._place[cell.run_key])
 
     def is_alone(self, worker: str) -> bool:
         """Whether nobody else is at work on the variant of a worker's cell."""
