@@ -123,7 +123,7 @@ def test_small_batches_give_the_same_answers(monkeypatch: pytest.MonkeyPatch, bu
     model = model_of("llama")
     requests = mixed_requests(model, seed=4)
     expected = [naive(model, request) for request in requests]
-    monkeypatch.setattr(memory, "token_budget", lambda _network, _device: budget)
+    monkeypatch.setattr(memory, "token_budget", lambda _network, _device, **_: budget)
     monkeypatch.setattr(generation, "MAX_ROWS", rows)
     assert model.generate(requests) == expected
 

@@ -37,12 +37,13 @@ ALLOCATOR = "[enforce fail at alloc_cpu.cpp:118] err == 0. DefaultCPUAllocator: 
 def test_the_budget_is_fixed_on_the_cpu_and_follows_the_card_on_cuda(monkeypatch: pytest.MonkeyPatch):
     network = toy_model().network
     assert cache_bytes_a_token(network) == 2 * 3 * 2 * 8 * 4  # keys and values, layers, key heads, width, float32
-    assert token_budget(network, CPU) == 8192
+    assert (token_budget(network, CPU), token_budget(network, CPU, decoding=True)) == (8192, 16384)
     weights = 4 * sum(parameter.numel() for parameter in network.parameters())
     total = weights + 10_000 * 384
     for free in (0, total):  # what happens to be free plays no part
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device, free=free: (free, total))
-        assert token_budget(network, CUDA) == 2048  # 0.3 × 10,000, down to a power of two
+        for decoding in (False, True):  # 0.3 × 10,000, down to a power of two
+            assert token_budget(network, CUDA, decoding=decoding) == 2048
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: (0, 0))
     assert token_budget(network, CUDA) == 1024
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: (0, 10**12))
@@ -116,6 +117,21 @@ def test_too_little_memory_shrinks_the_budget_and_says_so(monkeypatch: pytest.Mo
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=0))
     with pytest.warns(MemoryShortage, match="batches now hold 1 tokens"):
         allowance.fit(network, CPU, 10**9)
+
+
+def test_what_decodes_holds_more_and_shrinks_alike(monkeypatch: pytest.MonkeyPatch):
+    network, allowance = toy_model().network, Allowance()
+    monkeypatch.setattr(memory, "NEGLIGIBLE_BYTES", 0)
+    free = 9000 * bytes_a_token(network)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=free))
+    allowance.fit(network, CPU, 10**9)  # what scores fits
+    assert allowance.notes == []
+    with pytest.warns(MemoryShortage, match="batches now hold 8,192 tokens instead of 16,384"):
+        allowance.fit(network, CPU, 10**9, decoding=True)
+    assert [allowance.budget(network, CPU, decoding=decoding) for decoding in (False, True)] == [4096, 8192]
+    with pytest.warns(MemoryShortage, match="batches now hold 4,096 tokens instead of 8,192"):
+        allowance.shrink(network, CPU, "no more", decoding=True)
+    assert allowance.share == 0.25
 
 
 def test_finished_batches_are_not_run_again():
@@ -220,7 +236,8 @@ def test_a_shortage_costs_no_answer_and_is_said(monkeypatch: pytest.MonkeyPatch,
 
 @pytest.mark.parametrize("ask", ASKS.values(), ids=ASKS)
 def test_what_never_fits_is_unanswered_and_the_rest_is_not(monkeypatch: pytest.MonkeyPatch, ask: Ask):
-    monkeypatch.setattr(memory, "CPU_BUDGET", 512)
+    for budget in ("CPU_BUDGET", "CPU_DECODING_BUDGET"):
+        monkeypatch.setattr(memory, budget, 512)
     model = toy_model()
     failing_above(monkeypatch, 40)
     with pytest.warns(MemoryShortage):

@@ -289,7 +289,7 @@ def test_small_batches_give_the_same_scores(monkeypatch: pytest.MonkeyPatch, bud
     requests = mixed_requests(LLAMA, seed=4)
     expected = [naive(LLAMA, request) for request in requests]
     run = forwarded_tokens(monkeypatch)
-    monkeypatch.setattr(memory, "token_budget", lambda _network, _device: budget)
+    monkeypatch.setattr(memory, "token_budget", lambda _network, _device, **_: budget)
     monkeypatch.setattr(scoring, "LOGIT_ROWS", 3)
     assert_close(LLAMA.logprobs(requests), expected)
     assert len(run) >= {1: 20, 70: 8, 300: 5}[budget]

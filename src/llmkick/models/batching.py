@@ -14,7 +14,7 @@ from llmkick.models.memory import is_spread
 from llmkick.models.plan import Ids, group_by_prefix, shared_by_all
 
 # Bumped whenever the engine could answer differently: it is part of every run key.
-ENGINE_VERSION = 2
+ENGINE_VERSION = 3
 
 
 @dataclass

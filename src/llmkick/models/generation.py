@@ -71,7 +71,7 @@ def _generate(model: TransformersModel, rows: list[Row]) -> None:
         for row in rows:
             _decode_whole(model, runner, row)
         return
-    model.allowance.fit(model.network, model.device, sum(row.columns for row in rows))
+    model.allowance.fit(model.network, model.device, sum(row.columns for row in rows), decoding=True)
     queue: list[Row] = []
     everyone = [(list(range(len(rows))), Prefix(runner, ()))]
     for indices, prefix in prefix_groups(runner, [row.prompt for row in rows]) if runner.reusable else everyone:
@@ -147,7 +147,7 @@ class _Decoder:
 
     def _admissible(self) -> list[Row]:
         """The first rows of the queue that fit beside the active ones."""
-        budget = self.model.allowance.budget(self.model.network, self.model.device)
+        budget = self.model.allowance.budget(self.model.network, self.model.device, decoding=True)
         most = MAX_ROWS if self.runner.reusable else 1  # a cache that cannot be padded or cut holds one row
         inside = [row.columns for row in self.active if row.outcome is None]
         rows, widest, new = len(inside), max(inside, default=0), list[Row]()
@@ -178,13 +178,13 @@ class _Decoder:
         first = self.waiting[0] if self.waiting else None
         if first is None:
             return
-        budget = self.model.allowance.budget(self.model.network, self.model.device)
+        budget = self.model.allowance.budget(self.model.network, self.model.device, decoding=True)
         if budget <= first.columns:  # it was alone
             self.waiting.popleft()
             reason = f"the memory of {self.model.device} does not hold its {first.columns} tokens"
             first.outcome = Unanswered(reason=reason)
         else:
-            self.model.allowance.shrink(self.model.network, self.model.device, shortage)
+            self.model.allowance.shrink(self.model.network, self.model.device, shortage, decoding=True)
 
 
 def _decode_whole(model: TransformersModel, runner: Runner, row: Row) -> None:
