@@ -55,25 +55,20 @@ class Columns:
 
     def __init__(self, weight: Tensor, factor: HessianFactor) -> None:
         """Of a float32 weight (out, in), which stays as it is."""
-        self._unit, self._order = factor.unit, factor.order
-        self._dense = weight.T if factor.order is None else weight.T[factor.order]
-        self._values = self._dense.clone(memory_format=torch.contiguous_format)
-        self._block = 0, self._values[:0]  # the first column of the block at work, and its original values
+        self._factor = factor
+        self._dense = (weight.T if factor.order is None else weight.T[factor.order]).contiguous()
+        self._values = self._dense  # until the sweep, before which the caller may let go of the weight
 
     def weight(self) -> Tensor:
         """The weight as it now is: (out, in)."""
-        values = self._values if self._order is None else self._values[self._order.argsort()]
+        order = self._factor.order
+        values = self._values if order is None else self._values[order.argsort()]
         return values.T.contiguous()
 
     def settled(self, start: int, stop: int) -> Tensor:
         """The best these columns can be, given all before them: (stop − start, out); for when `start` has its turn."""
-        triangle = self._unit[start:stop, start:stop].T
-        identity = torch.eye(stop - start, dtype=triangle.dtype, device=triangle.device)
-        inverse = torch.linalg.solve_triangular(triangle, identity, upper=False, unitriangular=True)
-        first, block = self._block
-        within = stop <= first + len(block)  # else a group wider than its block
-        dense = block[start - first : stop - first] if within else self._dense[start:stop]
-        return torch.addmm(dense, inverse, self._values[start:stop] - dense)
+        dense = self._dense[start:stop]
+        return torch.addmm(dense, self._factor.inverse_within(start, stop), self._values[start:stop] - dense)
 
     def sweep(self, choose: Callable[[int, int], Replacement], *, group: int = 1) -> None:
         """Replace all columns in order, as `choose(start, stop)` says for each run of `group` columns in its turn.
@@ -84,24 +79,27 @@ class Columns:
         w − Σ e_i M_ij over those before it. What is added within a panel, a block and behind the block are vector,
         narrow and wide matrix products.
         """
-        values, unit = self._values, self._unit
+        self._values = values = self._dense.clone()
+        unit = self._factor.unit
         run_width = group if 1 < group <= PANEL else PANEL
-        chosen, chosen_at = Replacement(), 0
+        errors = torch.empty_like(values[:BLOCK])
+        replacer = Replacer(values, self._dense, errors, unit)
         for start, stop in spans(0, len(values), BLOCK, group):
-            dense = self._dense[start:stop].contiguous()
-            errors = torch.empty_like(dense)
-            self._block = start, dense
+            replacer.first = start
             for first, last in spans(start, stop, PANEL, group):
                 for a, b in spans(first, last, run_width, group):
                     if a == start if group == 1 else a % group == 0:
-                        chosen, chosen_at = choose(a, stop if group == 1 else min(a + group, len(values))), a
-                    run = slice(a - start, b - start)
-                    what = chosen[a - chosen_at : b - chosen_at]
-                    replace_run(values[a:b], dense[run], errors[run], unit[a:b, a:b], what)
-                    values[b:last].addmm_(unit[a:b, b:last].T, errors[run], alpha=-1)
-                panel = slice(first - start, last - start)
-                values[last:stop].addmm_(unit[first:last, last:stop].T, errors[panel], alpha=-1)
-            values[stop:].addmm_(unit[start:stop, stop:].T, errors, alpha=-1)
+                        replacer.choose(choose(a, stop if group == 1 else min(a + group, len(values))), a)
+                    replacer.replace(a, b)
+                    _spread(values[b:last], unit[a:b, b:last], errors[a - start : b - start])
+                _spread(values[last:stop], unit[first:last, last:stop], errors[first - start : last - start])
+            _spread(values[stop:], unit[start:stop, stop:], errors[: stop - start])
+
+
+def _spread(values: Tensor, unit: Tensor, errors: Tensor) -> None:
+    """Have later columns (later, out) make up for errors (replaced, out), in place; unit: (replaced, later)."""
+    if len(values):
+        values.addmm_(unit.T, errors, alpha=-1)
 
 
 def spans(start: int, stop: int, width: int, group: int) -> list[tuple[int, int]]:
@@ -114,25 +112,50 @@ def spans(start: int, stop: int, width: int, group: int) -> list[tuple[int, int]
     ]
 
 
-def replace_run(values: Tensor, dense: Tensor, errors: Tensor, unit: Tensor, what: Replacement) -> None:
-    """Replace a few columns one by one, each error spread over those after it: (columns, out), in place.
+class Replacer:
+    """Replaces the columns of a block run by run, each error spread over those after it in the run.
 
-    dense: the original values; errors: filled with what they differ by; unit: (columns, columns) of M.
+    values, dense: (columns, out), the weight at work and the original one; unit: (columns, columns) of M. errors:
+    (columns of a block, out), filled with what they differ by from column `first` on.
     """
-    if values.device.type != "cpu":
-        replace_plainly(values, dense, errors, unit, what)
-        return
-    # Loaded with the first weight: the compiler takes half a second.
-    from llmkick.compression.compiled import replace_columns
 
-    grids = what.grids
-    zeroed = NO_MASK if what.zeroed is None else what.zeroed
-    rounding = NO_GRIDS if grids is None else (grids.number, grids.scale, grids.low, grids.high)
-    replace_columns(*(each.numpy() for each in (values, dense, errors, unit, zeroed, *rounding)))
+    def __init__(self, values: Tensor, dense: Tensor, errors: Tensor, unit: Tensor) -> None:
+        self.first = 0
+        self._matrices = values, dense, errors, unit
+        self._is_compiled = is_compiled_for(values.device)
+        if self._is_compiled:
+            self._arrays = [matrix.numpy() for matrix in self._matrices]
+
+    def choose(self, what: Replacement, start: int) -> None:
+        """What becomes of the columns from `start` on."""
+        self._what, self._start = what, start
+        if self._is_compiled:
+            zeroed = NO_MASK if what.zeroed is None else what.zeroed
+            grids = what.grids
+            rounding = NO_GRIDS if grids is None else (grids.number, grids.scale, grids.low, grids.high)
+            self._rule = [each.numpy() for each in (zeroed, *rounding)]
+
+    def replace(self, start: int, stop: int) -> None:
+        """Replace these columns, one after another."""
+        if self._is_compiled:
+            # Loaded with the first weight: the compiler takes half a second.
+            from llmkick.compression.compiled import replace_columns
+
+            replace_columns(*self._arrays, *self._rule, start, stop, self.first, self._start)
+            return
+        values, dense, errors, unit = self._matrices
+        run, what = slice(start, stop), self._what[start - self._start : stop - self._start]
+        of_errors = errors[start - self.first : stop - self.first]
+        replace_plainly(values[run], dense[run], of_errors, unit[run, run], what)
+
+
+def is_compiled_for(device: torch.device) -> bool:
+    """Whether the loop over columns runs as machine code there."""
+    return device.type == "cpu"
 
 
 def replace_plainly(values: Tensor, dense: Tensor, errors: Tensor, unit: Tensor, what: Replacement) -> None:
-    """As `replace_run`, on any device."""
+    """Replace a few columns one by one: (columns, out) in place, on any device."""
     for column in range(len(values)):
         new = values[column]
         if what.zeroed is not None:

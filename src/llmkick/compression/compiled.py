@@ -15,13 +15,14 @@ Mask = NDArray[np.bool_]
 CHUNK = 512  # weights of a column at a time: those of a panel stay in the processor's nearer caches
 
 
-def _compiled(function: Callable[..., None]) -> Callable[..., None]:
-    """Machine code of a function on arrays; it may run beside other threads."""
+def _compiled(function: Callable[..., None], *, inline: bool = False) -> Callable[..., None]:
+    """Machine code of a function on arrays; it may run beside other threads. `inline`: part of those that call it."""
     # No `fastmath`: operations round as IEEE says and in the order written, on any processor.
+    options = {"nogil": True, "error_model": "numpy", "inline": "always" if inline else "never"}
     try:
-        fast: Callable[..., None] = numba.njit(function, cache=True, nogil=True, error_model="numpy")
+        fast: Callable[..., None] = numba.njit(function, cache=True, **options)
     except RuntimeError:  # no folder for the cache can be written
-        fast = numba.njit(function, nogil=True, error_model="numpy")
+        fast = numba.njit(function, **options)
     return fast
 
 
@@ -56,8 +57,9 @@ def _spread_four(values: Floats, errors: Floats, share: Floats, part: slice) -> 
         values[row] -= (one * first[row] + two * second[row]) + (three * third[row] + four * fourth[row])
 
 
-zero, round_, difference = _compiled(_zero), _compiled(_round), _compiled(_difference)
-spread, spread_four = _compiled(_spread), _compiled(_spread_four)
+zero, round_ = _compiled(_zero, inline=True), _compiled(_round, inline=True)
+difference = _compiled(_difference, inline=True)
+spread, spread_four = _compiled(_spread, inline=True), _compiled(_spread_four, inline=True)
 
 
 def _replace_columns(
@@ -70,24 +72,31 @@ def _replace_columns(
     scale: Floats,
     low: Floats,
     high: Floats,
+    start: int,
+    stop: int,
+    first: int,
+    chosen: int,
 ) -> None:
-    """`columns.replace_plainly`: (columns, out) each; without `zeroed` nothing is, without `number` nothing rounded."""
-    columns, rows = values.shape
-    for start in range(0, rows, CHUNK):
-        part = slice(start, min(start + CHUNK, rows))
-        for column in range(columns):
+    """`columns.replace_plainly` for columns start … stop; errors begin with column `first`, the rules with `chosen`.
+
+    Without `zeroed` nothing is zeroed, without `number` nothing rounded.
+    """
+    rows = values.shape[1]
+    for chunk in range(0, rows, CHUNK):
+        part = slice(chunk, min(chunk + CHUNK, rows))
+        for column in range(start, stop):
             now = values[column, part]
-            whole = column // 4 * 4
-            for before in range(0, whole, 4):  # four at once: a third of the traffic between cache and registers
-                spread_four(now, errors[before : before + 4], unit[before : before + 4, column], part)
+            whole = start + (column - start) // 4 * 4
+            for before in range(start, whole, 4):  # four at once: a third of the traffic between cache and registers
+                spread_four(now, errors[before - first : before - first + 4], unit[before : before + 4, column], part)
             for before in range(whole, column):
-                spread(now, errors[before, part], unit[before, column])
+                spread(now, errors[before - first, part], unit[before, column])
             if zeroed.size:
-                zero(now, zeroed[column, part])
+                zero(now, zeroed[column - chosen, part])
             if number.size:
-                grid = number[column]
+                grid = number[column - chosen]
                 round_(now, scale[grid, part], low[grid, part], high[grid, part])
-            difference(now, dense[column, part], errors[column, part])
+            difference(now, dense[column, part], errors[column - first, part])
 
 
 def _zero_lowest_of_few(scores: Floats, count: int, zeroed: Mask) -> None:

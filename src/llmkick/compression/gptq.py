@@ -36,6 +36,7 @@ def gptq(
     pruned = None if zeroed is None else (zeroed.T if factor.order is None else zeroed.T[factor.order]).contiguous()
     whole = Replacement(zeroed=pruned, grids=grids)
     columns = Columns(alive, factor)
+    del alive
 
     def chosen(start: int, stop: int) -> Replacement:
         if fit_on_the_way:

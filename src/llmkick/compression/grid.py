@@ -53,7 +53,9 @@ def fit_grid(weight: Tensor, grid: Grid) -> FittedGrid:
 def _in_groups(weight: Tensor, group: int) -> Tensor:
     """(out, in) → (out, groups, group) float32, the last group filled up with 0."""
     missing = -weight.shape[1] % group
-    return F.pad(weight.float(), (0, missing)).reshape(weight.shape[0], -1, group)
+    # Padding by nothing would still copy.
+    full = F.pad(weight.float(), (0, missing)) if missing else weight.float()
+    return full.reshape(weight.shape[0], -1, group)
 
 
 def _in_rows(groups: Tensor, columns: int) -> Tensor:

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -30,6 +30,16 @@ class HessianFactor:
     dead: Tensor  # (in,) bool, inputs that are always 0
     order: Tensor | None  # (in,) the inputs in the order they are worked on; None: as they come
     damping: float  # share of the mean diagonal that had to be added
+    _inverses: dict[tuple[int, int], Tensor] = field(default_factory=dict, repr=False, compare=False)
+
+    def inverse_within(self, start: int, stop: int) -> Tensor:
+        """Inverse of M's transposed block at these inputs: (stop − start, same), kept for others that share them."""
+        if (start, stop) not in self._inverses:
+            triangle = self.unit[start:stop, start:stop].T
+            identity = torch.eye(stop - start, dtype=triangle.dtype, device=triangle.device)
+            inverse = torch.linalg.solve_triangular(triangle, identity, upper=False, unitriangular=True)
+            self._inverses[start, stop] = inverse
+        return self._inverses[start, stop]
 
     def without_dead(self, weight: Tensor) -> Tensor:
         """The weight in float32 with those of dead inputs at 0: (out, in) → same, which may be the weight itself."""
@@ -202,23 +212,23 @@ def _factor(
 ) -> tuple[Tensor, Tensor, float]:
     """`unit`, `size` and the damping used, given a way to make H with both axes reversed, its lower triangle at least.
 
-    Never are there more than two matrices of that size beside the one it is made from.
+    Unless an attempt fails there are never more than two matrices of that size beside the one it is made from.
     """
     diagonal = diagonal.masked_fill(diagonal == 0, 1).float()
     # With both axes reversed, the lower Cholesky factor becomes an upper R with H = RRᵀ; M has its columns to scale.
     for attempt in range(DAMPING_TRIES):
         used = damping * 10**attempt
         matrix = reversed_hessian()
-        if attempt == 0 and not all_finite(matrix):
-            raise NumericalError(f"{name}: the Hessian holds NaN or Inf; the sums of squared inputs exceed float32")
         matrix.diagonal().copy_((diagonal + used * diagonal.mean()).flip(0))
         lower, failed = torch.linalg.cholesky_ex(matrix)
         del matrix
         if not bool(failed):
             size = lower.diagonal().flip(0)
             unit = lower.flip(0, 1).div_(size)
-            if all_finite(unit):
+            if all_finite(unit.T):  # lies in memory in that order
                 return unit, size, used
+        if attempt == 0 and not all_finite(reversed_hessian()):
+            raise NumericalError(f"{name}: the Hessian holds NaN or Inf; the sums of squared inputs exceed float32")
     raise NumericalError(
         f"{name}: the Hessian cannot be factorised, even with {used:g} of its mean diagonal added;"
         " give more calibration tokens or look for inputs of very different size"

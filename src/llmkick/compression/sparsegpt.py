@@ -29,6 +29,7 @@ def sparsegpt(
     if fitted is not None:
         whole = Replacement(grids=ColumnGrids.of(fitted, torch.arange(weight.shape[1], device="cpu") // fitted.group))
     columns, size = Columns(alive, factor), factor.size[:, None]
+    del alive
 
     def chosen(start: int, stop: int) -> Replacement:
         scores = columns.settled(start, stop).abs_().mul_(size[start:stop])
