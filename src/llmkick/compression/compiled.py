@@ -5,6 +5,7 @@ them than doing it. The machine code is kept beside this file, or where that can
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import numba
 import numpy as np
@@ -18,7 +19,7 @@ CHUNK = 512  # weights of a column at a time: those of a panel stay in the proce
 def _compiled(function: Callable[..., None], *, inline: bool = False) -> Callable[..., None]:
     """Machine code of a function on arrays; it may run beside other threads. `inline`: part of those that call it."""
     # No `fastmath`: operations round as IEEE says and in the order written, on any processor.
-    options = {"nogil": True, "error_model": "numpy", "inline": "always" if inline else "never"}
+    options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "inline": "always" if inline else "never"}
     try:
         fast: Callable[..., None] = numba.njit(function, cache=True, **options)
     except RuntimeError:  # no folder for the cache can be written
