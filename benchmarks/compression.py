@@ -162,6 +162,10 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--timeout", type=float, default=3600, help="seconds for one process")
     parser.add_argument("--repeats", type=int, default=5, help="runs of each kernel in the solve alone")
+    parser.add_argument(
+        "--solve-runs", type=int, default=5, help="processes that time the solve, of which the middle counts"
+    )
+    parser.add_argument("--solve-only", action="store_true", help="time the solve alone, and print its table")
     parser.add_argument("--text-windows", type=int, default=0, help="windows of text to score; 0: all")
     parser.add_argument("--write", action="store_true", help="write benchmarks/results/compression.md")
     options = parser.parse_args()
@@ -181,9 +185,33 @@ def arguments() -> argparse.Namespace:
     if options.clock == "cpu" and options.threads != 1:
         parser.error("--clock cpu adds up all threads; give --threads 1")
     os.environ["BENCHMARK_CLOCK"] = options.clock
-    if unknown or not options.recipes or min(options.seeds, options.sequences, options.threads) < 1:
+    counts = (options.seeds, options.sequences, options.threads, options.repeats, options.solve_runs)
+    if options.solve_only and options.write:
+        parser.error("--write keeps a whole report; leave --solve-only out")
+    if unknown or not options.recipes or min(counts) < 1:
         parser.error(f"nothing to do: recipes {options.only}, peers of {', '.join(PEERS)} or none, counts from 1")
     return options
+
+
+def solve_part(bench: Bench, options: argparse.Namespace, start: dict[str, Any]) -> str:
+    """Kernel against kernel, in several processes."""
+    found = []
+    for number in range(options.solve_runs):
+        say(f"the solve alone, {number + 1} of {options.solve_runs}")
+        run = bench.run(
+            "solve.py",
+            recipes=options.recipes,
+            repeats=options.repeats,
+            dtype="float32",
+            tokens=start["windows"]["0"],
+            dense_loss=start["losses"][0],
+        )
+        found.append(run["rows"])
+    return (
+        "## The solve alone\n\nThe same weights and the same H, of the middle block; the least of the repeats of a "
+        f"process, of {options.solve_runs} processes the one with the middle ratio. Factors are shared by linears with "
+        "one input in ours, made for each in the obvious procedure: that shows in the block.\n\n" + solve_table(found)
+    )
 
 
 def report(bench: Bench, options: argparse.Namespace) -> str:
@@ -196,16 +224,11 @@ def report(bench: Bench, options: argparse.Namespace) -> str:
         length=options.length,
         seeds=options.seeds,
     )
+    if options.solve_only:
+        return solve_part(bench, options, start)
     dense = bench.run("score.py", weights="")
     runs = compete(bench, options, start)
-    solved = bench.run(
-        "solve.py",
-        recipes=options.recipes,
-        repeats=options.repeats,
-        dtype="float32",
-        tokens=start["windows"]["0"],
-        dense_loss=start["losses"][0],
-    )
+    solved = solve_part(bench, options, start)
     machine = bench.run("machine.py", dtype=start["dtype"])
     sizes = {"sequences": options.sequences, "length": options.length}
     return "\n\n".join(
@@ -215,10 +238,7 @@ def report(bench: Bench, options: argparse.Namespace) -> str:
             contenders_table(runs, options.recipes, [*options.contenders, *options.peers]),
             f"## Targets\n\nA target is {met(True)} or {met(False)}; {met(None)} where this run cannot tell.",
             criteria_table(runs, options.recipes),
-            "## The solve alone",
-            "The same weights and the same H, of the middle block; the least of the repeats. Factors are shared by"
-            " linears with one input in ours, made for each in the obvious procedure: that shows in the block.",
-            solve_table(solved["rows"]),
+            solved,
             "## The floor",
             "Two forwards of each block (the first without its last linear, the last block once), the statistics,"
             " the solve; each at the best speed this machine showed, or at that of its memory where that takes longer.",

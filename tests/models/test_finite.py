@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from llmkick.models.finite import all_finite
+from llmkick.models.finite import all_finite, finite_rows
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
@@ -21,3 +21,12 @@ def test_one_bad_entry_anywhere_is_found(dtype: torch.dtype, value: float):
 def test_nothing_is_finite_and_so_are_the_largest_numbers():
     assert all_finite(torch.empty(0, 3))
     assert all_finite(torch.tensor([torch.finfo(torch.float32).max, torch.finfo(torch.float32).min]))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_rows_are_told_apart(value: float):
+    rows = torch.linspace(-3, 3, 36).reshape(4, 9)
+    for place in (0, 4, 8):
+        spoilt = rows.clone()
+        spoilt[2, place] = value
+        assert finite_rows(spoilt).tolist() == [True, True, False, True]

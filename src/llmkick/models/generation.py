@@ -11,6 +11,7 @@ import torch
 
 from llmkick.models.batching import Prefilled, Prefix, Runner, join, prefix_groups
 from llmkick.models.cache import can_reuse_cache
+from llmkick.models.finite import finite_rows
 from llmkick.models.language_model import GenerateRequest, Generation, Unanswered
 from llmkick.models.memory import attempt
 from llmkick.models.plan import Ids, plan_batches
@@ -104,7 +105,7 @@ class _Decoder:
         self._admit()
         assert self.state is not None, "a row was waiting, or active"
         chosen = self.state.next_logits.argmax(-1)
-        finite = torch.isfinite(self.state.next_logits).all(-1).tolist()
+        finite = finite_rows(self.state.next_logits).tolist()
         for row, token, is_finite in zip(self.active, chosen.tolist(), finite, strict=True):
             if row.outcome is None:
                 _append(self.model, row, token, is_finite=is_finite)
