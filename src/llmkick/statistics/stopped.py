@@ -8,7 +8,7 @@ from dataclasses import replace
 from llmkick.statistics.asking_order import AskingOrder
 from llmkick.statistics.paired import Comparison, compare
 from llmkick.statistics.sequential import Stopping, confidence_sequence
-from llmkick.statistics.stopping import EarlyStop, Scores, cluster_codes, filled, signal_after
+from llmkick.statistics.stopping import BETS_SHARE, EarlyStop, Scores, cluster_codes, filled, signal_after
 from llmkick.statistics.verdict import PairedScores, Range, loss_interval
 
 INTERVAL_METHOD = "confidence sequence by betting; on all items also Fieller, cluster-robust"
@@ -78,7 +78,7 @@ def _interval(
 ) -> Range | None:
     """The confidence sequence; when all items were asked, what it has in common with the interval for them all.
 
-    Each may miss the truth in half of alpha. Unscored items are at their best for the lower end, at their worst
+    Each may miss the truth in its share of alpha. Unscored items are at their best for the lower end, at their worst
     for the upper.
     """
     low, high = score_range
@@ -90,7 +90,7 @@ def _interval(
         found = confidence_sequence(
             d,
             c,
-            alpha=alpha / 2,
+            alpha=BETS_SHARE * alpha,
             clusters=labels if whole else None,
             largest_cluster=order.largest_cluster,
             score_range=score_range,
@@ -98,7 +98,7 @@ def _interval(
         bounds = [] if found is None else [found[side]]
         if len(asked) == len(order.clusters) and d.mean() > low:
             paired = PairedScores(dense=d, compressed=c[None], cluster=codes, low=low, high=high)
-            fixed = loss_interval(paired, alpha=alpha / 2)
+            fixed = loss_interval(paired, alpha=(1 - BETS_SHARE) * alpha)
             bounds += [] if fixed is None else [fixed[side]]
         if bounds:
             ends.append(min(bounds) if side else max(bounds))
