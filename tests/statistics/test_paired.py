@@ -215,6 +215,18 @@ class TestNumbers:
         excess = (small.smallest_detectable_loss - 0.05) / (large.smallest_detectable_loss - 0.05)
         assert excess == pytest.approx(4, rel=0.05)
 
+    def test_few_graded_scores_tell_less_than_their_spread_says(self) -> None:
+        """Each of eight loses about the same: no less than the loss told is called not matching, and all beyond is."""
+        dense = np.linspace(0.5, 0.7, 8)
+        found = compare(dense, 0.97 * dense + np.tile([0.01, -0.01], 4)).smallest_detectable_loss
+        assert found is not None
+        assert found > 0.3
+        assert compare(dense, (1 - found + 0.02) * dense).verdict == "undecided"
+        assert compare(dense, (1 - found - 0.02) * dense).verdict == "not matching"
+        many = compare(np.tile(dense, 500), np.tile(0.97 * dense, 500)).smallest_detectable_loss
+        assert many is not None
+        assert many < 0.06
+
     def test_all_is_the_most_that_can_be_lost(self) -> None:
         result = compare(*scores_of(0, 30, 0, 30))
         assert result.relative_drop == 1

@@ -8,6 +8,7 @@ from scipy import stats
 
 from llmkick.errors import ConfigError
 from llmkick.statistics.bootstrap import bootstrap_interval
+from llmkick.statistics.detection import detectable_loss
 from llmkick.statistics.pairing import Clusters, Pairs, Scores, SeedScores, check_settings, pair_scores, sampling_notes
 from llmkick.statistics.sequential import Stopping
 from llmkick.statistics.verdict import MeanTest, PairedScores, Range, Verdict, decide, loss_interval, loss_test
@@ -15,7 +16,6 @@ from llmkick.statistics.verdict import MeanTest, PairedScores, Range, Verdict, d
 PaperVerdict = Literal["matching", "not matching"]
 
 PAPER_SHARE = 0.95  # The rule of LLM-KICK (arXiv:2310.01382): at least 95 % of the dense score.
-DETECTION_POWER = 0.8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +113,7 @@ def compare(
         p_not_matching=test.p_below if test else None,
         drop_above_chance=relative_loss(dense, compressed, chance) if chance else None,
         interval_above_chance=loss_interval(scores, alpha=alpha, chance=chance) if chance else None,
-        smallest_detectable_loss=_detectable_loss(dense, test, margin, alpha),
+        smallest_detectable_loss=detectable_loss(scores, test, margin, alpha),
         margin=margin,
         alpha=alpha,
         chance=chance,
@@ -165,14 +165,6 @@ def _flips(scores: PairedScores) -> tuple[float, float, float | None]:
         discordant = int(gained[0] + lost[0])
         p = float(stats.binomtest(int(lost[0]), discordant).pvalue) if discordant else 1.0
     return float(gained.mean()), float(lost.mean()), p
-
-
-def _detectable_loss(dense: float | None, test: MeanTest | None, margin: float, alpha: float) -> float | None:
-    """The smallest true loss these items would call "not matching" with 80 % probability."""
-    if not dense or test is None:
-        return None
-    loss = margin + (test.critical(alpha) + test.critical(1 - DETECTION_POWER)) / dense
-    return loss if loss <= 1 else None
 
 
 def _notes(
