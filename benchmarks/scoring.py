@@ -10,6 +10,7 @@ import csv
 import json
 import os
 import platform
+import random
 import subprocess
 import sys
 import tempfile
@@ -92,6 +93,12 @@ def mmlu_questions(folder: Path) -> list[Question]:
 
     subjects = sorted(path.name.removesuffix(f"_{split}.csv") for path in (folder / split).glob("*.csv"))
     return [one for subject in subjects for one in read(split, subject, tuple(read("dev", subject)[:5]))]
+
+
+def whole_subjects(questions: Sequence[Question], count: int) -> list[Question]:
+    """All questions of some subjects, drawn by a fixed seed: what sharing saves is how many share their examples."""
+    drawn = set(random.Random(0).sample(sorted({one.subject for one in questions}), count))
+    return [one for one in questions if one.subject in drawn]
 
 
 # The peer
@@ -268,6 +275,11 @@ def distinct_tokens(texts: Sequence[Sequence[int]]) -> int:
     return total
 
 
+def repetition(texts: Sequence[Sequence[int]]) -> float:
+    """How many tokens there are for one that must run."""
+    return sum(map(len, texts)) / distinct_tokens(texts)
+
+
 def floor(model: TransformersModel, machine: Machine, tokens: int, positions: int, reads: int) -> str:
     """The least time for `tokens` through the blocks, `positions` through the head and `reads` of all weights."""
     head = model.network.get_output_embeddings().weight.numel()
@@ -306,8 +318,10 @@ def fastest(batches: Sequence[int], seconds: Callable[[int], float]) -> int:
     return min(batches, key=seconds)
 
 
-def scoring_report(model: TransformersModel, questions: Sequence[Question], machine: Machine, args: Any) -> str:
-    """Questions a second beside lm-eval, and how far the log-probabilities are apart."""
+def scoring_report(
+    model: TransformersModel, questions: Sequence[Question], every: Sequence[Question], machine: Machine, args: Any
+) -> str:
+    """Questions a second beside lm-eval, and how far the log-probabilities are apart; `every`: whence they come."""
     requests = [request for question in questions for request in question.requests()]
     warm = questions[: min(16, len(questions))]
     peer = Peer(model, args.threads)
@@ -337,10 +351,14 @@ def scoring_report(model: TransformersModel, questions: Sequence[Question], mach
     ]
     least = floor(model, machine, distinct_tokens(prompts), len(questions), 1)
     tokens = sum(map(len, prompts)) / len(prompts)
+    subjects = len({question.subject for question in questions})
+    all_prompts = [model.encode(question.prompt()) for question in every]
     return "\n\n".join(
         [
-            f"## Scoring: {len(questions)} questions, 5 examples each, {tokens:.0f} tokens a prompt, "
-            f"{model.info.dtype}",
+            f"## Scoring: {len(questions)} questions in {subjects} subjects, 5 examples each, {tokens:.0f} tokens a "
+            f"prompt, {model.info.dtype}",
+            f"Of the prompts' tokens one in {repetition(prompts):.2f} is distinct, of those of all {len(every):,} "
+            f"questions one in {repetition(all_prompts):.2f}.",
             table(["", "seconds", "questions/s", "llmkick is faster by", "all rounds"], rows),
             f"Log-probabilities of the {len(expected)} letters: {apart(ours[-1], expected, len(LETTERS))}.",
             f"Floor: {least}. llmkick takes {min(seconds['llmkick']):.2f} s.",
@@ -492,6 +510,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--questions", type=int, default=200, help="multiple-choice questions to score")
+    parser.add_argument("--subjects", type=int, default=0, help="score all questions of so many drawn subjects instead")
     parser.add_argument("--answers", type=int, default=100, help="questions of each kind to answer by generation")
     parser.add_argument("--exact", type=int, default=16, help="questions to compare in float32")
     parser.add_argument("--agreement", type=int, default=0, help="questions to compare with the naive forward")
@@ -515,8 +534,9 @@ def main() -> None:
     machine = measure_machine(model)
     both = [*every, *pocket_questions()] if args.mmlu else every
     wanted: list[Callable[[], str]] = []
-    if args.questions:
-        wanted.append(lambda: scoring_report(model, every[: args.questions], machine, args))
+    if args.questions or args.subjects:
+        asked = whole_subjects(every, args.subjects) if args.subjects else every[: args.questions]
+        wanted.append(lambda: scoring_report(model, asked, every, machine, args))
     if args.exact:
         wanted.append(lambda: exactness_report(model, every[: args.exact], args))
     if args.answers:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import stats
+from scipy import optimize, stats
 
 from llmkick.errors import ConfigError, DataError
 from llmkick.statistics import choice_agreement, compare, compare_perplexity, overall_verdict
@@ -126,8 +126,40 @@ class TestNumbers:
         scores = PairedScores(
             dense=np.array(dense), compressed=np.array([compressed]), cluster=np.arange(100), low=0, high=1
         )
-        assert loss_test(scores, low).p_below == pytest.approx(0.05, abs=1e-4)
-        assert loss_test(scores, high).p_above == pytest.approx(0.05, abs=1e-4)
+        assert loss_test(scores, low).interval_p[0] == pytest.approx(0.05, abs=1e-4)
+        assert loss_test(scores, high).interval_p[1] == pytest.approx(0.05, abs=1e-4)
+
+    def test_interval_of_independent_answers_is_the_matched_pair_score_interval(self) -> None:
+        """Tango (1998) for a ratio: the distance in the standard errors of the likeliest counts whose loss is r."""
+        dense, compressed = scores_of(50, 12, 3, 35)
+        interval = compare(dense, compressed).interval
+        assert interval is not None
+        kinds = np.array([[1, 1], [1, 0], [0, 1], [0, 0]], dtype=float)
+        share = np.array([0.5, 0.12, 0.03, 0.35])
+        for r in interval:
+            t = kinds[:, 1] - (1 - r) * kinds[:, 0]
+
+            def moment(tilt: float, t: Any = t) -> float:
+                return float((share * t / (1 + tilt * t)).sum())
+
+            tilt = optimize.brentq(moment, -1 / t.max() + 1e-9, -1 / t.min() - 1e-9)
+            error = math.sqrt((share * t**2 / (1 + tilt * t)).sum() / 100)
+            assert abs((share * t).sum()) / error == pytest.approx(stats.t.isf(0.025, 99), rel=1e-4)
+
+    @pytest.mark.parametrize("size", [1, 4, 20])
+    def test_a_margin_outside_the_interval_is_one_whose_verdict_stands(self, size: int) -> None:
+        rng = np.random.default_rng(size)
+        decided = 0
+        for _, margin in itertools.product(range(20), (0.05, 0.2, 0.4, 0.6)):
+            dense = (rng.random(100) < 0.7) * 1.0
+            kept = rng.random(100) >= np.repeat(rng.beta(0.3, 1, 100 // size), size)
+            found = compare(dense, dense * kept, clusters=np.arange(100) // size, margin=margin, resamples=0)
+            assert found.interval is not None
+            below, above = found.interval[1] < margin, found.interval[0] > margin
+            decided += below or above
+            assert not below or found.verdict == "matching"
+            assert not above or found.verdict == "not matching"
+        assert decided >= 10
 
     def test_bootstrap_is_scipys_bca(self) -> None:
         rng = np.random.default_rng(1)

@@ -70,6 +70,7 @@ class MeanTest:
     seed_df: int = 0
     skewness: float = 0.0  # of the studentised mean
     caution: float = 1.0  # by what the df of the variance over items are divided when the mean is to be above 0
+    score_variance: float = 0.0  # the score test's, over items; 0 where the range of the values is not bounded
 
     @property
     def standard_error(self) -> float:
@@ -90,6 +91,17 @@ class MeanTest:
     def p_below(self) -> float:
         """One-sided p of H0: mean ≥ 0."""
         return self._tail(-max(self._statistics()), self.df)
+
+    @property
+    def interval_p(self) -> Range:
+        """For a two-sided interval that inverts this test: p below and p above, each against half of its alpha.
+
+        What keeps verdicts from erring with few clusters and few losses makes an interval wider than it says. Its own
+        are the p of the matched-pair score interval (Tango 1998; the score test's variance and nothing else), but
+        never less than half of the verdict's: a margin outside the interval is one whose verdict stands.
+        """
+        score = replace(self, variance=self.score_variance or self.variance, skewness=0.0, caution=1.0)
+        return max(score.p_below, self.p_below / 2), max(score.p_above, self.p_above / 2)
 
     def critical(self, tail: float, df: float | None = None) -> float:
         """The distance of the mean from 0 that has this one-sided p, skewness aside.
@@ -168,6 +180,7 @@ def mean_test(values: Floats, cluster: Codes, possible: Range) -> MeanTest:
         seed_df=len(values) - 1,
         skewness=skewness,
         caution=2.0 if sizes.max() > 1 else 1.0,
+        score_variance=over_items,
     )
 
 
@@ -282,7 +295,7 @@ def decide(
 
 
 def loss_interval(scores: PairedScores, *, alpha: float, chance: float = 0.0) -> Range | None:
-    """Two-sided interval on the relative loss: every r that `loss_test` does not reject (Fieller 1954).
+    """Two-sided interval on the relative loss: every r that `loss_test` leaves (Fieller 1954; see `interval_p`).
 
     None where that set has no lower end: a single cluster, or a dense score not clearly above chance.
     """
@@ -291,10 +304,10 @@ def loss_interval(scores: PairedScores, *, alpha: float, chance: float = 0.0) ->
     dense, compressed = float(scores.dense.mean()) - chance, float(scores.compressed.mean()) - chance
 
     def p_below(relative_loss: float) -> float:
-        return loss_test(scores, relative_loss, chance).p_below
+        return loss_test(scores, relative_loss, chance).interval_p[0]
 
     def p_above(relative_loss: float) -> float:
-        return loss_test(scores, relative_loss, chance).p_above
+        return loss_test(scores, relative_loss, chance).interval_p[1]
 
     estimate = 1 - compressed / dense
     lower = _crossing(p_below, estimate, alpha / 2, direction=-1)
