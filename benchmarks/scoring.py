@@ -125,7 +125,8 @@ class Peer:
         hidden = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
         self.folder = tempfile.TemporaryDirectory()
         self.process = subprocess.Popen(
-            [str(peer_python()), str(Path(__file__).with_name("scoring_peer.py"))],
+            # -P: beside the script lies a statistics.py that would hide the standard library's.
+            [str(peer_python()), "-P", str(Path(__file__).with_name("scoring_peer.py"))],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=(Path(self.folder.name) / "log").open("w"),
