@@ -10,7 +10,8 @@ from scipy import optimize, stats
 
 from llmkick.errors import ConfigError
 from llmkick.statistics import compare, fixed_sequence, holm, overall_verdict
-from llmkick.statistics.verdict import MeanTest, PairedScores, loss_test, mean_test, null_variance
+from llmkick.statistics.mean_test import MeanTest, mean_test, null_variance
+from llmkick.statistics.verdict import PairedScores, loss_test
 
 EVERYWHERE = (-math.inf, math.inf)
 

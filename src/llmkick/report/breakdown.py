@@ -11,7 +11,7 @@ import pandas as pd
 from llmkick.report.cells import is_control, labels_of, ordered_tasks, task_comparisons
 from llmkick.report.reading import Run
 from llmkick.statistics import compare
-from llmkick.statistics.verdict import mean_test
+from llmkick.statistics.mean_test import mean_test
 from llmkick.study.journal import CellEntry
 
 # The details of a record that name the part of the task it belongs to; a task with more parts is left whole.

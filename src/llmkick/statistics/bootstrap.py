@@ -3,7 +3,8 @@
 import numpy as np
 from scipy import stats
 
-from llmkick.statistics.verdict import Floats, PairedScores, Range, cluster_sums
+from llmkick.statistics.mean_test import Floats, Range, cluster_sums
+from llmkick.statistics.verdict import PairedScores
 
 
 def bootstrap_interval(scores: PairedScores, *, alpha: float, resamples: int, seed: int) -> Range | None:

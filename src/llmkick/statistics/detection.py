@@ -6,7 +6,8 @@ from dataclasses import replace
 
 from scipy import optimize
 
-from llmkick.statistics.verdict import MeanTest, PairedScores, loss_test
+from llmkick.statistics.mean_test import MeanTest
+from llmkick.statistics.verdict import PairedScores, loss_test
 
 DETECTION_POWER = 0.8
 

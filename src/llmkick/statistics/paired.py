@@ -9,9 +9,10 @@ from scipy import stats
 from llmkick.errors import ConfigError
 from llmkick.statistics.bootstrap import bootstrap_interval
 from llmkick.statistics.detection import detectable_loss
+from llmkick.statistics.mean_test import MeanTest, Range
 from llmkick.statistics.pairing import Clusters, Pairs, Scores, SeedScores, check_settings, pair_scores, sampling_notes
 from llmkick.statistics.sequential import Stopping
-from llmkick.statistics.verdict import MeanTest, PairedScores, Range, Verdict, decide, loss_interval, loss_test
+from llmkick.statistics.verdict import PairedScores, Verdict, decide, loss_interval, loss_test
 
 PaperVerdict = Literal["matching", "not matching"]
 
@@ -72,7 +73,7 @@ def compare(
 
     Scores pair by id or position, clusters are resampled whole, every score lies in score_range. `seeds`
     names the calibration seeds; an empty one says that the method has none. The verdict rests on one-sided
-    tests at alpha of E[c − (1 − margin)·d]; see `verdict.mean_test` for the test and benchmarks/results/statistics.md
+    tests at alpha of E[c − (1 − margin)·d]; see `mean_test` for the test and benchmarks/results/statistics.md
     for how it errs. `resamples=0` skips the bootstrap. `same_model` says whether both are known to be the same
     weights; where nobody knows (None), scores that are identical throughout match by definition.
     """

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmkick.errors import ConfigError, DataError
-from llmkick.statistics.verdict import Codes, Floats, PairedScores
+from llmkick.statistics.mean_test import Codes, Floats
+from llmkick.statistics.verdict import PairedScores
 
 # By position, or by item id (a mapping, or (id, score) pairs); None is an item that could not be scored.
 Scores = Mapping[str, float | None] | Sequence[float | None] | Sequence[tuple[str, float | None]] | NDArray[Any]

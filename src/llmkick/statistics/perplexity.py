@@ -9,6 +9,7 @@ import numpy as np
 
 from llmkick.errors import DataError
 from llmkick.statistics.bootstrap import bootstrap_ratio
+from llmkick.statistics.mean_test import Floats, Range, cluster_sums, mean_test
 from llmkick.statistics.pairing import (
     Clusters,
     Pairs,
@@ -20,7 +21,7 @@ from llmkick.statistics.pairing import (
     pair_scores,
     sampling_notes,
 )
-from llmkick.statistics.verdict import Floats, PairedScores, Range, cluster_sums, mean_test
+from llmkick.statistics.verdict import PairedScores
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from llmkick.statistics.asking_order import AskingOrder
+from llmkick.statistics.mean_test import Range
 from llmkick.statistics.paired import Comparison, compare
 from llmkick.statistics.sequential import Stopping, confidence_sequence
 from llmkick.statistics.stopping import BETS_SHARE, EarlyStop, Scores, cluster_codes, filled, signal_after
-from llmkick.statistics.verdict import PairedScores, Range, loss_interval
+from llmkick.statistics.verdict import PairedScores, loss_interval
 
 INTERVAL_METHOD = "confidence sequence by betting; on all items also Fieller, cluster-robust"
 
