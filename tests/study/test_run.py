@@ -24,6 +24,7 @@ from llmkick.compression.calibration import calibrate
 from llmkick.errors import ConfigError, DataError, ModelError
 from llmkick.models.checkpoint import SOURCE_FILE
 from llmkick.models.transformers_model import TransformersModel, load_model
+from llmkick.report.reading import opened_run
 from llmkick.study import compressor as compressor_module
 from llmkick.study import executor as executor_module
 from llmkick.study.config import Study, load_study, make_study
@@ -706,3 +707,15 @@ def test_without_propagation_one_pass_serves_all_recipes(toy: Path, tmp_path: Pa
     assert found.results == one_by_one.results
     assert [report["digest"] for report in found.compression] == [r["digest"] for r in one_by_one.compression]
     assert len(passes) == 2
+
+
+def test_without_results_json_the_verdicts_are_those_of_the_run(study: Study, copy: Path):
+    """Scores that are all alike match only where the weights are: the journal has to say whether they are."""
+    edit(copy, "UPDATE records SET score = 1 WHERE task = 'factoid_qa'")
+    edit(copy, "DELETE FROM records WHERE recipe = 'rtn@4b' AND task = 'perplexity'")
+    result = run_study(study, out=copy)
+    verdicts = {entry["recipe"]: entry["verdict"] for entry in result.comparisons if entry["task"] == "factoid_qa"}
+    assert set(verdicts.values()) == {"undecided"}
+    (copy / RESULTS_FILE).unlink()
+    with opened_run(copy) as run:
+        assert run.result.comparisons == result.comparisons

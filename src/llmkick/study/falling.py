@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,6 +27,7 @@ class FallingVerdicts:
     tasks: Sequence[Mapping[str, Any]]
     observer: Observer
     orders: Mapping[str, AskingOrder] = field(default_factory=dict)  # of tasks that stop when decided
+    same_weights: Callable[[str], bool] | None = None  # whether a recipe left the weights as they were
     _run_keys: dict[tuple[str, str], list[str]] = field(default_factory=dict)
 
     def after(self, cell: Cell, *, filled: bool) -> None:
@@ -51,5 +52,6 @@ class FallingVerdicts:
                 margin=self.study.margin,
                 alpha=self.study.alpha,
                 orders=self.orders,
+                same_weights=self.same_weights,
             ):
                 self.observer.verdict(as_json(found))

@@ -56,7 +56,7 @@ class Finish:
                 margin=study.margin,
                 alpha=study.alpha,
                 orders={name: rule.order for name, rule in self.run.rules.items()},
-                same_weights=self._left_the_weights,
+                same_weights=self.run.left_the_weights,
             )
         reports = self._reports()
         result = StudyResult(
@@ -138,13 +138,6 @@ class Finish:
                 assert known is not None, f"{variant} was never opened"
                 found.append(known[1])
         return found
-
-    def _left_the_weights(self, recipe: str) -> bool:
-        """Whether a recipe changed no weight at all, with any seed; or another model is the dense one's files again."""
-        if recipe in self.run.others.checkpoints:
-            return self.run.others.checkpoints[recipe].digest == self.run.model.info.digest
-        digests = {report["digest"] for report in self._reports() if report["recipe"] == recipe}
-        return bool(digests) and digests == {self.run.executor.dense_digest()}
 
     def _reports(self) -> list[dict[str, Any]]:
         reports = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,12 @@ def partial_result(journal: Journal, folder: Path) -> StudyResult:
     whole = records[_of(records, [cell for cell in cells if cell.records >= items.get(cell.task, 0)])]
     dense = set(whole.loc[whole["recipe"] == "dense", "task"])
     comparisons = compare_all(
-        whole, [task for task in tasks if task["name"] in dense], study.labels(), margin=study.margin, alpha=study.alpha
+        whole,
+        [task for task in tasks if task["name"] in dense],
+        study.labels(),
+        margin=study.margin,
+        alpha=study.alpha,
+        same_weights=_same_weights(journal, meta),
     )
     rows = cell_results(records, tasks)
     places = {name: place for place, name in enumerate(("dense", *study.labels()))}
@@ -54,6 +59,17 @@ def partial_result(journal: Journal, folder: Path) -> StudyResult:
         compression=[report for report in journal.artifacts() if report.get("recipe") in study.recipes],
         warnings=_missing(study, tasks, cells, items),
     )
+
+
+def _same_weights(journal: Journal, meta: Mapping[str, str]) -> Callable[[str], bool] | None:
+    """Whether a recipe left the weights as they were; None where the run never had to look at the dense ones."""
+    dense = _noted(meta, "dense_digest")
+    if dense is None:
+        return None
+    made: dict[str, set[str]] = {}
+    for report in journal.artifacts():
+        made.setdefault(str(report.get("recipe")), set()).add(str(report.get("digest")))
+    return lambda recipe: made.get(recipe) == {dense}
 
 
 def newest(cells: Sequence[CellEntry]) -> list[CellEntry]:

@@ -92,6 +92,19 @@ class StudyRun(PreparedStudy):
             self.executor.close()
             self.journal.close()
 
+    def left_the_weights(self, recipe: str) -> bool:
+        """Whether a recipe changed no weight at all, with any seed; or another model is the dense one's files again.
+
+        The dense weights' digest is noted in the journal, for reports that are made without the model.
+        """
+        if recipe in self.others.checkpoints:
+            return self.others.checkpoints[recipe].digest == self.model.info.digest
+        variants = [variant for variant in variants_of(self.study) if variant.is_recipe and variant.label == recipe]
+        known = [self.journal.artifact(self.report_key(variant)) for variant in variants]
+        dense = self.executor.dense_digest()
+        self.journal.describe("dense_digest", dense)
+        return bool(variants) and {one[0] for one in known if one is not None} == {dense}
+
     def _run_cells(self) -> None:
         variants = list(variants_of(self.study))
         cells = [(variant, self.cells(variant)) for variant in variants]
@@ -103,6 +116,7 @@ class StudyRun(PreparedStudy):
             tasks=tasks,
             observer=self.observer,
             orders={name: rule.order for name, rule in self.rules.items()},
+            same_weights=self.left_the_weights,
         )
         pending: list[Cell] = []
         for variant, own in cells:
