@@ -237,6 +237,7 @@ class TestMeanTest:
         noise = (interaction**2).sum() / (3 * 49) / (4 * 50)
         ours = mean_test(values, np.arange(50), EVERYWHERE)
         assert ours.seed_variance == pytest.approx(means.var(ddof=1) / 4 - noise / 4)
+        assert ours.score_seed_variance == pytest.approx(means.var(ddof=1) / 4 - 3 * noise / 4)
         assert ours.seed_df == 3
         assert mean_test(values - means[:, None], np.arange(50), EVERYWHERE).seed_variance == 0
         two = mean_test(values[:2], np.arange(50), EVERYWHERE)

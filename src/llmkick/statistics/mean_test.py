@@ -23,7 +23,8 @@ class MeanTest:
     seed_df: int = 0
     skewness: float = 0.0  # of the studentised mean
     caution: float = 1.0  # by what the df of the variance over items are divided when the mean is to be above 0
-    score_variance: float = 0.0  # the score test's, over items; 0 where the range of the values is not bounded
+    score_variance: float = 0.0  # for intervals, over items; 0 where the range of the values is not bounded
+    score_seed_variance: float = 0.0  # for intervals, over calibration seeds
 
     @property
     def standard_error(self) -> float:
@@ -53,7 +54,13 @@ class MeanTest:
         are the p of the matched-pair score interval (Tango 1998; the score test's variance and nothing else), but
         never less than half of the verdict's: a margin outside the interval is one whose verdict stands.
         """
-        score = replace(self, variance=self.score_variance or self.variance, skewness=0.0, caution=1.0)
+        score = replace(
+            self,
+            variance=self.score_variance or self.variance,
+            seed_variance=self.score_seed_variance,
+            skewness=0.0,
+            caution=1.0,
+        )
         return max(score.p_below, self.p_below / 2), max(score.p_above, self.p_above / 2)
 
     def critical(self, tail: float, df: float | None = None) -> float:
@@ -122,6 +129,7 @@ def mean_test(values: Floats, cluster: Codes, possible: Range) -> MeanTest:
     design_effect = max(1.0, variance / sampling) if sampling > 0 else 1.0
     over_items = null_variance(per_item, possible) / items * design_effect
     over_clusters, skewness = 0.0, 0.0
+    over_seeds = _seed_variances(values, cluster) if len(values) > 1 else (0.0, 0.0)
     if sizes.max() > 1 and squares > 0:
         over_clusters = null_variance(sums, (sums.min(), sums.max())) * sizes.size * variance / squares
         skewness = float((residual**3).sum()) / squares**1.5
@@ -129,11 +137,12 @@ def mean_test(values: Floats, cluster: Codes, possible: Range) -> MeanTest:
         mean=mean,
         variance=max(variance, over_items, over_clusters),
         df=df,
-        seed_variance=_seed_variance(values, cluster) if len(values) > 1 else 0.0,
+        seed_variance=over_seeds[0],
         seed_df=len(values) - 1,
         skewness=skewness,
         caution=2.0 if sizes.max() > 1 else 1.0,
         score_variance=over_items,
+        score_seed_variance=over_seeds[1],
     )
 
 
@@ -170,12 +179,13 @@ def _cluster_variance(residual: Floats, sizes: Floats, sampling: float) -> tuple
     return raw * float(total) / trace, trace**2 / frobenius
 
 
-def _seed_variance(values: Floats, cluster: Codes) -> float:
-    """What the choice of calibration seeds adds to the variance of the mean: (seeds, items) → scalar.
+def _seed_variances(values: Floats, cluster: Codes) -> Range:
+    """What the choice of seeds adds to the variance of the mean, for verdicts and for intervals: (seeds, items) → two.
 
     Seeds cross with clusters, so the spread of their means holds item noise that the cluster variance counts
-    already. Of that noise a share of (seeds − 2) / 2·seeds is taken off: none of it with two seeds, a sixth with
-    three, almost half with many. Half of it throughout errs in 7.3 % of draws with two seeds and 6.0 % with three.
+    already. For verdicts a share of (seeds − 2) / 2·seeds of that noise is taken off: none of it with two seeds, a
+    sixth with three, almost half with many. Half of it throughout errs in 7.3 % of draws with two seeds and 6.0 % with
+    three. For intervals it is (seeds − 1) / seeds, half of it with two seeds and nearly all with many.
     """
     seeds, items = values.shape
     seed_means = values.mean(axis=1)
@@ -183,7 +193,8 @@ def _seed_variance(values: Floats, cluster: Codes) -> float:
     interaction = sums - sums.mean(axis=0)
     clusters: int = sums.shape[1]
     noise = float((interaction**2).sum()) / items**2 / (seeds * (seeds - 1)) * clusters / (clusters - 1)
-    return float(max(0.0, seed_means.var(ddof=1) / seeds - noise * (seeds - 2) / (2 * seeds)))
+    spread = float(seed_means.var(ddof=1)) / seeds
+    return max(0.0, spread - noise * (seeds - 2) / (2 * seeds)), max(0.0, spread - noise * (seeds - 1) / seeds)
 
 
 def null_variance(values: Floats, possible: Range) -> float:
