@@ -81,7 +81,10 @@ def _share(result: FrontierResult, name: str) -> str:
 
 def frontier_chart(result: FrontierResult) -> alt.ConcatChart:
     """A panel a method: tasks down, levels from mild to severe across; a bar where the answer is not known."""
-    return themed([_panel(result, name) for name in dict.fromkeys(row["name"] for row in result.frontiers)], columns=2)
+    panels = [_panel(result, name) for name in dict.fromkeys(row["name"] for row in result.frontiers)]
+    # A saved figure is measured in one font and shown in whatever the reader has: the names of tasks need room.
+    room = {"left": 28, "right": 8, "top": 8, "bottom": 8}
+    return themed(panels, columns=2).properties(padding=room)
 
 
 def _panel(result: FrontierResult, name: str) -> alt.LayerChart:
@@ -98,7 +101,7 @@ def _panel(result: FrontierResult, name: str) -> alt.LayerChart:
         sort=levels,
         scale=alt.Scale(domain=levels),
         title=f"{KINDS[_KINDS[kind]].lower()}, mild → severe",
-        axis=alt.Axis(labelAngle=0, labelOverlap=True),
+        axis=alt.Axis(labelAngle=0, labelOverlap=True, labelSeparation=8),
     )
     y = alt.Y("task:N", sort=order, scale=alt.Scale(domain=order), title=None, axis=alt.Axis(labelLimit=200))
     tips = [alt.Tooltip("task:N"), alt.Tooltip("answer:N", title="matching … not matching")]
