@@ -67,7 +67,7 @@ class TestDegenerate:
     @given(st.lists(st.floats(0, 1), min_size=1, max_size=40))
     def test_dense_against_itself(self, scores: list[float]) -> None:
         result = compare(scores, scores, resamples=100)
-        assert result.verdict == ("matching" if sum(scores) > 0 else "no signal")
+        assert result.verdict == ("matching" if np.mean(scores) > 0 else "no signal")
         assert (result.gained, result.lost) == (0, 0)
 
     def test_identity_on_few_items_says_what_it_proves(self) -> None:
@@ -77,6 +77,27 @@ class TestDegenerate:
         # Nothing lost among 20 where 5 % may be: probability 0.95 ** 20 = 0.36.
         assert few.p_matching > 0.05 > many.p_matching
         assert any("identical" in note for note in few.notes)
+
+    @pytest.mark.parametrize(("right", "verdict"), [(57, "undecided"), (59, "matching")])
+    def test_nothing_lost_is_no_rarer_than_it_is(self, right: int, verdict: str) -> None:
+        """60 items of which 3 may fall: at a loss of the margin none of them does in (1 − 0.05·d)^60."""
+        scores = [1.0] * right + [0.0] * (60 - right)
+        result = compare(scores, scores, same_model=False)
+        assert result.p_matching == pytest.approx((1 - 0.05 * right / 60) ** 60)
+        assert result.verdict == verdict
+
+    def test_an_unchanged_score_loses_at_most_the_best(self) -> None:
+        """Graded: 5 % of a mean of 0.5 of at most 0.8 is lost by at least one item in 32."""
+        scores = [0.2, 0.8] * 50
+        result = compare(scores, scores, same_model=False)
+        assert result.p_matching is not None
+        assert result.p_matching >= (1 - 0.05 * 0.5 / 0.8) ** 100
+
+    @pytest.mark.parametrize("size", [1e-323, 2.225073858507203e-309, 1e-200])
+    def test_scores_as_small_as_floats_can_be(self, size: float) -> None:
+        result = compare([0.0, size], [0.0, size])
+        assert (result.verdict, result.lost) == ("matching", 0)
+        assert compare([0.0, size], [0.0, 0.0]).lost == 1
 
     def test_another_model_has_to_prove_that_it_is_the_same(self) -> None:
         few, many = ([1.0] * n for n in (20, 200))

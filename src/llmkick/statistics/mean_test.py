@@ -25,6 +25,7 @@ class MeanTest:
     caution: float = 1.0  # by what the df of the variance over items are divided when the mean is to be above 0
     score_variance: float = 0.0  # for intervals, over items; 0 where the range of the values is not bounded
     score_seed_variance: float = 0.0  # for intervals, over calibration seeds
+    least_p_above: float = 0.0  # what p_above is at least, where more is known of the scores than their mean
 
     @property
     def standard_error(self) -> float:
@@ -39,7 +40,7 @@ class MeanTest:
     @property
     def p_above(self) -> float:
         """One-sided p of H0: mean ≤ 0."""
-        return self._tail(min(self._statistics()), self.cautious_df)
+        return max(self._tail(min(self._statistics()), self.cautious_df), self.least_p_above)
 
     @property
     def p_below(self) -> float:
@@ -60,6 +61,7 @@ class MeanTest:
             seed_variance=self.score_seed_variance,
             skewness=0.0,
             caution=1.0,
+            least_p_above=0.0,
         )
         return max(score.p_below, self.p_below / 2), max(score.p_above, self.p_above / 2)
 
@@ -203,10 +205,11 @@ def null_variance(values: Floats, possible: Range) -> float:
     That distribution is p_i = 1 / (n·(1 + λ·t_i)) (empirical likelihood, Owen 1988). What mass is left when λ
     is at its limit sits on the end of `possible` that was never observed.
     """
-    low, high = possible
-    if not low < 0 < high or np.isinf(high - low):
+    if not possible[0] < 0 < possible[1] or np.isinf(possible[1] - possible[0]):
         return 0.0
-    value, count = np.unique(values, return_counts=True)
+    unit = max(-possible[0], possible[1])  # 1 / high has no number where scores are as small as floats can be
+    low, high = possible[0] / unit, possible[1] / unit
+    value, count = np.unique(values / unit, return_counts=True)
     weight = count / values.size
     below, above = -1 / high, -1 / low
     for _ in range(40):
@@ -215,4 +218,4 @@ def null_variance(values: Floats, possible: Range) -> float:
         below, above = (tilt, above) if mean > 0 else (below, tilt)
     probability = weight / np.maximum(1 + tilt * value, 1e-12)
     missing = max(0.0, 1 - float(probability.sum()))
-    return float((probability * value**2).sum()) + missing * (low if tilt > 0 else high) ** 2
+    return unit**2 * (float((probability * value**2).sum()) + missing * (low if tilt > 0 else high) ** 2)
