@@ -64,6 +64,45 @@ def test_prefill_goes_on_from_a_shared_prefix_without_spending_it(architecture: 
                 assert torch.allclose(taken.next_logits[row], expected, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    "architecture", ["llama", "gemma", "opt", "gpt_neox", "gpt2", "mixtral", "mistral", "gemma3", "gpt_neo"]
+)
+def test_final_logits_are_those_of_each_prompt_alone(architecture: str):
+    model = toy_model(architecture, **WINDOWS.get(architecture, {}))
+    runner = Runner(model.network, model.device, reusable=True)
+    generator = random.Random(2)
+    prefix = tuple(generator.randrange(284) for _ in range(20))
+    prompts = [(*prefix, *(generator.randrange(284) for _ in range(length))) for length in (1, 9, 4, 40)]
+    with torch.inference_mode():
+        expected = torch.stack([model.network(torch.tensor([prompt])).logits[0, -1] for prompt in prompts])
+        shared = Prefix(runner, prefix, within=prompts[1])
+        assert shared.next_logits is None
+        for found in (
+            runner.final_logits(prompts),
+            runner.final_logits(prompts, 20, Prefix(runner, prefix).cache),
+            runner.final_logits(prompts, 20, shared.cache),
+        ):
+            assert torch.allclose(found, expected, atol=1e-4)
+    assert shared.cache.get_seq_length() == 20
+    assert shared.next_logits is not None
+    assert torch.allclose(shared.next_logits[0], expected[1], atol=1e-4)
+
+
+def test_the_head_sees_one_column_a_row():
+    model = toy_model()
+    runner = Runner(model.network, model.device, reusable=True)
+    head = model.network.get_output_embeddings()
+    seen: list[tuple[int, ...]] = []
+    handle = head.register_forward_hook(lambda _module, inputs, _output: seen.append(tuple(inputs[0].shape[:2])))
+    with torch.inference_mode():
+        expected = runner.final_logits([(5, 6, 7), (8, 9)])
+        handle.remove()
+        assert seen == [(2, 1)]
+        # A network that multiplies by its head without calling it gives all columns.
+        model.network.get_output_embeddings = torch.nn.Identity
+        assert torch.allclose(runner.final_logits([(5, 6, 7), (8, 9)]), expected, atol=1e-5)
+
+
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "mistral"])
 def test_batches_that_join_go_on_as_each_would(architecture: str):
     model = toy_model(architecture, **WINDOWS.get(architecture, {}))

@@ -213,6 +213,15 @@ def test_a_merge_across_the_boundary_is_reported_and_scored_apart():
     assert merged.tokens == len(own)
 
 
+@pytest.mark.parametrize("together", [1, 3, 7])
+def test_tokenised_in_pieces(monkeypatch: pytest.MonkeyPatch, together: int):
+    requests = mixed_requests(LLAMA, seed=5)
+    expected = list(scoring.encode_requests(LLAMA, requests))
+    assert len(expected) == len(requests) > 10
+    monkeypatch.setattr(scoring, "TOKENIZED_TOGETHER", together)
+    assert list(scoring.encode_requests(LLAMA, requests)) == expected
+
+
 def test_prompt_and_options_run_once_each(monkeypatch: pytest.MonkeyPatch):
     shots = "the and 12 " * 9
     requests = [
@@ -241,8 +250,40 @@ def test_past_the_window_prompts_share_their_prefix_and_run_in_batches(monkeypat
     expected = [naive(model, request) for request in requests]
     run = forwarded_tokens(monkeypatch)
     assert_close(model.logprobs(requests), expected)
-    assert [rows for rows, _ in run] == [1, 6]
-    assert run[1][1] == 6
+    longest = len(model.tokenize(requests[-1].prompt))
+    # The longest runs whole and is answered by that; the others are up to five tokens beyond what all share.
+    assert run == [(1, longest), (5, 5)]
+
+
+def test_the_longest_question_of_a_group_is_not_run_twice(monkeypatch: pytest.MonkeyPatch):
+    shots = "the and 12 " * 9
+    prompts = [f"{shots}Question {'x' * number}" for number in (2, 9, 4, 9)]
+    requests = [ScoreRequest(prompt, letter) for prompt in prompts for letter in "AB"]
+    expected = [naive(LLAMA, request) for request in requests]
+    run = forwarded_tokens(monkeypatch)
+    assert_close(LLAMA.logprobs(requests), expected)
+    assert run == [(1, len(LLAMA.tokenize(prompts[1]))), (2, 3)]
+
+
+def test_a_longest_question_that_memory_does_not_hold_costs_no_other(monkeypatch: pytest.MonkeyPatch):
+    shots = "the and 12 " * 9
+    prompts = [f"{shots}Question {number}" for number in range(4)] + [f"{shots}Question {'x' * 90}"]
+    requests = [ScoreRequest(prompt, letter) for prompt in prompts for letter in "AB"]
+    expected = [naive(LLAMA, request) for request in requests]
+    forward = Runner.forward
+    most = len(LLAMA.tokenize(prompts[0])) + 2
+
+    def short_of_memory(self: Runner, ids: torch.Tensor, **arguments: Any) -> torch.Tensor:
+        if ids.numel() > most:
+            raise torch.OutOfMemoryError("out of memory")
+        return forward(self, ids, **arguments)
+
+    monkeypatch.setattr(Runner, "forward", short_of_memory)
+    model = model_of("llama")  # its allowance shrinks
+    with pytest.warns(memory.MemoryShortage):
+        found = model.logprobs(requests)
+    assert_close(found[:-2], expected[:-2])
+    assert all(isinstance(one, Unanswered) and "memory" in one.reason for one in found[-2:])
 
 
 @pytest.mark.parametrize("case", ["llama", "mpt", "mamba", "lfm2"])

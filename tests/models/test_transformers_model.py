@@ -148,6 +148,21 @@ def test_prompts_and_their_continuations_are_tokenised_as_one_text():
     assert model.encode(conversation, " and") == model.tokenize(rendered + " and")[1:]
 
 
+def test_many_texts_are_tokenised_as_each_would_be():
+    model = toy_model(chat=True)
+    conversation = (Message("user", "the"),)
+    texts = [("the:", " on"), (conversation, ""), ("", ""), (conversation, " and"), ("12", ""), ("the:", "")]
+    assert model.encode_all([]) == []
+    assert model.encode_all(texts) == [
+        model.tokenize("the: on"),
+        model.tokenize(model.render_chat(conversation))[1:],
+        [0],
+        model.tokenize(model.render_chat(conversation) + " and")[1:],
+        model.tokenize("12"),
+        model.tokenize("the:"),
+    ]
+
+
 def test_a_conversation_that_ends_with_the_assistant_is_continued():
     model = toy_model(chat=True)
     conversation = (Message("system", "on"), Message("user", "the"), Message("assistant", "Answer: "))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ from llmkick.models.memory import is_spread
 from llmkick.models.plan import Ids, group_by_prefix, shared_by_all
 
 # Bumped whenever the engine could answer differently: it is part of every run key.
-ENGINE_VERSION = 3
+ENGINE_VERSION = 4
 
 
 @dataclass
@@ -74,8 +75,20 @@ class Runner:
         config = self.network.config.get_text_config(decoder=True)
         return empty_cache() if self.reusable else DynamicCache(config=config)
 
-    def forward(self, ids: Tensor, *, mask: Tensor, positions: Tensor, cache: Any, keep: range | None = None) -> Tensor:
-        """Logits (rows, the last columns `keep` or all, vocabulary) in the network's dtype; `cache` grows in place."""
+    def forward(
+        self,
+        ids: Tensor,
+        *,
+        mask: Tensor,
+        positions: Tensor,
+        cache: Any,
+        keep: range | None = None,
+        column: Tensor | None = None,
+    ) -> Tensor:
+        """Logits (rows, columns, vocabulary) in the network's dtype; `cache` grows in place.
+
+        The columns: all, or the last ones `keep`, or one of its own for each row, `column` (rows,).
+        """
         extra: dict[str, Any] = {}
         if self._takes_positions:
             extra["position_ids"] = positions
@@ -83,11 +96,33 @@ class Runner:
             extra["logits_to_keep"] = self._kept(keep)
         if self.takes_cache:
             extra["past_key_values"] = cache
-        output = self.network(input_ids=ids, attention_mask=mask, use_cache=cache is not None, **extra)
+        with self._attention(ids.shape[1]), self._head_for(column):
+            output = self.network(input_ids=ids, attention_mask=mask, use_cache=cache is not None, **extra)
         logits: Tensor = output.logits
         if keep is not None and logits.shape[1] > len(keep):
             logits = logits[:, keep.start : keep.stop]
+        if column is not None and logits.shape[1] > 1:
+            logits = _picked(logits, column)
         return logits
+
+    @contextmanager
+    def _head_for(self, column: Tensor | None) -> Iterator[None]:
+        """While this lasts, the output head is given one column a row; a head that nobody calls is given all."""
+        head = None if column is None else self.network.get_output_embeddings()
+        if column is None or head is None:
+            yield
+            return
+        handle = head.register_forward_pre_hook(lambda _, inputs: (_picked(inputs[0], column), *inputs[1:]))
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def _attention(self, tokens: int) -> AbstractContextManager[None]:
+        from llmkick.models.shared_keys import keys_shared_by_heads
+
+        # A step of decoding has its own way in transformers.
+        return keys_shared_by_heads() if tokens > 1 and self.device.type == "cpu" else nullcontext()
 
     def _kept(self, keep: range) -> Any:
         # Indices, not a number: the slice that the number 1 makes is not contiguous, and torch then copies the
@@ -121,12 +156,35 @@ class Runner:
         logits = self._last_logits(ids[:, prefix:], mask=mask, positions=positions[:, prefix:], cache=cache)
         return Prefilled(next_logits=logits, cache=cache, mask=mask, lengths=lengths)
 
+    def final_logits(self, prompts: Sequence[Ids], prefix: int = 0, prefix_cache: Any = None) -> Tensor:
+        """Float32 logits after each prompt, from which nothing goes on: (rows, vocabulary). `prefix` as in `prefill`.
+
+        Rows are left-aligned: every token stands in the column it has when its prompt runs alone, where kernels
+        that sum by blocks of columns sum in the same order.
+        """
+        from llmkick.models.cache import repeated
+
+        ids, mask = pad(prompts, self.device, left=False)
+        positions = torch.arange(ids.shape[1], device=self.device)[None].expand(len(ids), -1)
+        column = mask.sum(1) - 1 - prefix
+        cache = None
+        if prefix:
+            cache = repeated(prefix_cache, torch.zeros_like(column), room=ids.shape[1] - prefix)
+        ids, positions = ids[:, prefix:], positions[:, prefix:]
+        return self.forward(ids, mask=mask, positions=positions, cache=cache, column=column)[:, 0].float()
+
     def step(self, state: Prefilled, tokens: Tensor) -> None:
         """Go on from `state` with one more token for each row: (rows, 1)."""
         state.mask = torch.cat([state.mask, torch.ones_like(state.mask[:, :1])], dim=1)
         positions = state.lengths[:, None]
         state.next_logits = self._last_logits(tokens, mask=state.mask, positions=positions, cache=state.cache)
         state.lengths = state.lengths + 1
+
+
+def _picked(states: Tensor, column: Tensor) -> Tensor:
+    """(rows, columns, width) and a column for each row → (rows, 1, width)."""
+    rows = torch.arange(len(states), device=states.device)
+    return states[rows, column.to(states.device)][:, None]
 
 
 def pad(rows: Sequence[Ids], device: torch.device, *, left: bool) -> tuple[Tensor, Tensor]:
@@ -145,13 +203,16 @@ class Prefix:
     """Tokens that several prompts begin with; they run when their cache is first asked for.
 
     `parent` is a shorter prefix that these begin with in turn: only what goes beyond it runs.
+    `within` is a prompt that begins with them: it runs whole, and its answer is there with the cache.
     """
 
-    def __init__(self, runner: Runner, tokens: Ids, parent: Prefix | None = None) -> None:
+    def __init__(self, runner: Runner, tokens: Ids, parent: Prefix | None = None, *, within: Ids = ()) -> None:
         self._runner = runner
         self._tokens = tokens
         self._parent = parent
+        self._within = within
         self._cache: Any = None
+        self.next_logits: Tensor | None = None  # (1, vocabulary) after `within`, once it has run
 
     def __len__(self) -> int:
         return len(self._tokens)
@@ -159,9 +220,14 @@ class Prefix:
     @property
     def cache(self) -> Any:
         """The cache of one row, None of an empty prefix."""
+        from llmkick.models.cache import beginning
+
         if self._parent is not None and len(self._parent) == len(self):
             return self._parent.cache
-        if self._cache is None and self._tokens:
+        if self._cache is None and self._within:
+            state = self._runner.prefill([self._within])
+            self._cache, self.next_logits = beginning(state.cache, len(self)), state.next_logits
+        elif self._cache is None and self._tokens:
             known = 0 if self._parent is None else len(self._parent)
             before = None if self._parent is None else self._parent.cache
             self._cache = self._runner.prefill([self._tokens], known, before).cache

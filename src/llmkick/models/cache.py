@@ -111,6 +111,11 @@ def repeated(prefix: Any, shifts: Tensor, room: int) -> Any:
     return _built([prefix], prefix.get_seq_length(), lambda parts, columns: repeat(parts[0], columns))
 
 
+def beginning(cache: Any, columns: int) -> Any:
+    """A copy of the first `columns` columns of every row."""
+    return _built([cache], columns, lambda parts, kept: parts[0][:, :, :kept].clone())
+
+
 def joined(caches: Sequence[Any], rows: Sequence[Tensor], columns: int, *, room: int = 0) -> Any:
     """A new cache of the last `columns` columns of chosen `rows` of several caches, one after another.
 

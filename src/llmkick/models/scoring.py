@@ -17,11 +17,13 @@ from llmkick.models.batching import Prefilled, Prefix, Runner, pad, prefix_group
 from llmkick.models.cache import can_reuse_cache, stretched_beyond
 from llmkick.models.language_model import ContinuationScore, Prompt, ScoreRequest, Unanswered
 from llmkick.models.memory import run_in_batches
-from llmkick.models.plan import Ids, plan_batches
+from llmkick.models.plan import Ids, group_by_prefix, plan_batches
 from llmkick.models.transformers_model import TransformersModel
 
 MAX_QUESTIONS = 256
 MAX_WHOLE_ROWS = 64
+# Their token ids are alive at once.
+TOKENIZED_TOGETHER = 512
 # The logits of a forward are alive at once, in the network's dtype.
 LOGIT_BYTES = 0.5e9
 # Positions whose float32 logits are alive at once: 512 × 128k vocabulary × 4 bytes is 256 MB.
@@ -77,19 +79,31 @@ def score_requests(model: TransformersModel, requests: Sequence[ScoreRequest]) -
 def encode_requests(model: TransformersModel, requests: Sequence[ScoreRequest]) -> Iterator[EncodedRequest]:
     """Tokenise prompt and continuation as one text, and find where the continuation begins."""
     prompts: dict[tuple[Prompt, bool], Ids] = {}  # the options of a question have their prompt in common
-    for index, request in enumerate(requests):
-        continuation, moved = request.continuation, False
-        key = request.prompt, isinstance(continuation, str)
-        if key not in prompts:
+    for start in range(0, len(requests), TOKENIZED_TOGETHER):
+        some = requests[start : start + TOKENIZED_TOGETHER]
+        new = list(dict.fromkeys(key for key in map(_prompt_key, some) if key not in prompts))
+        texts = [(one.prompt, one.continuation) for one in some if isinstance(one.continuation, str)]
+        encoded = iter(model.encode_all([*((prompt, "") for prompt, _ in new), *texts]))
+        for key in new:
+            ids = tuple(next(encoded))
             # Only before token ids is an empty prompt no prompt: text is tokenised with its start token.
-            prompts[key] = tuple(model.encode(request.prompt)) if any(key) else ()
-        prompt = prompts[key]
-        if isinstance(continuation, str):
-            together = tuple(model.encode(request.prompt, continuation))
-            moved = together[: len(prompt)] != prompt
-            own = model.tokenizer(continuation, add_special_tokens=False, verbose=False)["input_ids"] if moved else ()
-            continuation = tuple(own) if moved else together[len(prompt) :]
-        yield EncodedRequest(index=index, prompt=prompt, continuation=tuple(continuation), boundary_moved=moved)
+            prompts[key] = ids if any(key) else ()
+        for index, request in enumerate(some, start):
+            together = tuple(next(encoded)) if isinstance(request.continuation, str) else ()
+            yield _encoded(model, index, request, prompts[_prompt_key(request)], together)
+
+
+def _prompt_key(request: ScoreRequest) -> tuple[Prompt, bool]:
+    return request.prompt, isinstance(request.continuation, str)
+
+
+def _encoded(model: TransformersModel, index: int, request: ScoreRequest, prompt: Ids, together: Ids) -> EncodedRequest:
+    continuation, moved = request.continuation, False
+    if isinstance(continuation, str):
+        moved = together[: len(prompt)] != prompt
+        own = model.tokenizer(continuation, add_special_tokens=False, verbose=False)["input_ids"] if moved else ()
+        continuation = tuple(own) if moved else together[len(prompt) :]
+    return EncodedRequest(index=index, prompt=prompt, continuation=tuple(continuation), boundary_moved=moved)
 
 
 class _Scorer:
@@ -140,20 +154,64 @@ class _Scorer:
         by_prompt: dict[Ids, Question] = {}
         for one in encoded:
             by_prompt.setdefault(one.prompt, []).append(one)
-        prompts = list(by_prompt)
+        letters: list[Question] = []
+        continued: list[Question] = []
+        for question in by_prompt.values():
+            (letters if all(len(one.continuation) == 1 for one in question) else continued).append(question)
+        self._score_letters(letters)
+        prompts = [question[0].prompt for question in continued]
         for indices, prefix in prefix_groups(self.runner, prompts):
+            self._run_behind(prefix, [continued[index] for index in indices], self._score_continued)
 
-            def plan(questions: Sequence[Question], budget: int, prefix: Prefix = prefix) -> Iterator[list[int]]:
-                own = [len(question[0].prompt) - len(prefix) for question in questions]
-                columns = [_columns(question) for question in questions]
-                return plan_batches(own, columns, budget=budget, max_rows=MAX_QUESTIONS)
+    def _run_behind(
+        self, prefix: Prefix, questions: list[Question], score: Callable[[list[Question], Prefix], None]
+    ) -> None:
+        def plan(questions: Sequence[Question], budget: int) -> Iterator[list[int]]:
+            own = [len(question[0].prompt) - len(prefix) for question in questions]
+            columns = [_columns(question) for question in questions]
+            return plan_batches(own, columns, budget=budget, max_rows=MAX_QUESTIONS)
 
-            def work(questions: list[Question], prefix: Prefix = prefix) -> None:
-                self._score_batch(questions, prefix)
+        self._run(questions, plan=plan, work=lambda batch: score(batch, prefix))
 
-            self._run([by_prompt[prompts[index]] for index in indices], plan=plan, work=work)
+    def _score_letters(self, questions: list[Question]) -> None:
+        """Options of one token each come from the one position after their prompt.
 
-    def _score_batch(self, questions: list[Question], prefix: Prefix) -> None:
+        The longest prompt of a group runs whole, as it would alone; the others go on from what they share with it.
+        """
+        prompts = [question[0].prompt for question in questions]
+        for indices, shared in group_by_prefix(prompts):
+            group = [questions[index] for index in sorted(indices, key=lambda index: (-len(prompts[index]), index))]
+            prefix = Prefix(self.runner, ())
+            if shared:
+                longest = group.pop(0)
+                prefix = self._score_longest(longest, shared)
+            self._run_behind(prefix, group, self._score_last)
+
+    def _score_longest(self, question: Question, shared: int) -> Prefix:
+        """The prefix of the first `shared` tokens of a question's prompt, which is answered on the way."""
+        prompt = question[0].prompt
+        prefix = Prefix(self.runner, prompt[:shared], within=prompt)
+
+        def work(_: list[Question]) -> None:
+            assert prefix.cache is not None, "no prefix is empty here"
+            assert prefix.next_logits is not None, "they come with the cache"
+            self._score_first([question], prefix.next_logits)
+
+        self._run([question], plan=lambda *_: iter([[0]]), work=work)
+        # A prompt that the memory does not hold has left none.
+        return prefix if prefix.next_logits is not None else Prefix(self.runner, prompt[:shared])
+
+    def _score_last(self, questions: list[Question], prefix: Prefix) -> None:
+        prompts = [question[0].prompt for question in questions]
+        self._score_first(questions, self.runner.final_logits(prompts, len(prefix), prefix.cache))
+
+    def _score_first(self, questions: list[Question], next_logits: Tensor) -> None:
+        """Options of one token, from (questions, vocabulary) float32."""
+        first = F.log_softmax(next_logits, dim=-1)
+        for row, question in enumerate(questions):
+            self.scores.update({one.index: _score(first[row][None], one) for one in question})
+
+    def _score_continued(self, questions: list[Question], prefix: Prefix) -> None:
         state = self.runner.prefill([question[0].prompt for question in questions], len(prefix), prefix.cache)
         first = F.log_softmax(state.next_logits, dim=-1)
         longer: list[tuple[int, EncodedRequest]] = []

@@ -80,13 +80,28 @@ class TransformersModel:
 
     def encode(self, prompt: Prompt, continuation: str = "") -> list[int]:
         """Token ids of a prompt with its continuation, tokenised as one text."""
-        if isinstance(prompt, str):
-            return self.tokenize(prompt + continuation) if prompt + continuation else self.tokenize("")
+        return self.encode_all([(prompt, continuation)])[0]
+
+    def encode_all(self, texts: Sequence[tuple[Prompt, str]]) -> list[list[int]]:
+        """`encode` of many prompts with their continuations, which tokenizers do on all processors."""
+        found: dict[int, list[int]] = {}
+        rendered: dict[tuple[Message, ...], str] = {}
+        raw: dict[int, str] = {}
+        chats: dict[int, str] = {}
+        for index, (prompt, continuation) in enumerate(texts):
+            if isinstance(prompt, str):
+                raw[index] = prompt + continuation
+                continue
+            messages = tuple(prompt)
+            if messages not in rendered:
+                rendered[messages] = self.render_chat(messages)
+            chats[index] = rendered[messages] + continuation
         # The template writes its own special tokens; adding the tokenizer's would double them.
-        ids: list[int] = self.tokenizer(
-            self.render_chat(prompt) + continuation, add_special_tokens=False, verbose=False
-        )["input_ids"]
-        return ids
+        for some, special in ((raw, True), (chats, False)):
+            if some:
+                encoded = self.tokenizer(list(some.values()), add_special_tokens=special, verbose=False)["input_ids"]
+                found.update(zip(some, encoded, strict=True))
+        return [found[index] for index in range(len(texts))]
 
     def render_chat(self, messages: Sequence[Message]) -> str:
         """The conversation as the model's chat template writes it, ready for the assistant to speak."""
