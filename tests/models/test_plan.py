@@ -12,6 +12,7 @@ from llmkick.models.plan import (
     common_prefix_length,
     group_by_prefix,
     plan_batches,
+    plan_rows,
 )
 
 PROMPTS = st.lists(
@@ -118,3 +119,17 @@ def test_plans_do_not_depend_on_chance():
     lengths = [7, 3, 7, 5, 3, 9] * 5
     plans = {str(list(plan_batches(lengths, lengths, budget=40, max_rows=4))) for _ in range(3)}
     assert len(plans) == 1
+
+
+@pytest.mark.parametrize(
+    ("lengths", "most", "expected"),
+    [
+        ([], 9, []),
+        ([4, 3, 2], 9, [[0, 1, 2]]),
+        ([4, 3, 3], 9, [[0, 1], [2]]),
+        ([12, 3, 12], 9, [[0], [1], [2]]),
+        ([2, 2], -5, [[0], [1]]),
+    ],
+)
+def test_rows_without_padding_hold_what_fits_and_one_at_least(lengths: list[int], most: int, expected: list[list[int]]):
+    assert list(plan_rows(lengths, most=most)) == expected

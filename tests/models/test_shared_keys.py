@@ -8,21 +8,22 @@ import pytest
 import torch
 from torch import Tensor, nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from llmkick.models import shared_keys
-from llmkick.models.shared_keys import AttentionByKeyHead, keys_shared_by_heads
+from llmkick.models.shared_keys import AttentionByKeyHead
 
 
-class Counting:
-    """The usual function, and how often it was asked."""
+@pytest.fixture
+def usual(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The tokens of every call of the usual function."""
+    calls: list[int] = []
 
-    def __init__(self) -> None:
-        self.calls = 0
-
-    def __call__(self, *arguments: Any, **options: Any) -> tuple[Tensor, Any]:
-        self.calls += 1
+    def counted(*arguments: Any, **options: Any) -> tuple[Tensor, Any]:
+        calls.append(arguments[1].shape[2])
         return sdpa_attention_forward(*arguments, **options)
+
+    monkeypatch.setattr(shared_keys, "usual_attention", counted)
+    return calls
 
 
 def layer(shared: int) -> nn.Module:
@@ -58,14 +59,13 @@ def padded_mask(rows: int, tokens: int, columns: int) -> Tensor:
 
 @pytest.mark.parametrize("tokens", [2, 5, 17])
 @pytest.mark.parametrize("numbers", [False, True])
-def test_it_is_the_usual_attention(tokens: int, numbers: bool) -> None:
+def test_it_is_the_usual_attention(tokens: int, numbers: bool, usual: list[int]) -> None:
     query, key, value = states(tokens=tokens)
     mask = padded_mask(3, tokens, 17)
     given = torch.zeros(mask.shape).masked_fill(~mask, float("-inf")) if numbers else mask
-    usual = Counting()
-    found, _ = AttentionByKeyHead(usual)(layer(3), query, key, value, given, scaling=0.3)
+    found, _ = AttentionByKeyHead()(layer(3), query, key, value, given, scaling=0.3)
     expected, _ = sdpa_attention_forward(layer(3), query, key, value, given, scaling=0.3)
-    assert usual.calls == 0
+    assert usual == []
     assert found.shape == expected.shape == (3, tokens, 6, 12)
     assert found.is_contiguous()
     seen = mask.any(-1)[:, 0]  # a padding token that sees nothing has no attention to compare
@@ -78,14 +78,14 @@ def test_in_half_precision_it_is_no_further_from_the_truth() -> None:
     truth = sdpa_attention_forward(layer(3), query.double(), key.double(), value.double(), mask)[0]
     errors = [
         float((function(layer(3), query, key, value, mask)[0].double() - truth).abs().mean())
-        for function in (AttentionByKeyHead(sdpa_attention_forward), sdpa_attention_forward)
+        for function in (AttentionByKeyHead(), sdpa_attention_forward)
     ]
     assert errors[0] <= 1.05 * errors[1]
 
 
 def test_a_mask_is_made_once_for_all_layers_that_share_it() -> None:
     query, key, value = states()
-    attention = AttentionByKeyHead(sdpa_attention_forward)
+    attention = AttentionByKeyHead()
     full, sliding = padded_mask(3, 5, 17), padded_mask(3, 5, 17)
     sliding[..., :4] = False
     first = [attention(layer(3), query, key, value, mask)[0] for mask in (full, sliding, full)]
@@ -105,31 +105,20 @@ def test_a_mask_is_made_once_for_all_layers_that_share_it() -> None:
         pytest.param({}, {"heads": True}, id="a mask for each head"),
     ],
 )
-def test_what_it_is_not_for_goes_the_usual_way(shape: dict[str, int], options: dict[str, Any]) -> None:
+def test_what_it_is_not_for_goes_the_usual_way(
+    shape: dict[str, int], options: dict[str, Any], usual: list[int]
+) -> None:
     query, key, value = states(**shape)
     tokens = query.shape[2]
     mask = options.pop("mask", padded_mask(3, tokens, 17))
     if options.pop("heads", False):
         mask = mask.repeat(1, 6, 1, 1)
-    usual = Counting()
-    AttentionByKeyHead(usual)(layer(query.shape[1] // key.shape[1]), query, key, value, mask, **options)
-    assert usual.calls == 1
+    AttentionByKeyHead()(layer(query.shape[1] // key.shape[1]), query, key, value, mask, **options)
+    assert usual == [tokens]
 
 
-def test_a_mask_too_large_to_be_made_goes_the_usual_way(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_mask_too_large_to_be_made_goes_the_usual_way(monkeypatch: pytest.MonkeyPatch, usual: list[int]) -> None:
     query, key, value = states()
-    usual = Counting()
     monkeypatch.setattr(shared_keys, "MASK_BYTES", 4 * 3 * 5 * 17 * 3 - 1)
-    AttentionByKeyHead(usual)(layer(3), query, key, value, padded_mask(3, 5, 17))
-    assert usual.calls == 1
-
-
-def test_afterwards_everything_is_as_it_was() -> None:
-    before = ALL_ATTENTION_FUNCTIONS["sdpa"]
-    first, second = keys_shared_by_heads(), keys_shared_by_heads()
-    first.__enter__()
-    second.__enter__()  # as by another thread, which also leaves in another order
-    assert isinstance(ALL_ATTENTION_FUNCTIONS["sdpa"], AttentionByKeyHead)
-    first.__exit__(None, None, None)
-    second.__exit__(None, None, None)
-    assert ALL_ATTENTION_FUNCTIONS["sdpa"] is before
+    AttentionByKeyHead()(layer(3), query, key, value, padded_mask(3, 5, 17))
+    assert usual == [5]

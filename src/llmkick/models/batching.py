@@ -6,13 +6,17 @@ import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from llmkick.models.memory import is_spread
 from llmkick.models.plan import Ids, group_by_prefix, shared_by_all
+from llmkick.models.unpadded import AttentionByPrompt, UnsuitedError, may_run_unpadded
+
+if TYPE_CHECKING:
+    from llmkick.models.attention import AttentionFunction
 
 # Bumped whenever the engine could answer differently: it is part of every run key.
 ENGINE_VERSION = 4
@@ -63,6 +67,7 @@ class Runner:
         accepted = inspect.signature(network.forward).parameters
         self._takes_positions = "position_ids" in accepted
         self._takes_keep = "logits_to_keep" in accepted
+        self.unpadded = reusable and may_run_unpadded(network, device)  # until a layer turns out not to
         supports = getattr(network, "_supports_default_dynamic_cache", lambda: True)
         self.takes_cache: bool = "past_key_values" in accepted and supports()
 
@@ -84,10 +89,12 @@ class Runner:
         cache: Any,
         keep: range | None = None,
         column: Tensor | None = None,
+        attention: AttentionFunction | None = None,
     ) -> Tensor:
         """Logits (rows, columns, vocabulary) in the network's dtype; `cache` grows in place.
 
-        The columns: all, or the last ones `keep`, or one of its own for each row, `column` (rows,).
+        The columns: all, or the last ones `keep`, or chosen ones of each row, `column` (rows, chosen). `attention`
+        takes the place of transformers' own.
         """
         extra: dict[str, Any] = {}
         if self._takes_positions:
@@ -96,18 +103,18 @@ class Runner:
             extra["logits_to_keep"] = self._kept(keep)
         if self.takes_cache:
             extra["past_key_values"] = cache
-        with self._attention(ids.shape[1]), self._head_for(column):
+        with self._attention(ids.shape[1], attention), self._head_for(column):
             output = self.network(input_ids=ids, attention_mask=mask, use_cache=cache is not None, **extra)
         logits: Tensor = output.logits
         if keep is not None and logits.shape[1] > len(keep):
             logits = logits[:, keep.start : keep.stop]
-        if column is not None and logits.shape[1] > 1:
+        if column is not None and logits.shape[1] > column.shape[1]:
             logits = _picked(logits, column)
         return logits
 
     @contextmanager
     def _head_for(self, column: Tensor | None) -> Iterator[None]:
-        """While this lasts, the output head is given one column a row; a head that nobody calls is given all."""
+        """While this lasts, the output head is given the columns that are asked for, if it is called at all."""
         head = None if column is None else self.network.get_output_embeddings()
         if column is None or head is None:
             yield
@@ -118,11 +125,13 @@ class Runner:
         finally:
             handle.remove()
 
-    def _attention(self, tokens: int) -> AbstractContextManager[None]:
-        from llmkick.models.shared_keys import keys_shared_by_heads
+    def _attention(self, tokens: int, function: AttentionFunction | None) -> AbstractContextManager[None]:
+        from llmkick.models.attention import attention_by  # transformers takes long to import
+        from llmkick.models.shared_keys import AttentionByKeyHead
 
-        # A step of decoding has its own way in transformers.
-        return keys_shared_by_heads() if tokens > 1 and self.device.type == "cpu" else nullcontext()
+        if function is None and tokens > 1 and self.device.type == "cpu":
+            function = AttentionByKeyHead()  # a step of decoding has its own way in transformers
+        return nullcontext() if function is None else attention_by(function)
 
     def _kept(self, keep: range) -> Any:
         # Indices, not a number: the slice that the number 1 makes is not contiguous, and torch then copies the
@@ -166,12 +175,34 @@ class Runner:
 
         ids, mask = pad(prompts, self.device, left=False)
         positions = torch.arange(ids.shape[1], device=self.device)[None].expand(len(ids), -1)
-        column = mask.sum(1) - 1 - prefix
+        column = mask.sum(1, keepdim=True) - 1 - prefix
         cache = None
         if prefix:
-            cache = repeated(prefix_cache, torch.zeros_like(column), room=ids.shape[1] - prefix)
+            cache = repeated(prefix_cache, torch.zeros_like(column[:, 0]), room=ids.shape[1] - prefix)
         ids, positions = ids[:, prefix:], positions[:, prefix:]
         return self.forward(ids, mask=mask, positions=positions, cache=cache, column=column)[:, 0].float()
+
+    def final_logits_unpadded(self, prompts: Sequence[Ids], prefix: int, prefix_cache: Any) -> Tensor | None:
+        """`final_logits` from one row that holds the prompts end to end behind their prefix, which must not be empty.
+
+        None where this network does not run that way, see `may_run_unpadded`.
+        """
+        from llmkick.models.cache import repeated
+
+        lengths = torch.tensor([len(prompt) - prefix for prompt in prompts])
+        ids = torch.tensor([[token for prompt in prompts for token in prompt[prefix:]]], device=self.device)
+        positions = torch.cat([torch.arange(prefix, len(prompt)) for prompt in prompts])[None].to(self.device)
+        attention = AttentionByPrompt(prefix, lengths.tolist())
+        cache = repeated(prefix_cache, torch.zeros(1, dtype=torch.long, device=self.device), room=ids.shape[1])
+        mask = torch.ones(1, prefix + ids.shape[1], dtype=torch.long, device=self.device)
+        column = (lengths.cumsum(0) - 1)[None].to(self.device)
+        try:
+            logits = self.forward(ids, mask=mask, positions=positions, cache=cache, column=column, attention=attention)
+        except UnsuitedError:
+            return None
+        layers: int = self.network.config.get_text_config(decoder=True).num_hidden_layers
+        # A layer with an attention of its own has let the prompts see each other.
+        return logits[0].float() if attention.layers == layers else None
 
     def step(self, state: Prefilled, tokens: Tensor) -> None:
         """Go on from `state` with one more token for each row: (rows, 1)."""
@@ -182,9 +213,9 @@ class Runner:
 
 
 def _picked(states: Tensor, column: Tensor) -> Tensor:
-    """(rows, columns, width) and a column for each row → (rows, 1, width)."""
-    rows = torch.arange(len(states), device=states.device)
-    return states[rows, column.to(states.device)][:, None]
+    """(rows, columns, width) and some columns of each row (rows, chosen) → (rows, chosen, width)."""
+    rows = torch.arange(len(states), device=states.device)[:, None]
+    return states[rows, column.to(states.device)]
 
 
 def pad(rows: Sequence[Ids], device: torch.device, *, left: bool) -> tuple[Tensor, Tensor]:

@@ -88,3 +88,17 @@ def plan_batches(
         batch.append(index)
     if batch:
         yield batch
+
+
+def plan_rows(lengths: Sequence[int], *, most: int) -> Iterator[list[int]]:
+    """Indices, in their order, in rows of at most `most` tokens end to end, of one at least."""
+    row: list[int] = []
+    tokens = 0
+    for index, length in enumerate(lengths):
+        if row and tokens + length > most:
+            yield row
+            row, tokens = [], 0
+        row.append(index)
+        tokens += length
+    if row:
+        yield row

@@ -17,8 +17,9 @@ from llmkick.models.batching import Prefilled, Prefix, Runner, pad, prefix_group
 from llmkick.models.cache import can_reuse_cache, stretched_beyond
 from llmkick.models.language_model import ContinuationScore, Prompt, ScoreRequest, Unanswered
 from llmkick.models.memory import run_in_batches
-from llmkick.models.plan import Ids, group_by_prefix, plan_batches
+from llmkick.models.plan import Ids, group_by_prefix, plan_batches, plan_rows
 from llmkick.models.transformers_model import TransformersModel
+from llmkick.models.unpadded import MOST_TOKENS
 
 MAX_QUESTIONS = 256
 MAX_WHOLE_ROWS = 64
@@ -185,7 +186,27 @@ class _Scorer:
             if shared:
                 longest = group.pop(0)
                 prefix = self._score_longest(longest, shared)
+            if shared and self.runner.unpadded:
+                group = self._score_unpadded(prefix, group)
             self._run_behind(prefix, group, self._score_last)
+
+    def _score_unpadded(self, prefix: Prefix, questions: list[Question]) -> list[Question]:
+        """In rows without padding; the questions that are left to be scored another way."""
+
+        def plan(questions: Sequence[Question], budget: int) -> Iterator[list[int]]:
+            own = [len(question[0].prompt) - len(prefix) for question in questions]
+            return plan_rows(own, most=min(MOST_TOKENS, budget - len(prefix)))
+
+        def work(batch: list[Question]) -> None:
+            prompts = [question[0].prompt for question in batch]
+            logits = self.runner.final_logits_unpadded(prompts, len(prefix), prefix.cache)
+            if logits is None:
+                self.runner.unpadded = False
+            else:
+                self._score_first(batch, logits)
+
+        self._run(questions, plan=plan, work=work)
+        return [question for question in questions if question[0].index not in self.scores]
 
     def _score_longest(self, question: Question, shared: int) -> Prefix:
         """The prefix of the first `shared` tokens of a question's prompt, which is answered on the way."""

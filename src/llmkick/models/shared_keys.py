@@ -1,4 +1,4 @@
-"""Masked attention of query heads that share keys, on a CPU: the same bits from fewer and larger products.
+"""Masked attention of query heads that share keys, on a CPU: the same sums from fewer and larger products.
 
 For grouped-query attention with a mask transformers copies the keys and values once for each query head, and torch
 makes numbers of a mask of booleans, both in every layer. Here the queries of heads that share a key head stand below
@@ -8,39 +8,22 @@ and two threads: 13.3 ms a layer instead of 17.5; 38.9 instead of 44.0 for 4 × 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from llmkick.models.attention import is_plain, usual_attention
 
 # A mask of numbers for all query heads of a key head is larger than the one of booleans: beyond this the usual way.
 MASK_BYTES = 2**27
-# What the usual function minds beside the mask.
-OTHER_OPTIONS = ("softcap", "position_bias", "output_attentions", "cache")
-
-
-@contextmanager
-def keys_shared_by_heads() -> Iterator[None]:
-    """While this lasts, transformers' `sdpa` attention takes this way wherever it leads to the same."""
-    current = ALL_ATTENTION_FUNCTIONS["sdpa"]
-    # Another thread may be at it: its own would hold on to its masks.
-    usual = current.usual if isinstance(current, AttentionByKeyHead) else current
-    ALL_ATTENTION_FUNCTIONS["sdpa"] = AttentionByKeyHead(usual)
-    try:
-        yield
-    finally:
-        ALL_ATTENTION_FUNCTIONS["sdpa"] = usual
 
 
 class AttentionByKeyHead:
-    """An attention function of transformers, for the layers of one forward."""
+    """An attention function for the layers of one forward, that takes the usual way wherever it must."""
 
-    def __init__(self, usual: Callable[..., tuple[Tensor, Any]]) -> None:
-        self.usual = usual
+    def __init__(self) -> None:
         # By identity, with the mask itself: kept alive, its identity is nobody else's.
         self._masks: dict[int, tuple[Tensor, Tensor]] = {}
 
@@ -56,9 +39,10 @@ class AttentionByKeyHead:
         **options: Any,
     ) -> tuple[Tensor, Any]:
         """Queries (rows, heads, tokens, width), keys (rows, key heads, columns, width) → (rows, tokens, heads, …)."""
-        plain = dropout == 0 and all(options.get(name) is None for name in OTHER_OPTIONS)
-        if attention_mask is None or not plain or not _gains(query, key, attention_mask):
-            return self.usual(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **options)
+        if attention_mask is None or not is_plain(dropout, options) or not _gains(query, key, attention_mask):
+            return usual_attention(
+                module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **options
+            )
         rows, heads, tokens, width = query.shape
         below = query.reshape(rows, key.shape[1], -1, width)
         mask = self._mask(attention_mask, heads // key.shape[1], query.dtype)

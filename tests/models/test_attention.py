@@ -1,0 +1,61 @@
+"""Another attention function is this thread's, for as long as it was asked for."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llmkick.models.attention import attention_by, is_plain, usual_attention
+from toy import toy_model
+
+
+def test_it_answers_for_one_thread_and_no_longer_than_it_should() -> None:
+    network = toy_model().network
+    calls: list[int] = []
+
+    def ours(*arguments: Any, **options: Any) -> tuple[Tensor, Any]:
+        calls.append(threading.get_ident())
+        return usual_attention(*arguments, **options)
+
+    def run() -> None:
+        network(torch.tensor([[1, 2, 3]]))
+
+    run()
+    with attention_by(ours):
+        run()
+        layers = len(calls)
+        assert layers == network.config.num_hidden_layers
+        other = threading.Thread(target=run)
+        other.start()
+        other.join()
+        assert len(calls) == layers
+        with attention_by(usual_attention):
+            run()
+        assert len(calls) == layers
+        run()
+        assert len(calls) == 2 * layers
+    run()
+    assert len(calls) == 2 * layers
+
+
+def test_an_error_ends_it_too() -> None:
+    def failing(*_: Any, **__: Any) -> tuple[Tensor, Any]:
+        raise ValueError
+
+    network = toy_model().network
+    try:
+        with attention_by(failing):
+            network(torch.tensor([[1, 2, 3]]))
+    except ValueError:
+        pass
+    assert network(torch.tensor([[1, 2, 3]])).logits.shape[1] == 3
+
+
+def test_what_is_plain() -> None:
+    assert is_plain(0.0, {"softcap": None, "position_ids": 3})
+    assert not is_plain(0.1, {})
+    assert not is_plain(0.0, {"softcap": 30.0})
+    assert not is_plain(0.0, {"s_aux": torch.zeros(2)})
