@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmkick import compress, parse_recipe
-from llmkick.models import memory, scoring
+from llmkick.models import encoding, memory, scoring
 from llmkick.models.batching import Runner
 from llmkick.models.language_model import ContinuationScore, Message, ScoreRequest, Unanswered
 from llmkick.models.transformers_model import TransformersModel
@@ -216,10 +216,10 @@ def test_a_merge_across_the_boundary_is_reported_and_scored_apart():
 @pytest.mark.parametrize("together", [1, 3, 7])
 def test_tokenised_in_pieces(monkeypatch: pytest.MonkeyPatch, together: int):
     requests = mixed_requests(LLAMA, seed=5)
-    expected = list(scoring.encode_requests(LLAMA, requests))
+    expected = list(encoding.encode_requests(LLAMA, requests))
     assert len(expected) == len(requests) > 10
-    monkeypatch.setattr(scoring, "TOKENIZED_TOGETHER", together)
-    assert list(scoring.encode_requests(LLAMA, requests)) == expected
+    monkeypatch.setattr(encoding, "TOKENIZED_TOGETHER", together)
+    assert list(encoding.encode_requests(LLAMA, requests)) == expected
 
 
 def test_prompt_and_options_run_once_each(monkeypatch: pytest.MonkeyPatch):

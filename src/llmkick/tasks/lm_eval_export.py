@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from llmkick.errors import ConfigError
+from llmkick.models.encoding import encode_requests
 from llmkick.models.files import new_folder
 from llmkick.models.language_model import GenerateRequest, Prompt, ScoreRequest
-from llmkick.models.scoring import encode_requests
 from llmkick.models.transformers_model import TransformersModel
 from llmkick.tasks import lm_eval_scoring, metrics
 from llmkick.tasks.prompting import Prompting, resolve_prompting
