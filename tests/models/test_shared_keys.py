@@ -122,3 +122,12 @@ def test_a_mask_too_large_to_be_made_goes_the_usual_way(monkeypatch: pytest.Monk
     monkeypatch.setattr(shared_keys, "MASK_BYTES", 4 * 3 * 5 * 17 * 3 - 1)
     AttentionByKeyHead()(layer(3), query, key, value, padded_mask(3, 5, 17))
     assert usual == [5]
+
+
+def test_layers_of_several_precisions_have_masks_of_their_own() -> None:
+    query, key, value = states()
+    attention, mask = AttentionByKeyHead(), padded_mask(3, 5, 17)
+    attention(layer(3), query, key, value, mask)
+    found, _ = attention(layer(3), query.double(), key.double(), value.double(), mask)
+    expected, _ = sdpa_attention_forward(layer(3), query.double(), key.double(), value.double(), mask)
+    torch.testing.assert_close(found[mask.any(-1)[:, 0]], expected[mask.any(-1)[:, 0]])

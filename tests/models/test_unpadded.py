@@ -105,3 +105,12 @@ def test_a_prompt_sees_the_prefix_and_itself(key_heads: int, dtype: torch.dtype,
         expected, _ = sdpa_attention_forward(module, asking, key[:, :, own], value[:, :, own], mask, scaling=0.3)
         torch.testing.assert_close(found[:, start : start + length], expected, rtol=0, atol=atol)
         start += length
+
+
+def test_layers_of_several_precisions_have_masks_of_their_own() -> None:
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(1, 2, tokens, 8) for tokens in (4, 7, 7))
+    attention = AttentionByPrompt(3, [1, 3])
+    single, _ = attention(nn.Module(), query, key, value, None)
+    double, _ = attention(nn.Module(), query.double(), key.double(), value.double(), None)
+    torch.testing.assert_close(double.float(), single, rtol=0, atol=1e-6)

@@ -25,7 +25,7 @@ class AttentionByKeyHead:
 
     def __init__(self) -> None:
         # By identity, with the mask itself: kept alive, its identity is nobody else's.
-        self._masks: dict[int, tuple[Tensor, Tensor]] = {}
+        self._masks: dict[tuple[int, torch.dtype], tuple[Tensor, Tensor]] = {}
 
     def __call__(
         self,
@@ -50,12 +50,12 @@ class AttentionByKeyHead:
         return output.reshape(rows, heads, tokens, -1).transpose(1, 2).contiguous(), None
 
     def _mask(self, mask: Tensor, shared: int, dtype: torch.dtype) -> Tensor:
-        known = self._masks.get(id(mask))
+        known = self._masks.get((id(mask), dtype))
         if known is None:
             numbers = mask
             if mask.dtype == torch.bool:
                 numbers = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, float("-inf"))
-            known = self._masks[id(mask)] = mask, numbers.repeat(1, 1, shared, 1)
+            known = self._masks[id(mask), dtype] = mask, numbers.repeat(1, 1, shared, 1)
         return known[1]
 
 

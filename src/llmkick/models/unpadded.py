@@ -40,7 +40,7 @@ class AttentionByPrompt:
         self.layers = 0
         self._prefix = prefix
         self._lengths = lengths
-        self._mask: Tensor | None = None
+        self._masks: dict[tuple[int, torch.dtype], Tensor] = {}
 
     def __call__(
         self,
@@ -86,12 +86,13 @@ class AttentionByPrompt:
 
     def _causal(self, query: Tensor, shared: int) -> Tensor:
         """(longest · shared, prefix + longest): the first rows and columns of it are the mask of a shorter prompt."""
-        if self._mask is None or self._mask.shape[0] != max(self._lengths) * shared:
+        key = shared, query.dtype
+        if key not in self._masks:
             longest = max(self._lengths)
             hidden = torch.ones(longest, self._prefix + longest, dtype=torch.bool).triu(self._prefix + 1)
             numbers = torch.zeros(hidden.shape, dtype=query.dtype).masked_fill_(hidden, float("-inf"))
-            self._mask = numbers.repeat_interleave(shared, dim=0).to(query.device)
-        return self._mask
+            self._masks[key] = numbers.repeat_interleave(shared, dim=0)
+        return self._masks[key]
 
 
 def _room(states: Tensor, prefix: int, columns: int) -> Tensor:
