@@ -5,9 +5,13 @@ from __future__ import annotations
 import threading
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from llmkick.models import attention
 from llmkick.models.attention import attention_by, is_plain, usual_attention
 from toy import toy_model
 
@@ -39,6 +43,20 @@ def test_it_answers_for_one_thread_and_no_longer_than_it_should() -> None:
         assert len(calls) == 2 * layers
     run()
     assert len(calls) == 2 * layers
+
+
+def test_what_another_library_has_put_there_stays_the_usual(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+
+    def theirs(*arguments: Any, **options: Any) -> tuple[Tensor, Any]:
+        calls.append(1)
+        return sdpa_attention_forward(*arguments, **options)
+
+    monkeypatch.setattr(attention, "_usual", sdpa_attention_forward)
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, "sdpa", theirs)
+    with attention_by(usual_attention):
+        usual_attention(torch.nn.Module(), *(torch.zeros(1, 1, 2, 4) for _ in range(3)), None)
+    assert calls == [1]
 
 
 def test_an_error_ends_it_too() -> None:

@@ -24,9 +24,12 @@ class _Chosen(threading.local):
 _chosen = _Chosen()
 
 
+_usual: AttentionFunction = sdpa_attention_forward
+
+
 def usual_attention(*arguments: Any, **options: Any) -> tuple[Tensor, Any]:
-    """The function that transformers has under this name."""
-    return sdpa_attention_forward(*arguments, **options)
+    """The function that stands under this name but for us."""
+    return _usual(*arguments, **options)
 
 
 def is_plain(dropout: float, options: dict[str, Any]) -> bool:
@@ -37,8 +40,11 @@ def is_plain(dropout: float, options: dict[str, Any]) -> bool:
 @contextmanager
 def attention_by(function: AttentionFunction) -> Iterator[None]:
     """While this lasts, what this thread runs attends by `function` wherever it would by `sdpa`."""
+    global _usual
     # Put there once and left there: who comes and goes meanwhile, in whatever thread, meets the same function.
-    ALL_ATTENTION_FUNCTIONS["sdpa"] = _attention
+    if ALL_ATTENTION_FUNCTIONS["sdpa"] is not _attention:
+        _usual = ALL_ATTENTION_FUNCTIONS["sdpa"]
+        ALL_ATTENTION_FUNCTIONS["sdpa"] = _attention
     before, _chosen.function = _chosen.function, function
     try:
         yield

@@ -145,6 +145,8 @@ class _Scorer:
             return plan_rows(own, most=min(MOST_TOKENS, budget - len(prefix)))
 
         def work(batch: list[Question]) -> None:
+            if not self.runner.unpadded:
+                return
             prompts = [question[0].prompt for question in batch]
             logits = self.runner.final_logits_unpadded(prompts, len(prefix), prefix.cache)
             if logits is None:
