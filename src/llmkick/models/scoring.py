@@ -131,10 +131,9 @@ class _Scorer:
             group = [questions[index] for index in sorted(indices, key=lambda index: (-len(prompts[index]), index))]
             prefix = Prefix(self.runner, ())
             if shared:
-                longest = group.pop(0)
-                prefix = self._score_longest(longest, shared)
-            if shared and self.runner.unpadded:
-                group = self._score_unpadded(prefix, group)
+                prefix = self._score_longest(group.pop(0), shared)
+                if self.runner.unpadded:
+                    group = self._score_unpadded(prefix, group)
             self._run_behind(prefix, group, self._score_last)
 
     def _score_unpadded(self, prefix: Prefix, questions: list[Question]) -> list[Question]:
