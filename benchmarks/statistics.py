@@ -6,6 +6,7 @@ same scenarios with fewer replications.
 """
 
 import argparse
+import math
 import os
 import platform
 import sys
@@ -13,6 +14,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise, product
 from pathlib import Path
 
 import numpy as np
@@ -31,11 +33,13 @@ from llmkick.statistics import (
     verdict_power,
 )
 from llmkick.statistics.bootstrap import bootstrap_interval
-from llmkick.statistics.verdict import PairedScores, decide, loss_test
+from llmkick.statistics.verdict import PairedScores, decide, interval_test, loss_test
 
 Rng = np.random.Generator
 Floats = NDArray[np.float64]
 MARGIN = 0.05
+GAINED = (0.0, 0.01, 0.03, 0.06)  # shares of items in the grid of `coverage_by_changes`
+LOST = (0.0, 0.05, 0.1, 0.3)
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,16 @@ def continuous(n: int, loss: float = MARGIN) -> Callable[[Rng], PairedScores]:
     return draw
 
 
+def rouge_like(n: int, loss: float = MARGIN) -> Callable[[Rng], PairedScores]:
+    """ROUGE-like: low scores, all of which lose a little, some more and some less, and none all."""
+
+    def draw(rng: Rng) -> PairedScores:
+        dense = rng.beta(3, 12, n)
+        return paired(dense, np.clip(dense * (1 - loss) * (1 + 0.3 * rng.uniform(-1, 1, n)), 0, 1))
+
+    return draw
+
+
 def clustered(
     clusters: int, size: int, correlation: float, accuracy: float, gained: float, *, even: bool = True
 ) -> Callable[[Rng], PairedScores]:
@@ -128,7 +142,13 @@ FIXED = [
     Scenario(f"n={n}, accuracy {accuracy}, gained {gained}", MARGIN, binary(n, accuracy, gained))
     for accuracy in (0.3, 0.45, 0.75, 0.95)
     for n, gained in ((60, 0.0), (60, 0.03), (200, 0.0), (200, 0.03), (1000, 0.0), (1000, 0.03))
-] + [Scenario(f"n={n}, F1-like", MARGIN, continuous(n)) for n in (60, 200, 1000)]
+]
+GRADED = [
+    Scenario(f"n={n}, {name}", MARGIN, draw(n))
+    for name, draw in (("F1-like", continuous), ("ROUGE-like", rouge_like))
+    for n in (60, 200, 1000)
+]
+FIXED += GRADED
 LOSSES = [
     Scenario(f"n={n}, true loss {loss:.0%}", loss, binary(n, 0.6, 0.04, loss))
     for loss in (0.0, 0.1, 0.3)
@@ -173,9 +193,9 @@ def error_rates(scenario: Scenario, replications: int, *, seed: int = 0, resampl
     for replication in range(replications):
         scores = scenario.draw(rng)
         test = loss_test(scores, MARGIN)
-        # The interval inverts the test: it holds the true loss exactly when neither side rejects it.
-        at_truth = test if scenario.loss == MARGIN else loss_test(scores, scenario.loss)
-        covered = min(at_truth.interval_p) > 0.025
+        # The interval inverts its test: it holds the true loss exactly when neither side rejects it.
+        at_truth = interval_test(scores, scenario.loss)
+        covered = min(at_truth.p_above, at_truth.p_below) > 0.025
         resampled = bootstrap_interval(scores, alpha=0.05, resamples=resamples, seed=replication)
         by_bootstrap = resampled is not None and resampled[0] <= scenario.loss <= resampled[1]
         generous = student_p(scores.shortfall(MARGIN).mean(axis=0)) < 0.05
@@ -335,7 +355,7 @@ def table(header: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def fixed_tables(replications: int) -> list[str]:
+def fixed_table(title: str, scenarios: list[Scenario], resamples: int, replications: int) -> list[str]:
     """Error and coverage of `compare` at a fixed number of items."""
     header = [
         "scenario",
@@ -346,20 +366,43 @@ def fixed_tables(replications: int) -> list[str]:
         "t alone: matching",
         "identical",
     ]
-    parts = []
-    for title, scenarios, resamples in (
-        ("Independent items, true loss at the margin", FIXED, 0),
-        ("Independent items, other true losses (discordance 8 % and more)", LOSSES, 500),
-        ("Clusters, true loss at the margin", CLUSTERED, 500),
-        ("Several calibration seeds, true loss at the margin", SEEDED, 500),
-    ):
-        rows = []
-        for scenario in scenarios:
-            r = error_rates(scenario, replications, resamples=resamples)
-            boot = r.covered_by_bootstrap if resamples else "–"
-            rows.append([scenario.name, r.matching, r.not_matching, r.covered, boot, r.t_alone, r.identical])
-        parts.append(f"## {title}\n\n{table(header, rows)}")
-    return parts
+    rows = []
+    for scenario in scenarios:
+        r = error_rates(scenario, replications, resamples=resamples)
+        boot = r.covered_by_bootstrap if resamples else "–"
+        rows.append([scenario.name, r.matching, r.not_matching, r.covered, boot, r.t_alone, r.identical])
+    return [f"## {title}\n\n{table(header, rows)}"]
+
+
+def coverage_by_changes(replications: int) -> list[str]:
+    """Coverage of the interval of independent answers over a grid, by how many answers are expected to differ."""
+    found = []
+    for n, accuracy, gained, loss in product((30, 60, 100, 200), (0.3, 0.45, 0.6, 0.75, 0.95), GAINED, LOST):
+        lost = loss * accuracy + gained
+        if gained > 1 - accuracy or lost > accuracy or lost + gained == 0:
+            continue
+        rng = np.random.default_rng([7, n, *(int(100 * x) for x in (accuracy, gained, loss))])
+        kinds = [accuracy - lost, lost, gained, 1 - accuracy - gained]
+        tables, times = np.unique(rng.multinomial(n, kinds, size=replications), axis=0, return_counts=True)
+        held = [_covers(table, loss) for table in tables]
+        found.append((n * (lost + gained), float(times @ held) / replications))
+    edges = (0, 3, 6, 10, 20, math.inf)
+    rows = []
+    for low, high in pairwise(edges):
+        inside = [rate for changes, rate in found if low <= changes < high]
+        name = f"{low} and more" if math.isinf(high) else f"{low} to {high}"
+        rows.append([name, len(inside), min(inside), float(np.mean(inside)), max(inside)])
+    title = f"## Coverage by the answers expected to differ, {len(found)} settings of independent answers"
+    return [f"{title}\n\n{table(['answers expected to differ', 'settings', 'lowest', 'mean', 'highest'], rows)}"]
+
+
+def _covers(counts: NDArray[np.int64], loss: float) -> bool:
+    """Whether the interval of both right, lost, gained, both wrong holds a loss; a dense score of 0 has no loss."""
+    dense, compressed = np.repeat([1.0, 1.0, 0.0, 0.0], counts), np.repeat([1.0, 0.0, 1.0, 0.0], counts)
+    if not dense.any():
+        return True
+    test = interval_test(paired(dense, compressed), loss)
+    return min(test.p_above, test.p_below) > 0.025
 
 
 def sequential_tables(replications: int) -> list[str]:
@@ -398,7 +441,7 @@ def sequential_tables(replications: int) -> list[str]:
     return parts
 
 
-def power_table(replications: int) -> str:
+def power_table(replications: int) -> list[str]:
     """Items needed for 80 % power, the power simulated with them, and the paper's rule beside it."""
     rng = np.random.default_rng(2)
     rows = []
@@ -411,10 +454,10 @@ def power_table(replications: int) -> str:
             hits += decide(paired(dense, compressed), margin=MARGIN, chance=0.0, alpha=0.05) == right
         formula = verdict_power(n, accuracy, loss=loss)
         rows.append([f"accuracy {accuracy}, true loss {loss:.0%}", n, right, formula, hits / replications])
-    return "## Power\n\n" + table(["case", "items needed", "verdict", "power by formula", "simulated"], rows)
+    return ["## Power\n\n" + table(["case", "items needed", "verdict", "power by formula", "simulated"], rows)]
 
 
-def paper_rule(replications: int) -> str:
+def paper_rule(replications: int) -> list[str]:
     """How often 100 items let the point rule call a true loss of 8 % matching."""
     rng = np.random.default_rng(3)
     rows = []
@@ -424,10 +467,10 @@ def paper_rule(replications: int) -> str:
         ours = sum(result.verdict == "matching" for result in results) / replications
         rows.append([accuracy, point, ours])
     header = ["accuracy", "S_c ≥ 0.95·S_d", "verdict"]
-    return "## A true loss of 8 % on 100 items: called matching\n\n" + table(header, rows)
+    return ["## A true loss of 8 % on 100 items: called matching\n\n" + table(header, rows)]
 
 
-def timing() -> str:
+def timing(_: int) -> list[str]:
     """Seconds of one comparison the size of MMLU."""
     rng = np.random.default_rng(4)
     dense = (rng.random(14_042) < 0.45) * 1.0
@@ -443,7 +486,7 @@ def timing() -> str:
         start = time.perf_counter()
         compare(dense, c, clusters=clusters, chance=0.25)
         rows.append([name, f"{time.perf_counter() - start:.2f} s"])
-    return "## Time: 14,042 items, 10,000 resamples\n\n" + table(["case", "time"], rows)
+    return ["## Time: 14,042 items, 10,000 resamples\n\n" + table(["case", "time"], rows)]
 
 
 def processor() -> str:
@@ -454,25 +497,37 @@ def processor() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
+TABLES: dict[str, Callable[[int], list[str]]] = {
+    "independent": partial(fixed_table, "Independent items, true loss at the margin", FIXED, 0),
+    "losses": partial(fixed_table, "Independent items, other true losses (discordance 8 % and more)", LOSSES, 500),
+    "changes": coverage_by_changes,
+    "clusters": partial(fixed_table, "Clusters, true loss at the margin", CLUSTERED, 500),
+    "seeds": partial(fixed_table, "Several calibration seeds, true loss at the margin", SEEDED, 500),
+    "sequential": sequential_tables,
+    "stopping": stopping_tables,
+    "power": power_table,
+    "paper": paper_rule,
+    "time": timing,
+}
+
+
 def main() -> None:
     """Run everything, print the report, write it with --write."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("replications", nargs="?", type=int, default=2000)
+    parser.add_argument("--tables", default=",".join(TABLES), help="which tables to make; default: %(default)s")
     parser.add_argument("--write", action="store_true", help="write benchmarks/results/statistics.md")
     arguments = parser.parse_args()
-    count = arguments.replications
+    count, names = arguments.replications, arguments.tables.split(",")
+    if unknown := [name for name in names if name not in TABLES]:
+        parser.error(f"no table {unknown[0]!r}; there are {', '.join(TABLES)}")
+    if arguments.write and names != list(TABLES):
+        parser.error("--write needs all tables; leave --tables out")
     start = time.perf_counter()
-    tables = [
-        *fixed_tables(count),
-        *sequential_tables(count),
-        *stopping_tables(count),
-        power_table(count),
-        paper_rule(count),
-        timing(),
-    ]
+    tables = [part for name in names for part in TABLES[name](count)]
     head = (
         f"# Statistics: error rates, coverage, power\n\n"
-        f"`python benchmarks/statistics.py {count}` · {count} replications each · "
+        f"`{' '.join(['python benchmarks/statistics.py', *sys.argv[1:]])}` · {count} replications each · "
         f"{time.perf_counter() - start:.0f} s\n\n"
         f"{processor()}, {os.cpu_count()} cores · Python {platform.python_version()}, "
         f"numpy {np.__version__}, scipy {scipy.__version__}\n\n"

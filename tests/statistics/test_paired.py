@@ -14,7 +14,7 @@ from scipy import optimize, stats
 from llmkick.errors import ConfigError, DataError
 from llmkick.statistics import choice_agreement, compare, compare_perplexity, overall_verdict
 from llmkick.statistics.bootstrap import bootstrap_ratio
-from llmkick.statistics.verdict import PairedScores, loss_test
+from llmkick.statistics.verdict import PairedScores, interval_test
 
 binary = st.sampled_from([0.0, 1.0])
 
@@ -126,8 +126,8 @@ class TestNumbers:
         scores = PairedScores(
             dense=np.array(dense), compressed=np.array([compressed]), cluster=np.arange(100), low=0, high=1
         )
-        assert loss_test(scores, low).interval_p[0] == pytest.approx(0.05, abs=1e-4)
-        assert loss_test(scores, high).interval_p[1] == pytest.approx(0.05, abs=1e-4)
+        assert interval_test(scores, low).p_below == pytest.approx(0.05, abs=1e-4)
+        assert interval_test(scores, high).p_above == pytest.approx(0.05, abs=1e-4)
 
     def test_interval_of_independent_answers_is_the_matched_pair_score_interval(self) -> None:
         """Tango (1998) for a ratio: the distance in the standard errors of the likeliest counts whose loss is r."""
@@ -147,7 +147,8 @@ class TestNumbers:
             assert abs((share * t).sum()) / error == pytest.approx(stats.t.isf(0.025, 99), rel=1e-4)
 
     @pytest.mark.parametrize("size", [1, 4, 20])
-    def test_a_margin_outside_the_interval_is_one_whose_verdict_stands(self, size: int) -> None:
+    def test_a_margin_outside_the_interval_is_never_contradicted(self, size: int) -> None:
+        """With few clusters the verdict may be undecided all the same, and then a note says why."""
         rng = np.random.default_rng(size)
         decided = 0
         for _, margin in itertools.product(range(20), (0.05, 0.2, 0.4, 0.6)):
@@ -157,9 +158,67 @@ class TestNumbers:
             assert found.interval is not None
             below, above = found.interval[1] < margin, found.interval[0] > margin
             decided += below or above
-            assert not below or found.verdict == "matching"
-            assert not above or found.verdict == "not matching"
+            surer = any("leaves the margin out" in note for note in found.notes)
+            assert surer == ((below or above) and found.verdict == "undecided")
+            assert not below or found.verdict in ("matching", "undecided")
+            assert not above or found.verdict in ("not matching", "undecided")
+            assert not surer or size > 1
         assert decided >= 10
+
+    def test_a_careful_verdict_beside_an_interval_that_leaves_the_margin_out(self) -> None:
+        """Six clusters: the interval ends below the margin, the verdict asks for more."""
+        rng = np.random.default_rng(0)
+        dense = (rng.random(300) < 0.7) * 1.0
+        compressed = np.where(rng.random(300) < 0.02, 1 - dense, dense)
+        found = compare(dense, compressed, clusters=np.arange(300) % 6, margin=0.05, resamples=0)
+        assert found.interval is not None
+        assert found.interval[1] < 0.05
+        assert found.verdict == "undecided"
+        assert any("a verdict has to be surer" in note for note in found.notes)
+
+    @pytest.mark.parametrize("clusters", [4, 7, 60])
+    def test_ends_are_where_the_interval_test_says(self, clusters: int) -> None:
+        """Or, above, the whole score, where no loss short of it is rejected; in few clusters and low scores as well."""
+        rng = np.random.default_rng(clusters)
+        inside = 0
+        for accuracy in np.repeat([0.1, 0.3, 0.8], 8):
+            dense = (rng.random(60) < accuracy) * 1.0
+            if not dense.any():
+                continue
+            compressed = np.where(rng.random(60) < 0.1, 1 - dense, dense)
+            cluster = np.arange(60) % clusters
+            found = compare(dense, compressed, clusters=cluster, resamples=0).interval
+            if found is None:
+                continue
+            scores = PairedScores(dense=dense, compressed=compressed[None], cluster=cluster, low=0, high=1)
+            assert interval_test(scores, found[0]).p_below == pytest.approx(0.025, abs=1e-4)
+            inside += found[1] < 1
+            if found[1] < 1:
+                assert interval_test(scores, found[1]).p_above == pytest.approx(0.025, abs=1e-4)
+            else:
+                losses = np.linspace(found[0], 0.99, 20)
+                assert min(interval_test(scores, float(loss)).p_above for loss in losses[1:]) > 0.02
+        assert inside >= 10
+
+    def test_clusters_that_agree_by_luck_leave_an_interval(self) -> None:
+        """What each of five clusters lost it gained: their sums do not differ at all, the answers do."""
+        right, cluster = np.tile([1.0, 1, 1, 0, 0, 0, 1, 0], 5), np.repeat(np.arange(5), 8)
+        turned = np.tile([0.0, 1, 1, 1, 0, 0, 1, 0], 5)
+        low, high = compare(right, turned, clusters=cluster, resamples=0).interval or (0, 0)
+        assert low < -0.05
+        assert high > 0.05
+
+    def test_scores_that_all_lose_a_little(self) -> None:
+        """An unseen gain is as large as what was seen: below, the interval is nearly Student's (Fieller's)."""
+        rng = np.random.default_rng(3)
+        dense = rng.beta(3, 12, 200)
+        compressed = dense * 0.9 * (1 + 0.3 * rng.uniform(-1, 1, 200))
+        low, high = compare(dense, compressed, resamples=0).interval or (0, 0)
+        estimate = 1 - compressed.mean() / dense.mean()
+        t = compressed - (1 - estimate) * dense
+        student = stats.t.isf(0.025, 199) * t.std(ddof=1) / math.sqrt(200) / dense.mean()
+        assert estimate - low == pytest.approx(student, rel=0.1)
+        assert student < high - estimate < 1.5 * student
 
     def test_bootstrap_is_scipys_bca(self) -> None:
         rng = np.random.default_rng(1)

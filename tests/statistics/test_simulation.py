@@ -30,6 +30,20 @@ def most(rate: float, draws: int) -> float:
     return rate + 3 * math.sqrt(rate * (1 - rate) / draws)
 
 
+def least(rate: float, draws: int) -> float:
+    """And at least."""
+    return rate - 3 * math.sqrt(rate * (1 - rate) / draws)
+
+
+# Fewer than six answers are expected to differ, and whole numbers cannot miss in 3 % of draws.
+FEW = {s.name for s in benchmark.FIXED if s.name.endswith("gained 0.0") and s.name.startswith("n=60")}
+FEW |= {"n=200, accuracy 0.3, gained 0.0", "n=60, ROUGE-like"}
+
+
+def check_coverage(covered: float, lowest: float, highest: float) -> None:
+    assert least(lowest, DRAWS) <= covered <= most(highest, DRAWS)
+
+
 def named(scenarios: list[object], *parts: str) -> list[object]:
     return [s for s in scenarios if all(part in s.name for part in parts)]  # type: ignore[attr-defined]
 
@@ -39,7 +53,7 @@ def test_error_at_the_margin(scenario: object) -> None:
     rates = benchmark.error_rates(scenario, DRAWS)
     assert rates.matching <= most(0.05, DRAWS)
     assert rates.not_matching <= most(0.05, DRAWS)
-    assert rates.covered >= 1 - most(0.05, DRAWS)
+    check_coverage(rates.covered, 0.93, 1.0 if scenario.name in FEW else 0.97)  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("scenario", named(benchmark.FIXED, "n=1000", "gained 0.03"), ids=lambda s: s.name)
@@ -50,16 +64,15 @@ def test_neither_is_it_too_careful(scenario: object) -> None:
     assert 0.93 <= rates.covered <= 0.97
 
 
-@pytest.mark.parametrize(
-    "scenario",
-    [*named(benchmark.CLUSTERED, "20 even"), *named(benchmark.CLUSTERED, "57"), *named(benchmark.CLUSTERED, "200")],
-    ids=lambda s: s.name,
-)
-def test_intervals_of_twenty_clusters_and_more_are_not_too_wide(scenario: object) -> None:
-    """Verdicts are careful there (wrong in 3 to 8 % of draws, two sides together); intervals say what they are."""
-    rates = benchmark.error_rates(scenario, DRAWS)
-    careful = 1 - rates.matching - rates.not_matching
-    assert 0.92 <= rates.covered <= max(0.97, careful) + 3 * math.sqrt(0.97 * 0.03 / DRAWS)
+def test_coverage_wherever_six_answers_and_more_differ() -> None:
+    (report,) = benchmark.coverage_by_changes(200)
+    rows = [[cell.strip(" %") for cell in line.split("|")[1:-1]] for line in report.splitlines()[4:]]
+    assert [row[0] for row in rows] == ["0 to 3", "3 to 6", "6 to 10", "10 to 20", "20 and more"]
+    assert sum(int(row[1]) for row in rows) >= 250
+    for _, _, lowest, mean, highest in rows[2:]:
+        assert float(lowest) >= 100 * least(0.93, 200)
+        assert 94 <= float(mean) <= 96.5
+        assert float(highest) <= 100 * most(0.97, 200)
 
 
 def test_the_guard_is_needed() -> None:
@@ -82,7 +95,7 @@ def test_clusters(scenario: object) -> None:
     rates = benchmark.error_rates(scenario, DRAWS)
     assert rates.matching <= most(0.05, DRAWS)
     assert rates.not_matching <= most(0.05, DRAWS)
-    assert rates.covered >= 1 - most(0.05, DRAWS)
+    check_coverage(rates.covered, 0.93, 0.975)
 
 
 @pytest.mark.parametrize("scenario", benchmark.SEEDED, ids=lambda s: s.name)
@@ -91,7 +104,7 @@ def test_calibration_seeds(scenario: object) -> None:
     rates = benchmark.error_rates(scenario, DRAWS)
     assert rates.matching <= most(0.05, DRAWS)
     assert rates.not_matching <= most(0.05, DRAWS)
-    assert rates.covered >= 1 - most(0.05, DRAWS)
+    check_coverage(rates.covered, 0.93, 0.98 if "2 seeds" in scenario.name else 0.97)  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("stream", [benchmark.binary_stream, benchmark.stratified_stream])

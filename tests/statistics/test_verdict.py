@@ -10,10 +10,11 @@ from scipy import optimize, stats
 
 from llmkick.errors import ConfigError
 from llmkick.statistics import compare, fixed_sequence, holm, overall_verdict
-from llmkick.statistics.mean_test import MeanTest, mean_test, null_variance
+from llmkick.statistics.mean_test import MeanTest, Unseen, mean_test, null_variance, score_test
 from llmkick.statistics.verdict import PairedScores, loss_test
 
 EVERYWHERE = (-math.inf, math.inf)
+UNBOUNDED = (Unseen(-math.inf, math.inf), Unseen(math.inf, math.inf))
 
 
 def table(right: int, lost: int, gained: int, wrong: int) -> tuple[np.ndarray, np.ndarray]:
@@ -258,7 +259,8 @@ class TestMeanTest:
         noise = (interaction**2).sum() / (3 * 49) / (4 * 50)
         ours = mean_test(values, np.arange(50), EVERYWHERE)
         assert ours.seed_variance == pytest.approx(means.var(ddof=1) / 4 - noise / 4)
-        assert ours.score_seed_variance == pytest.approx(means.var(ddof=1) / 4 - 3 * noise / 4)
+        for_intervals = score_test(values, np.arange(50), *UNBOUNDED)
+        assert for_intervals.seed_variance == pytest.approx(means.var(ddof=1) / 4 - 0.9 * noise)
         assert ours.seed_df == 3
         assert mean_test(values - means[:, None], np.arange(50), EVERYWHERE).seed_variance == 0
         two = mean_test(values[:2], np.arange(50), EVERYWHERE)
@@ -285,7 +287,60 @@ class TestMeanTest:
         p01 = kept * (p11 + p10) - p11
         expected = p11 * 0.05**2 + p10 * 0.95**2 + p01
         values = np.repeat([1 - kept, -kept, 1.0, 0.0], [right, lost, gained, wrong])
-        assert null_variance(values, (-kept, 1.0)) == pytest.approx(expected, rel=1e-4)
+        assert null_variance(values, Unseen(-kept, kept**2), Unseen(1.0, 1.0)) == pytest.approx(expected, rel=1e-4)
+
+    def test_null_variance_of_what_was_not_seen(self) -> None:
+        """All values alike: whatever share makes the mean 0 was not seen, and it varies as it is said to."""
+        values, low, high = np.full(50, 0.2), Unseen(-0.6, 0.5), Unseen(0.3, 0.2)
+        share = 0.2 / (0.2 + 0.6)
+        assert null_variance(values, low, high) == pytest.approx((1 - share) * 0.04 + share * 0.5)
+        share = 0.2 / (0.2 + 0.3)
+        assert null_variance(-values, low, high) == pytest.approx((1 - share) * 0.04 + share * 0.2)
+        assert null_variance(values, Unseen(0.1, 0.5), high) == 0
+        # What was seen reaches further than the unseen do on average: nothing is left for them.
+        mixed = np.array([0.2, 0.2, 0.1, -0.9])
+        seen = null_variance(mixed, Unseen(-0.9, 9), Unseen(0.2, 9))
+        assert null_variance(mixed, low, high) == pytest.approx(seen)
+
+    def test_score_test_of_equal_clusters_is_students_on_their_means(self) -> None:
+        values = np.random.default_rng(8).normal(0.1, 1, (12, 8))
+        ours = score_test(values.reshape(1, -1), np.repeat(np.arange(12), 8), *UNBOUNDED)
+        reference = stats.ttest_1samp(values.mean(axis=1), 0, alternative="greater")
+        assert ours.p_above == pytest.approx(reference.pvalue, rel=0.02)
+        assert ours.p_above + ours.p_below == pytest.approx(1)
+
+    @pytest.mark.parametrize(("moved", "effect"), [(0, 0.1), (3, None)])
+    def test_design_effect_of_intervals(self, moved: int, effect: float | None) -> None:
+        """What clusters show, below 1 as well, but not less than a tenth; verdicts take 1 at least."""
+        values, cluster = np.tile([-0.95, 0.05, 0.05, 0.05, 0.0], 20), np.repeat(np.arange(20), 5)
+        values[: 5 * moved : 5], values[1 : 5 * moved : 5] = 0.05, 0.0
+        low, high = Unseen(-0.95, 0.95**2), Unseen(1.0, 1.0)
+        alone = null_variance(values, low, high) / 100
+        sums = values.reshape(20, 5).sum(axis=1)
+        seen = sums.var(ddof=1) * 20 / 100**2 / (values.var(ddof=1) / 100)
+        assert seen < 1
+        ours = score_test(values[None], cluster, low, high)
+        assert ours.variance == pytest.approx(alone * (effect or seen), rel=0.02)
+        assert mean_test(values[None], cluster, (-0.95, 1.0)).variance >= 0.999 * alone
+
+    def test_unseen_by_hand(self) -> None:
+        """Items with something to lose lose it all; those with something to gain gain as much as any changed."""
+
+        def scores(dense: list[float], compressed: list[float]) -> PairedScores:
+            c = np.array([compressed])
+            return PairedScores(dense=np.array(dense), compressed=c, cluster=np.arange(len(dense)), low=0.0, high=1.0)
+
+        low, high = scores([1, 1, 0, 0], [1, 0, 0, 0]).unseen(0.1)
+        assert low == pytest.approx((-0.9, 0.81))
+        assert high == pytest.approx((1, 1))
+        low, high = scores([0.8, 0.4, 0.2], [0.8, 0.3, 0.2]).unseen(0.5)
+        assert low == pytest.approx((-(0.4 + 0.2 + 0.1) / 3, (0.16 + 0.04 + 0.01) / 3))
+        # The best score seen gains nothing more; the others rise by 0.1.
+        assert high == pytest.approx(((0.3 + 0.2) / 2, (0.09 + 0.04) / 2))
+        assert scores([1, 0.5], [1, 0.5]).unseen(0.0)[1] == pytest.approx((0.5, 0.25))
+        assert scores([1, 1], [1, 1]).unseen(0.05) == (pytest.approx((-0.95, 0.95**2)), pytest.approx((1, 1)))
+        counted = scores([1, 0], [0, 0]).unseen(0.1, 0.25)
+        assert counted == (pytest.approx((-0.25 - 0.675, 0.925**2)), pytest.approx((0.75 + 0.225, 0.975**2)))
 
     def test_guards_of_clusters(self) -> None:
         """Twenty clusters, three of which lose much: variance under the null and skewness, both by hand."""

@@ -118,7 +118,7 @@ def compare(
         margin=margin,
         alpha=alpha,
         chance=chance,
-        notes=_notes(pairs, scores, verdict, test, interval, chance, same_model),
+        notes=_notes(pairs, scores, verdict, test, interval, margin=margin, chance=chance, same_model=same_model),
     )
 
 
@@ -174,6 +174,8 @@ def _notes(
     verdict: Verdict,
     test: MeanTest | None,
     interval: Range | None,
+    *,
+    margin: float,
     chance: float,
     same_model: bool | None,
 ) -> tuple[str, ...]:
@@ -188,6 +190,8 @@ def _notes(
     notes += _notes_on_identity(scores, verdict, test, same_model)
     if interval is None and scores.clusters > 1 and verdict != "no signal":
         notes.append("the dense score is not clearly above 0: no bounded interval")
+    if interval is not None and verdict == "undecided" and not interval[0] <= margin <= interval[1]:
+        notes.append("the interval leaves the margin out, but with so few clusters or losses a verdict has to be surer")
     if not scores.binary:
         notes.append("scores are not all right or wrong: gained and lost count items that rose and that fell")
     return tuple(notes)

@@ -1,12 +1,14 @@
 """From paired scores to a verdict: the test on a mean, and the interval that inverts it."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import numpy as np
 from scipy import optimize
 
-from llmkick.statistics.mean_test import Codes, Floats, MeanTest, Range, mean_test
+from llmkick.statistics.mean_test import Codes, Floats, MeanTest, Range, Unseen, mean_test, score_test
 
 Verdict = Literal["matching", "not matching", "undecided", "no signal", "incomplete"]
 
@@ -54,6 +56,27 @@ class PairedScores:
         corners = [c - kept * d for c in ends for d in ends]
         return min(corners), max(corners)
 
+    def unseen(self, relative_loss: float, chance: float = 0.0) -> tuple[Unseen, Unseen]:
+        """The t of items like these that lose all they have, and of those that gain as much as any changed.
+
+        Only items that have something to lose, or to gain, are counted. A model that fails fails whole, seen or not;
+        gains are no larger than the largest change in either direction, which for answers right or wrong is all.
+        """
+        top = float(max(self.dense.max(), self.compressed.max()))
+        change = float(np.abs(self.compressed.mean(axis=0) - self.dense).max()) or top - self.low
+        kept, (least, most) = (1 - relative_loss) * (self.dense - chance), self.shortfall_range(relative_loss, chance)
+        lost, gained = self.dense > self.low, self.dense < top
+        best = np.minimum(self.dense[gained] + change, top)
+        return (
+            _unseen((self.low - chance) - kept[lost], otherwise=least),
+            _unseen((best - chance) - kept[gained], otherwise=most),
+        )
+
+
+def _unseen(t: Floats, *, otherwise: float) -> Unseen:
+    """Mean and mean square; without any item those of a single value."""
+    return Unseen(float(t.mean()), float((t**2).mean())) if t.size else Unseen(otherwise, otherwise**2)
+
 
 def loss_test(scores: PairedScores, relative_loss: float, chance: float = 0.0) -> MeanTest:
     """Test of E[c − (1 − r)·d]: p_above small proves a loss below r, p_below small one above r."""
@@ -62,6 +85,11 @@ def loss_test(scores: PairedScores, relative_loss: float, chance: float = 0.0) -
     return (
         replace(test, least_p_above=_chance_of_no_change(scores, relative_loss, chance)) if scores.identical else test
     )
+
+
+def interval_test(scores: PairedScores, relative_loss: float, chance: float = 0.0) -> MeanTest:
+    """The test that `loss_interval` inverts: p_above and p_below each against half of its alpha."""
+    return score_test(scores.shortfall(relative_loss, chance), scores.cluster, *scores.unseen(relative_loss, chance))
 
 
 def _chance_of_no_change(scores: PairedScores, relative_loss: float, chance: float) -> float:
@@ -111,34 +139,36 @@ def decide(
 
 
 def loss_interval(scores: PairedScores, *, alpha: float, chance: float = 0.0) -> Range | None:
-    """Two-sided interval on the relative loss: every r that `loss_test` leaves (Fieller 1954; see `interval_p`).
+    """Two-sided interval on the relative loss: every r that `interval_test` leaves (Fieller 1954).
 
-    None where that set has no lower end: a single cluster, or a dense score not clearly above chance.
+    Verdicts are surer than that where clusters and losses are few: a margin just outside may be undecided. None
+    where that set has no lower end: a single cluster, or a dense score not clearly above chance.
     """
     if scores.clusters < 2 or scores.dense.mean() <= chance:
         return None
     dense, compressed = float(scores.dense.mean()) - chance, float(scores.compressed.mean()) - chance
 
     def p_below(relative_loss: float) -> float:
-        return loss_test(scores, relative_loss, chance).interval_p[0]
+        return interval_test(scores, relative_loss, chance).p_below
 
     def p_above(relative_loss: float) -> float:
-        return loss_test(scores, relative_loss, chance).interval_p[1]
+        return interval_test(scores, relative_loss, chance).p_above
 
     estimate = 1 - compressed / dense
-    lower = _crossing(p_below, estimate, alpha / 2, direction=-1)
-    upper = _crossing(p_above, estimate, alpha / 2, direction=1)
     # Nothing can be lost beyond the lowest score there is.
     ceiling = max(estimate, 1 - (scores.low - chance) / dense)
-    return None if lower is None else (lower, ceiling if upper is None else min(upper, ceiling))
+    lower = _crossing(p_below, estimate, alpha / 2, limit=estimate - 256)
+    upper = _crossing(p_above, estimate, alpha / 2, limit=ceiling)
+    return None if lower is None else (lower, ceiling if upper is None else upper)
 
 
-def _crossing(p: Callable[[float], float], start: float, target: float, *, direction: int) -> float | None:
-    """Where p falls to its target on that side of start; None when it does not within a few hundred."""
-    step, inner = 1 / 64, start
-    while step < 256:
-        outer = start + direction * step
+def _crossing(p: Callable[[float], float], start: float, target: float, *, limit: float) -> float | None:
+    """Where p first falls to its target on the way from start to limit; None when it does not before that."""
+    # The limit itself is left out: no distribution has that loss.
+    step, inner, furthest = 1 / 64, start, 0.999 * abs(limit - start)
+    while abs(inner - start) < furthest:
+        outer = start + math.copysign(min(step, furthest), limit - start)
         if p(outer) < target:
             return float(optimize.brentq(lambda r: p(r) - target, inner, outer, xtol=1e-7))
-        step, inner = 2 * step, outer
+        step, inner = 1.5 * step, outer
     return None
