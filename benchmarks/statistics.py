@@ -173,6 +173,16 @@ CLUSTERED = [
     )
     for rho, gained in ((0.01, 0.03), (0.1, 0.03), (0.1, 0.0))
 ]
+# Most clusters lose nothing and a few nearly all: beyond what the tests were made for.
+VERY_UNEVEN = [
+    Scenario(
+        f"{k} {'even' if even else 'uneven'} clusters of 40, correlation 0.2, gained 0.03",
+        MARGIN,
+        clustered(k, 40, 0.2, 0.6, 0.03, even=even),
+    )
+    for k in (5, 10, 20, 40)
+    for even in (True, False)
+]
 SEEDED = [
     Scenario(f"{k} seeds, n=400, between {between}, common {common}", MARGIN, seeded(k, 400, between, common))
     for k in (2, 3, 5)
@@ -502,6 +512,7 @@ TABLES: dict[str, Callable[[int], list[str]]] = {
     "losses": partial(fixed_table, "Independent items, other true losses (discordance 8 % and more)", LOSSES, 500),
     "changes": coverage_by_changes,
     "clusters": partial(fixed_table, "Clusters, true loss at the margin", CLUSTERED, 500),
+    "very uneven": partial(fixed_table, "Clusters that lose very unevenly, true loss at the margin", VERY_UNEVEN, 0),
     "seeds": partial(fixed_table, "Several calibration seeds, true loss at the margin", SEEDED, 500),
     "sequential": sequential_tables,
     "stopping": stopping_tables,
