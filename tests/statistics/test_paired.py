@@ -14,7 +14,7 @@ from scipy import optimize, stats
 from llmkick.errors import ConfigError, DataError
 from llmkick.statistics import choice_agreement, compare, compare_perplexity, overall_verdict
 from llmkick.statistics.bootstrap import bootstrap_ratio
-from llmkick.statistics.verdict import PairedScores, interval_test
+from llmkick.statistics.verdict import PairedScores, _crossing, interval_test
 
 binary = st.sampled_from([0.0, 1.0])
 
@@ -199,6 +199,17 @@ class TestNumbers:
                 losses = np.linspace(found[0], 0.99, 20)
                 assert min(interval_test(scores, float(loss)).p_above for loss in losses[1:]) > 0.02
         assert inside >= 10
+
+    def test_the_search_for_an_end_ends(self) -> None:
+        """Wherever it starts, if nothing is excluded on the way, and finds the first crossing if there is one."""
+        rng = np.random.default_rng(0)
+        for start, limit in [*rng.uniform(-2, 2, (300, 2)).tolist(), [1.0, 1.0], [0.5, 0.5 + 1e-15]]:
+            assert _crossing(lambda _: 0.5, start, 0.025, limit=limit) is None
+            end = start + 0.6 * (limit - start)
+            slope = 0.475 / max(abs(end - start), 1e-9)
+            found = _crossing(lambda r, a=start, k=slope: 0.5 - k * abs(r - a), start, 0.025, limit=limit)  # type: ignore[misc]
+            assert found is None or found == pytest.approx(end, abs=1e-6)
+            assert (found is None) == (abs(limit - start) < 1e-9)
 
     def test_clusters_that_agree_by_luck_leave_an_interval(self) -> None:
         """What each of five clusters lost it gained: their sums do not differ at all, the answers do."""

@@ -165,10 +165,11 @@ def loss_interval(scores: PairedScores, *, alpha: float, chance: float = 0.0) ->
 def _crossing(p: Callable[[float], float], start: float, target: float, *, limit: float) -> float | None:
     """Where p first falls to its target on the way from start to limit; None when it does not before that."""
     # The limit itself is left out: no distribution has that loss.
-    step, inner, furthest = 1 / 64, start, 0.999 * abs(limit - start)
-    while abs(inner - start) < furthest:
-        outer = start + math.copysign(min(step, furthest), limit - start)
+    furthest = 0.999 * abs(limit - start)
+    inner, step = start, min(1 / 64, furthest)
+    while step:
+        outer = start + math.copysign(step, limit - start)
         if p(outer) < target:
             return float(optimize.brentq(lambda r: p(r) - target, inner, outer, xtol=1e-7))
-        step, inner = 1.5 * step, outer
+        inner, step = outer, 0.0 if step == furthest else min(1.5 * step, furthest)
     return None
