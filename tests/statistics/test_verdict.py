@@ -307,8 +307,9 @@ class TestMeanTest:
         values = np.random.default_rng(8).normal(0.1, 1, (12, 8))
         ours = score_test(values.reshape(1, -1), np.repeat(np.arange(12), 8), *UNBOUNDED)
         reference = stats.ttest_1samp(values.mean(axis=1), 0, alternative="greater")
-        assert replace(ours, skewness=0.0).p_above == pytest.approx(reference.pvalue, rel=0.02)
-        assert replace(ours, skewness=0.0).p_below == pytest.approx(1 - reference.pvalue, rel=0.02)
+        plain = replace(ours, skewness=0.0, least_p_above=0.0, least_p_below=0.0)
+        assert plain.p_above == pytest.approx(reference.pvalue, rel=0.02)
+        assert plain.p_below == pytest.approx(1 - reference.pvalue, rel=0.02)
 
     def test_skewness_of_intervals_is_what_clusters_add(self) -> None:
         """Cluster sums less skewed items: nothing for items on their own, the clusters' own for even items."""
@@ -328,19 +329,22 @@ class TestMeanTest:
         assert tiny.skewness == pytest.approx(expected)
         assert mean_test(whole[None], cluster, (-0.95, 1.0)).skewness == pytest.approx(skewness(whole[::10]))
 
-    @pytest.mark.parametrize(("moved", "effect"), [(0, 0.1), (3, None)])
-    def test_design_effect_of_intervals(self, moved: int, effect: float | None) -> None:
-        """What clusters show, below 1 as well, but not less than a tenth; verdicts take 1 at least."""
-        values, cluster = np.tile([-0.95, 0.05, 0.05, 0.05, 0.0], 20), np.repeat(np.arange(20), 5)
+    @pytest.mark.parametrize("moved", [0, 3])
+    def test_design_effect_of_intervals(self, moved: int) -> None:
+        """What clusters show, below 1 as well, but p is at least half of that of the same items; verdicts take 1."""
+        values, cluster = np.tile([-0.95, 0.05, 0.05, 0.25, 0.0], 20), np.repeat(np.arange(20), 5)
         values[: 5 * moved : 5], values[1 : 5 * moved : 5] = 0.05, 0.0
         low, high = Unseen(-0.95, 0.95**2), Unseen(1.0, 1.0)
-        alone = null_variance(values, low, high) / 100
+        alone = score_test(values[None], np.arange(100), low, high)
+        assert alone.variance == pytest.approx(null_variance(values, low, high) / 100)
         sums = values.reshape(20, 5).sum(axis=1)
-        seen = sums.var(ddof=1) * 20 / 100**2 / (values.var(ddof=1) / 100)
-        assert seen < 1
+        effect = sums.var(ddof=1) * 20 / 100**2 / (values.var(ddof=1) / 100)
+        assert effect < 1
         ours = score_test(values[None], cluster, low, high)
-        assert ours.variance == pytest.approx(alone * (effect or seen), rel=0.02)
-        assert mean_test(values[None], cluster, (-0.95, 1.0)).variance >= 0.999 * alone
+        assert effect == 0 or ours.variance == pytest.approx(alone.variance * effect, rel=0.02)
+        assert ours.p_below == pytest.approx(max(alone.p_below / 2, stats.t.cdf(ours._statistics()[1], ours.df)))
+        assert moved or ours.p_below == alone.p_below / 2
+        assert mean_test(values[None], cluster, (-0.95, 1.0)).variance >= 0.999 * alone.variance
 
     def test_unseen_by_hand(self) -> None:
         """Items with something to lose lose it all; those with something to gain gain as much as any changed."""
