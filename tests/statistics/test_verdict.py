@@ -11,7 +11,7 @@ from scipy import optimize, stats
 
 from llmkick.errors import ConfigError
 from llmkick.statistics import compare, fixed_sequence, holm, overall_verdict
-from llmkick.statistics.mean_test import MeanTest, Unseen, mean_test, null_variance, score_test
+from llmkick.statistics.mean_test import MeanTest, Unseen, _beyond, mean_test, null_variance, score_test
 from llmkick.statistics.verdict import PairedScores, loss_test
 
 EVERYWHERE = (-math.inf, math.inf)
@@ -345,6 +345,13 @@ class TestMeanTest:
         assert ours.p_below == pytest.approx(max(alone.p_below / 2, stats.t.cdf(ours._statistics()[1], ours.df)))
         assert moved or ours.p_below == alone.p_below / 2
         assert mean_test(values[None], cluster, (-0.95, 1.0)).variance >= 0.999 * alone.variance
+
+    @pytest.mark.parametrize(
+        ("clusters", "items", "beyond"),
+        [(0.5, 0.2, 0.3), (-0.5, -0.2, -0.3), (0.5, -0.2, 0.5), (-0.5, 0.2, -0.5), (0.2, 0.5, 0.0), (0.0, 0.3, 0.0)],
+    )
+    def test_skewness_beyond_that_of_items(self, clusters: float, items: float, beyond: float) -> None:
+        assert _beyond(clusters, items) == pytest.approx(beyond)
 
     def test_unseen_by_hand(self) -> None:
         """Items with something to lose lose it all; those with something to gain gain as much as any changed."""

@@ -161,7 +161,7 @@ def score_test(values: Floats, cluster: Codes, low: Unseen, high: Unseen) -> Mea
         alone,
         variance=over_items * spread.design_effect or spread.variance,
         df=spread.df,
-        skewness=_skewness(spread.residual) - _skewness(spread.item_residual),
+        skewness=_beyond(_skewness(spread.residual), _skewness(spread.item_residual)),
         least_p_above=alone.p_above / 2,
         least_p_below=alone.p_below / 2,
     )
@@ -174,6 +174,12 @@ def _skewness(residual: Floats) -> float:
         return 0.0
     unit = residual / largest  # cubes have no number where scores are as small as floats can be
     return float((unit**3).sum() / (unit**2).sum() ** 1.5)
+
+
+def _beyond(value: float, other: float) -> float:
+    """What of a value goes beyond another in its own direction."""
+    known = max(0.0, math.copysign(1.0, value) * other)
+    return math.copysign(max(0.0, abs(value) - known), value)
 
 
 @dataclass(frozen=True, kw_only=True)
