@@ -36,7 +36,7 @@ print(json.dumps({"faults": faulted, "returned": kept - size()}))
 """
 
 
-# Untold, glibc moves its limits with what is freed, and what stays at the end of the heap is luck: both start from here.
+# Untold, glibc moves its limits with what is freed, and what stays on top of the heap is luck: both start from here.
 RETURN_AT_ONCE = {"GLIBC_TUNABLES": "glibc.malloc.mmap_threshold=131072:glibc.malloc.trim_threshold=131072"}
 
 
