@@ -102,11 +102,18 @@ def rouge_like(n: int, loss: float = MARGIN) -> Callable[[Rng], PairedScores]:
 
 
 def clustered(
-    clusters: int, size: int, correlation: float, accuracy: float, gained: float, *, even: bool = True
+    clusters: int,
+    size: int,
+    correlation: float,
+    accuracy: float,
+    gained: float,
+    *,
+    even: bool = True,
+    loss: float = MARGIN,
 ) -> Callable[[Rng], PairedScores]:
     """Accuracy and loss differ between clusters (beta distributed, skewed); uneven sizes are log-normal."""
     spread = 1 / correlation - 1
-    share = (MARGIN * accuracy + gained) / accuracy
+    share = (loss * accuracy + gained) / accuracy
 
     def draw(rng: Rng) -> PairedScores:
         sizes = np.full(clusters, size)
@@ -173,14 +180,24 @@ CLUSTERED = [
     )
     for rho, gained in ((0.01, 0.03), (0.1, 0.03), (0.1, 0.0))
 ]
-# Most clusters lose nothing and a few nearly all: beyond what the tests were made for.
+CLUSTER_LOSSES = [
+    Scenario(
+        f"{k} {'even' if even else 'uneven'} clusters of {size}, correlation {rho}, true loss {loss:.0%}",
+        loss,
+        clustered(k, size, rho, 0.6, 0.03, even=even, loss=loss),
+    )
+    for k, size, even in ((57, 40, False), (20, 30, True), (12, 10, True), (10, 30, False), (5, 40, True))
+    for rho in (0.01, 0.1)
+    for loss in (0.0, 0.15, 0.4)
+]
+# Most clusters lose nothing and a few nearly all.
 VERY_UNEVEN = [
     Scenario(
-        f"{k} {'even' if even else 'uneven'} clusters of 40, correlation 0.2, gained 0.03",
+        f"{k} {'even' if even else 'uneven'} clusters of {size}, correlation 0.2, gained 0.03",
         MARGIN,
-        clustered(k, 40, 0.2, 0.6, 0.03, even=even),
+        clustered(k, size, 0.2, 0.6, 0.03, even=even),
     )
-    for k in (5, 10, 20, 40)
+    for k, size in ((5, 40), (10, 10), (10, 40), (10, 100), (20, 10), (20, 40), (40, 40))
     for even in (True, False)
 ]
 SEEDED = [
@@ -512,6 +529,7 @@ TABLES: dict[str, Callable[[int], list[str]]] = {
     "losses": partial(fixed_table, "Independent items, other true losses (discordance 8 % and more)", LOSSES, 500),
     "changes": coverage_by_changes,
     "clusters": partial(fixed_table, "Clusters, true loss at the margin", CLUSTERED, 500),
+    "cluster losses": partial(fixed_table, "Clusters, other true losses, gained 0.03", CLUSTER_LOSSES, 0),
     "very uneven": partial(fixed_table, "Clusters that lose very unevenly, true loss at the margin", VERY_UNEVEN, 0),
     "seeds": partial(fixed_table, "Several calibration seeds, true loss at the margin", SEEDED, 500),
     "sequential": sequential_tables,

@@ -12,6 +12,7 @@ from scipy import optimize, stats
 from llmkick.errors import ConfigError
 from llmkick.statistics import compare, fixed_sequence, holm, overall_verdict
 from llmkick.statistics.mean_test import MeanTest, Unseen, _beyond, mean_test, null_variance, score_test
+from llmkick.statistics.spread import spread_of
 from llmkick.statistics.verdict import PairedScores, loss_test
 
 EVERYWHERE = (-math.inf, math.inf)
@@ -342,7 +343,7 @@ class TestMeanTest:
         assert effect < 1
         ours = score_test(values[None], cluster, low, high)
         assert effect == 0 or ours.variance == pytest.approx(alone.variance * effect, rel=0.02)
-        assert ours.p_below == pytest.approx(max(alone.p_below / 2, stats.t.cdf(ours._statistics()[1], ours.df)))
+        assert ours.p_below == pytest.approx(max(alone.p_below / 2, stats.t.cdf(ours._statistics()[1], ours.df_below)))
         assert moved or ours.p_below == alone.p_below / 2
         assert mean_test(values[None], cluster, (-0.95, 1.0)).variance >= 0.999 * alone.variance
 
@@ -385,15 +386,38 @@ class TestMeanTest:
         assert test.skewness == pytest.approx((residual**3).sum() / (residual**2).sum() ** 1.5)
         assert mean_test(values[None], np.arange(100), EVERYWHERE).skewness == 0
 
-    def test_clusters_have_to_prove_a_small_loss_with_half_the_degrees_of_freedom(self) -> None:
+    def test_clusters_have_to_prove_a_small_loss_with_fewer_degrees_of_freedom(self) -> None:
         values = np.random.default_rng(5).normal(0.1, 1, 96)[None]
-        alone = mean_test(values, np.arange(96), EVERYWHERE)
-        assert (alone.cautious_df, alone.p_above) == (alone.df, stats.t.sf(alone.mean / alone.standard_error, 95))
-        test = mean_test(values, np.repeat(np.arange(12), 8), EVERYWHERE)
+        alone, cluster = mean_test(values, np.arange(96), EVERYWHERE), np.repeat(np.arange(12), 8)
+        assert (alone.df_above, alone.p_above) == (None, stats.t.sf(alone.mean / alone.standard_error, 95))
+        share = 8 * 0.1 / (1 + 7 * 0.1)
+        assert spread_of(values, cluster, 1.0).own_share == pytest.approx(share)
+        test = mean_test(values, cluster, EVERYWHERE)
         below, above = test._statistics()
-        assert test.p_above == pytest.approx(stats.t.sf(min(below, above), 11 / 2))
+        assert test.p_above == pytest.approx(stats.t.sf(min(below, above), 11 / (1 + 4 * share**2)))
         assert test.p_below == pytest.approx(stats.t.sf(-max(below, above), 11))
-        assert test.critical(0.05) < test.critical(0.05, test.cautious_df)
+        assert test.critical(0.05) < test.critical(0.05, test.df_above)
+
+    @pytest.mark.parametrize(
+        ("clusters", "size", "fewer"),
+        [(5, 100, 2.0), (4, 100, 1.5), (10, 100, 2.061), (40, 1000, 7.912), (40, 2, 34.445)],
+    )
+    def test_fewer_degrees_of_freedom_by_hand(self, clusters: int, size: int, fewer: float) -> None:
+        """A fifth where clusters are large, hardly fewer where they are pairs; two if there are four."""
+        values = np.random.default_rng(5).normal(0.1, 1, clusters * size)[None]
+        test = mean_test(values, np.repeat(np.arange(clusters), size), EVERYWHERE)
+        assert test.df_above == pytest.approx(fewer, abs=0.005)
+
+    def test_degrees_of_freedom_of_intervals(self) -> None:
+        values, cluster = np.random.default_rng(5).normal(0.1, 1, 96)[None], np.repeat(np.arange(12), 8)
+        test, caution = score_test(values, cluster, *UNBOUNDED), 1 + (0.8 / 1.7) ** 2
+        assert (test.df_above, test.df_below) == (pytest.approx(11 / caution), pytest.approx(11 * caution**2))
+        plain = replace(test, least_p_above=0.0, least_p_below=0.0)
+        below, above = test._statistics()
+        assert plain.p_above == pytest.approx(stats.t.sf(min(below, above), 11 / caution))
+        assert plain.p_below == pytest.approx(stats.t.cdf(max(below, above), 11 * caution**2))
+        alone = score_test(values, np.arange(96), *UNBOUNDED)
+        assert (alone.df_above, alone.df_below) == (None, None)
 
     def test_a_larger_margin_undoes_no_verdict(self) -> None:
         """On few clusters with skewed losses: what matches within a loss matches within every larger one."""

@@ -6,17 +6,14 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import optimize, special
 
-Floats = NDArray[np.float64]
-Codes = NDArray[np.int64]
-Range = tuple[float, float]
+from llmkick.statistics.spread import Codes, Floats, Range, skewness, spread_of, variance_between_seeds
 
 # The share of item noise in the spread of seeds that is taken off for intervals, by the number of seeds. Chosen so
 # that they hold the truth as evenly as can be, whether seeds differ or not: few seeds do not tell, so 95 % cannot be
 # had throughout. With two it is 92 to 98 %, and no rule that looks at their spread was found to do better.
-_NOISE_SHARES = {2: 0.25, 3: 0.7}
+_NOISE_SHARES = {2: 0.2, 3: 0.7}
 _NOISE_SHARE_OF_MORE = 0.9
 
 
@@ -30,7 +27,8 @@ class MeanTest:
     seed_variance: float = 0.0
     seed_df: int = 0
     skewness: float = 0.0  # of the studentised mean
-    caution: float = 1.0  # by what the df of the variance over items are divided when the mean is to be above 0
+    df_above: float | None = None  # the same where the mean is to be shown above 0, if it is not the same
+    df_below: float | None = None  # and below 0
     least_p_above: float = 0.0  # what p_above is at least, where more is known of the scores than their mean
     least_p_below: float = 0.0
 
@@ -40,19 +38,14 @@ class MeanTest:
         return math.sqrt(self.variance + self.seed_variance)
 
     @property
-    def cautious_df(self) -> float:
-        """Degrees of freedom where the mean is to be shown above 0."""
-        return self.df / self.caution
-
-    @property
     def p_above(self) -> float:
         """One-sided p of H0: mean ≤ 0."""
-        return max(self._tail(min(self._statistics()), self.cautious_df), self.least_p_above)
+        return max(self._tail(min(self._statistics()), self.df_above or self.df), self.least_p_above)
 
     @property
     def p_below(self) -> float:
         """One-sided p of H0: mean ≥ 0."""
-        return max(self._tail(-max(self._statistics()), self.df), self.least_p_below)
+        return max(self._tail(-max(self._statistics()), self.df_below or self.df), self.least_p_below)
 
     def critical(self, tail: float, df: float | None = None) -> float:
         """The distance of the mean from 0 that has this one-sided p, skewness aside.
@@ -108,11 +101,12 @@ def mean_test(values: Floats, cluster: Codes, possible: Range) -> MeanTest:
       items on their own this is the matched-pair score test of Tango (1998) and Nam & Blackwelder (2002).
     - statistic, with clusters: t, or t corrected for the skewness of their sums (Hall 1992), of which few
       clusters show too little. Taking it larger than seen makes verdicts that a larger margin undoes.
-    - degrees of freedom, with clusters: for a mean above 0 (a loss below r) half of Bell & McCaffrey's, what sums
-      of excess kurtosis 2 have instead of normal ones. All of them err in up to 6.3 % of draws where clusters lose
-      unevenly; on the other side, where that skewness helps, in 2.6 % at most.
+    - degrees of freedom, with clusters: for a mean above 0 (a loss below r) Bell & McCaffrey's divided by 1 + 4·b²,
+      b the share of a cluster's sum that is not its items' own, but two if there are four (a sum of excess kurtosis
+      8·b² has that many instead of a normal one's). All of them err in up to 11 % of draws where most clusters lose
+      nothing and a few nearly all; on the other side, where that skewness helps, in 2.6 % at most.
     """
-    spread = _spread(values, cluster, max(abs(end) for end in possible))
+    spread = spread_of(values, cluster, max(abs(end) for end in possible))
     low, high = (Unseen(end, end**2) for end in possible)
     over_items = null_variance(spread.per_item, low, high) / spread.per_item.size * max(1.0, spread.design_effect)
     over_clusters = 0.0
@@ -127,10 +121,10 @@ def mean_test(values: Floats, cluster: Codes, possible: Range) -> MeanTest:
         df=spread.df,
         # None of the noise is taken off with two seeds, a sixth with three, almost half with many: half of it
         # throughout errs in 7.3 % of draws with two seeds and 6.0 % with three.
-        seed_variance=_seed_variance(values, cluster, (seeds - 2) / (2 * seeds)),
+        seed_variance=variance_between_seeds(values, cluster, (seeds - 2) / (2 * seeds)),
         seed_df=seeds - 1,
-        skewness=_skewness(spread.residual) if spread.grouped else 0.0,
-        caution=2.0 if spread.grouped else 1.0,
+        skewness=skewness(spread.residual) if spread.grouped else 0.0,
+        df_above=max(spread.df / (1 + 4 * spread.own_share**2), min(spread.df / 2, 2)) if spread.grouped else None,
     )
 
 
@@ -142,12 +136,17 @@ def score_test(values: Floats, cluster: Codes, low: Unseen, high: Unseen) -> Mea
     clusters may well show one below 1, for which their degrees of freedom allow; where that is luck they prove too
     much, so p is never less than half of what the same items would have on their own (the 95 % interval is no narrower
     than that one's 90 %). The score test knows how skewed items are, so of the skewness of cluster sums only what goes
-    beyond that counts. `low` and `high` are what items that were not seen could have at worst and at best.
+    beyond that counts.
+
+    Where a few clusters lose much, those asked spread too little when their mean is too high and too much when it is
+    too low. So Bell & McCaffrey's degrees of freedom are divided by 1 + b² to show a mean above 0 and multiplied by
+    its square to show one below (b as in `mean_test`). `low` and `high` are what items that were not seen could have
+    at worst and at best.
     """
-    spread = _spread(values, cluster, max(abs(low.mean), abs(high.mean)))
+    spread = spread_of(values, cluster, max(abs(low.mean), abs(high.mean)))
     items, seeds = spread.per_item.size, len(values)
     over_items = null_variance(spread.per_item, low, high) / items
-    seed_variance = _seed_variance(values, cluster, _NOISE_SHARES.get(seeds, _NOISE_SHARE_OF_MORE))
+    seed_variance = variance_between_seeds(values, cluster, _NOISE_SHARES.get(seeds, _NOISE_SHARE_OF_MORE))
     alone = MeanTest(
         mean=spread.mean,
         variance=over_items or spread.sampling,
@@ -157,130 +156,23 @@ def score_test(values: Floats, cluster: Codes, low: Unseen, high: Unseen) -> Mea
     )
     if not spread.grouped:
         return alone
+    caution = 1 + spread.own_share**2
     return replace(
         alone,
         variance=over_items * spread.design_effect or spread.variance,
         df=spread.df,
-        skewness=_beyond(_skewness(spread.residual), _skewness(spread.item_residual)),
+        df_above=spread.df / caution,
+        df_below=spread.df * caution**2,
+        skewness=_beyond(skewness(spread.residual), skewness(spread.item_residual)),
         least_p_above=alone.p_above / 2,
         least_p_below=alone.p_below / 2,
     )
-
-
-def _skewness(residual: Floats) -> float:
-    """Of the studentised sum of these."""
-    largest = float(np.abs(residual).max())
-    if largest == 0:
-        return 0.0
-    unit = residual / largest  # cubes have no number where scores are as small as floats can be
-    return float((unit**3).sum() / (unit**2).sum() ** 1.5)
 
 
 def _beyond(value: float, other: float) -> float:
     """What of a value goes beyond another in its own direction."""
     known = max(0.0, math.copysign(1.0, value) * other)
     return math.copysign(max(0.0, abs(value) - known), value)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Spread:
-    """A mean over items and how far it spreads: CR2 variance, its degrees of freedom, and what they are made from."""
-
-    per_item: Floats  # (items,), means over seeds
-    item_residual: Floats  # (items,), the same less their mean
-    sums: Floats  # (clusters,)
-    sizes: Floats  # (clusters,)
-    residual: Floats  # (clusters,), sums less what their sizes lead to expect
-    mean: float
-    sampling: float  # the variance if items were on their own
-    variance: float
-    df: float
-
-    @property
-    def grouped(self) -> bool:
-        """Whether any cluster has two items."""
-        return bool(self.sizes.max() > 1)
-
-    @property
-    def design_effect(self) -> float:
-        """How many times the variance is that of items on their own; 1 where those do not vary."""
-        return self.variance / self.sampling if self.sampling > 0 else 1.0
-
-
-def _spread(values: Floats, cluster: Codes, scale: float) -> _Spread:
-    per_item = values.mean(axis=0)
-    items = per_item.size
-    sizes = np.bincount(cluster).astype(np.float64)
-    sums = cluster_sums(values, cluster).mean(axis=0)
-    # Equal values differ by rounding, and ratios of such differences would mean nothing.
-    rounding = 1e-12 * items * (scale if math.isfinite(scale) else float(np.abs(per_item).max()))
-    mean = float(_unless_tiny(per_item.sum(), rounding)) / items
-    residual = _unless_tiny(sums - sizes * mean, rounding)
-    item_residual = _unless_tiny(per_item - mean, rounding)
-    sampling = float((item_residual**2).sum()) / (items - 1) / items
-    variance, df = _cluster_variance(residual, sizes, sampling)
-    return _Spread(
-        per_item=per_item,
-        item_residual=item_residual,
-        sums=sums,
-        sizes=sizes,
-        residual=residual,
-        mean=mean,
-        sampling=sampling,
-        variance=variance,
-        df=df,
-    )
-
-
-def _unless_tiny(values: Floats, limit: float) -> Floats:
-    return np.where(np.abs(values) <= limit, 0.0, values)
-
-
-def cluster_sums(values: Floats, cluster: Codes) -> Floats:
-    """(rows, items) → (rows, clusters)."""
-    return np.stack([np.bincount(cluster, row) for row in values])
-
-
-def _cluster_variance(residual: Floats, sizes: Floats, sampling: float) -> tuple[float, float]:
-    """CR2 variance of a mean and its Bell-McCaffrey degrees of freedom; residual sums and sizes: (clusters,).
-
-    Working model: equal correlation of the items within a cluster, as large as the data say. With
-    independent items of equal cluster size this is exactly the t test on cluster means.
-    """
-    items = sizes.sum()
-    share = sizes / items
-    slack = 1 / (1 - share)
-    raw = float((residual**2 * slack).sum()) / items**2
-    excess = float((sizes**2).sum()) / items - 1
-    correlation = min(1.0, max(0.0, raw / sampling - 1) / excess) if sampling > 0 and excess > 0 else 0.0
-    # Var of a cluster's sum under the model, then of the scaled residuals: M_gg and Σ M_gk² in closed form.
-    own = sizes * (1 + correlation * (sizes - 1))
-    total = own.sum()
-    off = share**2 * total - 2 * share * own
-    diagonal = (own + off) * slack
-    aa, bb, ab = (float((x * slack).sum()) for x in (own**2, share**2, own * share))
-    every = 2 * aa * bb + total**2 * bb**2 + 2 * ab**2 - 4 * total * ab * bb
-    frobenius = every - float(((off * slack) ** 2).sum()) + float((diagonal**2).sum())
-    trace = float(diagonal.sum())
-    return raw * float(total) / trace, trace**2 / frobenius
-
-
-def _seed_variance(values: Floats, cluster: Codes, share: float) -> float:
-    """What the choice of seeds adds to the variance of the mean: (seeds, items) → one number, 0 with a single seed.
-
-    Seeds cross with clusters, so the spread of their means holds item noise that the cluster variance counts
-    already; `share` of that noise is taken off.
-    """
-    seeds, items = values.shape
-    if seeds == 1:
-        return 0.0
-    seed_means = values.mean(axis=1)
-    sums = cluster_sums(values - seed_means[:, None], cluster)
-    interaction = sums - sums.mean(axis=0)
-    clusters: int = sums.shape[1]
-    noise = float((interaction**2).sum()) / items**2 / (seeds * (seeds - 1)) * clusters / (clusters - 1)
-    spread = float(seed_means.var(ddof=1)) / seeds
-    return max(0.0, float(spread - share * noise))
 
 
 def null_variance(values: Floats, low: Unseen, high: Unseen) -> float:

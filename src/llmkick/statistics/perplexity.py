@@ -9,7 +9,7 @@ import numpy as np
 
 from llmkick.errors import DataError
 from llmkick.statistics.bootstrap import bootstrap_ratio
-from llmkick.statistics.mean_test import Floats, Range, cluster_sums, mean_test
+from llmkick.statistics.mean_test import mean_test
 from llmkick.statistics.pairing import (
     Clusters,
     Pairs,
@@ -21,6 +21,7 @@ from llmkick.statistics.pairing import (
     pair_scores,
     sampling_notes,
 )
+from llmkick.statistics.spread import Floats, Range, cluster_sums
 from llmkick.statistics.verdict import PairedScores
 
 
@@ -130,7 +131,7 @@ def compare_increase(
         unbounded = (-np.inf, np.inf)
         test = mean_test(increase.room, windows.cluster, unbounded)
         spread = mean_test(increase.deviation, windows.cluster, unbounded)
-        below, above = spread.critical(alpha / 2), spread.critical(alpha / 2, spread.cautious_df)
+        below, above = spread.critical(alpha / 2), spread.critical(alpha / 2, spread.df_above)
         interval = (increase.relative(increase.estimate - below), increase.relative(increase.estimate + above))
     resampled = bootstrap_ratio(
         cluster_sums(increase.numerator, windows.cluster),

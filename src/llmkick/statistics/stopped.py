@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from llmkick.statistics.asking_order import AskingOrder
-from llmkick.statistics.mean_test import Range
 from llmkick.statistics.paired import Comparison, compare
 from llmkick.statistics.sequential import Stopping, confidence_sequence
+from llmkick.statistics.spread import Range
 from llmkick.statistics.stopping import BETS_SHARE, EarlyStop, Scores, cluster_codes, filled, signal_after
 from llmkick.statistics.verdict import PairedScores, loss_interval
 

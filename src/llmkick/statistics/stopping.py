@@ -16,8 +16,8 @@ import numpy as np
 
 from llmkick.errors import DataError
 from llmkick.statistics.asking_order import AskingOrder
-from llmkick.statistics.mean_test import Codes, Range
 from llmkick.statistics.sequential import STAKES, Floats, SequentialTest, Stopping, cluster_bets, log_evidence
+from llmkick.statistics.spread import Codes, Range
 from llmkick.statistics.verdict import PairedScores, Verdict, has_signal, loss_test
 
 Scores = Mapping[str, float | None]

@@ -8,7 +8,8 @@ from typing import Literal
 import numpy as np
 from scipy import optimize
 
-from llmkick.statistics.mean_test import Codes, Floats, MeanTest, Range, Unseen, mean_test, score_test
+from llmkick.statistics.mean_test import MeanTest, Unseen, mean_test, score_test
+from llmkick.statistics.spread import Codes, Floats, Range
 
 Verdict = Literal["matching", "not matching", "undecided", "no signal", "incomplete"]
 
@@ -114,7 +115,7 @@ def has_signal(scores: PairedScores, chance: float, alpha: float) -> bool:
         return False
     possible = (scores.low - chance, scores.high - chance)
     # Without the caution, which is for rare losses: a score is not rare.
-    return replace(mean_test(scores.dense[None] - chance, scores.cluster, possible), caution=1).p_above < alpha
+    return replace(mean_test(scores.dense[None] - chance, scores.cluster, possible), df_above=None).p_above < alpha
 
 
 def decide(
