@@ -10,7 +10,8 @@ import pytest
 
 from llmkick.models.builtin import builtin_gguf
 from llmkick.models.checkpoint import locate
-from llmkick.models.server import Abilities, ServerModel, ServerSettings, connect
+from llmkick.models.server import ServerModel, ServerSettings, connect
+from llmkick.models.server_abilities import Abilities
 from llmkick.models.transformers_model import TransformersModel, load_model
 from llmkick.tasks.asking import evaluate
 from llmkick.tasks.registry import get_task

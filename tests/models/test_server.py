@@ -18,7 +18,8 @@ from llmkick.models.language_model import (
     ScoreRequest,
     Unanswered,
 )
-from llmkick.models.server import PENALTIES, Abilities, ServerModel, ServerSettings, connect, open_model
+from llmkick.models.server import ServerModel, ServerSettings, connect, open_model
+from llmkick.models.server_abilities import PENALTIES, Abilities
 from llmkick.models.server_scores import generated_letter_scores
 from llmkick.models.transformers_model import load_model
 from llmkick.tasks.asking import evaluate, refuse_unanswerable

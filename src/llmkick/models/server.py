@@ -10,14 +10,13 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import dataclass
 from typing import Any
 
-from llmkick.errors import ConfigError, ModelError
+from llmkick.errors import ConfigError
 from llmkick.models.address import parse_address
 from llmkick.models.checkpoint import is_server
-from llmkick.models.endpoint import Endpoint, Refused, RefusedError
+from llmkick.models.endpoint import Endpoint, Refused
 from llmkick.models.generation import first_stop
 from llmkick.models.language_model import (
     ContinuationScore,
@@ -29,14 +28,16 @@ from llmkick.models.language_model import (
     ScoreRequest,
     Unanswered,
 )
+from llmkick.models.server_abilities import CHAT_TOKENS, ECHO, GREEDY, TEXT_TOKENS, Abilities, abilities_of
 from llmkick.models.server_scores import (
-    begins_likeliest,
     echoed_score,
     first_token_scores,
     generated_letter_scores,
     letters_of,
     likeliest_in_chat,
     likeliest_in_completion,
+    new_tokens,
+    text_of,
 )
 from llmkick.models.transformers_model import load_model
 
@@ -44,21 +45,12 @@ from llmkick.models.transformers_model import load_model
 ASSUMED_TOKENS = 4096
 # English text has more bytes a token; used only to see whether a prompt may fit.
 BYTES_A_TOKEN = 3
-# What it continues is beyond doubt, so that rounding cannot change it.
-PROBE = "One, two, three, four,"
-# The most alternatives to a token that servers commonly give.
-TOP = 20
 # Room to name a letter: "The answer is **B**".
 LETTER_TOKENS = 8
 # Most stop strings that the interface takes; the others are cut here.
 MOST_STOPS = 4
 # What a server lists about a model that changes without the model changing.
 PASSING_FACTS = {"created", "permission", "status"}
-# transformers serve takes a repetition penalty of the model's own configuration unless it is told a frequency penalty.
-GREEDY: Mapping[str, Any] = {"temperature": 0, "frequency_penalty": 0}
-# What servers call a penalty on repetition that some apply unasked (llama-cpp-python 1.1, vLLM what the model's
-# configuration says): models here have none, so it is turned off where the name is accepted.
-PENALTIES = ("repeat_penalty", "repetition_penalty")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,27 +67,6 @@ class ServerSettings:
         for name, value in (("concurrency", self.concurrency), ("attempts", self.attempts)):
             if value < 1:
                 raise ConfigError(f"{name} must be at least 1; got {value}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Abilities:
-    """What a server was seen to do: conversations, raw text, and log-probabilities of either.
-
-    `echo`: of a text it is given; `chat_tokens`, `text_tokens`: of the likeliest first tokens of its answer. Numbers
-    that contradict the server's own answers do not count. `penalties`: names of penalties it lets be turned off.
-    """
-
-    chat: bool
-    text: bool
-    echo: bool = False
-    chat_tokens: bool = False
-    text_tokens: bool = False
-    penalties: tuple[str, ...] = field(default=(), compare=False)
-
-    @property
-    def extras(self) -> dict[str, Any]:
-        """What is sent beside the standard options."""
-        return {"extra_body": dict.fromkeys(self.penalties, 1.0)} if self.penalties else {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,7 +131,7 @@ class ServerModel:
         again = [
             index
             for index, (request, reply) in enumerate(zip(requests, replies, strict=True))
-            if request.stops and not isinstance(reply, Refused) and not (_text(reply) or "").strip()
+            if request.stops and not isinstance(reply, Refused) and not (text_of(reply) or "").strip()
             and reply.choices[0].finish_reason == "stop"
         ]  # fmt: skip
         without = [(requests[index].prompt, {"max_tokens": requests[index].max_new_tokens}) for index in again]
@@ -183,14 +154,14 @@ class ServerModel:
         return self.abilities.echo and isinstance(prompt, str)
 
     def _echo(self, requests: Sequence[ScoreRequest]) -> dict[ScoreRequest, ContinuationScore | Unanswered]:
-        texts = [(f"{request.prompt}{request.continuation}", {**_ECHO}) for request in requests]
+        texts = [(f"{request.prompt}{request.continuation}", {**ECHO}) for request in requests]
         found: dict[ScoreRequest, ContinuationScore | Unanswered] = {}
         for request, reply in zip(requests, self._ask(texts), strict=True):
             found[request] = (
                 Unanswered(reason=reply.reason)
                 if isinstance(reply, Refused)
                 else echoed_score(
-                    reply.choices[0], str(request.prompt), str(request.continuation), generated=_generated(reply)
+                    reply.choices[0], str(request.prompt), str(request.continuation), generated=new_tokens(reply)
                 )
             )
         return found
@@ -209,7 +180,7 @@ class ServerModel:
                 likeliest = (likeliest_in_completion if isinstance(prompt, str) else likeliest_in_chat)(reply)
                 scores = first_token_scores(likeliest, texts) if likeliest else [_NO_TOKENS] * len(texts)
             else:
-                scores = generated_letter_scores(_text(reply) or "", letters_of(texts) or [])
+                scores = generated_letter_scores(text_of(reply) or "", letters_of(texts) or [])
             found |= {ScoreRequest(prompt, text): score for text, score in zip(texts, scores, strict=True)}
         return found
 
@@ -219,7 +190,7 @@ class ServerModel:
     def _letter_options(self, prompt: Prompt) -> dict[str, Any]:
         if not self._gives_tokens(prompt):
             return {"max_tokens": LETTER_TOKENS}
-        return {"max_tokens": 1, **(_TEXT_TOKENS if isinstance(prompt, str) else _CHAT_TOKENS)}
+        return {"max_tokens": 1, **(TEXT_TOKENS if isinstance(prompt, str) else CHAT_TOKENS)}
 
     def _ask(self, asked: Sequence[tuple[Prompt, Mapping[str, Any]]]) -> list[Any]:
         """Replies or refusals, in order; a prompt decides which endpoint is asked."""
@@ -232,10 +203,6 @@ class ServerModel:
         return self.endpoint.chat(given_up=given_up, messages=[message._asdict() for message in prompt], **options)
 
 
-_CHAT_TOKENS: Mapping[str, Any] = {"logprobs": True, "top_logprobs": TOP}
-_TEXT_TOKENS: Mapping[str, Any] = {"logprobs": TOP}
-# One new token, because some servers refuse to make none.
-_ECHO: Mapping[str, Any] = {"max_tokens": 1, "echo": True, "logprobs": 1}
 _NO_TOKENS = Unanswered(reason="the server gave no log-probabilities this time")
 
 
@@ -248,7 +215,7 @@ def connect(reference: str, settings: ServerSettings = ServerSettings()) -> Serv
     address = parse_address(reference)
     endpoint = Endpoint(address, timeout=settings.timeout, attempts=settings.attempts, concurrency=settings.concurrency)
     entry = endpoint.check()
-    abilities = _abilities(endpoint)
+    abilities = abilities_of(endpoint)
     meta = entry.get("meta") if isinstance(entry.get("meta"), dict) else {}
     facts = {**(meta or {}), **entry}
     identity = {"url": address.url, "name": address.name, "listed": _lasting(entry)}
@@ -272,49 +239,6 @@ def open_model(
     return connect(reference, server) if is_server(reference) else load_model(reference, dtype=dtype, device=device)
 
 
-def _abilities(endpoint: Endpoint) -> Abilities:
-    """Seen by asking. Raises ModelError when the server answers neither conversations nor raw text."""
-    endpoint = replace(endpoint, attempts=min(2, endpoint.attempts))  # some say "I cannot" with status 500
-    one: dict[str, Any] = {"max_tokens": 1, **GREEDY}
-    talk = partial(endpoint.chat, messages=[{"role": "user", "content": "Hello"}], **one)
-    write = partial(endpoint.complete, prompt=PROBE, **one)
-    can_talk, can_write = endpoint.attempt(talk) is not None, endpoint.attempt(write) is not None
-    if not (can_talk or can_write):
-        try:
-            talk()
-        except RefusedError as refusal:
-            raise ModelError(f"{endpoint.address} takes neither conversations nor raw text: {refusal}") from refusal
-    some = talk if can_talk else write
-    offers = (PENALTIES, *((name,) for name in PENALTIES))
-    penalties = next(
-        (names for names in offers if endpoint.attempt(some, extra_body=dict.fromkeys(names, 1.0)) is not None), ()
-    )
-    found = Abilities(chat=can_talk, text=can_write, penalties=penalties)
-    talked = endpoint.attempt(talk, **found.extras, **_CHAT_TOKENS) if can_talk else None
-    written = endpoint.attempt(write, **found.extras, **_TEXT_TOKENS) if can_write else None
-    return replace(
-        found,
-        chat_tokens=talked is not None and begins_likeliest(_text(talked), likeliest_in_chat(talked)),
-        text_tokens=written is not None and begins_likeliest(_text(written), likeliest_in_completion(written)),
-        echo=can_write and _echoes_itself(endpoint, written or endpoint.attempt(write, **found.extras), found.extras),
-    )
-
-
-def _echoes_itself(endpoint: Endpoint, written: Any, extras: Mapping[str, Any]) -> bool:
-    """Whether the token that the server wrote after the probe is its likeliest there in the echo too.
-
-    llama-cpp-python 0.3.36 gives each token the log-probability it would have one place later.
-    """
-    token = _text(written) if written is not None else None
-    if not token:
-        return False
-    reply = endpoint.attempt(endpoint.complete, prompt=PROBE + token, **GREEDY, **extras, **_ECHO)
-    if reply is None:
-        return False
-    score = echoed_score(reply.choices[0], PROBE, token, generated=_generated(reply))
-    return isinstance(score, ContinuationScore) and score.is_greedy
-
-
 def _by_prompt(requests: Sequence[ScoreRequest]) -> dict[Prompt, list[str | tuple[int, ...]]]:
     grouped: dict[Prompt, list[str | tuple[int, ...]]] = {}
     for request in requests:
@@ -327,28 +251,16 @@ def _generation_options(request: GenerateRequest) -> dict[str, Any]:
     return {"max_tokens": request.max_new_tokens, **stops}
 
 
-def _text(reply: Any) -> str | None:
-    choice = reply.choices[0]
-    message = getattr(choice, "message", None)
-    text = choice.text if message is None else message.content
-    return None if text is None else str(text)
-
-
 def _generation(request: GenerateRequest, reply: Any) -> Generation | Unanswered:
     if isinstance(reply, Refused):
         return Unanswered(reason=reply.reason)
-    text, reason = _text(reply), reply.choices[0].finish_reason
+    text, reason = text_of(reply), reply.choices[0].finish_reason
     if text is None and reason != "stop":
         return Unanswered(reason=f"the server's answer has no text (it ended with {reason!r})")
     text = text or ""
     end = first_stop(text, request.stops)
     finish = "stop" if end is not None else "length" if reason == "length" else "end"
-    return Generation(text=text[:end], tokens=_generated(reply), finish=finish)
-
-
-def _generated(reply: Any) -> int:
-    """New tokens of a reply; 0 where the server does not count."""
-    return int(getattr(getattr(reply, "usage", None), "completion_tokens", None) or 0)
+    return Generation(text=text[:end], tokens=new_tokens(reply), finish=finish)
 
 
 def _lasting(entry: Mapping[str, Any]) -> dict[str, Any]:

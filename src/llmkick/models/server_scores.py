@@ -1,4 +1,4 @@
-"""What a server's reply says about how likely a continuation is: pure reading of replies, no asking."""
+"""What a server's reply says: its text, and how likely a continuation is. Pure reading of replies, no asking."""
 
 from __future__ import annotations
 
@@ -14,6 +14,19 @@ SPACES = " ▁Ġ\n\t"
 # "B", "B.", "(B)", "**B**" at the beginning; an "A" before a small letter is an article.
 LEADING_LETTER = re.compile(r"\W*([A-Z])(?!\w)(?!(?<=A) [a-z])")
 NAMED_LETTER = re.compile(r"\b(?i:answer|option|choice)\b(?: is)?:?\W*([A-Z])(?!\w)(?!(?<=A) [a-z])")
+
+
+def text_of(reply: Any) -> str | None:
+    """What was generated, in a conversation or after raw text; None where there is no text."""
+    choice = reply.choices[0]
+    message = getattr(choice, "message", None)
+    text = choice.text if message is None else message.content
+    return None if text is None else str(text)
+
+
+def new_tokens(reply: Any) -> int:
+    """New tokens of a reply; 0 where the server does not count."""
+    return int(getattr(getattr(reply, "usage", None), "completion_tokens", None) or 0)
 
 
 def letters_of(continuations: Sequence[str]) -> list[str] | None:
