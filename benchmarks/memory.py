@@ -118,7 +118,7 @@ def work(folder: str, recipe: str, out: str, streamed: str) -> None:
     from llmkick.compression.artifact import save_folder, save_streamed
     from llmkick.compression.calibration import as_calibration
     from llmkick.compression.compress import compress
-    from llmkick.compression.recipe import parse_recipe
+    from llmkick.compression.registry import parse_recipe
     from llmkick.compression.streaming import compress_streamed
     from llmkick.models.outline import load_outline
     from llmkick.models.transformers_model import load_model

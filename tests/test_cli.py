@@ -26,7 +26,7 @@ from llmkick import cli
 from llmkick.compression.artifact import REPORT_FILE
 from llmkick.compression.calibration import calibrate
 from llmkick.compression.compress import compress
-from llmkick.compression.recipe import METHODS
+from llmkick.compression.registry import METHODS
 from llmkick.errors import DataError
 from llmkick.models.builtin import BUILTIN_MODELS
 from llmkick.models.transformers_model import load_model

@@ -18,7 +18,7 @@ from commands import Kick
 from llmkick import cli, plugins
 from llmkick.compression.compress import artifact_key
 from llmkick.compression.methods import Layer, Method, WeightResult, plugin_method
-from llmkick.compression.recipe import METHODS, all_methods, method_named, parse_recipe, plugin_origins
+from llmkick.compression.registry import METHODS, all_methods, method_named, parse_recipe, plugin_origins
 from llmkick.compression.weight import compress_weight
 from llmkick.errors import ConfigError, KickError, ModelError, NumericalError
 from llmkick.models.checkpoint import locate
@@ -272,7 +272,7 @@ def test_built_in_methods_go_through_the_same_registry(monkeypatch: pytest.Monke
         return WeightResult(layer.weight)
 
     changed = {**METHODS, "magnitude": replace(METHODS["magnitude"], kernel=spy)}
-    monkeypatch.setattr("llmkick.compression.recipe.METHODS", changed)
+    monkeypatch.setattr("llmkick.compression.registry.METHODS", changed)
     compress_weight(torch.ones(4, 8), None, "magnitude@0.5")
     assert seen == ["weight"]
     assert all(isinstance(method, Method) for method in METHODS.values())

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from llmkick.compression.calibration import Calibration, calibrate
     from llmkick.compression.compress import compress, compress_many
     from llmkick.compression.outcome import CompressionReport
-    from llmkick.compression.recipe import Recipe, parse_recipe
+    from llmkick.compression.recipe import Recipe
+    from llmkick.compression.registry import parse_recipe
     from llmkick.compression.weight import compress_weight
     from llmkick.errors import ConfigError, DataError, JudgeError, KickError, ModelError, NumericalError
     from llmkick.models.language_model import GenerateRequest, LanguageModel, Message, ModelInfo, ScoreRequest
@@ -40,7 +41,8 @@ _HOME = {
     "llmkick.compression.calibration": ("Calibration", "calibrate"),
     "llmkick.compression.compress": ("compress", "compress_many"),
     "llmkick.compression.outcome": ("CompressionReport",),
-    "llmkick.compression.recipe": ("Recipe", "parse_recipe"),
+    "llmkick.compression.recipe": ("Recipe",),
+    "llmkick.compression.registry": ("parse_recipe",),
     "llmkick.compression.weight": ("compress_weight",),
     "llmkick.errors": ("ConfigError", "DataError", "JudgeError", "KickError", "ModelError", "NumericalError"),
     "llmkick.models.language_model": (

@@ -27,7 +27,7 @@ def fill(recipe: str, used: float, needed: int = 1000) -> Path:
     model = toy_model()
     from llmkick.compression.calibration import as_calibration
     from llmkick.compression.compress import kept_key
-    from llmkick.compression.recipe import parse_recipe
+    from llmkick.compression.registry import parse_recipe
 
     key = kept_key(model.info, model.device, parse_recipe(recipe), as_calibration(windows), propagate=True)
     with cache.entry_for(key, needed) as folder:

@@ -14,7 +14,7 @@ from llmkick.compression.blocks import decoder_blocks
 from llmkick.compression.calibration import as_calibration
 from llmkick.compression.compress import compress, kept_blocks
 from llmkick.compression.compressed_tensors import check_exportable, save_compressed_tensors
-from llmkick.compression.recipe import parse_recipe
+from llmkick.compression.registry import parse_recipe
 from llmkick.compression.streaming import compress_streamed
 from llmkick.errors import ConfigError
 from llmkick.models.outline import load_outline

@@ -13,7 +13,8 @@ from llmkick.compression.gptq import gptq
 from llmkick.compression.grid import decode, round_to_grid
 from llmkick.compression.hessian import InputStatistics, factorise
 from llmkick.compression.magnitude import magnitude
-from llmkick.compression.recipe import NM, Grid, Unstructured, parse_recipe
+from llmkick.compression.recipe import NM, Grid, Unstructured
+from llmkick.compression.registry import parse_recipe
 from llmkick.compression.rtn import rtn
 from llmkick.compression.sparsegpt import sparsegpt
 from llmkick.compression.weight import compress_weight, compress_with_statistics, relative_output_error

@@ -6,10 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llmkick.compression.levels import BITS
 from llmkick.compression.recipe import (
-    BITS,
     GPTQ,
-    METHODS,
     NM,
     RTN,
     Chain,
@@ -20,8 +19,8 @@ from llmkick.compression.recipe import (
     SparseGPT,
     Unstructured,
     Wanda,
-    parse_recipe,
 )
+from llmkick.compression.registry import METHODS, parse_recipe
 from llmkick.errors import ConfigError
 
 HALF = Unstructured(sparsity=0.5)

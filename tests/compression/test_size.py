@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from llmkick.compression.recipe import parse_recipe
+from llmkick.compression.registry import parse_recipe
 from llmkick.compression.size import compact_bytes
 
 

@@ -17,7 +17,7 @@ from llmkick.compression.artifact import save_folder, save_packed, save_streamed
 from llmkick.compression.calibration import as_calibration
 from llmkick.compression.compress import compress, compress_into, compress_many, kept_blocks
 from llmkick.compression.finished import FinishedBlocks
-from llmkick.compression.recipe import parse_recipe
+from llmkick.compression.registry import parse_recipe
 from llmkick.compression.streaming import compress_streamed
 from llmkick.errors import ConfigError, ModelError, NumericalError
 from llmkick.models.outline import load_outline

@@ -22,7 +22,8 @@ from llmkick.compression.calibration import Calibration
 from llmkick.compression.compress import compress
 from llmkick.compression.hessian import InputStatistics
 from llmkick.compression.outcome import CompressionReport
-from llmkick.compression.recipe import Recipe, parse_recipe
+from llmkick.compression.recipe import Recipe
+from llmkick.compression.registry import parse_recipe
 from llmkick.compression.size import compact_bytes
 from llmkick.compression.weight import compress_weight
 from llmkick.errors import ConfigError, NumericalError

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from llmkick.compression.blocks import LinearLayer
 from llmkick.compression.hessian import InputStatistics
-from llmkick.compression.recipe import parse_recipe
+from llmkick.compression.registry import parse_recipe
 from llmkick.compression.size import compact_bytes
 from llmkick.compression.walk import pack_result
 from llmkick.compression.weight import compress_with_statistics

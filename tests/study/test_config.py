@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmkick.compression.recipe import METHODS, NM, Wanda
+from llmkick.compression.recipe import NM, Wanda
+from llmkick.compression.registry import METHODS
 from llmkick.errors import ConfigError
 from llmkick.models.precision import DTYPES
 from llmkick.study.config import Study, load_study, make_study

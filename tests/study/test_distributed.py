@@ -22,7 +22,7 @@ import pytest
 import torch
 
 from llmkick.compression import compress as compress_module
-from llmkick.compression.recipe import parse_recipe
+from llmkick.compression.registry import parse_recipe
 from llmkick.compression.store import LISTING
 from llmkick.errors import ConfigError, KickError, ModelError, NumericalError
 from llmkick.models.files import sha256_of_file

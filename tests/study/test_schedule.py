@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from llmkick.compression.recipe import Dense, parse_recipe
+from llmkick.compression.recipe import Dense
+from llmkick.compression.registry import parse_recipe
 from llmkick.study.cells import Cell
 from llmkick.study.schedule import ATTEMPTS, Schedule
 from llmkick.study.variants import Variant

@@ -57,7 +57,7 @@ def methods() -> None:
 
         kick methods
     """
-    from llmkick.compression.recipe import all_methods
+    from llmkick.compression.registry import all_methods
 
     found, problems = all_methods()
     table = Table("method", "what it does", "recipes")

@@ -15,7 +15,8 @@ from llmkick.compression.calibration import Calibration, as_calibration
 from llmkick.compression.checks import check_calibration_fits, check_recipe_fits
 from llmkick.compression.finished import FinishedBlocks
 from llmkick.compression.outcome import CompressionReport
-from llmkick.compression.recipe import Dense, Recipe, parse_recipe, plugin_origins
+from llmkick.compression.recipe import Dense, Recipe
+from llmkick.compression.registry import parse_recipe, plugin_origins
 from llmkick.compression.walk import WALK_VERSION, BlocksInMemory, Output, Progress, Walk, put_layers
 from llmkick.models.language_model import ModelInfo
 from llmkick.models.transformers_model import TransformersModel, check_finite, weights_digest

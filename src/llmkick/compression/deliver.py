@@ -21,7 +21,8 @@ from llmkick.compression.compress import compress, kept_blocks, kept_key
 from llmkick.compression.compressed_tensors import check_exportable, save_compressed_tensors
 from llmkick.compression.finished import FinishedBlocks
 from llmkick.compression.outcome import CompressionReport
-from llmkick.compression.recipe import Dense, Recipe, parse_recipe
+from llmkick.compression.recipe import Dense, Recipe
+from llmkick.compression.registry import parse_recipe
 from llmkick.compression.streaming import compress_streamed
 from llmkick.errors import ConfigError
 from llmkick.models.outline import Outline, load_outline

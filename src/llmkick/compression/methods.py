@@ -1,6 +1,6 @@
 """What a compression method is to the program: how its recipes are written, and the kernel that carries one out.
 
-The methods of this package (`recipe.METHODS`) and those of plug-ins are the same kind of object.
+The methods of this package (`registry.METHODS`) and those of plug-ins are the same kind of object.
 """
 
 from __future__ import annotations

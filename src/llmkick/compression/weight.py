@@ -6,7 +6,8 @@ from torch import Tensor
 from llmkick.compression.grid import encode
 from llmkick.compression.hessian import InputStatistics
 from llmkick.compression.methods import Layer, WeightResult
-from llmkick.compression.recipe import Chain, Dense, Recipe, method_named, parse_recipe
+from llmkick.compression.recipe import Chain, Dense, Recipe
+from llmkick.compression.registry import method_named, parse_recipe
 from llmkick.errors import ConfigError, NumericalError
 from llmkick.models.finite import all_finite
 

@@ -13,7 +13,8 @@ from typing import Annotated, Any
 import tomli_w
 from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
-from llmkick.compression.recipe import Dense, Recipe, parse_recipe
+from llmkick.compression.recipe import Dense, Recipe
+from llmkick.compression.registry import parse_recipe
 from llmkick.errors import ConfigError, KickError
 from llmkick.models.checkpoint import is_server
 from llmkick.models.precision import DTYPES

@@ -8,7 +8,7 @@ from typing import Any, cast
 import numpy as np
 import pandas as pd
 
-from llmkick.compression.recipe import parse_recipe
+from llmkick.compression.registry import parse_recipe
 from llmkick.errors import ConfigError
 from llmkick.statistics import Comparison, PerplexityComparison, choice_agreement, fixed_sequence, holm
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from llmkick.compression.recipe import METHODS, NM, Chain, Dense, Grid, Recipe, Unstructured, parse_recipe
+from llmkick.compression.recipe import NM, Chain, Dense, Grid, Recipe, Unstructured
+from llmkick.compression.registry import METHODS, parse_recipe
 from llmkick.errors import ConfigError
 
 # Fine, since a bisection asks for one or two levels more when there are twice as many.

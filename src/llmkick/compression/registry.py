@@ -1,0 +1,131 @@
+"""The methods that a recipe may name, of this package and of plug-ins, and how the text of a recipe is read."""
+
+import re
+from collections.abc import Mapping
+
+import llmkick.plugins as plugins
+from llmkick.compression.levels import parse_grid, parse_pattern, refuse_two_patterns
+from llmkick.compression.methods import Method, plugin_method
+from llmkick.compression.recipe import GPTQ, RTN, Chain, Dense, Magnitude, Recipe, SparseGPT, Wanda
+from llmkick.errors import ConfigError
+
+
+def _parse_magnitude(level: str) -> Magnitude:
+    return Magnitude(pattern=parse_pattern("magnitude", level, METHODS["magnitude"].examples))
+
+
+def _parse_wanda(level: str) -> Wanda:
+    return Wanda(pattern=parse_pattern("wanda", level, METHODS["wanda"].examples))
+
+
+def _parse_sparsegpt(level: str) -> SparseGPT:
+    refuse_two_patterns(level)
+    share, plus, bits = level.partition("+")
+    joint = parse_grid("sparsegpt", bits, METHODS["sparsegpt"].options)[0] if plus else None
+    return SparseGPT(pattern=parse_pattern("sparsegpt", share, METHODS["sparsegpt"].examples), grid=joint)
+
+
+def _parse_rtn(level: str) -> RTN:
+    return RTN(grid=parse_grid("rtn", level, METHODS["rtn"].options)[0])
+
+
+def _parse_gptq(level: str) -> GPTQ:
+    grid, flags = parse_grid("gptq", level, METHODS["gptq"].options)
+    return GPTQ(grid=grid, act_order="act" in flags, static_groups="static" in flags)
+
+
+# What comes with this package; plug-ins add theirs in the same form.
+METHODS: Mapping[str, Method] = {
+    "dense": Method(
+        summary="the model as it is",
+        examples=("dense",),
+        parse=lambda level: Dense(),
+        kernel="llmkick.compression.weight:keep",
+    ),
+    "magnitude": Method(
+        summary="zero the smallest weights",
+        examples=("magnitude@0.5", "magnitude@2:4"),
+        parse=_parse_magnitude,
+        kernel="llmkick.compression.magnitude:compress",
+    ),
+    "wanda": Method(
+        summary="zero the smallest products of weight and input norm (arXiv 2306.11695)",
+        examples=("wanda@0.5", "wanda@2:4", "wanda@0.5+gptq@4b"),
+        parse=_parse_wanda,
+        kernel="llmkick.compression.wanda:compress",
+    ),
+    "sparsegpt": Method(
+        summary="prune and mend the weights that stay, with or without rounding them (arXiv 2301.00774)",
+        examples=("sparsegpt@0.5", "sparsegpt@4:8", "sparsegpt@0.5+4b", "sparsegpt@2:4+4b-g128"),
+        options=("gN", "sym"),
+        parse=_parse_sparsegpt,
+        kernel="llmkick.compression.sparsegpt:compress",
+    ),
+    "rtn": Method(
+        summary="round to the nearest grid point, the control that GPTQ must beat",
+        examples=("rtn@8b", "rtn@4b-g128", "rtn@4b-sym"),
+        options=("gN", "sym"),
+        parse=_parse_rtn,
+        kernel="llmkick.compression.rtn:compress",
+    ),
+    "gptq": Method(
+        summary="round and mend the weights not yet rounded (arXiv 2210.17323)",
+        examples=("gptq@4b", "gptq@3b-g128", "gptq@4b-g128-act", "gptq@4b-sym"),
+        options=("gN", "sym", "act", "static"),
+        parse=_parse_gptq,
+        kernel="llmkick.compression.gptq:compress",
+    ),
+}
+
+
+def method_named(name: str) -> Method:
+    """A method of this package or of a plug-in. Raises ConfigError for an unknown name and for a broken plug-in."""
+    if name in METHODS:
+        return METHODS[name]
+    plugins.refuse_clash(plugins.METHODS, name, METHODS)
+    added = plugins.usable(plugins.METHODS, METHODS)
+    if name not in added:
+        raise ConfigError(f"unknown method {name!r}; choose from: {', '.join([*METHODS, *added])}")
+    return plugin_method(added[name])
+
+
+def all_methods() -> tuple[dict[str, Method], list[str]]:
+    """Every method that works, by name, and what is wrong with the plug-ins that do not."""
+    methods, problems = dict(METHODS), plugins.problems(plugins.METHODS, METHODS)
+    for name, plugin in plugins.usable(plugins.METHODS, METHODS).items():
+        try:
+            methods[name] = plugin_method(plugin)
+        except ConfigError as error:
+            problems.append(str(error))
+    return methods, problems
+
+
+def plugin_origins(recipe: Recipe) -> dict[str, str]:
+    """The steps of a recipe that are plug-ins, with the package and version that decide what they do."""
+    steps = recipe.steps if isinstance(recipe, Chain) else (recipe,)
+    origins = {step.method: method_named(step.method).origin for step in steps}
+    return {name: origin for name, origin in origins.items() if origin}
+
+
+def parse_recipe(text: str) -> Recipe:
+    """`method@level[-option…]`, or two of them joined by `+`, as a typed recipe: see `METHODS`."""
+    try:
+        if not text.strip():
+            raise ConfigError("the text is empty; write for example wanda@2:4")
+        # A plus before the next `method@` joins two steps; any other belongs to a level: sparsegpt@0.5+4b.
+        steps = [_parse_step(step) for step in re.split(r"\+(?=[^+@]*@)", text.strip())]
+        return steps[0] if len(steps) == 1 else Chain(steps=tuple(steps))
+    except ConfigError as error:
+        raise ConfigError(f"recipe {text!r}: {error}") from None
+
+
+def _parse_step(text: str) -> Recipe:
+    """One `method@level[-option…]`."""
+    name, _, level = text.partition("@")
+    method = method_named(name)
+    if name == Dense.name:
+        if text != name:
+            raise ConfigError(f"dense takes no level, but got {level!r}; write dense")
+    elif not level:
+        raise ConfigError(f"{name} needs a level; write for example {method.examples[0]}")
+    return method.parsed(level)
