@@ -10,7 +10,7 @@ import pytest
 
 from commands import Kick, Outcome
 from llmkick import cli
-from llmkick.models import endpoint
+from llmkick.models import endpoint_failures
 from llmkick.study.results import read_results
 from loopback import chat, completion, refused, serving
 from toy import save_toy
@@ -22,7 +22,7 @@ def surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setenv("LLMKICK_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.setenv("NO_PROXY", "127.0.0.1")
         patch.setattr(cli.out, "_width", 200)
-        patch.setattr(endpoint, "FIRST_WAIT", 0.01)
+        patch.setattr(endpoint_failures, "FIRST_WAIT", 0.01)
         yield
 
 

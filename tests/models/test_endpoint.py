@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from llmkick.errors import ConfigError, JudgeError, KickError, ModelError
-from llmkick.models import endpoint as module
+from llmkick.models import endpoint_failures
 from llmkick.models.address import Address, parse_address
 from llmkick.models.endpoint import Endpoint, Refused, RefusedError
 from loopback import Reply, chat, completion, refused, serving
@@ -21,7 +21,7 @@ HELLO: dict[str, Any] = {"messages": [{"role": "user", "content": "Hello"}], "ma
 
 @pytest.fixture(autouse=True)
 def surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(endpoint_failures, "FIRST_WAIT", 0.01)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     for name in ("LLMKICK_API_KEY", "OPENAI_API_KEY"):
         monkeypatch.delenv(name, raising=False)
@@ -187,8 +187,8 @@ def test_an_account_without_credit_is_not_asked_again(field: str):
         with pytest.raises(ModelError, match="wants to be paid: You exceeded your current quota; add credit") as caught:
             one.ask_all(one.chat, [HELLO])
     assert len(server.asked) == 1
-    assert not module.is_passing(caught.value.__cause__)
-    assert module.is_hopeless(caught.value)
+    assert not endpoint_failures.is_passing(caught.value.__cause__)
+    assert endpoint_failures.is_hopeless(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -197,7 +197,7 @@ def test_an_account_without_credit_is_not_asked_again(field: str):
 def test_what_ends_everything_is_told_from_what_ends_one_request(status: int, hopeless: bool):
     with serving(lambda path, body: refused("no", status)) as server, pytest.raises(KickError) as caught:
         endpoint(server, attempts=1).chat(**HELLO)
-    assert module.is_hopeless(caught.value) is hopeless
+    assert endpoint_failures.is_hopeless(caught.value) is hopeless
 
 
 def test_a_text_that_cannot_be_sent_is_that_requests_own_fault():
@@ -217,7 +217,7 @@ def test_where_text_is_needed_an_answer_without_it_is_half_an_answer():
     refusal: Any = chat("")
     refusal["choices"][0]["message"]["refusal"] = "I will not."
     with serving(lambda path, body: refusal) as server:
-        assert module.text_of(endpoint(server, text_needed=True).chat(**HELLO)) == "I will not."
+        assert endpoint_failures.text_of(endpoint(server, text_needed=True).chat(**HELLO)) == "I will not."
 
 
 def test_the_first_failure_ends_the_others():

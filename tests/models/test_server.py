@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from llmkick.errors import ConfigError, ModelError
-from llmkick.models import endpoint as endpoint_module
+from llmkick.models import endpoint_failures
 from llmkick.models.language_model import (
     ContinuationScore,
     GenerateRequest,
@@ -34,7 +34,7 @@ QUICK = ServerSettings(timeout=5.0, concurrency=2, attempts=2)
 
 @pytest.fixture(autouse=True)
 def surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(endpoint_module, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(endpoint_failures, "FIRST_WAIT", 0.01)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     for name in ("LLMKICK_API_KEY", "OPENAI_API_KEY"):
         monkeypatch.delenv(name, raising=False)

@@ -15,8 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from llmkick.errors import ConfigError, ModelError
-from llmkick.models import endpoint as endpoint_module
-from llmkick.models import transformers_model
+from llmkick.models import endpoint_failures, transformers_model
 from llmkick.models.language_model import GenerateRequest
 from llmkick.models.transformers_model import TransformersModel, load_model
 from llmkick.report.models import model_facts, models_frame
@@ -44,7 +43,7 @@ def surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setenv("HF_HUB_OFFLINE", "1")
         patch.setenv("NO_PROXY", "127.0.0.1")
         patch.setattr(asking, "BATCH_ITEMS", 2)
-        patch.setattr(endpoint_module, "FIRST_WAIT", 0.01)
+        patch.setattr(endpoint_failures, "FIRST_WAIT", 0.01)
         yield
 
 

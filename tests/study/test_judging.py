@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from judges import KEY, MODEL, Answer, Endpoint, answering, asked_of, is_probe
 from llmkick.cli import app
 from llmkick.errors import ConfigError, DataError, JudgeError
-from llmkick.models import endpoint as endpoint_module
+from llmkick.models import endpoint_failures
 from llmkick.study import judge_trust
 from llmkick.study.cells import cells_of
 from llmkick.study.config import Study, make_study
@@ -43,7 +43,7 @@ def surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LLMKICK_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.setenv("OPENAI_API_KEY", KEY)
-        patch.setattr(endpoint_module, "FIRST_WAIT", 0.01)
+        patch.setattr(endpoint_failures, "FIRST_WAIT", 0.01)
         yield
 
 

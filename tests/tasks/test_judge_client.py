@@ -9,7 +9,7 @@ import pytest
 
 from judges import KEY, MODEL, Answer, Endpoint, answering, is_probe
 from llmkick.errors import JudgeError
-from llmkick.models import endpoint as endpoint_module
+from llmkick.models import endpoint_failures
 from llmkick.models.address import Address
 from llmkick.models.language_model import Message
 from llmkick.tasks import judge_client
@@ -23,7 +23,7 @@ ENV = "LLMKICK_TEST_KEY"
 @pytest.fixture(autouse=True)
 def key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(ENV, KEY)
-    monkeypatch.setattr(endpoint_module, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(endpoint_failures, "FIRST_WAIT", 0.01)
 
 
 def judge_at(endpoint: Endpoint, **changes: Any) -> EndpointJudge:

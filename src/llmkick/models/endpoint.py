@@ -13,7 +13,6 @@ Everything else ends in `error`, the kind of KickError that the caller names. Ke
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import threading
@@ -30,19 +29,14 @@ from openai.types.chat import ChatCompletion
 
 from llmkick.errors import KickError, ModelError
 from llmkick.models.address import COMMON_KEY_VARIABLE, KEY_VARIABLE, Address, is_private_way
+from llmkick.models.endpoint_failures import GarbledError, is_out_of_credit, is_passing, wait_between, whole_reply
 
-# Seconds between two attempts: from the first to the longest; what a server asks for counts up to LONGEST_WAIT.
-FIRST_WAIT, LONGEST_WAIT = 0.5, 60.0
 # A request's own fault: asking again gives the same, other requests may pass.
 REFUSALS = {400, 413, 422}
 # What a server says when it does not have an endpoint, or an option of one.
 NO_SUCH_THING = {404, 405, 500, 501}
 # The server's own fault: perhaps with everything, perhaps with this request.
 BROKEN = 500
-# What ends everything: the key, or the name, is wrong.
-HOPELESS = {401, 403, 404}
-# An account without credit answers 429, "too many requests", but waiting does not help.
-NO_CREDIT = "insufficient_quota"
 # A revision or a date behind the name is the same model: "name@main", "name-2026-01-31".
 SAME_MODEL = re.compile(r"(@.+|-\d{4}-\d{2}-\d{2})?")
 # A name that no server has: one that answers to it answers to any.
@@ -64,10 +58,6 @@ class RefusedError(KickError):
 
 class _BrokenError(RefusedError):
     """A request on which the server breaks each time."""
-
-
-class _GarbledError(Exception):
-    """A reply that is not what the interface promises: no JSON, half of it, or without an answer."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +122,7 @@ class Endpoint:
         """What /models says of each model; None where the server has no such list."""
         try:
             page = self._retrying(self.client.models.list)
-        except _GarbledError:
+        except GarbledError:
             return None
         except openai.OpenAIError as failure:
             if getattr(failure, "status_code", None) in NO_SUCH_THING:
@@ -164,7 +154,7 @@ class Endpoint:
             self._retrying(lambda: self.client.chat.completions.create(model=NO_SUCH_MODEL, **request), attempts=1)
         except openai.APIStatusError:
             return False
-        except (openai.OpenAIError, _GarbledError) as failure:
+        except (openai.OpenAIError, GarbledError) as failure:
             raise self._translated(failure) from failure
         return True
 
@@ -176,7 +166,7 @@ class Endpoint:
             return None
         except KickError as failure:
             status = getattr(failure.__cause__, "status_code", None)
-            if status in NO_SUCH_THING or isinstance(failure.__cause__, _GarbledError):
+            if status in NO_SUCH_THING or isinstance(failure.__cause__, GarbledError):
                 return None
             raise
 
@@ -204,7 +194,7 @@ class Endpoint:
     def _send(self, call: Callable[[], Any], given_up: threading.Event | None) -> Any:
         try:
             reply = self._retrying(call, given_up=given_up)
-        except (openai.OpenAIError, _GarbledError) as failure:
+        except (openai.OpenAIError, GarbledError) as failure:
             status = getattr(failure, "status_code", None)
             if status in REFUSALS:
                 raise RefusedError(f"the server refused it: {self._said(failure)}") from failure
@@ -236,11 +226,11 @@ class Endpoint:
             stop=tenacity.stop_any(
                 tenacity.stop_after_attempt(attempts or self.attempts), tenacity.stop_when_event_set(given_up)
             ),
-            wait=_wait,
+            wait=wait_between,
             sleep=tenacity.sleep_using_event(given_up),
             reraise=True,
         )
-        return retrying(_whole, call, text_needed=self.text_needed)
+        return retrying(whole_reply, call, text_needed=self.text_needed)
 
     def _said(self, failure: Exception) -> str:
         """What the server said, on one line, without the key."""
@@ -273,7 +263,7 @@ class Endpoint:
                 f"{url} knows no {name!r}, or has no such endpoint: {self._said(failure)}; "
                 "most addresses end in /v1, and /v1/models lists the names"
             )
-        if _is_out_of_credit(failure):
+        if is_out_of_credit(failure):
             return self.error(f"{url} wants to be paid: {self._said(failure)}; add credit to the key's account")
         if isinstance(failure, openai.APIStatusError):
             return self.error(f"{url} fails with status {failure.status_code}{tried}: {self._said(failure)}")
@@ -285,56 +275,3 @@ def _ask(ask: Callable[..., Reply], request: Mapping[str, Any]) -> Reply | Refus
         return ask(**request)
     except RefusedError as refusal:
         return refusal
-
-
-def text_of(reply: Any) -> str | None:
-    """What a chat's reply says, or with which words the model refuses; None when there is no text."""
-    message = getattr(reply.choices[0], "message", None)
-    text = getattr(message, "content", None) or getattr(message, "refusal", None)
-    return text if isinstance(text, str) else None
-
-
-def is_passing(failure: BaseException | None) -> bool:
-    """Whether the same request may succeed later: connections, time-outs, limits, a server in trouble, half answers.
-
-    `failure` is the library's, which is the `__cause__` of the errors that an Endpoint raises.
-    """
-    if isinstance(failure, openai.APIStatusError):
-        passing = failure.status_code in (408, 409, 425, 429) or failure.status_code >= 500
-        return passing and not _is_out_of_credit(failure)
-    return isinstance(failure, openai.APIConnectionError | openai.APIResponseValidationError | _GarbledError)
-
-
-def is_hopeless(error: KickError) -> bool:
-    """Whether, after this error of an Endpoint, every other request would fail too: no key, no such name, no credit."""
-    failure = error.__cause__
-    return failure is None or getattr(failure, "status_code", None) in HOPELESS or _is_out_of_credit(failure)
-
-
-def _is_out_of_credit(failure: BaseException) -> bool:
-    return isinstance(failure, openai.APIStatusError) and NO_CREDIT in (failure.code, failure.type)
-
-
-def _wait(state: tenacity.RetryCallState) -> float:
-    """Twice as long each time, with chance in it; or what the server asks for in Retry-After."""
-    failure = state.outcome.exception() if state.outcome is not None else None
-    headers = getattr(getattr(failure, "response", None), "headers", {})
-    try:
-        return min(LONGEST_WAIT, max(0.0, float(headers.get("retry-after", ""))))
-    except ValueError:
-        return tenacity.wait_exponential_jitter(multiplier=FIRST_WAIT, max=LONGEST_WAIT, jitter=FIRST_WAIT)(state)
-
-
-def _whole(call: Callable[[], Any], *, text_needed: bool) -> Any:
-    """The reply, with an answer in it. The library hands what is no JSON on as text, and half of it as an error."""
-    try:
-        reply = call()
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise _GarbledError(f"its reply is no JSON ({error})") from error
-    if isinstance(reply, str):
-        raise _GarbledError(f"its reply is no JSON but: {reply}")
-    if not isinstance(getattr(reply, "choices", None) or getattr(reply, "data", None), list):
-        raise _GarbledError("its reply holds no answer")
-    if text_needed and isinstance(reply, ChatCompletion) and text_of(reply) is None:
-        raise _GarbledError("its reply has no text")
-    return reply

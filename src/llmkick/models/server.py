@@ -33,11 +33,11 @@ from llmkick.models.server_scores import (
     echoed_score,
     first_token_scores,
     generated_letter_scores,
+    generated_text,
     letters_of,
     likeliest_in_chat,
     likeliest_in_completion,
     new_tokens,
-    text_of,
 )
 from llmkick.models.transformers_model import load_model
 
@@ -131,7 +131,7 @@ class ServerModel:
         again = [
             index
             for index, (request, reply) in enumerate(zip(requests, replies, strict=True))
-            if request.stops and not isinstance(reply, Refused) and not (text_of(reply) or "").strip()
+            if request.stops and not isinstance(reply, Refused) and not (generated_text(reply) or "").strip()
             and reply.choices[0].finish_reason == "stop"
         ]  # fmt: skip
         without = [(requests[index].prompt, {"max_tokens": requests[index].max_new_tokens}) for index in again]
@@ -180,7 +180,7 @@ class ServerModel:
                 likeliest = (likeliest_in_completion if isinstance(prompt, str) else likeliest_in_chat)(reply)
                 scores = first_token_scores(likeliest, texts) if likeliest else [_NO_TOKENS] * len(texts)
             else:
-                scores = generated_letter_scores(text_of(reply) or "", letters_of(texts) or [])
+                scores = generated_letter_scores(generated_text(reply) or "", letters_of(texts) or [])
             found |= {ScoreRequest(prompt, text): score for text, score in zip(texts, scores, strict=True)}
         return found
 
@@ -254,7 +254,7 @@ def _generation_options(request: GenerateRequest) -> dict[str, Any]:
 def _generation(request: GenerateRequest, reply: Any) -> Generation | Unanswered:
     if isinstance(reply, Refused):
         return Unanswered(reason=reply.reason)
-    text, reason = text_of(reply), reply.choices[0].finish_reason
+    text, reason = generated_text(reply), reply.choices[0].finish_reason
     if text is None and reason != "stop":
         return Unanswered(reason=f"the server's answer has no text (it ended with {reason!r})")
     text = text or ""

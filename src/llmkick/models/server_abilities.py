@@ -13,10 +13,10 @@ from llmkick.models.language_model import ContinuationScore
 from llmkick.models.server_scores import (
     begins_likeliest,
     echoed_score,
+    generated_text,
     likeliest_in_chat,
     likeliest_in_completion,
     new_tokens,
-    text_of,
 )
 
 # What it continues is beyond doubt, so that rounding cannot change it.
@@ -78,8 +78,8 @@ def abilities_of(endpoint: Endpoint) -> Abilities:
     written = endpoint.attempt(write, **found.extras, **TEXT_TOKENS) if can_write else None
     return replace(
         found,
-        chat_tokens=talked is not None and begins_likeliest(text_of(talked), likeliest_in_chat(talked)),
-        text_tokens=written is not None and begins_likeliest(text_of(written), likeliest_in_completion(written)),
+        chat_tokens=talked is not None and begins_likeliest(generated_text(talked), likeliest_in_chat(talked)),
+        text_tokens=written is not None and begins_likeliest(generated_text(written), likeliest_in_completion(written)),
         echo=can_write and _echoes_itself(endpoint, written or endpoint.attempt(write, **found.extras), found.extras),
     )
 
@@ -89,7 +89,7 @@ def _echoes_itself(endpoint: Endpoint, written: Any, extras: Mapping[str, Any]) 
 
     llama-cpp-python 0.3.36 gives each token the log-probability it would have one place later.
     """
-    token = text_of(written) if written is not None else None
+    token = generated_text(written) if written is not None else None
     if not token:
         return False
     reply = endpoint.attempt(endpoint.complete, prompt=PROBE + token, **GREEDY, **extras, **ECHO)

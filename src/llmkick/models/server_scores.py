@@ -16,7 +16,7 @@ LEADING_LETTER = re.compile(r"\W*([A-Z])(?!\w)(?!(?<=A) [a-z])")
 NAMED_LETTER = re.compile(r"\b(?i:answer|option|choice)\b(?: is)?:?\W*([A-Z])(?!\w)(?!(?<=A) [a-z])")
 
 
-def text_of(reply: Any) -> str | None:
+def generated_text(reply: Any) -> str | None:
     """What was generated, in a conversation or after raw text; None where there is no text."""
     choice = reply.choices[0]
     message = getattr(choice, "message", None)

@@ -131,7 +131,7 @@ class EndpointJudge:
 
     def ask(self, questions: Sequence[Question], *, known: Collection[str], afford: Callable[[], bool]) -> Replies:
         """As many at a time as `concurrency` allows; after failures in a row, or one that nothing mends, no more."""
-        from llmkick.models.endpoint import is_hopeless, is_passing
+        from llmkick.models.endpoint_failures import is_hopeless, is_passing
 
         waiting = [question for question in reversed(questions) if question.key not in known]
         running: dict[Future[Reply], str] = {}
@@ -163,7 +163,8 @@ class EndpointJudge:
         self, question: Question, *, max_tokens: int | None = None, given_up: threading.Event | None = None
     ) -> Reply:
         """One reply; parameters that the endpoint refuses are left out from then on."""
-        from llmkick.models.endpoint import RefusedError, text_of
+        from llmkick.models.endpoint import RefusedError
+        from llmkick.models.endpoint_failures import text_of
 
         while True:
             given = self._parameters(question, max_tokens or self.max_tokens)
