@@ -200,6 +200,15 @@ VERY_UNEVEN = [
     for k, size in ((5, 40), (10, 10), (10, 40), (10, 100), (20, 10), (20, 40), (40, 40))
     for even in (True, False)
 ]
+VERY_UNEVEN_LOSSES = [
+    Scenario(
+        f"{k} {'even' if even else 'uneven'} clusters of {size}, correlation 0.2, true loss {loss:.0%}",
+        loss,
+        clustered(k, size, 0.2, 0.6, 0.03, even=even, loss=loss),
+    )
+    for k, size, even in ((57, 40, False), (20, 30, True), (12, 10, True), (10, 30, False), (5, 40, True))
+    for loss in (0.0, 0.15, 0.4)
+]
 SEEDED = [
     Scenario(f"{k} seeds, n=400, between {between}, common {common}", MARGIN, seeded(k, 400, between, common))
     for k in (2, 3, 5)
@@ -531,6 +540,9 @@ TABLES: dict[str, Callable[[int], list[str]]] = {
     "clusters": partial(fixed_table, "Clusters, true loss at the margin", CLUSTERED, 500),
     "cluster losses": partial(fixed_table, "Clusters, other true losses, gained 0.03", CLUSTER_LOSSES, 0),
     "very uneven": partial(fixed_table, "Clusters that lose very unevenly, true loss at the margin", VERY_UNEVEN, 0),
+    "very uneven losses": partial(
+        fixed_table, "Clusters that lose very unevenly, other true losses, gained 0.03", VERY_UNEVEN_LOSSES, 0
+    ),
     "seeds": partial(fixed_table, "Several calibration seeds, true loss at the margin", SEEDED, 500),
     "sequential": sequential_tables,
     "stopping": stopping_tables,
