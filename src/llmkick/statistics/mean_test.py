@@ -12,7 +12,7 @@ from llmkick.statistics.spread import Codes, Floats, Range, skewness, spread_of,
 
 # The share of item noise in the spread of seeds that is taken off for intervals, by the number of seeds. Chosen so
 # that they hold the truth as evenly as can be, whether seeds differ or not: few seeds do not tell, so 95 % cannot be
-# had throughout. With two it is 92 to 98 %, and no rule that looks at their spread was found to do better.
+# had throughout. With two it is 93 to 98 %, and no rule that looks at their spread was found to do better.
 _NOISE_SHARES = {2: 0.2, 3: 0.7}
 _NOISE_SHARE_OF_MORE = 0.9
 
@@ -129,7 +129,7 @@ def mean_test(values: Floats, cluster: Codes, possible: Range) -> MeanTest:
 
 
 def score_test(values: Floats, cluster: Codes, low: Unseen, high: Unseen) -> MeanTest:
-    """Test of a mean against 0 for two-sided intervals: the score test, alike on both sides.
+    """Test of a mean against 0 for two-sided intervals: the score test.
 
     What keeps a verdict from erring where clusters and losses are few makes an interval wider than it says. For binary
     items on their own this is the matched-pair score interval (Tango 1998), with clusters times the design effect. Few
