@@ -11,14 +11,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from llmkick.compression.blocks import (
-    Block,
-    BlockRunner,
-    InputHooks,
-    LinearLayer,
-    experts_one_by_one,
-    replace_weights,
-)
+from llmkick.compression.block_forward import BlockRunner, InputHooks, experts_one_by_one
+from llmkick.compression.blocks import Block, LinearLayer, replace_weights
 from llmkick.compression.calibration import Calibration
 from llmkick.compression.checks import uneven_groups
 from llmkick.compression.finished import FinishedBlocks, Tally
