@@ -23,12 +23,12 @@ class MeanTest:
 
     mean: float
     variance: float
-    df: float
+    df: float  # of the variance over items
+    df_above: float | None = None  # what counts instead where the mean is to be shown above 0
+    df_below: float | None = None  # and where below
     seed_variance: float = 0.0
     seed_df: int = 0
     skewness: float = 0.0  # of the studentised mean
-    df_above: float | None = None  # the same where the mean is to be shown above 0, if it is not the same
-    df_below: float | None = None  # and below 0
     least_p_above: float = 0.0  # what p_above is at least, where more is known of the scores than their mean
     least_p_below: float = 0.0
 
@@ -101,9 +101,9 @@ def mean_test(values: Floats, cluster: Codes, possible: Range) -> MeanTest:
       items on their own this is the matched-pair score test of Tango (1998) and Nam & Blackwelder (2002).
     - statistic, with clusters: t, or t corrected for the skewness of their sums (Hall 1992), of which few
       clusters show too little. Taking it larger than seen makes verdicts that a larger margin undoes.
-    - degrees of freedom, with clusters: for a mean above 0 (a loss below r) Bell & McCaffrey's divided by 1 + 4·b²,
-      b the share of a cluster's sum that is not its items' own, but two if there are four (a sum of excess kurtosis
-      8·b² has that many instead of a normal one's). All of them err in up to 11 % of draws where most clusters lose
+    - degrees of freedom, with clusters: for a mean above 0 (a loss below r) Bell & McCaffrey's divided by 1 + 4·b², b
+      the cluster's own share of its sum, and at least two where there are four (sums of excess kurtosis 8·b² have
+      that many instead of normal ones'). All of them err in up to 11 % of draws where most clusters lose
       nothing and a few nearly all; on the other side, where that skewness helps, in 2.6 % at most.
     """
     spread = spread_of(values, cluster, max(abs(end) for end in possible))
