@@ -33,7 +33,7 @@ from llmkick.statistics import (
     verdict_power,
 )
 from llmkick.statistics.bootstrap import bootstrap_interval
-from llmkick.statistics.verdict import PairedScores, decide, interval_test, loss_test
+from llmkick.statistics.verdict import PairedScores, decide, interval_p, loss_test
 
 Rng = np.random.Generator
 Floats = NDArray[np.float64]
@@ -229,9 +229,8 @@ def error_rates(scenario: Scenario, replications: int, *, seed: int = 0, resampl
     for replication in range(replications):
         scores = scenario.draw(rng)
         test = loss_test(scores, MARGIN)
-        # The interval inverts its test: it holds the true loss exactly when neither side rejects it.
-        at_truth = interval_test(scores, scenario.loss)
-        covered = min(at_truth.p_above, at_truth.p_below) > 0.025
+        # The interval inverts its test: it holds the true loss exactly when that does not reject it.
+        covered = interval_p(scores, scenario.loss) > 0.05
         resampled = bootstrap_interval(scores, alpha=0.05, resamples=resamples, seed=replication)
         by_bootstrap = resampled is not None and resampled[0] <= scenario.loss <= resampled[1]
         generous = student_p(scores.shortfall(MARGIN).mean(axis=0)) < 0.05
@@ -437,8 +436,7 @@ def _covers(counts: NDArray[np.int64], loss: float) -> bool:
     dense, compressed = np.repeat([1.0, 1.0, 0.0, 0.0], counts), np.repeat([1.0, 0.0, 1.0, 0.0], counts)
     if not dense.any():
         return True
-    test = interval_test(paired(dense, compressed), loss)
-    return min(test.p_above, test.p_below) > 0.025
+    return interval_p(paired(dense, compressed), loss) > 0.05
 
 
 def sequential_tables(replications: int) -> list[str]:

@@ -3,6 +3,7 @@
 import itertools
 import math
 import time
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from scipy import optimize, stats
 from llmkick.errors import ConfigError, DataError
 from llmkick.statistics import choice_agreement, compare, compare_perplexity, overall_verdict
 from llmkick.statistics.bootstrap import bootstrap_ratio
-from llmkick.statistics.verdict import PairedScores, _crossing, interval_test
+from llmkick.statistics.verdict import PairedScores, _crossing, interval_p, interval_test, loss_interval
 
 binary = st.sampled_from([0.0, 1.0])
 
@@ -191,14 +192,45 @@ class TestNumbers:
             if found is None:
                 continue
             scores = PairedScores(dense=dense, compressed=compressed[None], cluster=cluster, low=0, high=1)
-            assert interval_test(scores, found[0]).p_below == pytest.approx(0.025, abs=1e-4)
+            assert interval_p(scores, found[0] - 1e-5) < 0.05 < interval_p(scores, found[0] + 1e-5)
             inside += found[1] < 1
             if found[1] < 1:
-                assert interval_test(scores, found[1]).p_above == pytest.approx(0.025, abs=1e-4)
+                assert interval_p(scores, found[1]) == pytest.approx(0.05, abs=1e-4)
             else:
                 losses = np.linspace(found[0], 0.99, 20)
-                assert min(interval_test(scores, float(loss)).p_above for loss in losses[1:]) > 0.02
+                assert min(interval_p(scores, float(loss)) for loss in losses[1:]) > 0.04
         assert inside >= 10
+
+    def test_where_a_smaller_loss_cannot_be_shown_all_of_alpha_is_on_the_other_side(self) -> None:
+        """Two of sixty lost, none gained: that none is lost would be no surprise at any loss near the lower end."""
+
+        def scores(lost: int, gained: int) -> PairedScores:
+            dense, compressed = scores_of(30 - lost, lost, gained, 30 - gained)
+            return PairedScores(
+                dense=np.array(dense), compressed=np.array([compressed]), cluster=np.arange(60), low=0, high=1
+            )
+
+        few = scores(2, 0)
+        low, high = loss_interval(few, alpha=0.05) or (0, 0)
+        assert interval_test(few, low).p_below == pytest.approx(0.05, abs=1e-4)
+        assert interval_test(few, high).p_above == pytest.approx(0.025, abs=1e-4)
+        unchanged = replace(few, compressed=few.dense[None])
+        assert interval_test(unchanged, low).p_above > 0.05
+        # Of twelve lost answers there are enough: that none is lost would prove a smaller loss. So does a gain.
+        for other in (scores(12, 0), scores(3, 1), scores(0, 0)):
+            found = loss_interval(other, alpha=0.05) or (0, 0)
+            assert interval_test(other, found[0]).p_below == pytest.approx(0.025, abs=1e-4)
+
+    def test_ends_lie_at_the_jump_between_both_rules(self) -> None:
+        """Wherever it is: what is outside is rejected, what is inside is not."""
+        for n, lost in itertools.product((30, 60, 100), range(1, 9)):
+            dense, compressed = scores_of(n // 2 - lost, lost, 0, n - n // 2)
+            scores = PairedScores(
+                dense=np.array(dense), compressed=np.array([compressed]), cluster=np.arange(n), low=0, high=1
+            )
+            low, high = loss_interval(scores, alpha=0.05) or (0, 0)
+            assert min(interval_p(scores, float(r)) for r in np.linspace(low + 1e-4, high - 1e-4, 30)) >= 0.05
+            assert max(interval_p(scores, low - away) for away in (1e-4, 0.01, 0.05, 0.2)) < 0.05
 
     def test_the_search_for_an_end_ends(self) -> None:
         """Wherever it starts, if nothing is excluded on the way, and finds the first crossing if there is one."""

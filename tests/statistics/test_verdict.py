@@ -262,7 +262,8 @@ class TestMeanTest:
         ours = mean_test(values, np.arange(50), EVERYWHERE)
         assert ours.seed_variance == pytest.approx(means.var(ddof=1) / 4 - noise / 4)
         for_intervals = score_test(values, np.arange(50), *UNBOUNDED)
-        assert for_intervals.seed_variance == pytest.approx(means.var(ddof=1) / 4 - 0.9 * noise)
+        assert for_intervals.seed_variance == pytest.approx(means.var(ddof=1) / 4 - (1 - 1.58 * 0.77**4) * noise)
+        assert for_intervals.item_tails == pytest.approx(5 / 3)
         assert ours.seed_df == 3
         assert mean_test(values - means[:, None], np.arange(50), EVERYWHERE).seed_variance == 0
         two = mean_test(values[:2], np.arange(50), EVERYWHERE)
@@ -308,7 +309,7 @@ class TestMeanTest:
         values = np.random.default_rng(8).normal(0.1, 1, (12, 8))
         ours = score_test(values.reshape(1, -1), np.repeat(np.arange(12), 8), *UNBOUNDED)
         reference = stats.ttest_1samp(values.mean(axis=1), 0, alternative="greater")
-        plain = replace(ours, skewness=0.0, least_p_above=0.0, least_p_below=0.0)
+        plain = MeanTest(mean=ours.mean, variance=ours.variance, df=ours.df)
         assert plain.p_above == pytest.approx(reference.pvalue, rel=0.02)
         assert plain.p_below == pytest.approx(1 - reference.pvalue, rel=0.02)
 
@@ -332,7 +333,7 @@ class TestMeanTest:
 
     @pytest.mark.parametrize("moved", [0, 3])
     def test_design_effect_of_intervals(self, moved: int) -> None:
-        """What clusters show, below 1 as well, but p is at least half of that of the same items; verdicts take 1."""
+        """What clusters show, below 1 as well, but p is at least a sixth of that of the same items; verdicts take 1."""
         values, cluster = np.tile([-0.95, 0.05, 0.05, 0.25, 0.0], 20), np.repeat(np.arange(20), 5)
         values[: 5 * moved : 5], values[1 : 5 * moved : 5] = 0.05, 0.0
         low, high = Unseen(-0.95, 0.95**2), Unseen(1.0, 1.0)
@@ -343,8 +344,10 @@ class TestMeanTest:
         assert effect < 1
         ours = score_test(values[None], cluster, low, high)
         assert effect == 0 or ours.variance == pytest.approx(alone.variance * effect, rel=0.02)
-        assert ours.p_below == pytest.approx(max(alone.p_below / 2, stats.t.cdf(ours._statistics()[1], ours.df_below)))
-        assert moved or ours.p_below == alone.p_below / 2
+        assert ours.p_below == pytest.approx(
+            max(alone.p_below / 6, stats.t.cdf(ours._statistics()[1] / ours.distance_below, ours.df_below))
+        )
+        assert moved or ours.p_below == alone.p_below / 6
         assert mean_test(values[None], cluster, (-0.95, 1.0)).variance >= 0.999 * alone.variance
 
     @pytest.mark.parametrize(
@@ -355,7 +358,7 @@ class TestMeanTest:
         assert _beyond(clusters, items) == pytest.approx(beyond)
 
     def test_unseen_by_hand(self) -> None:
-        """Items with something to lose lose it all; those with something to gain gain as much as any changed."""
+        """Where items lost, others lose halfway from the worst of them to all; they gain as much as any changed."""
 
         def scores(dense: list[float], compressed: list[float]) -> PairedScores:
             c = np.array([compressed])
@@ -365,7 +368,14 @@ class TestMeanTest:
         assert low == pytest.approx((-0.9, 0.81))
         assert high == pytest.approx((1, 1))
         low, high = scores([0.8, 0.4, 0.2], [0.8, 0.3, 0.2]).unseen(0.5)
-        assert low == pytest.approx((-(0.4 + 0.2 + 0.1) / 3, (0.16 + 0.04 + 0.01) / 3))
+        # No t is below 0 at this loss.
+        assert low == pytest.approx((-(0.4 + 0.2 + 0.1) / 6, (0.16 + 0.04 + 0.01) / 6))
+        low, _ = scores([0.8, 0.4, 0.2], [0.8, 0.3, 0.2]).unseen(0.0)
+        assert low == pytest.approx((-(1.4 / 3 + 0.1) / 2, (0.84 / 3 + 0.01) / 2))
+        low, _ = scores([0.8, 0.4, 0.2], [0.8, 0.5, 0.2]).unseen(0.0)
+        assert low == pytest.approx((-1.4 / 3, 0.84 / 3))
+        # The worst that was seen is worse than all that items have on average.
+        assert scores([0.8, 0.4, 0.2], [0, 0.4, 0.2]).unseen(0.0)[0] == pytest.approx((-1.4 / 3, 0.84 / 3))
         # The best score seen gains nothing more; the others rise by 0.1.
         assert high == pytest.approx(((0.3 + 0.2) / 2, (0.09 + 0.04) / 2))
         assert scores([1, 0.5], [1, 0.5]).unseen(0.0)[1] == pytest.approx((0.5, 0.25))
@@ -408,16 +418,16 @@ class TestMeanTest:
         test = mean_test(values, np.repeat(np.arange(clusters), size), EVERYWHERE)
         assert test.df_above == pytest.approx(fewer, abs=0.005)
 
-    def test_degrees_of_freedom_of_intervals(self) -> None:
+    def test_caution_of_intervals(self) -> None:
+        """Above 0 further out at fewer degrees of freedom, below at more; none without clusters."""
         values, cluster = np.random.default_rng(5).normal(0.1, 1, 96)[None], np.repeat(np.arange(12), 8)
-        test, caution = score_test(values, cluster, *UNBOUNDED), 1 + (0.8 / 1.7) ** 2
-        assert (test.df_above, test.df_below) == (pytest.approx(11 / caution), pytest.approx(11 * caution**2))
+        test, own = score_test(values, cluster, *UNBOUNDED), 0.8 / 1.7
         plain = replace(test, least_p_above=0.0, least_p_below=0.0)
         below, above = test._statistics()
-        assert plain.p_above == pytest.approx(stats.t.sf(min(below, above), 11 / caution))
-        assert plain.p_below == pytest.approx(stats.t.cdf(max(below, above), 11 * caution**2))
+        assert plain.p_above == pytest.approx(stats.t.sf(min(below, above) / (1 + own / 6), 11 / (1 + own**2 / 3)))
+        assert plain.p_below == pytest.approx(stats.t.cdf(max(below, above) * (1 + own / 16), 11 * (1 + own**2) ** 3))
         alone = score_test(values, np.arange(96), *UNBOUNDED)
-        assert (alone.df_above, alone.df_below) == (None, None)
+        assert (alone.df_above, alone.df_below, alone.distance_above, alone.distance_below) == (None, None, 1, 1)
 
     def test_a_larger_margin_undoes_no_verdict(self) -> None:
         """On few clusters with skewed losses: what matches within a loss matches within every larger one."""
@@ -461,6 +471,21 @@ class TestMeanTest:
         assert both.critical(both.p_above) == pytest.approx(1.0)
         assert both.p_above + both.p_below == pytest.approx(1)
         assert MeanTest(mean=1.0, variance=0.04, df=50).p_above == pytest.approx(stats.t.sf(5, 50))
+
+    def test_items_may_leave_a_larger_tail_than_seeds(self) -> None:
+        """Three times a small one, half of a half; p stays the inverse of the distance, whether seeds differ or not."""
+        agreeing = MeanTest(mean=0.9, variance=0.04, df=30, seed_df=1, item_tails=3)
+        assert agreeing.p_above == pytest.approx(stats.t.sf(4.5, 30) / 3, rel=1e-3)
+        differing = replace(agreeing, seed_variance=0.01)
+        tail = differing.p_above
+        larger = 3 * tail / (1 + 4 * tail)
+        squares = 0.04 * stats.t.isf(larger, 30) ** 2 + 0.01 * stats.t.isf(tail, 1) ** 2
+        assert squares == pytest.approx(0.81)
+        for test in (agreeing, differing):
+            assert test.critical(test.p_above) == pytest.approx(0.9)
+            assert test.p_above + test.p_below == pytest.approx(1)
+            assert test.critical(0.5) == pytest.approx(0, abs=1e-9)
+            assert replace(test, mean=0.0).p_above == pytest.approx(0.5)
 
     def test_skewness_can_only_hurt(self) -> None:
         plain = MeanTest(mean=0.2, variance=0.01, df=20)

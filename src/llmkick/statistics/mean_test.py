@@ -10,12 +10,6 @@ from scipy import optimize, special
 
 from llmkick.statistics.spread import Codes, Floats, Range, skewness, spread_of, variance_between_seeds
 
-# The share of item noise in the spread of seeds that is taken off for intervals, by the number of seeds. Chosen so
-# that they hold the truth as evenly as can be, whether seeds differ or not: few seeds do not tell, so 95 % cannot be
-# had throughout. With two it is 93 to 98 %, and no rule that looks at their spread was found to do better.
-_NOISE_SHARES = {2: 0.2, 3: 0.7}
-_NOISE_SHARE_OF_MORE = 0.9
-
 
 @dataclass(frozen=True, kw_only=True)
 class MeanTest:
@@ -26,8 +20,11 @@ class MeanTest:
     df: float  # of the variance over items
     df_above: float | None = None  # what counts instead where the mean is to be shown above 0
     df_below: float | None = None  # and where below
+    distance_above: float = 1.0  # how many times as far from 0 the mean has to be then
+    distance_below: float = 1.0
     seed_variance: float = 0.0
     seed_df: int = 0
+    item_tails: float = 1.0  # how many times the tail of the seeds' quantile that of the items leaves
     skewness: float = 0.0  # of the studentised mean
     least_p_above: float = 0.0  # what p_above is at least, where more is known of the scores than their mean
     least_p_below: float = 0.0
@@ -40,12 +37,14 @@ class MeanTest:
     @property
     def p_above(self) -> float:
         """One-sided p of H0: mean ≤ 0."""
-        return max(self._tail(min(self._statistics()), self.df_above or self.df), self.least_p_above)
+        statistic = min(self._statistics()) / self.distance_above
+        return max(self._tail(statistic, self.df_above or self.df), self.least_p_above)
 
     @property
     def p_below(self) -> float:
         """One-sided p of H0: mean ≥ 0."""
-        return max(self._tail(-max(self._statistics()), self.df_below or self.df), self.least_p_below)
+        statistic = -max(self._statistics()) / self.distance_below
+        return max(self._tail(statistic, self.df_below or self.df), self.least_p_below)
 
     def critical(self, tail: float, df: float | None = None) -> float:
         """The distance of the mean from 0 that has this one-sided p, skewness aside.
@@ -53,7 +52,8 @@ class MeanTest:
         Each variance gets its own quantile (as Cochran & Cox do for two means): with two or three seeds one
         quantile at Satterthwaite's degrees of freedom errs in up to 8 % of draws instead of 5 %.
         """
-        distance = special.stdtrit(self.df if df is None else df, tail) ** 2 * self.variance
+        item_tail = tail * self.item_tails / (1 + 2 * (self.item_tails - 1) * tail)  # of a half, a half
+        distance = special.stdtrit(self.df if df is None else df, item_tail) ** 2 * self.variance
         if self.seed_variance:
             distance += special.stdtrit(self.seed_df, tail) ** 2 * self.seed_variance
         return math.sqrt(distance)
@@ -61,14 +61,16 @@ class MeanTest:
     def _tail(self, statistic: float, df: float) -> float:
         """Upper-tail p of a statistic in standard errors: the inverse of `critical`."""
         if not self.seed_variance:
-            return float(special.stdtr(df, -statistic))
-        distance = abs(statistic) * self.standard_error
-        low, high = math.log(1e-100), math.log(0.5)
-        if distance >= self.critical(math.exp(low), df):
-            log_p = low
+            item_tail = float(special.stdtr(df, -abs(statistic)))
+            p = item_tail / (self.item_tails - 2 * (self.item_tails - 1) * item_tail)
         else:
-            log_p = float(optimize.brentq(lambda x: self.critical(math.exp(x), df) - distance, low, high))
-        return math.exp(log_p) if statistic > 0 else 1 - math.exp(log_p)
+            distance = abs(statistic) * self.standard_error
+            low, high = math.log(1e-100), math.log(0.5)
+            log_p = low
+            if distance < self.critical(math.exp(low), df):
+                log_p = float(optimize.brentq(lambda x: self.critical(math.exp(x), df) - distance, low, high))
+            p = math.exp(log_p)
+        return p if statistic > 0 else 1 - p
 
     def _statistics(self) -> Range:
         """The t statistic, and the same after Hall's cubic correction for skewness (monotone)."""
@@ -133,39 +135,46 @@ def score_test(values: Floats, cluster: Codes, low: Unseen, high: Unseen) -> Mea
 
     What keeps a verdict from erring where clusters and losses are few makes an interval wider than it says. For binary
     items on their own this is the matched-pair score interval (Tango 1998), with clusters times the design effect. Few
-    clusters may well show one below 1, for which their degrees of freedom allow; where that is luck they prove too
-    much, so p is never less than half of what the same items would have on their own (the 95 % interval is no narrower
-    than that one's 90 %). The score test knows how skewed items are, so of the skewness of cluster sums only what goes
-    beyond that counts.
+    clusters may well show one below 1, for which their degrees of freedom allow; that the sums of a few agree to the
+    last item is luck, so p is never less than a sixth of what the same items would have on their own (the 95 %
+    interval is no narrower than that one's 70 %). The score test knows how skewed items are, so of the skewness of
+    cluster sums only what goes beyond that counts. `low` and `high` are what items that were not seen could have at
+    worst and at best.
 
-    Where a few clusters lose much, those asked spread too little when their mean is too high and too much when it is
-    too low. So Bell & McCaffrey's degrees of freedom are divided by 1 + b² to show a mean above 0 and multiplied by
-    its square to show one below (b as in `mean_test`). `low` and `high` are what items that were not seen could have
-    at worst and at best.
+    The numbers were chosen by simulation (benchmarks/statistics.py), so that intervals hold the truth in 93 to 97 %
+    whether clusters and seeds differ or not, which few of them do not tell:
+
+    - clusters: where a few lose much, those asked spread too little when their mean is too high and too much when it
+      is too low. With b as in `mean_test`, a mean has to be 1 + b / 6 times as far above 0, at Bell & McCaffrey's
+      degrees of freedom divided by 1 + b² / 3. Below 0 it is 1 / (1 + b / 16), at (1 + b²)³ times as many.
+    - k seeds: 1 - 1.58 · 0.77^k of the item noise is taken off their spread, and small tails of items count
+      (k + 1) / (k - 1) times: both quantiles at their full size, added in squares, would be too far out.
     """
     spread = spread_of(values, cluster, max(abs(low.mean), abs(high.mean)))
     items, seeds = spread.per_item.size, len(values)
     over_items = null_variance(spread.per_item, low, high) / items
-    seed_variance = variance_between_seeds(values, cluster, _NOISE_SHARES.get(seeds, _NOISE_SHARE_OF_MORE))
     alone = MeanTest(
         mean=spread.mean,
         variance=over_items or spread.sampling,
         df=items - 1,
-        seed_variance=seed_variance,
+        seed_variance=variance_between_seeds(values, cluster, 1 - 1.58 * 0.77**seeds),
         seed_df=seeds - 1,
+        item_tails=(seeds + 1) / (seeds - 1) if seeds > 1 else 1.0,
     )
     if not spread.grouped:
         return alone
-    caution = 1 + spread.own_share**2
+    own = spread.own_share
     return replace(
         alone,
         variance=over_items * spread.design_effect or spread.variance,
         df=spread.df,
-        df_above=spread.df / caution,
-        df_below=spread.df * caution**2,
+        df_above=spread.df / (1 + own**2 / 3),
+        df_below=spread.df * (1 + own**2) ** 3,
+        distance_above=1 + own / 6,
+        distance_below=1 / (1 + own / 16),
         skewness=_beyond(skewness(spread.residual), skewness(spread.item_residual)),
-        least_p_above=alone.p_above / 2,
-        least_p_below=alone.p_below / 2,
+        least_p_above=alone.p_above / 6,
+        least_p_below=alone.p_below / 6,
     )
 
 
