@@ -70,10 +70,7 @@ class PairedScores:
         lost, gained = self.dense > self.low, self.dense < top
         failed = _unseen((self.low - chance) - kept[lost], otherwise=least)
         if bool((self.compressed < self.dense).any()):
-            worst = min(0.0, float(self.shortfall(relative_loss, chance).min()))
-            failed = Unseen(
-                (failed.mean + max(failed.mean, worst)) / 2, (failed.square + min(failed.square, worst**2)) / 2
-            )
+            failed = _halfway(failed, min(0.0, float(self.shortfall(relative_loss, chance).min())))
         best = np.minimum(self.dense[gained] + change, top)
         return failed, _unseen((best - chance) - kept[gained], otherwise=most)
 
@@ -81,6 +78,11 @@ class PairedScores:
 def _unseen(t: Floats, *, otherwise: float) -> Unseen:
     """Mean and mean square; without any item those of a single value."""
     return Unseen(float(t.mean()), float((t**2).mean())) if t.size else Unseen(otherwise, otherwise**2)
+
+
+def _halfway(failed: Unseen, worst: float) -> Unseen:
+    """Between a t that was seen and items that lose all they have."""
+    return Unseen((failed.mean + max(failed.mean, worst)) / 2, (failed.square + min(failed.square, worst**2)) / 2)
 
 
 def loss_test(scores: PairedScores, relative_loss: float, chance: float = 0.0) -> MeanTest:
@@ -117,7 +119,14 @@ def _out_of_reach(scores: PairedScores, p: float, relative_loss: float, chance: 
     if scores.identical or bool((scores.compressed > scores.dense).any()):
         return False
     unchanged = replace(scores, compressed=np.tile(scores.dense, (len(scores.compressed), 1)))
-    return interval_test(unchanged, relative_loss, chance).p_above > p
+    alone = replace(unchanged, cluster=np.arange(scores.dense.size))
+    # Clusters of which none lost say nothing of how they differ in losses, only in dense scores.
+    best = replace(
+        interval_test(unchanged, relative_loss, chance),
+        variance=interval_test(alone, relative_loss, chance).variance,
+        skewness=0.0,
+    )
+    return best.p_above > p
 
 
 def _chance_of_no_change(scores: PairedScores, relative_loss: float, chance: float) -> float:
