@@ -262,7 +262,7 @@ class TestMeanTest:
         ours = mean_test(values, np.arange(50), EVERYWHERE)
         assert ours.seed_variance == pytest.approx(means.var(ddof=1) / 4 - noise / 4)
         for_intervals = score_test(values, np.arange(50), *UNBOUNDED)
-        assert for_intervals.seed_variance == pytest.approx(means.var(ddof=1) / 4 - (1 - 1.58 * 0.77**4) * noise)
+        assert for_intervals.seed_variance == pytest.approx(means.var(ddof=1) / 4 - (1 - 1.71 * 0.74**4) * noise)
         assert for_intervals.item_tails == pytest.approx(5 / 3)
         assert ours.seed_df == 3
         assert mean_test(values - means[:, None], np.arange(50), EVERYWHERE).seed_variance == 0

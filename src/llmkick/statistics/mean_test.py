@@ -147,7 +147,7 @@ def score_test(values: Floats, cluster: Codes, low: Unseen, high: Unseen) -> Mea
     - clusters: where a few lose much, those asked spread too little when their mean is too high and too much when it
       is too low. With b as in `mean_test`, a mean has to be 1 + b / 6 times as far above 0, at Bell & McCaffrey's
       degrees of freedom divided by 1 + b² / 3. Below 0 it is 1 / (1 + b / 16), at (1 + b²)³ times as many.
-    - k seeds: 1 - 1.58 · 0.77^k of the item noise is taken off their spread, and small tails of items count
+    - k seeds: 1 - 1.71 · 0.74^k of the item noise is taken off their spread, and small tails of items count
       (k + 1) / (k - 1) times: both quantiles at their full size, added in squares, would be too far out.
     """
     spread = spread_of(values, cluster, max(abs(low.mean), abs(high.mean)))
@@ -157,7 +157,7 @@ def score_test(values: Floats, cluster: Codes, low: Unseen, high: Unseen) -> Mea
         mean=spread.mean,
         variance=over_items or spread.sampling,
         df=items - 1,
-        seed_variance=variance_between_seeds(values, cluster, 1 - 1.58 * 0.77**seeds),
+        seed_variance=variance_between_seeds(values, cluster, 1 - 1.71 * 0.74**seeds),
         seed_df=seeds - 1,
         item_tails=(seeds + 1) / (seeds - 1) if seeds > 1 else 1.0,
     )
