@@ -431,6 +431,58 @@ def coverage_by_changes(replications: int) -> list[str]:
     return [f"{title}\n\n{table(['answers expected to differ', 'settings', 'lowest', 'mean', 'highest'], rows)}"]
 
 
+def drawn_clusters(settings: int, seed: int = 2026) -> list[Scenario]:
+    """Settings of clusters drawn by a seed: none of them served to choose anything."""
+    rng = np.random.default_rng(seed)
+    drawn = []
+    for _ in range(settings):
+        clusters, size = int(rng.choice([6, 8, 12, 15, 25, 30, 50, 100])), int(rng.choice([4, 6, 10, 15, 25, 50, 80]))
+        correlation, accuracy = rng.choice([0.01, 0.03, 0.05, 0.1, 0.15, 0.2]), rng.choice([0.4, 0.5, 0.7, 0.8])
+        gained, loss = rng.choice([0.0, 0.01, 0.03, 0.06]), rng.choice([0.0, 0.03, 0.05, 0.08, 0.15, 0.25])
+        even = bool(rng.random() < 0.5)
+        if gained == loss == 0:
+            gained = 0.02
+        drawn.append(
+            Scenario(
+                f"{clusters} {'even' if even else 'uneven'} clusters of {size}, correlation {correlation}, "
+                f"accuracy {accuracy}, gained {gained}, true loss {loss:.0%}",
+                float(loss),
+                clustered(clusters, size, correlation, accuracy, gained, even=even, loss=loss),
+            )
+        )
+    return drawn
+
+
+def coverage_of_drawn_clusters(replications: int) -> list[str]:
+    """Coverage where nothing was chosen for it, by how many answers differ on average; the furthest ones by name."""
+    count = max(1, replications // 4)
+    found = []
+    for scenario in drawn_clusters(48):
+        rng = np.random.default_rng([11, *scenario.name.encode()])
+        held, differ = 0, 0
+        for _ in range(count):
+            scores = scenario.draw(rng)
+            # A dense score of 0 has no loss.
+            held += not scores.dense.any() or interval_p(scores, scenario.loss) > 0.05
+            differ += int((scores.dense != scores.compressed[0]).sum())
+        found.append((differ / count, held / count, scenario.name))
+    rows = []
+    for low, high in ((0, 6), (6, math.inf)):
+        inside = [rate for differing, rate, _ in found if low <= differing < high]
+        name = f"{low} and more" if math.isinf(high) else f"{low} to {high}"
+        rows.append([name, len(inside), min(inside), float(np.mean(inside)), max(inside)])
+    furthest = sorted(found, key=lambda f: -abs(f[1] - 0.95))[:6]
+    return [
+        f"## Coverage of {len(found)} settings of clusters drawn by a seed ({count} draws each)\n\n"
+        + table(["answers that differ", "settings", "lowest", "mean", "highest"], rows)
+        + "\n\n"
+        + table(
+            ["furthest from 95 %", "answers that differ", "interval covers"],
+            [[name, f"{differing:.1f}", rate] for differing, rate, name in furthest],
+        )
+    ]
+
+
 def _covers(counts: NDArray[np.int64], loss: float) -> bool:
     """Whether the interval of both right, lost, gained, both wrong holds a loss; a dense score of 0 has no loss."""
     dense, compressed = np.repeat([1.0, 1.0, 0.0, 0.0], counts), np.repeat([1.0, 0.0, 1.0, 0.0], counts)
@@ -541,6 +593,7 @@ TABLES: dict[str, Callable[[int], list[str]]] = {
     "very uneven losses": partial(
         fixed_table, "Clusters that lose very unevenly, other true losses, gained 0.03", VERY_UNEVEN_LOSSES, 0
     ),
+    "drawn clusters": coverage_of_drawn_clusters,
     "seeds": partial(fixed_table, "Several calibration seeds, true loss at the margin", SEEDED, 500),
     "sequential": sequential_tables,
     "stopping": stopping_tables,

@@ -123,6 +123,16 @@ def test_coverage_of_clusters_away_from_the_margin(scenario: object) -> None:
     check_coverage(benchmark.error_rates(scenario, 150).covered, 150)
 
 
+def test_coverage_of_clusters_that_served_to_choose_nothing() -> None:
+    (report,) = benchmark.coverage_of_drawn_clusters(120)
+    few, more = [[cell.strip(" %") for cell in line.split("|")[1:-1]] for line in report.splitlines()[4:6]]
+    assert (few[0], more[0]) == ("0 to 6", "6 and more")
+    assert int(few[1]) + int(more[1]) == 48
+    assert int(more[1]) >= 40
+    assert float(more[2]) >= 100 * least(0.93, 30)
+    assert 94 <= float(more[3]) <= 96.5
+
+
 @pytest.mark.parametrize("scenario", benchmark.SEEDED, ids=lambda s: s.name)
 def test_calibration_seeds(scenario: object) -> None:
     """Of two seeds the variance is hardly known: intervals are wide, and `compare` says that it is few."""
