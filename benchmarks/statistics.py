@@ -212,7 +212,7 @@ VERY_UNEVEN_LOSSES = [
 SEEDED = [
     Scenario(f"{k} seeds, n=400, between {between}, common {common}", MARGIN, seeded(k, 400, between, common))
     for k in (2, 3, 5)
-    for between, common in ((0.0, 0.0), (0.0, 0.7), (0.02, 0.5), (0.04, 0.5))
+    for between, common in ((0.0, 0.0), (0.0, 0.7), (0.02, 0.5), (0.04, 0.5), (0.0, 0.95), (0.02, 0.95))
 ]
 
 

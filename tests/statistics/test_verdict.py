@@ -13,7 +13,7 @@ from llmkick.errors import ConfigError
 from llmkick.statistics import compare, fixed_sequence, holm, overall_verdict
 from llmkick.statistics.mean_test import MeanTest, Unseen, _beyond, mean_test, null_variance, score_test
 from llmkick.statistics.spread import spread_of
-from llmkick.statistics.verdict import PairedScores, loss_test
+from llmkick.statistics.verdict import PairedScores, loss_interval, loss_test
 
 EVERYWHERE = (-math.inf, math.inf)
 UNBOUNDED = (Unseen(-math.inf, math.inf), Unseen(math.inf, math.inf))
@@ -263,7 +263,9 @@ class TestMeanTest:
         assert ours.seed_variance == pytest.approx(means.var(ddof=1) / 4 - noise / 4)
         for_intervals = score_test(values, np.arange(50), *UNBOUNDED)
         assert for_intervals.seed_variance == pytest.approx(means.var(ddof=1) / 4 - (1 - 1.71 * 0.74**4) * noise)
-        assert for_intervals.item_tails == pytest.approx(5 / 3)
+        seeds = stats.t.ppf(0.975, 3) ** 2 * (means.var(ddof=1) / 4 + noise)
+        share = seeds / (seeds + stats.norm.ppf(0.975) ** 2 * for_intervals.variance)
+        assert for_intervals.item_tails == pytest.approx(1 + 2.5 / 3 * share)
         assert ours.seed_df == 3
         assert mean_test(values - means[:, None], np.arange(50), EVERYWHERE).seed_variance == 0
         two = mean_test(values[:2], np.arange(50), EVERYWHERE)
@@ -486,6 +488,21 @@ class TestMeanTest:
             assert test.p_above + test.p_below == pytest.approx(1)
             assert test.critical(0.5) == pytest.approx(0, abs=1e-9)
             assert replace(test, mean=0.0).p_above == pytest.approx(0.5)
+
+    @pytest.mark.parametrize("clusters", [12, 60])
+    def test_seeds_that_agree_in_everything_are_one(self, clusters: int) -> None:
+        """Their interval is that of a single seed."""
+        rng = np.random.default_rng(3)
+        dense, cluster = (rng.random(60) < 0.6) * 1.0, np.arange(60) % clusters
+        once = np.where(rng.random(60) < 0.2, 1 - dense, dense)
+
+        def interval(compressed: np.ndarray) -> tuple[float, float] | None:
+            scores = PairedScores(dense=dense, compressed=compressed, cluster=cluster, low=0.0, high=1.0)
+            return loss_interval(scores, alpha=0.05)
+
+        alone = interval(once[None])
+        for seeds in (2, 3, 8):
+            assert interval(np.tile(once, (seeds, 1))) == pytest.approx(alone)
 
     def test_skewness_can_only_hurt(self) -> None:
         plain = MeanTest(mean=0.2, variance=0.01, df=20)

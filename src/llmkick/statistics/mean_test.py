@@ -8,7 +8,15 @@ from typing import NamedTuple
 import numpy as np
 from scipy import optimize, special
 
-from llmkick.statistics.spread import Codes, Floats, Range, skewness, spread_of, variance_between_seeds
+from llmkick.statistics.spread import (
+    Codes,
+    Floats,
+    Range,
+    SeedSpread,
+    skewness,
+    spread_between_seeds,
+    spread_of,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +131,7 @@ def mean_test(values: Floats, cluster: Codes, possible: Range) -> MeanTest:
         df=spread.df,
         # None of the noise is taken off with two seeds, a sixth with three, almost half with many: half of it
         # throughout errs in 7.3 % of draws with two seeds and 6.0 % with three.
-        seed_variance=variance_between_seeds(values, cluster, (seeds - 2) / (2 * seeds)),
+        seed_variance=spread_between_seeds(values, cluster).variance((seeds - 2) / (2 * seeds)),
         seed_df=seeds - 1,
         skewness=skewness(spread.residual) if spread.grouped else 0.0,
         df_above=max(spread.df / (1 + 4 * spread.own_share**2), min(spread.df / 2, 2)) if spread.grouped else None,
@@ -147,26 +155,29 @@ def score_test(values: Floats, cluster: Codes, low: Unseen, high: Unseen) -> Mea
     - clusters: where a few lose much, those asked spread too little when their mean is too high and too much when it
       is too low. With b as in `mean_test`, a mean has to be 1 + b / 6 times as far above 0, at Bell & McCaffrey's
       degrees of freedom divided by 1 + b² / 3. Below 0 it is 1 / (1 + b / 16), at (1 + b²)³ times as many.
-    - k seeds: 1 - 1.71 · 0.74^k of the item noise is taken off their spread, and small tails of items count
-      (k + 1) / (k - 1) times: both quantiles at their full size, added in squares, would be too far out.
+    - k seeds: 1 - 1.71 · 0.74^k of the item noise is taken off their spread, and items leave a larger tail
+      (`_item_tails`).
     """
     spread = spread_of(values, cluster, max(abs(low.mean), abs(high.mean)))
     items, seeds = spread.per_item.size, len(values)
     over_items = null_variance(spread.per_item, low, high) / items
+    between = spread_between_seeds(values, cluster)
+    variance = over_items or spread.sampling
     alone = MeanTest(
         mean=spread.mean,
-        variance=over_items or spread.sampling,
+        variance=variance,
         df=items - 1,
-        seed_variance=variance_between_seeds(values, cluster, 1 - 1.71 * 0.74**seeds),
+        seed_variance=between.variance(1 - 1.71 * 0.74**seeds),
         seed_df=seeds - 1,
-        item_tails=(seeds + 1) / (seeds - 1) if seeds > 1 else 1.0,
+        item_tails=_item_tails(between, seeds, variance),
     )
     if not spread.grouped:
         return alone
-    own = spread.own_share
+    own, variance = spread.own_share, over_items * spread.design_effect or spread.variance
     return replace(
         alone,
-        variance=over_items * spread.design_effect or spread.variance,
+        variance=variance,
+        item_tails=_item_tails(between, seeds, variance),
         df=spread.df,
         df_above=spread.df / (1 + own**2 / 3),
         df_below=spread.df * (1 + own**2) ** 3,
@@ -176,6 +187,19 @@ def score_test(values: Floats, cluster: Codes, low: Unseen, high: Unseen) -> Mea
         least_p_above=alone.p_above / 6,
         least_p_below=alone.p_below / 6,
     )
+
+
+def _item_tails(between: SeedSpread, seeds: int, variance: float) -> float:
+    """How many times the tail of the seeds' quantile that of the items may leave: 1 + 2.5 · w / (k - 1).
+
+    Both quantiles at their full size, added in squares, would be too far out; where seeds cannot matter (w is their
+    share of the 95 % interval's squared distance, at the spread they show and the noise in it) items count in full.
+    """
+    if seeds == 1:
+        return 1.0
+    of_seeds = special.stdtrit(seeds - 1, 0.025) ** 2 * (between.seen + between.noise)
+    of_items = special.ndtri(0.025) ** 2 * variance
+    return 1 + 2.5 / (seeds - 1) * float(of_seeds / (of_seeds + of_items)) if of_seeds else 1.0
 
 
 def _beyond(value: float, other: float) -> float:

@@ -108,22 +108,29 @@ def _cluster_variance(residual: Floats, sizes: Floats, sampling: float) -> tuple
     return raw * float(total) / trace, trace**2 / frobenius
 
 
-def variance_between_seeds(values: Floats, cluster: Codes, share: float) -> float:
-    """What the choice of seeds adds to the variance of the mean: (seeds, items) → one number, 0 with a single seed.
+@dataclass(frozen=True, kw_only=True)
+class SeedSpread:
+    """How far the means of calibration seeds lie apart, as a variance of their mean; zeros with a single seed."""
 
-    Seeds cross with clusters, so the spread of their means holds item noise that the cluster variance counts
-    already; `share` of that noise is taken off.
-    """
+    seen: float
+    noise: float  # what of it the noise of items explains, which the variance over items counts already
+
+    def variance(self, share: float) -> float:
+        """What the choice of seeds adds, less this share of the noise."""
+        return max(0.0, self.seen - share * self.noise)
+
+
+def spread_between_seeds(values: Floats, cluster: Codes) -> SeedSpread:
+    """Of values (seeds, items). Seeds cross with clusters."""
     seeds, items = values.shape
     if seeds == 1:
-        return 0.0
+        return SeedSpread(seen=0.0, noise=0.0)
     seed_means = values.mean(axis=1)
     sums = cluster_sums(values - seed_means[:, None], cluster)
     interaction = sums - sums.mean(axis=0)
     clusters: int = sums.shape[1]
     noise = float((interaction**2).sum()) / items**2 / (seeds * (seeds - 1)) * clusters / (clusters - 1)
-    spread = float(seed_means.var(ddof=1)) / seeds
-    return max(0.0, float(spread - share * noise))
+    return SeedSpread(seen=float(seed_means.var(ddof=1)) / seeds, noise=noise)
 
 
 def skewness(residual: Floats) -> float:
