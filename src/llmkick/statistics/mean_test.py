@@ -154,7 +154,8 @@ def score_test(values: Floats, cluster: Codes, low: Unseen, high: Unseen) -> Mea
 
     - clusters: where a few lose much, those asked spread too little when their mean is too high and too much when it
       is too low. With b as in `mean_test`, a mean has to be 1 + b / 6 times as far above 0, at Bell & McCaffrey's
-      degrees of freedom divided by 1 + b² / 3. Below 0 it is 1 / (1 + b / 16), at (1 + b²)³ times as many.
+      degrees of freedom divided by 1 + b² / 3. Below 0 it is 1 / (1 + b / 16), and all but the first degree of freedom
+      count (1 + b²)³ times.
     - k seeds: 1 - 1.71 · 0.74^k of the item noise is taken off their spread, and items leave a larger tail
       (`_item_tails`).
     """
@@ -180,7 +181,7 @@ def score_test(values: Floats, cluster: Codes, low: Unseen, high: Unseen) -> Mea
         item_tails=_item_tails(between, seeds, variance),
         df=spread.df,
         df_above=spread.df / (1 + own**2 / 3),
-        df_below=spread.df * (1 + own**2) ** 3,
+        df_below=1 + (spread.df - 1) * (1 + own**2) ** 3,
         distance_above=1 + own / 6,
         distance_below=1 / (1 + own / 16),
         skewness=_beyond(skewness(spread.residual), skewness(spread.item_residual)),
