@@ -221,6 +221,19 @@ class TestNumbers:
             found = loss_interval(other, alpha=0.05) or (0, 0)
             assert interval_test(other, found[0]).p_below == pytest.approx(0.025, abs=1e-4)
 
+    def test_clusters_of_unlike_scores_put_no_smaller_loss_out_of_reach(self) -> None:
+        """Dense scores of 0.97 and 0.2 in turn: their spread is not that of losses."""
+        cluster = np.repeat(np.arange(20), 30)
+        dense = np.concatenate([np.repeat([1.0, 0.0], [right, 30 - right]) for right in (29, 6) * 10])
+        compressed = dense.copy()
+        for index, lost in enumerate((6, 5, 4, 3)):
+            compressed[60 * index : 60 * index + lost] = 0
+        scores = PairedScores(dense=dense, compressed=compressed[None], cluster=cluster, low=0, high=1)
+        p = interval_test(scores, 0.02).p_below
+        assert interval_test(replace(scores, compressed=dense[None]), 0.02).p_above > 0.25 > p
+        assert interval_p(scores, 0.02) == 2 * p
+        assert interval_p(scores, 0.01) == interval_test(scores, 0.01).p_below
+
     def test_ends_lie_at_the_jump_between_both_rules(self) -> None:
         """Wherever it is: what is outside is rejected, what is inside is not."""
         for n, lost in itertools.product((30, 60, 100), range(1, 9)):
