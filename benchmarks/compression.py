@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 from peers.running import ROOT, Bench, Failed, peer_python
 from peers.tables import contenders_table, criteria_table, floor_table, met, solve_table, table
 
-from llmkick.models.files import cache_folder
+from llmkick.files import cache_folder
 
 # Groups of 128 do not divide the built-in model's 576 inputs, which llmcompressor refuses: whole rows for the peers.
 RECIPES = ("wanda@0.5", "sparsegpt@0.5", "gptq@4b-g128", "gptq@4b")

@@ -39,8 +39,8 @@ def run_one(way: str, items: int, out: Path) -> None:
     import psutil
     import torch
 
-    from llmkick.study.executor import LocalExecutor
     from llmkick.study.run import run_study
+    from llmkick.study.running.executor import LocalExecutor
 
     torch.set_num_threads(1)
     started = time.perf_counter()
@@ -51,7 +51,7 @@ def run_one(way: str, items: int, out: Path) -> None:
     else:
         import ray
 
-        from llmkick.study.distributed import RayExecutor
+        from llmkick.study.cluster.ray_executor import RayExecutor
 
         class Measured(RayExecutor):
             def load(self, *arguments: Any) -> Any:
@@ -104,7 +104,7 @@ def content(folder: Path) -> dict[str, Any]:
 
 
 def records(folder: Path) -> Any:
-    from llmkick.study.journal import Journal
+    from llmkick.study.journal.journal import Journal
 
     journal = Journal(folder, read_only=True)
     frame = journal.records()

@@ -20,15 +20,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llmkick.report.frontier_figure import answer, row_name, write_frontier_figure
+from llmkick.report.figures.frontier import answer, row_name, write_frontier_figure
 from llmkick.statistics import Comparison
-from llmkick.study.config import make_study
-from llmkick.study.executor import LocalExecutor
-from llmkick.study.frontier import run_frontier
-from llmkick.study.observer import Silent
-from llmkick.study.results import compare_all, describe_task
+from llmkick.study.cells import variants_of
+from llmkick.study.frontier.search import run_frontier
+from llmkick.study.progress import Silent
+from llmkick.study.results.results import compare_all, describe_task
 from llmkick.study.run import StudyRun
-from llmkick.study.variants import variants_of
+from llmkick.study.running.executor import LocalExecutor
+from llmkick.study.spec.study import make_study
 
 MODEL = "smollm2-135m-instruct"
 POCKET = ("factoid_qa:480", "multiple_choice:cloze:352", "context_qa:open:360", "context_qa:closed:360")

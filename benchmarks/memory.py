@@ -24,7 +24,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import LlamaConfig
 
-from llmkick.models.checkpoint import locate
+from llmkick.models.checkpoints.checkpoint import locate
 
 RESULTS = Path(__file__).parent / "results" / "memory.md"
 RECIPES = ("wanda@0.5", "gptq@4b-g128")
@@ -115,12 +115,12 @@ def make_checkpoint(shape: Shape, folder: Path) -> None:
 
 def work(folder: str, recipe: str, out: str, streamed: str) -> None:
     """In a process of its own: compress, write, and print peak memory in bytes and seconds."""
-    from llmkick.compression.artifact import save_folder, save_streamed
-    from llmkick.compression.calibration import as_calibration
-    from llmkick.compression.compress import compress
     from llmkick.compression.registry import parse_recipe
-    from llmkick.compression.streaming import compress_streamed
-    from llmkick.models.outline import load_outline
+    from llmkick.compression.storage.folder import save_folder, save_streamed
+    from llmkick.compression.walk.calibration import as_calibration
+    from llmkick.compression.walk.compress import compress
+    from llmkick.compression.walk.streaming import compress_streamed
+    from llmkick.models.checkpoints.meta_model import load_outline
     from llmkick.models.transformers_model import load_model
 
     started = time.perf_counter()

@@ -15,8 +15,8 @@ from typing import Any
 from rich.console import Console
 
 import llmkick
-from llmkick.study.results import StudyResult
-from llmkick.terminal import Watcher
+from llmkick.cli.progress import Watcher
+from llmkick.study.results.results import StudyResult
 
 RECIPES = ("wanda@0.25", "gptq@4b-g128")
 RESULTS = Path(__file__).parent / "results"

@@ -28,8 +28,8 @@ sys.path[:1] = [str(ROOT / "tests"), str(ROOT / "src")]  # not this folder: it w
 
 from browser import open_browser, wait_until_ready  # noqa: E402
 from llmkick.statistics import compare, compare_perplexity  # noqa: E402
-from llmkick.study.journal import Journal  # noqa: E402
-from llmkick.study.results import StudyResult, as_json, overall_by_recipe  # noqa: E402
+from llmkick.study.journal.journal import Journal  # noqa: E402
+from llmkick.study.results.results import StudyResult, as_json, overall_by_recipe  # noqa: E402
 from llmkick.tasks.task import Item, Record  # noqa: E402
 from report import synthetic  # noqa: E402
 
@@ -45,7 +45,7 @@ CHILD = """
 import json, os, resource, sys, time
 started = time.perf_counter()
 from pathlib import Path
-from llmkick.report.page import write_report
+from llmkick.report.page.page import write_report
 imported = time.perf_counter()
 page = write_report(Path(sys.argv[1]))
 print(json.dumps({"seconds": time.perf_counter() - imported, "import_seconds": imported - started,

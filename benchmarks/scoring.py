@@ -24,7 +24,7 @@ from typing import Any
 import torch
 import transformers
 
-from llmkick.models.files import cache_folder
+from llmkick.files import cache_folder
 from llmkick.models.language_model import ContinuationScore, GenerateRequest, Generation, ScoreRequest
 from llmkick.models.noise import NoiseFloor, compare_runs
 from llmkick.models.transformers_model import TransformersModel, load_model

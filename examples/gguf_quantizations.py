@@ -14,7 +14,7 @@ from typing import Any
 
 import gguf
 
-from llmkick.models.builtin import BUILTIN_MODELS, builtin_gguf
+from llmkick.models.checkpoints.builtin import BUILTIN_MODELS, builtin_gguf
 
 
 def quantize(source: Path, target: Path, precision: str) -> None:

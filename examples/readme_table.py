@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from llmkick.report.exports import markdown
-from llmkick.study.results import read_results
+from llmkick.study.results.results import read_results
 
 
 def main(folder: str) -> None:

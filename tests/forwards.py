@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from llmkick.compression import walk
+from llmkick.compression.walk import walk
 
 
 def count_forwards(patch: pytest.MonkeyPatch, counted: list[int]) -> None:

@@ -23,18 +23,18 @@ from rich.console import Console
 
 from commands import CONTROL, Kick
 from llmkick import cli
-from llmkick.compression.artifact import REPORT_FILE
-from llmkick.compression.calibration import calibrate
-from llmkick.compression.compress import compress
+from llmkick.cli.progress import QUIET_SECONDS, Watcher
 from llmkick.compression.registry import METHODS
+from llmkick.compression.storage.folder import REPORT_FILE
+from llmkick.compression.walk.calibration import calibrate
+from llmkick.compression.walk.compress import compress
 from llmkick.errors import DataError
-from llmkick.models.builtin import BUILTIN_MODELS
+from llmkick.models.checkpoints.builtin import BUILTIN_MODELS
 from llmkick.models.transformers_model import load_model
-from llmkick.study.config import load_study
-from llmkick.study.journal import Journal
-from llmkick.study.results import read_results
+from llmkick.study.journal.journal import Journal
+from llmkick.study.results.results import read_results
+from llmkick.study.spec.study import load_study
 from llmkick.tasks.registry import task_names
-from llmkick.terminal import QUIET_SECONDS, Watcher
 from toy import save_toy
 
 COMMANDS = [command.name or command.callback.__name__ for command in cli.app.registered_commands if command.callback]

@@ -10,8 +10,8 @@ import pytest
 
 from commands import Kick, Outcome
 from llmkick import cli
-from llmkick.models import endpoint_failures
-from llmkick.study.results import read_results
+from llmkick.models.server import failures as endpoint_failures
+from llmkick.study.results.results import read_results
 from loopback import chat, completion, refused, serving
 from toy import save_toy
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from llmkick.study.config import load_study
+from llmkick.study.spec.study import load_study
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 STUDIES = sorted(path for path in EXAMPLES.rglob("*.toml") if path.name != "pyproject.toml")

@@ -8,7 +8,7 @@ from functools import cache
 import pytest
 
 from llmkick.models.transformers_model import TransformersModel, load_model
-from llmkick.tasks.asking import evaluate
+from llmkick.tasks.evaluate import evaluate
 from llmkick.tasks.registry import get_task
 from llmkick.tasks.task import summary_value
 

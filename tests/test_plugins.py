@@ -16,18 +16,18 @@ import torch
 
 from commands import Kick
 from llmkick import cli, plugins
-from llmkick.compression.compress import artifact_key
 from llmkick.compression.methods import Layer, Method, WeightResult, plugin_method
 from llmkick.compression.registry import METHODS, all_methods, method_named, parse_recipe, plugin_origins
-from llmkick.compression.weight import compress_weight
+from llmkick.compression.walk.compress import artifact_key
+from llmkick.compression.walk.weight import compress_weight
 from llmkick.errors import ConfigError, KickError, ModelError, NumericalError
-from llmkick.models.checkpoint import locate
+from llmkick.models.checkpoints.checkpoint import locate
 from llmkick.models.plugin_models import plugin_of
 from llmkick.models.transformers_model import load_model
-from llmkick.study.environment import environment
 from llmkick.study.run import run_study
+from llmkick.study.running.environment import environment
 from llmkick.tasks import registry
-from llmkick.tasks.asking import evaluate
+from llmkick.tasks.evaluate import evaluate
 from llmkick.tasks.registry import TASKS, all_tasks, full_key, get_task, task_names
 from toy import save_toy, toy_model
 
@@ -190,7 +190,7 @@ from dataclasses import dataclass
 from llmkick.compression.levels import Grid, parse_grid
 from llmkick.compression.methods import Method, WeightResult
 from llmkick.compression.recipe import Recipe
-from llmkick.compression.rtn import rtn
+from llmkick.compression.kernels.rtn import rtn
 
 @dataclass(frozen=True, kw_only=True)
 class Nearest(Recipe):

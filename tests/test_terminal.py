@@ -9,7 +9,7 @@ import time
 import pytest
 from rich.console import Console
 
-from llmkick.terminal import JsonLines, Pace, Watcher, verdict_line
+from llmkick.cli.progress import JsonLines, Pace, Watcher, verdict_line
 
 LOST = {
     "recipe": "wanda@0.5", "task": "factoid_qa", "verdict": "not matching", "compressed": 0.09,

@@ -10,7 +10,7 @@ import torch
 from common import answer, read_job
 
 import llmkick
-from llmkick.compression.weight import compress_weight
+from llmkick.compression.walk.weight import compress_weight
 
 
 def portable_copy(source: Path, target: Path) -> None:

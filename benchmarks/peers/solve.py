@@ -14,12 +14,12 @@ from floor import SHARED
 from torch import Tensor, nn
 
 from llmkick import parse_recipe
-from llmkick.compression.gptq import gptq
-from llmkick.compression.hessian import HessianFactor, factorise
+from llmkick.compression.kernels.gptq import gptq
+from llmkick.compression.kernels.hessian import HessianFactor, factorise
+from llmkick.compression.kernels.sparsegpt import sparsegpt
+from llmkick.compression.kernels.wanda import wanda
 from llmkick.compression.recipe import Recipe
-from llmkick.compression.sparsegpt import sparsegpt
-from llmkick.compression.wanda import wanda
-from llmkick.compression.weight import relative_output_error
+from llmkick.compression.walk.weight import relative_output_error
 
 SEQUENCES = 8  # enough for an H that is far from singular: 8 × 512 tokens, 1,536 inputs
 

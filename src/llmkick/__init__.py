@@ -14,21 +14,21 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from llmkick.compression.calibration import Calibration, calibrate
-    from llmkick.compression.compress import compress, compress_many
-    from llmkick.compression.outcome import CompressionReport
     from llmkick.compression.recipe import Recipe
     from llmkick.compression.registry import parse_recipe
-    from llmkick.compression.weight import compress_weight
+    from llmkick.compression.walk.calibration import Calibration, calibrate
+    from llmkick.compression.walk.compress import compress, compress_many
+    from llmkick.compression.walk.report import CompressionReport
+    from llmkick.compression.walk.weight import compress_weight
     from llmkick.errors import ConfigError, DataError, JudgeError, KickError, ModelError, NumericalError
     from llmkick.models.language_model import GenerateRequest, LanguageModel, Message, ModelInfo, ScoreRequest
     from llmkick.models.transformers_model import load_model
-    from llmkick.report.page import write_report
+    from llmkick.report.page.page import write_report
     from llmkick.statistics import Comparison, compare
-    from llmkick.study.config import Study, load_study
-    from llmkick.study.results import StudyResult
+    from llmkick.study.results.results import StudyResult
     from llmkick.study.run import run_study
-    from llmkick.tasks.asking import evaluate
+    from llmkick.study.spec.study import Study, load_study
+    from llmkick.tasks.evaluate import evaluate
     from llmkick.tasks.perplexity import perplexity
     from llmkick.tasks.registry import get_task
     from llmkick.tasks.task import Item, Record, Task
@@ -38,12 +38,12 @@ __version__ = "0.1.0"
 # Where each public name lives. They are imported when first used: torch alone takes seconds, and
 # `kick --help` needs none of it.
 _HOME = {
-    "llmkick.compression.calibration": ("Calibration", "calibrate"),
-    "llmkick.compression.compress": ("compress", "compress_many"),
-    "llmkick.compression.outcome": ("CompressionReport",),
+    "llmkick.compression.walk.calibration": ("Calibration", "calibrate"),
+    "llmkick.compression.walk.compress": ("compress", "compress_many"),
+    "llmkick.compression.walk.report": ("CompressionReport",),
     "llmkick.compression.recipe": ("Recipe",),
     "llmkick.compression.registry": ("parse_recipe",),
-    "llmkick.compression.weight": ("compress_weight",),
+    "llmkick.compression.walk.weight": ("compress_weight",),
     "llmkick.errors": ("ConfigError", "DataError", "JudgeError", "KickError", "ModelError", "NumericalError"),
     "llmkick.models.language_model": (
         "GenerateRequest",
@@ -53,12 +53,12 @@ _HOME = {
         "ScoreRequest",
     ),
     "llmkick.models.transformers_model": ("load_model",),
-    "llmkick.report.page": ("write_report",),
+    "llmkick.report.page.page": ("write_report",),
     "llmkick.statistics": ("Comparison", "compare"),
-    "llmkick.study.config": ("Study", "load_study"),
-    "llmkick.study.results": ("StudyResult",),
+    "llmkick.study.spec.study": ("Study", "load_study"),
+    "llmkick.study.results.results": ("StudyResult",),
     "llmkick.study.run": ("run_study",),
-    "llmkick.tasks.asking": ("evaluate",),
+    "llmkick.tasks.evaluate": ("evaluate",),
     "llmkick.tasks.perplexity": ("perplexity",),
     "llmkick.tasks.registry": ("get_task",),
     "llmkick.tasks.task": ("Item", "Record", "Task"),

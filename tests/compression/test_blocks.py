@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from llmkick.compression.block_forward import BlockRunner, InputHooks, experts_one_by_one
-from llmkick.compression.blocks import LinearLayer, decoder_blocks, shallow_copy
+from llmkick.compression.walk.block_forward import BlockRunner, InputHooks, experts_one_by_one
+from llmkick.compression.walk.blocks import LinearLayer, decoder_blocks, shallow_copy
 from llmkick.errors import ModelError
 from llmkick.models.transformers_model import weights_digest
 from toy import ARCHITECTURES, UNUSUAL, toy_model

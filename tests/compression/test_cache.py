@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llmkick.compression import cache
-from llmkick.compression.compress import compress
+from llmkick.compression.storage import cache
+from llmkick.compression.walk.compress import compress
 from llmkick.errors import ConfigError
 from toy import toy_model
 
@@ -25,9 +25,9 @@ def fill(recipe: str, used: float, needed: int = 1000) -> Path:
     """Compress a toy by a recipe into the cache, last used at a time."""
     windows = np.random.default_rng(0).integers(0, 284, (2, 16))
     model = toy_model()
-    from llmkick.compression.calibration import as_calibration
-    from llmkick.compression.compress import kept_key
     from llmkick.compression.registry import parse_recipe
+    from llmkick.compression.walk.calibration import as_calibration
+    from llmkick.compression.walk.compress import kept_key
 
     key = kept_key(model.info, model.device, parse_recipe(recipe), as_calibration(windows), propagate=True)
     with cache.entry_for(key, needed) as folder:

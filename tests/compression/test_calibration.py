@@ -18,8 +18,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmkick.compression import calibration
-from llmkick.compression.calibration import Calibration, as_calibration, calibrate, draw_windows, read_documents
+from llmkick.compression.walk import calibration
+from llmkick.compression.walk.calibration import Calibration, as_calibration, calibrate, draw_windows, read_documents
 from llmkick.errors import ConfigError, DataError, ModelError, NumericalError
 from toy import toy_model, toy_tokenizer
 

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llmkick.compression import causal_attention
-from llmkick.compression.causal_attention import LONGEST, PIECE, CausalByPieces, causal_by_pieces
+from llmkick.compression.walk import causal_attention
+from llmkick.compression.walk.causal_attention import LONGEST, PIECE, CausalByPieces, causal_by_pieces
 
 
 def heads(tokens: int, *, keys: int = 4, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:

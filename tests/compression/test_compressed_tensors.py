@@ -10,14 +10,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, CompressedTensorsConfig
 
-from llmkick.compression.blocks import decoder_blocks
-from llmkick.compression.calibration import as_calibration
-from llmkick.compression.compress import compress, kept_blocks
-from llmkick.compression.compressed_tensors import check_exportable, save_compressed_tensors
 from llmkick.compression.registry import parse_recipe
-from llmkick.compression.streaming import compress_streamed
+from llmkick.compression.storage.compressed_tensors import check_exportable, save_compressed_tensors
+from llmkick.compression.walk.blocks import decoder_blocks
+from llmkick.compression.walk.calibration import as_calibration
+from llmkick.compression.walk.compress import compress, kept_blocks
+from llmkick.compression.walk.streaming import compress_streamed
 from llmkick.errors import ConfigError
-from llmkick.models.outline import load_outline
+from llmkick.models.checkpoints.meta_model import load_outline
 from llmkick.models.transformers_model import load_model
 from toy import save_toy, toy_model
 

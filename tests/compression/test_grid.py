@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from llmkick.compression.compiled import round_
-from llmkick.compression.grid import decode, encode, fit_grid, nearest_point, round_to_grid
+from llmkick.compression.kernels.compiled import round_
+from llmkick.compression.kernels.grid import decode, encode, fit_grid, nearest_point, round_to_grid
+from llmkick.compression.kernels.rtn import rtn
 from llmkick.compression.recipe import Grid
-from llmkick.compression.rtn import rtn
 
 ALL_BITS = [2, 3, 4, 8, 16]
 

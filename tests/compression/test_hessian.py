@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from llmkick.compression.hessian import HessianFactor, InputStatistics, factorise
+from llmkick.compression.kernels.hessian import HessianFactor, InputStatistics, factorise
 from llmkick.errors import ConfigError, NumericalError
 
 

@@ -8,16 +8,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from llmkick.compression import columns, compiled
-from llmkick.compression.gptq import gptq
-from llmkick.compression.grid import decode, round_to_grid
-from llmkick.compression.hessian import InputStatistics, factorise
-from llmkick.compression.magnitude import magnitude
+from llmkick.compression.kernels import columns, compiled
+from llmkick.compression.kernels.gptq import gptq
+from llmkick.compression.kernels.grid import decode, round_to_grid
+from llmkick.compression.kernels.hessian import InputStatistics, factorise
+from llmkick.compression.kernels.magnitude import magnitude
+from llmkick.compression.kernels.rtn import rtn
+from llmkick.compression.kernels.sparsegpt import sparsegpt
 from llmkick.compression.recipe import NM, Grid, Unstructured
 from llmkick.compression.registry import parse_recipe
-from llmkick.compression.rtn import rtn
-from llmkick.compression.sparsegpt import sparsegpt
-from llmkick.compression.weight import compress_weight, compress_with_statistics, relative_output_error
+from llmkick.compression.walk.weight import compress_weight, compress_with_statistics, relative_output_error
 from llmkick.errors import ConfigError, NumericalError
 
 EVERY_KIND = [

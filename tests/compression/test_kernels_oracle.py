@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from llmkick.compression.columns import spans
+from llmkick.compression.kernels.columns import spans
 from llmkick.compression.recipe import GPTQ, NM, Grid, SparseGPT
 from llmkick.compression.registry import parse_recipe
-from llmkick.compression.weight import compress_weight, relative_output_error
+from llmkick.compression.walk.weight import compress_weight, relative_output_error
 
 ORACLE = Path(__file__).resolve().parents[2].parent / "shared" / "oracles" / "kernels.safetensors"
 RECIPES = [

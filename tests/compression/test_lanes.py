@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from llmkick.compression.lanes import side_by_side
+from llmkick.compression.walk.parallel import side_by_side
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,13 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from torch import Tensor
 
-from llmkick.compression.masks import LONG, SAMPLED, zero_lowest_per_group, zero_lowest_per_row, zero_up_to_quantile
+from llmkick.compression.kernels.masks import (
+    LONG,
+    SAMPLED,
+    zero_lowest_per_group,
+    zero_lowest_per_row,
+    zero_up_to_quantile,
+)
 from llmkick.compression.recipe import NM
 
 

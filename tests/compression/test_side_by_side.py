@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from forwards import count_forwards
-from llmkick.compression import walk
-from llmkick.compression.compress import compress
+from llmkick.compression.walk import walk
+from llmkick.compression.walk.compress import compress
 from llmkick.errors import NumericalError
 from toy import toy_model
 

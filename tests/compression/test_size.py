@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from llmkick.compression.registry import parse_recipe
-from llmkick.compression.size import compact_bytes
+from llmkick.compression.walk.size import compact_bytes
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,10 @@ import fsspec
 import numpy as np
 import pytest
 
-from llmkick.compression import store as module
-from llmkick.compression.compress import compress
-from llmkick.compression.finished import STATE_FILE
-from llmkick.compression.store import LISTING, ArtifactStore, name_of
+from llmkick.compression.storage import shared_store as module
+from llmkick.compression.storage.shared_store import LISTING, ArtifactStore, name_of
+from llmkick.compression.walk.compress import compress
+from llmkick.compression.walk.finished_blocks import STATE_FILE
 from llmkick.errors import ConfigError, ModelError
 from toy import toy_model
 

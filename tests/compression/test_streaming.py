@@ -12,15 +12,15 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from forwards import count_forwards
-from llmkick.compression import walk
-from llmkick.compression.artifact import save_folder, save_packed, save_streamed
-from llmkick.compression.calibration import as_calibration
-from llmkick.compression.compress import compress, compress_into, compress_many, kept_blocks
-from llmkick.compression.finished import FinishedBlocks
 from llmkick.compression.registry import parse_recipe
-from llmkick.compression.streaming import compress_streamed
+from llmkick.compression.storage.folder import save_folder, save_packed, save_streamed
+from llmkick.compression.walk import walk
+from llmkick.compression.walk.calibration import as_calibration
+from llmkick.compression.walk.compress import compress, compress_into, compress_many, kept_blocks
+from llmkick.compression.walk.finished_blocks import FinishedBlocks
+from llmkick.compression.walk.streaming import compress_streamed
 from llmkick.errors import ConfigError, ModelError, NumericalError
-from llmkick.models.outline import load_outline
+from llmkick.models.checkpoints.meta_model import load_outline
 from llmkick.models.transformers_model import TransformersModel, load_model, weights_digest
 from toy import save_toy, toy_model
 
@@ -182,7 +182,7 @@ def test_a_damaged_state_is_named(tmp_path: Path):
 
 
 def test_a_full_disk_leaves_what_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    from llmkick.compression import finished
+    from llmkick.compression.walk import finished_blocks as finished
 
     model, written = toy_model(), finished.write_packed
 

@@ -17,17 +17,17 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from forwards import count_forwards
-from llmkick.compression import inputs, walk
-from llmkick.compression.calibration import Calibration
-from llmkick.compression.compress import compress
-from llmkick.compression.hessian import InputStatistics
-from llmkick.compression.outcome import CompressionReport
+from llmkick.compression.kernels.hessian import InputStatistics
 from llmkick.compression.recipe import Recipe
 from llmkick.compression.registry import parse_recipe
-from llmkick.compression.size import compact_bytes
-from llmkick.compression.weight import compress_weight
+from llmkick.compression.walk import inputs, walk
+from llmkick.compression.walk.calibration import Calibration
+from llmkick.compression.walk.compress import compress
+from llmkick.compression.walk.report import CompressionReport
+from llmkick.compression.walk.size import compact_bytes
+from llmkick.compression.walk.weight import compress_weight
 from llmkick.errors import ConfigError, NumericalError
-from llmkick.models.batching import Runner
+from llmkick.models.engine.runner import Runner
 from llmkick.models.transformers_model import TransformersModel, load_model, weights_digest
 from toy import toy_model
 

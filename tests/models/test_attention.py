@@ -11,8 +11,8 @@ from torch import Tensor
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from llmkick.models import attention
-from llmkick.models.attention import attention_by, is_plain, usual_attention
+from llmkick.models.engine import attention
+from llmkick.models.engine.attention import attention_by, is_plain, usual_attention
 from toy import toy_model
 
 

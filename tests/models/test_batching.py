@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from llmkick.models.batching import Prefix, Runner, join, pad
+from llmkick.models.engine.runner import Prefix, Runner, join, pad
 from toy import toy_model
 
 CPU = torch.device("cpu")

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmkick.models.bit_streams import pack_bits, pattern_bits, rank_patterns, unpack_bits, unrank_patterns
+from llmkick.models.checkpoints.bit_streams import pack_bits, pattern_bits, rank_patterns, unpack_bits, unrank_patterns
 
 
 @settings(max_examples=200, deadline=None)

@@ -8,7 +8,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from llmkick.models.cache import GROWTH, RoomyLayer, can_reuse_cache, empty_cache, joined, repeated, stretched_beyond
+from llmkick.models.engine.kv_cache import (
+    GROWTH,
+    RoomyLayer,
+    can_reuse_cache,
+    empty_cache,
+    joined,
+    repeated,
+    stretched_beyond,
+)
 from toy import toy_model
 
 

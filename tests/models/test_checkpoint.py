@@ -21,9 +21,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from llmkick.errors import KickError, ModelError, NumericalError
-from llmkick.models import checkpoint
-from llmkick.models.checkpoint import SOURCE_FILE, gguf_precision, locate
-from llmkick.models.files import new_folder
+from llmkick.files import new_folder
+from llmkick.models.checkpoints import checkpoint
+from llmkick.models.checkpoints.checkpoint import SOURCE_FILE, gguf_precision, locate
 from llmkick.models.language_model import ScoreRequest
 from llmkick.models.transformers_model import load_model
 from toy import save_toy, save_toy_gguf
@@ -444,7 +444,7 @@ def test_hub_models_are_fetched_once_and_then_found_without_a_network(hub: str, 
     script = """if True:
         import json, sys
         from llmkick.errors import ModelError
-        from llmkick.models.checkpoint import locate
+        from llmkick.models.checkpoints.checkpoint import locate
         for reference in sys.argv[1:]:
             try:
                 found = locate(reference)

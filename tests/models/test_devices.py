@@ -17,12 +17,12 @@ from accelerate.hooks import ModelHook, add_hook_to_module
 from accelerate.utils import send_to_device
 from transformers import AutoModelForCausalLM
 
-from llmkick.compression.compress import compress, compress_many
+from llmkick.compression.walk.compress import compress, compress_many
 from llmkick.errors import ConfigError, ModelError
 from llmkick.models import transformers_model
-from llmkick.models.batching import Runner
+from llmkick.models.engine.batch_budget import devices_of, free_bytes, is_spread, token_budget
+from llmkick.models.engine.runner import Runner
 from llmkick.models.language_model import ContinuationScore, GenerateRequest, ScoreRequest
-from llmkick.models.memory import devices_of, free_bytes, is_spread, token_budget
 from llmkick.models.precision import resolve_device
 from llmkick.models.transformers_model import TransformersModel, load_model, refuse_offloaded
 from toy import save_toy, toy_model

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from llmkick.errors import ConfigError, JudgeError, KickError, ModelError
-from llmkick.models import endpoint_failures
-from llmkick.models.address import Address, parse_address
-from llmkick.models.endpoint import Endpoint, Refused, RefusedError
+from llmkick.models.server import failures as endpoint_failures
+from llmkick.models.server.address import Address, parse_address
+from llmkick.models.server.endpoint import Endpoint, Refused, RefusedError
 from loopback import Reply, chat, completion, refused, serving
 
 HELLO: dict[str, Any] = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 4}

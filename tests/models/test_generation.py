@@ -13,9 +13,10 @@ import pytest
 import torch
 
 from llmkick.errors import ConfigError
-from llmkick.models import generation, memory
-from llmkick.models.batching import Runner
-from llmkick.models.generation import first_stop
+from llmkick.models.engine import batch_budget as memory
+from llmkick.models.engine import generation
+from llmkick.models.engine.generation import first_stop
+from llmkick.models.engine.runner import Runner
 from llmkick.models.language_model import GenerateRequest, Generation, Message, Prompt, Unanswered
 from llmkick.models.transformers_model import TransformersModel
 from toy import toy_model, toy_tokenizer

@@ -12,10 +12,8 @@ import psutil
 import pytest
 import torch
 
-from llmkick.models import memory
-from llmkick.models.batching import Runner
-from llmkick.models.language_model import ContinuationScore, GenerateRequest, Generation, ScoreRequest, Unanswered
-from llmkick.models.memory import (
+from llmkick.models.engine import batch_budget as memory
+from llmkick.models.engine.batch_budget import (
     Allowance,
     MemoryShortage,
     attempt,
@@ -26,6 +24,8 @@ from llmkick.models.memory import (
     run_in_batches,
     token_budget,
 )
+from llmkick.models.engine.runner import Runner
+from llmkick.models.language_model import ContinuationScore, GenerateRequest, Generation, ScoreRequest, Unanswered
 from llmkick.models.transformers_model import TransformersModel
 from toy import toy_model
 

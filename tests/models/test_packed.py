@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from llmkick.compression.blocks import LinearLayer
-from llmkick.compression.hessian import InputStatistics
+from llmkick.compression.kernels.hessian import InputStatistics
 from llmkick.compression.registry import parse_recipe
-from llmkick.compression.size import compact_bytes
-from llmkick.compression.walk import pack_result
-from llmkick.compression.weight import compress_with_statistics
+from llmkick.compression.walk.blocks import LinearLayer
+from llmkick.compression.walk.size import compact_bytes
+from llmkick.compression.walk.walk import pack_result
+from llmkick.compression.walk.weight import compress_with_statistics
 from llmkick.errors import ModelError
-from llmkick.models.packed import Codes, pack, read_packed, unpack, write_packed
+from llmkick.models.checkpoints.packed import Codes, pack, read_packed, unpack, write_packed
 
 RECIPES = (
     "magnitude@0.5", "magnitude@0.01", "wanda@0.5", "wanda@1:2", "wanda@2:4", "wanda@4:8", "magnitude@3:5",

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmkick.models.plan import (
+from llmkick.models.engine.batches import (
     FORWARD_COST_TOKENS,
     MIN_SHARED_TOKENS,
     common_prefix_length,

@@ -12,12 +12,12 @@ import pytest
 import torch
 
 from llmkick.errors import ModelError
-from llmkick.models import quantized
-from llmkick.models.checkpoint import locate
+from llmkick.models.checkpoints import quantized
+from llmkick.models.checkpoints.checkpoint import locate
+from llmkick.models.checkpoints.quantized import READERS, method_of, precision_of
+from llmkick.models.checkpoints.sparsity import zeros_of
 from llmkick.models.language_model import ScoreRequest
-from llmkick.models.quantized import READERS, method_of, precision_of
 from llmkick.models.transformers_model import load_model
-from llmkick.models.zeros import zeros_of
 from toy import save_toy, save_toy_gguf
 
 

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from llmkick.models.builtin import builtin_gguf
-from llmkick.models.checkpoint import locate
-from llmkick.models.server import ServerModel, ServerSettings, connect
-from llmkick.models.server_abilities import Abilities
+from llmkick.models.checkpoints.builtin import builtin_gguf
+from llmkick.models.checkpoints.checkpoint import locate
+from llmkick.models.server.capabilities import Abilities
+from llmkick.models.server.server import ServerModel, ServerSettings, connect
 from llmkick.models.transformers_model import TransformersModel, load_model
-from llmkick.tasks.asking import evaluate
+from llmkick.tasks.evaluate import evaluate
 from llmkick.tasks.registry import get_task
 from real_servers import free_port, llama_cpp_command, running, transformers_command
 

@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmkick import compress, parse_recipe
-from llmkick.models import encoding, memory, scoring
-from llmkick.models.batching import Runner
+from llmkick.models.engine import batch_budget as memory
+from llmkick.models.engine import encoding, scoring
+from llmkick.models.engine.runner import Runner
 from llmkick.models.language_model import ContinuationScore, Message, ScoreRequest, Unanswered
 from llmkick.models.transformers_model import TransformersModel
 from toy import toy_model

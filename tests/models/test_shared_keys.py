@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from llmkick.models import shared_keys
-from llmkick.models.shared_keys import AttentionByKeyHead
+from llmkick.models.engine import grouped_query as shared_keys
+from llmkick.models.engine.grouped_query import AttentionByKeyHead
 
 
 @pytest.fixture

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from llmkick.models.attention import usual_attention
-from llmkick.models.batching import Prefix, Runner
+from llmkick.models.engine.attention import usual_attention
+from llmkick.models.engine.packed_prompts import AttentionByPrompt, UnsuitedError, may_run_unpadded
+from llmkick.models.engine.runner import Prefix, Runner
 from llmkick.models.transformers_model import TransformersModel
-from llmkick.models.unpadded import AttentionByPrompt, UnsuitedError, may_run_unpadded
 from toy import toy_model
 
 SUITED = ["llama", "qwen2", "gemma", "opt", "gpt_neox", "gpt2", "mixtral", "deepseek_v3"]
@@ -52,7 +52,7 @@ def test_an_attention_of_its_own_is_noticed(monkeypatch: pytest.MonkeyPatch) -> 
     forward = own.forward
 
     def apart(*arguments: Any, **options: Any) -> Any:
-        from llmkick.models.attention import attention_by
+        from llmkick.models.engine.attention import attention_by
 
         with attention_by(usual_attention):
             return forward(*arguments, **options)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from llmkick.models.zeros import GROUPS, Zeros, linear_weights, pattern_of, zeros_of
+from llmkick.models.checkpoints.sparsity import GROUPS, Zeros, linear_weights, pattern_of, zeros_of
 from toy import toy_model
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from llmkick.report.page import write_report
-from llmkick.study.results import StudyResult
+from llmkick.report.page.page import write_report
+from llmkick.study.results.results import StudyResult
 from report.synthetic import build_run
 
 

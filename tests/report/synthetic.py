@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from llmkick.study.journal import Journal, PromptPart
-from llmkick.study.prompts import packed_prompt
-from llmkick.study.results import StudyResult, as_json, cell_results, compare_all, overall_by_recipe
+from llmkick.study.journal.journal import Journal, PromptPart
+from llmkick.study.journal.prompts import packed_prompt
+from llmkick.study.results.results import StudyResult, as_json, cell_results, compare_all, overall_by_recipe
 from llmkick.tasks.task import Item, Record
 
 RECIPES = ("magnitude@0.25", "wanda@0.1", "wanda@0.25", "wanda@2:4", "rtn@8b", "gptq@3b-g64")

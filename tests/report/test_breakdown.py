@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from llmkick.report import figures
 from llmkick.report.breakdown import groups_table, measures_table
-from llmkick.report.reading import opened_run
+from llmkick.report.figures import figures
+from llmkick.report.run_folder import opened_run
 from llmkick.statistics import compare
 from report.synthetic import build_run
 

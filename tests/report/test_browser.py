@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 import browser as chromium
-from llmkick.report import answers
-from llmkick.report.page import write_report
-from llmkick.report.studies_page import write_studies
+from llmkick.report.page import answers
+from llmkick.report.page.page import write_report
+from llmkick.report.several.page import write_studies
 from report.synthetic import HOSTILE, build_run
 
 pytestmark = pytest.mark.skipif(bool(chromium.missing()), reason=chromium.missing())

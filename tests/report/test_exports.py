@@ -5,8 +5,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from llmkick.errors import DataError
-from llmkick.report import exports, matrix, wording
-from llmkick.report.reading import opened_run
+from llmkick.report import exports, formatting, matrix
+from llmkick.report.run_folder import opened_run
 
 
 def test_markdown_says_what_the_page_says(result):
@@ -23,10 +23,10 @@ def test_markdown_says_what_the_page_says(result):
     for row in rows:
         for task, cell in zip(header[1:-1], row[1:-1], strict=True):
             entry = by_cell[row[0], task]
-            assert wording.score(entry["compressed"], "perplexity" if "outcome" in entry else "") in cell
+            assert formatting.score(entry["compressed"], "perplexity" if "outcome" in entry else "") in cell
             if entry.get("verdict") not in (None, "no signal"):
                 assert entry["verdict"] in cell
-                assert wording.interval(entry["interval"]) in cell
+                assert formatting.interval(entry["interval"]) in cell
 
 
 def test_latex_is_a_booktabs_table_without_bare_signs(result):

@@ -5,8 +5,8 @@ import xml.etree.ElementTree as ET
 import pandas as pd
 import pytest
 
-from llmkick.report import figures
-from llmkick.report.charts import OTHER_STYLES, STYLES, Methods
+from llmkick.report.figures import figures
+from llmkick.report.figures.charts import OTHER_STYLES, STYLES, Methods
 from report.synthetic import RECIPES, build_run
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from llmkick.report.figures import frontier_figures
-from llmkick.report.frontier_figure import (
+from llmkick.report.figures.figures import frontier_figures
+from llmkick.report.figures.frontier import (
     OVERALL,
     answer,
     frontier_chart,
@@ -19,7 +19,7 @@ from llmkick.report.frontier_figure import (
     write_frontier_figure,
 )
 from llmkick.report.tables import plain_rows
-from llmkick.study.frontier_result import FrontierResult
+from llmkick.study.frontier.result import FrontierResult
 
 LEVELS = ["0.1", "0.2", "0.3", "0.4"]
 

@@ -1,6 +1,6 @@
 import pytest
 
-from llmkick.report.levels import KINDS, level_of
+from llmkick.report.level_axes import KINDS, level_of
 
 
 @pytest.mark.parametrize(

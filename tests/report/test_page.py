@@ -6,10 +6,10 @@ from html.parser import HTMLParser
 
 import pytest
 
-from llmkick.report.answers import answers_payload
-from llmkick.report.embedding import PLAIN_LIMIT, embedded, packed
-from llmkick.report.page import write_report
-from llmkick.report.reading import opened_run
+from llmkick.report.page.answers import answers_payload
+from llmkick.report.page.embedding import PLAIN_LIMIT, embedded, packed
+from llmkick.report.page.page import write_report
+from llmkick.report.run_folder import opened_run
 from report.synthetic import HOSTILE, RECIPES, build_run
 
 

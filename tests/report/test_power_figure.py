@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from llmkick.errors import ConfigError
-from llmkick.report.power_figure import power_chart, power_frame, write_chart
+from llmkick.report.figures.power import power_chart, power_frame, write_chart
 from llmkick.statistics import smallest_detectable_loss, verdict_power
 
 

@@ -7,9 +7,9 @@ import sqlite3
 import pytest
 
 from llmkick.errors import DataError
-from llmkick.report.page import write_report
-from llmkick.report.reading import check_result, opened_run
-from llmkick.study.results import read_results
+from llmkick.report.page.page import write_report
+from llmkick.report.run_folder import check_result, opened_run
+from llmkick.study.results.results import read_results
 from report.synthetic import build_run
 
 

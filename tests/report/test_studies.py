@@ -4,9 +4,9 @@ import shutil
 import pytest
 
 from llmkick.errors import ConfigError, DataError
-from llmkick.report.reading import opened_run
-from llmkick.report.studies import labels, pair
-from llmkick.report.studies_page import write_studies
+from llmkick.report.run_folder import opened_run
+from llmkick.report.several.page import write_studies
+from llmkick.report.several.studies import labels, pair
 from report.synthetic import build_run
 
 

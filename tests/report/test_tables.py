@@ -8,7 +8,7 @@ from rich.console import Console
 from scipy import stats
 
 from llmkick.report import tables
-from llmkick.report.cells import layer_place, ordered_tasks
+from llmkick.report.lookup import layer_place, ordered_tasks
 from report.synthetic import RECIPES, TASKS, build_run
 
 

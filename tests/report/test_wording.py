@@ -1,6 +1,6 @@
 import pytest
 
-from llmkick.report import wording
+from llmkick.report import formatting
 from llmkick.statistics.verdict import Verdict
 
 
@@ -19,47 +19,52 @@ from llmkick.statistics.verdict import Verdict
     ],
 )
 def test_percent(share, text):
-    assert wording.percent(share) == text
+    assert formatting.percent(share) == text
 
 
 def test_a_signed_percent_has_a_sign_only_if_it_is_not_zero():
-    assert wording.percent(0.14, signed=True) == "+14 %"
-    assert wording.percent(0.0001, signed=True) == "0.0 %"
-    assert wording.percent(-0.14, signed=True) == "−14 %"
+    assert formatting.percent(0.14, signed=True) == "+14 %"
+    assert formatting.percent(0.0001, signed=True) == "0.0 %"
+    assert formatting.percent(-0.14, signed=True) == "−14 %"
 
 
 def test_loss_and_increase_carry_their_intervals():
     loss = {"relative_drop": 0.31, "interval": [0.22, 0.402], "verdict": "not matching"}
-    assert wording.loss(loss) == "31 % [22, 40]"
-    assert wording.loss({**loss, "interval": None}) == "31 %"
-    assert wording.loss({**loss, "verdict": "no signal"}) == "–"
+    assert formatting.loss(loss) == "31 % [22, 40]"
+    assert formatting.loss({**loss, "interval": None}) == "31 %"
+    assert formatting.loss({**loss, "verdict": "no signal"}) == "–"
     rise = {"relative_increase": 0.14, "interval": [0.118, -0.01]}
-    assert wording.increase(rise) == "+14 % [12, −1.0]"
-    assert wording.increase({"relative_increase": 23.0, "interval": [20.0, 25.04]}) == "×24 [21, 26]"
+    assert formatting.increase(rise) == "+14 % [12, −1.0]"
+    assert formatting.increase({"relative_increase": 23.0, "interval": [20.0, 25.04]}) == "×24 [21, 26]"
 
 
 def test_scores_and_perplexities():
-    assert wording.score(0.415) == "0.41"
-    assert wording.score(None) == "–"
-    assert [wording.score(x, "perplexity") for x in (5.123, 29.0, 453.2, 12345.6)] == ["5.12", "29.0", "453", "12,346"]
+    assert formatting.score(0.415) == "0.41"
+    assert formatting.score(None) == "–"
+    assert [formatting.score(x, "perplexity") for x in (5.123, 29.0, 453.2, 12345.6)] == [
+        "5.12",
+        "29.0",
+        "453",
+        "12,346",
+    ]
 
 
 def test_sizes_times_and_p_values():
-    assert [wording.size(x) for x in (999, 1000, 212_336_640, 5e15)] == ["999 B", "1 kB", "212 MB", "5e+03 TB"]
-    assert [wording.duration(x) for x in (3.51, 150, 9000)] == ["3.5 s", "2.5 min", "2.5 h"]
-    assert [wording.p_value(p) for p in (0.0001, 0.04, None)] == ["< 0.001", "0.040", "–"]
+    assert [formatting.size(x) for x in (999, 1000, 212_336_640, 5e15)] == ["999 B", "1 kB", "212 MB", "5e+03 TB"]
+    assert [formatting.duration(x) for x in (3.51, 150, 9000)] == ["3.5 s", "2.5 min", "2.5 h"]
+    assert [formatting.p_value(p) for p in (0.0001, 0.04, None)] == ["< 0.001", "0.040", "–"]
 
 
 def test_plurals_and_lists():
-    assert [wording.counted(n, "item") for n in (0, 1, 1200)] == ["0 items", "1 item", "1,200 items"]
-    assert wording.counted(2, "loss") == "2 losses"
-    assert wording.listed(["a"]) == "a"
-    assert wording.listed(["a", "b", "c"]) == "a, b and c"
-    assert wording.setting(0.05) == "5 %"
-    assert wording.setting(1 - 0.05) == "95 %"
+    assert [formatting.counted(n, "item") for n in (0, 1, 1200)] == ["0 items", "1 item", "1,200 items"]
+    assert formatting.counted(2, "loss") == "2 losses"
+    assert formatting.listed(["a"]) == "a"
+    assert formatting.listed(["a", "b", "c"]) == "a, b and c"
+    assert formatting.setting(0.05) == "5 %"
+    assert formatting.setting(1 - 0.05) == "95 %"
 
 
 def test_every_verdict_has_a_mark_of_its_own():
-    assert set(wording.VERDICTS) == set(Verdict.__args__)
-    assert len({mark.symbol for mark in wording.VERDICTS.values()}) == len(wording.VERDICTS)
-    assert wording.mark("of a later version").symbol == "•"
+    assert set(formatting.VERDICTS) == set(Verdict.__args__)
+    assert len({mark.symbol for mark in formatting.VERDICTS.values()}) == len(formatting.VERDICTS)
+    assert formatting.mark("of a later version").symbol == "•"

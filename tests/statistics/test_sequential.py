@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from llmkick.errors import ConfigError, DataError
 from llmkick.statistics import SequentialTest, stratified_order, whole_cluster_order
-from llmkick.statistics.sequential import STAKES
+from llmkick.statistics.betting import STAKES
 
 
 def wealth(state_p: float) -> float:

@@ -11,8 +11,8 @@ from scipy import optimize, stats
 
 from llmkick.errors import ConfigError
 from llmkick.statistics import compare, fixed_sequence, holm, overall_verdict
-from llmkick.statistics.mean_test import MeanTest, Unseen, _beyond, mean_test, null_variance, score_test
-from llmkick.statistics.spread import spread_of
+from llmkick.statistics.mean import MeanTest, Unseen, _beyond, mean_test, null_variance, score_test
+from llmkick.statistics.variance import spread_of
 from llmkick.statistics.verdict import PairedScores, loss_interval, loss_test
 
 EVERYWHERE = (-math.inf, math.inf)

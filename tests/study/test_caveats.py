@@ -4,7 +4,7 @@ from typing import Any
 
 import pandas as pd
 
-from llmkick.study.caveats import loops
+from llmkick.study.results.warnings import loops
 
 
 def records(recipe: str, *answers: dict[str, Any], tokens: int = 20) -> pd.DataFrame:

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from llmkick.errors import ConfigError
-from llmkick.study import cluster
-from llmkick.study.cluster import Demand, check_answers, connect, cpus_a_gpu, demand, has_gpus, places
+from llmkick.study.cluster import resources as cluster
+from llmkick.study.cluster.resources import Demand, check_answers, connect, cpus_a_gpu, demand, has_gpus, places
 
 GB = 1_000_000_000
 H100 = 80 * GB

@@ -15,17 +15,18 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from llmkick.errors import ConfigError, ModelError
-from llmkick.models import endpoint_failures, transformers_model
+from llmkick.models import transformers_model
 from llmkick.models.language_model import GenerateRequest
+from llmkick.models.server import failures as endpoint_failures
 from llmkick.models.transformers_model import TransformersModel, load_model
 from llmkick.report.models import model_facts, models_frame
-from llmkick.study import others as others_module
-from llmkick.study.config import Study, make_study
-from llmkick.study.journal_file import JOURNAL_FILE
-from llmkick.study.labels import label_others
-from llmkick.study.results import RESULTS_FILE, StudyResult, read_results
+from llmkick.study.journal.database import JOURNAL_FILE
+from llmkick.study.results.results import RESULTS_FILE, StudyResult, read_results
 from llmkick.study.run import run_study
-from llmkick.tasks import asking
+from llmkick.study.running import external_models as others_module
+from llmkick.study.spec.model_names import label_others
+from llmkick.study.spec.study import Study, make_study
+from llmkick.tasks import evaluate as asking
 from loopback import Reply, completion, refused, serving
 from toy import save_toy, save_toy_gguf, toy_tokenizer
 

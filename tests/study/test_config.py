@@ -15,8 +15,8 @@ from llmkick.compression.recipe import NM, Wanda
 from llmkick.compression.registry import METHODS
 from llmkick.errors import ConfigError
 from llmkick.models.precision import DTYPES
-from llmkick.study.config import Study, load_study, make_study
-from llmkick.study.located import line_of
+from llmkick.study.spec.source_lines import line_of
+from llmkick.study.spec.study import Study, load_study, make_study
 from llmkick.tasks.registry import task_names
 
 SMALLEST = 'model = "toy"\nrecipes = ["wanda@0.5"]\ntasks = ["factoid_qa"]\n'

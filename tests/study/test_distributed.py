@@ -21,28 +21,28 @@ import pandas as pd
 import pytest
 import torch
 
-from llmkick.compression import compress as compress_module
 from llmkick.compression.registry import parse_recipe
-from llmkick.compression.store import LISTING
+from llmkick.compression.storage.shared_store import LISTING
+from llmkick.compression.walk import compress as compress_module
 from llmkick.errors import ConfigError, KickError, ModelError, NumericalError
-from llmkick.models.files import sha256_of_file
+from llmkick.files import sha256_of_file
 from llmkick.models.transformers_model import load_model
-from llmkick.report.page import write_report
-from llmkick.study import compressor as compressor_module
-from llmkick.study import distributed as distributed_module
-from llmkick.study.cluster import Demand
-from llmkick.study.config import Study, make_study
-from llmkick.study.distributed import RayExecutor
-from llmkick.study.journal import Journal
-from llmkick.study.journal_file import JOURNAL_FILE
-from llmkick.study.observer import Silent
-from llmkick.study.place import DoomedError, LostError, NoRoomError, Orders, Place
-from llmkick.study.remote import RemoteModel, likeness
-from llmkick.study.results import StudyResult
+from llmkick.report.page.page import write_report
+from llmkick.study.cells import Variant
+from llmkick.study.cluster import ray_executor as distributed_module
+from llmkick.study.cluster.ray_executor import RayExecutor
+from llmkick.study.cluster.remote_model import RemoteModel, likeness
+from llmkick.study.cluster.resources import Demand
+from llmkick.study.cluster.worker import Worker
+from llmkick.study.cluster.worker_handle import DoomedError, LostError, NoRoomError, Orders, Place
+from llmkick.study.journal.database import JOURNAL_FILE
+from llmkick.study.journal.journal import Journal
+from llmkick.study.progress import Silent
+from llmkick.study.results.results import StudyResult
 from llmkick.study.run import run_study
-from llmkick.study.variants import Variant
-from llmkick.study.worker import Worker
-from llmkick.tasks import asking
+from llmkick.study.running import compressor as compressor_module
+from llmkick.study.spec.study import Study, make_study
+from llmkick.tasks import evaluate as asking
 from toy import save_toy
 
 RECIPES = ["magnitude@0.5", "wanda@2:4", "gptq@4b"]
@@ -441,7 +441,7 @@ def test_a_likeness_says_what_other_machines_call_the_model(study: Study, tmp_pa
         likeness(str(tmp_path / "nothing"))
     snapshot = tmp_path / "models--me--toy" / "snapshots" / "0123abc"
     save_toy(snapshot)
-    monkeypatch.setattr("llmkick.study.remote.small_files", lambda _reference: snapshot)
+    monkeypatch.setattr("llmkick.study.cluster.remote_model.small_files", lambda _reference: snapshot)
     assert likeness("me/toy@main").reference == "me/toy@0123abc"
 
 

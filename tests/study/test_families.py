@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from llmkick.statistics import Comparison, compare, compare_perplexity, holm
-from llmkick.study.families import ALL_TASKS, agreement, correction_note, families
+from llmkick.study.results.multiplicity import ALL_TASKS, agreement, correction_note, families
 
 RECIPES = ["wanda@0.1", "wanda@0.3", "wanda@0.5", "rtn@8b", "rtn@4b"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from llmkick.statistics import items_needed, verdict_power
-from llmkick.study.foresight import ACCURACY, foresee
+from llmkick.study.power_warnings import ACCURACY, foresee
 from llmkick.tasks.task import Item
 
 

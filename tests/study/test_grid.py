@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from llmkick.errors import ConfigError
-from llmkick.study.grid import GRIDS, level_grid, level_text, severity
+from llmkick.study.levels import GRIDS, level_grid, level_text, severity
 
 
 def levels(text: str) -> list[str]:

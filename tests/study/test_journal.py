@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llmkick.compression.calibration import Calibration
+from llmkick.compression.walk.calibration import Calibration
 from llmkick.errors import ConfigError, DataError
-from llmkick.study.journal import Journal
-from llmkick.study.journal_file import JOURNAL_FILE
+from llmkick.study.journal.database import JOURNAL_FILE
+from llmkick.study.journal.journal import Journal
 from llmkick.tasks.task import Item, Record
 
 ITEMS = [

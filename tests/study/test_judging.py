@@ -16,19 +16,18 @@ from typer.testing import CliRunner
 from judges import KEY, MODEL, Answer, Endpoint, answering, asked_of, is_probe
 from llmkick.cli import app
 from llmkick.errors import ConfigError, DataError, JudgeError
-from llmkick.models import endpoint_failures
-from llmkick.study import judge_trust
-from llmkick.study.cells import cells_of
-from llmkick.study.config import Study, make_study
-from llmkick.study.journal_file import JOURNAL_FILE
-from llmkick.study.judge_questions import Asked, estimate
-from llmkick.study.judge_trust import doubts, reliability
+from llmkick.models.server import failures as endpoint_failures
+from llmkick.study.cells import Variant, cells_of, variants_of
+from llmkick.study.journal.database import JOURNAL_FILE
+from llmkick.study.judging import reliability as judge_trust
+from llmkick.study.judging.questions import Asked, estimate
+from llmkick.study.judging.reliability import doubts, reliability
 from llmkick.study.plan import plan_study
-from llmkick.study.results import RESULTS_FILE, StudyResult
+from llmkick.study.results.results import RESULTS_FILE, StudyResult
 from llmkick.study.run import run_study
-from llmkick.study.variants import Variant, variants_of
-from llmkick.tasks.judge import Contest, Unreadable
-from llmkick.tasks.judge_client import OVER_BUDGET, Question
+from llmkick.study.spec.study import Study, make_study
+from llmkick.tasks.judge.clients import OVER_BUDGET, Question
+from llmkick.tasks.judge.prompts import Contest, Unreadable
 from llmkick.tasks.registry import get_task
 from published import lines, put
 from toy import save_toy

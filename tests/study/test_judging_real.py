@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from llmkick.models.checkpoint import locate
-from llmkick.study.config import Study, make_study
+from llmkick.models.checkpoints.checkpoint import locate
 from llmkick.study.run import run_study
+from llmkick.study.spec.study import Study, make_study
 from toy import save_toy
 
 pytestmark = [pytest.mark.model, pytest.mark.timeout(600)]

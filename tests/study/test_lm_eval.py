@@ -13,9 +13,9 @@ import pytest
 
 from commands import Kick
 from llmkick.errors import ConfigError, DataError
+from llmkick.lm_eval.importing import ImportedTask, import_lm_eval, write_imported
+from llmkick.lm_eval.samples import find_samples, read_samples
 from llmkick.statistics import compare
-from llmkick.study.lm_eval import ImportedTask, import_lm_eval, write_imported
-from llmkick.study.lm_eval_samples import find_samples, read_samples
 
 NAME = "samples_capitals_2026-11-20T10-00-00.000001.jsonl"
 

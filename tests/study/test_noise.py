@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from llmkick.models.transformers_model import TransformersModel, load_model
-from llmkick.study.noise import NOISE_ITEMS, noise_of_choices
-from llmkick.study.results import read_results
+from llmkick.study.results.noise_floor import NOISE_ITEMS, noise_of_choices
+from llmkick.study.results.results import read_results
 from llmkick.study.run import run_study
-from llmkick.tasks import asking
-from llmkick.tasks.asking import evaluate
+from llmkick.tasks import evaluate as asking
+from llmkick.tasks.evaluate import evaluate
 from llmkick.tasks.registry import get_task
 from llmkick.tasks.task import Task
 from toy import save_toy
@@ -69,7 +69,7 @@ def test_a_spread_of_many_items_is_asked(model: TransformersModel, task: Task, m
         asked.append(item.id)
         return original(model, task, item, style)
 
-    monkeypatch.setattr("llmkick.study.noise.evaluate_item", counting)
+    monkeypatch.setattr("llmkick.study.results.noise_floor.evaluate_item", counting)
     many = get_task("multiple_choice:cloze", limit=NOISE_ITEMS + 3)
     noise_of_choices(model, many, many.items(model), "raw", recorded_by(model, many))
     assert len(asked) == len(set(asked)) == NOISE_ITEMS

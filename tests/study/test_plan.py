@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from llmkick.errors import ConfigError
-from llmkick.study.config import load_study, make_study
 from llmkick.study.plan import plan_study
+from llmkick.study.spec.study import load_study, make_study
 from toy import save_toy
 
 PAPER = sorted((Path(__file__).resolve().parents[2] / "examples" / "paper").glob("*.toml"))

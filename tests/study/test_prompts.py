@@ -5,8 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmkick.models.language_model import GenerateRequest, Message, ScoreRequest
-from llmkick.study.notes import command_line
-from llmkick.study.prompts import OWN_ANSWER, packed_prompts, unpacked
+from llmkick.study.journal.prompts import OWN_ANSWER, packed_prompts, unpacked
+from llmkick.study.running.metadata import command_line
 from llmkick.tasks.task import Item
 
 

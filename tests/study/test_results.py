@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from llmkick.errors import DataError
 from llmkick.statistics import Comparison, PerplexityComparison
-from llmkick.study import results
-from llmkick.study.results import (
+from llmkick.study.results import results
+from llmkick.study.results.results import (
     RESULTS_FILE,
     StudyResult,
     as_json,

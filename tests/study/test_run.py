@@ -20,21 +20,21 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from llmkick.compression.calibration import calibrate
+from llmkick.compression.walk.calibration import calibrate
 from llmkick.errors import ConfigError, DataError, ModelError
-from llmkick.models.checkpoint import SOURCE_FILE
+from llmkick.models.checkpoints.checkpoint import SOURCE_FILE
 from llmkick.models.transformers_model import TransformersModel, load_model
-from llmkick.report.reading import opened_run
-from llmkick.study import compressor as compressor_module
-from llmkick.study import executor as executor_module
-from llmkick.study.config import Study, load_study, make_study
-from llmkick.study.journal import Journal
-from llmkick.study.journal_file import JOURNAL_FILE
-from llmkick.study.observer import Silent
-from llmkick.study.prompts import unpacked
-from llmkick.study.results import RESULTS_FILE, StudyResult, read_results
+from llmkick.report.run_folder import opened_run
+from llmkick.study.journal.database import JOURNAL_FILE
+from llmkick.study.journal.journal import Journal
+from llmkick.study.journal.prompts import unpacked
+from llmkick.study.progress import Silent
+from llmkick.study.results.results import RESULTS_FILE, StudyResult, read_results
 from llmkick.study.run import run_study
-from llmkick.tasks import asking
+from llmkick.study.running import compressor as compressor_module
+from llmkick.study.running import executor as executor_module
+from llmkick.study.spec.study import Study, load_study, make_study
+from llmkick.tasks import evaluate as asking
 from llmkick.tasks.task import Record
 from toy import save_toy
 

@@ -11,9 +11,8 @@ import pytest
 
 from llmkick.compression.recipe import Dense
 from llmkick.compression.registry import parse_recipe
-from llmkick.study.cells import Cell
-from llmkick.study.schedule import ATTEMPTS, Schedule
-from llmkick.study.variants import Variant
+from llmkick.study.cells import Cell, Variant
+from llmkick.study.running.schedule import ATTEMPTS, Schedule
 from llmkick.tasks.registry import get_task
 
 TASKS = [get_task("factoid_qa"), get_task("multiple_choice:cloze"), get_task("perplexity")]

@@ -16,16 +16,17 @@ import pytest
 
 from llmkick.errors import ConfigError, DataError
 from llmkick.models.transformers_model import TransformersModel, load_model
-from llmkick.statistics import asking_order, compare, compare_stopped
-from llmkick.study import evaluation as evaluation_module
-from llmkick.study.config import Study, make_study
-from llmkick.study.frontier import PERPLEXITY_MARGINS, run_frontier
-from llmkick.study.frontier_result import FRONTIER_FILE, read_frontier
-from llmkick.study.journal_file import JOURNAL_FILE
-from llmkick.study.observer import Silent
-from llmkick.study.results import RESULTS_FILE
+from llmkick.statistics import compare, compare_stopped
+from llmkick.statistics import item_order as asking_order
+from llmkick.study.frontier.result import FRONTIER_FILE, read_frontier
+from llmkick.study.frontier.search import PERPLEXITY_MARGINS, run_frontier
+from llmkick.study.journal.database import JOURNAL_FILE
+from llmkick.study.progress import Silent
+from llmkick.study.results.results import RESULTS_FILE
 from llmkick.study.run import run_study
-from llmkick.study.stopping import stopping_rules
+from llmkick.study.running import evaluation as evaluation_module
+from llmkick.study.running.early_stopping import stopping_rules
+from llmkick.study.spec.study import Study, make_study
 from llmkick.tasks.registry import get_task
 from llmkick.tasks.task import Item, Record, Task
 from toy import save_toy

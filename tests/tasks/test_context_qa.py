@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from llmkick.models.language_model import GenerateRequest, Unanswered
-from llmkick.tasks.asking import evaluate
+from llmkick.tasks.evaluate import evaluate
 from llmkick.tasks.metrics import contains_alias
 from llmkick.tasks.registry import get_task
 from scripted import ScriptedModel

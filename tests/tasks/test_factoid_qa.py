@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from llmkick.models.language_model import GenerateRequest, Generation, Message, Unanswered
-from llmkick.tasks.asking import evaluate
+from llmkick.tasks.evaluate import evaluate
 from llmkick.tasks.factoid_qa import FactoidQA
 from llmkick.tasks.prompting import SENTENCE_EXAMPLES
 from llmkick.tasks.question_answering import MAX_NEW_TOKENS, score_answer

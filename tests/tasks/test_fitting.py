@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import published as files
-from llmkick.tasks.asking import evaluate
+from llmkick.tasks.evaluate import evaluate
 from llmkick.tasks.fitting import cut_text, fits, prompt_tokens, shorter_text
 from llmkick.tasks.registry import get_task
 from scripted import ScriptedModel

@@ -13,10 +13,10 @@ import pytest
 
 import published as files
 from llmkick.errors import DataError
-from llmkick.tasks.published import MMLU, MT_BENCH
-from llmkick.tasks.readers.dialogues import read_dialogues
+from llmkick.tasks.data.published import MMLU, MT_BENCH
+from llmkick.tasks.data.readers.dialogues import read_dialogues
+from llmkick.tasks.data.sources import Origin
 from llmkick.tasks.registry import get_task
-from llmkick.tasks.sources import Origin
 from llmkick.tasks.task import Task
 
 COMMIT = MMLU.revision

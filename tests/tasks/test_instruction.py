@@ -9,8 +9,8 @@ import pytest
 
 from llmkick.errors import ConfigError
 from llmkick.models.language_model import GenerateRequest, Generation, Message, Unanswered
-from llmkick.tasks import asking
-from llmkick.tasks.asking import Reference, evaluate, evaluate_in_batches
+from llmkick.tasks import evaluate as asking
+from llmkick.tasks.evaluate import Reference, evaluate, evaluate_in_batches
 from llmkick.tasks.instruction import SYSTEM, Instruction
 from llmkick.tasks.registry import get_task
 from published import REAL, lines, put

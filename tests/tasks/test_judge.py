@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from llmkick.tasks.judge import (
+from llmkick.tasks.judge.prompts import (
     ASPECTS,
     KINDS,
     PAPER_PROMPTS,
@@ -19,7 +19,7 @@ from llmkick.tasks.judge import (
     read_scores,
     reply_schema,
 )
-from llmkick.tasks.judge_replies import Unreadable
+from llmkick.tasks.judge.replies import Unreadable
 from published import ROOT
 from tasks.judge_grammar import cases
 

@@ -9,12 +9,12 @@ import pytest
 
 from judges import KEY, MODEL, Answer, Endpoint, answering, is_probe
 from llmkick.errors import JudgeError
-from llmkick.models import endpoint_failures
-from llmkick.models.address import Address
 from llmkick.models.language_model import Message
-from llmkick.tasks import judge_client
-from llmkick.tasks.judge import reply_schema
-from llmkick.tasks.judge_client import OVER_BUDGET, EndpointJudge, LocalJudge, NoReply, Question, Reply
+from llmkick.models.server import failures as endpoint_failures
+from llmkick.models.server.address import Address
+from llmkick.tasks.judge import clients as judge_client
+from llmkick.tasks.judge.clients import OVER_BUDGET, EndpointJudge, LocalJudge, NoReply, Question, Reply
+from llmkick.tasks.judge.prompts import reply_schema
 from toy import save_toy
 
 ENV = "LLMKICK_TEST_KEY"

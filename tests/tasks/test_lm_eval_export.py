@@ -17,13 +17,13 @@ import pytest
 import toy
 from llmkick import cli
 from llmkick.errors import ConfigError
-from llmkick.models.files import cache_folder
+from llmkick.files import cache_folder
+from llmkick.lm_eval.exporting import export_tasks
+from llmkick.lm_eval.samples import find_samples
+from llmkick.models.checkpoints.meta_model import load_outline
 from llmkick.models.language_model import ContinuationScore, Generation, ScoreRequest
-from llmkick.models.outline import load_outline
 from llmkick.models.transformers_model import load_model
-from llmkick.study.lm_eval_samples import find_samples
-from llmkick.tasks.asking import evaluate
-from llmkick.tasks.lm_eval_export import export_tasks
+from llmkick.tasks.evaluate import evaluate
 from llmkick.tasks.registry import get_task
 from llmkick.tasks.task import Answer, Record, Task
 from toy import save_toy, toy_model

@@ -9,7 +9,7 @@ import pytest
 
 from llmkick.errors import ConfigError
 from llmkick.models.language_model import Message, ScoreRequest, Unanswered
-from llmkick.tasks.asking import evaluate
+from llmkick.tasks.evaluate import evaluate
 from llmkick.tasks.multiple_choice import LETTERS, MultipleChoice
 from llmkick.tasks.prompting import PHRASE_EXAMPLES
 from llmkick.tasks.registry import get_task

@@ -8,8 +8,8 @@ import pytest
 
 from llmkick.errors import ConfigError
 from llmkick.models.language_model import GenerateRequest, Generation, Unanswered
-from llmkick.tasks.asking import evaluate
 from llmkick.tasks.context_qa import ContextQA
+from llmkick.tasks.evaluate import evaluate
 from llmkick.tasks.factoid_qa import FactoidQA
 from llmkick.tasks.multiple_choice import MultipleChoice
 from llmkick.tasks.prompting import resolve_prompting

@@ -10,14 +10,14 @@ import pytest
 
 import published as files
 from llmkick.errors import ConfigError, DataError
-from llmkick.tasks.asking import evaluate
-from llmkick.tasks.published import CNN_DAILYMAIL, MT_BENCH, VICUNA_80
-from llmkick.tasks.readers.cnn_dailymail import read_stories
-from llmkick.tasks.readers.dialogues import read_dialogues
-from llmkick.tasks.readers.mmlu import DISCIPLINES
-from llmkick.tasks.readers.popqa import relation_of
+from llmkick.tasks.data.published import CNN_DAILYMAIL, MT_BENCH, VICUNA_80
+from llmkick.tasks.data.readers.cnn_dailymail import read_stories
+from llmkick.tasks.data.readers.dialogues import read_dialogues
+from llmkick.tasks.data.readers.mmlu import DISCIPLINES
+from llmkick.tasks.data.readers.popqa import relation_of
+from llmkick.tasks.data.sources import Origin
+from llmkick.tasks.evaluate import evaluate
 from llmkick.tasks.registry import get_task
-from llmkick.tasks.sources import Origin
 from llmkick.tasks.task import Item
 from scripted import ScriptedModel
 
@@ -311,7 +311,7 @@ def test_wikitext_is_the_same_text_from_parquet_and_raw(tmp_path: Path):
 
 
 def test_c4_is_a_seeded_sample_of_documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("llmkick.tasks.readers.running_text.C4_DOCUMENTS", 3)
+    monkeypatch.setattr("llmkick.tasks.data.readers.running_text.C4_DOCUMENTS", 3)
     documents = [{"text": f"document {n}"} for n in range(40)]
     files.put(tmp_path / "c4-validation.00000-of-00008.json.gz", files.lines(documents))
     texts = [get_task("perplexity:c4", source=str(tmp_path), seed=seed)._text for seed in (0, 0, 1)]  # type: ignore[attr-defined]

@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 
-from llmkick.tasks.asking import evaluate
+from llmkick.tasks.data.published import CNN_DAILYMAIL, MT_BENCH, VICUNA_80
+from llmkick.tasks.data.readers.cnn_dailymail import read_stories
+from llmkick.tasks.data.readers.dialogues import read_dialogues
+from llmkick.tasks.data.readers.mmlu import DISCIPLINES
+from llmkick.tasks.data.sources import Origin
+from llmkick.tasks.evaluate import evaluate
 from llmkick.tasks.metrics import contains_alias, normalise
-from llmkick.tasks.published import CNN_DAILYMAIL, MT_BENCH, VICUNA_80
-from llmkick.tasks.readers.cnn_dailymail import read_stories
-from llmkick.tasks.readers.dialogues import read_dialogues
-from llmkick.tasks.readers.mmlu import DISCIPLINES
 from llmkick.tasks.registry import get_task
-from llmkick.tasks.sources import Origin
 from llmkick.tasks.task import Task
 from published import REAL
 from scripted import ScriptedModel

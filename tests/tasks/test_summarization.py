@@ -11,7 +11,7 @@ import pytest
 
 from llmkick.errors import ConfigError, DataError
 from llmkick.models.language_model import Generation, Message, Unanswered
-from llmkick.tasks.asking import Reference, evaluate, evaluate_in_batches
+from llmkick.tasks.evaluate import Reference, evaluate, evaluate_in_batches
 from llmkick.tasks.registry import get_task
 from llmkick.tasks.summarization import INSTRUCTION, Summarization, to_whole_sentences
 from published import REAL, lines, put

@@ -6,9 +6,9 @@ from typing import Any
 
 from llmkick.errors import ConfigError
 from llmkick.models.language_model import GenerateRequest, LanguageModel
+from llmkick.tasks.data.sources import stratified_sample
 from llmkick.tasks.prompting import SENTENCE_EXAMPLES, Prompting, question_prompt
 from llmkick.tasks.question_answering import score_answer
-from llmkick.tasks.sources import stratified_sample
 from llmkick.tasks.task import Answer, Item, Record, TaskEntry, content_hash, task_key
 
 # Kind of word → words with what counts as their opposite.

@@ -46,12 +46,12 @@ def compare(
 
         kick compare ./my-model openai:http://127.0.0.1:8000/v1#my-model-fp8 -t context_qa:open --limit 200
     """
+    from llmkick.cli.progress import Watcher, working
     from llmkick.report.models import models_table
-    from llmkick.report.page import write_report
+    from llmkick.report.page.page import write_report
     from llmkick.report.tables import verdict_table
-    from llmkick.study.config import make_study
     from llmkick.study.run import run_study
-    from llmkick.terminal import Watcher, working
+    from llmkick.study.spec.study import make_study
 
     if limit is not None and limit < 1:
         raise ConfigError(f"limit must be at least 1; got {limit}")

@@ -42,8 +42,8 @@ def compress(
 
         kick compress ./my-llama gptq@4b-g128 -o models/my-llama-ct --compressed-tensors
     """
-    from llmkick.compression.deliver import CalibrationPlan, compress_checkpoint
-    from llmkick.terminal import Watcher
+    from llmkick.cli.progress import Watcher
+    from llmkick.compression.storage.compress_to_disk import CalibrationPlan, compress_checkpoint
 
     if not 0 <= seed < 2**32:
         raise ConfigError(f"seed must be a whole number from 0 to 4294967295; got {seed}")

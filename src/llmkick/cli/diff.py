@@ -28,8 +28,8 @@ def diff(
 
         kick diff runs/before runs/after
     """
-    from llmkick.report.reading import opened_run
-    from llmkick.report.studies import labels, pair
+    from llmkick.report.run_folder import opened_run
+    from llmkick.report.several.studies import labels, pair
 
     names = labels([first, second])
     with opened_run(first) as one, opened_run(second) as other:
@@ -45,7 +45,7 @@ def diff(
 
 
 def _table(paired: Any) -> Table:
-    from llmkick.report import wording
+    from llmkick.report import formatting
 
     table = Table(
         "recipe", "task", "n", paired.first, paired.second, "difference", "lost", "gained", "verdict",
@@ -56,8 +56,8 @@ def _table(paired: Any) -> Table:
         metric = "perplexity" if control else ""
         table.add_row(
             entry.recipe, entry.task, str(entry.n),
-            wording.score(entry.first, metric), wording.score(entry.second, metric),
-            "identical" if entry.identical else wording.difference(entry.difference, entry.interval),
+            formatting.score(entry.first, metric), formatting.score(entry.second, metric),
+            "identical" if entry.identical else formatting.difference(entry.difference, entry.interval),
             f"{entry.lost:g}", f"{entry.gained:g}", _verdicts(entry),
         )  # fmt: skip
     return table

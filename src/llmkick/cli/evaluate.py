@@ -58,13 +58,13 @@ def evaluate(
 
         kick eval ./my-model -t instruction --by category --of unique_tokens
     """
-    from llmkick.models.files import write_text_atomically
-    from llmkick.models.server import ServerSettings, open_model
-    from llmkick.tasks.asking import evaluate_in_batches, refuse_unanswerable
+    from llmkick.cli.progress import Watcher
+    from llmkick.files import write_text_atomically
+    from llmkick.models.server.server import ServerSettings, open_model
+    from llmkick.tasks.evaluate import evaluate_in_batches, refuse_unanswerable
     from llmkick.tasks.prompting import PROMPTINGS
     from llmkick.tasks.registry import get_task
     from llmkick.tasks.task import summary_value
-    from llmkick.terminal import Watcher
 
     tasks = [get_task(name, source=source, protocol=protocol, limit=limit, seed=seed) for name in task]
     if prompting not in PROMPTINGS:

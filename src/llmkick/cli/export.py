@@ -55,7 +55,7 @@ def export(
 
         kick export runs/quickstart --to mlflow --uri file:./mlruns
     """
-    from llmkick.report.reading import opened_run
+    from llmkick.report.run_folder import opened_run
 
     if to in TRACKERS and target is not None:
         raise ConfigError(f"--out is for files; {to} takes --uri and --project")
@@ -68,8 +68,8 @@ def export(
 
 
 def _export(run: Any, to: Form, target: Path | None, *, uri: str | None, project: str) -> None:
+    from llmkick.files import write_text
     from llmkick.report import exports, tables, tracking
-    from llmkick.report.writing import write_text
 
     if to in TRACKERS:
         log = tracking.log_to_mlflow if to is Form.mlflow else tracking.log_to_wandb

@@ -48,9 +48,9 @@ def frontier(
 
         kick frontier ./my-model -m wanda@n:m -m wanda@0.1,0.2,0.3,0.4,0.5 -t multiple_choice --source data/mmlu -o far
     """
-    from llmkick.report.frontier_figure import frontier_table, write_frontier_figure
-    from llmkick.study.frontier import run_frontier
-    from llmkick.terminal import Watcher
+    from llmkick.cli.progress import Watcher
+    from llmkick.report.figures.frontier import frontier_table, write_frontier_figure
+    from llmkick.study.frontier.search import run_frontier
 
     tasks: list[dict[str, Any]] = [
         {"name": name, "source": source, "protocol": protocol, **({} if limit is None else {"limit": limit})}

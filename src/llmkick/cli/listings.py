@@ -32,7 +32,7 @@ def models() -> None:
 
         kick models
     """
-    from llmkick.models.builtin import BUILTIN_MODELS
+    from llmkick.models.checkpoints.builtin import BUILTIN_MODELS
     from llmkick.models.plugin_models import schemes
 
     table = Table("built-in model", "what it is", "comes from")
@@ -120,8 +120,8 @@ def cache(
 
         kick cache --clear
     """
-    from llmkick.compression.cache import PART, entries, limit_bytes, remove
-    from llmkick.models.files import cache_folder, cache_sizes, clear_cache
+    from llmkick.compression.storage.cache import PART, entries, limit_bytes, remove
+    from llmkick.files import cache_folder, cache_sizes, clear_cache
 
     if everything and not clear:
         raise ConfigError("--all says what to clear; give --clear too")
@@ -154,10 +154,10 @@ def doctor() -> None:
     """
     import torch
 
-    from llmkick.models.builtin import BUILTIN_MODELS, is_cached
-    from llmkick.models.files import cache_folder
+    from llmkick.files import cache_folder
+    from llmkick.models.checkpoints.builtin import BUILTIN_MODELS, is_cached
     from llmkick.models.precision import resolve_device, resolve_dtype
-    from llmkick.study.environment import environment
+    from llmkick.study.running.environment import environment
 
     facts = environment()
     device = resolve_device("auto")

@@ -14,7 +14,7 @@ from llmkick.cli.common import Device, Dtype, app, check_file_target, out, print
 from llmkick.errors import ConfigError
 
 if TYPE_CHECKING:
-    from llmkick.study.lm_eval import ImportedTask
+    from llmkick.lm_eval.importing import ImportedTask
 
 
 @app.command("export-lm-eval")
@@ -40,8 +40,8 @@ def export_lm_eval(
 
         kick export-lm-eval context_qa:open -m smollm2-135m-instruct --prompting chat -o lm-eval-chat
     """
-    from llmkick.models.outline import load_outline
-    from llmkick.tasks.lm_eval_export import export_tasks
+    from llmkick.lm_eval.exporting import export_tasks
+    from llmkick.models.checkpoints.meta_model import load_outline
     from llmkick.tasks.prompting import PROMPTINGS
     from llmkick.tasks.registry import get_task
 
@@ -84,8 +84,8 @@ def import_lm_eval(
 
         kick import-lm-eval out/dense out/pruned --metric exact_match --metric acc_norm --out verdicts.csv
     """
-    from llmkick.study.lm_eval import import_lm_eval as read
-    from llmkick.study.lm_eval import write_imported
+    from llmkick.lm_eval.importing import import_lm_eval as read
+    from llmkick.lm_eval.importing import write_imported
 
     if target is not None and target.suffix not in ("", ".json", ".csv"):
         raise ConfigError(f"{target}: verdicts are written as .json, as .csv, or into a folder")
@@ -110,19 +110,19 @@ def import_lm_eval(
 
 
 def _print_verdicts(found: list[ImportedTask]) -> None:
-    from llmkick.report import wording
+    from llmkick.report import formatting
 
     table = Table(Column("task", overflow="fold"), "metric", "items", "dense → compressed", "loss", "verdict")
     notes: dict[str, list[str]] = {}
     for one in found:
         entry = asdict(one.comparison)
-        mark = wording.mark(entry["verdict"])
+        mark = formatting.mark(entry["verdict"])
         table.add_row(
             Text(one.label),
             Text(one.metric),
             str(entry["n"]),
-            f"{wording.score(entry['dense'])} → {wording.score(entry['compressed'])}",
-            wording.loss(entry),
+            f"{formatting.score(entry['dense'])} → {formatting.score(entry['compressed'])}",
+            formatting.loss(entry),
             Text(f"{mark.symbol} {entry['verdict']}", style=mark.style),
         )
         for note in one.notes:

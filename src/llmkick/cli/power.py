@@ -37,7 +37,7 @@ def power(
     from llmkick.statistics import items_needed, smallest_detectable_loss, verdict_power
 
     if plot is not None:
-        from llmkick.report.power_figure import FORMS
+        from llmkick.report.figures.power import FORMS
 
         if plot.suffix not in FORMS:
             raise ConfigError(f"{plot} should end in one of: {', '.join(FORMS)}")
@@ -57,7 +57,7 @@ def power(
         table.add_row(f"smallest loss that {items:,} items call “not matching” in {chance:.0%} of runs", answer)
     out.print(table)
     if plot is not None:
-        from llmkick.report.power_figure import power_chart, write_chart
+        from llmkick.report.figures.power import power_chart, write_chart
 
         chart = power_chart(accuracy, loss=loss, discordance=discordance, margin=margin, alpha=alpha)
         out.print(f"drawn: {write_chart(chart, plot)}", markup=False, highlight=False, soft_wrap=True)

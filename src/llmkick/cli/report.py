@@ -39,7 +39,7 @@ def report(
             raise ConfigError("--out is for the page of several runs; the report of one lies in its folder")
         _one(folders[0], as_json=as_json)
         return
-    from llmkick.report.studies_page import write_studies
+    from llmkick.report.several.page import write_studies
 
     check_file_target(target or SEVERAL)
     page = write_studies(folders, target or SEVERAL)
@@ -50,8 +50,8 @@ def report(
 
 
 def _one(folder: Path, *, as_json: bool) -> None:
-    from llmkick.report.page import write_report
-    from llmkick.report.reading import opened_run
+    from llmkick.report.page.page import write_report
+    from llmkick.report.run_folder import opened_run
     from llmkick.report.tables import verdict_table
 
     page = write_report(folder)

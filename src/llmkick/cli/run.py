@@ -62,7 +62,7 @@ def run(
 
         kick run sweep.toml -o runs/sweep --executor ray --address head:6379 --artifacts s3://bucket/models
     """
-    from llmkick.study.config import load_study, make_study
+    from llmkick.study.spec.study import load_study, make_study
 
     if folder is None and not plan:
         raise ConfigError("where should the results go? give --out DIR")
@@ -139,13 +139,13 @@ def _executor(name: str, *, address: str | None, workers: int | None, artifacts:
 
 
 def _run_and_report(study: Any, folder: Path, executor: Any, *, quiet: bool, as_json: bool) -> None:
-    from llmkick.report.page import write_report
+    from llmkick.cli.progress import JsonLines, Watcher, working
+    from llmkick.report.page.page import write_report
     from llmkick.report.tables import verdict_table
-    from llmkick.study.judge_questions import estimate
-    from llmkick.study.observer import Silent
+    from llmkick.study.cells import variants_of
+    from llmkick.study.judging.questions import estimate
+    from llmkick.study.progress import Silent
     from llmkick.study.run import run_study
-    from llmkick.study.variants import variants_of
-    from llmkick.terminal import JsonLines, Watcher, working
 
     if study.judge is not None and not quiet:
         models = sum(1 for _ in variants_of(study))

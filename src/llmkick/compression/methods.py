@@ -16,8 +16,8 @@ from llmkick.plugins import Plugin
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from llmkick.compression.grid import FittedGrid
-    from llmkick.compression.hessian import InputStatistics
+    from llmkick.compression.kernels.grid import FittedGrid
+    from llmkick.compression.kernels.hessian import InputStatistics
     from llmkick.compression.recipe import Recipe
 
 

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from llmkick.errors import DataError
+from llmkick.models.engine.scoring import score_requests
 from llmkick.models.language_model import ContinuationScore, ScoreRequest, Unanswered
-from llmkick.models.scoring import score_requests
 from llmkick.models.transformers_model import TransformersModel
 
 Answers = Sequence[ContinuationScore | Unanswered]

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from llmkick.errors import ConfigError
-from llmkick.models.files import cache_folder, write_text_atomically
+from llmkick.files import cache_folder, write_text_atomically
 
 # A network over all CUDA devices that can be seen: its first blocks on the first, its last on the last.
 BALANCED = "balanced"

@@ -14,7 +14,9 @@ import torch
 from torch import nn
 
 from llmkick.errors import ConfigError, ModelError, NumericalError
-from llmkick.models.checkpoint import Checkpoint, locate, refuse_missing
+from llmkick.models.checkpoints.checkpoint import Checkpoint, locate, refuse_missing
+from llmkick.models.checkpoints.packed import digest_of, unpack_folder
+from llmkick.models.engine.batch_budget import Allowance
 from llmkick.models.finite import all_finite
 from llmkick.models.language_model import (
     ContinuationScore,
@@ -26,8 +28,6 @@ from llmkick.models.language_model import (
     ScoreRequest,
     Unanswered,
 )
-from llmkick.models.memory import Allowance
-from llmkick.models.packed import digest_of, unpack_folder
 from llmkick.models.plugin_models import load_from_plugin, plugin_of
 from llmkick.models.precision import BALANCED, resolve_device, resolve_dtype
 
@@ -117,14 +117,14 @@ class TransformersModel:
         return rendered
 
     def logprobs(self, requests: Sequence[ScoreRequest]) -> list[ContinuationScore | Unanswered]:
-        """One score a request, in order; see `llmkick.models.scoring`."""
-        from llmkick.models.scoring import score_requests
+        """One score a request, in order; see `llmkick.models.engine.scoring`."""
+        from llmkick.models.engine.scoring import score_requests
 
         return score_requests(self, requests)
 
     def generate(self, requests: Sequence[GenerateRequest]) -> list[Generation | Unanswered]:
-        """One generation a request, in order; see `llmkick.models.generation`."""
-        from llmkick.models.generation import generate_requests
+        """One generation a request, in order; see `llmkick.models.engine.generation`."""
+        from llmkick.models.engine.generation import generate_requests
 
         return generate_requests(self, requests)
 

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from llmkick.report.cells import is_control, labels_of, ordered_tasks, task_comparisons
-from llmkick.report.reading import Run
+from llmkick.report.lookup import is_control, labels_of, ordered_tasks, task_comparisons
+from llmkick.report.run_folder import Run
 from llmkick.statistics import compare
-from llmkick.statistics.mean_test import mean_test
-from llmkick.study.journal import CellEntry
+from llmkick.statistics.mean import mean_test
+from llmkick.study.journal.journal import CellEntry
 
 # The details of a record that name the part of the task it belongs to; a task with more parts is left whole.
 GROUPS: Mapping[str, str] = {

@@ -11,10 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from llmkick.errors import DataError
-from llmkick.report import wording
+from llmkick.report import formatting
 from llmkick.report.matrix import matrix
-from llmkick.report.reading import Run
-from llmkick.study.results import StudyResult
+from llmkick.report.run_folder import Run
+from llmkick.study.results.results import StudyResult
 
 RECORD_SCHEMA = pa.schema(
     [
@@ -27,7 +27,7 @@ RECORD_SCHEMA = pa.schema(
 LATEX_SIGNS = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
-    wording.MINUS: "$-$", "×": r"$\times$", wording.NOTHING: "--", "≤": r"$\leq$",
+    formatting.MINUS: "$-$", "×": r"$\times$", formatting.NOTHING: "--", "≤": r"$\leq$",
 }  # fmt: skip
 # Symbols that no default font has; the words beside them say the same.
 DROPPED = "✓✗∅…?•"
@@ -135,7 +135,7 @@ def _texts(result: StudyResult, *, symbols: bool) -> tuple[list[str], list[list[
     for row in found["rows"]:
         overall = row["overall"]
         said = (
-            wording.NOTHING
+            formatting.NOTHING
             if not overall
             else f"{overall['symbol']} {overall['verdict']}"
             if symbols
@@ -147,18 +147,18 @@ def _texts(result: StudyResult, *, symbols: bool) -> tuple[list[str], list[list[
 
 def _cell_text(cell: Mapping[str, Any] | None, *, symbols: bool) -> str:
     if not cell:
-        return wording.NOTHING
+        return formatting.NOTHING
     if cell["control"]:
         parts = (cell["score"], cell["change"], cell["interval"])
     else:
         verdict = f"{cell['symbol']} {cell['verdict']}" if symbols else cell["verdict"]
-        change = "" if cell["change"] == wording.NOTHING else cell["change"]
+        change = "" if cell["change"] == formatting.NOTHING else cell["change"]
         parts = (cell["score"], verdict + ("," if change else ""), f"{change} {cell['interval']}".strip())
     return " ".join(part for part in parts if part)
 
 
 def _note(result: StudyResult) -> str:
-    level, margin = wording.setting(1 - result.study["alpha"]), wording.setting(result.study["margin"])
+    level, margin = formatting.setting(1 - result.study["alpha"]), formatting.setting(result.study["margin"])
     return (
         f"{result.model['name']}: score, verdict, relative loss with its {level} interval; matching means a loss of at "
         f"most {margin} is shown. Perplexity has no say."

@@ -7,10 +7,10 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from llmkick.report import wording
-from llmkick.report.cells import comparisons_by_cell, perplexity_comparisons, task_comparisons
-from llmkick.report.levels import KINDS, Level, level_of
-from llmkick.study.results import CONTROL_METRICS, StudyResult
+from llmkick.report import formatting
+from llmkick.report.level_axes import KINDS, Level, level_of
+from llmkick.report.lookup import comparisons_by_cell, perplexity_comparisons, task_comparisons
+from llmkick.study.results.results import CONTROL_METRICS, StudyResult
 
 Entry = Mapping[str, Any]
 
@@ -63,7 +63,7 @@ def _overall(result: StudyResult) -> Finding:
     """How many recipes got which overall verdict."""
     count = Counter(row["verdict"] for row in result.overall)
     tasks = len({entry["task"] for entry in task_comparisons(result)})
-    margin = wording.setting(result.study["margin"])
+    margin = formatting.setting(result.study["margin"])
     phrases = {
         "matching": "shown to match the dense model" + ("" if tasks == 1 else " on every task that carries a signal"),
         "not matching": f"shown to have lost more than {margin}" + ("" if tasks == 1 else " on at least one task"),
@@ -73,7 +73,7 @@ def _overall(result: StudyResult) -> Finding:
     }
     parts = [f"{count[verdict] or 'none'} {phrase}" for verdict, phrase in phrases.items() if _told(verdict, count)]
     total = sum(count.values())
-    return Finding(topic="overall", text=f"Of {wording.counted(total, 'recipe')}: {'; '.join(parts)}.")
+    return Finding(topic="overall", text=f"Of {formatting.counted(total, 'recipe')}: {'; '.join(parts)}.")
 
 
 def _told(verdict: str, count: Mapping[str, int]) -> bool:
@@ -96,18 +96,22 @@ def _silent_perplexity(result: StudyResult) -> Iterator[Finding]:
     yield Finding(
         topic="perplexity",
         text=f"{_contrast(entry, control)} of {entry['task']}."
-        + (f" Perplexity also moves less than the score in {wording.counted(others, 'other loss')}." if others else ""),
+        + (
+            f" Perplexity also moves less than the score in {formatting.counted(others, 'other loss')}."
+            if others
+            else ""
+        ),
         claims=(_claim(entry),),
     )
 
 
 def _contrast(entry: Entry, control: Entry) -> str:
-    rise = wording.increase(control)
+    rise = formatting.increase(control)
     if control["outcome"] == "within margin":
         told = f"Perplexity would not have told: with {entry['recipe']} it stays within the margin ({rise})"
     else:
         told = f"Perplexity plays it down: {entry['recipe']} raises it by {rise.lstrip('+')}"
-    return f"{told}, yet the model loses {wording.loss(entry)}"
+    return f"{told}, yet the model loses {formatting.loss(entry)}"
 
 
 def _less(control: Entry, entry: Entry) -> bool:
@@ -172,7 +176,7 @@ def _with_signal(by_recipe: Mapping[str, Sequence[Entry]]) -> set[str]:
 
 
 def _keeps(tasks: Sequence[str], levels: Sequence[Level], far: int, *, every: bool) -> str:
-    what = "every task that carries a signal" if every and len(tasks) > 1 else wording.listed(tasks)
+    what = "every task that carries a signal" if every and len(tasks) > 1 else formatting.listed(tasks)
     tried = ", the strongest level tried" if far == len(levels) > 1 else ""
     return f"keeps {what} {'at' if far == 1 else 'up to'} {levels[far - 1].label}{tried}"
 
@@ -180,18 +184,18 @@ def _keeps(tasks: Sequence[str], levels: Sequence[Level], far: int, *, every: bo
 def _loses(result: StudyResult, entry: Entry, level: Level) -> str:
     control = _control(result, comparisons_by_cell(result), entry["recipe"])
     if entry["interval"] is None or entry["interval"][0] <= 0:
-        margin = wording.setting(result.study["margin"])
-        text = f"at {level.label} loses more than {margin} of {entry['task']} (estimate {wording.loss(entry)})"
+        margin = formatting.setting(result.study["margin"])
+        text = f"at {level.label} loses more than {margin} of {entry['task']} (estimate {formatting.loss(entry)})"
     else:
-        text = f"at {level.label} loses {wording.loss(entry)} of {entry['task']}"
+        text = f"at {level.label} loses {formatting.loss(entry)} of {entry['task']}"
     if control is None:
         return text
     if control["outcome"] == "within margin":
-        return f"{text} while perplexity stays within the margin ({wording.increase(control)})"
+        return f"{text} while perplexity stays within the margin ({formatting.increase(control)})"
     if control["relative_increase"] <= 0:
-        return f"{text}; perplexity: {wording.increase(control)}"
+        return f"{text}; perplexity: {formatting.increase(control)}"
     only = "only " if _less(control, entry) else ""
-    return f"{text} while perplexity rises by {only}{wording.increase(control).lstrip('+')}"
+    return f"{text} while perplexity rises by {only}{formatting.increase(control).lstrip('+')}"
 
 
 def _entries(result: StudyResult, recipe: str) -> list[Entry]:
@@ -213,7 +217,7 @@ def _no_signal(entries: Sequence[Entry]) -> Iterator[Finding]:
         if entry["verdict"] == "no signal":
             silent.setdefault(entry["task"], []).append(entry)
     for task, found in silent.items():
-        dense, chance = wording.score(found[0]["dense"]), found[0]["chance"]
+        dense, chance = formatting.score(found[0]["dense"]), found[0]["chance"]
         guess = f"above guessing ({dense}, where guessing gives {chance:g})" if chance else f"above 0 ({dense})"
         yield Finding(
             topic="no signal",
@@ -228,7 +232,7 @@ def _incomplete(entries: Sequence[Entry]) -> Iterator[Finding]:
         tasks = list(dict.fromkeys(entry["task"] for entry in found))
         yield Finding(
             topic="incomplete",
-            text=f"{wording.counted(len(found), 'verdict')} on {wording.listed(tasks)} could change with the "
+            text=f"{formatting.counted(len(found), 'verdict')} on {formatting.listed(tasks)} could change with the "
             "items that have no score; see their reasons below.",
             claims=tuple(_claim(entry) for entry in found),
         )
@@ -239,7 +243,7 @@ def _undecided(entries: Sequence[Entry]) -> Iterator[Finding]:
     found = [entry for entry in entries if entry["verdict"] == "undecided"]
     if not found:
         return
-    text = f"{len(found)} of {wording.counted(len(entries), 'verdict')} are undecided: too few items to tell"
+    text = f"{len(found)} of {formatting.counted(len(entries), 'verdict')} are undecided: too few items to tell"
     paper = Counter(entry["paper_verdict"] for entry in found)
     if paper["matching"]:
         text += f" (the paper's rule, which has no interval, would call {paper['matching']} of them matching)"
@@ -250,7 +254,7 @@ def _undecided(entries: Sequence[Entry]) -> Iterator[Finding]:
 
 
 def _span(shares: Sequence[float]) -> str:
-    low, high = wording.percent(min(shares)), wording.percent(max(shares))
+    low, high = formatting.percent(min(shares)), formatting.percent(max(shares))
     return low if low == high else f"{low.removesuffix(' %')} to {high} (by task and recipe)"
 
 

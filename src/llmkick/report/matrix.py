@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from itertools import groupby
 from typing import Any
 
-from llmkick.report import wording
-from llmkick.report.cells import (
+from llmkick.report import formatting
+from llmkick.report.level_axes import level_of
+from llmkick.report.lookup import (
     SETTINGS,
     comparisons_by_cell,
     dense_scores,
@@ -15,10 +16,9 @@ from llmkick.report.cells import (
     perplexity_comparisons,
     task_comparisons,
 )
-from llmkick.report.levels import level_of
+from llmkick.report.multiplicity import agreements, asked
 from llmkick.report.tables import compression_table, layer_means, plain_rows, unscored_table
-from llmkick.report.together import agreements, asked
-from llmkick.study.results import CONTROL_METRICS, StudyResult
+from llmkick.study.results.results import CONTROL_METRICS, StudyResult
 
 
 def matrix(result: StudyResult) -> dict[str, Any]:
@@ -30,7 +30,7 @@ def matrix(result: StudyResult) -> dict[str, Any]:
     return {
         "settings": [{"title": SETTINGS.get(key, key), "span": span, "key": key} for key, span in settings],
         "tasks": [{**task, "asked": _asked(dense.get(task["name"]))} for task in tasks],
-        "dense": [wording.score(dense_scores(result).get(task["name"]), task["metric"]) for task in tasks],
+        "dense": [formatting.score(dense_scores(result).get(task["name"]), task["metric"]) for task in tasks],
         "rows": [
             {
                 "recipe": recipe,
@@ -53,7 +53,7 @@ def is_rounded_twice(result: StudyResult, recipe: str) -> bool:
 
 def legend() -> list[dict[str, str]]:
     """What each verdict means."""
-    return [{**_verdict(verdict), "meaning": mark.meaning} for verdict, mark in wording.VERDICTS.items()]
+    return [{**_verdict(verdict), "meaning": mark.meaning} for verdict, mark in formatting.VERDICTS.items()]
 
 
 def notes(result: StudyResult) -> list[str]:
@@ -73,17 +73,19 @@ def numbers(result: StudyResult) -> list[dict[str, Any]]:
             "clusters": entry["clusters"],
             "dense": _three(entry["dense"]),
             "compressed": _three(entry["compressed"]),
-            "loss": wording.percent(entry["relative_drop"]),
-            "interval": wording.interval(entry["interval"]) or wording.NOTHING,
+            "loss": formatting.percent(entry["relative_drop"]),
+            "interval": formatting.interval(entry["interval"]) or formatting.NOTHING,
             "above_chance": _above_chance(entry),
             "verdict": _verdict(entry["verdict"]),
-            "paper": entry["paper_verdict"] or wording.NOTHING,
+            "paper": entry["paper_verdict"] or formatting.NOTHING,
             "lost": f"{entry['lost']:g}",
             "gained": f"{entry['gained']:g}",
-            "mcnemar": wording.p_value(entry["mcnemar_p"]),
-            "detectable": wording.percent(entry["smallest_detectable_loss"]),
-            "agreement": agreed.get((entry["recipe"], entry["task"]), {"same": wording.NOTHING, "kl": wording.NOTHING}),
-            "seeds": len(entry["seeds"]) or wording.NOTHING,
+            "mcnemar": formatting.p_value(entry["mcnemar_p"]),
+            "detectable": formatting.percent(entry["smallest_detectable_loss"]),
+            "agreement": agreed.get(
+                (entry["recipe"], entry["task"]), {"same": formatting.NOTHING, "kl": formatting.NOTHING}
+            ),
+            "seeds": len(entry["seeds"]) or formatting.NOTHING,
             "notes": [number[note] for note in entry["notes"]],
         }
         for entry in task_comparisons(result)
@@ -97,9 +99,9 @@ def control_numbers(result: StudyResult) -> list[dict[str, Any]]:
             "recipe": entry["recipe"],
             "task": entry["task"],
             "n": entry["n"],
-            "dense": wording.score(entry["dense"], "perplexity"),
-            "compressed": wording.score(entry["compressed"], "perplexity"),
-            "increase": wording.increase(entry),
+            "dense": formatting.score(entry["dense"], "perplexity"),
+            "compressed": formatting.score(entry["compressed"], "perplexity"),
+            "increase": formatting.increase(entry),
             "outcome": entry["outcome"],
             "notes": "; ".join(entry["notes"]),
         }
@@ -112,16 +114,16 @@ def compression(result: StudyResult) -> list[dict[str, Any]]:
     return [
         {
             "recipe": row["recipe"],
-            "seed": wording.NOTHING if row["seed"] is None else str(row["seed"]),
+            "seed": formatting.NOTHING if row["seed"] is None else str(row["seed"]),
             "rounded": is_rounded_twice(result, row["recipe"]),
-            "sparsity": wording.percent(row["realised_sparsity"]),
+            "sparsity": formatting.percent(row["realised_sparsity"]),
             "mean_error": _error(row["mean_output_error"]),
             "max_error": _error(row["max_output_error"]),
             "worst": row["worst_layer"] or "",
-            "dense": wording.size(row["dense_bytes"]),
-            "stored": wording.size(row["stored_bytes"]),
-            "share": wording.percent(row["stored_bytes"] / row["dense_bytes"] if row["dense_bytes"] else None),
-            "seconds": wording.NOTHING if row["seconds"] is None else wording.duration(row["seconds"]),
+            "dense": formatting.size(row["dense_bytes"]),
+            "stored": formatting.size(row["stored_bytes"]),
+            "share": formatting.percent(row["stored_bytes"] / row["dense_bytes"] if row["dense_bytes"] else None),
+            "seconds": formatting.NOTHING if row["seconds"] is None else formatting.duration(row["seconds"]),
             "digest": row["digest"],
             "warnings": row["warnings"],
         }
@@ -166,29 +168,34 @@ def _cell(entry: Mapping[str, Any] | None) -> dict[str, Any] | None:
         return None
     if "outcome" in entry and entry["relative_increase"] is None:
         blank = dict.fromkeys(("change", "interval"), "")
-        value, why = wording.score(entry["compressed"], "perplexity"), "a window has no score, or none that is finite"
+        value, why = (
+            formatting.score(entry["compressed"], "perplexity"),
+            "a window has no score, or none that is finite",
+        )
         return {"control": True, "outcome": entry["outcome"], "score": value, "title": why, **blank}
     if "outcome" in entry:
-        change, _, bounds = wording.increase(entry).partition(" [")
+        change, _, bounds = formatting.increase(entry).partition(" [")
         return {
             "control": True,
             "outcome": entry["outcome"],
-            "score": wording.score(entry["compressed"], "perplexity"),
+            "score": formatting.score(entry["compressed"], "perplexity"),
             "change": change,
             "interval": bounds and f"[{bounds}",
             "title": "; ".join(entry["notes"]),
         }
-    change, _, bounds = wording.loss(entry).partition(" [")
+    change, _, bounds = formatting.loss(entry).partition(" [")
     return {
         **_verdict(entry["verdict"]),
         "control": False,
         "recipe": entry["recipe"],
         "task": entry["task"],
-        "score": wording.score(entry["compressed"]),
+        "score": formatting.score(entry["compressed"]),
         "change": change,
         "interval": (bounds and f"[{bounds}") + (f" of n = {entry['n']}" if entry["unscored"] else ""),
         "paper": entry["paper_verdict"],
-        "paper_symbol": wording.mark(entry["paper_verdict"]).symbol if entry["paper_verdict"] else wording.NOTHING,
+        "paper_symbol": formatting.mark(entry["paper_verdict"]).symbol
+        if entry["paper_verdict"]
+        else formatting.NOTHING,
         "title": _title(entry),
     }
 
@@ -196,9 +203,9 @@ def _cell(entry: Mapping[str, Any] | None) -> dict[str, Any] | None:
 def _title(entry: Mapping[str, Any]) -> str:
     """What a pointer that rests on the cell is told."""
     parts = [
-        f"{wording.counted(entry['n'], 'item')}: {entry['lost']:g} lost, {entry['gained']:g} gained",
-        f"McNemar p = {wording.p_value(entry['mcnemar_p'])}" if entry["mcnemar_p"] is not None else "",
-        f"a loss of {wording.percent(entry['smallest_detectable_loss'])} would usually show"
+        f"{formatting.counted(entry['n'], 'item')}: {entry['lost']:g} lost, {entry['gained']:g} gained",
+        f"McNemar p = {formatting.p_value(entry['mcnemar_p'])}" if entry["mcnemar_p"] is not None else "",
+        f"a loss of {formatting.percent(entry['smallest_detectable_loss'])} would usually show"
         if entry["smallest_detectable_loss"] is not None
         else "",
         *entry["notes"],
@@ -207,7 +214,7 @@ def _title(entry: Mapping[str, Any]) -> str:
 
 
 def _verdict(verdict: str) -> dict[str, str]:
-    return {"verdict": verdict, "symbol": wording.mark(verdict).symbol, "css": verdict.replace(" ", "-")}
+    return {"verdict": verdict, "symbol": formatting.mark(verdict).symbol, "css": verdict.replace(" ", "-")}
 
 
 def _asked(row: Mapping[str, Any] | None) -> str:
@@ -216,17 +223,18 @@ def _asked(row: Mapping[str, Any] | None) -> str:
 
 def _above_chance(entry: Mapping[str, Any]) -> str:
     if entry["drop_above_chance"] is None:
-        return wording.NOTHING
-    return f"{wording.percent(entry['drop_above_chance'])} {wording.interval(entry['interval_above_chance'])}".strip()
+        return formatting.NOTHING
+    drop, interval = entry["drop_above_chance"], entry["interval_above_chance"]
+    return f"{formatting.percent(drop)} {formatting.interval(interval)}".strip()
 
 
 def _three(value: float | None) -> str:
-    return wording.NOTHING if value is None else f"{value:.3f}"
+    return formatting.NOTHING if value is None else f"{value:.3f}"
 
 
 def _error(value: float | None) -> str:
     if value is None:
-        return wording.NOTHING
+        return formatting.NOTHING
     return f"{value:.3f}" if value >= 0.01 or value == 0 else f"{value:.2g}"
 
 

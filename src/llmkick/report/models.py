@@ -9,8 +9,8 @@ import pandas as pd
 from rich import box
 from rich.table import Table
 
-from llmkick.report import wording
-from llmkick.study.results import StudyResult
+from llmkick.report import formatting
+from llmkick.study.results.results import StudyResult
 
 COLUMNS = (
     "model", "reference", "architecture", "parameters", "nonzero", "stored_bytes", "precision", "dtype", "zeros",
@@ -55,10 +55,10 @@ def models_table(result: StudyResult) -> Table:
         parameters, stored, precision, zeros, _ = _texts(model)
         table.add_row(
             str(model["label"]),
-            parameters.removesuffix(" parameters") or wording.NOTHING,
-            stored.removesuffix(" stored") or wording.NOTHING,
-            precision.removeprefix("as ") or wording.NOTHING,
-            zeros.replace(" zeros", "") or wording.NOTHING,
+            parameters.removesuffix(" parameters") or formatting.NOTHING,
+            stored.removesuffix(" stored") or formatting.NOTHING,
+            precision.removeprefix("as ") or formatting.NOTHING,
+            zeros.replace(" zeros", "") or formatting.NOTHING,
         )
     return table
 
@@ -68,8 +68,8 @@ def _texts(model: Mapping[str, Any]) -> tuple[str, str, str, str, str]:
     pattern = f" ({zeros['pattern']})" if zeros and zeros["pattern"] else ""
     return (
         "" if model["parameters"] is None else f"{model['parameters']:,} parameters",
-        "" if model["stored_bytes"] is None else f"{wording.size(model['stored_bytes'])} stored",
+        "" if model["stored_bytes"] is None else f"{formatting.size(model['stored_bytes'])} stored",
         f"as {model['source_precision']}",
-        f"{wording.percent(zeros['share'])} zeros{pattern}" if zeros else "",
+        f"{formatting.percent(zeros['share'])} zeros{pattern}" if zeros else "",
         "" if model["architecture"] == "server" else str(model["architecture"]),
     )

@@ -13,8 +13,9 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Column, Table
 from rich.text import Text
 
-from llmkick.report import wording
-from llmkick.report.cells import (
+from llmkick.files import write_text
+from llmkick.report import formatting
+from llmkick.report.lookup import (
     comparisons_by_cell,
     dense_scores,
     layer_place,
@@ -24,9 +25,8 @@ from llmkick.report.cells import (
     task_comparisons,
 )
 from llmkick.report.models import models_frame
-from llmkick.report.together import agreement_table, families_table
-from llmkick.report.writing import write_text
-from llmkick.study.results import StudyResult
+from llmkick.report.multiplicity import agreement_table, families_table
+from llmkick.study.results.results import StudyResult
 
 SCORES = (
     "model", "recipe", "seed", "task", "metric", "value", "n", "unscored", "truncated", "tokens",
@@ -224,14 +224,14 @@ def verdict_table(result: StudyResult) -> Table:
     table.add_column("recipe", no_wrap=True)
     for task in tasks:
         table.add_column(re.sub("([_:])", "\\1\n", task["name"]))
-        table.narrow.add_row("dense", task["name"], "", wording.score(dense.get(task["name"]), task["metric"]), "")
+        table.narrow.add_row("dense", task["name"], "", formatting.score(dense.get(task["name"]), task["metric"]), "")
     table.add_column("overall")
     table.narrow.add_section()
-    scores = [Text(wording.score(dense.get(task["name"]), task["metric"])) for task in tasks]
+    scores = [Text(formatting.score(dense.get(task["name"]), task["metric"])) for task in tasks]
     table.add_row(Text("dense", style="bold"), *scores, Text(""), end_section=True)
     for recipe in result.labels:
         cells = [_cell(by_cell.get((recipe, task["name"]))) for task in tasks]
-        verdict = overall.get(recipe, Text(wording.NOTHING))
+        verdict = overall.get(recipe, Text(formatting.NOTHING))
         table.add_row(Text(recipe), *(Text("\n").join(cell) for cell in cells), verdict, end_section=True)
         for task, (head, value, loss, bounds) in zip(tasks, cells, strict=True):
             table.narrow.add_row(Text(recipe), task["name"], head, value, Text(" ").join([loss, bounds]))
@@ -241,7 +241,7 @@ def verdict_table(result: StudyResult) -> Table:
 
 def _frame_of(result: StudyResult) -> dict[str, Any]:
     """Title, caption and lines of the table."""
-    level, margin = wording.setting(1 - result.study["alpha"]), wording.setting(result.study["margin"])
+    level, margin = formatting.setting(1 - result.study["alpha"]), formatting.setting(result.study["margin"])
     return {
         "title": f"What {result.model['name']} lost: score, relative loss [{level} interval]",
         "caption": f"Matching: a loss of at most {margin} is shown. Perplexity has no say in the overall verdict.",
@@ -254,16 +254,16 @@ def _frame_of(result: StudyResult) -> dict[str, Any]:
 def _cell(entry: Mapping[str, Any] | None) -> tuple[Text, Text, Text, Text]:
     """Verdict, score, loss and its interval."""
     if entry is None:
-        return Text(wording.NOTHING, style="dim"), Text(""), Text(""), Text("")
+        return Text(formatting.NOTHING, style="dim"), Text(""), Text(""), Text("")
     control = "outcome" in entry
-    loss, _, bounds = (wording.increase(entry) if control else wording.loss(entry)).partition(" [")
-    score = wording.score(entry["compressed"], "perplexity" if control else "")
+    loss, _, bounds = (formatting.increase(entry) if control else formatting.loss(entry)).partition(" [")
+    score = formatting.score(entry["compressed"], "perplexity" if control else "")
     head = Text(entry["outcome"]) if control else _verdict(entry["verdict"])
     return head, Text(score), Text(loss), Text(bounds and f"[{bounds}")
 
 
 def _verdict(verdict: str) -> Text:
-    mark = wording.mark(verdict)
+    mark = formatting.mark(verdict)
     return Text(f"{mark.symbol} {verdict}", style=mark.style)
 
 

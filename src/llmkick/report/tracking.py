@@ -8,10 +8,10 @@ from types import ModuleType
 from typing import Any
 
 from llmkick.errors import ConfigError, DataError
-from llmkick.report.cells import labels_of
 from llmkick.report.exports import flat_numbers, verdicts_of
+from llmkick.report.lookup import labels_of
 from llmkick.report.tables import comparisons_table
-from llmkick.study.results import StudyResult
+from llmkick.study.results.results import StudyResult
 
 DEFAULT_PROJECT = "llmkick"
 # Of a run's folder; the journal, which may be large and holds every answer, stays where it is.

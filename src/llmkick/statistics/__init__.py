@@ -1,14 +1,7 @@
 """Paired statistics: has a compressed model lost more than a margin, and how many items tell?"""
 
-from llmkick.statistics.asking_order import AskingOrder, asking_order
-from llmkick.statistics.bits_per_byte import compare_bits_per_byte
-from llmkick.statistics.choices import ChoiceAgreement, choice_agreement
-from llmkick.statistics.families import fixed_sequence, holm, overall_verdict
-from llmkick.statistics.frontier import Frontier, evaluations_at_most, find_frontier
-from llmkick.statistics.paired import Comparison, compare
-from llmkick.statistics.perplexity import PerplexityComparison, compare_perplexity
-from llmkick.statistics.power import items_needed, smallest_detectable_loss, verdict_power
-from llmkick.statistics.sequential import (
+from llmkick.statistics.agreement import ChoiceAgreement, choice_agreement
+from llmkick.statistics.betting import (
     SequentialState,
     SequentialTest,
     Stopping,
@@ -16,8 +9,15 @@ from llmkick.statistics.sequential import (
     stratified_order,
     whole_cluster_order,
 )
-from llmkick.statistics.stopped import compare_stopped
-from llmkick.statistics.stopping import EarlyStop, signal_after
+from llmkick.statistics.bits_per_byte import compare_bits_per_byte
+from llmkick.statistics.early_stopping import EarlyStop, signal_after
+from llmkick.statistics.frontier import Frontier, evaluations_at_most, find_frontier
+from llmkick.statistics.item_order import AskingOrder, asking_order
+from llmkick.statistics.multiplicity import fixed_sequence, holm, overall_verdict
+from llmkick.statistics.paired import Comparison, compare
+from llmkick.statistics.perplexity import PerplexityComparison, compare_perplexity
+from llmkick.statistics.power import items_needed, smallest_detectable_loss, verdict_power
+from llmkick.statistics.stopped_comparison import compare_stopped
 from llmkick.statistics.verdict import Verdict
 
 __all__ = [

@@ -3,7 +3,7 @@
 import numpy as np
 from scipy import stats
 
-from llmkick.statistics.spread import Floats, Range, cluster_sums
+from llmkick.statistics.variance import Floats, Range, cluster_sums
 from llmkick.statistics.verdict import PairedScores
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from scipy import optimize
 
-from llmkick.statistics.mean_test import MeanTest
+from llmkick.statistics.mean import MeanTest
 from llmkick.statistics.verdict import PairedScores, loss_test
 
 DETECTION_POWER = 0.8

@@ -7,12 +7,12 @@ from typing import Literal
 from scipy import stats
 
 from llmkick.errors import ConfigError
+from llmkick.statistics.betting import Stopping
 from llmkick.statistics.bootstrap import bootstrap_interval
 from llmkick.statistics.detection import detectable_loss
-from llmkick.statistics.mean_test import MeanTest
+from llmkick.statistics.mean import MeanTest
 from llmkick.statistics.pairing import Clusters, Pairs, Scores, SeedScores, check_settings, pair_scores, sampling_notes
-from llmkick.statistics.sequential import Stopping
-from llmkick.statistics.spread import Range
+from llmkick.statistics.variance import Range
 from llmkick.statistics.verdict import PairedScores, Verdict, decide, loss_interval, loss_test
 
 PaperVerdict = Literal["matching", "not matching"]

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmkick.errors import ConfigError, DataError
-from llmkick.statistics.spread import Codes, Floats
+from llmkick.statistics.variance import Codes, Floats
 from llmkick.statistics.verdict import PairedScores
 
 # By position, or by item id (a mapping, or (id, score) pairs); None is an item that could not be scored.

@@ -9,7 +9,7 @@ import numpy as np
 
 from llmkick.errors import DataError
 from llmkick.statistics.bootstrap import bootstrap_ratio
-from llmkick.statistics.mean_test import mean_test
+from llmkick.statistics.mean import mean_test
 from llmkick.statistics.pairing import (
     Clusters,
     Pairs,
@@ -21,7 +21,7 @@ from llmkick.statistics.pairing import (
     pair_scores,
     sampling_notes,
 )
-from llmkick.statistics.spread import Floats, Range, cluster_sums
+from llmkick.statistics.variance import Floats, Range, cluster_sums
 from llmkick.statistics.verdict import PairedScores
 
 

@@ -8,8 +8,8 @@ from typing import Literal
 import numpy as np
 from scipy import optimize
 
-from llmkick.statistics.mean_test import MeanTest, Unseen, mean_test, score_test
-from llmkick.statistics.spread import Codes, Floats, Range
+from llmkick.statistics.mean import MeanTest, Unseen, mean_test, score_test
+from llmkick.statistics.variance import Codes, Floats, Range
 
 Verdict = Literal["matching", "not matching", "undecided", "no signal", "incomplete"]
 

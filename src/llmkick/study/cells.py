@@ -1,19 +1,61 @@
-"""The cells of a study, variant × task, and the keys under which their records are kept."""
+"""The variants of a study, its cells (variant × task), and the keys under which their records are kept."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from llmkick.models.batching import ENGINE_VERSION
-from llmkick.study.variants import Variant
-from llmkick.tasks.asking import BATCH_ITEMS
+from llmkick.compression.recipe import Dense, Recipe
+from llmkick.models.engine.runner import ENGINE_VERSION
+from llmkick.study.spec.study import Study
+from llmkick.tasks.evaluate import BATCH_ITEMS
 from llmkick.tasks.prompting import Prompting
 from llmkick.tasks.registry import full_key
 from llmkick.tasks.task import ReadByReference, Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """The dense model, a recipe with a calibration seed where it needs one, or a model made elsewhere.
+
+    The last has a `reference` (folder, file, hub id, server) and the `name` that tables call it.
+    """
+
+    recipe: Recipe = field(default_factory=Dense)
+    seed: int | None = None
+    reference: str = ""
+    name: str = ""
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether it is the model that all others are compared with."""
+        return isinstance(self.recipe, Dense) and not self.reference
+
+    @property
+    def is_recipe(self) -> bool:
+        """Whether it is made here from the dense model."""
+        return not isinstance(self.recipe, Dense)
+
+    @property
+    def label(self) -> str:
+        """What tables and the journal's column `recipe` call it."""
+        return self.name or str(self.recipe)
+
+    def __str__(self) -> str:
+        return self.label if self.seed is None else f"{self.label} (seed {self.seed})"
+
+
+def variants_of(study: Study) -> Iterator[Variant]:
+    """Dense first, recipes, then other models; a method without calibration has no seed and runs once."""
+    yield Variant()
+    for recipe in study.parsed_recipes():
+        for seed in study.seeds if recipe.needs_calibration else (None,):
+            yield Variant(recipe=recipe, seed=seed)
+    for name, reference in study.labelled_others().items():
+        yield Variant(reference=reference, name=name)
 
 
 @dataclass(frozen=True, kw_only=True)

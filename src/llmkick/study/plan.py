@@ -13,15 +13,15 @@ import torch
 
 from llmkick.compression.recipe import Recipe
 from llmkick.errors import ConfigError, KickError
-from llmkick.models.builtin import BUILTIN_MODELS, is_cached
-from llmkick.models.checkpoint import is_server, small_files
+from llmkick.models.checkpoints.builtin import BUILTIN_MODELS, is_cached
+from llmkick.models.checkpoints.checkpoint import is_server, small_files
 from llmkick.models.language_model import GenerateRequest, ModelInfo, ScoreRequest
 from llmkick.models.precision import resolve_device, resolve_dtype
 from llmkick.models.transformers_model import TransformersModel
-from llmkick.study.config import Study
-from llmkick.study.foresight import foresee
-from llmkick.study.judge_questions import Estimate, estimate
-from llmkick.study.results import CONTROL_METRICS
+from llmkick.study.judging.questions import Estimate, estimate
+from llmkick.study.power_warnings import foresee
+from llmkick.study.results.results import CONTROL_METRICS
+from llmkick.study.spec.study import Study
 from llmkick.tasks.fitting import prompt_tokens
 from llmkick.tasks.prompting import resolve_prompting
 from llmkick.tasks.task import ReadByReference, Task

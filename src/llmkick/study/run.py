@@ -9,22 +9,20 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from llmkick.compression.outcome import CompressionReport
+from llmkick.compression.walk.report import CompressionReport
 from llmkick.errors import ConfigError
 from llmkick.models.language_model import LanguageModel
-from llmkick.study.cells import Cell
-from llmkick.study.config import Study, load_study, make_study
-from llmkick.study.executor import Executor, LocalExecutor
-from llmkick.study.falling import FallingVerdicts
-from llmkick.study.finish import Finish, given_up
-from llmkick.study.judge_questions import Answered
-from llmkick.study.observer import Observer, Silent
-from llmkick.study.others import describe_model
-from llmkick.study.preparation import PreparedStudy
-from llmkick.study.results import StudyResult, as_json, describe_task
-from llmkick.study.schedule import OtherWeightsError, Schedule
-from llmkick.study.variants import Variant, variants_of
-from llmkick.study.watching import OneAtATime
+from llmkick.study.cells import Cell, Variant, variants_of
+from llmkick.study.judging.questions import Answered
+from llmkick.study.progress import Observer, OneAtATime, Silent
+from llmkick.study.results.results import StudyResult, as_json, describe_task
+from llmkick.study.running.conclude import Finish, given_up
+from llmkick.study.running.context import PreparedStudy
+from llmkick.study.running.executor import Executor, LocalExecutor
+from llmkick.study.running.external_models import describe_model
+from llmkick.study.running.interim_verdicts import FallingVerdicts
+from llmkick.study.running.schedule import OtherWeightsError, Schedule
+from llmkick.study.spec.study import Study, load_study, make_study
 
 EXECUTORS = ("local", "ray")
 
@@ -64,7 +62,7 @@ def make_executor(
     if name not in EXECUTORS:
         raise ConfigError(f"unknown executor {name!r}; choose from: {', '.join(EXECUTORS)}")
     if name == "ray":
-        from llmkick.study.distributed import RayExecutor
+        from llmkick.study.cluster.ray_executor import RayExecutor
 
         return RayExecutor(address=address, workers=workers, artifacts=artifacts)
     for option, value in (("address", address), ("workers", workers)):

@@ -9,14 +9,14 @@ from typing import Any
 
 from llmkick.errors import ConfigError, DataError
 from llmkick.models.language_model import GenerateRequest, LanguageModel, Prompt, ScoreRequest
+from llmkick.tasks.data.published import TRIVIAQA
+from llmkick.tasks.data.readers import Loaded
+from llmkick.tasks.data.readers.triviaqa import read_triviaqa
+from llmkick.tasks.data.sources import Origin, origin_of, read_pocket, stratified_sample
 from llmkick.tasks.fitting import cut_text, fits, shorter_text, styles
 from llmkick.tasks.metrics import contains_alias
 from llmkick.tasks.prompting import SENTENCE_EXAMPLES, Prompting, question_prompt
-from llmkick.tasks.published import TRIVIAQA
 from llmkick.tasks.question_answering import MAX_NEW_TOKENS, score_answer, score_either_way
-from llmkick.tasks.readers import Loaded
-from llmkick.tasks.readers.triviaqa import read_triviaqa
-from llmkick.tasks.sources import Origin, origin_of, read_pocket, stratified_sample
 from llmkick.tasks.task import Answer, Item, Record, content_hash, is_whole, task_key
 
 # Tokens of evidence unless the study says otherwise: TriviaQA's pages run to tens of thousands.

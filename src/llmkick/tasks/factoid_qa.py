@@ -9,13 +9,13 @@ from typing import Any
 
 from llmkick.errors import ConfigError
 from llmkick.models.language_model import GenerateRequest, LanguageModel, ScoreRequest
+from llmkick.tasks.data.published import FREEBASEQA, POPQA
+from llmkick.tasks.data.readers import Loaded
+from llmkick.tasks.data.readers.freebaseqa import read_freebaseqa
+from llmkick.tasks.data.readers.popqa import read_popqa
+from llmkick.tasks.data.sources import Origin, origin_of, read_pocket, stratified_sample
 from llmkick.tasks.prompting import SENTENCE_EXAMPLES, Prompting, question_prompt
-from llmkick.tasks.published import FREEBASEQA, POPQA
 from llmkick.tasks.question_answering import MAX_NEW_TOKENS, score_answer, score_anywhere
-from llmkick.tasks.readers import Loaded
-from llmkick.tasks.readers.freebaseqa import read_freebaseqa
-from llmkick.tasks.readers.popqa import read_popqa
-from llmkick.tasks.sources import Origin, origin_of, read_pocket, stratified_sample
 from llmkick.tasks.task import Answer, Item, Record, content_hash, task_key
 
 

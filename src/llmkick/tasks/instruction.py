@@ -18,11 +18,11 @@ from llmkick.models.language_model import (
     Prompt,
     Unanswered,
 )
-from llmkick.tasks.judge import Kind
+from llmkick.tasks.data.published import MT_BENCH, VICUNA_80
+from llmkick.tasks.data.readers.dialogues import Dialogue, read_dialogues
+from llmkick.tasks.data.sources import Origin, origin_of, read_pocket, stratified_sample
+from llmkick.tasks.judge.prompts import Kind
 from llmkick.tasks.prompting import Prompting
-from llmkick.tasks.published import MT_BENCH, VICUNA_80
-from llmkick.tasks.readers.dialogues import Dialogue, read_dialogues
-from llmkick.tasks.sources import Origin, origin_of, read_pocket, stratified_sample
 from llmkick.tasks.task import Answer, Item, Record, content_hash, is_whole, task_key, unscored
 from llmkick.tasks.text_measures import distinct_share, repetition, words_of
 

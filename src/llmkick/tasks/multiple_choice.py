@@ -18,12 +18,12 @@ from llmkick.models.language_model import (
     ScoreRequest,
     Unanswered,
 )
+from llmkick.tasks.data.published import MMLU
+from llmkick.tasks.data.readers import Loaded
+from llmkick.tasks.data.readers.mmlu import LETTERS, read_mmlu
+from llmkick.tasks.data.sources import Origin, origin_of, read_pocket, stratified_sample
 from llmkick.tasks.fitting import fewer_shots, styles
 from llmkick.tasks.prompting import PHRASE_EXAMPLES, Prompting, conversation, question_prompt
-from llmkick.tasks.published import MMLU
-from llmkick.tasks.readers import Loaded
-from llmkick.tasks.readers.mmlu import LETTERS, read_mmlu
-from llmkick.tasks.sources import Origin, origin_of, read_pocket, stratified_sample
 from llmkick.tasks.task import Answer, Item, Record, content_hash, is_whole, task_key, unscored
 
 # Worked examples a subject has, in MMLU as in the pocket suite.

@@ -15,11 +15,11 @@ import numpy.typing as npt
 
 from llmkick.errors import ConfigError, DataError
 from llmkick.models.language_model import ContinuationScore, GenerateRequest, LanguageModel, ScoreRequest, Unanswered
+from llmkick.tasks.data.published import C4, WIKITEXT
+from llmkick.tasks.data.readers.running_text import read_c4, read_wikitext
+from llmkick.tasks.data.sources import Origin, origin_of, read_pocket, stratified_sample
+from llmkick.tasks.data.tables import read_text
 from llmkick.tasks.prompting import Prompting
-from llmkick.tasks.published import C4, WIKITEXT
-from llmkick.tasks.readers.running_text import read_c4, read_wikitext
-from llmkick.tasks.rows import read_text
-from llmkick.tasks.sources import Origin, origin_of, read_pocket, stratified_sample
 from llmkick.tasks.task import Answer, Item, Record, content_hash, is_whole, task_key, unscored
 
 # Tokens a window, unless the study says otherwise or the model holds fewer.

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llmkick.errors import DataError
-from llmkick.tasks.rows import Row, read_table, refuse_repeated_ids
+from llmkick.tasks.data.tables import Row, read_table, refuse_repeated_ids
 from llmkick.tasks.task import Item
 
 # Names shown of the items that have no answer.

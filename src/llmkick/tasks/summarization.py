@@ -19,13 +19,13 @@ from llmkick.models.language_model import (
     ScoreRequest,
     Unanswered,
 )
+from llmkick.tasks.data.published import CNN_DAILYMAIL
+from llmkick.tasks.data.readers import Loaded, counted
+from llmkick.tasks.data.readers.cnn_dailymail import read_stories
+from llmkick.tasks.data.sources import Origin, origin_of, read_pocket, stratified_sample
 from llmkick.tasks.fitting import fits, shorter_text, styles
-from llmkick.tasks.judge import Kind
+from llmkick.tasks.judge.prompts import Kind
 from llmkick.tasks.prompting import Prompting, conversation
-from llmkick.tasks.published import CNN_DAILYMAIL
-from llmkick.tasks.readers import Loaded, counted
-from llmkick.tasks.readers.cnn_dailymail import read_stories
-from llmkick.tasks.sources import Origin, origin_of, read_pocket, stratified_sample
 from llmkick.tasks.task import Answer, Item, Record, content_hash, is_whole, task_key, unscored
 from llmkick.tasks.text_measures import copied_share, rouge, words_of
 

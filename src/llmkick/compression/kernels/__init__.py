@@ -1,0 +1,1 @@
+"""Compression kernels: pure functions from one weight matrix to another."""

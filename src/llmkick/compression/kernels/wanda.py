@@ -1,0 +1,29 @@
+"""Wanda (arXiv 2306.11695): the smallest products of weight and input norm become zero; no update."""
+
+from torch import Tensor
+
+from llmkick.compression.kernels.masks import zero_lowest_per_group, zero_lowest_per_row
+from llmkick.compression.methods import Layer, WeightResult
+from llmkick.compression.recipe import NM, Pattern, Wanda
+
+
+def wanda_scores(weight: Tensor, mean_square: Tensor) -> Tensor:
+    """|weight| × √(mean over sequences of Σ input²), float32: (out, in), (in,) → (out, in)."""
+    return weight.abs().float() * mean_square.sqrt()
+
+
+def wanda(weight: Tensor, mean_square: Tensor, pattern: Pattern) -> Tensor:
+    """Zero the lowest scores of each row, or of each N:M group of inputs: (out, in), (in,) → (out, in).
+
+    Without groups each row loses exactly int(in × sparsity) weights. Of equal scores the first goes.
+    """
+    scores = wanda_scores(weight, mean_square)
+    if isinstance(pattern, NM):
+        return weight.masked_fill(zero_lowest_per_group(scores, pattern), 0)
+    count = int(weight.shape[1] * pattern.sparsity)
+    return weight.masked_fill(zero_lowest_per_row(scores, count), 0)
+
+
+def compress(recipe: Wanda, layer: Layer) -> WeightResult:
+    """Carry out a recipe on one layer."""
+    return WeightResult(wanda(layer.weight, layer.inputs.mean_square(), recipe.pattern))

@@ -1,0 +1,1 @@
+"""How compressed models are kept: cache, shared store, folders, packed formats."""

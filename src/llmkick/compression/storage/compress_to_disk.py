@@ -1,0 +1,172 @@
+"""From a model's name to a compressed model on disk, in as little memory as the model allows."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol, TypedDict
+
+import psutil
+import torch
+
+from llmkick.compression.recipe import Dense, Recipe
+from llmkick.compression.registry import parse_recipe
+from llmkick.compression.storage.cache import entry_for, folder_of
+from llmkick.compression.storage.compressed_tensors import check_exportable, save_compressed_tensors
+from llmkick.compression.storage.folder import check_target, report_of, save_folder, save_packed, save_streamed
+from llmkick.compression.walk.blocks import decoder_blocks
+from llmkick.compression.walk.calibration import Calibration, as_calibration, calibrate, is_sampled
+from llmkick.compression.walk.checks import check_recipe_fits
+from llmkick.compression.walk.compress import compress, kept_blocks, kept_key
+from llmkick.compression.walk.finished_blocks import FinishedBlocks
+from llmkick.compression.walk.report import CompressionReport
+from llmkick.compression.walk.streaming import compress_streamed
+from llmkick.errors import ConfigError
+from llmkick.models.checkpoints.meta_model import Outline, load_outline
+from llmkick.models.precision import BALANCED
+from llmkick.models.transformers_model import TransformersModel, load_located
+
+Form = Literal["folder", "packed", "compressed-tensors"]
+
+
+class Observer(Protocol):
+    """Whoever wants to know how far the work is."""
+
+    def stage(self, title: str, total: int) -> None:
+        """A piece of work of `total` steps begins."""
+        ...
+
+    def advance(self, done: int) -> None:
+        """So many steps of it are done."""
+        ...
+
+
+class _Manner(TypedDict):
+    seed: int
+    propagate: bool
+    progress: Callable[[int, int], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrationPlan:
+    """Which text to calibrate on: see `calibrate`."""
+
+    source: str = "self"
+    sequences: int = 32
+    length: int = 512
+    seed: int = 0
+
+
+def compress_checkpoint(
+    reference: str,
+    recipe: Recipe | str,
+    folder: Path,
+    *,
+    form: Form = "folder",
+    calibration: CalibrationPlan | None = None,
+    propagate: bool = True,
+    dtype: str = "auto",
+    device: str = "auto",
+    observer: Observer,
+) -> CompressionReport:
+    """Compress the model behind a reference into a new folder; stopped and called again, it goes on at its block.
+
+    Blocks are read, compressed and kept one at a time wherever the files allow it (see `Outline.obstacle`).
+    form: a Hugging Face folder, our compact one, or compressed-tensors. Other arguments as in `calibrate`,
+    `compress` and `load_model`, errors too; those that can be known are raised before any work.
+    """
+    recipe = parse_recipe(recipe) if isinstance(recipe, str) else recipe
+    plan = calibration or CalibrationPlan()
+    check_target(folder)
+    if isinstance(recipe, Dense):
+        raise ConfigError("dense compresses nothing: the model's folder is what you want")
+    observer.stage(f"reading {reference}", 1)
+    outline = load_outline(reference, dtype=dtype, device=device)
+    blocks = decoder_blocks(outline.model.network)
+    check_recipe_fits(recipe, blocks, as_calibration([[0, 0]]))  # before the calibration takes its minutes
+    if form == "compressed-tensors":
+        check_exportable(recipe, blocks)
+    windows = _windows(outline, plan, observer) if recipe.needs_calibration else None
+    key = kept_key(outline.info, outline.device, recipe, windows, propagate=propagate)
+    with _work_folder(key, outline.bytes, folder) as work:
+        observer.stage(f"compressing {recipe}", len(blocks))
+        model: Outline | TransformersModel = outline
+        how: _Manner = {"seed": plan.seed, "propagate": propagate, "progress": _told(observer)}
+        if outline.obstacle is None:
+            compress_streamed(outline, recipe, work, calibration=windows, **how)
+        else:
+            model, _ = compress(_loaded(outline), recipe, calibration=windows, keep=work, **how)
+        finished = kept_blocks(outline.info, outline.device, recipe, windows, work, propagate=propagate)
+        observer.stage(f"writing {folder}", 1)
+        _save(model, recipe, finished, folder, form)
+        return report_of(finished)
+
+
+def _save(
+    model: Outline | TransformersModel, recipe: Recipe, finished: FinishedBlocks, folder: Path, form: Form
+) -> None:
+    match form:
+        case "packed":
+            save_packed(model, finished, folder)
+        case "compressed-tensors":
+            save_compressed_tensors(model, recipe, finished, folder)
+        case "folder" if isinstance(model, Outline):
+            save_streamed(model, finished, folder)
+        case "folder":
+            save_folder(model, report_of(finished), folder)
+
+
+def _windows(outline: Outline, plan: CalibrationPlan, observer: Observer) -> Calibration:
+    """The calibration text; only a model that samples its own must be in memory for it, and only that long."""
+    observer.stage("calibration text", plan.sequences * plan.length)
+    model = outline.model
+    if plan.source == "self" and not is_sampled(model, plan.sequences, plan.length, plan.seed):
+        model = _loaded(outline)
+    return calibrate(
+        model,
+        source=plan.source,
+        sequences=plan.sequences,
+        length=plan.length,
+        seed=plan.seed,
+        progress=_told(observer),
+    )
+
+
+def _told(observer: Observer) -> Callable[[int, int], None]:
+    return lambda done, _total: observer.advance(done)
+
+
+def _loaded(outline: Outline) -> TransformersModel:
+    """The whole model in memory. Raises ConfigError where it cannot fit."""
+    device = outline.placement
+    free = _free(outline)
+    if outline.bytes > free:
+        why = outline.obstacle or "it is to sample its own calibration text; give --calibration FILE, a folder or c4"
+        raise ConfigError(
+            f"{outline.info.name} needs {outline.bytes / 1e9:.1f} GB on {device}, of which {free / 1e9:.1f} GB are "
+            f"free, and must be loaded whole: {why}"
+        )
+    return load_located(outline.checkpoint, dtype=outline.info.dtype, device=device)
+
+
+def _free(outline: Outline) -> int:
+    """Bytes that are free where the whole model would be loaded."""
+    if outline.device.type != "cuda":
+        return int(psutil.virtual_memory().available)
+    cards = range(torch.cuda.device_count()) if outline.placement == BALANCED else [outline.device]
+    return sum(torch.cuda.mem_get_info(card)[0] for card in cards)
+
+
+@contextlib.contextmanager
+def _work_folder(key: Mapping[str, Any], needed_bytes: int, folder: Path) -> Iterator[Path]:
+    """Where finished blocks are kept: the cache of compressed models, or beside the target where that has no room."""
+    with entry_for(key, needed_bytes) as cached:
+        if cached is not None:
+            yield cached
+            return
+        work = folder.parent / f".{folder.name}.{folder_of(key).name[:8]}.partial"
+        yield work
+        shutil.rmtree(work)

@@ -1,0 +1,191 @@
+"""A compressed model on disk: a Hugging Face folder that any tool loads, or our compact form of it."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from llmkick.compression.walk.blocks import decoder_blocks
+from llmkick.compression.walk.finished_blocks import FinishedBlocks
+from llmkick.compression.walk.report import CompressionReport
+from llmkick.compression.walk.streaming import StreamedBlocks
+from llmkick.errors import ConfigError
+from llmkick.files import new_folder, require_space
+from llmkick.models.checkpoints.checkpoint import SOURCE_FILE
+from llmkick.models.checkpoints.meta_model import Outline
+from llmkick.models.checkpoints.packed import pack, write_manifest, write_packed
+from llmkick.models.transformers_model import TransformersModel
+
+REPORT_FILE = "llmkick_compression.json"
+# Tensors written into one file, unless a single one is larger.
+SHARD_BYTES = 250_000_000
+# Configuration, tokenizer, report.
+OTHER_BYTES = 50_000_000
+
+
+def check_target(folder: Path) -> None:
+    """Raise ConfigError when a model cannot be written there: never overwrite what somebody has."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(f"{folder} exists and is not empty; choose another folder")
+
+
+def save_folder(model: TransformersModel, report: CompressionReport, folder: Path) -> None:
+    """Write weights (zeros and rounded values in the model's dtype), tokenizer and report, whole or not at all.
+
+    Raises ConfigError when the folder is taken or the disk too small.
+    """
+    size = sum(tensor.numel() * tensor.element_size() for tensor in model.network.parameters())
+
+    def write(temporary: Path) -> None:
+        model.network.save_pretrained(temporary)
+
+    write_model(model, report, folder, size, write)
+
+
+def save_packed(model: TransformersModel | Outline, finished: FinishedBlocks, folder: Path) -> None:
+    """Write a compressed model whose blocks are kept in our compact form, see `models.packed`.
+
+    model: the dense or the compressed one, or its outline; what lies outside the compressed layers is read from
+    it. Errors as in `save_folder`.
+    """
+    rest, report = Rest(model), report_of(finished)
+
+    def write(temporary: Path) -> None:
+        files = []
+        for number, bundle in enumerate(bundles(rest.tensors())):
+            files.append(f"packed-rest-{number:05d}.safetensors")
+            write_packed(temporary / files[-1], {name: pack(tensor) for name, tensor in bundle.items()})
+        for file in finished.files():
+            files.append(f"packed-{file.name}")
+            _link_or_copy(file, temporary / files[-1])
+        write_manifest(temporary, files, recipe=report.recipe, dtype=rest.model.info.dtype)
+        write_config(rest.model, temporary)
+
+    write_model(rest.model, report, folder, rest.bytes + report.stored_bytes, write)
+
+
+def save_streamed(outline: Outline, finished: FinishedBlocks, folder: Path) -> None:
+    """As `save_folder`, for a model that was compressed block by block and is never in memory as a whole."""
+    source = StreamedBlocks(outline)
+
+    def write(temporary: Path) -> None:
+        outside = ((name, source.read(name)) for name in source.names_outside())
+        write_shards(temporary, itertools.chain(bundles(outside), source.compressed_blocks(finished)))
+        write_config(outline.model, temporary)
+
+    write_model(outline.model, report_of(finished), folder, outline.bytes, write)
+
+
+class Rest:
+    """What a model has beside its compressed layers: embeddings, norms, the output head, left out when tied."""
+
+    def __init__(self, model: TransformersModel | Outline) -> None:
+        self.model = model.model if isinstance(model, Outline) else model
+        layers = {layer.place.parameter for block in decoder_blocks(self.model.network) for layer in block.layers}
+        self._state = {n: t for n, t in self.model.network.state_dict().items() if n not in layers}
+        for twin in self.model.network.all_tied_weights_keys:
+            self._state.pop(twin, None)
+        self._source = StreamedBlocks(model) if isinstance(model, Outline) else None
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(map(_size, self._state.values()))
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Names in the state dict and tensors, one at a time."""
+        for name, tensor in self._state.items():
+            yield name, tensor if self._source is None else self._source.read(name)
+
+
+def report_of(finished: FinishedBlocks) -> CompressionReport:
+    """The report of a compression whose blocks are all finished."""
+    assert finished.report is not None, f"{finished.folder} is not complete"
+    return finished.report
+
+
+def write_config(model: TransformersModel, folder: Path) -> None:
+    """The network's configuration, as Hugging Face keeps it."""
+    model.network.config.save_pretrained(folder)
+    if model.network.generation_config is not None:
+        model.network.generation_config.save_pretrained(folder)
+
+
+def write_model(
+    model: TransformersModel,
+    report: CompressionReport,
+    folder: Path,
+    size: int,
+    write: Callable[[Path], None],
+) -> None:
+    """What `write` puts into a new folder, with tokenizer, report and origin, whole or not at all.
+
+    Raises ConfigError when the folder is taken or the disk has not the `size` bytes.
+    """
+    check_target(folder)
+    require_space(folder, size + OTHER_BYTES, f"saving {model.info.name}")
+    if folder.exists():
+        folder.rmdir()
+    with new_folder(folder) as temporary:
+        write(temporary)
+        model.tokenizer.save_pretrained(temporary)
+        write_json(temporary / REPORT_FILE, asdict(report))
+        # So that whoever rounds it again is told that the "dense" weights were rounded before us.
+        origin = {"file": model.info.name, "digest": model.info.digest, "source_precision": report.source_precision}
+        write_json(temporary / SOURCE_FILE, origin)
+
+
+def write_json(file: Path, values: Mapping[str, Any]) -> None:
+    """Values as indented JSON."""
+    file.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    """The same file under another name where the disk allows it, else a copy."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+def write_shards(folder: Path, shards: Iterable[Mapping[str, Tensor]]) -> None:
+    """A Hugging Face checkpoint of as many files, holding one of them in memory at a time."""
+    from safetensors.torch import save_file
+
+    places: dict[str, int] = {}
+    total = 0
+    for number, shard in enumerate(shards, start=1):
+        tensors = {name: tensor.cpu().contiguous() for name, tensor in shard.items()}
+        save_file(tensors, folder / f"{number}.safetensors", metadata={"format": "pt"})
+        places |= dict.fromkeys(tensors, number)
+        total += sum(map(_size, tensors.values()))
+    count = max(places.values())
+    names = {n: f"model-{n:05d}-of-{count:05d}.safetensors" for n in range(1, count + 1)}
+    for number, name in names.items():
+        (folder / f"{number}.safetensors").rename(folder / name)
+    index = {"metadata": {"total_size": total}, "weight_map": {name: names[n] for name, n in places.items()}}
+    write_json(folder / "model.safetensors.index.json", index)
+
+
+def bundles(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
+    """Tensors in bundles of SHARD_BYTES at most, a larger one on its own."""
+    bundle: dict[str, Tensor] = {}
+    for name, tensor in tensors:
+        if bundle and sum(map(_size, bundle.values())) + _size(tensor) > SHARD_BYTES:
+            yield bundle
+            bundle = {}
+        bundle[name] = tensor
+    if bundle:
+        yield bundle
+
+
+def _size(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()

@@ -1,0 +1,1 @@
+"""The block walk: the driver that calibrates and compresses a network block by block."""

@@ -1,0 +1,155 @@
+"""Compressing a checkpoint that is never in memory as a whole: one block is read, compressed and kept at a time."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from llmkick.compression.recipe import Recipe
+from llmkick.compression.walk.blocks import Block, decoder_blocks
+from llmkick.compression.walk.calibration import Calibration
+from llmkick.compression.walk.checks import check_calibration_fits, check_recipe_fits
+from llmkick.compression.walk.compress import kept_blocks, make_report
+from llmkick.compression.walk.finished_blocks import FinishedBlocks
+from llmkick.compression.walk.walk import Output, Progress, Walk, put_layers
+from llmkick.errors import ModelError, NumericalError
+from llmkick.models.allocator import give_back_freed_memory
+from llmkick.models.checkpoints.meta_model import Outline
+from llmkick.models.checkpoints.packed import digest_of
+from llmkick.models.finite import all_finite
+from llmkick.models.transformers_model import combined_digest
+
+
+def compress_streamed(
+    outline: Outline,
+    recipe: Recipe,
+    folder: Path,
+    *,
+    calibration: Calibration | None,
+    seed: int = 0,
+    propagate: bool = True,
+    progress: Progress | None = None,
+) -> FinishedBlocks:
+    """Compress a model of which only the outline is loaded, block by block, into a folder of finished blocks.
+
+    The weights are those that `compress` gives, bit for bit. Memory holds one block, the calibration's hidden
+    states, the second moments of one block's inputs and what the network has before its blocks. Called again
+    after it was stopped, it goes on at the first block that is not finished.
+    Raises ModelError when the outline names an obstacle; other errors as in `compress`.
+    """
+    if outline.obstacle is not None:
+        raise ModelError(f"{outline.info.name} cannot be read block by block: {outline.obstacle}; load it whole")
+    source = StreamedBlocks(outline)
+    check_recipe_fits(recipe, source.blocks, calibration)
+    if calibration is not None:
+        check_calibration_fits(calibration, outline.model)
+    finished = kept_blocks(outline.info, outline.device, recipe, calibration, folder, propagate=propagate)
+    if finished.report is not None:
+        return finished
+    output = Output(recipe=recipe, finished=finished)
+    with source.surroundings():
+        Walk(
+            network=outline.model.network,
+            source=source,
+            outputs=[output],
+            device=outline.device,
+            propagate=propagate,
+            progress=progress,
+        ).run(calibration)
+    digests = {name: digest_of(source.read(name)) for name in source.names_outside()}
+    for tensors in source.compressed_blocks(finished):
+        digests |= {name: digest_of(tensor) for name, tensor in tensors.items()}
+    for name, twin in outline.tied.items():
+        digests[name] = digests[twin]
+    digest = combined_digest(digests)
+    finished.complete(make_report(output, outline.info, calibration, seed=seed, propagate=propagate, digest=digest))
+    return finished
+
+
+class StreamedBlocks:
+    """The blocks of a network on the meta device, filled from their files while they are open."""
+
+    def __init__(self, outline: Outline) -> None:
+        self.outline = outline
+        self.network: Any = outline.model.network
+        self.blocks = decoder_blocks(self.network)
+
+    @contextlib.contextmanager
+    def open(self, index: int) -> Iterator[Block]:
+        """Block `index` with its weights, all finite, on the device."""
+        block = self.blocks[index]
+        names = [f"{block.name}.{name}" for name in block.module.state_dict()]
+        with self._filled(names, self._read):
+            yield block
+
+    @contextlib.contextmanager
+    def surroundings(self) -> Iterator[None]:
+        """What the network has around its blocks: embeddings and norms, but not the output head, which never runs."""
+        head = self.network.get_output_embeddings()
+        unused = {name for name, module in self.network.named_modules() if module is head}
+        with self._filled([n for n in self.names_outside() if n.rpartition(".")[0] not in unused], self._map):
+            yield
+
+    def tidy(self) -> None:
+        """Give freed memory back to the system."""
+        give_back_freed_memory()
+
+    def names_outside(self) -> list[str]:
+        """Names in the state dict of all that is in no block, without twins of tied weights."""
+        inside = tuple(f"{block.name}." for block in self.blocks)
+        return [
+            name for name in self.network.state_dict() if not name.startswith(inside) and name not in self.outline.tied
+        ]
+
+    def read(self, name: str) -> Tensor:
+        """A tensor of the state dict in the model's precision, on the CPU."""
+        dtype = self.network.state_dict()[name].dtype
+        return self.outline.files.read(name).to(dtype)
+
+    def compressed_blocks(self, finished: FinishedBlocks) -> Iterator[dict[str, Tensor]]:
+        """The state dict of each block after compression, on the device."""
+        for index in range(finished.count):
+            with self.open(index) as block:
+                put_layers(block, finished.weights(index))
+                yield {f"{block.name}.{name}": tensor for name, tensor in block.module.state_dict().items()}
+
+    @contextlib.contextmanager
+    def _filled(self, names: list[str], read: Callable[[str], Tensor]) -> Iterator[None]:
+        """The network with these tensors in memory, back on the meta device afterwards."""
+        outlines = {name: _get(self.network, name) for name in names}
+        try:
+            for name, outline in outlines.items():
+                tensor = read(name).to(self.outline.device)
+                _put(self.network, name, nn.Parameter(tensor, False) if isinstance(outline, nn.Parameter) else tensor)
+            yield
+        finally:
+            for name, outline in outlines.items():
+                _put(self.network, name, outline)
+            self.tidy()
+
+    def _read(self, name: str) -> Tensor:
+        """A tensor in memory of its own: mapped pages would count as ours until the file is closed."""
+        tensor = self.read(name).clone()
+        if tensor.is_floating_point() and not all_finite(tensor):
+            raise NumericalError(f"the weights of {name} hold NaN or Inf values: the checkpoint is damaged")
+        return tensor
+
+    def _map(self, name: str) -> Tensor:
+        """A tensor mapped from its file, so that of a large embedding only the rows in use take memory."""
+        self._read(name)  # for the check; let go of at once
+        return self.read(name)
+
+
+def _get(network: nn.Module, name: str) -> Tensor:
+    owner, _, key = name.rpartition(".")
+    found: Tensor = getattr(network.get_submodule(owner), key)
+    return found
+
+
+def _put(network: nn.Module, name: str, tensor: Tensor) -> None:
+    owner, _, key = name.rpartition(".")
+    setattr(network.get_submodule(owner), key, tensor)

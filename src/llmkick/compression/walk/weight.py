@@ -1,0 +1,100 @@
+"""One weight, one recipe: checks, the choice of the kernel, and how far the layer's output moved."""
+
+import torch
+from torch import Tensor
+
+from llmkick.compression.kernels.grid import encode
+from llmkick.compression.kernels.hessian import InputStatistics
+from llmkick.compression.methods import Layer, WeightResult
+from llmkick.compression.recipe import Chain, Dense, Recipe
+from llmkick.compression.registry import method_named, parse_recipe
+from llmkick.errors import ConfigError, NumericalError
+from llmkick.models.finite import all_finite
+
+__all__ = ["WeightResult", "compress_weight", "compress_with_statistics", "keep", "relative_output_error"]
+
+OUTPUTS = 1024  # outputs of a layer whose error is measured together
+
+
+def compress_weight(weight: Tensor, inputs: Tensor | None, recipe: Recipe | str) -> Tensor:
+    """A compressed copy of one linear layer's weight, in its dtype and on its device.
+
+    weight: (out, in). inputs: what the layer was given on calibration text, (sequences, tokens, in), of any
+    floating dtype; None for recipes that need no calibration. Errors as in `compress_with_statistics`.
+    """
+    recipe = parse_recipe(recipe) if isinstance(recipe, str) else recipe
+    _check_weight(weight, "weight")
+    statistics = None
+    if inputs is not None:
+        statistics = InputStatistics(weight.shape[1], hessian=recipe.needs_hessian, name="inputs")
+        statistics.add(inputs.to(weight.device))
+    return compress_with_statistics(weight, statistics, recipe).weight
+
+
+def compress_with_statistics(
+    weight: Tensor, statistics: InputStatistics | None, recipe: Recipe, *, name: str = "weight"
+) -> WeightResult:
+    """Compress one weight (out, in) given the statistics of its inputs; `name` is for error messages.
+
+    ConfigError: a shape that the recipe cannot work with, missing inputs. NumericalError: NaN or Inf in the
+    weight, in its inputs or in what would come out, or a Hessian that cannot be factorised.
+    """
+    _check_weight(weight, name)
+    _check_fit(weight, statistics, recipe, name)
+    steps = recipe.steps if isinstance(recipe, Chain) else (recipe,)
+    # An empty stand-in that no step will ask: those that need statistics have passed the check above.
+    if statistics is None:
+        statistics = InputStatistics(weight.shape[1], hessian=False, name=name)
+    result, dampings = WeightResult(weight.detach()), []
+    for step in steps:
+        # What a chain has pruned stays 0: rounding with compensation would fill it in again.
+        zeroed = None if step is steps[0] else result.weight == 0
+        layer = Layer(weight=result.weight, inputs=statistics, zeroed=zeroed, name=name)
+        result = method_named(step.method).run(step, layer)
+        dampings += [] if result.damping is None else [result.damping]
+    compressed = result.weight.to(weight.dtype)
+    if not all_finite(compressed):
+        raise NumericalError(f"{name}: {recipe} leads to values that {weight.dtype} cannot hold; use float32")
+    codes = None if result.grid is None else encode(result.weight, result.grid)
+    return WeightResult(compressed, max(dampings, default=None), result.grid, codes)
+
+
+def relative_output_error(original: Tensor, compressed: Tensor, inputs: Tensor) -> float | None:
+    """‖X(Ŵ − W)ᵀ‖ / ‖XWᵀ‖ in float32, Frobenius norms; None when the layer's output is all zero.
+
+    original W, compressed Ŵ: (out, in); inputs X: (tokens, in).
+    """
+    rows = inputs.detach().float()
+    size = moved = 0.0
+    # Some outputs at a time: a wide layer in float32 is as large as all else that is in memory.
+    for start in range(0, len(original), OUTPUTS):
+        dense = original[start : start + OUTPUTS].detach().float()
+        change = compressed[start : start + OUTPUTS].detach().float() - dense
+        size += float((rows @ dense.T).square().sum(dtype=torch.float64))
+        moved += float((rows @ change.T).square().sum(dtype=torch.float64))
+    return None if size == 0 else (moved / size) ** 0.5
+
+
+def keep(recipe: Dense, layer: Layer) -> WeightResult:
+    """The kernel of `dense`: a copy."""
+    return WeightResult(layer.weight.clone())
+
+
+def _check_weight(weight: Tensor, name: str) -> None:
+    if weight.dim() != 2 or weight.numel() == 0 or not weight.is_floating_point():
+        raise ConfigError(f"{name}: {tuple(weight.shape)} of {weight.dtype} is not a floating-point matrix (out, in)")
+    if not all_finite(weight):
+        raise NumericalError(f"{name}: the weight holds NaN or Inf; the checkpoint is damaged or overflowed")
+
+
+def _check_fit(weight: Tensor, statistics: InputStatistics | None, recipe: Recipe, name: str) -> None:
+    width = weight.shape[1]
+    if width % recipe.multiple:
+        raise ConfigError(
+            f"{name}: in-features {width} is not a multiple of {recipe.multiple}, as {recipe} needs;"
+            " choose a pattern whose M divides it"
+        )
+    if recipe.needs_calibration and statistics is None:
+        raise ConfigError(f"{name}: {recipe} needs calibration inputs (sequences, tokens, {width}), not None")
+    if statistics is not None and statistics.width != width:
+        raise ConfigError(f"{name}: in-features {width}, but the statistics are of {statistics.width} inputs")

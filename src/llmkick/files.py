@@ -1,0 +1,103 @@
+"""Files of ours outside a run's folder: the cache, checksums, and writing that is whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import platformdirs
+
+from llmkick.errors import ConfigError, DataError
+
+
+def cache_folder(part: str) -> Path:
+    """The folder for one kind of cached file: under $LLMKICK_CACHE, or the user's cache directory.
+
+    Raises ConfigError when the folder cannot be made or written.
+    """
+    root = os.environ.get("LLMKICK_CACHE") or platformdirs.user_cache_dir("llmkick")
+    folder = Path(root) / part
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"cannot make the cache folder {folder}: {error}; set LLMKICK_CACHE to another") from error
+    return folder
+
+
+def cache_sizes() -> dict[str, int]:
+    """Bytes of each kind of cached file."""
+    parts = sorted(path for path in cache_folder("").iterdir() if path.is_dir())
+    return {part.name: sum(f.stat().st_size for f in part.rglob("*") if f.is_file()) for part in parts}
+
+
+def clear_cache(part: str) -> None:
+    """Delete all cached files of one kind."""
+    shutil.rmtree(cache_folder(part))
+
+
+def sha256_of_file(path: Path) -> str:
+    """Hex sha256 of a file's bytes."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def require_space(folder: Path, needed_bytes: int, purpose: str) -> None:
+    """Raise ConfigError when the file system of `folder` has less than `needed_bytes` free."""
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    free = shutil.disk_usage(existing).free
+    if free < needed_bytes:
+        raise ConfigError(
+            f"{purpose} needs {needed_bytes / 1e6:,.0f} MB in {folder}, but only {free / 1e6:,.0f} MB are free"
+        )
+
+
+@contextlib.contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """A temporary sibling that becomes `target` only when the block ends without an error."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        yield temporary
+        # Two processes may build the same entry: the first to finish wins, both are identical.
+        with contextlib.suppress(OSError):
+            temporary.replace(target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_text_atomically(path: Path, text: str) -> None:
+    """Write UTF-8 text so that a reader, or a crash, never sees half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    temporary = Path(name)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8", newline="") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        # mkstemp makes files private; a result file follows the user's umask like any other.
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Write a file whole or not at all. Raises DataError when the folder cannot be written to."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # A lone surrogate in a model's answer has no UTF-8 form; shown as its escape it spoils nothing.
+        partial.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise DataError(f"cannot write {path}: {error}") from error
+    return path

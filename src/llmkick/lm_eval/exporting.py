@@ -1,0 +1,256 @@
+"""Our tasks as task files of lm-eval (lm-evaluation-harness), which give the same score to every item.
+
+A folder with, for each task, a YAML file and its documents (JSON lines, the whole prompt in each), and one utils.py
+that reads and scores them. Nothing in it needs the network or this package.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llmkick.errors import ConfigError
+from llmkick.files import new_folder
+from llmkick.lm_eval import scoring as lm_eval_scoring
+from llmkick.models.engine.encoding import encode_requests
+from llmkick.models.language_model import GenerateRequest, Prompt, ScoreRequest
+from llmkick.models.transformers_model import TransformersModel
+from llmkick.tasks import metrics
+from llmkick.tasks.data.readers.mmlu import LETTERS
+from llmkick.tasks.prompting import Prompting, resolve_prompting
+from llmkick.tasks.task import Item, Task
+
+# Task, protocol → which function scores it. What is not here cannot be exported.
+SCORERS: dict[tuple[str, str], Callable[..., dict[str, float]]] = {
+    ("factoid_qa", "strict"): lm_eval_scoring.alias_in_first_line,
+    ("factoid_qa", "paper"): lm_eval_scoring.alias_anywhere,
+    ("context_qa", "strict"): lm_eval_scoring.alias_in_first_line,
+    ("context_qa", "paper"): lm_eval_scoring.alias_either_way,
+    ("multiple_choice:letter", "strict"): lm_eval_scoring.likeliest_option,
+    ("multiple_choice:letter", "paper"): lm_eval_scoring.letter_is_last,
+    ("multiple_choice:cloze", "strict"): lm_eval_scoring.likeliest_option_per_byte,
+}
+
+LOADER = '''
+
+def load(file, **_):
+    """The documents of a task, from the file beside this one."""
+    import json
+    import pathlib
+
+    import datasets
+
+    path = pathlib.Path(__file__).with_name(file)
+    lines = path.read_text(encoding="utf-8").split("\\n")
+    return {"test": datasets.Dataset.from_list([json.loads(line) for line in lines if line])}
+'''
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export:
+    """What was written: the names that lm-eval knows the tasks by, how to run them, and what to know about them."""
+
+    folder: Path
+    names: tuple[str, ...]
+    command: str
+    notes: tuple[str, ...]
+
+
+def export_tasks(
+    tasks: Sequence[Task], folder: Path, *, model: TransformersModel | None = None, prompting: str = "auto"
+) -> Export:
+    """Write tasks into a new folder for lm-eval.
+
+    Without a model prompts are raw text, whole, and serve any model. With one they are what this model is asked
+    here: rendered by its chat template when it has one (or as `prompting` says), examples and evidence cut to fit
+    it. Its weights are not needed, see `models.outline`.
+    Raises ConfigError for a task or style that lm-eval cannot score alike, and for a folder that has something in it.
+    """
+    check_target(folder)
+    styles = [_style(task, model, prompting) for task in tasks]
+    scorers = [_scorer(task, style) for task, style in zip(tasks, styles, strict=True)]
+    names, notes = [], []
+    with new_folder(folder) as temporary:
+        for task, style, scorer in zip(tasks, styles, scorers, strict=True):
+            names.append(_lm_eval_name(task))
+            if names.count(names[-1]) > 1:
+                raise ConfigError(f"{task.name} is listed twice")
+            items = task.items(model)
+            documents = [_document(task, item, style, model) for item in items]
+            lines = [json.dumps(document, ensure_ascii=False) for document in documents]
+            _write(temporary / f"{names[-1]}.jsonl", "\n".join(lines) + "\n")
+            _write(temporary / f"{names[-1]}.yaml", _yaml(task, names[-1], documents[0], scorer))
+            notes += [f"{task.name}: {note}" for note in (*task.notes, *_differences(task, items, style, model))]
+        _write(temporary / "utils.py", _utils(scorers))
+        command = _command(names, folder, model, chat="chat" in styles)
+        _write(temporary / "README.md", _readme(command, model, notes, chat="chat" in styles))
+    return Export(folder=folder, names=tuple(names), command=command, notes=tuple(notes))
+
+
+def check_target(folder: Path) -> None:
+    """Raise ConfigError when there is something in the folder already, or it cannot be made."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(f"{folder} exists and is not empty; choose another folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"cannot write {folder}: {error}; choose another folder") from error
+
+
+def _style(task: Task, model: TransformersModel | None, prompting: str) -> Prompting:
+    if model is not None:
+        return resolve_prompting(model, prompting, required=task.prompting)
+    if prompting == "chat":
+        raise ConfigError("a chat prompt is rendered by a model's own template: give --model")
+    if task.key.get("evidence_tokens") is not None:
+        raise ConfigError(f"the evidence of {task.name} is cut by a model's tokens: give --model")
+    return "raw"
+
+
+def _scorer(task: Task, style: Prompting) -> Callable[..., dict[str, float]]:
+    base, protocol = task.name.partition(":")[0], str(task.key.get("protocol", ""))
+    name = task.name if (task.name, protocol) in SCORERS else base
+    if (name, protocol) not in SCORERS:
+        known = ", ".join(dict.fromkeys(name for name, _ in SCORERS))
+        why = " (lm-eval cuts text into windows of its own)" if base == "perplexity" else ""
+        raise ConfigError(f"{task.name} cannot be exported to lm-eval{why}; choose from: {known}")
+    if task.name == "multiple_choice:cloze" and style == "chat":
+        raise ConfigError(
+            "multiple_choice:cloze cannot be exported as chat: lm-eval counts the white space at the end of the chat "
+            "template as part of every option, which changes their log-probability a byte; use --prompting raw"
+        )
+    return SCORERS[name, protocol]
+
+
+def _lm_eval_name(task: Task) -> str:
+    paper = "_paper" if task.key["protocol"] == "paper" else ""
+    return f"llmkick_{task.name.replace(':', '_')}{paper}"
+
+
+def _document(task: Task, item: Item, style: Prompting, model: TransformersModel | None) -> dict[str, Any]:
+    """One line of the data: the prompt as it is asked, and what the score needs."""
+    requests = task.requests(item, style)
+    document: dict[str, Any] = {"id": item.id, "cluster": item.cluster, "prompt": _text(requests[0].prompt, model)}
+    if isinstance(requests[0], GenerateRequest):
+        letter = None if item.answer is None else LETTERS[item.answer]
+        answers = list(item.references) if letter is None else [letter]
+        return {**document, "answers": answers, "tokens": requests[0].max_new_tokens}
+    options = [str(request.continuation) for request in requests if isinstance(request, ScoreRequest)]
+    sizes = [len(choice.encode()) for choice in item.choices]
+    return {**document, "options": options, "bytes": sizes, "answer": item.answer}
+
+
+def _text(prompt: Prompt, model: TransformersModel | None) -> str:
+    if isinstance(prompt, str):
+        return prompt
+    assert model is not None, "only a model renders a conversation"
+    return model.render_chat(prompt)
+
+
+def _yaml(task: Task, name: str, document: dict[str, Any], scorer: Callable[..., Any]) -> str:
+    lines = [
+        f"# {task.name}, version {task.version}, written by llmkick.",
+        f"task: {name}",
+        "custom_dataset: !function utils.load",
+        f"dataset_kwargs: {{file: {name}.jsonl}}",
+        "test_split: test",
+        "num_fewshot: 0",
+        "doc_to_text: prompt",
+    ]
+    if "options" in document:
+        lines += ["output_type: multiple_choice", "doc_to_choice: options", "doc_to_target: answer"]
+        lines += ['target_delimiter: ""']  # each option owns the space before it
+    else:
+        lines += ["output_type: generate_until", "doc_to_target: answers"]
+        # No stop string: an answer may begin with an empty line, which lm-eval would stop at. The score looks at
+        # the first line that is not empty.
+        lines += [f"generation_kwargs: {{until: [], do_sample: false, max_gen_toks: {document['tokens']}}}"]
+    lines += [
+        f"process_results: !function utils.{scorer.__name__}",
+        "metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]",
+        f"metadata: {{version: {task.version}}}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _utils(scorers: Sequence[Callable[..., Any]]) -> str:
+    """One file that needs nothing but the standard library (and datasets, which lm-eval has)."""
+    needed = [*dict.fromkeys(scorers), lm_eval_scoring._only_best]
+    functions = "\n\n".join(inspect.getsource(function) for function in needed)
+    source = inspect.getsource(metrics).replace(
+        "from collections.abc import Sequence", "from collections.abc import Sequence\nfrom typing import Any"
+    )
+    return f"{source}\n\n{functions}{LOADER}"
+
+
+def _differences(task: Task, items: Sequence[Item], style: Prompting, model: TransformersModel | None) -> list[str]:
+    """Where lm-eval will treat an item of this model in another way than we do, with counts."""
+    if model is None:
+        return []
+    counts: Counter[str] = Counter()
+    for item in items:
+        requests = task.requests(item, style)
+        scored = [request for request in requests if isinstance(request, ScoreRequest)]
+        answer = max((r.max_new_tokens for r in requests if isinstance(r, GenerateRequest)), default=0)
+        longest = max(len(model.encode(request.prompt)) for request in requests) + answer
+        if longest > model.max_tokens:
+            counts["longer than the model's context: unscored here, cut from the left by lm-eval"] += 1
+        elif not _same_tokens(model, scored):
+            counts["split otherwise between question and option by lm-eval, which may change their score"] += 1
+    return [f"{count} of {len(items)} prompts are {what}" for what, count in counts.items()]
+
+
+def _same_tokens(model: TransformersModel, requests: Sequence[ScoreRequest]) -> bool:
+    """Whether lm-eval scores the tokens that we do, but for some that all options share.
+
+    It tokenises the prompt without the white space at its end, which goes to the option, and the two together.
+    """
+    extra = set()
+    for request, ours in zip(requests, encode_requests(model, requests), strict=True):
+        text, chat = _text(request.prompt, model), not isinstance(request.prompt, str)
+        tokens = [
+            model.tokenizer(part, add_special_tokens=not chat, verbose=False)["input_ids"]
+            for part in (text.rstrip(), text + str(request.continuation))
+        ]
+        theirs = tuple(tokens[1][len(tokens[0]) :])
+        if theirs[len(theirs) - len(ours.continuation) :] != ours.continuation:
+            return False
+        extra.add(theirs[: len(theirs) - len(ours.continuation)])
+    return len(extra) <= 1
+
+
+def _command(names: Sequence[str], folder: Path, model: TransformersModel | None, *, chat: bool) -> str:
+    weights = "MODEL" if model is None or model.checkpoint is None else str(model.checkpoint.folder)
+    dtype = "float32" if model is None else model.info.dtype
+    start = ",add_bos_token=False" if model is not None and chat and _adds_start_token(model) else ""
+    return (
+        f"lm_eval --model hf --model_args pretrained={weights},dtype={dtype}{start} --tasks {','.join(names)} "
+        f"--include_path {folder} --batch_size 1 --log_samples --output_path OUT"
+    )
+
+
+def _adds_start_token(model: TransformersModel) -> bool:
+    """Whether the tokenizer puts a token before every text: a chat template has written its own."""
+    return bool(model.tokenizer("")["input_ids"])
+
+
+def _readme(command: str, model: TransformersModel | None, notes: Sequence[str], *, chat: bool) -> str:
+    chatting = ", in its chat template" if chat else ""
+    whom = "any model: raw text" if model is None else f"{model.info.name}{chatting}"
+    listed = "".join(f"- {note}\n" for note in notes)
+    return (
+        f"# Tasks of llmkick for lm-eval\n\nWritten by `kick export-lm-eval`, tried with lm-eval 0.4.13. "
+        f"The prompts are for {whom}.\n\n    {command}\n\n"
+        "The prompts are complete: leave `--num_fewshot` and `--apply_chat_template` out. Scores are equal item by "
+        "item at batch size 1 in float32; in half precision or other batches near-ties may fall otherwise.\n"
+        + (f"\n{listed}" if listed else "")
+    )
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8", newline="\n")

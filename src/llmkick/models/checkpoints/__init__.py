@@ -1,0 +1,1 @@
+"""Checkpoints: how weights are located, read and unpacked, from any format."""

@@ -1,0 +1,254 @@
+"""A model reference (built-in name, folder, hub id, .gguf file) → files on disk and their digest."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import re
+import shutil
+from collections import Counter
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llmkick.errors import ConfigError, ModelError
+from llmkick.files import cache_folder, new_folder, require_space, sha256_of_file
+from llmkick.models.checkpoints.builtin import BUILTIN_MODELS, builtin_gguf
+from llmkick.models.checkpoints.packed import MANIFEST
+from llmkick.models.checkpoints.quantized import method_of, precision_of, quantization_of, require_reader
+from llmkick.models.plugin_models import plugin_of
+
+# Part of the cache key of converted files: raise it when the conversion changes.
+CONVERSION_VERSION = 2
+SOURCE_FILE = "llmkick_source.json"
+SERVER_SCHEME = "openai:"
+SMALL_FILES = ["*.json", "tokenizer*", "*.jinja", "*.model", "*.txt"]
+HUB_FILES = ["*.safetensors", "*.safetensors.index.json", *SMALL_FILES]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """Located files of a model: a Hugging Face folder, and where it came from."""
+
+    name: str
+    revision: str
+    folder: Path
+    digest: str
+    source_precision: str
+    packed: bool = False  # in our compact form, see `models.packed`
+    quantization: str = ""  # the method, as transformers names it, where another tool stored the weights quantized
+    stored_bytes: int = 0  # of the weights, as they came
+
+
+def is_server(reference: str) -> bool:
+    """Whether a model reference names a server (`openai:URL#name`), which has no files here."""
+    return reference.startswith(SERVER_SCHEME)
+
+
+def locate(reference: str) -> Checkpoint:
+    """Find (fetch or convert when needed) the files behind a model reference.
+
+    `reference` is a built-in name, a local Hugging Face folder, a `.gguf` file, or a hub id
+    (`owner/name`, optionally `owner/name@revision`).
+    Raises ModelError when there is nothing readable behind it, ConfigError for a server.
+    """
+    if is_server(reference):
+        raise ConfigError(
+            f"{reference} is a server: its weights are not here. It can be asked (kick eval, kick compare; "
+            "llmkick.models.server.server.connect from Python), not loaded or compressed"
+        )
+    if reference in BUILTIN_MODELS:
+        model = BUILTIN_MODELS[reference]
+        return _from_gguf(builtin_gguf(reference), name=reference, revision=model.version, pinned=model.gguf_sha256)
+    path = Path(reference).expanduser()
+    if path.suffix.lower() == ".gguf":
+        if not path.is_file():
+            raise ModelError(f"there is no file {path}")
+        return _from_gguf(path, name=path.stem, revision="")
+    if path.is_dir():
+        return _from_folder(path, name=path.resolve().name, revision="")
+    if re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", reference):
+        return _from_hub(reference)
+    if plugin_of(reference) is not None:
+        raise ModelError(f"{reference} comes from a plug-in and has no files to work on; `kick eval` can ask it")
+    raise ModelError(
+        f"unknown model {reference!r}: not a built-in ({', '.join(sorted(BUILTIN_MODELS))}), "
+        "not a folder or .gguf file on this machine, and not a hub id such as owner/name"
+    )
+
+
+def small_files(reference: str) -> Path:
+    """A folder with everything of a model but, where it comes from the hub, its weights."""
+    path = Path(reference).expanduser()
+    if path.is_dir():
+        return path
+    if reference in BUILTIN_MODELS or path.suffix.lower() == ".gguf":
+        return locate(reference).folder
+    from huggingface_hub import snapshot_download
+
+    repository, _, revision = reference.partition("@")
+    return Path(snapshot_download(repository, revision=revision or None, allow_patterns=SMALL_FILES))
+
+
+def _from_folder(folder: Path, *, name: str, revision: str, digest: str = "") -> Checkpoint:
+    """The checkpoint in a folder; `digest` is known where we converted it, else computed."""
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"{folder} is not a Hugging Face model folder: it has no config.json")
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights:
+        pickled = sorted(path.name for path in folder.glob("*.bin"))
+        hint = f" ({', '.join(pickled)} is a pickle, which is never loaded: convert it)" if pickled else ""
+        raise ModelError(f"{folder} has no .safetensors weights{hint}")
+    stated = quantization_of(folder)
+    require_reader(name, stated)
+    return Checkpoint(
+        name=name,
+        revision=revision,
+        folder=folder,
+        digest=digest or _digest(folder, weights),
+        source_precision=_source_precision(folder, precision_of(stated)),
+        packed=(folder / MANIFEST).is_file(),
+        quantization=method_of(stated),
+        stored_bytes=sum(path.stat().st_size for path in weights),
+    )
+
+
+def _source_precision(folder: Path, stored: str) -> str:
+    """What a converted folder was made from; else how the folder's own weights are stored."""
+    if not (folder / SOURCE_FILE).is_file():
+        return stored
+    try:
+        return str(json.loads((folder / SOURCE_FILE).read_text(encoding="utf-8"))["source_precision"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{folder / SOURCE_FILE} is damaged ({error}): delete the folder {folder}") from error
+
+
+def _digest(folder: Path, weights: list[Path]) -> str:
+    """One hash over everything in the folder that can change an answer."""
+    texts = [path for pattern in ("*.json", "*.jinja", "*.model", "*.txt") for path in folder.glob(pattern)]
+    total = hashlib.sha256()
+    for path in sorted({*weights, *texts}):
+        total.update(f"{path.name}\0{sha256_of_file(path)}\n".encode())
+    return total.hexdigest()
+
+
+def _from_hub(reference: str) -> Checkpoint:
+    from huggingface_hub import snapshot_download
+
+    repository, _, revision = reference.partition("@")
+    try:
+        folder = Path(snapshot_download(repository, revision=revision or None, allow_patterns=HUB_FILES))
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise ModelError(
+            f"cannot get {reference!r} from the hub, and it is not cached: {reason}\n"
+            "Check the name and the network, or give a local folder, a .gguf file or a built-in "
+            f"({', '.join(sorted(BUILTIN_MODELS))})"
+        ) from error
+    return _from_folder(folder, name=repository, revision=folder.name)
+
+
+def _from_gguf(path: Path, *, name: str, revision: str, pinned: str = "") -> Checkpoint:
+    digest = sha256_of_file(path)
+    if pinned and digest != pinned:
+        raise ModelError(f"{path} has sha256 {digest}, expected {pinned}: it is damaged, delete it to fetch it anew")
+    target = cache_folder("converted") / f"{digest[:16]}-v{CONVERSION_VERSION}"
+    if _is_whole(target):
+        return _converted(target, path, name=name, revision=revision, digest=digest)
+    if target.exists():  # altered, or left by a full disk: the GGUF file is there to convert again
+        shutil.rmtree(target)
+    precision = gguf_precision(path)
+    require_space(target, 8 * path.stat().st_size, f"converting {path.name}")
+    with new_folder(target) as folder:
+        _convert_gguf(path, folder)
+        weights = {file.name: sha256_of_file(file) for file in folder.glob("*.safetensors")}
+        source = {"file": path.name, "digest": digest, "source_precision": precision, "weights": weights}
+        (folder / SOURCE_FILE).write_text(json.dumps(source, indent=1), encoding="utf-8")
+    return _converted(target, path, name=name, revision=revision, digest=digest)
+
+
+def _converted(folder: Path, source: Path, *, name: str, revision: str, digest: str) -> Checkpoint:
+    """The checkpoint in a folder that was made from a GGUF file, which is what its size is of."""
+    found = _from_folder(folder, name=name, revision=revision, digest=digest)
+    return replace(found, stored_bytes=source.stat().st_size)
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether a converted folder still holds the weights that were written into it."""
+    try:
+        weights = json.loads((folder / SOURCE_FILE).read_text(encoding="utf-8"))["weights"]
+        return bool(weights) and all(sha256_of_file(folder / name) == known for name, known in weights.items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
+def gguf_precision(path: Path) -> str:
+    """The storage type of most weight matrices of a GGUF file, e.g. "Q4_1"; "float" for F32, F16, BF16.
+
+    Raises ModelError when the file is not a readable GGUF file.
+    """
+    from gguf import GGUFReader
+
+    try:
+        tensors = GGUFReader(path).tensors
+    except Exception as error:
+        raise ModelError(f"{path} is not a readable GGUF file (damaged or cut short?): {error}") from error
+    types = Counter(t.tensor_type.name for t in tensors if t.name.startswith("blk.") and len(t.shape) == 2)
+    if not types:
+        raise ModelError(f"{path} holds no decoder weights")
+    common = types.most_common(1)[0][0]
+    return "float" if common in {"F32", "F16", "BF16"} else common
+
+
+def _refuse_architecture(path: Path, error: Exception) -> None:
+    """Raise ModelError when it is the architecture that transformers has no GGUF reader for."""
+    from gguf import GGUFReader
+    from transformers.modeling_gguf_pytorch_utils import GGUF_SUPPORTED_ARCHITECTURES
+
+    if "architecture" not in str(error) or "not supported" not in str(error):
+        return
+    field = GGUFReader(path).fields.get("general.architecture")
+    known = sorted(set(GGUF_SUPPORTED_ARCHITECTURES) - {"general", "tokenizer"})
+    raise ModelError(
+        f"{path.name} is a GGUF file of architecture {'unknown' if field is None else field.contents()!r}, which "
+        f"transformers cannot read (it reads {', '.join(known)}). Give the original Hugging Face folder, or serve the "
+        "file with llama.cpp and give its address, openai:URL#NAME"
+    ) from error
+
+
+def _convert_gguf(path: Path, folder: Path) -> None:
+    """Dequantize into float32, which holds every GGUF value exactly, and save as a Hugging Face folder."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    try:
+        # Its bars write control characters into logs, and over our own bars on a terminal.
+        with contextlib.redirect_stderr(io.StringIO()):
+            tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                str(path.parent), gguf_file=path.name, dtype=torch.float32, output_loading_info=True
+            )
+    except Exception as error:  # a damaged file shows wherever its parts are first used
+        _refuse_architecture(path, error)
+        raise ModelError(f"transformers cannot read {path.name}: {error}") from error
+    network, loading = loaded
+    refuse_missing(path, network, loading)
+    # The weights are plain floats from here on; what is left of the quantizer would refuse to save them.
+    if hasattr(network.config, "quantization_config"):
+        del network.config.quantization_config
+    network.hf_quantizer = None
+    with contextlib.redirect_stderr(io.StringIO()):
+        network.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def refuse_missing(source: Path, network: Any, loading: dict[str, Any]) -> None:
+    """Raise ModelError when tensors are missing: transformers makes up random ones and only logs it."""
+    missing = sorted(loading["missing_keys"])
+    if missing:
+        raise ModelError(
+            f"{source} lacks {len(missing)} tensors of a {type(network).__name__}, among them {', '.join(missing[:3])}"
+        )

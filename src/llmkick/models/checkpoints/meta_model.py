@@ -1,0 +1,148 @@
+"""A model without its weights in memory: its structure, and where on disk each tensor lies."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llmkick.errors import ModelError
+from llmkick.models.checkpoints.checkpoint import Checkpoint, locate
+from llmkick.models.language_model import ModelInfo
+from llmkick.models.precision import resolve_device, resolve_dtype
+from llmkick.models.transformers_model import TransformersModel, describe, read_tokenizer
+
+
+class TensorFiles:
+    """The tensors of a folder's safetensors files, by name. Nothing is read before it is asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._file_of = _index(folder)
+
+    @property
+    def names(self) -> set[str]:
+        """All names in the files."""
+        return set(self._file_of)
+
+    def read(self, name: str) -> Tensor:
+        """A tensor on the CPU, mapped from its file: memory is taken as its pages are touched."""
+        from safetensors import SafetensorError, safe_open
+
+        file = self.folder / self._file_of[name]
+        try:
+            with safe_open(file, framework="pt") as stream:
+                tensor: Tensor = stream.get_tensor(name)
+                return tensor
+        except (SafetensorError, OSError) as error:
+            raise ModelError(f"{file}: {name} cannot be read ({error}): the file is cut short or damaged") from error
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """A tensor's shape, from the header of its file."""
+        from safetensors import safe_open
+
+        with safe_open(self.folder / self._file_of[name], framework="pt") as stream:
+            return tuple(stream.get_slice(name).get_shape())
+
+
+def _index(folder: Path) -> dict[str, str]:
+    from safetensors import SafetensorError, safe_open
+
+    listed = folder / "model.safetensors.index.json"
+    try:
+        if listed.is_file():
+            files: dict[str, str] = json.loads(listed.read_text(encoding="utf-8"))["weight_map"]
+            return files
+        found = {}
+        for file in sorted(folder.glob("*.safetensors")):
+            with safe_open(file, framework="pt") as stream:
+                found.update(dict.fromkeys(stream.keys(), file.name))
+        return found
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        raise ModelError(f"{folder}: its safetensors files cannot be read ({error})") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outline:
+    """A model whose network is on the meta device, the files it comes from, and where it is to be computed.
+
+    `obstacle` says why its blocks cannot be read one by one, None when they can; `placement` is where the whole
+    model would be loaded, in the words of `load_model`.
+    """
+
+    model: TransformersModel
+    files: TensorFiles
+    device: torch.device
+    placement: str
+    obstacle: str | None
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """The files it comes from."""
+        assert self.model.checkpoint is not None
+        return self.model.checkpoint
+
+    @property
+    def info(self) -> ModelInfo:
+        """What identifies the model."""
+        return self.model.info
+
+    @property
+    def tied(self) -> dict[str, str]:
+        """Names in the state dict that stand for the same tensor as another, and that other name."""
+        tied: dict[str, str] = self.model.network.all_tied_weights_keys
+        return tied
+
+    @property
+    def bytes(self) -> int:
+        """Memory that all weights would take."""
+        return sum(tensor.numel() * tensor.element_size() for tensor in self.model.network.parameters())
+
+
+def load_outline(reference: str, *, dtype: str = "auto", device: str = "auto") -> Outline:
+    """The outline of a model; arguments and errors are those of `load_model`."""
+    target = resolve_device(device)
+    precision = resolve_dtype(dtype, target)
+    checkpoint = locate(reference)
+    network = _empty_network(checkpoint, precision)
+    info = describe(network, checkpoint, precision)
+    model = TransformersModel(network=network, tokenizer=read_tokenizer(checkpoint), info=info, checkpoint=checkpoint)
+    files = TensorFiles(checkpoint.folder)
+    obstacle = _obstacle(network, files, checkpoint, precision)
+    return Outline(model=model, files=files, device=target, placement=device, obstacle=obstacle)
+
+
+def _empty_network(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
+    from accelerate import init_empty_weights
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    auto: Any = AutoModelForCausalLM
+    try:
+        config = AutoConfig.from_pretrained(checkpoint.folder, local_files_only=True, trust_remote_code=False)
+        with init_empty_weights(include_buffers=False):
+            network = auto.from_config(config, dtype=dtype, trust_remote_code=False)
+    except Exception as error:
+        raise ModelError(f"cannot load {checkpoint.name} from {checkpoint.folder}: {error}") from error
+    network.tie_weights()
+    return network.eval().requires_grad_(False)
+
+
+def _obstacle(network: Any, files: TensorFiles, checkpoint: Checkpoint, dtype: torch.dtype) -> str | None:
+    if checkpoint.packed:
+        return "it is already packed"
+    if getattr(network.config, "quantization_config", None) is not None:
+        return "its weights are stored quantized"
+    kept = getattr(network, "_keep_in_fp32_modules", None) or getattr(network, "_keep_in_fp32_modules_strict", None)
+    if kept and dtype != torch.float32:
+        return "parts of it stay in float32 whatever the precision"
+    names, tied = files.names, set(network.all_tied_weights_keys)
+    for name, tensor in network.state_dict().items():
+        if name not in names and name not in tied:
+            return f"transformers makes its {name} out of other tensors when it loads them"
+        if name in names and files.shape(name) != tuple(tensor.shape):
+            return f"its {name} has shape {files.shape(name)} on disk, but {tuple(tensor.shape)} in the network"
+    return None

@@ -1,0 +1,294 @@
+"""The compact form of compressed weights on disk, and back, bit for bit.
+
+Two questions say how a weight is stored. Which places: all of them; those whose bit is set in a mask; or N of
+every M, each group with the number of its pattern. In which form: as they are, or as integer codes with a scale
+and a zero point for each group of inputs. One safetensors file holds the parts of many weights; its metadata
+say how to put them together, with a checksum for each.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from llmkick.errors import ModelError
+from llmkick.models.checkpoints.bit_streams import pack_bits, pattern_bits, rank_patterns, unpack_bits, unrank_patterns
+
+FORMAT = 1
+MANIFEST = "llmkick_packed.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Codes:
+    """Integer codes of a weight (out, in): it reads scale × (code − zero), in float32, cast to its dtype."""
+
+    codes: Tensor  # (out, in) uint8
+    scale: Tensor  # (out, groups) float32
+    zero: Tensor  # (out, groups) whole numbers
+    bits: int
+    group: int  # inputs that share a scale; the last group of a row may be smaller
+    symmetric: bool  # the zero is 2^(bits − 1) everywhere
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """How the parts of one weight make up the whole."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    digest: str  # sha256 of the whole weight's bytes
+    checksum: str = ""  # sha256 of the parts' bytes
+    kept: int | None = None  # N of N:M
+    of: int | None = None  # M of N:M
+    masked: bool = False
+    bits: int | None = None
+    group: int | None = None
+    symmetric: bool = False
+    place: Place | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a weight belongs in a network's state dict: the parameter, as it is, transposed, or as one expert."""
+
+    parameter: str
+    transposed: bool = False
+    expert: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Packed:
+    """One tensor in compact form: `parts` is "values" and, as the layout asks, "places", "scale", "zero"."""
+
+    layout: Layout
+    parts: dict[str, Tensor]
+
+    @property
+    def size(self) -> int:
+        """Bytes of all parts."""
+        return sum(part.numel() * part.element_size() for part in self.parts.values())
+
+
+def pack(
+    weight: Tensor,
+    *,
+    codes: Codes | None = None,
+    masked: bool = False,
+    pattern: tuple[int, int] | None = None,
+    place: Place | None = None,
+) -> Packed:
+    """The compact form of a weight (out, in), on the CPU.
+
+    `masked` leaves out zeros and keeps a bit for each place, `pattern` (N, M) keeps N of every M consecutive
+    inputs. What would not come back bit for bit is stored a wider way: codes that do not give the weight as
+    values, groups with more than N non-zeros under a mask. Only a zero with all bits clear counts as one.
+    """
+    weight = weight.detach().cpu().contiguous()
+    dtype = str(weight.dtype).removeprefix("torch.")
+    layout = Layout(shape=tuple(weight.shape), dtype=dtype, digest=digest_of(weight), place=place)
+    if codes is not None and not torch.equal(_raw(_decode(codes).to(weight.dtype)), _raw(weight)):
+        codes = None
+    values, parts = weight.flatten(), {}
+    if codes is not None:
+        values = codes.codes.cpu().flatten()
+        layout = replace(layout, bits=codes.bits, group=codes.group, symmetric=codes.symmetric)
+        parts["scale"] = codes.scale.cpu().float().contiguous()
+        if not codes.symmetric:
+            parts["zero"] = pack_bits(codes.zero.cpu().flatten(), codes.bits)
+    filled = _raw(weight).flatten() != 0
+    if pattern is not None:
+        places = _exactly(filled.view(-1, pattern[1]), pattern[0])
+        if places is not None:
+            parts["places"] = pack_bits(rank_patterns(places), pattern_bits(*pattern))
+            layout, values = replace(layout, kept=pattern[0], of=pattern[1]), values[places.flatten()]
+    if "places" not in parts and (masked or pattern is not None):
+        parts["places"] = pack_bits(filled, 1)
+        layout, values = replace(layout, masked=True), values[filled]
+    parts["values"] = values.clone() if codes is None else pack_bits(values, codes.bits)
+    return Packed(layout=replace(layout, checksum=_checksum(parts)), parts=parts)
+
+
+def _exactly(filled: Tensor, kept: int) -> Tensor | None:
+    """A mask (groups, M) with exactly N places set, all non-zeros among them; None when a group has more."""
+    missing = kept - filled.sum(dim=1, keepdim=True)
+    if bool((missing < 0).any()):
+        return None
+    return filled | (~filled & ((~filled).cumsum(dim=1) <= missing))
+
+
+def unpack(packed: Packed) -> Tensor:
+    """The whole weight again, on the CPU. Raises ModelError when it is not the one that was packed."""
+    layout, parts = packed.layout, packed.parts
+    if _checksum(parts) != layout.checksum:
+        raise ModelError("its checksum does not match: the file was altered or damaged")
+    codes = codes_of(packed)
+    if codes is None:
+        count = math.prod(layout.shape)
+        blank = torch.zeros(count, dtype=_dtype(layout.dtype))
+        weight = _spread(parts["values"], _places(layout, parts, count), blank).view(layout.shape)
+    else:
+        weight = _decode(codes).to(_dtype(layout.dtype))
+    if digest_of(weight) != layout.digest:
+        raise ModelError("its contents do not match their checksum: it was written by a faulty program")
+    return weight
+
+
+def codes_of(packed: Packed) -> Codes | None:
+    """The integer codes of a weight, those of left-out zeros filled in; None when it is not stored as codes."""
+    layout, parts = packed.layout, packed.parts
+    if layout.bits is None or layout.group is None:
+        return None
+    count, scale = math.prod(layout.shape), parts["scale"]
+    middle = torch.full(scale.shape, 1 << (layout.bits - 1), dtype=torch.uint8)
+    zero = middle if layout.symmetric else unpack_bits(parts["zero"], layout.bits, scale.numel()).view(scale.shape)
+    places = _places(layout, parts, count)
+    stored = unpack_bits(parts["values"], layout.bits, count if places is None else int(places.sum()))
+    blank = zero.repeat_interleave(layout.group, dim=1)[:, : layout.shape[1]].flatten()
+    return Codes(
+        codes=_spread(stored, places, blank).view(layout.shape),
+        scale=scale,
+        zero=zero,
+        bits=layout.bits,
+        group=layout.group,
+        symmetric=layout.symmetric,
+    )
+
+
+def _dtype(name: str) -> torch.dtype:
+    dtype = getattr(torch, name, None)
+    if not isinstance(dtype, torch.dtype):
+        raise ModelError(f"it says that its values are {name!r}, which is no type of number")
+    return dtype
+
+
+def _places(layout: Layout, parts: Mapping[str, Tensor], count: int) -> Tensor | None:
+    if layout.kept is not None and layout.of is not None:
+        rank = unpack_bits(parts["places"], pattern_bits(layout.kept, layout.of), count // layout.of)
+        return unrank_patterns(rank, layout.kept, layout.of).flatten()
+    return unpack_bits(parts["places"], 1, count).bool() if layout.masked else None
+
+
+def _spread(values: Tensor, places: Tensor | None, blank: Tensor) -> Tensor:
+    return values if places is None else blank.masked_scatter(places, values)
+
+
+def _decode(codes: Codes) -> Tensor:
+    """Codes → weights (out, in) float32, with the operations and their order that rounded them."""
+    rows, columns = codes.codes.shape
+    padded = F.pad(codes.codes.cpu().float(), (0, -columns % codes.group)).view(rows, -1, codes.group)
+    weights = (padded - codes.zero.cpu().float()[..., None]).mul_(codes.scale.cpu().float()[..., None])
+    return weights.view(rows, -1)[:, :columns]
+
+
+def digest_of(tensor: Tensor) -> str:
+    """Hex sha256 of a tensor's type, shape and values."""
+    total = hashlib.sha256(f"{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+    total.update(memoryview(_bytes(tensor)))
+    return total.hexdigest()
+
+
+def _checksum(parts: Mapping[str, Tensor]) -> str:
+    total = hashlib.sha256()
+    for name, part in sorted(parts.items()):
+        total.update(f"{name}\0{part.dtype}\0{tuple(part.shape)}\0".encode())
+        total.update(memoryview(_bytes(part)))
+    return total.hexdigest()
+
+
+def _bytes(tensor: Tensor) -> Any:
+    return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
+
+
+def _raw(tensor: Tensor) -> Tensor:
+    """The bits of a float tensor as integers, so that −0 and NaN compare as what they are."""
+    integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    return tensor.contiguous().view(integers[tensor.element_size()])
+
+
+def write_packed(file: Path, weights: Mapping[str, Packed]) -> None:
+    """Write weights into one file, whole or not at all: a reader or a crash never sees half of it."""
+    from safetensors.torch import save_file
+
+    tensors = {f"{name}:{key}": part for name, one in weights.items() for key, part in one.parts.items()}
+    layouts = {name: asdict(one.layout) for name, one in weights.items()}
+    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        save_file(tensors, temporary, metadata={"format": "pt", "llmkick": json.dumps(layouts)})
+        with temporary.open("rb+") as stream:
+            os.fsync(stream.fileno())
+        temporary.replace(file)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_packed(file: Path) -> Iterator[tuple[str, Tensor]]:
+    """Names and whole weights in a file, one at a time. Raises ModelError naming the file and the weight."""
+    for name, _, weight in read_placed(file):
+        yield name, weight
+
+
+def read_placed(file: Path) -> Iterator[tuple[str, Place, Tensor]]:
+    """Names, places and whole weights in a file; without a place, the name is the parameter's."""
+    for name, one in read_parts(file):
+        try:
+            yield name, one.layout.place or Place(parameter=name), unpack(one)
+        except (ModelError, RuntimeError, ValueError, KeyError, IndexError) as error:
+            raise ModelError(f"{file}: {name} cannot be read: {error}; make the file again") from error
+
+
+def read_parts(file: Path) -> Iterator[tuple[str, Packed]]:
+    """Names and compact forms in a file, one at a time."""
+    from safetensors import SafetensorError, safe_open
+
+    name = "its header"
+    try:
+        with safe_open(file, framework="pt") as stream:
+            layouts = json.loads(stream.metadata()["llmkick"])
+            keys = set(stream.keys())
+            for name, fields in layouts.items():
+                place = None if fields["place"] is None else Place(**fields["place"])
+                layout = Layout(**{**fields, "shape": tuple(fields["shape"]), "place": place})
+                names = [key for key in ("places", "scale", "values", "zero") if f"{name}:{key}" in keys]
+                yield name, Packed(layout=layout, parts={key: stream.get_tensor(f"{name}:{key}") for key in names})
+    except (SafetensorError, OSError, TypeError, KeyError, ValueError) as error:
+        raise ModelError(
+            f"{file}: {name} cannot be read ({error}): the file is cut short or damaged; make it again"
+        ) from error
+
+
+def write_manifest(folder: Path, files: Sequence[str], **facts: Any) -> None:
+    """Say which packed files, in this order, make up the model in a folder."""
+    text = json.dumps({"format": FORMAT, "files": list(files), **facts}, indent=1, ensure_ascii=False)
+    (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+
+
+def unpack_folder(folder: Path) -> dict[str, Tensor]:
+    """The state dict of the packed model in a folder. Raises ModelError naming the file and the weight."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        form, files = manifest["format"], [folder / name for name in manifest["files"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{folder / MANIFEST} cannot be read ({error}): make the folder again") from error
+    if form != FORMAT:
+        raise ModelError(f"{folder} is packed in format {form}; this version reads {FORMAT}: update llmkick")
+    weights: dict[str, Tensor] = {}
+    experts: dict[str, dict[int, Tensor]] = {}
+    for file in files:
+        for _, place, weight in read_placed(file):
+            if place.expert is not None:
+                experts.setdefault(place.parameter, {})[place.expert] = weight
+            else:
+                weights[place.parameter] = weight.t().contiguous() if place.transposed else weight
+    for parameter, members in experts.items():
+        weights[parameter] = torch.stack([members[number] for number in range(len(members))])
+    return weights

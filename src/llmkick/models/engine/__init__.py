@@ -1,0 +1,1 @@
+"""The scoring and generation engine around a network: batches, caches, attention, memory."""

@@ -1,0 +1,235 @@
+"""Greedy decoding in batches: prompts run once, finished rows leave the batch and waiting ones take their place."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from llmkick.models.engine.batch_budget import attempt
+from llmkick.models.engine.batches import Ids, plan_batches
+from llmkick.models.engine.kv_cache import can_reuse_cache
+from llmkick.models.engine.runner import Prefilled, Prefix, Runner, join, prefix_groups
+from llmkick.models.finite import finite_rows
+from llmkick.models.language_model import GenerateRequest, Generation, Unanswered
+from llmkick.models.transformers_model import TransformersModel
+
+MAX_ROWS = 64
+# Cutting the cache costs about one step: worth it only once a quarter of the rows are done.
+KEEP_SHARE = 0.75
+
+
+@dataclass(eq=False)
+class Row:
+    """One request while it is being answered; `prefix` is what its prompt begins with."""
+
+    index: int
+    request: GenerateRequest
+    prompt: Ids
+    prefix: Prefix | None = None
+    tokens: list[int] = field(default_factory=list)
+    outcome: Generation | Unanswered | None = None
+
+    @property
+    def columns(self) -> int:
+        """Tokens it can come to hold."""
+        return len(self.prompt) + self.request.max_new_tokens
+
+    @property
+    def text(self) -> Ids:
+        """The tokens so far: those of a row that lost its cache run again."""
+        return (*self.prompt, *self.tokens)
+
+
+def generate_requests(model: TransformersModel, requests: Sequence[GenerateRequest]) -> list[Generation | Unanswered]:
+    """One generation a request, in the order of `requests`."""
+    rows = []
+    for index, request in enumerate(requests):
+        row = Row(index=index, request=request, prompt=tuple(model.encode(request.prompt)))
+        if not row.prompt:
+            row.outcome = Unanswered(reason="the prompt is empty")
+        elif row.columns > model.max_tokens:
+            row.outcome = Unanswered(
+                reason=f"a prompt of {len(row.prompt)} tokens leaves no room for {request.max_new_tokens} new "
+                f"tokens in a context of {model.max_tokens}"
+            )
+        rows.append(row)
+    with torch.inference_mode():
+        _generate(model, [row for row in rows if row.outcome is None])
+    return [row.outcome if row.outcome is not None else _finish(model, row, "length") for row in rows]
+
+
+def _generate(model: TransformersModel, rows: list[Row]) -> None:
+    if not rows:
+        return
+    # A batch holds its longest prompt beside its longest answer, not always of the same request.
+    columns = max(len(row.prompt) for row in rows) + max(row.request.max_new_tokens for row in rows)
+    runner = Runner(model.network, model.device, reusable=can_reuse_cache(model.network, columns))
+    if not runner.takes_cache:
+        for row in rows:
+            _decode_whole(model, runner, row)
+        return
+    model.allowance.fit(model.network, model.device, sum(row.columns for row in rows), decoding=True)
+    queue: list[Row] = []
+    everyone = [(list(range(len(rows))), Prefix(runner, ()))]
+    for indices, prefix in prefix_groups(runner, [row.prompt for row in rows]) if runner.reusable else everyone:
+        # Longest first, so that a batch never has to hold more columns than when it began.
+        for index in sorted(indices, key=lambda index: (-rows[index].columns, index)):
+            rows[index].prefix = prefix
+            queue.append(rows[index])
+    _Decoder(model, runner, queue).run()
+
+
+class _Decoder:
+    """Answers a queue of rows. `active` are the rows of `state`, in its order, finished ones among them."""
+
+    def __init__(self, model: TransformersModel, runner: Runner, queue: Sequence[Row]) -> None:
+        self.model = model
+        self.runner = runner
+        self.waiting = deque(queue)
+        self.active: list[Row] = []
+        self.state: Prefilled | None = None
+
+    def run(self) -> None:
+        """Until every row has its outcome."""
+        while self.waiting or self.active:
+            shortage = attempt(self._advance)
+            if shortage is not None:
+                self._retreat(shortage)
+
+    def _advance(self) -> None:
+        """One token more for every active row, after letting in those who wait for a free place."""
+        self._admit()
+        assert self.state is not None, "a row was waiting, or active"
+        chosen = self.state.next_logits.argmax(-1)
+        finite = finite_rows(self.state.next_logits).tolist()
+        for row, token, is_finite in zip(self.active, chosen.tolist(), finite, strict=True):
+            if row.outcome is None:
+                _append(self.model, row, token, is_finite=is_finite)
+            if row.outcome is not None:
+                row.prefix = None  # the last row of a prefix lets its cache go
+        alive = [index for index, row in enumerate(self.active) if row.outcome is None]
+        if not alive:
+            self.active, self.state = [], None
+            return
+        if len(alive) <= KEEP_SHARE * len(self.active):
+            kept = torch.tensor(alive, device=self.runner.device)
+            self.state, chosen = self.state.taken(kept), chosen[kept]
+            self.active = [self.active[index] for index in alive]
+        self.runner.step(self.state, chosen[:, None])
+
+    def _admit(self) -> None:
+        """Prefill waiting rows into what is free, once they make a quarter of the batch: a forward has its price."""
+        new = self._admissible()
+        worthwhile = min(len(self.waiting), (1 - KEEP_SHARE) * len(self.active))
+        if not new or len(new) < worthwhile:
+            return
+        states = [] if self.state is None else [self.state]
+        rows = [row for row in self.active if row.outcome is None]
+        keep = [index for index, row in enumerate(self.active) if row.outcome is None]
+        for batch in self._prefills(new):
+            prefix = batch[0].prefix
+            assert prefix is not None, "every queued row has a prefix, if an empty one"
+            states.append(self.runner.prefill([row.text for row in batch], len(prefix), prefix.cache))
+            rows += batch
+        if len(states) > 1:
+            chosen = [torch.arange(len(state.lengths), device=self.runner.device) for state in states]
+            if self.state is not None:
+                chosen[0] = torch.tensor(keep, dtype=torch.long, device=self.runner.device)
+            self.state = join(states, chosen)
+        else:
+            self.state = states[0]
+        self.active = rows
+        for _ in new:
+            self.waiting.popleft()
+
+    def _admissible(self) -> list[Row]:
+        """The first rows of the queue that fit beside the active ones."""
+        budget = self.model.allowance.budget(self.model.network, self.model.device, decoding=True)
+        most = MAX_ROWS if self.runner.reusable else 1  # a cache that cannot be padded or cut holds one row
+        inside = [row.columns for row in self.active if row.outcome is None]
+        rows, widest, new = len(inside), max(inside, default=0), list[Row]()
+        for row in self.waiting:
+            rows, widest = rows + 1, max(widest, row.columns)
+            if rows > 1 and (rows > most or rows * widest > budget):
+                break
+            new.append(row)
+        return new
+
+    def _prefills(self, new: list[Row]) -> list[list[Row]]:
+        """Rows that run together: of one prefix, and of similar length."""
+        by_prefix: dict[Prefix | None, list[Row]] = {}
+        for row in new:
+            by_prefix.setdefault(row.prefix, []).append(row)
+        batches = []
+        for prefix, rows in by_prefix.items():
+            own = [len(row.text) - len(prefix or ()) for row in rows]
+            plan = plan_batches(own, own, budget=sum(own) * len(own), max_rows=len(rows))
+            batches += [[rows[index] for index in batch] for batch in plan]
+        return batches
+
+    def _retreat(self, shortage: str) -> None:
+        """Memory ran out: what was generated stays, the rows go back to the queue, the batches become smaller."""
+        back = [row for row in self.active if row.outcome is None]
+        self.active, self.state = [], None
+        self.waiting.extendleft(reversed(back))
+        first = self.waiting[0] if self.waiting else None
+        if first is None:
+            return
+        budget = self.model.allowance.budget(self.model.network, self.model.device, decoding=True)
+        if budget <= first.columns:  # it was alone
+            self.waiting.popleft()
+            reason = f"the memory of {self.model.device} does not hold its {first.columns} tokens"
+            first.outcome = Unanswered(reason=reason)
+        else:
+            self.model.allowance.shrink(self.model.network, self.model.device, shortage, decoding=True)
+
+
+def _decode_whole(model: TransformersModel, runner: Runner, row: Row) -> None:
+    """Append greedy tokens, running the whole text for each: for networks that keep their state in their own way."""
+    while row.outcome is None:
+        logits = runner.next_logits(torch.tensor([row.text], device=runner.device))
+        _append(model, row, int(logits.argmax()), is_finite=bool(torch.isfinite(logits).all()))
+
+
+def _append(model: TransformersModel, row: Row, token: int, *, is_finite: bool) -> None:
+    if not is_finite:
+        row.outcome = Unanswered(reason="the model's output is NaN or Inf")
+    elif token in model.end_tokens:
+        row.outcome = _finish(model, row, "end")
+    else:
+        row.tokens.append(token)
+        if row.request.stops and first_stop(_text(model, row.tokens), row.request.stops) is not None:
+            row.outcome = _finish(model, row, "stop")
+        elif len(row.tokens) >= row.request.max_new_tokens:
+            row.outcome = _finish(model, row, "length")
+
+
+def _text(model: TransformersModel, tokens: list[int]) -> str:
+    tokenizer: Any = model.tokenizer
+    text: str = tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return text
+
+
+def _finish(model: TransformersModel, row: Row, finish: str) -> Generation:
+    text = _text(model, row.tokens)
+    return Generation(
+        text=text[: first_stop(text, row.request.stops)],
+        tokens=len(row.tokens),
+        finish=finish,
+        unique_tokens=len(set(row.tokens)),
+    )
+
+
+def first_stop(text: str, stops: Sequence[str]) -> int | None:
+    """Where the first stop string begins, None when there is none.
+
+    One that is part of the leading whitespace does not count: an answer that begins with a blank line is
+    not empty.
+    """
+    leading = len(text) - len(text.lstrip())
+    found = [text.find(stop, max(0, leading - len(stop) + 1)) for stop in stops]
+    return min((place for place in found if place >= 0), default=None)

@@ -1,0 +1,274 @@
+"""A model behind an OpenAI-compatible server (vLLM, llama.cpp, SGLang, TGI, transformers serve, …).
+
+It generates always. Options are chosen by log-probabilities where the server gives them, else by the letter that
+it generates; the answers say which. How a server is asked, tried again and disbelieved is in `models.endpoint`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from llmkick.errors import ConfigError
+from llmkick.models.checkpoints.checkpoint import is_server
+from llmkick.models.engine.generation import first_stop
+from llmkick.models.language_model import (
+    ContinuationScore,
+    GenerateRequest,
+    Generation,
+    LanguageModel,
+    ModelInfo,
+    Prompt,
+    ScoreRequest,
+    Unanswered,
+)
+from llmkick.models.server.address import parse_address
+from llmkick.models.server.capabilities import CHAT_TOKENS, ECHO, GREEDY, TEXT_TOKENS, Abilities, abilities_of
+from llmkick.models.server.endpoint import Endpoint, Refused
+from llmkick.models.server.replies import (
+    echoed_score,
+    first_token_scores,
+    generated_letter_scores,
+    generated_text,
+    letters_of,
+    likeliest_in_chat,
+    likeliest_in_completion,
+    new_tokens,
+)
+from llmkick.models.transformers_model import load_model
+
+# Longest prompt plus answer where a server does not say it; what does not fit, it refuses.
+ASSUMED_TOKENS = 4096
+# English text has more bytes a token; used only to see whether a prompt may fit.
+BYTES_A_TOKEN = 3
+# Room to name a letter: "The answer is **B**".
+LETTER_TOKENS = 8
+# Most stop strings that the interface takes; the others are cut here.
+MOST_STOPS = 4
+# What a server lists about a model that changes without the model changing.
+PASSING_FACTS = {"created", "permission", "status"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerSettings:
+    """How a server is asked: seconds a request, requests at once, how often one is tried."""
+
+    timeout: float = 120.0
+    concurrency: int = 8
+    attempts: int = 5
+
+    def __post_init__(self) -> None:
+        if not self.timeout > 0:
+            raise ConfigError(f"timeout must be more than 0 seconds; got {self.timeout:g}")
+        for name, value in (("concurrency", self.concurrency), ("attempts", self.attempts)):
+            if value < 1:
+                raise ConfigError(f"{name} must be at least 1; got {value}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerModel:
+    """A LanguageModel behind an endpoint. Its weights cannot be seen: the digest is of what the server says."""
+
+    endpoint: Endpoint
+    info: ModelInfo
+    abilities: Abilities
+    max_tokens: int
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether the server takes conversations."""
+        return self.abilities.chat
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of this model's answers should know."""
+        return (
+            f"{self.info.name} was asked at {self.endpoint.address.url}: its weights, precision and decoding are the "
+            "server's and cannot be verified; an answer may change with what else the server does",
+        )
+
+    def tokenize(self, text: str) -> list[int]:
+        """As many zeros as the text may have tokens: the server's tokenizer is not here. Never asked of the server."""
+        return [0] * math.ceil(len(text.encode()) / BYTES_A_TOKEN)
+
+    def refusal(self, requests: Sequence[ScoreRequest | GenerateRequest]) -> str:
+        """Why this server cannot answer such requests, and what to do; empty when it can."""
+        grouped = _by_prompt([request for request in requests if isinstance(request, ScoreRequest)])
+        reasons = [self._refuses_prompt(request.prompt) for request in requests]
+        reasons += [self._refuses_scoring(prompt, list(texts)) for prompt, texts in grouped.items()]
+        return next((reason for reason in reasons if reason), "")
+
+    def _refuses_prompt(self, prompt: Prompt) -> str:
+        url = self.endpoint.address.url
+        if isinstance(prompt, str):
+            return "" if self.abilities.text else f'{url} takes no raw text: use prompting = "chat" (--prompting chat)'
+        if prompt[-1].role == "assistant":
+            return f"{url} cannot continue an answer that has been begun"
+        return "" if self.abilities.chat else f'{url} takes no conversations: use prompting = "raw" (--prompting raw)'
+
+    def _refuses_scoring(self, prompt: Prompt, continuations: Sequence[str | tuple[int, ...]]) -> str:
+        url = self.endpoint.address.url
+        texts = [text for text in continuations if isinstance(text, str)]
+        if len(texts) < len(continuations) or not prompt:
+            return f"{url} gives no log-probabilities of running text in the model's own tokens; leave perplexity out"
+        if letters_of(texts) or (self.abilities.echo and isinstance(prompt, str)):
+            return ""
+        how = (
+            'it does for raw text: use prompting = "raw" (--prompting raw)'
+            if self.abilities.echo
+            else "ask for letters (multiple_choice:letter) instead of cloze"
+        )
+        return f"{url} gives no log-probabilities of a text it is given; {how}"
+
+    def generate(self, requests: Sequence[GenerateRequest]) -> list[Generation | Unanswered]:
+        """One greedy generation a request, in order."""
+        replies = self._ask([(request.prompt, _generation_options(request)) for request in requests])
+        # A server that stops at the line break an answer begins with has said nothing yet.
+        again = [
+            index
+            for index, (request, reply) in enumerate(zip(requests, replies, strict=True))
+            if request.stops and not isinstance(reply, Refused) and not (generated_text(reply) or "").strip()
+            and reply.choices[0].finish_reason == "stop"
+        ]  # fmt: skip
+        without = [(requests[index].prompt, {"max_tokens": requests[index].max_new_tokens}) for index in again]
+        for index, reply in zip(again, self._ask(without), strict=True):
+            replies[index] = reply
+        return [_generation(request, reply) for request, reply in zip(requests, replies, strict=True)]
+
+    def logprobs(self, requests: Sequence[ScoreRequest]) -> list[ContinuationScore | Unanswered]:
+        """One score a request, in order; its `method` says how it came about. ConfigError for what has none."""
+        reason = self.refusal(requests)
+        if reason:
+            raise ConfigError(reason)
+        scores: dict[ScoreRequest, ContinuationScore | Unanswered] = {}
+        chosen = {prompt: texts for prompt, texts in _by_prompt(requests).items() if not self._echoes(prompt)}
+        scores.update(self._choose([(prompt, [str(text) for text in texts]) for prompt, texts in chosen.items()]))
+        scores.update(self._echo([request for request in requests if request not in scores]))
+        return [scores[request] for request in requests]
+
+    def _echoes(self, prompt: Prompt) -> bool:
+        return self.abilities.echo and isinstance(prompt, str)
+
+    def _echo(self, requests: Sequence[ScoreRequest]) -> dict[ScoreRequest, ContinuationScore | Unanswered]:
+        texts = [(f"{request.prompt}{request.continuation}", {**ECHO}) for request in requests]
+        found: dict[ScoreRequest, ContinuationScore | Unanswered] = {}
+        for request, reply in zip(requests, self._ask(texts), strict=True):
+            found[request] = (
+                Unanswered(reason=reply.reason)
+                if isinstance(reply, Refused)
+                else echoed_score(
+                    reply.choices[0], str(request.prompt), str(request.continuation), generated=new_tokens(reply)
+                )
+            )
+        return found
+
+    def _choose(
+        self, questions: Sequence[tuple[Prompt, list[str]]]
+    ) -> dict[ScoreRequest, ContinuationScore | Unanswered]:
+        """Letters by the likeliest first tokens, or by the letter that is generated."""
+        asked = [(prompt, self._letter_options(prompt)) for prompt, _ in questions]
+        found: dict[ScoreRequest, ContinuationScore | Unanswered] = {}
+        for (prompt, texts), reply in zip(questions, self._ask(asked), strict=True):
+            scores: Sequence[ContinuationScore | Unanswered]
+            if isinstance(reply, Refused):
+                scores = [Unanswered(reason=reply.reason)] * len(texts)
+            elif self._gives_tokens(prompt):
+                likeliest = (likeliest_in_completion if isinstance(prompt, str) else likeliest_in_chat)(reply)
+                scores = first_token_scores(likeliest, texts) if likeliest else [_NO_TOKENS] * len(texts)
+            else:
+                scores = generated_letter_scores(generated_text(reply) or "", letters_of(texts) or [])
+            found |= {ScoreRequest(prompt, text): score for text, score in zip(texts, scores, strict=True)}
+        return found
+
+    def _gives_tokens(self, prompt: Prompt) -> bool:
+        return self.abilities.text_tokens if isinstance(prompt, str) else self.abilities.chat_tokens
+
+    def _letter_options(self, prompt: Prompt) -> dict[str, Any]:
+        if not self._gives_tokens(prompt):
+            return {"max_tokens": LETTER_TOKENS}
+        return {"max_tokens": 1, **(TEXT_TOKENS if isinstance(prompt, str) else CHAT_TOKENS)}
+
+    def _ask(self, asked: Sequence[tuple[Prompt, Mapping[str, Any]]]) -> list[Any]:
+        """Replies or refusals, in order; a prompt decides which endpoint is asked."""
+        return self.endpoint.ask_all(self._send, [{"prompt": prompt, "options": options} for prompt, options in asked])
+
+    def _send(self, *, prompt: Prompt, options: Mapping[str, Any], given_up: Any = None) -> Any:
+        options = {**GREEDY, **self.abilities.extras, **options}
+        if isinstance(prompt, str):
+            return self.endpoint.complete(given_up=given_up, prompt=prompt, **options)
+        return self.endpoint.chat(given_up=given_up, messages=[message._asdict() for message in prompt], **options)
+
+
+_NO_TOKENS = Unanswered(reason="the server gave no log-probabilities this time")
+
+
+def connect(reference: str, settings: ServerSettings = ServerSettings()) -> ServerModel:
+    """The model behind `openai:URL#name`, after a few tiny requests that show what the server can do.
+
+    ConfigError for a malformed reference; ModelError for a server that cannot be reached, refuses the key or does
+    not have the model.
+    """
+    address = parse_address(reference)
+    endpoint = Endpoint(address, timeout=settings.timeout, attempts=settings.attempts, concurrency=settings.concurrency)
+    entry = endpoint.check()
+    abilities = abilities_of(endpoint)
+    meta = entry.get("meta") if isinstance(entry.get("meta"), dict) else {}
+    facts = {**(meta or {}), **entry}
+    identity = {"url": address.url, "name": address.name, "listed": _lasting(entry)}
+    info = ModelInfo(
+        name=address.name,
+        revision=address.url,
+        digest=hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest(),
+        architecture="server",
+        parameters=_whole_number(facts, "n_params") or 0,
+        dtype="server",
+        source_precision="unknown",
+    )
+    tokens = _whole_number(facts, "max_model_len", "n_ctx", "context_length", "n_ctx_train") or ASSUMED_TOKENS
+    return ServerModel(endpoint=endpoint, info=info, abilities=abilities, max_tokens=tokens)
+
+
+def open_model(
+    reference: str, *, dtype: str = "auto", device: str = "auto", server: ServerSettings = ServerSettings()
+) -> LanguageModel:
+    """A model that can be asked: loaded here as by `load_model`, or behind a server (`openai:URL#name`)."""
+    return connect(reference, server) if is_server(reference) else load_model(reference, dtype=dtype, device=device)
+
+
+def _by_prompt(requests: Sequence[ScoreRequest]) -> dict[Prompt, list[str | tuple[int, ...]]]:
+    grouped: dict[Prompt, list[str | tuple[int, ...]]] = {}
+    for request in requests:
+        grouped.setdefault(request.prompt, []).append(request.continuation)
+    return grouped
+
+
+def _generation_options(request: GenerateRequest) -> dict[str, Any]:
+    stops = {"stop": list(request.stops[:MOST_STOPS])} if request.stops else {}
+    return {"max_tokens": request.max_new_tokens, **stops}
+
+
+def _generation(request: GenerateRequest, reply: Any) -> Generation | Unanswered:
+    if isinstance(reply, Refused):
+        return Unanswered(reason=reply.reason)
+    text, reason = generated_text(reply), reply.choices[0].finish_reason
+    if text is None and reason != "stop":
+        return Unanswered(reason=f"the server's answer has no text (it ended with {reason!r})")
+    text = text or ""
+    end = first_stop(text, request.stops)
+    finish = "stop" if end is not None else "length" if reason == "length" else "end"
+    return Generation(text=text[:end], tokens=new_tokens(reply), finish=finish)
+
+
+def _lasting(entry: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in entry.items() if key not in PASSING_FACTS}
+
+
+def _whole_number(facts: Mapping[str, Any], *names: str) -> int | None:
+    values = (facts.get(name) for name in names)
+    return next(
+        (value for value in values if isinstance(value, int) and not isinstance(value, bool) and value > 0), None
+    )

@@ -1,0 +1,87 @@
+"""Closed against open book: what a compressed model still knows, and what it can still read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import altair as alt
+import pandas as pd
+
+from llmkick.report import formatting
+from llmkick.report.figures import charts
+from llmkick.report.figures.figure import Figure
+from llmkick.report.figures.levels import DODGE, LABEL_WIDTH, SAVED
+from llmkick.report.level_axes import KINDS
+from llmkick.study.results.results import StudyResult
+
+CLOSED, OPEN = ":closed", ":open"
+
+
+def book_figures(result: StudyResult, cells: pd.DataFrame) -> list[Figure]:
+    """For every task that was asked with and without its passage: both scores of every recipe."""
+    names = [str(task["name"]) for task in result.tasks]
+    bases = [name.removesuffix(CLOSED) for name in names if name.endswith(CLOSED)]
+    return [_figure(cells, base) for base in bases if base + OPEN in names and _asked_both_ways(cells, base)]
+
+
+def _asked_both_ways(cells: pd.DataFrame, base: str) -> bool:
+    return {base + CLOSED, base + OPEN} <= set(cells["task"])
+
+
+def _figure(cells: pd.DataFrame, base: str) -> Figure:
+    frame = cells[cells["task"].isin([base + CLOSED, base + OPEN])]
+    frame = frame.assign(book=["open book" if task.endswith(OPEN) else "closed book" for task in frame["task"]])
+    methods = charts.Methods.of(frame)
+    y = charts.score_axis(frame)
+    panels = []
+    for kind in KINDS:
+        panel = frame[frame["kind"] == kind]
+        if not panel.empty:
+            dense = panel.groupby("book")["dense"].first()
+            said = ", ".join(f"dense {formatting.score(value)} {book}" for book, value in dense.items())
+            title = alt.TitleParams(KINDS[kind], subtitle=said)
+            lines = [charts.level_line(float(value), dotted=book == "closed book") for book, value in dense.items()]
+            panels.append(
+                alt.layer(*lines, *_pairs(panel, kind, y, methods)).properties(
+                    title=title, width=260, height=charts.HEIGHT
+                )
+            )
+    labels = max(cells.loc[cells["kind"] != "sparsity", "label"].nunique(), 4)
+    return Figure(
+        name=f"closed-open-{base.replace(':', '-')}",
+        title=f"Closed against open book: {base}",
+        caption="Hollow: from memory alone. Filled: with the passage to read. The level lines are the dense "
+        "model's two scores (dotted: closed book). Where a recipe loses the lower and keeps the upper, what is gone is "
+        "knowledge, not reading.",
+        chart=charts.themed(panels, columns=3, minimum=min(260, LABEL_WIDTH * labels)),
+        rows=frame[list(SAVED)],
+    )
+
+
+def _pairs(frame: pd.DataFrame, kind: str, y: alt.Y, methods: charts.Methods) -> list[Any]:
+    """The two scores of each recipe, joined by a line."""
+    if kind == "sparsity":
+        most = float(frame["sparsity"].max())
+        place = {method: i - (len(methods.names) - 1) / 2 for i, method in enumerate(methods.names)}
+        frame = frame.assign(x=frame["sparsity"] + DODGE * most * frame["method"].map(place))
+        scale = alt.Scale(domain=[0, max(most * 1.06, 0.1)], nice=False)
+        axis = alt.Axis(format="~%", tickCount=5)
+        encoding: dict[str, Any] = {"x": alt.X("x:Q", title="share of weights set to zero", axis=axis, scale=scale)}
+    else:
+        x, side = charts.level_axis(frame, methods)
+        encoding = {"x": x, "xOffset": side}
+    wide = frame.pivot_table(
+        index=[name for name in ("recipe", "method", "label", "order", "x") if name in frame],
+        columns="book", values="y", aggfunc="first",
+    ).reset_index().rename(columns={"closed book": "y", "open book": "y2"}).dropna()  # fmt: skip
+    point = alt.Chart(frame).encode(
+        y=y, color=methods.colour, shape=methods.shape, tooltip=list(charts.TIPS), **encoding
+    )
+    rule = (
+        alt.Chart(wide).mark_rule(strokeWidth=1.5, opacity=0.6).encode(y=y, y2="y2", color=methods.colour, **encoding)
+    )
+    return [
+        rule,
+        point.transform_filter("datum.book == 'open book'").mark_point(filled=True, size=55, opacity=1),
+        point.transform_filter("datum.book == 'closed book'").mark_point(filled=False, size=50, opacity=1),
+    ]

@@ -1,0 +1,52 @@
+"""A figure: a chart, what it shows, what to see in it, and its numbers."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import altair as alt
+import pandas as pd
+import vl_convert
+
+from llmkick.files import write_text
+
+VEGA_LITE = ".".join(alt.SCHEMA_VERSION.lstrip("v").split(".")[:2])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """A chart, what it shows, what to see in it; `rows` are its numbers, as they are saved."""
+
+    name: str
+    title: str
+    caption: str
+    chart: alt.ConcatChart
+    rows: pd.DataFrame = field(default_factory=pd.DataFrame)
+
+    @functools.cached_property
+    def spec(self) -> dict[str, Any]:
+        """The chart in Vega-Lite's own terms, data included; that it is valid is for the tests to say."""
+        with alt.data_transformers.enable("default", max_rows=None, consolidate_datasets=False):
+            spec: dict[str, Any] = self.chart.to_dict(validate=False)
+        return {**spec, "description": f"{self.title}. {self.caption}".strip(". ")}
+
+    @property
+    def csv(self) -> str:
+        """The numbers as a CSV file; empty where the figure has none of its own."""
+        return "" if self.rows.empty else str(self.rows.to_csv(index=False, lineterminator="\n"))
+
+
+def write_svg(drawn: Sequence[Figure], folder: Path) -> list[Path]:
+    """Write every figure to `folder/NAME.svg` and its numbers to `NAME.csv`, without a browser or a network."""
+    written = []
+    for figure in drawn:
+        svg = vl_convert.vegalite_to_svg(json.dumps(figure.spec), vl_version=VEGA_LITE)
+        written.append(write_text(folder / f"{figure.name}.svg", svg))
+        if figure.csv:
+            write_text(folder / f"{figure.name}.csv", figure.csv)
+    return written

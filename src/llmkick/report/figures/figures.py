@@ -1,0 +1,63 @@
+"""Every figure of a study, in the order of the page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from llmkick.report.figures.book import book_figures
+from llmkick.report.figures.figure import VEGA_LITE, Figure, write_svg
+from llmkick.report.figures.frontier import frontier_chart
+from llmkick.report.figures.groups import group_figures, measure_figures
+from llmkick.report.figures.layers import layer_figure, size_figure
+from llmkick.report.figures.levels import cells_frame, control_figure, level_figures
+from llmkick.study.frontier.result import FRONTIER_FILE, read_frontier
+from llmkick.study.results.results import StudyResult
+
+__all__ = ["VEGA_LITE", "Figure", "figures", "frontier_figures", "layer_figure", "size_figure", "write_figures"]
+
+
+def figures(
+    result: StudyResult, *, groups: pd.DataFrame | None = None, measures: pd.DataFrame | None = None
+) -> list[Figure]:
+    """Every figure that the study has data for; `groups` and `measures` are the tables of `report.breakdown`."""
+    cells = cells_frame(result)
+    both = {"score", "perplexity"} <= set(cells["metric"])
+    return [
+        *([control_figure(result, cells)] if both else []),
+        *level_figures(result, cells),
+        *book_figures(result, cells),
+        *(group_figures(groups) if groups is not None else []),
+        *(measure_figures(measures) if measures is not None else []),
+        *frontier_figures(result.folder),
+    ]
+
+
+def frontier_figures(folder: Path) -> list[Figure]:
+    """What `kick frontier` found in the same folder, when it was run there."""
+    if not (folder / FRONTIER_FILE).is_file():
+        return []
+    result = read_frontier(folder)
+    rows = [
+        {"task": row["task"], "method": row["name"], "strongest_matching": row["strongest_matching"],
+         "weakest_not_matching": row["weakest_not_matching"]}
+        for row in result.frontiers
+    ]  # fmt: skip
+    return [
+        Figure(
+            name="frontier",
+            title="How far each method goes",
+            caption="From the strongest level that is shown to match to the weakest that is shown not to; in the grey "
+            "between them it is not known. Perplexity's own limits stand beside them and have no say.",
+            chart=frontier_chart(result),
+            rows=pd.DataFrame(rows),
+        )
+    ]
+
+
+def write_figures(result: StudyResult, folder: Path, *, drawn: Sequence[Figure] | None = None) -> list[Path]:
+    """Write every figure to `folder/figures/NAME.svg` and its numbers beside it; gives the figures' paths."""
+    of_layers = [layer_figure(result), size_figure(result)] if result.compression else []
+    return write_svg([*(figures(result) if drawn is None else drawn), *of_layers], folder / "figures")

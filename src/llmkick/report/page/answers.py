@@ -1,0 +1,205 @@
+"""Questions and answers for the page's browser: inside the page where they fit, else in files beside it.
+
+A part is a table of texts and rows that name texts by their place, so that a text that occurs often is stored
+once. Small studies are one part inside the page. Of large ones the page holds a sample of every task, and a folder
+beside it (`report-items`) the whole: for each task its questions, its prompts, and a file for each model's answers,
+as scripts, since a page opened from a disk may read nothing else. The page loads them when it is asked to.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from llmkick.files import write_text
+from llmkick.report.lookup import is_control, labels_of, ordered_tasks
+from llmkick.report.page.embedding import deflated, packed, sha256
+from llmkick.report.run_folder import Run
+from llmkick.study.journal.journal import CellEntry, PromptPart
+from llmkick.study.journal.prompts import unpacked
+
+ITEMS_FOLDER = "report-items"
+# Longer passages are cut on the page; the journal holds them whole.
+LONGEST_TEXT = 4000
+# Characters that the answers may take of a page: with figures and library it stays below six megabytes.
+PAGE_LIMIT = 3_500_000
+# Beyond this many records it is not even tried to hold all of them in the page, and memory is spared.
+MOST_RECORDS = 300_000
+SMALLEST_SAMPLE = 5
+
+Variant = tuple[str, int | None]
+
+
+def write_answers(run: Run, folder: Path, start: Mapping[str, str], build: str) -> str:
+    """The answers as JSON for the page; what does not fit in it goes to `folder/report-items`.
+
+    `build` names this version of the report: a page takes no files of another.
+    """
+    shutil.rmtree(folder / ITEMS_FOLDER, ignore_errors=True)
+    if sum(cell.records for cell in run.cells) <= MOST_RECORDS:
+        text = packed({**answers_payload(run), "start": start})
+        if len(text) <= PAGE_LIMIT:
+            return text
+    files = {}
+    for name, content in _files(run):
+        write_text(folder / ITEMS_FOLDER / f"{name}.js", f'kickItems("{build}","{name}","{content}");\n')
+        files[name] = sha256(content)
+    beside = {"folder": ITEMS_FOLDER, "build": build, "files": files}
+    return _sampled(run, {"start": start, "beside": beside})
+
+
+def _sampled(run: Run, common: Mapping[str, Any]) -> str:
+    """As many items of each task, evenly spread, as fit into the page."""
+    cells = max(1, len(run.cells))
+    sample = max(SMALLEST_SAMPLE, MOST_RECORDS // 2 // cells)
+    while True:
+        text = packed({**answers_payload(run, sample=sample), **common})
+        if len(text) <= PAGE_LIMIT or sample <= SMALLEST_SAMPLE:
+            return text
+        sample = max(SMALLEST_SAMPLE, sample // 2)
+
+
+def answers_payload(run: Run, *, sample: int | None = None) -> dict[str, Any]:
+    """The questions of every task that has any, and what each compressed model answered.
+
+    `variants` are the models, dense first; a task's `answers[variant]` holds, in the order of its items, the
+    place of the answer in `texts`, the score (null if unscored), the place of the reason or −1, and which items
+    were cut short. `total` is the number of items that there are, of which `sample` may be a part.
+    """
+    texts = _Texts()
+    tasks = []
+    variants = _variants(run)
+    for name, items, cells in _asked(run):
+        shown = items if sample is None or len(items) <= sample else items.iloc[_spread(len(items), sample)]
+        by_variant = [_answers(run, cells[variant], shown, texts) if variant in cells else None for variant in variants]
+        prompts = _prompts(run, name, set(shown["item_id"]))
+        tasks.append(
+            {
+                "name": name, "total": len(items), "items": _items(shown, texts), "prompts": prompts,
+                "answers": by_variant,
+            }
+        )  # fmt: skip
+    return {"variants": _labels(variants), "tasks": tasks, "texts": texts.all}
+
+
+def _files(run: Run) -> Iterator[tuple[str, str]]:
+    """Every part of the whole, deflated: `0-items`, `0-prompts`, `0-3` (the answers of variant 3 to task 0), …"""
+    variants = _variants(run)
+    for number, (name, items, cells) in enumerate(_asked(run)):
+        texts = _Texts()
+        yield f"{number}-items", deflated({"items": _items(items, texts), "texts": texts.all})
+        prompts = _prompts(run, name, set(items["item_id"]))
+        if prompts["of"]:
+            yield f"{number}-prompts", deflated(prompts)
+        for place, variant in enumerate(variants):
+            if variant in cells:
+                texts = _Texts()
+                answers = _answers(run, cells[variant], items, texts)
+                yield f"{number}-{place}", deflated({"answers": answers, "texts": texts.all})
+
+
+class _Texts:
+    """Texts in the order they were first seen, each kept once."""
+
+    def __init__(self, longest: int = LONGEST_TEXT) -> None:
+        self.all: list[str] = []
+        self._longest = longest
+        self._place: dict[str, int] = {}
+
+    def place(self, text: str) -> int:
+        known = self._place.get(text)
+        if known is None:
+            known = self._place[text] = len(self.all)
+            if len(text) > self._longest:
+                text = f"{text[: self._longest]}… [{len(text) - self._longest:,} more characters]"
+            self.all.append(text)
+        return known
+
+
+def _asked(run: Run) -> Iterator[tuple[str, pd.DataFrame, dict[Variant, CellEntry]]]:
+    """Every task with questions that were asked: its name, its items, its cells."""
+    for task in ordered_tasks(run.result):
+        items = run.items[run.items["task"] == task["name"]]
+        if not is_control(task) and not items.empty:
+            cells = {(cell.recipe, cell.seed): cell for cell in run.cells if cell.task == task["name"]}
+            yield task["name"], items, cells
+
+
+def _items(items: pd.DataFrame, texts: _Texts) -> list[list[Any]]:
+    """[id, cluster, question, context, references, choices], texts by their place."""
+    place = texts.place
+    columns = (items[key] for key in ("item_id", "cluster", "question", "context", "reference", "choices"))
+    return [
+        [item, *map(place, texts), [place(str(text)) for text in right], [place(str(text)) for text in choices]]
+        for item, *texts, right, choices in zip(*columns, strict=True)
+    ]
+
+
+def _answers(run: Run, cell: CellEntry, items: pd.DataFrame, texts: _Texts) -> list[list[Any]]:
+    """[answers, scores, reasons, items cut short]."""
+    assert run.journal is not None
+    by_item = {row[0]: row for row in run.journal.answers(cell.run_key)}
+    rows = [by_item.get(item, _NEVER_ASKED) for item in items["item_id"]]
+    return [
+        [texts.place(row[1]) for row in rows],
+        [None if row[2] is None else _short(row[2]) for row in rows],
+        [-1 if row[2] is not None else texts.place(str(row[3])) for row in rows],
+        [i for i, row in enumerate(rows) if row[4]],
+    ]
+
+
+_NEVER_ASKED: tuple[str, str, float | None, str, int] = ("", "", None, "never asked", 0)
+
+
+def _prompts(run: Run, task: str, wanted: set[str]) -> dict[str, Any]:
+    """{"texts", "of": item → [base text or −1, head, tail, middle]}: how each was asked, in UTF-16 units.
+
+    A prompt is its base's first `head` units, the middle, and the base's last `tail` units.
+    """
+    assert run.journal is not None
+    parts = run.journal.prompts(task)
+    bases = unpacked(part for part in parts if part.base == part.item_id)
+    texts = _Texts(longest=sys.maxsize)
+    known = [part for part in parts if part.item_id in wanted and part.base in bases]
+    return {"of": {part.item_id: _prompt(part, bases[part.base], texts) for part in known}, "texts": texts.all}
+
+
+def _prompt(part: PromptPart, base: str, texts: _Texts) -> list[int]:
+    if part.item_id == part.base:
+        return [-1, 0, 0, texts.place(base)]
+    head, tail = _units(base[: part.head]), _units(base[len(base) - part.tail :])
+    return [texts.place(base), head, tail, texts.place(part.middle)]
+
+
+def _units(text: str) -> int:
+    """The length of a text as JavaScript counts."""
+    return len(text.encode("utf-16-le", "surrogatepass")) // 2
+
+
+def _short(score: float) -> float:
+    return int(score) if score == int(score) else round(score, 4)
+
+
+def _spread(count: int, wanted: int) -> list[int]:
+    """`wanted` places out of `count`, evenly spread."""
+    return [place * count // wanted for place in range(wanted)]
+
+
+def _variants(run: Run) -> list[Variant]:
+    """Every (recipe, seed) that was asked: dense, then the study's order."""
+    order = ["dense", *labels_of(run.result)]
+    found = {(cell.recipe, cell.seed) for cell in run.cells if cell.recipe in order}
+    return sorted(found, key=lambda variant: (order.index(variant[0]), variant[1] or 0))
+
+
+def _labels(variants: Sequence[Variant]) -> list[dict[str, str]]:
+    several = len({seed for _, seed in variants if seed is not None}) > 1
+    return [
+        {"recipe": recipe, "label": f"{recipe}, seed {seed}" if several and seed is not None else recipe}
+        for recipe, seed in variants
+    ]

@@ -1,0 +1,180 @@
+"""A run folder as tables, figures and one self-contained page that asks nothing of a network."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import vl_convert
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from llmkick.files import write_text
+from llmkick.report import formatting, matrix, multiplicity
+from llmkick.report.breakdown import groups_table, measures_table
+from llmkick.report.figures.figures import VEGA_LITE, Figure, figures, size_figure, write_figures
+from llmkick.report.figures.layers import model_heat_maps
+from llmkick.report.findings import Finding, find
+from llmkick.report.page import provenance
+from llmkick.report.page.answers import write_answers
+from llmkick.report.page.embedding import embedded, packed, sha256
+from llmkick.report.run_folder import Run, opened_run
+from llmkick.report.tables import comparisons_table, compression_table, perplexity_table, plain_rows, write_tables
+from llmkick.study.results.results import StudyResult
+
+PAGE_FILE = "report.html"
+SHOWN_FINDINGS = 3  # the others fold away, so that the verdicts are in sight
+
+
+def write_report(folder: Path) -> Path:
+    """Write `tables/*.csv`, `figures/*` and `report.html` of a run; gives the page's path.
+
+    An unfinished or damaged run gets a page of what there is, which says what is missing. Where the answers are
+    too many for one page, `report-items/` beside it holds them.
+    Raises DataError, saying what to do, when the folder holds nothing that can be shown.
+    """
+    with opened_run(Path(folder)) as run:
+        result = run.result
+        groups, measures = groups_table(run), measures_table(run)
+        write_tables(result, result.folder, more={"groups": groups, "answers": measures})
+        drawn = figures(result, groups=groups, measures=measures)
+        write_figures(result, result.folder, drawn=drawn)
+        return write_text(result.folder / PAGE_FILE, render(run, drawn))
+
+
+def render(run: Run, drawn: list[Figure]) -> str:
+    """The page as text; its answers, where they are too many for it, are written beside it."""
+    environment = page_environment()
+    return environment.get_template("page.html.jinja").render(_context(run, drawn, environment))
+
+
+def page_environment() -> Environment:
+    """The templates, with everything escaped that they are given."""
+    environment = Environment(
+        loader=PackageLoader("llmkick.report", "page"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(counted=formatting.counted, breakable=_breakable, short_hash=_short_hash)
+    return environment
+
+
+def _context(run: Run, drawn: list[Figure], environment: Environment) -> dict[str, Any]:
+    result = run.result
+    findings = find(result)
+    sizes = [size_figure(result)] if result.compression else []
+    figure_data = {figure.name: figure_payload(figure) for figure in [*drawn, *sizes]}
+    build = _build(run, figure_data)
+    layers = {**matrix.layers_payload(result), "spec": model_heat_maps()}
+    return {
+        "result": result,
+        "missing": run.missing,
+        "margin": formatting.setting(result.study["margin"]),
+        "level": formatting.setting(1 - result.study["alpha"]),
+        "alpha": formatting.setting(result.study["alpha"]),
+        "questions": len(run.items),
+        "lead": findings[0],
+        "findings": findings[1 : 1 + SHOWN_FINDINGS],
+        "more_findings": findings[1 + SHOWN_FINDINGS :],
+        "matrix": matrix.matrix(result),
+        "legend": matrix.legend(),
+        "numbers": matrix.numbers(result),
+        "notes": matrix.notes(result),
+        "correction": multiplicity.correction_sentence(result),
+        "families": multiplicity.families(result),
+        "control_numbers": matrix.control_numbers(result),
+        "figures": drawn,
+        "sizes": sizes,
+        "compression": matrix.compression(result),
+        "unscored": matrix.unscored(result),
+        "tasks": provenance.tasks(result),
+        "provenance": provenance.sections(result),
+        "commands": [] if run.journal is None else run.journal.commands(),
+        "source_note": provenance.source_note(result),
+        "data": {
+            "figures": packed(figure_data),
+            "tables": packed(_tables(result)),
+            "layers": packed(layers),
+            "answers": write_answers(run, result.folder, _start(findings), build),
+        },
+        "nonce": build,
+        **page_parts(environment, ("page.js", "page_figures.js", "page_answers.js", "page_start.js")),
+    }
+
+
+def page_parts(environment: Environment, scripts: Sequence[str]) -> dict[str, str]:
+    """Style, scripts, and the hashes by which the page's policy knows them."""
+    library = _library()
+    script = '"use strict";\n(() => {\n' + "\n".join(_source(environment, name) for name in scripts) + "})();\n"
+    hashes = " ".join(f"'sha256-{sha256(text)}'" for text in (library, script))
+    return {"css": _source(environment, "page.css"), "script": script, "library": library, "script_hashes": hashes}
+
+
+def figure_payload(figure: Figure) -> dict[str, Any]:
+    """What the page needs to draw a figure, to show its numbers, and to save both."""
+    return {"title": figure.title, "spec": figure.spec, "numbers": numbers_payload(figure.rows)}
+
+
+def numbers_payload(frame: pd.DataFrame) -> dict[str, Any]:
+    """A table as JSON: its columns, and its rows with null where a value is undefined."""
+    return {
+        "columns": [str(column) for column in frame.columns],
+        "rows": [list(row.values()) for row in plain_rows(frame)],
+    }
+
+
+def _tables(result: StudyResult) -> dict[str, Any]:
+    """The tables that the page can save in full precision."""
+    held = {
+        "comparisons": ("all numbers behind the verdicts", comparisons_table(result)),
+        "perplexity": ("all numbers of perplexity", perplexity_table(result)),
+        "compression": ("what was compressed", compression_table(result)),
+    }
+    return {name: {"title": title, "numbers": numbers_payload(frame)} for name, (title, frame) in held.items()}
+
+
+def _build(run: Run, figure_data: Mapping[str, Any]) -> str:
+    """A name for this version of the page: the files beside it carry it, and the page takes no others.
+
+    It is also what the page's policy lets those files in by. A model's answer cannot know it, as it depends on
+    every answer's score.
+    """
+    known = [figure_data, [[*cell] for cell in run.cells], run.result.timing, list(run.missing)]
+    return hashlib.sha256(embedded(known).encode("utf-8")).hexdigest()[:32]
+
+
+def _start(findings: list[Finding]) -> dict[str, str]:
+    """The answers to open with: those behind the most telling loss."""
+    claims = [claim for finding in findings for claim in finding.claims if claim.verdict == "not matching"]
+    return {"recipe": claims[0].recipe, "task": claims[0].task} if claims else {}
+
+
+def _breakable(text: str) -> Markup:
+    """A name that may be broken behind its signs, and copied without a trace of that."""
+    return Markup("<wbr>").join(re.split(r"(?<=[@:_+])", text))
+
+
+def _short_hash(text: str) -> str | Markup:
+    """The first digits of a sha256, the others on hover; any other text as it is."""
+    if not re.fullmatch("[0-9a-f]{64}", text):
+        return text
+    return Markup('<code title="{}">{}…</code>').format(text, text[:12])
+
+
+def _source(environment: Environment, name: str) -> str:
+    assert environment.loader is not None
+    return environment.loader.get_source(environment, name)[0]
+
+
+@functools.cache
+def _library() -> str:
+    """Vega, Vega-Lite and Vega-Embed in one script, for the Vega-Lite that the figures are written for."""
+    library: str = vl_convert.javascript_bundle(vl_version=VEGA_LITE)  # type: ignore[call-arg]
+    return library.replace("</script", "<\\/script")

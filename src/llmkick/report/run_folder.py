@@ -1,0 +1,160 @@
+"""A run folder, read and checked before anything is drawn from it: whole, unfinished or damaged."""
+
+from __future__ import annotations
+
+import functools
+import sqlite3
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+from pydantic import TypeAdapter, ValidationError
+
+from llmkick.errors import DataError
+from llmkick.report.schema import SHAPE
+from llmkick.study.frontier.result import FRONTIER_FILE
+from llmkick.study.journal.database import JOURNAL_FILE
+from llmkick.study.journal.journal import CellEntry, Journal
+from llmkick.study.journal.recovery import salvage
+from llmkick.study.results.from_journal import newest, partial_result
+from llmkick.study.results.results import RESULTS_FILE, StudyResult, read_results
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What a run folder holds: its results, the items that were asked, and, while it is open, every answer.
+
+    `missing` says what could not be read or was never done; empty for a whole run. `journal` is None when
+    there is none.
+    """
+
+    result: StudyResult
+    items: pd.DataFrame
+    cells: Sequence[CellEntry]
+    journal: Journal | None
+    missing: Sequence[str] = ()
+
+    @functools.cached_property
+    def records(self) -> pd.DataFrame:
+        """All records in one frame: for studies that fit into memory."""
+        return _NO_RECORDS if self.journal is None else self.journal.records()
+
+
+_NO_RECORDS = pd.DataFrame(columns=["model", "recipe", "seed", "task", "item_id", "score", "response", "details"])
+_NO_ITEMS = pd.DataFrame(
+    columns=["task", "position", "item_id", "cluster", "question", "context", "reference", "choices"]
+)
+
+
+@contextmanager
+def opened_run(folder: Path) -> Iterator[Run]:
+    """Read a run folder, and keep its journal open.
+
+    A run that is not finished, or whose results.json or journal is damaged, gives what is there, and `missing`
+    says what is not. Raises DataError when there is nothing to show, when the files are of another schema, or
+    when they belong to different studies; the message says what to do.
+    """
+    if not folder.is_dir():
+        raise DataError(f"there is no folder {folder}; give the --out folder of a run")
+    if not (folder / RESULTS_FILE).is_file() and not (folder / JOURNAL_FILE).is_file():
+        raise DataError(f"{folder} holds neither {RESULTS_FILE} nor {JOURNAL_FILE}: it is not a run's folder")
+    with tempfile.TemporaryDirectory() as spare:
+        journal, cells, missing = _open_journal(folder, Path(spare))
+        try:
+            yield _read(folder, journal, cells, missing)
+        finally:
+            if journal is not None:
+                journal.close()
+
+
+def _open_journal(folder: Path, spare: Path) -> tuple[Journal | None, Sequence[CellEntry], list[str]]:
+    """The journal and its cells; of a damaged one a copy of what could be read; None where there is none."""
+    if not (folder / JOURNAL_FILE).is_file():
+        return None, (), [f"there is no {JOURNAL_FILE}: no questions and answers"]
+    with suppress(DataError, sqlite3.Error, ValueError, TypeError, KeyError):
+        journal = Journal(folder, read_only=True)
+        try:
+            return journal, _sound_cells(journal), []
+        except BaseException:
+            journal.close()
+            raise
+    try:
+        notes = salvage(folder, spare)
+        journal = Journal(spare, read_only=True)
+        return journal, newest(journal.cells()), notes
+    except (DataError, sqlite3.Error) as error:
+        if not (folder / RESULTS_FILE).is_file():
+            raise DataError(f"{folder / JOURNAL_FILE} is damaged: {error}") from error
+        return None, (), [f"{JOURNAL_FILE} is damaged and nothing of it can be read: {error}"]
+
+
+def _sound_cells(journal: Journal) -> Sequence[CellEntry]:
+    """The cells of a journal in which nothing is wrong; every page is read for that. Raises what it finds."""
+    cells = journal.cells()
+    if any(cell.damaged for cell in cells):
+        raise ValueError("records hold what no record can hold")
+    _check_items(journal.items())
+    journal.meta()
+    return newest(cells)
+
+
+def _read(folder: Path, journal: Journal | None, cells: Sequence[CellEntry], missing: list[str]) -> Run:
+    result, more = _result(folder, journal)
+    missing += more
+    if journal is None:
+        return Run(result=result, items=_NO_ITEMS, cells=(), journal=None, missing=missing)
+    if journal.meta().get("study_hash", result.study.get("hash")) != result.study.get("hash"):
+        raise DataError(
+            f"{folder}: {RESULTS_FILE} and {JOURNAL_FILE} belong to different studies; "
+            "run the study's command again on this folder"
+        )
+    return Run(result=result, items=journal.items(), cells=cells, journal=journal, missing=missing)
+
+
+def _result(folder: Path, journal: Journal | None) -> tuple[StudyResult, list[str]]:
+    """results.json, or the same computed from the journal; in that case what is missing."""
+    problem = ""
+    if (folder / RESULTS_FILE).is_file():
+        try:
+            result = read_results(folder)
+            check_result(result)
+            return result, []
+        except DataError as error:
+            if journal is None or "has schema" in str(error):
+                raise
+            problem = f"{error}; the numbers are computed anew from the journal"
+    assert journal is not None, folder
+    result = partial_result(journal, folder)
+    check_result(result)
+    if not problem and (folder / FRONTIER_FILE).is_file():
+        problem = "this is a search for the frontier, which asks only the levels that it needs"
+    elif not problem:
+        problem = f"the run is not finished; to finish it, run `kick run {folder / 'study.toml'} --out {folder}`"
+    return result, [problem, *result.warnings]
+
+
+def check_result(result: StudyResult) -> None:
+    """Raise DataError naming the first entry of results.json that is missing or of the wrong type."""
+    for key, shape in SHAPE.items():
+        try:
+            TypeAdapter(shape).validate_python(getattr(result, key), strict=True)
+        except ValidationError as error:
+            problem = error.errors()[0]
+            place = ".".join([key, *(str(part) for part in problem["loc"] if not str(part).startswith("_"))])
+            raise DataError(
+                f"{result.folder / RESULTS_FILE} is damaged: {place}: {problem['msg']}. "
+                "Run the study's command again on this folder to write it anew"
+            ) from error
+
+
+def _check_items(items: pd.DataFrame) -> None:
+    """SQLite keeps whatever it is given in any column. Raises TypeError for what is no text."""
+    for column in ("cluster", "question", "context"):
+        if not items[column].map(lambda value: isinstance(value, str)).all():
+            raise TypeError(f"{column} holds something that is no text")
+    for column in ("reference", "choices"):
+        if not items[column].map(lambda value: isinstance(value, list)).all():
+            raise TypeError(f"{column} holds something that is no list")

@@ -1,0 +1,1 @@
+"""The HTML report of several runs side by side."""

@@ -1,0 +1,216 @@
+"""One page of several studies: their verdicts side by side, and paired differences where they are comparable."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, cast
+
+import altair as alt
+import pandas as pd
+
+from llmkick.errors import DataError
+from llmkick.files import write_text
+from llmkick.report import formatting, matrix
+from llmkick.report.figures import charts
+from llmkick.report.figures.figures import Figure
+from llmkick.report.lookup import labels_of, ordered_tasks, task_comparisons
+from llmkick.report.page.embedding import packed
+from llmkick.report.page.page import PAGE_FILE, figure_payload, page_environment, page_parts
+from llmkick.report.page.provenance import sections
+from llmkick.report.run_folder import Run, opened_run
+from llmkick.report.several.studies import Paired, labels, pair, task_refusal
+
+SCRIPTS = ("page.js", "page_figures.js", "page_start_studies.js")
+# Okabe & Ito's, as for methods, but each study its own.
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6d31", "#7f7f7f")
+SHAPES = ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross", "triangle-right", "triangle-left")
+
+
+def write_studies(folders: Sequence[Path], target: Path) -> Path:
+    """Write one page about several run folders; gives its path.
+
+    Raises ConfigError for a folder that is given twice, DataError for one that holds nothing to show.
+    """
+    names = labels(folders)
+    with ExitStack() as stack:
+        runs = [stack.enter_context(opened_run(folder)) for folder in folders]
+        paired = [pair(runs[0], run, names=(names[0], name)) for name, run in zip(names[1:], runs[1:], strict=True)]
+        if not any(run.result.comparisons for run in runs):
+            raise DataError("none of the studies compares anything with its dense model; there is nothing to show")
+        return write_text(target, _render(names, runs, paired, target))
+
+
+def _render(names: Sequence[str], runs: Sequence[Run], paired: Sequence[Paired], target: Path) -> str:
+    environment = page_environment()
+    drawn = _figures(names, runs)
+    figure_data = {figure.name: figure_payload(figure) for figure in drawn}
+    context = {
+        "studies": [_study(name, run, target) for name, run in zip(names, runs, strict=True)],
+        "matrix": _matrix(names, runs),
+        "legend": matrix.legend(),
+        "paired": [_texts(one) for one in paired],
+        "figures": drawn,
+        "data": {"figures": packed(figure_data), "tables": packed({"differences": _saved(paired)})},
+        **page_parts(environment, SCRIPTS),
+    }
+    return environment.get_template("studies.html.jinja").render(context)
+
+
+def _study(name: str, run: Run, target: Path) -> dict[str, Any]:
+    """What identifies a study, and where its own report lies, seen from the page."""
+    result = run.result
+    own = result.folder / PAGE_FILE
+    return {
+        "name": name,
+        "result": result,
+        "missing": run.missing,
+        "margin": formatting.setting(result.study["margin"]),
+        "report": Path(os.path.relpath(own.resolve(), target.resolve().parent)).as_posix() if own.is_file() else None,
+        "sections": sections(result),
+    }
+
+
+def _matrix(names: Sequence[str], runs: Sequence[Run]) -> dict[str, Any]:
+    """Recipes × tasks with a line for each study; a task that cannot be paired with the first study's is marked."""
+    tasks = _tasks(runs)
+    found = [matrix.matrix(run.result) for run in runs]
+    recipes = list(dict.fromkeys(recipe for run in runs for recipe in labels_of(run.result)))
+    refused = {
+        task: [task_refusal(runs[0].result, run.result, task) if place else "" for place, run in enumerate(runs)]
+        for task in tasks
+    }
+    return {
+        "tasks": tasks,
+        "refused": refused,
+        "dense": [_line(name, one, tasks, "dense") for name, one in zip(names, found, strict=True)],
+        "rows": [
+            {
+                "recipe": recipe,
+                "lines": [
+                    _line(name, one, tasks, recipe)
+                    for name, one, run in zip(names, found, runs, strict=True)
+                    if recipe in labels_of(run.result)
+                ],
+            }
+            for recipe in recipes
+        ],
+    }
+
+
+def _line(name: str, found: Mapping[str, Any], tasks: Sequence[str], recipe: str) -> dict[str, Any]:
+    own = [task["name"] for task in found["tasks"]]
+    if recipe == "dense":
+        cells: Sequence[Any] = found["dense"]
+        overall = None
+    else:
+        row = next(row for row in found["rows"] if row["recipe"] == recipe)
+        cells, overall = row["cells"], row["overall"]
+    by_task = dict(zip(own, cells, strict=True))
+    return {"study": name, "overall": overall, "cells": [by_task.get(task) for task in tasks]}
+
+
+def _tasks(runs: Sequence[Run]) -> list[str]:
+    return list(dict.fromkeys(str(task["name"]) for run in runs for task in ordered_tasks(run.result)))
+
+
+def _texts(paired: Paired) -> dict[str, Any]:
+    """Differences as texts."""
+    rows = [
+        {
+            "recipe": one.recipe, "task": one.task, "n": one.n,
+            "first": _number(one.first), "second": _number(one.second),
+            "difference": "identical" if one.identical else formatting.difference(one.difference, one.interval),
+            "lost": f"{one.lost:g}", "gained": f"{one.gained:g}",
+            "first_verdict": one.first_verdict or formatting.NOTHING,
+            "second_verdict": one.second_verdict or formatting.NOTHING,
+            "changed": one.first_verdict != one.second_verdict,
+        }
+        for one in paired.differences
+    ]  # fmt: skip
+    about = {"first": paired.first, "second": paired.second, "refusals": paired.refusals, "notes": paired.notes}
+    return {**about, "rows": rows}
+
+
+def _number(value: float | None) -> str:
+    return formatting.score(value, "perplexity" if value is not None and value > 1 else "")
+
+
+def _saved(paired: Sequence[Paired]) -> dict[str, Any]:
+    """The differences in full precision, as one table."""
+    columns = ["first_study", "second_study", "recipe", "task", "n", "first", "second", "difference", "low", "high",
+               "lost", "gained", "first_verdict", "second_verdict"]  # fmt: skip
+    rows = [
+        [
+            pairs.first, pairs.second, one.recipe, one.task, one.n, one.first, one.second, one.difference,
+            *(one.interval or (None, None)), one.lost, one.gained, one.first_verdict, one.second_verdict,
+        ]
+        for pairs in paired
+        for one in pairs.differences
+    ]  # fmt: skip
+    return {"title": "the paired differences", "numbers": {"columns": columns, "rows": rows}}
+
+
+def _figures(names: Sequence[str], runs: Sequence[Run]) -> list[Figure]:
+    """Relative loss of every recipe, the studies beside each other, on the tasks that all of them asked alike."""
+    rows = [
+        {
+            "study": name, "recipe": entry["recipe"], "task": entry["task"], "loss": entry["relative_drop"],
+            "low": (entry["interval"] or (None, None))[0], "high": (entry["interval"] or (None, None))[1],
+            "verdict": entry["verdict"], "change": formatting.loss(entry),
+        }
+        for name, run in zip(names, runs, strict=True)
+        for entry in task_comparisons(run.result)
+        if entry["verdict"] != "no signal" and entry["relative_drop"] is not None
+    ]  # fmt: skip
+    frame = pd.DataFrame(rows, columns=["study", "recipe", "task", "loss", "low", "high", "verdict", "change"])
+    alike = [
+        task
+        for task in _tasks(runs)
+        if not any(task_refusal(runs[0].result, run.result, task) for run in runs[1:]) and (frame["task"] == task).any()
+    ]
+    if not alike:
+        return []
+    frame[["loss", "low", "high"]] = frame[["loss", "low", "high"]].astype(float)
+    shown = frame[frame["task"].isin(alike)]
+    left_out = [task for task in dict.fromkeys(frame["task"]) if task not in alike]
+    said = f" Left out, because it was not asked alike: {formatting.listed(left_out)}." if left_out else ""
+    return [
+        Figure(
+            name="studies",
+            title="Relative loss in each study",
+            caption=f"With its interval; the upright line is the margin of the first study.{said}",
+            chart=charts.themed([_panel(shown, task, names, runs[0]) for task in alike], columns=2, minimum=240),
+            rows=shown,
+        )
+    ]
+
+
+def _panel(frame: pd.DataFrame, task: str, names: Sequence[str], first: Run) -> alt.LayerChart:
+    panel = frame[frame["task"] == task]
+    recipes = list(dict.fromkeys(frame["recipe"]))
+    scale = alt.Scale(domain=[charts.LOWEST_LOSS, charts.HIGHEST_LOSS], nice=False)
+    x = alt.X("loss:Q", title="relative loss", axis=alt.Axis(format="~%", tickCount=5), scale=scale)
+    low = x.copy()
+    low.shorthand = "low:Q"
+    y = alt.Y("recipe:N", title=None, sort=recipes, axis=alt.Axis(labelLimit=170))
+    offset = alt.YOffset("study:N", sort=list(names))
+    look = len(names)
+    colour = alt.Color(
+        "study:N", title=None, scale=alt.Scale(domain=list(names), range=[COLOURS[i % 8] for i in range(look)])
+    )
+    shape = alt.Shape(
+        "study:N", title=None, scale=alt.Scale(domain=list(names), range=[SHAPES[i % 8] for i in range(look)])
+    )
+    base = alt.Chart(panel).encode(y=y, yOffset=offset, color=colour)
+    margin = alt.Chart(pd.DataFrame([{"loss": first.result.study["margin"]}]))
+    tips = ["study:N", "recipe:N", "task:N", "change:N", "verdict:N"]
+    layers = [
+        margin.mark_rule(strokeDash=[4, 3], color=charts.GREY).encode(x=x),
+        base.transform_filter("isValid(datum.low)").mark_rule(strokeWidth=1.5, clip=True).encode(x=low, x2="high:Q"),
+        base.mark_point(filled=True, size=50, opacity=1, clip=True).encode(x=x, shape=shape, tooltip=tips),
+    ]
+    height = alt.Step(max(20, 11 * look), **{"for": "position"})
+    return cast(alt.LayerChart, alt.layer(*layers)).properties(title=task, width=300, height=height)

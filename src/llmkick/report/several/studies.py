@@ -1,0 +1,216 @@
+"""Several studies side by side: what of them can be compared, what cannot and why, and paired differences."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llmkick.errors import ConfigError
+from llmkick.report.lookup import comparisons_by_cell, is_control, labels_of
+from llmkick.report.run_folder import Run
+from llmkick.statistics import compare
+from llmkick.study.results.results import StudyResult
+
+# What makes two tasks of one name the same task; a difference in any is said in these words.
+TASK_KEYS: Mapping[str, str] = {
+    "version": "versions of the task",
+    "protocol": "protocols",
+    "source": "sources",
+    "data": "questions",
+    "limit": "samples (limit)",
+    "seed": "samples (seed)",
+    "split": "splits",
+    "shots": "numbers of worked examples",
+    "window": "windows",
+    "evidence_tokens": "lengths of evidence",
+    "prompting": "prompts",
+    "metric": "metrics",
+    "chance_level": "levels of chance",
+}
+# What may differ and is worth knowing: it is often the very thing that is compared.
+STUDY_FACTS = ("seeds", "calibration", "propagate", "dtype")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refusal:
+    """What is not paired, and why."""
+
+    what: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """One recipe on one task in two studies, paired by item: `difference` is second − first."""
+
+    recipe: str
+    task: str
+    n: int
+    first: float | None
+    second: float | None
+    difference: float | None
+    interval: tuple[float, float] | None
+    gained: float
+    lost: float
+    first_verdict: str | None
+    second_verdict: str | None
+    identical: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Paired:
+    """Two studies: the differences, what was refused, and what else differs."""
+
+    first: str
+    second: str
+    differences: Sequence[Difference]
+    refusals: Sequence[Refusal]
+    notes: Sequence[str]
+
+
+def labels(folders: Sequence[Path]) -> list[str]:
+    """A short name for each folder: its own, or its whole path where that would not tell them apart."""
+    names = [folder.resolve().name for folder in folders]
+    whole = [str(folder) for folder in folders]
+    if len({folder.resolve() for folder in folders}) < len(folders):
+        raise ConfigError(f"a folder is given twice: {', '.join(whole)}")
+    return [name if names.count(name) == 1 else path for name, path in zip(names, whole, strict=True)]
+
+
+def task_refusal(first: StudyResult, second: StudyResult, name: str) -> str:
+    """Why the scores of a task cannot be paired; empty when they can."""
+    one, other = (_task(result, name) for result in (first, second))
+    if one is None or other is None:
+        return "only one of the studies has it"
+    differing = [
+        f"{words} ({_short(one.get(key))}, {_short(other.get(key))})"
+        for key, words in TASK_KEYS.items()
+        if one.get(key) != other.get(key)
+    ]
+    if differing:
+        return f"different {', '.join(differing)}"
+    if is_control(one) and first.model["name"] != second.model["name"]:
+        return "perplexities of different models count different tokens"
+    return ""
+
+
+def pair(first: Run, second: Run, *, names: Sequence[str]) -> Paired:
+    """Every (recipe, task) that both studies asked, the dense model included."""
+    refusals, differences = [], []
+    a, b = first.result, second.result
+    tasks = list(dict.fromkeys(str(task["name"]) for task in (*a.tasks, *b.tasks)))
+    recipes = list(dict.fromkeys(("dense", *labels_of(a), *labels_of(b))))
+    both = {r for r in recipes if r in ("dense", *labels_of(a)) and r in ("dense", *labels_of(b))}
+    refusals += [Refusal(what=r, reason="only one of the studies has it") for r in recipes if r not in both]
+    for task in tasks:
+        reason = task_refusal(a, b, task)
+        if reason:
+            refusals.append(Refusal(what=task, reason=reason))
+            continue
+        for recipe in (r for r in recipes if r in both):
+            found = _difference(first, second, recipe, task)
+            if isinstance(found, Refusal):
+                refusals.append(found)
+            else:
+                differences.append(found)
+    return Paired(first=names[0], second=names[1], differences=differences, refusals=refusals, notes=_notes(a, b))
+
+
+def _difference(first: Run, second: Run, recipe: str, task: str) -> Difference | Refusal:
+    ours, theirs = _scores(first, recipe, task), _scores(second, recipe, task)
+    what = f"{recipe} on {task}"
+    if not ours or not theirs:
+        return Refusal(what=what, reason="one of the studies has no answers to it")
+    if ours.keys() != theirs.keys():
+        return Refusal(what=what, reason=f"{len(ours.keys() ^ theirs.keys())} items were asked in one study only")
+    verdicts = [_verdict(run.result, recipe, task) for run in (first, second)]
+    if is_control(_task(first.result, task) or {"metric": ""}):
+        return _of_perplexity(first.result, second.result, recipe, task, len(ours), verdicts, ours == theirs)
+    found = compare(ours, theirs, clusters=_clusters(first, task), alpha=first.result.study["alpha"], resamples=0)
+    dense, other, bounds = found.dense, found.compressed, found.interval
+    return Difference(
+        recipe=recipe, task=task, n=found.n, first=dense, second=other,
+        difference=None if dense is None or other is None else other - dense,
+        # The interval of the relative loss, on the scale of the score.
+        interval=None if dense is None or bounds is None else (-bounds[1] * dense, -bounds[0] * dense),
+        gained=found.gained, lost=found.lost, first_verdict=verdicts[0], second_verdict=verdicts[1],
+        identical=ours == theirs,
+    )  # fmt: skip
+
+
+def _of_perplexity(
+    a: StudyResult, b: StudyResult, recipe: str, task: str, n: int, verdicts: Sequence[str | None], identical: bool
+) -> Difference:
+    """The two values; an interval of their difference would need the tokens of both."""
+    one, other = (_value(result, recipe, task) for result in (a, b))
+    change = None if one is None or other is None else other - one
+    return Difference(
+        recipe=recipe, task=task, n=n, first=one, second=other, difference=change, interval=None, gained=0.0, lost=0.0,
+        first_verdict=verdicts[0], second_verdict=verdicts[1], identical=identical,
+    )  # fmt: skip
+
+
+def _scores(run: Run, recipe: str, task: str) -> dict[str, float | None]:
+    """Item → score; with several calibration seeds their mean, undefined where one of them has none."""
+    cells = [cell for cell in run.cells if (cell.recipe, cell.task) == (recipe, task)]
+    if run.journal is None or not cells:
+        return {}
+    by_seed = [{row[0]: row[2] for row in run.journal.answers(cell.run_key)} for cell in cells]
+    return {item: _mean([scores.get(item) for scores in by_seed]) for item in by_seed[0]}
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if len(known) == len(values) else None
+
+
+def _clusters(run: Run, task: str) -> dict[str, str]:
+    items = run.items[run.items["task"] == task]
+    return dict(zip(items["item_id"], items["cluster"], strict=True))
+
+
+def _task(result: StudyResult, name: str) -> Mapping[str, Any] | None:
+    return next((task for task in result.tasks if task["name"] == name), None)
+
+
+def _value(result: StudyResult, recipe: str, task: str) -> float | None:
+    rows = [row["value"] for row in result.results if (row["recipe"], row["task"]) == (recipe, task)]
+    return _mean(rows) if rows else None
+
+
+def _verdict(result: StudyResult, recipe: str, task: str) -> str | None:
+    entry = comparisons_by_cell(result).get((recipe, task), {})
+    found = entry.get("verdict", entry.get("outcome"))
+    return None if found is None else str(found)
+
+
+def _notes(a: StudyResult, b: StudyResult) -> list[str]:
+    """What differs between the studies besides their tasks."""
+    found = []
+    for key in ("name", "digest"):
+        if a.model.get(key) != b.model.get(key):
+            found.append(f"other models: {_short(a.model.get(key))}, {_short(b.model.get(key))}")
+            break
+    for key in ("margin", "alpha"):
+        if a.study[key] != b.study[key]:
+            found.append(f"verdicts rest on another {key}: {a.study[key]}, {b.study[key]}; they must not be compared")
+    found += [
+        f"other {key}: {_short(a.study.get(key))}, {_short(b.study.get(key))}"
+        for key in STUDY_FACTS
+        if a.study.get(key) != b.study.get(key)
+    ]
+    versions = [result.environment.get("packages", {}).get("llmkick") for result in (a, b)]
+    if versions[0] != versions[1]:
+        found.append(f"other versions of llmkick: {versions[0]}, {versions[1]}")
+    return found
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_short(part)}" for key, part in value.items())
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_short, value)) + "]"
+    text = str(value)
+    return f"{text[:12]}…" if len(text) == 64 else text

@@ -1,0 +1,201 @@
+"""Stop asking when the verdict is known: the order of the items, the looks, and what counts at each of them.
+
+Both models are asked the same batches in the same seeded order. Before anything is compared the dense model has
+to show a signal; then two claims are bet against (see `sequential`), and the first that falls is the verdict. Where
+the items run out first, the test of a fixed number of items has the last word: it tells more than the bets do. Bets
+may err in BETS_SHARE of alpha, the last test in the rest, together in alpha.
+Everything follows from the scores alone, so that a run that was stopped and goes on stops at the same item.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from llmkick.errors import DataError
+from llmkick.statistics.betting import STAKES, Floats, SequentialTest, Stopping, cluster_bets, log_evidence
+from llmkick.statistics.item_order import AskingOrder
+from llmkick.statistics.variance import Codes, Range
+from llmkick.statistics.verdict import PairedScores, Verdict, has_signal, loss_test
+
+Scores = Mapping[str, float | None]
+
+# Of alpha. Where all items are asked the last test nearly is the one that would have been made without looking, and a
+# bet at 0.3 instead of 0.5 of alpha takes a tenth more items: log(0.3 · alpha) against log(0.5 · alpha).
+BETS_SHARE = 0.3
+
+
+def signal_after(
+    order: AskingOrder,
+    dense: Scores,
+    *,
+    chance: float = 0.0,
+    alpha: float = 0.05,
+    score_range: Range = (0.0, 1.0),
+) -> bool | None:
+    """Whether the dense model is above chance: True as soon as the records prove it, None while they do not tell.
+
+    `dense` holds the scores of the first batches. A bet at every look; when the items run out without proof, the
+    test of the fixed number of items has the last word, as in `compare`.
+    """
+    asked = [item for batch in order.batches if all(item in dense for item in batch) for item in batch]
+    scored = [item for item in asked if dense[item] is not None]
+    values = np.array([dense[item] for item in scored], dtype=np.float64)
+    low, high = score_range
+    if chance <= low:
+        if (values > low).any():
+            return True
+    else:
+        excess = values - chance
+        if order.largest_cluster is not None:
+            excess = cluster_bets(excess, [order.clusters[item] for item in scored], order.largest_cluster)
+        if log_evidence(excess, STAKES / (chance - low)) >= -np.log(alpha):
+            return True
+    if len(asked) < len(order.clusters):
+        return None
+    if not scored:
+        return False
+    codes = cluster_codes([order.clusters[item] for item in scored])
+    alone = PairedScores(dense=values, compressed=values[None], cluster=codes, low=low, high=high)
+    return has_signal(alone, chance, alpha)
+
+
+class EarlyStop:
+    """Feed it batch by batch; it says when to stop.
+
+    An unscored item counts at its worst against "matching" and at its best against "not matching": what is
+    decided stands whatever it would have been. When the items run out undecided, and would be decided without
+    the unscored, the outcome is "incomplete".
+    """
+
+    def __init__(
+        self,
+        order: AskingOrder,
+        *,
+        margin: float = 0.05,
+        alpha: float = 0.05,
+        signal: bool = True,
+        score_range: Range = (0.0, 1.0),
+    ) -> None:
+        self._order, self._signal, self._range = order, signal, score_range
+        self._margin, self._alpha = margin, alpha
+        self._clusters = len(set(order.clusters.values()))
+        low, high = score_range
+        settings: dict[str, Any] = {"margin": margin, "alpha": BETS_SHARE * alpha, "score_range": score_range}
+        largest = order.largest_cluster
+        # Which value stands for an unscored item, of the dense and of the compressed model; None leaves it out.
+        self._worst = _Side(SequentialTest(**settings, largest_cluster=largest), (high, low))
+        self._best = _Side(SequentialTest(**settings, largest_cluster=largest), (low, high))
+        self._scored = _Side(SequentialTest(**settings, largest_cluster=largest), None)
+        self._next, self._items, self._unscored = 0, 0, 0
+        self.state = self._judge()
+
+    @property
+    def batch(self) -> tuple[str, ...] | None:
+        """The items to ask next; None when it is over."""
+        over = self.state.stopped or self._next == len(self._order.batches)
+        return None if over else self._order.batches[self._next]
+
+    def feed(self, dense: Scores, compressed: Scores) -> Stopping:
+        """The scores of the next batch, which may lie among others. Raises DataError when some are missing."""
+        batch = self._order.batches[self._next]
+        missing = [item for item in batch if item not in dense or item not in compressed]
+        if missing:
+            raise DataError(f"item {missing[0]!r} was not asked; {len(missing)} of the batch are missing")
+        for side in (self._worst, self._best, self._scored):
+            side.feed(self._order, batch, dense, compressed)
+        self._next += 1
+        self._items += len(batch)
+        self._unscored += sum(dense[item] is None or compressed[item] is None for item in batch)
+        self.state = self._judge()
+        return self.state
+
+    def _judge(self) -> Stopping:
+        """The outcome so far; "undecided" also means "go on"."""
+        ended = self._next == len(self._order.batches)
+        # As in `compare`: one cluster does not tell how clusters differ.
+        possible = self._signal and self._clusters > 1
+        last: dict[str, Any] = {"margin": self._margin, "possible": possible and ended, "score_range": self._range}
+        p_matching, p_not_matching = self._worst.p_values(**last)[0], self._best.p_values(**last)[1]
+        bets: list[tuple[int, Verdict]] = []
+        if possible and self._worst.after("matching"):
+            bets.append((self._worst.after("matching"), "matching"))
+        if possible and self._best.after("not matching"):
+            bets.append((self._best.after("not matching"), "not matching"))
+        outcome: Verdict = "undecided" if self._signal else "no signal"
+        if bets:
+            outcome = min(bets)[1]
+        elif possible and ended:
+            if min(p_matching, p_not_matching) < self._alpha:
+                outcome = "matching" if p_matching < p_not_matching else "not matching"
+            elif self._unscored and min(self._scored.p_values(**last)) < self._alpha:
+                outcome = "incomplete"
+        return Stopping(
+            outcome=outcome,
+            stopped=bool(bets) or (not self._signal and self._next > 0),
+            items=self._items,
+            of=len(self._order.clusters),
+            unscored=self._unscored,
+            unit=self._order.unit,
+            decided_after=min(bets)[0] if bets else None,
+            p_matching=p_matching,
+            p_not_matching=p_not_matching,
+        )
+
+
+class _Side:
+    """The bets, and the scores they were on, with unscored items at one end or left out."""
+
+    def __init__(self, test: SequentialTest, instead: Range | None) -> None:
+        self._test, self._instead = test, instead
+        self._dense: list[Floats] = []
+        self._compressed: list[Floats] = []
+        self._labels: list[Hashable] = []
+
+    def feed(self, order: AskingOrder, batch: Sequence[str], dense: Scores, compressed: Scores) -> None:
+        if self._instead is None:
+            batch = [item for item in batch if dense[item] is not None and compressed[item] is not None]
+        if_dense, if_compressed = self._instead or (0.0, 0.0)
+        self._dense.append(filled(batch, dense, if_dense))
+        self._compressed.append(filled(batch, compressed, if_compressed))
+        labels = [order.clusters[item] for item in batch]
+        self._labels += labels
+        whole = order.largest_cluster is not None
+        self._test.update(self._dense[-1], self._compressed[-1], labels if whole else None)
+
+    def after(self, decision: Verdict) -> int:
+        """After how many bets it was decided that way; 0 if it was not."""
+        state = self._test.state
+        return state.decided_after or 0 if state.decision == decision else 0
+
+    def p_values(self, *, margin: float, possible: bool, score_range: Range) -> tuple[float, float]:
+        """Of "matching" and of "not matching": the smaller of the bets' and, if `possible`, the last test's.
+
+        Each is divided by its share of alpha.
+        """
+        state = self._test.state
+        p = [state.p_matching / BETS_SHARE, state.p_not_matching / BETS_SHARE]
+        if possible and len(set(self._labels)) > 1:
+            codes = cluster_codes(self._labels)
+            dense, compressed = np.concatenate(self._dense), np.concatenate(self._compressed)
+            low, high = score_range
+            test = loss_test(
+                PairedScores(dense=dense, compressed=compressed[None], cluster=codes, low=low, high=high), margin
+            )
+            last_share = 1 - BETS_SHARE
+            p = [min(p[0], test.p_above / last_share), min(p[1], test.p_below / last_share)]
+        return min(1.0, p[0]), min(1.0, p[1])
+
+
+def cluster_codes(labels: Sequence[Hashable]) -> Codes:
+    """Clusters as numbers from 0, in the order in which they come."""
+    order = {label: index for index, label in enumerate(dict.fromkeys(labels))}
+    return np.array([order[label] for label in labels], dtype=np.int64)
+
+
+def filled(items: Sequence[str], scores: Scores, instead: float) -> Floats:
+    """Scores of items (items,), another value where there is none."""
+    found = [scores[item] for item in items]
+    return np.array([instead if score is None else score for score in found], dtype=np.float64)

@@ -1,0 +1,273 @@
+"""A study on a Ray cluster: the schedule of the local executor, worked through by many workers at once.
+
+Each worker is a Ray actor with the dense model in its memory. For each there is a thread here that takes cells from
+the schedule, has the worker answer, and makes the records: journal, batches and statistics are this process's, as
+they are locally.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import torch
+
+from llmkick.compression.walk.calibration import Calibration
+from llmkick.errors import ConfigError, KickError
+from llmkick.models.checkpoints.checkpoint import is_server
+from llmkick.models.plugin_models import plugin_of
+from llmkick.models.precision import BALANCED, DTYPES
+from llmkick.models.transformers_model import TransformersModel
+from llmkick.study.cells import Cell
+from llmkick.study.cluster.remote_model import Likeness, likeness
+from llmkick.study.cluster.resources import Demand, connect, cpus_a_gpu, demand, has_gpus, living_nodes, places
+from llmkick.study.cluster.worker_handle import DoomedError, LostError, NoRoomError, Orders, Place
+from llmkick.study.progress import Crowd, Observer
+from llmkick.study.running.executor import Desk, store_at, windows
+from llmkick.study.running.schedule import OtherWeightsError, Schedule
+from llmkick.study.spec.study import Study
+
+# Seconds that a cluster has to find room for a worker, and for the first or the last that is left.
+ROOM_SECONDS, LAST_ROOM_SECONDS = 120.0, 900.0
+Answer = TypeVar("Answer")
+DEVICES = ("auto", "cpu", "cuda", BALANCED)
+
+
+@dataclass(kw_only=True)
+class RayExecutor:
+    """Workers of a Ray cluster: as many as it holds, or at most `workers`.
+
+    address: HOST:PORT of the cluster's head, "auto" for one that runs on this machine, or None for $RAY_ADDRESS, else
+    a cluster of this machine that lasts as long as the run. artifacts: a folder or URL that all machines reach, where
+    compressed models are shared.
+    A lost worker's cell is tried again; one that fails three times is given up and reported, and the rest goes on.
+    """
+
+    address: str | None = None
+    artifacts: str | None = None
+    workers: int | None = None
+    warnings: list[str] = field(default_factory=list)
+    lost: list[str] = field(default_factory=list)
+    places: list[Place] = field(default_factory=list)
+    _joined: bool = False
+    _digest: str | None = None
+
+    def load(self, study: Study, observer: Observer) -> TransformersModel:
+        """Connect, find out what a worker needs, and have the first one load the dense model.
+
+        Raises ConfigError for a cluster that does not answer or holds no worker; other errors as in `load_model`.
+        """
+        if self.workers is not None and self.workers < 1:
+            raise ConfigError(f"workers must be at least 1; got {self.workers}")
+        if study.others or is_server(study.model) or plugin_of(study.model) is not None:
+            raise ConfigError(
+                "executor ray runs recipes of a model from files: compare other models, servers and those of plug-ins "
+                "with the local executor"
+            )
+        if study.device not in DEVICES:
+            raise ConfigError(
+                f"device {study.device!r}: a worker on a cluster sees its own devices only; "
+                f"choose from: {', '.join(DEVICES)}"
+            )
+        store = store_at(self.artifacts)
+        model = likeness(study.model)
+        self._joined = connect(self.address)
+        orders = Orders(
+            study=study.model_copy(update={"model": model.reference}),
+            likeness=model,
+            demand=_demand(study, model),
+            artifacts=None if store is None else store.url,
+        )
+        self.observer, self._notes = observer, list[str]()
+        self.places = self._all_places(orders)
+        first = self.places[0]
+        try:
+            first.start(LAST_ROOM_SECONDS, dtype=study.dtype)
+        except DoomedError as error:
+            raise error.cause from error
+        except LostError as error:
+            raise ConfigError(f"no worker came up on the Ray cluster: {error}") from error
+        assert first.introduction is not None
+        self.info, self._surroundings = first.introduction.info, first.introduction.environment
+        self._model = model.model(self.info, torch.device(first.introduction.device), self._ask_dense)
+        return self._model
+
+    def _ask_dense(self, kind: str, requests: Sequence[Any]) -> Sequence[Any]:
+        return self._from_any(lambda place: place.ask("dense", kind, requests))
+
+    def _from_any(self, question: Callable[[Place], Answer]) -> Answer:
+        """What whichever worker is there says of the dense model."""
+        for place in self.places:
+            if place.introduction is not None:
+                with contextlib.suppress(LostError):
+                    return question(place)
+        raise KickError("no worker is left to ask the dense model: run the same command again")
+
+    def dense_digest(self) -> str:
+        """The digest of the dense weights."""
+        if self._digest is None:
+            self._digest = str(self._from_any(lambda place: place.call("dense_digest")))
+        return self._digest
+
+    def _all_places(self, orders: Orders) -> list[Place]:
+        nodes = living_nodes()
+        self._one_machine = len(nodes) == 1
+        count = min(places(nodes, orders.demand), self.workers or 10**6)
+        return [Place(name=f"worker {number}", orders=orders, say=self._say) for number in range(1, count + 1)]
+
+    def _say(self, note: str) -> None:
+        """What a reader of a model's answers should know: it is among the dense model's notes, as locally."""
+        self._model.allowance.notes.append(note)
+
+    def calibrate(self, study: Study, seed: int, observer: Observer) -> Calibration:
+        """The calibration windows of a seed: text is read here, the model's own is sampled where its weights are."""
+        if study.calibration.source != "self":
+            return windows(self._model, study, seed, observer)
+        try:
+            calibration: Calibration = self.places[0].call("calibrate", seed)
+        except DoomedError as error:
+            raise error.cause from error
+        except LostError as error:
+            raise KickError(f"{error}, while it sampled the calibration text; run the same command again") from error
+        return calibration
+
+    def run(self, schedule: Schedule, desk: Desk) -> None:
+        """Fill all cells with a thread for each worker. Raises KickError when no worker is left."""
+        # A machine's own cache is shared by all workers on it.
+        schedule.shared = self.artifacts is not None or self._one_machine
+        places = self.places[: schedule.left]
+        items = sum(desk.size_of(cell) for cell in schedule.pending)
+        crowd = Crowd(observer=self.observer, workers=len(places), total=items)
+        if not places:
+            return
+        with ThreadPoolExecutor(len(places)) as pool:
+            for place in places:
+                place.observer = crowd.member(place.name)
+            threads = [pool.submit(self._work, place, schedule, desk) for place in places]
+            try:
+                finished, _ = wait(threads, return_when=FIRST_EXCEPTION)
+                for thread in finished:
+                    thread.result()
+            except BaseException:
+                schedule.stop()
+                for place in places:  # what they are asked for now ends at once
+                    place.stop()
+                raise
+        if schedule.left:
+            raise KickError(
+                f"no worker is left ({'; '.join(self.lost[-3:])}). Every record is safe in the journal: mend the "
+                "cluster and run the same command again"
+            )
+
+    def _work(self, place: Place, schedule: Schedule, desk: Desk) -> None:
+        if place.introduction is None and not self._renew(place, schedule):
+            return
+        while (cell := schedule.take(place.name, place.at_hand)) is not None:
+            filled = False
+            try:
+                self._fill(place, cell, schedule, desk)
+                schedule.done(place.name)
+                filled = True
+            except (LostError, OtherWeightsError) as error:
+                self.lost.append(f"{cell.variant} on {cell.task.name}: {error}")
+                schedule.failed(place.name, str(error), final=False)
+                if not self._renew(place, schedule):
+                    return
+            except DoomedError as error:
+                schedule.failed(place.name, str(error), final=True)
+            desk.settled(cell, filled=filled)
+
+    def _fill(self, place: Place, cell: Cell, schedule: Schedule, desk: Desk) -> None:
+        variant, dense = cell.variant, place.model("dense")
+        if variant.is_dense:
+            desk.fill(cell, dense, dense, place.observer)
+            return
+        if variant != place.at_hand:
+            place.at_hand = None
+            with desk.timed("compress", variant.label):
+                try:
+                    known = desk.known_digest(variant)
+                    report, said = place.call("compress", variant, desk.calibration_of(variant), known)
+                except DoomedError as error:
+                    schedule.give_up_variant(variant, str(error))
+                    raise
+            self.warnings += said
+            desk.keep_report(place.name, variant, report)
+            place.at_hand = variant
+        desk.fill(cell, place.model("compressed"), dense, place.observer)
+
+    def _renew(self, place: Place, schedule: Schedule) -> bool:
+        """A new worker in a place; False when there is none to be had, or nothing left for it to do."""
+        if schedule.is_stopped:
+            return False
+        alone = sum(other.introduction is not None for other in self.places if other is not place) == 0
+        try:
+            place.start(LAST_ROOM_SECONDS if alone else ROOM_SECONDS, dtype=self.info.dtype)
+            assert place.introduction is not None
+            if place.introduction.info != self.info:
+                raise ConfigError(
+                    f"its model is another one than the first worker's (digest {place.introduction.info.digest[:12]}, "
+                    f"not {self.info.digest[:12]}): put the same files on all machines"
+                )
+        except (LostError, DoomedError, ConfigError) as error:
+            place.stop()
+            if not schedule.is_stopped:
+                self.lost.append(f"{place.name} could not start: {error}")
+                if not isinstance(error, NoRoomError):
+                    self.warnings.append(self.lost[-1])
+            return False
+        return True
+
+    def environment(self) -> dict[str, Any]:
+        """What the numbers were made on: the first worker's surroundings, all workers, and which were lost."""
+        workers = [
+            {key: place.introduction.environment[key] for key in ("processor", "accelerator", "device", "threads")}
+            for place in self.places
+            if place.introduction is not None
+        ]
+        return {**self._surroundings, "executor": "ray", "workers": workers, "lost": list(self.lost)}
+
+    def close(self) -> None:
+        """Let go of the workers, and of the cluster where it was joined or started for the run."""
+        for place in self.places:
+            place.stop()
+        if self._joined:
+            import ray
+
+            ray.shutdown()
+            self._joined = False
+
+
+def _demand(study: Study, model: Likeness) -> Demand:
+    """What a worker needs, from the model's size and the cluster's devices."""
+    nodes = living_nodes()
+    if study.device in ("cuda", BALANCED) and not has_gpus(nodes):
+        raise ConfigError(f"device {study.device!r}: the Ray cluster has no GPUs; use auto or cpu")
+    on_gpus = has_gpus(nodes) and study.device != "cpu"
+    dtype = study.dtype if study.dtype != "auto" else "bfloat16" if on_gpus else "float32"
+    return demand(
+        weight_bytes=model.parameters * DTYPES[dtype].itemsize,
+        threads=torch.get_num_threads(),
+        gpu_bytes=_memory_of_a_gpu() if on_gpus else None,
+        cpus_a_gpu=cpus_a_gpu(nodes),
+    )
+
+
+def _memory_of_a_gpu() -> int:
+    import ray
+
+    task: Any = ray.remote(num_gpus=1)(gpu_memory)
+    try:
+        return int(ray.get(task.remote(), timeout=ROOM_SECONDS))
+    except ray.exceptions.GetTimeoutError as error:
+        raise ConfigError(
+            f"no GPU of the Ray cluster was free for {ROOM_SECONDS:.0f} seconds: try again later"
+        ) from error
+
+
+def gpu_memory() -> int:
+    """Bytes of the GPU that a task is given."""
+    return int(torch.cuda.mem_get_info()[1])

@@ -1,0 +1,97 @@
+"""A model whose answers come from a worker elsewhere; its tokenizer and configuration are here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llmkick.errors import ModelError
+from llmkick.models.checkpoints.checkpoint import small_files
+from llmkick.models.language_model import (
+    ContinuationScore,
+    GenerateRequest,
+    Generation,
+    ModelInfo,
+    ScoreRequest,
+    Unanswered,
+)
+from llmkick.models.transformers_model import TransformersModel
+
+Ask = Callable[[str, Sequence[Any]], Sequence[Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RemoteModel(TransformersModel):
+    """As the model that `ask` reaches: called with a method's name and requests, it gives the answers.
+
+    The network here has no weights. `place` is the device that the weights are on, over there.
+    """
+
+    place: torch.device
+    ask: Ask
+
+    @property
+    def device(self) -> torch.device:
+        """Where its inputs go, over there."""
+        return self.place
+
+    def logprobs(self, requests: Sequence[ScoreRequest]) -> list[ContinuationScore | Unanswered]:
+        """One score a request, in order."""
+        return list(self.ask("logprobs", requests))
+
+    def generate(self, requests: Sequence[GenerateRequest]) -> list[Generation | Unanswered]:
+        """One generation a request, in order."""
+        return list(self.ask("generate", requests))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Likeness:
+    """A model without its weights, none of which are read or fetched; `reference` names the same one elsewhere."""
+
+    reference: str
+    network: Any
+    tokenizer: Any
+
+    @property
+    def parameters(self) -> int:
+        """How many weights it has."""
+        return sum(parameter.numel() for parameter in self.network.parameters())
+
+    def model(self, info: ModelInfo, place: torch.device, ask: Ask) -> RemoteModel:
+        """The model that answers elsewhere."""
+        return RemoteModel(network=self.network, tokenizer=self.tokenizer, info=info, place=place, ask=ask)
+
+
+def likeness(reference: str) -> Likeness:
+    """The likeness of the model behind a reference. Raises ModelError when its small files cannot be had here."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    auto: Any = AutoModelForCausalLM
+    try:
+        folder = small_files(reference)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        with torch.device("meta"):
+            network = auto.from_config(config, trust_remote_code=False)
+    except ModelError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise ModelError(
+            f"the tokenizer and configuration of {reference!r} are needed on this machine too: {reason}"
+        ) from error
+    return Likeness(reference=_elsewhere(reference, folder), network=network.eval(), tokenizer=tokenizer)
+
+
+def _elsewhere(reference: str, folder: Path) -> str:
+    """What machines with another working directory, and at another moment, call the same model."""
+    path = Path(reference).expanduser()
+    if path.exists():
+        return str(path.absolute())
+    if folder.parent.name == "snapshots":  # of the hub: its branch may move on between two workers
+        return f"{reference.partition('@')[0]}@{folder.name}"
+    return reference

@@ -1,0 +1,110 @@
+"""What runs on a machine of the cluster: one worker with the dense model and one compressed model at a time.
+
+It answers, and writes nothing but its machine's cache and the shared store of compressed models.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from llmkick.compression.walk.calibration import Calibration
+from llmkick.compression.walk.report import CompressionReport
+from llmkick.models.language_model import (
+    ContinuationScore,
+    GenerateRequest,
+    Generation,
+    ModelInfo,
+    ScoreRequest,
+    Unanswered,
+)
+from llmkick.models.transformers_model import TransformersModel, load_model, weights_digest
+from llmkick.study.cells import Variant
+from llmkick.study.progress import Silent
+from llmkick.study.running.compressor import StudyCompressor
+from llmkick.study.running.environment import environment
+from llmkick.study.running.executor import store_at, windows
+from llmkick.study.spec.study import Study
+
+Which = Literal["dense", "compressed"]
+Requests = Sequence[ScoreRequest] | Sequence[GenerateRequest]
+Answers = Sequence[ContinuationScore | Generation | Unanswered]
+# Other versions of these could answer differently.
+PACKAGES = ("llmkick", "torch", "transformers", "tokenizers")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Introduction:
+    """What a worker is, once it has loaded the dense model."""
+
+    info: ModelInfo
+    device: str
+    process: int
+    environment: dict[str, Any]
+
+
+class Worker:
+    """The far end of `distributed.Place`; made and called by Ray."""
+
+    def __init__(self, *, threads: int) -> None:
+        # What comes out of a compression depends, in its last bits, on how sums are split between threads.
+        torch.set_num_threads(threads)
+        self._warnings: list[str] = []
+
+    def versions(self) -> dict[str, str]:
+        """Versions of what decides the answers."""
+        return {name: importlib.metadata.version(name) for name in PACKAGES}
+
+    def load(self, study: Study, *, dtype: str, device: str, artifacts: str | None) -> Introduction:
+        """Load the dense model; errors as in `load_model`."""
+        self._study = study
+        self._dense = load_model(study.model, dtype=dtype, device=device)
+        self._compressor = StudyCompressor(
+            model=self._dense,
+            propagate=study.propagate,
+            observer=Silent(),
+            warnings=self._warnings,
+            store=store_at(artifacts),
+        )
+        self._compressed: TransformersModel | None = None
+        return Introduction(
+            info=self._dense.info,
+            device=str(self._dense.device),
+            process=os.getpid(),
+            environment=environment(self._dense),
+        )
+
+    def calibrate(self, seed: int) -> Calibration:
+        """The calibration windows of a seed, which the dense model may have to sample."""
+        return windows(self._dense, self._study, seed, Silent())
+
+    def dense_digest(self) -> str:
+        """The digest of the dense weights."""
+        return weights_digest(self._dense.network)
+
+    def compress(
+        self, variant: Variant, calibration: Calibration | None, expected: str | None
+    ) -> tuple[CompressionReport, list[str]]:
+        """Have a variant's model at hand: recalled, fetched or made. Its report, and what must be said."""
+        self._compressed = None  # before another takes its place: two would be in memory
+        self._compressed, report = self._compressor.compressed(
+            variant.recipe, variant.seed, calibration, expected=expected
+        )
+        return report, self._taken(self._warnings)
+
+    def answer(self, which: Which, kind: str, requests: Requests) -> tuple[Answers, list[str]]:
+        """Answers of the dense or the compressed model, one a request, and what must be said of them."""
+        model = self._dense if which == "dense" else self._compressed
+        assert model is not None, "nothing is compressed"
+        answers: Answers = getattr(model, kind)(requests)
+        return answers, self._taken(model.allowance.notes)
+
+    def _taken(self, lines: list[str]) -> list[str]:
+        taken = list(lines)
+        lines.clear()
+        return taken

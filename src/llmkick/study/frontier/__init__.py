@@ -1,0 +1,1 @@
+"""The search for the strongest compression that still matches."""

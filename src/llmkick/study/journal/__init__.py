@@ -1,0 +1,1 @@
+"""The journal: every record of a run, in SQLite, as soon as it exists."""

@@ -1,0 +1,148 @@
+"""What can still be read of a damaged journal, copied into a new one."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from llmkick.errors import DataError
+from llmkick.study.journal.database import JOURNAL_FILE
+from llmkick.study.journal.journal import Journal
+
+# Rows asked for at once; where a page is damaged, ever fewer, so that only its own rows are lost.
+CHUNK, SMALLEST = 4096, 8
+# Beyond the last row that could be found, this many more are tried: the end of a table may be what is damaged.
+MOST_ROWS = 1 << 26
+
+Row = Sequence[Any]
+
+
+def salvage(folder: Path, target: Path) -> list[str]:
+    """Copy every sound row of `folder`'s journal into a new journal in `target`; says what is missing.
+
+    Raises DataError when nothing of it can be read.
+    """
+    path = folder / JOURNAL_FILE
+    journal = Journal(target)  # creates the tables
+    journal.close()
+    source = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, isolation_level=None)
+    source.text_factory = lambda raw: raw.decode("utf-8", errors="surrogateescape")
+    copy = sqlite3.connect(target / JOURNAL_FILE)
+    try:
+        lost: dict[str, str] = {}
+        copied = {table: _copy_table(source, copy, table, lost) for table in _SOUND}
+        copy.commit()
+    finally:
+        source.close()
+        copy.close()
+    if not (copied["records"] or copied["items"]):
+        raise DataError(
+            f"{path} is damaged and nothing of it can be read ({lost.get('records', 'no records')}); "
+            "restore it from a copy, or start again in an empty folder"
+        )
+    notes = [f"{table}: {why}" for table, why in lost.items()]
+    return [f"{JOURNAL_FILE} is damaged; what could be read is shown. Missing: {'; '.join(notes) or 'nothing found'}"]
+
+
+def _copy_table(source: sqlite3.Connection, copy: sqlite3.Connection, table: str, lost: dict[str, str]) -> int:
+    """Copy the sound rows of a table; how many there were."""
+    is_sound = _SOUND[table]
+    columns = [row[1] for row in copy.execute(f"PRAGMA table_info({table})")]
+    marks = ", ".join("?" for _ in columns)
+    query = f"SELECT {', '.join(columns)} FROM {table} WHERE rowid BETWEEN ? AND ?"  # noqa: S608 (our own names)
+    problems: list[str] = []
+    bad = sound = 0
+    for row in _rows(source, query, _last_row(source, table, problems), problems):
+        if not is_sound(dict(zip(columns, row, strict=True))):
+            bad += 1
+            continue
+        copy.execute(f"INSERT OR REPLACE INTO {table} VALUES ({marks})", row)  # noqa: S608
+        sound += 1
+    if bad:
+        problems.append(f"{bad} damaged rows")
+    if problems:
+        lost[table] = ", ".join(dict.fromkeys(problems))
+    return sound
+
+
+def _last_row(source: sqlite3.Connection, table: str, problems: list[str]) -> int:
+    try:
+        return int(source.execute(f"SELECT max(rowid) FROM {table}").fetchone()[0] or 0)  # noqa: S608
+    except sqlite3.Error as error:
+        if "no such table" in str(error) and table not in ("records", "items"):
+            return 0  # from before there was such a table
+        problems.append(str(error))
+        return _guessed_last_row(source, table)
+
+
+def _guessed_last_row(source: sqlite3.Connection, table: str) -> int:
+    """The largest row number that can be read at all, found by doubling."""
+    last, step = 0, CHUNK
+    while step < MOST_ROWS:
+        try:
+            found = source.execute(
+                f"SELECT max(rowid) FROM (SELECT rowid FROM {table} WHERE rowid <= ?)",  # noqa: S608
+                (step,),
+            ).fetchone()[0]
+        except sqlite3.Error:
+            return max(last, step if last else 0)
+        if found is None or found < step // 2:
+            return max(last, int(found or 0))
+        last, step = int(found), step * 2
+    return last
+
+
+def _rows(source: sqlite3.Connection, query: str, last: int, problems: list[str]) -> Iterator[Row]:
+    """Rows by number, around the pages that cannot be read."""
+    waiting = [(low, min(low + CHUNK - 1, last)) for low in range(1, last + 1, CHUNK)][::-1]
+    unreadable = 0
+    while waiting:
+        low, high = waiting.pop()
+        try:
+            yield from source.execute(query, (low, high)).fetchall()
+        except (sqlite3.Error, UnicodeDecodeError) as error:
+            if high - low < SMALLEST:
+                unreadable += high - low + 1
+                if unreadable <= SMALLEST:
+                    problems.append(str(error))
+            else:
+                middle = (low + high) // 2
+                waiting += [(middle + 1, high), (low, middle)]
+    if unreadable:
+        problems.append(f"up to {unreadable} rows")
+
+
+def _texts(*names: str) -> Callable[[dict[str, Any]], bool]:
+    return lambda row: all(isinstance(row[name], str) for name in names)
+
+
+def _sound_item(row: dict[str, Any]) -> bool:
+    lists = all(isinstance(_decoded(row[name]), list) for name in ("reference", "choices"))
+    return lists and _texts("task", "item_id", "cluster", "question", "context")(row)
+
+
+def _sound_record(row: dict[str, Any]) -> bool:
+    score = row["score"] is None or isinstance(row["score"], int | float)
+    counts = isinstance(row["tokens"], int) and isinstance(row["truncated"], int)
+    texts = _texts("run_key", "model", "recipe", "task", "item_id", "cluster", "response")(row)
+    return score and counts and texts and isinstance(_decoded(row["details"]), dict)
+
+
+def _decoded(text: Any) -> Any:
+    try:
+        return json.loads(text)
+    except (TypeError, ValueError):
+        return None
+
+
+_SOUND: dict[str, Callable[[dict[str, Any]], bool]] = {
+    "meta": _texts("key", "value"),
+    "items": _sound_item,
+    "records": _sound_record,
+    "artifacts": lambda row: isinstance(_decoded(row["report"]), dict),
+    "prompts": _texts("task", "item_id", "base", "middle"),
+    "commands": _texts("started", "version", "command"),
+}

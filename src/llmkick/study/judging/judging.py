@@ -1,0 +1,263 @@
+"""A judge reads the answers of a study: every judgement is journalled as it comes, and none is paid for twice.
+
+What comes of it are records of a task of its own, `summarization:judge`, with the same paired statistics as any other.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from llmkick.files import sha256_of_file
+from llmkick.models.checkpoints.checkpoint import is_server
+from llmkick.models.server.address import parse_address
+from llmkick.study.cells import digest_of
+from llmkick.study.journal.journal import Journal, Judgement
+from llmkick.study.judging.questions import (
+    Answered,
+    Answers,
+    Asked,
+    missing_in,
+    protocol_of,
+    questions_about,
+    read_judgement,
+    temperature_of,
+    transcript,
+)
+from llmkick.study.judging.reliability import doubts, reliability
+from llmkick.study.judging.scores import CellPlan
+from llmkick.study.progress import Observer
+from llmkick.study.spec.sections import JudgeSpec
+from llmkick.tasks.judge.clients import EndpointJudge, Judge, LocalJudge, NoReply
+from llmkick.tasks.judge.prompts import PROMPT_VERSION, Judgeable
+from llmkick.tasks.reference_answers import read_reference_answers
+from llmkick.tasks.task import Item, Task
+
+SUFFIX = ":judge"
+METRIC = "judge score"
+
+
+def judge_of(spec: JudgeSpec, *, dtype: str = "auto", device: str = "auto") -> Judge:
+    """The judge that a study names."""
+    if not is_server(spec.model):
+        return LocalJudge(reference=spec.model, dtype=dtype, device=device, max_tokens=spec.max_tokens)
+    return EndpointJudge(
+        address=parse_address(spec.model),
+        api_key_env=spec.api_key_env,
+        temperature=temperature_of(spec),
+        max_tokens=spec.max_tokens,
+        concurrency=spec.concurrency,
+        timeout=spec.timeout,
+        attempts=spec.attempts,
+    )
+
+
+@dataclass(kw_only=True)
+class Judging:
+    """The judge of a run, from the check before any generation to the records after."""
+
+    spec: JudgeSpec
+    judge: Judge
+    tasks: Sequence[Task]
+    journal: Journal
+    observer: Observer
+    # Reference answers by task and item; empty where they are the dense model's.
+    references: dict[str, dict[str, str]] = field(default_factory=dict)
+    summary: dict[str, Any] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+    # Questions without a reply, and why.
+    _failed: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def judged(self) -> list[Task]:
+        """The tasks whose answers are judged."""
+        return [task for task in self.tasks if isinstance(task, Judgeable)]
+
+    def check(self) -> None:
+        """Before anything is generated: the reference answers are there, and the judge can be asked.
+
+        Raises DataError or JudgeError. A run that was judged to its end needs no judge to be opened again.
+        """
+        for task in self.judged:
+            file = self._file(task.name)
+            if file is not None:
+                self.references[task.name] = read_reference_answers(file, task.items())
+        if self.journal.meta().get("judged") != self._identity():
+            self.judge.check()
+
+    def _file(self, task: str) -> Path | None:
+        given = self.spec.reference
+        name = given if isinstance(given, str) else given[task]
+        return None if name == "dense" else Path(name).expanduser()
+
+    def _identity(self) -> str:
+        """Hash of everything about the judging but the answers."""
+        files = {task.name: self._file(task.name) for task in self.judged}
+        content = {name: None if file is None else sha256_of_file(file) for name, file in files.items()}
+        return digest_of([self._settings, content, self.spec.replicates, [dict(task.key) for task in self.judged]])
+
+    @cached_property
+    def _settings(self) -> dict[str, Any]:
+        """What can change a judgement beside the texts."""
+        return {
+            "judge": self.judge.identity,
+            "protocol": self.spec.protocol,
+            "prompt": PROMPT_VERSION[protocol_of(self.spec)],
+            "temperature": temperature_of(self.spec) if is_server(self.spec.model) else 0.0,
+            "max_tokens": self.spec.max_tokens,
+        }
+
+    def described(self) -> list[dict[str, Any]]:
+        """The judge's tasks as results.json lists them."""
+        return [
+            {
+                **task.key,
+                "name": task.name + SUFFIX,
+                "metric": METRIC,
+                "chance_level": 0.0,
+                "setting": task.setting,
+                "judge": self.spec.model,
+                "judge_protocol": self.spec.protocol,
+                "judge_prompt": PROMPT_VERSION[protocol_of(self.spec)],
+                "judge_reference": self.spec.reference,
+            }
+            for task in self.judged
+        ]
+
+    def cell_key(self, answered: Answered, cells: Sequence[Answered]) -> str:
+        """Run key of a judged cell: everything that could change its records."""
+        file = self._file(answered.task)
+        against = _dense_of(answered, cells).run_key if file is None else sha256_of_file(file)
+        return digest_of([answered.run_key, against, self._settings, self.spec.replicates])
+
+    def run(self, cells: Sequence[Answered], items: Mapping[str, Sequence[Item]], model: str) -> None:
+        """Ask what was not asked before, and write the records of every judged cell.
+
+        `cells` are those of the judged tasks, the dense model's among them.
+        """
+        plans = [self._plan(cell, cells, items[cell.task]) for cell in cells]
+        settings = {name: self._settings[name] for name in ("judge", "protocol", "prompt")}
+        wanted = {asked.question.key: asked for plan in plans for asked in plan.asked}
+        self._ask(wanted, settings)
+        known = self.journal.judgements()
+        failed = self._failed
+        for task in self.judged:
+            self.journal.add_items(task.name + SUFFIX, items[task.name])
+        for cell, plan in zip(cells, plans, strict=True):
+            self.journal.add_records(
+                self.cell_key(cell, cells),
+                model=model,
+                recipe=cell.label,
+                seed=cell.seed,
+                task=cell.task + SUFFIX,
+                records=[plan.record(item, known, failed, self.spec) for item in items[cell.task]],
+            )
+        self._conclude(wanted, known)
+        if not failed:
+            self.journal.note("judged", self._identity())
+
+    def _plan(self, cell: Answered, cells: Sequence[Answered], items: Sequence[Item]) -> CellPlan:
+        task = next(task for task in self.judged if task.name == cell.task)
+        assert isinstance(task, Judgeable)
+        answers = self.journal.responses(cell.run_key)
+        against: Answers
+        if cell.task in self.references:
+            against = {item_id: (text, None) for item_id, text in self.references[cell.task].items()}
+        else:
+            against = self.journal.responses(_dense_of(cell, cells).run_key)
+        plan, by_id = CellPlan(), {item.id: item for item in items}
+        for item in items:
+            plan.responses[item.id] = answers[item.id][0]
+            reason = missing_in(item, by_id, answers, "the answer") or missing_in(item, by_id, against, "the reference")
+            own, other = transcript(item, by_id, answers), transcript(item, by_id, against)
+            if reason is not None:
+                plan.settled[item.id] = (None, reason)
+            elif not answers[item.id][0]:
+                plan.settled[item.id] = (0.0, None)
+            elif own == other and self.spec.protocol == "strict":
+                plan.settled[item.id] = (0.5, None)
+            else:
+                plan.of_item[item.id] = list(
+                    questions_about(
+                        task, item, by_id, answer=own, reference=other, spec=self.spec, settings=self._settings
+                    )
+                )
+        return plan
+
+    def _ask(self, wanted: Mapping[str, Asked], settings: Mapping[str, Any]) -> None:
+        """Journal each reply as it comes; note who got none."""
+        known = self.journal.judgements()
+        spent = sum(one.prompt_tokens + one.completion_tokens for one in known.values())
+        questions = [asked.question for asked in wanted.values()]
+        self.observer.stage(f"judging with {self.spec.model}", len(wanted))
+        done = sum(key in known for key in wanted)
+        self.observer.advance(done)
+
+        def afford() -> bool:
+            return self.spec.budget is None or spent < self.spec.budget
+
+        for key, reply in self.judge.ask(questions, known=known.keys(), afford=afford):
+            asked = wanted[key]
+            if isinstance(reply, NoReply):
+                self._failed[key] = reply.reason
+                continue
+            spent += reply.prompt_tokens + reply.completion_tokens
+            self.journal.add_judgement(
+                Judgement(
+                    judgement_key=key,
+                    judge=self.spec.model,
+                    prompt=f"{settings['protocol']} {settings['prompt']} {asked.contest.kind}",
+                    task=asked.task,
+                    item_id=asked.item_id,
+                    first=digest_of(asked.contest.first),
+                    second=digest_of(asked.contest.second),
+                    replicate=asked.replicate,
+                    reply=reply.text,
+                    cut=reply.cut,
+                    prompt_tokens=reply.prompt_tokens,
+                    completion_tokens=reply.completion_tokens,
+                )
+            )
+            done += 1
+            self.observer.advance(done)
+
+    def _conclude(self, wanted: Mapping[str, Asked], known: Mapping[str, Judgement]) -> None:
+        """What a reader must know of the judge itself: what it cost, and whether it can be believed."""
+        used = [known[key] for key in wanted if key in known]
+        read = {key: read_judgement(asked, known[key], self.spec) for key, asked in wanted.items() if key in known}
+        by_task = {}
+        for task in self.judged:
+            own = {key: asked for key, asked in wanted.items() if asked.task == task.name}
+            by_task[task.name] = reliability(own, read)
+        self.summary = {
+            **self.described_judge(),
+            "judgements": len(used),
+            "unanswered": len(self._failed),
+            "prompt_tokens": sum(one.prompt_tokens for one in used),
+            "completion_tokens": sum(one.completion_tokens for one in used),
+            "tasks": by_task,
+        }
+        reasons = Counter(self._failed.values())
+        for reason, count in reasons.most_common(3):
+            self.warnings.append(f"{count} judgements are missing ({reason}); the same command asks for them again")
+        for name, facts in by_task.items():
+            self.warnings += [f"{name}{SUFFIX}: {line}" for line in doubts(facts)]
+
+    def described_judge(self) -> dict[str, Any]:
+        """Who judged, and how."""
+        return {
+            "model": self.spec.model,
+            "protocol": self.spec.protocol,
+            "prompt_version": PROMPT_VERSION[protocol_of(self.spec)],
+            "reference": self.spec.reference,
+            "replicates": self.spec.replicates,
+            "temperature": self._settings["temperature"],
+        }
+
+
+def _dense_of(cell: Answered, cells: Sequence[Answered]) -> Answered:
+    return next(one for one in cells if one.task == cell.task and one.label == "dense")

@@ -1,0 +1,1 @@
+"""Results of a study: typed records of comparisons, tasks and compression."""

@@ -1,0 +1,1 @@
+"""Running a study: from the prepared context to filled cells and the conclusion."""

@@ -1,0 +1,141 @@
+"""The compressed models of a study: recalled from the cache or the shared store, or made and kept there."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llmkick.compression.recipe import Recipe
+from llmkick.compression.storage.cache import entry_for, folder_of
+from llmkick.compression.storage.shared_store import ArtifactStore
+from llmkick.compression.walk.calibration import Calibration
+from llmkick.compression.walk.compress import artifact_key, compress, compress_into, kept_blocks, kept_key
+from llmkick.compression.walk.report import CompressionReport
+from llmkick.errors import ConfigError, ModelError
+from llmkick.files import cache_folder
+from llmkick.models.transformers_model import TransformersModel
+from llmkick.study.progress import Observer
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyCompressor:
+    """Compresses one model by a study's recipes. What a reader must know is added to `warnings`.
+
+    With a `store`, finished models are shared with other machines through it.
+    """
+
+    model: TransformersModel
+    propagate: bool
+    observer: Observer
+    warnings: list[str]
+    store: ArtifactStore | None = None
+
+    def __post_init__(self) -> None:
+        model: object = self.model  # a plug-in may bring any LanguageModel
+        if not isinstance(model, TransformersModel):
+            raise ConfigError(
+                f"{self.model.info.name} is a {type(model).__name__}, whose weights cannot be compressed; "
+                "`kick eval` can ask it"
+            )
+
+    def key(self, recipe: Recipe, calibration: Calibration | None) -> dict[str, Any]:
+        """Everything that decides the compressed weights."""
+        return artifact_key(self.model.info, self.model.device, recipe, calibration, propagate=self.propagate)
+
+    def compressed(
+        self, recipe: Recipe, seed: int | None, calibration: Calibration | None, *, expected: str | None = None
+    ) -> tuple[TransformersModel, CompressionReport]:
+        """The model as it is kept, or compressed and kept; what is damaged is said and made anew.
+
+        Of two that are kept, here and in the store, the one with the `expected` digest is taken.
+        """
+
+        def go(keep: Path | None) -> tuple[TransformersModel, CompressionReport]:
+            return compress(
+                self.model,
+                recipe,
+                calibration=calibration,
+                seed=seed or 0,
+                propagate=self.propagate,
+                progress=lambda done, _total: self.observer.advance(done),
+                keep=keep,
+            )
+
+        key = self._kept_key(recipe, calibration)
+        with self._folder_for(key) as keep:
+            sound = keep is None or self._recall(recipe, calibration, key, keep, expected)
+            try:
+                found = go(keep)
+            except ModelError as error:
+                if keep is None:
+                    raise
+                self.warnings.append(f"{recipe}: the cached model was damaged and was made anew ({error})")
+                for file in keep.iterdir():
+                    file.unlink()
+                found, sound = go(keep), False
+            if self.store is not None and keep is not None:
+                self.store.put(key, keep, anew=not sound)
+            return found
+
+    def _recall(
+        self,
+        recipe: Recipe,
+        calibration: Calibration | None,
+        key: Mapping[str, Any],
+        keep: Path,
+        expected: str | None,
+    ) -> bool:
+        """Bring what others have finished into the folder; False when that is damaged."""
+        if self.store is None:
+            return True
+        with suppress(ModelError):  # mended later
+            arguments = (self.model.info, self.model.device, recipe, calibration, keep)
+            report = kept_blocks(*arguments, propagate=self.propagate).report
+            if report is not None and expected in (None, report.digest):
+                return True
+        try:
+            self.store.fetch(key, keep)
+        except ModelError as error:
+            self.warnings.append(f"{recipe}: {error}; it was made anew")
+            return False
+        return True
+
+    @contextlib.contextmanager
+    def _folder_for(self, key: Mapping[str, Any]) -> Iterator[Path | None]:
+        """Its folder in the cache; where that has no room but others wait for it, one that goes again."""
+        with entry_for(key, self._weight_bytes()) as keep:
+            if keep is not None or self.store is None:
+                yield keep
+                return
+            with tempfile.TemporaryDirectory(dir=cache_folder("on-its-way")) as folder:
+                yield Path(folder)
+
+    def compress_together(self, recipes: Sequence[Recipe], seed: int | None, calibration: Calibration | None) -> None:
+        """Without propagation one pass serves all recipes: their models go into the cache, if it has room."""
+        keys = {str(recipe): self._kept_key(recipe, calibration) for recipe in recipes}
+        with ExitStack() as stack:
+            # Locks are taken in one order everywhere, so that two studies never wait for each other.
+            order = sorted(keys, key=lambda text: folder_of(keys[text]).name)
+            found = {text: stack.enter_context(entry_for(keys[text], self._weight_bytes())) for text in order}
+            folders = {text: folder for text, folder in found.items() if folder is not None}
+            if len(folders) < len(keys):
+                return  # no room to keep them: one after the other
+            with suppress(ModelError):  # damaged entries are mended one by one
+                compress_into(
+                    self.model,
+                    folders,
+                    calibration=calibration,
+                    seed=seed or 0,
+                    progress=lambda done, _total: self.observer.advance(done),
+                )
+
+    def _kept_key(self, recipe: Recipe, calibration: Calibration | None) -> dict[str, Any]:
+        return kept_key(self.model.info, self.model.device, recipe, calibration, propagate=self.propagate)
+
+    def _weight_bytes(self) -> int:
+        return sum(p.numel() * p.element_size() for p in self.model.network.parameters())

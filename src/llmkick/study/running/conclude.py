@@ -1,0 +1,174 @@
+"""What a study found, put together from its journal once every cell is filled or given up."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from llmkick.models.language_model import LanguageModel
+from llmkick.study.cells import style_of, variants_of
+from llmkick.study.results.multiplicity import agreement, correction_note, families
+from llmkick.study.results.noise_floor import HALF_PRECISIONS, describe_noise, noise_of_choices
+from llmkick.study.results.record_warnings import warnings_of
+from llmkick.study.results.results import (
+    StudyResult,
+    as_json,
+    cell_results,
+    compare_all,
+    describe_task,
+    overall_by_recipe,
+)
+from llmkick.study.results.warnings import loops
+from llmkick.study.running.environment import peak_memory
+from llmkick.study.running.external_models import describe_model, describe_recipe
+from llmkick.study.running.schedule import Schedule
+from llmkick.study.spec.study import Study
+
+if TYPE_CHECKING:
+    from llmkick.study.run import StudyRun
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finish:
+    """The last step of a run."""
+
+    run: StudyRun
+
+    def result(self, started: str) -> StudyResult:
+        """Compute and write results.json; `started` is when this session began."""
+        study = self.run.study
+        self.run.observer.stage("statistics", 1)
+        records = self._records()
+        noise = self._noise(records)
+        tasks = [describe_task(task, self.run.prompting) for task in self.run.tasks]
+        if self.run.judging is not None:
+            tasks += self.run.judging.described()
+        with self.run.timed("statistics", "comparisons"):
+            comparisons = compare_all(
+                records,
+                tasks,
+                study.labels(),
+                margin=study.margin,
+                alpha=study.alpha,
+                orders={name: rule.order for name, rule in self.run.rules.items()},
+                same_weights=self.run.left_the_weights,
+            )
+        reports = self._reports()
+        result = StudyResult(
+            folder=self.run.folder,
+            study={**study.model_dump(mode="json"), "hash": study.hash()},
+            environment=self.run.executor.environment(),
+            timing={
+                "started": started,
+                "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+                "seconds": self.run.journal.seconds(),
+                "compression_seconds": {r["digest"]: r.pop("seconds") for r in reports},
+                "peak_memory_bytes": peak_memory(),
+            },
+            model=as_json(self.run.model.info),
+            tasks=tasks,
+            results=sorted(cell_results(records, tasks), key=lambda row: self._order(row, tasks)),
+            comparisons=[as_json(comparison) for comparison in comparisons],
+            # A recipe of which a cell is missing is judged by no overall verdict.
+            overall=overall_by_recipe([c for c in comparisons if c.recipe not in self._incomplete()]),
+            compression=reports,
+            models=self._described(reports),
+            warnings=[
+                *map(str, self.run.schedule.failures),
+                *self.run.warnings,
+                *self.run.executor.warnings,
+                *_warnings([self.run.model, *self.run.others.live.values()], study, records, reports),
+                *(describe_noise(found, self.run.model.info.dtype) for found in noise),
+            ],
+            noise=noise,
+            judge=None if self.run.judging is None else self.run.judging.summary,
+            families=families(comparisons, study.labels(), correction=study.correction, alpha=study.alpha),
+            agreement=agreement(records, study.labels()),
+            failures=[failure.as_row() for failure in self.run.schedule.failures],
+        )
+        result.write()
+        return result
+
+    def _noise(self, records: pd.DataFrame) -> list[dict[str, Any]]:
+        """The noise floor of every task with choices; in float32 there is none."""
+        if self.run.model.info.dtype not in HALF_PRECISIONS:
+            return []
+        found = []
+        dense = records[records["recipe"] == "dense"]
+        for cell in self.run.cells(next(variants_of(self.run.study))):
+            known = self.run.journal.noise(cell.run_key)
+            of_task = dense[dense["task"] == cell.task.name].set_index("item_id")
+            if known is None and not of_task.empty:
+                recorded: Any = of_task[["response", "details"]].to_dict("index")
+                items = self.run.evaluation.items[cell.task.name]
+                known = noise_of_choices(
+                    self.run.model, cell.task, items, style_of(cell.task, self.run.prompting), recorded
+                )
+                if known is not None:
+                    self.run.journal.add_noise(cell.run_key, known)
+            found += [known] if known is not None else []
+        return found
+
+    def _records(self) -> pd.DataFrame:
+        """The records of all cells that are whole: what was given up half-way would be another sample."""
+        records = self.run.journal.records()
+        return records[~records["run_key"].isin(given_up(self.run.schedule))]
+
+    def _incomplete(self) -> set[str]:
+        return {failure.cell.variant.label for failure in self.run.schedule.failures}
+
+    def _order(self, row: Mapping[str, Any], tasks: Sequence[Mapping[str, Any]]) -> tuple[int, int, int]:
+        labels, names = ["dense", *self.run.study.labels()], [task["name"] for task in tasks]
+        return labels.index(row["recipe"]), row["seed"] or 0, names.index(row["task"])
+
+    def _described(self, reports: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Size and kind of every model, where models made elsewhere are among them."""
+        if not self.run.study.others:
+            return []
+        dense = describe_model("dense", self.run.model, self.run.study.model)
+        found = [dense, *(describe_recipe(dense, report) for report in reports)]
+        for variant in variants_of(self.run.study):
+            if variant.reference:
+                known = self.run.journal.artifact(self.run.report_key(variant))
+                assert known is not None, f"{variant} was never opened"
+                found.append(known[1])
+        return found
+
+    def _reports(self) -> list[dict[str, Any]]:
+        reports = []
+        for variant in variants_of(self.run.study):
+            if variant.is_recipe:
+                known = self.run.journal.artifact(self.run.report_key(variant))
+                assert known is not None or variant.label in self._incomplete(), f"no report of {variant}"
+                reports += [] if known is None else [known[1]]
+        return reports
+
+
+def given_up(schedule: Schedule) -> set[str]:
+    """The run keys of cells that could not be filled."""
+    return {failure.cell.run_key for failure in schedule.failures}
+
+
+def _warnings(models: Sequence[LanguageModel], study: Study, records: Any, reports: list[dict[str, Any]]) -> list[str]:
+    """Whatever a reader of the tables must know and could not see in them; `models` are the dense one and servers."""
+    found = []
+    info = models[0].info
+    if info.source_precision != "float" and any(recipe.is_rounding for recipe in study.parsed_recipes()):
+        found.append(
+            f"the dense weights of {info.name} come from a file already rounded to {info.source_precision}: "
+            "rounding them again says little about rounding the original"
+        )
+    if not study.propagate:
+        found.append("calibration was not propagated: every statistic comes from the dense model")
+    for model in models:
+        found += getattr(model, "notes", ())
+    if len(study.labels()) > 1:
+        found.append(correction_note(study.labels(), study.correction, study.alpha))
+    for report in reports:
+        found += [f"{report['recipe']}: {warning}" for warning in report["warnings"]]
+    found += loops(records)
+    return list(dict.fromkeys([*found, *warnings_of(records)]))

@@ -1,0 +1,146 @@
+"""Models made elsewhere that a study compares with its dense model: found first, opened one by one, described."""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+
+from llmkick.errors import ConfigError
+from llmkick.models.checkpoints.checkpoint import Checkpoint, is_server, locate
+from llmkick.models.checkpoints.sparsity import zeros_of
+from llmkick.models.language_model import LanguageModel
+from llmkick.models.plugin_models import plugin_of
+from llmkick.models.precision import resolve_device, resolve_dtype
+from llmkick.models.server.server import ServerSettings, open_model
+from llmkick.models.transformers_model import TransformersModel, load_located, read_tokenizer
+from llmkick.study.cells import Variant, style_of, variants_of
+from llmkick.study.spec.study import Study
+from llmkick.tasks.evaluate import refuse_unanswerable
+from llmkick.tasks.prompting import Prompting, resolve_prompting
+from llmkick.tasks.task import Task
+
+# Text whose tokens tell tokenizers apart that have the same vocabulary.
+PROBE = "The 1,234 naïve cafés;\n\n\tdef f(x): return x**2  # 東京 🙂 end"
+
+
+@dataclass(kw_only=True)
+class Others:
+    """The other models of a study, by their label."""
+
+    study: Study
+    checkpoints: dict[str, Checkpoint] = field(default_factory=dict)
+    live: dict[str, LanguageModel] = field(default_factory=dict)  # servers, and what plug-ins bring: open once found
+
+    def find(self) -> None:
+        """Locate every model and reach every server, so that what is missing shows before any work.
+
+        Raises ModelError for files or packages that are missing and for servers that do not answer as they should.
+        """
+        study = self.study
+        for variant in variants_of(study):
+            reference = variant.reference
+            if is_server(reference) or plugin_of(reference) is not None:
+                self.live[variant.label] = open_model(
+                    reference, dtype=study.dtype, device=study.device, server=settings_of(study)
+                )
+            elif reference:
+                self.checkpoints[variant.label] = locate(reference)
+
+    def weights_key(self, variant: Variant) -> dict[str, Any]:
+        """Everything that decides the answers of a model but the questions."""
+        if variant.label in self.live:
+            return answers_key(self.live[variant.label])
+        device = resolve_device(self.study.device)
+        dtype = str(resolve_dtype(self.study.dtype, device)).removeprefix("torch.")
+        return {"weights": self.checkpoints[variant.label].digest, "dtype": dtype, "device": device.type}
+
+    def open(self, variant: Variant) -> LanguageModel:
+        """The model, loaded now; the caller lets it go."""
+        if variant.label in self.live:
+            return self.live[variant.label]
+        gc.collect()  # the one before may lie in cycles
+        return load_located(self.checkpoints[variant.label], dtype=self.study.dtype, device=self.study.device)
+
+    def prompting(self, dense: LanguageModel) -> Prompting:
+        """The one style in which all models are asked: `auto` is chat when every one has a chat template.
+
+        Raises ConfigError for chat that one of them cannot be asked in.
+        """
+        style = resolve_prompting(dense, self.study.prompting)
+        if style == "raw":
+            return style
+        found = {name: bool(read_tokenizer(one).chat_template) for name, one in self.checkpoints.items()}
+        found |= {name: model.has_chat_template for name, model in self.live.items()}
+        without = [name for name, has_template in found.items() if not has_template]
+        if without and self.study.prompting == "chat":
+            raise ConfigError(f'{without[0]} has no chat template; use prompting = "raw" (or "auto")')
+        return "raw" if without else style
+
+    def check(self, dense: LanguageModel, tasks: Sequence[Task], prompting: Prompting) -> None:
+        """Raise ConfigError when a server cannot be asked what a task asks; the dense model reads its answers."""
+        for model in self.live.values():
+            for task in tasks:
+                refuse_unanswerable(model, task, prompting=style_of(task, prompting), reference=dense)
+
+    def with_other_tokens(self, dense: LanguageModel) -> list[str]:
+        """Labels of the models whose tokenizer is not the dense model's; that of others is not known to be."""
+        own = tokenizer_digest(dense.tokenizer) if isinstance(dense, TransformersModel) else None
+        return [
+            *(name for name, found in self.checkpoints.items() if tokenizer_digest(read_tokenizer(found)) != own),
+            *self.live,
+        ]
+
+
+def answers_key(model: LanguageModel) -> dict[str, Any]:
+    """What decides the answers of a model that is not loaded from files here."""
+    return {"weights": model.info.digest, "dtype": model.info.dtype}
+
+
+def settings_of(study: Study) -> ServerSettings:
+    """How the study's servers are asked."""
+    return ServerSettings(**study.server.model_dump())
+
+
+def tokenizer_digest(tokenizer: Any) -> str:
+    """One hash of a vocabulary and of how a text falls into its tokens."""
+    content = [sorted(tokenizer.get_vocab().items()), tokenizer(PROBE, verbose=False)["input_ids"]]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def describe_model(label: str, model: LanguageModel, reference: str) -> dict[str, Any]:
+    """A model as results.json lists it: what it is, how large as stored, how much of it is zero. None is unknown."""
+    facts: dict[str, Any] = {"label": label, "reference": reference, **asdict(model.info)}
+    if not isinstance(model, TransformersModel):
+        return {**facts, "parameters": model.info.parameters or None, "stored_bytes": None, "zeros": None}
+    zeros = zeros_of(model.network)
+    return {
+        **facts,
+        "stored_bytes": model.checkpoint.stored_bytes if model.checkpoint is not None else None,
+        "zeros": None if zeros is None else asdict(zeros),
+    }
+
+
+def describe_recipe(dense: Mapping[str, Any], report: Mapping[str, Any]) -> dict[str, Any]:
+    """A model that was compressed here, in the same terms; its bytes are those of the compact form."""
+    weights = [rows * columns for rows, columns in (layer["shape"] for layer in report["layers"])]
+    zeros = sum(w * layer["realised_sparsity"] for w, layer in zip(weights, report["layers"], strict=True))
+    whole = dense["parameters"] * getattr(torch, dense["dtype"]).itemsize
+    return {
+        **dense,
+        "label": report["recipe"],
+        "digest": report["digest"],
+        "stored_bytes": whole - report["dense_bytes"] + report["stored_bytes"],
+        "zeros": {
+            "count": round(zeros),
+            "share": zeros / sum(weights) if weights else 0.0,
+            "pattern": "",
+            "pruned_layers": 0,
+            "layers": len(weights),
+        },
+    }

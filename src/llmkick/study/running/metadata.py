@@ -1,0 +1,48 @@
+"""What the journal notes about a run before any answer, so that an unfinished run can be read too."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import re
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from llmkick.models.language_model import LanguageModel
+from llmkick.study.journal.journal import Journal
+from llmkick.study.journal.prompts import packed_prompts
+from llmkick.study.results.results import as_json, describe_task
+from llmkick.study.running.environment import environment
+from llmkick.tasks.prompting import Prompting
+from llmkick.tasks.task import Item, Task
+
+
+def note_run(
+    journal: Journal,
+    *,
+    model: LanguageModel,
+    tasks: Sequence[Task],
+    items: Mapping[str, Sequence[Item]],
+    prompting: Prompting,
+) -> None:
+    """The model, the tasks, the machine, the command, every question, and how it is put to the dense model."""
+    journal.describe("model", as_json(model.info))
+    journal.describe("tasks", [describe_task(task, prompting) for task in tasks])
+    journal.describe("environment", environment())
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    journal.add_command(now, importlib.metadata.version("llmkick"), command_line(sys.argv))
+    for task in tasks:
+        journal.add_items(task.name, items[task.name])
+        journal.add_prompts(task.name, packed_prompts(task, items[task.name], task.prompting or prompting))
+
+
+def command_line(arguments: Sequence[str]) -> str:
+    """The command as it would be typed; a password inside an address is left out."""
+    first, *others = arguments or [""]
+    name = Path(first).name
+    if name == "__main__.py":
+        name = "python -m llmkick.cli"
+    words = [re.sub(r"(://)[^/@\s]+@", r"\1…@", word) for word in others]
+    return " ".join([name or "python", *map(shlex.quote, words)])

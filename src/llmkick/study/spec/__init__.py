@@ -1,0 +1,1 @@
+"""The study specification: TOML to a frozen, validated `Study`."""

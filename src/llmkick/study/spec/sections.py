@@ -1,0 +1,110 @@
+"""The parts of a study file: a task, the calibration, servers, the judge."""
+
+from __future__ import annotations
+
+import re
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from llmkick.errors import ConfigError
+from llmkick.models.checkpoints.checkpoint import is_server
+from llmkick.study.spec.model_names import parse_if_server
+from llmkick.study.spec.source_lines import blaming
+from llmkick.tasks.judge.clients import DEFAULT_KEY_ENV
+from llmkick.tasks.judge.prompts import JUDGE_PROTOCOLS
+from llmkick.tasks.registry import get_task
+from llmkick.tasks.task import Task
+
+
+class Frozen(BaseModel):
+    """Checked once, never changed, nothing beside the keys it knows."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class TaskSpec(Frozen):
+    """One task of a study; the keys are those of `get_task`."""
+
+    name: str
+    source: str = "pocket"
+    protocol: str = "strict"
+    limit: int | None = None
+    seed: int = 0
+    shots: int | None = None
+    window: int | None = None
+    unit: str | None = None
+    evidence_tokens: int | None = None
+    words: int | None = None
+    bucket_words: list[int] | None = None
+    max_new_tokens: int | None = None
+    split: str | None = None
+    revision: str | None = None
+    sha256: str | dict[str, str] | None = None
+
+    def make(self) -> Task:
+        """The task itself. Raises ConfigError for what `get_task` refuses."""
+        return get_task(**{key: value for key, value in self.model_dump().items() if value is not None})
+
+
+class CalibrationSpec(Frozen):
+    """Where calibration windows come from; see `llmkick.compression.walk.calibration.calibrate`."""
+
+    source: str = "self"
+    sequences: int = Field(default=32, ge=1)
+    length: int = Field(default=512, ge=2)
+
+
+class ServerSpec(Frozen):
+    """How servers among the models are asked; see `llmkick.models.server.endpoint`."""
+
+    timeout: float = Field(default=120.0, gt=0)
+    concurrency: int = Field(default=8, ge=1, le=256)
+    attempts: int = Field(default=5, ge=1, le=20)
+
+
+class JudgeSpec(Frozen):
+    """Who judges the generated answers, and how; docs/judge.md."""
+
+    model: str
+    protocol: str = "strict"
+    # "dense", a file of answers for all judged tasks, or one a task.
+    reference: str | dict[str, str] = "dense"
+    replicates: int = Field(default=1, ge=1, le=100)
+    concurrency: int = Field(default=4, ge=1, le=256)
+    # Tokens, asked and answered, after which no further judgement is begun.
+    budget: int | None = Field(default=None, ge=1)
+    temperature: float | None = Field(default=None, ge=0, le=2)
+    max_tokens: int = Field(default=1024, ge=16)
+    timeout: float = Field(default=120.0, gt=0)
+    attempts: int = Field(default=6, ge=1, le=100)
+    api_key_env: str = DEFAULT_KEY_ENV
+
+    @field_validator("protocol")
+    @classmethod
+    def _known_protocol(cls, value: str) -> str:
+        if value not in JUDGE_PROTOCOLS:
+            with blaming("judge", "protocol"):
+                raise ConfigError(f"unknown protocol {value!r} of the judge; choose from: {', '.join(JUDGE_PROTOCOLS)}")
+        return value
+
+    @field_validator("api_key_env")
+    @classmethod
+    def _name_of_a_variable(cls, value: str) -> str:
+        """A key pasted here by mistake must not be shown."""
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,63}", value):
+            with blaming("judge", "api_key_env"):
+                raise ConfigError("api_key_env is the name of an environment variable, never the key itself")
+        return value
+
+    @model_validator(mode="after")
+    def _can_be_asked(self) -> JudgeSpec:
+        with blaming("judge", "model"):
+            parse_if_server(self.model)
+        local = not is_server(self.model)
+        if local and self.replicates > 1:
+            with blaming("judge", "replicates"):
+                raise ConfigError("a local judge decodes greedily: replicates beyond 1 would all be the same")
+        if local and self.temperature:
+            with blaming("judge", "temperature"):
+                raise ConfigError("a local judge decodes greedily; leave temperature out")
+        return self

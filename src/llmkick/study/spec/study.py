@@ -1,0 +1,274 @@
+"""A study as a person writes it (TOML or arguments) → a frozen, checked Study with a stable hash."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import tomli_w
+from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator, model_validator
+
+from llmkick.compression.recipe import Dense, Recipe
+from llmkick.compression.registry import parse_recipe
+from llmkick.errors import ConfigError, KickError
+from llmkick.models.checkpoints.checkpoint import is_server
+from llmkick.models.precision import DTYPES
+from llmkick.study.results.multiplicity import CORRECTIONS
+from llmkick.study.spec.model_names import label_others, parse_if_server
+from llmkick.study.spec.sections import CalibrationSpec, Frozen, JudgeSpec, ServerSpec, TaskSpec
+from llmkick.study.spec.source_lines import LocatedError, blaming, place_of
+from llmkick.tasks.judge.prompts import Judgeable
+from llmkick.tasks.prompting import PROMPTINGS, refuse_contradiction
+
+# When a cell of the study is done: with its last item, or with its verdict.
+STOPS = ("never", "decided")
+
+
+class Study(Frozen):
+    """Dense model × (recipes × calibration seeds, other models) × tasks, and how the verdict is reached."""
+
+    name: str = "study"
+    model: str
+    dtype: str = "auto"
+    device: str = "auto"
+    prompting: str = "auto"
+    recipes: tuple[str, ...] = ()
+    # Models made elsewhere, compared with the dense one: `reference` or `name=reference`.
+    others: tuple[str, ...] = ()
+    tasks: tuple[TaskSpec, ...]
+    # Small enough for every generator, and for a column of doubles to hold exactly.
+    seeds: tuple[Annotated[int, Field(ge=0, lt=2**32)], ...] = (0,)
+    calibration: CalibrationSpec = CalibrationSpec()
+    propagate: bool = True
+    server: ServerSpec = ServerSpec()
+    judge: JudgeSpec | None = None
+    margin: float = Field(default=0.05, gt=0, lt=1)
+    alpha: float = Field(default=0.05, gt=0, lt=0.5)
+    stop: str = "never"
+    correction: str = "none"
+
+    @field_validator("recipes", "others", "seeds", mode="before")
+    @classmethod
+    def _list_to_tuple(cls, value: Any) -> Any:
+        return tuple(value) if isinstance(value, list) else value
+
+    @field_validator("tasks", mode="before")
+    @classmethod
+    def _named_tasks(cls, value: Any) -> Any:
+        """A task may be written as its bare name."""
+        if not isinstance(value, list | tuple):
+            return value
+        return tuple({"name": task} if isinstance(task, str) else task for task in value)
+
+    @field_validator("dtype", "prompting", "stop", "correction")
+    @classmethod
+    def _choices(cls, value: str, info: ValidationInfo) -> str:
+        choices = {
+            "dtype": ("auto", *DTYPES),
+            "prompting": PROMPTINGS,
+            "stop": STOPS,
+            "correction": CORRECTIONS,
+        }[str(info.field_name)]
+        if value not in choices:
+            with blaming(info.field_name):
+                raise ConfigError(f"unknown {info.field_name} {value!r}; choose from: {', '.join(choices)}")
+        return value
+
+    @field_validator("recipes")
+    @classmethod
+    def _recipes_parse(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        """Canonical texts, without `dense`, which every study runs anyway."""
+        recipes = []
+        for index, text in enumerate(value):
+            with blaming("recipes", index):
+                recipes.append(parse_recipe(text))
+        _refuse_repeats("recipes", [str(recipe) for recipe in recipes])
+        return tuple(str(recipe) for recipe in recipes if not isinstance(recipe, Dense))
+
+    @field_validator("tasks")
+    @classmethod
+    def _tasks_can_be_made(cls, value: tuple[TaskSpec, ...]) -> tuple[TaskSpec, ...]:
+        names = []
+        for index, spec in enumerate(value):
+            try:
+                names.append(spec.make().name)
+            except KickError as error:
+                # The errors of get_task begin with what they are about, or with "unknown" and that.
+                key = re.match(rf"(?:unknown )?({'|'.join(TaskSpec.model_fields)}|option '\w+'|)", str(error))
+                blamed = (key[1] if key else "").removeprefix("option ").strip("'") or "name"
+                raise LocatedError(str(error), ("tasks", index, blamed)) from error
+        _refuse_repeats("tasks", names)
+        with blaming("tasks"):
+            if not value:
+                raise ConfigError("a study needs at least one task; see `kick tasks`")
+        return value
+
+    @model_validator(mode="after")
+    def _something_to_compare(self) -> Study:
+        """Recipes, other models or both, each under a name of its own."""
+        if not self.recipes and not self.others:
+            with blaming("recipes"):
+                raise ConfigError(
+                    "a study needs at least one recipe besides dense, or another model in `others`; see `kick methods`"
+                )
+        with blaming("model"):
+            if is_server(self.model) and self.recipes:
+                raise ConfigError(f"{self.model} is a server, whose model cannot be compressed here; leave recipes out")
+            parse_if_server(self.model)
+        with blaming("others"):
+            label_others(self.others, taken=("dense", *self.recipes))
+        return self
+
+    @model_validator(mode="after")
+    def _one_protocol(self) -> Study:
+        """The protocols' scores never share a table; what the paper asks is raw text, whatever the model."""
+        protocols = [spec.protocol for spec in self.tasks]
+        if len(set(protocols)) > 1:
+            other = next(index for index, protocol in enumerate(protocols) if protocol != protocols[0])
+            raise LocatedError(
+                f"{protocols[other]!r} beside {protocols[0]!r}: scores of two protocols must not share a table; "
+                "write two studies",
+                ("tasks", other, "protocol"),
+            )
+        if "paper" in protocols:
+            # The instruction task goes through a chat template in the paper too.
+            others = [spec for spec in self.tasks if spec.name.partition(":")[0] != "instruction"]
+            if others:
+                with blaming("prompting"):
+                    refuse_contradiction(self.prompting, "raw")
+            if len(others) == len(self.tasks):
+                object.__setattr__(self, "prompting", "raw")  # frozen: the study as resolved says what is asked
+        return self
+
+    @field_validator("seeds")
+    @classmethod
+    def _seeds_differ(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        _refuse_repeats("seeds", value)
+        with blaming("seeds"):
+            if not value:
+                raise ConfigError("a study needs at least one calibration seed")
+        return value
+
+    @model_validator(mode="after")
+    def _something_to_judge(self) -> Study:
+        if self.judge is None:
+            return self
+        judged = [task.name for task in (spec.make() for spec in self.tasks) if isinstance(task, Judgeable)]
+        with blaming("judge"):
+            if not judged:
+                raise ConfigError("none of the tasks is judged: add summarization or instruction, or leave [judge] out")
+        if isinstance(self.judge.reference, dict):
+            with blaming("judge", "reference"):
+                if set(self.judge.reference) != set(judged):
+                    raise ConfigError(
+                        f"files of reference answers for {', '.join(self.judge.reference) or 'no task'}; "
+                        f"the judged tasks are {', '.join(judged)}"
+                    )
+        return self
+
+    @model_validator(mode="after")
+    def _one_seed_where_it_stops(self) -> Study:
+        """Every seed would stop at another item, and the variance between seeds needs the same ones."""
+        calibrated = [text for text in self.recipes if parse_recipe(text).needs_calibration]
+        if self.stop == "decided" and len(self.seeds) > 1 and calibrated:
+            raise LocatedError(
+                f"'decided' and {len(self.seeds)} calibration seeds do not go together: the spread over seeds is "
+                'measured on the same items, and every seed would stop at others; give one seed, or stop = "never"',
+                ("stop",),
+            )
+        return self
+
+    def parsed_recipes(self) -> list[Recipe]:
+        """The recipes as typed objects, in the study's order."""
+        return [parse_recipe(text) for text in self.recipes]
+
+    def labelled_others(self) -> dict[str, str]:
+        """The other models in the study's order: their short names, and where they are."""
+        return label_others(self.others, taken=("dense", *self.recipes))
+
+    def labels(self) -> list[str]:
+        """What is compared with the dense model, as tables call it: recipes, then other models."""
+        return [*self.recipes, *self.labelled_others()]
+
+    def hash(self) -> str:
+        """sha256 over everything but the name, how servers are asked, and the judge, who may come later.
+
+        Judgements have keys of their own.
+        """
+        content = self.model_dump(mode="json", exclude={"name", "server", "judge"})
+        # Options that came later count only where they are used: studies without them keep their hash.
+        for option in ("stop", "correction"):
+            if content[option] == Study.model_fields[option].default:
+                del content[option]
+        if not self.others:
+            del content["others"]
+        for task in content["tasks"]:
+            for option in _LATER_OPTIONS:
+                if task[option] is None:
+                    del task[option]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    def to_toml(self) -> str:
+        """The study as resolved, every default written out."""
+        return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
+
+
+_LATER_OPTIONS = (
+    "unit", "evidence_tokens", "words", "bucket_words", "max_new_tokens", "split", "revision", "sha256",
+)  # fmt: skip
+
+
+def _refuse_repeats(key: str, values: Sequence[Any]) -> None:
+    for index, value in enumerate(values):
+        if value in values[:index]:
+            raise LocatedError(f"{value} is listed twice", (key, index))
+
+
+def make_study(values: Mapping[str, Any]) -> Study:
+    """A Study from plain values. Raises ConfigError naming the key."""
+    return _validated(dict(values), text="", origin="study")
+
+
+def load_study(path: Path) -> Study:
+    """Read a study file. Raises ConfigError naming file, line and key."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read the study file {path}: {error}") from error
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from error
+    return _validated({"name": path.stem, **values}, text=text, origin=str(path))
+
+
+def _validated(values: dict[str, Any], *, text: str, origin: str) -> Study:
+    try:
+        return Study.model_validate(values)
+    except ValidationError as error:
+        problems = [_describe(problem, text, values, origin) for problem in error.errors()]
+        raise ConfigError("\n".join(problems)) from error
+    except LocatedError as error:
+        raise ConfigError(f"{place_of(error.location, text, values, origin)}: {error}") from error
+
+
+def _describe(problem: Any, text: str, values: Any, origin: str) -> str:
+    location = tuple(problem["loc"])
+    place = place_of(location, text, values, origin)
+    if problem["type"] == "extra_forbidden":
+        owners: dict[str, type[BaseModel]] = {
+            "tasks": TaskSpec,
+            "calibration": CalibrationSpec,
+            "server": ServerSpec,
+            "judge": JudgeSpec,
+        }
+        owner = owners[str(location[0])] if len(location) > 1 else Study
+        return f"{place}: unknown key; choose from: {', '.join(owner.model_fields)}"
+    if problem["type"] == "missing":
+        return f"{place}: is missing"
+    return f"{place}: {problem['msg']}, got {problem['input']!r}"

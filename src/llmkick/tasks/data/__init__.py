@@ -1,0 +1,1 @@
+"""Where task data comes from: pocket files, the hub, local folders."""

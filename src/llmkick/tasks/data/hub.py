@@ -1,0 +1,209 @@
+"""Files of published data sets: fetched once, checked against what their host states, pinned by a lock file.
+
+Three checks stand behind a file. The revision: a commit pinned in `published.py` or given in the study. What the
+host states: the sha256 of a large file, the git blob id of a small one (GitHub states nothing). And our lock file
+in the cache: the first download writes commit and sha256 of every file; whatever differs later is an error.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import json
+import os
+import re
+import tempfile
+import urllib.request
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llmkick.errors import DataError
+from llmkick.files import cache_folder, sha256_of_file, write_text_atomically
+from llmkick.tasks.data.published import DataSet
+
+GITHUB = "https://raw.githubusercontent.com"
+TIMEOUT_SECONDS = 60
+COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """A file on this machine, and its name within its data set."""
+
+    path: Path
+    name: str
+
+
+def fetch(dataset: DataSet, patterns: Sequence[str], revision: str | None = None) -> list[list[DataFile]]:
+    """The files behind each pattern at a revision, from the cache or the network.
+
+    Raises DataError when they cannot be had, or are not the bytes that were pinned.
+    """
+    wanted = revision or dataset.revision
+    lock = _Lock(dataset, wanted)
+    found = []
+    for pattern in patterns:
+        try:
+            names = lock.names(pattern)
+            stated: dict[str, tuple[str, str]] = {}
+            if names is None:
+                names, stated = _ask(dataset, pattern, lock)
+            files = [DataFile(_download(dataset, name, lock), name) for name in names]
+        except DataError:
+            raise
+        except Exception as error:
+            raise DataError(_unreachable(dataset, wanted, error)) from error
+        for file in files:
+            _check_stated(dataset, file, stated.get(file.name))
+            lock.check(file)
+        lock.remember(pattern, names)
+        found.append(files)
+    return found
+
+
+def _unreachable(dataset: DataSet, wanted: str, error: Exception) -> str:
+    reason = " ".join(str(error).split())[:300] or type(error).__name__
+    return (
+        f"cannot get {dataset.name} ({dataset.repository}, revision {wanted}) from {_host(dataset)}, "
+        f"and it is not cached: {reason}\n"
+        'Check the network and the revision, or give source = "FOLDER" with the official files (docs/data.md)'
+    )
+
+
+def _host(dataset: DataSet) -> str:
+    return "the hub" if dataset.host == "hub" else "GitHub"
+
+
+class _Lock:
+    """What was downloaded under one wanted revision of a data set: commit, names and sha256 of its files."""
+
+    def __init__(self, dataset: DataSet, wanted: str) -> None:
+        self.dataset, self.wanted = dataset, wanted
+        self.path = cache_folder("data") / f"{dataset.repository.replace('/', '--')}.lock.json"
+        self.entry: dict[str, Any] = self._read().get(wanted, {"commit": None, "patterns": {}, "sha256": {}})
+
+    def _read(self) -> dict[str, Any]:
+        if not self.path.exists():
+            return {}
+        try:
+            content = json.loads(self.path.read_text(encoding="utf-8"))
+            for entry in content.values():
+                if not isinstance(entry["patterns"], dict) or not isinstance(entry["sha256"], dict):
+                    raise TypeError("no table of files")
+            return dict(content)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DataError(f"the lock file {self.path} is damaged ({error}): delete it to pin anew") from error
+
+    @property
+    def commit(self) -> str:
+        """The commit to fetch from: the pinned one, or what was asked for."""
+        return self.entry["commit"] or self.wanted
+
+    def pin(self, commit: str) -> None:
+        """Note the commit that a revision stands for. Raises DataError when it is not the one asked for."""
+        expected = self.entry["commit"] or (self.wanted if COMMIT.fullmatch(self.wanted) else commit)
+        if commit != expected:
+            raise DataError(
+                f"{self.dataset.name}: asked for revision {expected}, but the hub answers with {commit}; "
+                "check `revision` in the study"
+            )
+        self.entry["commit"] = commit
+
+    def names(self, pattern: str) -> list[str] | None:
+        """The files behind a pattern when they are known."""
+        names: list[str] | None = self.entry["patterns"].get(pattern)
+        return names
+
+    def check(self, file: DataFile) -> None:
+        """Pin a file at its first sight. Raises DataError when it is another than was pinned."""
+        digest = sha256_of_file(file.path)
+        known = self.entry["sha256"].setdefault(file.name, digest)
+        if digest != known:
+            raise DataError(
+                f"{file.name} of {self.dataset.name} has sha256 {digest}, but the first download was {known}: the "
+                f"file is damaged or was changed. Delete {file.path.resolve()} to fetch it again, or, when the new "
+                f"file is the right one, {self.path} to pin anew"
+            )
+
+    def remember(self, pattern: str, names: list[str]) -> None:
+        """Write the lock file when it does not know these files yet."""
+        if self.entry["patterns"].get(pattern) != names:
+            self.entry["patterns"][pattern] = names
+            content = {**self._read(), self.wanted: self.entry}
+            write_text_atomically(self.path, json.dumps(content, indent=1, sort_keys=True) + "\n")
+
+
+def _ask(dataset: DataSet, pattern: str, lock: _Lock) -> tuple[list[str], dict[str, tuple[str, str]]]:
+    """The names behind a pattern, and the checksum that the hub states for each: (kind, hex)."""
+    if dataset.host == "github":
+        return [pattern], {}
+    from huggingface_hub import HfApi
+
+    api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
+    info = api.dataset_info(dataset.repository, revision=lock.commit, files_metadata=True, timeout=TIMEOUT_SECONDS)
+    lock.pin(str(info.sha))
+    siblings = sorted(info.siblings or [], key=lambda one: one.rfilename)
+    found = [one for one in siblings if fnmatch.fnmatchcase(one.rfilename, pattern)]
+    if not found:
+        there = ", ".join(one.rfilename for one in siblings[:8])
+        raise DataError(f"{dataset.repository} at {lock.commit} has no file {pattern}; it has {there}, …")
+    stated = {}
+    for one in found:
+        if one.lfs is not None:
+            stated[one.rfilename] = ("sha256", one.lfs.sha256)
+        elif one.blob_id:
+            stated[one.rfilename] = ("git", one.blob_id)
+    return [one.rfilename for one in found], stated
+
+
+def _check_stated(dataset: DataSet, file: DataFile, stated: tuple[str, str] | None) -> None:
+    """Raise DataError when a file is not what its host states it to be."""
+    if stated is None:
+        return
+    kind, expected = stated
+    if kind == "sha256":
+        digest = sha256_of_file(file.path)
+    else:
+        content = file.path.read_bytes()
+        digest = hashlib.sha1(f"blob {len(content)}\0".encode() + content, usedforsecurity=False).hexdigest()
+    if digest != expected:
+        raise DataError(
+            f"{file.name} of {dataset.name} has {kind} checksum {digest}, but the hub states {expected}: the download "
+            f"is damaged. Delete {file.path.resolve()} and try again"
+        )
+
+
+def _download(dataset: DataSet, name: str, lock: _Lock) -> Path:
+    if dataset.host == "github":
+        return _download_plain(dataset, name, lock.commit)
+    from huggingface_hub import hf_hub_download
+
+    return Path(
+        hf_hub_download(
+            dataset.repository,
+            name,
+            repo_type="dataset",
+            revision=lock.commit,
+            endpoint=os.environ.get("HF_ENDPOINT"),
+            cache_dir=os.environ.get("HF_HUB_CACHE"),
+        )
+    )
+
+
+def _download_plain(dataset: DataSet, name: str, revision: str) -> Path:
+    target = cache_folder("data") / dataset.repository.replace("/", "--") / revision.replace("/", "--") / name
+    if target.exists():
+        return target
+    base = os.environ.get("LLMKICK_GITHUB", GITHUB)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    address = f"{base}/{dataset.repository}/{revision}/{name}"
+    with (
+        urllib.request.urlopen(address, timeout=TIMEOUT_SECONDS) as answer,  # noqa: S310 - https, or a test's loopback
+        tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as stream,
+    ):
+        content = answer.read()
+        stream.write(content)
+    Path(stream.name).replace(target)
+    return target

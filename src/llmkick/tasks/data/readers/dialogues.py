@@ -1,0 +1,60 @@
+"""MT-Bench and Vicuna-80: questions of one or two turns, with reference answers for some."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from llmkick.tasks.data.published import MT_BENCH
+from llmkick.tasks.data.sources import Origin
+from llmkick.tasks.data.tables import Row, read_table, refuse_repeated_ids
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dialogue:
+    """What a user says, turn by turn, and the reference answer to each turn where there is one."""
+
+    id: str
+    category: str
+    turns: tuple[str, ...]
+    references: tuple[str, ...] = ()
+
+
+def read_dialogues(origin: Origin) -> list[Dialogue]:
+    """The questions in FastChat's JSON lines, with GPT-4's reference answers where a folder holds their file.
+
+    References that the question file brings itself count where there is no such file.
+    """
+    references = _references(origin)
+    turns = 2 if origin.dataset is MT_BENCH else 1
+    rows, dialogues = [], []
+    for file in origin.files("questions")[0]:
+        for row in read_table(file.path, ("question_id", "category", "turns"), name=file.name):
+            identity = str(row.whole("question_id"))
+            rows.append((row, identity))
+            said = row.texts("turns", least=turns)
+            # Some answers are to the first turn only: the second is blank then.
+            own = tuple(
+                row.as_text("reference", one, blank=True)
+                for one in row.as_list("reference", row.values.get("reference") or [])
+            )
+            answer = references.get(identity, own)
+            dialogues.append(Dialogue(id=identity, category=row.text("category"), turns=said, references=answer))
+    refuse_repeated_ids(rows, "question_id")
+    return dialogues
+
+
+def _references(origin: Origin) -> dict[str, tuple[str, ...]]:
+    if origin.source == "hub" or not origin.has("references"):
+        return {}
+    rows: list[tuple[Row, str]] = []
+    found = {}
+    for file in origin.files("references")[0]:
+        for row in read_table(file.path, ("question_id", "choices"), name=file.name):
+            identity = str(row.whole("question_id"))
+            rows.append((row, identity))
+            choices = row.as_list("choices", row.get("choices"))
+            if not choices:
+                row.fail("choices", "is empty")
+            found[identity] = row.part("choices", choices[0]).texts("turns")
+    refuse_repeated_ids(rows, "question_id")
+    return found

@@ -1,0 +1,63 @@
+"""FreebaseQA: one JSON document of questions, each with its parses and their answers."""
+
+from __future__ import annotations
+
+from llmkick.errors import DataError
+from llmkick.tasks.data.readers import Loaded, counted
+from llmkick.tasks.data.sources import Origin
+from llmkick.tasks.data.tables import Row, read_json, refuse_repeated_ids
+from llmkick.tasks.task import Item
+
+
+def read_freebaseqa(origin: Origin) -> Loaded:
+    """Questions as people wrote them, the names of every parse's answers as aliases, Freebase's domain as cluster.
+
+    Names that the file holds as null (entities without an English name) are no aliases; a question that has
+    nothing but nulls cannot be scored and is left out, counted in the notes.
+    """
+    rows, items, nameless = [], [], 0
+    for file in origin.files(origin.chosen_split(("eval", "dev")))[0]:
+        document = read_json(file.path, file.name)
+        if not isinstance(document, dict) or not isinstance(document.get("Questions"), list):
+            raise DataError(f"{file.name}, column 'Questions': is missing or no list; is it FreebaseQA's JSON release?")
+        for number, values in enumerate(document["Questions"], start=1):
+            if not isinstance(values, dict):
+                raise DataError(f"{file.name}, row {number}: is not an object")
+            row = Row(file.name, number, values)
+            rows.append((row, row.text("Question-ID")))
+            aliases, chain = _answers(row)
+            if not aliases:
+                nameless += 1
+                continue
+            items.append(
+                Item(
+                    id=row.text("Question-ID"),
+                    cluster=chain.partition(".")[0],
+                    question=row.text("RawQuestion").strip(),
+                    references=aliases,
+                )
+            )
+    refuse_repeated_ids(rows, "Question-ID")
+    return Loaded(items=tuple(items), notes=counted(nameless, "questions whose answers have no name are left out"))
+
+
+def _answers(row: Row) -> tuple[tuple[str, ...], str]:
+    """Every alias of every parse, in order and once each, and the first parse's inferential chain."""
+    aliases: dict[str, None] = {}
+    chain = ""
+    parses = row.as_list("Parses", row.get("Parses"))
+    if not parses:
+        row.fail("Parses", "is empty")
+    for values in parses:
+        parse = row.part("Parses", values)
+        chain = chain or parse.text("InferentialChain")
+        answers = parse.as_list("Answers", parse.get("Answers"))
+        if not answers:
+            parse.fail("Answers", "is empty")
+        for one in answers:
+            answer = parse.part("Answers", one)
+            names = answer.as_list("AnswersName", answer.get("AnswersName"))
+            if not names:
+                answer.fail("AnswersName", "is empty")
+            aliases |= {answer.as_text("AnswersName", name): None for name in names if name is not None}
+    return tuple(aliases), chain
