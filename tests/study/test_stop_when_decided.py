@@ -16,8 +16,7 @@ import pytest
 
 from llmkick.errors import ConfigError, DataError
 from llmkick.models.transformers_model import TransformersModel, load_model
-from llmkick.statistics import compare, compare_stopped
-from llmkick.statistics import item_order as asking_order
+from llmkick.statistics import asking_order, compare, compare_stopped
 from llmkick.study.frontier.result import FRONTIER_FILE, read_frontier
 from llmkick.study.frontier.search import PERPLEXITY_MARGINS, run_frontier
 from llmkick.study.journal.database import JOURNAL_FILE

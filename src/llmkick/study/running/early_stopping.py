@@ -10,8 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from llmkick.statistics import AskingOrder, EarlyStop, Stopping, signal_after
-from llmkick.statistics import item_order as asking_order
+from llmkick.statistics import AskingOrder, EarlyStop, Stopping, asking_order, signal_after
 from llmkick.statistics.item_order import LOOK_ITEMS
 from llmkick.study.results.results import CONTROL_METRICS
 from llmkick.tasks.task import Item, Task
