@@ -187,7 +187,8 @@ def test_a_kernel_that_does_not_do_what_its_recipe_says(install: Install, body: 
 
 ROUNDING = """
 from dataclasses import dataclass
-from llmkick.compression.levels import Grid, parse_grid
+from llmkick.compression.kernels.patterns import Grid
+from llmkick.compression.levels import parse_grid
 from llmkick.compression.methods import Method, WeightResult
 from llmkick.compression.recipe import Recipe
 from llmkick.compression.kernels.rtn import rtn

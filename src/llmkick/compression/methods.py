@@ -134,7 +134,7 @@ def _check_result(recipe: Recipe, result: WeightResult, layer: Layer, plugin: Pl
     """Refuse a weight that is not what the recipe says: sizes and reports would be wrong."""
     import torch
 
-    from llmkick.compression.levels import NM
+    from llmkick.compression.kernels.patterns import NM
 
     weight = result.weight
     if not isinstance(weight, torch.Tensor) or weight.shape != layer.weight.shape or not weight.is_floating_point():
