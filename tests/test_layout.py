@@ -33,7 +33,7 @@ MAY_IMPORT = {
     "models.checkpoints": {"models", "files"},
     "models.server": {"models", "models.engine", "models.checkpoints"},
     "compression": {"compression.kernels", "plugins"},
-    "compression.kernels": {"compression", "models"},
+    "compression.kernels": {"models"},
     "compression.walk": {
         "compression",
         "compression.kernels",

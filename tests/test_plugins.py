@@ -16,7 +16,8 @@ import torch
 
 from commands import Kick
 from llmkick import cli, plugins
-from llmkick.compression.methods import Layer, Method, WeightResult, plugin_method
+from llmkick.compression.kernels.layer import Layer, WeightResult
+from llmkick.compression.methods import Method, plugin_method
 from llmkick.compression.registry import METHODS, all_methods, method_named, parse_recipe, plugin_origins
 from llmkick.compression.walk.compress import artifact_key
 from llmkick.compression.walk.weight import compress_weight
@@ -189,7 +190,8 @@ ROUNDING = """
 from dataclasses import dataclass
 from llmkick.compression.kernels.patterns import Grid
 from llmkick.compression.levels import parse_grid
-from llmkick.compression.methods import Method, WeightResult
+from llmkick.compression.kernels.layer import WeightResult
+from llmkick.compression.methods import Method
 from llmkick.compression.recipe import Recipe
 from llmkick.compression.kernels.rtn import rtn
 

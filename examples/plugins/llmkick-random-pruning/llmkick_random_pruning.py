@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from llmkick.compression.kernels.layer import Layer
 from llmkick.compression.kernels.masks import zero_lowest_per_group, zero_lowest_per_row
 from llmkick.compression.kernels.patterns import NM, Pattern
 from llmkick.compression.levels import parse_pattern
-from llmkick.compression.methods import Layer, Method
+from llmkick.compression.methods import Method
 from llmkick.compression.recipe import Recipe
 from llmkick.errors import ConfigError
 
