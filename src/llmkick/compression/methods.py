@@ -74,7 +74,7 @@ def plugin_method(plugin: Plugin) -> Method:
     """The method that an entry point brings. Raises ConfigError when it brings something else."""
     found = plugin.load()
     if not isinstance(found, Method):
-        raise plugin.broken(f"is {type(found).__name__}, not a llmkick.compression.methods.Method")
+        raise plugin.broken(f"is {type(found).__name__}, not a llmkick.extend.Method")
     if not found.examples or not all(text.partition("@")[0] == plugin.name for text in found.examples):
         raise plugin.broken(f"needs examples that begin with {plugin.name}@")
     return replace(found, plugin=plugin)
