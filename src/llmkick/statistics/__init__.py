@@ -11,7 +11,7 @@ from llmkick.statistics.betting import (
 )
 from llmkick.statistics.bits_per_byte import compare_bits_per_byte
 from llmkick.statistics.early_stopping import EarlyStop, signal_after
-from llmkick.statistics.frontier import Frontier, evaluations_at_most, find_frontier
+from llmkick.statistics.frontier import Frontier, find_frontier
 from llmkick.statistics.item_order import AskingOrder, asking_order
 from llmkick.statistics.multiplicity import fixed_sequence, holm, overall_verdict
 from llmkick.statistics.paired import Comparison, compare
@@ -38,7 +38,6 @@ __all__ = [
     "compare_perplexity",
     "compare_stopped",
     "confidence_sequence",
-    "evaluations_at_most",
     "find_frontier",
     "fixed_sequence",
     "holm",

@@ -36,8 +36,9 @@ def find_frontier(
     Severity is assumed to be monotone; the neighbours outside the interval are evaluated to check, and
     levels that contradict it are returned as violations.
 
-    A search is several tests at alpha each. Confirming on fresh items keeps the error of the level found at
-    alpha; without, divide alpha by `evaluations_at_most(len(levels))`.
+    A search is several tests at alpha each: two bisections and two neighbours, so at most 2 · ⌈log₂(n + 1)⌉ + 2 of n
+    levels. Confirming on fresh items keeps the error rate of the strongest level at alpha; without a confirmation,
+    divide alpha by that number.
     """
     if not levels or len(set(levels)) < len(levels):
         raise ConfigError(f"give distinct levels, at least one, from mild to severe; got {list(levels)}")
@@ -63,11 +64,6 @@ def find_frontier(
                 if found[index] == "matching":
                     break
     return _frontier(levels, found)
-
-
-def evaluations_at_most(levels: int) -> int:
-    """How many levels a search may evaluate: two bisections and two neighbours."""
-    return min(levels, 2 * levels.bit_length() + 2)
 
 
 def _last(count: int, holds: Callable[[int], bool]) -> int:
