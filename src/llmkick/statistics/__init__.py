@@ -6,32 +6,28 @@ from llmkick.statistics.betting import (
     SequentialTest,
     Stopping,
     confidence_sequence,
-    stratified_order,
-    whole_cluster_order,
 )
-from llmkick.statistics.bits_per_byte import compare_bits_per_byte
+from llmkick.statistics.early_stopped_comparison import compare_stopped
 from llmkick.statistics.early_stopping import EarlyStop, signal_after
 from llmkick.statistics.frontier import Frontier, find_frontier
-from llmkick.statistics.item_order import AskingOrder, asking_order
+from llmkick.statistics.item_order import ItemOrder, order_items, stratified_order, whole_cluster_order
 from llmkick.statistics.multiplicity import fixed_sequence, holm, overall_verdict
 from llmkick.statistics.paired import Comparison, compare
-from llmkick.statistics.perplexity import PerplexityComparison, compare_perplexity
+from llmkick.statistics.perplexity import PerplexityComparison, compare_bits_per_byte, compare_perplexity
 from llmkick.statistics.power import items_needed, smallest_detectable_loss, verdict_power
-from llmkick.statistics.stopped_comparison import compare_stopped
 from llmkick.statistics.verdict import Verdict
 
 __all__ = [
-    "AskingOrder",
     "ChoiceAgreement",
     "Comparison",
     "EarlyStop",
     "Frontier",
+    "ItemOrder",
     "PerplexityComparison",
     "SequentialState",
     "SequentialTest",
     "Stopping",
     "Verdict",
-    "asking_order",
     "choice_agreement",
     "compare",
     "compare_bits_per_byte",
@@ -42,6 +38,7 @@ __all__ = [
     "fixed_sequence",
     "holm",
     "items_needed",
+    "order_items",
     "overall_verdict",
     "signal_after",
     "smallest_detectable_loss",

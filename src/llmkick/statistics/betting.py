@@ -16,9 +16,9 @@ What is decided is E[t] as in `compare`, for the items alone or for whole cluste
 """
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +27,6 @@ from scipy import optimize
 from llmkick.errors import ConfigError, DataError
 from llmkick.statistics.verdict import Verdict
 
-Id = TypeVar("Id", bound=Hashable)
 Floats = NDArray[np.float64]
 
 # Shares of the largest stake that cannot ruin. The best stake is mean / variance of t: a share of about 0.03
@@ -233,50 +232,3 @@ def confidence_sequence(
     if evidence(most, 0) > 0:  # "no less is lost than this": rises with what is claimed
         upper = float(optimize.brentq(evidence, least, most, args=(0,), xtol=1e-6))
     return (lower, upper) if lower <= upper else None
-
-
-def stratified_order(
-    ids: Sequence[Id], clusters: Mapping[Id, Hashable] | Sequence[Hashable] | None = None, seed: int = 0
-) -> tuple[Id, ...]:
-    """A random order in which every cluster is spread evenly: any first part holds its share of each."""
-    members = _members(ids, clusters)
-    rng = np.random.default_rng(seed)
-    keyed: list[tuple[float, float, Id]] = []
-    for group in members.values():
-        # Systematic: position k of n at (k + U) / n, one U a cluster, so that every item may come first.
-        positions = (rng.permutation(len(group)) + rng.random()) / len(group)
-        ties = rng.random(len(group))
-        keyed.extend(zip(positions.tolist(), ties.tolist(), group, strict=True))
-    return tuple(key[2] for key in sorted(keyed, key=lambda key: key[:2]))
-
-
-def whole_cluster_order(
-    ids: Sequence[Id], clusters: Mapping[Id, Hashable] | Sequence[Hashable], seed: int = 0
-) -> tuple[Id, ...]:
-    """Clusters in random order, each kept together."""
-    groups = list(_members(ids, clusters).values())
-    order = np.random.default_rng(seed).permutation(len(groups))
-    return tuple(item for index in order for item in groups[index])
-
-
-def _members(
-    ids: Sequence[Id], clusters: Mapping[Id, Hashable] | Sequence[Hashable] | None
-) -> dict[Hashable, list[Id]]:
-    """Ids by cluster; without clusters all ids are one."""
-    if len(set(ids)) < len(ids):
-        raise DataError("an id occurs more than once; give every item one id")
-    if clusters is None:
-        return {None: list(ids)} if ids else {}
-    if isinstance(clusters, Mapping):
-        without = [key for key in ids if key not in clusters]
-        if without:
-            raise DataError(f"item {without[0]!r} has no cluster; {len(without)} items lack one")
-        labels: Sequence[Hashable] = [clusters[key] for key in ids]
-    else:
-        labels = clusters
-    if len(labels) != len(ids):
-        raise DataError(f"{len(labels)} clusters for {len(ids)} items; give one an item")
-    members: dict[Hashable, list[Id]] = {}
-    for key, label in zip(ids, labels, strict=True):
-        members.setdefault(label, []).append(key)
-    return members

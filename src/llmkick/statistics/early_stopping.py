@@ -16,7 +16,7 @@ import numpy as np
 
 from llmkick.errors import DataError
 from llmkick.statistics.betting import STAKES, Floats, SequentialTest, Stopping, cluster_bets, log_evidence
-from llmkick.statistics.item_order import AskingOrder
+from llmkick.statistics.item_order import ItemOrder
 from llmkick.statistics.variance import Codes, Range
 from llmkick.statistics.verdict import PairedScores, Verdict, has_signal, loss_test
 
@@ -28,7 +28,7 @@ BETS_SHARE = 0.3
 
 
 def signal_after(
-    order: AskingOrder,
+    order: ItemOrder,
     dense: Scores,
     *,
     chance: float = 0.0,
@@ -72,7 +72,7 @@ class EarlyStop:
 
     def __init__(
         self,
-        order: AskingOrder,
+        order: ItemOrder,
         *,
         margin: float = 0.05,
         alpha: float = 0.05,
@@ -154,7 +154,7 @@ class _Side:
         self._compressed: list[Floats] = []
         self._labels: list[Hashable] = []
 
-    def feed(self, order: AskingOrder, batch: Sequence[str], dense: Scores, compressed: Scores) -> None:
+    def feed(self, order: ItemOrder, batch: Sequence[str], dense: Scores, compressed: Scores) -> None:
         if self._instead is None:
             batch = [item for item in batch if dense[item] is not None and compressed[item] is not None]
         if_dense, if_compressed = self._instead or (0.0, 0.0)

@@ -9,9 +9,9 @@ from scipy import stats
 from llmkick.errors import ConfigError
 from llmkick.statistics.betting import Stopping
 from llmkick.statistics.bootstrap import bootstrap_interval
-from llmkick.statistics.detection import detectable_loss
 from llmkick.statistics.mean import MeanTest
 from llmkick.statistics.pairing import Clusters, Pairs, Scores, SeedScores, check_settings, pair_scores, sampling_notes
+from llmkick.statistics.power import observed_detectable_loss
 from llmkick.statistics.variance import Range
 from llmkick.statistics.verdict import PairedScores, Verdict, decide, loss_interval, loss_test
 
@@ -115,7 +115,7 @@ def compare(
         p_not_matching=test.p_below if test else None,
         drop_above_chance=relative_loss(dense, compressed, chance) if chance else None,
         interval_above_chance=loss_interval(scores, alpha=alpha, chance=chance) if chance else None,
-        smallest_detectable_loss=detectable_loss(scores, test, margin, alpha),
+        smallest_detectable_loss=observed_detectable_loss(scores, test, margin, alpha),
         margin=margin,
         alpha=alpha,
         chance=chance,

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from llmkick.statistics.betting import Stopping, confidence_sequence
 from llmkick.statistics.early_stopping import BETS_SHARE, EarlyStop, Scores, cluster_codes, filled, signal_after
-from llmkick.statistics.item_order import AskingOrder
+from llmkick.statistics.item_order import ItemOrder
 from llmkick.statistics.paired import Comparison, compare
 from llmkick.statistics.variance import Range
 from llmkick.statistics.verdict import PairedScores, loss_interval
@@ -16,7 +16,7 @@ INTERVAL_METHOD = "confidence sequence by betting; on all items also Fieller, cl
 
 
 def compare_stopped(
-    order: AskingOrder,
+    order: ItemOrder,
     dense: Scores,
     compressed: Scores,
     *,
@@ -75,7 +75,7 @@ def compare_stopped(
 
 
 def _interval(
-    order: AskingOrder, asked: Sequence[str], dense: Scores, compressed: Scores, *, alpha: float, score_range: Range
+    order: ItemOrder, asked: Sequence[str], dense: Scores, compressed: Scores, *, alpha: float, score_range: Range
 ) -> Range | None:
     """The confidence sequence; when all items were asked, what it has in common with the interval for them all.
 
