@@ -12,10 +12,10 @@ from llmkick.statistics.variance import (
     Codes,
     Floats,
     Range,
-    SeedSpread,
+    SeedVariance,
+    clustered_mean,
+    seed_variance_of,
     skewness,
-    spread_between_seeds,
-    spread_of,
 )
 
 
@@ -91,7 +91,7 @@ class MeanTest:
         return t, t + self.skewness * near**2 / 3 + self.skewness**2 * near**3 / 27 + self.skewness / 6
 
 
-class Unseen(NamedTuple):
+class UnobservedMoments(NamedTuple):
     """Scores that did not come up and could have: their mean and mean square."""
 
     mean: float
@@ -116,13 +116,13 @@ def mean_test(values: Floats, cluster: Codes, possible: Range) -> MeanTest:
       that many instead of normal ones'). All of them err in up to 11 % of draws where most clusters lose
       nothing and a few nearly all; on the other side, where that skewness helps, in 2.6 % at most.
     """
-    spread = spread_of(values, cluster, max(abs(end) for end in possible))
-    low, high = (Unseen(end, end**2) for end in possible)
+    spread = clustered_mean(values, cluster, max(abs(end) for end in possible))
+    low, high = (UnobservedMoments(end, end**2) for end in possible)
     over_items = null_variance(spread.per_item, low, high) / spread.per_item.size * max(1.0, spread.design_effect)
     over_clusters = 0.0
     squares = float((spread.residual**2).sum())
     if spread.grouped and squares > 0:
-        least, most = (Unseen(end, end**2) for end in (float(spread.sums.min()), float(spread.sums.max())))
+        least, most = (UnobservedMoments(end, end**2) for end in (float(spread.sums.min()), float(spread.sums.max())))
         over_clusters = null_variance(spread.sums, least, most) * spread.sizes.size * spread.variance / squares
     seeds = len(values)
     return MeanTest(
@@ -131,14 +131,14 @@ def mean_test(values: Floats, cluster: Codes, possible: Range) -> MeanTest:
         df=spread.df,
         # None of the noise is taken off with two seeds, a sixth with three, almost half with many: half of it
         # throughout errs in 7.3 % of draws with two seeds and 6.0 % with three.
-        seed_variance=spread_between_seeds(values, cluster).variance((seeds - 2) / (2 * seeds)),
+        seed_variance=seed_variance_of(values, cluster).variance((seeds - 2) / (2 * seeds)),
         seed_df=seeds - 1,
         skewness=skewness(spread.residual) if spread.grouped else 0.0,
-        df_above=max(spread.df / (1 + 4 * spread.own_share**2), min(spread.df / 2, 2)) if spread.grouped else None,
+        df_above=max(spread.df / (1 + 4 * spread.between_share**2), min(spread.df / 2, 2)) if spread.grouped else None,
     )
 
 
-def score_test(values: Floats, cluster: Codes, low: Unseen, high: Unseen) -> MeanTest:
+def score_test(values: Floats, cluster: Codes, low: UnobservedMoments, high: UnobservedMoments) -> MeanTest:
     """Test of a mean against 0 for two-sided intervals: the score test.
 
     What keeps a verdict from erring where clusters and losses are few makes an interval wider than it says. For binary
@@ -159,10 +159,10 @@ def score_test(values: Floats, cluster: Codes, low: Unseen, high: Unseen) -> Mea
     - k seeds: 1 - 1.71 · 0.74^k of the item noise is taken off their spread, and items leave a larger tail
       (`_item_tails`).
     """
-    spread = spread_of(values, cluster, max(abs(low.mean), abs(high.mean)))
+    spread = clustered_mean(values, cluster, max(abs(low.mean), abs(high.mean)))
     items, seeds = spread.per_item.size, len(values)
     over_items = null_variance(spread.per_item, low, high) / items
-    between = spread_between_seeds(values, cluster)
+    between = seed_variance_of(values, cluster)
     variance = over_items or spread.sampling
     alone = MeanTest(
         mean=spread.mean,
@@ -174,7 +174,7 @@ def score_test(values: Floats, cluster: Codes, low: Unseen, high: Unseen) -> Mea
     )
     if not spread.grouped:
         return alone
-    own, variance = spread.own_share, over_items * spread.design_effect or spread.variance
+    own, variance = spread.between_share, over_items * spread.design_effect or spread.variance
     return replace(
         alone,
         variance=variance,
@@ -190,7 +190,7 @@ def score_test(values: Floats, cluster: Codes, low: Unseen, high: Unseen) -> Mea
     )
 
 
-def _item_tails(between: SeedSpread, seeds: int, variance: float) -> float:
+def _item_tails(between: SeedVariance, seeds: int, variance: float) -> float:
     """How many times the tail of the seeds' quantile that of the items may leave: 1 + 2.5 · w / (k - 1).
 
     Both quantiles at their full size, added in squares, would be too far out; where seeds cannot matter (w is their
@@ -209,7 +209,7 @@ def _beyond(value: float, other: float) -> float:
     return math.copysign(max(0.0, abs(value) - known), value)
 
 
-def null_variance(values: Floats, low: Unseen, high: Unseen) -> float:
+def null_variance(values: Floats, low: UnobservedMoments, high: UnobservedMoments) -> float:
     """Variance of a single value under the likeliest distribution whose mean is 0; 0.0 where there is none.
 
     That distribution is p_i = 1 / (n·(1 + λ·t_i)) (empirical likelihood, Owen 1988) on the values that were seen.

@@ -15,7 +15,7 @@ _CORRELATION = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
-class Spread:
+class ClusteredMean:
     """A mean over items and how far it spreads: CR2 variance, its degrees of freedom, and what they are made from."""
 
     per_item: Floats  # (items,), means over seeds
@@ -39,7 +39,7 @@ class Spread:
         return self.variance / self.sampling if self.sampling > 0 else 1.0
 
     @property
-    def own_share(self) -> float:
+    def between_share(self) -> float:
         """The share of the variance of a cluster's sum that is the cluster's and not its items', by its size alone.
 
         At a correlation of 0.1 within clusters, for the cluster that an item is in on average. What clusters show of
@@ -49,7 +49,7 @@ class Spread:
         return size * _CORRELATION / (1 + (size - 1) * _CORRELATION)
 
 
-def spread_of(values: Floats, cluster: Codes, scale: float) -> Spread:
+def clustered_mean(values: Floats, cluster: Codes, scale: float) -> ClusteredMean:
     """Of the mean of values (seeds, items); scale: the largest absolute value that a score may have."""
     per_item = values.mean(axis=0)
     items = per_item.size
@@ -62,7 +62,7 @@ def spread_of(values: Floats, cluster: Codes, scale: float) -> Spread:
     item_residual = _unless_tiny(per_item - mean, rounding)
     sampling = float((item_residual**2).sum()) / (items - 1) / items
     variance, df = _cluster_variance(residual, sizes, sampling)
-    return Spread(
+    return ClusteredMean(
         per_item=per_item,
         item_residual=item_residual,
         sums=sums,
@@ -109,7 +109,7 @@ def _cluster_variance(residual: Floats, sizes: Floats, sampling: float) -> tuple
 
 
 @dataclass(frozen=True, kw_only=True)
-class SeedSpread:
+class SeedVariance:
     """How far the means of calibration seeds lie apart, as a variance of their mean; zeros with a single seed."""
 
     seen: float
@@ -120,17 +120,17 @@ class SeedSpread:
         return max(0.0, self.seen - share * self.noise)
 
 
-def spread_between_seeds(values: Floats, cluster: Codes) -> SeedSpread:
+def seed_variance_of(values: Floats, cluster: Codes) -> SeedVariance:
     """Of values (seeds, items). Seeds cross with clusters."""
     seeds, items = values.shape
     if seeds == 1:
-        return SeedSpread(seen=0.0, noise=0.0)
+        return SeedVariance(seen=0.0, noise=0.0)
     seed_means = values.mean(axis=1)
     sums = cluster_sums(values - seed_means[:, None], cluster)
     interaction = sums - sums.mean(axis=0)
     clusters: int = sums.shape[1]
     noise = float((interaction**2).sum()) / items**2 / (seeds * (seeds - 1)) * clusters / (clusters - 1)
-    return SeedSpread(seen=float(seed_means.var(ddof=1)) / seeds, noise=noise)
+    return SeedVariance(seen=float(seed_means.var(ddof=1)) / seeds, noise=noise)
 
 
 def skewness(residual: Floats) -> float:

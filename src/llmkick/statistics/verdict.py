@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from scipy import optimize
 
-from llmkick.statistics.mean import MeanTest, Unseen, mean_test, score_test
+from llmkick.statistics.mean import MeanTest, UnobservedMoments, mean_test, score_test
 from llmkick.statistics.variance import Codes, Floats, Range
 
 Verdict = Literal["matching", "not matching", "undecided", "no signal", "incomplete"]
@@ -57,7 +57,7 @@ class PairedScores:
         corners = [c - kept * d for c in ends for d in ends]
         return min(corners), max(corners)
 
-    def unseen(self, relative_loss: float, chance: float = 0.0) -> tuple[Unseen, Unseen]:
+    def unseen(self, relative_loss: float, chance: float = 0.0) -> tuple[UnobservedMoments, UnobservedMoments]:
         """The t of items like these that lose badly, and of those that gain as much as any changed.
 
         Only items that have something to lose, or to gain, are counted. A model that fails fails whole: where nothing
@@ -75,14 +75,20 @@ class PairedScores:
         return failed, _unseen((best - chance) - kept[gained], otherwise=most)
 
 
-def _unseen(t: Floats, *, otherwise: float) -> Unseen:
+def _unseen(t: Floats, *, otherwise: float) -> UnobservedMoments:
     """Mean and mean square; without any item those of a single value."""
-    return Unseen(float(t.mean()), float((t**2).mean())) if t.size else Unseen(otherwise, otherwise**2)
+    return (
+        UnobservedMoments(float(t.mean()), float((t**2).mean()))
+        if t.size
+        else UnobservedMoments(otherwise, otherwise**2)
+    )
 
 
-def _halfway(failed: Unseen, worst: float) -> Unseen:
+def _halfway(failed: UnobservedMoments, worst: float) -> UnobservedMoments:
     """Between a t that was seen and items that lose all they have."""
-    return Unseen((failed.mean + max(failed.mean, worst)) / 2, (failed.square + min(failed.square, worst**2)) / 2)
+    return UnobservedMoments(
+        (failed.mean + max(failed.mean, worst)) / 2, (failed.square + min(failed.square, worst**2)) / 2
+    )
 
 
 def loss_test(scores: PairedScores, relative_loss: float, chance: float = 0.0) -> MeanTest:

@@ -14,7 +14,7 @@ ACCURACY, DISCORDANCE = 0.75, 0.1
 RARELY = 0.5
 
 
-def foresee(judged: Mapping[str, Sequence[Item]], *, margin: float, alpha: float) -> list[str]:
+def warn_of_low_power(judged: Mapping[str, Sequence[Item]], *, margin: float, alpha: float) -> list[str]:
     """Warnings about the verdicts that these items cannot give, for the tasks that have a verdict."""
     if not judged:
         return []
