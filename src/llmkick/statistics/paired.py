@@ -87,39 +87,73 @@ def compare(
     scores = pairs.complete(low, high)
     verdict = _verdict(pairs, scores, margin=margin, chance=chance, alpha=alpha, same_model=same_model)
     decidable = verdict != "no signal" and scores.clusters > 1
-    test = loss_test(scores, margin) if decidable else None
-    interval = loss_interval(scores, alpha=alpha)
+    outcome = _Outcome(
+        pairs=pairs,
+        scores=scores,
+        verdict=verdict,
+        test=loss_test(scores, margin) if decidable else None,
+        interval=loss_interval(scores, alpha=alpha),
+        margin=margin,
+        alpha=alpha,
+        chance=chance,
+        same_model=same_model,
+    )
+    bootstrap = bootstrap_interval(scores, alpha=alpha, resamples=resamples, seed=seed)
+    return _comparison(outcome, bootstrap, task=task, recipe=recipe)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Outcome:
+    """What the tests say about two models' scores, and the settings that they were made with."""
+
+    pairs: Pairs  # all items
+    scores: PairedScores  # the items that both models have a score for
+    verdict: Verdict
+    test: MeanTest | None  # at the margin; None where nothing can be decided
+    interval: Range | None
+    margin: float
+    alpha: float
+    chance: float
+    same_model: bool | None
+
+    @property
+    def unscored(self) -> int:
+        """How many items lack a score in either model."""
+        return int(self.pairs.dense.size - self.scores.dense.size)
+
+
+def _comparison(outcome: _Outcome, bootstrap: Range | None, *, task: str, recipe: str) -> Comparison:
+    pairs, scores, test, chance = outcome.pairs, outcome.scores, outcome.test, outcome.chance
     gained, lost, mcnemar_p = _flips(scores)
     dense, compressed = scores.means
-    drop, paper_verdict = relative_loss(dense, compressed), _paper_verdict(dense, compressed)
     return Comparison(
         task=task,
         recipe=recipe,
         seeds=pairs.seeds,
         n=scores.dense.size,
-        unscored=pairs.dense.size - scores.dense.size,
+        unscored=outcome.unscored,
         clusters=scores.clusters,
         dense=dense,
         compressed=compressed,
-        relative_drop=drop,
-        drop_bounds=_drop_bounds(pairs, low, high),
-        interval=interval,
-        interval_method="none" if interval is None else "Fieller, cluster-robust",
-        bootstrap_interval=bootstrap_interval(scores, alpha=alpha, resamples=resamples, seed=seed),
+        relative_drop=relative_loss(dense, compressed),
+        drop_bounds=_drop_bounds(pairs, scores.low, scores.high),
+        interval=outcome.interval,
+        interval_method="none" if outcome.interval is None else "Fieller, cluster-robust",
+        bootstrap_interval=bootstrap,
         gained=gained,
         lost=lost,
         mcnemar_p=mcnemar_p,
-        verdict=verdict,
-        paper_verdict=paper_verdict,
+        verdict=outcome.verdict,
+        paper_verdict=_paper_verdict(dense, compressed),
         p_matching=test.p_above if test else None,
         p_not_matching=test.p_below if test else None,
         drop_above_chance=relative_loss(dense, compressed, chance) if chance else None,
-        interval_above_chance=loss_interval(scores, alpha=alpha, chance=chance) if chance else None,
-        smallest_detectable_loss=observed_detectable_loss(scores, test, margin, alpha),
-        margin=margin,
-        alpha=alpha,
+        interval_above_chance=loss_interval(scores, alpha=outcome.alpha, chance=chance) if chance else None,
+        smallest_detectable_loss=observed_detectable_loss(scores, test, outcome.margin, outcome.alpha),
+        margin=outcome.margin,
+        alpha=outcome.alpha,
         chance=chance,
-        notes=_notes(pairs, scores, verdict, test, interval, margin=margin, chance=chance, same_model=same_model),
+        notes=_notes(outcome),
     )
 
 
@@ -169,43 +203,34 @@ def _flips(scores: PairedScores) -> tuple[float, float, float | None]:
     return float(gained.mean()), float(lost.mean()), p
 
 
-def _notes(
-    pairs: Pairs,
-    scores: PairedScores,
-    verdict: Verdict,
-    test: MeanTest | None,
-    interval: Range | None,
-    *,
-    margin: float,
-    chance: float,
-    same_model: bool | None,
-) -> tuple[str, ...]:
-    """What a reader must know to read the numbers rightly, in sentences."""
-    notes = list(sampling_notes(pairs, scores, "item"))
-    unscored = pairs.dense.size - scores.dense.size
-    if unscored:
+def _notes(outcome: _Outcome) -> tuple[str, ...]:
+    """What a reader has to know to read the numbers rightly, in sentences."""
+    scores, verdict, interval = outcome.scores, outcome.verdict, outcome.interval
+    notes = list(sampling_notes(outcome.pairs, scores, "item"))
+    if outcome.unscored:
         changes = "could change the verdict" if verdict == "incomplete" else "cannot change the verdict"
-        notes.append(f"{unscored} of {pairs.dense.size} items are unscored and left out; they {changes}")
+        items = f"{outcome.unscored} of {outcome.pairs.dense.size} items"
+        notes.append(f"{items} are unscored and left out; they {changes}")
     if verdict == "no signal":
-        notes.append(f"the dense score is not shown to be above chance ({chance:g}): nothing to forget")
-    notes += _notes_on_identity(scores, verdict, test, same_model)
+        notes.append(f"the dense score is not shown to be above chance ({outcome.chance:g}): nothing to forget")
+    notes += _notes_on_identity(outcome)
     if interval is None and scores.clusters > 1 and verdict != "no signal":
         notes.append("the dense score is not clearly above 0: no bounded interval")
-    if interval is not None and verdict == "undecided" and not interval[0] <= margin <= interval[1]:
+    if interval is not None and verdict == "undecided" and not interval[0] <= outcome.margin <= interval[1]:
         notes.append("the interval leaves the margin out, but with so few clusters or losses a verdict has to be surer")
     if not scores.binary:
         notes.append("scores are not all right or wrong: gained and lost count items that rose and that fell")
     return tuple(notes)
 
 
-def _notes_on_identity(
-    scores: PairedScores, verdict: Verdict, test: MeanTest | None, same_model: bool | None
-) -> tuple[str, ...]:
+def _notes_on_identity(outcome: _Outcome) -> tuple[str, ...]:
+    """What follows from equal weights, or from scores that are equal on every item."""
+    scores, verdict, same_model = outcome.scores, outcome.verdict, outcome.same_model
     if same_model and verdict == "matching":
         return ("the weights are the dense model's: matching by definition",)
     if not scores.dense.size or not scores.identical:
         return ()
-    proof = "" if test is None else f" (by the test alone p = {test.p_above:.2g})"
+    proof = "" if outcome.test is None else f" (by the test alone p = {outcome.test.p_above:.2g})"
     if verdict == "matching" and same_model is None:
         return (f"all {scores.dense.size} scores are identical: matching by definition{proof}",)
     if verdict == "undecided":
