@@ -363,30 +363,30 @@ class TestMeanTest:
     def test_skewness_beyond_that_of_items(self, clusters: float, items: float, beyond: float) -> None:
         assert _beyond(clusters, items) == pytest.approx(beyond)
 
-    def test_unseen_by_hand(self) -> None:
+    def test_unobserved_by_hand(self) -> None:
         """Where items lost, others lose halfway from the worst of them to all; they gain as much as any changed."""
 
         def scores(dense: list[float], compressed: list[float]) -> PairedScores:
             c = np.array([compressed])
             return PairedScores(dense=np.array(dense), compressed=c, cluster=np.arange(len(dense)), low=0.0, high=1.0)
 
-        low, high = scores([1, 1, 0, 0], [1, 0, 0, 0]).unseen(0.1)
+        low, high = scores([1, 1, 0, 0], [1, 0, 0, 0]).unobserved(0.1)
         assert low == pytest.approx((-0.9, 0.81))
         assert high == pytest.approx((1, 1))
-        low, high = scores([0.8, 0.4, 0.2], [0.8, 0.3, 0.2]).unseen(0.5)
+        low, high = scores([0.8, 0.4, 0.2], [0.8, 0.3, 0.2]).unobserved(0.5)
         # No t is below 0 at this loss.
         assert low == pytest.approx((-(0.4 + 0.2 + 0.1) / 6, (0.16 + 0.04 + 0.01) / 6))
-        low, _ = scores([0.8, 0.4, 0.2], [0.8, 0.3, 0.2]).unseen(0.0)
+        low, _ = scores([0.8, 0.4, 0.2], [0.8, 0.3, 0.2]).unobserved(0.0)
         assert low == pytest.approx((-(1.4 / 3 + 0.1) / 2, (0.84 / 3 + 0.01) / 2))
-        low, _ = scores([0.8, 0.4, 0.2], [0.8, 0.5, 0.2]).unseen(0.0)
+        low, _ = scores([0.8, 0.4, 0.2], [0.8, 0.5, 0.2]).unobserved(0.0)
         assert low == pytest.approx((-1.4 / 3, 0.84 / 3))
         # The worst that was seen is worse than all that items have on average.
-        assert scores([0.8, 0.4, 0.2], [0, 0.4, 0.2]).unseen(0.0)[0] == pytest.approx((-1.4 / 3, 0.84 / 3))
+        assert scores([0.8, 0.4, 0.2], [0, 0.4, 0.2]).unobserved(0.0)[0] == pytest.approx((-1.4 / 3, 0.84 / 3))
         # The best score seen gains nothing more; the others rise by 0.1.
         assert high == pytest.approx(((0.3 + 0.2) / 2, (0.09 + 0.04) / 2))
-        assert scores([1, 0.5], [1, 0.5]).unseen(0.0)[1] == pytest.approx((0.5, 0.25))
-        assert scores([1, 1], [1, 1]).unseen(0.05) == (pytest.approx((-0.95, 0.95**2)), pytest.approx((1, 1)))
-        counted = scores([1, 0], [0, 0]).unseen(0.1, 0.25)
+        assert scores([1, 0.5], [1, 0.5]).unobserved(0.0)[1] == pytest.approx((0.5, 0.25))
+        assert scores([1, 1], [1, 1]).unobserved(0.05) == (pytest.approx((-0.95, 0.95**2)), pytest.approx((1, 1)))
+        counted = scores([1, 0], [0, 0]).unobserved(0.1, 0.25)
         assert counted == (pytest.approx((-0.25 - 0.675, 0.925**2)), pytest.approx((0.75 + 0.225, 0.975**2)))
 
     def test_guards_of_clusters(self) -> None:

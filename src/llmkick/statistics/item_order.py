@@ -1,4 +1,4 @@
-"""The order in which items are asked where one may stop early: seeded, by cluster, in batches with a look between."""
+"""The order in which items are asked if a comparison may stop early: random, by cluster, in batches."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ from llmkick.errors import DataError
 
 Id = TypeVar("Id", bound=Hashable)
 
-# Items between two looks: few, because what is decided between two looks is asked in vain.
+# Items between two looks. Few, because items after the decision and before the next look are asked in vain.
 LOOK_ITEMS = 32
-# Many small clusters (the questions on a passage) stand for more of their kind: each is a bet of its own. Few or
-# large ones (subjects) would leave too few bets: they are strata, fixed, each represented evenly from the start.
+# Many small clusters (the questions on a passage) are a sample of more of their kind: each is a bet. Few or large
+# clusters (subjects) would leave too few bets: they are fixed strata, each represented evenly from the start.
 LARGEST_BET, FEWEST_BETS = 8, 30
 
 
 @dataclass(frozen=True, kw_only=True)
 class ItemOrder:
-    """The batches in which items are asked; between two of them one may stop."""
+    """The batches in which items are asked; a comparison may stop after each of them."""
 
     batches: tuple[tuple[str, ...], ...]
     clusters: Mapping[str, Hashable]
-    largest_cluster: int | None  # None: a bet an item, in strata
+    largest_cluster: int | None  # None: one bet per item, clusters are strata
 
     @property
     def ids(self) -> tuple[str, ...]:
-        """Every item in its place."""
+        """All items in the order in which they are asked."""
         return tuple(item for batch in self.batches for item in batch)
 
     @property
     def unit(self) -> Literal["item", "cluster"]:
-        """What one bet is on."""
+        """What a bet is on."""
         return "item" if self.largest_cluster is None else "cluster"
 
 
@@ -47,9 +47,9 @@ def order_items(
     look: int = LOOK_ITEMS,
     whole_clusters: bool = False,
 ) -> ItemOrder:
-    """Seeded: stratified by cluster, or small clusters whole and shuffled; batches of `look` or a little more.
+    """A random order, stratified by cluster or small clusters kept whole, in batches of `look` items or a few more.
 
-    `whole_clusters` keeps clusters whole whatever their number: in a conversation one turn needs the one before.
+    `whole_clusters` keeps clusters whole whatever their number: a turn of a conversation needs the turn before it.
     """
     sizes = Counter(clusters[item] for item in ids)
     largest = max(sizes.values(), default=1)
@@ -71,12 +71,15 @@ def order_items(
 def stratified_order(
     ids: Sequence[Id], clusters: Mapping[Id, Hashable] | Sequence[Hashable] | None = None, seed: int = 0
 ) -> tuple[Id, ...]:
-    """A random order in which every cluster is spread evenly: any first part holds its share of each."""
+    """A random order with every cluster spread evenly: any first part has about its share of each cluster.
+
+    Raises DataError for repeated ids or items without a cluster.
+    """
     members = _members(ids, clusters)
     rng = np.random.default_rng(seed)
     keyed: list[tuple[float, float, Id]] = []
     for group in members.values():
-        # Systematic: position k of n at (k + U) / n, one U a cluster, so that every item may come first.
+        # Systematic sampling: position k of n at (k + U) / n, one U per cluster, so that any item may come first.
         positions = (rng.permutation(len(group)) + rng.random()) / len(group)
         ties = rng.random(len(group))
         keyed.extend(zip(positions.tolist(), ties.tolist(), group, strict=True))
@@ -86,7 +89,7 @@ def stratified_order(
 def whole_cluster_order(
     ids: Sequence[Id], clusters: Mapping[Id, Hashable] | Sequence[Hashable], seed: int = 0
 ) -> tuple[Id, ...]:
-    """Clusters in random order, each kept together."""
+    """Clusters in random order, the items of each next to each other. Raises DataError as `stratified_order` does."""
     groups = list(_members(ids, clusters).values())
     order = np.random.default_rng(seed).permutation(len(groups))
     return tuple(item for index in order for item in groups[index])
@@ -95,7 +98,7 @@ def whole_cluster_order(
 def _members(
     ids: Sequence[Id], clusters: Mapping[Id, Hashable] | Sequence[Hashable] | None
 ) -> dict[Hashable, list[Id]]:
-    """Ids by cluster; without clusters all ids are one."""
+    """Ids by cluster; without clusters, all ids are in a single cluster."""
     if len(set(ids)) < len(ids):
         raise DataError("an id occurs more than once; give every item one id")
     if clusters is None:

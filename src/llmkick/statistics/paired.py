@@ -22,7 +22,7 @@ PAPER_SHARE = 0.95  # The rule of LLM-KICK (arXiv:2310.01382): at least 95 % of 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """One recipe against its dense model on one task; what could not be computed is None, never 0."""
+    """A compressed model against its dense model on one task; what cannot be computed is None, never 0."""
 
     task: str
     recipe: str
@@ -33,12 +33,12 @@ class Comparison:
     dense: float | None
     compressed: float | None  # mean over items and seeds
     relative_drop: float | None  # 1 − compressed / dense
-    drop_bounds: Range | None  # the same if every unscored item were at its best, at its worst
+    drop_bounds: Range | None  # the same with every unscored item at its best, and at its worst
     interval: Range | None  # two-sided on relative_drop, level 1 − alpha
     interval_method: str
-    bootstrap_interval: Range | None  # a second opinion on the same
-    gained: float  # a count; with several seeds their mean
-    lost: float
+    bootstrap_interval: Range | None  # a second estimate of the same
+    gained: float  # number of items; the mean over seeds
+    lost: float  # number of items; the mean over seeds
     mcnemar_p: float | None
     verdict: Verdict
     paper_verdict: PaperVerdict | None
@@ -51,7 +51,7 @@ class Comparison:
     alpha: float
     chance: float
     notes: tuple[str, ...]
-    stopping: Stopping | None = None  # where items were asked until the verdict was known
+    stopping: Stopping | None = None  # for comparisons that stop as soon as the verdict is known
 
 
 def compare(
@@ -72,11 +72,12 @@ def compare(
 ) -> Comparison:
     """Did the compressed model keep at least 1 − margin of the dense score?
 
-    Scores pair by id or position, clusters are resampled whole, every score lies in score_range. `seeds`
-    names the calibration seeds; an empty one says that the method has none. The verdict rests on one-sided
-    tests at alpha of E[c − (1 − margin)·d]; see `mean_test` for the test and benchmarks/results/statistics.md
-    for how it errs. `resamples=0` skips the bootstrap. `same_model` says whether both are known to be the same
-    weights; where nobody knows (None), scores that are identical throughout match by definition.
+    Scores are paired by id or by position, clusters are resampled whole, and every score lies in `score_range`. `seeds`
+    names the calibration seeds; an empty sequence means that the method is not calibrated. The verdict rests on
+    one-sided tests of E[c − (1 − margin)·d] at alpha; see `mean_test` for the test and benchmarks/results/statistics.md
+    for its error rates. `resamples=0` skips the bootstrap. `same_model` says whether both models are known to have the
+    same weights; if that is unknown (None), scores that are identical on every item match by definition.
+    Raises ConfigError for settings out of range, DataError for scores that cannot be paired.
     """
     check_settings(margin, alpha, resamples)
     low, high = score_range
@@ -123,6 +124,7 @@ class _Outcome:
 
 
 def _comparison(outcome: _Outcome, bootstrap: Range | None, *, task: str, recipe: str) -> Comparison:
+    """The outcome as a comparison, with everything that describes the scores."""
     pairs, scores, test, chance = outcome.pairs, outcome.scores, outcome.test, outcome.chance
     gained, lost, mcnemar_p = _flips(scores)
     dense, compressed = scores.means
@@ -160,7 +162,7 @@ def _comparison(outcome: _Outcome, bootstrap: Range | None, *, task: str, recipe
 def _verdict(
     pairs: Pairs, scores: PairedScores, *, margin: float, chance: float, alpha: float, same_model: bool | None
 ) -> Verdict:
-    """The verdict on the scored items, or "incomplete" if the best or the worst for the others changes it."""
+    """The verdict on the scored items; "incomplete" if the best or the worst for the unscored items changes it."""
     if not scores.dense.size:
         return "incomplete"
     verdict = decide(scores, margin=margin, chance=chance, alpha=alpha, same_model=same_model)
@@ -173,7 +175,7 @@ def _verdict(
 
 
 def relative_loss(dense: float | None, compressed: float | None, chance: float = 0.0) -> float | None:
-    """1 − compressed / dense, both counted from chance; None unless the dense score is above it."""
+    """1 − compressed / dense, both scores above chance; None unless the dense score exceeds chance."""
     if dense is None or compressed is None or dense <= chance:
         return None
     return 1 - (compressed - chance) / (dense - chance)
@@ -186,14 +188,15 @@ def _drop_bounds(pairs: Pairs, low: float, high: float) -> Range | None:
 
 
 def _paper_verdict(dense: float | None, compressed: float | None) -> PaperVerdict | None:
+    """The verdict by the rule of the LLM-KICK paper; None without a dense score above 0."""
     if dense is None or compressed is None or dense <= 0:
         return None
-    # Exactly 95 % is a match, which binary fractions deny for 0.03325 against 0.035.
+    # Exactly 95 % is a match; without the tolerance, rounding denies it for 0.03325 against 0.035.
     return "matching" if compressed >= PAPER_SHARE * dense - 1e-12 else "not matching"
 
 
 def _flips(scores: PairedScores) -> tuple[float, float, float | None]:
-    """Items gained and lost (mean over seeds) and, for one seed of binary scores, the exact McNemar p."""
+    """Numbers of items gained and lost (mean over seeds) and, for binary scores of one seed, the exact McNemar p."""
     gained = (scores.compressed > scores.dense).sum(axis=1)
     lost = (scores.compressed < scores.dense).sum(axis=1)
     p = None

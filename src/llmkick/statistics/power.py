@@ -1,9 +1,9 @@
-"""How much n items can tell: the smallest loss they detect, the number a verdict needs, and its chance.
+"""Power of a verdict: its probability, the number of items it needs, and the smallest loss that items detect.
 
-The model is one binary score an item: `accuracy` of the dense model, `discordance` (the share of items that
-exactly one of the two models gets right) and a true relative loss r, so that lost − gained = r · accuracy.
-Everything is the normal approximation to the test of `verdict`; `design_effect` is the variance of a mean
-over clustered items by that over independent ones.
+Before a run, the model is a binary score per item: `accuracy` of the dense model, `discordance` (the share of items
+that exactly one of the two models gets right) and a true relative loss r, so that lost − gained = r · accuracy. The
+functions use the normal approximation to the test of `verdict`; `design_effect` is the variance of a mean over
+clustered items divided by that over independent items. After a run, `observed_detectable_loss` uses the variance of the scores.
 """
 
 import math
@@ -15,7 +15,7 @@ from llmkick.errors import ConfigError
 from llmkick.statistics.mean import MeanTest
 from llmkick.statistics.verdict import PairedScores, loss_test
 
-POWER = 0.8  # the customary chance of the right verdict
+POWER = 0.8  # the customary probability of the right verdict
 
 
 def verdict_power(
@@ -32,9 +32,9 @@ def verdict_power(
     _check(accuracy=accuracy, discordance=discordance, margin=margin, alpha=alpha, loss=loss)
     if items < 1:
         raise ConfigError(f"{items} items have no power; give at least 1")
-    spread, assumed = _spreads(accuracy, loss, discordance, margin)
+    deviation, assumed = _standard_deviations(accuracy, loss, discordance, margin)
     distance = accuracy * abs(margin - loss) * math.sqrt(items / design_effect) - stats.norm.isf(alpha) * assumed
-    return float(stats.norm.cdf(distance / spread)) if spread > 0 else float(distance > 0)
+    return float(stats.norm.cdf(distance / deviation)) if deviation > 0 else float(distance > 0)
 
 
 def items_needed(
@@ -47,12 +47,12 @@ def items_needed(
     power: float = POWER,
     design_effect: float = 1.0,
 ) -> int:
-    """Items for the right verdict at that power."""
+    """The number of items that give the right verdict with probability `power`."""
     _check(accuracy=accuracy, discordance=discordance, margin=margin, alpha=alpha, loss=loss, power=power)
     if loss == margin:
         raise ConfigError(f"a loss of exactly the margin ({margin}) is never decided; give another loss")
-    spread, assumed = _spreads(accuracy, loss, discordance, margin)
-    needed = float(stats.norm.isf(alpha) * assumed + stats.norm.ppf(power) * spread) / (accuracy * (margin - loss))
+    deviation, assumed = _standard_deviations(accuracy, loss, discordance, margin)
+    needed = float(stats.norm.isf(alpha) * assumed + stats.norm.ppf(power) * deviation) / (accuracy * (margin - loss))
     return max(1, math.ceil(design_effect * needed**2))
 
 
@@ -66,7 +66,7 @@ def smallest_detectable_loss(
     power: float = POWER,
     design_effect: float = 1.0,
 ) -> float | None:
-    """The smallest true relative loss called "not matching" at that power; None when there is none."""
+    """The smallest true relative loss called "not matching" with probability `power`; None if no loss is."""
 
     def excess(loss: float) -> float:
         chance = verdict_power(
@@ -85,9 +85,9 @@ def smallest_detectable_loss(
 
 
 def observed_detectable_loss(scores: PairedScores, test: MeanTest | None, margin: float, alpha: float) -> float | None:
-    """The smallest loss called "not matching" in 80 % of draws that spread like these scores; None beyond all.
+    """The smallest loss called "not matching" in 80 % of draws with the variance of these scores; None if no loss is.
 
-    `test` is the one at the margin, None where nothing can be decided.
+    `test` is the test at the margin, None if nothing can be decided.
     """
     dense = scores.means[0]
     if not dense or test is None:
@@ -100,10 +100,10 @@ def observed_detectable_loss(scores: PairedScores, test: MeanTest | None, margin
 
 
 def _even_loss(scores: PairedScores, margin: float, alpha: float) -> float | None:
-    """The loss from which on the test rejects, when every item keeps the same share of its dense score.
+    """The smallest loss that the test rejects if every item keeps the same share of its dense score.
 
-    A few graded scores that lie close together still leave room for one that was not seen. The test allows for it, so
-    a loss well beyond their spread can be undecided.
+    The test allows for graded scores that were not observed. If a few scores lie close together, it can therefore leave
+    a loss undecided that is well beyond their standard error.
     """
     mean, low = float(scores.dense.mean()), scores.low
     most = 1 - low / mean
@@ -118,14 +118,14 @@ def _even_loss(scores: PairedScores, margin: float, alpha: float) -> float | Non
     return float(optimize.brentq(lambda loss: p_below(loss) - alpha, margin, most, xtol=1e-4))
 
 
-def _spreads(accuracy: float, loss: float, discordance: float, margin: float) -> tuple[float, float]:
-    """Standard deviation of t, and the one the test assumes: at least that of a loss at the margin."""
-    spread = math.sqrt(max(0.0, _item_variance(accuracy, loss, discordance, margin)))
-    return spread, max(spread, math.sqrt(_item_variance(accuracy, margin, discordance, margin)))
+def _standard_deviations(accuracy: float, loss: float, discordance: float, margin: float) -> tuple[float, float]:
+    """Standard deviation of t, and the one that the test assumes, which is at least that of a loss at the margin."""
+    deviation = math.sqrt(max(0.0, _item_variance(accuracy, loss, discordance, margin)))
+    return deviation, max(deviation, math.sqrt(_item_variance(accuracy, margin, discordance, margin)))
 
 
 def _item_variance(accuracy: float, loss: float, discordance: float, margin: float) -> float:
-    """Variance of t = c − (1 − margin)·d of one item; the discordance is at least what the loss needs."""
+    """Variance of t = c − (1 − margin)·d of an item; the discordance is at least what the loss needs."""
     net = loss * accuracy
     changed = max(discordance, net)
     lost, gained = (changed + net) / 2, (changed - net) / 2
@@ -138,7 +138,7 @@ def _item_variance(accuracy: float, loss: float, discordance: float, margin: flo
 
 
 def _check(**shares: float) -> None:
-    """Every argument a share; accuracy, margin, alpha and power above 0, the last three below 1."""
+    """Raise ConfigError unless every argument is a share; accuracy, margin, alpha and power exclude 0."""
     for name, value in shares.items():
         closed_below = name in ("discordance", "loss")
         closed_above = name in ("discordance", "loss", "accuracy")
