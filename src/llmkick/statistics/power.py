@@ -3,7 +3,8 @@
 Before a run, the model is a binary score per item: `accuracy` of the dense model, `discordance` (the share of items
 that exactly one of the two models gets right) and a true relative loss r, so that lost − gained = r · accuracy. The
 functions use the normal approximation to the test of `verdict`; `design_effect` is the variance of a mean over
-clustered items divided by that over independent items. After a run, `observed_detectable_loss` uses the variance of the scores.
+clustered items divided by that over independent items. After a
+run, `observed_detectable_loss` uses the variance of the scores.
 """
 
 import math
