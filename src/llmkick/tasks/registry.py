@@ -10,7 +10,7 @@ from typing import Any
 
 import llmkick.plugins as plugins
 from llmkick.errors import ConfigError
-from llmkick.tasks.task import SETTINGS, Task, TaskEntry, is_whole
+from llmkick.tasks.task import PROTOCOLS, SETTINGS, Task, TaskEntry, is_whole
 
 TASKS: Mapping[str, TaskEntry] = {
     "factoid_qa": TaskEntry(
@@ -110,8 +110,6 @@ def task_summary(name: str) -> str:
     """One line on what a task asks."""
     return entry_of(name).summary
 
-
-PROTOCOLS = ("strict", "paper")
 
 # What a plug-in's task must have, see `Task`.
 TASK_MEMBERS = (
