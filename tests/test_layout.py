@@ -43,10 +43,12 @@ MAY_IMPORT = {
         "files",
     },
     "compression.storage": {"compression", "compression.walk", "models", "models.checkpoints", "files"},
-    "tasks": {"tasks.data", "tasks.data.readers", "tasks.judge", "models", "models.engine", "plugins"},
+    # What a task is. Only the registry names the modules of `tasks.suite`; it loads them by name, as it does plug-ins.
+    "tasks": {"tasks.suite", "models", "plugins"},
     "tasks.data": {"tasks", "tasks.pocket", "files"},
     "tasks.data.readers": {"tasks", "tasks.data"},
     "tasks.judge": {"tasks", "models", "models.checkpoints", "models.server"},
+    "tasks.suite": {"tasks", "tasks.data", "tasks.data.readers", "tasks.judge", "models"},
     "tasks.pocket": set(),
     "lm_eval": {"tasks", "tasks.data.readers", "models", "models.engine", "statistics", "files"},
     "study": {
@@ -54,7 +56,6 @@ MAY_IMPORT = {
         *("models", "models.engine", "models.checkpoints", "compression", "compression.walk", "tasks", "statistics"),
     },
     "study.spec": {
-        "study.results",
         "models",
         "models.checkpoints",
         "models.server",
@@ -65,16 +66,8 @@ MAY_IMPORT = {
     "study.journal": {"models", "compression.walk", "tasks"},
     "study.results": {"study.journal", "study.spec", "models", "compression", "tasks", "statistics", "files"},
     "study.judging": {
-        *(
-            "study",
-            "study.journal",
-            "study.spec",
-            "tasks",
-            "tasks.judge",
-            "models.checkpoints",
-            "models.server",
-            "files",
-        ),
+        *("study", "study.journal", "study.spec", "tasks", "tasks.data", "tasks.judge"),
+        *("models.checkpoints", "models.server", "files"),
     },
     "study.running": {
         *("study", "study.journal", "study.judging", "study.results", "study.spec"),

@@ -127,7 +127,7 @@ def test_another_data_set_has_another_key(monkeypatch: pytest.MonkeyPatch):
     before = get_task("factoid_qa").key["data"]
     rows = read_pocket("factoid_qa.jsonl", ())
     rows[17]["answers"][0] += "s"
-    monkeypatch.setattr("llmkick.tasks.factoid_qa.read_pocket", lambda *_: rows)
+    monkeypatch.setattr("llmkick.tasks.suite.factoid_qa.read_pocket", lambda *_: rows)
     assert get_task("factoid_qa").key["data"] != before
 
 
