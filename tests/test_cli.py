@@ -38,7 +38,9 @@ from llmkick.study.journal.journal import Journal
 from llmkick.study.results.results import read_results
 from llmkick.study.run import make_executor
 from llmkick.study.spec.study import Study, load_study, make_study
+from llmkick.tasks.prompting import PromptingChoice
 from llmkick.tasks.registry import task_names
+from llmkick.tasks.task import TaskProtocol
 from toy import save_toy
 
 COMMANDS = [command.name or command.callback.__name__ for command in cli.app.registered_commands if command.callback]
@@ -100,8 +102,8 @@ def test_options_stand_in_panels(kick: Kick):
     ("choices", "key"),
     [
         (options.Dtype, "dtype"),
-        (options.Protocol, "protocol"),
-        (options.Prompting, "prompting"),
+        (TaskProtocol, "protocol"),
+        (PromptingChoice, "prompting"),
         (options.Stop, "stop"),
         (options.Correction, "correction"),
     ],

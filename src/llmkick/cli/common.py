@@ -1,4 +1,4 @@
-"""What the commands share: the application, both consoles, study tables made from options, and early checks."""
+"""What the commands share: the application, both consoles, studies made from options, and early checks."""
 
 from __future__ import annotations
 
@@ -56,12 +56,6 @@ def given(context: typer.Context) -> list[str]:
     """The names of the parameters that were typed rather than left at their default."""
     sources = {name: context.get_parameter_source(name) for name in context.params}
     return [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
-
-
-def task_tables(names: Sequence[str], *, source: str, protocol: str, limit: int | None) -> list[dict[str, Any]]:
-    """The task options of a command as the `[[tasks]]` tables of a study file."""
-    sample = {} if limit is None else {"limit": limit}
-    return [{"name": name, "source": source, "protocol": protocol, **sample} for name in names]
 
 
 def study_of(folder: Path | None, name: str, **values: Any) -> Study:

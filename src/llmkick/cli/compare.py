@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llmkick.cli.common import STUDIES, app, err, out, print_line, print_notes, study_of, task_tables
+from llmkick.cli.common import STUDIES, app, err, out, print_line, print_notes, study_of
 from llmkick.cli.options import (
     MODEL_HELP,
     OUTPUT,
@@ -69,6 +69,8 @@ def compare(
 
         kick compare ./my-model openai:http://127.0.0.1:8000/v1#my-model-fp8 -t context_qa:open --limit 200
     """
+    from llmkick.study.spec.sections import task_specs
+
     if limit is not None and limit < 1:
         raise ConfigError(f"limit must be at least 1; got {limit}")
     study = study_of(
@@ -76,7 +78,7 @@ def compare(
         "compare",
         model=dense,
         others=others,
-        tasks=task_tables(task, source=source, protocol=protocol, limit=limit),
+        tasks=task_specs(task, source=source, protocol=protocol, limit=limit),
         prompting=prompting,
         margin=margin,
         dtype=dtype,

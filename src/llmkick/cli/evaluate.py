@@ -82,10 +82,11 @@ def evaluate(
     """
     from llmkick.cli.progress import TerminalProgress
     from llmkick.models.server.server import ServerSettings, open_model
+    from llmkick.study.spec.sections import task_specs
     from llmkick.tasks.evaluate import refuse_unanswerable
-    from llmkick.tasks.registry import get_task
 
-    tasks = [get_task(name, source=source, protocol=protocol, limit=limit, seed=seed) for name in task]
+    specs = task_specs(task, source=source, protocol=protocol, limit=limit, seed=seed)
+    tasks = [spec.make() for spec in specs]
     if of is not None and by is None:
         raise ConfigError("--of says what to average by group; give --by too, for example --by category")
     if records_file is not None:

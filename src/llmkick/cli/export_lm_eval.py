@@ -54,9 +54,10 @@ def export_lm_eval(
     """
     from llmkick.lm_eval.exporting import export_tasks
     from llmkick.models.checkpoints.meta_model import load_outline
-    from llmkick.tasks.registry import get_task
+    from llmkick.study.spec.sections import task_specs
 
-    tasks = [get_task(name, source=source, protocol=protocol, limit=limit, seed=seed) for name in task]
+    specs = task_specs(task, source=source, protocol=protocol, limit=limit, seed=seed)
+    tasks = [spec.make() for spec in specs]
     # The tokenizer and the template are enough: no weights are loaded.
     loaded = None if model is None else load_outline(model, dtype=dtype, device=device).model
     export = export_tasks(tasks, folder, model=loaded, prompting=prompting)

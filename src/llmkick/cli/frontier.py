@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from llmkick.cli.common import STUDIES, app, err, out, print_line, print_notes, task_tables
+from llmkick.cli.common import STUDIES, app, err, out, print_line, print_notes
 from llmkick.cli.options import (
     CALIBRATION,
     CHECKPOINT_HELP,
@@ -85,9 +85,11 @@ def frontier(
 
         kick frontier ./my-model -m wanda@n:m -m wanda@0.1,0.2,0.3,0.4,0.5 -t multiple_choice --source data/mmlu -o far
     """
-    tasks = task_tables(task, source=source, protocol=protocol, limit=limit)
+    from llmkick.study.spec.sections import task_specs
+
+    tasks = task_specs(task, source=source, protocol=protocol, limit=limit)
     if perplexity and not any(name.startswith("perplexity") for name in task):
-        tasks.append({"name": "perplexity", "protocol": protocol})
+        tasks += task_specs(["perplexity"], protocol=protocol)
     study = {
         "name": folder.name, "model": model, "tasks": tasks, "margin": margin, "alpha": alpha,
         "calibration": {"source": calibration, "sequences": sequences, "length": length},

@@ -7,14 +7,15 @@ from typing import Annotated, Literal
 
 import typer
 
+from llmkick.tasks.prompting import PromptingChoice
+from llmkick.tasks.task import TaskProtocol
+
 # The panels of `--help`.
 STUDY, CALIBRATION, PLACE, OUTPUT = "Study", "Calibration", "Where it runs", "Output"
 
-# The values that a choice may take. The packages below the command line own the same lists, but importing those would
-# import torch, which `kick --help` does not need; tests/test_cli.py compares the two.
+# Choices whose owners are below the command line but import torch, which `kick --help` does not need. A test in
+# tests/test_cli.py compares them with what a study accepts.
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-Protocol = Literal["strict", "paper"]
-Prompting = Literal["auto", "chat", "raw"]
 Stop = Literal["never", "decided"]
 Correction = Literal["none", "holm", "fixed sequence"]
 ExecutorName = Literal["local", "ray"]
@@ -36,11 +37,11 @@ Source = Annotated[
     typer.Option(help="Where the items come from: pocket, hub, or a folder of official files.", rich_help_panel=STUDY),
 ]
 ProtocolOption = Annotated[
-    Protocol,
+    TaskProtocol,
     typer.Option("--protocol", help="Prompts and scoring: strict, or as in the LLM-KICK paper.", rich_help_panel=STUDY),
 ]
 PromptingOption = Annotated[
-    Prompting,
+    PromptingChoice,
     typer.Option("--prompting", help="Chat template or raw text. auto: chat if there is one.", rich_help_panel=STUDY),
 ]
 Margin = Annotated[

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from llmkick.cli.common import STUDIES, app, err, given, out, print_line, print_notes, study_of, task_tables
+from llmkick.cli.common import STUDIES, app, err, given, out, print_line, print_notes, study_of
 from llmkick.cli.options import (
     CALIBRATION,
     OUTPUT,
@@ -132,7 +132,9 @@ def run(
     if study_file is not None:
         study = _study_from_file(study_file, [name for name in given(context) if name not in BESIDE_A_FILE])
     elif model and recipe and task:
-        tasks = task_tables(task, source=source, protocol=protocol, limit=limit)
+        from llmkick.study.spec.sections import task_specs
+
+        tasks = task_specs(task, source=source, protocol=protocol, limit=limit)
         calibration = {"sequences": sequences, "length": length}
         study = study_of(
             folder, "study", model=model, recipes=recipe, tasks=tasks, seeds=seed or [0], calibration=calibration,
