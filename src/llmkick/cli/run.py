@@ -61,6 +61,10 @@ CorrectionOption = Annotated[
     Correction,
     typer.Option("--correction", help="Correction for testing several recipes.", rich_help_panel=STUDY),
 ]
+Folder = Annotated[
+    Path | None,
+    typer.Option("--out", "-o", help="Folder of the results. Resumed if it holds a run.", rich_help_panel=OUTPUT),
+]
 Plan = Annotated[
     bool, typer.Option("--plan", help="Print what the run would take, and run nothing.", rich_help_panel=OUTPUT)
 ]
@@ -87,7 +91,7 @@ Artifacts = Annotated[
 @app.command(rich_help_panel=STUDIES)
 def run(
     context: typer.Context,
-    study_file: Annotated[Path | None, typer.Argument(metavar="[STUDY.toml]", help="Study file to run.")] = None,
+    study_file: Annotated[Path | None, typer.Argument(metavar="[STUDY.toml]", help="Study file.")] = None,
     model: Model = None,
     recipe: Recipes = None,
     task: Tasks = None,
@@ -106,18 +110,14 @@ def run(
     artifacts: Artifacts = None,
     dtype: DtypeOption = "auto",
     device: Device = "auto",
-    folder: Annotated[
-        Path | None,
-        typer.Option("--out", "-o", help="Folder of the results. Resumed if it holds a run.", rich_help_panel=OUTPUT),
-    ] = None,
+    folder: Folder = None,
     plan: Plan = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Run a study: compress, ask, compare, and write a report. The same command resumes a run that was stopped.
 
-    Give either a study file or a model, recipes and tasks: a file takes the place of the options under Study and
-    Calibration, and of --dtype and --device.
+    A study file takes the place of the options under Study and Calibration, and of --dtype and --device.
 
     Examples:
 
@@ -127,29 +127,26 @@ def run(
 
         kick run sweep.toml -o runs/sweep --executor ray --address head:6379 --artifacts s3://bucket/models
     """
+    from llmkick.study.run import make_executor
+    from llmkick.study.spec.sections import task_specs
+
     if folder is None and not plan:
         raise ConfigError("where should the results go? give --out DIR")
     if study_file is not None:
         study = _study_from_file(study_file, [name for name in given(context) if name not in BESIDE_A_FILE])
     elif model and recipe and task:
-        from llmkick.study.spec.sections import task_specs
-
         tasks = task_specs(task, source=source, protocol=protocol, limit=limit)
-        calibration = {"sequences": sequences, "length": length}
         study = study_of(
-            folder, "study", model=model, recipes=recipe, tasks=tasks, seeds=seed or [0], calibration=calibration,
-            margin=margin, stop=stop, correction=correction, dtype=dtype, device=device,
+            folder, "study", model=model, recipes=recipe, tasks=tasks, seeds=seed or [0], dtype=dtype, device=device,
+            calibration={"sequences": sequences, "length": length}, margin=margin, stop=stop, correction=correction,
         )  # fmt: skip
     else:
         raise ConfigError("give a study file, or all of --model, --recipe and --task")
     if folder is None or plan:
         _print_plan(study, as_json=as_json)
         return
-    from llmkick.study.run import make_executor
-
-    where = make_executor(executor, address=address, workers=workers, artifacts=artifacts)
-    show = _run_as_json if as_json else _run_and_report
-    show(study, folder, where, quiet=quiet)
+    workplace = make_executor(executor, address=address, workers=workers, artifacts=artifacts)
+    (_run_as_json if as_json else _run_and_report)(study, folder, workplace, quiet=quiet)
 
 
 def _study_from_file(path: Path, options: list[str]) -> Study:
