@@ -507,7 +507,7 @@ TOLERANCES = {"dense": 0.003, "wanda@0.5": 0.003, "sparsegpt@0.5": 0.02, "gptq@4
 def test_perplexity_of_the_built_in_model_is_that_of_the_reference(
     monkeypatch: pytest.MonkeyPatch, text: str, tolerance: float
 ):
-    from llmkick.tasks.perplexity import cut_windows, perplexity
+    from llmkick.tasks.suite.perplexity import cut_windows, perplexity
 
     if not (SHARED / "oracles" / "smollm2.json").exists():
         pytest.skip(f"no reference results at {SHARED}")
