@@ -30,7 +30,7 @@ from llmkick.compression.walk.calibration import calibrate
 from llmkick.compression.walk.compress import compress
 from llmkick.errors import DataError
 from llmkick.models.checkpoints.builtin import BUILTIN_MODELS
-from llmkick.models.transformers_model import load_model
+from llmkick.models.checkpoints.loading import load_model
 from llmkick.study.journal.journal import Journal
 from llmkick.study.results.results import read_results
 from llmkick.study.spec.study import load_study

@@ -83,7 +83,7 @@ def evaluate(
         loaded = open_model(model, dtype=dtype, device=device, server=settings)
         for one in tasks:
             refuse_unanswerable(loaded, one, prompting=prompting)
-        notes += getattr(loaded, "notes", ())
+        notes += loaded.notes
         for one in tasks:
             count = len(one.items(loaded))
             watcher.stage(one.name, count)

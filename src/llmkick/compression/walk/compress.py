@@ -19,7 +19,8 @@ from llmkick.compression.walk.finished_blocks import FinishedBlocks
 from llmkick.compression.walk.report import CompressionReport
 from llmkick.compression.walk.walk import WALK_VERSION, BlocksInMemory, Output, Progress, Walk, put_layers
 from llmkick.models.language_model import ModelInfo
-from llmkick.models.transformers_model import TransformersModel, check_finite, weights_digest
+from llmkick.models.transformers_model import TransformersModel
+from llmkick.models.weights import check_finite, weights_digest
 
 
 def compress(

@@ -10,7 +10,9 @@ from typing import Any
 import torch
 
 from llmkick.errors import ModelError
-from llmkick.models.checkpoints.checkpoint import small_files
+from llmkick.models.checkpoints.meta_model import load_structure
+from llmkick.models.engine.engine import Engine
+from llmkick.models.engine.prompt_encoder import PromptEncoder
 from llmkick.models.language_model import (
     ContinuationScore,
     GenerateRequest,
@@ -63,20 +65,14 @@ class Likeness:
 
     def model(self, info: ModelInfo, place: torch.device, ask: Ask) -> RemoteModel:
         """The model that answers elsewhere."""
-        return RemoteModel(network=self.network, tokenizer=self.tokenizer, info=info, place=place, ask=ask)
+        encoder = PromptEncoder(tokenizer=self.tokenizer, model_name=info.name)
+        return RemoteModel(info=info, engine=Engine(network=self.network, encoder=encoder), place=place, ask=ask)
 
 
 def likeness(reference: str) -> Likeness:
     """The likeness of the model behind a reference. Raises ModelError when its small files cannot be had here."""
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-
-    auto: Any = AutoModelForCausalLM
     try:
-        folder = small_files(reference)
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        with torch.device("meta"):
-            network = auto.from_config(config, trust_remote_code=False)
+        structure = load_structure(reference)
     except ModelError:
         raise
     except Exception as error:
@@ -84,7 +80,9 @@ def likeness(reference: str) -> Likeness:
         raise ModelError(
             f"the tokenizer and configuration of {reference!r} are needed on this machine too: {reason}"
         ) from error
-    return Likeness(reference=_elsewhere(reference, folder), network=network.eval(), tokenizer=tokenizer)
+    return Likeness(
+        reference=_elsewhere(reference, structure.folder), network=structure.network, tokenizer=structure.tokenizer
+    )
 
 
 def _elsewhere(reference: str, folder: Path) -> str:
