@@ -8,8 +8,7 @@ from torch import Tensor
 from llmkick.compression.kernels.columns import ColumnGrids, Columns, Replacement
 from llmkick.compression.kernels.grid import FittedGrid, fit_grid
 from llmkick.compression.kernels.hessian import HessianFactor
-from llmkick.compression.methods import Layer, WeightResult
-from llmkick.compression.recipe import GPTQ, Grid
+from llmkick.compression.kernels.patterns import Grid
 
 
 def gptq(
@@ -57,10 +56,3 @@ def fit_beforehand(weight: Tensor, alive: Tensor, grid: Grid) -> FittedGrid:
     As in GPTQ's code: one grid per row counts dead inputs as well, the grids of groups do not.
     """
     return fit_grid(weight if grid.group_size is None else alive, grid)
-
-
-def compress(recipe: GPTQ, layer: Layer) -> WeightResult:
-    """Carry out a recipe on one layer."""
-    factor = layer.inputs.factor(act_order=recipe.act_order)
-    rounded, fitted = gptq(layer.weight, factor, recipe.grid, static_groups=recipe.static_groups, zeroed=layer.zeroed)
-    return WeightResult(rounded, damping=factor.damping, grid=fitted)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llmkick.compression.recipe import Grid
+from llmkick.compression.kernels.patterns import Grid
 
 
 @dataclass(frozen=True, kw_only=True)

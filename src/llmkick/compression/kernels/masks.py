@@ -7,7 +7,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from llmkick.compression.recipe import NM
+from llmkick.compression.kernels.patterns import NM
 
 FloatArray = npt.NDArray[np.floating[Any]]
 

@@ -10,8 +10,7 @@ from llmkick.compression.kernels.gptq import fit_beforehand
 from llmkick.compression.kernels.grid import FittedGrid
 from llmkick.compression.kernels.hessian import HessianFactor
 from llmkick.compression.kernels.masks import zero_lowest_per_group, zero_up_to_quantile
-from llmkick.compression.methods import Layer, WeightResult
-from llmkick.compression.recipe import NM, Grid, Pattern, SparseGPT
+from llmkick.compression.kernels.patterns import NM, Grid, Pattern
 
 
 def sparsegpt(
@@ -44,10 +43,3 @@ def _mask(scores: Tensor, pattern: Pattern) -> Tensor:
     if isinstance(pattern, NM):
         return zero_lowest_per_group(scores.T, pattern).T.contiguous()
     return zero_up_to_quantile(scores, pattern.sparsity)
-
-
-def compress(recipe: SparseGPT, layer: Layer) -> WeightResult:
-    """Carry out a recipe on one layer."""
-    factor = layer.inputs.factor()
-    mended, on_grid = sparsegpt(layer.weight, factor, recipe.pattern, recipe.grid)
-    return WeightResult(mended, damping=factor.damping, grid=on_grid)

@@ -3,8 +3,7 @@
 from torch import Tensor
 
 from llmkick.compression.kernels.masks import zero_lowest_per_group, zero_lowest_per_row
-from llmkick.compression.methods import Layer, WeightResult
-from llmkick.compression.recipe import NM, Pattern, Wanda
+from llmkick.compression.kernels.patterns import NM, Pattern
 
 
 def wanda_scores(weight: Tensor, mean_square: Tensor) -> Tensor:
@@ -22,8 +21,3 @@ def wanda(weight: Tensor, mean_square: Tensor, pattern: Pattern) -> Tensor:
         return weight.masked_fill(zero_lowest_per_group(scores, pattern), 0)
     count = int(weight.shape[1] * pattern.sparsity)
     return weight.masked_fill(zero_lowest_per_row(scores, count), 0)
-
-
-def compress(recipe: Wanda, layer: Layer) -> WeightResult:
-    """Carry out a recipe on one layer."""
-    return WeightResult(wanda(layer.weight, layer.inputs.mean_square(), recipe.pattern))
