@@ -12,7 +12,7 @@ import psutil
 import torch
 
 from llmkick.compression.recipe import Recipe
-from llmkick.errors import ConfigError, KickError
+from llmkick.errors import ConfigError, KickError, one_line
 from llmkick.models.checkpoints.builtin import BUILTIN_MODELS, is_cached
 from llmkick.models.checkpoints.checkpoint import is_server
 from llmkick.models.checkpoints.meta_model import load_structure
@@ -211,8 +211,7 @@ def _weightless(reference: str, unknown: list[str]) -> TransformersModel | None:
             raise ConfigError("it is not fetched yet; any other command with it fetches it (93 MB)")
         structure = load_structure(reference)
     except Exception as error:  # noqa: BLE001 - whatever it is, the rest of the plan can still be told
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        unknown.append(f"tokenizer and configuration of {reference}: {reason}")
+        unknown.append(f"tokenizer and configuration of {reference}: {one_line(error, 200)}")
         return None
     info = ModelInfo(
         name=reference,

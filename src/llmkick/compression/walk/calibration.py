@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from llmkick.errors import ConfigError, DataError, ModelError, NumericalError
+from llmkick.errors import ConfigError, DataError, ModelError, NumericalError, one_line
 from llmkick.files import cache_folder
 from llmkick.models.engine.runner import Runner
 from llmkick.models.transformers_model import TransformersModel
@@ -178,9 +178,8 @@ def _c4_shard() -> Path:
     try:
         return Path(hf_hub_download(C4_REPOSITORY, C4_FILE, repo_type="dataset", revision=C4_REVISION))
     except Exception as error:
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise ModelError(
-            f"cannot get the C4 shard from the hub, and it is not cached: {reason}\n"
+            f"cannot get the C4 shard from the hub, and it is not cached: {one_line(error)}\n"
             'Use calibration source "self" (offline), or a local file or folder of text.'
         ) from error
 

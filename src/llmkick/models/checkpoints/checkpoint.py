@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from llmkick.errors import ConfigError, ModelError
+from llmkick.errors import ConfigError, ModelError, one_line
 from llmkick.files import cache_folder, new_folder, require_space, sha256_of_file
 from llmkick.models.checkpoint import Checkpoint
 from llmkick.models.checkpoints.builtin import BUILTIN_MODELS, builtin_gguf
@@ -130,9 +130,8 @@ def _from_hub(reference: str) -> Checkpoint:
     try:
         folder = Path(snapshot_download(repository, revision=revision or None, allow_patterns=HUB_FILES))
     except Exception as error:
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise ModelError(
-            f"cannot get {reference!r} from the hub, and it is not cached: {reason}\n"
+            f"cannot get {reference!r} from the hub, and it is not cached: {one_line(error)}\n"
             "Check the name and the network, or give a local folder, a .gguf file or a built-in "
             f"({', '.join(sorted(BUILTIN_MODELS))})"
         ) from error

@@ -9,10 +9,8 @@ from typing import Any
 
 import torch
 
-from llmkick.errors import ModelError
+from llmkick.errors import ModelError, one_line
 from llmkick.models.checkpoints.meta_model import load_structure
-from llmkick.models.engine.engine import Engine
-from llmkick.models.engine.prompt_encoder import PromptEncoder
 from llmkick.models.language_model import (
     ContinuationScore,
     GenerateRequest,
@@ -65,8 +63,8 @@ class Likeness:
 
     def model(self, info: ModelInfo, place: torch.device, ask: Ask) -> RemoteModel:
         """The model that answers elsewhere."""
-        encoder = PromptEncoder(tokenizer=self.tokenizer, model_name=info.name)
-        return RemoteModel(info=info, engine=Engine(network=self.network, encoder=encoder), place=place, ask=ask)
+        local = TransformersModel.wrap(self.network, self.tokenizer, info)
+        return RemoteModel(info=info, engine=local.engine, place=place, ask=ask)
 
 
 def likeness(reference: str) -> Likeness:
@@ -76,9 +74,8 @@ def likeness(reference: str) -> Likeness:
     except ModelError:
         raise
     except Exception as error:
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise ModelError(
-            f"the tokenizer and configuration of {reference!r} are needed on this machine too: {reason}"
+            f"the tokenizer and configuration of {reference!r} are needed on this machine too: {one_line(error)}"
         ) from error
     return Likeness(
         reference=_elsewhere(reference, structure.folder), network=structure.network, tokenizer=structure.tokenizer
