@@ -122,7 +122,7 @@ def _print_verdicts(found: list[ImportedTask]) -> None:
             Text(one.metric),
             str(entry["n"]),
             f"{formatting.score(entry['dense'])} → {formatting.score(entry['compressed'])}",
-            formatting.loss(entry),
+            str(formatting.loss(one.comparison)),
             Text(f"{mark.symbol} {entry['verdict']}", style=mark.style),
         )
         for note in one.notes:

@@ -58,7 +58,7 @@ def _one(folder: Path, *, as_json: bool) -> None:
     with opened_run(folder) as run:
         result, missing = run.result, list(run.missing)
     if as_json:
-        found = {"comparisons": list(result.comparisons), "overall": list(result.overall)}
+        found = result.model_dump(mode="json", include={"comparisons", "overall"})
         out.print_json(data={"report": str(page), "missing": missing, "warnings": list(result.warnings), **found})
         return
     out.print(verdict_table(result))

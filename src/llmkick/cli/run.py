@@ -154,7 +154,7 @@ def _run_and_report(study: Any, folder: Path, executor: Any, *, quiet: bool, as_
         events = JsonLines(sys.stdout)
         result = run_study(study, out=folder, observer=Silent() if quiet else events, executor=executor)
         page = write_report(folder)
-        found = {key: list(getattr(result, key)) for key in ("comparisons", "overall", "failures")}
+        found = result.model_dump(mode="json", include={"comparisons", "overall", "failures"})
         events.emit("finished", report=str(page), warnings=list(result.warnings), **found)
         _refuse_failures(result)
         return
@@ -165,8 +165,8 @@ def _run_and_report(study: Any, folder: Path, executor: Any, *, quiet: bool, as_
     out.print(verdict_table(result))
     print_notes(list(result.warnings))
     if result.judge is not None:
-        used = f"{result.judge['prompt_tokens']:,} tokens asked, {result.judge['completion_tokens']:,} answered"
-        out.print(f"judge: {result.judge['judgements']:,} judgements, {used}", markup=False, highlight=False)
+        used = f"{result.judge.prompt_tokens:,} tokens asked, {result.judge.completion_tokens:,} answered"
+        out.print(f"judge: {result.judge.judgements:,} judgements, {used}", markup=False, highlight=False)
     out.print(f"report: {page}", markup=False, highlight=False, soft_wrap=True)
     _refuse_failures(result)
 

@@ -16,7 +16,7 @@ from llmkick.statistics import (
     compare_stopped,
     overall_verdict,
 )
-from llmkick.study.results.records import AnyComparison, CONTROL_METRICS, OverallVerdict, ResultRow, TaskSummary
+from llmkick.study.results.records import CONTROL_METRICS, AnyComparison, OverallVerdict, ResultRow, TaskSummary
 from llmkick.tasks.registry import full_key
 from llmkick.tasks.task import LARGEST_NATS, Record, Task, summary_value
 
@@ -189,12 +189,12 @@ def compare_cell(
         return compare_bits_per_byte(dense_scores, compressed, sizes, **common)
     same_model = None
     if same_weights is not None:
-        identical = all(row.get(item, score) == score for row in by_seed.values() for item, score in dense_scores.items())
+        identical = all(
+            row.get(item, score) == score for row in by_seed.values() for item, score in dense_scores.items()
+        )
         same_model = identical and same_weights(recipe)
     if order is not None:
-        return compare_stopped(
-            order, dense_scores, only, chance=task.chance_level, same_model=same_model, **common
-        )
+        return compare_stopped(order, dense_scores, only, chance=task.chance_level, same_model=same_model, **common)
     return compare(
         dense_scores,
         compressed,
@@ -223,4 +223,6 @@ def overall_by_recipe(comparisons: Sequence[AnyComparison]) -> list[OverallVerdi
     for comparison in comparisons:
         if isinstance(comparison, Comparison):
             by_recipe.setdefault(comparison.recipe, []).append(comparison)
-    return [OverallVerdict(recipe=recipe, verdict=overall_verdict(of_recipe)) for recipe, of_recipe in by_recipe.items()]
+    return [
+        OverallVerdict(recipe=recipe, verdict=overall_verdict(of_recipe)) for recipe, of_recipe in by_recipe.items()
+    ]

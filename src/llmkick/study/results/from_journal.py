@@ -6,6 +6,7 @@ import json
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+
 import pandas as pd
 from pydantic import JsonValue, ValidationError
 
@@ -83,9 +84,7 @@ def _partial_result(journal: Journal, folder: Path) -> StudyResult:
 def _in_order(rows: Sequence[ResultRow], study: Study, tasks: Sequence[str]) -> list[ResultRow]:
     """Dense first, then the study's recipes and seeds; the tasks in the study's order."""
     places = {label: place for place, label in enumerate(("dense", *study.labels()))}
-    return sorted(
-        rows, key=lambda row: (places.get(row.recipe, len(places)), row.seed or 0, tasks.index(row.task))
-    )
+    return sorted(rows, key=lambda row: (places.get(row.recipe, len(places)), row.seed or 0, tasks.index(row.task)))
 
 
 def _same_weights(journal: Journal, meta: Mapping[str, str]) -> Callable[[str], bool] | None:

@@ -46,9 +46,7 @@ def families(
             scope=scope,
             correction=correction,
             alpha=alpha,
-            recipes=tuple(
-                _holm(p_values, alpha) if correction == "holm" else _in_sequence(p_values, recipes, alpha)
-            ),
+            recipes=tuple(_holm(p_values, alpha) if correction == "holm" else _in_sequence(p_values, recipes, alpha)),
         )
         for scope, p_values in scopes.items()
         if p_values

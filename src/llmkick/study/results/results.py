@@ -124,8 +124,7 @@ def read_results(folder: Path) -> StudyResult:
         return StudyResult(folder=folder, **content)
     except ValidationError as error:
         raise DataError(
-            f"{path} is damaged: {first_problem(error)}. "
-            "Run the study's command again on this folder to write it anew"
+            f"{path} is damaged: {first_problem(error)}. Run the study's command again on this folder to write it anew"
         ) from error
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path} is damaged: {error}") from error
