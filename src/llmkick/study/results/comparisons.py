@@ -8,8 +8,8 @@ from typing import TypedDict, cast
 import pandas as pd
 
 from llmkick.statistics import (
-    AskingOrder,
     Comparison,
+    ItemOrder,
     compare,
     compare_bits_per_byte,
     compare_perplexity,
@@ -114,7 +114,7 @@ def compare_all(
     *,
     margin: float,
     alpha: float,
-    orders: Mapping[str, AskingOrder] | None = None,
+    orders: Mapping[str, ItemOrder] | None = None,
     same_weights: Callable[[str], bool] | None = None,
 ) -> list[AnyComparison]:
     """Every recipe against the dense model on every task, paired by item.
@@ -161,7 +161,7 @@ def compare_cell(
     dense: pd.DataFrame,
     cells: pd.DataFrame,
     *,
-    order: AskingOrder | None,
+    order: ItemOrder | None,
     same_weights: Callable[[str], bool] | None,
     margin: float,
     alpha: float,

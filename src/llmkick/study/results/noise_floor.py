@@ -12,9 +12,7 @@ from dataclasses import dataclass
 from typing import TypedDict
 
 from llmkick.errors import DataError
-from llmkick.models.engine.scoring import score_requests
 from llmkick.models.language_model import ContinuationScore, LanguageModel, ScoreRequest, Unanswered
-from llmkick.models.transformers_model import TransformersModel
 from llmkick.study.results.records import Details, NoiseRow
 from llmkick.tasks.evaluate import evaluate_item
 from llmkick.tasks.prompting import Prompting
@@ -50,7 +48,7 @@ class NoiseFloor:
         return self.flipped / self.questions
 
 
-def noise_floor(model: TransformersModel, requests: Sequence[ScoreRequest]) -> NoiseFloor:
+def noise_floor(model: LanguageModel, requests: Sequence[ScoreRequest]) -> NoiseFloor:
     """Score the questions in full batches and one by one; neighbours with the same prompt are options of one question.
 
     Questions with an unanswered option are left out. Raises DataError when none with two options is left.
@@ -61,10 +59,10 @@ def noise_floor(model: TransformersModel, requests: Sequence[ScoreRequest]) -> N
             questions[-1].append(index)
         else:
             questions.append([index])
-    in_batches = score_requests(model, requests)
+    in_batches = model.logprobs(requests)
     alone: list[ContinuationScore | Unanswered] = []
     for question in questions:
-        alone += score_requests(model, [requests[index] for index in question])
+        alone += model.logprobs([requests[index] for index in question])
     return compare_runs([question for question in questions if len(question) > 1], in_batches, alone)
 
 
