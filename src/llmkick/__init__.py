@@ -21,16 +21,16 @@ if TYPE_CHECKING:
     from llmkick.compression.walk.report import CompressionReport
     from llmkick.compression.walk.weight import compress_weight
     from llmkick.errors import ConfigError, DataError, JudgeError, KickError, ModelError, NumericalError
+    from llmkick.models.checkpoints.loading import load_model
     from llmkick.models.language_model import GenerateRequest, LanguageModel, Message, ModelInfo, ScoreRequest
-    from llmkick.models.transformers_model import load_model
     from llmkick.report.page.page import write_report
     from llmkick.statistics import Comparison, compare
     from llmkick.study.results.results import StudyResult
     from llmkick.study.run import run_study
     from llmkick.study.spec.study import Study, load_study
     from llmkick.tasks.evaluate import evaluate
-    from llmkick.tasks.perplexity import perplexity
     from llmkick.tasks.registry import get_task
+    from llmkick.tasks.suite.perplexity import perplexity
     from llmkick.tasks.task import Item, Record, Task
 
 __version__ = "0.1.0"
@@ -52,14 +52,14 @@ _HOME = {
         "ModelInfo",
         "ScoreRequest",
     ),
-    "llmkick.models.transformers_model": ("load_model",),
+    "llmkick.models.checkpoints.loading": ("load_model",),
     "llmkick.report.page.page": ("write_report",),
     "llmkick.statistics": ("Comparison", "compare"),
     "llmkick.study.spec.study": ("Study", "load_study"),
     "llmkick.study.results.results": ("StudyResult",),
     "llmkick.study.run": ("run_study",),
     "llmkick.tasks.evaluate": ("evaluate",),
-    "llmkick.tasks.perplexity": ("perplexity",),
+    "llmkick.tasks.suite.perplexity": ("perplexity",),
     "llmkick.tasks.registry": ("get_task",),
     "llmkick.tasks.task": ("Item", "Record", "Task"),
 }

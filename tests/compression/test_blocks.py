@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from llmkick.compression.walk.block_forward import BlockRunner, InputHooks, experts_one_by_one
 from llmkick.compression.walk.blocks import LinearLayer, decoder_blocks, shallow_copy
 from llmkick.errors import ModelError
-from llmkick.models.transformers_model import weights_digest
+from llmkick.models.weights import weights_digest
 from toy import ARCHITECTURES, UNUSUAL, toy_model
 
 QKVO = {"self_attn.q_proj": (32, 16), "self_attn.k_proj": (16, 16), "self_attn.v_proj": (16, 16),

@@ -20,8 +20,10 @@ from llmkick.compression.walk.compress import compress, compress_into, compress_
 from llmkick.compression.walk.finished_blocks import FinishedBlocks
 from llmkick.compression.walk.streaming import compress_streamed
 from llmkick.errors import ConfigError, ModelError, NumericalError
+from llmkick.models.checkpoints.loading import load_model
 from llmkick.models.checkpoints.meta_model import load_outline
-from llmkick.models.transformers_model import TransformersModel, load_model, weights_digest
+from llmkick.models.transformers_model import TransformersModel
+from llmkick.models.weights import weights_digest
 from toy import save_toy, toy_model
 
 STREAMED = ("llama", "qwen2", "gemma", "gemma3", "mistral", "opt", "gpt2")

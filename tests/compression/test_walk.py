@@ -28,8 +28,10 @@ from llmkick.compression.walk.report import CompressionReport
 from llmkick.compression.walk.size import compact_bytes
 from llmkick.compression.walk.weight import compress_weight
 from llmkick.errors import ConfigError, NumericalError
+from llmkick.models.checkpoints.loading import load_model
 from llmkick.models.engine.runner import Runner
-from llmkick.models.transformers_model import TransformersModel, load_model, weights_digest
+from llmkick.models.transformers_model import TransformersModel
+from llmkick.models.weights import weights_digest
 from toy import toy_model
 
 ARCHITECTURES = ("llama", "qwen2", "gemma", "gemma3", "mistral", "opt", "gpt_neox", "gpt2", "mixtral")
@@ -508,7 +510,7 @@ TOLERANCES = {"dense": 0.003, "wanda@0.5": 0.003, "sparsegpt@0.5": 0.02, "gptq@4
 def test_perplexity_of_the_built_in_model_is_that_of_the_reference(
     monkeypatch: pytest.MonkeyPatch, text: str, tolerance: float
 ):
-    from llmkick.tasks.perplexity import cut_windows, perplexity
+    from llmkick.tasks.suite.perplexity import cut_windows, perplexity
 
     if not (SHARED / "oracles" / "smollm2.json").exists():
         pytest.skip(f"no reference results at {SHARED}")

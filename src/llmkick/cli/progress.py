@@ -73,7 +73,7 @@ class Pace:
         return (time.monotonic() - self.began) / worked * max(0.0, self.total - self.finished - self.share)
 
 
-class Watcher:
+class TerminalProgress:
     """Shows a run: on a terminal two bars and the verdicts as they fall; elsewhere plain lines."""
 
     def __init__(self, console: Console, *, quiet: bool = False) -> None:
@@ -89,8 +89,8 @@ class Watcher:
         self._pace.began = time.monotonic()
         if self._console.is_terminal and not self._quiet:
             self._bars = Progress(
-                TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), _Pace(self._pace),
-                console=self._console, transient=True,
+                TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(),
+                _PaceColumn(self._pace), console=self._console, transient=True,
             )  # fmt: skip
             self._bars.start()
         return self
@@ -150,7 +150,7 @@ class Watcher:
         self._console.print(", ".join(parts), markup=False, highlight=False, soft_wrap=True)
 
 
-class _Pace(ProgressColumn):
+class _PaceColumn(ProgressColumn):
     """Items a second beside the piece at hand; time gone by and time left beside the whole."""
 
     def __init__(self, pace: Pace) -> None:
@@ -166,7 +166,7 @@ class _Pace(ProgressColumn):
         return Text(f"{gone} gone, {'–' if left is None else _clock(left)} left", style="cyan")
 
 
-class JsonLines:
+class JsonProgress:
     """A run's events, one JSON object a line: warning, stage, progress, cells, verdict."""
 
     def __init__(self, stream: IO[str]) -> None:
@@ -223,7 +223,7 @@ def verdict_line(comparison: Mapping[str, Any]) -> Text:
 
 
 @contextlib.contextmanager
-def working(console: Console, title: str, *, quiet: bool = False) -> Iterator[None]:
+def spinner(console: Console, title: str, *, quiet: bool = False) -> Iterator[None]:
     """A spinner while something without steps goes on; nothing when not on a terminal."""
     if console.is_terminal and not quiet:
         with console.status(title):

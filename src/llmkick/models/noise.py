@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from llmkick.errors import DataError
-from llmkick.models.engine.scoring import score_requests
 from llmkick.models.language_model import ContinuationScore, ScoreRequest, Unanswered
 from llmkick.models.transformers_model import TransformersModel
 
@@ -46,10 +45,10 @@ def noise_floor(model: TransformersModel, requests: Sequence[ScoreRequest]) -> N
             questions[-1].append(index)
         else:
             questions.append([index])
-    together = score_requests(model, requests)
+    together = model.logprobs(requests)
     alone: list[ContinuationScore | Unanswered] = []
     for question in questions:
-        alone += score_requests(model, [requests[index] for index in question])
+        alone += model.logprobs([requests[index] for index in question])
     return compare_runs([question for question in questions if len(question) > 1], together, alone)
 
 

@@ -35,8 +35,6 @@ VERDICTS: Mapping[str, Mark] = {
     ),
     "incomplete": Mark(symbol="…", style="magenta", meaning="items without a score could change the verdict"),
 }
-# Perplexity has no verdict; its outcome is told in other words and without colour.
-OUTCOMES: Mapping[str, str] = {"within margin": "≤", "beyond margin": ">", "undecided": "?"}
 
 
 def mark(verdict: str) -> Mark:

@@ -26,9 +26,10 @@ from llmkick.compression.walk.report import CompressionReport
 from llmkick.compression.walk.self_sampling import is_sampled
 from llmkick.compression.walk.streaming import compress_streamed
 from llmkick.errors import ConfigError
+from llmkick.models.checkpoints.loading import load_located
 from llmkick.models.checkpoints.meta_model import Outline, load_outline
 from llmkick.models.precision import BALANCED
-from llmkick.models.transformers_model import TransformersModel, load_located
+from llmkick.models.transformers_model import TransformersModel
 
 Form = Literal["folder", "packed", "compressed-tensors"]
 

@@ -21,7 +21,8 @@ from llmkick.compression.walk.recipe_output import RecipeOutput
 from llmkick.compression.walk.report import CompressionReport
 from llmkick.compression.walk.walk import WALK_VERSION, Progress, Walk
 from llmkick.models.language_model import ModelInfo
-from llmkick.models.transformers_model import TransformersModel, check_finite, weights_digest
+from llmkick.models.transformers_model import TransformersModel
+from llmkick.models.weights import check_finite, weights_digest
 
 
 def compress(

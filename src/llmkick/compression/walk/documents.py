@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from llmkick.errors import ConfigError, DataError, ModelError
+from llmkick.errors import ConfigError, DataError, ModelError, one_line
 
 C4_REPOSITORY = "allenai/c4"
 C4_FILE = "en/c4-train.00000-of-01024.json.gz"
@@ -64,8 +64,7 @@ def c4_shard() -> Path:
     try:
         return Path(hf_hub_download(C4_REPOSITORY, C4_FILE, repo_type="dataset", revision=C4_REVISION))
     except Exception as error:
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise ModelError(
-            f"cannot get the C4 shard from the hub, and it is not cached: {reason}\n"
+            f"cannot get the C4 shard from the hub, and it is not cached: {one_line(error)}\n"
             'Use calibration source "self" (offline), or a local file or folder of text.'
         ) from error

@@ -22,9 +22,8 @@ from llmkick.compression.walk.walk import Progress, Walk
 from llmkick.errors import ModelError, NumericalError
 from llmkick.models.allocator import give_back_freed_memory
 from llmkick.models.checkpoints.meta_model import Outline
-from llmkick.models.checkpoints.packed import digest_of
 from llmkick.models.finite import all_finite
-from llmkick.models.transformers_model import combined_digest
+from llmkick.models.weights import combined_digest, digest_of
 
 
 def compress_streamed(

@@ -13,8 +13,8 @@ import pandas as pd
 from llmkick.errors import DataError
 from llmkick.files import write_text_atomically
 from llmkick.statistics import (
-    AskingOrder,
     Comparison,
+    ItemOrder,
     PerplexityComparison,
     compare,
     compare_bits_per_byte,
@@ -172,7 +172,7 @@ def compare_all(
     *,
     margin: float,
     alpha: float,
-    orders: Mapping[str, AskingOrder] | None = None,
+    orders: Mapping[str, ItemOrder] | None = None,
     same_weights: Callable[[str], bool] | None = None,
 ) -> list[Comparison | PerplexityComparison]:
     """Every recipe against the dense model on every task, paired by item.
@@ -219,7 +219,7 @@ def compare_cell(
     dense: pd.DataFrame,
     cells: pd.DataFrame,
     *,
-    order: AskingOrder | None,
+    order: ItemOrder | None,
     same_weights: Callable[[str], bool] | None,
     margin: float,
     alpha: float,

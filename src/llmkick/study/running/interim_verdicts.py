@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from llmkick.errors import KickError
-from llmkick.statistics import AskingOrder
+from llmkick.statistics import ItemOrder
 from llmkick.study.cells import Cell
 from llmkick.study.journal.journal import Journal
 from llmkick.study.progress import Observer
@@ -26,7 +26,7 @@ class FallingVerdicts:
     study: Study
     tasks: Sequence[Mapping[str, Any]]
     observer: Observer
-    orders: Mapping[str, AskingOrder] = field(default_factory=dict)  # of tasks that stop when decided
+    orders: Mapping[str, ItemOrder] = field(default_factory=dict)  # of tasks that stop when decided
     same_weights: Callable[[str], bool] | None = None  # whether a recipe left the weights as they were
     _run_keys: dict[tuple[str, str], list[str]] = field(default_factory=dict)
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from llmkick.errors import DataError
-from llmkick.tasks.reference_answers import read_reference_answers
+from llmkick.tasks.data.reference_answers import read_reference_answers
 from llmkick.tasks.task import Item
 from published import REAL, lines, put
 

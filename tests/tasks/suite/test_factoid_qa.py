@@ -6,10 +6,10 @@ import pytest
 
 from llmkick.models.language_model import GenerateRequest, Generation, Message, Unanswered
 from llmkick.tasks.evaluate import evaluate
-from llmkick.tasks.factoid_qa import FactoidQA
 from llmkick.tasks.prompting import SENTENCE_EXAMPLES
 from llmkick.tasks.question_answering import MAX_NEW_TOKENS, score_answer
 from llmkick.tasks.registry import get_task
+from llmkick.tasks.suite.factoid_qa import FactoidQA
 from llmkick.tasks.task import Item, Record
 from scripted import ScriptedModel, says
 

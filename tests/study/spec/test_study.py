@@ -15,6 +15,7 @@ from llmkick.compression.recipe import NM, Wanda
 from llmkick.compression.registry import METHODS
 from llmkick.errors import ConfigError
 from llmkick.models.precision import DTYPES
+from llmkick.study.spec.sections import TaskSpec, task_specs
 from llmkick.study.spec.source_lines import line_of
 from llmkick.study.spec.study import Study, load_study, make_study
 from llmkick.tasks.registry import task_names
@@ -484,3 +485,20 @@ def test_so_does_every_key_of_a_task(key: str, value: Any):
     if value is None:
         del changed["tasks"][0][key]
     assert make_study(base).hash() != make_study(changed).hash()
+
+
+# Tasks from the options of a command
+
+
+def test_options_make_the_specs_of_a_study():
+    specs = task_specs(["factoid_qa", "multiple_choice:cloze"], limit=12)
+    assert specs == (TaskSpec(name="factoid_qa", limit=12), TaskSpec(name="multiple_choice:cloze", limit=12))
+    assert [spec.make().name for spec in specs] == ["factoid_qa", "multiple_choice:cloze"]
+    written = [{"name": spec.name, "limit": 12} for spec in specs]
+    common = {"model": "toy", "recipes": ["wanda@0.5"]}
+    assert make_study({**common, "tasks": specs}).hash() == make_study({**common, "tasks": written}).hash()
+
+
+def test_an_unknown_protocol_is_refused_with_the_choices():
+    with pytest.raises(ConfigError, match="unknown protocol 'loose'; choose from: strict, paper"):
+        task_specs(["factoid_qa"], protocol="loose")

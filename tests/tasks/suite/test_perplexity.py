@@ -15,8 +15,15 @@ from llmkick.errors import ConfigError, DataError
 from llmkick.models.language_model import ScoreRequest, Unanswered
 from llmkick.models.transformers_model import TransformersModel
 from llmkick.tasks.evaluate import evaluate
-from llmkick.tasks.perplexity import DEFAULT_WINDOW, Perplexity, cut_windows, perplexity, text_segments, text_windows
 from llmkick.tasks.registry import get_task
+from llmkick.tasks.suite.perplexity import (
+    DEFAULT_WINDOW,
+    Perplexity,
+    cut_windows,
+    perplexity,
+    text_segments,
+    text_windows,
+)
 from llmkick.tasks.task import summary_value
 from scripted import ScriptedModel, scored
 from toy import toy_model, toy_tokenizer

@@ -21,7 +21,7 @@ from llmkick.tasks.judge.prompts import (
 )
 from llmkick.tasks.judge.replies import Unreadable
 from published import ROOT
-from tasks.judge_grammar import cases
+from tasks.judge.judge_grammar import cases
 
 SLIDES = ROOT.parent / "shared" / "paper" / "llm-kick-slides.txt"
 

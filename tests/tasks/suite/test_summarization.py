@@ -13,7 +13,7 @@ from llmkick.errors import ConfigError, DataError
 from llmkick.models.language_model import Generation, Message, Unanswered
 from llmkick.tasks.evaluate import Reference, evaluate, evaluate_in_batches
 from llmkick.tasks.registry import get_task
-from llmkick.tasks.summarization import INSTRUCTION, Summarization, to_whole_sentences
+from llmkick.tasks.suite.summarization import INSTRUCTION, Summarization, to_whole_sentences
 from published import REAL, lines, put
 from scripted import ScriptedModel, says, scored
 

@@ -8,12 +8,12 @@ import pytest
 
 from llmkick.errors import ConfigError
 from llmkick.models.language_model import GenerateRequest, Generation, Unanswered
-from llmkick.tasks.context_qa import ContextQA
 from llmkick.tasks.evaluate import evaluate
-from llmkick.tasks.factoid_qa import FactoidQA
-from llmkick.tasks.multiple_choice import MultipleChoice
 from llmkick.tasks.prompting import resolve_prompting
 from llmkick.tasks.registry import get_task
+from llmkick.tasks.suite.context_qa import ContextQA
+from llmkick.tasks.suite.factoid_qa import FactoidQA
+from llmkick.tasks.suite.multiple_choice import MultipleChoice
 from llmkick.tasks.task import Item
 from scripted import ScriptedModel, says
 

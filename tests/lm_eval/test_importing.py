@@ -306,7 +306,7 @@ def test_the_command(kick: Kick, pair: Pair, tmp_path: Path):
 
 # Files as lm-eval wrote them
 
-REAL = Path(__file__).parent / "lm_eval"
+REAL = Path(__file__).parent / "samples"
 
 
 def test_files_that_lm_eval_wrote(tmp_path: Path):

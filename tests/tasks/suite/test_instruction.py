@@ -11,8 +11,8 @@ from llmkick.errors import ConfigError
 from llmkick.models.language_model import GenerateRequest, Generation, Message, Unanswered
 from llmkick.tasks import evaluate as asking
 from llmkick.tasks.evaluate import Reference, evaluate, evaluate_in_batches
-from llmkick.tasks.instruction import SYSTEM, Instruction
 from llmkick.tasks.registry import get_task
+from llmkick.tasks.suite.instruction import SYSTEM, Instruction
 from published import REAL, lines, put
 from scripted import ScriptedModel, says, scored
 from toy import toy_model

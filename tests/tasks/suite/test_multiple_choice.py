@@ -10,9 +10,9 @@ import pytest
 from llmkick.errors import ConfigError
 from llmkick.models.language_model import Message, ScoreRequest, Unanswered
 from llmkick.tasks.evaluate import evaluate
-from llmkick.tasks.multiple_choice import LETTERS, MultipleChoice
 from llmkick.tasks.prompting import PHRASE_EXAMPLES
 from llmkick.tasks.registry import get_task
+from llmkick.tasks.suite.multiple_choice import LETTERS, MultipleChoice
 from llmkick.tasks.task import Item
 from scripted import ScriptedModel, scored
 
