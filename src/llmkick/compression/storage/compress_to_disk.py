@@ -34,7 +34,7 @@ from llmkick.models.transformers_model import TransformersModel
 Form = Literal["folder", "packed", "compressed-tensors"]
 
 
-class Observer(Protocol):
+class StageObserver(Protocol):
     """Receives the progress of a compression."""
 
     def stage(self, title: str, total: int) -> None:
@@ -72,7 +72,7 @@ def compress_checkpoint(
     propagate: bool = True,
     dtype: str = "auto",
     device: str = "auto",
-    observer: Observer,
+    observer: StageObserver,
 ) -> CompressionReport:
     """Compress a model into a new folder. Called again after it was stopped, it continues at the unfinished block.
 
@@ -122,7 +122,7 @@ def _save(
             save_folder(model, report_of(finished), folder)
 
 
-def _windows(outline: Outline, plan: CalibrationPlan, observer: Observer) -> Calibration:
+def _windows(outline: Outline, plan: CalibrationPlan, observer: StageObserver) -> Calibration:
     """The calibration windows. The model is loaded only if it must sample them, and freed afterwards."""
     observer.stage("calibration text", plan.sequences * plan.length)
     model = outline.model
@@ -132,7 +132,7 @@ def _windows(outline: Outline, plan: CalibrationPlan, observer: Observer) -> Cal
     return calibrate(model, source=plan.source, progress=_progress_of(observer), **size)
 
 
-def _progress_of(observer: Observer) -> Callable[[int, int], None]:
+def _progress_of(observer: StageObserver) -> Callable[[int, int], None]:
     return lambda done, _total: observer.advance(done)
 
 
