@@ -52,6 +52,7 @@ class Comparison:
     chance: float
     notes: tuple[str, ...]
     stopping: Stopping | None = None  # for comparisons that stop as soon as the verdict is known
+    kind: Literal["task"] = "task"  # tells it apart from a PerplexityComparison in a file
 
 
 def compare(
