@@ -23,8 +23,8 @@ from llmkick.compression.walk.compress import artifact_key
 from llmkick.compression.walk.weight import compress_weight
 from llmkick.errors import ConfigError, KickError, ModelError, NumericalError
 from llmkick.models.checkpoints.checkpoint import locate
+from llmkick.models.checkpoints.loading import load_model
 from llmkick.models.plugin_models import plugin_of
-from llmkick.models.transformers_model import load_model
 from llmkick.study.run import run_study
 from llmkick.study.running.environment import environment
 from llmkick.tasks import registry
@@ -341,7 +341,7 @@ def test_a_task_with_a_built_in_name_is_refused(install: Install):
 
 LOADER = """
 from dataclasses import replace
-from llmkick.models.transformers_model import load_model
+from llmkick.models.checkpoints.loading import load_model
 
 def load(rest, *, dtype, device):
     model = load_model(rest, dtype=dtype, device=device)

@@ -194,7 +194,8 @@ def write_imported(imported: Sequence[ImportedTask], target: Path) -> list[Path]
 
 def _comparison_row(imported: ImportedTask) -> dict[str, object]:
     comparison = asdict(imported.comparison)
-    fields = {key: value for key, value in comparison.items() if key not in ("task", "recipe", "seeds", "notes")}
+    left_out = ("kind", "task", "recipe", "seeds", "notes")
+    fields = {key: value for key, value in comparison.items() if key not in left_out}
     names = {"task": imported.task, "filter": imported.filter, "metric": imported.metric}
     return {**names, **fields, "notes": list(imported.notes)}
 

@@ -106,11 +106,6 @@ def has_pocket_data(name: str) -> bool:
     return name.partition(":")[2] not in entry_of(name).data
 
 
-def task_summary(name: str) -> str:
-    """One line on what a task asks."""
-    return entry_of(name).summary
-
-
 # What a plug-in's task must have, see `Task`.
 TASK_MEMBERS = (
     "name", "version", "metric", "chance_level", "setting", "prompting", "notes", "key", "items", "requests", "score",

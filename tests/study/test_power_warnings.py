@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from llmkick.statistics import items_needed, verdict_power
-from llmkick.study.power_warnings import ACCURACY, foresee
+from llmkick.study.power_warnings import ACCURACY, warn_of_low_power
 from llmkick.tasks.task import Item
 
 
@@ -14,7 +14,7 @@ def items(count: int, clusters: int | None = None) -> list[Item]:
 
 
 def told(**judged: list[Item]) -> list[str]:
-    return foresee(judged, margin=0.05, alpha=0.05)
+    return warn_of_low_power(judged, margin=0.05, alpha=0.05)
 
 
 def test_enough_items_need_no_warning():
@@ -39,4 +39,4 @@ def test_nothing_can_be_decided(some: list[Item]):
 
 
 def test_a_wide_margin_needs_fewer():
-    assert foresee({"few": items(100)}, margin=0.2, alpha=0.05) == []
+    assert warn_of_low_power({"few": items(100)}, margin=0.2, alpha=0.05) == []

@@ -1,4 +1,7 @@
-"""The comparison of models that were asked until their verdict was known (see `stopping`)."""
+"""The comparison of two models that were asked until the verdict was known.
+
+The stopping rule itself is in `early_stopping`, which decides during a run and needs no comparison.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from dataclasses import replace
 
 from llmkick.statistics.betting import Stopping, confidence_sequence
 from llmkick.statistics.early_stopping import BETS_SHARE, EarlyStop, Scores, cluster_codes, filled, signal_after
-from llmkick.statistics.item_order import AskingOrder
+from llmkick.statistics.item_order import ItemOrder
 from llmkick.statistics.paired import Comparison, compare
 from llmkick.statistics.variance import Range
 from llmkick.statistics.verdict import PairedScores, loss_interval
@@ -16,7 +19,7 @@ INTERVAL_METHOD = "confidence sequence by betting; on all items also Fieller, cl
 
 
 def compare_stopped(
-    order: AskingOrder,
+    order: ItemOrder,
     dense: Scores,
     compressed: Scores,
     *,
@@ -29,11 +32,11 @@ def compare_stopped(
     same_model: bool | None = None,
     score_range: Range = (0.0, 1.0),
 ) -> Comparison:
-    """The comparison of the items asked until the verdict was known; `stopping` says where that was.
+    """Compare two models on the items asked until the verdict was known; `stopping` says where that was.
 
-    The verdict, its p values and the interval (a confidence sequence) hold although it was the data that said
-    when to stop. McNemar's test and the bootstrap would not, and are left out.
-    Raises DataError when the records end before the verdict does.
+    The verdict, its p values and the interval (a confidence sequence) are valid although the data determined when to
+    stop. McNemar's test and the bootstrap would not be and are None.
+    Raises DataError if scores are missing that the stopping rule still needs.
     """
     signal = signal_after(order, dense, chance=chance, alpha=alpha, score_range=score_range)
     rule = EarlyStop(order, margin=margin, alpha=alpha, signal=bool(signal), score_range=score_range)
@@ -42,7 +45,7 @@ def compare_stopped(
         asked += rule.batch
         rule.feed(dense, compressed)
     state = rule.state
-    plain = compare(
+    fixed = compare(
         {item: dense[item] for item in asked},
         {item: compressed[item] for item in asked},
         margin=margin,
@@ -58,10 +61,10 @@ def compare_stopped(
     )
     if state.outcome == "no signal":
         note = f"the dense score is not shown to be above chance ({chance:g}): nothing to forget, one batch was asked"
-        return replace(plain, verdict="no signal", p_matching=None, p_not_matching=None, notes=(note,), stopping=state)
+        return replace(fixed, verdict="no signal", p_matching=None, p_not_matching=None, notes=(note,), stopping=state)
     interval = _interval(order, asked, dense, compressed, alpha=alpha, score_range=score_range)
     return replace(
-        plain,
+        fixed,
         verdict="matching" if same_model else state.outcome,
         interval=interval,
         interval_method="none" if interval is None else INTERVAL_METHOD,
@@ -69,18 +72,18 @@ def compare_stopped(
         mcnemar_p=None,
         p_matching=state.p_matching,
         p_not_matching=state.p_not_matching,
-        notes=(*_kept_notes(plain), *_stopping_notes(state)),
+        notes=(*_kept_notes(fixed), *_stopping_notes(state)),
         stopping=state,
     )
 
 
 def _interval(
-    order: AskingOrder, asked: Sequence[str], dense: Scores, compressed: Scores, *, alpha: float, score_range: Range
+    order: ItemOrder, asked: Sequence[str], dense: Scores, compressed: Scores, *, alpha: float, score_range: Range
 ) -> Range | None:
-    """The confidence sequence; when all items were asked, what it has in common with the interval for them all.
+    """The confidence sequence; if all items were asked, its intersection with the fixed-sample interval.
 
-    Each may miss the truth in its share of alpha. Unscored items are at their best for the lower end, at their worst
-    for the upper.
+    Each may miss the truth in its share of alpha. Unscored items are at their best for the lower end and at their worst
+    for the upper end.
     """
     low, high = score_range
     labels = [order.clusters[item] for item in asked]
@@ -88,7 +91,7 @@ def _interval(
     ends: list[float] = []
     for side, (if_dense, if_compressed) in enumerate(((low, high), (high, low))):
         d, c = filled(asked, dense, if_dense), filled(asked, compressed, if_compressed)
-        found = confidence_sequence(
+        sequence = confidence_sequence(
             d,
             c,
             alpha=BETS_SHARE * alpha,
@@ -96,19 +99,19 @@ def _interval(
             largest_cluster=order.largest_cluster,
             score_range=score_range,
         )
-        bounds = [] if found is None else [found[side]]
+        bounds = [] if sequence is None else [sequence[side]]
         if len(asked) == len(order.clusters) and d.mean() > low:
             paired = PairedScores(dense=d, compressed=c[None], cluster=codes, low=low, high=high)
-            fixed = loss_interval(paired, alpha=(1 - BETS_SHARE) * alpha)
-            bounds += [] if fixed is None else [fixed[side]]
+            interval = loss_interval(paired, alpha=(1 - BETS_SHARE) * alpha)
+            bounds += [] if interval is None else [interval[side]]
         if bounds:
             ends.append(min(bounds) if side else max(bounds))
     return (ends[0], ends[1]) if len(ends) == 2 and ends[0] <= ends[1] else None
 
 
-def _kept_notes(plain: Comparison) -> list[str]:
-    """Those that do not speak of the fixed number of items."""
-    return [note for note in plain.notes if "unscored" not in note and "identical" not in note]
+def _kept_notes(fixed: Comparison) -> list[str]:
+    """The notes of a comparison that hold for early stopping too."""
+    return [note for note in fixed.notes if "unscored" not in note and "identical" not in note]
 
 
 def _stopping_notes(state: Stopping) -> list[str]:
@@ -116,8 +119,8 @@ def _stopping_notes(state: Stopping) -> list[str]:
     if state.stopped:
         notes.append(f"decided after {state.items} of {state.of} items: the loss observed is somewhat exaggerated")
     else:
-        told = "they do not decide" if state.outcome == "undecided" else "together they decide"
-        notes.append(f"looked at after every batch: all {state.of} items were asked, {told}")
+        result = "they do not decide" if state.outcome == "undecided" else "together they decide"
+        notes.append(f"looked at after every batch: all {state.of} items were asked, {result}")
     if state.unscored:
         notes.append(f"{state.unscored} of {state.items} items are unscored: counted at their worst and at their best")
     return notes
