@@ -49,7 +49,7 @@ QuickSearch = Annotated[
     typer.Option("--quick-search", help="Search without propagation, confirm with it.", rich_help_panel=CALIBRATION),
 ]
 Perplexity = Annotated[
-    bool, typer.Option(help="Show the strongest level that perplexity allows too.", rich_help_panel=STUDY)
+    bool, typer.Option(help="Also find the strongest level by perplexity, for comparison.", rich_help_panel=STUDY)
 ]
 
 
