@@ -26,8 +26,8 @@ import transformers
 
 from llmkick.files import cache_folder
 from llmkick.models.language_model import ContinuationScore, GenerateRequest, Generation, ScoreRequest
-from llmkick.models.noise import NoiseFloor, compare_runs
 from llmkick.models.transformers_model import TransformersModel, load_model
+from llmkick.study.results.noise_floor import NoiseFloor, compare_runs
 from llmkick.tasks.registry import get_task
 from llmkick.tasks.suite.multiple_choice import MultipleChoice
 

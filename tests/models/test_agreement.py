@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from llmkick.models.noise import compare_runs
 from llmkick.models.transformers_model import load_model
+from llmkick.study.results.noise_floor import compare_runs
 
 QUESTIONS = 500
 MMLU = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "mmlu"

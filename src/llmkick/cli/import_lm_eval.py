@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -90,15 +89,15 @@ def _print_verdicts(imported: list[ImportedTask]) -> None:
     table = Table(Column("task", overflow="fold"), "metric", "items", "dense → compressed", "loss", "verdict")
     labels_by_note: dict[str, list[str]] = {}
     for task in imported:
-        entry = asdict(task.comparison)
-        mark = formatting.mark(entry["verdict"])
+        comparison = task.comparison
+        mark = formatting.mark(comparison.verdict)
         table.add_row(
             Text(task.label),
             Text(task.metric),
-            str(entry["n"]),
-            f"{formatting.score(entry['dense'])} → {formatting.score(entry['compressed'])}",
-            formatting.loss(entry),
-            Text(f"{mark.symbol} {entry['verdict']}", style=mark.style),
+            str(comparison.n),
+            f"{formatting.score(comparison.dense)} → {formatting.score(comparison.compressed)}",
+            str(formatting.loss(comparison)),
+            Text(f"{mark.symbol} {comparison.verdict}", style=mark.style),
         )
         for note in task.notes:
             labels_by_note.setdefault(note, []).append(task.label)

@@ -5,13 +5,16 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import IO, Any, Self
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from typing import IO, TYPE_CHECKING, Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
 from rich.text import Text
+
+if TYPE_CHECKING:  # scipy and pandas would slow every command down
+    from llmkick.study.results.records import AnyComparison
 
 # Outside a terminal, a line tells the progress at most this often.
 QUIET_SECONDS = 30.0
@@ -130,7 +133,7 @@ class TerminalProgress:
                 self._whole = self._bars.add_task("whole study", total=total, kind="whole")
             self._bars.update(self._whole, completed=done, total=total)
 
-    def verdict(self, comparison: Mapping[str, Any]) -> None:
+    def verdict(self, comparison: AnyComparison) -> None:
         """A recipe was compared with the dense model on one task."""
         if not self._quiet:
             self._console.print(verdict_line(comparison), highlight=False, soft_wrap=True)
@@ -196,29 +199,29 @@ class JsonProgress:
         self._pace.cells(done, total)
         self.emit("cells", done=done, total=total, seconds_left=self._pace.seconds_left)
 
-    def verdict(self, comparison: Mapping[str, Any]) -> None:
+    def verdict(self, comparison: AnyComparison) -> None:
         """A recipe was compared with the dense model on one task."""
-        self.emit("verdict", comparison=dict(comparison))
+        self.emit("verdict", comparison=asdict(comparison))
 
     def warn(self, text: str) -> None:
         """A warning before the work starts."""
         self.emit("warning", text=text)
 
 
-def verdict_line(comparison: Mapping[str, Any]) -> Text:
+def verdict_line(comparison: AnyComparison) -> Text:
     """A verdict in a line, such as "✗ wanda@0.5 on factoid_qa: not matching, 0.09, loss 84 % [70, 95]"."""
     from llmkick.report import formatting
 
-    label = f"{comparison['recipe']} on {comparison['task']}"
-    if "outcome" in comparison:
-        score = formatting.score(comparison["compressed"], "perplexity")
-        return Text(f"· {label}: {score}, {formatting.increase(comparison)}, {comparison['outcome']}", style="dim")
-    mark = formatting.mark(comparison["verdict"])
-    score, loss = formatting.score(comparison["compressed"]), formatting.loss(comparison)
+    label = f"{comparison.recipe} on {comparison.task}"
+    if comparison.kind == "perplexity":
+        score = formatting.score(comparison.compressed, "perplexity")
+        return Text(f"· {label}: {score}, {formatting.increase(comparison)}, {comparison.outcome}", style="dim")
+    mark = formatting.mark(comparison.verdict)
+    score, loss = formatting.score(comparison.compressed), formatting.loss(comparison)
     line = Text(f"{mark.symbol} ", style=mark.style)
     line.append(f"{label}: ")
-    line.append(comparison["verdict"], style=mark.style)
-    line.append(f", {score}" + (f", loss {loss}" if loss != formatting.NOTHING else ""))
+    line.append(comparison.verdict, style=mark.style)
+    line.append(f", {score}" + (f", loss {loss}" if loss.value != formatting.NOTHING else ""))
     return line
 
 

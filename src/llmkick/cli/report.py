@@ -65,7 +65,7 @@ def _report_run(folder: Path, *, as_json: bool) -> None:
     with opened_run(folder) as run:
         result, missing = run.result, list(run.missing)
     if as_json:
-        results = {"comparisons": list(result.comparisons), "overall": list(result.overall)}
+        results = result.model_dump(mode="json", include={"comparisons", "overall"})
         out.print_json(data={"report": str(page), "missing": missing, "warnings": list(result.warnings), **results})
         return
     out.print(verdict_table(result))

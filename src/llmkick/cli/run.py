@@ -188,7 +188,7 @@ def _run_as_json(study: Study, folder: Path, executor: Executor, *, quiet: bool)
     events = JsonProgress(sys.stdout)
     result = run_study(study, out=folder, observer=Silent() if quiet else events, executor=executor)
     page = write_report(folder)
-    results = {key: list(getattr(result, key)) for key in ("comparisons", "overall", "failures")}
+    results = result.model_dump(mode="json", include={"comparisons", "overall", "failures"})
     events.emit("finished", report=str(page), warnings=list(result.warnings), **results)
     _refuse_failures(result)
 
@@ -209,8 +209,8 @@ def _run_and_report(study: Study, folder: Path, executor: Executor, *, quiet: bo
     out.print(verdict_table(result))
     print_notes(result.warnings)
     if result.judge is not None:
-        used = f"{result.judge['prompt_tokens']:,} tokens asked, {result.judge['completion_tokens']:,} answered"
-        out.print(f"judge: {result.judge['judgements']:,} judgements, {used}", markup=False, highlight=False)
+        used = f"{result.judge.prompt_tokens:,} tokens asked, {result.judge.completion_tokens:,} answered"
+        out.print(f"judge: {result.judge.judgements:,} judgements, {used}", markup=False, highlight=False)
     print_line(f"report: {page}")
     _refuse_failures(result)
 

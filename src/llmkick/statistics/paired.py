@@ -52,6 +52,7 @@ class Comparison:
     chance: float
     notes: tuple[str, ...]
     stopping: Stopping | None = None  # where items were asked until the verdict was known
+    kind: Literal["task"] = "task"  # tells it apart from a PerplexityComparison in a file
 
 
 def compare(

@@ -45,6 +45,7 @@ class PerplexityComparison:
     margin: float
     alpha: float
     notes: tuple[str, ...]
+    kind: Literal["perplexity"] = "perplexity"
 
 
 def compare_perplexity(

@@ -20,7 +20,7 @@ from llmkick.models.precision import resolve_device, resolve_dtype
 from llmkick.models.transformers_model import TransformersModel
 from llmkick.study.judging.questions import Estimate, estimate
 from llmkick.study.power_warnings import warn_of_low_power
-from llmkick.study.results.results import CONTROL_METRICS
+from llmkick.study.results.records import CONTROL_METRICS
 from llmkick.study.spec.study import Study
 from llmkick.tasks.fitting import prompt_tokens
 from llmkick.tasks.prompting import resolve_prompting

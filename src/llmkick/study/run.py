@@ -15,7 +15,8 @@ from llmkick.models.language_model import LanguageModel
 from llmkick.study.cells import Cell, Variant, variants_of
 from llmkick.study.judging.questions import Answered
 from llmkick.study.progress import Observer, OneAtATime, Silent
-from llmkick.study.results.results import StudyResult, as_json, describe_task
+from llmkick.study.results.comparisons import describe_task
+from llmkick.study.results.results import StudyResult, as_json
 from llmkick.study.running.conclude import Finish, given_up
 from llmkick.study.running.context import PreparedStudy
 from llmkick.study.running.executor import Executor, LocalExecutor

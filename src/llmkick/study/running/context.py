@@ -25,7 +25,7 @@ from llmkick.study.journal.journal import Journal
 from llmkick.study.judging.judging import Judging, judge_of
 from llmkick.study.power_warnings import warn_of_low_power
 from llmkick.study.progress import Observer
-from llmkick.study.results.results import CONTROL_METRICS
+from llmkick.study.results.records import CONTROL_METRICS
 from llmkick.study.running.early_stopping import StoppingRule, stopping_rules
 from llmkick.study.running.evaluation import Evaluation
 from llmkick.study.running.executor import Executor, LocalExecutor

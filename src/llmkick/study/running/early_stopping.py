@@ -12,7 +12,7 @@ from typing import Any
 
 from llmkick.statistics import EarlyStop, ItemOrder, Stopping, order_items, signal_after
 from llmkick.statistics.item_order import LOOK_ITEMS
-from llmkick.study.results.results import CONTROL_METRICS
+from llmkick.study.results.records import CONTROL_METRICS
 from llmkick.tasks.task import Item, Task
 
 Scores = Mapping[str, float | None]

@@ -10,7 +10,7 @@ import torch
 
 from llmkick.errors import DataError
 from llmkick.models.language_model import ContinuationScore, ScoreRequest, Unanswered
-from llmkick.models.noise import compare_runs, noise_floor
+from llmkick.study.results.noise_floor import compare_runs, noise_floor
 from scripted import scored
 from toy import toy_model
 
