@@ -120,8 +120,8 @@ def work(folder: str, recipe: str, out: str, streamed: str) -> None:
     from llmkick.compression.walk.calibration import as_calibration
     from llmkick.compression.walk.compress import compress
     from llmkick.compression.walk.streaming import compress_streamed
+    from llmkick.models.checkpoints.loading import load_model
     from llmkick.models.checkpoints.meta_model import load_outline
-    from llmkick.models.transformers_model import load_model
 
     started = time.perf_counter()
     windows = as_calibration(np.random.default_rng(0).integers(0, VOCABULARY, (4, 128)))

@@ -25,8 +25,9 @@ import torch
 import transformers
 
 from llmkick.files import cache_folder
+from llmkick.models.checkpoints.loading import load_model
 from llmkick.models.language_model import ContinuationScore, GenerateRequest, Generation, ScoreRequest
-from llmkick.models.transformers_model import TransformersModel, load_model
+from llmkick.models.transformers_model import TransformersModel
 from llmkick.study.results.noise_floor import NoiseFloor, compare_runs
 from llmkick.tasks.registry import get_task
 from llmkick.tasks.suite.multiple_choice import MultipleChoice

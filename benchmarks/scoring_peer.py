@@ -14,10 +14,9 @@ ANSWERS = os.fdopen(os.dup(1), "w", encoding="utf-8")
 os.dup2(2, 1)
 
 import torch  # noqa: E402
+from lm_eval import simple_evaluate  # noqa: E402
 from lm_eval.models.huggingface import HFLM  # noqa: E402
 from lm_eval.tasks import TaskManager  # noqa: E402
-
-from lm_eval import simple_evaluate  # noqa: E402
 
 
 class TimedHFLM(HFLM):  # type: ignore[misc]

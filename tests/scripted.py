@@ -8,6 +8,7 @@ from llmkick.models.language_model import (
     ContinuationScore,
     GenerateRequest,
     Generation,
+    ModelDefaults,
     ModelInfo,
     ScoreRequest,
     Unanswered,
@@ -24,7 +25,7 @@ def scored(logprob: float, *, tokens: int = 1, boundary_moved: bool = False) -> 
     return ContinuationScore(logprob=logprob, tokens=tokens, is_greedy=False, boundary_moved=boundary_moved)
 
 
-class ScriptedModel:
+class ScriptedModel(ModelDefaults):
     """Answers by two functions of the request; a plain text is a finished answer, a number a log-probability.
 
     Text is tokenised into its characters' code points.

@@ -61,7 +61,7 @@ def kick(surroundings: dict[str, str], *arguments: object) -> str:
 
 def test_a_study_with_both(surroundings: dict[str, str], tmp_path: Path):
     # Two installations and a study in a process of its own: some twenty seconds, once.
-    assert "zero weights drawn by lot (from llmkick-random-pruning 0.1.0)" in kick(surroundings, "methods")
+    assert "zero randomly chosen weights (from llmkick-random-pruning 0.1.0)" in kick(surroundings, "methods")
     save_toy(tmp_path / "toy", max_position_embeddings=512)
     options = ["-r", "random@0.5", "-r", "random@2:4-seed3", "-r", "random@0.5+rtn@4b", "-t", "opposites",
                "-t", "factoid_qa", "--limit", 6, "--sequences", 2, "--length", 16, "--dtype", "float32"]  # fmt: skip

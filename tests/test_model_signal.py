@@ -7,7 +7,8 @@ from functools import cache
 
 import pytest
 
-from llmkick.models.transformers_model import TransformersModel, load_model
+from llmkick.models.checkpoints.loading import load_model
+from llmkick.models.transformers_model import TransformersModel
 from llmkick.tasks.evaluate import evaluate
 from llmkick.tasks.registry import get_task
 from llmkick.tasks.task import summary_value

@@ -16,14 +16,15 @@ import torch
 
 from commands import Kick
 from llmkick import cli, plugins
-from llmkick.compression.methods import Layer, Method, WeightResult, plugin_method
+from llmkick.compression.kernels.layer import Layer, WeightResult
+from llmkick.compression.methods import Method, plugin_method
 from llmkick.compression.registry import METHODS, all_methods, method_named, parse_recipe, plugin_origins
 from llmkick.compression.walk.compress import artifact_key
 from llmkick.compression.walk.weight import compress_weight
 from llmkick.errors import ConfigError, KickError, ModelError, NumericalError
 from llmkick.models.checkpoints.checkpoint import locate
+from llmkick.models.checkpoints.loading import load_model
 from llmkick.models.plugin_models import plugin_of
-from llmkick.models.transformers_model import load_model
 from llmkick.study.run import run_study
 from llmkick.study.running.environment import environment
 from llmkick.tasks import registry
@@ -116,7 +117,7 @@ def test_methods_lists_what_works_and_warns_of_the_rest(install: Install, kick: 
     install("clash-one", (plugins.METHODS, "wanda", "llmkick_random_pruning:METHOD"))
     code, out, err = kick("methods")
     assert code == 0
-    assert "zero weights drawn by lot (from llmkick-random-pruning 1.0)" in out
+    assert "zero randomly chosen weights (from llmkick-random-pruning 1.0)" in out
     assert all(name in out for name in METHODS)
     assert "warning: plug-in 'gone' of broken-one 1.0 (entry point llmkick.methods: gone = no_such_module" in err
     assert "ModuleNotFoundError" in err
@@ -141,7 +142,7 @@ BROKEN_METHODS = {
     "raise SystemExit(3)": "cannot be loaded: SystemExit: 3",
     "METHOD = (": "cannot be loaded: SyntaxError",
     "OTHER = 1": "cannot be loaded: AttributeError",
-    "METHOD = 3": "is int, not a llmkick.compression.methods.Method",
+    "METHOD = 3": "is int, not a llmkick.extend.Method",
     METHOD + "\nMETHOD = Method(summary='', examples=(), parse=parse, kernel=compress)": "needs examples that begin",
     METHOD + "\nMETHOD = Method(summary='', examples=('wanda@0.5',), parse=parse, kernel=compress)": "needs examples",
     METHOD.replace("def parse(level: str) -> Random:", "def parse(level):\n    return {}['x']\ndef other(level):"): (
@@ -187,10 +188,7 @@ def test_a_kernel_that_does_not_do_what_its_recipe_says(install: Install, body: 
 
 ROUNDING = """
 from dataclasses import dataclass
-from llmkick.compression.levels import Grid, parse_grid
-from llmkick.compression.methods import Method, WeightResult
-from llmkick.compression.recipe import Recipe
-from llmkick.compression.kernels.rtn import rtn
+from llmkick.extend import Grid, Method, Recipe, WeightResult, fit_grid, parse_grid, round_to_grid
 
 @dataclass(frozen=True, kw_only=True)
 class Nearest(Recipe):
@@ -198,7 +196,8 @@ class Nearest(Recipe):
     grid: Grid
 
 def compress(recipe, layer):
-    rounded, fitted = rtn(layer.weight{shift}, recipe.grid)
+    fitted = fit_grid(layer.weight{shift}, recipe.grid)
+    rounded = round_to_grid(layer.weight{shift}, fitted)
     return WeightResult(rounded{grid})
 
 METHOD = Method(
@@ -342,7 +341,7 @@ def test_a_task_with_a_built_in_name_is_refused(install: Install):
 
 LOADER = """
 from dataclasses import replace
-from llmkick.models.transformers_model import load_model
+from llmkick.models.checkpoints.loading import load_model
 
 def load(rest, *, dtype, device):
     model = load_model(rest, dtype=dtype, device=device)

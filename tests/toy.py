@@ -15,7 +15,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from llmkick.models.language_model import ModelInfo
-from llmkick.models.transformers_model import TransformersModel, weights_digest
+from llmkick.models.transformers_model import TransformersModel
+from llmkick.models.weights import weights_digest
 
 SPECIAL_TOKENS = ("<s>", "</s>", "<|im_start|>", "<|im_end|>")
 # Merges with a leading space (Ġ), across a word's inside, and of a line break with the next (Ċ): enough for
@@ -113,7 +114,7 @@ def toy_model(
         parameters=sum(parameter.numel() for parameter in network.parameters()),
         dtype=str(dtype).removeprefix("torch."),
     )
-    return TransformersModel(network=network, tokenizer=tokenizer, info=info)
+    return TransformersModel.wrap(network, tokenizer, info)
 
 
 def _fill(network: Any, generator: torch.Generator) -> None:

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from llmkick.compression.walk.report import CompressionReport
     from llmkick.compression.walk.weight import compress_weight
     from llmkick.errors import ConfigError, DataError, JudgeError, KickError, ModelError, NumericalError
+    from llmkick.models.checkpoints.loading import load_model
     from llmkick.models.language_model import GenerateRequest, LanguageModel, Message, ModelInfo, ScoreRequest
-    from llmkick.models.transformers_model import load_model
     from llmkick.report.page.page import write_report
     from llmkick.statistics import Comparison, compare
     from llmkick.study.results.results import StudyResult
@@ -52,7 +52,7 @@ _HOME = {
         "ModelInfo",
         "ScoreRequest",
     ),
-    "llmkick.models.transformers_model": ("load_model",),
+    "llmkick.models.checkpoints.loading": ("load_model",),
     "llmkick.report.page.page": ("write_report",),
     "llmkick.statistics": ("Comparison", "compare"),
     "llmkick.study.spec.study": ("Study", "load_study"),

@@ -23,3 +23,8 @@ class NumericalError(KickError):
 
 class JudgeError(KickError):
     """A judge model that cannot be reached or does not answer as asked."""
+
+
+def one_line(error: BaseException, limit: int = 300) -> str:
+    """An exception's message on one line of at most `limit` characters; the name of its type where it has none."""
+    return " ".join(str(error).split())[:limit] or type(error).__name__

@@ -33,7 +33,7 @@ from llmkick.compression.walk.calibration import calibrate
 from llmkick.compression.walk.compress import compress
 from llmkick.errors import ConfigError, DataError
 from llmkick.models.checkpoints.builtin import BUILTIN_MODELS
-from llmkick.models.transformers_model import load_model
+from llmkick.models.checkpoints.loading import load_model
 from llmkick.study.journal.journal import Journal
 from llmkick.study.results.results import as_json, read_results
 from llmkick.study.run import make_executor

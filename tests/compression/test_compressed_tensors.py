@@ -17,8 +17,8 @@ from llmkick.compression.walk.calibration import as_calibration
 from llmkick.compression.walk.compress import compress, kept_blocks
 from llmkick.compression.walk.streaming import compress_streamed
 from llmkick.errors import ConfigError
+from llmkick.models.checkpoints.loading import load_model
 from llmkick.models.checkpoints.meta_model import load_outline
-from llmkick.models.transformers_model import load_model
 from toy import save_toy, toy_model
 
 pytest.importorskip("compressed_tensors", reason="the compressed-tensors package is not installed")

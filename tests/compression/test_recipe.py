@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmkick.compression.levels import BITS
+from llmkick.compression.kernels.patterns import BITS
 from llmkick.compression.recipe import (
     GPTQ,
     NM,

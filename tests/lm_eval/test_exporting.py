@@ -20,9 +20,9 @@ from llmkick.errors import ConfigError
 from llmkick.files import cache_folder
 from llmkick.lm_eval.exporting import export_tasks
 from llmkick.lm_eval.samples import find_samples
+from llmkick.models.checkpoints.loading import load_model
 from llmkick.models.checkpoints.meta_model import load_outline
 from llmkick.models.language_model import ContinuationScore, Generation, ScoreRequest
-from llmkick.models.transformers_model import load_model
 from llmkick.tasks.evaluate import evaluate
 from llmkick.tasks.registry import get_task
 from llmkick.tasks.task import Answer, Record, Task

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from llmkick.models.transformers_model import load_model
+from llmkick.models.checkpoints.loading import load_model
 from llmkick.study.results.noise_floor import compare_runs
 
 QUESTIONS = 500

@@ -14,8 +14,8 @@ from llmkick.errors import ModelError
 from llmkick.files import sha256_of_file
 from llmkick.models.checkpoints import builtin, checkpoint
 from llmkick.models.checkpoints.builtin import BUILTIN_MODELS, BuiltinModel, builtin_gguf, is_cached
+from llmkick.models.checkpoints.loading import load_model
 from llmkick.models.language_model import GenerateRequest, Generation, Message
-from llmkick.models.transformers_model import load_model
 from toy import save_toy_gguf
 
 NAME = "toy-builtin"

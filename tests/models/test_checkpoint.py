@@ -24,8 +24,9 @@ from llmkick.errors import KickError, ModelError, NumericalError
 from llmkick.files import new_folder
 from llmkick.models.checkpoints import checkpoint
 from llmkick.models.checkpoints.checkpoint import SOURCE_FILE, gguf_precision, locate
+from llmkick.models.checkpoints.loading import load_model
+from llmkick.models.engine.network import end_tokens_of
 from llmkick.models.language_model import ScoreRequest
-from llmkick.models.transformers_model import load_model
 from toy import save_toy, save_toy_gguf
 
 
@@ -217,7 +218,7 @@ def test_a_gguf_file_gives_its_weights_and_tokenizer(tmp_path: Path):
         assert torch.equal(model.network.state_dict()[name], tensor), name
     assert model.tokenize("é the<|im_end|> and 12:\n\n") == saved.tokenize("é the<|im_end|> and 12:\n\n")[1:]
     assert model.has_chat_template
-    assert model.end_tokens == {1}
+    assert end_tokens_of(model.network, model.tokenizer) == {1}
     assert model.max_tokens == 256
     assert (model.info.name, model.info.source_precision) == ("toy", "float")
     assert model.info.digest == hashlib.sha256((tmp_path / "toy.gguf").read_bytes()).hexdigest()

@@ -19,12 +19,13 @@ from transformers import AutoModelForCausalLM
 
 from llmkick.compression.walk.compress import compress, compress_many
 from llmkick.errors import ConfigError, ModelError
-from llmkick.models import transformers_model
+from llmkick.models.checkpoints import loading
+from llmkick.models.checkpoints.loading import load_model, refuse_offloaded
 from llmkick.models.engine.batch_budget import devices_of, free_bytes, is_spread, token_budget
 from llmkick.models.engine.runner import Runner
 from llmkick.models.language_model import ContinuationScore, GenerateRequest, ScoreRequest
 from llmkick.models.precision import resolve_device
-from llmkick.models.transformers_model import TransformersModel, load_model, refuse_offloaded
+from llmkick.models.transformers_model import TransformersModel
 from toy import save_toy, toy_model
 
 REQUESTS = [
@@ -196,7 +197,7 @@ def test_the_device_map_reaches_transformers(tmp_path: Any, monkeypatch: pytest.
         return original(*args, device_map={"": "cpu"}, **kwargs)
 
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", reading)
-    monkeypatch.setattr(transformers_model, "resolve_device", lambda _device: torch.device("cpu"))
+    monkeypatch.setattr(loading, "resolve_device", lambda _device: torch.device("cpu"))
     loaded = load_model(str(tmp_path / "toy"), dtype="float32", device="balanced")
     assert loaded.logprobs(REQUESTS) == toy.logprobs(REQUESTS)
     load_model(str(tmp_path / "toy"), dtype="float32", device="cpu")

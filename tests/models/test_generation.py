@@ -6,7 +6,6 @@ import functools
 import math
 import random
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,6 +15,7 @@ from llmkick.errors import ConfigError
 from llmkick.models.engine import batch_budget as memory
 from llmkick.models.engine import generation
 from llmkick.models.engine.generation import first_stop
+from llmkick.models.engine.network import end_tokens_of
 from llmkick.models.engine.runner import Runner
 from llmkick.models.language_model import GenerateRequest, Generation, Message, Prompt, Unanswered
 from llmkick.models.transformers_model import TransformersModel
@@ -57,7 +57,7 @@ def naive(model: TransformersModel, request: GenerateRequest) -> Generation:
     path = greedy_path(model, request.prompt, request.max_new_tokens)
     text = ""
     for number, token in enumerate(path):
-        if token in model.end_tokens:
+        if token in end_tokens_of(model.network, model.tokenizer):
             return Generation(text=text, tokens=number, finish="end")
         text = model.tokenizer.decode(path[: number + 1], skip_special_tokens=True)
         for end in range(len(text) + 1):
@@ -262,7 +262,7 @@ def saying(model: TransformersModel, text: str) -> TransformersModel:
 
 
 def test_a_prompt_without_a_token_is_unanswered():
-    without_start = replace(LLAMA, tokenizer=toy_tokenizer(start=False))
+    without_start = TransformersModel.wrap(LLAMA.network, toy_tokenizer(start=False), LLAMA.info)
     answers = without_start.generate([GenerateRequest(""), GenerateRequest("the", max_new_tokens=2)])
     assert answers[0] == Unanswered(reason="the prompt is empty")
     assert isinstance(answers[1], Generation)

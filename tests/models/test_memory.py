@@ -14,7 +14,7 @@ import torch
 
 from llmkick.models.engine import batch_budget as memory
 from llmkick.models.engine.batch_budget import (
-    Allowance,
+    BatchBudget,
     MemoryShortage,
     attempt,
     bytes_a_token,
@@ -89,49 +89,49 @@ def test_a_real_allocation_that_fails_is_recognised():
 
 
 def test_plenty_of_memory_leaves_the_budget_alone(monkeypatch: pytest.MonkeyPatch):
-    network, allowance = toy_model().network, Allowance()
+    network, budget = toy_model().network, BatchBudget()
     needed = 8192 * bytes_a_token(network)
     monkeypatch.setattr(memory, "NEGLIGIBLE_BYTES", 0)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for free in (needed, 10 * needed, 10**15):
             monkeypatch.setattr(psutil, "virtual_memory", lambda free=free: SimpleNamespace(available=free))
-            allowance.fit(network, CPU, 10**9)
+            budget.fit(network, CPU, 10**9)
         monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=100 * bytes_a_token(network)))
-        allowance.fit(network, CPU, 100)  # little is enough for little
-    assert (allowance.budget(network, CPU), allowance.notes) == (8192, [])
+        budget.fit(network, CPU, 100)  # little is enough for little
+    assert (budget.tokens(network, CPU), budget.notes) == (8192, [])
 
 
 def test_too_little_memory_shrinks_the_budget_and_says_so(monkeypatch: pytest.MonkeyPatch):
-    network, allowance = toy_model().network, Allowance()
+    network, budget = toy_model().network, BatchBudget()
     monkeypatch.setattr(memory, "NEGLIGIBLE_BYTES", 0)
     free = 3000 * bytes_a_token(network)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=free))
     with pytest.warns(MemoryShortage, match="batches now hold 2,048 tokens instead of 8,192"):
-        allowance.fit(network, CPU, 10**9)
-    assert allowance.budget(network, CPU) == 2048
-    allowance.fit(network, CPU, 10**9)  # it fits now: nothing more to say
-    assert len(allowance.notes) == 1
+        budget.fit(network, CPU, 10**9)
+    assert budget.tokens(network, CPU) == 2048
+    budget.fit(network, CPU, 10**9)  # it fits now: nothing more to say
+    assert len(budget.notes) == 1
     with pytest.warns(MemoryShortage, match=r"on cpu \(no more\): batches now hold 1,024 tokens instead of 2,048"):
-        allowance.shrink(network, CPU, "no more\nsecond line")
+        budget.shrink(network, CPU, "no more\nsecond line")
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=0))
     with pytest.warns(MemoryShortage, match="batches now hold 1 tokens"):
-        allowance.fit(network, CPU, 10**9)
+        budget.fit(network, CPU, 10**9)
 
 
 def test_what_decodes_holds_more_and_shrinks_alike(monkeypatch: pytest.MonkeyPatch):
-    network, allowance = toy_model().network, Allowance()
+    network, budget = toy_model().network, BatchBudget()
     monkeypatch.setattr(memory, "NEGLIGIBLE_BYTES", 0)
     free = 9000 * bytes_a_token(network)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=free))
-    allowance.fit(network, CPU, 10**9)  # what scores fits
-    assert allowance.notes == []
+    budget.fit(network, CPU, 10**9)  # what scores fits
+    assert budget.notes == []
     with pytest.warns(MemoryShortage, match="batches now hold 8,192 tokens instead of 16,384"):
-        allowance.fit(network, CPU, 10**9, decoding=True)
-    assert [allowance.budget(network, CPU, decoding=decoding) for decoding in (False, True)] == [4096, 8192]
+        budget.fit(network, CPU, 10**9, decoding=True)
+    assert [budget.tokens(network, CPU, decoding=decoding) for decoding in (False, True)] == [4096, 8192]
     with pytest.warns(MemoryShortage, match="batches now hold 4,096 tokens instead of 8,192"):
-        allowance.shrink(network, CPU, "no more", decoding=True)
-    assert allowance.share == 0.25
+        budget.shrink(network, CPU, "no more", decoding=True)
+    assert budget.share == 0.25
 
 
 def test_finished_batches_are_not_run_again():

@@ -10,9 +10,10 @@ import pytest
 
 from llmkick.models.checkpoints.builtin import builtin_gguf
 from llmkick.models.checkpoints.checkpoint import locate
+from llmkick.models.checkpoints.loading import load_model
 from llmkick.models.server.capabilities import Abilities
 from llmkick.models.server.server import ServerModel, ServerSettings, connect
-from llmkick.models.transformers_model import TransformersModel, load_model
+from llmkick.models.transformers_model import TransformersModel
 from llmkick.tasks.evaluate import evaluate
 from llmkick.tasks.registry import get_task
 from real_servers import free_port, llama_cpp_command, running, transformers_command

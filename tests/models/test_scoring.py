@@ -217,10 +217,10 @@ def test_a_merge_across_the_boundary_is_reported_and_scored_apart():
 @pytest.mark.parametrize("together", [1, 3, 7])
 def test_tokenised_in_pieces(monkeypatch: pytest.MonkeyPatch, together: int):
     requests = mixed_requests(LLAMA, seed=5)
-    expected = list(encoding.encode_requests(LLAMA, requests))
+    expected = list(encoding.encode_requests(LLAMA.engine.encoder, requests))
     assert len(expected) == len(requests) > 10
     monkeypatch.setattr(encoding, "TOKENIZED_TOGETHER", together)
-    assert list(encoding.encode_requests(LLAMA, requests)) == expected
+    assert list(encoding.encode_requests(LLAMA.engine.encoder, requests)) == expected
 
 
 def test_prompt_and_options_run_once_each(monkeypatch: pytest.MonkeyPatch):
@@ -281,7 +281,7 @@ def test_a_longest_question_that_memory_does_not_hold_costs_no_other(monkeypatch
         return forward(self, ids, **arguments)
 
     monkeypatch.setattr(Runner, "forward", short_of_memory)
-    model = model_of("llama")  # its allowance shrinks
+    model = model_of("llama")  # its budget shrinks
     with pytest.warns(memory.MemoryShortage):
         found = model.logprobs(requests)
     assert_close(found[:-2], expected[:-2])

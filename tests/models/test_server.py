@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from llmkick.errors import ConfigError, ModelError
+from llmkick.models.checkpoints.loading import load_model
 from llmkick.models.language_model import (
     ContinuationScore,
     GenerateRequest,
@@ -21,7 +22,6 @@ from llmkick.models.server import failures as endpoint_failures
 from llmkick.models.server.capabilities import PENALTIES, Abilities
 from llmkick.models.server.replies import generated_letter_scores
 from llmkick.models.server.server import ServerModel, ServerSettings, connect, open_model
-from llmkick.models.transformers_model import load_model
 from llmkick.tasks.evaluate import evaluate, refuse_unanswerable
 from llmkick.tasks.registry import get_task
 from loopback import Reply, chat, completion, refused, serving

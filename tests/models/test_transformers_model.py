@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,9 +12,11 @@ import pytest
 import torch
 
 from llmkick.errors import ConfigError, NumericalError
+from llmkick.models.checkpoints.loading import load_model
+from llmkick.models.engine.network import end_tokens_of
 from llmkick.models.language_model import LanguageModel, Message
 from llmkick.models.precision import DTYPES
-from llmkick.models.transformers_model import check_finite, load_model, weights_digest
+from llmkick.models.weights import check_finite, weights_digest
 from toy import ARCHITECTURES, save_toy, toy_model
 
 CPU = torch.device("cpu")
@@ -126,14 +127,14 @@ def test_a_toy_is_a_language_model():
 def test_models_without_a_position_limit_get_a_modest_one():
     for config, expected in ((SimpleNamespace(), 2048), (SimpleNamespace(n_positions=512), 512)):
         network = SimpleNamespace(config=SimpleNamespace(get_text_config=lambda decoder, c=config: c))
-        assert replace(toy_model(), network=network).max_tokens == expected
+        assert toy_model().with_network(network, digest="").max_tokens == expected
 
 
 @pytest.mark.parametrize(("configured", "expected"), [(1, {1}), (7, {1, 7}), ([3, 9], {1, 3, 9}), (None, {1})])
 def test_end_tokens_are_those_of_the_tokenizer_and_of_the_configuration(configured: Any, expected: set[int]):
     model = toy_model()
     model.network.generation_config.eos_token_id = configured
-    assert model.end_tokens == expected
+    assert end_tokens_of(model.network, model.tokenizer) == expected
 
 
 def test_prompts_and_their_continuations_are_tokenised_as_one_text():
@@ -152,8 +153,8 @@ def test_many_texts_are_tokenised_as_each_would_be():
     model = toy_model(chat=True)
     conversation = (Message("user", "the"),)
     texts = [("the:", " on"), (conversation, ""), ("", ""), (conversation, " and"), ("12", ""), ("the:", "")]
-    assert model.encode_all([]) == []
-    assert model.encode_all(texts) == [
+    assert model.engine.encoder.encode_all([]) == []
+    assert model.engine.encoder.encode_all(texts) == [
         model.tokenize("the: on"),
         model.tokenize(model.render_chat(conversation))[1:],
         [0],

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from llmkick.statistics import Comparison, PerplexityComparison
-from llmkick.study.journal.journal import Journal, PromptPart
-from llmkick.study.journal.prompts import packed_prompt
+from llmkick.study.journal.journal import Journal
+from llmkick.study.journal.prompts import PromptPart, packed_prompt
 from llmkick.study.results.comparisons import cell_results, compare_all, overall_by_recipe
 from llmkick.study.results.records import ResultRow, TaskSummary
 from llmkick.study.results.results import StudyResult
@@ -67,7 +67,7 @@ def build_run(
     its_facts = facts(recipes, tasks, seeds, source_precision)
     journal.claim("hash-of-the-study", study_text(recipes, tasks, seeds))
     for key, value in (("model", its_facts["model"]), ("tasks", described), ("environment", its_facts["environment"])):
-        journal.describe(key, value)
+        journal.note(key, value)
     journal.add_command("2026-01-01T10:00:00+00:00", "0.1.0", "kick run study.toml --out runs/synthetic")
     asked = {task: (questions or {}).get(task) or make_items(task, items, hostile=hostile) for task in tasks}
     for task, its_items in asked.items():

@@ -15,10 +15,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from llmkick.errors import ConfigError, ModelError
-from llmkick.models import transformers_model
+from llmkick.models.checkpoints import loading
+from llmkick.models.checkpoints.loading import load_model
 from llmkick.models.language_model import GenerateRequest
 from llmkick.models.server import failures as endpoint_failures
-from llmkick.models.transformers_model import TransformersModel, load_model
+from llmkick.models.transformers_model import TransformersModel
 from llmkick.report.models import model_facts, models_frame
 from llmkick.study.journal.database import JOURNAL_FILE
 from llmkick.study.results.results import RESULTS_FILE, StudyResult, read_results
@@ -278,7 +279,7 @@ def test_other_models_and_how_servers_are_asked_do_not_change_old_hashes(models:
 def test_what_is_missing_shows_before_any_model_is_loaded(
     reference: str, message: str, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(transformers_model, "_read", None)
+    monkeypatch.setattr(loading, "_read", None)
     with pytest.raises(ModelError, match=message):
         run_study(study_of(models, "other", reference, server={"attempts": 1}), out=tmp_path / "run")
 

@@ -26,7 +26,7 @@ from llmkick.compression.storage.shared_store import LISTING
 from llmkick.compression.walk import compress as compress_module
 from llmkick.errors import ConfigError, KickError, ModelError, NumericalError
 from llmkick.files import sha256_of_file
-from llmkick.models.transformers_model import load_model
+from llmkick.models.checkpoints.loading import load_model
 from llmkick.report.page.page import write_report
 from llmkick.study.cells import Variant
 from llmkick.study.cluster import ray_executor as distributed_module

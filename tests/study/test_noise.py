@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from llmkick.models.transformers_model import TransformersModel, load_model
+from llmkick.models.checkpoints.loading import load_model
+from llmkick.models.transformers_model import TransformersModel
 from llmkick.study.results.noise_floor import NOISE_ITEMS, noise_of_choices
 from llmkick.study.results.results import read_results
 from llmkick.study.run import run_study

@@ -15,7 +15,8 @@ import pandas as pd
 import pytest
 
 from llmkick.errors import ConfigError, DataError
-from llmkick.models.transformers_model import TransformersModel, load_model
+from llmkick.models.checkpoints.loading import load_model
+from llmkick.models.transformers_model import TransformersModel
 from llmkick.statistics import compare, compare_stopped, order_items
 from llmkick.study.frontier.result import FRONTIER_FILE, read_frontier
 from llmkick.study.frontier.search import PERPLEXITY_MARGINS, run_frontier

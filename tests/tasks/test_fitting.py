@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import published as files
 from llmkick.tasks.evaluate import evaluate
-from llmkick.tasks.fitting import cut_text, fits, prompt_tokens, shorter_text
+from llmkick.tasks.fitting import cut_text, fits, shorter_text
 from llmkick.tasks.registry import get_task
 from scripted import ScriptedModel
 from toy import toy_model
@@ -53,7 +53,7 @@ def test_long_evidence_is_never_tokenised_whole():
 def test_the_tokens_of_a_conversation_are_those_of_its_template():
     task = get_task("factoid_qa")
     prompt = task.requests(task.items()[0], "chat")[0].prompt
-    assert prompt_tokens(TOY, prompt) == len(TOY.encode(prompt))
+    assert TOY.prompt_tokens(prompt) == len(TOY.encode(prompt))
     assert not fits(TOY, [prompt], TOY.max_tokens)
 
 

@@ -4,12 +4,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from llmkick.errors import ConfigError
-from llmkick.models.language_model import GenerateRequest, LanguageModel
-from llmkick.tasks.data.sources import stratified_sample
-from llmkick.tasks.prompting import SENTENCE_EXAMPLES, Prompting, question_prompt
-from llmkick.tasks.question_answering import score_answer
-from llmkick.tasks.task import Answer, Item, Record, TaskEntry, content_hash, task_key
+from llmkick.extend import (
+    SENTENCE_EXAMPLES,
+    Answer,
+    ConfigError,
+    GenerateRequest,
+    Item,
+    LanguageModel,
+    Prompting,
+    Record,
+    TaskEntry,
+    content_hash,
+    question_prompt,
+    score_answer,
+    stratified_sample,
+    task_key,
+)
 
 # Kind of word → words with what counts as their opposite.
 WORDS: Mapping[str, Mapping[str, tuple[str, ...]]] = {

@@ -1,4 +1,4 @@
-"""Random pruning: the weights to zero are drawn by lot. What every other method must beat."""
+"""Random pruning: the baseline that every other pruning method must beat."""
 
 import hashlib
 import re
@@ -7,18 +7,24 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from llmkick.compression.kernels.masks import zero_lowest_per_group, zero_lowest_per_row
-from llmkick.compression.levels import NM, Pattern, parse_pattern
-from llmkick.compression.methods import Layer, Method
-from llmkick.compression.recipe import Recipe
-from llmkick.errors import ConfigError
+from llmkick.extend import (
+    NM,
+    ConfigError,
+    Layer,
+    Method,
+    Pattern,
+    Recipe,
+    parse_pattern,
+    zero_lowest_per_group,
+    zero_lowest_per_row,
+)
 
 EXAMPLES = ("random@0.5", "random@2:4", "random@0.5-seed7", "random@0.5+gptq@4b")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Random(Recipe):
-    """Zero weights drawn by lot; another seed draws others."""
+    """Zero randomly chosen weights; another seed chooses others."""
 
     name = "random"
 
@@ -30,7 +36,7 @@ class Random(Recipe):
 
 
 def parse(level: str) -> Random:
-    """`0.5`, `2:4`, `0.5-seed7`: whatever stands behind `random@`."""
+    """Read a level, the text after `random@`: `0.5`, `2:4`, `0.5-seed7`."""
     pattern, option, seed = level.partition("-seed")
     if option and not re.fullmatch("[0-9]{1,9}", seed):
         raise ConfigError(f"seed {seed!r} of random is not a whole number (as in random@0.5-seed7)")
@@ -38,7 +44,7 @@ def parse(level: str) -> Random:
 
 
 def random_pruning(weight: Tensor, pattern: Pattern, generator: torch.Generator) -> Tensor:
-    """Zero weights drawn by lot, as many in every row or N:M group: (out, in) → (out, in)."""
+    """Zero the same number of randomly chosen weights in every row or N:M group: (out, in) → (out, in)."""
     scores = torch.rand(weight.shape, generator=generator).to(weight.device)
     if isinstance(pattern, NM):
         zeroed = zero_lowest_per_group(scores, pattern)
@@ -48,10 +54,10 @@ def random_pruning(weight: Tensor, pattern: Pattern, generator: torch.Generator)
 
 
 def compress(recipe: Random, layer: Layer) -> Tensor:
-    """Carry out a recipe on one layer. Every layer has a lot of its own, the same in every run."""
+    """Apply the recipe to one layer. Each layer has its own seed, which is the same in every run."""
     digest = hashlib.sha256(f"{recipe.seed} {layer.name}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:7]))
     return random_pruning(layer.weight, recipe.pattern, generator)
 
 
-METHOD = Method(summary="zero weights drawn by lot", examples=EXAMPLES, parse=parse, kernel=compress)
+METHOD = Method(summary="zero randomly chosen weights", examples=EXAMPLES, parse=parse, kernel=compress)

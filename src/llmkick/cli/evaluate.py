@@ -97,7 +97,7 @@ def evaluate(
         loaded = open_model(model, dtype=dtype, device=device, server=settings)
         for asked in tasks:
             refuse_unanswerable(loaded, asked, prompting=prompting)
-        notes = list(getattr(loaded, "notes", ()))
+        notes = list(loaded.notes)
         answered = [(asked, _records(loaded, asked, prompting, progress)) for asked in tasks]
     if records_file is not None:
         _write_records(records_file, {asked.name: records for asked, records in answered})

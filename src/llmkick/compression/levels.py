@@ -1,76 +1,72 @@
-"""Levels: how much of a weight a recipe takes away, as a person types it (`0.5`, `2:4`, `4b-g128`) and as a type."""
+"""The level of a recipe: how much it takes away. As text (`0.5`, `2:4`, `4b-g128`), and as typed values that compare.
+
+`level_of` is the only place that says what method, kind and severity a recipe has.
+"""
+
+from __future__ import annotations
 
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
+from typing import Literal
 
+from llmkick.compression.kernels.patterns import BITS, NM, Grid, Pattern, Unstructured
+from llmkick.compression.recipe import Chain, Recipe
 from llmkick.errors import ConfigError
 
-BITS = (2, 3, 4, 8)
-MAX_GROUP = 64  # the M of N:M; hardware knows 4 and 8, studies go a little further
+LevelKind = Literal["sparsity", "n:m", "bits", "combined", "other"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Unstructured:
-    """Zeros anywhere; `sparsity` is their share of the weights, in (0, 1)."""
+class Level:
+    """What a table or a figure says about a recipe, and how it orders recipes of one method and kind.
 
-    sparsity: float
-
-    def __post_init__(self) -> None:
-        if not 0 < self.sparsity < 1:
-            raise ConfigError(f"sparsity {self.sparsity} is not the share of zeros, between 0 and 1 (as 0.5)")
-
-    def __str__(self) -> str:
-        return f"{Decimal(repr(float(self.sparsity))):f}"  # never 1e-05, whose minus would open an option
-
-
-@dataclass(frozen=True, kw_only=True)
-class NM:
-    """`kept` of every `group` consecutive inputs stay, the others are zeroed: 2:4 is kept=2, group=4."""
-
-    kept: int
-    group: int
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.kept < self.group <= MAX_GROUP:
-            raise ConfigError(
-                f"pattern {self} does not keep N of every M weights with 1 ≤ N < M ≤ {MAX_GROUP} (as 2:4 or 4:8)"
-            )
-
-    def __str__(self) -> str:
-        return f"{self.kept}:{self.group}"
-
-    @property
-    def sparsity(self) -> float:
-        """Share of weights that become zero."""
-        return 1 - self.kept / self.group
-
-
-Pattern = Unstructured | NM
-
-
-@dataclass(frozen=True, kw_only=True)
-class Grid:
-    """An integer grid: 2^bits levels per output row, or per `group_size` inputs of each row.
-
-    `symmetric` centres it on 0; otherwise it spans the smallest to the largest weight (and 0). 16 bits
-    change almost nothing and serve as a control; no recipe text asks for them.
+    recipe: the recipe as text. method: its name before the `@`; `wanda+gptq` for a chain. kind: what its levels are
+    measured in; "combined" for a recipe that prunes and rounds, "other" for one without a pattern and a grid (`dense`).
+    label: the recipe without the names of its methods, `0.5`, `2:4+4b-g128`. severity: orders the levels of one kind,
+    mild first; all numbers are finite. sparsity: the share of zeros of an unstructured recipe, else None.
     """
 
-    bits: int
-    group_size: int | None = None
-    symmetric: bool = False
+    recipe: str
+    method: str
+    kind: LevelKind
+    label: str
+    severity: tuple[float, ...]
+    sparsity: float | None = None
 
-    def __post_init__(self) -> None:
-        if self.bits not in (*BITS, 16):
-            raise ConfigError(f"{self.bits} bits are not supported; choose from: {', '.join(map(str, BITS))}")
-        if self.group_size is not None and not (isinstance(self.group_size, int) and self.group_size >= 2):
-            raise ConfigError(f"group size {self.group_size} is not a whole number ≥ 2 (usual is 128)")
 
-    def __str__(self) -> str:
-        group = "" if self.group_size is None else f"-g{self.group_size}"
-        return f"{self.bits}b{group}{'-sym' if self.symmetric else ''}"
+def level_of(recipe: Recipe) -> Level:
+    """The level of a recipe: `gptq@4b-g128` → method gptq, kind bits, label 4b-g128."""
+    steps = recipe.steps if isinstance(recipe, Chain) else (recipe,)
+    text, parts = str(recipe), recipe.parts
+    kind: LevelKind = "combined"
+    if not all(step.parts for step in steps):
+        kind = "other"
+    elif len(parts) == 1:
+        kind = _kind(parts[0])
+    return Level(
+        recipe=text,
+        method=recipe.method,
+        kind=kind,
+        label="+".join(filter(None, (str(step).partition("@")[2] for step in steps))) or text,
+        severity=tuple(number for part in parts for number in _severity(part)),
+        sparsity=recipe.sparsity if kind == "sparsity" else None,
+    )
+
+
+def _kind(part: Pattern | Grid) -> LevelKind:
+    if isinstance(part, Grid):
+        return "bits"
+    return "n:m" if isinstance(part, NM) else "sparsity"
+
+
+def _severity(part: Pattern | Grid) -> tuple[float, ...]:
+    """Numbers that grow with what is taken away; only those of one kind compare."""
+    if isinstance(part, Unstructured):
+        return (part.sparsity,)
+    if isinstance(part, NM):
+        return part.sparsity, -part.group  # of two patterns as sparse, the wider one leaves more freedom
+    return -part.bits, -1 / part.group_size if part.group_size else 0.0
 
 
 def parse_pattern(method: str, text: str, examples: Sequence[str]) -> Pattern:

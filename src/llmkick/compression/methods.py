@@ -9,43 +9,15 @@ import importlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
+from llmkick.compression.kernels.layer import Layer, WeightResult
+from llmkick.compression.kernels.patterns import NM
+from llmkick.compression.recipe import Recipe
 from llmkick.plugins import Plugin
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from llmkick.compression.kernels.grid import FittedGrid
-    from llmkick.compression.kernels.hessian import InputStatistics
-    from llmkick.compression.recipe import Recipe
-
-
-@dataclass(frozen=True, kw_only=True)
-class Layer:
-    """One linear layer as a kernel gets it.
-
-    weight: (out, in), never to be changed in place. inputs: statistics of what the layer is given on calibration
-    text, empty for a recipe that needs none. zeroed: (out, in), weights that an earlier step of a chain pruned:
-    they are 0 and must stay so. name: the same for this layer in every run, e.g. to seed a generator with.
-    """
-
-    weight: Tensor
-    inputs: InputStatistics
-    zeroed: Tensor | None = None
-    name: str = "weight"
-
-
-class WeightResult(NamedTuple):
-    """A compressed weight (out, in), in the dtype and on the device of the original."""
-
-    weight: Tensor
-    damping: float | None = None  # share of the Hessian's mean diagonal added; None where no Hessian was used
-    # What a compact form stores, None where nothing was rounded. The codes are of the weight in float32: in
-    # bfloat16 neighbours of an 8-bit grid can fall together.
-    grid: FittedGrid | None = None
-    codes: Tensor | None = None
-
 
 # (recipe, layer) → the new weight (out, in), alone or with what a report and the compact form need.
 Kernel = Callable[[Any, Layer], "WeightResult | Tensor"]
@@ -102,7 +74,7 @@ def plugin_method(plugin: Plugin) -> Method:
     """The method that an entry point brings. Raises ConfigError when it brings something else."""
     found = plugin.load()
     if not isinstance(found, Method):
-        raise plugin.broken(f"is {type(found).__name__}, not a llmkick.compression.methods.Method")
+        raise plugin.broken(f"is {type(found).__name__}, not a llmkick.extend.Method")
     if not found.examples or not all(text.partition("@")[0] == plugin.name for text in found.examples):
         raise plugin.broken(f"needs examples that begin with {plugin.name}@")
     return replace(found, plugin=plugin)
@@ -122,8 +94,6 @@ def _as_result(result: WeightResult | Tensor) -> WeightResult:
 
 def _check_recipe(recipe: Any, again: Any, text: str, plugin: Plugin) -> None:
     """Refuse what other parts of the program would stumble over much later."""
-    from llmkick.compression.recipe import Recipe
-
     if not isinstance(recipe, Recipe) or recipe.method != plugin.name:
         raise plugin.broken(f'made {recipe!r}, not a Recipe whose name is "{plugin.name}"')
     if not text.startswith(f"{plugin.name}@") or "/" in text or len(text.split()) != 1 or again != recipe:
@@ -133,8 +103,6 @@ def _check_recipe(recipe: Any, again: Any, text: str, plugin: Plugin) -> None:
 def _check_result(recipe: Recipe, result: WeightResult, layer: Layer, plugin: Plugin) -> None:
     """Refuse a weight that is not what the recipe says: sizes and reports would be wrong."""
     import torch
-
-    from llmkick.compression.levels import NM
 
     weight = result.weight
     if not isinstance(weight, torch.Tensor) or weight.shape != layer.weight.shape or not weight.is_floating_point():

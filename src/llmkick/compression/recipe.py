@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from llmkick.compression.levels import NM, Grid, Pattern, Unstructured
+from llmkick.compression.kernels.patterns import NM, Grid, Pattern, Unstructured
 from llmkick.errors import ConfigError
 
 __all__ = [

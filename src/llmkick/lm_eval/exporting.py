@@ -211,7 +211,7 @@ def _same_tokens(model: TransformersModel, requests: Sequence[ScoreRequest]) -> 
     It tokenises the prompt without the white space at its end, which goes to the option, and the two together.
     """
     extra = set()
-    for request, ours in zip(requests, encode_requests(model, requests), strict=True):
+    for request, ours in zip(requests, encode_requests(model.engine.encoder, requests), strict=True):
         text, chat = _text(request.prompt, model), not isinstance(request.prompt, str)
         tokens = [
             model.tokenizer(part, add_special_tokens=not chat, verbose=False)["input_ids"]

@@ -1,4 +1,4 @@
-"""What a language model is to us: it scores continuations and it generates text."""
+"""The interface of a language model: requests to score and to generate, their answers, and what a model must do."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ class Message(NamedTuple):
 # Raw text, or a conversation that the model renders with its own chat template. A conversation that
 # ends with an assistant message is continued from there.
 Prompt = str | tuple[Message, ...]
+# What a chat template adds at most where the model cannot tell: per conversation and per turn.
+TEMPLATE_TOKENS, TURN_TOKENS = 64, 8
 
 
 @dataclass(frozen=True)
@@ -68,16 +70,20 @@ class ContinuationScore:
     method: Literal["log-probability", "first token", "generated letter"] = "log-probability"
 
 
+# Why a generation ended: a stop string, an end token, or the limit on new tokens.
+Finish = Literal["stop", "end", "length"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Generation:
-    """Generated text without the stop string; `finish` is "stop", "end" or "length".
+    """Generated text without the stop string, and why it ended.
 
     `unique_tokens` is how many different tokens it has, where the model can tell.
     """
 
     text: str
     tokens: int
-    finish: str
+    finish: Finish
     unique_tokens: int | None = field(default=None, compare=False)
 
 
@@ -102,7 +108,7 @@ class ModelInfo:
 
 
 class LanguageModel(Protocol):
-    """The whole of what tasks ask of a model."""
+    """All that tasks and studies ask of a model; `ModelDefaults` has the usual answers to the last four."""
 
     @property
     def info(self) -> ModelInfo:
@@ -130,3 +136,56 @@ class LanguageModel(Protocol):
     def generate(self, requests: Sequence[GenerateRequest]) -> list[Generation | Unanswered]:
         """One generation a request, in order."""
         ...
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of this model's answers should know, such as a batch that had to shrink."""
+        ...
+
+    @property
+    def answers_all_requests(self) -> bool:
+        """Whether `refusal` is always empty, so that nobody has to prepare requests to ask it."""
+        ...
+
+    def refusal(self, requests: Sequence[ScoreRequest | GenerateRequest]) -> str:
+        """Why this model cannot answer requests of this kind, and what to do; empty when it can."""
+        ...
+
+    def prompt_tokens(self, prompt: Prompt) -> int:
+        """How many tokens a prompt has, or an upper estimate where the model does not tell."""
+        ...
+
+
+class Tokenizing(Protocol):
+    """Whatever turns text into token ids."""
+
+    def tokenize(self, text: str) -> list[int]:
+        """Token ids of raw text."""
+        ...
+
+
+class ModelDefaults:
+    """Base of a LanguageModel that has nothing to note, answers every request, and keeps its chat template to itself.
+
+    A model that a plug-in brings inherits from it what it does not define.
+    """
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Nothing."""
+        return ()
+
+    @property
+    def answers_all_requests(self) -> bool:
+        """True."""
+        return True
+
+    def refusal(self, requests: Sequence[ScoreRequest | GenerateRequest]) -> str:
+        """Empty: every request is answered."""
+        return ""
+
+    def prompt_tokens(self: Tokenizing, prompt: Prompt) -> int:
+        """Tokens of raw text; of a conversation an upper estimate: its messages, and what a chat template may add."""
+        if isinstance(prompt, str):
+            return len(self.tokenize(prompt))
+        return TEMPLATE_TOKENS + sum(len(self.tokenize(message.content)) + TURN_TOKENS for message in prompt)

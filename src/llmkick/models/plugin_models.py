@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import llmkick.plugins as plugins
+from llmkick.models.language_model import LanguageModel
 from llmkick.plugins import Plugin
 
 # Schemes of this package, which no plug-in can take.
 BUILTIN_SCHEMES = ("openai",)
-# What is asked of every model, see `LanguageModel`.
-MEMBERS = ("info", "max_tokens", "has_chat_template", "tokenize", "logprobs", "generate")
+# What tasks and studies ask of every model, see `LanguageModel`; `ModelDefaults` brings the last four.
+MEMBERS = (
+    *("info", "max_tokens", "has_chat_template", "tokenize", "logprobs", "generate"),
+    *("notes", "answers_all_requests", "refusal", "prompt_tokens"),
+)
 
 
 def plugin_of(reference: str) -> Plugin | None:
@@ -26,7 +29,7 @@ def plugin_of(reference: str) -> Plugin | None:
     return plugins.usable(plugins.MODELS, BUILTIN_SCHEMES).get(scheme)
 
 
-def load_from_plugin(plugin: Plugin, reference: str, *, dtype: str, device: str) -> Any:
+def load_from_plugin(plugin: Plugin, reference: str, *, dtype: str, device: str) -> LanguageModel:
     """The LanguageModel that a plug-in makes of what stands behind the colon.
 
     The entry point is a function `load(rest, *, dtype, device)`. Raises ConfigError naming the plug-in when it is
@@ -36,13 +39,14 @@ def load_from_plugin(plugin: Plugin, reference: str, *, dtype: str, device: str)
     if not callable(load):
         raise plugin.broken(f"is {type(load).__name__}, not a function load(rest, *, dtype, device)")
     try:
-        model = load(reference.partition(":")[2], dtype=dtype, device=device)
+        model: LanguageModel = load(reference.partition(":")[2], dtype=dtype, device=device)
         missing = [name for name in MEMBERS if not hasattr(model, name)]
     except Exception as error:
         raise plugin.failed(f"to load {reference!r}", error) from error
     if missing:
         raise plugin.broken(
-            f"made a {type(model).__name__} without {', '.join(missing)}; see the LanguageModel protocol"
+            f"made a {type(model).__name__} without {', '.join(missing)}; see the LanguageModel protocol, and "
+            "ModelDefaults, a base class that brings the optional members"
         )
     return model
 

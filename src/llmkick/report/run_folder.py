@@ -16,7 +16,7 @@ from llmkick.errors import DataError
 from llmkick.study.frontier.result import FRONTIER_FILE
 from llmkick.study.journal.database import JOURNAL_FILE
 from llmkick.study.journal.journal import CellEntry, Journal
-from llmkick.study.journal.recovery import salvage
+from llmkick.study.journal.recovery import recover_journal
 from llmkick.study.results.from_journal import newest, partial_result
 from llmkick.study.results.results import RESULTS_FILE, StudyResult, read_results
 
@@ -80,7 +80,7 @@ def _open_journal(folder: Path, spare: Path) -> tuple[Journal | None, Sequence[C
             journal.close()
             raise
     try:
-        notes = salvage(folder, spare)
+        notes = recover_journal(folder, spare)
         journal = Journal(spare, read_only=True)
         return journal, newest(journal.cells()), notes
     except (DataError, sqlite3.Error) as error:

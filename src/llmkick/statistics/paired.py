@@ -51,7 +51,7 @@ class Comparison:
     alpha: float
     chance: float
     notes: tuple[str, ...]
-    stopping: Stopping | None = None  # where items were asked until the verdict was known
+    stopping: Stopping | None = None  # for comparisons that stop as soon as the verdict is known
     kind: Literal["task"] = "task"  # tells it apart from a PerplexityComparison in a file
 
 

@@ -9,7 +9,8 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from llmkick.compression.levels import Pattern, parse_grid, parse_pattern
+from llmkick.compression.kernels.patterns import Pattern
+from llmkick.compression.levels import parse_grid, parse_pattern
 from llmkick.compression.recipe import NM, Chain, Dense, Grid, Recipe, Unstructured
 from llmkick.compression.registry import METHODS, parse_recipe
 from llmkick.errors import ConfigError

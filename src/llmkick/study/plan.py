@@ -12,9 +12,10 @@ import psutil
 import torch
 
 from llmkick.compression.recipe import Recipe
-from llmkick.errors import ConfigError, KickError
+from llmkick.errors import ConfigError, KickError, one_line
 from llmkick.models.checkpoints.builtin import BUILTIN_MODELS, is_cached
-from llmkick.models.checkpoints.checkpoint import is_server, small_files
+from llmkick.models.checkpoints.checkpoint import is_server
+from llmkick.models.checkpoints.meta_model import load_structure
 from llmkick.models.language_model import GenerateRequest, ModelInfo, ScoreRequest
 from llmkick.models.precision import resolve_device, resolve_dtype
 from llmkick.models.transformers_model import TransformersModel
@@ -22,7 +23,6 @@ from llmkick.study.judging.questions import Estimate, estimate
 from llmkick.study.power_warnings import warn_of_low_power
 from llmkick.study.results.records import CONTROL_METRICS
 from llmkick.study.spec.study import Study
-from llmkick.tasks.fitting import prompt_tokens
 from llmkick.tasks.prompting import resolve_prompting
 from llmkick.tasks.task import ReadByReference, Task
 
@@ -190,7 +190,7 @@ def _plan_task(
 
 def _tokens(model: TransformersModel, requests: Sequence[ScoreRequest | GenerateRequest]) -> int:
     """Tokens that pass through the model for one item: a prompt that its options share counts once."""
-    total = sum(prompt_tokens(model, prompt) for prompt in {request.prompt for request in requests if request.prompt})
+    total = sum(model.prompt_tokens(prompt) for prompt in {request.prompt for request in requests if request.prompt})
     for request in requests:
         if isinstance(request, GenerateRequest):
             total += request.max_new_tokens
@@ -203,28 +203,25 @@ def _tokens(model: TransformersModel, requests: Sequence[ScoreRequest | Generate
 
 def _weightless(reference: str, unknown: list[str]) -> TransformersModel | None:
     """Tokenizer and configuration of a model around a network without weights; None when they cannot be had."""
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-
     if is_server(reference):
         unknown.append(f"the tokens of {reference}: only the server knows them")
         return None
     try:
         if reference in BUILTIN_MODELS and not is_cached(reference):
             raise ConfigError("it is not fetched yet; any other command with it fetches it (93 MB)")
-        folder = small_files(reference)
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        with torch.device("meta"):
-            network = AutoModelForCausalLM.from_config(config, trust_remote_code=False)  # type: ignore[no-untyped-call]
+        structure = load_structure(reference)
     except Exception as error:  # noqa: BLE001 - whatever it is, the rest of the plan can still be told
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        unknown.append(f"tokenizer and configuration of {reference}: {reason}")
+        unknown.append(f"tokenizer and configuration of {reference}: {one_line(error, 200)}")
         return None
-    parameters = sum(parameter.numel() for parameter in network.parameters())
     info = ModelInfo(
-        name=reference, revision="", digest="", architecture=type(network).__name__, parameters=parameters, dtype=""
+        name=reference,
+        revision="",
+        digest="",
+        architecture=type(structure.network).__name__,
+        parameters=structure.parameters,
+        dtype="",
     )
-    return TransformersModel(network=network, tokenizer=tokenizer, info=info)
+    return TransformersModel.wrap(structure.network, structure.tokenizer, info)
 
 
 def _guessed_parameters(reference: str, unknown: list[str]) -> int | None:

@@ -101,7 +101,7 @@ class StudyRun(PreparedStudy):
         variants = [variant for variant in variants_of(self.study) if variant.is_recipe and variant.label == recipe]
         known = [self.journal.artifact(self.report_key(variant)) for variant in variants]
         dense = self.executor.dense_digest()
-        self.journal.describe("dense_digest", dense)
+        self.journal.note("dense_digest", dense)
         return bool(variants) and {one[0] for one in known if one is not None} == {dense}
 
     def _run_cells(self) -> None:

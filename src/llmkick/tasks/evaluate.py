@@ -39,13 +39,13 @@ def refuse_unanswerable(
     the `reference` model (by default the model itself) is to read.
     """
     reader = reference or model
-    if not any(hasattr(one, "refusal") for one in (model, reader)):
+    if model.answers_all_requests and reader.answers_all_requests:
         return
     style = resolve_prompting(model, prompting, required=task.prompting)
     requests = task.requests(task.items(model)[0], style)
     reading = [ScoreRequest(request.prompt, " so far") for request in requests]
     for one, asked in ((model, requests), (reader, reading if isinstance(task, ReadByReference) else [])):
-        reason = one.refusal(asked) if asked and hasattr(one, "refusal") else ""
+        reason = one.refusal(asked) if asked else ""
         if reason:
             raise ConfigError(f"{task.name} cannot be asked of {one.info.name}: {reason}")
 

@@ -5,12 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
-from llmkick.models.language_model import LanguageModel, Message, Prompt
-from llmkick.models.transformers_model import TransformersModel
+from llmkick.models.language_model import TEMPLATE_TOKENS, TURN_TOKENS, LanguageModel, Message, Prompt
 from llmkick.tasks.prompting import Prompting
-
-# What a chat template adds at most where the model cannot say: per conversation and per turn.
-TEMPLATE_TOKENS, TURN_TOKENS = 64, 8
 
 
 def styles(model: LanguageModel, required: Prompting | None) -> list[Prompting]:
@@ -18,15 +14,6 @@ def styles(model: LanguageModel, required: Prompting | None) -> list[Prompting]:
     if required is not None:
         return [required]
     return ["raw", "chat"] if model.has_chat_template else ["raw"]
-
-
-def prompt_tokens(model: LanguageModel, prompt: Prompt) -> int:
-    """Tokens of a prompt as the model gets it; of a conversation an upper estimate where only the model can tell."""
-    if isinstance(prompt, str):
-        return len(model.tokenize(prompt))
-    if isinstance(model, TransformersModel):
-        return len(model.encode(prompt))
-    return TEMPLATE_TOKENS + sum(len(model.tokenize(message.content)) + TURN_TOKENS for message in prompt)
 
 
 def fits(model: LanguageModel, prompts: Sequence[Prompt], answer_tokens: int) -> bool:
@@ -38,7 +25,7 @@ def _fits(model: LanguageModel, prompt: Prompt, room: int) -> bool:
     # A token stands for a byte at least, so most prompts need no tokenizer to be seen to fit.
     messages = (Message("user", prompt),) if isinstance(prompt, str) else prompt
     bound = 4 * TEMPLATE_TOKENS + sum(len(message.content.encode()) + 4 * TURN_TOKENS for message in messages)
-    return bound <= room or prompt_tokens(model, prompt) <= room
+    return bound <= room or model.prompt_tokens(prompt) <= room
 
 
 def fewer_shots(
@@ -86,7 +73,7 @@ def shorter_text(
     """The text, cut by tokens until every prompt that holds it fits; empty when no beginning of it does."""
     room = model.max_tokens - answer_tokens
     while text and not fits(model, prompts(text), answer_tokens):
-        excess = max(prompt_tokens(model, prompt) for prompt in prompts(text)) - room
+        excess = max(model.prompt_tokens(prompt) for prompt in prompts(text)) - room
         present = len(model.tokenize(text)) - len(model.tokenize(""))
         # At least one token less each time: tokens that merge at the seams cannot keep it going.
         text = cut_text(model, text, present - max(excess, 1))

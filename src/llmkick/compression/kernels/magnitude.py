@@ -1,10 +1,9 @@
-"""Magnitude pruning: the smallest weights become zero. No calibration, no update of the others."""
+"""Magnitude pruning: zero the smallest weights, without calibration and without an update of the others."""
 
 from torch import Tensor
 
 from llmkick.compression.kernels.masks import zero_lowest_per_group, zero_up_to_quantile
-from llmkick.compression.methods import Layer, WeightResult
-from llmkick.compression.recipe import NM, Magnitude, Pattern
+from llmkick.compression.kernels.patterns import NM, Pattern
 
 
 def magnitude(weight: Tensor, pattern: Pattern) -> Tensor:
@@ -13,8 +12,3 @@ def magnitude(weight: Tensor, pattern: Pattern) -> Tensor:
     if isinstance(pattern, NM):
         return weight.masked_fill(zero_lowest_per_group(scores, pattern), 0)
     return weight.masked_fill(zero_up_to_quantile(scores, pattern.sparsity), 0)
-
-
-def compress(recipe: Magnitude, layer: Layer) -> WeightResult:
-    """Carry out a recipe on one layer."""
-    return WeightResult(magnitude(layer.weight, recipe.pattern))

@@ -1,10 +1,9 @@
-"""Wanda (arXiv 2306.11695): the smallest products of weight and input norm become zero; no update."""
+"""Wanda (arXiv 2306.11695): zero the smallest products of weight and input norm, without an update of the others."""
 
 from torch import Tensor
 
 from llmkick.compression.kernels.masks import zero_lowest_per_group, zero_lowest_per_row
-from llmkick.compression.methods import Layer, WeightResult
-from llmkick.compression.recipe import NM, Pattern, Wanda
+from llmkick.compression.kernels.patterns import NM, Pattern
 
 
 def wanda_scores(weight: Tensor, mean_square: Tensor) -> Tensor:
@@ -15,15 +14,10 @@ def wanda_scores(weight: Tensor, mean_square: Tensor) -> Tensor:
 def wanda(weight: Tensor, mean_square: Tensor, pattern: Pattern) -> Tensor:
     """Zero the lowest scores of each row, or of each N:M group of inputs: (out, in), (in,) → (out, in).
 
-    Without groups each row loses exactly int(in × sparsity) weights. Of equal scores the first goes.
+    Unstructured: exactly int(in × sparsity) weights of each row. Of equal scores the first is zeroed.
     """
     scores = wanda_scores(weight, mean_square)
     if isinstance(pattern, NM):
         return weight.masked_fill(zero_lowest_per_group(scores, pattern), 0)
     count = int(weight.shape[1] * pattern.sparsity)
     return weight.masked_fill(zero_lowest_per_row(scores, count), 0)
-
-
-def compress(recipe: Wanda, layer: Layer) -> WeightResult:
-    """Carry out a recipe on one layer."""
-    return WeightResult(wanda(layer.weight, layer.inputs.mean_square(), recipe.pattern))

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from llmkick.compression.storage.cache import name_of
 from llmkick.compression.walk.finished_blocks import STATE_FILE
-from llmkick.errors import ConfigError, ModelError
+from llmkick.errors import ConfigError, ModelError, one_line
 from llmkick.files import sha256_of_file
 
 # Written last: what it lists is there, whole, with these checksums.
@@ -41,10 +41,9 @@ class ArtifactStore:
         except ImportError as error:
             raise ConfigError(f"--artifacts {self.shown}: {error}") from error
         except Exception as error:
-            reason = " ".join(str(error).split())[:300] or type(error).__name__
             raise ConfigError(
-                f"--artifacts {self.shown} cannot be written: {reason}; give a folder that every machine sees, "
-                "or a URL and the rights to write there"
+                f"--artifacts {self.shown} cannot be written: {one_line(error)}; give a folder that every machine "
+                "sees, or a URL and the rights to write there"
             ) from error
         if seen != b"llmkick":
             raise ConfigError(f"--artifacts {self.shown} gives back other bytes than were written there")

@@ -5,13 +5,13 @@ from torch import Tensor
 
 from llmkick.compression.kernels.grid import encode
 from llmkick.compression.kernels.hessian import InputStatistics
-from llmkick.compression.methods import Layer, WeightResult
-from llmkick.compression.recipe import Chain, Dense, Recipe
+from llmkick.compression.kernels.layer import Layer, WeightResult
+from llmkick.compression.recipe import Chain, Recipe
 from llmkick.compression.registry import method_named, parse_recipe
 from llmkick.errors import ConfigError, NumericalError
 from llmkick.models.finite import all_finite
 
-__all__ = ["WeightResult", "compress_weight", "compress_with_statistics", "keep", "relative_output_error"]
+__all__ = ["WeightResult", "compress_weight", "compress_with_statistics", "relative_output_error"]
 
 OUTPUTS = 1024  # outputs of a layer whose error is measured together
 
@@ -73,11 +73,6 @@ def relative_output_error(original: Tensor, compressed: Tensor, inputs: Tensor) 
         size += float((rows @ dense.T).square().sum(dtype=torch.float64))
         moved += float((rows @ change.T).square().sum(dtype=torch.float64))
     return None if size == 0 else (moved / size) ** 0.5
-
-
-def keep(recipe: Dense, layer: Layer) -> WeightResult:
-    """The kernel of `dense`: a copy."""
-    return WeightResult(layer.weight.clone())
 
 
 def _check_weight(weight: Tensor, name: str) -> None:

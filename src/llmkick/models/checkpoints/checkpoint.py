@@ -9,14 +9,15 @@ import json
 import re
 import shutil
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from llmkick.errors import ConfigError, ModelError
+from llmkick.errors import ConfigError, ModelError, one_line
 from llmkick.files import cache_folder, new_folder, require_space, sha256_of_file
+from llmkick.models.checkpoint import Checkpoint
 from llmkick.models.checkpoints.builtin import BUILTIN_MODELS, builtin_gguf
 from llmkick.models.checkpoints.packed import MANIFEST
 from llmkick.models.checkpoints.quantized import method_of, precision_of, quantization_of, require_reader
@@ -28,20 +29,6 @@ SOURCE_FILE = "llmkick_source.json"
 SERVER_SCHEME = "openai:"
 SMALL_FILES = ["*.json", "tokenizer*", "*.jinja", "*.model", "*.txt"]
 HUB_FILES = ["*.safetensors", "*.safetensors.index.json", *SMALL_FILES]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Checkpoint:
-    """Located files of a model: a Hugging Face folder, and where it came from."""
-
-    name: str
-    revision: str
-    folder: Path
-    digest: str
-    source_precision: str
-    packed: bool = False  # in our compact form, see `models.packed`
-    quantization: str = ""  # the method, as transformers names it, where another tool stored the weights quantized
-    stored_bytes: int = 0  # of the weights, as they came
 
 
 def is_server(reference: str) -> bool:
@@ -143,9 +130,8 @@ def _from_hub(reference: str) -> Checkpoint:
     try:
         folder = Path(snapshot_download(repository, revision=revision or None, allow_patterns=HUB_FILES))
     except Exception as error:
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise ModelError(
-            f"cannot get {reference!r} from the hub, and it is not cached: {reason}\n"
+            f"cannot get {reference!r} from the hub, and it is not cached: {one_line(error)}\n"
             "Check the name and the network, or give a local folder, a .gguf file or a built-in "
             f"({', '.join(sorted(BUILTIN_MODELS))})"
         ) from error

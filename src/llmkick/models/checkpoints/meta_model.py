@@ -11,10 +11,19 @@ import torch
 from torch import Tensor
 
 from llmkick.errors import ModelError
-from llmkick.models.checkpoints.checkpoint import Checkpoint, locate
+from llmkick.models.checkpoint import Checkpoint
+from llmkick.models.checkpoints.checkpoint import locate, small_files
+from llmkick.models.checkpoints.loading import (
+    cannot_load,
+    describe,
+    meta_network,
+    read_config,
+    read_tokenizer,
+    tokenizer_in,
+)
 from llmkick.models.language_model import ModelInfo
 from llmkick.models.precision import resolve_device, resolve_dtype
-from llmkick.models.transformers_model import TransformersModel, describe, read_tokenizer
+from llmkick.models.transformers_model import TransformersModel
 
 
 class TensorFiles:
@@ -110,25 +119,17 @@ def load_outline(reference: str, *, dtype: str = "auto", device: str = "auto") -
     checkpoint = locate(reference)
     network = _empty_network(checkpoint, precision)
     info = describe(network, checkpoint, precision)
-    model = TransformersModel(network=network, tokenizer=read_tokenizer(checkpoint), info=info, checkpoint=checkpoint)
+    model = TransformersModel.wrap(network, read_tokenizer(checkpoint), info, checkpoint=checkpoint)
     files = TensorFiles(checkpoint.folder)
     obstacle = _obstacle(network, files, checkpoint, precision)
     return Outline(model=model, files=files, device=target, placement=device, obstacle=obstacle)
 
 
 def _empty_network(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
-    from accelerate import init_empty_weights
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    auto: Any = AutoModelForCausalLM
     try:
-        config = AutoConfig.from_pretrained(checkpoint.folder, local_files_only=True, trust_remote_code=False)
-        with init_empty_weights(include_buffers=False):
-            network = auto.from_config(config, dtype=dtype, trust_remote_code=False)
+        return meta_network(read_config(checkpoint.folder), dtype=dtype)
     except Exception as error:
-        raise ModelError(f"cannot load {checkpoint.name} from {checkpoint.folder}: {error}") from error
-    network.tie_weights()
-    return network.eval().requires_grad_(False)
+        raise cannot_load(checkpoint, error) from error
 
 
 def _obstacle(network: Any, files: TensorFiles, checkpoint: Checkpoint, dtype: torch.dtype) -> str | None:
@@ -146,3 +147,27 @@ def _obstacle(network: Any, files: TensorFiles, checkpoint: Checkpoint, dtype: t
         if name in names and files.shape(name) != tuple(tensor.shape):
             return f"its {name} has shape {files.shape(name)} on disk, but {tuple(tensor.shape)} in the network"
     return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelStructure:
+    """A network on the meta device and its tokenizer, from the small files of a model: its weights are not needed."""
+
+    folder: Path
+    network: Any
+    tokenizer: Any
+
+    @property
+    def parameters(self) -> int:
+        """How many weights the network has."""
+        return sum(parameter.numel() for parameter in self.network.parameters())
+
+
+def load_structure(reference: str) -> ModelStructure:
+    """The structure of the model behind a reference; none of its weights is read, and none fetched from the hub.
+
+    Raises ModelError for a reference without files, and the errors of transformers and of the hub.
+    """
+    folder = small_files(reference)
+    tokenizer = tokenizer_in(folder)
+    return ModelStructure(folder=folder, network=meta_network(read_config(folder)), tokenizer=tokenizer)

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from llmkick.errors import ModelError
 from llmkick.models.checkpoints.bit_streams import pack_bits, pattern_bits, rank_patterns, unpack_bits, unrank_patterns
+from llmkick.models.weights import bytes_of, digest_of
 
 FORMAT = 1
 MANIFEST = "llmkick_packed.json"
@@ -190,23 +191,12 @@ def _decode(codes: Codes) -> Tensor:
     return weights.view(rows, -1)[:, :columns]
 
 
-def digest_of(tensor: Tensor) -> str:
-    """Hex sha256 of a tensor's type, shape and values."""
-    total = hashlib.sha256(f"{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
-    total.update(memoryview(_bytes(tensor)))
-    return total.hexdigest()
-
-
 def _checksum(parts: Mapping[str, Tensor]) -> str:
     total = hashlib.sha256()
     for name, part in sorted(parts.items()):
         total.update(f"{name}\0{part.dtype}\0{tuple(part.shape)}\0".encode())
-        total.update(memoryview(_bytes(part)))
+        total.update(memoryview(bytes_of(part)))
     return total.hexdigest()
-
-
-def _bytes(tensor: Tensor) -> Any:
-    return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
 
 
 def _raw(tensor: Tensor) -> Tensor:

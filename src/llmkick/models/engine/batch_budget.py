@@ -40,7 +40,7 @@ class MemoryShortage(UserWarning):
 
 
 @dataclass
-class Allowance:
+class BatchBudget:
     """The share of the fixed budget in use, and a note for each time it had to shrink.
 
     In float32 smaller batches change no answer; in half precision they can move log-probabilities by the noise
@@ -50,7 +50,7 @@ class Allowance:
     share: float = 1.0
     notes: list[str] = field(default_factory=list)
 
-    def budget(self, network: Any, device: torch.device, *, decoding: bool = False) -> int:
+    def tokens(self, network: Any, device: torch.device, *, decoding: bool = False) -> int:
         """How many tokens a batch may hold now, at least 1."""
         return max(1, int(self.share * token_budget(network, device, decoding=decoding)))
 

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from llmkick.models.engine.batches import Ids
+from llmkick.models.engine.prompt_encoder import PromptEncoder
 from llmkick.models.language_model import Prompt, ScoreRequest
-from llmkick.models.transformers_model import TransformersModel
 
-# Their token ids are alive at once.
+# Requests that the tokenizer gets in one call: their token ids are in memory at once.
 TOKENIZED_TOGETHER = 512
 
 
@@ -33,31 +33,31 @@ class EncodedRequest:
         return (self.prompt + self.continuation)[:-1]
 
 
-def encode_requests(model: TransformersModel, requests: Sequence[ScoreRequest]) -> Iterator[EncodedRequest]:
+def encode_requests(encoder: PromptEncoder, requests: Sequence[ScoreRequest]) -> Iterator[EncodedRequest]:
     """Tokenise prompt and continuation as one text, and find where the continuation begins."""
     prompts: dict[tuple[Prompt, bool], Ids] = {}  # the options of a question have their prompt in common
     for start in range(0, len(requests), TOKENIZED_TOGETHER):
-        some = requests[start : start + TOKENIZED_TOGETHER]
-        new = list(dict.fromkeys(key for key in map(_prompt_key, some) if key not in prompts))
-        texts = [(one.prompt, one.continuation) for one in some if isinstance(one.continuation, str)]
-        encoded = iter(model.encode_all([*((prompt, "") for prompt, _ in new), *texts]))
+        chunk = requests[start : start + TOKENIZED_TOGETHER]
+        new = list(dict.fromkeys(key for key in map(_prompt_key, chunk) if key not in prompts))
+        texts = [(request.prompt, request.continuation) for request in chunk if isinstance(request.continuation, str)]
+        encoded = iter(encoder.encode_all([*((prompt, "") for prompt, _ in new), *texts]))
         for key in new:
             ids = tuple(next(encoded))
             # Only before token ids is an empty prompt no prompt: text is tokenised with its start token.
             prompts[key] = ids if any(key) else ()
-        for index, request in enumerate(some, start):
+        for index, request in enumerate(chunk, start):
             together = tuple(next(encoded)) if isinstance(request.continuation, str) else ()
-            yield _encoded(model, index, request, prompts[_prompt_key(request)], together)
+            yield _encoded(encoder, index, request, prompts[_prompt_key(request)], together)
 
 
 def _prompt_key(request: ScoreRequest) -> tuple[Prompt, bool]:
     return request.prompt, isinstance(request.continuation, str)
 
 
-def _encoded(model: TransformersModel, index: int, request: ScoreRequest, prompt: Ids, together: Ids) -> EncodedRequest:
+def _encoded(encoder: PromptEncoder, index: int, request: ScoreRequest, prompt: Ids, together: Ids) -> EncodedRequest:
+    """`together` are the token ids of prompt and continuation as one text, empty where the continuation is ids."""
     continuation, moved = request.continuation, False
     if isinstance(continuation, str):
         moved = together[: len(prompt)] != prompt
-        own = model.tokenizer(continuation, add_special_tokens=False, verbose=False)["input_ids"] if moved else ()
-        continuation = tuple(own) if moved else together[len(prompt) :]
+        continuation = tuple(encoder.tokenize_alone(continuation)) if moved else together[len(prompt) :]
     return EncodedRequest(index=index, prompt=prompt, continuation=tuple(continuation), boundary_moved=moved)

@@ -9,13 +9,14 @@ from typing import Any
 
 import torch
 
-from llmkick.models.engine.batch_budget import attempt
+from llmkick.models.engine.batch_budget import BatchBudget, attempt
 from llmkick.models.engine.batches import Ids, plan_batches
 from llmkick.models.engine.kv_cache import can_reuse_cache
+from llmkick.models.engine.network import device_of, end_tokens_of, max_tokens_of
+from llmkick.models.engine.prompt_encoder import PromptEncoder
 from llmkick.models.engine.runner import Prefilled, Prefix, Runner, join, prefix_groups
 from llmkick.models.finite import finite_rows
-from llmkick.models.language_model import GenerateRequest, Generation, Unanswered
-from llmkick.models.transformers_model import TransformersModel
+from llmkick.models.language_model import Finish, GenerateRequest, Generation, Unanswered
 
 MAX_ROWS = 64
 # Cutting the cache costs about one step: worth it only once a quarter of the rows are done.
@@ -44,35 +45,43 @@ class Row:
         return (*self.prompt, *self.tokens)
 
 
-def generate_requests(model: TransformersModel, requests: Sequence[GenerateRequest]) -> list[Generation | Unanswered]:
-    """One generation a request, in the order of `requests`."""
+def generate_requests(
+    requests: Sequence[GenerateRequest], *, network: Any, encoder: PromptEncoder, budget: BatchBudget
+) -> list[Generation | Unanswered]:
+    """One generation a request, in the order of `requests`.
+
+    Unanswered are requests without a prompt, without room for their answer in the network's context, or that the
+    memory does not hold alone.
+    """
+    context = max_tokens_of(network)
+    answers = _Answers(encoder, end_tokens_of(network, encoder.tokenizer))
     rows = []
     for index, request in enumerate(requests):
-        row = Row(index=index, request=request, prompt=tuple(model.encode(request.prompt)))
+        row = Row(index=index, request=request, prompt=tuple(encoder.encode(request.prompt)))
         if not row.prompt:
             row.outcome = Unanswered(reason="the prompt is empty")
-        elif row.columns > model.max_tokens:
+        elif row.columns > context:
             row.outcome = Unanswered(
                 reason=f"a prompt of {len(row.prompt)} tokens leaves no room for {request.max_new_tokens} new "
-                f"tokens in a context of {model.max_tokens}"
+                f"tokens in a context of {context}"
             )
         rows.append(row)
     with torch.inference_mode():
-        _generate(model, [row for row in rows if row.outcome is None])
-    return [row.outcome if row.outcome is not None else _finish(model, row, "length") for row in rows]
+        _generate([row for row in rows if row.outcome is None], network, answers, budget)
+    return [row.outcome if row.outcome is not None else answers.finished(row, "length") for row in rows]
 
 
-def _generate(model: TransformersModel, rows: list[Row]) -> None:
+def _generate(rows: list[Row], network: Any, answers: _Answers, budget: BatchBudget) -> None:
     if not rows:
         return
     # A batch holds its longest prompt beside its longest answer, not always of the same request.
     columns = max(len(row.prompt) for row in rows) + max(row.request.max_new_tokens for row in rows)
-    runner = Runner(model.network, model.device, reusable=can_reuse_cache(model.network, columns))
+    runner = Runner(network, device_of(network), reusable=can_reuse_cache(network, columns))
     if not runner.takes_cache:
         for row in rows:
-            _decode_whole(model, runner, row)
+            _decode_whole(runner, answers, row)
         return
-    model.allowance.fit(model.network, model.device, sum(row.columns for row in rows), decoding=True)
+    budget.fit(network, runner.device, sum(row.columns for row in rows), decoding=True)
     queue: list[Row] = []
     everyone = [(list(range(len(rows))), Prefix(runner, ()))]
     for indices, prefix in prefix_groups(runner, [row.prompt for row in rows]) if runner.reusable else everyone:
@@ -80,15 +89,16 @@ def _generate(model: TransformersModel, rows: list[Row]) -> None:
         for index in sorted(indices, key=lambda index: (-rows[index].columns, index)):
             rows[index].prefix = prefix
             queue.append(rows[index])
-    _Decoder(model, runner, queue).run()
+    _Decoder(runner, answers, budget, queue).run()
 
 
 class _Decoder:
     """Answers a queue of rows. `active` are the rows of `state`, in its order, finished ones among them."""
 
-    def __init__(self, model: TransformersModel, runner: Runner, queue: Sequence[Row]) -> None:
-        self.model = model
+    def __init__(self, runner: Runner, answers: _Answers, budget: BatchBudget, queue: Sequence[Row]) -> None:
         self.runner = runner
+        self.answers = answers
+        self.budget = budget
         self.waiting = deque(queue)
         self.active: list[Row] = []
         self.state: Prefilled | None = None
@@ -108,7 +118,7 @@ class _Decoder:
         finite = finite_rows(self.state.next_logits).tolist()
         for row, token, is_finite in zip(self.active, chosen.tolist(), finite, strict=True):
             if row.outcome is None:
-                _append(self.model, row, token, is_finite=is_finite)
+                self.answers.append(row, token, is_finite=is_finite)
             if row.outcome is not None:
                 row.prefix = None  # the last row of a prefix lets its cache go
         alive = [index for index, row in enumerate(self.active) if row.outcome is None]
@@ -148,7 +158,7 @@ class _Decoder:
 
     def _admissible(self) -> list[Row]:
         """The first rows of the queue that fit beside the active ones."""
-        budget = self.model.allowance.budget(self.model.network, self.model.device, decoding=True)
+        budget = self.budget.tokens(self.runner.network, self.runner.device, decoding=True)
         most = MAX_ROWS if self.runner.reusable else 1  # a cache that cannot be padded or cut holds one row
         inside = [row.columns for row in self.active if row.outcome is None]
         rows, widest, new = len(inside), max(inside, default=0), list[Row]()
@@ -179,57 +189,59 @@ class _Decoder:
         first = self.waiting[0] if self.waiting else None
         if first is None:
             return
-        budget = self.model.allowance.budget(self.model.network, self.model.device, decoding=True)
+        budget = self.budget.tokens(self.runner.network, self.runner.device, decoding=True)
         if budget <= first.columns:  # it was alone
             self.waiting.popleft()
-            reason = f"the memory of {self.model.device} does not hold its {first.columns} tokens"
+            reason = f"the memory of {self.runner.device} does not hold its {first.columns} tokens"
             first.outcome = Unanswered(reason=reason)
         else:
-            self.model.allowance.shrink(self.model.network, self.model.device, shortage, decoding=True)
+            self.budget.shrink(self.runner.network, self.runner.device, shortage, decoding=True)
 
 
-def _decode_whole(model: TransformersModel, runner: Runner, row: Row) -> None:
+def _decode_whole(runner: Runner, answers: _Answers, row: Row) -> None:
     """Append greedy tokens, running the whole text for each: for networks that keep their state in their own way."""
     while row.outcome is None:
         logits = runner.next_logits(torch.tensor([row.text], device=runner.device))
-        _append(model, row, int(logits.argmax()), is_finite=bool(torch.isfinite(logits).all()))
+        answers.append(row, int(logits.argmax()), is_finite=bool(torch.isfinite(logits).all()))
 
 
-def _append(model: TransformersModel, row: Row, token: int, *, is_finite: bool) -> None:
-    if not is_finite:
-        row.outcome = Unanswered(reason="the model's output is NaN or Inf")
-    elif token in model.end_tokens:
-        row.outcome = _finish(model, row, "end")
-    else:
-        row.tokens.append(token)
-        if row.request.stops and first_stop(_text(model, row.tokens), row.request.stops) is not None:
-            row.outcome = _finish(model, row, "stop")
-        elif len(row.tokens) >= row.request.max_new_tokens:
-            row.outcome = _finish(model, row, "length")
+@dataclass(frozen=True)
+class _Answers:
+    """Turns the tokens of a row into its outcome; `end_tokens` are the token ids that end an answer."""
 
+    encoder: PromptEncoder
+    end_tokens: frozenset[int]
 
-def _text(model: TransformersModel, tokens: list[int]) -> str:
-    tokenizer: Any = model.tokenizer
-    text: str = tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    return text
+    def append(self, row: Row, token: int, *, is_finite: bool) -> None:
+        """One token more for a row, which ends it where it is an end, completes a stop string or is the last."""
+        if not is_finite:
+            row.outcome = Unanswered(reason="the model's output is NaN or Inf")
+        elif token in self.end_tokens:
+            row.outcome = self.finished(row, "end")
+        else:
+            row.tokens.append(token)
+            if row.request.stops and first_stop(self.encoder.decode(row.tokens), row.request.stops) is not None:
+                row.outcome = self.finished(row, "stop")
+            elif len(row.tokens) >= row.request.max_new_tokens:
+                row.outcome = self.finished(row, "length")
 
-
-def _finish(model: TransformersModel, row: Row, finish: str) -> Generation:
-    text = _text(model, row.tokens)
-    return Generation(
-        text=text[: first_stop(text, row.request.stops)],
-        tokens=len(row.tokens),
-        finish=finish,
-        unique_tokens=len(set(row.tokens)),
-    )
+    def finished(self, row: Row, finish: Finish) -> Generation:
+        """The answer of a row, without its stop string."""
+        text = self.encoder.decode(row.tokens)
+        return Generation(
+            text=text[: first_stop(text, row.request.stops)],
+            tokens=len(row.tokens),
+            finish=finish,
+            unique_tokens=len(set(row.tokens)),
+        )
 
 
 def first_stop(text: str, stops: Sequence[str]) -> int | None:
     """Where the first stop string begins, None when there is none.
 
-    One that is part of the leading whitespace does not count: an answer that begins with a blank line is
+    A stop string inside the leading whitespace does not count: an answer that begins with a blank line is
     not empty.
     """
     leading = len(text) - len(text.lstrip())
-    found = [text.find(stop, max(0, leading - len(stop) + 1)) for stop in stops]
-    return min((place for place in found if place >= 0), default=None)
+    positions = [text.find(stop, max(0, leading - len(stop) + 1)) for stop in stops]
+    return min((position for position in positions if position >= 0), default=None)

@@ -7,19 +7,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llmkick.models.engine.batch_budget import run_in_batches
+from llmkick.models.engine.batch_budget import BatchBudget, run_in_batches
 from llmkick.models.engine.batches import Ids, group_by_prefix, plan_batches, plan_rows
 from llmkick.models.engine.encoding import EncodedRequest, encode_requests
 from llmkick.models.engine.kv_cache import can_reuse_cache, stretched_beyond
+from llmkick.models.engine.network import device_of, max_tokens_of
 from llmkick.models.engine.packed_prompts import MOST_TOKENS
+from llmkick.models.engine.prompt_encoder import PromptEncoder
 from llmkick.models.engine.runner import Prefilled, Prefix, Runner, pad, prefix_groups
 from llmkick.models.language_model import ContinuationScore, ScoreRequest, Unanswered
-from llmkick.models.transformers_model import TransformersModel
 
 MAX_QUESTIONS = 256
 MAX_WHOLE_ROWS = 64
@@ -33,48 +35,58 @@ Question = list[EncodedRequest]
 Scores = dict[int, ContinuationScore | Unanswered]
 
 
-def score_requests(model: TransformersModel, requests: Sequence[ScoreRequest]) -> list[ContinuationScore | Unanswered]:
-    """One score a request, in the order of `requests`."""
+def score_requests(
+    requests: Sequence[ScoreRequest], *, network: Any, encoder: PromptEncoder, budget: BatchBudget
+) -> list[ContinuationScore | Unanswered]:
+    """One score a request, in the order of `requests`.
+
+    Unanswered are requests without a token to score, beyond the network's context, with token ids outside its
+    vocabulary, or that the memory does not hold alone.
+    """
     scores: Scores = {}
     encoded: list[EncodedRequest] = []
-    vocabulary = model.network.get_input_embeddings().weight.shape[0]
-    for one in encode_requests(model, requests):
-        total = len(one.prompt) + len(one.continuation)
-        if one.scored_tokens < 1:
-            scores[one.index] = Unanswered(reason="the continuation has no token to score")
-        elif total > model.max_tokens:
-            scores[one.index] = Unanswered(reason=f"{total} tokens exceed the context of {model.max_tokens}")
-        elif not 0 <= min(one.continuation) <= max(one.continuation) < vocabulary:
-            scores[one.index] = Unanswered(reason=f"it holds token ids outside the vocabulary of {vocabulary}")
+    vocabulary, context = network.get_input_embeddings().weight.shape[0], max_tokens_of(network)
+    for request in encode_requests(encoder, requests):
+        total = len(request.prompt) + len(request.continuation)
+        if request.scored_tokens < 1:
+            scores[request.index] = Unanswered(reason="the continuation has no token to score")
+        elif total > context:
+            scores[request.index] = Unanswered(reason=f"{total} tokens exceed the context of {context}")
+        elif not 0 <= min(request.continuation) <= max(request.continuation) < vocabulary:
+            scores[request.index] = Unanswered(reason=f"it holds token ids outside the vocabulary of {vocabulary}")
         else:
-            encoded.append(one)
+            encoded.append(request)
     if encoded:
         with torch.inference_mode():
-            _Scorer(model, scores).score(encoded)
+            _Scorer(network, budget, scores).score(encoded)
     return [scores[index] for index in range(len(requests))]
 
 
 class _Scorer:
     """One call's worth of scoring; results go into `scores` as they come."""
 
-    def __init__(self, model: TransformersModel, scores: Scores) -> None:
-        self.model = model
+    def __init__(self, network: Any, budget: BatchBudget, scores: Scores) -> None:
+        self.network = network
+        self.device = device_of(network)
+        self.budget = budget
         self.scores = scores
-        self.positions = max(1, int(LOGIT_BYTES / (_vocabulary(model) * model.network.dtype.itemsize)))
+        self.positions = max(1, int(LOGIT_BYTES / (_vocabulary(network) * network.dtype.itemsize)))
 
     def score(self, encoded: list[EncodedRequest]) -> None:
         """Requests with a prompt go through the cache where the network allows it, the others run whole."""
         # A batch holds its longest prompt beside its longest continuation, not always of the same request.
-        columns = max(len(one.prompt) for one in encoded) + max(len(one.continuation) for one in encoded)
-        reusable = can_reuse_cache(self.model.network, columns)
-        self.runner = Runner(self.model.network, self.model.device, reusable=reusable)
-        tokens = sum(len(one.prompt) + len(one.continuation) for one in encoded)
-        self.model.allowance.fit(self.model.network, self.model.device, tokens)
-        self._score_prompted([one for one in encoded if one.prompt and reusable])
-        self._score_whole([one for one in encoded if not (one.prompt and reusable)])
+        columns = max(len(request.prompt) for request in encoded) + max(
+            len(request.continuation) for request in encoded
+        )
+        reusable = can_reuse_cache(self.network, columns)
+        self.runner = Runner(self.network, self.device, reusable=reusable)
+        tokens = sum(len(request.prompt) + len(request.continuation) for request in encoded)
+        self.budget.fit(self.network, self.device, tokens)
+        self._score_prompted([request for request in encoded if request.prompt and reusable])
+        self._score_whole([request for request in encoded if not (request.prompt and reusable)])
 
-    def _budget(self) -> int:
-        return self.model.allowance.budget(self.model.network, self.model.device)
+    def _batch_tokens(self) -> int:
+        return self.budget.tokens(self.network, self.device)
 
     def _run(
         self,
@@ -85,27 +97,27 @@ class _Scorer:
     ) -> None:
         run_in_batches(
             questions,
-            budget=self._budget,
+            budget=self._batch_tokens,
             plan=plan,
             work=work,
             cost=_columns,
-            shrink=lambda reason: self.model.allowance.shrink(self.model.network, self.model.device, reason),
+            shrink=lambda reason: self.budget.shrink(self.network, self.device, reason),
             give_up=self._give_up,
         )
 
     def _give_up(self, question: Question) -> None:
-        reason = f"the memory of {self.model.device} does not hold its {_columns(question)} tokens"
-        self.scores.update({one.index: Unanswered(reason=reason) for one in question})
+        reason = f"the memory of {self.device} does not hold its {_columns(question)} tokens"
+        self.scores.update({request.index: Unanswered(reason=reason) for request in question})
 
     def _score_prompted(self, encoded: list[EncodedRequest]) -> None:
         """Through the cache: each distinct prompt runs once, what prompts share runs once."""
         by_prompt: dict[Ids, Question] = {}
-        for one in encoded:
-            by_prompt.setdefault(one.prompt, []).append(one)
+        for request in encoded:
+            by_prompt.setdefault(request.prompt, []).append(request)
         letters: list[Question] = []
         continued: list[Question] = []
         for question in by_prompt.values():
-            (letters if all(len(one.continuation) == 1 for one in question) else continued).append(question)
+            (letters if all(len(request.continuation) == 1 for request in question) else continued).append(question)
         self._score_letters(letters)
         prompts = [question[0].prompt for question in continued]
         for indices, prefix in prefix_groups(self.runner, prompts):
@@ -178,20 +190,22 @@ class _Scorer:
         """Options of one token, from (questions, vocabulary) float32."""
         first = F.log_softmax(next_logits, dim=-1)
         for row, question in enumerate(questions):
-            self.scores.update({one.index: _score(first[row][None], one) for one in question})
+            self.scores.update({request.index: _score(first[row][None], request) for request in question})
 
     def _score_continued(self, questions: list[Question], prefix: Prefix) -> None:
         state = self.runner.prefill([question[0].prompt for question in questions], len(prefix), prefix.cache)
         first = F.log_softmax(state.next_logits, dim=-1)
         longer: list[tuple[int, EncodedRequest]] = []
-        for row, one in ((row, one) for row, question in enumerate(questions) for one in question):
-            if len(one.continuation) == 1:  # all letters of a question come from this one position
-                self.scores[one.index] = _score(first[row][None], one)
+        for row, request in ((row, request) for row, question in enumerate(questions) for request in question):
+            if len(request.continuation) == 1:  # all letters of a question come from this one position
+                self.scores[request.index] = _score(first[row][None], request)
             else:
-                longer.append((row, one))
-        lengths = [len(one.continuation) - 1 for _, one in longer]
+                longer.append((row, request))
+        lengths = [len(request.continuation) - 1 for _, request in longer]
         columns = [state.mask.shape[1] + length for length in lengths]
-        plan = plan_batches(lengths, columns, budget=self._budget(), max_rows=MAX_QUESTIONS, max_tokens=self.positions)
+        plan = plan_batches(
+            lengths, columns, budget=self._batch_tokens(), max_rows=MAX_QUESTIONS, max_tokens=self.positions
+        )
         for batch in plan:
             self._score_longer([longer[index] for index in batch], state, first)
 
@@ -199,20 +213,20 @@ class _Scorer:
         """Options of several tokens, each beside a copy of its question's cache."""
         chosen = torch.tensor([row for row, _ in rows], device=self.runner.device)
         branch = state.taken(chosen)
-        ids, own_mask = pad([one.continuation[:-1] for _, one in rows], self.runner.device, left=False)
+        ids, own_mask = pad([request.continuation[:-1] for _, request in rows], self.runner.device, left=False)
         positions = branch.lengths[:, None] + torch.arange(ids.shape[1], device=self.runner.device)
         mask = torch.cat([branch.mask, own_mask], dim=1)
         logits = self.runner.forward(ids, mask=mask, positions=positions, cache=branch.cache)
-        for index, (row, one) in enumerate(rows):
-            rest = F.log_softmax(logits[index, : len(one.continuation) - 1].float(), dim=-1)
-            self.scores[one.index] = _score(torch.cat([first[row][None], rest]), one)
+        for index, (row, request) in enumerate(rows):
+            rest = F.log_softmax(logits[index, : len(request.continuation) - 1].float(), dim=-1)
+            self.scores[request.index] = _score(torch.cat([first[row][None], rest]), request)
 
     def _score_whole(self, encoded: list[EncodedRequest]) -> None:
         """Without a cache: running text, and networks whose cache cannot be reused."""
         by_inputs: dict[Ids, Question] = {}
-        for one in encoded:
-            by_inputs.setdefault(one.inputs, []).append(one)
-        limit = stretched_beyond(self.model.network)
+        for request in encoded:
+            by_inputs.setdefault(request.inputs, []).append(request)
+        limit = stretched_beyond(self.network)
 
         def plan(questions: Sequence[Question], budget: int) -> Iterator[list[int]]:
             lengths = [_columns(question) for question in questions]
@@ -225,43 +239,43 @@ class _Scorer:
     def _score_whole_batch(self, questions: list[Question]) -> None:
         ids, mask = pad([question[0].inputs for question in questions], self.runner.device, left=False)
         positions = torch.arange(ids.shape[1], device=self.runner.device)[None].expand(len(ids), -1)
-        rows = [(row, one) for row, question in enumerate(questions) for one in question]
-        keep = range(min(len(one.inputs) - one.scored_tokens for _, one in rows), ids.shape[1])
+        rows = [(row, request) for row, question in enumerate(questions) for request in question]
+        keep = range(min(len(request.inputs) - request.scored_tokens for _, request in rows), ids.shape[1])
         logits = self.runner.forward(ids, mask=mask, positions=positions, cache=None, keep=keep)
-        for row, one in rows:
-            end = len(one.inputs) - keep.start
-            self.scores[one.index] = _score_in_pieces(logits[row, end - one.scored_tokens : end], one)
+        for row, request in rows:
+            end = len(request.inputs) - keep.start
+            self.scores[request.index] = _score_in_pieces(logits[row, end - request.scored_tokens : end], request)
 
 
-def _vocabulary(model: TransformersModel) -> int:
-    return int(model.network.config.get_text_config(decoder=True).vocab_size)
+def _vocabulary(network: Any) -> int:
+    return int(network.config.get_text_config(decoder=True).vocab_size)
 
 
 def _columns(question: Question) -> int:
     """Tokens that the longest row of a question holds."""
-    return len(question[0].prompt) + max(len(one.continuation) for one in question)
+    return len(question[0].prompt) + max(len(request.continuation) for request in question)
 
 
-def _score(logprobs: Tensor, one: EncodedRequest) -> ContinuationScore | Unanswered:
+def _score(logprobs: Tensor, request: EncodedRequest) -> ContinuationScore | Unanswered:
     """(tokens, vocabulary) log-probabilities, one row for each scored token → the score."""
-    target = torch.tensor(one.continuation[-one.scored_tokens :], device=logprobs.device)
+    target = torch.tensor(request.continuation[-request.scored_tokens :], device=logprobs.device)
     picked = logprobs.gather(1, target[:, None])[:, 0]
-    return _result(float(picked.double().sum()), bool((logprobs.argmax(1) == target).all()), one)
+    return _result(float(picked.double().sum()), bool((logprobs.argmax(1) == target).all()), request)
 
 
-def _result(logprob: float, is_greedy: bool, one: EncodedRequest) -> ContinuationScore | Unanswered:
+def _result(logprob: float, is_greedy: bool, request: EncodedRequest) -> ContinuationScore | Unanswered:
     if not math.isfinite(logprob):
         return Unanswered(reason="the model's output is NaN or Inf")
     return ContinuationScore(
-        logprob=logprob, tokens=one.scored_tokens, is_greedy=is_greedy, boundary_moved=one.boundary_moved
+        logprob=logprob, tokens=request.scored_tokens, is_greedy=is_greedy, boundary_moved=request.boundary_moved
     )
 
 
-def _score_in_pieces(logits: Tensor, one: EncodedRequest) -> ContinuationScore | Unanswered:
+def _score_in_pieces(logits: Tensor, request: EncodedRequest) -> ContinuationScore | Unanswered:
     """Like `_score`, from (tokens, vocabulary) raw logits, a few rows in float32 at a time."""
-    target = torch.tensor(one.continuation[-one.scored_tokens :], device=logits.device)
+    target = torch.tensor(request.continuation[-request.scored_tokens :], device=logits.device)
     total, greedy = 0.0, True
     for piece, wanted in zip(torch.split(logits, LOGIT_ROWS), torch.split(target, LOGIT_ROWS), strict=True):
         total -= float(F.cross_entropy(piece.float(), wanted, reduction="none").double().sum())
         greedy = greedy and bool((piece.argmax(1) == wanted).all())
-    return _result(total, greedy, one)
+    return _result(total, greedy, request)

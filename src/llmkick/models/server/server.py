@@ -15,12 +15,15 @@ from typing import Any
 
 from llmkick.errors import ConfigError
 from llmkick.models.checkpoints.checkpoint import is_server
+from llmkick.models.checkpoints.loading import load_model
 from llmkick.models.engine.generation import first_stop
 from llmkick.models.language_model import (
     ContinuationScore,
+    Finish,
     GenerateRequest,
     Generation,
     LanguageModel,
+    ModelDefaults,
     ModelInfo,
     Prompt,
     ScoreRequest,
@@ -39,7 +42,6 @@ from llmkick.models.server.replies import (
     likeliest_in_completion,
     new_tokens,
 )
-from llmkick.models.transformers_model import load_model
 
 # Longest prompt plus answer where a server does not say it; what does not fit, it refuses.
 ASSUMED_TOKENS = 4096
@@ -70,7 +72,7 @@ class ServerSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ServerModel:
+class ServerModel(ModelDefaults):
     """A LanguageModel behind an endpoint. Its weights cannot be seen: the digest is of what the server says."""
 
     endpoint: Endpoint
@@ -94,6 +96,11 @@ class ServerModel:
     def tokenize(self, text: str) -> list[int]:
         """As many zeros as the text may have tokens: the server's tokenizer is not here. Never asked of the server."""
         return [0] * math.ceil(len(text.encode()) / BYTES_A_TOKEN)
+
+    @property
+    def answers_all_requests(self) -> bool:
+        """False: what a server answers depends on what it can do."""
+        return False
 
     def refusal(self, requests: Sequence[ScoreRequest | GenerateRequest]) -> str:
         """Why this server cannot answer such requests, and what to do; empty when it can."""
@@ -259,7 +266,7 @@ def _generation(request: GenerateRequest, reply: Any) -> Generation | Unanswered
         return Unanswered(reason=f"the server's answer has no text (it ended with {reason!r})")
     text = text or ""
     end = first_stop(text, request.stops)
-    finish = "stop" if end is not None else "length" if reason == "length" else "end"
+    finish: Finish = "stop" if end is not None else "length" if reason == "length" else "end"
     return Generation(text=text[:end], tokens=new_tokens(reply), finish=finish)
 
 

@@ -20,8 +20,8 @@ from llmkick.report.lookup import ordered_tasks
 from llmkick.report.page.embedding import deflated, packed, sha256
 from llmkick.report.payload import Payload
 from llmkick.report.run_folder import Run
-from llmkick.study.journal.journal import CellEntry, PromptPart
-from llmkick.study.journal.prompts import unpacked
+from llmkick.study.journal.journal import CellEntry
+from llmkick.study.journal.prompts import PromptPart, unpacked
 
 ITEMS_FOLDER = "report-items"
 # Longer passages are cut on the page; the journal holds them whole.

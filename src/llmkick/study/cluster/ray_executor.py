@@ -120,7 +120,7 @@ class RayExecutor:
 
     def _say(self, note: str) -> None:
         """What a reader of a model's answers should know: it is among the dense model's notes, as locally."""
-        self._model.allowance.notes.append(note)
+        self._model.engine.budget.notes.append(note)
 
     def calibrate(self, study: Study, seed: int, observer: Observer) -> Calibration:
         """The calibration windows of a seed: text is read here, the model's own is sampled where its weights are."""

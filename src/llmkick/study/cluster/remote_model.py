@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from llmkick.errors import ModelError
-from llmkick.models.checkpoints.checkpoint import small_files
+from llmkick.errors import ModelError, one_line
+from llmkick.models.checkpoints.meta_model import load_structure
 from llmkick.models.language_model import (
     ContinuationScore,
     GenerateRequest,
@@ -63,28 +63,23 @@ class Likeness:
 
     def model(self, info: ModelInfo, place: torch.device, ask: Ask) -> RemoteModel:
         """The model that answers elsewhere."""
-        return RemoteModel(network=self.network, tokenizer=self.tokenizer, info=info, place=place, ask=ask)
+        local = TransformersModel.wrap(self.network, self.tokenizer, info)
+        return RemoteModel(info=info, engine=local.engine, place=place, ask=ask)
 
 
 def likeness(reference: str) -> Likeness:
     """The likeness of the model behind a reference. Raises ModelError when its small files cannot be had here."""
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-
-    auto: Any = AutoModelForCausalLM
     try:
-        folder = small_files(reference)
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        with torch.device("meta"):
-            network = auto.from_config(config, trust_remote_code=False)
+        structure = load_structure(reference)
     except ModelError:
         raise
     except Exception as error:
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise ModelError(
-            f"the tokenizer and configuration of {reference!r} are needed on this machine too: {reason}"
+            f"the tokenizer and configuration of {reference!r} are needed on this machine too: {one_line(error)}"
         ) from error
-    return Likeness(reference=_elsewhere(reference, folder), network=network.eval(), tokenizer=tokenizer)
+    return Likeness(
+        reference=_elsewhere(reference, structure.folder), network=structure.network, tokenizer=structure.tokenizer
+    )
 
 
 def _elsewhere(reference: str, folder: Path) -> str:

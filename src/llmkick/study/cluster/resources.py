@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from llmkick.errors import ConfigError
+from llmkick.errors import ConfigError, one_line
 
 # Seconds that an address has to answer.
 CONNECT_SECONDS, STATUS_SECONDS = 5.0, 30.0
@@ -136,10 +136,9 @@ def connect(address: str | None) -> bool:
             logging_level=logging.ERROR,
         )
     except Exception as error:
-        reason = " ".join(str(error).split())[:300]
         raise ConfigError(
-            f"cannot join the Ray cluster {address!r}: {reason}. The command must run on a machine of the cluster: "
-            "`ray start --address=HEAD:6379 --num-cpus=0` makes this one part of it"
+            f"cannot join the Ray cluster {address!r}: {one_line(error)}. The command must run on a machine of the "
+            "cluster: `ray start --address=HEAD:6379 --num-cpus=0` makes this one part of it"
         ) from error
     return True
 

@@ -15,6 +15,7 @@ import torch
 
 from llmkick.compression.walk.calibration import Calibration
 from llmkick.compression.walk.report import CompressionReport
+from llmkick.models.checkpoints.loading import load_model
 from llmkick.models.language_model import (
     ContinuationScore,
     GenerateRequest,
@@ -23,7 +24,8 @@ from llmkick.models.language_model import (
     ScoreRequest,
     Unanswered,
 )
-from llmkick.models.transformers_model import TransformersModel, load_model, weights_digest
+from llmkick.models.transformers_model import TransformersModel
+from llmkick.models.weights import weights_digest
 from llmkick.study.cells import Variant
 from llmkick.study.progress import Silent
 from llmkick.study.running.compressor import StudyCompressor
@@ -101,8 +103,12 @@ class Worker:
         """Answers of the dense or the compressed model, one a request, and what must be said of them."""
         model = self._dense if which == "dense" else self._compressed
         assert model is not None, "nothing is compressed"
-        answers: Answers = getattr(model, kind)(requests)
-        return answers, self._taken(model.allowance.notes)
+        answers: Answers
+        if kind == "logprobs":
+            answers = model.logprobs([request for request in requests if isinstance(request, ScoreRequest)])
+        else:
+            answers = model.generate([request for request in requests if isinstance(request, GenerateRequest)])
+        return answers, self._taken(model.engine.budget.notes)
 
     def _taken(self, lines: list[str]) -> list[str]:
         taken = list(lines)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from llmkick.errors import ConfigError, KickError
+from llmkick.errors import ConfigError, KickError, one_line
 from llmkick.study.cells import Variant
 from llmkick.study.cluster.remote_model import Likeness, RemoteModel
 from llmkick.study.cluster.resources import Demand
@@ -97,9 +97,9 @@ class Place:
         except RayTaskError as error:
             if isinstance(error.cause, KickError):
                 raise DoomedError(error.cause) from error
-            raise LostError(f"{self.name} failed: {type(error.cause).__name__}: {_short(error.cause)}") from error
+            raise LostError(f"{self.name} failed: {type(error.cause).__name__}: {one_line(error.cause)}") from error
         except RayError as error:
-            raise LostError(f"{self.name} was lost: {_short(error)}") from error
+            raise LostError(f"{self.name} was lost: {one_line(error)}") from error
 
     def model(self, which: Which) -> RemoteModel:
         """The dense or the compressed model of the worker."""
@@ -129,7 +129,3 @@ class Place:
         if self._actor is not None:
             ray.kill(self._actor, no_restart=True)
         self._actor, self.at_hand, self.introduction = None, None, None
-
-
-def _short(error: object) -> str:
-    return " ".join(str(error).split())[:300]

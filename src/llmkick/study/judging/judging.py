@@ -86,7 +86,7 @@ class Judging:
             file = self._file(task.name)
             if file is not None:
                 self.references[task.name] = read_reference_answers(file, task.items())
-        if self.journal.meta().get("judged") != self._identity():
+        if self.journal.notes().judged != self._identity():
             self.judge.check()
 
     def _file(self, task: str) -> Path | None:

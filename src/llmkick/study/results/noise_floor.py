@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import TypedDict
 
 from llmkick.errors import DataError
-from llmkick.models.engine.scoring import score_requests
 from llmkick.models.language_model import ContinuationScore, LanguageModel, ScoreRequest, Unanswered
 from llmkick.models.transformers_model import TransformersModel
 from llmkick.study.results.records import Details, NoiseRow
@@ -61,10 +60,10 @@ def noise_floor(model: TransformersModel, requests: Sequence[ScoreRequest]) -> N
             questions[-1].append(index)
         else:
             questions.append([index])
-    in_batches = score_requests(model, requests)
+    in_batches = model.logprobs(requests)
     alone: list[ContinuationScore | Unanswered] = []
     for question in questions:
-        alone += score_requests(model, [requests[index] for index in question])
+        alone += model.logprobs([requests[index] for index in question])
     return compare_runs([question for question in questions if len(question) > 1], in_batches, alone)
 
 

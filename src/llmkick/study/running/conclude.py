@@ -172,7 +172,7 @@ def _warnings(models: Sequence[LanguageModel], study: Study, records: Any, repor
     if not study.propagate:
         found.append("calibration was not propagated: every statistic comes from the dense model")
     for model in models:
-        found += getattr(model, "notes", ())
+        found += model.notes
     if len(study.labels()) > 1:
         found.append(correction_note(study.labels(), study.correction, study.alpha))
     for report in reports:

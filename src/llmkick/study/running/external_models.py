@@ -12,13 +12,15 @@ from typing import Any
 import torch
 
 from llmkick.errors import ConfigError
-from llmkick.models.checkpoints.checkpoint import Checkpoint, is_server, locate
+from llmkick.models.checkpoint import Checkpoint
+from llmkick.models.checkpoints.checkpoint import is_server, locate
+from llmkick.models.checkpoints.loading import load_located, read_tokenizer
 from llmkick.models.checkpoints.sparsity import zeros_of
 from llmkick.models.language_model import LanguageModel
 from llmkick.models.plugin_models import plugin_of
 from llmkick.models.precision import resolve_device, resolve_dtype
 from llmkick.models.server.server import ServerSettings, open_model
-from llmkick.models.transformers_model import TransformersModel, load_located, read_tokenizer
+from llmkick.models.transformers_model import TransformersModel
 from llmkick.study.cells import Variant, style_of, variants_of
 from llmkick.study.spec.study import Study
 from llmkick.tasks.evaluate import refuse_unanswerable

@@ -29,9 +29,9 @@ def note_run(
     prompting: Prompting,
 ) -> None:
     """The model, the tasks, the machine, the command, every question, and how it is put to the dense model."""
-    journal.describe("model", as_json(model.info))
-    journal.describe("tasks", [describe_task(task, prompting).facts for task in tasks])
-    journal.describe("environment", environment())
+    journal.note("model", as_json(model.info))
+    journal.note("tasks", [describe_task(task, prompting).facts for task in tasks])
+    journal.note("environment", environment())
     now = datetime.now(UTC).isoformat(timespec="seconds")
     journal.add_command(now, importlib.metadata.version("llmkick"), command_line(sys.argv))
     for task in tasks:

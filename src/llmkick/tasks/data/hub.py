@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llmkick.errors import DataError
+from llmkick.errors import DataError, one_line
 from llmkick.files import cache_folder, sha256_of_file, write_text_atomically
 from llmkick.tasks.data.published import DataSet
 
@@ -64,10 +64,9 @@ def fetch(dataset: DataSet, patterns: Sequence[str], revision: str | None = None
 
 
 def _unreachable(dataset: DataSet, wanted: str, error: Exception) -> str:
-    reason = " ".join(str(error).split())[:300] or type(error).__name__
     return (
         f"cannot get {dataset.name} ({dataset.repository}, revision {wanted}) from {_host(dataset)}, "
-        f"and it is not cached: {reason}\n"
+        f"and it is not cached: {one_line(error)}\n"
         'Check the network and the revision, or give source = "FOLDER" with the official files (docs/data.md)'
     )
 

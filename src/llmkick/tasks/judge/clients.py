@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from llmkick.errors import JudgeError, KickError
 from llmkick.models.checkpoints.checkpoint import locate
+from llmkick.models.checkpoints.loading import load_model
 from llmkick.models.language_model import GenerateRequest, Generation, LanguageModel, Message, Unanswered
-from llmkick.models.transformers_model import load_model
 
 if TYPE_CHECKING:  # the client library takes a second
     from llmkick.models.server.address import Address
@@ -265,11 +265,10 @@ class LocalJudge:
 
 
 def _local_reply(model: LanguageModel, request: GenerateRequest, answer: Generation) -> Reply:
-    from llmkick.tasks.fitting import prompt_tokens
 
     return Reply(
         text=answer.text,
         cut=answer.finish == "length",
-        prompt_tokens=prompt_tokens(model, request.prompt),
+        prompt_tokens=model.prompt_tokens(request.prompt),
         completion_tokens=answer.tokens,
     )

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from forwards import count_forwards
-from llmkick.compression.walk import walk
+from llmkick.compression.walk import batches
 from llmkick.compression.walk.compress import compress
 from llmkick.errors import NumericalError
 from toy import toy_model
@@ -31,8 +31,8 @@ def windows(rows: int = 7) -> Tensor:
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("propagate", [True, False])
-def test_lanes_change_no_weight(architecture: str, propagate: bool, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(walk, "BATCH_TOKENS_CPU", 60)
+def test_workers_change_no_weight(architecture: str, propagate: bool, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(batches, "BATCH_TOKENS_CPU", 60)
     model = toy_model(architecture)
     found = {}
     for threads in (1, 2, 3):
@@ -86,7 +86,7 @@ def test_a_network_that_fails_in_a_lane_says_so_and_stays_usable():
 
 
 def test_a_walk_goes_on_with_another_number_of_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(walk, "BATCH_TOKENS_CPU", 60)
+    monkeypatch.setattr(batches, "BATCH_TOKENS_CPU", 60)
     model = toy_model()
     expected, _ = compress(model, "wanda@0.5", calibration=windows())
 

@@ -1,0 +1,182 @@
+"""From a model reference, or the files behind it, to a model in memory."""
+
+from __future__ import annotations
+
+import copy
+import threading
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llmkick.errors import ModelError
+from llmkick.models.checkpoint import Checkpoint
+from llmkick.models.checkpoints.checkpoint import locate, refuse_missing
+from llmkick.models.checkpoints.packed import unpack_folder
+from llmkick.models.language_model import ModelInfo
+from llmkick.models.plugin_models import load_from_plugin, plugin_of
+from llmkick.models.precision import BALANCED, resolve_device, resolve_dtype
+from llmkick.models.transformers_model import TransformersModel
+from llmkick.models.weights import check_finite
+
+# While transformers loads a network it replaces functions of its own, such as the tying of weights, for the whole
+# process: two loads at once can leave them replaced for good, and every later model without its output head.
+_LOADING = threading.Lock()
+
+
+def load_model(reference: str, *, dtype: str = "auto", device: str = "auto") -> TransformersModel:
+    """Load a model by built-in name, local Hugging Face folder, hub id, `.gguf` file or a plug-in's `scheme:…`.
+
+    `dtype` is "auto" (bfloat16 where the device is faster in it, else float32), "float32",
+    "bfloat16" or "float16"; `device` is "auto" (CUDA when there is one), a torch device name, or "balanced" (over all
+    CUDA devices, for a model that one does not hold).
+    Raises ModelError for missing, damaged or unsupported files, NumericalError for NaN or Inf weights, ConfigError
+    for a broken plug-in.
+    """
+    resolve_dtype(dtype, resolve_device(device))  # before anything is fetched or converted
+    plugin = plugin_of(reference)
+    if plugin is not None:
+        # A plug-in's model may be any LanguageModel; what needs its weights asks for them.
+        return load_from_plugin(plugin, reference, dtype=dtype, device=device)  # type: ignore[return-value]
+    return load_located(locate(reference), dtype=dtype, device=device)
+
+
+def load_located(checkpoint: Checkpoint, *, dtype: str = "auto", device: str = "auto") -> TransformersModel:
+    """As `load_model`, for files that have been located."""
+    target = resolve_device(device)
+    precision = resolve_dtype(dtype, target)
+    spread = device == BALANCED
+    with _LOADING:
+        network, tokenizer = _read(checkpoint, precision, BALANCED if spread else None)
+        network.eval().requires_grad_(False)
+        check_finite(network)
+        info = describe(network, checkpoint, precision)
+    placed = network if spread else network.to(target)
+    return TransformersModel.wrap(placed, tokenizer, info, checkpoint=checkpoint)
+
+
+def describe(network: Any, checkpoint: Checkpoint, dtype: torch.dtype) -> ModelInfo:
+    """What identifies a network that comes from a checkpoint."""
+    return ModelInfo(
+        name=checkpoint.name,
+        revision=checkpoint.revision,
+        digest=checkpoint.digest,
+        architecture=(network.config.architectures or [type(network).__name__])[0],
+        parameters=_parameters(network),
+        dtype=str(dtype).removeprefix("torch."),
+        source_precision=checkpoint.source_precision,
+    )
+
+
+def _parameters(network: Any) -> int:
+    """The number of weights of the architecture; packed weights count as the weights they stand for."""
+    if getattr(network.config, "quantization_config", None) is not None:
+        config = copy.deepcopy(network.config)
+        del config.quantization_config
+        network = meta_network(config)
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def meta_network(config: Any, *, dtype: torch.dtype | None = None) -> Any:
+    """The network of a configuration, its parameters on the meta device: shapes without memory.
+
+    Buffers, such as rotary frequencies, have their values: they are computed, not read from a file.
+    """
+    from accelerate import init_empty_weights
+    from transformers import AutoModelForCausalLM
+
+    auto: Any = AutoModelForCausalLM
+    given = {} if dtype is None else {"dtype": dtype}
+    with init_empty_weights(include_buffers=False):
+        network = auto.from_config(config, trust_remote_code=False, **given)
+    network.tie_weights()
+    return network.eval().requires_grad_(False)
+
+
+def read_config(folder: Path) -> Any:
+    """The Hugging Face configuration in a folder; transformers' own errors."""
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+
+
+def read_tokenizer(checkpoint: Checkpoint) -> Any:
+    """The tokenizer in a checkpoint's folder. Raises ModelError when there is none that can be read."""
+    try:
+        return tokenizer_in(checkpoint.folder)
+    except Exception as error:
+        raise cannot_load(checkpoint, error) from error
+
+
+def tokenizer_in(folder: Path) -> Any:
+    """The tokenizer in a folder; transformers' own errors."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+
+
+def cannot_load(checkpoint: Checkpoint, error: Exception) -> ModelError:
+    """The error that says which files could not be loaded, and why."""
+    return ModelError(f"cannot load {checkpoint.name} from {checkpoint.folder}: {error}")
+
+
+def _read(checkpoint: Checkpoint, dtype: torch.dtype, device_map: str | None = None) -> tuple[Any, Any]:
+    """The network and the tokenizer of a checkpoint."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    tokenizer = read_tokenizer(checkpoint)
+    options: dict[str, Any] = {"dtype": dtype, "local_files_only": True, "output_loading_info": True}
+    if device_map is not None:
+        options["device_map"] = device_map
+    try:
+        read = _read_packed if checkpoint.packed else _read_plain
+        network, loading_info = read(checkpoint, options)
+    except ModelError:
+        raise
+    except Exception as error:
+        raise cannot_load(checkpoint, error) from error
+    refuse_missing(checkpoint.folder, network, loading_info)
+    refuse_offloaded(checkpoint.name, network)
+    return network, tokenizer
+
+
+def _read_packed(checkpoint: Checkpoint, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The network of a folder in our compact form, and what transformers says of the loading."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    config = read_config(checkpoint.folder)
+    architecture: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    weights = unpack_folder(checkpoint.folder)
+    network, loading_info = architecture.from_pretrained(None, config=config, state_dict=weights, **options)
+    return network, loading_info
+
+
+def _read_plain(checkpoint: Checkpoint, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The network of a folder that transformers reads, and what it says of the loading."""
+    from transformers import AutoModelForCausalLM, CompressedTensorsConfig
+
+    auto: Any = AutoModelForCausalLM
+    if checkpoint.quantization == "compressed-tensors":
+        # As plain weights: packed ones with zero points do not load otherwise (compressed-tensors 0.20).
+        options = {**options, "quantization_config": CompressedTensorsConfig(dequantize=True)}
+    with warnings.catch_warnings(action="ignore", category=UserWarning):  # it is told to dequantize
+        network, loading_info = auto.from_pretrained(
+            checkpoint.folder, use_safetensors=True, trust_remote_code=False, **options
+        )
+    return network, loading_info
+
+
+def refuse_offloaded(name: str, network: Any) -> None:
+    """Raise ModelError when parts of a network that is spread over GPUs found no room there.
+
+    accelerate would read them from memory or disk again for every token, and a changed weight would be lost.
+    """
+    devices = getattr(network, "hf_device_map", {})
+    outside = sorted(part for part, device in devices.items() if str(device) in ("cpu", "disk", "meta"))
+    if outside and len(set(map(str, devices.values()))) > 1:
+        raise ModelError(
+            f"the GPUs that can be seen do not hold {name}: {len(outside)} of its {len(devices)} parts found no room, "
+            f"{outside[0]} first; use more of them, or a smaller dtype"
+        )

@@ -1,0 +1,31 @@
+"""What the engine reads from a network and its configuration: device, context length, vocabulary, end tokens."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+# The context length of a network whose configuration names none.
+DEFAULT_MAX_TOKENS = 2048
+
+
+def device_of(network: Any) -> torch.device:
+    """Where the inputs go: the device of the input embeddings."""
+    device: torch.device = network.get_input_embeddings().weight.device
+    return device
+
+
+def max_tokens_of(network: Any) -> int:
+    """The network's position limit, DEFAULT_MAX_TOKENS where its configuration names none."""
+    config = network.config.get_text_config(decoder=True)
+    limit = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+    return int(limit or DEFAULT_MAX_TOKENS)
+
+
+def end_tokens_of(network: Any, tokenizer: Any) -> frozenset[int]:
+    """Token ids that end an answer: those of the generation configuration, and the tokenizer's."""
+    configured = getattr(network.generation_config, "eos_token_id", None)
+    ids = set(configured) if isinstance(configured, list | tuple) else {configured}
+    ids.add(tokenizer.eos_token_id)
+    return frozenset(int(token) for token in ids if token is not None)

@@ -1,0 +1,82 @@
+"""Prompts as token ids: raw text as it is, conversations through the model's chat template."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from llmkick.errors import ConfigError
+from llmkick.models.language_model import Message, Prompt
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptEncoder:
+    """A Hugging Face tokenizer that encodes prompts and decodes answers; `model_name` is for its error messages."""
+
+    tokenizer: Any
+    model_name: str
+
+    @property
+    def has_chat_template(self) -> bool:
+        """True for instruct models."""
+        return bool(getattr(self.tokenizer, "chat_template", None))
+
+    def tokenize(self, text: str) -> list[int]:
+        """Token ids of raw text, with the special tokens that the tokenizer adds by default."""
+        ids: list[int] = self.tokenizer(text, verbose=False)["input_ids"]
+        return ids
+
+    def tokenize_alone(self, text: str) -> list[int]:
+        """Token ids of raw text without any special tokens."""
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        return ids
+
+    def encode(self, prompt: Prompt, continuation: str = "") -> list[int]:
+        """Token ids of a prompt with its continuation, tokenised as one text.
+
+        Raises ConfigError for a conversation where the tokenizer has no chat template.
+        """
+        return self.encode_all([(prompt, continuation)])[0]
+
+    def encode_all(self, texts: Sequence[tuple[Prompt, str]]) -> list[list[int]]:
+        """`encode` of many prompts with their continuations, which tokenizers do on all processors."""
+        encoded: dict[int, list[int]] = {}
+        rendered: dict[tuple[Message, ...], str] = {}
+        raw: dict[int, str] = {}
+        chats: dict[int, str] = {}
+        for index, (prompt, continuation) in enumerate(texts):
+            if isinstance(prompt, str):
+                raw[index] = prompt + continuation
+                continue
+            messages = tuple(prompt)
+            if messages not in rendered:
+                rendered[messages] = self.render_chat(messages)
+            chats[index] = rendered[messages] + continuation
+        # The template writes its own special tokens; adding the tokenizer's would double them.
+        for batch, special in ((raw, True), (chats, False)):
+            if batch:
+                ids = self.tokenizer(list(batch.values()), add_special_tokens=special, verbose=False)["input_ids"]
+                encoded.update(zip(batch, ids, strict=True))
+        return [encoded[index] for index in range(len(texts))]
+
+    def render_chat(self, messages: Sequence[Message]) -> str:
+        """The conversation as the model's chat template writes it, ready for the assistant to speak.
+
+        Raises ConfigError where the tokenizer has no chat template.
+        """
+        if not self.has_chat_template:
+            raise ConfigError(f'{self.model_name} has no chat template: use prompting = "raw"')
+        continues = messages[-1].role == "assistant"
+        rendered: str = self.tokenizer.apply_chat_template(
+            [message._asdict() for message in messages],
+            tokenize=False,
+            add_generation_prompt=not continues,
+            continue_final_message=continues,
+        )
+        return rendered
+
+    def decode(self, tokens: list[int]) -> str:
+        """The text of an answer's tokens, without special tokens."""
+        text: str = self.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return text
