@@ -95,16 +95,16 @@ def evaluate(
     with TerminalProgress(err, quiet=quiet) as progress:
         progress.stage(f"loading {model}", 1)
         loaded = open_model(model, dtype=dtype, device=device, server=settings)
-        for asked in tasks:
-            refuse_unanswerable(loaded, asked, prompting=prompting)
+        for selected in tasks:
+            refuse_unanswerable(loaded, selected, prompting=prompting)
         notes = list(loaded.notes)
-        answered = [(asked, _records(loaded, asked, prompting, progress)) for asked in tasks]
+        answered = [(selected, _records(loaded, selected, prompting, progress)) for selected in tasks]
     if records_file is not None:
-        _write_records(records_file, {asked.name: records for asked, records in answered})
+        _write_records(records_file, {selected.name: records for selected, records in answered})
     _print_scores(answered)
     if by is not None:
         _print_groups(answered, by, of)
-    print_notes([*notes, *(note for asked, records in answered for note in _notes(asked, records))])
+    print_notes([*notes, *(note for selected, records in answered for note in _notes(selected, records))])
 
 
 def _records(model: LanguageModel, task: Task, prompting: str, progress: TerminalProgress) -> list[Record]:

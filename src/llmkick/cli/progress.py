@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from typing import IO, TYPE_CHECKING, Any, Self
+from typing import IO, TYPE_CHECKING, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
@@ -177,7 +177,7 @@ class JsonProgress:
         self._pace = Pace()
         self._last = 0.0
 
-    def emit(self, event: str, **facts: Any) -> None:
+    def emit(self, event: str, **facts: object) -> None:
         """Write one event."""
         self._stream.write(json.dumps({"event": event, **facts}, ensure_ascii=True) + "\n")
         self._stream.flush()
