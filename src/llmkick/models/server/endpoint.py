@@ -28,13 +28,19 @@ from openai.types import Completion
 from openai.types.chat import ChatCompletion
 
 from llmkick.errors import KickError, ModelError
-from llmkick.models.server.address import COMMON_KEY_VARIABLE, KEY_VARIABLE, Address, is_private_way
-from llmkick.models.server.failures import GarbledError, is_out_of_credit, is_passing, wait_between, whole_reply
+from llmkick.models.server.address import COMMON_KEY_VARIABLE, KEY_VARIABLE, Address, is_private_connection
+from llmkick.models.server.failures import (
+    MalformedReplyError,
+    complete_reply,
+    is_out_of_credit,
+    is_transient,
+    retry_wait,
+)
 
 # A request's own fault: asking again gives the same, other requests may pass.
 REFUSALS = {400, 413, 422}
 # What a server says when it does not have an endpoint, or an option of one.
-NO_SUCH_THING = {404, 405, 500, 501}
+NOT_SUPPORTED = {404, 405, 500, 501}
 # The server's own fault: perhaps with everything, perhaps with this request.
 BROKEN = 500
 # A revision or a date behind the name is the same model: "name@main", "name-2026-01-31".
@@ -88,7 +94,7 @@ class Endpoint:
 
     @cached_property
     def _key(self) -> str:
-        usual = [KEY_VARIABLE, *([COMMON_KEY_VARIABLE] if is_private_way(self.address.url) else [])]
+        usual = [KEY_VARIABLE, *([COMMON_KEY_VARIABLE] if is_private_connection(self.address.url) else [])]
         for variable in usual if self.api_key_env is None else [self.api_key_env]:
             key = os.environ.get(variable, "").strip()
             # The libraries below would show it in their complaint.
@@ -103,29 +109,29 @@ class Endpoint:
             )
         return ""
 
-    def chat(self, *, given_up: threading.Event | None = None, **request: Any) -> ChatCompletion:
-        """One request to /chat/completions, tried again until `given_up`.
+    def chat(self, *, cancelled: threading.Event | None = None, **request: Any) -> ChatCompletion:
+        """One request to /chat/completions, tried again until `cancelled`.
 
         Raises RefusedError when the server will not answer it, `error` when it fails for good.
         """
         create = self.client.chat.completions.create
-        reply: ChatCompletion = self._send(lambda: create(model=self.address.name, **request), given_up)
+        reply: ChatCompletion = self._send(lambda: create(model=self.address.name, **request), cancelled)
         return reply
 
-    def complete(self, *, given_up: threading.Event | None = None, **request: Any) -> Completion:
+    def complete(self, *, cancelled: threading.Event | None = None, **request: Any) -> Completion:
         """One request to /completions; as `chat`."""
         create = self.client.completions.create
-        reply: Completion = self._send(lambda: create(model=self.address.name, **request), given_up)
+        reply: Completion = self._send(lambda: create(model=self.address.name, **request), cancelled)
         return reply
 
     def listed(self) -> list[dict[str, Any]] | None:
         """What /models says of each model; None where the server has no such list."""
         try:
             page = self._retrying(self.client.models.list)
-        except GarbledError:
+        except MalformedReplyError:
             return None
         except openai.OpenAIError as failure:
-            if getattr(failure, "status_code", None) in NO_SUCH_THING:
+            if getattr(failure, "status_code", None) in NOT_SUPPORTED:
                 return None  # transformers serve breaks (500) where it has no hub cache to list
             raise self._translated(failure) from failure
         entries = page.data if isinstance(getattr(page, "data", None), list) else []
@@ -154,7 +160,7 @@ class Endpoint:
             self._retrying(lambda: self.client.chat.completions.create(model=NO_SUCH_MODEL, **request), attempts=1)
         except openai.APIStatusError:
             return False
-        except (openai.OpenAIError, GarbledError) as failure:
+        except (openai.OpenAIError, MalformedReplyError) as failure:
             raise self._translated(failure) from failure
         return True
 
@@ -166,7 +172,7 @@ class Endpoint:
             return None
         except KickError as failure:
             status = getattr(failure.__cause__, "status_code", None)
-            if status in NO_SUCH_THING or isinstance(failure.__cause__, GarbledError):
+            if status in NOT_SUPPORTED or isinstance(failure.__cause__, MalformedReplyError):
                 return None
             raise
 
@@ -176,10 +182,10 @@ class Endpoint:
         The first failure that is more than a refusal ends the others and is raised. A server that breaks on one
         request (status 500, each time) while it answers others has refused it.
         """
-        given_up = threading.Event()
+        cancelled = threading.Event()
         pool = ThreadPoolExecutor(max_workers=self.concurrency, thread_name_prefix="ask")
         try:
-            waiting = [pool.submit(_ask, ask, {**request, "given_up": given_up}) for request in requests]
+            waiting = [pool.submit(_ask, ask, {**request, "cancelled": cancelled}) for request in requests]
             for done in wait(waiting, return_when=FIRST_EXCEPTION).done:
                 done.result()
             outcomes = [one.result() for one in waiting]
@@ -187,14 +193,14 @@ class Endpoint:
             if broken and len(broken) == len(outcomes):
                 raise self.error(str(broken[0]))
         finally:  # after an error, or Ctrl-C, nobody waits for what is still under way
-            given_up.set()
+            cancelled.set()
             pool.shutdown(wait=False, cancel_futures=True)
         return [Refused(str(one)) if isinstance(one, Exception) else one for one in outcomes]
 
-    def _send(self, call: Callable[[], Any], given_up: threading.Event | None) -> Any:
+    def _send(self, call: Callable[[], Any], cancelled: threading.Event | None) -> Any:
         try:
-            reply = self._retrying(call, given_up=given_up)
-        except (openai.OpenAIError, GarbledError) as failure:
+            reply = self._retrying(call, cancelled=cancelled)
+        except (openai.OpenAIError, MalformedReplyError) as failure:
             status = getattr(failure, "status_code", None)
             if status in REFUSALS:
                 raise RefusedError(f"the server refused it: {self._said(failure)}") from failure
@@ -218,19 +224,19 @@ class Endpoint:
         )
 
     def _retrying(
-        self, call: Callable[[], Any], *, given_up: threading.Event | None = None, attempts: int | None = None
+        self, call: Callable[[], Any], *, cancelled: threading.Event | None = None, attempts: int | None = None
     ) -> Any:
-        given_up = given_up or threading.Event()
+        cancelled = cancelled or threading.Event()
         retrying = tenacity.Retrying(
-            retry=tenacity.retry_if_exception(is_passing),
+            retry=tenacity.retry_if_exception(is_transient),
             stop=tenacity.stop_any(
-                tenacity.stop_after_attempt(attempts or self.attempts), tenacity.stop_when_event_set(given_up)
+                tenacity.stop_after_attempt(attempts or self.attempts), tenacity.stop_when_event_set(cancelled)
             ),
-            wait=wait_between,
-            sleep=tenacity.sleep_using_event(given_up),
+            wait=retry_wait,
+            sleep=tenacity.sleep_using_event(cancelled),
             reraise=True,
         )
-        return retrying(whole_reply, call, text_needed=self.text_needed)
+        return retrying(complete_reply, call, text_needed=self.text_needed)
 
     def _said(self, failure: Exception) -> str:
         """What the server said, on one line, without the key."""
@@ -246,7 +252,7 @@ class Endpoint:
     def _translated(self, failure: Exception) -> KickError:
         """The failure as this project's error: what happened, and what to do."""
         url, name = self.address.url, self.address.name
-        tried = f" ({self.attempts} attempts)" if is_passing(failure) else ""
+        tried = f" ({self.attempts} attempts)" if is_transient(failure) else ""
         if isinstance(failure, openai.APITimeoutError):
             return self.error(
                 f"{url} did not answer within {self.timeout:g} s{tried}: give it longer (timeout), "
