@@ -15,7 +15,7 @@ from typing import Any
 from rich.console import Console
 
 import llmkick
-from llmkick.cli.progress import Watcher
+from llmkick.cli.progress import TerminalProgress
 from llmkick.study.results.results import StudyResult
 
 RECIPES = ("wanda@0.25", "gptq@4b-g128")
@@ -124,7 +124,7 @@ def main() -> None:
     for protocol in options.protocol or ("strict", "paper"):
         asked = (texts if options.texts else tasks)(options.data, protocol, options)
         name = f"published-{protocol}{'-texts' if options.texts else ''}"
-        with Watcher(Console(stderr=True)) as watcher:
+        with TerminalProgress(Console(stderr=True)) as watcher:
             result = llmkick.run_study(study(name, asked, options), out=options.out / name, observer=watcher)
         parts.append(f"## {name}\n\n{scores(result)}\n\n{left_out(result)}")
     text = "\n\n".join(parts) + "\n"

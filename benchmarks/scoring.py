@@ -27,10 +27,10 @@ import transformers
 from llmkick.files import cache_folder
 from llmkick.models.checkpoints.loading import load_model
 from llmkick.models.language_model import ContinuationScore, GenerateRequest, Generation, ScoreRequest
-from llmkick.models.noise import NoiseFloor, compare_runs
 from llmkick.models.transformers_model import TransformersModel
-from llmkick.tasks.multiple_choice import MultipleChoice
+from llmkick.study.results.noise_floor import NoiseFloor, compare_runs
 from llmkick.tasks.registry import get_task
+from llmkick.tasks.suite.multiple_choice import MultipleChoice
 
 PEER = "lm_eval[hf]==0.4.13"
 ROOT = Path(__file__).resolve().parents[1]

@@ -25,10 +25,10 @@ from scipy import special
 from llmkick.statistics import (
     EarlyStop,
     SequentialTest,
-    asking_order,
     compare,
     find_frontier,
     items_needed,
+    order_items,
     stratified_order,
     verdict_power,
 )
@@ -284,7 +284,7 @@ def sequential_clusters_run(rng: Rng) -> tuple[str, int]:
 def asked_in_order(dense: Floats, compressed: Floats, cluster: NDArray[np.int64], seed: int) -> tuple[str, int]:
     """Verdict of the study's rule (bets, then the test of all items, half of alpha each), and the items asked."""
     ids = [str(index) for index in range(dense.size)]
-    order = asking_order(ids, dict(zip(ids, cluster.tolist(), strict=True)), seed=seed)
+    order = order_items(ids, dict(zip(ids, cluster.tolist(), strict=True)), seed=seed)
     rule = EarlyStop(order, margin=MARGIN)
     d, c = dict(zip(ids, dense.tolist(), strict=True)), dict(zip(ids, compressed.tolist(), strict=True))
     while rule.batch is not None:

@@ -6,16 +6,16 @@ from typing import Any
 
 import pytest
 
-from llmkick.compression.walk import walk
+from llmkick.compression.walk.block_forward import BlockRunner
 
 
 def count_forwards(patch: pytest.MonkeyPatch, counted: list[int]) -> None:
     """Append the number of the block to `counted` whenever a batch runs through it."""
-    original = walk.BlockRunner.only
+    original = BlockRunner.only
 
     @contextlib.contextmanager
-    def only(self: walk.BlockRunner, index: int) -> Iterator[Any]:
+    def only(self: BlockRunner, index: int) -> Iterator[Any]:
         with original(self, index) as run:
             yield lambda *batch: (counted.append(index), run(*batch))[1]
 
-    patch.setattr(walk.BlockRunner, "only", only)
+    patch.setattr(BlockRunner, "only", only)

@@ -10,7 +10,9 @@ import subprocess
 import sys
 import tomllib
 import typing
+from collections import Counter
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from importlib import resources
 from pathlib import Path
 from types import UnionType
@@ -43,10 +45,12 @@ MAY_IMPORT = {
         "files",
     },
     "compression.storage": {"compression", "compression.walk", "models", "models.checkpoints", "files"},
-    "tasks": {"tasks.data", "tasks.data.readers", "tasks.judge", "models", "models.engine", "plugins"},
+    # What a task is. Only the registry names the modules of `tasks.suite`; it loads them by name, as it does plug-ins.
+    "tasks": {"tasks.suite", "models", "plugins"},
     "tasks.data": {"tasks", "tasks.pocket", "files"},
     "tasks.data.readers": {"tasks", "tasks.data"},
     "tasks.judge": {"tasks", "models", "models.checkpoints", "models.server"},
+    "tasks.suite": {"tasks", "tasks.data", "tasks.data.readers", "tasks.judge", "models"},
     "tasks.pocket": set(),
     "lm_eval": {"tasks", "tasks.data.readers", "models", "models.engine", "statistics", "files"},
     "study": {
@@ -54,7 +58,6 @@ MAY_IMPORT = {
         *("models", "models.engine", "models.checkpoints", "compression", "compression.walk", "tasks", "statistics"),
     },
     "study.spec": {
-        "study.results",
         "models",
         "models.checkpoints",
         "models.server",
@@ -65,16 +68,8 @@ MAY_IMPORT = {
     "study.journal": {"models", "compression.walk", "tasks"},
     "study.results": {"study.journal", "study.spec", "models", "compression", "tasks", "statistics", "files"},
     "study.judging": {
-        *(
-            "study",
-            "study.journal",
-            "study.spec",
-            "tasks",
-            "tasks.judge",
-            "models.checkpoints",
-            "models.server",
-            "files",
-        ),
+        *("study", "study.journal", "study.spec", "tasks", "tasks.data", "tasks.judge"),
+        *("models.checkpoints", "models.server", "files"),
     },
     "study.running": {
         *("study", "study.journal", "study.judging", "study.results", "study.spec"),
@@ -371,3 +366,120 @@ def test_the_pocket_data_can_be_read_from_where_it_is_installed():
 def test_the_version_is_said_once():
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     assert settings["project"]["version"] == llmkick.__version__
+
+
+# Structure
+
+
+def import_graph() -> dict[str, set[str]]:
+    """The modules that each module names, in functions and for type checking too; without the top module's face."""
+    graph: dict[str, set[str]] = {}
+    for path in sources():
+        module = module_of(path)
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        names = imported_modules(tree, module, is_package=path.name == "__init__.py")
+        # `llmkick` imports its public names only when they are used.
+        graph[module] = set() if module == "llmkick" else {name for name in names if is_a_module(name)} - {module}
+    return graph
+
+
+def circle_in(graph: dict[str, set[str]]) -> list[str]:
+    """The modules of an import circle, first and last the same; empty if there is none."""
+    try:
+        tuple(TopologicalSorter(graph).static_order())
+    except CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+def test_no_modules_import_each_other():
+    assert circle_in(import_graph()) == []
+
+
+def test_the_check_for_circles_sees_them():
+    assert circle_in({"a": {"b"}, "b": {"c"}, "c": set()}) == []
+    assert set(circle_in({"a": {"b"}, "b": {"c"}, "c": {"b"}})) == {"b", "c"}
+
+
+MOST_LINES_OF_A_FILE, MOST_LINES_OF_A_FUNCTION = 300, 60
+
+
+@pytest.mark.parametrize("path", sources(), ids=name_of)
+def test_files_and_functions_are_short(path: Path):
+    text = path.read_text(encoding="utf-8")
+    assert text.count("\n") <= MOST_LINES_OF_A_FILE
+    functions = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    lengths = {node.name: (node.end_lineno or 0) - node.lineno + 1 for node in functions}
+    assert {name: lines for name, lines in lengths.items() if lines > MOST_LINES_OF_A_FUNCTION} == {}
+
+
+MOST_ANYS = 40
+
+
+def test_studies_and_reports_are_typed():
+    count = {
+        name_of(path): sum(
+            isinstance(node, ast.Name) and node.id == "Any" for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        )
+        for path in sources()
+        if name_of(path).split("/")[0] in ("study", "report")
+    }
+    worst = sorted(((number, name) for name, number in count.items() if number), reverse=True)
+    assert sum(count.values()) < MOST_ANYS, worst[:20]
+
+
+# Public functions that nothing here calls: the page that tells users of each.
+FOR_USERS_ONLY = {"noise_floor": "engine.md", "parse_scores": "judge.md"}
+
+
+def used_names(tree: ast.AST) -> Counter[str]:
+    """How often each name is read: a variable, an attribute, text as in `factory="Class"`, or "module:Class"."""
+    listed = {
+        id(entry)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
+        for entry in ast.walk(node.value)
+    }
+    names: Counter[str] = Counter()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name):
+            names[node.id] += 1
+        elif isinstance(node, ast.Attribute):
+            names[node.attr] += 1
+        elif isinstance(node, ast.keyword) and node.arg == "factory" and isinstance(node.value, ast.Constant):
+            names[str(node.value.value)] += 1
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in listed:
+            names.update(re.split(r"[.:]", node.value) if re.fullmatch(r"\w+([.:]\w+)+", node.value) else ())
+    return names
+
+
+def public_definitions(tree: ast.Module) -> Iterator[ast.FunctionDef | ast.ClassDef]:
+    """Public functions and classes of a module, except the commands of the command line."""
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+            decorators = [ast.unparse(decorator) for decorator in node.decorator_list]
+            if not any(decorator.startswith("app.") for decorator in decorators):
+                yield node
+
+
+def test_every_public_name_has_a_caller():
+    trees = {path: ast.parse(path.read_text(encoding="utf-8")) for path in sources()}
+    examples = [path for folder in ("benchmarks", "examples") for path in (ROOT / folder).rglob("*.py")]
+    used: Counter[str] = Counter()
+    for tree in (*trees.values(), *(ast.parse(path.read_text(encoding="utf-8")) for path in examples)):
+        used += used_names(tree)
+    offered = set(llmkick.__all__) | set(FOR_USERS_ONLY)
+    if (SOURCE / "extend.py").is_file():
+        offered |= set(importlib.import_module("llmkick.extend").__all__)
+    without = [
+        f"{name_of(path)}: {node.name}"
+        for path, tree in trees.items()
+        for node in public_definitions(tree)
+        if node.name not in offered and used[node.name] <= used_names(node)[node.name]
+    ]
+    assert without == []
+
+
+def test_names_for_users_are_in_the_documentation():
+    for name, page in FOR_USERS_ONLY.items():
+        assert name in (ROOT / "docs" / page).read_text(encoding="utf-8")

@@ -9,7 +9,7 @@ import time
 import pytest
 from rich.console import Console
 
-from llmkick.cli.progress import JsonLines, Pace, Watcher, verdict_line
+from llmkick.cli.progress import JsonProgress, Pace, TerminalProgress, verdict_line
 
 LOST = {
     "recipe": "wanda@0.5", "task": "factoid_qa", "verdict": "not matching", "compressed": 0.09,
@@ -56,7 +56,7 @@ def test_verdicts_are_told_in_words_and_signs():
 
 def test_a_terminal_sees_bars_items_a_second_time_left_and_verdicts(clock):
     text = io.StringIO()
-    with Watcher(Console(file=text, force_terminal=True, width=140, color_system=None)) as watcher:
+    with TerminalProgress(Console(file=text, force_terminal=True, width=140, color_system=None)) as watcher:
         watcher.cells(0, 4)
         watcher.stage("dense on factoid_qa", 100)
         clock[0] += 10
@@ -70,7 +70,7 @@ def test_a_terminal_sees_bars_items_a_second_time_left_and_verdicts(clock):
 
 def test_elsewhere_there_are_plain_lines(clock):
     text = io.StringIO()
-    with Watcher(Console(file=text, width=140)) as watcher:
+    with TerminalProgress(Console(file=text, width=140)) as watcher:
         watcher.cells(0, 4)
         watcher.stage("dense on factoid_qa", 100)
         clock[0] += 31
@@ -86,7 +86,7 @@ def test_elsewhere_there_are_plain_lines(clock):
 
 def test_quiet_says_nothing_about_verdicts():
     text = io.StringIO()
-    with Watcher(Console(file=text), quiet=True) as watcher:
+    with TerminalProgress(Console(file=text), quiet=True) as watcher:
         watcher.stage("x", 1)
         watcher.verdict(LOST)
     assert text.getvalue() == ""
@@ -94,7 +94,7 @@ def test_quiet_says_nothing_about_verdicts():
 
 def test_json_is_one_event_a_line(clock):
     stream = io.StringIO()
-    events = JsonLines(stream)
+    events = JsonProgress(stream)
     events.cells(0, 2)
     events.stage("dense on factoid_qa", 10)
     for done in range(1, 11):

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from llmkick.study.run import run_study
     from llmkick.study.spec.study import Study, load_study
     from llmkick.tasks.evaluate import evaluate
-    from llmkick.tasks.perplexity import perplexity
     from llmkick.tasks.registry import get_task
+    from llmkick.tasks.suite.perplexity import perplexity
     from llmkick.tasks.task import Item, Record, Task
 
 __version__ = "0.1.0"
@@ -59,7 +59,7 @@ _HOME = {
     "llmkick.study.results.results": ("StudyResult",),
     "llmkick.study.run": ("run_study",),
     "llmkick.tasks.evaluate": ("evaluate",),
-    "llmkick.tasks.perplexity": ("perplexity",),
+    "llmkick.tasks.suite.perplexity": ("perplexity",),
     "llmkick.tasks.registry": ("get_task",),
     "llmkick.tasks.task": ("Item", "Record", "Task"),
 }

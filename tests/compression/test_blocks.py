@@ -106,7 +106,7 @@ def test_a_weight_is_what_the_layer_multiplies_by(architecture: str):
         def record(layer: LinearLayer, inputs: Tensor, seen: dict[str, Tensor] = seen) -> None:
             seen[layer.name] = inputs
 
-        with experts_one_by_one(network), InputHooks(block.layers) as hooks, hooks.seen_by(record), torch.no_grad():
+        with experts_one_by_one(network), InputHooks(block.layers) as hooks, hooks.calling(record), torch.no_grad():
             network(tokens(rows=2))
         for layer in block.layers:
             if layer.form == "expert":
@@ -286,7 +286,7 @@ def test_hooks_are_gone_afterwards_even_after_an_error(architecture: str):
         raise KeyError("stop")
 
     with experts_one_by_one(network), InputHooks(layers) as hooks, torch.no_grad():
-        with pytest.raises(KeyError), hooks.seen_by(fails):
+        with pytest.raises(KeyError), hooks.calling(fails):
             network(tokens())
         network(tokens())  # nobody looks
     assert all(not layer.module._forward_pre_hooks for layer in layers)
@@ -306,7 +306,7 @@ def test_the_inputs_of_experts_are_the_tokens_routed_to_them():
     def record(layer: LinearLayer, inputs: Tensor) -> None:
         seen.setdefault(layer.name, []).append(inputs)
 
-    with torch.no_grad(), experts_one_by_one(network), InputHooks(block.layers) as hooks, hooks.seen_by(record):
+    with torch.no_grad(), experts_one_by_one(network), InputHooks(block.layers) as hooks, hooks.calling(record):
         network(ids)
     handle.remove()
     assert network.get_experts_implementation() == implementation

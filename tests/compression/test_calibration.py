@@ -18,8 +18,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmkick.compression.walk import calibration
-from llmkick.compression.walk.calibration import Calibration, as_calibration, calibrate, draw_windows, read_documents
+from llmkick.compression.walk import calibration, self_sampling
+from llmkick.compression.walk.calibration import Calibration, as_calibration, calibrate, draw_windows
+from llmkick.compression.walk.documents import read_documents
 from llmkick.errors import ConfigError, DataError, ModelError, NumericalError
 from toy import toy_model, toy_tokenizer
 
@@ -70,7 +71,7 @@ def original(documents: list[str], sequences: int, length: int, seed: int) -> li
 )
 def test_windows_are_those_of_the_original_code(lengths: list[int], sequences: int, length: int, seed: int):
     documents = corpus(lengths)
-    found = draw_windows(documents, words, sequences, length, seed, "corpus")
+    found = draw_windows(documents, words, sequences=sequences, length=length, seed=seed, origin="corpus")
     assert found.tolist() == original(documents, sequences, length, seed)
     assert found.dtype == np.int64
 
@@ -79,7 +80,7 @@ def test_drawing_leaves_the_global_generator_alone():
     random.seed(5)
     expected = random.random()
     random.seed(5)
-    draw_windows(corpus([30]), words, 4, 8, 0, "corpus")
+    draw_windows(corpus([30]), words, sequences=4, length=8, seed=0, origin="corpus")
     assert random.random() == expected
 
 
@@ -89,7 +90,7 @@ def test_drawing_leaves_the_global_generator_alone():
 )
 def test_a_corpus_of_short_documents_is_an_error_not_an_endless_loop(lengths: list[int], found: int):
     with pytest.raises(DataError) as caught:
-        draw_windows(corpus(lengths), words, 4, 8, 0, "corpus.jsonl")
+        draw_windows(corpus(lengths), words, sequences=4, length=8, seed=0, origin="corpus.jsonl")
     assert f"corpus.jsonl: found {found} of 4 calibration windows: among its {len(lengths)} documents" in str(
         caught.value
     )
@@ -104,7 +105,7 @@ def test_one_long_document_among_many_is_found_and_each_is_tokenised_once():
         tokenised.append(text)
         return words(text)
 
-    found = draw_windows(documents, spy, 5, 8, 0, "corpus")
+    found = draw_windows(documents, spy, sequences=5, length=8, seed=0, origin="corpus")
     assert found.tolist() == [words(documents[-1])[:8]] * 5  # 9 tokens leave one place for 8, as in the original
     assert len(tokenised) == len(set(tokenised))
 
@@ -121,7 +122,7 @@ def test_the_number_of_draws_is_bounded(monkeypatch: pytest.MonkeyPatch):
 
     monkeypatch.setattr(calibration.random, "Random", Unlucky)
     with pytest.raises(DataError, match="found 0 of 4"):
-        draw_windows(corpus([3, 30]), words, 4, 8, 0, "corpus")
+        draw_windows(corpus([3, 30]), words, sequences=4, length=8, seed=0, origin="corpus")
     assert draws < 1000
 
 
@@ -259,7 +260,7 @@ def test_windows_come_from_the_models_tokens_of_the_documents(tmp_path: Path):
     documents = ["the and " * 30, "on a 12 (" * 20, "short"]
     path = write_lines(tmp_path / "corpus.jsonl", *({"text": text} for text in documents))
     found = calibrate(MODEL, source=str(path), sequences=6, length=16, seed=3)
-    expected = draw_windows(documents, MODEL.tokenize, 6, 16, 3, "corpus")
+    expected = draw_windows(documents, MODEL.tokenize, sequences=6, length=16, seed=3, origin="corpus")
     assert np.array_equal(found.tokens, expected)
     assert (found.source, found.seed) == (str(path), 3)
     other = calibrate(MODEL, source=str(path), sequences=6, length=16, seed=4)
@@ -303,10 +304,10 @@ def test_sampled_text_depends_on_model_seed_and_size_only(cache: Path):
 def test_sampled_text_is_cached_and_the_cache_is_not_trusted_blindly(cache: Path, monkeypatch: pytest.MonkeyPatch):
     first = calibrate(MODEL, sequences=2, length=10)
     (file,) = (cache / "calibration").iterdir()  # no temporary file is left
-    sample = calibration._sample
-    monkeypatch.setattr(calibration, "_sample", lambda *_: pytest.fail("sampled again"))
+    sample = self_sampling._sample
+    monkeypatch.setattr(self_sampling, "_sample", lambda *_: pytest.fail("sampled again"))
     assert np.array_equal(calibrate(MODEL, sequences=2, length=10).tokens, first.tokens)
-    monkeypatch.setattr(calibration, "_sample", sample)
+    monkeypatch.setattr(self_sampling, "_sample", sample)
     whole = file.read_bytes()
     for damaged in (b"", whole[:40], whole[:-9], b"pickle" * 50):
         file.write_bytes(damaged)
@@ -331,7 +332,7 @@ def test_sampled_text_follows_the_models_probabilities(architecture: str):
 
 
 def test_many_sequences_are_sampled_in_parts(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(calibration, "SAMPLING_ROWS", 2)
+    monkeypatch.setattr(self_sampling, "SAMPLING_ROWS", 2)
     reported: list[tuple[int, int]] = []
     found = calibrate(MODEL, sequences=5, length=6, progress=lambda done, total: reported.append((done, total)))
     assert found.tokens.shape == (5, 6)

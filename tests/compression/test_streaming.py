@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from forwards import count_forwards
 from llmkick.compression.registry import parse_recipe
 from llmkick.compression.storage.folder import save_folder, save_packed, save_streamed
-from llmkick.compression.walk import walk
+from llmkick.compression.walk import batches, recipe_output
 from llmkick.compression.walk.calibration import as_calibration
 from llmkick.compression.walk.compress import compress, compress_into, compress_many, kept_blocks
 from llmkick.compression.walk.finished_blocks import FinishedBlocks
@@ -36,7 +36,7 @@ def windows(sequences: int = 7, length: int = 30) -> np.ndarray[Any, np.dtype[np
 
 @pytest.fixture(autouse=True)
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(walk, "BATCH_TOKENS", 65)
+    monkeypatch.setattr(batches, "BATCH_TOKENS", 65)
 
 
 class Stopped(Exception):  # noqa: N818
@@ -153,8 +153,10 @@ def test_a_stopped_compression_goes_on_at_its_block(
             for file in (tmp_path / "kept").glob("hidden-*"):
                 file.write_bytes(file.read_bytes()[:50])
     solved: list[str] = []
-    solve = walk.compress_with_statistics
-    monkeypatch.setattr(walk, "compress_with_statistics", lambda *a, **k: (solved.append(k["name"]), solve(*a, **k))[1])
+    solve = recipe_output.compress_with_statistics
+    monkeypatch.setattr(
+        recipe_output, "compress_with_statistics", lambda *a, **k: (solved.append(k["name"]), solve(*a, **k))[1]
+    )
     told: list[int] = []
     finished = go(lambda done, _: told.append(done))
     assert told == [2, 3]

@@ -20,7 +20,8 @@ from forwards import count_forwards
 from llmkick.compression.kernels.hessian import InputStatistics
 from llmkick.compression.recipe import Recipe
 from llmkick.compression.registry import parse_recipe
-from llmkick.compression.walk import inputs, walk
+from llmkick.compression.walk import batches, inputs, recipe_output
+from llmkick.compression.walk.block_forward import BlockRunner
 from llmkick.compression.walk.calibration import Calibration
 from llmkick.compression.walk.compress import compress
 from llmkick.compression.walk.report import CompressionReport
@@ -50,7 +51,7 @@ def windows(sequences: int = 7, length: int = 30, seed: int = 0) -> np.ndarray[A
 
 @pytest.fixture(autouse=True)
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(walk, "BATCH_TOKENS", 65)  # batches of 2, 2, 2 and 1 sequences
+    monkeypatch.setattr(batches, "BATCH_TOKENS", 65)  # batches of 2, 2, 2 and 1 sequences
     monkeypatch.setattr(inputs, "ERROR_TOKENS", 4 * 60)  # all of every batch, so that errors can be told from outside
 
 
@@ -264,7 +265,7 @@ def test_experts_that_saw_nothing_stay_dense_and_are_named(monkeypatch: pytest.M
     hit = routed_tokens(model)
     starved = [2, 3]
     assert [expert for expert in range(4) if hit[expert] == 0] == starved
-    monkeypatch.setattr(walk, "FEW_TOKENS", max(hit))  # the other of 0 and 1 has seen few
+    monkeypatch.setattr(recipe_output, "FEW_TOKENS", max(hit))  # the other of 0 and 1 has seen few
     found, report = compress(model, text, calibration=windows(), propagate=False)
     after = compressed_weights(found, "mixtral")
     for layer in report.layers:
@@ -338,8 +339,8 @@ def test_where_a_calibration_comes_from_is_kept():
 def test_batches_change_nothing(monkeypatch: pytest.MonkeyPatch):
     model, found = toy_model(), []
     for tokens in (1, 65, 10**6):
-        monkeypatch.setattr(walk, "BATCH_TOKENS", tokens)
-        monkeypatch.setattr(walk, "BATCH_TOKENS_CPU", tokens)
+        monkeypatch.setattr(batches, "BATCH_TOKENS", tokens)
+        monkeypatch.setattr(batches, "BATCH_TOKENS_CPU", tokens)
         compressed, report = compress(model, "sparsegpt@0.5", calibration=windows())
         found.append(compressed_weights(compressed, "llama"))
         assert {layer.tokens for layer in report.layers} == {7 * 30}
@@ -410,9 +411,9 @@ def test_low_precision_models_stay_in_their_dtype(dtype: torch.dtype):
 
 def no_forward(monkeypatch: pytest.MonkeyPatch) -> None:
     refuse = lambda *_, **__: pytest.fail("work was begun")  # noqa: E731
-    monkeypatch.setattr(walk.BlockRunner, "only", refuse)
+    monkeypatch.setattr(BlockRunner, "only", refuse)
     monkeypatch.setattr(Runner, "forward", refuse)
-    monkeypatch.setattr(walk, "compress_with_statistics", refuse)
+    monkeypatch.setattr(recipe_output, "compress_with_statistics", refuse)
 
 
 @pytest.mark.parametrize(
@@ -509,11 +510,11 @@ TOLERANCES = {"dense": 0.003, "wanda@0.5": 0.003, "sparsegpt@0.5": 0.02, "gptq@4
 def test_perplexity_of_the_built_in_model_is_that_of_the_reference(
     monkeypatch: pytest.MonkeyPatch, text: str, tolerance: float
 ):
-    from llmkick.tasks.perplexity import cut_windows, perplexity
+    from llmkick.tasks.suite.perplexity import cut_windows, perplexity
 
     if not (SHARED / "oracles" / "smollm2.json").exists():
         pytest.skip(f"no reference results at {SHARED}")
-    monkeypatch.setattr(walk, "BATCH_TOKENS_CPU", 8192)
+    monkeypatch.setattr(batches, "BATCH_TOKENS_CPU", 8192)
     expected = json.loads((SHARED / "oracles" / "smollm2.json").read_text())["perplexity"][text]
     calibration = np.load(SHARED / "oracles" / "smollm2_calibration_seed0.npy")
     wikitext = gzip.decompress((SHARED / "data" / "wikitext2" / "wiki.valid.raw.gz").read_bytes()).decode()

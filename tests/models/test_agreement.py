@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from llmkick.models.checkpoints.loading import load_model
-from llmkick.models.noise import compare_runs
+from llmkick.study.results.noise_floor import compare_runs
 
 QUESTIONS = 500
 MMLU = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "mmlu"

@@ -14,8 +14,8 @@ from torch import Tensor
 from llmkick.compression.kernels.hessian import InputStatistics
 from llmkick.compression.registry import parse_recipe
 from llmkick.compression.walk.blocks import LinearLayer
+from llmkick.compression.walk.recipe_output import pack_result
 from llmkick.compression.walk.size import compact_bytes
-from llmkick.compression.walk.walk import pack_result
 from llmkick.compression.walk.weight import compress_with_statistics
 from llmkick.errors import ModelError
 from llmkick.models.checkpoints.packed import Codes, pack, read_packed, unpack, write_packed

@@ -10,9 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from llmkick.study.journal.journal import Journal, PromptPart
-from llmkick.study.journal.prompts import packed_prompt
-from llmkick.study.results.results import StudyResult, as_json, cell_results, compare_all, overall_by_recipe
+from llmkick.statistics import Comparison, PerplexityComparison
+from llmkick.study.journal.journal import Journal
+from llmkick.study.journal.prompts import PromptPart, packed_prompt
+from llmkick.study.results.comparisons import cell_results, compare_all, overall_by_recipe
+from llmkick.study.results.records import ResultRow, TaskSummary
+from llmkick.study.results.results import StudyResult
 from llmkick.tasks.task import Item, Record
 
 RECIPES = ("magnitude@0.25", "wanda@0.1", "wanda@0.25", "wanda@2:4", "rtn@8b", "gptq@3b-g64")
@@ -64,7 +67,7 @@ def build_run(
     its_facts = facts(recipes, tasks, seeds, source_precision)
     journal.claim("hash-of-the-study", study_text(recipes, tasks, seeds))
     for key, value in (("model", its_facts["model"]), ("tasks", described), ("environment", its_facts["environment"])):
-        journal.describe(key, value)
+        journal.note(key, value)
     journal.add_command("2026-01-01T10:00:00+00:00", "0.1.0", "kick run study.toml --out runs/synthetic")
     asked = {task: (questions or {}).get(task) or make_items(task, items, hostile=hostile) for task in tasks}
     for task, its_items in asked.items():
@@ -76,14 +79,15 @@ def build_run(
         journal.add_artifact(f"artifact-{number}", one["digest"], one)
     records = journal.records()
     journal.close()
-    comparisons = compare_all(records, described, recipes, margin=0.05, alpha=0.05)
+    summaries = [TaskSummary.model_validate(task) for task in described]
+    comparisons = compare_all(records, summaries, recipes, margin=0.05, alpha=0.05)
     result = StudyResult(
         folder=folder,
         **its_facts,
-        tasks=described,
-        results=order(cell_results(records, described), recipes, tasks),
-        comparisons=[as_json(comparison) for comparison in comparisons],
-        overall=overall_by_recipe(comparisons),
+        tasks=tuple(summaries),
+        results=tuple(order(cell_results(records, summaries), recipes, tasks)),
+        comparisons=tuple(comparisons),
+        overall=tuple(overall_by_recipe(comparisons)),
         compression=reports,
     )
     result.write()
@@ -266,7 +270,30 @@ def report(recipe: str, seed: int | None, blocks: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def order(rows: list[dict[str, Any]], recipes: Sequence[str], tasks: Sequence[str]) -> list[dict[str, Any]]:
+def order(rows: list[ResultRow], recipes: Sequence[str], tasks: Sequence[str]) -> list[ResultRow]:
     """Dense first, then the study's order."""
     names = ["dense", *recipes]
-    return sorted(rows, key=lambda row: (names.index(row["recipe"]), row["seed"] or 0, tasks.index(row["task"])))
+    return sorted(rows, key=lambda row: (names.index(row.recipe), row.seed or 0, tasks.index(row.task)))
+
+
+def task_comparison(**values: Any) -> Comparison:
+    """A comparison of which only some values matter."""
+    common: dict[str, Any] = {
+        "task": "factoid_qa", "recipe": "wanda@0.5", "seeds": (), "n": 9, "unscored": 0, "clusters": 9, "dense": 0.5,
+        "compressed": 0.5, "relative_drop": 0.0, "drop_bounds": None, "interval": (-0.1, 0.1), "interval_method": "",
+        "bootstrap_interval": None, "gained": 0.0, "lost": 0.0, "mcnemar_p": None, "verdict": "undecided",
+        "paper_verdict": "matching", "p_matching": None, "p_not_matching": None, "drop_above_chance": None,
+        "interval_above_chance": None, "smallest_detectable_loss": 0.2, "margin": 0.05, "alpha": 0.05, "chance": 0.0,
+        "notes": (),
+    }  # fmt: skip
+    return Comparison(**{**common, **values})
+
+
+def perplexity_comparison(**values: Any) -> PerplexityComparison:
+    """A comparison of perplexity of which only some values matter."""
+    common: dict[str, Any] = {
+        "task": "perplexity", "recipe": "wanda@0.5", "seeds": (), "n": 9, "dense": 20.0, "compressed": 20.0,
+        "relative_increase": 0.0, "interval": None, "interval_method": "", "bootstrap_interval": None,
+        "outcome": "undecided", "p_within": None, "p_beyond": None, "margin": 0.05, "alpha": 0.05, "notes": (),
+    }  # fmt: skip
+    return PerplexityComparison(**{**common, **values})

@@ -84,7 +84,7 @@ def show(driver, page: Path, **look):
 
 
 def complaints(driver):
-    return [entry["message"] for entry in driver.get_log("browser")]
+    return [entry.message for entry in driver.get_log("browser")]
 
 
 def saved(downloads: Path, name: str) -> bytes:
@@ -102,7 +102,7 @@ def test_the_page_draws_every_part_of_itself(seen):
 
 
 def test_filters_search_and_pages_work(seen, driver, result):
-    entry = next(e for e in result.comparisons if (e["recipe"], e["task"]) == ("magnitude@0.25", "factoid_qa"))
+    entry = next(e for e in result.comparisons if (e.recipe, e.task) == ("magnitude@0.25", "factoid_qa"))
     seen('document.querySelector(\'a[data-recipe="magnitude@0.25"][data-task="factoid_qa"]\').click()')
     chromium.wait_for(driver, IDS + "return $('answers-task').selectedOptions[0].text === 'factoid_qa' && list()")
     assert seen("return $('answers-variant').selectedOptions[0].text") == "magnitude@0.25"
@@ -167,10 +167,10 @@ def test_figures_and_their_numbers_can_be_saved(seen, driver, downloads, result)
     assert "currentColor" not in svg
     assert saved(downloads, "sparsity.png").startswith(b"\x89PNG")
     rows = list(csv.DictReader(saved(downloads, "sparsity.csv").decode().splitlines()))
-    entries = {(e["recipe"], e["task"]): e for e in result.comparisons}
+    entries = {(e.recipe, e.task): e for e in result.comparisons}
     for row in rows:
         entry = entries[row["recipe"], row["task"]]
-        expected = 1 + entry["relative_increase"] if "outcome" in entry else entry["compressed"]
+        expected = 1 + entry.relative_increase if entry.kind == "perplexity" else entry.compressed
         assert float(row["y"]) == expected
     seen("document.querySelector('#verdicts details').open = true")
     seen("document.querySelector('[data-table=comparisons] button').click()")

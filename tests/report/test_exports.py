@@ -16,17 +16,17 @@ def test_markdown_says_what_the_page_says(result):
     ]
     assert len({len(line) for line in lines}) == 1
     header, _, dense, *rows = lines
-    assert header == ["recipe", *(task["name"] for task in matrix.matrix(result)["tasks"]), "all tasks"]
+    assert header == ["recipe", *(task.name for task in matrix.matrix(result).tasks), "all tasks"]
     assert dense[0] == "dense"
-    assert [row[0] for row in rows] == result.study["recipes"]
-    by_cell = {(entry["recipe"], entry["task"]): entry for entry in result.comparisons}
+    assert [row[0] for row in rows] == list(result.study.recipes)
+    by_cell = {(entry.recipe, entry.task): entry for entry in result.comparisons}
     for row in rows:
         for task, cell in zip(header[1:-1], row[1:-1], strict=True):
             entry = by_cell[row[0], task]
-            assert formatting.score(entry["compressed"], "perplexity" if "outcome" in entry else "") in cell
+            assert formatting.score(entry.compressed, "perplexity" if entry.kind == "perplexity" else "") in cell
             if entry.get("verdict") not in (None, "no signal"):
-                assert entry["verdict"] in cell
-                assert formatting.interval(entry["interval"]) in cell
+                assert entry.verdict in cell
+                assert formatting.interval(entry.interval) in cell
 
 
 def test_latex_is_a_booktabs_table_without_bare_signs(result):
@@ -35,7 +35,7 @@ def test_latex_is_a_booktabs_table_without_bare_signs(result):
         r"\toprule", r"\midrule", r"\bottomrule",
     ]  # fmt: skip
     rows = [line for line in text.splitlines() if line.endswith(r"\\")]
-    assert len(rows) == 2 + len(result.study["recipes"])
+    assert len(rows) == 2 + len(list(result.study.recipes))
     columns = 2 + len(result.tasks)
     for row in rows:
         bare = row.replace(r"\&", "").replace(r"\%", "").replace(r"\_", "")
@@ -82,11 +82,11 @@ def test_parquet_of_a_run_without_a_journal_is_refused(plain, tmp_path):
 
 def test_flat_numbers_are_those_of_the_comparisons(result):
     numbers = exports.flat_numbers(result, "wanda@0.25")
-    entry = next(e for e in result.comparisons if (e["recipe"], e["task"]) == ("wanda@0.25", "factoid_qa"))
-    assert numbers["score/factoid_qa"] == entry["compressed"]
-    assert numbers["loss/factoid_qa"] == entry["relative_drop"]
-    assert [numbers["loss_low/factoid_qa"], numbers["loss_high/factoid_qa"]] == list(entry["interval"])
+    entry = next(e for e in result.comparisons if (e.recipe, e.task) == ("wanda@0.25", "factoid_qa"))
+    assert numbers["score/factoid_qa"] == entry.compressed
+    assert numbers["loss/factoid_qa"] == entry.relative_drop
+    assert [numbers["loss_low/factoid_qa"], numbers["loss_high/factoid_qa"]] == list(entry.interval)
     assert "rise/perplexity" in numbers
-    assert exports.verdicts_of(result, "wanda@0.25")["verdict/factoid_qa"] == entry["verdict"]
+    assert exports.verdicts_of(result, "wanda@0.25")["verdict/factoid_qa"] == entry.verdict
     assert "verdict/overall" not in exports.verdicts_of(result, "dense")
     assert set(exports.flat_numbers(result, "dense")) >= {"score/factoid_qa", "unscored/perplexity"}

@@ -58,29 +58,29 @@ def points(spec):
 
 
 def test_figures_show_the_numbers_of_the_comparisons(result, drawn):
-    by_cell = {(entry["recipe"], entry["task"]): entry for entry in result.comparisons}
+    by_cell = {(entry.recipe, entry.task): entry for entry in result.comparisons}
     shown = [row for name in ("sparsity", "n-m", "bits") for row in points(drawn[name].spec)]
     assert {(row["recipe"], row["task"]) for row in shown} == set(by_cell)
     for row in shown:
         entry = by_cell[row["recipe"], row["task"]]
-        if "outcome" in entry:
-            assert row["y"] == pytest.approx(1 + entry["relative_increase"])
-            assert [row["low"], row["high"]] == pytest.approx([1 + bound for bound in entry["interval"]])
+        if entry.kind == "perplexity":
+            assert row["y"] == pytest.approx(1 + entry.relative_increase)
+            assert [row["low"], row["high"]] == pytest.approx([1 + bound for bound in entry.interval])
         else:
-            assert row["y"] == pytest.approx(entry["compressed"])
-            if entry["verdict"] != "no signal":
-                bounds = [entry["dense"] * (1 - bound) for bound in reversed(entry["interval"])]
+            assert row["y"] == pytest.approx(entry.compressed)
+            if entry.verdict != "no signal":
+                bounds = [entry.dense * (1 - bound) for bound in reversed(entry.interval)]
                 assert [row["low"], row["high"]] == pytest.approx(bounds)
 
 
 def test_the_control_shows_the_losses(result, drawn):
-    by_cell = {(entry["recipe"], entry["task"]): entry for entry in result.comparisons}
+    by_cell = {(entry.recipe, entry.task): entry for entry in result.comparisons}
     rows = list(points(drawn["perplexity-against-loss"].spec))
     assert rows
     for row in rows:
         entry, rise = by_cell[row["recipe"], row["task"]], by_cell[row["recipe"], "perplexity"]
-        assert row["y"] == pytest.approx(entry["relative_drop"])
-        assert [row["low"], row["high"]] == pytest.approx(entry["interval"])
+        assert row["y"] == pytest.approx(entry.relative_drop)
+        assert [row["low"], row["high"]] == pytest.approx(entry.interval)
         assert row["x"] == pytest.approx(rise["relative_increase"])
 
 
@@ -149,7 +149,7 @@ def test_sparse_studies_can_be_drawn(folder, options):
 def test_a_loss_that_is_undefined_has_no_interval(folder):
     result = build_run(folder, recipes=["rtn@8b"], tasks=("factoid_qa", "context_qa:closed"), items=20)
     for entry in result.comparisons:
-        if entry["task"] == "factoid_qa":
+        if entry.task == "factoid_qa":
             entry.update(relative_drop=None, interval=None, verdict="no signal")
         else:
             entry.update(interval=None)

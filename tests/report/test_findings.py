@@ -3,11 +3,11 @@ import re
 import pytest
 
 from llmkick.report.findings import find
-from report.synthetic import build_run
+from report.synthetic import build_run, task_comparison
 
 
 def verdicts(result):
-    return {(entry["recipe"], entry["task"]): entry for entry in result.comparisons if "verdict" in entry}
+    return {(entry.recipe, entry.task): entry for entry in result.comparisons if entry.kind == "task"}
 
 
 @pytest.mark.parametrize("which", ["plain", "result"])
@@ -17,7 +17,7 @@ def test_every_claim_is_a_verdict(which, request):
     claims = [claim for finding in find(result) for claim in finding.claims]
     assert claims
     for claim in claims:
-        assert known[claim.recipe, claim.task]["verdict"] == claim.verdict
+        assert known[claim.recipe, claim.task].verdict == claim.verdict
 
 
 def test_what_is_said_to_be_lost_or_kept_is_claimed(plain):
@@ -38,9 +38,9 @@ def test_what_is_said_to_be_lost_or_kept_is_claimed(plain):
 def test_perplexity_is_called_silent_only_where_the_intervals_are_apart(plain):
     finding = next(finding for finding in find(plain) if finding.topic == "perplexity")
     entry = verdicts(plain)[finding.claims[0].recipe, finding.claims[0].task]
-    control = next(e for e in plain.comparisons if "outcome" in e and e["recipe"] == entry["recipe"])
-    assert control["interval"][1] < entry["interval"][0]
-    assert ("would not have told" in finding.text) == (control["outcome"] == "within margin")
+    control = next(e for e in plain.comparisons if e.kind == "perplexity" and e.recipe == entry.recipe)
+    assert control.interval[1] < entry.interval[0]
+    assert ("would not have told" in finding.text) == (control.outcome == "within margin")
 
 
 def test_only_and_up_to_are_earned(plain):
@@ -51,25 +51,22 @@ def test_only_and_up_to_are_earned(plain):
         losing = [claim for claim in finding.claims if claim.verdict == "not matching"]
         if "rises by only" in finding.text:
             entry = known[losing[0].recipe, losing[0].task]
-            control = next(e for e in plain.comparisons if "outcome" in e and e["recipe"] == entry["recipe"])
-            assert control["interval"][1] < entry["interval"][0]
+            control = next(e for e in plain.comparisons if e.kind == "perplexity" and e.recipe == entry.recipe)
+            assert control.interval[1] < entry.interval[0]
         if "up to" in finding.text:
             assert len({claim.recipe for claim in finding.claims if claim.verdict == "matching"}) > 1
 
 
 def entry(recipe, verdict, *, task="factoid_qa", drop=0.0, interval=(-0.1, 0.1)):
-    return {
-        "task": task, "recipe": recipe, "seeds": [], "n": 9, "unscored": 0, "dense": 0.5, "compressed": 0.5,
-        "relative_drop": drop, "interval": interval, "verdict": verdict, "paper_verdict": "matching",
-        "smallest_detectable_loss": 0.2, "chance": 0.0, "notes": [],
-    }  # fmt: skip
+    return task_comparison(task=task, recipe=recipe, relative_drop=drop, interval=interval, verdict=verdict)
 
 
 def with_comparisons(result, entries):
     changes = {
         "comparisons": entries,
-        "study": {**result.study, "recipes": [one["recipe"] for one in entries]},
-        "overall": [{"recipe": one["recipe"], "verdict": one["verdict"]} for one in entries],
+        "study": result.study.model_copy(update={"recipes": tuple(one.recipe for one in entries)}),
+        "overall": [{"recipe": one.recipe, "verdict": one.verdict} for one in entries],
+        "recipes": (),
     }
     return type(result)(**{**vars(result), **changes})
 

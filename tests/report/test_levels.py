@@ -1,6 +1,7 @@
 import pytest
 
-from llmkick.report.level_axes import KINDS, level_of
+from llmkick.report.level_axes import KINDS
+from llmkick.study.levels import level_of
 
 
 @pytest.mark.parametrize(
@@ -8,7 +9,7 @@ from llmkick.report.level_axes import KINDS, level_of
     [
         ("wanda@0.5", "wanda", "sparsity", "0.5", 0.5),
         ("magnitude@.25", "magnitude", "sparsity", ".25", 0.25),
-        ("wanda@2:4", "wanda", "nm", "2:4", None),
+        ("wanda@2:4", "wanda", "n:m", "2:4", None),
         ("rtn@8b", "rtn", "bits", "8b", None),
         ("gptq@3b-g64-act", "gptq", "bits", "3b-g64-act", None),
         ("sparsegpt@0.5+4b", "sparsegpt", "combined", "0.5+4b", None),
@@ -20,7 +21,7 @@ from llmkick.report.level_axes import KINDS, level_of
 )
 def test_a_recipe_has_its_place(recipe, method, kind, label, sparsity):
     level = level_of(recipe)
-    assert (level.method, level.kind, level.label, level.sparsity) == (method, kind, label, sparsity)
+    assert (level.method, level.kind, level.level, level.sparsity) == (method, kind, label, sparsity)
     assert level.recipe == recipe
     assert level.kind in KINDS
 

@@ -8,8 +8,8 @@ import pytest
 
 from llmkick.errors import DataError
 from llmkick.report.page.page import write_report
-from llmkick.report.run_folder import check_result, opened_run
-from llmkick.study.results.results import read_results
+from llmkick.report.run_folder import opened_run
+from llmkick.study.results.results import as_json, read_results
 from report.synthetic import build_run
 
 
@@ -76,7 +76,7 @@ def test_an_unfinished_run_shows_what_there_is(run, template):
     assert "not asked yet: rtn@8b on perplexity" in missing
     assert "toy-135m-instruct" in text
     with opened_run(run) as read:
-        found = {(e["recipe"], e["task"]): e for e in read.result.comparisons}
+        found = {(e.recipe, e.task): as_json(e) for e in read.result.comparisons}
     expected = {(e["recipe"], e["task"]): e for e in whole["comparisons"]}
     assert set(expected) - set(found) == {("rtn@8b", "perplexity"), ("rtn@8b", "context_qa:open")}
     assert all(found[cell] == expected[cell] for cell in found)
@@ -130,8 +130,8 @@ def test_damaged_results_are_computed_anew_from_the_journal(run, template, conte
     with opened_run(run) as read:
         assert "results.json is damaged" in read.missing[0]
         assert "computed anew" in read.missing[0]
-        assert read.result.comparisons == whole["comparisons"]
-        assert read.result.results == whole["results"]
+        assert [as_json(entry) for entry in read.result.comparisons] == whole["comparisons"]
+        assert [row.facts for row in read.result.results] == whole["results"]
 
 
 def test_another_schema_is_named(run):
@@ -163,7 +163,7 @@ def test_an_entry_of_the_wrong_type_is_named(run, path, value, place):
     target[path[-1]] = value
     (run / "results.json").write_text(json.dumps(content))
     with pytest.raises(DataError, match=re.escape(place)):
-        check_result(read_results(run))
+        read_results(run)
 
 
 def test_a_missing_entry_is_named(run):
@@ -171,7 +171,7 @@ def test_a_missing_entry_is_named(run):
     del content["comparisons"][0]["dense"]
     (run / "results.json").write_text(json.dumps(content))
     with pytest.raises(DataError, match=re.escape("comparisons.0")):
-        check_result(read_results(run))
+        read_results(run)
 
 
 def test_a_journal_whose_every_page_is_damaged(run):

@@ -31,7 +31,7 @@ def test_mlflow_gets_a_run_with_one_inside_it_for_each_recipe(result, store):
     experiment = client.get_experiment_by_name("kick")
     runs = client.search_runs([experiment.experiment_id])
     children = {run.info.run_name: run for run in runs if run.data.tags.get("mlflow.parentRunId") == run_id}
-    assert set(children) == set(result.study["recipes"])
+    assert set(children) == set(result.study.recipes)
     for recipe, child in children.items():
         assert child.data.metrics == exports.flat_numbers(result, recipe)
         assert child.data.tags.items() >= exports.verdicts_of(result, recipe).items()
@@ -90,5 +90,5 @@ def test_wandb_gets_the_same_numbers(result, monkeypatch):
     assert given["settings"] == {"base_url": "http://127.0.0.1:9"}
     expected = exports.flat_numbers(result, "wanda@0.1")
     assert {key: run.summary[f"wanda@0.1/{key}"] for key in expected} == expected
-    assert len(run.logged["comparisons"]) == sum("verdict" in entry for entry in result.comparisons)
+    assert len(run.logged["comparisons"]) == sum(entry.kind == "task" for entry in result.comparisons)
     assert run.finished

@@ -1,7 +1,10 @@
+from dataclasses import replace
+
 import pytest
 
 from llmkick.report import formatting
 from llmkick.statistics.verdict import Verdict
+from report.synthetic import perplexity_comparison, task_comparison
 
 
 @pytest.mark.parametrize(
@@ -29,13 +32,17 @@ def test_a_signed_percent_has_a_sign_only_if_it_is_not_zero():
 
 
 def test_loss_and_increase_carry_their_intervals():
-    loss = {"relative_drop": 0.31, "interval": [0.22, 0.402], "verdict": "not matching"}
-    assert formatting.loss(loss) == "31 % [22, 40]"
-    assert formatting.loss({**loss, "interval": None}) == "31 %"
-    assert formatting.loss({**loss, "verdict": "no signal"}) == "–"
-    rise = {"relative_increase": 0.14, "interval": [0.118, -0.01]}
-    assert formatting.increase(rise) == "+14 % [12, −1.0]"
-    assert formatting.increase({"relative_increase": 23.0, "interval": [20.0, 25.04]}) == "×24 [21, 26]"
+    loss = task_comparison(relative_drop=0.31, interval=(0.22, 0.402), verdict="not matching")
+    assert str(formatting.loss(loss)) == "31 % [22, 40]"
+    assert str(formatting.loss(replace(loss, interval=None))) == "31 %"
+    assert str(formatting.loss(replace(loss, verdict="no signal"))) == "–"
+    rise = perplexity_comparison(relative_increase=0.14, interval=(0.118, -0.01))
+    assert str(formatting.increase(rise)) == "+14 % [12, −1.0]"
+    steep = perplexity_comparison(relative_increase=23.0, interval=(20.0, 25.04))
+    assert str(formatting.increase(steep)) == "×24 [21, 26]"
+    assert str(formatting.increase(rise, signed=False)) == "14 % [12, −1.0]"
+    assert formatting.percent_range(0.046, 0.31) == "4.6 to 31 %"
+    assert formatting.percent_range(0.2, 0.2001) == "20 %"
 
 
 def test_scores_and_perplexities():

@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 
 from llmkick.errors import DataError
 from llmkick.statistics import (
-    AskingOrder,
     EarlyStop,
+    ItemOrder,
     SequentialTest,
-    asking_order,
     compare,
     compare_stopped,
     confidence_sequence,
+    order_items,
     signal_after,
 )
 
@@ -29,10 +29,10 @@ def named(scores: list[float | None] | np.ndarray) -> Scores:
     return {f"q{index}": None if score is None else float(score) for index, score in enumerate(scores)}
 
 
-def alone(items: int, **options: int) -> AskingOrder:
+def alone(items: int, **options: int) -> ItemOrder:
     """Every item its own cluster."""
     ids = [f"q{index}" for index in range(items)]
-    return asking_order(ids, {item: item for item in ids}, **options)
+    return order_items(ids, {item: item for item in ids}, **options)
 
 
 def drawn(items: int, loss: float, *, seed: int = 0, accuracy: float = 0.7) -> tuple[Scores, Scores]:
@@ -44,7 +44,7 @@ def drawn(items: int, loss: float, *, seed: int = 0, accuracy: float = 0.7) -> t
 class TestOrder:
     def test_large_clusters_are_strata(self) -> None:
         ids = [f"q{index}" for index in range(400)]
-        order = asking_order(ids, {item: int(item[1:]) % 4 for item in ids}, look=40)
+        order = order_items(ids, {item: int(item[1:]) % 4 for item in ids}, look=40)
         assert order.unit == "item"
         assert sorted(order.ids) == sorted(ids)
         assert [len(batch) for batch in order.batches] == [40] * 10
@@ -54,7 +54,7 @@ class TestOrder:
 
     def test_small_clusters_stay_whole(self) -> None:
         ids = [f"q{index}" for index in range(180)]
-        order = asking_order(ids, {item: int(item[1:]) // 5 for item in ids}, look=12)
+        order = order_items(ids, {item: int(item[1:]) // 5 for item in ids}, look=12)
         assert (order.unit, order.largest_cluster) == ("cluster", 5)
         assert [len(batch) for batch in order.batches] == [15] * 12
         of_cluster = [{order.clusters[item] for item in batch} for batch in order.batches]
@@ -64,8 +64,8 @@ class TestOrder:
     def test_few_clusters_are_strata_however_small(self) -> None:
         ids = [f"q{index}" for index in range(60)]
         clusters = {item: int(item[1:]) // 5 for item in ids}
-        assert asking_order(ids, clusters).unit == "item"
-        assert asking_order(ids, clusters, together=True).unit == "cluster"
+        assert order_items(ids, clusters).unit == "item"
+        assert order_items(ids, clusters, whole_clusters=True).unit == "cluster"
 
     def test_seeded_and_not_the_first_items(self) -> None:
         assert alone(200) == alone(200)
@@ -73,7 +73,7 @@ class TestOrder:
         assert set(alone(200).batches[0]) != {f"q{index}" for index in range(32)}
 
     def test_nothing_to_ask(self) -> None:
-        assert asking_order([], {}).batches == ()
+        assert order_items([], {}).batches == ()
 
 
 class TestStop:
@@ -131,7 +131,7 @@ class TestStop:
 
     def test_one_cluster_decides_nothing(self) -> None:
         dense, compressed = drawn(200, 0.9)
-        order = asking_order(list(dense), dict.fromkeys(dense, "all"))
+        order = order_items(list(dense), dict.fromkeys(dense, "all"))
         assert compare_stopped(order, dense, compressed).verdict == "undecided"
 
     def test_the_same_weights_match(self) -> None:
@@ -144,7 +144,7 @@ class TestStop:
         dense, compressed = drawn(300, 0.3)
         several = {f"{item}/{k}": score for item, score in dense.items() for k in range(5)}
         fewer = {f"{item}/{k}": score for item, score in compressed.items() for k in range(5)}
-        order = asking_order(list(several), {item: item.split("/")[0] for item in several})
+        order = order_items(list(several), {item: item.split("/")[0] for item in several})
         found = compare_stopped(order, several, fewer)
         assert found.stopping is not None
         assert (found.verdict, found.stopping.unit) == ("not matching", "cluster")

@@ -11,12 +11,12 @@ from scipy import optimize, stats
 
 from llmkick.errors import ConfigError
 from llmkick.statistics import compare, fixed_sequence, holm, overall_verdict
-from llmkick.statistics.mean import MeanTest, Unseen, _beyond, mean_test, null_variance, score_test
-from llmkick.statistics.variance import spread_of
+from llmkick.statistics.mean import MeanTest, UnobservedMoments, _beyond, mean_test, null_variance, score_test
+from llmkick.statistics.variance import clustered_mean
 from llmkick.statistics.verdict import PairedScores, loss_interval, loss_test
 
 EVERYWHERE = (-math.inf, math.inf)
-UNBOUNDED = (Unseen(-math.inf, math.inf), Unseen(math.inf, math.inf))
+UNBOUNDED = (UnobservedMoments(-math.inf, math.inf), UnobservedMoments(math.inf, math.inf))
 
 
 def table(right: int, lost: int, gained: int, wrong: int) -> tuple[np.ndarray, np.ndarray]:
@@ -292,19 +292,21 @@ class TestMeanTest:
         p01 = kept * (p11 + p10) - p11
         expected = p11 * 0.05**2 + p10 * 0.95**2 + p01
         values = np.repeat([1 - kept, -kept, 1.0, 0.0], [right, lost, gained, wrong])
-        assert null_variance(values, Unseen(-kept, kept**2), Unseen(1.0, 1.0)) == pytest.approx(expected, rel=1e-4)
+        assert null_variance(values, UnobservedMoments(-kept, kept**2), UnobservedMoments(1.0, 1.0)) == pytest.approx(
+            expected, rel=1e-4
+        )
 
     def test_null_variance_of_what_was_not_seen(self) -> None:
         """All values alike: whatever share makes the mean 0 was not seen, and it varies as it is said to."""
-        values, low, high = np.full(50, 0.2), Unseen(-0.6, 0.5), Unseen(0.3, 0.2)
+        values, low, high = np.full(50, 0.2), UnobservedMoments(-0.6, 0.5), UnobservedMoments(0.3, 0.2)
         share = 0.2 / (0.2 + 0.6)
         assert null_variance(values, low, high) == pytest.approx((1 - share) * 0.04 + share * 0.5)
         share = 0.2 / (0.2 + 0.3)
         assert null_variance(-values, low, high) == pytest.approx((1 - share) * 0.04 + share * 0.2)
-        assert null_variance(values, Unseen(0.1, 0.5), high) == 0
+        assert null_variance(values, UnobservedMoments(0.1, 0.5), high) == 0
         # What was seen reaches further than the unseen do on average: nothing is left for them.
         mixed = np.array([0.2, 0.2, 0.1, -0.9])
-        seen = null_variance(mixed, Unseen(-0.9, 9), Unseen(0.2, 9))
+        seen = null_variance(mixed, UnobservedMoments(-0.9, 9), UnobservedMoments(0.2, 9))
         assert null_variance(mixed, low, high) == pytest.approx(seen)
 
     def test_score_test_of_equal_clusters_is_students_on_their_means(self) -> None:
@@ -324,12 +326,14 @@ class TestMeanTest:
         def skewness(t: np.ndarray) -> float:
             return float(((t - t.mean()) ** 3).sum() / ((t - t.mean()) ** 2).sum() ** 1.5)
 
-        low, high = Unseen(-0.95, 0.95**2), Unseen(1.0, 1.0)
+        low, high = UnobservedMoments(-0.95, 0.95**2), UnobservedMoments(1.0, 1.0)
         expected = skewness(whole[::10]) - skewness(whole)
         assert expected < -0.1
         assert score_test(whole[None], cluster, low, high).skewness == pytest.approx(expected)
         assert score_test(whole[None], np.arange(200), low, high).skewness == 0
-        tiny = score_test(whole[None] * 1e-200, cluster, Unseen(-1e-200, 0.0), Unseen(1e-200, 0.0))
+        tiny = score_test(
+            whole[None] * 1e-200, cluster, UnobservedMoments(-1e-200, 0.0), UnobservedMoments(1e-200, 0.0)
+        )
         assert tiny.skewness == pytest.approx(expected)
         assert mean_test(whole[None], cluster, (-0.95, 1.0)).skewness == pytest.approx(skewness(whole[::10]))
 
@@ -338,7 +342,7 @@ class TestMeanTest:
         """What clusters show, below 1 as well, but p is at least a sixth of that of the same items; verdicts take 1."""
         values, cluster = np.tile([-0.95, 0.05, 0.05, 0.25, 0.0], 20), np.repeat(np.arange(20), 5)
         values[: 5 * moved : 5], values[1 : 5 * moved : 5] = 0.05, 0.0
-        low, high = Unseen(-0.95, 0.95**2), Unseen(1.0, 1.0)
+        low, high = UnobservedMoments(-0.95, 0.95**2), UnobservedMoments(1.0, 1.0)
         alone = score_test(values[None], np.arange(100), low, high)
         assert alone.variance == pytest.approx(null_variance(values, low, high) / 100)
         sums = values.reshape(20, 5).sum(axis=1)
@@ -359,30 +363,30 @@ class TestMeanTest:
     def test_skewness_beyond_that_of_items(self, clusters: float, items: float, beyond: float) -> None:
         assert _beyond(clusters, items) == pytest.approx(beyond)
 
-    def test_unseen_by_hand(self) -> None:
+    def test_unobserved_by_hand(self) -> None:
         """Where items lost, others lose halfway from the worst of them to all; they gain as much as any changed."""
 
         def scores(dense: list[float], compressed: list[float]) -> PairedScores:
             c = np.array([compressed])
             return PairedScores(dense=np.array(dense), compressed=c, cluster=np.arange(len(dense)), low=0.0, high=1.0)
 
-        low, high = scores([1, 1, 0, 0], [1, 0, 0, 0]).unseen(0.1)
+        low, high = scores([1, 1, 0, 0], [1, 0, 0, 0]).unobserved(0.1)
         assert low == pytest.approx((-0.9, 0.81))
         assert high == pytest.approx((1, 1))
-        low, high = scores([0.8, 0.4, 0.2], [0.8, 0.3, 0.2]).unseen(0.5)
+        low, high = scores([0.8, 0.4, 0.2], [0.8, 0.3, 0.2]).unobserved(0.5)
         # No t is below 0 at this loss.
         assert low == pytest.approx((-(0.4 + 0.2 + 0.1) / 6, (0.16 + 0.04 + 0.01) / 6))
-        low, _ = scores([0.8, 0.4, 0.2], [0.8, 0.3, 0.2]).unseen(0.0)
+        low, _ = scores([0.8, 0.4, 0.2], [0.8, 0.3, 0.2]).unobserved(0.0)
         assert low == pytest.approx((-(1.4 / 3 + 0.1) / 2, (0.84 / 3 + 0.01) / 2))
-        low, _ = scores([0.8, 0.4, 0.2], [0.8, 0.5, 0.2]).unseen(0.0)
+        low, _ = scores([0.8, 0.4, 0.2], [0.8, 0.5, 0.2]).unobserved(0.0)
         assert low == pytest.approx((-1.4 / 3, 0.84 / 3))
         # The worst that was seen is worse than all that items have on average.
-        assert scores([0.8, 0.4, 0.2], [0, 0.4, 0.2]).unseen(0.0)[0] == pytest.approx((-1.4 / 3, 0.84 / 3))
+        assert scores([0.8, 0.4, 0.2], [0, 0.4, 0.2]).unobserved(0.0)[0] == pytest.approx((-1.4 / 3, 0.84 / 3))
         # The best score seen gains nothing more; the others rise by 0.1.
         assert high == pytest.approx(((0.3 + 0.2) / 2, (0.09 + 0.04) / 2))
-        assert scores([1, 0.5], [1, 0.5]).unseen(0.0)[1] == pytest.approx((0.5, 0.25))
-        assert scores([1, 1], [1, 1]).unseen(0.05) == (pytest.approx((-0.95, 0.95**2)), pytest.approx((1, 1)))
-        counted = scores([1, 0], [0, 0]).unseen(0.1, 0.25)
+        assert scores([1, 0.5], [1, 0.5]).unobserved(0.0)[1] == pytest.approx((0.5, 0.25))
+        assert scores([1, 1], [1, 1]).unobserved(0.05) == (pytest.approx((-0.95, 0.95**2)), pytest.approx((1, 1)))
+        counted = scores([1, 0], [0, 0]).unobserved(0.1, 0.25)
         assert counted == (pytest.approx((-0.25 - 0.675, 0.925**2)), pytest.approx((0.75 + 0.225, 0.975**2)))
 
     def test_guards_of_clusters(self) -> None:
@@ -403,7 +407,7 @@ class TestMeanTest:
         alone, cluster = mean_test(values, np.arange(96), EVERYWHERE), np.repeat(np.arange(12), 8)
         assert (alone.df_above, alone.p_above) == (None, stats.t.sf(alone.mean / alone.standard_error, 95))
         share = 8 * 0.1 / (1 + 7 * 0.1)
-        assert spread_of(values, cluster, 1.0).own_share == pytest.approx(share)
+        assert clustered_mean(values, cluster, 1.0).between_share == pytest.approx(share)
         test = mean_test(values, cluster, EVERYWHERE)
         below, above = test._statistics()
         assert test.p_above == pytest.approx(stats.t.sf(min(below, above), 11 / (1 + 4 * share**2)))

@@ -17,7 +17,7 @@ import pytest
 from llmkick.errors import ConfigError, DataError
 from llmkick.models.checkpoints.loading import load_model
 from llmkick.models.transformers_model import TransformersModel
-from llmkick.statistics import asking_order, compare, compare_stopped
+from llmkick.statistics import compare, compare_stopped, order_items
 from llmkick.study.frontier.result import FRONTIER_FILE, read_frontier
 from llmkick.study.frontier.search import PERPLEXITY_MARGINS, run_frontier
 from llmkick.study.journal.database import JOURNAL_FILE
@@ -245,7 +245,7 @@ def brute_force(answers: MadeUp) -> tuple[dict[str, str], dict[str, str]]:
     task = get_task("factoid_qa", limit=480)
     items = task.items()
     clusters = {item.id: item.cluster for item in items}
-    order = asking_order(list(clusters), clusters)
+    order = order_items(list(clusters), clusters)
     dense = {item.id: answers._record(task, item, 0.0).score for item in items}
     stopped, fixed = {}, {}
     for tenth in range(1, 10):

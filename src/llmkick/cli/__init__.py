@@ -1,4 +1,4 @@
-"""The `kick` command: every verb is a few lines around the Python API."""
+"""The `kick` command: one module per command, each a few lines around the Python API."""
 
 from __future__ import annotations
 
@@ -14,23 +14,26 @@ from llmkick.errors import ConfigError, KickError
 
 # isort: off
 # Imported for the commands they define, in the order of `kick --help`.
-from llmkick.cli import run, compare, compress, evaluate, frontier, power, lm_eval, report, diff, export, listings  # noqa: F401
+from llmkick.cli import run, compare, compress, evaluate, frontier, power  # noqa: F401
+from llmkick.cli import report, diff, export, import_lm_eval, export_lm_eval  # noqa: F401
+from llmkick.cli import models, methods, tasks, cache, doctor  # noqa: F401
 # isort: on
 
 __all__ = ["app", "err", "main", "out"]
 
 EXIT_ERROR, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
-OUTSIDE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+# A disk that is full, or that this user may not write to: no bug that a traceback would explain.
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def main() -> NoReturn:
     """Run the command line; expected errors are a message and an exit code, never a traceback."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal without "·" must not end a run of hours
+            stream.reconfigure(errors="replace")  # a terminal that lacks "·" must not end a run of hours
     try:
         code = app(standalone_mode=False)
-        # Newer typers return the code of Ctrl-C, and of --help, older ones raise.
+        # typer returns the exit code of Ctrl-C and of --help in its newer versions and raises in its older ones.
         if code == EXIT_INTERRUPTED:
             raise KeyboardInterrupt
         sys.exit(code or 0)
@@ -43,12 +46,11 @@ def main() -> NoReturn:
         err.print("stopped; run the same command again to go on where it was", markup=False)
         sys.exit(EXIT_INTERRUPTED)
     except Exception as error:
-        # click's own usage errors know how to show themselves
+        # The usage errors of click know how to show themselves.
         if hasattr(error, "show") and hasattr(error, "exit_code"):
             error.show()
             sys.exit(error.exit_code)
-        # A disk that is full or not ours to write to is no bug that a traceback would explain.
-        if isinstance(error, OSError) and error.errno in OUTSIDE:
+        if isinstance(error, OSError) and error.errno in DISK_ERRORS:
             _print_error(error)
             sys.exit(EXIT_ERROR)
         raise

@@ -1,20 +1,29 @@
-"""What the commands share: the application, the two consoles, options, and errors that must show early."""
+"""What the commands share: the application, both consoles, studies made from options, and early checks."""
 
 from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
+import llmkick
 from llmkick.errors import ConfigError
 
-# Threads that spin while they wait starve each other when anything else runs on the machine: a forward on two busy
-# cores took up to four times as long. Read when torch is first imported, which is later than this.
+if TYPE_CHECKING:
+    from llmkick.plugins import Plugin
+    from llmkick.study.spec.study import Study
+
+# Threads that spin while they wait starve each other when anything else runs on the machine. OpenMP reads this when
+# torch is first imported, which happens later than this line.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+# The panels of commands in `kick --help`.
+STUDIES, RESULTS, LISTS = "Measure and compress", "Read and exchange results", "See what is available"
 
 app = typer.Typer(
     name="kick",
@@ -27,26 +36,37 @@ app = typer.Typer(
 out = Console()
 err = Console(stderr=True)
 
-Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …, or balanced: over all GPUs")]
-Timeout = Annotated[float, typer.Option(help="of servers: seconds a request")]
-Concurrency = Annotated[int, typer.Option(help="of servers: requests under way at once")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="print results and errors only")]
-Json = Annotated[bool, typer.Option("--json", help="print JSON instead of text")]
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"kick {llmkick.__version__}")
+        raise typer.Exit
 
 
-# What a command may be asked of.
-MODEL_HELP = "built-in name, folder, hub id, .gguf file, or a server: openai:URL#NAME"
+@app.callback()
+def kick(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Parse the options that stand before the name of a command."""
 
 
 def given(context: typer.Context) -> list[str]:
-    """The parameters that were typed, not left at their default."""
+    """The names of the parameters that were typed rather than left at their default."""
     sources = {name: context.get_parameter_source(name) for name in context.params}
     return [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
 
 
+def study_of(folder: Path | None, name: str, **values: Any) -> Study:
+    """The study that options describe; it is called after its folder, or by `name` without one."""
+    from llmkick.study.spec.study import make_study
+
+    return make_study({"name": folder.name if folder else name, **values})
+
+
 def check_file_target(path: Path) -> None:
-    """Raise ConfigError, before hours of work, when a file cannot be written there."""
+    """Raise ConfigError if a file cannot be written at this path, before hours of work are spent on it."""
     if path.is_dir():
         raise ConfigError(f"{path} is a folder; give the name of a file")
     try:
@@ -57,7 +77,23 @@ def check_file_target(path: Path) -> None:
         raise ConfigError(f"cannot write {path}: {error}; give another file") from error
 
 
-def print_notes(notes: list[str]) -> None:
-    """Lines that a reader of the table above must know."""
+def print_line(text: str) -> None:
+    """Print a line to standard output as it is: no markup, no colours, no line breaks inside paths."""
+    out.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def print_notes(notes: Sequence[str]) -> None:
+    """Print what a reader of the table above has to know."""
     for note in notes:
         out.print(f"note: {note}", markup=False, highlight=False)
+
+
+def print_warnings(warnings: Sequence[str]) -> None:
+    """Print warnings to standard error, in yellow."""
+    for warning in warnings:
+        err.print(f"warning: {warning}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+
+def with_origin(summary: str, plugin: Plugin | None) -> str:
+    """A summary, and the package that it comes from if that is a plug-in."""
+    return summary if plugin is None else f"{summary} (from {plugin.origin})"

@@ -1,42 +1,65 @@
-"""`kick compare`: a dense model and others that were made elsewhere."""
+"""`kick compare`: a dense model against models that were made elsewhere."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llmkick.cli.common import MODEL_HELP, Concurrency, Device, Dtype, Quiet, Timeout, app, err, out, print_notes
+from llmkick.cli.common import STUDIES, app, err, out, print_line, print_notes, study_of
+from llmkick.cli.options import (
+    MODEL_HELP,
+    OUTPUT,
+    Concurrency,
+    Device,
+    DtypeOption,
+    Limit,
+    Margin,
+    PromptingOption,
+    ProtocolOption,
+    Quiet,
+    Source,
+    TaskNames,
+    Timeout,
+)
 from llmkick.errors import ConfigError
 
+if TYPE_CHECKING:
+    from llmkick.study.spec.study import Study
 
-@app.command()
+
+@app.command(rich_help_panel=STUDIES)
 def compare(
-    dense: Annotated[str, typer.Argument(help=f"the reference: {MODEL_HELP}")],
+    dense: Annotated[str, typer.Argument(help=f"The reference. {MODEL_HELP}")],
     others: Annotated[
-        list[str], typer.Argument(metavar="OTHER...", help="what is compared with it; NAME=MODEL names it")
+        list[str], typer.Argument(metavar="OTHER...", help="Models to compare with it. NAME=MODEL gives a name.")
     ],
-    task: Annotated[list[str], typer.Option("--task", "-t", help="see `kick tasks`; may be repeated")],
-    folder: Annotated[
-        Path | None,
-        typer.Option("--out", "-o", help="folder of the results [default: runs/compare-…, by what is asked]"),
-    ] = None,
-    limit: Annotated[int | None, typer.Option(help="items a task (a stratified sample)")] = None,
-    source: Annotated[str, typer.Option(help="pocket, hub or a folder of official files")] = "pocket",
-    protocol: Annotated[str, typer.Option(help="strict or paper")] = "strict",
-    prompting: Annotated[str, typer.Option(help="auto, chat or raw; the same for all models")] = "auto",
-    margin: Annotated[float, typer.Option(help="largest loss that still matches")] = 0.05,
-    dtype: Dtype = "auto",
+    task: TaskNames,
+    limit: Limit = None,
+    source: Source = "pocket",
+    protocol: ProtocolOption = "strict",
+    prompting: PromptingOption = "auto",
+    margin: Margin = 0.05,
+    dtype: DtypeOption = "auto",
     device: Device = "auto",
     timeout: Timeout = 120.0,
     concurrency: Concurrency = 8,
+    folder: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            help="Folder of the results. Default: runs/compare-…, named after the options.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Compare a dense model with others, paired by question: verdicts, sizes, a report. Again, it resumes.
+    """Compare a dense model with other models, question by question: verdicts, sizes and a report.
 
-    Others may be folders and hub ids in any quantized form that transformers loads, `.gguf` files, packed models,
-    pruned folders, servers, or different models altogether.
+    The other models may be folders and hub ids in any quantized form that transformers loads, `.gguf` files, packed
+    models, pruned folders, servers, or different models altogether. The same command resumes a run that was stopped.
 
     Examples:
 
@@ -46,35 +69,37 @@ def compare(
 
         kick compare ./my-model openai:http://127.0.0.1:8000/v1#my-model-fp8 -t context_qa:open --limit 200
     """
-    from llmkick.cli.progress import Watcher, working
+    from llmkick.study.spec.sections import task_specs
+
+    if limit is not None and limit < 1:
+        raise ConfigError(f"limit must be at least 1; got {limit}")
+    study = study_of(
+        folder,
+        "compare",
+        model=dense,
+        others=others,
+        tasks=task_specs(task, source=source, protocol=protocol, limit=limit),
+        prompting=prompting,
+        margin=margin,
+        dtype=dtype,
+        device=device,
+        server={"timeout": timeout, "concurrency": concurrency},
+    )
+    _run_and_report(study, folder or Path("runs") / f"compare-{study.hash()[:10]}", quiet=quiet)
+
+
+def _run_and_report(study: Study, folder: Path, *, quiet: bool) -> None:
+    from llmkick.cli.progress import TerminalProgress, spinner
     from llmkick.report.models import models_table
     from llmkick.report.page.page import write_report
     from llmkick.report.tables import verdict_table
     from llmkick.study.run import run_study
-    from llmkick.study.spec.study import make_study
 
-    if limit is not None and limit < 1:
-        raise ConfigError(f"limit must be at least 1; got {limit}")
-    sample = {} if limit is None else {"limit": limit}
-    study = make_study(
-        {
-            "name": folder.name if folder else "compare",
-            "model": dense,
-            "others": others,
-            "tasks": [{"name": name, "source": source, "protocol": protocol, **sample} for name in task],
-            "prompting": prompting,
-            "margin": margin,
-            "dtype": dtype,
-            "device": device,
-            "server": {"timeout": timeout, "concurrency": concurrency},
-        }
-    )
-    folder = folder or Path("runs") / f"compare-{study.hash()[:10]}"
-    with Watcher(err, quiet=quiet) as watcher:
-        result = run_study(study, out=folder, observer=watcher)
-    with working(err, "writing the report", quiet=quiet):
+    with TerminalProgress(err, quiet=quiet) as progress:
+        result = run_study(study, out=folder, observer=progress)
+    with spinner(err, "writing the report", quiet=quiet):
         page = write_report(folder)
     out.print(verdict_table(result))
     out.print(models_table(result))
-    print_notes(list(result.warnings))
-    out.print(f"report: {page}", markup=False, highlight=False, soft_wrap=True)
+    print_notes(result.warnings)
+    print_line(f"report: {page}")

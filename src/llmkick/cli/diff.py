@@ -4,25 +4,30 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich import box
 from rich.table import Table
 
-from llmkick.cli.common import Json, app, out, print_notes
+from llmkick.cli.common import RESULTS, app, out, print_notes
+from llmkick.cli.options import Json
 from llmkick.errors import DataError
 
+if TYPE_CHECKING:
+    from llmkick.report.several.studies import Difference, Paired
 
-@app.command()
+
+@app.command(rich_help_panel=RESULTS)
 def diff(
-    first: Annotated[Path, typer.Argument(metavar="DIR1", help="a run's folder")],
-    second: Annotated[Path, typer.Argument(metavar="DIR2", help="the run it is compared with")],
+    first: Annotated[Path, typer.Argument(metavar="DIR1", help="Folder of a run.")],
+    second: Annotated[Path, typer.Argument(metavar="DIR2", help="Folder of the run to compare it with.")],
     as_json: Json = False,
 ) -> None:
-    """Compare two runs item by item: scores, their difference with its interval, verdicts that changed.
+    """Compare two runs item by item: scores, their difference with its interval, and verdicts that changed.
 
-    Only what was asked alike is paired; the rest is listed with the reason. An error when nothing can be paired.
+    Only what both runs asked in the same way is paired; the rest is listed with the reason. It is an error if nothing
+    can be paired.
 
     Example:
 
@@ -32,8 +37,8 @@ def diff(
     from llmkick.report.several.studies import labels, pair
 
     names = labels([first, second])
-    with opened_run(first) as one, opened_run(second) as other:
-        paired = pair(one, other, names=names)
+    with opened_run(first) as first_run, opened_run(second) as second_run:
+        paired = pair(first_run, second_run, names=names)
     if not paired.differences:
         reasons = "; ".join(f"{refusal.what}: {refusal.reason}" for refusal in paired.refusals)
         raise DataError(f"nothing of {names[0]} and {names[1]} can be paired: {reasons}")
@@ -41,10 +46,10 @@ def diff(
         out.print_json(data=asdict(paired))
         return
     out.print(_table(paired))
-    print_notes([*paired.notes, *(f"not paired: {one.what}: {one.reason}" for one in paired.refusals)])
+    print_notes([*paired.notes, *(f"not paired: {refusal.what}: {refusal.reason}" for refusal in paired.refusals)])
 
 
-def _table(paired: Any) -> Table:
+def _table(paired: Paired) -> Table:
     from llmkick.report import formatting
 
     table = Table(
@@ -52,8 +57,8 @@ def _table(paired: Any) -> Table:
         title=f"{paired.first} → {paired.second}", box=box.SIMPLE_HEAD, pad_edge=False,
     )  # fmt: skip
     for entry in paired.differences:
-        control = entry.gained == entry.lost == 0 and (entry.first or 0) > 1
-        metric = "perplexity" if control else ""
+        is_perplexity = entry.gained == entry.lost == 0 and (entry.first or 0) > 1
+        metric = "perplexity" if is_perplexity else ""
         table.add_row(
             entry.recipe, entry.task, str(entry.n),
             formatting.score(entry.first, metric), formatting.score(entry.second, metric),
@@ -63,7 +68,7 @@ def _table(paired: Any) -> Table:
     return table
 
 
-def _verdicts(entry: Any) -> str:
+def _verdicts(entry: Difference) -> str:
     if entry.first_verdict == entry.second_verdict:
         return entry.first_verdict or ""
     return f"{entry.first_verdict or '–'} → {entry.second_verdict or '–'}"

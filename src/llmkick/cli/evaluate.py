@@ -1,44 +1,66 @@
-"""`kick eval`."""
+"""`kick eval`: scores of one model."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 
-from llmkick.cli.common import (
+from llmkick.cli.common import STUDIES, app, check_file_target, err, out, print_notes
+from llmkick.cli.options import (
     MODEL_HELP,
+    OUTPUT,
     Concurrency,
     Device,
-    Dtype,
+    DtypeOption,
+    Limit,
+    PromptingOption,
+    ProtocolOption,
     Quiet,
+    SampleSeed,
+    Source,
+    TaskNames,
     Timeout,
-    app,
-    check_file_target,
-    err,
-    out,
-    print_notes,
 )
 from llmkick.errors import ConfigError
 
+if TYPE_CHECKING:
+    from llmkick.cli.progress import TerminalProgress
+    from llmkick.models.language_model import LanguageModel
+    from llmkick.tasks.task import Record, Task
 
-@app.command("eval")
+By = Annotated[
+    str | None,
+    typer.Option(help="Average by group too: cluster, discipline, popularity, …", rich_help_panel=OUTPUT),
+]
+Of = Annotated[
+    str | None,
+    typer.Option(help="With --by: average this number, e.g. unique_tokens, not the score.", rich_help_panel=OUTPUT),
+]
+RecordsFile = Annotated[
+    Path | None,
+    typer.Option("--records", help="File for every record, as JSON lines.", rich_help_panel=OUTPUT),
+]
+
+
+@app.command("eval", rich_help_panel=STUDIES)
 def evaluate(
     model: Annotated[str, typer.Argument(help=MODEL_HELP)],
-    task: Annotated[list[str], typer.Option("--task", "-t", help="see `kick tasks`; may be repeated")],
-    limit: Annotated[int | None, typer.Option(help="items a task (a stratified sample)")] = None,
-    seed: Annotated[int, typer.Option(help="seed of the sample")] = 0,
-    source: Annotated[str, typer.Option(help="pocket, hub or a folder of official files")] = "pocket",
-    protocol: Annotated[str, typer.Option(help="strict or paper")] = "strict",
-    by: Annotated[str | None, typer.Option(help="also by group: cluster, discipline, popularity, …")] = None,
-    of: Annotated[str | None, typer.Option(help="with --by: this number, e.g. unique_tokens, for the score")] = None,
-    records_file: Annotated[Path | None, typer.Option("--records", help="write every record here (JSON lines)")] = None,
-    prompting: Annotated[str, typer.Option(help="auto, chat or raw")] = "auto",
-    dtype: Dtype = "auto",
+    task: TaskNames,
+    limit: Limit = None,
+    seed: SampleSeed = 0,
+    source: Source = "pocket",
+    protocol: ProtocolOption = "strict",
+    by: By = None,
+    of: Of = None,
+    records_file: RecordsFile = None,
+    prompting: PromptingOption = "auto",
+    dtype: DtypeOption = "auto",
     device: Device = "auto",
     timeout: Timeout = 120.0,
     concurrency: Concurrency = 8,
@@ -58,70 +80,89 @@ def evaluate(
 
         kick eval ./my-model -t instruction --by category --of unique_tokens
     """
-    from llmkick.cli.progress import Watcher
-    from llmkick.files import write_text_atomically
+    from llmkick.cli.progress import TerminalProgress
     from llmkick.models.server.server import ServerSettings, open_model
-    from llmkick.tasks.evaluate import evaluate_in_batches, refuse_unanswerable
-    from llmkick.tasks.prompting import PROMPTINGS
-    from llmkick.tasks.registry import get_task
-    from llmkick.tasks.task import summary_value
+    from llmkick.study.spec.sections import task_specs
+    from llmkick.tasks.evaluate import refuse_unanswerable
 
-    tasks = [get_task(name, source=source, protocol=protocol, limit=limit, seed=seed) for name in task]
-    if prompting not in PROMPTINGS:
-        raise ConfigError(f"unknown prompting {prompting!r}; choose from: {', '.join(PROMPTINGS)}")
+    specs = task_specs(task, source=source, protocol=protocol, limit=limit, seed=seed)
+    tasks = [spec.make() for spec in specs]
     if of is not None and by is None:
         raise ConfigError("--of says what to average by group; give --by too, for example --by category")
     if records_file is not None:
         check_file_target(records_file)
     settings = ServerSettings(timeout=timeout, concurrency=concurrency)
-    table = Table("task", "metric", "score", "items", "unscored", "truncated")
-    lines: list[str] = []
-    notes: list[str] = []
-    groups = Table("task", by or "", of or "score", "items")
-    with Watcher(err, quiet=quiet) as watcher:
-        watcher.stage(f"loading {model}", 1)
+    with TerminalProgress(err, quiet=quiet) as progress:
+        progress.stage(f"loading {model}", 1)
         loaded = open_model(model, dtype=dtype, device=device, server=settings)
-        for one in tasks:
-            refuse_unanswerable(loaded, one, prompting=prompting)
-        notes += loaded.notes
-        for one in tasks:
-            count = len(one.items(loaded))
-            watcher.stage(one.name, count)
-            records = []
-            for batch in evaluate_in_batches(loaded, one, prompting=prompting):
-                records += batch
-                watcher.advance(len(records))
-            scored = [record for record in records if record.score is not None]
-            value = summary_value(one.metric, records)
-            table.add_row(
-                one.name,
-                one.metric,
-                "–" if value is None else f"{value:.4g}",
-                str(len(scored)),
-                str(len(records) - len(scored)),
-                str(sum(record.truncated for record in records)),
-            )
-            notes += [f"{one.name}: {note}" for note in one.notes]
-            chosen = {str(record.details["chosen_by"]) for record in records if "chosen_by" in record.details}
-            notes += [f"{one.name}: options were chosen by {way}" for way in sorted(chosen)]
-            if by is not None:
-                _add_groups(groups, one.name, records, by, of)
-            lines += [json.dumps({"task": one.name, **asdict(record)}, ensure_ascii=False) for record in records]
+        for asked in tasks:
+            refuse_unanswerable(loaded, asked, prompting=prompting)
+        notes = list(loaded.notes)
+        answered = [(asked, _records(loaded, asked, prompting, progress)) for asked in tasks]
     if records_file is not None:
-        write_text_atomically(records_file, "\n".join(lines) + "\n")
-    out.print(table)
+        _write_records(records_file, {asked.name: records for asked, records in answered})
+    _print_scores(answered)
     if by is not None:
-        out.print(groups)
-    print_notes(notes)
+        _print_groups(answered, by, of)
+    print_notes([*notes, *(note for asked, records in answered for note in _notes(asked, records))])
 
 
-def _add_groups(table: Table, task: str, records: list[Any], by: str, of: str | None) -> None:
+def _records(model: LanguageModel, task: Task, prompting: str, progress: TerminalProgress) -> list[Record]:
+    """The records of all items of a task."""
+    from llmkick.tasks.evaluate import evaluate_in_batches
+
+    progress.stage(task.name, len(task.items(model)))
+    records: list[Record] = []
+    for batch in evaluate_in_batches(model, task, prompting=prompting):
+        records += batch
+        progress.advance(len(records))
+    return records
+
+
+def _write_records(path: Path, records_by_task: Mapping[str, Sequence[Record]]) -> None:
+    from llmkick.files import write_text_atomically
+
+    lines = [
+        json.dumps({"task": task, **asdict(record)}, ensure_ascii=False)
+        for task, records in records_by_task.items()
+        for record in records
+    ]
+    write_text_atomically(path, "\n".join(lines) + "\n")
+
+
+def _print_scores(answered: Sequence[tuple[Task, Sequence[Record]]]) -> None:
+    from llmkick.tasks.task import summary_value
+
+    table = Table("task", "metric", "score", "items", "unscored", "truncated")
+    for task, records in answered:
+        scored = sum(record.score is not None for record in records)
+        truncated = sum(record.truncated for record in records)
+        value = summary_value(task.metric, records)
+        table.add_row(
+            task.name, task.metric, "–" if value is None else f"{value:.4g}", str(scored), str(len(records) - scored),
+            str(truncated),
+        )  # fmt: skip
+    out.print(table)
+
+
+def _notes(task: Task, records: Sequence[Record]) -> list[str]:
+    """What a reader of a task's score has to know, such as how options were chosen."""
+    ways = {str(record.details["chosen_by"]) for record in records if "chosen_by" in record.details}
+    chosen = [f"{task.name}: options were chosen by {way}" for way in sorted(ways)]
+    return [*(f"{task.name}: {note}" for note in task.notes), *chosen]
+
+
+def _print_groups(answered: Sequence[tuple[Task, Sequence[Record]]], by: str, of: str | None) -> None:
+    """Means by group, over items and over groups, of the score or of another number in the records' details."""
     from llmkick.tasks.grouping import group_scores
 
-    grouped = group_scores(records, by, of=of)
-    if grouped is not None:
-        for name, (mean, count) in grouped.groups.items():
-            table.add_row(task, name, f"{mean:.4g}", str(count))
-        scored = sum(count for _, count in grouped.groups.values())
-        table.add_row(task, "mean over items (micro)", f"{grouped.micro:.4g}", str(scored))
-        table.add_row(task, "mean over groups (macro)", f"{grouped.macro:.4g}", str(scored))
+    table = Table("task", by, of or "score", "items")
+    for task, records in answered:
+        grouped = group_scores(records, by, of=of)
+        if grouped is not None:
+            for name, (mean, count) in grouped.groups.items():
+                table.add_row(task.name, name, f"{mean:.4g}", str(count))
+            scored = str(sum(count for _, count in grouped.groups.values()))
+            table.add_row(task.name, "mean over items (micro)", f"{grouped.micro:.4g}", scored)
+            table.add_row(task.name, "mean over groups (macro)", f"{grouped.macro:.4g}", scored)
+    out.print(table)

@@ -1,47 +1,44 @@
-"""`kick export`: a run's numbers for papers, programs and trackers of experiments."""
+"""`kick export`: a run's numbers for papers, programs and experiment trackers."""
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from llmkick.cli.common import app, check_file_target, out
+from llmkick.cli.common import RESULTS, app, check_file_target, print_line
+from llmkick.cli.options import OUTPUT
 from llmkick.errors import ConfigError
 
+if TYPE_CHECKING:
+    from llmkick.report.run_folder import Run
 
-class Form(StrEnum):
-    """What a run can be exported to."""
+Format = Literal["markdown", "latex", "csv", "parquet", "mlflow", "wandb"]
 
-    markdown = "markdown"
-    latex = "latex"
-    csv = "csv"
-    parquet = "parquet"
-    mlflow = "mlflow"
-    wandb = "wandb"
+TRACKERS = ("mlflow", "wandb")
 
 
-TRACKERS = (Form.mlflow, Form.wandb)
-
-
-@app.command()
+@app.command(rich_help_panel=RESULTS)
 def export(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="a run's folder")],
-    to: Annotated[
-        Form, typer.Option("--to", help="markdown, latex, csv, parquet, mlflow or wandb", show_default=False)
-    ],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a run.")],
+    to: Annotated[Format, typer.Option("--to", help="Format or tracker.", show_default=False, rich_help_panel=OUTPUT)],
     target: Annotated[
         Path | None,
         typer.Option(
-            "--out", "-o", help="file to write (csv: folder); markdown and latex go to the terminal without it"
+            "--out",
+            "-o",
+            help="File to write; csv: folder. Default for markdown and latex: the terminal.",
+            rich_help_panel=OUTPUT,
         ),
     ] = None,
     uri: Annotated[
-        str | None, typer.Option(help="mlflow, wandb: the server, or for mlflow a folder as file:./mlruns")
+        str | None,
+        typer.Option(help="mlflow, wandb: the server; mlflow also file:./mlruns.", rich_help_panel=OUTPUT),
     ] = None,
-    project: Annotated[str, typer.Option(help="mlflow: the experiment; wandb: the project")] = "llmkick",
+    project: Annotated[
+        str, typer.Option(help="mlflow: the experiment; wandb: the project.", rich_help_panel=OUTPUT)
+    ] = "llmkick",
 ) -> None:
     """Export a run: a table for a paper, every record as parquet, or the results to MLflow or Weights & Biases.
 
@@ -61,31 +58,29 @@ def export(
         raise ConfigError(f"--out is for files; {to} takes --uri and --project")
     if to not in TRACKERS and uri is not None:
         raise ConfigError("--uri is for mlflow and wandb")
-    if target is not None and to is not Form.csv:
+    if target is not None and to != "csv":
         check_file_target(target)
     with opened_run(folder) as run:
         _export(run, to, target, uri=uri, project=project)
 
 
-def _export(run: Any, to: Form, target: Path | None, *, uri: str | None, project: str) -> None:
+def _export(run: Run, to: Format, target: Path | None, *, uri: str | None, project: str) -> None:
     from llmkick.files import write_text
     from llmkick.report import exports, tables, tracking
 
     if to in TRACKERS:
-        log = tracking.log_to_mlflow if to is Form.mlflow else tracking.log_to_wandb
-        out.print(
-            f"{to}: run {log(run.result, uri=uri, project=project)}", markup=False, highlight=False, soft_wrap=True
-        )
-    elif to is Form.parquet:
+        log = tracking.log_to_mlflow if to == "mlflow" else tracking.log_to_wandb
+        print_line(f"{to}: run {log(run.result, uri=uri, project=project)}")
+    elif to == "parquet":
         path = target or run.result.folder / "records.parquet"
         count = exports.write_parquet(run, path)
-        out.print(f"{count:,} records: {path}", markup=False, highlight=False, soft_wrap=True)
-    elif to is Form.csv:
+        print_line(f"{count:,} records: {path}")
+    elif to == "csv":
         paths = tables.write_tables(run.result, target or run.result.folder)
-        out.print(f"{len(paths)} tables: {paths[0].parent}", markup=False, highlight=False, soft_wrap=True)
+        print_line(f"{len(paths)} tables: {paths[0].parent}")
     else:
-        text = exports.markdown(run.result) if to is Form.markdown else exports.latex(run.result)
+        text = exports.markdown(run.result) if to == "markdown" else exports.latex(run.result)
         if target is None:
             typer.echo(text, nl=False)
         else:
-            out.print(f"table: {write_text(target, text)}", markup=False, highlight=False, soft_wrap=True)
+            print_line(f"table: {write_text(target, text)}")

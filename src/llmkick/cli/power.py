@@ -1,4 +1,4 @@
-"""`kick power`."""
+"""`kick power`: how many items a verdict needs."""
 
 from __future__ import annotations
 
@@ -8,23 +8,46 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from llmkick.cli.common import app, check_file_target, out
+from llmkick.cli.common import STUDIES, app, check_file_target, out, print_line
+from llmkick.cli.options import OUTPUT, STUDY, Alpha, Margin
 from llmkick.errors import ConfigError
 
+Accuracy = Annotated[
+    float, typer.Option("--accuracy", "-a", help="Score of the dense model, from 0 to 1.", rich_help_panel=STUDY)
+]
+Items = Annotated[
+    int | None,
+    typer.Option("--items", "-n", help="Number of items. Default: the number needed.", rich_help_panel=STUDY),
+]
+Loss = Annotated[
+    float,
+    typer.Option(help="True relative loss. 0: the compressed model lost nothing.", rich_help_panel=STUDY),
+]
+Discordance = Annotated[
+    float, typer.Option(help="Share of items that exactly one of the models gets right.", rich_help_panel=STUDY)
+]
+Power = Annotated[
+    float, typer.Option("--power", help="Wanted probability of the right verdict.", rich_help_panel=STUDY)
+]
+DesignEffect = Annotated[
+    float, typer.Option(help="Factor by which clusters increase the variance.", rich_help_panel=STUDY)
+]
+Plot = Annotated[Path | None, typer.Option(help="File for a chart: .svg, .html or .json.", rich_help_panel=OUTPUT)]
 
-@app.command()
+
+@app.command(rich_help_panel=STUDIES)
 def power(
-    accuracy: Annotated[float, typer.Option("--accuracy", "-a", help="score of the dense model, 0 to 1")],
-    items: Annotated[int | None, typer.Option("--items", "-n", help="items there are; without: those needed")] = None,
-    loss: Annotated[float, typer.Option(help="true relative loss; 0: the compressed model lost nothing")] = 0.0,
-    discordance: Annotated[float, typer.Option(help="share of items that one model alone gets right")] = 0.1,
-    margin: Annotated[float, typer.Option(help="largest relative loss that still matches")] = 0.05,
-    alpha: Annotated[float, typer.Option(help="error rate of a verdict")] = 0.05,
-    chance: Annotated[float, typer.Option("--power", help="chance of the right verdict that is wanted")] = 0.8,
-    design_effect: Annotated[float, typer.Option(help="by how much clusters widen the variance")] = 1.0,
-    plot: Annotated[Path | None, typer.Option(help="draw it: a file .svg, .html or .json")] = None,
+    accuracy: Accuracy,
+    items: Items = None,
+    loss: Loss = 0.0,
+    discordance: Discordance = 0.1,
+    margin: Margin = 0.05,
+    alpha: Alpha = 0.05,
+    chance: Power = 0.8,
+    design_effect: DesignEffect = 1.0,
+    plot: Plot = None,
 ) -> None:
-    """How many items a verdict needs, or what a number of items can tell.
+    """Tell how many items a verdict needs, or what a number of items can tell.
 
     Examples:
 
@@ -60,4 +83,4 @@ def power(
         from llmkick.report.figures.power import power_chart, write_chart
 
         chart = power_chart(accuracy, loss=loss, discordance=discordance, margin=margin, alpha=alpha)
-        out.print(f"drawn: {write_chart(chart, plot)}", markup=False, highlight=False, soft_wrap=True)
+        print_line(f"drawn: {write_chart(chart, plot)}")

@@ -5,13 +5,17 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import IO, Any, Self
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from typing import IO, TYPE_CHECKING, Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
 from rich.text import Text
+
+if TYPE_CHECKING:  # scipy and pandas would slow every command down
+    from llmkick.study.results.records import AnyComparison
+
 
 # Off a terminal, a line says what is going on at most this often.
 QUIET_SECONDS = 30.0
@@ -73,7 +77,7 @@ class Pace:
         return (time.monotonic() - self.began) / worked * max(0.0, self.total - self.finished - self.share)
 
 
-class Watcher:
+class TerminalProgress:
     """Shows a run: on a terminal two bars and the verdicts as they fall; elsewhere plain lines."""
 
     def __init__(self, console: Console, *, quiet: bool = False) -> None:
@@ -89,8 +93,8 @@ class Watcher:
         self._pace.began = time.monotonic()
         if self._console.is_terminal and not self._quiet:
             self._bars = Progress(
-                TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), _Pace(self._pace),
-                console=self._console, transient=True,
+                TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(),
+                _PaceColumn(self._pace), console=self._console, transient=True,
             )  # fmt: skip
             self._bars.start()
         return self
@@ -130,7 +134,7 @@ class Watcher:
                 self._whole = self._bars.add_task("whole study", total=total, kind="whole")
             self._bars.update(self._whole, completed=done, total=total)
 
-    def verdict(self, comparison: Mapping[str, Any]) -> None:
+    def verdict(self, comparison: AnyComparison) -> None:
         """A recipe was compared with the dense model on one task."""
         if not self._quiet:
             self._console.print(verdict_line(comparison), highlight=False, soft_wrap=True)
@@ -150,7 +154,7 @@ class Watcher:
         self._console.print(", ".join(parts), markup=False, highlight=False, soft_wrap=True)
 
 
-class _Pace(ProgressColumn):
+class _PaceColumn(ProgressColumn):
     """Items a second beside the piece at hand; time gone by and time left beside the whole."""
 
     def __init__(self, pace: Pace) -> None:
@@ -166,7 +170,7 @@ class _Pace(ProgressColumn):
         return Text(f"{gone} gone, {'–' if left is None else _clock(left)} left", style="cyan")
 
 
-class JsonLines:
+class JsonProgress:
     """A run's events, one JSON object a line: warning, stage, progress, cells, verdict."""
 
     def __init__(self, stream: IO[str]) -> None:
@@ -196,34 +200,34 @@ class JsonLines:
         self._pace.cells(done, total)
         self.emit("cells", done=done, total=total, seconds_left=self._pace.seconds_left)
 
-    def verdict(self, comparison: Mapping[str, Any]) -> None:
+    def verdict(self, comparison: AnyComparison) -> None:
         """A recipe was compared with the dense model on one task."""
-        self.emit("verdict", comparison=dict(comparison))
+        self.emit("verdict", comparison=asdict(comparison))
 
     def warn(self, text: str) -> None:
         """Something to know before the work starts."""
         self.emit("warning", text=text)
 
 
-def verdict_line(comparison: Mapping[str, Any]) -> Text:
+def verdict_line(comparison: AnyComparison) -> Text:
     """ "✗ wanda@0.5 on factoid_qa: not matching, 0.09, loss 84 % [70, 95]"."""
     from llmkick.report import formatting
 
-    where = f"{comparison['recipe']} on {comparison['task']}"
-    if "outcome" in comparison:
-        score = formatting.score(comparison["compressed"], "perplexity")
-        return Text(f"· {where}: {score}, {formatting.increase(comparison)}, {comparison['outcome']}", style="dim")
-    mark = formatting.mark(comparison["verdict"])
-    score, loss = formatting.score(comparison["compressed"]), formatting.loss(comparison)
+    where = f"{comparison.recipe} on {comparison.task}"
+    if comparison.kind == "perplexity":
+        score = formatting.score(comparison.compressed, "perplexity")
+        return Text(f"· {where}: {score}, {formatting.increase(comparison)}, {comparison.outcome}", style="dim")
+    mark = formatting.mark(comparison.verdict)
+    score, loss = formatting.score(comparison.compressed), formatting.loss(comparison)
     line = Text(f"{mark.symbol} ", style=mark.style)
     line.append(f"{where}: ")
-    line.append(comparison["verdict"], style=mark.style)
-    line.append(f", {score}" + (f", loss {loss}" if loss != formatting.NOTHING else ""))
+    line.append(comparison.verdict, style=mark.style)
+    line.append(f", {score}" + (f", loss {loss}" if loss.value != formatting.NOTHING else ""))
     return line
 
 
 @contextlib.contextmanager
-def working(console: Console, title: str, *, quiet: bool = False) -> Iterator[None]:
+def spinner(console: Console, title: str, *, quiet: bool = False) -> Iterator[None]:
     """A spinner while something without steps goes on; nothing when not on a terminal."""
     if console.is_terminal and not quiet:
         with console.status(title):

@@ -1,4 +1,4 @@
-"""`kick report`."""
+"""`kick report`: the page of a run, or of several runs."""
 
 from __future__ import annotations
 
@@ -7,26 +7,33 @@ from typing import Annotated
 
 import typer
 
-from llmkick.cli.common import Json, app, check_file_target, out, print_notes
+from llmkick.cli.common import RESULTS, app, check_file_target, out, print_line, print_notes
+from llmkick.cli.options import OUTPUT, Json
 from llmkick.errors import ConfigError
 
-SEVERAL = Path("studies.html")
+STUDIES_PAGE = Path("studies.html")
 
 
-@app.command()
+@app.command(rich_help_panel=RESULTS)
 def report(
     folders: Annotated[
-        list[Path], typer.Argument(metavar="DIR…", help="a run's folder, or several", show_default=False)
+        list[Path], typer.Argument(metavar="DIR…", help="Folder of a run; several are compared.", show_default=False)
     ],
     target: Annotated[
-        Path | None, typer.Option("--out", "-o", help=f"of several runs: the page to write [default: {SEVERAL}]")
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            help=f"Several runs: the page to write. Default: {STUDIES_PAGE}.",
+            rich_help_panel=OUTPUT,
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Write report.html, tables and figures of a run again; of several runs, one page that compares them.
+    """Write the report, tables and figures of a run again, or one page that compares several runs.
 
-    A run that is not finished or damaged gets a page of what there is, which says what is missing. Of several
-    studies only what is comparable is paired; the page says what is not, and why.
+    The page of an unfinished or damaged run shows what there is and says what is missing. The page of several runs
+    pairs only what is comparable; it says what is not, and why.
 
     Examples:
 
@@ -37,19 +44,19 @@ def report(
     if len(folders) == 1:
         if target is not None:
             raise ConfigError("--out is for the page of several runs; the report of one lies in its folder")
-        _one(folders[0], as_json=as_json)
+        _report_run(folders[0], as_json=as_json)
         return
     from llmkick.report.several.page import write_studies
 
-    check_file_target(target or SEVERAL)
-    page = write_studies(folders, target or SEVERAL)
+    check_file_target(target or STUDIES_PAGE)
+    page = write_studies(folders, target or STUDIES_PAGE)
     if as_json:
         out.print_json(data={"report": str(page)})
     else:
-        out.print(f"report: {page}", markup=False, highlight=False, soft_wrap=True)
+        print_line(f"report: {page}")
 
 
-def _one(folder: Path, *, as_json: bool) -> None:
+def _report_run(folder: Path, *, as_json: bool) -> None:
     from llmkick.report.page.page import write_report
     from llmkick.report.run_folder import opened_run
     from llmkick.report.tables import verdict_table
@@ -58,9 +65,9 @@ def _one(folder: Path, *, as_json: bool) -> None:
     with opened_run(folder) as run:
         result, missing = run.result, list(run.missing)
     if as_json:
-        found = {"comparisons": list(result.comparisons), "overall": list(result.overall)}
-        out.print_json(data={"report": str(page), "missing": missing, "warnings": list(result.warnings), **found})
+        results = result.model_dump(mode="json", include={"comparisons", "overall"})
+        out.print_json(data={"report": str(page), "missing": missing, "warnings": list(result.warnings), **results})
         return
     out.print(verdict_table(result))
     print_notes(missing)
-    out.print(f"report: {page}", markup=False, highlight=False, soft_wrap=True)
+    print_line(f"report: {page}")

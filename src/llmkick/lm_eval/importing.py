@@ -130,7 +130,7 @@ def write_imported(found: Sequence[ImportedTask], target: Path) -> list[Path]:
 
 
 def _plain(one: ImportedTask) -> dict[str, Any]:
-    kept = {k: v for k, v in asdict(one.comparison).items() if k not in ("task", "recipe", "seeds", "notes")}
+    kept = {k: v for k, v in asdict(one.comparison).items() if k not in ("kind", "task", "recipe", "seeds", "notes")}
     return {**kept, "notes": list(one.notes)}
 
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from llmkick.report.lookup import is_control, labels_of, ordered_tasks, task_comparisons
+from llmkick.report.lookup import ordered_tasks, task_comparisons
+from llmkick.report.payload import Payload
 from llmkick.report.run_folder import Run
 from llmkick.statistics import compare
 from llmkick.statistics.mean import mean_test
 from llmkick.study.journal.journal import CellEntry
+from llmkick.study.results.records import TaskSummary
+
+Scores = Mapping[str, float | None]
 
 # The details of a record that name the part of the task it belongs to; a task with more parts is left whole.
 GROUPS: Mapping[str, str] = {
@@ -36,12 +39,12 @@ MEASURE_COLUMNS = ("task", "measure", "recipe", "n", "value", "low", "high")
 
 def groups_table(run: Run) -> pd.DataFrame:
     """One row for each task × part × recipe: the paired comparison of the items of that part."""
-    rows: list[dict[str, Any]] = []
-    known = {(entry["task"], entry["recipe"]) for entry in task_comparisons(run.result)}
+    rows: list[Payload] = []
+    compared = {(comparison.task, comparison.recipe) for comparison in task_comparisons(run.result)}
     for task in ordered_tasks(run.result):
-        cells = _cells(run, task["name"])
-        recipes = [r for r in labels_of(run.result) if (task["name"], r) in known and r in cells]
-        if not recipes or "dense" not in cells or is_control(task):
+        cells = _cells(run, task.name)
+        recipes = [r for r in run.result.labels if (task.name, r) in compared and r in cells]
+        if not recipes or "dense" not in cells or task.is_control:
             continue
         details = _details(run, cells["dense"][0])
         for detail in GROUPS:
@@ -54,22 +57,22 @@ def measures_table(run: Run) -> pd.DataFrame:
     """One row for each task × measure × recipe, dense included: the mean over items with its interval."""
     rows = []
     for task in ordered_tasks(run.result):
-        noted = {key for row in run.result.results if row["task"] == task["name"] for key in row["details"]}
+        noted = {key for row in run.result.results if row.task == task.name for key in row.details}
         wanted = [measure for measure in MEASURES if measure in noted]
-        for recipe, cells in _cells(run, task["name"]).items() if wanted else ():
+        for recipe, cells in _cells(run, task.name).items() if wanted else ():
             frames = [_details(run, cell) for cell in cells]
             for measure in wanted:
-                rows.append({"task": task["name"], "measure": measure, "recipe": recipe, **_mean(run, frames, measure)})
+                rows.append({"task": task.name, "measure": measure, "recipe": recipe, **_mean(run, frames, measure)})
     return pd.DataFrame(rows, columns=list(MEASURE_COLUMNS))
 
 
 def _cells(run: Run, task: str) -> dict[str, list[CellEntry]]:
     """Recipe → its cells on a task, one for each seed; dense first."""
-    found: dict[str, list[CellEntry]] = {}
+    by_recipe: dict[str, list[CellEntry]] = {}
     for cell in run.cells:
-        if cell.task == task and cell.recipe in ("dense", *labels_of(run.result)):
-            found.setdefault(cell.recipe, []).append(cell)
-    return dict(sorted(found.items(), key=lambda pair: pair[0] != "dense"))
+        if cell.task == task and cell.recipe in ("dense", *run.result.labels):
+            by_recipe.setdefault(cell.recipe, []).append(cell)
+    return dict(sorted(by_recipe.items(), key=lambda pair: pair[0] != "dense"))
 
 
 def _details(run: Run, cell: CellEntry) -> pd.DataFrame:
@@ -80,10 +83,10 @@ def _details(run: Run, cell: CellEntry) -> pd.DataFrame:
 
 
 def _of_task(
-    run: Run, task: Mapping[str, Any], detail: str, details: pd.DataFrame, cells: Mapping[str, list[CellEntry]]
-) -> list[dict[str, Any]]:
+    run: Run, task: TaskSummary, detail: str, details: pd.DataFrame, cells: Mapping[str, list[CellEntry]]
+) -> list[Payload]:
     assert run.journal is not None
-    dense = next(cell for cell in run.cells if cell.recipe == "dense" and cell.task == task["name"])
+    dense = next(cell for cell in run.cells if cell.recipe == "dense" and cell.task == task.name)
     scores = _scores(run, dense)
     group_of = dict(zip(details["item_id"], details[detail], strict=True))
     cluster_of = dict(zip(details["item_id"], details["cluster"], strict=True))
@@ -95,26 +98,35 @@ def _of_task(
             items = [item for item in scores if group_of.get(item) == name]
             if all(item in of_seed for of_seed in by_seed.values() for item in items):
                 part = {seed: {item: of_seed[item] for item in items} for seed, of_seed in by_seed.items()}
-                found = _comparison(run, task, {item: scores[item] for item in items}, part, cluster_of)
-                rows.append({"task": task["name"], "detail": detail, "group": str(name), "recipe": recipe, **found})
+                numbers = _comparison(run, task, {item: scores[item] for item in items}, part, cluster_of)
+                place = {"task": task.name, "detail": detail, "group": str(name), "recipe": recipe}
+                rows.append({**place, **numbers})
     return rows
 
 
 def _comparison(
-    run: Run, task: Mapping[str, Any], dense: Any, by_seed: Any, cluster_of: Mapping[str, str]
-) -> dict[str, Any]:
+    run: Run, task: TaskSummary, dense: Scores, by_seed: Mapping[str, Scores], cluster_of: Mapping[str, str]
+) -> Payload:
     study = run.result.study
-    settings = {"margin": study["margin"], "alpha": study["alpha"], "chance": task["chance_level"]}
-    found = compare(
+    comparison = compare(
         dense,
         by_seed if len(by_seed) > 1 else next(iter(by_seed.values())),
         clusters={item: cluster_of[item] for item in dense},
+        margin=study.margin,
+        alpha=study.alpha,
+        chance=task.chance_level,
         resamples=0,
-        **settings,
     )
-    low, high = found.interval or (None, None)
-    numbers = {"n": found.n, "dense": found.dense, "compressed": found.compressed, "loss": found.relative_drop}
-    return {**numbers, "loss_low": low, "loss_high": high, "verdict": found.verdict}
+    low, high = comparison.interval or (None, None)
+    return {
+        "n": comparison.n,
+        "dense": comparison.dense,
+        "compressed": comparison.compressed,
+        "loss": comparison.relative_drop,
+        "loss_low": low,
+        "loss_high": high,
+        "verdict": comparison.verdict,
+    }
 
 
 def _scores(run: Run, cell: CellEntry) -> dict[str, float | None]:
@@ -122,7 +134,7 @@ def _scores(run: Run, cell: CellEntry) -> dict[str, float | None]:
     return {row[0]: row[2] for row in run.journal.answers(cell.run_key)}
 
 
-def _mean(run: Run, frames: list[pd.DataFrame], measure: str) -> dict[str, Any]:
+def _mean(run: Run, frames: list[pd.DataFrame], measure: str) -> Payload:
     """Mean over items and seeds, with a cluster-robust interval; nothing where no record has the measure."""
     known = [frame.set_index("item_id") for frame in frames if measure in frame]
     whole = pd.concat([frame[measure].rename(str(i)) for i, frame in enumerate(known)], axis=1) if known else None
@@ -131,12 +143,12 @@ def _mean(run: Run, frames: list[pd.DataFrame], measure: str) -> dict[str, Any]:
         return {"n": 0, "value": None, "low": None, "high": None}
     clusters = pd.factorize(known[0].loc[whole.index, "cluster"])[0]
     value = float(whole.to_numpy().mean())
-    found: dict[str, Any] = {"n": len(whole), "value": value, "low": None, "high": None}
+    mean: Payload = {"n": len(whole), "value": value, "low": None, "high": None}
     if clusters.max() > 0:
         test = mean_test(whole.to_numpy().T, clusters.astype(np.intp), (-np.inf, np.inf))
-        width = test.critical(run.result.study["alpha"] / 2)
-        found |= {"low": value - width, "high": value + width}
-    return found
+        width = test.critical(run.result.study.alpha / 2)
+        mean |= {"low": value - width, "high": value + width}
+    return mean
 
 
 def _place(name: object) -> int:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from llmkick.errors import DataError
 from llmkick.report import formatting
-from llmkick.report.matrix import matrix
+from llmkick.report.lookup import verdict_or_outcome
+from llmkick.report.matrix import ControlCell, TaskCell, VerdictText, matrix
 from llmkick.report.run_folder import Run
+from llmkick.study.results.records import AnyComparison
 from llmkick.study.results.results import StudyResult
 
 RECORD_SCHEMA = pa.schema(
@@ -83,44 +83,45 @@ def write_parquet(run: Run, path: Path) -> int:
 
 def flat_numbers(result: StudyResult, recipe: str) -> dict[str, float]:
     """The numbers of one recipe (or `dense`) under names as trackers of experiments take them."""
-    found: dict[str, float] = {}
+    numbers: dict[str, float] = {}
     for row in result.results:
-        if row["recipe"] == recipe and row["value"] is not None and row["seed"] in (None, _first_seed(result, recipe)):
-            found[f"score/{_plain(row['task'])}"] = row["value"]
-            found[f"unscored/{_plain(row['task'])}"] = row["unscored"]
-    for entry in result.comparisons:
-        if entry["recipe"] == recipe:
-            found |= _of_comparison(entry)
-    return found
+        if row.recipe == recipe and row.value is not None and row.seed in (None, _first_seed(result, recipe)):
+            numbers[f"score/{_plain(row.task)}"] = row.value
+            numbers[f"unscored/{_plain(row.task)}"] = row.unscored
+    for comparison in result.comparisons:
+        if comparison.recipe == recipe:
+            numbers |= _of_comparison(comparison)
+    return numbers
 
 
-def _of_comparison(entry: Mapping[str, Any]) -> dict[str, float]:
-    control = "outcome" in entry
-    task, kind = _plain(entry["task"]), "rise" if control else "loss"
-    low, high = entry["interval"] or (None, None)
+def _of_comparison(comparison: AnyComparison) -> dict[str, float]:
+    kind = "rise" if comparison.kind == "perplexity" else "loss"
+    change = comparison.relative_increase if comparison.kind == "perplexity" else comparison.relative_drop
+    task = _plain(comparison.task)
+    low, high = comparison.interval or (None, None)
     values = {
-        f"score/{task}": entry["compressed"],  # the mean over seeds
-        f"{kind}/{task}": entry["relative_increase"] if control else entry["relative_drop"],
+        f"score/{task}": comparison.compressed,  # the mean over seeds
+        f"{kind}/{task}": change,
         f"{kind}_low/{task}": low,
         f"{kind}_high/{task}": high,
-        f"items/{task}": entry["n"],
+        f"items/{task}": comparison.n,
     }
     return {name: float(value) for name, value in values.items() if value is not None}
 
 
 def verdicts_of(result: StudyResult, recipe: str) -> dict[str, str]:
     """The verdicts of one recipe, by task, and over all."""
-    found = {
-        f"verdict/{_plain(e['task'])}": str(e.get("verdict", e.get("outcome")))
-        for e in result.comparisons
-        if e["recipe"] == recipe
+    verdicts = {
+        f"verdict/{_plain(comparison.task)}": verdict_or_outcome(comparison)
+        for comparison in result.comparisons
+        if comparison.recipe == recipe
     }
-    overall = next((str(row["verdict"]) for row in result.overall if row["recipe"] == recipe), None)
-    return found if overall is None else {**found, "verdict/overall": overall}
+    overall = next((row.verdict for row in result.overall if row.recipe == recipe), None)
+    return verdicts if overall is None else {**verdicts, "verdict/overall": overall}
 
 
 def _first_seed(result: StudyResult, recipe: str) -> int | None:
-    return next((row["seed"] for row in result.results if row["recipe"] == recipe), None)
+    return next((row.seed for row in result.results if row.recipe == recipe), None)
 
 
 def _plain(task: str) -> str:
@@ -129,38 +130,35 @@ def _plain(task: str) -> str:
 
 def _texts(result: StudyResult, *, symbols: bool) -> tuple[list[str], list[list[str]]]:
     """Column titles, and rows of texts: the page's matrix without its marks."""
-    found = matrix(result)
-    columns = ["recipe", *(str(task["name"]) for task in found["tasks"]), "all tasks"]
-    rows = [["dense", *found["dense"], ""]]
-    for row in found["rows"]:
-        overall = row["overall"]
-        said = (
-            formatting.NOTHING
-            if not overall
-            else f"{overall['symbol']} {overall['verdict']}"
-            if symbols
-            else overall["verdict"]
-        )
-        rows.append([row["recipe"], *(_cell_text(cell, symbols=symbols) for cell in row["cells"]), said])
+    table = matrix(result)
+    columns = ["recipe", *(task.name for task in table.tasks), "all tasks"]
+    rows = [["dense", *table.dense, ""]]
+    for row in table.rows:
+        overall = formatting.NOTHING if row.overall is None else _verdict_text(row.overall, symbols=symbols)
+        rows.append([row.recipe, *(_cell_text(cell, symbols=symbols) for cell in row.cells), overall])
     return columns, rows
 
 
-def _cell_text(cell: Mapping[str, Any] | None, *, symbols: bool) -> str:
-    if not cell:
+def _verdict_text(verdict: VerdictText, *, symbols: bool) -> str:
+    return f"{verdict.symbol} {verdict.verdict}" if symbols else verdict.verdict
+
+
+def _cell_text(cell: ControlCell | TaskCell | None, *, symbols: bool) -> str:
+    if cell is None:
         return formatting.NOTHING
-    if cell["control"]:
-        parts = (cell["score"], cell["change"], cell["interval"])
+    if isinstance(cell, ControlCell):
+        parts = (cell.score, cell.change, cell.interval)
     else:
-        verdict = f"{cell['symbol']} {cell['verdict']}" if symbols else cell["verdict"]
-        change = "" if cell["change"] == formatting.NOTHING else cell["change"]
-        parts = (cell["score"], verdict + ("," if change else ""), f"{change} {cell['interval']}".strip())
+        change = "" if cell.change == formatting.NOTHING else cell.change
+        verdict = _verdict_text(cell, symbols=symbols) + ("," if change else "")
+        parts = (cell.score, verdict, f"{change} {cell.interval}".strip())
     return " ".join(part for part in parts if part)
 
 
 def _note(result: StudyResult) -> str:
-    level, margin = formatting.setting(1 - result.study["alpha"]), formatting.setting(result.study["margin"])
+    level, margin = formatting.setting(1 - result.study.alpha), formatting.setting(result.study.margin)
     return (
-        f"{result.model['name']}: score, verdict, relative loss with its {level} interval; matching means a loss of at "
+        f"{result.model.name}: score, verdict, relative loss with its {level} interval; matching means a loss of at "
         f"most {margin} is shown. Perplexity has no say."
     )
 

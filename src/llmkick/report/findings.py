@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from llmkick.report import formatting
-from llmkick.report.level_axes import KINDS, Level, level_of
+from llmkick.report.level_axes import KINDS
 from llmkick.report.lookup import comparisons_by_cell, perplexity_comparisons, task_comparisons
-from llmkick.study.results.results import CONTROL_METRICS, StudyResult
-
-Entry = Mapping[str, Any]
+from llmkick.statistics import Comparison, PerplexityComparison
+from llmkick.study.levels import LevelKind, RecipeLevel
+from llmkick.study.results.records import AnyComparison
+from llmkick.study.results.results import StudyResult
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,9 +61,9 @@ def _nothing_to_judge(result: StudyResult) -> Finding:
 
 def _overall(result: StudyResult) -> Finding:
     """How many recipes got which overall verdict."""
-    count = Counter(row["verdict"] for row in result.overall)
-    tasks = len({entry["task"] for entry in task_comparisons(result)})
-    margin = formatting.setting(result.study["margin"])
+    count = Counter[str](row.verdict for row in result.overall)
+    tasks = len({entry.task for entry in task_comparisons(result)})
+    margin = formatting.setting(result.study.margin)
     phrases = {
         "matching": "shown to match the dense model" + ("" if tasks == 1 else " on every task that carries a signal"),
         "not matching": f"shown to have lost more than {margin}" + ("" if tasks == 1 else " on at least one task"),
@@ -85,17 +85,19 @@ def _silent_perplexity(result: StudyResult) -> Iterator[Finding]:
     cells = comparisons_by_cell(result)
     silent = []
     for entry in task_comparisons(result):
-        control = _control(result, cells, entry["recipe"])
-        if entry["verdict"] == "not matching" and control is not None and _less(control, entry):
-            silent.append((entry["interval"][0] - control["interval"][1], entry, control))
+        control = _control(result, cells, entry.recipe)
+        if entry.verdict == "not matching" and control is not None:
+            distance = _distance(control, entry)
+            if distance is not None and distance > 0:
+                silent.append((distance, entry, control))
     if not silent:
         return
     # Loudest where perplexity stays within its margin; then where the two are furthest apart.
-    _, entry, control = max(silent, key=lambda found: (found[2]["outcome"] == "within margin", found[0]))
+    _, entry, control = max(silent, key=lambda triple: (triple[2].outcome == "within margin", triple[0]))
     others = len(silent) - 1
     yield Finding(
         topic="perplexity",
-        text=f"{_contrast(entry, control)} of {entry['task']}."
+        text=f"{_contrast(entry, control)} of {entry.task}."
         + (
             f" Perplexity also moves less than the score in {formatting.counted(others, 'other loss')}."
             if others
@@ -105,43 +107,46 @@ def _silent_perplexity(result: StudyResult) -> Iterator[Finding]:
     )
 
 
-def _contrast(entry: Entry, control: Entry) -> str:
-    rise = formatting.increase(control)
-    if control["outcome"] == "within margin":
-        told = f"Perplexity would not have told: with {entry['recipe']} it stays within the margin ({rise})"
+def _contrast(entry: Comparison, control: PerplexityComparison) -> str:
+    if control.outcome == "within margin":
+        rise = formatting.increase(control)
+        told = f"Perplexity would not have told: with {entry.recipe} it stays within the margin ({rise})"
     else:
-        told = f"Perplexity plays it down: {entry['recipe']} raises it by {rise.lstrip('+')}"
+        told = f"Perplexity plays it down: {entry.recipe} raises it by {formatting.increase(control, signed=False)}"
     return f"{told}, yet the model loses {formatting.loss(entry)}"
 
 
-def _less(control: Entry, entry: Entry) -> bool:
-    """Whether perplexity rises by less than knowledge falls, intervals apart."""
-    if control["interval"] is None or entry["interval"] is None:
-        return False
-    return bool(control["interval"][1] < entry["interval"][0])
+def _distance(control: PerplexityComparison, entry: Comparison) -> float | None:
+    """How far the interval of the rise in perplexity lies below that of the loss; None without both intervals."""
+    if control.interval is None or entry.interval is None:
+        return None
+    return entry.interval[0] - control.interval[1]
 
 
-def _control(result: StudyResult, cells: Mapping[tuple[str, str], Entry], recipe: str) -> Entry | None:
+def _control(
+    result: StudyResult, cells: Mapping[tuple[str, str], AnyComparison], recipe: str
+) -> PerplexityComparison | None:
     """The recipe's perplexity on the study's first text."""
-    names = [task["name"] for task in result.tasks if task["metric"] in CONTROL_METRICS]
-    return cells.get((recipe, names[0])) if names else None
+    names = [task.name for task in result.tasks if task.is_control]
+    comparison = cells.get((recipe, names[0])) if names else None
+    return comparison if isinstance(comparison, PerplexityComparison) else None
 
 
 def _by_method(result: StudyResult, told: Collection[Claim]) -> Iterator[Finding]:
     """For every method and kind of level: how far it is shown to keep everything, where it first loses."""
-    families: dict[tuple[str, str], list[Level]] = {}
+    families: dict[tuple[str, LevelKind], list[RecipeLevel]] = {}
     for recipe in result.labels:
-        level = level_of(recipe)
+        level = result.level(recipe)
         families.setdefault((level.method, level.kind), []).append(level)
     order = list(KINDS)
-    found: list[Finding] = []
+    findings: list[Finding] = []
     for _, levels in sorted(families.items(), key=lambda family: order.index(family[0][1])):
-        found += _family(result, sorted(levels, key=lambda level: level.severity), told)
+        findings += _family(result, sorted(levels, key=lambda level: level.severity), told)
     # What is safe comes before what is not.
-    yield from sorted(found, key=lambda finding: finding.claims[0].verdict != "matching")
+    yield from sorted(findings, key=lambda finding: finding.claims[0].verdict != "matching")
 
 
-def _family(result: StudyResult, levels: Sequence[Level], told: Collection[Claim]) -> Iterator[Finding]:
+def _family(result: StudyResult, levels: Sequence[RecipeLevel], told: Collection[Claim]) -> Iterator[Finding]:
     by_recipe = {level.recipe: _entries(result, level.recipe) for level in levels}
     levels = [level for level in levels if by_recipe[level.recipe]]
     parts, claims = [], []
@@ -161,102 +166,103 @@ def _family(result: StudyResult, levels: Sequence[Level], told: Collection[Claim
         yield Finding(topic="method", text=f"{levels[0].method} {'; '.join(parts)}.", claims=tuple(claims))
 
 
-def _reach(levels: Sequence[Level], by_recipe: Mapping[str, Sequence[Entry]]) -> dict[str, int]:
+def _reach(levels: Sequence[RecipeLevel], by_recipe: Mapping[str, Sequence[Comparison]]) -> dict[str, int]:
     """Task → how many levels match without a gap from the mildest on; else "up to" would not be true."""
     reach: dict[str, int] = {}
     for steps, level in enumerate(levels):
         for entry in by_recipe[level.recipe]:
-            if entry["verdict"] == "matching" and reach.get(entry["task"], 0) == steps:
-                reach[entry["task"]] = steps + 1
+            if entry.verdict == "matching" and reach.get(entry.task, 0) == steps:
+                reach[entry.task] = steps + 1
     return reach
 
 
-def _with_signal(by_recipe: Mapping[str, Sequence[Entry]]) -> set[str]:
-    return {e["task"] for entries in by_recipe.values() for e in entries if e["verdict"] != "no signal"}
+def _with_signal(by_recipe: Mapping[str, Sequence[Comparison]]) -> set[str]:
+    return {entry.task for entries in by_recipe.values() for entry in entries if entry.verdict != "no signal"}
 
 
-def _keeps(tasks: Sequence[str], levels: Sequence[Level], far: int, *, every: bool) -> str:
+def _keeps(tasks: Sequence[str], levels: Sequence[RecipeLevel], far: int, *, every: bool) -> str:
     what = "every task that carries a signal" if every and len(tasks) > 1 else formatting.listed(tasks)
     tried = ", the strongest level tried" if far == len(levels) > 1 else ""
-    return f"keeps {what} {'at' if far == 1 else 'up to'} {levels[far - 1].label}{tried}"
+    return f"keeps {what} {'at' if far == 1 else 'up to'} {levels[far - 1].level}{tried}"
 
 
-def _loses(result: StudyResult, entry: Entry, level: Level) -> str:
-    control = _control(result, comparisons_by_cell(result), entry["recipe"])
-    if entry["interval"] is None or entry["interval"][0] <= 0:
-        margin = formatting.setting(result.study["margin"])
-        text = f"at {level.label} loses more than {margin} of {entry['task']} (estimate {formatting.loss(entry)})"
+def _loses(result: StudyResult, entry: Comparison, level: RecipeLevel) -> str:
+    control = _control(result, comparisons_by_cell(result), entry.recipe)
+    if entry.interval is None or entry.interval[0] <= 0:
+        margin = formatting.setting(result.study.margin)
+        text = f"at {level.level} loses more than {margin} of {entry.task} (estimate {formatting.loss(entry)})"
     else:
-        text = f"at {level.label} loses {formatting.loss(entry)} of {entry['task']}"
+        text = f"at {level.level} loses {formatting.loss(entry)} of {entry.task}"
     if control is None:
         return text
-    if control["outcome"] == "within margin":
+    if control.outcome == "within margin":
         return f"{text} while perplexity stays within the margin ({formatting.increase(control)})"
-    if control["relative_increase"] <= 0:
+    if control.relative_increase <= 0:
         return f"{text}; perplexity: {formatting.increase(control)}"
-    only = "only " if _less(control, entry) else ""
-    return f"{text} while perplexity rises by {only}{formatting.increase(control).lstrip('+')}"
+    only = "only " if (_distance(control, entry) or 0) > 0 else ""
+    return f"{text} while perplexity rises by {only}{formatting.increase(control, signed=False)}"
 
 
-def _entries(result: StudyResult, recipe: str) -> list[Entry]:
-    return [entry for entry in task_comparisons(result) if entry["recipe"] == recipe]
+def _entries(result: StudyResult, recipe: str) -> list[Comparison]:
+    return [entry for entry in task_comparisons(result) if entry.recipe == recipe]
 
 
-def _losses(entries: Sequence[Entry]) -> list[Entry]:
-    return [entry for entry in entries if entry["verdict"] == "not matching"]
+def _losses(entries: Sequence[Comparison]) -> list[Comparison]:
+    return [entry for entry in entries if entry.verdict == "not matching"]
 
 
-def _proven_loss(entry: Entry) -> float:
+def _proven_loss(entry: Comparison) -> float:
     """The loss that is certain, where an interval tells; otherwise the point, after all that have one."""
-    return entry["interval"][0] if entry["interval"] else (entry["relative_drop"] or 0.0) - 10
+    return entry.interval[0] if entry.interval else (entry.relative_drop or 0.0) - 10
 
 
-def _no_signal(entries: Sequence[Entry]) -> Iterator[Finding]:
-    silent: dict[str, list[Entry]] = {}
+def _no_signal(entries: Sequence[Comparison]) -> Iterator[Finding]:
+    silent: dict[str, list[Comparison]] = {}
     for entry in entries:
-        if entry["verdict"] == "no signal":
-            silent.setdefault(entry["task"], []).append(entry)
-    for task, found in silent.items():
-        dense, chance = formatting.score(found[0]["dense"]), found[0]["chance"]
+        if entry.verdict == "no signal":
+            silent.setdefault(entry.task, []).append(entry)
+    for task, of_task in silent.items():
+        dense, chance = formatting.score(of_task[0].dense), of_task[0].chance
         guess = f"above guessing ({dense}, where guessing gives {chance:g})" if chance else f"above 0 ({dense})"
         yield Finding(
             topic="no signal",
             text=f"{task} tells nothing here: the dense model itself is not shown to be {guess}.",
-            claims=tuple(_claim(entry) for entry in found),
+            claims=tuple(_claim(entry) for entry in of_task),
         )
 
 
-def _incomplete(entries: Sequence[Entry]) -> Iterator[Finding]:
-    found = [entry for entry in entries if entry["verdict"] == "incomplete"]
-    if found:
-        tasks = list(dict.fromkeys(entry["task"] for entry in found))
+def _incomplete(entries: Sequence[Comparison]) -> Iterator[Finding]:
+    incomplete = [entry for entry in entries if entry.verdict == "incomplete"]
+    if incomplete:
+        tasks = list(dict.fromkeys(entry.task for entry in incomplete))
         yield Finding(
             topic="incomplete",
-            text=f"{formatting.counted(len(found), 'verdict')} on {formatting.listed(tasks)} could change with the "
-            "items that have no score; see their reasons below.",
-            claims=tuple(_claim(entry) for entry in found),
+            text=f"{formatting.counted(len(incomplete), 'verdict')} on {formatting.listed(tasks)} could change with "
+            "the items that have no score; see their reasons below.",
+            claims=tuple(_claim(entry) for entry in incomplete),
         )
 
 
-def _undecided(entries: Sequence[Entry]) -> Iterator[Finding]:
+def _undecided(entries: Sequence[Comparison]) -> Iterator[Finding]:
     """What is open, what the paper's rule would have said of it, and how large a loss would have shown."""
-    found = [entry for entry in entries if entry["verdict"] == "undecided"]
-    if not found:
+    undecided = [entry for entry in entries if entry.verdict == "undecided"]
+    if not undecided:
         return
-    text = f"{len(found)} of {formatting.counted(len(entries), 'verdict')} are undecided: too few items to tell"
-    paper = Counter(entry["paper_verdict"] for entry in found)
+    text = f"{len(undecided)} of {formatting.counted(len(entries), 'verdict')} are undecided: too few items to tell"
+    paper = Counter(entry.paper_verdict for entry in undecided)
     if paper["matching"]:
         text += f" (the paper's rule, which has no interval, would call {paper['matching']} of them matching)"
-    visible = [entry["smallest_detectable_loss"] for entry in found if entry["smallest_detectable_loss"]]
+    visible = [entry.smallest_detectable_loss for entry in undecided if entry.smallest_detectable_loss]
     if visible:
         text += f". Losses of {_span(visible)} or more would usually show"
-    yield Finding(topic="undecided", text=f"{text}.", claims=tuple(_claim(entry) for entry in found))
+    yield Finding(topic="undecided", text=f"{text}.", claims=tuple(_claim(entry) for entry in undecided))
 
 
 def _span(shares: Sequence[float]) -> str:
-    low, high = formatting.percent(min(shares)), formatting.percent(max(shares))
-    return low if low == high else f"{low.removesuffix(' %')} to {high} (by task and recipe)"
+    low, high = min(shares), max(shares)
+    several = formatting.percent(low) != formatting.percent(high)
+    return formatting.percent_range(low, high) + (" (by task and recipe)" if several else "")
 
 
-def _claim(entry: Entry) -> Claim:
-    return Claim(recipe=entry["recipe"], task=entry["task"], verdict=entry["verdict"])
+def _claim(entry: Comparison) -> Claim:
+    return Claim(recipe=entry.recipe, task=entry.task, verdict=entry.verdict)

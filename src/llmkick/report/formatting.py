@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+
+from llmkick.statistics import Comparison, PerplexityComparison
 
 NOTHING = "–"
 MINUS = "−"
@@ -35,8 +36,6 @@ VERDICTS: Mapping[str, Mark] = {
     ),
     "incomplete": Mark(symbol="…", style="magenta", meaning="items without a score could change the verdict"),
 }
-# Perplexity has no verdict; its outcome is told in other words and without colour.
-OUTCOMES: Mapping[str, str] = {"within margin": "≤", "beyond margin": ">", "undecided": "?"}
 
 
 def mark(verdict: str) -> Mark:
@@ -48,8 +47,14 @@ def percent(share: float | None, *, signed: bool = False) -> str:
     """0.314 → "31 %"; below 10 % with one decimal, so that 4.6 % is not taken for the margin of 5 %."""
     if share is None:
         return NOTHING
-    sign = "+" if signed and _points(share).strip("0.") and share > 0 else ""
-    return f"{sign}{_points(share)} %"
+    points = _points(share)
+    sign = "+" if signed and share > 0 and float(points) else ""
+    return f"{sign}{points} %"
+
+
+def percent_range(low: float, high: float) -> str:
+    """(0.046, 0.31) → "4.6 to 31 %"; one number where both are written alike."""
+    return percent(high) if _points(low) == _points(high) else f"{_points(low)} to {percent(high)}"
 
 
 def setting(share: float) -> str:
@@ -62,20 +67,36 @@ def interval(bounds: Sequence[float] | None) -> str:
     return "" if bounds is None else f"[{_points(bounds[0])}, {_points(bounds[1])}]"
 
 
-def loss(entry: Mapping[str, Any]) -> str:
-    """Relative loss with its interval: "31 % [22, 40]"."""
-    if entry["verdict"] == "no signal":
-        return NOTHING
-    return f"{percent(entry['relative_drop'])} {interval(entry['interval'])}".strip()
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """A relative change and its interval, each as text; the interval is empty where there is none."""
+
+    value: str
+    interval: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.value} {self.interval}".strip()
 
 
-def increase(entry: Mapping[str, Any]) -> str:
+def loss(comparison: Comparison) -> Change:
+    """Relative loss with its interval: "31 % [22, 40]"; nothing for a task without a signal."""
+    if comparison.verdict == "no signal":
+        return Change(value=NOTHING)
+    return relative_loss(comparison.relative_drop, comparison.interval)
+
+
+def relative_loss(drop: float | None, bounds: Sequence[float] | None) -> Change:
+    """A share of the dense score with its interval: "31 % [22, 40]"."""
+    return Change(value=percent(drop), interval=interval(bounds))
+
+
+def increase(comparison: PerplexityComparison, *, signed: bool = True) -> Change:
     """Relative increase of perplexity with its interval: "+14 % [12, 17]", or "×24 [21, 27]"."""
-    share, bounds = entry["relative_increase"], entry["interval"]
+    share, bounds = comparison.relative_increase, comparison.interval
     if share < TIMES_FROM:
-        return f"{percent(share, signed=True)} {interval(bounds)}".strip()
+        return Change(value=percent(share, signed=signed), interval=interval(bounds))
     factors = "" if bounds is None else f"[{1 + bounds[0]:.3g}, {1 + bounds[1]:.3g}]"
-    return f"×{1 + share:.3g} {factors}".strip()
+    return Change(value=f"×{1 + share:.3g}", interval=factors)
 
 
 def difference(value: float | None, bounds: Sequence[float] | None) -> str:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
 
-from llmkick.study.results.results import CONTROL_METRICS, StudyResult
+from llmkick.statistics import Comparison, PerplexityComparison
+from llmkick.study.results.records import AnyComparison, TaskSummary
+from llmkick.study.results.results import StudyResult
 
 # The paper's settings, in its order (arXiv 2310.01382, sections 3.1 to 3.3); perplexity is the control.
 SETTINGS: Mapping[str, str] = {
@@ -17,48 +18,38 @@ SETTINGS: Mapping[str, str] = {
 }
 
 
-def labels_of(result: StudyResult) -> list[str]:
-    """What is compared with the dense model, in the study's order."""
-    return result.labels
-
-
-def is_control(task: Mapping[str, Any]) -> bool:
-    """Whether a task is there for comparison and has no verdict."""
-    return task["metric"] in CONTROL_METRICS
-
-
-def task_comparisons(result: StudyResult) -> list[Mapping[str, Any]]:
+def task_comparisons(result: StudyResult) -> list[Comparison]:
     """The comparisons that carry a verdict."""
-    return [entry for entry in result.comparisons if "verdict" in entry]
+    return [comparison for comparison in result.comparisons if isinstance(comparison, Comparison)]
 
 
-def perplexity_comparisons(result: StudyResult) -> list[Mapping[str, Any]]:
+def perplexity_comparisons(result: StudyResult) -> list[PerplexityComparison]:
     """The comparisons of perplexity, which carry none."""
-    return [entry for entry in result.comparisons if "outcome" in entry]
+    return [comparison for comparison in result.comparisons if isinstance(comparison, PerplexityComparison)]
 
 
-def comparisons_by_cell(result: StudyResult) -> dict[tuple[str, str], Mapping[str, Any]]:
-    """(recipe, task) → comparison of either sort."""
-    return {(entry["recipe"], entry["task"]): entry for entry in result.comparisons}
+def comparisons_by_cell(result: StudyResult) -> dict[tuple[str, str], AnyComparison]:
+    """(recipe, task) → comparison of either kind."""
+    return {(comparison.recipe, comparison.task): comparison for comparison in result.comparisons}
+
+
+def verdict_or_outcome(comparison: AnyComparison) -> str:
+    """The verdict; of perplexity, which has none, its outcome."""
+    return comparison.outcome if isinstance(comparison, PerplexityComparison) else comparison.verdict
 
 
 def dense_scores(result: StudyResult) -> dict[str, float | None]:
     """Task → score of the dense model over all its scored items."""
-    return {row["task"]: row["value"] for row in result.results if row["recipe"] == "dense"}
+    return {row.task: row.value for row in result.results if row.recipe == "dense"}
 
 
-def ordered_tasks(result: StudyResult) -> list[Mapping[str, Any]]:
+def ordered_tasks(result: StudyResult) -> list[TaskSummary]:
     """The tasks by the paper's settings, the control last, otherwise in the study's order."""
     order = list(SETTINGS)
-    return sorted(result.tasks, key=lambda task: order.index(task["setting"]) if task["setting"] in order else -1)
-
-
-def report_seed(report: Mapping[str, Any]) -> int | None:
-    """The calibration seed of a compressed model; None for a method that uses no calibration."""
-    return None if report["calibration"] is None else int(report["seed"])
+    return sorted(result.tasks, key=lambda task: order.index(task.setting) if task.setting in order else -1)
 
 
 def layer_place(name: str) -> tuple[int | None, str]:
     """`model.layers.3.mlp.experts.7.up_proj` → (3, "mlp.experts.*.up_proj")."""
-    found = re.match(r"(?:.*?\.)?([0-9]+)\.(.+)", name)
-    return (int(found[1]), re.sub(r"\b[0-9]+\b", "*", found[2])) if found else (None, name)
+    match = re.match(r"(?:.*?\.)?([0-9]+)\.(.+)", name)
+    return (int(match[1]), re.sub(r"\b[0-9]+\b", "*", match[2])) if match else (None, name)

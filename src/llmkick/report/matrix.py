@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
+from typing import ClassVar
 
 from llmkick.report import formatting
-from llmkick.report.level_axes import level_of
 from llmkick.report.lookup import (
     SETTINGS,
     comparisons_by_cell,
@@ -16,100 +15,172 @@ from llmkick.report.lookup import (
     perplexity_comparisons,
     task_comparisons,
 )
-from llmkick.report.multiplicity import agreements, asked
+from llmkick.report.multiplicity import AgreementText, agreements, items_asked
+from llmkick.report.payload import Payload
 from llmkick.report.tables import compression_table, layer_means, plain_rows, unscored_table
-from llmkick.study.results.results import CONTROL_METRICS, StudyResult
+from llmkick.statistics import Comparison, PerplexityComparison
+from llmkick.study.results.records import ResultRow, TaskSummary
+from llmkick.study.results.results import StudyResult
 
 
-def matrix(result: StudyResult) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class VerdictText:
+    """A verdict, its sign, and its class in the page's style sheet."""
+
+    verdict: str
+    symbol: str
+    css: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One recipe on one task, as texts; `title` is shown to a pointer that rests on it."""
+
+    score: str
+    change: str
+    interval: str
+    title: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ControlCell(Cell):
+    """A cell of perplexity, which has an outcome and no verdict."""
+
+    outcome: str
+    control: ClassVar[bool] = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskCell(Cell, VerdictText):
+    """A cell with a verdict, and the verdict of the paper's rule."""
+
+    recipe: str
+    task: str
+    paper: str | None
+    paper_symbol: str
+    control: ClassVar[bool] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One recipe on every task; `rounded` says that it rounds weights that had been rounded before."""
+
+    recipe: str
+    rounded: bool
+    overall: VerdictText | None
+    cells: list[ControlCell | TaskCell | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """One of the paper's settings over the columns of its tasks."""
+
+    title: str
+    span: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """One task; `asked` says how many items the dense model was asked."""
+
+    name: str
+    asked: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Matrix:
+    """Recipes × tasks, the tasks under the paper's settings; `dense` holds the dense model's scores."""
+
+    settings: list[Setting]
+    tasks: list[Column]
+    dense: list[str]
+    rows: list[Row]
+
+
+def matrix(result: StudyResult) -> Matrix:
     """Recipes × tasks, the tasks under the paper's settings."""
-    tasks, cells = ordered_tasks(result), comparisons_by_cell(result)
-    overall = {row["recipe"]: row["verdict"] for row in result.overall}
-    dense = {row["task"]: row for row in result.results if row["recipe"] == "dense"}
-    settings = [(key, len(list(group))) for key, group in groupby(tasks, key=lambda task: str(task["setting"]))]
-    return {
-        "settings": [{"title": SETTINGS.get(key, key), "span": span, "key": key} for key, span in settings],
-        "tasks": [{**task, "asked": _asked(dense.get(task["name"]))} for task in tasks],
-        "dense": [formatting.score(dense_scores(result).get(task["name"]), task["metric"]) for task in tasks],
-        "rows": [
-            {
-                "recipe": recipe,
-                "rounded": is_rounded_twice(result, recipe),
-                "overall": overall.get(recipe) and _verdict(overall[recipe]),
-                "cells": [
-                    _cell(cells.get((recipe, task["name"])) or _uncompared(result, recipe, task)) for task in tasks
-                ],
-            }
+    tasks, scores = ordered_tasks(result), dense_scores(result)
+    overall = {row.recipe: _verdict(row.verdict) for row in result.overall}
+    dense = {row.task: row for row in result.results if row.recipe == "dense"}
+    settings = [(key, len(list(group))) for key, group in groupby(tasks, key=lambda task: task.setting)]
+    return Matrix(
+        settings=[Setting(title=SETTINGS.get(key, key), span=span) for key, span in settings],
+        tasks=[Column(name=task.name, asked=_asked(dense.get(task.name))) for task in tasks],
+        dense=[formatting.score(scores.get(task.name), task.metric) for task in tasks],
+        rows=[
+            Row(
+                recipe=recipe,
+                rounded=is_rounded_twice(result, recipe),
+                overall=overall.get(recipe),
+                cells=[_cell(result, recipe, task) for task in tasks],
+            )
             for recipe in result.labels
         ],
-    }
+    )
 
 
 def is_rounded_twice(result: StudyResult, recipe: str) -> bool:
     """Whether the recipe rounds weights that had been rounded before they came here."""
-    kind = level_of(recipe).kind
-    return bool(result.model["source_precision"] != "float" and kind in ("bits", "combined"))
+    return result.model.source_precision != "float" and result.level(recipe).kind in ("bits", "combined")
 
 
-def legend() -> list[dict[str, str]]:
+def legend() -> list[Payload]:
     """What each verdict means."""
-    return [{**_verdict(verdict), "meaning": mark.meaning} for verdict, mark in formatting.VERDICTS.items()]
+    return [{**vars(_verdict(verdict)), "meaning": mark.meaning} for verdict, mark in formatting.VERDICTS.items()]
 
 
 def notes(result: StudyResult) -> list[str]:
     """What must be known to read the verdicts rightly, each note once; `numbers` refers to them from 1."""
-    return list(dict.fromkeys(note for entry in task_comparisons(result) for note in entry["notes"]))
+    return list(dict.fromkeys(note for entry in task_comparisons(result) for note in entry.notes))
 
 
-def numbers(result: StudyResult) -> list[dict[str, Any]]:
+def numbers(result: StudyResult) -> list[Payload]:
     """Everything known about each verdict, as texts."""
     number = {note: str(i) for i, note in enumerate(notes(result), start=1)}
     agreed = agreements(result)
     return [
         {
-            "recipe": entry["recipe"],
-            "task": entry["task"],
-            "n": asked(entry),
-            "clusters": entry["clusters"],
-            "dense": _three(entry["dense"]),
-            "compressed": _three(entry["compressed"]),
-            "loss": formatting.percent(entry["relative_drop"]),
-            "interval": formatting.interval(entry["interval"]) or formatting.NOTHING,
+            "recipe": entry.recipe,
+            "task": entry.task,
+            "n": items_asked(entry),
+            "clusters": entry.clusters,
+            "dense": _three(entry.dense),
+            "compressed": _three(entry.compressed),
+            "loss": formatting.percent(entry.relative_drop),
+            "interval": formatting.interval(entry.interval) or formatting.NOTHING,
             "above_chance": _above_chance(entry),
-            "verdict": _verdict(entry["verdict"]),
-            "paper": entry["paper_verdict"] or formatting.NOTHING,
-            "lost": f"{entry['lost']:g}",
-            "gained": f"{entry['gained']:g}",
-            "mcnemar": formatting.p_value(entry["mcnemar_p"]),
-            "detectable": formatting.percent(entry["smallest_detectable_loss"]),
-            "agreement": agreed.get(
-                (entry["recipe"], entry["task"]), {"same": formatting.NOTHING, "kl": formatting.NOTHING}
-            ),
-            "seeds": len(entry["seeds"]) or formatting.NOTHING,
-            "notes": [number[note] for note in entry["notes"]],
+            "verdict": _verdict(entry.verdict),
+            "paper": entry.paper_verdict or formatting.NOTHING,
+            "lost": f"{entry.lost:g}",
+            "gained": f"{entry.gained:g}",
+            "mcnemar": formatting.p_value(entry.mcnemar_p),
+            "detectable": formatting.percent(entry.smallest_detectable_loss),
+            "agreement": agreed.get((entry.recipe, entry.task), AgreementText()),
+            "seeds": len(entry.seeds) or formatting.NOTHING,
+            "notes": [number[note] for note in entry.notes],
         }
         for entry in task_comparisons(result)
     ]
 
 
-def control_numbers(result: StudyResult) -> list[dict[str, Any]]:
+def control_numbers(result: StudyResult) -> list[Payload]:
     """The perplexity comparisons, as texts."""
     return [
         {
-            "recipe": entry["recipe"],
-            "task": entry["task"],
-            "n": entry["n"],
-            "dense": formatting.score(entry["dense"], "perplexity"),
-            "compressed": formatting.score(entry["compressed"], "perplexity"),
-            "increase": formatting.increase(entry),
-            "outcome": entry["outcome"],
-            "notes": "; ".join(entry["notes"]),
+            "recipe": entry.recipe,
+            "task": entry.task,
+            "n": entry.n,
+            "dense": formatting.score(entry.dense, "perplexity"),
+            "compressed": formatting.score(entry.compressed, "perplexity"),
+            "increase": str(formatting.increase(entry)),
+            "outcome": entry.outcome,
+            "notes": "; ".join(entry.notes),
         }
         for entry in perplexity_comparisons(result)
     ]
 
 
-def compression(result: StudyResult) -> list[dict[str, Any]]:
+def compression(result: StudyResult) -> list[Payload]:
     """What was made of the weights, as texts."""
     return [
         {
@@ -131,14 +202,14 @@ def compression(result: StudyResult) -> list[dict[str, Any]]:
     ]
 
 
-def layers_payload(result: StudyResult) -> dict[str, Any]:
+def layers_payload(result: StudyResult) -> Payload:
     """Output error, zeros and damping by layer type and block, a list for each compressed model."""
     rows = plain_rows(layer_means(result))
     places = list(dict.fromkeys((row["kind"], row["depth"]) for row in rows))
     models = []
     for model in dict.fromkeys(row["model"] for row in rows):
-        found = {(row["kind"], row["depth"]): row for row in rows if row["model"] == model}
-        of_model = [found.get(place, {}) for place in places]
+        by_place = {(row["kind"], row["depth"]): row for row in rows if row["model"] == model}
+        of_model = [by_place.get(place, {}) for place in places]
         models.append(
             {
                 "label": model,
@@ -150,82 +221,83 @@ def layers_payload(result: StudyResult) -> dict[str, Any]:
     return {"layers": [[kind, None if depth is None else int(depth)] for kind, depth in places], "models": models}
 
 
-def unscored(result: StudyResult) -> list[dict[str, Any]]:
+def unscored(result: StudyResult) -> list[Payload]:
     """Items without a score by reason."""
     return plain_rows(unscored_table(result))
 
 
-def _uncompared(result: StudyResult, recipe: str, task: Mapping[str, Any]) -> dict[str, Any] | None:
+def _cell(result: StudyResult, recipe: str, task: TaskSummary) -> ControlCell | TaskCell | None:
+    comparison = comparisons_by_cell(result).get((recipe, task.name))
+    if comparison is None:
+        return _uncompared(result, recipe, task)
+    return _control_cell(comparison) if isinstance(comparison, PerplexityComparison) else _task_cell(comparison)
+
+
+def _uncompared(result: StudyResult, recipe: str, task: TaskSummary) -> ControlCell | None:
     """A perplexity that was measured but cannot be held against the dense one: not over the same windows."""
-    rows = [row for row in result.results if (row["recipe"], row["task"]) == (recipe, task["name"])]
-    if not rows or task["metric"] not in CONTROL_METRICS:
+    rows = [row for row in result.results if (row.recipe, row.task) == (recipe, task.name)]
+    if not rows or not task.is_control:
         return None
-    return {"outcome": "not comparable", "compressed": rows[0]["value"], "relative_increase": None}
+    return ControlCell(
+        outcome="not comparable",
+        score=formatting.score(rows[0].value, "perplexity"),
+        change="",
+        interval="",
+        title="a window has no score, or none that is finite",
+    )
 
 
-def _cell(entry: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    if entry is None:
-        return None
-    if "outcome" in entry and entry["relative_increase"] is None:
-        blank = dict.fromkeys(("change", "interval"), "")
-        value, why = (
-            formatting.score(entry["compressed"], "perplexity"),
-            "a window has no score, or none that is finite",
-        )
-        return {"control": True, "outcome": entry["outcome"], "score": value, "title": why, **blank}
-    if "outcome" in entry:
-        change, _, bounds = formatting.increase(entry).partition(" [")
-        return {
-            "control": True,
-            "outcome": entry["outcome"],
-            "score": formatting.score(entry["compressed"], "perplexity"),
-            "change": change,
-            "interval": bounds and f"[{bounds}",
-            "title": "; ".join(entry["notes"]),
-        }
-    change, _, bounds = formatting.loss(entry).partition(" [")
-    return {
-        **_verdict(entry["verdict"]),
-        "control": False,
-        "recipe": entry["recipe"],
-        "task": entry["task"],
-        "score": formatting.score(entry["compressed"]),
-        "change": change,
-        "interval": (bounds and f"[{bounds}") + (f" of n = {entry['n']}" if entry["unscored"] else ""),
-        "paper": entry["paper_verdict"],
-        "paper_symbol": formatting.mark(entry["paper_verdict"]).symbol
-        if entry["paper_verdict"]
-        else formatting.NOTHING,
-        "title": _title(entry),
-    }
+def _control_cell(entry: PerplexityComparison) -> ControlCell:
+    increase = formatting.increase(entry)
+    return ControlCell(
+        outcome=entry.outcome,
+        score=formatting.score(entry.compressed, "perplexity"),
+        change=increase.value,
+        interval=increase.interval,
+        title="; ".join(entry.notes),
+    )
 
 
-def _title(entry: Mapping[str, Any]) -> str:
+def _task_cell(entry: Comparison) -> TaskCell:
+    loss, paper = formatting.loss(entry), entry.paper_verdict
+    return TaskCell(
+        **vars(_verdict(entry.verdict)),
+        recipe=entry.recipe,
+        task=entry.task,
+        score=formatting.score(entry.compressed),
+        change=loss.value,
+        interval=loss.interval + (f" of n = {entry.n}" if entry.unscored else ""),
+        paper=paper,
+        paper_symbol=formatting.mark(paper).symbol if paper else formatting.NOTHING,
+        title=_title(entry),
+    )
+
+
+def _title(entry: Comparison) -> str:
     """What a pointer that rests on the cell is told."""
     parts = [
-        f"{formatting.counted(entry['n'], 'item')}: {entry['lost']:g} lost, {entry['gained']:g} gained",
-        f"McNemar p = {formatting.p_value(entry['mcnemar_p'])}" if entry["mcnemar_p"] is not None else "",
-        f"a loss of {formatting.percent(entry['smallest_detectable_loss'])} would usually show"
-        if entry["smallest_detectable_loss"] is not None
+        f"{formatting.counted(entry.n, 'item')}: {entry.lost:g} lost, {entry.gained:g} gained",
+        f"McNemar p = {formatting.p_value(entry.mcnemar_p)}" if entry.mcnemar_p is not None else "",
+        f"a loss of {formatting.percent(entry.smallest_detectable_loss)} would usually show"
+        if entry.smallest_detectable_loss is not None
         else "",
-        *entry["notes"],
+        *entry.notes,
     ]
     return "; ".join(part for part in parts if part)
 
 
-def _verdict(verdict: str) -> dict[str, str]:
-    return {"verdict": verdict, "symbol": formatting.mark(verdict).symbol, "css": verdict.replace(" ", "-")}
+def _verdict(verdict: str) -> VerdictText:
+    return VerdictText(verdict=verdict, symbol=formatting.mark(verdict).symbol, css=verdict.replace(" ", "-"))
 
 
-def _asked(row: Mapping[str, Any] | None) -> str:
-    return "" if row is None else f"n = {row['n'] + row['unscored']}"
+def _asked(row: ResultRow | None) -> str:
+    return "" if row is None else f"n = {row.n + row.unscored}"
 
 
-def _above_chance(entry: Mapping[str, Any]) -> str:
-    if entry["drop_above_chance"] is None:
+def _above_chance(entry: Comparison) -> str:
+    if entry.drop_above_chance is None:
         return formatting.NOTHING
-    drop, interval = entry["drop_above_chance"], entry["interval_above_chance"]
-    return f"{formatting.percent(drop)} {formatting.interval(interval)}".strip()
+    return str(formatting.relative_loss(entry.drop_above_chance, entry.interval_above_chance))
 
 
 def _three(value: float | None) -> str:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import pandas as pd
 from rich import box
 from rich.table import Table
 
 from llmkick.report import formatting
+from llmkick.study.results.records import ComparedModel, ModelZeros
 from llmkick.study.results.results import StudyResult
 
 COLUMNS = (
@@ -22,20 +20,20 @@ def models_frame(result: StudyResult) -> pd.DataFrame:
     """One row for each model of a study with models made elsewhere; empty where a server does not tell."""
     rows = []
     for model in result.models:
-        zeros: Mapping[str, Any] = model["zeros"] or {}
-        known = model["parameters"] is not None and "count" in zeros
+        zeros = model.zeros or ModelZeros()
+        nonzero = None if model.parameters is None or zeros.count is None else model.parameters - zeros.count
         rows.append(
             {
                 **{key: model[key] for key in ("reference", "architecture", "dtype", "digest")},
-                "model": model["label"],
-                "parameters": model["parameters"],
-                "nonzero": model["parameters"] - zeros["count"] if known else None,
-                "stored_bytes": model["stored_bytes"],
-                "precision": model["source_precision"],
-                "zeros": zeros.get("share"),
-                "pattern": zeros.get("pattern"),
-                "pruned_layers": zeros.get("pruned_layers"),
-                "layers": zeros.get("layers"),
+                "model": model.label,
+                "parameters": model.parameters,
+                "nonzero": nonzero,
+                "stored_bytes": model.stored_bytes,
+                "precision": model.source_precision,
+                "zeros": zeros.share,
+                "pattern": None if model.zeros is None else zeros.pattern,
+                "pruned_layers": zeros.pruned_layers,
+                "layers": zeros.layers,
             }
         )
     frame = pd.DataFrame(rows, columns=list(COLUMNS))
@@ -45,31 +43,40 @@ def models_frame(result: StudyResult) -> pd.DataFrame:
 
 def model_facts(result: StudyResult) -> list[tuple[str, str]]:
     """Label and description of each model, for the report's list of what was run on what."""
-    return [(str(model["label"]), ", ".join(filter(None, _texts(model)))) for model in result.models]
+    return [(model.label, _description(model)) for model in result.models]
+
+
+def _description(model: ComparedModel) -> str:
+    parameters, stored, zeros = _parameters(model), _stored(model), _zeros(model)
+    parts = [
+        parameters and f"{parameters} parameters",
+        stored and f"{stored} stored",
+        f"as {model.source_precision}",
+        zeros and f"{zeros[0]} zeros{zeros[1]}",
+        "" if model.architecture == "server" else model.architecture,
+    ]
+    return ", ".join(part for part in parts if part)
 
 
 def models_table(result: StudyResult) -> Table:
     """The models for a terminal: parameters, bytes as stored, precision, zeros and their pattern."""
     table = Table("model", "parameters", "stored", "as", "zeros", box=box.SIMPLE_HEAD, pad_edge=False)
     for model in result.models:
-        parameters, stored, precision, zeros, _ = _texts(model)
-        table.add_row(
-            str(model["label"]),
-            parameters.removesuffix(" parameters") or formatting.NOTHING,
-            stored.removesuffix(" stored") or formatting.NOTHING,
-            precision.removeprefix("as ") or formatting.NOTHING,
-            zeros.replace(" zeros", "") or formatting.NOTHING,
-        )
+        texts = (_parameters(model), _stored(model), model.source_precision, "".join(_zeros(model)))
+        table.add_row(model.label, *(text or formatting.NOTHING for text in texts))
     return table
 
 
-def _texts(model: Mapping[str, Any]) -> tuple[str, str, str, str, str]:
-    zeros: Mapping[str, Any] | None = model["zeros"]
-    pattern = f" ({zeros['pattern']})" if zeros and zeros["pattern"] else ""
-    return (
-        "" if model["parameters"] is None else f"{model['parameters']:,} parameters",
-        "" if model["stored_bytes"] is None else f"{formatting.size(model['stored_bytes'])} stored",
-        f"as {model['source_precision']}",
-        f"{formatting.percent(zeros['share'])} zeros{pattern}" if zeros else "",
-        "" if model["architecture"] == "server" else str(model["architecture"]),
-    )
+def _parameters(model: ComparedModel) -> str:
+    return "" if model.parameters is None else f"{model.parameters:,}"
+
+
+def _stored(model: ComparedModel) -> str:
+    return "" if model.stored_bytes is None else formatting.size(model.stored_bytes)
+
+
+def _zeros(model: ComparedModel) -> tuple[str, ...]:
+    """The share of zeros and, in brackets, their pattern; empty where a server does not tell."""
+    if model.zeros is None:
+        return ()
+    return formatting.percent(model.zeros.share), f" ({model.zeros.pattern})" if model.zeros.pattern else ""

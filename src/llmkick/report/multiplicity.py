@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
 
 import pandas as pd
 
 from llmkick.report import formatting
+from llmkick.statistics import Comparison
+from llmkick.study.results.records import AgreementRow, Family
 from llmkick.study.results.results import StudyResult
 
 AGREEMENT = ("task", "recipe", "seed", "n", "mean_kl", "top1_agreement")
@@ -22,42 +24,52 @@ CORRECTIONS: Mapping[str, str] = {
 
 def correction_sentence(result: StudyResult) -> str:
     """How the number of verdicts is dealt with."""
-    return CORRECTIONS.get(result.study.get("correction", "none"), CORRECTIONS["none"])
+    return CORRECTIONS.get(result.study.correction, CORRECTIONS["none"])
 
 
-def asked(entry: Mapping[str, Any]) -> str:
+def items_asked(comparison: Comparison) -> str:
     """How many items a verdict rests on: "64 of 480 (stopped)", "480 (3 unscored)"."""
-    stopping = entry.get("stopping")
-    count = f"{entry['n']} of {stopping['of']} (stopped)" if stopping and stopping["stopped"] else f"{entry['n']}"
-    return count + (f" ({entry['unscored']} unscored)" if entry["unscored"] else "")
+    stopping = comparison.stopping
+    count = f"{comparison.n}"
+    if stopping is not None and stopping.stopped:
+        count += f" of {stopping.of} (stopped)"
+    return count + (f" ({comparison.unscored} unscored)" if comparison.unscored else "")
 
 
-def agreements(result: StudyResult) -> dict[tuple[str, str], dict[str, str]]:
+@dataclass(frozen=True, kw_only=True)
+class AgreementText:
+    """Share of the dense model's choices that a recipe kept, and the KL divergence, as texts."""
+
+    same: str = formatting.NOTHING
+    kl: str = formatting.NOTHING
+
+
+def agreements(result: StudyResult) -> dict[tuple[str, str], AgreementText]:
     """For each recipe and task with choices: share of the dense model's choices kept, KL; means over seeds."""
-    found: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    by_cell: dict[tuple[str, str], list[AgreementRow]] = {}
     for row in result.agreement:
-        found.setdefault((row["recipe"], row["task"]), []).append(row)
+        by_cell.setdefault((row.recipe, row.task), []).append(row)
     return {
-        place: {
-            "same": formatting.percent(sum(row["top1_agreement"] for row in rows) / len(rows)),
-            "kl": f"{sum(row['mean_kl'] for row in rows) / len(rows):.2g}",
-        }
-        for place, rows in found.items()
+        cell: AgreementText(
+            same=formatting.percent(sum(row.top1_agreement for row in rows) / len(rows)),
+            kl=f"{sum(row.mean_kl for row in rows) / len(rows):.2g}",
+        )
+        for cell, rows in by_cell.items()
     }
 
 
 def agreement_table(result: StudyResult) -> pd.DataFrame:
     """One row for each recipe × seed × task with choices."""
-    frame = pd.DataFrame([dict(row) for row in result.agreement], columns=list(AGREEMENT))
+    frame = pd.DataFrame([row.facts for row in result.agreement], columns=list(AGREEMENT))
     return frame.astype({"seed": "Int64", "mean_kl": float, "top1_agreement": float})
 
 
 def families_table(result: StudyResult) -> pd.DataFrame:
     """One row for each scope (a task, all tasks) and recipe that was judged together with others."""
     rows = [
-        {**{key: family[key] for key in ("scope", "correction", "alpha")}, **row}
+        {"scope": family.scope, "correction": family.correction, "alpha": family.alpha, **row.facts}
         for family in result.families
-        for row in family["recipes"]
+        for row in family.recipes
     ]
     return pd.DataFrame(rows, columns=list(FAMILIES))
 
@@ -66,13 +78,13 @@ def families(result: StudyResult) -> list[dict[str, str]]:
     """For a page: which recipes match together, a row for each scope."""
     return [
         {
-            "scope": family["scope"],
+            "scope": family.scope,
             "matching": formatting.listed(names) if (names := _matching(family)) else "none",
-            "of": f"{len(family['recipes'])}",
+            "of": f"{len(family.recipes)}",
         }
         for family in result.families
     ]
 
 
-def _matching(family: Mapping[str, Any]) -> list[str]:
-    return [row["recipe"] for row in family["recipes"] if row["matching"]]
+def _matching(family: Family) -> list[str]:
+    return [row.recipe for row in family.recipes if row.matching]

@@ -11,14 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
-from pydantic import TypeAdapter, ValidationError
 
 from llmkick.errors import DataError
-from llmkick.report.schema import SHAPE
 from llmkick.study.frontier.result import FRONTIER_FILE
 from llmkick.study.journal.database import JOURNAL_FILE
 from llmkick.study.journal.journal import CellEntry, Journal
-from llmkick.study.journal.recovery import salvage
+from llmkick.study.journal.recovery import recover_journal
 from llmkick.study.results.from_journal import newest, partial_result
 from llmkick.study.results.results import RESULTS_FILE, StudyResult, read_results
 
@@ -82,7 +80,7 @@ def _open_journal(folder: Path, spare: Path) -> tuple[Journal | None, Sequence[C
             journal.close()
             raise
     try:
-        notes = salvage(folder, spare)
+        notes = recover_journal(folder, spare)
         journal = Journal(spare, read_only=True)
         return journal, newest(journal.cells()), notes
     except (DataError, sqlite3.Error) as error:
@@ -106,7 +104,7 @@ def _read(folder: Path, journal: Journal | None, cells: Sequence[CellEntry], mis
     missing += more
     if journal is None:
         return Run(result=result, items=_NO_ITEMS, cells=(), journal=None, missing=missing)
-    if journal.meta().get("study_hash", result.study.get("hash")) != result.study.get("hash"):
+    if journal.meta().get("study_hash", result.study.hash) != result.study.hash:
         raise DataError(
             f"{folder}: {RESULTS_FILE} and {JOURNAL_FILE} belong to different studies; "
             "run the study's command again on this folder"
@@ -119,35 +117,18 @@ def _result(folder: Path, journal: Journal | None) -> tuple[StudyResult, list[st
     problem = ""
     if (folder / RESULTS_FILE).is_file():
         try:
-            result = read_results(folder)
-            check_result(result)
-            return result, []
+            return read_results(folder), []
         except DataError as error:
             if journal is None or "has schema" in str(error):
                 raise
             problem = f"{error}; the numbers are computed anew from the journal"
     assert journal is not None, folder
     result = partial_result(journal, folder)
-    check_result(result)
     if not problem and (folder / FRONTIER_FILE).is_file():
         problem = "this is a search for the frontier, which asks only the levels that it needs"
     elif not problem:
         problem = f"the run is not finished; to finish it, run `kick run {folder / 'study.toml'} --out {folder}`"
     return result, [problem, *result.warnings]
-
-
-def check_result(result: StudyResult) -> None:
-    """Raise DataError naming the first entry of results.json that is missing or of the wrong type."""
-    for key, shape in SHAPE.items():
-        try:
-            TypeAdapter(shape).validate_python(getattr(result, key), strict=True)
-        except ValidationError as error:
-            problem = error.errors()[0]
-            place = ".".join([key, *(str(part) for part in problem["loc"] if not str(part).startswith("_"))])
-            raise DataError(
-                f"{result.folder / RESULTS_FILE} is damaged: {place}: {problem['msg']}. "
-                "Run the study's command again on this folder to write it anew"
-            ) from error
 
 
 def _check_items(items: pd.DataFrame) -> None:

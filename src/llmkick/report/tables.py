@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 from rich import box
@@ -21,11 +20,13 @@ from llmkick.report.lookup import (
     layer_place,
     ordered_tasks,
     perplexity_comparisons,
-    report_seed,
     task_comparisons,
 )
 from llmkick.report.models import models_frame
 from llmkick.report.multiplicity import agreement_table, families_table
+from llmkick.report.payload import Payload
+from llmkick.statistics import PerplexityComparison
+from llmkick.study.results.records import AnyComparison, CompressionSummary
 from llmkick.study.results.results import StudyResult
 
 SCORES = (
@@ -54,8 +55,8 @@ UNSCORED = ("recipe", "seed", "task", "reason", "count")
 
 def scores_table(result: StudyResult) -> pd.DataFrame:
     """One row for each model × recipe × seed × task; the numbers beside the metric are further columns."""
-    rows = [{**{key: row[key] for key in SCORES}, **row["details"]} for row in result.results]
-    details = dict.fromkeys(key for row in result.results for key in row["details"])
+    rows = [{**{key: row[key] for key in SCORES}, **row.details} for row in result.results]
+    details = dict.fromkeys(key for row in result.results for key in row.details)
     return _frame(rows, [*SCORES, *(key for key in details if key not in SCORES)])
 
 
@@ -63,18 +64,18 @@ def comparisons_table(result: StudyResult) -> pd.DataFrame:
     """One row for each recipe × task that has a verdict."""
     rows = []
     for entry in task_comparisons(result):
-        low, high = entry["interval"] or (None, None)
-        above_low, above_high = entry["interval_above_chance"] or (None, None)
-        known = {key: entry[key] for key in COMPARISONS if key in entry}
+        low, high = entry.interval or (None, None)
+        above_low, above_high = entry.interval_above_chance or (None, None)
+        known = {key: value for key, value in vars(entry).items() if key in COMPARISONS}
         rows.append(
             {
                 **known,
-                "seeds": _joined(entry["seeds"], " "),
-                "notes": _joined(entry["notes"], "; "),
-                "loss": entry["relative_drop"],
+                "seeds": _joined(entry.seeds, " "),
+                "notes": _joined(entry.notes, "; "),
+                "loss": entry.relative_drop,
                 "loss_low": low,
                 "loss_high": high,
-                "loss_above_chance": entry["drop_above_chance"],
+                "loss_above_chance": entry.drop_above_chance,
                 "loss_above_chance_low": above_low,
                 "loss_above_chance_high": above_high,
             }
@@ -86,58 +87,54 @@ def perplexity_table(result: StudyResult) -> pd.DataFrame:
     """One row for each recipe whose perplexity was measured."""
     rows = []
     for entry in perplexity_comparisons(result):
-        low, high = entry["interval"] or (None, None)
-        known = {key: entry[key] for key in PERPLEXITY if key in entry}
-        lists = {"seeds": _joined(entry["seeds"], " "), "notes": _joined(entry["notes"], "; ")}
-        bounds = {"increase": entry["relative_increase"], "increase_low": low, "increase_high": high}
+        low, high = entry.interval or (None, None)
+        known = {key: value for key, value in vars(entry).items() if key in PERPLEXITY}
+        lists = {"seeds": _joined(entry.seeds, " "), "notes": _joined(entry.notes, "; ")}
+        bounds = {"increase": entry.relative_increase, "increase_low": low, "increase_high": high}
         rows.append({**known, **lists, **bounds})
     return _frame(rows, PERPLEXITY)
 
 
 def overall_table(result: StudyResult) -> pd.DataFrame:
     """The verdict over all tasks, one row for each recipe."""
-    return _frame([dict(row) for row in result.overall], ("recipe", "verdict"))
+    return _frame([row.facts for row in result.overall], ("recipe", "verdict"))
 
 
 def compression_table(result: StudyResult) -> pd.DataFrame:
     """One row for each compressed model: what was made of the weights, how large it is, how long it took."""
-    seconds = result.timing.get("compression_seconds", {})
-    rows = []
-    for report in result.compression:
-        layers = report["layers"]
-        errors = {
-            layer["name"]: layer["relative_output_error"]
-            for layer in layers
-            if layer["relative_output_error"] is not None
-        }
-        weights = [rows * columns for rows, columns in (layer["shape"] for layer in layers)]
-        zeros = sum(w * layer["realised_sparsity"] for w, layer in zip(weights, layers, strict=True))
-        rows.append(
-            {
-                **{key: report[key] for key in ("recipe", "dense_bytes", "stored_bytes", "digest")},
-                "seed": report_seed(report),
-                "layers": len(layers),
-                "realised_sparsity": zeros / sum(weights) if weights else None,
-                "mean_output_error": sum(errors.values()) / len(errors) if errors else None,
-                "max_output_error": max(errors.values()) if errors else None,
-                "worst_layer": max(errors, key=errors.__getitem__) if errors else None,
-                "seconds": seconds.get(report["digest"]),
-                "calibration": report["calibration"],
-                "warnings": _joined(report["warnings"], "; "),
-            }
-        )
+    rows = [_compression_row(report, result.timing.compression_seconds) for report in result.compression]
     return _frame(rows, COMPRESSION)
+
+
+def _compression_row(report: CompressionSummary, seconds: Mapping[str, float]) -> Payload:
+    errors = {
+        layer.name: layer.relative_output_error for layer in report.layers if layer.relative_output_error is not None
+    }
+    weights = [height * width for height, width in (layer.shape for layer in report.layers)]
+    zeros = sum(count * layer.realised_sparsity for count, layer in zip(weights, report.layers, strict=True))
+    return {
+        **{key: report[key] for key in ("recipe", "dense_bytes", "stored_bytes", "digest")},
+        "seed": report.calibration_seed,
+        "layers": len(report.layers),
+        "realised_sparsity": zeros / sum(weights) if weights else None,
+        "mean_output_error": sum(errors.values()) / len(errors) if errors else None,
+        "max_output_error": max(errors.values()) if errors else None,
+        "worst_layer": max(errors, key=errors.__getitem__) if errors else None,
+        "seconds": seconds.get(report.digest),
+        "calibration": report.calibration,
+        "warnings": _joined(report.warnings, "; "),
+    }
 
 
 def layers_table(result: StudyResult) -> pd.DataFrame:
     """One row for each compressed weight matrix; `depth` is its block, `kind` its name inside the block."""
     rows = []
     for report in result.compression:
-        for layer in report["layers"]:
-            depth, kind = layer_place(layer["name"])
-            place = {"recipe": report["recipe"], "seed": report_seed(report), "depth": depth, "kind": kind}
-            height, width = layer["shape"]
-            rows.append({**layer, **place, "rows": height, "columns": width})
+        for layer in report.layers:
+            depth, kind = layer_place(layer.name)
+            place = {"recipe": report.recipe, "seed": report.calibration_seed, "depth": depth, "kind": kind}
+            height, width = layer.shape
+            rows.append({**vars(layer), **place, "rows": height, "columns": width})
     return _frame(rows, LAYERS)
 
 
@@ -159,14 +156,14 @@ def layer_means(result: StudyResult) -> pd.DataFrame:
 def unscored_table(result: StudyResult) -> pd.DataFrame:
     """How many items got no score, by reason."""
     rows = [
-        {"recipe": row["recipe"], "seed": row["seed"], "task": row["task"], "reason": reason, "count": count}
+        {"recipe": row.recipe, "seed": row.seed, "task": row.task, "reason": reason, "count": count}
         for row in result.results
-        for reason, count in row["unscored_reasons"].items()
+        for reason, count in row.unscored_reasons.items()
     ]
     return _frame(rows, UNSCORED)
 
 
-def plain_rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
+def plain_rows(frame: pd.DataFrame) -> list[Payload]:
     """The rows as dicts, None where a value is undefined."""
     return [
         {str(key): None if pd.isna(value) else value for key, value in row.items()} for row in frame.to_dict("records")
@@ -215,7 +212,7 @@ def verdict_table(result: StudyResult) -> Table:
     """
     tasks = ordered_tasks(result)
     by_cell, dense = comparisons_by_cell(result), dense_scores(result)
-    overall = {row["recipe"]: _verdict(row["verdict"]) for row in result.overall}
+    overall = {row.recipe: _verdict(row.verdict) for row in result.overall}
     table = _VerdictTable(**_frame_of(result))
     task_column = Column("task", overflow="fold")
     table.narrow = Table(
@@ -223,27 +220,27 @@ def verdict_table(result: StudyResult) -> Table:
     )
     table.add_column("recipe", no_wrap=True)
     for task in tasks:
-        table.add_column(re.sub("([_:])", "\\1\n", task["name"]))
-        table.narrow.add_row("dense", task["name"], "", formatting.score(dense.get(task["name"]), task["metric"]), "")
+        table.add_column(re.sub("([_:])", "\\1\n", task.name))
+        table.narrow.add_row("dense", task.name, "", formatting.score(dense.get(task.name), task.metric), "")
     table.add_column("overall")
     table.narrow.add_section()
-    scores = [Text(formatting.score(dense.get(task["name"]), task["metric"])) for task in tasks]
+    scores = [Text(formatting.score(dense.get(task.name), task.metric)) for task in tasks]
     table.add_row(Text("dense", style="bold"), *scores, Text(""), end_section=True)
     for recipe in result.labels:
-        cells = [_cell(by_cell.get((recipe, task["name"]))) for task in tasks]
+        cells = [_cell(by_cell.get((recipe, task.name))) for task in tasks]
         verdict = overall.get(recipe, Text(formatting.NOTHING))
         table.add_row(Text(recipe), *(Text("\n").join(cell) for cell in cells), verdict, end_section=True)
         for task, (head, value, loss, bounds) in zip(tasks, cells, strict=True):
-            table.narrow.add_row(Text(recipe), task["name"], head, value, Text(" ").join([loss, bounds]))
+            table.narrow.add_row(Text(recipe), task.name, head, value, Text(" ").join([loss, bounds]))
         table.narrow.add_row(Text(recipe), Text("overall", style="bold"), verdict, end_section=True)
     return table
 
 
-def _frame_of(result: StudyResult) -> dict[str, Any]:
+def _frame_of(result: StudyResult) -> Payload:
     """Title, caption and lines of the table."""
-    level, margin = formatting.setting(1 - result.study["alpha"]), formatting.setting(result.study["margin"])
+    level, margin = formatting.setting(1 - result.study.alpha), formatting.setting(result.study.margin)
     return {
-        "title": f"What {result.model['name']} lost: score, relative loss [{level} interval]",
+        "title": f"What {result.model.name} lost: score, relative loss [{level} interval]",
         "caption": f"Matching: a loss of at most {margin} is shown. Perplexity has no say in the overall verdict.",
         "box": box.SIMPLE_HEAD,
         "pad_edge": False,
@@ -251,15 +248,17 @@ def _frame_of(result: StudyResult) -> dict[str, Any]:
     }
 
 
-def _cell(entry: Mapping[str, Any] | None) -> tuple[Text, Text, Text, Text]:
+def _cell(comparison: AnyComparison | None) -> tuple[Text, Text, Text, Text]:
     """Verdict, score, loss and its interval."""
-    if entry is None:
+    if comparison is None:
         return Text(formatting.NOTHING, style="dim"), Text(""), Text(""), Text("")
-    control = "outcome" in entry
-    loss, _, bounds = (formatting.increase(entry) if control else formatting.loss(entry)).partition(" [")
-    score = formatting.score(entry["compressed"], "perplexity" if control else "")
-    head = Text(entry["outcome"]) if control else _verdict(entry["verdict"])
-    return head, Text(score), Text(loss), Text(bounds and f"[{bounds}")
+    if isinstance(comparison, PerplexityComparison):
+        head, change = Text(comparison.outcome), formatting.increase(comparison)
+        score = formatting.score(comparison.compressed, "perplexity")
+    else:
+        head, change = _verdict(comparison.verdict), formatting.loss(comparison)
+        score = formatting.score(comparison.compressed)
+    return head, Text(score), Text(change.value), Text(change.interval)
 
 
 def _verdict(verdict: str) -> Text:
@@ -267,12 +266,12 @@ def _verdict(verdict: str) -> Text:
     return Text(f"{mark.symbol} {verdict}", style=mark.style)
 
 
-def _frame(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> pd.DataFrame:
+def _frame(rows: Iterable[Payload], columns: Sequence[str]) -> pd.DataFrame:
     frame = pd.DataFrame(list(rows), columns=list(columns))
     if "seed" in frame:
         frame["seed"] = frame["seed"].astype("Int64")  # whole, or undefined: never 0.0
     return frame
 
 
-def _joined(values: Iterable[Any], separator: str) -> str:
+def _joined(values: Iterable[object], separator: str) -> str:
     return separator.join(str(value) for value in values)

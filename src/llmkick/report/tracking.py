@@ -5,17 +5,23 @@ from __future__ import annotations
 import importlib
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Protocol
 
 from llmkick.errors import ConfigError, DataError
 from llmkick.report.exports import flat_numbers, verdicts_of
-from llmkick.report.lookup import labels_of
 from llmkick.report.tables import comparisons_table
 from llmkick.study.results.results import StudyResult
 
 DEFAULT_PROJECT = "llmkick"
 # Of a run's folder; the journal, which may be large and holds every answer, stays where it is.
 ARTIFACTS = ("results.json", "study.toml", "report.html")
+
+
+class MlflowClient(Protocol):
+    """What is asked of MLflow's client here."""
+
+    def log_metric(self, run_id: str, key: str, value: float, /) -> object:
+        """Log one number of a run."""
 
 
 def log_to_mlflow(result: StudyResult, *, uri: str | None = None, project: str = DEFAULT_PROJECT) -> str:
@@ -28,11 +34,11 @@ def log_to_mlflow(result: StudyResult, *, uri: str | None = None, project: str =
         client = mlflow.MlflowClient(tracking_uri=uri)
         known = client.get_experiment_by_name(project)
         experiment = known.experiment_id if known else client.create_experiment(project)
-        parent = client.create_run(experiment, run_name=str(result.study.get("name", "study")), tags=_tags(result))
+        parent = client.create_run(experiment, run_name=result.study.name, tags=_tags(result))
         for key, value in _parameters(result).items():
             client.log_param(parent.info.run_id, key, value)
         _log_numbers(client, parent.info.run_id, result, "dense")
-        for recipe in labels_of(result):
+        for recipe in result.labels:
             tags = {"mlflow.parentRunId": parent.info.run_id, **verdicts_of(result, recipe)}
             child = client.create_run(experiment, run_name=recipe, tags=tags)
             client.log_param(child.info.run_id, "recipe", recipe)
@@ -55,11 +61,11 @@ def log_to_wandb(result: StudyResult, *, uri: str | None = None, project: str = 
     settings = None if uri is None else wandb.Settings(base_url=uri)
     try:
         run = wandb.init(
-            project=project, name=str(result.study.get("name", "study")), config=_parameters(result), settings=settings,
+            project=project, name=result.study.name, config=_parameters(result), settings=settings,
             job_type="llmkick",
         )  # fmt: skip
         run.summary.update(flat_numbers(result, "dense"))
-        for recipe in labels_of(result):
+        for recipe in result.labels:
             run.summary.update({f"{recipe}/{name}": value for name, value in flat_numbers(result, recipe).items()})
             run.summary.update({f"{recipe}/{name}": value for name, value in verdicts_of(result, recipe).items()})
         run.log({"comparisons": wandb.Table(dataframe=comparisons_table(result).astype(object))})
@@ -78,26 +84,26 @@ def _imported(module: str, extra: str) -> ModuleType:
         raise ConfigError(f"{module} is not installed; pip install 'llmkick[{extra}]'") from error
 
 
-def _log_numbers(client: Any, run_id: str, result: StudyResult, recipe: str) -> None:
+def _log_numbers(client: MlflowClient, run_id: str, result: StudyResult, recipe: str) -> None:
     for name, value in flat_numbers(result, recipe).items():
         client.log_metric(run_id, name, value)
 
 
-def _parameters(result: StudyResult) -> dict[str, Any]:
+def _parameters(result: StudyResult) -> dict[str, str | float]:
     """What was run on what, as short values."""
     study, model = result.study, result.model
     return {
-        "model": model["name"],
-        "model_digest": model.get("digest", ""),
-        "source_precision": model["source_precision"],
-        "dtype": model.get("dtype", ""),
-        "tasks": ", ".join(str(task["name"]) for task in result.tasks),
-        "recipes": len(labels_of(result)),
-        "seeds": str(list(study.get("seeds", []))),
-        "margin": study["margin"],
-        "alpha": study["alpha"],
-        "study_hash": str(study.get("hash", "")),
-        "llmkick": result.environment.get("packages", {}).get("llmkick", ""),
+        "model": model.name,
+        "model_digest": model.digest,
+        "source_precision": model.source_precision,
+        "dtype": model.dtype,
+        "tasks": ", ".join(task.name for task in result.tasks),
+        "recipes": len(result.labels),
+        "seeds": str(list(study.seeds)),
+        "margin": study.margin,
+        "alpha": study.alpha,
+        "study_hash": study.hash or "",
+        "llmkick": result.environment.packages.get("llmkick", ""),
     }
 
 

@@ -1,4 +1,4 @@
-"""Paired statistics: has a compressed model lost more than a margin, and how many items tell?"""
+"""Paired statistics: has a compressed model lost more than a margin, and how many items does it take to tell?"""
 
 from llmkick.statistics.agreement import ChoiceAgreement, choice_agreement
 from llmkick.statistics.betting import (
@@ -6,43 +6,39 @@ from llmkick.statistics.betting import (
     SequentialTest,
     Stopping,
     confidence_sequence,
-    stratified_order,
-    whole_cluster_order,
 )
-from llmkick.statistics.bits_per_byte import compare_bits_per_byte
+from llmkick.statistics.early_stopped_comparison import compare_stopped
 from llmkick.statistics.early_stopping import EarlyStop, signal_after
-from llmkick.statistics.frontier import Frontier, evaluations_at_most, find_frontier
-from llmkick.statistics.item_order import AskingOrder, asking_order
+from llmkick.statistics.frontier import Frontier, find_frontier
+from llmkick.statistics.item_order import ItemOrder, order_items, stratified_order, whole_cluster_order
 from llmkick.statistics.multiplicity import fixed_sequence, holm, overall_verdict
 from llmkick.statistics.paired import Comparison, compare
-from llmkick.statistics.perplexity import PerplexityComparison, compare_perplexity
+from llmkick.statistics.perplexity import PerplexityComparison, compare_bits_per_byte, compare_perplexity
 from llmkick.statistics.power import items_needed, smallest_detectable_loss, verdict_power
-from llmkick.statistics.stopped_comparison import compare_stopped
 from llmkick.statistics.verdict import Verdict
 
 __all__ = [
-    "AskingOrder",
     "ChoiceAgreement",
     "Comparison",
     "EarlyStop",
     "Frontier",
+    "ItemOrder",
     "PerplexityComparison",
     "SequentialState",
     "SequentialTest",
     "Stopping",
     "Verdict",
-    "asking_order",
     "choice_agreement",
     "compare",
     "compare_bits_per_byte",
     "compare_perplexity",
     "compare_stopped",
     "confidence_sequence",
-    "evaluations_at_most",
     "find_frontier",
     "fixed_sequence",
     "holm",
     "items_needed",
+    "order_items",
     "overall_verdict",
     "signal_after",
     "smallest_detectable_loss",

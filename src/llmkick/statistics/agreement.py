@@ -1,4 +1,4 @@
-"""How far a compressed model's distribution over the options is from the dense one's."""
+"""Agreement of two models over the choices of an item."""
 
 import math
 from collections.abc import Hashable, Mapping, Sequence
@@ -15,9 +15,9 @@ from llmkick.statistics.pairing import same_items
 
 @dataclass(frozen=True, kw_only=True)
 class ChoiceAgreement:
-    """How far a compressed model's distribution over the choices is from the dense one's."""
+    """Distance between a compressed model's distribution over the choices and the dense model's."""
 
-    n: int
+    n: int  # items
     mean_kl: float  # KL(dense ‖ compressed), nats
     top1_agreement: float  # share of items with the same choice
 
@@ -28,10 +28,11 @@ def choice_agreement(
     *,
     chosen: tuple[Mapping[Any, Hashable], Mapping[Any, Hashable]] | None = None,
 ) -> ChoiceAgreement:
-    """Agreement over the choices of each item: log-likelihoods (choices,) an item, normalised here.
+    """Agreement over the choices of each item, from the log-likelihoods (choices,) of each item; they are normalised.
 
-    Accuracy can hide many changed answers (Dutta et al. 2024, arXiv:2407.09141); this does not. `chosen` gives
-    what each model chose where that is not the likeliest choice (cloze divides by the length).
+    Accuracy can hide many changed answers (Dutta et al. 2024, arXiv:2407.09141); agreement cannot. `chosen` holds the
+    choices of both models if those are not the likeliest ones (cloze divides by the length). Raises DataError for
+    unequal items, no items, or fewer than two finite log-likelihoods per item.
     """
     dense, compressed = _keyed(dense_logprobs), _keyed(compressed_logprobs)
     same_items(dense.keys(), compressed.keys(), "compressed log-probabilities")
@@ -51,4 +52,5 @@ def choice_agreement(
 
 
 def _keyed(rows: Mapping[str, ArrayLike] | Sequence[ArrayLike]) -> dict[Hashable, ArrayLike]:
+    """Rows by id or by position."""
     return dict(rows.items() if isinstance(rows, Mapping) else enumerate(rows))

@@ -1,24 +1,24 @@
-"""Stop early without cheating: items in random order, and a bet on every one of them against each claim.
+"""A sequential test by betting, valid however often its result is looked at while items are asked.
 
-Two claims are bet against: "the relative loss is the margin or more" and "it is the margin or less". Who
-stakes the fraction λ on t = c − (1 − margin)·d multiplies his wealth by 1 + λ·t. If the claim is true no
-strategy gains in expectation, so by Ville's inequality the wealth ever reaches 1 / alpha in at most a share
-alpha of runs, however often one looks (Waudby-Smith & Ramdas 2024, arXiv:2010.09686). Here the wealth is
-spread evenly over constant fractions.
+There is a bet against each of two hypotheses: "the relative loss is the margin or more" and "it is the margin or
+less". Staking the fraction λ on t = c − (1 − margin)·d multiplies the wealth by 1 + λ·t. If the hypothesis is true, no
+strategy gains in expectation, so by Ville's inequality the wealth ever reaches 1 / alpha in at most a share alpha of
+runs, however often it is looked at (Waudby-Smith & Ramdas 2024, arXiv:2010.09686). The wealth is spread evenly over
+constant fractions.
 
-What is decided is E[t] as in `compare`, for the items alone or for whole clusters:
+The test is about E[t], as in `compare`. A bet is on an item or on a whole cluster:
 
-- Few large clusters (subjects): `stratified_order`, one bet an item. The clusters are fixed strata. With λ
-  constant, the product over strata is at most what their common mean would give (arithmetic over geometric
-  mean): differences between strata make the bet safer, up to the rounding of each one's share.
-- Many small clusters that stand for more of their kind (passages, stories): `whole_cluster_order`, one bet a
-  cluster, `SequentialTest(largest_cluster=…)`. Clusters of very different size make for small bets.
+- Few large clusters (subjects): `stratified_order`, one bet per item. The clusters are fixed strata. With a constant λ,
+  the product over strata is at most what their common mean would give (arithmetic over geometric mean), so differences
+  between strata make the bet safer, up to the rounding of the share of each stratum.
+- Many small clusters sampled from more of their kind (passages, stories): `whole_cluster_order`, one bet per cluster,
+  `SequentialTest(largest_cluster=…)`. Clusters of very different sizes lead to small bets.
 """
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,11 +27,10 @@ from scipy import optimize
 from llmkick.errors import ConfigError, DataError
 from llmkick.statistics.verdict import Verdict
 
-Id = TypeVar("Id", bound=Hashable)
 Floats = NDArray[np.float64]
 
-# Shares of the largest stake that cannot ruin. The best stake is mean / variance of t: a share of about 0.03
-# close to the margin, 0.9 for a model that changes almost nothing.
+# Fractions of the largest stake that cannot lose everything. The best stake is mean / variance of t: a fraction of
+# about 0.03 for a loss close to the margin, 0.9 for a model that changes almost nothing.
 STAKES = np.geomspace(0.03, 0.9, 10)
 
 
@@ -45,19 +44,19 @@ class SequentialState:
     decided_after: int | None  # bets
     dense: float | None
     compressed: float | None
-    relative_drop: float | None  # as observed; after early stopping somewhat exaggerated
+    relative_drop: float | None  # as observed; early stopping exaggerates it somewhat
     p_matching: float  # valid at every look: 1 / the largest wealth so far
     p_not_matching: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stopping:
-    """Where a comparison stands, or stood when it stopped."""
+    """The state of a comparison that may stop early: now, or when it stopped."""
 
     outcome: Verdict
     stopped: bool  # before the items ran out
-    items: int  # asked
-    of: int
+    items: int  # asked so far
+    of: int  # all items
     unscored: int
     unit: Literal["item", "cluster"]
     decided_after: int | None  # bets
@@ -68,9 +67,9 @@ class Stopping:
 class SequentialTest:
     """Is the relative loss below or above the margin? Feed batches until the decision is made.
 
-    It answers the same whatever the batch sizes. A task without a signal (dense score at chance) is to be
-    recognised before: the dense scores do not depend on the compressed model. If the items run out undecided,
-    undecided is the verdict: testing once more with `compare` would spend alpha twice.
+    The decision does not depend on the batch sizes. The caller has to recognise a task without a signal (dense score at
+    chance) beforehand; the dense scores do not depend on the compressed model. If the items run out undecided, that is
+    the verdict: another test with `compare` would spend alpha twice. Raises ConfigError for settings out of range.
     """
 
     def __init__(
@@ -92,7 +91,7 @@ class SequentialTest:
         self._largest = largest_cluster
         self._threshold = -math.log(alpha)
         self._stakes = _stakes(self._kept, score_range)
-        # Logarithms, first for the claim that ends in "matching": the wealth of each stake, the best total.
+        # Log wealth of each stake and the largest total so far: [against "margin or more", against "margin or less"].
         self._wealth = [np.zeros(STAKES.size), np.zeros(STAKES.size)]
         self._best = [0.0, 0.0]
         self._sums = [0.0, 0.0]  # dense, compressed
@@ -107,7 +106,11 @@ class SequentialTest:
         compressed: Sequence[float] | NDArray[Any],
         clusters: Sequence[Hashable] | None = None,
     ) -> SequentialState:
-        """Bet on a batch of paired scores in the order given; clusters, if they are the bets, come whole."""
+        """Bet on a batch of paired scores in the order given.
+
+        Clusters are given if and only if the bets are on clusters, and each has to be in one batch. Raises DataError
+        for scores out of range, unequal numbers of scores, or a cluster of an earlier batch.
+        """
         d, c = self._checked(dense), self._checked(compressed)
         if d.size != c.size:
             raise DataError(f"{d.size} dense scores against {c.size} compressed ones; give pairs")
@@ -123,7 +126,7 @@ class SequentialTest:
 
     @property
     def state(self) -> SequentialState:
-        """The decision so far and what it rests on."""
+        """The decision so far, with its scores and p values."""
         dense, compressed = (total / self._items if self._items else None for total in self._sums)
         drop = 1 - compressed / dense if dense and compressed is not None else None
         return SequentialState(
@@ -139,7 +142,7 @@ class SequentialTest:
         )
 
     def _bet(self, values: Floats) -> None:
-        """Play values (bets,) one after the other; the first wealth to reach 1 / alpha decides for good."""
+        """Bet on values (bets,) in order; the first wealth that reaches 1 / alpha decides for good."""
         crossed = []
         for side, stakes in enumerate(self._stakes):
             path = self._wealth[side] + np.cumsum(np.log1p(np.outer(values, stakes)), axis=0)
@@ -158,7 +161,7 @@ class SequentialTest:
         self._bets += values.size
 
     def _by_cluster(self, values: Floats, clusters: Sequence[Hashable]) -> Floats:
-        """Sums over the clusters of a batch, divided by the largest cluster: in the range of an item."""
+        """Bets of the clusters of a batch, which must not have been in an earlier batch."""
         if len(clusters) != values.size:
             raise DataError(f"{len(clusters)} cluster labels for {values.size} items; give one an item")
         order = {label: index for index, label in enumerate(dict.fromkeys(clusters))}
@@ -177,7 +180,7 @@ class SequentialTest:
 
 
 def cluster_bets(values: Floats, clusters: Sequence[Hashable], largest: int) -> Floats:
-    """Sums over clusters in their order of appearance, divided by the largest size: in the range of an item."""
+    """Sums over clusters in order of appearance, divided by the largest size to keep an item's range."""
     order = {label: index for index, label in enumerate(dict.fromkeys(clusters))}
     codes = np.array([order[label] for label in clusters], dtype=np.int64)
     sizes = np.bincount(codes, minlength=len(order))
@@ -188,13 +191,13 @@ def cluster_bets(values: Floats, clusters: Sequence[Hashable], largest: int) -> 
 
 
 def _stakes(kept: float, score_range: tuple[float, float]) -> tuple[Floats, Floats]:
-    """Stakes on t = c − kept·d: for the claim that ends in "matching", and for the other."""
+    """Stakes on t = c − kept·d: against "the loss is the margin or more", and against "the margin or less"."""
     low, high = score_range
     return STAKES / (kept * high - low), -STAKES / (high - kept * low)
 
 
 def log_evidence(values: Floats, stakes: Floats) -> float:
-    """Logarithm of the largest wealth ever reached, spread evenly over constant stakes; never below 0."""
+    """Logarithm of the largest wealth reached with evenly spread constant stakes; at least 0."""
     if not values.size:
         return 0.0
     path = np.cumsum(np.log1p(np.outer(values, stakes)), axis=0)
@@ -210,10 +213,10 @@ def confidence_sequence(
     largest_cluster: int | None = None,
     score_range: tuple[float, float] = (0.0, 1.0),
 ) -> tuple[float, float] | None:
-    """Every relative loss that no bet at alpha / 2 a side rules out; holds whenever the looking stops.
+    """Interval of the relative losses that no bet at alpha / 2 per side rejects; valid at any stopping time.
 
-    Scores in the order in which they were asked. None when the dense scores are too low to bound it, or (at
-    most in a share alpha of runs) when nothing is left.
+    Scores are in the order in which the items were asked. None if the dense scores are too low to bound the interval,
+    or (in at most a share alpha of runs) if it is empty.
     """
 
     def evidence(relative_loss: float, side: int) -> float:
@@ -224,59 +227,12 @@ def confidence_sequence(
         return log_evidence(shortfall, _stakes(kept, score_range)[side]) - math.log(2 / alpha)
 
     most, least = 1 - 1e-9, -1.0
-    while evidence(least, 1) <= 0:  # "no more is lost than this": falls with what is claimed
+    while evidence(least, 1) <= 0:  # evidence that more is lost: falls with the loss
         least *= 2
         if least < -256:
             return None
     lower = float(optimize.brentq(evidence, least, most, args=(1,), xtol=1e-6)) if evidence(most, 1) < 0 else 1.0
     upper = 1.0
-    if evidence(most, 0) > 0:  # "no less is lost than this": rises with what is claimed
+    if evidence(most, 0) > 0:  # evidence that less is lost: rises with the loss
         upper = float(optimize.brentq(evidence, least, most, args=(0,), xtol=1e-6))
     return (lower, upper) if lower <= upper else None
-
-
-def stratified_order(
-    ids: Sequence[Id], clusters: Mapping[Id, Hashable] | Sequence[Hashable] | None = None, seed: int = 0
-) -> tuple[Id, ...]:
-    """A random order in which every cluster is spread evenly: any first part holds its share of each."""
-    members = _members(ids, clusters)
-    rng = np.random.default_rng(seed)
-    keyed: list[tuple[float, float, Id]] = []
-    for group in members.values():
-        # Systematic: position k of n at (k + U) / n, one U a cluster, so that every item may come first.
-        positions = (rng.permutation(len(group)) + rng.random()) / len(group)
-        ties = rng.random(len(group))
-        keyed.extend(zip(positions.tolist(), ties.tolist(), group, strict=True))
-    return tuple(key[2] for key in sorted(keyed, key=lambda key: key[:2]))
-
-
-def whole_cluster_order(
-    ids: Sequence[Id], clusters: Mapping[Id, Hashable] | Sequence[Hashable], seed: int = 0
-) -> tuple[Id, ...]:
-    """Clusters in random order, each kept together."""
-    groups = list(_members(ids, clusters).values())
-    order = np.random.default_rng(seed).permutation(len(groups))
-    return tuple(item for index in order for item in groups[index])
-
-
-def _members(
-    ids: Sequence[Id], clusters: Mapping[Id, Hashable] | Sequence[Hashable] | None
-) -> dict[Hashable, list[Id]]:
-    """Ids by cluster; without clusters all ids are one."""
-    if len(set(ids)) < len(ids):
-        raise DataError("an id occurs more than once; give every item one id")
-    if clusters is None:
-        return {None: list(ids)} if ids else {}
-    if isinstance(clusters, Mapping):
-        without = [key for key in ids if key not in clusters]
-        if without:
-            raise DataError(f"item {without[0]!r} has no cluster; {len(without)} items lack one")
-        labels: Sequence[Hashable] = [clusters[key] for key in ids]
-    else:
-        labels = clusters
-    if len(labels) != len(ids):
-        raise DataError(f"{len(labels)} clusters for {len(ids)} items; give one an item")
-    members: dict[Hashable, list[Id]] = {}
-    for key, label in zip(ids, labels, strict=True):
-        members.setdefault(label, []).append(key)
-    return members

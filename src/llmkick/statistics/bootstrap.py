@@ -1,4 +1,4 @@
-"""Bootstrap intervals of a ratio of means, clusters resampled whole: a second opinion on Fieller's."""
+"""Bootstrap intervals of a ratio of means, with clusters resampled whole: a check of Fieller's interval."""
 
 import numpy as np
 from scipy import stats
@@ -8,7 +8,7 @@ from llmkick.statistics.verdict import PairedScores
 
 
 def bootstrap_interval(scores: PairedScores, *, alpha: float, resamples: int, seed: int) -> Range | None:
-    """Paired bootstrap interval of the relative loss, clusters drawn whole, calibration seeds drawn first."""
+    """Paired bootstrap interval of the relative loss: draws calibration seeds first, then whole clusters."""
     dense = cluster_sums(scores.dense[None], scores.cluster)[0]
     kept = bootstrap_ratio(
         cluster_sums(scores.compressed, scores.cluster), dense, alpha=alpha, resamples=resamples, seed=seed
@@ -20,14 +20,14 @@ def bootstrap_ratio(numerator: Floats, denominator: Floats, *, alpha: float, res
     """Two-sided interval of mean-over-seeds Σ numerator / Σ denominator: (seeds, clusters), (clusters,).
 
     BCa (Efron 1987) with one seed, percentiles of the two-stage bootstrap with several. None with fewer than
-    two clusters or when a resample has a denominator of 0.
+    two clusters, without resamples, or if a resample has a denominator of 0.
     """
     seeds, clusters = numerator.shape
     if clusters < 2 or resamples == 0:
         return None
     rng = np.random.default_rng(seed)
     sums = np.vstack([denominator, numerator])
-    # Clusters alike in everything are drawn as one kind: 14,042 right-or-wrong items are four.
+    # Clusters with equal sums are drawn as one kind: 14,042 items, right or wrong in each model, are four kinds.
     kinds, count = np.unique(sums, axis=1, return_counts=True)
     few = 8 * count.size < clusters
     seed_share = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=resamples) / seeds
@@ -57,8 +57,8 @@ def _bca(ratios: Floats, numerator: Floats, denominator: Floats, alpha: float) -
     with np.errstate(divide="ignore", invalid="ignore"):
         left_out = (numerator.sum() - numerator) / (denominator.sum() - denominator)
     deviation = left_out.mean() - left_out
-    spread = (deviation**2).sum() ** 1.5
-    acceleration = (deviation**3).sum() / (6 * spread) if spread > 0 and np.isfinite(spread) else 0.0
+    scale = (deviation**2).sum() ** 1.5
+    acceleration = (deviation**3).sum() / (6 * scale) if scale > 0 and np.isfinite(scale) else 0.0
     z = bias + stats.norm.ppf([alpha / 2, 1 - alpha / 2])
     low, high = np.quantile(ratios, stats.norm.cdf(bias + z / (1 - acceleration * z)))
     return float(low), float(high)

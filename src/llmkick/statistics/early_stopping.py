@@ -1,10 +1,10 @@
-"""Stop asking when the verdict is known: the order of the items, the looks, and what counts at each of them.
+"""The rule that stops asking as soon as the verdict is known.
 
-Both models are asked the same batches in the same seeded order. Before anything is compared the dense model has
-to show a signal; then two claims are bet against (see `sequential`), and the first that falls is the verdict. Where
-the items run out first, the test of a fixed number of items has the last word: it tells more than the bets do. Bets
-may err in BETS_SHARE of alpha, the last test in the rest, together in alpha.
-Everything follows from the scores alone, so that a run that was stopped and goes on stops at the same item.
+Both models are asked the same batches in the same random order. First the dense model has to show a signal. Then there
+is a bet against each of two hypotheses (see `betting`), and the first that is rejected gives the verdict. If the items
+run out before that, the fixed-sample test decides, because it has more power than the bets. The bets may err in
+BETS_SHARE of alpha and the fixed-sample test in the rest, so together in alpha.
+The rule depends on nothing but the scores, so a run that is interrupted and resumed stops at the same item.
 """
 
 from __future__ import annotations
@@ -16,29 +16,29 @@ import numpy as np
 
 from llmkick.errors import DataError
 from llmkick.statistics.betting import STAKES, Floats, SequentialTest, Stopping, cluster_bets, log_evidence
-from llmkick.statistics.item_order import AskingOrder
+from llmkick.statistics.item_order import ItemOrder
 from llmkick.statistics.variance import Codes, Range
 from llmkick.statistics.verdict import PairedScores, Verdict, has_signal, loss_test
 
 Scores = Mapping[str, float | None]
 
-# Of alpha. Where all items are asked the last test nearly is the one that would have been made without looking, and a
-# bet at 0.3 instead of 0.5 of alpha takes a tenth more items: log(0.3 · alpha) against log(0.5 · alpha).
+# Share of alpha. It leaves the fixed-sample test almost the power that it has without early stopping, and bets at 0.3
+# instead of 0.5 of alpha need only a tenth more items: log(0.3 · alpha) against log(0.5 · alpha).
 BETS_SHARE = 0.3
 
 
 def signal_after(
-    order: AskingOrder,
+    order: ItemOrder,
     dense: Scores,
     *,
     chance: float = 0.0,
     alpha: float = 0.05,
     score_range: Range = (0.0, 1.0),
 ) -> bool | None:
-    """Whether the dense model is above chance: True as soon as the records prove it, None while they do not tell.
+    """Whether the dense model is above chance: True as soon as the scores prove it, None while that is open.
 
-    `dense` holds the scores of the first batches. A bet at every look; when the items run out without proof, the
-    test of the fixed number of items has the last word, as in `compare`.
+    `dense` holds the scores of the first batches. There is a bet at every look; if the items run out without proof, the
+    fixed-sample test decides, as in `compare`.
     """
     asked = [item for batch in order.batches if all(item in dense for item in batch) for item in batch]
     scored = [item for item in asked if dense[item] is not None]
@@ -58,21 +58,21 @@ def signal_after(
     if not scored:
         return False
     codes = cluster_codes([order.clusters[item] for item in scored])
-    alone = PairedScores(dense=values, compressed=values[None], cluster=codes, low=low, high=high)
-    return has_signal(alone, chance, alpha)
+    dense_only = PairedScores(dense=values, compressed=values[None], cluster=codes, low=low, high=high)
+    return has_signal(dense_only, chance, alpha)
 
 
 class EarlyStop:
-    """Feed it batch by batch; it says when to stop.
+    """The stopping rule: it is fed scores batch by batch and says when to stop.
 
-    An unscored item counts at its worst against "matching" and at its best against "not matching": what is
-    decided stands whatever it would have been. When the items run out undecided, and would be decided without
-    the unscored, the outcome is "incomplete".
+    An unscored item counts at its worst against "matching" and at its best against "not matching", so the decision
+    holds whatever its score would have been. If the items run out undecided, and the scored items alone would decide,
+    the outcome is "incomplete".
     """
 
     def __init__(
         self,
-        order: AskingOrder,
+        order: ItemOrder,
         *,
         margin: float = 0.05,
         alpha: float = 0.05,
@@ -85,7 +85,7 @@ class EarlyStop:
         low, high = score_range
         settings: dict[str, Any] = {"margin": margin, "alpha": BETS_SHARE * alpha, "score_range": score_range}
         largest = order.largest_cluster
-        # Which value stands for an unscored item, of the dense and of the compressed model; None leaves it out.
+        # The scores that replace those of an unscored item: (dense, compressed); None leaves the item out.
         self._worst = _Side(SequentialTest(**settings, largest_cluster=largest), (high, low))
         self._best = _Side(SequentialTest(**settings, largest_cluster=largest), (low, high))
         self._scored = _Side(SequentialTest(**settings, largest_cluster=largest), None)
@@ -94,12 +94,12 @@ class EarlyStop:
 
     @property
     def batch(self) -> tuple[str, ...] | None:
-        """The items to ask next; None when it is over."""
+        """The items to ask next; None after the last batch or once decided."""
         over = self.state.stopped or self._next == len(self._order.batches)
         return None if over else self._order.batches[self._next]
 
     def feed(self, dense: Scores, compressed: Scores) -> Stopping:
-        """The scores of the next batch, which may lie among others. Raises DataError when some are missing."""
+        """Take the scores of the next batch, which may be among others. Raises DataError if any is missing."""
         batch = self._order.batches[self._next]
         missing = [item for item in batch if item not in dense or item not in compressed]
         if missing:
@@ -113,12 +113,12 @@ class EarlyStop:
         return self.state
 
     def _judge(self) -> Stopping:
-        """The outcome so far; "undecided" also means "go on"."""
+        """The outcome so far; "undecided" also means "continue"."""
         ended = self._next == len(self._order.batches)
-        # As in `compare`: one cluster does not tell how clusters differ.
+        # As in `compare`: a single cluster does not show how clusters differ.
         possible = self._signal and self._clusters > 1
-        last: dict[str, Any] = {"margin": self._margin, "possible": possible and ended, "score_range": self._range}
-        p_matching, p_not_matching = self._worst.p_values(**last)[0], self._best.p_values(**last)[1]
+        fixed: dict[str, Any] = {"margin": self._margin, "possible": possible and ended, "score_range": self._range}
+        p_matching, p_not_matching = self._worst.p_values(**fixed)[0], self._best.p_values(**fixed)[1]
         bets: list[tuple[int, Verdict]] = []
         if possible and self._worst.after("matching"):
             bets.append((self._worst.after("matching"), "matching"))
@@ -130,7 +130,7 @@ class EarlyStop:
         elif possible and ended:
             if min(p_matching, p_not_matching) < self._alpha:
                 outcome = "matching" if p_matching < p_not_matching else "not matching"
-            elif self._unscored and min(self._scored.p_values(**last)) < self._alpha:
+            elif self._unscored and min(self._scored.p_values(**fixed)) < self._alpha:
                 outcome = "incomplete"
         return Stopping(
             outcome=outcome,
@@ -146,7 +146,7 @@ class EarlyStop:
 
 
 class _Side:
-    """The bets, and the scores they were on, with unscored items at one end or left out."""
+    """A sequential test and the scores it was fed, with unscored items replaced or left out."""
 
     def __init__(self, test: SequentialTest, instead: Range | None) -> None:
         self._test, self._instead = test, instead
@@ -154,7 +154,8 @@ class _Side:
         self._compressed: list[Floats] = []
         self._labels: list[Hashable] = []
 
-    def feed(self, order: AskingOrder, batch: Sequence[str], dense: Scores, compressed: Scores) -> None:
+    def feed(self, order: ItemOrder, batch: Sequence[str], dense: Scores, compressed: Scores) -> None:
+        """Bet on the scores of a batch."""
         if self._instead is None:
             batch = [item for item in batch if dense[item] is not None and compressed[item] is not None]
         if_dense, if_compressed = self._instead or (0.0, 0.0)
@@ -166,14 +167,14 @@ class _Side:
         self._test.update(self._dense[-1], self._compressed[-1], labels if whole else None)
 
     def after(self, decision: Verdict) -> int:
-        """After how many bets it was decided that way; 0 if it was not."""
+        """The number of bets after which this was the decision; 0 if it was not."""
         state = self._test.state
         return state.decided_after or 0 if state.decision == decision else 0
 
     def p_values(self, *, margin: float, possible: bool, score_range: Range) -> tuple[float, float]:
-        """Of "matching" and of "not matching": the smaller of the bets' and, if `possible`, the last test's.
+        """The p values of "matching" and "not matching", each divided by the share of alpha that its test has.
 
-        Each is divided by its share of alpha.
+        They are those of the bets or, if `possible` and smaller, those of the fixed-sample test.
         """
         state = self._test.state
         p = [state.p_matching / BETS_SHARE, state.p_not_matching / BETS_SHARE]
@@ -184,18 +185,18 @@ class _Side:
             test = loss_test(
                 PairedScores(dense=dense, compressed=compressed[None], cluster=codes, low=low, high=high), margin
             )
-            last_share = 1 - BETS_SHARE
-            p = [min(p[0], test.p_above / last_share), min(p[1], test.p_below / last_share)]
+            share = 1 - BETS_SHARE
+            p = [min(p[0], test.p_above / share), min(p[1], test.p_below / share)]
         return min(1.0, p[0]), min(1.0, p[1])
 
 
 def cluster_codes(labels: Sequence[Hashable]) -> Codes:
-    """Clusters as numbers from 0, in the order in which they come."""
+    """Clusters numbered from 0, in order of appearance."""
     order = {label: index for index, label in enumerate(dict.fromkeys(labels))}
     return np.array([order[label] for label in labels], dtype=np.int64)
 
 
 def filled(items: Sequence[str], scores: Scores, instead: float) -> Floats:
-    """Scores of items (items,), another value where there is none."""
-    found = [scores[item] for item in items]
-    return np.array([instead if score is None else score for score in found], dtype=np.float64)
+    """Scores of items (items,), with `instead` in place of those that are None."""
+    given = (scores[item] for item in items)
+    return np.array([instead if score is None else score for score in given], dtype=np.float64)

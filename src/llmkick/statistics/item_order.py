@@ -1,55 +1,59 @@
-"""The order in which items are asked where one may stop early: seeded, by cluster, in batches with a look between."""
+"""The order in which items are asked if a comparison may stop early: random, by cluster, in batches."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
-from llmkick.statistics.betting import stratified_order, whole_cluster_order
+import numpy as np
 
-# Items between two looks: few, because what is decided between two looks is asked in vain.
+from llmkick.errors import DataError
+
+Id = TypeVar("Id", bound=Hashable)
+
+# Items between two looks. Few, because items after the decision and before the next look are asked in vain.
 LOOK_ITEMS = 32
-# Many small clusters (the questions on a passage) stand for more of their kind: each is a bet of its own. Few or
-# large ones (subjects) would leave too few bets: they are strata, fixed, each represented evenly from the start.
+# Many small clusters (the questions on a passage) are a sample of more of their kind: each is a bet. Few or large
+# clusters (subjects) would leave too few bets: they are fixed strata, each represented evenly from the start.
 LARGEST_BET, FEWEST_BETS = 8, 30
 
 
 @dataclass(frozen=True, kw_only=True)
-class AskingOrder:
-    """The batches in which items are asked; between two of them one may stop."""
+class ItemOrder:
+    """The batches in which items are asked; a comparison may stop after each of them."""
 
     batches: tuple[tuple[str, ...], ...]
     clusters: Mapping[str, Hashable]
-    largest_cluster: int | None  # None: a bet an item, in strata
+    largest_cluster: int | None  # None: one bet per item, clusters are strata
 
     @property
     def ids(self) -> tuple[str, ...]:
-        """Every item in its place."""
+        """All items in the order in which they are asked."""
         return tuple(item for batch in self.batches for item in batch)
 
     @property
     def unit(self) -> Literal["item", "cluster"]:
-        """What one bet is on."""
+        """What a bet is on."""
         return "item" if self.largest_cluster is None else "cluster"
 
 
-def asking_order(
+def order_items(
     ids: Sequence[str],
     clusters: Mapping[str, Hashable],
     *,
     seed: int = 0,
     look: int = LOOK_ITEMS,
-    together: bool = False,
-) -> AskingOrder:
-    """Seeded: stratified by cluster, or small clusters whole and shuffled; batches of `look` or a little more.
+    whole_clusters: bool = False,
+) -> ItemOrder:
+    """A random order, stratified by cluster or small clusters kept whole, in batches of `look` items or a few more.
 
-    `together` keeps clusters whole whatever their number: in a conversation one turn needs the one before.
+    `whole_clusters` keeps clusters whole whatever their number: a turn of a conversation needs the turn before it.
     """
     sizes = Counter(clusters[item] for item in ids)
     largest = max(sizes.values(), default=1)
-    whole = largest > 1 and (together or (largest <= LARGEST_BET and len(sizes) >= FEWEST_BETS))
+    whole = largest > 1 and (whole_clusters or (largest <= LARGEST_BET and len(sizes) >= FEWEST_BETS))
     order = whole_cluster_order(ids, clusters, seed) if whole else stratified_order(ids, clusters, seed)
     batches: list[list[str]] = []
     for item in order:
@@ -57,8 +61,58 @@ def asking_order(
         if full and not (whole and batches and clusters[batches[-1][-1]] == clusters[item]):
             batches.append([])
         batches[-1].append(item)
-    return AskingOrder(
+    return ItemOrder(
         batches=tuple(map(tuple, batches)),
         clusters={item: clusters[item] for item in ids},
         largest_cluster=largest if whole else None,
     )
+
+
+def stratified_order(
+    ids: Sequence[Id], clusters: Mapping[Id, Hashable] | Sequence[Hashable] | None = None, seed: int = 0
+) -> tuple[Id, ...]:
+    """A random order with every cluster spread evenly: any first part has about its share of each cluster.
+
+    Raises DataError for repeated ids or items without a cluster.
+    """
+    members = _members(ids, clusters)
+    rng = np.random.default_rng(seed)
+    keyed: list[tuple[float, float, Id]] = []
+    for group in members.values():
+        # Systematic sampling: position k of n at (k + U) / n, one U per cluster, so that any item may come first.
+        positions = (rng.permutation(len(group)) + rng.random()) / len(group)
+        ties = rng.random(len(group))
+        keyed.extend(zip(positions.tolist(), ties.tolist(), group, strict=True))
+    return tuple(key[2] for key in sorted(keyed, key=lambda key: key[:2]))
+
+
+def whole_cluster_order(
+    ids: Sequence[Id], clusters: Mapping[Id, Hashable] | Sequence[Hashable], seed: int = 0
+) -> tuple[Id, ...]:
+    """Clusters in random order, the items of each next to each other. Raises DataError as `stratified_order` does."""
+    groups = list(_members(ids, clusters).values())
+    order = np.random.default_rng(seed).permutation(len(groups))
+    return tuple(item for index in order for item in groups[index])
+
+
+def _members(
+    ids: Sequence[Id], clusters: Mapping[Id, Hashable] | Sequence[Hashable] | None
+) -> dict[Hashable, list[Id]]:
+    """Ids by cluster; without clusters, all ids are in a single cluster."""
+    if len(set(ids)) < len(ids):
+        raise DataError("an id occurs more than once; give every item one id")
+    if clusters is None:
+        return {None: list(ids)} if ids else {}
+    if isinstance(clusters, Mapping):
+        without = [key for key in ids if key not in clusters]
+        if without:
+            raise DataError(f"item {without[0]!r} has no cluster; {len(without)} items lack one")
+        labels: Sequence[Hashable] = [clusters[key] for key in ids]
+    else:
+        labels = clusters
+    if len(labels) != len(ids):
+        raise DataError(f"{len(labels)} clusters for {len(ids)} items; give one an item")
+    members: dict[Hashable, list[Id]] = {}
+    for key, label in zip(ids, labels, strict=True):
+        members.setdefault(label, []).append(key)
+    return members

@@ -8,18 +8,18 @@ from llmkick.statistics.verdict import Verdict
 
 
 class HasVerdict(Protocol):
-    """What `overall_verdict` reads of a comparison."""
+    """The part of a comparison that `overall_verdict` reads."""
 
     @property
     def verdict(self) -> Verdict:
-        """The outcome on one task."""
+        """The verdict on a task."""
 
 
 def overall_verdict(comparisons: Iterable[HasVerdict]) -> Verdict:
-    """One verdict over all tasks, as an intersection-union test: no correction for their number is needed.
+    """One verdict over all tasks, as an intersection-union test, which needs no correction for the number of tasks.
 
-    "matching" when every task with a signal matches; "not matching" as soon as one does not. With nothing
-    but tasks without signal: "no signal". Perplexity comparisons carry no verdict and cannot enter.
+    "matching" if every task with a signal matches, "not matching" if any task does not, "no signal" if no task has a
+    signal. Raises ConfigError for no tasks, and for perplexity comparisons, which have no verdict.
     """
     entries = list(comparisons)
     if not entries or not all(hasattr(entry, "verdict") for entry in entries):
@@ -40,7 +40,7 @@ def holm(p_values: Mapping[str, float | None], *, alpha: float = 0.05) -> dict[s
 
 
 def fixed_sequence(p_values: Sequence[tuple[str, float | None]], *, alpha: float = 0.05) -> dict[str, bool]:
-    """Test in an order fixed before looking (mild → severe), each at alpha, until the first that fails."""
+    """Tests in an order fixed in advance (mild → severe), each at alpha, until the first that does not reject."""
     results: dict[str, bool] = {}
     going = True
     for name, p in p_values:
@@ -52,6 +52,7 @@ def fixed_sequence(p_values: Sequence[tuple[str, float | None]], *, alpha: float
 
 
 def _p_or_one(p: float | None) -> float:
+    """A p value, 1 for an undefined one. Raises ConfigError for a number outside 0 … 1."""
     if p is None:
         return 1.0
     if not 0 <= p <= 1:

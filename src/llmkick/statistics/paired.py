@@ -9,9 +9,9 @@ from scipy import stats
 from llmkick.errors import ConfigError
 from llmkick.statistics.betting import Stopping
 from llmkick.statistics.bootstrap import bootstrap_interval
-from llmkick.statistics.detection import detectable_loss
 from llmkick.statistics.mean import MeanTest
 from llmkick.statistics.pairing import Clusters, Pairs, Scores, SeedScores, check_settings, pair_scores, sampling_notes
+from llmkick.statistics.power import observed_detectable_loss
 from llmkick.statistics.variance import Range
 from llmkick.statistics.verdict import PairedScores, Verdict, decide, loss_interval, loss_test
 
@@ -22,7 +22,7 @@ PAPER_SHARE = 0.95  # The rule of LLM-KICK (arXiv:2310.01382): at least 95 % of 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """One recipe against its dense model on one task; what could not be computed is None, never 0."""
+    """A compressed model against its dense model on one task; what cannot be computed is None, never 0."""
 
     task: str
     recipe: str
@@ -33,12 +33,12 @@ class Comparison:
     dense: float | None
     compressed: float | None  # mean over items and seeds
     relative_drop: float | None  # 1 − compressed / dense
-    drop_bounds: Range | None  # the same if every unscored item were at its best, at its worst
+    drop_bounds: Range | None  # the same with every unscored item at its best, and at its worst
     interval: Range | None  # two-sided on relative_drop, level 1 − alpha
     interval_method: str
-    bootstrap_interval: Range | None  # a second opinion on the same
-    gained: float  # a count; with several seeds their mean
-    lost: float
+    bootstrap_interval: Range | None  # a second estimate of the same
+    gained: float  # number of items; the mean over seeds
+    lost: float  # number of items; the mean over seeds
     mcnemar_p: float | None
     verdict: Verdict
     paper_verdict: PaperVerdict | None
@@ -51,7 +51,8 @@ class Comparison:
     alpha: float
     chance: float
     notes: tuple[str, ...]
-    stopping: Stopping | None = None  # where items were asked until the verdict was known
+    stopping: Stopping | None = None  # for comparisons that stop as soon as the verdict is known
+    kind: Literal["task"] = "task"  # tells it apart from a PerplexityComparison in a file
 
 
 def compare(
@@ -72,11 +73,12 @@ def compare(
 ) -> Comparison:
     """Did the compressed model keep at least 1 − margin of the dense score?
 
-    Scores pair by id or position, clusters are resampled whole, every score lies in score_range. `seeds`
-    names the calibration seeds; an empty one says that the method has none. The verdict rests on one-sided
-    tests at alpha of E[c − (1 − margin)·d]; see `mean_test` for the test and benchmarks/results/statistics.md
-    for how it errs. `resamples=0` skips the bootstrap. `same_model` says whether both are known to be the same
-    weights; where nobody knows (None), scores that are identical throughout match by definition.
+    Scores are paired by id or by position, clusters are resampled whole, and every score lies in `score_range`. `seeds`
+    names the calibration seeds; an empty sequence means that the method is not calibrated. The verdict rests on
+    one-sided tests of E[c − (1 − margin)·d] at alpha; see `mean_test` for the test and benchmarks/results/statistics.md
+    for its error rates. `resamples=0` skips the bootstrap. `same_model` says whether both models are known to have the
+    same weights; if that is unknown (None), scores that are identical on every item match by definition.
+    Raises ConfigError for settings out of range, DataError for scores that cannot be paired.
     """
     check_settings(margin, alpha, resamples)
     low, high = score_range
@@ -87,46 +89,81 @@ def compare(
     scores = pairs.complete(low, high)
     verdict = _verdict(pairs, scores, margin=margin, chance=chance, alpha=alpha, same_model=same_model)
     decidable = verdict != "no signal" and scores.clusters > 1
-    test = loss_test(scores, margin) if decidable else None
-    interval = loss_interval(scores, alpha=alpha)
+    outcome = _Outcome(
+        pairs=pairs,
+        scores=scores,
+        verdict=verdict,
+        test=loss_test(scores, margin) if decidable else None,
+        interval=loss_interval(scores, alpha=alpha),
+        margin=margin,
+        alpha=alpha,
+        chance=chance,
+        same_model=same_model,
+    )
+    bootstrap = bootstrap_interval(scores, alpha=alpha, resamples=resamples, seed=seed)
+    return _comparison(outcome, bootstrap, task=task, recipe=recipe)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Outcome:
+    """What the tests say about two models' scores, and the settings that they were made with."""
+
+    pairs: Pairs  # all items
+    scores: PairedScores  # the items that both models have a score for
+    verdict: Verdict
+    test: MeanTest | None  # at the margin; None where nothing can be decided
+    interval: Range | None
+    margin: float
+    alpha: float
+    chance: float
+    same_model: bool | None
+
+    @property
+    def unscored(self) -> int:
+        """How many items lack a score in either model."""
+        return int(self.pairs.dense.size - self.scores.dense.size)
+
+
+def _comparison(outcome: _Outcome, bootstrap: Range | None, *, task: str, recipe: str) -> Comparison:
+    """The outcome as a comparison, with everything that describes the scores."""
+    pairs, scores, test, chance = outcome.pairs, outcome.scores, outcome.test, outcome.chance
     gained, lost, mcnemar_p = _flips(scores)
     dense, compressed = scores.means
-    drop, paper_verdict = relative_loss(dense, compressed), _paper_verdict(dense, compressed)
     return Comparison(
         task=task,
         recipe=recipe,
         seeds=pairs.seeds,
         n=scores.dense.size,
-        unscored=pairs.dense.size - scores.dense.size,
+        unscored=outcome.unscored,
         clusters=scores.clusters,
         dense=dense,
         compressed=compressed,
-        relative_drop=drop,
-        drop_bounds=_drop_bounds(pairs, low, high),
-        interval=interval,
-        interval_method="none" if interval is None else "Fieller, cluster-robust",
-        bootstrap_interval=bootstrap_interval(scores, alpha=alpha, resamples=resamples, seed=seed),
+        relative_drop=relative_loss(dense, compressed),
+        drop_bounds=_drop_bounds(pairs, scores.low, scores.high),
+        interval=outcome.interval,
+        interval_method="none" if outcome.interval is None else "Fieller, cluster-robust",
+        bootstrap_interval=bootstrap,
         gained=gained,
         lost=lost,
         mcnemar_p=mcnemar_p,
-        verdict=verdict,
-        paper_verdict=paper_verdict,
+        verdict=outcome.verdict,
+        paper_verdict=_paper_verdict(dense, compressed),
         p_matching=test.p_above if test else None,
         p_not_matching=test.p_below if test else None,
         drop_above_chance=relative_loss(dense, compressed, chance) if chance else None,
-        interval_above_chance=loss_interval(scores, alpha=alpha, chance=chance) if chance else None,
-        smallest_detectable_loss=detectable_loss(scores, test, margin, alpha),
-        margin=margin,
-        alpha=alpha,
+        interval_above_chance=loss_interval(scores, alpha=outcome.alpha, chance=chance) if chance else None,
+        smallest_detectable_loss=observed_detectable_loss(scores, test, outcome.margin, outcome.alpha),
+        margin=outcome.margin,
+        alpha=outcome.alpha,
         chance=chance,
-        notes=_notes(pairs, scores, verdict, test, interval, margin=margin, chance=chance, same_model=same_model),
+        notes=_notes(outcome),
     )
 
 
 def _verdict(
     pairs: Pairs, scores: PairedScores, *, margin: float, chance: float, alpha: float, same_model: bool | None
 ) -> Verdict:
-    """The verdict on the scored items, or "incomplete" if the best or the worst for the others changes it."""
+    """The verdict on the scored items; "incomplete" if the best or the worst for the unscored items changes it."""
     if not scores.dense.size:
         return "incomplete"
     verdict = decide(scores, margin=margin, chance=chance, alpha=alpha, same_model=same_model)
@@ -139,7 +176,7 @@ def _verdict(
 
 
 def relative_loss(dense: float | None, compressed: float | None, chance: float = 0.0) -> float | None:
-    """1 − compressed / dense, both counted from chance; None unless the dense score is above it."""
+    """1 − compressed / dense, both scores above chance; None unless the dense score exceeds chance."""
     if dense is None or compressed is None or dense <= chance:
         return None
     return 1 - (compressed - chance) / (dense - chance)
@@ -152,14 +189,15 @@ def _drop_bounds(pairs: Pairs, low: float, high: float) -> Range | None:
 
 
 def _paper_verdict(dense: float | None, compressed: float | None) -> PaperVerdict | None:
+    """The verdict by the rule of the LLM-KICK paper; None without a dense score above 0."""
     if dense is None or compressed is None or dense <= 0:
         return None
-    # Exactly 95 % is a match, which binary fractions deny for 0.03325 against 0.035.
+    # Exactly 95 % is a match; without the tolerance, rounding denies it for 0.03325 against 0.035.
     return "matching" if compressed >= PAPER_SHARE * dense - 1e-12 else "not matching"
 
 
 def _flips(scores: PairedScores) -> tuple[float, float, float | None]:
-    """Items gained and lost (mean over seeds) and, for one seed of binary scores, the exact McNemar p."""
+    """Numbers of items gained and lost (mean over seeds) and, for binary scores of one seed, the exact McNemar p."""
     gained = (scores.compressed > scores.dense).sum(axis=1)
     lost = (scores.compressed < scores.dense).sum(axis=1)
     p = None
@@ -169,43 +207,34 @@ def _flips(scores: PairedScores) -> tuple[float, float, float | None]:
     return float(gained.mean()), float(lost.mean()), p
 
 
-def _notes(
-    pairs: Pairs,
-    scores: PairedScores,
-    verdict: Verdict,
-    test: MeanTest | None,
-    interval: Range | None,
-    *,
-    margin: float,
-    chance: float,
-    same_model: bool | None,
-) -> tuple[str, ...]:
-    """What a reader must know to read the numbers rightly, in sentences."""
-    notes = list(sampling_notes(pairs, scores, "item"))
-    unscored = pairs.dense.size - scores.dense.size
-    if unscored:
+def _notes(outcome: _Outcome) -> tuple[str, ...]:
+    """What a reader has to know to read the numbers rightly, in sentences."""
+    scores, verdict, interval = outcome.scores, outcome.verdict, outcome.interval
+    notes = list(sampling_notes(outcome.pairs, scores, "item"))
+    if outcome.unscored:
         changes = "could change the verdict" if verdict == "incomplete" else "cannot change the verdict"
-        notes.append(f"{unscored} of {pairs.dense.size} items are unscored and left out; they {changes}")
+        items = f"{outcome.unscored} of {outcome.pairs.dense.size} items"
+        notes.append(f"{items} are unscored and left out; they {changes}")
     if verdict == "no signal":
-        notes.append(f"the dense score is not shown to be above chance ({chance:g}): nothing to forget")
-    notes += _notes_on_identity(scores, verdict, test, same_model)
+        notes.append(f"the dense score is not shown to be above chance ({outcome.chance:g}): nothing to forget")
+    notes += _notes_on_identity(outcome)
     if interval is None and scores.clusters > 1 and verdict != "no signal":
         notes.append("the dense score is not clearly above 0: no bounded interval")
-    if interval is not None and verdict == "undecided" and not interval[0] <= margin <= interval[1]:
+    if interval is not None and verdict == "undecided" and not interval[0] <= outcome.margin <= interval[1]:
         notes.append("the interval leaves the margin out, but with so few clusters or losses a verdict has to be surer")
     if not scores.binary:
         notes.append("scores are not all right or wrong: gained and lost count items that rose and that fell")
     return tuple(notes)
 
 
-def _notes_on_identity(
-    scores: PairedScores, verdict: Verdict, test: MeanTest | None, same_model: bool | None
-) -> tuple[str, ...]:
+def _notes_on_identity(outcome: _Outcome) -> tuple[str, ...]:
+    """What follows from equal weights, or from scores that are equal on every item."""
+    scores, verdict, same_model = outcome.scores, outcome.verdict, outcome.same_model
     if same_model and verdict == "matching":
         return ("the weights are the dense model's: matching by definition",)
     if not scores.dense.size or not scores.identical:
         return ()
-    proof = "" if test is None else f" (by the test alone p = {test.p_above:.2g})"
+    proof = "" if outcome.test is None else f" (by the test alone p = {outcome.test.p_above:.2g})"
     if verdict == "matching" and same_model is None:
         return (f"all {scores.dense.size} scores are identical: matching by definition{proof}",)
     if verdict == "undecided":

@@ -1,4 +1,4 @@
-"""Scores of two models brought into line: by position or by item id, None where there is no score."""
+"""Scores of two models aligned by item id or by position; None is an item without a score."""
 
 import math
 from collections import Counter
@@ -13,9 +13,9 @@ from llmkick.errors import ConfigError, DataError
 from llmkick.statistics.variance import Codes, Floats
 from llmkick.statistics.verdict import PairedScores
 
-# By position, or by item id (a mapping, or (id, score) pairs); None is an item that could not be scored.
+# By position, or by item id (a mapping, or (id, score) pairs).
 Scores = Mapping[str, float | None] | Sequence[float | None] | Sequence[tuple[str, float | None]] | NDArray[Any]
-# One of the above, or one for every calibration seed: a mapping seed → scores, or rows of a 2-d array.
+# The above, or the above for every calibration seed: a mapping seed → scores, or the rows of a 2-d array.
 SeedScores = Scores | Mapping[int, Scores] | Mapping[str, Scores] | Sequence[Scores]
 Clusters = Mapping[str, Hashable] | Sequence[Hashable] | NDArray[Any]
 
@@ -24,15 +24,15 @@ Clusters = Mapping[str, Hashable] | Sequence[Hashable] | NDArray[Any]
 class Pairs:
     """Scores aligned item by item, NaN where unscored: dense (items,), compressed (seeds, items)."""
 
-    ids: tuple[str, ...] | None
+    ids: tuple[str, ...] | None  # None: paired by position
     seeds: tuple[int | str, ...]
-    calibrated: bool
+    calibrated: bool  # whether the method depends on calibration seeds
     dense: Floats
     compressed: Floats
     cluster: Codes
 
     def check_range(self, low: float, high: float) -> None:
-        """Raise DataError for a score that cannot be."""
+        """Raise DataError for a score outside low … high."""
         everything = np.append(self.compressed.ravel(), self.dense)
         outside = everything[(everything < low) | (everything > high)]
         if outside.size:
@@ -46,7 +46,7 @@ class Pairs:
         return PairedScores(dense=dense, compressed=compressed, cluster=cluster, low=low, high=high)
 
     def filled(self, low: float, high: float, *, worst: bool) -> PairedScores:
-        """All items, the unscored at what is worst or best for the compressed model."""
+        """All items, the unscored at the score that is worst or best for the compressed model."""
         dense, compressed = (high, low) if worst else (low, high)
         return PairedScores(
             dense=np.where(np.isnan(self.dense), dense, self.dense),
@@ -60,7 +60,10 @@ class Pairs:
 def pair_scores(
     dense: Scores, compressed: SeedScores, clusters: Clusters | None, seeds: Sequence[int | str] | None
 ) -> Pairs:
-    """Align by id where there are ids, by position otherwise."""
+    """Align scores and clusters by id if they have ids, otherwise by position.
+
+    Raises DataError for items that do not match or have no valid score, ConfigError for a wrong number of seeds.
+    """
     ids, values = column_of(dense, "dense scores")
     rows = _seed_rows(compressed)
     aligned = []
@@ -83,17 +86,17 @@ def pair_scores(
 
 
 def _seed_rows(compressed: SeedScores) -> list[tuple[int | str | None, Any]]:
-    """The scores of each calibration seed with its label, None if there is but one."""
+    """The scores of each calibration seed with its label; the label is None if there are no seeds."""
     if isinstance(compressed, Mapping):
-        if compressed and all(_iscolumn_of(row) for row in compressed.values()):
+        if compressed and all(_is_column(row) for row in compressed.values()):
             return list(compressed.items())
         return [(None, compressed)]
-    if len(compressed) and all(_iscolumn_of(row) for row in compressed) and not _is_pair(compressed[0]):
+    if len(compressed) and all(_is_column(row) for row in compressed) and not _is_pair(compressed[0]):
         return list(enumerate(compressed))
     return [(None, compressed)]
 
 
-def _iscolumn_of(row: object) -> bool:
+def _is_column(row: object) -> bool:
     return isinstance(row, Mapping | Sequence | np.ndarray) and not isinstance(row, str)
 
 
@@ -102,7 +105,7 @@ def _is_pair(entry: object) -> bool:
 
 
 def column_of(scores: Any, name: str) -> tuple[tuple[str, ...] | None, Floats]:
-    """Ids (None: by position) and values, None → NaN; a NaN that is given is an error."""
+    """Ids (None: by position) and values with NaN for None. Raises DataError for values that are not finite numbers."""
     ids: tuple[str, ...] | None = None
     entries: list[Any] = list(scores.items()) if isinstance(scores, Mapping) else list(scores)
     values = entries
@@ -128,7 +131,7 @@ def column_of(scores: Any, name: str) -> tuple[tuple[str, ...] | None, Floats]:
 def in_order_of(
     ids: tuple[str, ...] | None, values: Floats, wanted: tuple[str, ...] | None, items: int, name: str
 ) -> Floats:
-    """Values in the order of the dense scores."""
+    """Values in the order of the dense scores, whose ids are `wanted`."""
     if (ids is None) != (wanted is None):
         raise DataError(f"{name} and dense scores must both be by id or both by position")
     if ids is None or wanted is None:
@@ -141,15 +144,15 @@ def in_order_of(
 
 
 def same_items(wanted: Collection[Hashable], given: Collection[Hashable], name: str) -> None:
-    """Raise DataError naming a few items when two sets of ids differ."""
-    known, there = set(wanted), set(given)
-    missing, extra = [key for key in wanted if key not in there], [key for key in given if key not in known]
+    """Raise DataError that names a few items if two sets of ids differ."""
+    wanted_ids, given_ids = set(wanted), set(given)
+    missing, extra = [key for key in wanted if key not in given_ids], [key for key in given if key not in wanted_ids]
     if missing or extra:
         raise DataError(f"{name} are of other items: missing {some_of(missing)}; not in dense {some_of(extra)}")
 
 
 def _cluster_codes(clusters: Clusters | None, ids: tuple[str, ...] | None, items: int) -> Codes:
-    """The cluster of each item as a code; items on their own without clusters."""
+    """The cluster of each item as a number from 0; without clusters, each item is its own cluster."""
     if clusters is None:
         return np.arange(items)
     if isinstance(clusters, Mapping) != (ids is not None):
@@ -166,12 +169,12 @@ def _cluster_codes(clusters: Clusters | None, ids: tuple[str, ...] | None, items
 
 
 def some_of(ids: Sequence[Hashable]) -> str:
-    """The first few of a list for an error message."""
+    """The first three ids of a list and the number of the others, for an error message."""
     return ", ".join(repr(key) for key in ids[:3]) + (f" and {len(ids) - 3} more" if len(ids) > 3 else "") or "none"
 
 
 def check_settings(margin: float, alpha: float, resamples: int) -> None:
-    """Raise ConfigError for a margin, level or number of resamples that makes no sense."""
+    """Raise ConfigError for a margin, error rate or number of resamples out of range."""
     if not 0 < margin < 1:
         raise ConfigError(f"margin {margin} must lie between 0 and 1; 0.05 allows a relative loss of 5 %")
     if not 0 < alpha < 0.5:
@@ -181,7 +184,7 @@ def check_settings(margin: float, alpha: float, resamples: int) -> None:
 
 
 def sampling_notes(pairs: Pairs, scores: PairedScores, unit: str) -> tuple[str, ...]:
-    """What the interval does not cover: seeds, clusters, unscored items."""
+    """Notes on what the interval does not cover: variance over seeds, a single cluster."""
     notes = []
     if len(pairs.compressed) == 1 and pairs.calibrated:
         notes.append("one calibration seed: calibration variance is not in the interval")

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from scipy import optimize
 
-from llmkick.statistics.mean import MeanTest, Unseen, mean_test, score_test
+from llmkick.statistics.mean import MeanTest, UnobservedMoments, mean_test, score_test
 from llmkick.statistics.variance import Codes, Floats, Range
 
 Verdict = Literal["matching", "not matching", "undecided", "no signal", "incomplete"]
@@ -26,63 +26,69 @@ class PairedScores:
 
     @property
     def clusters(self) -> int:
-        """How many groups are resampled whole."""
+        """Number of clusters, which the bootstrap resamples whole."""
         return int(self.cluster.max()) + 1 if self.cluster.size else 0
 
     @property
     def means(self) -> tuple[float | None, float | None]:
-        """Dense and compressed score, None without items."""
+        """Mean dense and compressed score; None without items."""
         if not self.dense.size:
             return None, None
         return float(self.dense.mean()), float(self.compressed.mean())
 
     @property
     def binary(self) -> bool:
-        """Whether every score is one end of the range."""
+        """Whether every score is an end of the score range."""
         return all(bool(((x == self.low) | (x == self.high)).all()) for x in (self.dense, self.compressed))
 
     @property
     def identical(self) -> bool:
-        """Whether every item has its dense score in every seed."""
+        """Whether every item has the score of the dense model in every seed."""
         return bool((self.compressed == self.dense).all())
 
     def shortfall(self, relative_loss: float, chance: float = 0.0) -> Floats:
-        """t = c − (1 − r)·d, counted from chance: (seeds, items); E[t] = 0 where the loss is exactly r."""
+        """t = c − (1 − r)·d with scores above chance: (seeds, items). E[t] = 0 if the relative loss is exactly r."""
         return (self.compressed - chance) - (1 - relative_loss) * (self.dense - chance)
 
     def shortfall_range(self, relative_loss: float, chance: float = 0.0) -> Range:
-        """The smallest and the largest t an item can have: all or nothing of the best score seen."""
+        """Smallest and largest t that an item can have: each model scores the lowest or the highest observed score."""
         top = max(self.dense.max(), self.compressed.max())
         kept, ends = 1 - relative_loss, (self.low - chance, float(top) - chance)
         corners = [c - kept * d for c in ends for d in ends]
         return min(corners), max(corners)
 
-    def unseen(self, relative_loss: float, chance: float = 0.0) -> tuple[Unseen, Unseen]:
-        """The t of items like these that lose badly, and of those that gain as much as any changed.
+    def unobserved(self, relative_loss: float, chance: float = 0.0) -> tuple[UnobservedMoments, UnobservedMoments]:
+        """Moments of t for items that lose badly, and for items that gain as much as any item changed.
 
-        Only items that have something to lose, or to gain, are counted. A model that fails fails whole: where nothing
-        was lost, items lose all they have, and else halfway from the worst that was seen to that (for answers right or
-        wrong it is the same). Gains are no larger than the largest change in either direction.
+        Only items that can lose, or gain, are counted. If no loss was observed, items are assumed to lose their whole
+        score; otherwise they are halfway between the worst observed t and that (for answers that are right or wrong
+        both are the same). Gains are no larger than the largest change in either direction.
         """
         top = float(max(self.dense.max(), self.compressed.max()))
         change = float(np.abs(self.compressed.mean(axis=0) - self.dense).max()) or top - self.low
         kept, (least, most) = (1 - relative_loss) * (self.dense - chance), self.shortfall_range(relative_loss, chance)
         lost, gained = self.dense > self.low, self.dense < top
-        failed = _unseen((self.low - chance) - kept[lost], otherwise=least)
+        failed = _moments((self.low - chance) - kept[lost], otherwise=least)
         if bool((self.compressed < self.dense).any()):
             failed = _halfway(failed, min(0.0, float(self.shortfall(relative_loss, chance).min())))
         best = np.minimum(self.dense[gained] + change, top)
-        return failed, _unseen((best - chance) - kept[gained], otherwise=most)
+        return failed, _moments((best - chance) - kept[gained], otherwise=most)
 
 
-def _unseen(t: Floats, *, otherwise: float) -> Unseen:
-    """Mean and mean square; without any item those of a single value."""
-    return Unseen(float(t.mean()), float((t**2).mean())) if t.size else Unseen(otherwise, otherwise**2)
+def _moments(t: Floats, *, otherwise: float) -> UnobservedMoments:
+    """Mean and mean square of t; without items, those of the value `otherwise`."""
+    return (
+        UnobservedMoments(float(t.mean()), float((t**2).mean()))
+        if t.size
+        else UnobservedMoments(otherwise, otherwise**2)
+    )
 
 
-def _halfway(failed: Unseen, worst: float) -> Unseen:
-    """Between a t that was seen and items that lose all they have."""
-    return Unseen((failed.mean + max(failed.mean, worst)) / 2, (failed.square + min(failed.square, worst**2)) / 2)
+def _halfway(failed: UnobservedMoments, worst: float) -> UnobservedMoments:
+    """Halfway between the worst observed t and items that lose their whole score."""
+    return UnobservedMoments(
+        (failed.mean + max(failed.mean, worst)) / 2, (failed.square + min(failed.square, worst**2)) / 2
+    )
 
 
 def loss_test(scores: PairedScores, relative_loss: float, chance: float = 0.0) -> MeanTest:
@@ -95,18 +101,20 @@ def loss_test(scores: PairedScores, relative_loss: float, chance: float = 0.0) -
 
 
 def interval_test(scores: PairedScores, relative_loss: float, chance: float = 0.0) -> MeanTest:
-    """One-sided tests of E[c − (1 − r)·d] for two-sided intervals."""
-    return score_test(scores.shortfall(relative_loss, chance), scores.cluster, *scores.unseen(relative_loss, chance))
+    """One-sided tests of E[c − (1 − r)·d] that two-sided intervals are made of."""
+    return score_test(
+        scores.shortfall(relative_loss, chance), scores.cluster, *scores.unobserved(relative_loss, chance)
+    )
 
 
 def interval_p(scores: PairedScores, relative_loss: float, chance: float = 0.0) -> float:
     """Two-sided p of a loss of r; `loss_interval` holds every r whose p is alpha or more.
 
-    The one-sided p, and that of results which speak as strongly against r from the other side (Blaker 2000). On the
-    side of the gains there may be none: where nothing was gained the most that could be said for a smaller loss than
-    r is that nothing was lost, and of a few expected losses even that is no surprise. Then all of alpha belongs to
-    the other side: half of it alone makes intervals too wide (in 99.7 % of draws they hold the truth of 60 items
-    of which one or two are expected to differ).
+    It adds the one-sided p and the probability of results that speak as strongly against r from the other side (Blaker
+    2000). Towards smaller losses there may be no such results: if nothing was gained, the strongest evidence for a loss
+    below r is that nothing was lost, and with few expected losses even that is no surprise. All of alpha then belongs
+    to the other side. Half of alpha would make intervals too wide: of 60 items of which one or two are expected to
+    differ, they would cover the truth in 99.7 % of draws.
     """
     test = interval_test(scores, relative_loss, chance)
     if test.p_above <= test.p_below:
@@ -115,34 +123,34 @@ def interval_p(scores: PairedScores, relative_loss: float, chance: float = 0.0) 
 
 
 def _out_of_reach(scores: PairedScores, p: float, relative_loss: float, chance: float) -> bool:
-    """Whether a loss below r could not be shown at p by these items, some of which lost and none gained."""
+    """Whether items of which some lost and none gained can never show a loss below r at this p."""
     if scores.identical or bool((scores.compressed > scores.dense).any()):
         return False
     unchanged = replace(scores, compressed=np.tile(scores.dense, (len(scores.compressed), 1)))
-    alone = replace(unchanged, cluster=np.arange(scores.dense.size))
-    # Clusters of which none lost say nothing of how they differ in losses, only in dense scores.
+    independent = replace(unchanged, cluster=np.arange(scores.dense.size))
+    # Clusters without a loss show how dense scores differ between clusters, not how losses do.
     best = replace(
         interval_test(unchanged, relative_loss, chance),
-        variance=interval_test(alone, relative_loss, chance).variance,
+        variance=interval_test(independent, relative_loss, chance).variance,
         skewness=0.0,
     )
     return best.p_above > p
 
 
 def _chance_of_no_change(scores: PairedScores, relative_loss: float, chance: float) -> float:
-    """The least probability that no score changes when r of the score is lost, items falling independently.
+    """Probability that no score changes at a relative loss of r, if items fail independently of each other.
 
-    An item loses at most the best score, so r of the mean is lost by at least so many items. Where few items hold
-    the whole loss (60 at accuracy 0.95: three), nothing lost is less of a surprise than a variance makes it.
+    An item loses at most the best score, so a loss of r takes a minimum number of items. If few items make up the whole
+    loss (of 60 items at accuracy 0.95: three), an unchanged sample is less surprising than its variance suggests.
     """
     dense = float(scores.dense.mean()) - chance
     most = float(scores.dense.max()) - scores.low
-    falling = relative_loss * dense / most if most > 0 else 0.0
-    return float((1 - min(max(falling, 0.0), 1.0)) ** scores.dense.size)
+    failing_share = relative_loss * dense / most if most > 0 else 0.0
+    return float((1 - min(max(failing_share, 0.0), 1.0)) ** scores.dense.size)
 
 
 def has_signal(scores: PairedScores, chance: float, alpha: float) -> bool:
-    """Whether the dense model is above chance, one-sided; where chance is 0 a single success is proof."""
+    """Whether the dense model is above chance, one-sided; if chance is 0, a single success proves it."""
     if scores.dense.mean() <= max(chance, scores.low):
         return False
     if chance <= scores.low:
@@ -150,7 +158,7 @@ def has_signal(scores: PairedScores, chance: float, alpha: float) -> bool:
     if scores.clusters < 2:
         return False
     possible = (scores.low - chance, scores.high - chance)
-    # Without the caution, which is for rare losses: a score is not rare.
+    # Without df_above, whose caution is for rare losses: scores above chance are not rare.
     return replace(mean_test(scores.dense[None] - chance, scores.cluster, possible), df_above=None).p_above < alpha
 
 
@@ -159,9 +167,9 @@ def decide(
 ) -> Verdict:
     """The verdict on complete scores.
 
-    A model matches itself (`same_model`), and so do scores identical on every item of which nobody knows whence
-    they come (None). A model known to be another one (False) has to prove it like any: at a true loss of the
-    margin, accuracy 0.3, all of 60 items agree in 40 % of draws.
+    A model matches itself (`same_model`), and so do scores that are identical on every item if their origin is unknown
+    (None). A model known to be different (False) has to pass the test even so: at a true loss of the margin and
+    accuracy 0.3, all of 60 items agree in 40 % of draws.
     """
     if not has_signal(scores, chance, alpha):
         return "no signal"
@@ -176,10 +184,10 @@ def decide(
 
 
 def loss_interval(scores: PairedScores, *, alpha: float, chance: float = 0.0) -> Range | None:
-    """Two-sided interval on the relative loss: every r that `interval_p` leaves (Fieller 1954).
+    """Two-sided interval of the relative loss: every r that `interval_p` does not reject (Fieller 1954).
 
-    Verdicts are surer than that where clusters and losses are few: a margin just outside may be undecided. None
-    where that set has no lower end: a single cluster, or a dense score not clearly above chance.
+    Verdicts need stronger evidence where clusters and losses are few, so a margin just outside the interval may still
+    be undecided. None if the interval has no lower end: a single cluster, or a dense score not clearly above chance.
     """
     if scores.clusters < 2 or scores.dense.mean() <= chance:
         return None
@@ -189,15 +197,15 @@ def loss_interval(scores: PairedScores, *, alpha: float, chance: float = 0.0) ->
         return interval_p(scores, relative_loss, chance)
 
     estimate = 1 - compressed / dense
-    # Nothing can be lost beyond the lowest score there is.
+    # No more can be lost than down to the lowest possible score.
     ceiling = max(estimate, 1 - (scores.low - chance) / dense)
     lower, upper = (_crossing(p, estimate, alpha, limit=limit) for limit in (estimate - 256, ceiling))
     return None if lower is None else (lower, ceiling if upper is None else upper)
 
 
 def _crossing(p: Callable[[float], float], start: float, target: float, *, limit: float) -> float | None:
-    """Where p first falls to its target on the way from start to limit; None when it does not before that."""
-    # The limit itself is left out: no distribution has that loss.
+    """Where p first falls to its target on the way from start to limit; None if it does not."""
+    # The limit itself is excluded: no distribution has that loss.
     furthest = 0.999 * abs(limit - start)
     inner, step = start, min(1 / 64, furthest)
     while step:

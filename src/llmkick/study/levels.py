@@ -1,9 +1,16 @@
-"""The levels of a method from mild to severe: what a person types, `wanda`, `wanda@n:m`, `gptq@8b,4b,3b`, → recipes."""
+"""Levels of compression: the level of one recipe, and the grid of levels of a method from mild to severe.
+
+A grid is typed as `wanda`, `wanda@n:m` or `gptq@8b,4b,3b`.
+"""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from typing import Literal
 
+from llmkick.compression.kernels.patterns import Pattern
+from llmkick.compression.levels import parse_grid, parse_pattern
 from llmkick.compression.recipe import NM, Chain, Dense, Grid, Recipe, Unstructured
 from llmkick.compression.registry import METHODS, parse_recipe
 from llmkick.errors import ConfigError
@@ -28,6 +35,66 @@ BITS = (
 )
 GRIDS = {"sparsity": SPARSITIES, "n:m": PATTERNS, "bits": BITS}
 
+LevelKind = Literal["sparsity", "n:m", "bits", "combined", "other"]
+_GRID_OPTIONS = ("gN", "sym", "act", "static")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipeLevel:
+    """The method of a recipe and the level at which it is applied.
+
+    `level` is the text after the `@`. `severity` orders the levels of one kind, mild first. `sparsity` is the share of
+    zeros of an unstructured level; None for every other kind.
+    """
+
+    recipe: str
+    method: str
+    kind: LevelKind
+    level: str
+    severity: tuple[float, ...]
+    sparsity: float | None
+
+
+def level_of(recipe: str) -> RecipeLevel:
+    """The level of a recipe text; the label of another model, and a level that no parser reads, is of kind "other".
+
+    The method need not be installed here: `a@0.5+4b` is read as a pattern and a grid.
+    """
+    steps = [step.partition("@") for step in re.split(r"\+(?=[^+@]*@)", recipe)]
+    level = "+".join(text for _, _, text in steps)
+    parts = _parts(recipe, level)
+    kind: LevelKind = "other"
+    if parts:
+        kind = _part_kind(parts[0]) if len(parts) == 1 else "combined"
+    numbers = tuple(number for part in parts for number in _part_severity(part))
+    return RecipeLevel(
+        recipe=recipe,
+        method="+".join(name for name, _, _ in steps),
+        kind=kind,
+        level=level or recipe,
+        severity=numbers,
+        sparsity=numbers[0] if kind == "sparsity" else None,
+    )
+
+
+def _parts(recipe: str, level: str) -> tuple[Pattern | Grid, ...]:
+    """The pattern and the grid of a recipe; empty where a part of the level cannot be read."""
+    try:
+        return parse_recipe(recipe).parts
+    except ConfigError:
+        pass  # the method is a plug-in that is not installed here, or the text is the label of another model
+    try:
+        return tuple(_parse_part(text) for text in level.split("+"))
+    except ConfigError:
+        return ()
+
+
+def _parse_part(text: str) -> Pattern | Grid:
+    try:
+        return parse_pattern("", text, ())
+    except ConfigError:
+        return parse_grid("", text, _GRID_OPTIONS)[0]
+
 
 @dataclass(frozen=True, kw_only=True)
 class LevelGrid:
@@ -35,7 +102,7 @@ class LevelGrid:
 
     name: str
     method: str
-    kind: str  # sparsity, n:m, bits
+    kind: LevelKind  # sparsity, n:m, bits
     recipes: tuple[Recipe, ...]
 
 
@@ -65,26 +132,33 @@ def level_grid(text: str) -> LevelGrid:
     return LevelGrid(
         name=text.strip(),
         method=method,
-        kind=str(kinds_found.pop()),
+        kind=_part_kind(recipes[0].parts[0]),
         recipes=tuple(sorted(recipes, key=severity)),
     )
 
 
-def _kind(recipe: Recipe) -> str | None:
+def _kind(recipe: Recipe) -> LevelKind | None:
     if isinstance(recipe, Chain | Dense) or len(recipe.parts) != 1:
         return None
-    part = recipe.parts[0]
+    return _part_kind(recipe.parts[0])
+
+
+def _part_kind(part: Pattern | Grid) -> LevelKind:
     return "bits" if isinstance(part, Grid) else "n:m" if isinstance(part, NM) else "sparsity"
 
 
-def severity(recipe: Recipe) -> tuple[float, float]:
-    """Orders the levels of one kind; of two N:M patterns as sparse, the wider one leaves more freedom."""
-    part = recipe.parts[0]
+def severity(recipe: Recipe) -> tuple[float, ...]:
+    """Orders the levels of one kind, mild first."""
+    return _part_severity(recipe.parts[0])
+
+
+def _part_severity(part: Pattern | Grid) -> tuple[float, ...]:
     if isinstance(part, Unstructured):
-        return part.sparsity, 0.0
+        return (part.sparsity,)
     if isinstance(part, NM):
-        return part.sparsity, -part.group
-    return -part.bits, part.group_size or float("inf")
+        return part.sparsity, -part.group  # of two patterns as sparse, the wider one leaves more freedom
+    # A smaller group is milder; no group at all is the most severe. An infinite group size has no JSON form.
+    return -part.bits, -1 / part.group_size if part.group_size else 0.0
 
 
 def level_text(recipe: Recipe) -> str:

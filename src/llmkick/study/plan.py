@@ -20,8 +20,8 @@ from llmkick.models.language_model import GenerateRequest, ModelInfo, ScoreReque
 from llmkick.models.precision import resolve_device, resolve_dtype
 from llmkick.models.transformers_model import TransformersModel
 from llmkick.study.judging.questions import Estimate, estimate
-from llmkick.study.power_warnings import foresee
-from llmkick.study.results.results import CONTROL_METRICS
+from llmkick.study.power_warnings import warn_of_low_power
+from llmkick.study.results.records import CONTROL_METRICS
 from llmkick.study.spec.study import Study
 from llmkick.tasks.prompting import resolve_prompting
 from llmkick.tasks.task import ReadByReference, Task
@@ -151,7 +151,7 @@ def _warnings(tasks: Sequence[Task], study: Study) -> list[str]:
         if task.metric not in CONTROL_METRICS:
             with contextlib.suppress(KickError):  # no data here: told as unknown
                 judged[task.name] = task.items()
-    return foresee(judged, margin=study.margin, alpha=study.alpha)
+    return warn_of_low_power(judged, margin=study.margin, alpha=study.alpha)
 
 
 def _runs(recipe: Recipe, study: Study) -> int:

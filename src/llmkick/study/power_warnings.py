@@ -1,4 +1,4 @@
-"""Before a run: what its numbers of items can tell, so that nobody waits hours for "undecided"."""
+"""Warnings before a run about verdicts that its number of items cannot give, so that nobody waits for "undecided"."""
 
 from __future__ import annotations
 
@@ -7,18 +7,21 @@ from collections.abc import Mapping, Sequence
 from llmkick.statistics import items_needed, smallest_detectable_loss, verdict_power
 from llmkick.tasks.task import Item
 
-# Nobody knows the dense score yet. A high one, few changed answers and items on their own are favourable: whatever
-# is not decided then will not be decided at all.
+# The dense score is not known yet. A high score, few changed answers and independent items are favourable assumptions:
+# what is undecided even then will not be decided at all.
 ACCURACY, DISCORDANCE = 0.75, 0.1
-# Below this chance a model that lost nothing will rarely be called matching.
-RARELY = 0.5
+# Warn if a model that lost nothing is called matching with a lower probability than this.
+LEAST_POWER = 0.5
 
 
-def foresee(judged: Mapping[str, Sequence[Item]], *, margin: float, alpha: float) -> list[str]:
-    """Warnings about the verdicts that these items cannot give, for the tasks that have a verdict."""
+def warn_of_low_power(judged: Mapping[str, Sequence[Item]], *, margin: float, alpha: float) -> list[str]:
+    """Warnings about verdicts that the items of each task cannot give, or rarely give.
+
+    `judged` holds the items of every task that has a verdict.
+    """
     if not judged:
         return []
-    hopeless = {name: _hopeless(some, margin, alpha) for name, some in judged.items()}
+    hopeless = {name: _hopeless(items, margin, alpha) for name, items in judged.items()}
     if all(hopeless.values()):
         reasons = "; ".join(f"{name}: {reason}" for name, reason in hopeless.items())
         return [f"this study cannot decide anything: {reasons}"]
@@ -26,13 +29,13 @@ def foresee(judged: Mapping[str, Sequence[Item]], *, margin: float, alpha: float
     needed = items_needed(ACCURACY, discordance=DISCORDANCE, margin=margin, alpha=alpha)
     few = []
     assumed = {"discordance": DISCORDANCE, "margin": margin, "alpha": alpha}
-    for name, some in judged.items():
-        chance = verdict_power(len(some), ACCURACY, **assumed)
-        if not hopeless[name] and chance < RARELY:
+    for name, items in judged.items():
+        power = verdict_power(len(items), ACCURACY, **assumed)
+        if not hopeless[name] and power < LEAST_POWER:
             smallest = smallest_detectable_loss(
-                len(some), ACCURACY, discordance=DISCORDANCE, margin=margin, alpha=alpha
+                len(items), ACCURACY, discordance=DISCORDANCE, margin=margin, alpha=alpha
             )
-            few.append(f"{name} ({len(some)} items: {chance:.0%}, and losses under {smallest or 1:.0%} stay undecided)")
+            few.append(f"{name} ({len(items)} items: {power:.0%}, and losses under {smallest or 1:.0%} stay undecided)")
     if few:
         warnings.append(
             f"too few items to call a model that lost nothing matching in most runs, even at a dense score of "
@@ -42,7 +45,7 @@ def foresee(judged: Mapping[str, Sequence[Item]], *, margin: float, alpha: float
 
 
 def _hopeless(items: Sequence[Item], margin: float, alpha: float) -> str:
-    """Why not even a loss of everything would be decided; empty when it would."""
+    """The reason why not even a total loss would be decided; empty if it would."""
     if len({item.cluster for item in items}) < 2:
         return f"{len(items)} items in one cluster do not tell how clusters differ"
     if smallest_detectable_loss(len(items), ACCURACY, discordance=DISCORDANCE, margin=margin, alpha=alpha) is None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
+
+from llmkick.study.results.records import AnyComparison
 
 
 class Observer(Protocol):
@@ -23,8 +24,8 @@ class Observer(Protocol):
         """So many cells of the whole plan are done."""
         ...
 
-    def verdict(self, comparison: Mapping[str, Any]) -> None:
-        """A recipe was compared with the dense model on one task; an entry as in results.json's `comparisons`."""
+    def verdict(self, comparison: AnyComparison) -> None:
+        """A recipe was compared with the dense model on one task."""
         ...
 
     def warn(self, text: str) -> None:
@@ -44,7 +45,7 @@ class Silent:
     def cells(self, done: int, total: int) -> None:
         """Ignore."""
 
-    def verdict(self, comparison: Mapping[str, Any]) -> None:
+    def verdict(self, comparison: AnyComparison) -> None:
         """Ignore."""
 
     def warn(self, text: str) -> None:
@@ -73,7 +74,7 @@ class OneAtATime:
         with self._turn:
             self.observer.cells(done, total)
 
-    def verdict(self, comparison: Mapping[str, Any]) -> None:
+    def verdict(self, comparison: AnyComparison) -> None:
         """A recipe's answers to a task are all there, and this is what they say so far."""
         with self._turn:
             self.observer.verdict(comparison)
@@ -133,7 +134,7 @@ class Member:
     def cells(self, done: int, total: int) -> None:
         """The run tells that itself."""
 
-    def verdict(self, comparison: Mapping[str, Any]) -> None:
+    def verdict(self, comparison: AnyComparison) -> None:
         """The run tells that itself."""
 
     def warn(self, text: str) -> None:

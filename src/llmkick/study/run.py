@@ -15,7 +15,8 @@ from llmkick.models.language_model import LanguageModel
 from llmkick.study.cells import Cell, Variant, variants_of
 from llmkick.study.judging.questions import Answered
 from llmkick.study.progress import Observer, OneAtATime, Silent
-from llmkick.study.results.results import StudyResult, as_json, describe_task
+from llmkick.study.results.comparisons import describe_task
+from llmkick.study.results.results import StudyResult, as_json
 from llmkick.study.running.conclude import Finish, given_up
 from llmkick.study.running.context import PreparedStudy
 from llmkick.study.running.executor import Executor, LocalExecutor
@@ -100,7 +101,7 @@ class StudyRun(PreparedStudy):
         variants = [variant for variant in variants_of(self.study) if variant.is_recipe and variant.label == recipe]
         known = [self.journal.artifact(self.report_key(variant)) for variant in variants]
         dense = self.executor.dense_digest()
-        self.journal.describe("dense_digest", dense)
+        self.journal.note("dense_digest", dense)
         return bool(variants) and {one[0] for one in known if one is not None} == {dense}
 
     def _run_cells(self) -> None:

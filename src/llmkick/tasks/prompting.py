@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 from llmkick.errors import ConfigError
 from llmkick.models.language_model import LanguageModel, Message, Prompt
 
 Prompting = Literal["chat", "raw"]
-PROMPTINGS = ("auto", "chat", "raw")
+# What a user may choose; "auto" leaves the style to the model (see `resolve_prompting`).
+PromptingChoice = Literal["auto", "chat", "raw"]
+PROMPTINGS: tuple[PromptingChoice, ...] = get_args(PromptingChoice)
 
 # Two worked examples before every short question, so that a small model answers in a short sentence instead
 # of rambling: it is the knowledge that is measured, not the taste for brevity. None of them is in a data set.

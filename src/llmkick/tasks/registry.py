@@ -10,40 +10,40 @@ from typing import Any
 
 import llmkick.plugins as plugins
 from llmkick.errors import ConfigError
-from llmkick.tasks.task import SETTINGS, Task, TaskEntry, is_whole
+from llmkick.tasks.task import PROTOCOLS, SETTINGS, Task, TaskEntry, is_whole
 
 TASKS: Mapping[str, TaskEntry] = {
     "factoid_qa": TaskEntry(
-        module="llmkick.tasks.factoid_qa",
+        module="llmkick.tasks.suite.factoid_qa",
         factory="FactoidQA",
         summary="short questions about facts; popqa (hub or folder): of known popularity",
         data=("popqa",),
     ),
     "multiple_choice": TaskEntry(
-        module="llmkick.tasks.multiple_choice",
+        module="llmkick.tasks.suite.multiple_choice",
         factory="MultipleChoice",
         summary="four options, by letter (5-shot) or by the likelihood of the option's text (cloze)",
         variants=("letter", "cloze"),
     ),
     "context_qa": TaskEntry(
-        module="llmkick.tasks.context_qa",
+        module="llmkick.tasks.suite.context_qa",
         factory="ContextQA",
         summary="questions about a passage, without it (closed book) or with it (open book)",
         variants=("closed", "open"),
     ),
     "summarization": TaskEntry(
-        module="llmkick.tasks.summarization",
+        module="llmkick.tasks.suite.summarization",
         factory="Summarization",
         summary="short, medium and long stories to summarise, held against a reference and the dense model's summary",
     ),
     "instruction": TaskEntry(
-        module="llmkick.tasks.instruction",
+        module="llmkick.tasks.suite.instruction",
         factory="Instruction",
         summary="open questions, the second turn after the model's own first answer; vicuna (hub or folder): one turn",
         data=("vicuna",),
     ),
     "perplexity": TaskEntry(
-        module="llmkick.tasks.perplexity",
+        module="llmkick.tasks.suite.perplexity",
         factory="Perplexity",
         summary="running text in windows; the control that the other tasks are held against",
         data=("c4",),
@@ -105,13 +105,6 @@ def has_pocket_data(name: str) -> bool:
     """Whether a task runs on the data sets in its package; the others need source hub or a folder."""
     return name.partition(":")[2] not in entry_of(name).data
 
-
-def task_summary(name: str) -> str:
-    """One line on what a task asks."""
-    return entry_of(name).summary
-
-
-PROTOCOLS = ("strict", "paper")
 
 # What a plug-in's task must have, see `Task`.
 TASK_MEMBERS = (

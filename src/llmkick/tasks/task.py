@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 import llmkick.plugins as plugins
 from llmkick.models.language_model import (
@@ -22,6 +22,10 @@ from llmkick.tasks.prompting import Prompting
 
 # exp of more is no double.
 LARGEST_NATS = 700.0
+
+# "strict": prompts and metrics of this package. "paper": those of the paper.
+TaskProtocol = Literal["strict", "paper"]
+PROTOCOLS: tuple[TaskProtocol, ...] = get_args(TaskProtocol)
 
 Answer = ContinuationScore | Generation | Unanswered
 

@@ -1,1 +1,1 @@
-"""Compression kernels: pure functions from one weight matrix to another."""
+"""Compression kernels: pure functions of one weight matrix. Nothing here knows a recipe, a model or a file."""

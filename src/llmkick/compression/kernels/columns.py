@@ -1,6 +1,6 @@
-"""A weight whose columns are replaced one by one, those that follow making up for each error.
+"""Replacing the columns of a weight one by one, while the later columns compensate for each error.
 
-The core that SparseGPT and GPTQ share: they differ only in what a column is replaced by.
+The core that SparseGPT and GPTQ share: they differ only in what replaces a column.
 """
 
 from collections.abc import Callable
@@ -12,8 +12,8 @@ from torch import Tensor
 from llmkick.compression.kernels.grid import FittedGrid, nearest_point
 from llmkick.compression.kernels.hessian import HessianFactor
 
-BLOCK = 128  # columns whose errors reach the columns behind the block together, as one wide matrix product
-PANEL = 32  # columns whose errors reach the rest of their block together, as one narrow matrix product
+BLOCK = 128  # the errors of so many columns are added to the columns after the block in one wide matrix product
+PANEL = 32  # the errors of so many columns are added to the rest of their block in one narrow matrix product
 NO_MASK = torch.empty(0, 0, dtype=torch.bool, device="cpu")
 NO_NUMBER = torch.empty(0, dtype=torch.int64, device="cpu")
 NO_GRIDS = (NO_NUMBER, *(torch.empty(0, 0, dtype=torch.float32, device="cpu"),) * 3)
@@ -21,29 +21,29 @@ NO_GRIDS = (NO_NUMBER, *(torch.empty(0, 0, dtype=torch.float32, device="cpu"),) 
 
 @dataclass(frozen=True, kw_only=True)
 class ColumnGrids:
-    """Grids by column: the point nearest to w is round(w / scale) held between low and high, times scale."""
+    """The grid of each column: the point nearest to w is round(w / scale) clamped to low … high, times scale."""
 
     number: Tensor  # (columns,) int64 on the CPU, the grid of each column
-    scale: Tensor  # (grids, out) float32, as the others
+    scale: Tensor  # (grids, out) float32, as low and high
     low: Tensor  # the lowest code less the zero
     high: Tensor  # the highest code less the zero
 
     @classmethod
     def of(cls, fitted: FittedGrid, number: Tensor) -> "ColumnGrids":
-        """The fitted grids (out, grids), with the number of each column's."""
+        """From fitted grids (out, grids) and the number of each column's grid (columns,)."""
         scale, zero = fitted.scale.T.contiguous(), fitted.zero.T.contiguous()
         return cls(number=number, scale=scale, low=-zero, high=fitted.top - zero)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Replacement:
-    """What becomes of some consecutive columns: some weights are zeroed, the others rounded or left as they are."""
+    """What replaces some consecutive columns: zeroed weights are 0, the others are rounded if there are grids."""
 
     zeroed: Tensor | None = None  # (columns, out) bool
     grids: ColumnGrids | None = None
 
     def __getitem__(self, span: slice) -> "Replacement":
-        """Of some of these columns, counted from the first of them."""
+        """The replacement of a part of these columns, counted from the first of them."""
         zeroed, grids = self.zeroed, self.grids
         if grids is not None:
             grids = ColumnGrids(number=grids.number[span], scale=grids.scale, low=grids.low, high=grids.high)
@@ -51,33 +51,36 @@ class Replacement:
 
 
 class Columns:
-    """Wᵀ (in, out), its inputs in the factor's order, so that a column of W is contiguous."""
+    """A weight during the sweep, held as Wᵀ (in, out) in the factor's order, so that a column of W is contiguous."""
 
     def __init__(self, weight: Tensor, factor: HessianFactor) -> None:
-        """Of a float32 weight (out, in), which stays as it is."""
+        """weight: (out, in) float32, which is not changed."""
         self._factor = factor
         self._dense = (weight.T if factor.order is None else weight.T[factor.order]).contiguous()
-        self._values = self._dense  # until the sweep, before which the caller may let go of the weight
+        self._values = self._dense  # copied in `sweep`, when the caller has freed the weight
 
     def weight(self) -> Tensor:
-        """The weight as it now is: (out, in)."""
+        """The weight with all replacements so far: (out, in)."""
         order = self._factor.order
         values = self._values if order is None else self._values[order.argsort()]
         return values.T.contiguous()
 
     def settled(self, start: int, stop: int) -> Tensor:
-        """The best these columns can be, given all before them: (stop − start, out); for when `start` has its turn."""
+        """The optimal values of these columns, given the columns before them: (stop − start, out).
+
+        Valid when all columns before `start` are replaced, and none from it on.
+        """
         dense = self._dense[start:stop]
         return torch.addmm(dense, self._factor.inverse_within(start, stop), self._values[start:stop] - dense)
 
     def sweep(self, choose: Callable[[int, int], Replacement], *, group: int = 1) -> None:
-        """Replace all columns in order, as `choose(start, stop)` says for each run of `group` columns in its turn.
+        """Replace all columns in order. `choose(start, stop)` gives the replacement of each run of `group` columns.
 
-        With groups of 1 it is asked for a block of BLOCK columns at once.
+        It is called when all columns before `start` are replaced; with groups of 1 for BLOCK columns at a time.
 
-        The error of a replaced column is its value less its original, e = q − w, and a column's turn comes with
-        w − Σ e_i M_ij over those before it. What is added within a panel, a block and behind the block are vector,
-        narrow and wide matrix products.
+        The error of a replaced column is e = q − w, its new value less its original value. Column j is replaced when
+        it is w_j − Σ e_i M_ij over all columns i before it. These sums are vector products within a run, narrow matrix
+        products within a block and wide matrix products beyond it.
         """
         self._values = values = self._dense.clone()
         unit = self._factor.unit
@@ -97,13 +100,13 @@ class Columns:
 
 
 def _spread(values: Tensor, unit: Tensor, errors: Tensor) -> None:
-    """Have later columns (later, out) make up for errors (replaced, out), in place; unit: (replaced, later)."""
+    """Compensate errors (replaced, out) in later columns (later, out), in place; unit: (replaced, later) of M."""
     if len(values):
         values.addmm_(unit.T, errors, alpha=-1)
 
 
 def spans(start: int, stop: int, width: int, group: int) -> list[tuple[int, int]]:
-    """start … stop in pieces of at most `width`, cutting no group; wider groups start with a piece."""
+    """start … stop in pieces of at most `width` that cut no group; a group wider than that starts a new piece."""
     whole = width // group * group or group
     return [
         (piece, min(piece + width, first + whole, stop))
@@ -113,10 +116,10 @@ def spans(start: int, stop: int, width: int, group: int) -> list[tuple[int, int]
 
 
 class Replacer:
-    """Replaces the columns of a block run by run, each error spread over those after it in the run.
+    """Replaces the columns of a block run by run; each error is compensated in the later columns of its run.
 
-    values, dense: (columns, out), the weight at work and the original one; unit: (columns, columns) of M. errors:
-    (columns of a block, out), filled with what they differ by from column `first` on.
+    values, dense: (columns, out), the weight at work and the original weight. unit: (columns, columns), M. errors:
+    (columns of a block, out), the errors of the columns from `first` on, which are filled in.
     """
 
     def __init__(self, values: Tensor, dense: Tensor, errors: Tensor, unit: Tensor) -> None:
@@ -126,42 +129,42 @@ class Replacer:
         if self._is_compiled:
             self._arrays = [matrix.numpy() for matrix in self._matrices]
 
-    def choose(self, what: Replacement, start: int) -> None:
-        """What becomes of the columns from `start` on."""
-        self._what, self._start = what, start
+    def choose(self, replacement: Replacement, start: int) -> None:
+        """Set the replacement of the columns from `start` on."""
+        self._replacement, self._start = replacement, start
         if self._is_compiled:
-            zeroed = NO_MASK if what.zeroed is None else what.zeroed
-            grids = what.grids
+            zeroed = NO_MASK if replacement.zeroed is None else replacement.zeroed
+            grids = replacement.grids
             rounding = NO_GRIDS if grids is None else (grids.number, grids.scale, grids.low, grids.high)
             self._rule = [each.numpy() for each in (zeroed, *rounding)]
 
     def replace(self, start: int, stop: int) -> None:
         """Replace these columns, one after another."""
         if self._is_compiled:
-            # Loaded with the first weight: the compiler takes half a second.
+            # Imported with the first weight, because the import loads the compiler.
             from llmkick.compression.kernels.compiled import replace_columns
 
             replace_columns(*self._arrays, *self._rule, start, stop, self.first, self._start)
             return
         values, dense, errors, unit = self._matrices
-        run, what = slice(start, stop), self._what[start - self._start : stop - self._start]
-        of_errors = errors[start - self.first : stop - self.first]
-        replace_plainly(values[run], dense[run], of_errors, unit[run, run], what)
+        run, replacement = slice(start, stop), self._replacement[start - self._start : stop - self._start]
+        run_errors = errors[start - self.first : stop - self.first]
+        replace_plainly(values[run], dense[run], run_errors, unit[run, run], replacement)
 
 
 def is_compiled_for(device: torch.device) -> bool:
-    """Whether the loop over columns runs as machine code there."""
+    """Whether the loop over columns runs as compiled code on the device."""
     return device.type == "cpu"
 
 
-def replace_plainly(values: Tensor, dense: Tensor, errors: Tensor, unit: Tensor, what: Replacement) -> None:
+def replace_plainly(values: Tensor, dense: Tensor, errors: Tensor, unit: Tensor, replacement: Replacement) -> None:
     """Replace a few columns one by one: (columns, out) in place, on any device."""
     for column in range(len(values)):
         new = values[column]
-        if what.zeroed is not None:
-            new = new.masked_fill(what.zeroed[column], 0)
-        if what.grids is not None:
-            number, grids = int(what.grids.number[column]), what.grids
+        if replacement.zeroed is not None:
+            new = new.masked_fill(replacement.zeroed[column], 0)
+        if replacement.grids is not None:
+            number, grids = int(replacement.grids.number[column]), replacement.grids
             new = nearest_point(new, grids.scale[number], grids.low[number], grids.high[number])
         values[column] = new
         errors[column] = new - dense[column]

@@ -1,7 +1,8 @@
 """The innermost loops, compiled for the CPU by Numba.
 
-A column of a weight and a group of N:M are so few numbers that torch and NumPy spend longer deciding what to do with
-them than doing it. The machine code is kept beside this file, or where that cannot be written in the user's cache.
+A column of a weight and a group of N:M have so few numbers that torch and NumPy need more time for the dispatch of an
+operation than for the operation itself. Numba caches the machine code beside this file or, if that is not writable, in
+the user's cache folder.
 """
 
 from collections.abc import Callable
@@ -13,16 +14,16 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
 Mask = NDArray[np.bool_]
-CHUNK = 512  # weights of a column at a time: those of a panel stay in the processor's nearer caches
+CHUNK = 512  # weights of a column at a time, so that those of a panel stay in the processor's inner caches
 
 
 def _compiled(function: Callable[..., None], *, inline: bool = False) -> Callable[..., None]:
-    """Machine code of a function on arrays; it may run beside other threads. `inline`: part of those that call it."""
-    # No `fastmath`: operations round as IEEE says and in the order written, on any processor.
+    """Compile a function on arrays, which then runs without the GIL. inline: compile it into its callers."""
+    # No `fastmath`: operations round as in IEEE 754 and run in the order written, on any processor.
     options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "inline": "always" if inline else "never"}
     try:
         fast: Callable[..., None] = numba.njit(function, cache=True, **options)
-    except RuntimeError:  # no folder for the cache can be written
+    except RuntimeError:  # no cache folder is writable
         fast = numba.njit(function, **options)
     return fast
 
@@ -53,9 +54,9 @@ def _spread(values: Floats, error: Floats, share: np.float32) -> None:
 
 def _spread_four(values: Floats, errors: Floats, share: Floats, part: slice) -> None:
     first, second, third, fourth = errors[0, part], errors[1, part], errors[2, part], errors[3, part]
-    one, two, three, four = share[0], share[1], share[2], share[3]
+    a, b, c, d = share[0], share[1], share[2], share[3]
     for row in range(values.size):
-        values[row] -= (one * first[row] + two * second[row]) + (three * third[row] + four * fourth[row])
+        values[row] -= (a * first[row] + b * second[row]) + (c * third[row] + d * fourth[row])
 
 
 zero, round_ = _compiled(_zero, inline=True), _compiled(_round, inline=True)
@@ -78,9 +79,10 @@ def _replace_columns(
     first: int,
     chosen: int,
 ) -> None:
-    """`columns.replace_plainly` for columns start … stop; errors begin with column `first`, the rules with `chosen`.
+    """Do what `columns.replace_plainly` does, for the columns start … stop.
 
-    Without `zeroed` nothing is zeroed, without `number` nothing rounded.
+    errors begin with column `first`; zeroed and number with column `chosen`. An empty `zeroed` zeroes nothing, an empty
+    `number` rounds nothing.
     """
     rows = values.shape[1]
     for chunk in range(0, rows, CHUNK):
@@ -88,7 +90,7 @@ def _replace_columns(
         for column in range(start, stop):
             now = values[column, part]
             whole = start + (column - start) // 4 * 4
-            for before in range(start, whole, 4):  # four at once: a third of the traffic between cache and registers
+            for before in range(start, whole, 4):  # four columns per pass, to load and store `now` less often
                 spread_four(now, errors[before - first : before - first + 4], unit[before : before + 4, column], part)
             for before in range(whole, column):
                 spread(now, errors[before - first, part], unit[before, column])
@@ -101,7 +103,7 @@ def _replace_columns(
 
 
 def _zero_lowest_of_few(scores: Floats, count: int, zeroed: Mask) -> None:
-    """Mark the `count` lowest of each row, of equal scores the first: (rows, a few) each."""
+    """Mark the `count` lowest scores of each row, of equal scores the first: (rows, a few) both."""
     rows, width = scores.shape
     for row in range(rows):
         for place in range(width):

@@ -1,4 +1,4 @@
-"""GPTQ (arXiv 2210.17323): round the columns one by one; those that follow make up for each error."""
+"""GPTQ (arXiv 2210.17323): round the columns one by one; the later columns compensate for each error."""
 
 from dataclasses import replace
 
@@ -21,9 +21,9 @@ def gptq(
 ) -> tuple[Tensor, FittedGrid]:
     """Round a weight to a grid with error compensation: (out, in) → float32 (out, in), and the grid.
 
-    Groups get their grid when their first column is reached, from the weights as updated until then, or
-    beforehand if `static_groups` or if `factor.order` scatters them. Weights under `zeroed` (out, in) become
-    exactly 0, and those that follow make up for that as for a rounding error.
+    A group's grid is fitted when its first column is reached, to the weights as updated until then; with
+    `static_groups`, or if `factor.order` scatters the groups, all grids are fitted beforehand. Weights under `zeroed`
+    (out, in) become exactly 0, which later columns compensate like a rounding error.
     """
     width = weight.shape[1]
     group = grid.group_size or width
@@ -37,22 +37,22 @@ def gptq(
     columns = Columns(alive, factor)
     del alive
 
-    def chosen(start: int, stop: int) -> Replacement:
+    def choose(start: int, stop: int) -> Replacement:
         if fit_on_the_way:
             fresh = fit_grid(columns.settled(start, stop).T, replace(grid, group_size=None))
             number = start // group
             fitted.scale[:, number], fitted.zero[:, number] = fresh.scale[:, 0], fresh.zero[:, 0]
-            of_group = ColumnGrids.of(fresh, torch.zeros(stop - start, dtype=torch.int64, device="cpu"))
-            return replace(whole[start:stop], grids=of_group)
+            group_grid = ColumnGrids.of(fresh, torch.zeros(stop - start, dtype=torch.int64, device="cpu"))
+            return replace(whole[start:stop], grids=group_grid)
         return whole[start:stop]
 
-    columns.sweep(chosen, group=group if fit_on_the_way else 1)
+    columns.sweep(choose, group=group if fit_on_the_way else 1)
     return columns.weight(), fitted
 
 
 def fit_beforehand(weight: Tensor, alive: Tensor, grid: Grid) -> FittedGrid:
-    """Grids of a weight, of which `alive` is a copy with the weights of dead inputs at 0: both (out, in).
+    """Fit all grids before the sweep. alive: the weight with 0 for dead inputs; both (out, in).
 
-    As in GPTQ's code: one grid per row counts dead inputs as well, the grids of groups do not.
+    As in GPTQ's code, a grid of a whole row is fitted to the weights of dead inputs too, the grids of groups are not.
     """
     return fit_grid(weight if grid.group_size is None else alive, grid)

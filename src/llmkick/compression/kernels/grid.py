@@ -14,12 +14,12 @@ from llmkick.compression.kernels.patterns import Grid
 
 @dataclass(frozen=True, kw_only=True)
 class FittedGrid:
-    """Grids fitted to groups of `group` inputs of each row of a weight (out, in); the last may be smaller."""
+    """Grids fitted to groups of `group` inputs of each row of a weight (out, in); the last group may be smaller."""
 
     scale: Tensor  # (out, groups) float32, distance between two points
     zero: Tensor  # (out, groups) float32 of whole numbers, the code that stands for 0
     bits: int
-    group: int  # inputs that share a grid; a whole row's where there are no groups
+    group: int  # inputs that share a grid: the width of the weight where there are no groups
 
     @property
     def top(self) -> int:
@@ -35,14 +35,14 @@ def fit_grid(weight: Tensor, grid: Grid) -> FittedGrid:
     weights gets half that step, which clips the upper half of its range.
     """
     group = grid.group_size or weight.shape[1]
-    # Padding with 0 leaves every range as it is, since all of them hold 0.
+    # Padding with 0 changes no range, because every range contains 0.
     groups = _in_groups(weight, group)
     low, high = groups.amin(dim=-1).clamp(max=0), groups.amax(dim=-1).clamp(min=0)
     top = (1 << grid.bits) - 1
     if grid.symmetric:
         high = torch.maximum(low.abs(), high)
         low = torch.where(low < 0, -high, low)
-    # A row of zeros has no range, and one of denormals a range whose step underflows: any grid serves them.
+    # A row of zeros has no range, and in a row of denormals the step underflows: any grid will do for such rows.
     flat = (high - low) / top < torch.finfo(torch.float32).tiny
     low, high = low.masked_fill(flat, -1), high.masked_fill(flat, 1)
     scale = (high - low) / top
@@ -51,11 +51,11 @@ def fit_grid(weight: Tensor, grid: Grid) -> FittedGrid:
 
 
 def _in_groups(weight: Tensor, group: int) -> Tensor:
-    """(out, in) → (out, groups, group) float32, the last group filled up with 0."""
+    """(out, in) → (out, groups, group) float32, the last group padded with 0."""
     missing = -weight.shape[1] % group
-    # Padding by nothing would still copy.
-    full = F.pad(weight.float(), (0, missing)) if missing else weight.float()
-    return full.reshape(weight.shape[0], -1, group)
+    # F.pad copies even if there is nothing to pad.
+    padded = F.pad(weight.float(), (0, missing)) if missing else weight.float()
+    return padded.reshape(weight.shape[0], -1, group)
 
 
 def _in_rows(groups: Tensor, columns: int) -> Tensor:
@@ -64,11 +64,12 @@ def _in_rows(groups: Tensor, columns: int) -> Tensor:
 
 
 def nearest_point(values: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """The grid point nearest to each value, given codes less the zero point: float32, shapes that go together.
+    """The grid point nearest to each value: float32 tensors of shapes that broadcast → the same.
 
-    low and high are the codes of the ends, less the zero: −zero and top − zero. All whole numbers are exact.
+    low and high are the lowest and the highest code less the zero point: −zero and top − zero. Whole numbers of this
+    size are exact in float32.
     """
-    # + 0 makes −0 to 0, as it is when codes are read back.
+    # Adding 0 turns −0 into 0, which is what decoding a code gives.
     return (values / scale).round_().clamp_(low, high).add_(0).mul_(scale)
 
 
@@ -83,9 +84,8 @@ def round_to_grid(weight: Tensor, fitted: FittedGrid) -> Tensor:
 def encode(weight: Tensor, fitted: FittedGrid) -> Tensor:
     """The code of the point nearest to each weight: (out, in) → same, uint8, or int32 above 8 bits.
 
-    Weights that already lie on the grid get back their own code. So they do after a detour through float16,
-    but not always after one through bfloat16, whose precision tells no more than 128 points apart: encode
-    before casting.
+    A weight that lies on the grid gets the code of its point, also after a cast to float16. After a cast to bfloat16,
+    whose precision distinguishes 128 points only, it may get the code of a neighbour: encode before casting.
     """
     groups = _in_groups(weight, fitted.group)
     codes = (groups / fitted.scale[..., None]).round_().add_(fitted.zero[..., None]).clamp_(0, fitted.top)
@@ -93,6 +93,6 @@ def encode(weight: Tensor, fitted: FittedGrid) -> Tensor:
 
 
 def decode(codes: Tensor, fitted: FittedGrid) -> Tensor:
-    """The weights that codes stand for, float32: (out, in) → same."""
+    """The weights that the codes stand for, float32: (out, in) → same."""
     groups = _in_groups(codes, fitted.group)
     return _in_rows((groups - fitted.zero[..., None]).mul_(fitted.scale[..., None]), codes.shape[1])

@@ -1,4 +1,4 @@
-"""Second moments of a layer's inputs, and the factor of them that SparseGPT and GPTQ work with."""
+"""Second moments of a layer's inputs, and the factorisation of them that SparseGPT and GPTQ use."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -20,20 +20,20 @@ CACHED_VALUES = 2**19  # inputs squared at a time on a CPU: 2 MiB in float32, wh
 class HessianFactor:
     """What SparseGPT and GPTQ need to know of the inputs: H + λI = M · diag(size²) · Mᵀ.
 
-    Both papers' code works with the upper Cholesky factor of H⁻¹, U = diag(size)⁻¹ M⁻¹. The same weights come out
-    without an inverse when a column's error is counted from its original value instead of the one it had when its
-    turn came (QuIP, arXiv 2307.13304, theorem 6). So 1/U_jj is `size` and no H⁻¹ is ever made.
+    The code of both papers uses the upper Cholesky factor of H⁻¹, U = diag(size)⁻¹ M⁻¹. The same weights result
+    without an inverse if the error of a column is its difference from the original column, not from the column as
+    updated until its turn (QuIP, arXiv 2307.13304, theorem 6). Then 1/U_jj is `size`, and H⁻¹ is never computed.
     """
 
-    unit: Tensor  # (in, in) float32, upper triangular M with ones on its diagonal, rows and columns in `order`
-    size: Tensor  # (in,) float32, in `order`; squared: what is left of H_jj once later inputs have made up for input j
-    dead: Tensor  # (in,) bool, inputs that are always 0
-    order: Tensor | None  # (in,) the inputs in the order they are worked on; None: as they come
-    damping: float  # share of the mean diagonal that had to be added
+    unit: Tensor  # (in, in) float32: M, upper triangular with ones on its diagonal, rows and columns in `order`
+    size: Tensor  # (in,) float32, in `order`; size²: the part of H_jj that later inputs cannot compensate
+    dead: Tensor  # (in,) bool, the inputs that are always 0
+    order: Tensor | None  # (in,) the order in which the inputs are processed; None: from first to last
+    damping: float  # λ as a share of the mean diagonal of H
     _inverses: dict[tuple[int, int], Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     def inverse_within(self, start: int, stop: int) -> Tensor:
-        """Inverse of M's transposed block at these inputs: (stop − start, same), kept for others that share them."""
+        """Inverse of the transposed diagonal block of M at these inputs: (stop − start, same). It is cached."""
         if (start, stop) not in self._inverses:
             triangle = self.unit[start:stop, start:stop].T
             identity = torch.eye(stop - start, dtype=triangle.dtype, device=triangle.device)
@@ -42,17 +42,17 @@ class HessianFactor:
         return self._inverses[start, stop]
 
     def without_dead(self, weight: Tensor) -> Tensor:
-        """The weight in float32 with those of dead inputs at 0: (out, in) → same, which may be the weight itself."""
+        """The weight in float32 with 0 for dead inputs: (out, in) → same, which may be the given tensor itself."""
         return weight.float().masked_fill(self.dead, 0) if bool(self.dead.any()) else weight.float()
 
 
 class InputStatistics:
     """Sums over all calibration tokens of one layer input, in float32 and on the inputs' device.
 
-    Σ x² of each input, which Wanda needs, and with `hessian=True` Σ x xᵀ, whose diagonal that is. It is summed on its
-    own all the same, unless nobody asks for it (`squares=False`): the diagonal of a matrix product differs in its last
-    bits, and what Wanda prunes must not depend on whether GPTQ is served by the same pass.
-    One object serves all layers that share the input, and factorises only once for them.
+    It sums x² of each input, which Wanda needs, and with `hessian=True` x xᵀ. The squares are the diagonal of x xᵀ, but
+    are summed separately unless no recipe needs them (`squares=False`): the diagonal of a matrix product differs in its
+    last bits, and Wanda must prune the same weights whether or not GPTQ shares the pass.
+    One object serves all layers that share the input, and computes the factor only once for them.
     """
 
     def __init__(self, width: int, *, hessian: bool, squares: bool = True, name: str = "input") -> None:
@@ -67,7 +67,10 @@ class InputStatistics:
         self._factors: dict[bool, HessianFactor] = {}
 
     def add(self, inputs: Tensor) -> None:
-        """Take in a batch (sequences, tokens, in), any floating dtype; NumericalError unless it is finite."""
+        """Add a batch (sequences, tokens, in) of any floating dtype.
+
+        Raises ConfigError for another shape or dtype, NumericalError when the batch or its squares are not finite.
+        """
         if inputs.dim() != 3 or inputs.shape[2] != self.width:
             shape = tuple(inputs.shape)
             raise ConfigError(f"{self.name}: inputs {shape} are not (sequences, tokens, {self.width})")
@@ -86,12 +89,12 @@ class InputStatistics:
         self._factors.clear()
         self.sequences += inputs.shape[0]
         self.tokens += rows.shape[0]
-        # NaN and Inf survive in the sums of squares, which are far fewer than the inputs.
+        # NaN and Inf of the inputs reach the sums of squares, which are much smaller than the inputs.
         if not all_finite(self._square_sums()):
-            raise NumericalError(f"{self.name}: {_what_is_not_finite(rows)}")
+            raise NumericalError(f"{self.name}: {_describe_not_finite(rows)}")
 
     def mean_square(self) -> Tensor:
-        """Σ x² / sequences for each input: (in,) float32. Wanda's s; half the diagonal of `hessian()`."""
+        """Σ x² / sequences of each input: (in,) float32. Half the diagonal of `hessian()`; called s in Wanda's code."""
         return self._square_sums() / self._counted_sequences()
 
     def hessian(self) -> Tensor:
@@ -102,18 +105,18 @@ class InputStatistics:
         return moments.add_(moments.triu(1).T)
 
     def factor(self, *, act_order: bool = False) -> HessianFactor:
-        """The factor of the Hessian; computed once and kept."""
+        """The factor of the Hessian, which is computed once. Errors as in `factorise`."""
         if act_order not in self._factors:
             if act_order:
                 self._factors[act_order] = factorise(self.hessian(), act_order=True, name=self.name)
             else:
-                self._factors[act_order] = self._factor_as_they_come()
+                self._factors[act_order] = self._factor_unordered()
         return self._factors[act_order]
 
-    def _factor_as_they_come(self) -> HessianFactor:
-        """As `factorise(self.hessian())`, without a second full matrix: the upper triangle alone is needed."""
+    def _factor_unordered(self) -> HessianFactor:
+        """The same as `factorise(self.hessian())` with one matrix less in memory: from the upper triangle alone."""
         if not self.has_hessian:
-            self.hessian()  # says what is wrong
+            self.hessian()  # raises the error
         sums, share = self._collected(), 2 / self._counted_sequences()
         unit, size, used = _factor(lambda: sums.flip(0, 1).mul_(share), sums.diagonal() * share, DAMPING, self.name)
         return HessianFactor(unit=unit, size=size, dead=sums.diagonal() == 0, order=None, damping=used)
@@ -139,22 +142,21 @@ class InputStatistics:
 def _sums_of_squares(rows: Tensor) -> Tensor:
     """Σ x² of each input in float32: (tokens, in) → (in,).
 
-    A CPU spends most of the time on fetching pages for the squares of all rows: 8,192 × 1,536 on one core take
-    60 ms at once and 4.4 ms by pieces. A GPU is better off with one call.
+    On a CPU in pieces that fit its caches, because it would spend most of the time on fetching new pages of memory for
+    the squares of all rows. A GPU is faster with one call.
     """
-    at_once = max(1, CACHED_VALUES // rows.shape[1]) if rows.device.type == "cpu" else len(rows)
+    piece_rows = max(1, CACHED_VALUES // rows.shape[1]) if rows.device.type == "cpu" else len(rows)
     sums = torch.zeros(rows.shape[1], dtype=torch.float32, device=rows.device)
-    for piece in torch.split(rows, max(1, at_once)):
+    for piece in torch.split(rows, max(1, piece_rows)):
         sums += piece.float().square().sum(dim=0)
     return sums
 
 
 def _add_upper_moments(moments: Tensor, rows: Tensor) -> None:
-    """Add the upper triangle of rowsᵀ rows, by panels: (in, in) in place, (tokens, in).
+    """Add the upper triangle of rowsᵀ rows, panel by panel: (in, in) in place, (tokens, in).
 
-    Half the work of the full product for wide inputs. 2,048 × 1,536 on one core: 94 ms the full product, 58 ms these
-    panels, 50 ms with `_products_of_bfloat16`, as much as the symmetric update of scipy's BLAS, which runs on the CPU
-    only and brings a second pool of threads into the process.
+    For wide inputs this is half the work of the full product. The symmetric update of scipy's BLAS is no faster, runs
+    on the CPU only and brings a second pool of threads into the process.
     """
     width = PANEL_CPU if rows.device.type == "cpu" else PANEL
     for start in range(0, rows.shape[1], width):
@@ -164,11 +166,10 @@ def _add_upper_moments(moments: Tensor, rows: Tensor) -> None:
 
 @contextlib.contextmanager
 def _products_of_bfloat16() -> Iterator[None]:
-    """Let oneDNN multiply float32 matrices as bfloat16, and sum in float32: exact when their values are bfloat16's.
+    """Let oneDNN multiply float32 matrices as bfloat16 and sum in float32: exact for values that fit bfloat16.
 
-    Processors with bfloat16 tiles then multiply several times faster; on others oneDNN's own float32 product is used,
-    which for these shapes beats the usual one by a seventh. The setting is the process's: a float32 product of
-    another thread would be rounded while this lasts, so it lasts for the sums alone.
+    Processors with bfloat16 tiles then multiply several times faster; on others oneDNN uses its float32 product. The
+    setting belongs to the process and would round float32 products of other threads, so it is on for the sums only.
     """
     setting = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
     before = setting.fp32_precision
@@ -179,7 +180,7 @@ def _products_of_bfloat16() -> Iterator[None]:
         setting.fp32_precision = before
 
 
-def _what_is_not_finite(rows: Tensor) -> str:
+def _describe_not_finite(rows: Tensor) -> str:
     bad = ~torch.isfinite(rows)
     if not bool(bad.any()):
         return "the inputs' squares exceed float32; look for activations of 1e17 and more"
@@ -193,10 +194,10 @@ def _what_is_not_finite(rows: Tensor) -> str:
 def factorise(
     hessian: Tensor, *, act_order: bool = False, damping: float = DAMPING, name: str = "input"
 ) -> HessianFactor:
-    """Factor of H (in, in) with λ = damping · mean(diag H) added; with act-order the inputs of the largest H_jj first.
+    """Factor of H + λI for H (in, in), λ = damping · mean(diag H); with act-order the largest H_jj come first.
 
-    Dead inputs (H_jj = 0) count as H_jj = 1. When H + λI is not positive definite in float32, ten times the damping is
-    tried, three times at most; then NumericalError.
+    Dead inputs (H_jj = 0) count as H_jj = 1. If H + λI is not positive definite in float32, the damping is multiplied
+    by ten, up to three times. Raises NumericalError when that does not help or H is not finite.
     """
     dead = hessian.diagonal() == 0
     order = None
@@ -210,9 +211,10 @@ def factorise(
 def _factor(
     reversed_hessian: Callable[[], Tensor], diagonal: Tensor, damping: float, name: str
 ) -> tuple[Tensor, Tensor, float]:
-    """`unit`, `size` and the damping used, given a way to make H with both axes reversed, its lower triangle at least.
+    """`unit`, `size` and the damping used.
 
-    Unless an attempt fails there are never more than two matrices of that size beside the one it is made from.
+    reversed_hessian: makes H with both axes reversed; its lower triangle is enough. A function, because each attempt
+    destroys its matrix: there are at most two matrices of this size beside the one that H is made from.
     """
     diagonal = diagonal.masked_fill(diagonal == 0, 1).float()
     # With both axes reversed, the lower Cholesky factor becomes an upper R with H = RRᵀ; M has its columns to scale.
@@ -225,7 +227,7 @@ def _factor(
         if not bool(failed):
             size = lower.diagonal().flip(0)
             unit = lower.flip(0, 1).div_(size)
-            if all_finite(unit.T):  # lies in memory in that order
+            if all_finite(unit.T):  # contiguous, unlike `unit`
                 return unit, size, used
         if attempt == 0 and not all_finite(reversed_hessian()):
             raise NumericalError(f"{name}: the Hessian holds NaN or Inf; the sums of squared inputs exceed float32")

@@ -1,4 +1,4 @@
-"""Magnitude pruning: the smallest weights become zero. No calibration, no update of the others."""
+"""Magnitude pruning: zero the smallest weights, without calibration and without an update of the others."""
 
 from torch import Tensor
 

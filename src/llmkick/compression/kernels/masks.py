@@ -1,4 +1,4 @@
-"""Which weights to zero, given a score for each. In every mask here True means: this weight becomes zero."""
+"""Masks: which weights to zero, given a score for each. True means that the weight becomes zero."""
 
 from typing import Any
 
@@ -11,25 +11,25 @@ from llmkick.compression.kernels.patterns import NM
 
 FloatArray = npt.NDArray[np.floating[Any]]
 
-FEW = 16  # values of a row up to which each is compared with each
-LONG = 2**13  # values from which a sample is taken first
-SAMPLED = 17  # one value of so many is in the sample; a prime, so that it is not the same rows of every column
-SLACK = 2.5  # places of the sample left open on each side, times its root: five times what chance moves it by
+FEW = 16  # up to so many values of a row are compared pairwise
+LONG = 2**13  # from so many values on, a sample is taken first
+SAMPLED = 17  # every 17th value is sampled; a prime, so that it is not the same row of every column
+SLACK = 2.5  # margin around the expected place in the sample, times √(its size): five standard deviations at least
 
 
 def zero_up_to_quantile(scores: Tensor, sparsity: float) -> Tensor:
-    """Zero every score ≤ the one at place int(sparsity × count) of all in ascending order: any shape → same.
+    """Zero all scores up to the one at place int(sparsity × count) in ascending order: any shape → same.
 
-    The original implementations' rule. It zeroes at least one more than that count, and all ties of the
-    threshold with it, so report the realised sparsity and not the nominal one.
+    This is the rule of the original implementations. It zeroes at least one weight more than that count, and all ties
+    of the threshold, so report the realised sparsity, not the nominal one.
     """
-    # A selection is several times faster than the sort that the rule speaks of.
+    # Selecting the threshold is several times faster than sorting the scores.
     threshold = _kth_lowest(scores.flatten()[None], int(scores.numel() * sparsity) + 1)
     return scores <= threshold
 
 
 def zero_lowest_per_row(scores: Tensor, count: int) -> Tensor:
-    """Zero exactly `count` lowest scores of each row; of equal scores the first: (rows, columns) → same."""
+    """Zero exactly the `count` lowest scores of each row; of equal scores the first ones: (rows, columns) → same."""
     if count == 0:
         return torch.zeros_like(scores, dtype=torch.bool)
     if scores.device.type == "cpu" and scores.shape[1] <= FEW and scores.dtype == torch.float32:
@@ -42,7 +42,7 @@ def zero_lowest_per_row(scores: Tensor, count: int) -> Tensor:
     zeroed = scores <= threshold
     if int(zeroed.sum()) == count * scores.shape[0]:
         return zeroed
-    # Some rows have more scores at the threshold than places left: a stable sort would take the first ones.
+    # Some rows have more scores equal to the threshold than may be zeroed: take the first, as a stable sort would.
     below = scores < threshold
     ties = zeroed & ~below
     places = count - below.sum(dim=1, keepdim=True)
@@ -50,9 +50,9 @@ def zero_lowest_per_row(scores: Tensor, count: int) -> Tensor:
 
 
 def zero_lowest_per_group(scores: Tensor, pattern: NM) -> Tensor:
-    """Zero all but the `kept` highest of each `group` consecutive inputs: (out, in) → same.
+    """Zero all but the `kept` highest scores of each `group` consecutive inputs: (out, in) → same.
 
-    Of equal scores the first is zeroed. `in` is a multiple of the group.
+    Of equal scores the first is zeroed. `in` must be a multiple of the group.
     """
     grouped = scores.reshape(-1, pattern.group)
     return zero_lowest_per_row(grouped, pattern.group - pattern.kept).view(scores.shape)
@@ -65,15 +65,15 @@ def _kth_lowest(scores: Tensor, count: int) -> Tensor:
     values = scores.detach().numpy()
     if len(values) == 1 and values.size >= LONG:
         return torch.from_numpy(_select_from_long(values[0], count - 1).reshape(1, 1))
-    # NumPy selects with vector instructions: a third of the time on 1,536 rows of 576.
+    # NumPy selects with vector instructions, torch does not.
     return torch.from_numpy(np.partition(values, count - 1, axis=1)[:, count - 1 : count].copy())
 
 
 def _select_from_long(values: FloatArray, place: int) -> FloatArray:
     """The value at `place` (from 0) in ascending order: (n,) → (1,).
 
-    A sample tells between which two values it lies, so that few are left to choose from (Floyd and Rivest 1975):
-    0.23 ms instead of 1.2 ms for 128 × 1,536. Where the sample misleads, all are looked through.
+    A sample gives two values between which it almost certainly lies, so that few values are left to select from (Floyd
+    and Rivest 1975). If the sample misleads, the selection is made from all values.
     """
     sample = values[::SAMPLED]
     middle, slack = min(place // SAMPLED, len(sample) - 1), int(SLACK * len(sample) ** 0.5)

@@ -1,4 +1,4 @@
-"""The sparsity patterns and the integer grids that kernels know. No torch here: the command line reads them."""
+"""The sparsity patterns and integer grids of recipes and kernels; without torch, so that the command line is fast."""
 
 from dataclasses import dataclass
 from decimal import Decimal
@@ -6,7 +6,7 @@ from decimal import Decimal
 from llmkick.errors import ConfigError
 
 BITS = (2, 3, 4, 8)
-MAX_GROUP = 64  # the M of N:M; hardware knows 4 and 8, studies go a little further
+MAX_GROUP = 64  # the M of N:M; hardware supports 4 and 8, studies use somewhat larger groups
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,12 +20,12 @@ class Unstructured:
             raise ConfigError(f"sparsity {self.sparsity} is not the share of zeros, between 0 and 1 (as 0.5)")
 
     def __str__(self) -> str:
-        return f"{Decimal(repr(float(self.sparsity))):f}"  # never 1e-05, whose minus would open an option
+        return f"{Decimal(repr(float(self.sparsity))):f}"  # never 1e-05, whose minus would begin an option
 
 
 @dataclass(frozen=True, kw_only=True)
 class NM:
-    """`kept` of every `group` consecutive inputs stay, the others are zeroed: 2:4 is kept=2, group=4."""
+    """Of every `group` consecutive inputs `kept` weights stay, the others are zeroed: 2:4 is kept=2, group=4."""
 
     kept: int
     group: int
@@ -52,8 +52,8 @@ Pattern = Unstructured | NM
 class Grid:
     """An integer grid: 2^bits levels per output row, or per `group_size` inputs of each row.
 
-    `symmetric` centres it on 0; otherwise it spans the smallest to the largest weight (and 0). 16 bits
-    change almost nothing and serve as a control; no recipe text asks for them.
+    A `symmetric` grid is centred on 0; otherwise it spans the smallest to the largest weight and 0. 16 bits change
+    almost nothing and serve as a control in tests; recipe texts cannot ask for them.
     """
 
     bits: int

@@ -1,4 +1,4 @@
-"""Round to nearest: each weight goes to the nearest point of its grid, on its own."""
+"""Round to nearest: replace each weight by the nearest point of its grid."""
 
 from torch import Tensor
 

@@ -1,4 +1,4 @@
-"""SparseGPT (arXiv 2301.00774): prune the columns one by one; those that follow make up for each error."""
+"""SparseGPT (arXiv 2301.00774): prune the columns one by one; the later columns compensate for each error."""
 
 from dataclasses import replace
 
@@ -18,9 +18,10 @@ def sparsegpt(
 ) -> tuple[Tensor, FittedGrid | None]:
     """Prune a weight, and round it if there is a grid: (out, in) → float32 (out, in), and the grid.
 
-    Lowest |w| · size first, which is |w| / U_jj: the order of the paper's squares, which would leave float32 sooner.
-    Unstructured: one threshold over all rows of each block of 128 columns, when the blocks before have been worked
-    on. N:M: within each group, when the columns before have. The grid is fitted to the weight before pruning.
+    The weights with the lowest |w| · size, which is |w| / U_jj, are pruned: the order of the paper's squared scores,
+    which would overflow float32 sooner. Unstructured: one threshold over all rows for each block of 128 columns, taken
+    when the blocks before it are done. N:M: within each group, when the columns before it are done. The grid is fitted
+    to the weight before pruning.
     """
     alive = factor.without_dead(weight)
     fitted = None if grid is None else fit_beforehand(weight, alive, grid)
@@ -30,16 +31,16 @@ def sparsegpt(
     columns, size = Columns(alive, factor), factor.size[:, None]
     del alive
 
-    def chosen(start: int, stop: int) -> Replacement:
+    def choose(start: int, stop: int) -> Replacement:
         scores = columns.settled(start, stop).abs_().mul_(size[start:stop])
         return replace(whole[start:stop], zeroed=_mask(scores, pattern))
 
-    columns.sweep(chosen, group=pattern.group if isinstance(pattern, NM) else 1)
+    columns.sweep(choose, group=pattern.group if isinstance(pattern, NM) else 1)
     return columns.weight(), fitted
 
 
 def _mask(scores: Tensor, pattern: Pattern) -> Tensor:
-    """Which of (columns, out) to zero."""
+    """The mask of the weights to zero: (columns, out) → same."""
     if isinstance(pattern, NM):
         return zero_lowest_per_group(scores.T, pattern).T.contiguous()
     return zero_up_to_quantile(scores, pattern.sparsity)

@@ -1,4 +1,4 @@
-"""Wanda (arXiv 2306.11695): the smallest products of weight and input norm become zero; no update."""
+"""Wanda (arXiv 2306.11695): zero the smallest products of weight and input norm, without an update of the others."""
 
 from torch import Tensor
 
@@ -14,7 +14,7 @@ def wanda_scores(weight: Tensor, mean_square: Tensor) -> Tensor:
 def wanda(weight: Tensor, mean_square: Tensor, pattern: Pattern) -> Tensor:
     """Zero the lowest scores of each row, or of each N:M group of inputs: (out, in), (in,) → (out, in).
 
-    Without groups each row loses exactly int(in × sparsity) weights. Of equal scores the first goes.
+    Unstructured: exactly int(in × sparsity) weights of each row. Of equal scores the first is zeroed.
     """
     scores = wanda_scores(weight, mean_square)
     if isinstance(pattern, NM):

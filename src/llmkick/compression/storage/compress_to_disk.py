@@ -18,11 +18,12 @@ from llmkick.compression.storage.cache import entry_for, folder_of
 from llmkick.compression.storage.compressed_tensors import check_exportable, save_compressed_tensors
 from llmkick.compression.storage.folder import check_target, report_of, save_folder, save_packed, save_streamed
 from llmkick.compression.walk.blocks import decoder_blocks
-from llmkick.compression.walk.calibration import Calibration, as_calibration, calibrate, is_sampled
+from llmkick.compression.walk.calibration import Calibration, as_calibration, calibrate
 from llmkick.compression.walk.checks import check_recipe_fits
 from llmkick.compression.walk.compress import compress, kept_blocks, kept_key
 from llmkick.compression.walk.finished_blocks import FinishedBlocks
 from llmkick.compression.walk.report import CompressionReport
+from llmkick.compression.walk.self_sampling import is_sampled
 from llmkick.compression.walk.streaming import compress_streamed
 from llmkick.errors import ConfigError
 from llmkick.models.checkpoints.loading import load_located
@@ -124,16 +125,10 @@ def _windows(outline: Outline, plan: CalibrationPlan, observer: Observer) -> Cal
     """The calibration text; only a model that samples its own must be in memory for it, and only that long."""
     observer.stage("calibration text", plan.sequences * plan.length)
     model = outline.model
-    if plan.source == "self" and not is_sampled(model, plan.sequences, plan.length, plan.seed):
+    size = {"sequences": plan.sequences, "length": plan.length, "seed": plan.seed}
+    if plan.source == "self" and not is_sampled(model, **size):
         model = _loaded(outline)
-    return calibrate(
-        model,
-        source=plan.source,
-        sequences=plan.sequences,
-        length=plan.length,
-        seed=plan.seed,
-        progress=_told(observer),
-    )
+    return calibrate(model, source=plan.source, progress=_told(observer), **size)
 
 
 def _told(observer: Observer) -> Callable[[int, int], None]:

@@ -10,9 +10,17 @@ import torch
 from torch import Tensor
 
 from llmkick.compression.recipe import Grid, Recipe
-from llmkick.compression.storage.folder import Rest, bundles, report_of, write_config, write_model, write_shards
+from llmkick.compression.storage.folder import (
+    UnchangedWeights,
+    bundles,
+    report_of,
+    write_config,
+    write_model,
+    write_shards,
+)
 from llmkick.compression.walk.blocks import Block, decoder_blocks
 from llmkick.compression.walk.finished_blocks import FinishedBlocks
+from llmkick.compression.walk.unchanged import output_heads
 from llmkick.errors import ConfigError
 from llmkick.models.checkpoints.meta_model import Outline
 from llmkick.models.checkpoints.packed import Codes, codes_of, read_parts
@@ -47,24 +55,24 @@ def save_compressed_tensors(
 
     Scales are float32, as the codes were made with. Zeros of a pruned model become codes like any other.
     """
-    rest, report = Rest(model), report_of(finished)
-    blocks = decoder_blocks(rest.model.network)
+    unchanged, report = UnchangedWeights(model), report_of(finished)
+    blocks = decoder_blocks(unchanged.model.network)
     check_exportable(recipe, blocks)
 
     def write(temporary: Path) -> None:
-        write_shards(temporary, _shards(rest, finished))
-        config = rest.model.network.config
-        config.quantization_config = _quantization_config(recipe, rest.model)
+        write_shards(temporary, _shards(unchanged, finished))
+        config = unchanged.model.network.config
+        config.quantization_config = _quantization_config(recipe, unchanged.model)
         try:
-            write_config(rest.model, temporary)
+            write_config(unchanged.model, temporary)
         finally:
             del config.quantization_config
 
-    write_model(rest.model, report, folder, rest.bytes + report.stored_bytes, write)
+    write_model(unchanged.model, report, folder, unchanged.bytes + report.stored_bytes, write)
 
 
-def _shards(rest: Rest, finished: FinishedBlocks) -> Iterator[dict[str, Tensor]]:
-    yield from bundles(rest.tensors())
+def _shards(unchanged: UnchangedWeights, finished: FinishedBlocks) -> Iterator[dict[str, Tensor]]:
+    yield from bundles(unchanged.tensors())
     for file in finished.files():
         shard: dict[str, Tensor] = {}
         for name, packed in read_parts(file):
@@ -102,12 +110,11 @@ def _quantization_config(recipe: Recipe, model: TransformersModel) -> dict[str, 
         strategy="channel" if grid.group_size is None else "group",
         group_size=grid.group_size,
     )
-    head = model.network.get_output_embeddings()
     config = QuantizationConfig(
         config_groups={"group_0": QuantizationScheme(targets=["Linear"], weights=arguments)},
         format="pack-quantized",
         quantization_status="compressed",
-        ignore=[name for name, module in model.network.named_modules() if module is head],
+        ignore=output_heads(model.network),
     )
     values: dict[str, Any] = config.model_dump(mode="json", exclude_none=True)
     return values

@@ -17,6 +17,7 @@ from llmkick.compression.walk.blocks import decoder_blocks
 from llmkick.compression.walk.finished_blocks import FinishedBlocks
 from llmkick.compression.walk.report import CompressionReport
 from llmkick.compression.walk.streaming import StreamedBlocks
+from llmkick.compression.walk.unchanged import names_outside_layers
 from llmkick.errors import ConfigError
 from llmkick.files import new_folder, require_space
 from llmkick.models.checkpoints.checkpoint import SOURCE_FILE
@@ -56,20 +57,20 @@ def save_packed(model: TransformersModel | Outline, finished: FinishedBlocks, fo
     model: the dense or the compressed one, or its outline; what lies outside the compressed layers is read from
     it. Errors as in `save_folder`.
     """
-    rest, report = Rest(model), report_of(finished)
+    unchanged, report = UnchangedWeights(model), report_of(finished)
 
     def write(temporary: Path) -> None:
         files = []
-        for number, bundle in enumerate(bundles(rest.tensors())):
+        for number, bundle in enumerate(bundles(unchanged.tensors())):
             files.append(f"packed-rest-{number:05d}.safetensors")
             write_packed(temporary / files[-1], {name: pack(tensor) for name, tensor in bundle.items()})
         for file in finished.files():
             files.append(f"packed-{file.name}")
             _link_or_copy(file, temporary / files[-1])
-        write_manifest(temporary, files, recipe=report.recipe, dtype=rest.model.info.dtype)
-        write_config(rest.model, temporary)
+        write_manifest(temporary, files, recipe=report.recipe, dtype=unchanged.model.info.dtype)
+        write_config(unchanged.model, temporary)
 
-    write_model(rest.model, report, folder, rest.bytes + report.stored_bytes, write)
+    write_model(unchanged.model, report, folder, unchanged.bytes + report.stored_bytes, write)
 
 
 def save_streamed(outline: Outline, finished: FinishedBlocks, folder: Path) -> None:
@@ -84,15 +85,13 @@ def save_streamed(outline: Outline, finished: FinishedBlocks, folder: Path) -> N
     write_model(outline.model, report_of(finished), folder, outline.bytes, write)
 
 
-class Rest:
-    """What a model has beside its compressed layers: embeddings, norms, the output head, left out when tied."""
+class UnchangedWeights:
+    """The tensors of a model outside its compressed layers, see `names_outside_layers`."""
 
     def __init__(self, model: TransformersModel | Outline) -> None:
         self.model = model.model if isinstance(model, Outline) else model
-        layers = {layer.place.parameter for block in decoder_blocks(self.model.network) for layer in block.layers}
-        self._state = {n: t for n, t in self.model.network.state_dict().items() if n not in layers}
-        for twin in self.model.network.all_tied_weights_keys:
-            self._state.pop(twin, None)
+        network, state = self.model.network, self.model.network.state_dict()
+        self._state = {name: state[name] for name in names_outside_layers(network, decoder_blocks(network))}
         self._source = StreamedBlocks(model) if isinstance(model, Outline) else None
 
     @property

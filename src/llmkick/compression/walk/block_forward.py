@@ -1,4 +1,4 @@
-"""Running one decoder block as the network would, and seeing what its linear layers are given."""
+"""Running one decoder block as the network would run it, and observing the inputs of its linear layers."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from llmkick.compression.walk.blocks import Block, LinearLayer
 from llmkick.compression.walk.causal_attention import CausalByPieces
 from llmkick.errors import ModelError
 
-Seen = Callable[[LinearLayer, Tensor], None]
+InputCallback = Callable[[LinearLayer, Tensor], None]
 
 
 class InputHooks:
-    """While this context lasts, whichever thread runs the layers may see what they are given (`seen_by`).
+    """While this context lasts, a thread can observe the inputs of the layers that it runs, see `calling`.
 
-    With `last` a forward that is seen ends before the layer of that name would run: nothing after it is recorded, and
-    a caller who only records need not pay for it.
+    With `last` an observed forward ends before the layer of that name would run: a caller who only records inputs does
+    not pay for the rest of the block.
     """
 
     def __init__(self, layers: tuple[LinearLayer, ...], *, last: str | None = None) -> None:
@@ -42,60 +42,60 @@ class InputHooks:
             handle.remove()
 
     @contextlib.contextmanager
-    def seen_by(self, seen: Seen) -> Iterator[None]:
-        """Call `seen(layer, inputs)` whenever a layer runs in this thread; inputs (..., in) as the layer got them."""
-        self._thread.seen = seen
+    def calling(self, callback: InputCallback) -> Iterator[None]:
+        """Call `callback(layer, inputs)` whenever a layer runs in this thread, with its inputs (..., in)."""
+        self._thread.callback = callback
         try:
-            with _ExpertCalls(self._experts, seen) if self._experts else contextlib.nullcontext():
+            with _ExpertCalls(self._experts, callback) if self._experts else contextlib.nullcontext():
                 yield
         finally:
-            del self._thread.seen
+            del self._thread.callback
 
     def _hook_for(self, layer: LinearLayer) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         def hook(_module: nn.Module, arguments: tuple[Any, ...]) -> None:
-            seen = getattr(self._thread, "seen", None)
-            if seen is None:
+            callback = getattr(self._thread, "callback", None)
+            if callback is None:
                 return
-            seen(layer, arguments[0])
+            callback(layer, arguments[0])
             if layer.name == self._last:
-                raise _BlockReached(None)
+                raise _ForwardEnded(None)
 
         return hook
 
 
 class _ExpertCalls(TorchFunctionMode):
-    """Sees every F.linear whose weight is a slice of an experts parameter."""
+    """Observes every F.linear whose weight is a slice of an experts parameter."""
 
-    def __init__(self, experts: list[LinearLayer], seen: Seen) -> None:
+    def __init__(self, experts: list[LinearLayer], callback: InputCallback) -> None:
         super().__init__()
         self._by_address = {layer.weight.data_ptr(): layer for layer in experts}
-        self._seen = seen
+        self._callback = callback
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is F.linear and isinstance(args[1], Tensor):
             layer = self._by_address.get(args[1].data_ptr())
             if layer is not None:
-                self._seen(layer, args[0])
+                self._callback(layer, args[0])
         return func(*args, **(kwargs or {}))
 
 
 @contextlib.contextmanager
 def experts_one_by_one(network: nn.Module) -> Iterator[None]:
-    """Run experts in the plain loop of F.linear calls, the only form whose inputs can be recorded."""
-    change: Any = getattr(network, "set_experts_implementation", None)
-    if change is None or not network._can_set_experts_implementation():  # type: ignore[operator]
+    """Run experts in the plain loop of F.linear calls, the only implementation whose inputs can be recorded."""
+    set_implementation: Any = getattr(network, "set_experts_implementation", None)
+    if set_implementation is None or not network._can_set_experts_implementation():  # type: ignore[operator]
         yield
         return
     before = network.get_experts_implementation()  # type: ignore[operator]
-    change("eager")
+    set_implementation("eager")
     try:
         yield
     finally:
-        change(before)
+        set_implementation(before)
 
 
-class _BlockReached(Exception):  # noqa: N818 - not an error: it ends a forward early
-    """Raised inside a forward once the block of interest has run, or as much of it as is wanted."""
+class _ForwardEnded(Exception):  # noqa: N818 - not an error: it ends a forward early
+    """Raised inside a forward when the block has run, or as much of it as is needed; `output` is the block's."""
 
     def __init__(self, output: Any) -> None:
         super().__init__()
@@ -103,11 +103,11 @@ class _BlockReached(Exception):  # noqa: N818 - not an error: it ends a forward 
 
 
 class BlockRunner:
-    """Runs one decoder block on given hidden states, with every argument the network itself would pass.
+    """Runs one decoder block on given hidden states, with all arguments that the network itself would pass.
 
-    A forward of the whole network is made in which the blocks before are replaced by ones that hand the
-    states on, and which ends after the block: positions, masks and per-layer inputs come from the network,
-    so they are right for any architecture. What it costs beyond the block is an embedding look-up.
+    It starts a forward of the whole network in which the blocks before are replaced by functions that return their
+    input, and ends it after the block. Positions, masks and per-layer inputs come from the network, so they are right
+    for any architecture. The cost beyond the block itself is an embedding look-up.
     """
 
     def __init__(self, network: nn.Module, blocks: list[Block]) -> None:
@@ -120,35 +120,36 @@ class BlockRunner:
     def only(self, index: int) -> Iterator[Callable[[Tensor, Tensor | None], Tensor | None]]:
         """A function that runs block `index`, in any thread: (ids, hidden) → the block's output.
 
-        ids: (sequences, tokens); hidden: the block's input states, None for the embeddings' output; output: (sequences,
-        tokens, width), None when the forward ended inside the block.
+        ids: (sequences, tokens). hidden: the states that the block is given, None for the output of the embeddings.
+        Output: (sequences, tokens, width), None when the forward ended inside the block. The function raises
+        ModelError when the network does not run the block.
         """
         run_block = self._blocks[index].module.forward
 
-        def passing(*arguments: Any, **keywords: Any) -> Any:
+        def pass_through(*arguments: Any, **keywords: Any) -> Any:
             states = keywords["hidden_states"] if "hidden_states" in keywords else arguments[0]
             return (states, *[None] * self._extra_outputs) if self._extra_outputs is not None else states
 
-        def entering(*arguments: Any, **keywords: Any) -> Any:
+        def run_and_end(*arguments: Any, **keywords: Any) -> Any:
             hidden = self._thread.hidden
             if hidden is not None and "hidden_states" in keywords:
                 keywords["hidden_states"] = hidden
             elif hidden is not None:
                 arguments = (hidden, *arguments[1:])
-            raise _BlockReached(run_block(*arguments, **keywords))
+            raise _ForwardEnded(run_block(*arguments, **keywords))
 
         def run(ids: Tensor, hidden: Tensor | None) -> Tensor | None:
             self._thread.hidden = hidden
             try:
                 with CausalByPieces():
                     self._network(input_ids=ids, use_cache=False)
-            except _BlockReached as reached:
-                return self._states(reached.output)
+            except _ForwardEnded as ended:
+                return self._states(ended.output)
             finally:
                 del self._thread.hidden
             raise ModelError(f"the network never ran its block {self._blocks[index].name}")
 
-        with _replaced_forwards(self._blocks[: index + 1], [passing] * index + [entering]):
+        with _replaced_forwards(self._blocks[: index + 1], [pass_through] * index + [run_and_end]):
             yield run
 
     def _states(self, output: Any) -> Tensor | None:
@@ -163,14 +164,14 @@ class BlockRunner:
 
 @contextlib.contextmanager
 def _replaced_forwards(blocks: list[Block], forwards: list[Callable[..., Any]]) -> Iterator[None]:
-    # A forward of its own is what accelerate gives a module that it carries inputs to, from another device.
-    own = [block.module.__dict__.get("forward") for block in blocks]
+    # accelerate sets a `forward` on the module itself when it moves inputs to its device: put that back afterwards.
+    forwards_before = [block.module.__dict__.get("forward") for block in blocks]
     try:
         for block, forward in zip(blocks, forwards, strict=True):
             block.module.forward = forward
         yield
     finally:
-        for block, before in zip(blocks, own, strict=True):
+        for block, before in zip(blocks, forwards_before, strict=True):
             block.module.__dict__.pop("forward", None)
             if before is not None:
                 block.module.forward = before

@@ -12,12 +12,14 @@ from torch import nn
 
 from llmkick.compression.recipe import Dense, Recipe
 from llmkick.compression.registry import parse_recipe, plugin_origins
+from llmkick.compression.walk.block_sources import BlocksInMemory, put_layers
 from llmkick.compression.walk.blocks import decoder_blocks, shallow_copy
 from llmkick.compression.walk.calibration import Calibration, as_calibration
 from llmkick.compression.walk.checks import check_calibration_fits, check_recipe_fits
 from llmkick.compression.walk.finished_blocks import FinishedBlocks
+from llmkick.compression.walk.recipe_output import RecipeOutput
 from llmkick.compression.walk.report import CompressionReport
-from llmkick.compression.walk.walk import WALK_VERSION, BlocksInMemory, Output, Progress, Walk, put_layers
+from llmkick.compression.walk.walk import WALK_VERSION, Progress, Walk
 from llmkick.models.language_model import ModelInfo
 from llmkick.models.transformers_model import TransformersModel
 from llmkick.models.weights import check_finite, weights_digest
@@ -51,7 +53,7 @@ def compress(
     if finished is not None and finished.report is not None:
         return restore(model, finished)
     network = shallow_copy(model.network)
-    output = Output(recipe=recipe, blocks=decoder_blocks(network), finished=finished)
+    output = RecipeOutput(recipe=recipe, blocks=decoder_blocks(network), finished=finished)
     if finished is not None and not propagate:
         output.blocks = None
     at_work = network if propagate else model.network
@@ -78,7 +80,7 @@ def compress_many(
     parsed = [_parsed(recipe) for recipe in recipes]
     windows = check_all(model, parsed, calibration)
     networks = [shallow_copy(model.network) for _ in parsed]
-    outputs = [Output(recipe=r, blocks=decoder_blocks(n)) for r, n in zip(parsed, networks, strict=True)]
+    outputs = [RecipeOutput(recipe=r, blocks=decoder_blocks(n)) for r, n in zip(parsed, networks, strict=True)]
     _walk_by_need(model, outputs, windows, progress)
     results = []
     for output, network in zip(outputs, networks, strict=True):
@@ -104,7 +106,7 @@ def compress_into(
     outputs = []
     for text, recipe in recipes.items():
         kept = kept_blocks(model.info, model.device, recipe, windows, folders[text], propagate=False)
-        outputs.append(Output(recipe=recipe, finished=kept))
+        outputs.append(RecipeOutput(recipe=recipe, finished=kept))
     _walk_by_need(model, [o for o in outputs if o.finished and o.finished.report is None], windows, progress)
     reports = []
     for output in outputs:
@@ -178,7 +180,7 @@ def check_all(
 
 
 def make_report(
-    output: Output, info: ModelInfo, windows: Calibration | None, *, seed: int, propagate: bool, digest: str
+    output: RecipeOutput, info: ModelInfo, windows: Calibration | None, *, seed: int, propagate: bool, digest: str
 ) -> CompressionReport:
     """The report of a recipe whose blocks are all finished."""
     used = windows if output.recipe.needs_calibration else None
@@ -204,7 +206,7 @@ def _parsed(recipe: Recipe | str) -> Recipe:
 
 
 def _walk_by_need(
-    model: TransformersModel, outputs: list[Output], windows: Calibration | None, progress: Progress | None
+    model: TransformersModel, outputs: list[RecipeOutput], windows: Calibration | None, progress: Progress | None
 ) -> None:
     """One walk for the recipes that need calibration, one for those that see a few of its sequences only."""
     needy = [output for output in outputs if output.recipe.needs_calibration]
@@ -217,7 +219,7 @@ def _walk_by_need(
 def _walk(
     model: TransformersModel,
     network: nn.Module,
-    outputs: list[Output],
+    outputs: list[RecipeOutput],
     windows: Calibration | None,
     *,
     propagate: bool,
@@ -241,7 +243,7 @@ def _put_all(network: nn.Module, finished: FinishedBlocks) -> None:
 def _finish(
     model: TransformersModel,
     network: nn.Module,
-    output: Output,
+    output: RecipeOutput,
     windows: Calibration | None,
     *,
     seed: int,

@@ -1,4 +1,4 @@
-"""What a block's layers are given while it runs on calibration text: statistics and a sample of it."""
+"""The inputs of a block's layers on calibration text: their statistics and a sample of them."""
 
 from __future__ import annotations
 
@@ -15,35 +15,39 @@ ERROR_TOKENS = 128
 
 
 class ForwardInputs:
-    """What the layers are given in one forward, kept until it is over; whether it is still that must then be asked."""
+    """The inputs of the layers in one forward, kept until it is over.
+
+    They are references, so a network that works in place may change them afterwards: `changed` says whether it did.
+    """
 
     def __init__(self, *, copies: bool = False) -> None:
-        """With `copies` nothing that the network does later to a layer's input matters."""
+        """With `copies` the inputs are copied, so that later changes do not matter."""
         self._copies = copies
-        self._seen: list[tuple[LinearLayer, Tensor, int]] = []
+        self._inputs: list[tuple[LinearLayer, Tensor, int]] = []
         self._copied: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
 
-    def see(self, layer: LinearLayer, inputs: Tensor) -> None:
-        """Keep the input of a layer, of layers that share one the same tensor."""
+    def add(self, layer: LinearLayer, inputs: Tensor) -> None:
+        """Keep the input of a layer; layers that share an input share the kept tensor."""
         if self._copies:
             # The original is kept alive with it, so that an id names one tensor only.
             key = id(inputs), inputs._version
             _, inputs = self._copied.setdefault(key, (inputs, inputs.clone()))
-        self._seen.append((layer, inputs, inputs._version))
+        self._inputs.append((layer, inputs, inputs._version))
 
     @property
     def changed(self) -> bool:
-        """Whether the network has changed one of them in place since."""
-        return any(inputs._version != version for _, inputs, version in self._seen)
+        """Whether the network has changed a kept input in place."""
+        return any(inputs._version != version for _, inputs, version in self._inputs)
 
     def __iter__(self) -> Iterator[tuple[LinearLayer, Tensor]]:
-        return ((layer, inputs) for layer, inputs, _ in self._seen)
+        return ((layer, inputs) for layer, inputs, _ in self._inputs)
 
 
 class InputRecord:
-    """The inputs of a block's layers while it runs: statistics and a sample, once for each distinct input.
+    """Statistics and a sample of the inputs of a block's layers, once for each distinct input.
 
-    `batches` is how many forwards there will be: the sample is taken evenly from all of them.
+    Layers that share an input (q, k and v; gate and up) share its statistics, which belong to the first of them, the
+    owner. batches: the number of forwards, from all of which the sample is taken evenly.
     """
 
     def __init__(self, block: Block, *, hessian: bool, squares: bool = True, batches: int) -> None:
@@ -52,28 +56,28 @@ class InputRecord:
         self._owner: dict[str, str] = {}
         self._statistics: dict[str, InputStatistics] = {}
         self._samples: dict[str, list[Tensor]] = {}
-        # Inputs of the forward that is taken in, kept alive so that an id names one tensor only.
+        # Inputs of the current forward with their owners, kept alive so that an id names one tensor only.
         self._live: dict[int, tuple[Tensor, str]] = {}
-        self._shares = {layer.name for layer in block.layers if layer.form != "expert"}
+        self._may_share = {layer.name for layer in block.layers if layer.form != "expert"}
         self.order: list[str] = []  # names of the layers in the order of their first run
 
     def add(self, forward: Iterable[tuple[LinearLayer, Tensor]]) -> None:
-        """Take in what the layers were given in one forward, in the order in which they ran."""
+        """Add the inputs of one forward, in the order in which the layers ran."""
         for layer, inputs in forward:
-            self._see(layer, inputs)
+            self._add(layer, inputs)
         self._live.clear()
 
-    def _see(self, layer: LinearLayer, inputs: Tensor) -> None:
-        """Take in what a layer is given: q, k and v share one input, gate and up another."""
+    def _add(self, layer: LinearLayer, inputs: Tensor) -> None:
+        """Add the input of a layer, unless it is counted for another layer that shares it."""
         if layer.name not in self._owner:
             self.order.append(layer.name)
-        if layer.name in self._shares:
+        if layer.name in self._may_share:
             _, owner = self._live.setdefault(id(inputs), (inputs, layer.name))
-            known = self._owner.setdefault(layer.name, owner)
-            if known == owner and owner != layer.name:
+            earlier_owner = self._owner.setdefault(layer.name, owner)
+            if earlier_owner == owner and owner != layer.name:
                 return
         self._owner[layer.name] = layer.name
-        # Experts see (tokens, in); some layers (sequences, heads, tokens, in).
+        # Experts are given (tokens, in), some layers (sequences, heads, tokens, in).
         rows = inputs.unsqueeze(0) if inputs.dim() == 2 else inputs.flatten(1, -2)
         self._accumulate(layer.name, rows)
 
@@ -90,7 +94,7 @@ class InputRecord:
         self._samples[name].append(sample.to(torch.float32, copy=True))  # a view would keep all rows alive
 
     def statistics_of(self, layer: LinearLayer) -> InputStatistics | None:
-        """Statistics of the inputs a layer shares, None when it never ran."""
+        """Statistics of a layer's inputs, None when it never ran."""
         return self._statistics.get(self._owner.get(layer.name, ""))
 
     def sample_of(self, layer: LinearLayer) -> Tensor | None:
@@ -99,7 +103,7 @@ class InputRecord:
         return torch.cat(pieces) if pieces else None
 
     def forget(self, layer: LinearLayer, still_to_come: Sequence[LinearLayer]) -> None:
-        """Let go of a layer's statistics unless one still to come shares them: they are the largest thing here."""
+        """Free a layer's statistics, the largest tensors here, unless a layer still to come shares them."""
         owner = self._owner.get(layer.name, "")
         if all(self._owner.get(other.name) != owner for other in still_to_come):
             self._statistics.pop(owner, None)

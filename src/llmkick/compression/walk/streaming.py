@@ -10,12 +10,15 @@ from typing import Any
 from torch import Tensor, nn
 
 from llmkick.compression.recipe import Recipe
+from llmkick.compression.walk.block_sources import put_layers
 from llmkick.compression.walk.blocks import Block, decoder_blocks
 from llmkick.compression.walk.calibration import Calibration
 from llmkick.compression.walk.checks import check_calibration_fits, check_recipe_fits
 from llmkick.compression.walk.compress import kept_blocks, make_report
 from llmkick.compression.walk.finished_blocks import FinishedBlocks
-from llmkick.compression.walk.walk import Output, Progress, Walk, put_layers
+from llmkick.compression.walk.recipe_output import RecipeOutput
+from llmkick.compression.walk.unchanged import names_outside_blocks, output_heads
+from llmkick.compression.walk.walk import Progress, Walk
 from llmkick.errors import ModelError, NumericalError
 from llmkick.models.allocator import give_back_freed_memory
 from llmkick.models.checkpoints.meta_model import Outline
@@ -49,7 +52,7 @@ def compress_streamed(
     finished = kept_blocks(outline.info, outline.device, recipe, calibration, folder, propagate=propagate)
     if finished.report is not None:
         return finished
-    output = Output(recipe=recipe, finished=finished)
+    output = RecipeOutput(recipe=recipe, finished=finished)
     with source.surroundings():
         Walk(
             network=outline.model.network,
@@ -88,21 +91,17 @@ class StreamedBlocks:
     @contextlib.contextmanager
     def surroundings(self) -> Iterator[None]:
         """What the network has around its blocks: embeddings and norms, but not the output head, which never runs."""
-        head = self.network.get_output_embeddings()
-        unused = {name for name, module in self.network.named_modules() if module is head}
+        unused = output_heads(self.network)
         with self._filled([n for n in self.names_outside() if n.rpartition(".")[0] not in unused], self._map):
             yield
 
-    def tidy(self) -> None:
+    def release_memory(self) -> None:
         """Give freed memory back to the system."""
         give_back_freed_memory()
 
     def names_outside(self) -> list[str]:
-        """Names in the state dict of all that is in no block, without twins of tied weights."""
-        inside = tuple(f"{block.name}." for block in self.blocks)
-        return [
-            name for name in self.network.state_dict() if not name.startswith(inside) and name not in self.outline.tied
-        ]
+        """Names in the state dict of all tensors that are in no block, without twins of tied weights."""
+        return names_outside_blocks(self.network, self.blocks)
 
     def read(self, name: str) -> Tensor:
         """A tensor of the state dict in the model's precision, on the CPU."""
@@ -128,7 +127,7 @@ class StreamedBlocks:
         finally:
             for name, outline in outlines.items():
                 _put(self.network, name, outline)
-            self.tidy()
+            self.release_memory()
 
     def _read(self, name: str) -> Tensor:
         """A tensor in memory of its own: mapped pages would count as ours until the file is closed."""

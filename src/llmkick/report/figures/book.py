@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import altair as alt
 import pandas as pd
 
 from llmkick.report import formatting
 from llmkick.report.figures import charts
-from llmkick.report.figures.figure import Figure
+from llmkick.report.figures.figure import Figure, Spec
 from llmkick.report.figures.levels import DODGE, LABEL_WIDTH, SAVED
 from llmkick.report.level_axes import KINDS
 from llmkick.study.results.results import StudyResult
@@ -19,7 +17,7 @@ CLOSED, OPEN = ":closed", ":open"
 
 def book_figures(result: StudyResult, cells: pd.DataFrame) -> list[Figure]:
     """For every task that was asked with and without its passage: both scores of every recipe."""
-    names = [str(task["name"]) for task in result.tasks]
+    names = [task.name for task in result.tasks]
     bases = [name.removesuffix(CLOSED) for name in names if name.endswith(CLOSED)]
     return [_figure(cells, base) for base in bases if base + OPEN in names and _asked_both_ways(cells, base)]
 
@@ -58,7 +56,7 @@ def _figure(cells: pd.DataFrame, base: str) -> Figure:
     )
 
 
-def _pairs(frame: pd.DataFrame, kind: str, y: alt.Y, methods: charts.Methods) -> list[Any]:
+def _pairs(frame: pd.DataFrame, kind: str, y: alt.Y, methods: charts.Methods) -> list[charts.Layer]:
     """The two scores of each recipe, joined by a line."""
     if kind == "sparsity":
         most = float(frame["sparsity"].max())
@@ -66,7 +64,7 @@ def _pairs(frame: pd.DataFrame, kind: str, y: alt.Y, methods: charts.Methods) ->
         frame = frame.assign(x=frame["sparsity"] + DODGE * most * frame["method"].map(place))
         scale = alt.Scale(domain=[0, max(most * 1.06, 0.1)], nice=False)
         axis = alt.Axis(format="~%", tickCount=5)
-        encoding: dict[str, Any] = {"x": alt.X("x:Q", title="share of weights set to zero", axis=axis, scale=scale)}
+        encoding: Spec = {"x": alt.X("x:Q", title="share of weights set to zero", axis=axis, scale=scale)}
     else:
         x, side = charts.level_axis(frame, methods)
         encoding = {"x": x, "xOffset": side}

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self, cast
+from typing import Self, cast
 
 import altair as alt
 import pandas as pd
+
+# A panel of a figure, or one of the layers of a panel.
+Layer = alt.Chart | alt.LayerChart | alt.FacetChart
 
 # Okabe & Ito's palette (jfly.uni-koeln.de/color), told apart without colour vision; shapes say it once more.
 STYLES: Mapping[str, tuple[str, str]] = {
@@ -85,20 +88,20 @@ def level_line(height: float, *, dotted: bool = False) -> alt.Chart:
     """A quiet line across a panel."""
     dash = [1, 3] if dotted else [1, 0]
     line = alt.Chart(pd.DataFrame([{"y": height}])).mark_rule(color=GREY if dotted else FAINT, strokeDash=dash)
-    found: alt.Chart = line.encode(y="y:Q")
-    return found
+    drawn: alt.Chart = line.encode(y="y:Q")
+    return drawn
 
 
-def bars(frame: pd.DataFrame, y: alt.Y, methods: Methods, dense: float) -> list[Any]:
+def bars(frame: pd.DataFrame, y: alt.Y, methods: Methods, dense: float) -> list[Layer]:
     """A bar with its interval for every level and method; the dense score is a line across."""
     x, side = level_axis(frame, methods)
     bar_y = alt.Y("y:Q", title="score", axis=alt.Axis(tickCount=5), scale=y["scale"], stack=None)
     base = alt.Chart(frame).encode(x=x, xOffset=side)
     low = y.copy()
     low.shorthand = "low:Q"
-    bar = base.mark_bar(opacity=0.85, clip=True).encode(y=bar_y, color=methods.colour, tooltip=list(TIPS))
+    bar: alt.Chart = base.mark_bar(opacity=0.85, clip=True).encode(y=bar_y, color=methods.colour, tooltip=list(TIPS))
     whisker = base.transform_filter("isValid(datum.low)").mark_rule(strokeWidth=1.5, clip=True, color=INK)
-    return [level_line(dense), bar, whisker.encode(y=low, y2="high:Q")]
+    return [level_line(dense), bar, cast(alt.Chart, whisker.encode(y=low, y2="high:Q"))]
 
 
 def ratio_axis(panel: pd.DataFrame) -> alt.Y:
@@ -130,7 +133,7 @@ def with_intervals(base: alt.Chart, y: alt.Y, methods: Methods, *extra_tips: alt
     ]
 
 
-def with_margin(layers: list[Any], limit: float) -> alt.LayerChart:
+def with_margin(layers: Sequence[Layer], limit: float) -> alt.LayerChart:
     """A panel with a dashed line at the margin."""
     rule = alt.Chart(pd.DataFrame([{"y": limit}])).mark_rule(strokeDash=[4, 3], color=GREY).encode(y="y:Q")
     panel = cast(alt.LayerChart, alt.layer(rule, *layers))
@@ -160,7 +163,9 @@ def heat_map(frame: pd.DataFrame, field: str, title: str) -> alt.Chart:
     return chart
 
 
-def themed(panels: list[Any], *, columns: int = 3, minimum: int = 170, shared_colour: bool = True) -> alt.ConcatChart:
+def themed(
+    panels: Sequence[Layer], *, columns: int = 3, minimum: int = 170, shared_colour: bool = True
+) -> alt.ConcatChart:
     """Panels side by side; quiet lines, small type. `minimum` is the width that the page leaves a panel."""
     chart = alt.concat(*panels, columns=columns, usermeta={"minimum": minimum})
     # Side by side are only the methods that a panel has.

@@ -15,6 +15,8 @@ import vl_convert
 
 from llmkick.files import write_text
 
+# A chart in Vega-Lite's own terms.
+Spec = dict[str, Any]
 VEGA_LITE = ".".join(alt.SCHEMA_VERSION.lstrip("v").split(".")[:2])
 
 
@@ -29,10 +31,10 @@ class Figure:
     rows: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     @functools.cached_property
-    def spec(self) -> dict[str, Any]:
+    def spec(self) -> Spec:
         """The chart in Vega-Lite's own terms, data included; that it is valid is for the tests to say."""
         with alt.data_transformers.enable("default", max_rows=None, consolidate_datasets=False):
-            spec: dict[str, Any] = self.chart.to_dict(validate=False)
+            spec: Spec = self.chart.to_dict(validate=False)
         return {**spec, "description": f"{self.title}. {self.caption}".strip(". ")}
 
     @property

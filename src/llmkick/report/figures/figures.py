@@ -29,8 +29,8 @@ def figures(
         *([control_figure(result, cells)] if both else []),
         *level_figures(result, cells),
         *book_figures(result, cells),
-        *(group_figures(groups) if groups is not None else []),
-        *(measure_figures(measures) if measures is not None else []),
+        *(group_figures(result, groups) if groups is not None else []),
+        *(measure_figures(result, measures) if measures is not None else []),
         *frontier_figures(result.folder),
     ]
 

@@ -31,7 +31,6 @@ MARKS = {
     "no signal": (GREY, "square"),
     "incomplete": ("#cc79a7", "diamond"),
 }
-_KINDS = {"sparsity": "sparsity", "n:m": "nm", "bits": "bits"}
 
 
 def row_name(row: Mapping[str, Any]) -> str:
@@ -100,7 +99,7 @@ def _panel(result: FrontierResult, name: str) -> alt.LayerChart:
         "level:O",
         sort=levels,
         scale=alt.Scale(domain=levels),
-        title=f"{KINDS[_KINDS[kind]].lower()}, mild → severe",
+        title=f"{KINDS[kind].lower()}, mild → severe",
         axis=alt.Axis(labelAngle=0, labelOverlap=True, labelSeparation=8),
     )
     y = alt.Y("task:N", sort=order, scale=alt.Scale(domain=order), title=None, axis=alt.Axis(labelLimit=200))

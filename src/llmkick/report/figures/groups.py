@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import cast
 
 import altair as alt
 import pandas as pd
@@ -13,22 +13,30 @@ from llmkick.report.breakdown import GROUPS, MEASURES
 from llmkick.report.figures import charts
 from llmkick.report.figures.figure import Figure
 from llmkick.report.figures.levels import LABEL_WIDTH, against_levels, against_sparsity
-from llmkick.report.level_axes import KINDS, level_of
+from llmkick.report.level_axes import KINDS
+from llmkick.study.levels import LevelKind
+from llmkick.study.results.results import StudyResult
 
-SHORT = {"sparsity": "sparsity", "nm": "N:M", "bits": "bits", "combined": "both", "other": "other"}
+SHORT: Mapping[LevelKind, str] = {
+    "sparsity": "sparsity",
+    "n:m": "N:M",
+    "bits": "bits",
+    "combined": "both",
+    "other": "other",
+}
 
 
-def group_figures(groups: pd.DataFrame) -> list[Figure]:
+def group_figures(result: StudyResult, groups: pd.DataFrame) -> list[Figure]:
     """A figure for every task that has parts: a column for each part, a row for each kind of level."""
     return [
-        _group_figure(frame, str(task), str(detail))
+        _group_figure(result, frame, str(task), str(detail))
         for (task, detail), frame in groups.groupby(["task", "detail"], sort=False)
         if (frame["verdict"] != "no signal").any()
     ]
 
 
-def _group_figure(frame: pd.DataFrame, task: str, detail: str) -> Figure:
-    cells = _placed(frame).assign(
+def _group_figure(result: StudyResult, frame: pd.DataFrame, task: str, detail: str) -> Figure:
+    cells = _placed(result, frame).assign(
         y=frame["compressed"].astype(float),
         low=frame["dense"].astype(float) * (1 - frame["loss_high"].astype(float)),
         high=frame["dense"].astype(float) * (1 - frame["loss_low"].astype(float)),
@@ -57,7 +65,7 @@ def _group_figure(frame: pd.DataFrame, task: str, detail: str) -> Figure:
     )
 
 
-def measure_figures(measures: pd.DataFrame) -> list[Figure]:
+def measure_figures(result: StudyResult, measures: pd.DataFrame) -> list[Figure]:
     """A figure for every task whose answers were measured: a column for each measure, a row for each kind."""
     return [
         Figure(
@@ -66,7 +74,7 @@ def measure_figures(measures: pd.DataFrame) -> list[Figure]:
             caption="Means over answers with their intervals; the dotted line is the dense model. A model that loses "
             "its language repeats itself: fewer unique tokens, more repeated 4-grams, whatever the score says.",
             chart=charts.themed(
-                list(_measure_panels(frame)), columns=_columns(frame["measure"].nunique()), minimum=160
+                list(_measure_panels(result, frame)), columns=_columns(frame["measure"].nunique()), minimum=160
             ),
             rows=frame,
         )
@@ -80,10 +88,10 @@ def _columns(measures: int) -> int:
     return measures if measures > 1 else 3
 
 
-def _measure_panels(frame: pd.DataFrame) -> Iterator[alt.LayerChart]:
+def _measure_panels(result: StudyResult, frame: pd.DataFrame) -> Iterator[alt.LayerChart]:
     dense = frame[frame["recipe"] == "dense"].set_index("measure")["value"]
     compressed = frame[(frame["recipe"] != "dense") & frame["value"].notna()]
-    cells = _placed(compressed).assign(
+    cells = _placed(result, compressed).assign(
         y=compressed["value"].astype(float),
         value=[f"{value:.3g}" for value in compressed["value"]],
         low=compressed["low"].astype(float),
@@ -101,43 +109,47 @@ def _measure_panels(frame: pd.DataFrame) -> Iterator[alt.LayerChart]:
                 yield _measure_panel(panel, measure, kind, start, methods)
 
 
-def _measure_panel(panel: pd.DataFrame, measure: str, kind: str, start: float, methods: charts.Methods) -> Any:
+def _measure_panel(
+    panel: pd.DataFrame, measure: str, kind: LevelKind, start: float, methods: charts.Methods
+) -> alt.LayerChart:
     top = max(panel[["y", "high"]].max().max(), start if start == start else 0.0)
     y = alt.Y("y:Q", title=MEASURES[measure], scale=alt.Scale(domain=[0, top * 1.06 or 1], nice=False))
-    layers: list[Any] = [] if start != start else [charts.level_line(start, dotted=True)]
+    layers: list[charts.Layer] = [] if start != start else [charts.level_line(start, dotted=True)]
     draw = against_sparsity if kind == "sparsity" and start == start else against_levels
     title = alt.TitleParams(KINDS[kind], subtitle="" if start != start else f"dense {start:.3g}")
     layers += draw(panel, y, methods, start if start == start else 0.0)
-    return alt.layer(*layers).properties(title=title, width=240, height=charts.HEIGHT)
+    return cast(alt.LayerChart, alt.layer(*layers).properties(title=title, width=240, height=charts.HEIGHT))
 
 
 def _against(dense: float | None, value: float) -> str:
     return "" if not dense else f"{formatting.percent(value / dense - 1, signed=True)} against dense"
 
 
-def _placed(frame: pd.DataFrame) -> pd.DataFrame:
+def _placed(result: StudyResult, frame: pd.DataFrame) -> pd.DataFrame:
     """With the place of every recipe on the axes, and the texts of a tooltip where there are losses."""
-    levels = {recipe: level_of(recipe) for recipe in dict.fromkeys(frame["recipe"])}
+    levels = {recipe: result.level(recipe) for recipe in dict.fromkeys(frame["recipe"])}
     order = sorted(levels, key=lambda recipe: levels[recipe].severity)
     placed = frame.assign(
         method=[levels[r].method for r in frame["recipe"]],
         kind=[levels[r].kind for r in frame["recipe"]],
-        label=[levels[r].label for r in frame["recipe"]],
+        label=[levels[r].level for r in frame["recipe"]],
         sparsity=pd.Series([levels[r].sparsity for r in frame["recipe"]], index=frame.index, dtype=float),
         order=[order.index(r) for r in frame["recipe"]],
     )
     if "compressed" in frame:
-        entries = frame.rename(columns={"loss": "relative_drop"}).to_dict("records")
-        placed["value"] = [formatting.score(_number(entry["compressed"])) for entry in entries]
-        placed["change"] = [_change(entry) for entry in entries]
+        placed["value"] = [formatting.score(_number(score)) for score in frame["compressed"]]
+        columns = (frame[name] for name in ("verdict", "loss", "loss_low", "loss_high"))
+        placed["change"] = [_change(*row) for row in zip(*columns, strict=True)]
     return placed
 
 
-def _change(entry: Any) -> str:
-    low, high = _number(entry["loss_low"]), _number(entry["loss_high"])
-    bounds = None if low is None or high is None else (low, high)
-    return formatting.loss({**entry, "relative_drop": _number(entry["relative_drop"]), "interval": bounds})
+def _change(verdict: str, loss: float | None, low: float | None, high: float | None) -> str:
+    if verdict == "no signal":
+        return formatting.NOTHING
+    lower, upper = _number(low), _number(high)
+    bounds = None if lower is None or upper is None else (lower, upper)
+    return str(formatting.relative_loss(_number(loss), bounds))
 
 
-def _number(value: Any) -> float | None:
+def _number(value: float | None) -> float | None:
     return None if pd.isna(value) else float(value)

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import altair as alt
 import pandas as pd
 
 from llmkick.report import formatting
 from llmkick.report.figures import charts
-from llmkick.report.figures.figure import Figure
-from llmkick.report.level_axes import level_of
+from llmkick.report.figures.figure import Figure, Spec
 from llmkick.report.tables import compression_table, layer_means, layers_table
 from llmkick.study.results.results import StudyResult
 
@@ -38,7 +36,7 @@ def layer_figure(result: StudyResult) -> Figure:
     )
 
 
-def model_heat_maps() -> dict[str, Any]:
+def model_heat_maps() -> Spec:
     """Output error, zeros and damping of one compressed model, without the data: the page has a choice of models."""
     empty = pd.DataFrame(columns=["kind", "depth", *FIELDS])
     panels = [charts.heat_map(empty, field, title) for field, title in FIELDS.items()]
@@ -50,7 +48,7 @@ def size_figure(result: StudyResult) -> Figure:
     """Stored size of every compressed model beside that of its dense layers."""
     table = compression_table(result)
     frame = table.assign(
-        method=[level_of(recipe).method for recipe in table["recipe"]],
+        method=[result.level(recipe).method for recipe in table["recipe"]],
         share=table["stored_bytes"] / table["dense_bytes"].where(table["dense_bytes"] > 0),
         stored=[formatting.size(count) for count in table["stored_bytes"]],
         dense=[formatting.size(count) for count in table["dense_bytes"]],

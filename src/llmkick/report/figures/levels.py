@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Collection, Mapping
 
 import altair as alt
 import pandas as pd
@@ -11,16 +10,20 @@ import pandas as pd
 from llmkick.report import formatting
 from llmkick.report.figures import charts
 from llmkick.report.figures.figure import Figure
-from llmkick.report.level_axes import KINDS, level_of
-from llmkick.report.lookup import comparisons_by_cell, dense_scores, is_control, ordered_tasks
+from llmkick.report.level_axes import KINDS
+from llmkick.report.lookup import comparisons_by_cell, dense_scores, ordered_tasks, task_comparisons
+from llmkick.report.payload import Payload
+from llmkick.statistics import Comparison, PerplexityComparison, Verdict
+from llmkick.study.levels import LevelKind
+from llmkick.study.results.records import AnyComparison, TaskSummary
 from llmkick.study.results.results import StudyResult
 
 DODGE = 0.014  # of the axis: levels that methods share are drawn side by side
 LABEL_WIDTH = 46  # pixels that a level's name needs, as 4b-g128
-NAMES = {"sparsity": "sparsity", "nm": "n-m"}
-TITLES = {
+NAMES: Mapping[LevelKind, str] = {"sparsity": "sparsity", "n:m": "n-m"}
+TITLES: Mapping[LevelKind, str] = {
     "sparsity": "Score against sparsity",
-    "nm": "Score at N:M patterns",
+    "n:m": "Score at N:M patterns",
     "bits": "Score after rounding",
     "combined": "Score of what was pruned and rounded",
     "other": "Score of other recipes",
@@ -38,42 +41,44 @@ SAVED = (
 
 def cells_frame(result: StudyResult) -> pd.DataFrame:
     """One row for each recipe × task: its place on the axes, its numbers, the texts of its tooltip."""
-    levels = {entry["recipe"]: level_of(entry["recipe"]) for entry in result.comparisons}
+    levels = {comparison.recipe: result.level(comparison.recipe) for comparison in result.comparisons}
     order = sorted(levels, key=lambda recipe: levels[recipe].severity)
     rows = []
-    for (recipe, task), entry in comparisons_by_cell(result).items():
+    for (recipe, task), comparison in comparisons_by_cell(result).items():
         level = levels[recipe]
-        place = (recipe, task, order.index(recipe), level.method, level.kind, level.label, level.sparsity)
-        rows.append({**dict(zip(PLACE, place, strict=True)), **_height(entry)})
+        place = (recipe, task, order.index(recipe), level.method, level.kind, level.level, level.sparsity)
+        rows.append({**dict(zip(PLACE, place, strict=True)), **_height(comparison)})
     frame = pd.DataFrame(rows, columns=[*PLACE, *HEIGHT])
     numbers = ["sparsity", "y", "low", "high", "loss", "loss_low", "loss_high", "dense", "chance"]
     frame[numbers] = frame[numbers].astype(float)
     return frame[frame["y"].notna()]
 
 
-def _height(entry: Mapping[str, Any]) -> dict[str, Any]:
+def _height(comparison: AnyComparison) -> Payload:
     """The score with the interval of its loss, or perplexity over that of the dense model."""
-    control = "outcome" in entry
-    change = entry["relative_increase"] if control else entry["relative_drop"]
-    silent = not control and entry["verdict"] == "no signal"
-    bounds = None if silent else entry["interval"]
-    dense = entry["dense"]
-    if control:
-        y = None if change is None else 1 + change
-        low, high = [1 + bound for bound in bounds or ()] or (None, None)
-        value, words, verdict = (
-            formatting.score(entry["compressed"], "perplexity"),
-            formatting.increase(entry),
-            entry["outcome"],
-        )
-    else:
-        y = entry["compressed"]
-        low, high = [dense * (1 - bound) for bound in reversed(bounds or ())] or (None, None)
-        value, words = formatting.score(y), formatting.loss(entry)
-        verdict = f"{formatting.mark(entry['verdict']).symbol} {entry['verdict']}"
-    loss = (None if silent else change, *(bounds or (None, None)))
-    texts = (value, words, verdict, dense, 0.0 if control else entry["chance"])
-    return dict(zip(HEIGHT, ("perplexity" if control else "score", y, low, high, *loss, *texts), strict=True))
+    values = _control_height(comparison) if comparison.kind == "perplexity" else _score_height(comparison)
+    return dict(zip(HEIGHT, values, strict=True))
+
+
+def _control_height(comparison: PerplexityComparison) -> tuple[object, ...]:
+    change, bounds = comparison.relative_increase, comparison.interval
+    low, high = [1 + bound for bound in bounds or ()] or (None, None)
+    texts = (formatting.score(comparison.compressed, "perplexity"), str(formatting.increase(comparison)))
+    loss = (change, *(bounds or (None, None)))
+    return "perplexity", 1 + change, low, high, *loss, *texts, comparison.outcome, comparison.dense, 0.0
+
+
+def _score_height(comparison: Comparison) -> tuple[object, ...]:
+    verdict, dense = comparison.verdict, comparison.dense
+    silent = verdict == "no signal"
+    bounds = None if silent else comparison.interval
+    low, high = None, None
+    if dense is not None and bounds is not None:
+        low, high = (dense * (1 - bound) for bound in reversed(bounds))
+    loss = (None if silent else comparison.relative_drop, *(bounds or (None, None)))
+    texts = (formatting.score(comparison.compressed), str(formatting.loss(comparison)))
+    sign = f"{formatting.mark(verdict).symbol} {verdict}"
+    return "score", comparison.compressed, low, high, *loss, *texts, sign, dense, comparison.chance
 
 
 def level_figures(result: StudyResult, cells: pd.DataFrame) -> list[Figure]:
@@ -83,11 +88,11 @@ def level_figures(result: StudyResult, cells: pd.DataFrame) -> list[Figure]:
     ]
 
 
-def _level_figure(result: StudyResult, cells: pd.DataFrame, kind: str) -> Figure:
+def _level_figure(result: StudyResult, cells: pd.DataFrame, kind: LevelKind) -> Figure:
     """One kind of level: a panel for every task, perplexity last."""
     methods, panels = charts.Methods.of(cells), []
     for task in ordered_tasks(result):
-        panel = cells[cells["task"] == task["name"]]
+        panel = cells[cells["task"] == task.name]
         if not panel.empty:
             panels.append(_panel(result, task, panel, kind, methods))
     few = kind != "sparsity" and cells["label"].nunique() * LABEL_WIDTH < 100
@@ -102,10 +107,10 @@ def _level_figure(result: StudyResult, cells: pd.DataFrame, kind: str) -> Figure
 
 
 def _panel(
-    result: StudyResult, task: Mapping[str, Any], panel: pd.DataFrame, kind: str, methods: charts.Methods
+    result: StudyResult, task: TaskSummary, panel: pd.DataFrame, kind: LevelKind, methods: charts.Methods
 ) -> alt.LayerChart:
-    control = is_control(task)
-    dense = dense_scores(result).get(task["name"])
+    control = task.is_control
+    dense = dense_scores(result).get(task.name)
     start = 1.0 if control else float(panel["dense"].iloc[0])
     y = charts.ratio_axis(panel) if control else charts.score_axis(panel)
     if kind == "sparsity":
@@ -114,18 +119,18 @@ def _panel(
         layers = against_levels(panel, y, methods, start)
     else:
         layers = charts.bars(panel, y, methods, start)
-    margin = result.study["margin"]
+    margin = result.study.margin
     chance = float(panel["chance"].iloc[0])
     limit = start + margin if control else start * (1 - margin)
-    silent = bool(panel["verdict"].str.endswith("no signal").any())
-    said = f"dense {formatting.score(dense, task['metric'])}" + (f", chance {chance:g}" if chance else "")
-    title = alt.TitleParams(task["name"], subtitle=said + (": no signal" if silent else ""))
+    silent = any((recipe, task.name) in _cells_with(result, "no signal") for recipe in panel["recipe"])
+    said = f"dense {formatting.score(dense, task.metric)}" + (f", chance {chance:g}" if chance else "")
+    title = alt.TitleParams(task.name, subtitle=said + (": no signal" if silent else ""))
     marks = [charts.level_line(chance, dotted=True)] if chance else []
     return charts.with_margin([*marks, *layers], limit).properties(title=title)
 
 
-def _caption(result: StudyResult, cells: pd.DataFrame, kind: str) -> str:
-    margin = formatting.setting(result.study["margin"])
+def _caption(result: StudyResult, cells: pd.DataFrame, kind: LevelKind) -> str:
+    margin = formatting.setting(result.study.margin)
     sentences = [
         f"Scores with the interval of their loss; the dashed line is the dense score less the margin of {margin}."
     ]
@@ -137,17 +142,14 @@ def _caption(result: StudyResult, cells: pd.DataFrame, kind: str) -> str:
         sentences.append("Perplexity, the control, comes last: over that of the dense model, where more is worse.")
     if (cells["high"] > cells.groupby("task")["y"].transform("max").combine(cells["dense"], max) * 1.15).any():
         sentences.append("Intervals are cut at the end of the axis.")
-    silent = [
-        task["name"]
-        for task in ordered_tasks(result)
-        if cells.loc[cells["task"] == task["name"], "verdict"].str.endswith("no signal").any()
-    ]
+    shown = set(zip(cells["recipe"], cells["task"], strict=True)) & _cells_with(result, "no signal")
+    silent = [task.name for task in ordered_tasks(result) if task.name in {task_name for _, task_name in shown}]
     if silent:
         sentences.append(f"Without a signal, so nothing can be lost: {formatting.listed(silent)}.")
     return " ".join(sentences)
 
 
-def against_sparsity(frame: pd.DataFrame, y: alt.Y, methods: charts.Methods, start: float) -> list[Any]:
+def against_sparsity(frame: pd.DataFrame, y: alt.Y, methods: charts.Methods, start: float) -> list[charts.Layer]:
     """Lines over the share of zeros, from the dense model on."""
     most = float(frame["sparsity"].max())
     place = {method: i - (len(methods.names) - 1) / 2 for i, method in enumerate(methods.names)}
@@ -160,7 +162,7 @@ def against_sparsity(frame: pd.DataFrame, y: alt.Y, methods: charts.Methods, sta
     return [line.encode(x=x, y=y, color=methods.colour), *charts.with_intervals(base, y, methods)]
 
 
-def against_levels(frame: pd.DataFrame, y: alt.Y, methods: charts.Methods, start: float) -> list[Any]:
+def against_levels(frame: pd.DataFrame, y: alt.Y, methods: charts.Methods, start: float) -> list[charts.Layer]:
     """Points over named levels, mild to severe, methods side by side; the grid begins at `start`."""
     x, side = charts.level_axis(frame, methods)
     base = alt.Chart(frame).encode(x=x, xOffset=side, color=methods.colour)
@@ -169,16 +171,22 @@ def against_levels(frame: pd.DataFrame, y: alt.Y, methods: charts.Methods, start
 
 def control_figure(result: StudyResult, cells: pd.DataFrame) -> Figure:
     """Every recipe's loss over its rise in perplexity, a panel for each task."""
-    margin = result.study["margin"]
-    control = next(task["name"] for task in result.tasks if is_control(task))
+    margin = result.study.margin
+    control = next(task.name for task in result.tasks if task.is_control)
     rise = cells.loc[cells["task"] == control, ["recipe", "loss", "change", "verdict"]]
     lost = cells[(cells["metric"] == "score") & cells["loss"].notna()]
     lost = lost.assign(y=lost["loss"], low=lost["loss_low"], high=lost["loss_high"])
     renamed = rise.rename(columns={"loss": "x", "change": "perplexity", "verdict": "outcome"})
     both = lost.merge(renamed, on="recipe")
     x, y, methods = charts.rise_axis(rise["loss"], margin), charts.loss_axis(lost), charts.Methods.of(cells)
-    tasks = [task["name"] for task in ordered_tasks(result) if (both["task"] == task["name"]).any()]
-    panels = [_against_rise(both[both["task"] == task], x, y, methods, margin) for task in tasks]
+    tasks = [task.name for task in ordered_tasks(result) if (both["task"] == task.name).any()]
+    lost_cells = _cells_with(result, "not matching")
+    panels = [
+        _against_rise(
+            both[both["task"] == task], x, y, methods, margin, lost={recipe for recipe, of in lost_cells if of == task}
+        )
+        for task in tasks
+    ]
     cut = (both["low"] < charts.LOWEST_LOSS).any()
     saved = both[["task", "recipe", "x", "y", "low", "high", "verdict", "outcome"]]
     return Figure(
@@ -193,15 +201,21 @@ def control_figure(result: StudyResult, cells: pd.DataFrame) -> Figure:
     )
 
 
-def _against_rise(frame: pd.DataFrame, x: alt.X, y: alt.Y, methods: charts.Methods, margin: float) -> alt.LayerChart:
+def _cells_with(result: StudyResult, verdict: Verdict) -> set[tuple[str, str]]:
+    """(recipe, task) of every comparison with a verdict."""
+    return {(entry.recipe, entry.task) for entry in task_comparisons(result) if entry.verdict == verdict}
+
+
+def _against_rise(
+    frame: pd.DataFrame, x: alt.X, y: alt.Y, methods: charts.Methods, margin: float, *, lost: Collection[str]
+) -> alt.LayerChart:
+    """One task; `lost` are the recipes shown to have lost more than the margin of it."""
     upright = alt.Chart(pd.DataFrame([{"x": margin}])).mark_rule(strokeDash=[4, 3], color=charts.GREY).encode(x=x)
     corner = alt.Chart(pd.DataFrame([{"x": -1, "x2": margin, "y": margin, "y2": charts.HIGHEST_LOSS}]))
     shade = corner.mark_rect(clip=True, opacity=0.13, color="#d55e00").encode(x=x, x2="x2", y=y, y2="y2")
     base = alt.Chart(frame).encode(x=x, color=methods.colour)
     tips = (alt.Tooltip("perplexity:N"), alt.Tooltip("outcome:N", title="by perplexity"))
-    hidden = list(
-        frame.loc[frame["verdict"].str.endswith("not matching") & (frame["outcome"] == "within margin"), "recipe"]
-    )
+    hidden = list(frame.loc[frame["recipe"].isin(list(lost)) & (frame["outcome"] == "within margin"), "recipe"])
     names = ", ".join(hidden[:2]) + (f" and {len(hidden) - 2} more" if len(hidden) > 2 else "")
     said = f"hidden losses: {names}" if hidden else "no hidden loss is shown"
     title = alt.TitleParams(str(frame["task"].iloc[0]), subtitle=said)

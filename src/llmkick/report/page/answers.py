@@ -12,16 +12,16 @@ import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
 from llmkick.files import write_text
-from llmkick.report.lookup import is_control, labels_of, ordered_tasks
+from llmkick.report.lookup import ordered_tasks
 from llmkick.report.page.embedding import deflated, packed, sha256
+from llmkick.report.payload import Payload
 from llmkick.report.run_folder import Run
-from llmkick.study.journal.journal import CellEntry, PromptPart
-from llmkick.study.journal.prompts import unpacked
+from llmkick.study.journal.journal import CellEntry
+from llmkick.study.journal.prompts import PromptPart, unpacked
 
 ITEMS_FOLDER = "report-items"
 # Longer passages are cut on the page; the journal holds them whole.
@@ -33,6 +33,8 @@ MOST_RECORDS = 300_000
 SMALLEST_SAMPLE = 5
 
 Variant = tuple[str, int | None]
+# Columns of values, as the page's script reads them.
+Columns = list[list[object]]
 
 
 def write_answers(run: Run, folder: Path, start: Mapping[str, str], build: str) -> str:
@@ -53,7 +55,7 @@ def write_answers(run: Run, folder: Path, start: Mapping[str, str], build: str) 
     return _sampled(run, {"start": start, "beside": beside})
 
 
-def _sampled(run: Run, common: Mapping[str, Any]) -> str:
+def _sampled(run: Run, common: Payload) -> str:
     """As many items of each task, evenly spread, as fit into the page."""
     cells = max(1, len(run.cells))
     sample = max(SMALLEST_SAMPLE, MOST_RECORDS // 2 // cells)
@@ -64,7 +66,7 @@ def _sampled(run: Run, common: Mapping[str, Any]) -> str:
         sample = max(SMALLEST_SAMPLE, sample // 2)
 
 
-def answers_payload(run: Run, *, sample: int | None = None) -> dict[str, Any]:
+def answers_payload(run: Run, *, sample: int | None = None) -> Payload:
     """The questions of every task that has any, and what each compressed model answered.
 
     `variants` are the models, dense first; a task's `answers[variant]` holds, in the order of its items, the
@@ -124,13 +126,13 @@ class _Texts:
 def _asked(run: Run) -> Iterator[tuple[str, pd.DataFrame, dict[Variant, CellEntry]]]:
     """Every task with questions that were asked: its name, its items, its cells."""
     for task in ordered_tasks(run.result):
-        items = run.items[run.items["task"] == task["name"]]
-        if not is_control(task) and not items.empty:
-            cells = {(cell.recipe, cell.seed): cell for cell in run.cells if cell.task == task["name"]}
-            yield task["name"], items, cells
+        items = run.items[run.items["task"] == task.name]
+        if not task.is_control and not items.empty:
+            cells = {(cell.recipe, cell.seed): cell for cell in run.cells if cell.task == task.name}
+            yield task.name, items, cells
 
 
-def _items(items: pd.DataFrame, texts: _Texts) -> list[list[Any]]:
+def _items(items: pd.DataFrame, texts: _Texts) -> Columns:
     """[id, cluster, question, context, references, choices], texts by their place."""
     place = texts.place
     columns = (items[key] for key in ("item_id", "cluster", "question", "context", "reference", "choices"))
@@ -140,7 +142,7 @@ def _items(items: pd.DataFrame, texts: _Texts) -> list[list[Any]]:
     ]
 
 
-def _answers(run: Run, cell: CellEntry, items: pd.DataFrame, texts: _Texts) -> list[list[Any]]:
+def _answers(run: Run, cell: CellEntry, items: pd.DataFrame, texts: _Texts) -> Columns:
     """[answers, scores, reasons, items cut short]."""
     assert run.journal is not None
     by_item = {row[0]: row for row in run.journal.answers(cell.run_key)}
@@ -156,7 +158,7 @@ def _answers(run: Run, cell: CellEntry, items: pd.DataFrame, texts: _Texts) -> l
 _NEVER_ASKED: tuple[str, str, float | None, str, int] = ("", "", None, "never asked", 0)
 
 
-def _prompts(run: Run, task: str, wanted: set[str]) -> dict[str, Any]:
+def _prompts(run: Run, task: str, wanted: set[str]) -> Payload:
     """{"texts", "of": item → [base text or −1, head, tail, middle]}: how each was asked, in UTF-16 units.
 
     A prompt is its base's first `head` units, the middle, and the base's last `tail` units.
@@ -192,7 +194,7 @@ def _spread(count: int, wanted: int) -> list[int]:
 
 def _variants(run: Run) -> list[Variant]:
     """Every (recipe, seed) that was asked: dense, then the study's order."""
-    order = ["dense", *labels_of(run.result)]
+    order = ["dense", *run.result.labels]
     found = {(cell.recipe, cell.seed) for cell in run.cells if cell.recipe in order}
     return sorted(found, key=lambda variant: (order.index(variant[0]), variant[1] or 0))
 

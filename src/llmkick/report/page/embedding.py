@@ -6,13 +6,12 @@ import base64
 import hashlib
 import json
 import zlib
-from typing import Any
 
 # Beyond this many characters of JSON the page carries it deflated; browsers since 2023 unpack that themselves.
 PLAIN_LIMIT = 1_000_000
 
 
-def embedded(value: Any) -> str:
+def embedded(value: object) -> str:
     """JSON that can stand inside a script element: nothing in it can end the element or open a comment."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     for sign in "<>&\u2028\u2029":
@@ -21,13 +20,13 @@ def embedded(value: Any) -> str:
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def packed(value: Any) -> str:
+def packed(value: object) -> str:
     """Like `embedded`; a large value is deflated: {"deflated": base64 of zlib of its JSON}."""
     text = embedded(value)
     return text if len(text) <= PLAIN_LIMIT else embedded({"deflated": _base64(zlib.compress(text.encode(), 9))})
 
 
-def deflated(value: Any) -> str:
+def deflated(value: object) -> str:
     """base64 of zlib of the JSON of a value, quickly: for files of their own, where size matters less than time."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return _base64(zlib.compress(text.encode("utf-8", "backslashreplace"), 3))

@@ -5,9 +5,8 @@ from __future__ import annotations
 import functools
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import vl_convert
@@ -23,6 +22,7 @@ from llmkick.report.findings import Finding, find
 from llmkick.report.page import provenance
 from llmkick.report.page.answers import write_answers
 from llmkick.report.page.embedding import embedded, packed, sha256
+from llmkick.report.payload import Payload
 from llmkick.report.run_folder import Run, opened_run
 from llmkick.report.tables import comparisons_table, compression_table, perplexity_table, plain_rows, write_tables
 from llmkick.study.results.results import StudyResult
@@ -66,7 +66,7 @@ def page_environment() -> Environment:
     return environment
 
 
-def _context(run: Run, drawn: list[Figure], environment: Environment) -> dict[str, Any]:
+def _context(run: Run, drawn: list[Figure], environment: Environment) -> Payload:
     result = run.result
     findings = find(result)
     sizes = [size_figure(result)] if result.compression else []
@@ -76,9 +76,9 @@ def _context(run: Run, drawn: list[Figure], environment: Environment) -> dict[st
     return {
         "result": result,
         "missing": run.missing,
-        "margin": formatting.setting(result.study["margin"]),
-        "level": formatting.setting(1 - result.study["alpha"]),
-        "alpha": formatting.setting(result.study["alpha"]),
+        "margin": formatting.setting(result.study.margin),
+        "level": formatting.setting(1 - result.study.alpha),
+        "alpha": formatting.setting(result.study.alpha),
         "questions": len(run.items),
         "lead": findings[0],
         "findings": findings[1 : 1 + SHOWN_FINDINGS],
@@ -117,12 +117,12 @@ def page_parts(environment: Environment, scripts: Sequence[str]) -> dict[str, st
     return {"css": _source(environment, "page.css"), "script": script, "library": library, "script_hashes": hashes}
 
 
-def figure_payload(figure: Figure) -> dict[str, Any]:
+def figure_payload(figure: Figure) -> Payload:
     """What the page needs to draw a figure, to show its numbers, and to save both."""
     return {"title": figure.title, "spec": figure.spec, "numbers": numbers_payload(figure.rows)}
 
 
-def numbers_payload(frame: pd.DataFrame) -> dict[str, Any]:
+def numbers_payload(frame: pd.DataFrame) -> Payload:
     """A table as JSON: its columns, and its rows with null where a value is undefined."""
     return {
         "columns": [str(column) for column in frame.columns],
@@ -130,7 +130,7 @@ def numbers_payload(frame: pd.DataFrame) -> dict[str, Any]:
     }
 
 
-def _tables(result: StudyResult) -> dict[str, Any]:
+def _tables(result: StudyResult) -> Payload:
     """The tables that the page can save in full precision."""
     held = {
         "comparisons": ("all numbers behind the verdicts", comparisons_table(result)),
@@ -140,14 +140,14 @@ def _tables(result: StudyResult) -> dict[str, Any]:
     return {name: {"title": title, "numbers": numbers_payload(frame)} for name, (title, frame) in held.items()}
 
 
-def _build(run: Run, figure_data: Mapping[str, Any]) -> str:
+def _build(run: Run, figure_data: Payload) -> str:
     """A name for this version of the page: the files beside it carry it, and the page takes no others.
 
     It is also what the page's policy lets those files in by. A model's answer cannot know it, as it depends on
     every answer's score.
     """
-    known = [figure_data, [[*cell] for cell in run.cells], run.result.timing, list(run.missing)]
-    return hashlib.sha256(embedded(known).encode("utf-8")).hexdigest()[:32]
+    content = [figure_data, [[*cell] for cell in run.cells], run.result.timing.facts, list(run.missing)]
+    return hashlib.sha256(embedded(content).encode("utf-8")).hexdigest()[:32]
 
 
 def _start(findings: list[Finding]) -> dict[str, str]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+
+from pydantic import JsonValue
 
 from llmkick.report import formatting
 from llmkick.report.models import model_facts
+from llmkick.study.results.records import Environment, Timing
 from llmkick.study.results.results import StudyResult
 
 Facts = list[tuple[str, str]]
@@ -14,54 +16,58 @@ Facts = list[tuple[str, str]]
 
 def sections(result: StudyResult) -> list[tuple[str, Facts]]:
     """Everything results.json says about how the numbers came about, but for the numbers."""
-    timing = dict(result.timing)
-    seconds: Mapping[str, Mapping[str, float]] = timing.pop("seconds", {})
-    timing.pop("compression_seconds", None)
-    peak = timing.pop("peak_memory_bytes", None)
-    if peak:
-        timing["peak memory"] = formatting.size(peak)
-    environment = dict(result.environment)
-    if environment.get("memory_bytes"):
-        environment["memory"] = formatting.size(environment.pop("memory_bytes"))
-    packages = environment.pop("packages", {})
-    study = {key: value for key, value in result.study.items() if key not in ("tasks", "recipes")}
+    study = {key: value for key, value in result.study.facts.items() if key not in ("tasks", "recipes")}
     return [
-        ("Model", [*_model(result), *_facts(result.model, skip=("name", "source_precision", "parameters"))]),
+        ("Model", [*_model(result), *_facts(result.model.facts, skip=("name", "source_precision", "parameters"))]),
         *([("Models", model_facts(result))] if result.models else []),
-        ("Study", [*_facts(study), ("recipes", ", ".join(result.study["recipes"]))]),
+        ("Study", [*_facts(study), ("recipes", ", ".join(result.study.recipes))]),
         ("Calibration", _calibration(result)),
-        ("Judge", _facts(result.judge or {})),
-        ("Machine", _facts(environment)),
-        ("Versions", _facts(packages)),
-        ("Time", [*_facts(timing), *_seconds(seconds)]),
+        ("Judge", [] if result.judge is None else _facts(result.judge.facts)),
+        ("Machine", _machine(result.environment)),
+        ("Versions", _facts(result.environment.packages)),
+        ("Time", _time(result.timing)),
     ]
+
+
+def _machine(environment: Environment) -> Facts:
+    memory = environment.memory_bytes
+    facts = _facts(environment.facts, skip=("packages", *(("memory_bytes",) if memory else ())))
+    return [*facts, ("memory", formatting.size(memory))] if memory else facts
+
+
+def _time(timing: Timing) -> Facts:
+    """When the run took place, its peak memory, and the wall time of each stage."""
+    facts = _facts(timing.facts, skip=("seconds", "compression_seconds", "peak_memory_bytes"))
+    peak = [("peak memory", formatting.size(timing.peak_memory_bytes))] if timing.peak_memory_bytes else []
+    return [*facts, *peak, *_seconds(timing.seconds)]
 
 
 def tasks(result: StudyResult) -> tuple[list[str], list[list[str]]]:
     """Every setting of every task, as a table: its columns and its rows."""
-    columns = list(dict.fromkeys(key for task in result.tasks for key in task if key != "setting"))
-    rows = [[_plain(task[key]) if task.get(key) is not None else "" for key in columns] for task in result.tasks]
+    facts = [task.facts for task in result.tasks]
+    columns = list(dict.fromkeys(key for task in facts for key in task if key != "setting"))
+    rows = [[_plain(task[key]) if task.get(key) is not None else "" for key in columns] for task in facts]
     return [key.replace("_", " ") for key in columns], rows
 
 
 def source_note(result: StudyResult) -> str | None:
     """What must stand beside every result of rounding, if the dense weights had been rounded before."""
-    precision = result.model["source_precision"]
+    precision = result.model.source_precision
     if precision == "float":
         return None
     return (
-        f"The dense weights of {result.model['name']} had already been rounded to {precision} when they came here. "
+        f"The dense weights of {result.model.name} had already been rounded to {precision} when they came here. "
         "Rounding them again says little about rounding the original."
     )
 
 
 def _model(result: StudyResult) -> Facts:
     model = result.model
-    precision = str(model["source_precision"])
+    precision = model.source_precision
     rounded = "" if precision == "float" else " (the dense weights were already rounded to it)"
-    facts = [("name", str(model["name"])), ("weights came as", precision + rounded)]
-    if "parameters" in model:
-        facts.append(("parameters", f"{model['parameters']:,}"))
+    facts = [("name", model.name), ("weights came as", precision + rounded)]
+    if model.parameters is not None:
+        facts.append(("parameters", f"{model.parameters:,}"))
     return facts
 
 
@@ -69,11 +75,11 @@ def _calibration(result: StudyResult) -> Facts:
     """The calibration text of each seed, and who used it."""
     users: dict[tuple[str, str], list[str]] = {}
     for report in result.compression:
-        if report["calibration"] is not None:
-            key = (f"{report['calibration_source']}, seed {report['seed']}", report["calibration"])
-            users.setdefault(key, []).append(report["recipe"])
+        if report.calibration is not None:
+            key = (f"{report.calibration_source}, seed {report.seed}", report.calibration)
+            users.setdefault(key, []).append(report.recipe)
     facts = [(source, f"sha256 {digest}, for {', '.join(recipes)}") for (source, digest), recipes in users.items()]
-    free = [report["recipe"] for report in result.compression if report["calibration"] is None]
+    free = [report.recipe for report in result.compression if report.calibration is None]
     if free:
         facts.append(("without calibration", ", ".join(free)))
     return facts
@@ -88,13 +94,13 @@ def _seconds(seconds: Mapping[str, Mapping[str, float]]) -> Facts:
     return facts
 
 
-def _facts(values: Mapping[str, Any], skip: Sequence[str] = ()) -> Facts:
+def _facts(values: Mapping[str, JsonValue], skip: Sequence[str] = ()) -> Facts:
     return [
         (key.replace("_", " "), _plain(value)) for key, value in values.items() if key not in skip and value is not None
     ]
 
 
-def _plain(value: Any) -> str:
+def _plain(value: JsonValue) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, Mapping):

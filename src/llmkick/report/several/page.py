@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import altair as alt
 import pandas as pd
@@ -16,10 +16,12 @@ from llmkick.files import write_text
 from llmkick.report import formatting, matrix
 from llmkick.report.figures import charts
 from llmkick.report.figures.figures import Figure
-from llmkick.report.lookup import labels_of, ordered_tasks, task_comparisons
+from llmkick.report.lookup import ordered_tasks, task_comparisons
+from llmkick.report.matrix import ControlCell, Matrix, TaskCell
 from llmkick.report.page.embedding import packed
 from llmkick.report.page.page import PAGE_FILE, figure_payload, page_environment, page_parts
 from llmkick.report.page.provenance import sections
+from llmkick.report.payload import Payload
 from llmkick.report.run_folder import Run, opened_run
 from llmkick.report.several.studies import Paired, labels, pair, task_refusal
 
@@ -51,7 +53,7 @@ def _render(names: Sequence[str], runs: Sequence[Run], paired: Sequence[Paired],
         "studies": [_study(name, run, target) for name, run in zip(names, runs, strict=True)],
         "matrix": _matrix(names, runs),
         "legend": matrix.legend(),
-        "paired": [_texts(one) for one in paired],
+        "paired": [_texts(pairs) for pairs in paired],
         "figures": drawn,
         "data": {"figures": packed(figure_data), "tables": packed({"differences": _saved(paired)})},
         **page_parts(environment, SCRIPTS),
@@ -59,25 +61,26 @@ def _render(names: Sequence[str], runs: Sequence[Run], paired: Sequence[Paired],
     return environment.get_template("studies.html.jinja").render(context)
 
 
-def _study(name: str, run: Run, target: Path) -> dict[str, Any]:
+def _study(name: str, run: Run, target: Path) -> Payload:
     """What identifies a study, and where its own report lies, seen from the page."""
     result = run.result
-    own = result.folder / PAGE_FILE
+    report = result.folder / PAGE_FILE
+    relative = os.path.relpath(report.resolve(), target.resolve().parent)
     return {
         "name": name,
         "result": result,
         "missing": run.missing,
-        "margin": formatting.setting(result.study["margin"]),
-        "report": Path(os.path.relpath(own.resolve(), target.resolve().parent)).as_posix() if own.is_file() else None,
+        "margin": formatting.setting(result.study.margin),
+        "report": Path(relative).as_posix() if report.is_file() else None,
         "sections": sections(result),
     }
 
 
-def _matrix(names: Sequence[str], runs: Sequence[Run]) -> dict[str, Any]:
+def _matrix(names: Sequence[str], runs: Sequence[Run]) -> Payload:
     """Recipes × tasks with a line for each study; a task that cannot be paired with the first study's is marked."""
     tasks = _tasks(runs)
-    found = [matrix.matrix(run.result) for run in runs]
-    recipes = list(dict.fromkeys(recipe for run in runs for recipe in labels_of(run.result)))
+    matrices = [matrix.matrix(run.result) for run in runs]
+    recipes = list(dict.fromkeys(recipe for run in runs for recipe in run.result.labels))
     refused = {
         task: [task_refusal(runs[0].result, run.result, task) if place else "" for place, run in enumerate(runs)]
         for task in tasks
@@ -85,14 +88,14 @@ def _matrix(names: Sequence[str], runs: Sequence[Run]) -> dict[str, Any]:
     return {
         "tasks": tasks,
         "refused": refused,
-        "dense": [_line(name, one, tasks, "dense") for name, one in zip(names, found, strict=True)],
+        "dense": [_line(name, table, tasks, "dense") for name, table in zip(names, matrices, strict=True)],
         "rows": [
             {
                 "recipe": recipe,
                 "lines": [
-                    _line(name, one, tasks, recipe)
-                    for name, one, run in zip(names, found, runs, strict=True)
-                    if recipe in labels_of(run.result)
+                    _line(name, table, tasks, recipe)
+                    for name, table, run in zip(names, matrices, runs, strict=True)
+                    if recipe in run.result.labels
                 ],
             }
             for recipe in recipes
@@ -100,23 +103,23 @@ def _matrix(names: Sequence[str], runs: Sequence[Run]) -> dict[str, Any]:
     }
 
 
-def _line(name: str, found: Mapping[str, Any], tasks: Sequence[str], recipe: str) -> dict[str, Any]:
-    own = [task["name"] for task in found["tasks"]]
+def _line(name: str, table: Matrix, tasks: Sequence[str], recipe: str) -> Payload:
+    columns = [task.name for task in table.tasks]
     if recipe == "dense":
-        cells: Sequence[Any] = found["dense"]
+        cells: Sequence[str | ControlCell | TaskCell | None] = table.dense
         overall = None
     else:
-        row = next(row for row in found["rows"] if row["recipe"] == recipe)
-        cells, overall = row["cells"], row["overall"]
-    by_task = dict(zip(own, cells, strict=True))
+        row = next(row for row in table.rows if row.recipe == recipe)
+        cells, overall = row.cells, row.overall
+    by_task = dict(zip(columns, cells, strict=True))
     return {"study": name, "overall": overall, "cells": [by_task.get(task) for task in tasks]}
 
 
 def _tasks(runs: Sequence[Run]) -> list[str]:
-    return list(dict.fromkeys(str(task["name"]) for run in runs for task in ordered_tasks(run.result)))
+    return list(dict.fromkeys(task.name for run in runs for task in ordered_tasks(run.result)))
 
 
-def _texts(paired: Paired) -> dict[str, Any]:
+def _texts(paired: Paired) -> Payload:
     """Differences as texts."""
     rows = [
         {
@@ -138,7 +141,7 @@ def _number(value: float | None) -> str:
     return formatting.score(value, "perplexity" if value is not None and value > 1 else "")
 
 
-def _saved(paired: Sequence[Paired]) -> dict[str, Any]:
+def _saved(paired: Sequence[Paired]) -> Payload:
     """The differences in full precision, as one table."""
     columns = ["first_study", "second_study", "recipe", "task", "n", "first", "second", "difference", "low", "high",
                "lost", "gained", "first_verdict", "second_verdict"]  # fmt: skip
@@ -157,13 +160,13 @@ def _figures(names: Sequence[str], runs: Sequence[Run]) -> list[Figure]:
     """Relative loss of every recipe, the studies beside each other, on the tasks that all of them asked alike."""
     rows = [
         {
-            "study": name, "recipe": entry["recipe"], "task": entry["task"], "loss": entry["relative_drop"],
-            "low": (entry["interval"] or (None, None))[0], "high": (entry["interval"] or (None, None))[1],
-            "verdict": entry["verdict"], "change": formatting.loss(entry),
+            "study": name, "recipe": entry.recipe, "task": entry.task, "loss": entry.relative_drop,
+            "low": (entry.interval or (None, None))[0], "high": (entry.interval or (None, None))[1],
+            "verdict": entry.verdict, "change": str(formatting.loss(entry)),
         }
         for name, run in zip(names, runs, strict=True)
         for entry in task_comparisons(run.result)
-        if entry["verdict"] != "no signal" and entry["relative_drop"] is not None
+        if entry.verdict != "no signal" and entry.relative_drop is not None
     ]  # fmt: skip
     frame = pd.DataFrame(rows, columns=["study", "recipe", "task", "loss", "low", "high", "verdict", "change"])
     alike = [
@@ -205,7 +208,7 @@ def _panel(frame: pd.DataFrame, task: str, names: Sequence[str], first: Run) -> 
         "study:N", title=None, scale=alt.Scale(domain=list(names), range=[SHAPES[i % 8] for i in range(look)])
     )
     base = alt.Chart(panel).encode(y=y, yOffset=offset, color=colour)
-    margin = alt.Chart(pd.DataFrame([{"loss": first.result.study["margin"]}]))
+    margin = alt.Chart(pd.DataFrame([{"loss": first.result.study.margin}]))
     tips = ["study:N", "recipe:N", "task:N", "change:N", "verdict:N"]
     layers = [
         margin.mark_rule(strokeDash=[4, 3], color=charts.GREY).encode(x=x),

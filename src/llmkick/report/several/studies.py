@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+from pydantic import JsonValue
 
 from llmkick.errors import ConfigError
-from llmkick.report.lookup import comparisons_by_cell, is_control, labels_of
+from llmkick.report.lookup import comparisons_by_cell, verdict_or_outcome
 from llmkick.report.run_folder import Run
 from llmkick.statistics import compare
+from llmkick.study.results.records import TaskSummary
 from llmkick.study.results.results import StudyResult
 
 # What makes two tasks of one name the same task; a difference in any is said in these words.
@@ -81,17 +83,18 @@ def labels(folders: Sequence[Path]) -> list[str]:
 
 def task_refusal(first: StudyResult, second: StudyResult, name: str) -> str:
     """Why the scores of a task cannot be paired; empty when they can."""
-    one, other = (_task(result, name) for result in (first, second))
-    if one is None or other is None:
+    tasks = [_task(result, name) for result in (first, second)]
+    if tasks[0] is None or tasks[1] is None:
         return "only one of the studies has it"
+    settings, others = tasks[0].facts, tasks[1].facts
     differing = [
-        f"{words} ({_short(one.get(key))}, {_short(other.get(key))})"
+        f"{words} ({_short(settings.get(key))}, {_short(others.get(key))})"
         for key, words in TASK_KEYS.items()
-        if one.get(key) != other.get(key)
+        if settings.get(key) != others.get(key)
     ]
     if differing:
         return f"different {', '.join(differing)}"
-    if is_control(one) and first.model["name"] != second.model["name"]:
+    if tasks[0].is_control and first.model.name != second.model.name:
         return "perplexities of different models count different tokens"
     return ""
 
@@ -100,9 +103,9 @@ def pair(first: Run, second: Run, *, names: Sequence[str]) -> Paired:
     """Every (recipe, task) that both studies asked, the dense model included."""
     refusals, differences = [], []
     a, b = first.result, second.result
-    tasks = list(dict.fromkeys(str(task["name"]) for task in (*a.tasks, *b.tasks)))
-    recipes = list(dict.fromkeys(("dense", *labels_of(a), *labels_of(b))))
-    both = {r for r in recipes if r in ("dense", *labels_of(a)) and r in ("dense", *labels_of(b))}
+    tasks = list(dict.fromkeys(task.name for task in (*a.tasks, *b.tasks)))
+    recipes = list(dict.fromkeys(("dense", *a.labels, *b.labels)))
+    both = {r for r in recipes if r in ("dense", *a.labels) and r in ("dense", *b.labels)}
     refusals += [Refusal(what=r, reason="only one of the studies has it") for r in recipes if r not in both]
     for task in tasks:
         reason = task_refusal(a, b, task)
@@ -110,11 +113,11 @@ def pair(first: Run, second: Run, *, names: Sequence[str]) -> Paired:
             refusals.append(Refusal(what=task, reason=reason))
             continue
         for recipe in (r for r in recipes if r in both):
-            found = _difference(first, second, recipe, task)
-            if isinstance(found, Refusal):
-                refusals.append(found)
+            difference = _difference(first, second, recipe, task)
+            if isinstance(difference, Refusal):
+                refusals.append(difference)
             else:
-                differences.append(found)
+                differences.append(difference)
     return Paired(first=names[0], second=names[1], differences=differences, refusals=refusals, notes=_notes(a, b))
 
 
@@ -126,16 +129,17 @@ def _difference(first: Run, second: Run, recipe: str, task: str) -> Difference |
     if ours.keys() != theirs.keys():
         return Refusal(what=what, reason=f"{len(ours.keys() ^ theirs.keys())} items were asked in one study only")
     verdicts = [_verdict(run.result, recipe, task) for run in (first, second)]
-    if is_control(_task(first.result, task) or {"metric": ""}):
+    summary = _task(first.result, task)
+    if summary is not None and summary.is_control:
         return _of_perplexity(first.result, second.result, recipe, task, len(ours), verdicts, ours == theirs)
-    found = compare(ours, theirs, clusters=_clusters(first, task), alpha=first.result.study["alpha"], resamples=0)
-    dense, other, bounds = found.dense, found.compressed, found.interval
+    comparison = compare(ours, theirs, clusters=_clusters(first, task), alpha=first.result.study.alpha, resamples=0)
+    dense, other, bounds = comparison.dense, comparison.compressed, comparison.interval
     return Difference(
-        recipe=recipe, task=task, n=found.n, first=dense, second=other,
+        recipe=recipe, task=task, n=comparison.n, first=dense, second=other,
         difference=None if dense is None or other is None else other - dense,
         # The interval of the relative loss, on the scale of the score.
         interval=None if dense is None or bounds is None else (-bounds[1] * dense, -bounds[0] * dense),
-        gained=found.gained, lost=found.lost, first_verdict=verdicts[0], second_verdict=verdicts[1],
+        gained=comparison.gained, lost=comparison.lost, first_verdict=verdicts[0], second_verdict=verdicts[1],
         identical=ours == theirs,
     )  # fmt: skip
 
@@ -171,43 +175,46 @@ def _clusters(run: Run, task: str) -> dict[str, str]:
     return dict(zip(items["item_id"], items["cluster"], strict=True))
 
 
-def _task(result: StudyResult, name: str) -> Mapping[str, Any] | None:
-    return next((task for task in result.tasks if task["name"] == name), None)
+def _task(result: StudyResult, name: str) -> TaskSummary | None:
+    return next((task for task in result.tasks if task.name == name), None)
 
 
 def _value(result: StudyResult, recipe: str, task: str) -> float | None:
-    rows = [row["value"] for row in result.results if (row["recipe"], row["task"]) == (recipe, task)]
+    rows = [row.value for row in result.results if (row.recipe, row.task) == (recipe, task)]
     return _mean(rows) if rows else None
 
 
 def _verdict(result: StudyResult, recipe: str, task: str) -> str | None:
-    entry = comparisons_by_cell(result).get((recipe, task), {})
-    found = entry.get("verdict", entry.get("outcome"))
-    return None if found is None else str(found)
+    comparison = comparisons_by_cell(result).get((recipe, task))
+    return None if comparison is None else verdict_or_outcome(comparison)
 
 
 def _notes(a: StudyResult, b: StudyResult) -> list[str]:
     """What differs between the studies besides their tasks."""
-    found = []
+    notes = []
     for key in ("name", "digest"):
-        if a.model.get(key) != b.model.get(key):
-            found.append(f"other models: {_short(a.model.get(key))}, {_short(b.model.get(key))}")
+        models = [result.model.facts.get(key) for result in (a, b)]
+        if models[0] != models[1]:
+            notes.append(f"other models: {_short(models[0])}, {_short(models[1])}")
             break
-    for key in ("margin", "alpha"):
-        if a.study[key] != b.study[key]:
-            found.append(f"verdicts rest on another {key}: {a.study[key]}, {b.study[key]}; they must not be compared")
-    found += [
-        f"other {key}: {_short(a.study.get(key))}, {_short(b.study.get(key))}"
-        for key in STUDY_FACTS
-        if a.study.get(key) != b.study.get(key)
+    settings, others = a.study.facts, b.study.facts
+    notes += [
+        f"verdicts rest on another {key}: {settings[key]}, {others[key]}; they must not be compared"
+        for key in ("margin", "alpha")
+        if settings[key] != others[key]
     ]
-    versions = [result.environment.get("packages", {}).get("llmkick") for result in (a, b)]
+    notes += [
+        f"other {key}: {_short(settings.get(key))}, {_short(others.get(key))}"
+        for key in STUDY_FACTS
+        if settings.get(key) != others.get(key)
+    ]
+    versions = [result.environment.packages.get("llmkick") for result in (a, b)]
     if versions[0] != versions[1]:
-        found.append(f"other versions of llmkick: {versions[0]}, {versions[1]}")
-    return found
+        notes.append(f"other versions of llmkick: {versions[0]}, {versions[1]}")
+    return notes
 
 
-def _short(value: Any) -> str:
+def _short(value: JsonValue) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{key} {_short(part)}" for key, part in value.items())
     if isinstance(value, list | tuple):

@@ -27,7 +27,8 @@ from llmkick.study.cells import Cell, Variant
 from llmkick.study.frontier.result import UNKNOWN, FrontierResult, Judged, frontier_row, matches, verdict_of
 from llmkick.study.levels import LevelGrid, level_grid, level_text
 from llmkick.study.progress import Observer, Silent
-from llmkick.study.results.results import as_json, compare_cell, describe_task, is_comparable
+from llmkick.study.results.comparisons import compare_cell, describe_task, is_comparable
+from llmkick.study.results.results import as_json
 from llmkick.study.run import StudyRun
 from llmkick.study.running.environment import environment, peak_memory
 from llmkick.study.running.executor import LocalExecutor
@@ -265,7 +266,7 @@ class FrontierRun(StudyRun):
                 "peak_memory_bytes": peak_memory(),
             },
             model=as_json(self.model.info),
-            tasks=[describe_task(task, self.prompting) for task in self.tasks],
+            tasks=[describe_task(task, self.prompting).facts for task in self.tasks],
             frontiers=frontiers,
             overall=overall,
             cost=[self._cost(grid, task) for grid in self.grids for task in self.tasks],

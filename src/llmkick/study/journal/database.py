@@ -1,4 +1,4 @@
-"""The SQLite file behind a journal: its tables, opening it, transactions that leave all or nothing, readable errors."""
+"""The SQLite file of a journal: its tables, opening it, transactions, and errors that say what to do."""
 
 from __future__ import annotations
 
@@ -51,7 +51,10 @@ CREATE TABLE IF NOT EXISTS commands (started TEXT NOT NULL, version TEXT NOT NUL
 
 
 class JournalFile:
-    """The open file. Every transaction is committed before it returns; threads take turns."""
+    """The open file of a journal. Threads take turns.
+
+    Raises DataError when the folder holds no journal (read only), or the file cannot be opened as one.
+    """
 
     def __init__(self, folder: Path, *, read_only: bool = False) -> None:
         self._turn = threading.RLock()
@@ -81,11 +84,11 @@ class JournalFile:
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
-        """All that is written while it lasts, or nothing; DataError when the file cannot take it."""
+        """Commits everything that the block writes, or nothing. Raises DataError when the file cannot be written."""
         with self._turn:
-            yield from self._own_transaction()
+            yield from self._locked_transaction()
 
-    def _own_transaction(self) -> Iterator[sqlite3.Connection]:
+    def _locked_transaction(self) -> Iterator[sqlite3.Connection]:
         try:
             self.connection.execute("BEGIN IMMEDIATE")
             yield self.connection
@@ -100,14 +103,14 @@ class JournalFile:
                 "mend the cause (disk space, another run on the same folder) and run the same command again"
             ) from error
 
-    def rows(self, query: str, values: Sequence[Any] = ()) -> list[Any]:
-        """What a query finds."""
+    def rows(self, query: str, values: Sequence[str | int | float | None] = ()) -> list[Any]:
+        """The rows of a query, each a tuple. Raises DataError for a damaged file."""
         with self.reading():
             return self.connection.execute(query, values).fetchall()
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[None]:
-        """Turn what a damaged file raises into a DataError that says so."""
+        """Turns the errors of a damaged file into a DataError that names the file and the way out."""
         try:
             with self._turn:
                 yield

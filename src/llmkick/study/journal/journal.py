@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 import pandas as pd
@@ -13,14 +13,17 @@ import pandas as pd
 from llmkick.compression.walk.calibration import Calibration
 from llmkick.errors import ConfigError
 from llmkick.study.journal.database import JOURNAL_SCHEMA, JournalFile
+from llmkick.study.journal.notes import JsonNote, Notes, TextNote, decoded_notes, encoded_note
+from llmkick.study.journal.prompts import PromptPart
 from llmkick.tasks.task import Item, Record
 
 
 @dataclass(frozen=True, kw_only=True)
 class Judgement:
-    """One reply of a judge as it came, and what it was asked: the texts are sha256 of what stood first and second.
+    """A judge's reply as it came, and the question it answers.
 
-    `judgement_key` covers everything that was asked: judge, prompt, question, both texts in their order, replicate.
+    `judgement_key` is a hash of the whole question: judge, prompt, both texts in their order, replicate. `first` and
+    `second` are the sha256 of the text shown first and of the text shown second.
     """
 
     judgement_key: str
@@ -37,24 +40,11 @@ class Judgement:
     completion_tokens: int
 
 
-_JUDGEMENT = [one.name for one in fields(Judgement)]
-
-
-class PromptPart(NamedTuple):
-    """A prompt as its difference from another of its task: `base[:head] + middle + base[-tail:]`.
-
-    A prompt that is its own base has its whole text in `middle`.
-    """
-
-    item_id: str
-    base: str
-    head: int
-    tail: int
-    middle: str
+_JUDGEMENT_COLUMNS = [column.name for column in fields(Judgement)]
 
 
 class CellEntry(NamedTuple):
-    """What the journal holds of one cell: how many records, how many of them damaged."""
+    """A cell that has records: how many there are, and how many of them are damaged."""
 
     run_key: str
     model: str
@@ -66,20 +56,23 @@ class CellEntry(NamedTuple):
 
 
 class Journal(JournalFile):
-    """The open journal of a run folder. Every method commits before it returns; threads take turns."""
+    """The open journal of a run folder. Every method commits before it returns; threads take turns.
+
+    Every method raises DataError when the file is damaged or cannot be written.
+    """
 
     def claim(self, study_hash: str, description: str) -> None:
-        """Bind the folder to a study. Raises ConfigError when it holds another study's records.
+        """Bind the folder to a study. Raises ConfigError when the folder holds records of another study.
 
-        A study that got no further than its name, such as one with a mistyped model, holds nothing.
+        A folder without records is free: a study with a mistyped model, for example, leaves none.
         """
-        known = self.meta()
-        if known.get("schema", str(JOURNAL_SCHEMA)) != str(JOURNAL_SCHEMA):
-            raise ConfigError(f"the journal has schema {known['schema']}; this version reads {JOURNAL_SCHEMA}")
-        if known.get("study_hash", study_hash) != study_hash and self.rows("SELECT 1 FROM records LIMIT 1"):
+        notes = self.notes()
+        if notes.schema not in (None, str(JOURNAL_SCHEMA)):
+            raise ConfigError(f"the journal has schema {notes.schema}; this version reads {JOURNAL_SCHEMA}")
+        if notes.study_hash not in (None, study_hash) and self.rows("SELECT 1 FROM records LIMIT 1"):
             raise ConfigError(
                 "the folder holds the results of another study:\n"
-                f"{_difference(known.get('study', ''), description)}\n"
+                f"{_difference(notes.study or '', description)}\n"
                 "Give another --out, or remove that folder."
             )
         with self.transaction() as connection:
@@ -87,16 +80,24 @@ class Journal(JournalFile):
             connection.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", values.items())
 
     def meta(self) -> dict[str, str]:
-        """Keys and values that describe the journal."""
+        """The rows of the table of notes, undecoded; see `notes`."""
         return dict(self.rows("SELECT key, value FROM meta"))
 
-    def describe(self, key: str, value: Any) -> None:
-        """Note a fact about the run (its model, its tasks, its machine), so that an unfinished one can be read."""
+    def notes(self) -> Notes:
+        """What the run has noted about itself."""
+        return decoded_notes(self.meta())
+
+    @overload
+    def note(self, key: TextNote, value: str) -> None: ...
+    @overload
+    def note(self, key: JsonNote, value: object) -> None: ...
+    def note(self, key: TextNote | JsonNote, value: object) -> None:
+        """Write a note, in place of an earlier one. Raises TypeError for a value that JSON does not have."""
         with self.transaction() as connection:
-            connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, json.dumps(value, sort_keys=True)))
+            connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, encoded_note(key, value)))
 
     def add_items(self, task: str, items: Sequence[Item]) -> None:
-        """The questions of a task instead of those it had, so that a report needs nothing but this file."""
+        """Write the items of a task, in place of earlier ones, so that a report needs no file but the journal."""
         rows = [
             (
                 task, position, item.id, item.cluster, item.question, item.context,
@@ -109,26 +110,26 @@ class Journal(JournalFile):
             connection.executemany("INSERT INTO items VALUES (?,?,?,?,?,?,?,?)", rows)
 
     def add_prompts(self, task: str, prompts: Sequence[PromptPart]) -> None:
-        """How each question was put, as `study.prompts` packs it."""
+        """Write the prompts of a task, as `packed_prompts` packs them, in place of earlier ones."""
         rows = [(task, part.item_id, part.base, part.head, part.tail, part.middle) for part in prompts]
         with self.transaction() as connection:
             connection.execute("DELETE FROM prompts WHERE task = ?", (task,))
             connection.executemany("INSERT INTO prompts VALUES (?,?,?,?,?,?)", rows)
 
     def prompts(self, task: str) -> list[PromptPart]:
-        """The packed prompts of a task; none in a journal from before they were kept."""
+        """The packed prompts of a task; none when the journal has no table of prompts."""
         if not self.rows("SELECT 1 FROM sqlite_master WHERE name = 'prompts'"):
             return []
         rows = self.rows("SELECT item_id, base, head, tail, middle FROM prompts WHERE task = ?", (task,))
         return [PromptPart(*row) for row in rows]
 
     def add_command(self, started: str, version: str, command: str) -> None:
-        """A command that worked on this folder."""
+        """Write a command that worked on this folder: ISO start time, version of this package, the command line."""
         with self.transaction() as connection:
             connection.execute("INSERT INTO commands VALUES (?,?,?)", (started, version, command))
 
     def commands(self) -> list[tuple[str, str, str]]:
-        """(start, version, command) of every session; none in a journal from before they were kept."""
+        """(start, version, command) of every command, first to last; none when the journal has no table of commands."""
         if not self.rows("SELECT 1 FROM sqlite_master WHERE name = 'commands'"):
             return []
         return [tuple(row) for row in self.rows("SELECT started, version, command FROM commands ORDER BY rowid")]
@@ -136,7 +137,7 @@ class Journal(JournalFile):
     def add_records(
         self, run_key: str, *, model: str, recipe: str, seed: int | None, task: str, records: Sequence[Record]
     ) -> None:
-        """A batch of records, all or none."""
+        """Write a batch of records, all or none."""
         rows = [
             (
                 run_key, model, recipe, seed, task, record.item_id, record.cluster, record.response, record.score,
@@ -149,20 +150,20 @@ class Journal(JournalFile):
             connection.executemany("INSERT OR REPLACE INTO records VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)", rows)
 
     def done(self, run_key: str) -> set[str]:
-        """Item ids that have a record under a run key."""
+        """The ids of the items that have a record under a run key."""
         return {item_id for (item_id,) in self.rows("SELECT item_id FROM records WHERE run_key = ?", (run_key,))}
 
     def scores(self, run_key: str) -> dict[str, float | None]:
-        """The score of every item that has a record under a run key, None where it is unscored."""
+        """Item id → score under a run key; None for an item without a score."""
         return dict(self.rows("SELECT item_id, score FROM records WHERE run_key = ?", (run_key,)))
 
     def responses(self, run_key: str) -> dict[str, tuple[str, str | None]]:
-        """What was answered under a run key: item id → response, and why there is no score where there is none."""
+        """Item id → (response, reason why it has no score, or None) under a run key."""
         query = "SELECT item_id, response, unscored_reason FROM records WHERE run_key = ?"
         return {item_id: (response, reason) for item_id, response, reason in self.rows(query, (run_key,))}
 
     def add_judgement(self, judgement: Judgement) -> None:
-        """What a judge was paid for: kept as soon as it is there."""
+        """Write a judgement as soon as it arrives: a judge may cost money."""
         with self.transaction() as connection:
             connection.execute(
                 "INSERT OR REPLACE INTO judgements VALUES (?,?,?,?,?,?,?,?,?,?,?,?)",
@@ -171,34 +172,30 @@ class Journal(JournalFile):
 
     def judgements(self) -> dict[str, Judgement]:
         """Every judgement by its key."""
-        found = [Judgement(**dict(zip(_JUDGEMENT, row, strict=True))) for row in self.rows("SELECT * FROM judgements")]
-        return {one.judgement_key: replace(one, cut=bool(one.cut)) for one in found}
-
-    def note(self, key: str, value: str) -> None:
-        """Keep a fact about the journal (see `meta`)."""
-        with self.transaction() as connection:
-            connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
+        rows = self.rows("SELECT * FROM judgements")
+        judgements = [Judgement(**dict(zip(_JUDGEMENT_COLUMNS, row, strict=True))) for row in rows]
+        return {judgement.judgement_key: replace(judgement, cut=bool(judgement.cut)) for judgement in judgements}
 
     def run_keys(self) -> set[str]:
         """Every run key that has records."""
         return {run_key for (run_key,) in self.rows("SELECT DISTINCT run_key FROM records")}
 
     def forget(self, run_keys: Collection[str]) -> None:
-        """Drop the records of a compressed model that could not be made again bit for bit."""
+        """Delete the records under these run keys, e.g. of a compressed model that cannot be made again bit for bit."""
         with self.transaction() as connection:
             connection.executemany("DELETE FROM records WHERE run_key = ?", [(key,) for key in run_keys])
 
     def artifact(self, key: str) -> tuple[str, dict[str, Any]] | None:
-        """Digest and report of a compressed model made before."""
+        """(digest of the weights, compression report) of a compressed model; None for an unknown key."""
         rows = self.rows("SELECT digest, report FROM artifacts WHERE artifact_key = ?", (key,))
         return (rows[0][0], json.loads(rows[0][1])) if rows else None
 
     def artifacts(self) -> list[dict[str, Any]]:
-        """The report of every compressed model, in the order they were made."""
+        """The compression report of every compressed model, in the order in which they were made."""
         return [json.loads(report) for (report,) in self.rows("SELECT report FROM artifacts ORDER BY rowid")]
 
-    def add_artifact(self, key: str, digest: str, report: Mapping[str, Any]) -> None:
-        """Remember what a recipe made."""
+    def add_artifact(self, key: str, digest: str, report: Mapping[str, object]) -> None:
+        """Write the digest of a compressed model's weights and its compression report."""
         with self.transaction() as connection:
             connection.execute(
                 "INSERT OR REPLACE INTO artifacts VALUES (?,?,?)",
@@ -206,18 +203,18 @@ class Journal(JournalFile):
             )
 
     def noise(self, run_key: str) -> dict[str, Any] | None:
-        """The noise floor measured on a cell."""
+        """The noise floor measured on a cell; None where it was not measured."""
         rows = self.rows("SELECT found FROM noise WHERE run_key = ?", (run_key,))
         return json.loads(rows[0][0]) if rows else None
 
-    def add_noise(self, run_key: str, found: Mapping[str, Any]) -> None:
-        """Remember the noise floor of a cell."""
+    def add_noise(self, run_key: str, noise_floor: Mapping[str, object]) -> None:
+        """Write the noise floor of a cell."""
         with self.transaction() as connection:
-            row = (run_key, json.dumps(found, sort_keys=True))
+            row = (run_key, json.dumps(noise_floor, sort_keys=True))
             connection.execute("INSERT OR REPLACE INTO noise VALUES (?,?)", row)
 
     def calibration(self, key: str) -> Calibration | None:
-        """Calibration windows used before."""
+        """The calibration windows under a key; None for an unknown key."""
         rows = self.rows(
             "SELECT source, seed, sequences, length, tokens FROM calibrations WHERE calibration_key = ?", (key,)
         )
@@ -228,7 +225,7 @@ class Journal(JournalFile):
         return Calibration(tokens=tokens, source=source, seed=seed)
 
     def add_calibration(self, key: str, calibration: Calibration) -> None:
-        """Keep the windows themselves: a resumed run must not depend on a cache or a hub."""
+        """Write the windows themselves: a resumed run must not depend on a cache or a hub."""
         sequences, length = calibration.tokens.shape
         row = (
             key, calibration.digest, calibration.source, calibration.seed, sequences, length,
@@ -238,19 +235,19 @@ class Journal(JournalFile):
             connection.execute("INSERT OR REPLACE INTO calibrations VALUES (?,?,?,?,?,?,?)", row)
 
     def add_seconds(self, stage: str, detail: str, seconds: float) -> None:
-        """Wall time of a piece of work."""
+        """Write the wall time that a piece of work took."""
         with self.transaction() as connection:
             connection.execute("INSERT INTO seconds VALUES (?,?,?)", (stage, detail, seconds))
 
     def seconds(self) -> dict[str, dict[str, float]]:
-        """Wall time by stage and detail, added up over all sessions of the run."""
+        """Stage → detail → wall time in seconds, added up over all commands that worked on the run."""
         total: dict[str, dict[str, float]] = {}
         for stage, detail, value in self.rows("SELECT stage, detail, seconds FROM seconds"):
             total.setdefault(stage, {})[detail] = total.get(stage, {}).get(detail, 0.0) + value
         return total
 
     def records(self) -> pd.DataFrame:
-        """All records, ordered by task, recipe, seed and the place of the item; `details` decoded."""
+        """All records, ordered by task, recipe, seed and position of the item; `details` decoded."""
         query = (
             "SELECT records.*, items.position FROM records "
             "LEFT JOIN items ON items.task = records.task AND items.item_id = records.item_id "
@@ -263,7 +260,7 @@ class Journal(JournalFile):
         return frame
 
     def cells(self) -> list[CellEntry]:
-        """Every cell that has records, in the order they were made, with the number of rows that are damaged."""
+        """Every cell that has records, in the order of its last record."""
         query = (
             "SELECT run_key, model, recipe, seed, task, count(*), "
             "sum(typeof(response) != 'text' OR typeof(item_id) != 'text' OR NOT json_valid(details) "
@@ -273,7 +270,7 @@ class Journal(JournalFile):
         return [CellEntry(*row) for row in self.rows(query)]
 
     def answers(self, run_key: str) -> list[tuple[str, str, float | None, str | None, int]]:
-        """(item, response, score, reason, truncated) of one cell, without what else was noted."""
+        """(item id, response, score, reason without a score, truncated) of every record of a cell."""
         return self.rows(
             "SELECT item_id, response, score, unscored_reason, truncated FROM records WHERE run_key = ?", (run_key,)
         )
@@ -287,7 +284,7 @@ class Journal(JournalFile):
         return frame
 
     def items(self) -> pd.DataFrame:
-        """All items in their order; `reference` and `choices` decoded to lists."""
+        """All items, ordered by task and position; `reference` and `choices` decoded to lists."""
         with self.reading():
             frame = pd.read_sql_query("SELECT * FROM items ORDER BY task, position", self.connection)
             for column in ("reference", "choices"):
@@ -296,7 +293,7 @@ class Journal(JournalFile):
 
 
 def _difference(old: str, new: str) -> str:
-    """Lines of two study files that differ, old with −, new with +."""
+    """The lines that only one of two study files has, at most 20: the old with −, the new with +."""
     before, after = old.splitlines(), new.splitlines()
     lines = [f"  - {line}" for line in before if line not in after]
     lines += [f"  + {line}" for line in after if line not in before]

@@ -1,28 +1,42 @@
-"""How each question was put to the model, kept small: prompts of a task share most of their text."""
+"""The prompts of a task, packed: most of their text is the same, so each is kept as its difference from another."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 from llmkick.models.language_model import GenerateRequest, ScoreRequest
-from llmkick.study.journal.journal import PromptPart
 from llmkick.tasks.prompting import Prompting
-from llmkick.tasks.task import Item, Task
+from llmkick.tasks.task import Conversational, Item, Task
 
+# Stands in the prompt of a later turn for the answer that the model gives to the turn before.
 OWN_ANSWER = "[the model's own answer]"
 
 
-def packed_prompts(task: Task, items: Sequence[Item], prompting: Prompting) -> list[PromptPart]:
-    """The prompt of every item, each as what differs from the first of its cluster.
+class PromptPart(NamedTuple):
+    """A prompt as its difference from another of its task: `base[:head] + middle + base[-tail:]`.
 
-    A text is JSON: {"prompt": raw text or [[role, content], …], "continuations": …} for scored options, or
-    {"prompt": …, "stops": …, "max_new_tokens": …}. Windows of running text have no prompt and are left out.
+    A prompt that is its own base has its whole text in `middle`.
+    """
+
+    item_id: str
+    base: str
+    head: int
+    tail: int
+    middle: str
+
+
+def packed_prompts(task: Task, items: Sequence[Item], prompting: Prompting) -> list[PromptPart]:
+    """The prompt of every item, as its difference from the prompt of the first item of its cluster.
+
+    The packed text is JSON: {"prompt": raw text or [[role, content], …], "continuations": …} for scored options, or
+    {"prompt": …, "stops": …, "max_new_tokens": …}. Windows of running text have no prompt; they are left out.
     """
     bases: dict[str, tuple[str, str]] = {}
     parts = []
     for item in items:
-        text = _described(_asked(task, item, prompting))
+        text = _as_text(_requests_of(task, item, prompting))
         if text is None:
             continue
         base, whole = bases.setdefault(item.cluster, (item.id, text))
@@ -31,7 +45,7 @@ def packed_prompts(task: Task, items: Sequence[Item], prompting: Prompting) -> l
 
 
 def unpacked(parts: Iterable[PromptPart]) -> dict[str, str]:
-    """Item id → the text that was packed."""
+    """Item id → the text that `packed_prompts` packed; `parts` must hold the base of every part."""
     listed = list(parts)
     whole: Mapping[str, str] = {part.item_id: part.middle for part in listed if part.base == part.item_id}
     return {
@@ -39,32 +53,34 @@ def unpacked(parts: Iterable[PromptPart]) -> dict[str, str]:
     }
 
 
-def _asked(task: Task, item: Item, prompting: Prompting) -> Sequence[ScoreRequest | GenerateRequest]:
-    """The requests of an item; in those of a later turn a placeholder stands for the model's own first answer."""
+def _requests_of(task: Task, item: Item, prompting: Prompting) -> Sequence[ScoreRequest | GenerateRequest]:
+    """The requests of an item. In a later turn OWN_ANSWER stands for each of the model's earlier answers."""
     turn = int(item.details.get("turn", 1))
-    follow_up = getattr(task, "follow_up", None)
-    if turn > 1 and follow_up is not None:
-        requests: Sequence[ScoreRequest | GenerateRequest] = follow_up(item, prompting, [OWN_ANSWER] * (turn - 1))
-        return requests
+    if turn > 1 and isinstance(task, Conversational):
+        return task.follow_up(item, prompting, [OWN_ANSWER] * (turn - 1))
     return task.requests(item, prompting)
 
 
-def _described(requests: Sequence[ScoreRequest | GenerateRequest]) -> str | None:
-    """One text for all requests of an item, which differ in what is scored at most."""
-    if not requests or not all(isinstance(getattr(one, "continuation", ""), str) for one in requests):
+def _as_text(requests: Sequence[ScoreRequest | GenerateRequest]) -> str | None:
+    """One text for all requests of an item, which differ in their continuations only; None for running text."""
+    if not requests or not all(_has_text(request) for request in requests):
         return None
     first = requests[0]
     prompt = first.prompt if isinstance(first.prompt, str) else [list(message) for message in first.prompt]
     if isinstance(first, ScoreRequest):
-        scored = [one.continuation for one in requests if isinstance(one, ScoreRequest)]
+        scored = [request.continuation for request in requests if isinstance(request, ScoreRequest)]
         rest: dict[str, object] = {"continuations": scored}
     else:
         rest = {"stops": list(first.stops), "max_new_tokens": first.max_new_tokens}
     return json.dumps({"prompt": prompt, **rest}, ensure_ascii=False)
 
 
+def _has_text(request: ScoreRequest | GenerateRequest) -> bool:
+    return isinstance(request, GenerateRequest) or isinstance(request.continuation, str)
+
+
 def packed_prompt(item_id: str, text: str, base: str, whole: str) -> PromptPart:
-    """What differs from the text of item `base`, which is `whole`."""
+    """A prompt as its difference from `whole`, the text of the item `base`."""
     if item_id == base:
         return PromptPart(item_id, item_id, 0, 0, text)
     head = _shared(text, whole)
@@ -72,12 +88,12 @@ def packed_prompt(item_id: str, text: str, base: str, whole: str) -> PromptPart:
     return PromptPart(item_id, base, head, tail, text[head : len(text) - tail])
 
 
-def _shared(one: str, other: str) -> int:
-    """How many characters two texts begin with alike, by halving."""
-    low, high = 0, min(len(one), len(other))
+def _shared(left: str, right: str) -> int:
+    """The number of characters with which both texts begin, found by bisection."""
+    low, high = 0, min(len(left), len(right))
     while low < high:
         middle = (low + high + 1) // 2
-        if one[:middle] == other[:middle]:
+        if left[:middle] == right[:middle]:
             low = middle
         else:
             high = middle - 1

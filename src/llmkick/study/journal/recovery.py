@@ -1,29 +1,29 @@
-"""What can still be read of a damaged journal, copied into a new one."""
+"""Recovery of a damaged journal: its readable rows are copied into a new one."""
 
 from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from llmkick.errors import DataError
 from llmkick.study.journal.database import JOURNAL_FILE
 from llmkick.study.journal.journal import Journal
 
-# Rows asked for at once; where a page is damaged, ever fewer, so that only its own rows are lost.
+# Rows read at once. Around a damaged page the number is halved down to SMALLEST, so that few sound rows are lost.
 CHUNK, SMALLEST = 4096, 8
-# Beyond the last row that could be found, this many more are tried: the end of a table may be what is damaged.
+# Where the last row cannot be read, row numbers are tried up to this one.
 MOST_ROWS = 1 << 26
 
-Row = Sequence[Any]
+Row = Sequence[object]
+NamedRow = Mapping[str, object]
 
 
-def salvage(folder: Path, target: Path) -> list[str]:
-    """Copy every sound row of `folder`'s journal into a new journal in `target`; says what is missing.
+def recover_journal(folder: Path, target: Path) -> list[str]:
+    """Copy every sound row of the journal in `folder` into a new journal in `target`; returns notes of what is missing.
 
-    Raises DataError when nothing of it can be read.
+    Raises DataError when no record and no item can be read.
     """
     path = folder / JOURNAL_FILE
     journal = Journal(target)  # creates the tables
@@ -48,21 +48,21 @@ def salvage(folder: Path, target: Path) -> list[str]:
 
 
 def _copy_table(source: sqlite3.Connection, copy: sqlite3.Connection, table: str, lost: dict[str, str]) -> int:
-    """Copy the sound rows of a table; how many there were."""
+    """Copy the sound rows of a table and return their number; problems go into `lost` under its name."""
     is_sound = _SOUND[table]
     columns = [row[1] for row in copy.execute(f"PRAGMA table_info({table})")]
     marks = ", ".join("?" for _ in columns)
     query = f"SELECT {', '.join(columns)} FROM {table} WHERE rowid BETWEEN ? AND ?"  # noqa: S608 (our own names)
     problems: list[str] = []
-    bad = sound = 0
+    damaged = sound = 0
     for row in _rows(source, query, _last_row(source, table, problems), problems):
         if not is_sound(dict(zip(columns, row, strict=True))):
-            bad += 1
+            damaged += 1
             continue
         copy.execute(f"INSERT OR REPLACE INTO {table} VALUES ({marks})", row)  # noqa: S608
         sound += 1
-    if bad:
-        problems.append(f"{bad} damaged rows")
+    if damaged:
+        problems.append(f"{damaged} damaged rows")
     if problems:
         lost[table] = ", ".join(dict.fromkeys(problems))
     return sound
@@ -73,30 +73,30 @@ def _last_row(source: sqlite3.Connection, table: str, problems: list[str]) -> in
         return int(source.execute(f"SELECT max(rowid) FROM {table}").fetchone()[0] or 0)  # noqa: S608
     except sqlite3.Error as error:
         if "no such table" in str(error) and table not in ("records", "items"):
-            return 0  # from before there was such a table
+            return 0  # a run without prompts or commands can be shown too
         problems.append(str(error))
         return _guessed_last_row(source, table)
 
 
 def _guessed_last_row(source: sqlite3.Connection, table: str) -> int:
-    """The largest row number that can be read at all, found by doubling."""
+    """The largest row number that can be read, found by doubling."""
     last, step = 0, CHUNK
     while step < MOST_ROWS:
         try:
-            found = source.execute(
+            largest = source.execute(
                 f"SELECT max(rowid) FROM (SELECT rowid FROM {table} WHERE rowid <= ?)",  # noqa: S608
                 (step,),
             ).fetchone()[0]
         except sqlite3.Error:
             return max(last, step if last else 0)
-        if found is None or found < step // 2:
-            return max(last, int(found or 0))
-        last, step = int(found), step * 2
+        if largest is None or largest < step // 2:
+            return max(last, int(largest or 0))
+        last, step = int(largest), step * 2
     return last
 
 
 def _rows(source: sqlite3.Connection, query: str, last: int, problems: list[str]) -> Iterator[Row]:
-    """Rows by number, around the pages that cannot be read."""
+    """The rows numbered 1 to `last`, without those on pages that cannot be read; these are counted in `problems`."""
     waiting = [(low, min(low + CHUNK - 1, last)) for low in range(1, last + 1, CHUNK)][::-1]
     unreadable = 0
     while waiting:
@@ -115,30 +115,32 @@ def _rows(source: sqlite3.Connection, query: str, last: int, problems: list[str]
         problems.append(f"up to {unreadable} rows")
 
 
-def _texts(*names: str) -> Callable[[dict[str, Any]], bool]:
+def _texts(*names: str) -> Callable[[NamedRow], bool]:
     return lambda row: all(isinstance(row[name], str) for name in names)
 
 
-def _sound_item(row: dict[str, Any]) -> bool:
+def _sound_item(row: NamedRow) -> bool:
     lists = all(isinstance(_decoded(row[name]), list) for name in ("reference", "choices"))
     return lists and _texts("task", "item_id", "cluster", "question", "context")(row)
 
 
-def _sound_record(row: dict[str, Any]) -> bool:
+def _sound_record(row: NamedRow) -> bool:
     score = row["score"] is None or isinstance(row["score"], int | float)
     counts = isinstance(row["tokens"], int) and isinstance(row["truncated"], int)
     texts = _texts("run_key", "model", "recipe", "task", "item_id", "cluster", "response")(row)
     return score and counts and texts and isinstance(_decoded(row["details"]), dict)
 
 
-def _decoded(text: Any) -> Any:
+def _decoded(text: object) -> object:
+    """The value of a JSON text; None for anything else."""
     try:
-        return json.loads(text)
+        value: object = json.loads(text)  # type: ignore[arg-type]
+        return value
     except (TypeError, ValueError):
         return None
 
 
-_SOUND: dict[str, Callable[[dict[str, Any]], bool]] = {
+_SOUND: dict[str, Callable[[NamedRow], bool]] = {
     "meta": _texts("key", "value"),
     "items": _sound_item,
     "records": _sound_record,

@@ -32,9 +32,9 @@ from llmkick.study.judging.reliability import doubts, reliability
 from llmkick.study.judging.scores import CellPlan
 from llmkick.study.progress import Observer
 from llmkick.study.spec.sections import JudgeSpec
+from llmkick.tasks.data.reference_answers import read_reference_answers
 from llmkick.tasks.judge.clients import EndpointJudge, Judge, LocalJudge, NoReply
 from llmkick.tasks.judge.prompts import PROMPT_VERSION, Judgeable
-from llmkick.tasks.reference_answers import read_reference_answers
 from llmkick.tasks.task import Item, Task
 
 SUFFIX = ":judge"
@@ -86,7 +86,7 @@ class Judging:
             file = self._file(task.name)
             if file is not None:
                 self.references[task.name] = read_reference_answers(file, task.items())
-        if self.journal.meta().get("judged") != self._identity():
+        if self.journal.notes().judged != self._identity():
             self.judge.check()
 
     def _file(self, task: str) -> Path | None:

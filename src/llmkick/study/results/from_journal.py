@@ -6,14 +6,24 @@ import json
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
+from pydantic import JsonValue, ValidationError
 
 from llmkick.errors import DataError, KickError
 from llmkick.study.journal.database import JOURNAL_SCHEMA
 from llmkick.study.journal.journal import CellEntry, Journal
-from llmkick.study.results.results import StudyResult, as_json, cell_results, compare_all, overall_by_recipe
+from llmkick.study.results.comparisons import cell_results, compare_all, overall_by_recipe
+from llmkick.study.results.records import (
+    CompressionSummary,
+    DenseModel,
+    Environment,
+    ResultRow,
+    StudySettings,
+    TaskSummary,
+    Timing,
+)
+from llmkick.study.results.results import RESULTS_FILE, StudyResult, first_problem
 from llmkick.study.spec.study import Study, make_study
 
 COLUMNS = ("model", "recipe", "seed", "task", "item_id", "cluster", "score", "unscored_reason", "tokens", "truncated")
@@ -22,43 +32,59 @@ COLUMNS = ("model", "recipe", "seed", "task", "item_id", "cluster", "score", "un
 def partial_result(journal: Journal, folder: Path) -> StudyResult:
     """What the records that exist say. A cell is compared once it has a record for every item of its task.
 
-    Raises DataError when the journal does not say which study it belongs to, or is of another schema.
+    Raises DataError when the journal does not say which study it belongs to, is of another schema, or notes something
+    that is no result.
     """
+    try:
+        return _partial_result(journal, folder)
+    except ValidationError as error:
+        raise DataError(
+            f"{folder / RESULTS_FILE} cannot be computed: {first_problem(error)} in the journal. "
+            "Run the study's command again on this folder to write it anew"
+        ) from error
+
+
+def _partial_result(journal: Journal, folder: Path) -> StudyResult:
     meta = journal.meta()
     items = {str(task): len(asked) for task, asked in journal.items().groupby("task")}
-    cells = newest(journal.cells())
     study = _study(meta, folder)
     tasks = _tasks(meta, study)
-    known = {task["name"]: place for place, task in enumerate(tasks)}
-    cells = [cell for cell in cells if cell.task in known]
+    names = [task.name for task in tasks]
+    cells = [cell for cell in newest(journal.cells()) if cell.task in names]
     records = _records(journal, cells)
     whole = records[_of(records, [cell for cell in cells if cell.records >= items.get(cell.task, 0)])]
     dense = set(whole.loc[whole["recipe"] == "dense", "task"])
     comparisons = compare_all(
         whole,
-        [task for task in tasks if task["name"] in dense],
+        [task for task in tasks if task.name in dense],
         study.labels(),
         margin=study.margin,
         alpha=study.alpha,
         same_weights=_same_weights(journal, meta),
     )
-    rows = cell_results(records, tasks)
-    places = {name: place for place, name in enumerate(("dense", *study.labels()))}
     return StudyResult(
         folder=folder,
-        study={**study.model_dump(mode="json"), "hash": meta.get("study_hash")},
-        environment=_noted(meta, "environment") or {},
-        timing={"seconds": journal.seconds(), "compression_seconds": {}},
-        model=_noted(meta, "model") or _model(journal, cells, study),
-        tasks=tasks,
-        results=sorted(
-            rows, key=lambda row: (places.get(row["recipe"], len(places)), row["seed"] or 0, known[row["task"]])
+        study=StudySettings.model_validate({**study.model_dump(mode="json"), "hash": meta.get("study_hash")}),
+        environment=Environment.model_validate(_noted(meta, "environment") or {}),
+        timing=Timing(seconds=journal.seconds(), compression_seconds={}),
+        model=DenseModel.model_validate(_noted(meta, "model") or _model(journal, cells, study)),
+        tasks=tuple(tasks),
+        results=tuple(_in_order(cell_results(records, tasks), study, names)),
+        comparisons=tuple(comparisons),
+        overall=tuple(overall_by_recipe(comparisons)),
+        compression=tuple(
+            CompressionSummary.model_validate(report)
+            for report in journal.artifacts()
+            if report.get("recipe") in study.recipes
         ),
-        comparisons=[as_json(comparison) for comparison in comparisons],
-        overall=overall_by_recipe(comparisons),
-        compression=[report for report in journal.artifacts() if report.get("recipe") in study.recipes],
-        warnings=_missing(study, tasks, cells, items),
+        warnings=tuple(_missing(study, tasks, cells, items)),
     )
+
+
+def _in_order(rows: Sequence[ResultRow], study: Study, tasks: Sequence[str]) -> list[ResultRow]:
+    """Dense first, then the study's recipes and seeds; the tasks in the study's order."""
+    places = {label: place for place, label in enumerate(("dense", *study.labels()))}
+    return sorted(rows, key=lambda row: (places.get(row.recipe, len(places)), row.seed or 0, tasks.index(row.task)))
 
 
 def _same_weights(journal: Journal, meta: Mapping[str, str]) -> Callable[[str], bool] | None:
@@ -66,7 +92,7 @@ def _same_weights(journal: Journal, meta: Mapping[str, str]) -> Callable[[str], 
     dense = _noted(meta, "dense_digest")
     if dense is None:
         return None
-    made: dict[str, set[str]] = {}
+    made: dict[str, set[JsonValue]] = {}
     for report in journal.artifacts():
         made.setdefault(str(report.get("recipe")), set()).add(str(report.get("digest")))
     return lambda recipe: made.get(recipe) == {dense}
@@ -88,29 +114,31 @@ def _study(meta: Mapping[str, str], folder: Path) -> Study:
         raise DataError(f"{folder}: this version cannot read the study in the journal: {error}") from error
 
 
-def _noted(meta: Mapping[str, str], key: str) -> Any:
+def _noted(meta: Mapping[str, str], key: str) -> JsonValue:
     try:
-        return json.loads(meta[key])
+        value: JsonValue = json.loads(meta[key])
     except (KeyError, json.JSONDecodeError):
         return None
+    return value
 
 
-def _tasks(meta: Mapping[str, str], study: Study) -> list[Mapping[str, Any]]:
-    """The tasks as the run noted them; a journal from before it did tells no more than the study does."""
-    noted: list[Mapping[str, Any]] | None = _noted(meta, "tasks")
+def _tasks(meta: Mapping[str, str], study: Study) -> list[TaskSummary]:
+    """The tasks as the run noted them; a journal that does not note them tells no more than the study does."""
+    noted = _noted(meta, "tasks")
     if isinstance(noted, list) and noted:
-        return noted
-    tasks: list[Mapping[str, Any]] = []
+        return [TaskSummary.model_validate(task) for task in noted]
+    tasks = []
     for spec in study.tasks:
         task = spec.make()
+        settings = spec.model_dump(exclude_none=True, exclude={"name"})
         about = {"metric": task.metric, "chance_level": task.chance_level, "setting": task.setting}
-        tasks.append({"name": task.name, **spec.model_dump(exclude_none=True, exclude={"name"}), **about})
+        tasks.append(TaskSummary.model_validate({"name": task.name, **settings, **about}))
     return tasks
 
 
-def _model(journal: Journal, cells: Sequence[CellEntry], study: Study) -> dict[str, Any]:
+def _model(journal: Journal, cells: Sequence[CellEntry], study: Study) -> DenseModel:
     precision = next((report.get("source_precision") for report in journal.artifacts()), None)
-    return {"name": cells[0].model if cells else study.model, "source_precision": precision or "float"}
+    return DenseModel(name=cells[0].model if cells else study.model, source_precision=precision or "float")
 
 
 def _records(journal: Journal, cells: Sequence[CellEntry]) -> pd.DataFrame:
@@ -123,12 +151,12 @@ def _of(records: pd.DataFrame, cells: Sequence[CellEntry]) -> pd.Series[bool]:
 
 
 def _missing(
-    study: Study, tasks: Sequence[Mapping[str, Any]], cells: Sequence[CellEntry], items: Mapping[str, int]
+    study: Study, tasks: Sequence[TaskSummary], cells: Sequence[CellEntry], items: Mapping[str, int]
 ) -> list[str]:
     """Which cells have no record yet, and which only some."""
     begun = {(cell.recipe, cell.task) for cell in cells}
-    absent = [(r, task["name"]) for r in ("dense", *study.labels()) for task in tasks if (r, task["name"]) not in begun]
-    found = [
+    absent = [(r, task.name) for r in ("dense", *study.labels()) for task in tasks if (r, task.name) not in begun]
+    lines = [
         f"{cell.recipe} on {cell.task}: {cell.records} of {items[cell.task]} items were asked, so it has no verdict yet"
         for cell in cells
         if cell.records < items.get(cell.task, 0)
@@ -136,5 +164,5 @@ def _missing(
     if absent:
         shown = ", ".join(f"{recipe} on {task}" for recipe, task in absent[:5])
         more = f" and {len(absent) - 5} more" if len(absent) > 5 else ""
-        found.append(f"not asked yet: {shown}{more}")
-    return found
+        lines.append(f"not asked yet: {shown}{more}")
+    return lines

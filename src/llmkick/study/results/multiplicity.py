@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import pandas as pd
 
-from llmkick.compression.registry import parse_recipe
-from llmkick.errors import ConfigError
-from llmkick.statistics import Comparison, PerplexityComparison, choice_agreement, fixed_sequence, holm
+from llmkick.statistics import Comparison, choice_agreement, fixed_sequence, holm
+from llmkick.study.levels import level_of
+from llmkick.study.results.records import AgreementRow, AnyComparison, Family, FamilyRow
 
 CORRECTIONS = ("none", "holm", "fixed sequence")
 ALL_TASKS = "all tasks"
 
 
 def families(
-    comparisons: Sequence[Comparison | PerplexityComparison],
+    comparisons: Sequence[AnyComparison],
     recipes: Sequence[str],
     *,
     correction: str,
     alpha: float,
-) -> list[dict[str, Any]]:
+) -> list[Family]:
     """Which recipes match when all of them are asked about: on each task, and on all tasks.
 
     On all tasks at once a recipe's p is its largest (intersection-union), tasks without a signal left out. Holm
@@ -34,20 +34,20 @@ def families(
     tasks = [comparison for comparison in comparisons if isinstance(comparison, Comparison)]
     scopes: dict[str, dict[str, float | None]] = {}
     for task in dict.fromkeys(comparison.task for comparison in tasks):
-        scopes[task] = {one.recipe: _p(one) for one in tasks if one.task == task}
+        scopes[task] = {comparison.recipe: _p(comparison) for comparison in tasks if comparison.task == task}
     scopes[ALL_TASKS] = {}
     for recipe in recipes:
-        own = [one for one in tasks if one.recipe == recipe and one.verdict != "no signal"]
-        if own:
-            known = [p for p in map(_p, own) if p is not None]
-            scopes[ALL_TASKS][recipe] = max(known) if len(known) == len(own) else None
+        of_recipe = [_p(item) for item in tasks if item.recipe == recipe and item.verdict != "no signal"]
+        if of_recipe:
+            defined = [p for p in of_recipe if p is not None]
+            scopes[ALL_TASKS][recipe] = max(defined) if len(defined) == len(of_recipe) else None
     return [
-        {
-            "scope": scope,
-            "correction": correction,
-            "alpha": alpha,
-            "recipes": _holm(p_values, alpha) if correction == "holm" else _in_sequence(p_values, recipes, alpha),
-        }
+        Family(
+            scope=scope,
+            correction=correction,
+            alpha=alpha,
+            recipes=tuple(_holm(p_values, alpha) if correction == "holm" else _in_sequence(p_values, recipes, alpha)),
+        )
         for scope, p_values in scopes.items()
         if p_values
     ]
@@ -61,14 +61,14 @@ def _p(comparison: Comparison) -> float | None:
     return 0.0 if by_definition else comparison.p_matching
 
 
-def _holm(p_values: Mapping[str, float | None], alpha: float) -> list[dict[str, Any]]:
+def _holm(p_values: Mapping[str, float | None], alpha: float) -> list[FamilyRow]:
     return [
-        {"recipe": recipe, "p": p_values[recipe], "adjusted_p": adjusted, "matching": matching}
+        FamilyRow(recipe=recipe, p=p_values[recipe], adjusted_p=adjusted, matching=matching)
         for recipe, (adjusted, matching) in holm(p_values, alpha=alpha).items()
     ]
 
 
-def _in_sequence(p_values: Mapping[str, float | None], recipes: Sequence[str], alpha: float) -> list[dict[str, Any]]:
+def _in_sequence(p_values: Mapping[str, float | None], recipes: Sequence[str], alpha: float) -> list[FamilyRow]:
     methods: dict[str, list[str]] = {}
     for recipe in recipes:
         if recipe in p_values:
@@ -77,17 +77,15 @@ def _in_sequence(p_values: Mapping[str, float | None], recipes: Sequence[str], a
     for members in methods.values():
         matching |= fixed_sequence([(name, p_values[name]) for name in members], alpha=alpha / len(methods))
     return [
-        {"recipe": recipe, "p": p_values[recipe], "adjusted_p": None, "matching": matching[recipe]}
+        FamilyRow(recipe=recipe, p=p_values[recipe], adjusted_p=None, matching=matching[recipe])
         for recipe in recipes
         if recipe in matching
     ]
 
 
 def _method(recipe: str) -> str:
-    try:
-        return parse_recipe(recipe).method
-    except ConfigError:  # another checkpoint, compared under its own name
-        return recipe
+    level = level_of(recipe)
+    return recipe if level.kind == "other" else level.method  # another checkpoint is compared under its own name
 
 
 def correction_note(recipes: Sequence[str], correction: str, alpha: float) -> str:
@@ -105,7 +103,7 @@ def correction_note(recipes: Sequence[str], correction: str, alpha: float) -> st
     )
 
 
-def agreement(records: pd.DataFrame, recipes: Sequence[str]) -> list[dict[str, Any]]:
+def agreement(records: pd.DataFrame, recipes: Sequence[str]) -> list[AgreementRow]:
     """KL divergence and agreement of choices with the dense model, for each recipe × seed × task that has choices.
 
     Over the items that both models have scored. The distribution is that of the options' log-likelihoods; what a
@@ -118,20 +116,20 @@ def agreement(records: pd.DataFrame, recipes: Sequence[str]) -> list[dict[str, A
         for recipe in recipes:
             cells = of_task[of_task["recipe"] == recipe]
             for seed, cell in cast(Iterable[tuple[float, pd.DataFrame]], cells.groupby("seed", dropna=False)):
-                own = cell.set_index("item_id")
-                common = [item for item in dense.index if item in own.index]
+                compressed = cell.set_index("item_id")
+                common = [item for item in dense.index if item in compressed.index]
                 if common:
-                    found = choice_agreement(
+                    agreed = choice_agreement(
                         _logprobs(dense, common),
-                        _logprobs(own, common),
-                        chosen=(dict(dense["response"]), dict(own["response"])),
+                        _logprobs(compressed, common),
+                        chosen=(dict(dense["response"]), dict(compressed["response"])),
                     )
-                    whole = None if pd.isna(seed) else int(seed)
-                    rows.append({"task": task, "recipe": recipe, "seed": whole, **vars(found)})
+                    seed_or_none = None if pd.isna(seed) else int(seed)
+                    rows.append(AgreementRow(task=str(task), recipe=recipe, seed=seed_or_none, **vars(agreed)))
     return rows
 
 
-def _finite(values: Any) -> bool:
+def _finite(values: object) -> bool:
     return isinstance(values, list) and len(values) > 1 and bool(np.isfinite(values).all())
 
 

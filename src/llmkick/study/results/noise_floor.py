@@ -1,21 +1,92 @@
-"""The noise floor of a study's choices: how many change when a question is asked alone instead of in its batch.
+"""The noise floor of choices: how many change with the batch that a question is asked in.
 
-In half precision the company a question is batched with moves its log-probabilities, and near-ties flip. Differences
-between models below that share mean nothing, so the share stands in the report.
+In float32 batches change log-probabilities by about 1e-6 nats and no choice. In half precision a matrix product rounds
+differently for every batch shape, and near-ties flip. Differences between models below that share mean nothing, so the
+share stands in the report.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypedDict
 
-from llmkick.models.language_model import LanguageModel
+from llmkick.errors import DataError
+from llmkick.models.language_model import ContinuationScore, LanguageModel, ScoreRequest, Unanswered
+from llmkick.models.transformers_model import TransformersModel
+from llmkick.study.results.records import Details, NoiseRow
 from llmkick.tasks.evaluate import evaluate_item
 from llmkick.tasks.prompting import Prompting
 from llmkick.tasks.task import Item, Task
 
 HALF_PRECISIONS = ("bfloat16", "float16")
-NOISE_ITEMS = 32  # a task: 10 seconds of a small model on CPU, and a share known to a few percent
+NOISE_ITEMS = 32  # of each task: a share known to a few percent
+
+Answers = Sequence[ContinuationScore | Unanswered]
+# Whether the choice of a question differs between two runs, and the shifts of its options' log-probabilities in nats.
+Change = tuple[bool, Sequence[float]]
+
+
+class RecordedAnswer(TypedDict):
+    """What the journal holds of an answered item."""
+
+    response: str
+    details: Details
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoiseFloor:
+    """How two runs of the same questions by the same model differ. Shifts are in nats."""
+
+    questions: int
+    flipped: int
+    mean_shift: float
+    largest_shift: float
+
+    @property
+    def share(self) -> float:
+        """Share of questions whose choice changed."""
+        return self.flipped / self.questions
+
+
+def noise_floor(model: TransformersModel, requests: Sequence[ScoreRequest]) -> NoiseFloor:
+    """Score the questions in full batches and one by one; neighbours with the same prompt are options of one question.
+
+    Questions with an unanswered option are left out. Raises DataError when none with two options is left.
+    """
+    questions: list[list[int]] = []
+    for index, request in enumerate(requests):
+        if index and request.prompt == requests[index - 1].prompt:
+            questions[-1].append(index)
+        else:
+            questions.append([index])
+    in_batches = model.logprobs(requests)
+    alone: list[ContinuationScore | Unanswered] = []
+    for question in questions:
+        alone += model.logprobs([requests[index] for index in question])
+    return compare_runs([question for question in questions if len(question) > 1], in_batches, alone)
+
+
+def compare_runs(questions: Sequence[Sequence[int]], first: Answers, second: Answers) -> NoiseFloor:
+    """How two runs differ; `questions` holds the indices of each question's options.
+
+    Raises DataError when no question has two scored options.
+    """
+    changes: list[Change] = []
+    for question in questions:
+        pairs = [
+            (left.logprob, right.logprob)
+            for left, right in ((first[index], second[index]) for index in question)
+            if isinstance(left, ContinuationScore) and isinstance(right, ContinuationScore)
+        ]
+        if len(pairs) == len(question):
+            left, right = zip(*pairs, strict=True)
+            flipped = left.index(max(left)) != right.index(max(right))
+            changes.append((flipped, [abs(a - b) for a, b in pairs]))
+    floor = _floor(changes)
+    if floor is None:
+        raise DataError("no question with at least two scored options: there is nothing whose choice could change")
+    return floor
 
 
 def noise_of_choices(
@@ -23,41 +94,42 @@ def noise_of_choices(
     task: Task,
     items: Sequence[Item],
     prompting: Prompting,
-    recorded: Mapping[str, Mapping[str, Any]],
-) -> dict[str, Any] | None:
+    recorded: Mapping[str, RecordedAnswer],
+) -> NoiseRow | None:
     """Ask a spread of the items again, one by one, and compare with what the study recorded of the same model.
 
-    `recorded` is response and details of each item id. Gives task, questions, flipped, and the mean and largest shift
-    of an option's log-probability in nats; None where the task has no choices or nothing was scored.
+    `recorded` is response and details of each item id. None where the task has no choices or nothing was scored.
     """
-    known = [item for item in items if "choice_logprobs" in recorded.get(item.id, {}).get("details", {})]
-    flipped = questions = 0
-    shifts: list[float] = []
-    count = min(NOISE_ITEMS, len(known))
-    for item in (known[index * len(known) // count] for index in range(count)):
+    with_choices = [item for item in items if item.id in recorded and "choice_logprobs" in recorded[item.id]["details"]]
+    count = min(NOISE_ITEMS, len(with_choices))
+    changes: list[Change] = []
+    for item in (with_choices[index * len(with_choices) // count] for index in range(count)):
         alone = evaluate_item(model, task, item, prompting)
-        if alone.score is None:
-            continue
-        together = recorded[item.id]
-        questions += 1
-        flipped += alone.response != together["response"]
-        pairs = zip(alone.details["choice_logprobs"], together["details"]["choice_logprobs"], strict=True)
-        shifts += [abs(one - other) for one, other in pairs]
-    if not questions:
+        if alone.score is not None:
+            in_batch = recorded[item.id]
+            pairs = zip(alone.details["choice_logprobs"], in_batch["details"]["choice_logprobs"], strict=True)
+            changes.append((alone.response != in_batch["response"], [abs(a - b) for a, b in pairs]))
+    floor = _floor(changes)
+    return None if floor is None else NoiseRow(task=task.name, **vars(floor))
+
+
+def _floor(changes: Iterable[Change]) -> NoiseFloor | None:
+    counted = list(changes)
+    shifts = [shift for _, of_question in counted for shift in of_question]
+    if not counted:
         return None
-    return {
-        "task": task.name,
-        "questions": questions,
-        "flipped": flipped,
-        "mean_shift": sum(shifts) / len(shifts),
-        "largest_shift": max(shifts),
-    }
+    return NoiseFloor(
+        questions=len(counted),
+        flipped=sum(flipped for flipped, _ in counted),
+        mean_shift=sum(shifts) / len(shifts),
+        largest_shift=max(shifts),
+    )
 
 
-def describe_noise(found: Mapping[str, Any], dtype: str) -> str:
+def describe_noise(noise: NoiseRow, dtype: str) -> str:
     """The noise floor of a task in a sentence."""
     return (
-        f"noise floor of {found['task']} in {dtype}: asked alone instead of in its batch, the dense model changes "
-        f"{found['flipped']} of {found['questions']} choices (log-probabilities move by {found['mean_shift']:.3f} nats "
-        f"on average, {found['largest_shift']:.2f} at most)"
+        f"noise floor of {noise.task} in {dtype}: asked alone instead of in its batch, the dense model changes "
+        f"{noise.flipped} of {noise.questions} choices (log-probabilities move by {noise.mean_shift:.3f} nats "
+        f"on average, {noise.largest_shift:.2f} at most)"
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -11,18 +11,24 @@ import pandas as pd
 
 from llmkick.models.language_model import LanguageModel
 from llmkick.study.cells import style_of, variants_of
+from llmkick.study.results.comparisons import cell_results, compare_all, describe_task, overall_by_recipe
 from llmkick.study.results.multiplicity import agreement, correction_note, families
 from llmkick.study.results.noise_floor import HALF_PRECISIONS, describe_noise, noise_of_choices
-from llmkick.study.results.record_warnings import warnings_of
-from llmkick.study.results.results import (
-    StudyResult,
-    as_json,
-    cell_results,
-    compare_all,
-    describe_task,
-    overall_by_recipe,
+from llmkick.study.results.records import (
+    ComparedModel,
+    CompressionSummary,
+    DenseModel,
+    Environment,
+    FailedCell,
+    JudgeSummary,
+    NoiseRow,
+    ResultRow,
+    StudySettings,
+    TaskSummary,
+    Timing,
 )
-from llmkick.study.results.warnings import loops
+from llmkick.study.results.results import StudyResult, as_json
+from llmkick.study.results.warnings import loops, warnings_of
 from llmkick.study.running.environment import peak_memory
 from llmkick.study.running.external_models import describe_model, describe_recipe
 from llmkick.study.running.schedule import Schedule
@@ -46,7 +52,7 @@ class Finish:
         noise = self._noise(records)
         tasks = [describe_task(task, self.run.prompting) for task in self.run.tasks]
         if self.run.judging is not None:
-            tasks += self.run.judging.described()
+            tasks += map(TaskSummary.model_validate, self.run.judging.described())
         with self.run.timed("statistics", "comparisons"):
             comparisons = compare_all(
                 records,
@@ -60,58 +66,59 @@ class Finish:
         reports = self._reports()
         result = StudyResult(
             folder=self.run.folder,
-            study={**study.model_dump(mode="json"), "hash": study.hash()},
-            environment=self.run.executor.environment(),
-            timing={
-                "started": started,
-                "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-                "seconds": self.run.journal.seconds(),
-                "compression_seconds": {r["digest"]: r.pop("seconds") for r in reports},
-                "peak_memory_bytes": peak_memory(),
-            },
-            model=as_json(self.run.model.info),
-            tasks=tasks,
-            results=sorted(cell_results(records, tasks), key=lambda row: self._order(row, tasks)),
-            comparisons=[as_json(comparison) for comparison in comparisons],
+            study=StudySettings.model_validate({**study.model_dump(mode="json"), "hash": study.hash()}),
+            environment=Environment.model_validate(self.run.executor.environment()),
+            timing=Timing(
+                started=started,
+                finished=datetime.now(UTC).isoformat(timespec="seconds"),
+                seconds=self.run.journal.seconds(),
+                compression_seconds={r["digest"]: r.pop("seconds") for r in reports},
+                peak_memory_bytes=peak_memory(),
+            ),
+            model=DenseModel.model_validate(as_json(self.run.model.info)),
+            tasks=tuple(tasks),
+            results=tuple(sorted(cell_results(records, tasks), key=lambda row: self._order(row, tasks))),
+            comparisons=tuple(comparisons),
             # A recipe of which a cell is missing is judged by no overall verdict.
-            overall=overall_by_recipe([c for c in comparisons if c.recipe not in self._incomplete()]),
-            compression=reports,
-            models=self._described(reports),
-            warnings=[
+            overall=tuple(overall_by_recipe([c for c in comparisons if c.recipe not in self._incomplete()])),
+            compression=tuple(map(CompressionSummary.model_validate, reports)),
+            models=tuple(map(ComparedModel.model_validate, self._described(reports))),
+            warnings=(
                 *map(str, self.run.schedule.failures),
                 *self.run.warnings,
                 *self.run.executor.warnings,
                 *_warnings([self.run.model, *self.run.others.live.values()], study, records, reports),
-                *(describe_noise(found, self.run.model.info.dtype) for found in noise),
-            ],
-            noise=noise,
-            judge=None if self.run.judging is None else self.run.judging.summary,
-            families=families(comparisons, study.labels(), correction=study.correction, alpha=study.alpha),
-            agreement=agreement(records, study.labels()),
-            failures=[failure.as_row() for failure in self.run.schedule.failures],
+                *(describe_noise(row, self.run.model.info.dtype) for row in noise),
+            ),
+            noise=tuple(noise),
+            judge=None if self.run.judging is None else JudgeSummary.model_validate(self.run.judging.summary),
+            families=tuple(families(comparisons, study.labels(), correction=study.correction, alpha=study.alpha)),
+            agreement=tuple(agreement(records, study.labels())),
+            failures=tuple(FailedCell.model_validate(failure.as_row()) for failure in self.run.schedule.failures),
         )
         result.write()
         return result
 
-    def _noise(self, records: pd.DataFrame) -> list[dict[str, Any]]:
+    def _noise(self, records: pd.DataFrame) -> list[NoiseRow]:
         """The noise floor of every task with choices; in float32 there is none."""
         if self.run.model.info.dtype not in HALF_PRECISIONS:
             return []
-        found = []
+        rows = []
         dense = records[records["recipe"] == "dense"]
         for cell in self.run.cells(next(variants_of(self.run.study))):
-            known = self.run.journal.noise(cell.run_key)
+            noted = self.run.journal.noise(cell.run_key)
+            row = None if noted is None else NoiseRow.model_validate(noted)
             of_task = dense[dense["task"] == cell.task.name].set_index("item_id")
-            if known is None and not of_task.empty:
+            if row is None and not of_task.empty:
                 recorded: Any = of_task[["response", "details"]].to_dict("index")
                 items = self.run.evaluation.items[cell.task.name]
-                known = noise_of_choices(
+                row = noise_of_choices(
                     self.run.model, cell.task, items, style_of(cell.task, self.run.prompting), recorded
                 )
-                if known is not None:
-                    self.run.journal.add_noise(cell.run_key, known)
-            found += [known] if known is not None else []
-        return found
+                if row is not None:
+                    self.run.journal.add_noise(cell.run_key, row.facts)
+            rows += [row] if row is not None else []
+        return rows
 
     def _records(self) -> pd.DataFrame:
         """The records of all cells that are whole: what was given up half-way would be another sample."""
@@ -121,9 +128,9 @@ class Finish:
     def _incomplete(self) -> set[str]:
         return {failure.cell.variant.label for failure in self.run.schedule.failures}
 
-    def _order(self, row: Mapping[str, Any], tasks: Sequence[Mapping[str, Any]]) -> tuple[int, int, int]:
-        labels, names = ["dense", *self.run.study.labels()], [task["name"] for task in tasks]
-        return labels.index(row["recipe"]), row["seed"] or 0, names.index(row["task"])
+    def _order(self, row: ResultRow, tasks: Sequence[TaskSummary]) -> tuple[int, int, int]:
+        labels, names = ["dense", *self.run.study.labels()], [task.name for task in tasks]
+        return labels.index(row.recipe), row.seed or 0, names.index(row.task)
 
     def _described(self, reports: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Size and kind of every model, where models made elsewhere are among them."""

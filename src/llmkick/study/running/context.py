@@ -23,9 +23,9 @@ from llmkick.models.transformers_model import TransformersModel
 from llmkick.study.cells import Cell, Variant, cells_of, digest_of, style_of, variants_of
 from llmkick.study.journal.journal import Journal
 from llmkick.study.judging.judging import Judging, judge_of
-from llmkick.study.power_warnings import foresee
+from llmkick.study.power_warnings import warn_of_low_power
 from llmkick.study.progress import Observer
-from llmkick.study.results.results import CONTROL_METRICS
+from llmkick.study.results.records import CONTROL_METRICS
 from llmkick.study.running.early_stopping import StoppingRule, stopping_rules
 from llmkick.study.running.evaluation import Evaluation
 from llmkick.study.running.executor import Executor, LocalExecutor
@@ -69,7 +69,7 @@ class PreparedStudy:
         items = {task.name: task.items(self.model) for task in self.tasks}
         note_run(self.journal, model=self.model, tasks=self.tasks, items=items, prompting=self.prompting)
         judged = {task.name: items[task.name] for task in self.tasks if task.metric not in CONTROL_METRICS}
-        for line in foresee(judged, margin=self.study.margin, alpha=self.study.alpha):
+        for line in warn_of_low_power(judged, margin=self.study.margin, alpha=self.study.alpha):
             self.observer.warn(line)
         if self.study.stop == "decided":
             # A judge reads the answers of both models to every item.

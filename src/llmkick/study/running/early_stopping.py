@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from llmkick.statistics import AskingOrder, EarlyStop, Stopping, asking_order, signal_after
+from llmkick.statistics import EarlyStop, ItemOrder, Stopping, order_items, signal_after
 from llmkick.statistics.item_order import LOOK_ITEMS
-from llmkick.study.results.results import CONTROL_METRICS
+from llmkick.study.results.records import CONTROL_METRICS
 from llmkick.tasks.task import Item, Task
 
 Scores = Mapping[str, float | None]
@@ -35,7 +35,7 @@ class Asked:
 class StoppingRule:
     """How one task stops."""
 
-    order: AskingOrder
+    order: ItemOrder
     seed: int
     margin: float
     alpha: float
@@ -99,11 +99,11 @@ def stopping_rules(
     for task in tasks:
         some, seed = items[task.name], int(task.key.get("seed", 0))
         if task.metric not in CONTROL_METRICS and some:
-            order = asking_order(
+            order = order_items(
                 [item.id for item in some],
                 {item.id: item.cluster for item in some},
                 seed=seed,
-                together=any(getattr(item, "follows", "") for item in some),
+                whole_clusters=any(getattr(item, "follows", "") for item in some),
             )
             rules[task.name] = StoppingRule(
                 order=order, seed=seed, margin=margin, alpha=alpha, chance=task.chance_level

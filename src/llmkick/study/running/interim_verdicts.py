@@ -5,16 +5,16 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import pandas as pd
 
 from llmkick.errors import KickError
-from llmkick.statistics import AskingOrder
+from llmkick.statistics import ItemOrder
 from llmkick.study.cells import Cell
 from llmkick.study.journal.journal import Journal
 from llmkick.study.progress import Observer
-from llmkick.study.results.results import as_json, compare_all
+from llmkick.study.results.comparisons import compare_all
+from llmkick.study.results.records import TaskSummary
 from llmkick.study.spec.study import Study
 
 
@@ -24,9 +24,9 @@ class FallingVerdicts:
 
     journal: Journal
     study: Study
-    tasks: Sequence[Mapping[str, Any]]
+    tasks: Sequence[TaskSummary]
     observer: Observer
-    orders: Mapping[str, AskingOrder] = field(default_factory=dict)  # of tasks that stop when decided
+    orders: Mapping[str, ItemOrder] = field(default_factory=dict)  # of tasks that stop when decided
     same_weights: Callable[[str], bool] | None = None  # whether a recipe left the weights as they were
     _run_keys: dict[tuple[str, str], list[str]] = field(default_factory=dict)
 
@@ -42,7 +42,7 @@ class FallingVerdicts:
         if cell.variant.is_dense or dense is None or not filled or not is_last:
             return
         records = pd.concat([self.journal.cell_records(key) for key in (*dense, *run_keys)], ignore_index=True)
-        task = [task for task in self.tasks if task["name"] == of_task]
+        task = [task for task in self.tasks if task.name == of_task]
         # A preview must not end a run: what is wrong with the records shows when the results are made.
         with contextlib.suppress(KickError):
             for found in compare_all(
@@ -54,4 +54,4 @@ class FallingVerdicts:
                 orders=self.orders,
                 same_weights=self.same_weights,
             ):
-                self.observer.verdict(as_json(found))
+                self.observer.verdict(found)

@@ -13,7 +13,8 @@ from pathlib import Path
 from llmkick.models.language_model import LanguageModel
 from llmkick.study.journal.journal import Journal
 from llmkick.study.journal.prompts import packed_prompts
-from llmkick.study.results.results import as_json, describe_task
+from llmkick.study.results.comparisons import describe_task
+from llmkick.study.results.results import as_json
 from llmkick.study.running.environment import environment
 from llmkick.tasks.prompting import Prompting
 from llmkick.tasks.task import Item, Task
@@ -28,9 +29,9 @@ def note_run(
     prompting: Prompting,
 ) -> None:
     """The model, the tasks, the machine, the command, every question, and how it is put to the dense model."""
-    journal.describe("model", as_json(model.info))
-    journal.describe("tasks", [describe_task(task, prompting) for task in tasks])
-    journal.describe("environment", environment())
+    journal.note("model", as_json(model.info))
+    journal.note("tasks", [describe_task(task, prompting).facts for task in tasks])
+    journal.note("environment", environment())
     now = datetime.now(UTC).isoformat(timespec="seconds")
     journal.add_command(now, importlib.metadata.version("llmkick"), command_line(sys.argv))
     for task in tasks:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -11,9 +12,9 @@ from llmkick.models.checkpoints.checkpoint import is_server
 from llmkick.study.spec.model_names import parse_if_server
 from llmkick.study.spec.source_lines import blaming
 from llmkick.tasks.judge.clients import DEFAULT_KEY_ENV
-from llmkick.tasks.judge.prompts import JUDGE_PROTOCOLS
+from llmkick.tasks.judge.prompts import JudgeProtocol
 from llmkick.tasks.registry import get_task
-from llmkick.tasks.task import Task
+from llmkick.tasks.task import PROTOCOLS, Task, TaskProtocol
 
 
 class Frozen(BaseModel):
@@ -27,7 +28,7 @@ class TaskSpec(Frozen):
 
     name: str
     source: str = "pocket"
-    protocol: str = "strict"
+    protocol: TaskProtocol = "strict"
     limit: int | None = None
     seed: int = 0
     shots: int | None = None
@@ -44,6 +45,18 @@ class TaskSpec(Frozen):
     def make(self) -> Task:
         """The task itself. Raises ConfigError for what `get_task` refuses."""
         return get_task(**{key: value for key, value in self.model_dump().items() if value is not None})
+
+
+def task_specs(
+    names: Sequence[str], *, source: str = "pocket", protocol: str = "strict", limit: int | None = None, seed: int = 0
+) -> tuple[TaskSpec, ...]:
+    """The tasks that a command's options name: the same source, protocol, limit and seed of the sample for all.
+
+    The specs go into a `Study` as they are; `spec.make()` gives the task. Raises ConfigError for an unknown protocol.
+    """
+    if protocol not in PROTOCOLS:
+        raise ConfigError(f"unknown protocol {protocol!r}; choose from: {', '.join(PROTOCOLS)}")
+    return tuple(TaskSpec(name=name, source=source, protocol=protocol, limit=limit, seed=seed) for name in names)
 
 
 class CalibrationSpec(Frozen):
@@ -66,7 +79,7 @@ class JudgeSpec(Frozen):
     """Who judges the generated answers, and how; docs/judge.md."""
 
     model: str
-    protocol: str = "strict"
+    protocol: JudgeProtocol = "strict"
     # "dense", a file of answers for all judged tasks, or one a task.
     reference: str | dict[str, str] = "dense"
     replicates: int = Field(default=1, ge=1, le=100)
@@ -78,14 +91,6 @@ class JudgeSpec(Frozen):
     timeout: float = Field(default=120.0, gt=0)
     attempts: int = Field(default=6, ge=1, le=100)
     api_key_env: str = DEFAULT_KEY_ENV
-
-    @field_validator("protocol")
-    @classmethod
-    def _known_protocol(cls, value: str) -> str:
-        if value not in JUDGE_PROTOCOLS:
-            with blaming("judge", "protocol"):
-                raise ConfigError(f"unknown protocol {value!r} of the judge; choose from: {', '.join(JUDGE_PROTOCOLS)}")
-        return value
 
     @field_validator("api_key_env")
     @classmethod

@@ -8,25 +8,27 @@ import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, get_args
 
 import tomli_w
-from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails
 
 from llmkick.compression.recipe import Dense, Recipe
 from llmkick.compression.registry import parse_recipe
 from llmkick.errors import ConfigError, KickError
 from llmkick.models.checkpoints.checkpoint import is_server
 from llmkick.models.precision import DTYPES
-from llmkick.study.results.multiplicity import CORRECTIONS
 from llmkick.study.spec.model_names import label_others, parse_if_server
 from llmkick.study.spec.sections import CalibrationSpec, Frozen, JudgeSpec, ServerSpec, TaskSpec
 from llmkick.study.spec.source_lines import LocatedError, blaming, place_of
 from llmkick.tasks.judge.prompts import Judgeable
-from llmkick.tasks.prompting import PROMPTINGS, refuse_contradiction
+from llmkick.tasks.prompting import PromptingChoice, refuse_contradiction
 
-# When a cell of the study is done: with its last item, or with its verdict.
-STOPS = ("never", "decided")
+# When a cell of the study ends: after its last item, or as soon as its verdict is certain.
+Stop = Literal["never", "decided"]
+# How verdicts are adjusted for the number of comparisons.
+Correction = Literal["none", "holm", "fixed sequence"]
 
 
 class Study(Frozen):
@@ -36,7 +38,7 @@ class Study(Frozen):
     model: str
     dtype: str = "auto"
     device: str = "auto"
-    prompting: str = "auto"
+    prompting: PromptingChoice = "auto"
     recipes: tuple[str, ...] = ()
     # Models made elsewhere, compared with the dense one: `reference` or `name=reference`.
     others: tuple[str, ...] = ()
@@ -49,8 +51,8 @@ class Study(Frozen):
     judge: JudgeSpec | None = None
     margin: float = Field(default=0.05, gt=0, lt=1)
     alpha: float = Field(default=0.05, gt=0, lt=0.5)
-    stop: str = "never"
-    correction: str = "none"
+    stop: Stop = "never"
+    correction: Correction = "none"
 
     @field_validator("recipes", "others", "seeds", mode="before")
     @classmethod
@@ -65,18 +67,13 @@ class Study(Frozen):
             return value
         return tuple({"name": task} if isinstance(task, str) else task for task in value)
 
-    @field_validator("dtype", "prompting", "stop", "correction")
+    @field_validator("dtype")
     @classmethod
-    def _choices(cls, value: str, info: ValidationInfo) -> str:
-        choices = {
-            "dtype": ("auto", *DTYPES),
-            "prompting": PROMPTINGS,
-            "stop": STOPS,
-            "correction": CORRECTIONS,
-        }[str(info.field_name)]
+    def _known_dtype(cls, value: str) -> str:
+        choices = ("auto", *DTYPES)
         if value not in choices:
-            with blaming(info.field_name):
-                raise ConfigError(f"unknown {info.field_name} {value!r}; choose from: {', '.join(choices)}")
+            with blaming("dtype"):
+                raise ConfigError(f"unknown dtype {value!r}; choose from: {', '.join(choices)}")
         return value
 
     @field_validator("recipes")
@@ -257,18 +254,36 @@ def _validated(values: dict[str, Any], *, text: str, origin: str) -> Study:
         raise ConfigError(f"{place_of(error.location, text, values, origin)}: {error}") from error
 
 
-def _describe(problem: Any, text: str, values: Any, origin: str) -> str:
-    location = tuple(problem["loc"])
+_SECTIONS: Mapping[str, type[Frozen]] = {
+    "tasks": TaskSpec,
+    "calibration": CalibrationSpec,
+    "server": ServerSpec,
+    "judge": JudgeSpec,
+}
+
+
+def _describe(problem: ErrorDetails, text: str, values: Mapping[str, object], origin: str) -> str:
+    """One line for one problem that pydantic found: the place in the file, then what is wrong there."""
+    location = problem["loc"]
     place = place_of(location, text, values, origin)
+    section = _SECTIONS[str(location[0])] if len(location) > 1 and location[0] in _SECTIONS else Study
     if problem["type"] == "extra_forbidden":
-        owners: dict[str, type[BaseModel]] = {
-            "tasks": TaskSpec,
-            "calibration": CalibrationSpec,
-            "server": ServerSpec,
-            "judge": JudgeSpec,
-        }
-        owner = owners[str(location[0])] if len(location) > 1 else Study
-        return f"{place}: unknown key; choose from: {', '.join(owner.model_fields)}"
+        return f"{place}: unknown key; choose from: {', '.join(section.model_fields)}"
     if problem["type"] == "missing":
         return f"{place}: is missing"
+    if problem["type"] == "literal_error":
+        key = str(location[-1])
+        choices = ", ".join(get_args(section.model_fields[key].annotation))
+        return f"{place}: unknown {key} {problem['input']!r}{_section_name(location, values)}; choose from: {choices}"
     return f"{place}: {problem['msg']}, got {problem['input']!r}"
+
+
+def _section_name(location: tuple[int | str, ...], values: Mapping[str, object]) -> str:
+    """ " for factoid_qa" where the value belongs to that task, " of the judge" where it belongs to the judge."""
+    if location[0] == "judge":
+        return " of the judge"
+    tasks = values.get("tasks")
+    if location[0] != "tasks" or not isinstance(tasks, list | tuple):
+        return ""
+    task = tasks[int(location[1])]
+    return f" for {task['name']}" if isinstance(task, dict) and "name" in task else ""

@@ -18,7 +18,6 @@ __all__ = ["ASPECTS", "KINDS", "PROMPT_VERSION", "Kind", "Pairs", "Unreadable", 
 
 KINDS: tuple[Kind, ...] = ("general", "coding", "maths", "summary")
 JudgeProtocol = Literal["strict", "paper"]
-JUDGE_PROTOCOLS: tuple[JudgeProtocol, ...] = ("strict", "paper")
 # Raised whenever a prompt, or how a reply is read, changes: judgements of another version are not used again.
 PROMPT_VERSION: Mapping[JudgeProtocol, int] = {"strict": 1, "paper": 1}
 

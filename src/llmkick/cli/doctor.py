@@ -1,0 +1,66 @@
+"""`kick doctor`: is this machine fit for a run?"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+
+from llmkick.cli.common import LISTS, app, out
+from llmkick.errors import KickError
+from llmkick.plugins import GROUPS, installed
+
+if TYPE_CHECKING:
+    import torch
+
+LEAST_FREE_BYTES = 2e9
+
+
+@app.command(rich_help_panel=LISTS)
+def doctor() -> None:
+    """Check this machine: device, precision, memory, disk, cached models.
+
+    Example:
+
+        kick doctor
+    """
+    import torch
+
+    from llmkick.files import cache_folder
+    from llmkick.models.precision import resolve_device
+
+    device, cache = resolve_device("auto"), cache_folder("")
+    table = Table("what", "found", show_header=False)
+    for row in _facts(device, cache):
+        table.add_row(*row)
+    out.print(table)
+    # The smallest computation that fails on a broken installation.
+    product = torch.ones(64, 64, device=device) @ torch.ones(64, 64, device=device)
+    if not bool((product == 64).all()):
+        raise KickError(f"{device} computes wrong results: 64 × 1 × 1 is not 64")
+    if shutil.disk_usage(cache).free < LEAST_FREE_BYTES:
+        raise KickError(f"less than 2 GB are free in {cache}; set LLMKICK_CACHE to another disk")
+    out.print("all well")
+
+
+def _facts(device: torch.device, cache: Path) -> list[tuple[str, str]]:
+    """Rows of what a run here would use: packages, processor, memory, device, precision, cache, plug-ins, models."""
+    from llmkick.models.checkpoints.builtin import BUILTIN_MODELS, is_cached
+    from llmkick.models.precision import resolve_dtype
+    from llmkick.study.running.environment import environment
+
+    facts = environment()
+    plugins = [plugin for group in GROUPS for plugin in installed(group)]
+    return [
+        ("python", facts["python"]),
+        *facts["packages"].items(),
+        ("processor", f"{facts['processor']}, {facts['cores']} cores, {facts['threads']} threads used"),
+        ("memory", f"{facts['memory_bytes'] / 1e9:.1f} GB"),
+        ("device", f"{device} {facts['accelerator'] or ''}".strip()),
+        ("dtype auto", str(resolve_dtype("auto", device)).removeprefix("torch.")),
+        ("cache", f"{cache}, {shutil.disk_usage(cache).free / 1e9:.1f} GB free"),
+        *((f"plug-in {plugin.name}", f"{plugin.group}, from {plugin.origin}") for plugin in plugins),
+        *((name, "cached" if is_cached(name) else "fetched at first use (93 MB)") for name in BUILTIN_MODELS),
+    ]

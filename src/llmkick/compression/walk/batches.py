@@ -1,0 +1,52 @@
+"""The calibration windows of a walk, cut into batches that fit the memory and keep the processor busy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from llmkick.compression.walk.blocks import Block
+from llmkick.compression.walk.calibration import Calibration
+
+# Calibration tokens that run through a block at a time, and values of its widest layer's input among them. A CPU is
+# busy with 2,048 tokens already, and more of them leave its cache.
+BATCH_TOKENS = 8192
+BATCH_TOKENS_CPU = 2048
+BATCH_VALUES = 2**24
+# Sequences that run only to measure the output error of a method that needs no calibration.
+ERROR_SEQUENCES = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrationBatches:
+    """Token ids on the device, (sequences, tokens) each, and how many batches run in parallel."""
+
+    batches: Sequence[Tensor]
+    workers: int
+
+
+def calibration_batches(
+    calibration: Calibration | None, blocks: Sequence[Block], device: torch.device, *, for_errors_only: bool
+) -> CalibrationBatches:
+    """Cut the windows into batches whose sizes differ by one sequence at most; without calibration there are none.
+
+    for_errors_only: no recipe needs the calibration, so a few sequences are enough to measure the output error.
+    """
+    if calibration is None:
+        return CalibrationBatches(batches=[], workers=1)
+    tokens = torch.from_numpy(calibration.tokens)
+    if for_errors_only:
+        tokens = tokens[:ERROR_SEQUENCES]
+    count, length = tokens.shape
+    widest = max(layer.weight.shape[1] for block in blocks for layer in block.layers)
+    batch_tokens, workers = BATCH_TOKENS, 1
+    if device.type == "cpu":
+        batch_tokens = min(BATCH_TOKENS, BATCH_TOKENS_CPU)
+        workers = max(1, min(torch.get_num_threads(), count, BATCH_VALUES // (widest * length)))
+    budget = min(batch_tokens, BATCH_VALUES // widest // workers)
+    rounds = -(-count // (workers * max(1, budget // length)))
+    batches = torch.tensor_split(tokens, min(count, rounds * workers))
+    return CalibrationBatches(batches=[batch.to(device) for batch in batches], workers=workers)

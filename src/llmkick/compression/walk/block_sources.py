@@ -1,0 +1,46 @@
+"""Where a walk gets its blocks from: a network in memory, or in `streaming` the files of a checkpoint."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from llmkick.compression.walk.blocks import Block, replace_weights
+
+
+class BlockSource(Protocol):
+    """The blocks of the network at work, which have their weights in memory while they are open."""
+
+    blocks: list[Block]
+
+    def open(self, index: int) -> contextlib.AbstractContextManager[Block]:
+        """Block `index` with its weights in memory, as long as the context lasts."""
+        ...
+
+    def release_memory(self) -> None:
+        """Called when the walk has dropped something large."""
+        ...
+
+
+@dataclass(kw_only=True)
+class BlocksInMemory:
+    """The blocks of a network that is loaded."""
+
+    blocks: list[Block]
+
+    def open(self, index: int) -> contextlib.AbstractContextManager[Block]:
+        """The block itself."""
+        return contextlib.nullcontext(self.blocks[index])
+
+    def release_memory(self) -> None:
+        """Do nothing: the network itself is much larger than what the walk drops."""
+
+
+def put_layers(block: Block, weights: Iterable[tuple[str, Tensor]]) -> None:
+    """Replace the layers of a block by (name, weight (out, in)) pairs; the other layers stay."""
+    by_name = {layer.name: layer for layer in block.layers}
+    replace_weights((by_name[name], weight) for name, weight in weights)

@@ -1,0 +1,243 @@
+"""The records of results.json: one type for each kind of row, in the order of the file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Self
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ModelWrapValidatorHandler,
+    PrivateAttr,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
+
+from llmkick.compression.walk.report import LayerReport
+from llmkick.statistics import Comparison, PerplexityComparison, Verdict
+
+AnyComparison = Comparison | PerplexityComparison
+# What a journal record notes beside its score; every task has entries of its own.
+Details = Mapping[str, Any]
+
+# Metrics of the control: lower is better, and no verdict.
+CONTROL_METRICS = ("perplexity", "bits_per_byte")
+
+
+class OpenRecord(BaseModel):
+    """A record of results.json: entries that the program reads have types, further ones are kept as they are.
+
+    `record["entry"]` gives either. Entries keep the order in which they were given.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    _order: tuple[str, ...] = PrivateAttr(default=())
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _remember_order(cls, value: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        record = handler(value)
+        if isinstance(value, Mapping):
+            record._order = tuple(value)
+        return record
+
+    @model_serializer(mode="wrap")
+    def _in_order(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        plain = handler(self)
+        given = {key: plain[key] for key in self._order}
+        return given | {key: value for key, value in plain.items() if key in self.model_fields_set}
+
+    @property
+    def facts(self) -> dict[str, JsonValue]:
+        """All entries as plain JSON, in their order."""
+        return self.model_dump(mode="json")
+
+    def __getitem__(self, entry: str) -> Any:
+        if entry not in self.model_fields_set:
+            raise KeyError(entry)
+        return getattr(self, entry)
+
+
+class StudySettings(OpenRecord):
+    """The settings of the study file; further entries are in `facts`."""
+
+    name: str = "study"
+    recipes: tuple[str, ...]
+    others: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = ()
+    margin: float
+    alpha: float
+    correction: str = "none"
+    hash: str | None = None
+
+
+class Environment(OpenRecord):
+    """The machine and the versions that the numbers were made with."""
+
+    packages: dict[str, str] = Field(default_factory=dict)
+    memory_bytes: int | None = None
+
+
+class Timing(OpenRecord):
+    """When the run started and finished, and its wall time in seconds: by stage and detail, and by model digest."""
+
+    started: str | None = None
+    finished: str | None = None
+    seconds: dict[str, dict[str, float]] = Field(default_factory=dict)
+    compression_seconds: dict[str, float] = Field(default_factory=dict)
+    peak_memory_bytes: int | None = None
+
+
+class DenseModel(OpenRecord):
+    """The model that everything is compared with."""
+
+    name: str
+    source_precision: str
+    digest: str = ""
+    dtype: str = ""
+    parameters: int | None = None
+
+
+class ModelZeros(OpenRecord):
+    """Exact zeros in the linear layers: how many, their share, and the pattern that they follow."""
+
+    count: int | None = None
+    share: float | None = None
+    pattern: str = ""
+    pruned_layers: int | None = None
+    layers: int | None = None
+
+
+class ComparedModel(OpenRecord):
+    """Size and kind of one model, in a study that compares models made elsewhere. None is unknown."""
+
+    label: str
+    reference: str
+    architecture: str
+    dtype: str
+    digest: str
+    source_precision: str
+    parameters: int | None
+    stored_bytes: int | None
+    zeros: ModelZeros | None
+
+
+class TaskSummary(OpenRecord):
+    """One task: its name, its metric, and in `facts` everything that decides its items and prompts."""
+
+    name: str
+    metric: str
+    setting: str
+    chance_level: float
+
+    @property
+    def is_control(self) -> bool:
+        """Whether the task is there for comparison and has no verdict."""
+        return self.metric in CONTROL_METRICS
+
+
+class ResultRow(OpenRecord):
+    """The score of one model × recipe × seed × task over its scored items."""
+
+    model: str
+    recipe: str
+    seed: int | None
+    task: str
+    metric: str
+    value: float | None
+    n: int
+    unscored: int
+    unscored_reasons: dict[str, int]
+    truncated: int
+    tokens: int
+    details: dict[str, float]
+    groups: dict[str, dict[str, int | float]] | None = None  # by category or length
+
+
+class OverallVerdict(OpenRecord):
+    """The verdict on a recipe over all tasks."""
+
+    recipe: str
+    verdict: Verdict
+
+
+class CompressionSummary(OpenRecord):
+    """What the compression by one recipe and seed did, layer by layer. Sizes in bytes, in compact form."""
+
+    recipe: str
+    seed: int
+    calibration: str | None
+    calibration_source: str | None
+    digest: str
+    dense_bytes: int
+    stored_bytes: int
+    layers: tuple[LayerReport, ...]
+    warnings: tuple[str, ...]
+
+    @property
+    def calibration_seed(self) -> int | None:
+        """The seed of the calibration text; None for a method that uses no calibration."""
+        return None if self.calibration is None else self.seed
+
+
+class NoiseRow(OpenRecord):
+    """The noise floor of a task's choices; shifts in nats."""
+
+    task: str
+    questions: int
+    flipped: int
+    mean_shift: float
+    largest_shift: float
+
+
+class JudgeSummary(OpenRecord):
+    """The judge of generated answers: its settings, its cost in tokens, and by task how reliable it is."""
+
+    judgements: int
+    unanswered: int
+    prompt_tokens: int
+    completion_tokens: int
+
+
+class FamilyRow(OpenRecord):
+    """Whether a recipe matches when all recipes of its family are tested."""
+
+    recipe: str
+    p: float | None
+    adjusted_p: float | None
+    matching: bool
+
+
+class Family(OpenRecord):
+    """Recipes tested together, on one task or on all tasks."""
+
+    scope: str
+    correction: str
+    alpha: float
+    recipes: tuple[FamilyRow, ...]
+
+
+class AgreementRow(OpenRecord):
+    """Agreement of a compressed model's choices with the dense model's; KL divergence in nats."""
+
+    task: str
+    recipe: str
+    seed: int | None
+    n: int
+    mean_kl: float
+    top1_agreement: float
+
+
+class FailedCell(OpenRecord):
+    """A cell that was given up, and why; its records are in the journal only."""
+
+    recipe: str
+    seed: int | None
+    task: str
+    attempts: int
+    reason: str
