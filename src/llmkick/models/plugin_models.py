@@ -30,10 +30,10 @@ def plugin_of(reference: str) -> Plugin | None:
 
 
 def load_from_plugin(plugin: Plugin, reference: str, *, dtype: str, device: str) -> LanguageModel:
-    """The LanguageModel that a plug-in makes of what stands behind the colon.
+    """The LanguageModel that a plug-in makes of the text after the colon.
 
     The entry point is a function `load(rest, *, dtype, device)`. Raises ConfigError naming the plug-in when it is
-    no function or makes no model, KickError when it fails.
+    not a function or does not make a model, KickError when it fails.
     """
     load = plugin.load()
     if not callable(load):

@@ -1,6 +1,6 @@
 """A judge that can be asked: an OpenAI-compatible endpoint, or a local model.
 
-How a server is reached, shown the key and tried again is in `models.endpoint`; here is what only a judge needs.
+`llmkick.models.server.endpoint` connects, sends the key and retries; this module adds what only a judge needs.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class Judge(Protocol):
 
 @dataclass(kw_only=True)
 class EndpointJudge:
-    """An OpenAI-compatible chat endpoint; `timeout` and `attempts` as for `models.endpoint.Endpoint`."""
+    """An OpenAI-compatible chat endpoint; `timeout` and `attempts` as for `models.server.endpoint.Endpoint`."""
 
     address: Address
     api_key_env: str = DEFAULT_KEY_ENV
