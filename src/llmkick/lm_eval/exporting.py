@@ -68,7 +68,7 @@ def export_tasks(
 
     Without a model prompts are raw text, whole, and serve any model. With one they are what this model is asked
     here: rendered by its chat template when it has one (or as `prompting` says), examples and evidence cut to fit
-    it. Its weights are not needed, see `models.outline`.
+    it. Its weights are not needed, see `llmkick.models.checkpoints.meta_model`.
     Raises ConfigError for a task or style that lm-eval cannot score alike, and for a folder that has something in it.
     """
     check_target(folder)

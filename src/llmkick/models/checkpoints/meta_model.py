@@ -76,7 +76,7 @@ def _index(folder: Path) -> dict[str, str]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outline:
+class MetaModel:
     """A model whose network is on the meta device, its files, and the device on which to compute.
 
     `obstacle` says why its blocks cannot be read one by one, None when they can; `placement` is the `device` argument
@@ -112,8 +112,8 @@ class Outline:
         return sum(tensor.numel() * tensor.element_size() for tensor in self.model.network.parameters())
 
 
-def load_outline(reference: str, *, dtype: str = "auto", device: str = "auto") -> Outline:
-    """The outline of a model; arguments and errors are those of `load_model`."""
+def load_meta_model(reference: str, *, dtype: str = "auto", device: str = "auto") -> MetaModel:
+    """The meta model of a reference; arguments and errors are those of `load_model`."""
     target = resolve_device(device)
     precision = resolve_dtype(dtype, target)
     checkpoint = locate(reference)
@@ -122,7 +122,7 @@ def load_outline(reference: str, *, dtype: str = "auto", device: str = "auto") -
     model = TransformersModel.wrap(network, read_tokenizer(checkpoint), info, checkpoint=checkpoint)
     files = TensorFiles(checkpoint.folder)
     obstacle = _obstacle(network, files, checkpoint, precision)
-    return Outline(model=model, files=files, device=target, placement=device, obstacle=obstacle)
+    return MetaModel(model=model, files=files, device=target, placement=device, obstacle=obstacle)
 
 
 def _empty_network(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
