@@ -10,7 +10,8 @@ from typing import Any
 
 import llmkick.plugins as plugins
 from llmkick.errors import ConfigError
-from llmkick.tasks.task import PROTOCOLS, SETTINGS, Task, TaskEntry, is_whole
+from llmkick.paper import SETTINGS
+from llmkick.tasks.task import PROTOCOLS, Task, TaskEntry, is_whole
 
 TASKS: Mapping[str, TaskEntry] = {
     "factoid_qa": TaskEntry(

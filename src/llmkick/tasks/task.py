@@ -145,15 +145,6 @@ class ReadByReference(Protocol):
         ...
 
 
-# Settings in the paper's order; perplexity stands apart as the control.
-SETTINGS = {
-    "knowledge": "Access to remaining knowledge",
-    "synthesis": "Synthesis of given knowledge",
-    "instruction": "Instruction following",
-    "control": "Control",
-}
-
-
 @dataclass(frozen=True, kw_only=True)
 class TaskEntry:
     """A task as it can be asked for: where it is made, its variants (the first is the default).
