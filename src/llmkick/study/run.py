@@ -11,8 +11,8 @@ from llmkick.errors import ConfigError
 from llmkick.study.progress import Observer, OneAtATime, Silent
 from llmkick.study.results.results import StudyResult
 from llmkick.study.running.conclude import conclude
-from llmkick.study.running.context import open_journal, prepare
 from llmkick.study.running.executor import Executor, LocalExecutor
+from llmkick.study.running.preparation import open_journal, prepare
 from llmkick.study.running.study_run import run_cells
 from llmkick.study.spec.study import Study, load_study, make_study
 

@@ -21,9 +21,10 @@ from llmkick.models.weights import weights_digest
 from llmkick.study.cells import Cell, Variant
 from llmkick.study.progress import Observer
 from llmkick.study.running.compressor import StudyCompressor
-from llmkick.study.running.context import ModelSource, StudyContext
+from llmkick.study.running.context import StudyContext
 from llmkick.study.running.environment import environment
 from llmkick.study.running.external_models import settings_of
+from llmkick.study.running.preparation import ModelSource
 from llmkick.study.running.schedule import Schedule
 from llmkick.study.spec.study import Study
 
