@@ -66,7 +66,10 @@ MAY_IMPORT = {
         "tasks.judge",
     },
     "study.journal": {"models", "compression.walk", "tasks"},
-    "study.results": {"study.journal", "study.spec", "models", "compression", "tasks", "statistics", "files"},
+    "study.results": {
+        *("study", "study.journal", "study.spec", "models", "compression", "compression.walk", "tasks", "statistics"),
+        "files",
+    },
     "study.judging": {
         *("study", "study.journal", "study.spec", "tasks", "tasks.data", "tasks.judge"),
         *("models.checkpoints", "models.server", "files"),
@@ -92,8 +95,8 @@ MAY_IMPORT = {
             "files",
         ),
     },
-    "report": {"study.journal", "study.results", "study.frontier", "statistics", "files"},
-    "report.figures": {"report", "study.results", "study.frontier", "statistics", "files"},
+    "report": {"study.journal", "study.results", "study.frontier", "compression", "statistics", "files"},
+    "report.figures": {"report", "study.results", "study.frontier", "compression", "statistics", "files"},
     "report.page": {"report", "report.figures", "study.journal", "study.results", "files"},
     "report.several": {"report", "report.figures", "report.page", "study.results", "statistics", "files"},
 }
