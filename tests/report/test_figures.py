@@ -1,6 +1,7 @@
 import io
 import json
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -81,7 +82,7 @@ def test_the_control_shows_the_losses(result, drawn):
         entry, rise = by_cell[row["recipe"], row["task"]], by_cell[row["recipe"], "perplexity"]
         assert row["y"] == pytest.approx(entry.relative_drop)
         assert [row["low"], row["high"]] == pytest.approx(entry.interval)
-        assert row["x"] == pytest.approx(rise["relative_increase"])
+        assert row["x"] == pytest.approx(rise.relative_increase)
 
 
 def test_tasks_without_signal_are_drawn_without_interval_and_that_is_said(drawn):
@@ -148,11 +149,11 @@ def test_sparse_studies_can_be_drawn(folder, options):
 
 def test_a_loss_that_is_undefined_has_no_interval(folder):
     result = build_run(folder, recipes=["rtn@8b"], tasks=("factoid_qa", "context_qa:closed"), items=20)
-    for entry in result.comparisons:
-        if entry.task == "factoid_qa":
-            entry.update(relative_drop=None, interval=None, verdict="no signal")
-        else:
-            entry.update(interval=None)
+    silent = {"relative_drop": None, "interval": None, "verdict": "no signal"}
+    changed = [
+        replace(entry, **(silent if entry.task == "factoid_qa" else {"interval": None})) for entry in result.comparisons
+    ]
+    result = result.model_copy(update={"comparisons": tuple(changed)})
     (figure,) = figures.figures(result)
     assert {row["low"] for row in points(figure.spec)} == {None}
     figures.write_figures(result, folder)
@@ -161,9 +162,9 @@ def test_a_loss_that_is_undefined_has_no_interval(folder):
 def test_layers_whose_error_was_never_measured_can_be_drawn(folder):
     """Magnitude and rounding need no calibration, and without any there is nothing to measure on."""
     result = build_run(folder, recipes=["magnitude@0.5"], items=20)
-    for report in result.compression:
-        for layer in report["layers"]:
-            layer["relative_output_error"] = None
+    (report,) = result.compression
+    layers = tuple(replace(layer, relative_output_error=None) for layer in report.layers)
+    result = result.model_copy(update={"compression": (report.model_copy(update={"layers": layers}),)})
     spec = figures.layer_figure(result).spec
     assert json.loads(json.dumps(spec, allow_nan=False))["data"]["values"][0]["relative_output_error"] is None
     figures.write_figures(result, folder)

@@ -1,7 +1,7 @@
 import pytest
 
 from llmkick.report.level_axes import KINDS
-from llmkick.study.levels import level_of
+from llmkick.study.levels import level_of_text
 
 
 @pytest.mark.parametrize(
@@ -20,8 +20,8 @@ from llmkick.study.levels import level_of
     ],
 )
 def test_a_recipe_has_its_place(recipe, method, kind, label, sparsity):
-    level = level_of(recipe)
-    assert (level.method, level.kind, level.level, level.sparsity) == (method, kind, label, sparsity)
+    level = level_of_text(recipe)
+    assert (level.method, level.kind, level.label, level.sparsity) == (method, kind, label, sparsity)
     assert level.recipe == recipe
     assert level.kind in KINDS
 
@@ -35,4 +35,4 @@ def test_levels_of_a_kind_are_ordered_from_mild_to_severe():
     ]
     for recipes in mild_first:
         severe_first = recipes[::-1]
-        assert sorted(severe_first, key=lambda recipe: level_of(recipe).severity) == recipes
+        assert sorted(severe_first, key=lambda recipe: level_of_text(recipe).severity) == recipes

@@ -116,7 +116,7 @@ def test_a_perplexity_that_cannot_be_compared_says_so(folder):
     path = folder / "results.json"
     content = json.loads(path.read_text(encoding="utf-8"))
     content["comparisons"] = [
-        entry for entry in content["comparisons"] if (entry.recipe, entry.task) != ("rtn@8b", "perplexity")
+        entry for entry in content["comparisons"] if (entry["recipe"], entry["task"]) != ("rtn@8b", "perplexity")
     ]
     path.write_text(json.dumps(content), encoding="utf-8")
     text = write_report(folder).read_text(encoding="utf-8")

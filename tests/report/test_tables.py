@@ -60,9 +60,9 @@ def test_perplexity_has_a_table_of_its_own(plain):
 def test_compression_is_weighted_by_layer_size(plain):
     table = tables.compression_table(plain).set_index("recipe")
     report = next(report for report in plain.compression if report["recipe"] == "gptq@3b-g64")
-    sizes = [a * b for a, b in (layer["shape"] for layer in report["layers"])]
-    zeros = sum(size * layer["realised_sparsity"] for size, layer in zip(sizes, report["layers"], strict=True))
-    errors = [layer["relative_output_error"] for layer in report["layers"]]
+    sizes = [a * b for a, b in (layer.shape for layer in report.layers)]
+    zeros = sum(size * layer.realised_sparsity for size, layer in zip(sizes, report.layers, strict=True))
+    errors = [layer.relative_output_error for layer in report.layers]
     row = table.loc["gptq@3b-g64"]
     assert row["realised_sparsity"] == pytest.approx(zeros / sum(sizes))
     assert row["mean_output_error"] == pytest.approx(sum(errors) / len(errors))

@@ -93,7 +93,7 @@ def test_every_model_is_asked_and_compared_with_the_dense_one(finished: StudyRes
     assert [(row["recipe"], row["task"]) for row in finished.results] == [
         (label, name) for label in ("dense", "other", "pruned") for name in names
     ]
-    assert {(c["recipe"], c["task"]) for c in finished.comparisons} == {
+    assert {(c.recipe, c.task) for c in finished.comparisons} == {
         (label, name) for label in ("other", "pruned") for name in names
     }
     assert [row["recipe"] for row in finished.overall] == ["other", "pruned"] == finished.labels
@@ -193,7 +193,7 @@ def test_with_other_tokens_perplexity_becomes_bits_per_byte(models: Path, tmp_pa
     result = run_study(study_of(models, "spaced", "other"), out=tmp_path / "run")
     assert [task["name"] for task in result.tasks] == ["factoid_qa", "multiple_choice:cloze", "bits_per_byte"]
     assert result.warnings[0].startswith("perplexity is measured in bits per byte: the tokens of spaced are not")
-    found = [entry for entry in result.comparisons if entry["task"] == "bits_per_byte"]
+    found = [entry for entry in result.comparisons if entry.task == "bits_per_byte"]
     assert [entry["recipe"] for entry in found] == ["spaced", "other"]
     assert all(entry["n"] == 3 and "outcome" in entry for entry in found)
     # The same weights behind other start tokens: close, but not the same number of bits.
@@ -330,7 +330,7 @@ def test_a_server_and_the_same_model_here_give_the_same_answers(models: Path, tm
 def test_a_server_may_be_the_dense_model(models: Path, tmp_path: Path, behind: Serving):
     with serving(behind) as server:
         result = run_study(study_of(models, "other", model=server.reference(), tasks=ASKED), out=tmp_path / "run")
-    assert {entry["lost"] + entry["gained"] for entry in result.comparisons} == {0}
+    assert {entry.lost + entry.gained for entry in result.comparisons} == {0}
 
 
 @pytest.mark.parametrize("lives", [6, 10])

@@ -159,7 +159,7 @@ def test_many_workers_give_what_one_gives_here(
     assert_same(result, local)
     assert result.environment["executor"] == "ray"
     assert len(result.environment["workers"]) == workers
-    assert result.failures == []
+    assert result.failures == ()
 
 
 def test_what_is_in_the_journal_is_not_asked_again(nearby: Any, study: Study, local: StudyResult, tmp_path: Path):
@@ -213,13 +213,13 @@ def test_a_cell_that_kills_three_workers_is_reported_and_the_rest_goes_on(
     assert all(reason in row["reason"] for row in result.failures)
     assert sum("was given up after 3 attempts" in warning for warning in result.warnings) == 2
     # The others are as if it had not been there.
-    assert [row for row in result.results if row["recipe"] != deadly] == local.results
+    assert tuple(row for row in result.results if row["recipe"] != deadly) == local.results
     assert [row["recipe"] for row in result.overall] == RECIPES
-    assert deadly not in {c["recipe"] for c in result.comparisons} | {r["recipe"] for r in result.compression}
+    assert deadly not in {c.recipe for c in result.comparisons} | {r["recipe"] for r in result.compression}
     assert deadly in write_report(result.folder).read_text(encoding="utf-8")
     # The same command tries again, and then everything is there.
     again = run_study(study, out=tmp_path / "run", executor=nearby())
-    assert again.failures == []
+    assert again.failures == ()
     assert len(again.overall) == len(RECIPES) + 1
 
 
@@ -242,7 +242,7 @@ def test_half_a_cell_is_no_result(nearby: Any, study: Study, tmp_path: Path):
         ("dense", "multiple_choice:cloze"),
         ("magnitude@0.5", "multiple_choice:cloze"),
     ]
-    assert [c["task"] for c in result.comparisons] == ["multiple_choice:cloze"]
+    assert [c.task for c in result.comparisons] == ["multiple_choice:cloze"]
     assert list(result.overall) == []  # one of two tasks is no overall verdict
 
 
@@ -254,7 +254,7 @@ def test_without_the_dense_model_s_cell_a_task_is_given_up(nearby: Any, study: S
     result = run_study(study, out=tmp_path / "run", executor=nearby(fault))
     assert {row["task"] for row in result.failures} == {"factoid_qa"}
     assert len(result.failures) == 1 + len(RECIPES)
-    assert {c["task"] for c in result.comparisons} == {"multiple_choice:cloze"}
+    assert {c.task for c in result.comparisons} == {"multiple_choice:cloze"}
 
 
 def test_what_would_fail_again_is_tried_once(nearby: Any, study: Study, tmp_path: Path, monkeypatch: Any):
@@ -375,7 +375,7 @@ def test_other_weights_on_another_machine_never_mix(
     executor = nearby(fault, workers=1, one_machine=False)
     result = run_study(study, out=tmp_path / "run", executor=executor)
     pd.testing.assert_frame_equal(records(result.folder), records(local.folder))
-    assert result.failures == []
+    assert result.failures == ()
     assert any("gptq@4b: compressing again gave other weights" in warning for warning in result.warnings)
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from llmkick.statistics import Comparison, compare, compare_perplexity, holm
 from llmkick.study.results.multiplicity import ALL_TASKS, agreement, correction_note, families
+from llmkick.study.results.records import Family
 
 RECIPES = ["wanda@0.1", "wanda@0.3", "wanda@0.5", "rtn@8b", "rtn@4b"]
 
@@ -20,7 +21,7 @@ def found(recipe: str, task: str, lost: int, *, right: int = 600, **options: Any
     return compare(dense, compressed, recipe=recipe, task=task, resamples=0, **options)
 
 
-def matching(families_: list[dict[str, Any]], scope: str) -> dict[str, bool]:
+def matching(families_: list[Family], scope: str) -> dict[str, bool]:
     (family,) = [one for one in families_ if one["scope"] == scope]
     return {row["recipe"]: row["matching"] for row in family["recipes"]}
 

@@ -137,7 +137,7 @@ def content(folder: Path) -> dict[str, Any]:
 
 
 def test_both_tasks_are_compared_like_every_other(answered: StudyResult):
-    assert [(c["task"], c["recipe"]) for c in answered.comparisons] == [(t, r) for t in TASKS for r in RECIPES]
+    assert [(c.task, c.recipe) for c in answered.comparisons] == [(t, r) for t in TASKS for r in RECIPES]
     assert answered.judge is None
     for task in TASKS:
         dense, other = records(answered.folder, task, "dense"), records(answered.folder, task, RECIPES[0])
@@ -178,7 +178,7 @@ def test_a_judge_adds_tasks_with_the_same_statistics(toy: Path, folder: Path, an
         asked = [request for request in endpoint.requests if not is_probe(request)]
     names = [*TASKS, "instruction:judge", "summarization:judge"]
     assert [task["name"] for task in result.tasks] == names
-    assert [(c["task"], c["recipe"]) for c in result.comparisons] == [(t, r) for t in names for r in RECIPES]
+    assert [(c.task, c.recipe) for c in result.comparisons] == [(t, r) for t in names for r in RECIPES]
     # What was there before has not moved.
     assert [row for row in result.results if ":judge" not in row["task"]] == list(answered.results)
     for task in TASKS:
@@ -288,7 +288,7 @@ def test_unreadable_replies_are_unscored_with_what_was_said(toy: Path, folder: P
     reasons = [row["unscored_reason"] for row in rows if row["score"] is None]
     assert reasons
     assert set(reasons) == {"judge: no scores can be read: 'I cannot rate 8 or 7 of these.'"}
-    assert content(folder)["results"] == json.loads(json.dumps(list(again.results)))
+    assert content(folder)["results"] == [row.facts for row in again.results]
     assert any(re.search(r"instruction:judge: \d+ of \d+ replies are unreadable", line) for line in result.warnings)
 
 

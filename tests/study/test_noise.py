@@ -46,15 +46,15 @@ def test_a_changed_choice_and_a_moved_number_are_counted(model: TransformersMode
     recorded, items = recorded_by(model, task), task.items(model)
     same = noise_of_choices(model, task, items, "raw", recorded)
     assert same is not None
-    assert (same["questions"], same["flipped"], same["largest_shift"] < 1e-4) == (6, 0, True)
+    assert (same.questions, same.flipped, same.largest_shift < 1e-4) == (6, 0, True)
     first = recorded[items[0].id]
     moved = [first["details"]["choice_logprobs"][0] - 0.5, *first["details"]["choice_logprobs"][1:]]
     recorded[items[0].id] = {"response": "D. another", "details": {"choice_logprobs": moved}}
     other = noise_of_choices(model, task, items, "raw", recorded)
     assert other is not None
-    assert other["flipped"] == 1
-    assert other["largest_shift"] == pytest.approx(0.5, abs=1e-4)
-    assert other["mean_shift"] == pytest.approx(0.5 / 24, abs=1e-4)
+    assert other.flipped == 1
+    assert other.largest_shift == pytest.approx(0.5, abs=1e-4)
+    assert other.mean_shift == pytest.approx(0.5 / 24, abs=1e-4)
 
 
 def test_a_task_without_choices_has_none(model: TransformersModel):
@@ -88,7 +88,7 @@ def test_the_report_says_it_in_half_precision_only(toy: Path, tmp_path: Path):
     assert [found["task"] for found in half.noise] == ["multiple_choice:cloze"]
     assert half.noise[0]["questions"] == 4
     assert sum("noise floor of multiple_choice:cloze in bfloat16" in warning for warning in half.warnings) == 1
-    assert read_results(tmp_path / "half").noise == list(half.noise)
+    assert read_results(tmp_path / "half").noise == half.noise
     again = run_study({**values, "dtype": "bfloat16"}, out=tmp_path / "half")
     assert again.noise == half.noise
-    assert run_study({**values, "dtype": "float32"}, out=tmp_path / "full").noise == []
+    assert run_study({**values, "dtype": "float32"}, out=tmp_path / "full").noise == ()

@@ -17,19 +17,13 @@ from hypothesis import strategies as st
 from llmkick.errors import DataError
 from llmkick.statistics import Comparison, PerplexityComparison
 from llmkick.study.results import results
-from llmkick.study.results.results import (
-    RESULTS_FILE,
-    StudyResult,
-    as_json,
-    cell_results,
-    compare_all,
-    overall_by_recipe,
-    read_results,
-)
+from llmkick.study.results.comparisons import cell_results, compare_all, overall_by_recipe
+from llmkick.study.results.records import OverallVerdict, TaskSummary
+from llmkick.study.results.results import RESULTS_FILE, StudyResult, as_json, read_results
 
-FACTOID = {"name": "factoid_qa", "metric": "accuracy", "chance_level": 0.0}
-CHOICE = {"name": "multiple_choice:cloze", "metric": "accuracy", "chance_level": 0.25}
-TEXT = {"name": "perplexity", "metric": "perplexity", "chance_level": 0.0}
+FACTOID = TaskSummary(name="factoid_qa", metric="accuracy", setting="knowledge", chance_level=0.0)
+CHOICE = TaskSummary(name="multiple_choice:cloze", metric="accuracy", setting="knowledge", chance_level=0.25)
+TEXT = TaskSummary(name="perplexity", metric="perplexity", setting="control", chance_level=0.0)
 
 
 def rows(
@@ -61,7 +55,7 @@ def rows(
     ]
 
 
-def compared(frame: pd.DataFrame, task: dict[str, Any], recipe: str = "wanda@0.5") -> Any:
+def compared(frame: pd.DataFrame, task: TaskSummary, recipe: str = "wanda@0.5") -> Any:
     (found,) = compare_all(frame, [task], [recipe], margin=0.05, alpha=0.05)
     return found
 
@@ -86,7 +80,7 @@ def test_a_cell_is_counted_and_averaged_from_its_records():
         ],
     )
     (found,) = cell_results(pd.DataFrame(cell), [FACTOID])
-    assert found == {
+    assert found.facts == {
         "model": "toy",
         "recipe": "dense",
         "seed": None,
@@ -228,8 +222,8 @@ def test_the_overall_verdict_leaves_perplexity_out():
     found = compare_all(frame, [FACTOID, TEXT], ["wanda@0.5", "wanda@0.9"], margin=0.05, alpha=0.05)
     assert len(found) == 3
     assert overall_by_recipe(found) == [
-        {"recipe": "wanda@0.5", "verdict": "matching"},
-        {"recipe": "wanda@0.9", "verdict": "not matching"},
+        OverallVerdict(recipe="wanda@0.5", verdict="matching"),
+        OverallVerdict(recipe="wanda@0.9", verdict="not matching"),
     ]
     assert overall_by_recipe([one for one in found if isinstance(one, PerplexityComparison)]) == []
 
@@ -250,30 +244,37 @@ def test_whatever_the_scores_the_results_are_json(scores: list[list[float | None
     )
     found = compare_all(frame, [CHOICE, TEXT], ["wanda@0.5"], margin=0.05, alpha=0.05)
     json.dumps([as_json(comparison) for comparison in found], allow_nan=False)
-    json.dumps(cell_results(frame, [CHOICE, TEXT]), allow_nan=False)
+    json.dumps([row.facts for row in cell_results(frame, [CHOICE, TEXT])], allow_nan=False)
     overall_by_recipe(found)
 
 
 # The file
 
 
+ROW = {
+    "model": "toy", "recipe": "dense", "seed": None, "task": "factoid_qa", "metric": "accuracy", "value": 0.5, "n": 3,
+    "unscored": 0, "unscored_reasons": {}, "truncated": 0, "tokens": 9, "details": {},
+}  # fmt: skip
+
+
 def result(folder: Path, **values: Any) -> StudyResult:
     empty: dict[str, Any] = {
-        "study": {"name": "é"}, "environment": {}, "timing": {}, "model": {}, "tasks": [], "results": [],
+        "study": {"name": "é", "recipes": [], "margin": 0.05, "alpha": 0.05}, "environment": {}, "timing": {},
+        "model": {"name": "toy", "source_precision": "float"}, "tasks": [], "results": [],
         "comparisons": [], "overall": [], "compression": [], "warnings": [], "noise": [],
     }  # fmt: skip
     return StudyResult(folder=folder, **{**empty, **values})
 
 
 def test_what_is_written_is_read_back(tmp_path: Path):
-    written = result(tmp_path, results=[{"value": None, "n": 3}], warnings=["«note»"])
+    written = result(tmp_path, results=[{**ROW, "value": None, "further": [1]}], warnings=["«note»"])
     assert written.write() == tmp_path / RESULTS_FILE
     assert read_results(tmp_path) == written
     content = json.loads((tmp_path / RESULTS_FILE).read_text(encoding="utf-8"))
     assert list(content) == [
         "schema", "study", "environment", "timing", "model", "tasks", "results", "comparisons", "overall",
         "compression", "warnings", "noise", "models", "judge", "families", "agreement",
-        "failures",
+        "failures", "recipes",
     ]  # fmt: skip
     assert content["schema"] == 1
     assert list(tmp_path.iterdir()) == [tmp_path / RESULTS_FILE], "nothing is left beside it"
@@ -284,7 +285,7 @@ def test_numbers_that_json_does_not_have_are_refused(tmp_path: Path, value: floa
     result(tmp_path).write()
     before = (tmp_path / RESULTS_FILE).read_bytes()
     with pytest.raises(ValueError, match="not JSON compliant"):
-        result(tmp_path, results=[{"value": value}]).write()
+        result(tmp_path, results=[{**ROW, "value": value}]).write()
     assert (tmp_path / RESULTS_FILE).read_bytes() == before
 
 
@@ -318,7 +319,7 @@ def test_a_folder_without_results(tmp_path: Path):
         (b"[]", "is damaged: "),
         (b"3", "is damaged: "),
         (b"{}", "is damaged: 'schema'"),
-        (b'{"schema": 1}', "is damaged: .*missing 10 required"),
+        (b'{"schema": 1}', "is damaged: study: Field required"),
         (b'{"schema": 2}', "has schema 2; this version reads 1"),
         (b'{"schema": "1"}', "has schema 1; this version reads 1"),
     ],
@@ -339,3 +340,36 @@ def test_a_record_as_json_is_plain():
     assert isinstance(plain["notes"], list)
     assert not any(isinstance(value, np.generic) for value in plain.values())
     assert results.RESULTS_SCHEMA == 1
+
+
+def test_a_file_of_version_0_1_0_is_read_and_written_again_with_kinds_and_levels(tmp_path: Path):
+    """It tells neither the kind of a comparison nor the method and level of a recipe."""
+    frame = pd.DataFrame(
+        [row for task in ("factoid_qa", "perplexity") for row in rows(task, "dense", [1.0] * 6)]
+        + [row for task in ("factoid_qa", "perplexity") for row in rows(task, "gptq@4b", [1.0, 0.5] * 3)]
+    )
+    comparisons = compare_all(frame, [FACTOID, TEXT], ["gptq@4b"], margin=0.05, alpha=0.05)
+    study = {"name": "é", "margin": 0.05, "recipes": ["gptq@4b"], "alpha": 0.05, "window": 7}
+    result(tmp_path, study=study, comparisons=comparisons).write()
+    path = tmp_path / RESULTS_FILE
+    whole = path.read_text(encoding="utf-8")
+    content = json.loads(whole)
+    assert list(content["study"]) == list(study), "entries stay in their order"
+    assert [entry["kind"] for entry in content["comparisons"]] == ["task", "perplexity"]
+    assert content["recipes"] == [
+        {
+            "recipe": "gptq@4b", "method": "gptq", "kind": "bits", "label": "4b", "severity": [-4, 0.0],
+            "sparsity": None,
+        }
+    ]  # fmt: skip
+    del content["recipes"]
+    for entry in content["comparisons"]:
+        del entry["kind"]
+    path.write_text(json.dumps(content), encoding="utf-8")
+    old = read_results(tmp_path)
+    assert list(old.comparisons) == comparisons
+    assert old.study["window"] == 7
+    with pytest.raises(KeyError):
+        old.study["unheard of"]
+    old.write()
+    assert path.read_text(encoding="utf-8") == whole

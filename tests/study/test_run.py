@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from llmkick.study.journal.database import JOURNAL_FILE
 from llmkick.study.journal.journal import Journal
 from llmkick.study.journal.prompts import unpacked
 from llmkick.study.progress import Silent
+from llmkick.study.results.records import AnyComparison
 from llmkick.study.results.results import RESULTS_FILE, StudyResult, read_results
 from llmkick.study.run import run_study
 from llmkick.study.running import compressor as compressor_module
@@ -160,7 +161,7 @@ def test_every_cell_of_the_plan_is_in_the_results_in_order(finished: StudyResult
     order = (("dense", None), ("magnitude@0.5", None), ("wanda@2:4", 1), ("wanda@2:4", 3), ("rtn@4b", None))
     assert cells == [(recipe, seed, task) for recipe, seed in order for task in TASKS]
     assert all(row["n"] == ITEMS[row["task"]] and row["unscored"] == 0 for row in finished.results)
-    assert [(c["task"], c["recipe"]) for c in finished.comparisons] == [(t, r) for t in TASKS for r in RECIPES]
+    assert [(c.task, c.recipe) for c in finished.comparisons] == [(t, r) for t in TASKS for r in RECIPES]
     assert [row["recipe"] for row in finished.overall] == list(RECIPES)
 
 
@@ -179,11 +180,11 @@ def test_every_value_is_that_of_the_journals_records(finished: StudyResult):
         assert row["value"] == pytest.approx(expected, rel=1e-12)
     by_cell = {(row["recipe"], row["seed"], row["task"]): row["value"] for row in finished.results}
     for comparison in finished.comparisons:
-        recipe, task = comparison["recipe"], comparison["task"]
+        recipe, task = comparison.recipe, comparison.task
         values = [by_cell[recipe, seed, task] for _, seed in (v for v in VARIANTS if v[0] == recipe)]
         mean = math.exp(sum(map(math.log, values)) / len(values)) if task == "perplexity" else sum(values) / len(values)
-        assert comparison["compressed"] == pytest.approx(mean)
-        assert comparison["dense"] == pytest.approx(by_cell["dense", None, task])
+        assert comparison.compressed == pytest.approx(mean)
+        assert comparison.dense == pytest.approx(by_cell["dense", None, task])
 
 
 def test_the_records_are_those_that_the_model_gives(finished: StudyResult, toy: Path, study: Study):
@@ -238,7 +239,7 @@ def test_the_folder_holds_the_resolved_study_and_the_questions(finished: StudyRe
         assert all("prompt" in json.loads(text) for text in prompts.values())
         assert journal.commands()[0][1] == finished.environment["packages"]["llmkick"]
         assert journal.notes().model == finished.model
-        assert journal.notes().tasks == finished.tasks
+        assert journal.notes().tasks == [task.facts for task in finished.tasks]
     assert finished.environment["packages"]["torch"]
     assert set(finished.timing["seconds"]) == {"load", "calibrate", "compress", "evaluate", "statistics"}
     assert not list(finished.folder.glob(".*")), "nothing temporary is left"
@@ -249,9 +250,9 @@ def test_an_observer_sees_the_whole_plan(study: Study, tmp_path: Path, copy: Pat
         def __init__(self) -> None:
             self.seen: list[tuple[int, int]] = []
             self.stages: list[str] = []
-            self.verdicts: list[Mapping[str, Any]] = []
+            self.verdicts: list[AnyComparison] = []
 
-        def verdict(self, comparison: Mapping[str, Any]) -> None:
+        def verdict(self, comparison: AnyComparison) -> None:
             self.verdicts.append(comparison)
 
         def stage(self, title: str, total: int) -> None:
@@ -266,7 +267,7 @@ def test_an_observer_sees_the_whole_plan(study: Study, tmp_path: Path, copy: Pat
     result = run_study(study, out=copy, observer=watcher)
     # What this session asked has news; the rest was known.
     assert watcher.verdicts == [
-        entry for entry in result.comparisons if (entry["recipe"], entry["task"]) == ("rtn@4b", "perplexity")
+        entry for entry in result.comparisons if (entry.recipe, entry.task) == ("rtn@4b", "perplexity")
     ]
     assert watcher.seen == [(total - 1, total), (total, total)]
     assert watcher.stages[0] == f"loading {study.model}"
@@ -641,7 +642,7 @@ def test_unscored_items_are_counted_and_said(tmp_path: Path):
     assert sum(row["unscored_reasons"].values()) == 4
     assert "8 of 12 records are unscored; results.json counts the reasons" in result.warnings
     comparison = result.comparisons[0]
-    assert (comparison["task"], comparison["verdict"]) == ("context_qa:open", "incomplete")
+    assert (comparison.task, comparison.verdict) == ("context_qa:open", "incomplete")
 
 
 def test_rounding_what_was_rounded_is_said(tmp_path: Path):
@@ -715,7 +716,7 @@ def test_without_results_json_the_verdicts_are_those_of_the_run(study: Study, co
     edit(copy, "UPDATE records SET score = 1 WHERE task = 'factoid_qa'")
     edit(copy, "DELETE FROM records WHERE recipe = 'rtn@4b' AND task = 'perplexity'")
     result = run_study(study, out=copy)
-    verdicts = {entry["recipe"]: entry["verdict"] for entry in result.comparisons if entry["task"] == "factoid_qa"}
+    verdicts = {entry.recipe: entry.verdict for entry in result.comparisons if entry.task == "factoid_qa"}
     assert set(verdicts.values()) == {"undecided"}
     (copy / RESULTS_FILE).unlink()
     with opened_run(copy) as run:

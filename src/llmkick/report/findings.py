@@ -6,11 +6,11 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from llmkick.compression.levels import Level, LevelKind
 from llmkick.report import formatting
 from llmkick.report.level_axes import KINDS
 from llmkick.report.lookup import comparisons_by_cell, perplexity_comparisons, task_comparisons
 from llmkick.statistics import Comparison, PerplexityComparison
-from llmkick.study.levels import LevelKind, RecipeLevel
 from llmkick.study.results.records import AnyComparison
 from llmkick.study.results.results import StudyResult
 
@@ -134,7 +134,7 @@ def _control(
 
 def _by_method(result: StudyResult, told: Collection[Claim]) -> Iterator[Finding]:
     """For every method and kind of level: how far it is shown to keep everything, where it first loses."""
-    families: dict[tuple[str, LevelKind], list[RecipeLevel]] = {}
+    families: dict[tuple[str, LevelKind], list[Level]] = {}
     for recipe in result.labels:
         level = result.level(recipe)
         families.setdefault((level.method, level.kind), []).append(level)
@@ -146,7 +146,7 @@ def _by_method(result: StudyResult, told: Collection[Claim]) -> Iterator[Finding
     yield from sorted(findings, key=lambda finding: finding.claims[0].verdict != "matching")
 
 
-def _family(result: StudyResult, levels: Sequence[RecipeLevel], told: Collection[Claim]) -> Iterator[Finding]:
+def _family(result: StudyResult, levels: Sequence[Level], told: Collection[Claim]) -> Iterator[Finding]:
     by_recipe = {level.recipe: _entries(result, level.recipe) for level in levels}
     levels = [level for level in levels if by_recipe[level.recipe]]
     parts, claims = [], []
@@ -166,7 +166,7 @@ def _family(result: StudyResult, levels: Sequence[RecipeLevel], told: Collection
         yield Finding(topic="method", text=f"{levels[0].method} {'; '.join(parts)}.", claims=tuple(claims))
 
 
-def _reach(levels: Sequence[RecipeLevel], by_recipe: Mapping[str, Sequence[Comparison]]) -> dict[str, int]:
+def _reach(levels: Sequence[Level], by_recipe: Mapping[str, Sequence[Comparison]]) -> dict[str, int]:
     """Task → how many levels match without a gap from the mildest on; else "up to" would not be true."""
     reach: dict[str, int] = {}
     for steps, level in enumerate(levels):
@@ -180,19 +180,19 @@ def _with_signal(by_recipe: Mapping[str, Sequence[Comparison]]) -> set[str]:
     return {entry.task for entries in by_recipe.values() for entry in entries if entry.verdict != "no signal"}
 
 
-def _keeps(tasks: Sequence[str], levels: Sequence[RecipeLevel], far: int, *, every: bool) -> str:
+def _keeps(tasks: Sequence[str], levels: Sequence[Level], far: int, *, every: bool) -> str:
     what = "every task that carries a signal" if every and len(tasks) > 1 else formatting.listed(tasks)
     tried = ", the strongest level tried" if far == len(levels) > 1 else ""
-    return f"keeps {what} {'at' if far == 1 else 'up to'} {levels[far - 1].level}{tried}"
+    return f"keeps {what} {'at' if far == 1 else 'up to'} {levels[far - 1].label}{tried}"
 
 
-def _loses(result: StudyResult, entry: Comparison, level: RecipeLevel) -> str:
+def _loses(result: StudyResult, entry: Comparison, level: Level) -> str:
     control = _control(result, comparisons_by_cell(result), entry.recipe)
     if entry.interval is None or entry.interval[0] <= 0:
         margin = formatting.setting(result.study.margin)
-        text = f"at {level.level} loses more than {margin} of {entry.task} (estimate {formatting.loss(entry)})"
+        text = f"at {level.label} loses more than {margin} of {entry.task} (estimate {formatting.loss(entry)})"
     else:
-        text = f"at {level.level} loses {formatting.loss(entry)} of {entry.task}"
+        text = f"at {level.label} loses {formatting.loss(entry)} of {entry.task}"
     if control is None:
         return text
     if control.outcome == "within margin":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from llmkick.study.levels import LevelKind
+from llmkick.compression.levels import LevelKind
 
 KINDS: Mapping[LevelKind, str] = {
     "sparsity": "Unstructured sparsity",

@@ -6,12 +6,10 @@ A grid is typed as `wanda`, `wanda@n:m` or `gptq@8b,4b,3b`.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
 
-from llmkick.compression.kernels.patterns import Pattern
-from llmkick.compression.levels import parse_grid, parse_pattern
-from llmkick.compression.recipe import NM, Chain, Dense, Grid, Recipe, Unstructured
+from llmkick.compression.levels import Level, LevelKind, level_of, parse_grid, parse_pattern
+from llmkick.compression.recipe import RTN, Grid, Magnitude, Pattern, Recipe, SparseGPT
 from llmkick.compression.registry import METHODS, parse_recipe
 from llmkick.errors import ConfigError
 
@@ -35,58 +33,38 @@ BITS = (
 )
 GRIDS = {"sparsity": SPARSITIES, "n:m": PATTERNS, "bits": BITS}
 
-LevelKind = Literal["sparsity", "n:m", "bits", "combined", "other"]
 _GRID_OPTIONS = ("gN", "sym", "act", "static")
 
 
-@dataclass(frozen=True, kw_only=True)
-class RecipeLevel:
-    """The method of a recipe and the level at which it is applied.
+def level_of_text(text: str) -> Level:
+    """The level of a recipe given as text; the label of another model, and an unknown level, are of kind "other".
 
-    `level` is the text after the `@`. `severity` orders the levels of one kind, mild first. `sparsity` is the share of
-    zeros of an unstructured level; None for every other kind.
+    The method need not be installed here: the level of `a@0.5+4b` is a pattern and a grid, whatever `a` does with them.
     """
-
-    recipe: str
-    method: str
-    kind: LevelKind
-    level: str
-    severity: tuple[float, ...]
-    sparsity: float | None
-
-
-def level_of(recipe: str) -> RecipeLevel:
-    """The level of a recipe text; the label of another model, and a level that no parser reads, is of kind "other".
-
-    The method need not be installed here: `a@0.5+4b` is read as a pattern and a grid.
-    """
-    steps = [step.partition("@") for step in re.split(r"\+(?=[^+@]*@)", recipe)]
-    level = "+".join(text for _, _, text in steps)
-    parts = _parts(recipe, level)
-    kind: LevelKind = "other"
-    if parts:
-        kind = _part_kind(parts[0]) if len(parts) == 1 else "combined"
-    numbers = tuple(number for part in parts for number in _part_severity(part))
-    return RecipeLevel(
-        recipe=recipe,
-        method="+".join(name for name, _, _ in steps),
-        kind=kind,
-        level=level or recipe,
-        severity=numbers,
-        sparsity=numbers[0] if kind == "sparsity" else None,
-    )
-
-
-def _parts(recipe: str, level: str) -> tuple[Pattern | Grid, ...]:
-    """The pattern and the grid of a recipe; empty where a part of the level cannot be read."""
+    steps = [step.partition("@") for step in re.split(r"\+(?=[^+@]*@)", text)]
+    label = "+".join(level for _, _, level in steps)
     try:
-        return parse_recipe(recipe).parts
+        level = level_of(parse_recipe(text))
     except ConfigError:
-        pass  # the method is a plug-in that is not installed here, or the text is the label of another model
+        level = _level_of_parts(label)
+    return replace(level, recipe=text, method="+".join(method for method, _, _ in steps), label=label or text)
+
+
+def _level_of_parts(label: str) -> Level:
+    """The level of a stand-in with the same pattern and grid."""
     try:
-        return tuple(_parse_part(text) for text in level.split("+"))
+        parts = [_parse_part(part) for part in label.split("+")]
     except ConfigError:
-        return ()
+        parts = []
+    match parts:
+        case [Grid() as grid]:
+            return level_of(RTN(grid=grid))
+        case [pattern] if not isinstance(pattern, Grid):
+            return level_of(Magnitude(pattern=pattern))
+        case [pattern, Grid() as grid] if not isinstance(pattern, Grid):
+            return level_of(SparseGPT(pattern=pattern, grid=grid))
+        case _:
+            return Level(recipe="", method="", kind="other", label=label, severity=())
 
 
 def _parse_part(text: str) -> Pattern | Grid:
@@ -124,41 +102,22 @@ def level_grid(text: str) -> LevelGrid:
         raise ConfigError(f"{method} has no levels of kind {levels!r}; choose from: {kinds}, or list levels")
     texts = named or [level.strip() for level in levels.split(",")]
     recipes = [parse_recipe(f"{method}@{level}") for level in texts]
-    kinds_found = {_kind(recipe) for recipe in recipes}
+    kinds_given = {level_of(recipe).kind for recipe in recipes}
     if len(recipes) < 2 or len(set(map(str, recipes))) < len(recipes):
         raise ConfigError(f"{text!r}: give two levels or more, each once; or a kind: {', '.join(GRIDS)}")
-    if len(kinds_found) > 1 or None in kinds_found:
+    if len(kinds_given) > 1 or kinds_given & {"combined", "other"}:
         raise ConfigError(f"{text!r}: levels of different kinds have no order; give sparsities, or N:M, or bits")
     return LevelGrid(
         name=text.strip(),
         method=method,
-        kind=_part_kind(recipes[0].parts[0]),
+        kind=kinds_given.pop(),
         recipes=tuple(sorted(recipes, key=severity)),
     )
 
 
-def _kind(recipe: Recipe) -> LevelKind | None:
-    if isinstance(recipe, Chain | Dense) or len(recipe.parts) != 1:
-        return None
-    return _part_kind(recipe.parts[0])
-
-
-def _part_kind(part: Pattern | Grid) -> LevelKind:
-    return "bits" if isinstance(part, Grid) else "n:m" if isinstance(part, NM) else "sparsity"
-
-
 def severity(recipe: Recipe) -> tuple[float, ...]:
     """Orders the levels of one kind, mild first."""
-    return _part_severity(recipe.parts[0])
-
-
-def _part_severity(part: Pattern | Grid) -> tuple[float, ...]:
-    if isinstance(part, Unstructured):
-        return (part.sparsity,)
-    if isinstance(part, NM):
-        return part.sparsity, -part.group  # of two patterns as sparse, the wider one leaves more freedom
-    # A smaller group is milder; no group at all is the most severe. An infinite group size has no JSON form.
-    return -part.bits, -1 / part.group_size if part.group_size else 0.0
+    return level_of(recipe).severity
 
 
 def level_text(recipe: Recipe) -> str:

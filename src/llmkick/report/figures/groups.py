@@ -8,13 +8,13 @@ from typing import cast
 import altair as alt
 import pandas as pd
 
+from llmkick.compression.levels import LevelKind
 from llmkick.report import formatting
 from llmkick.report.breakdown import GROUPS, MEASURES
 from llmkick.report.figures import charts
 from llmkick.report.figures.figure import Figure
 from llmkick.report.figures.levels import LABEL_WIDTH, against_levels, against_sparsity
 from llmkick.report.level_axes import KINDS
-from llmkick.study.levels import LevelKind
 from llmkick.study.results.results import StudyResult
 
 SHORT: Mapping[LevelKind, str] = {
@@ -132,7 +132,7 @@ def _placed(result: StudyResult, frame: pd.DataFrame) -> pd.DataFrame:
     placed = frame.assign(
         method=[levels[r].method for r in frame["recipe"]],
         kind=[levels[r].kind for r in frame["recipe"]],
-        label=[levels[r].level for r in frame["recipe"]],
+        label=[levels[r].label for r in frame["recipe"]],
         sparsity=pd.Series([levels[r].sparsity for r in frame["recipe"]], index=frame.index, dtype=float),
         order=[order.index(r) for r in frame["recipe"]],
     )

@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 import altair as alt
 import pandas as pd
 
+from llmkick.compression.levels import LevelKind
 from llmkick.report import formatting
 from llmkick.report.figures import charts
 from llmkick.report.figures.figure import Figure
@@ -14,7 +15,6 @@ from llmkick.report.level_axes import KINDS
 from llmkick.report.lookup import comparisons_by_cell, dense_scores, ordered_tasks, task_comparisons
 from llmkick.report.payload import Payload
 from llmkick.statistics import Comparison, PerplexityComparison, Verdict
-from llmkick.study.levels import LevelKind
 from llmkick.study.results.records import AnyComparison, TaskSummary
 from llmkick.study.results.results import StudyResult
 
@@ -46,7 +46,7 @@ def cells_frame(result: StudyResult) -> pd.DataFrame:
     rows = []
     for (recipe, task), comparison in comparisons_by_cell(result).items():
         level = levels[recipe]
-        place = (recipe, task, order.index(recipe), level.method, level.kind, level.level, level.sparsity)
+        place = (recipe, task, order.index(recipe), level.method, level.kind, level.label, level.sparsity)
         rows.append({**dict(zip(PLACE, place, strict=True)), **_height(comparison)})
     frame = pd.DataFrame(rows, columns=[*PLACE, *HEIGHT])
     numbers = ["sparsity", "y", "low", "high", "loss", "loss_low", "loss_high", "dense", "chance"]

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from llmkick.statistics import Comparison, choice_agreement, fixed_sequence, holm
-from llmkick.study.levels import level_of
+from llmkick.study.levels import level_of_text
 from llmkick.study.results.records import AgreementRow, AnyComparison, Family, FamilyRow
 
 CORRECTIONS = ("none", "holm", "fixed sequence")
@@ -84,7 +84,7 @@ def _in_sequence(p_values: Mapping[str, float | None], recipes: Sequence[str], a
 
 
 def _method(recipe: str) -> str:
-    level = level_of(recipe)
+    level = level_of_text(recipe)
     return recipe if level.kind == "other" else level.method  # another checkpoint is compared under its own name
 
 

@@ -13,7 +13,6 @@ from typing import TypedDict
 
 from llmkick.errors import DataError
 from llmkick.models.language_model import ContinuationScore, LanguageModel, ScoreRequest, Unanswered
-from llmkick.models.transformers_model import TransformersModel
 from llmkick.study.results.records import Details, NoiseRow
 from llmkick.tasks.evaluate import evaluate_item
 from llmkick.tasks.prompting import Prompting
@@ -49,7 +48,7 @@ class NoiseFloor:
         return self.flipped / self.questions
 
 
-def noise_floor(model: TransformersModel, requests: Sequence[ScoreRequest]) -> NoiseFloor:
+def noise_floor(model: LanguageModel, requests: Sequence[ScoreRequest]) -> NoiseFloor:
     """Score the questions in full batches and one by one; neighbours with the same prompt are options of one question.
 
     Questions with an unanswered option are left out. Raises DataError when none with two options is left.

@@ -10,10 +10,11 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
+from llmkick.compression.levels import Level
 from llmkick.errors import DataError
 from llmkick.files import write_text_atomically
 from llmkick.statistics import Comparison, PerplexityComparison
-from llmkick.study.levels import RecipeLevel, level_of
+from llmkick.study.levels import level_of_text
 from llmkick.study.results.records import (
     AgreementRow,
     ComparedModel,
@@ -71,13 +72,13 @@ class StudyResult(BaseModel):
     families: tuple[Family, ...] = ()
     agreement: tuple[AgreementRow, ...] = ()
     failures: tuple[FailedCell, ...] = ()
-    recipes: tuple[RecipeLevel, ...] = ()
+    recipes: tuple[Level, ...] = ()
 
     @model_validator(mode="after")
     def _know_levels(self) -> Self:
         """Files of version 0.1.0 do not say the level of a recipe."""
         if not self.recipes:
-            object.__setattr__(self, "recipes", tuple(map(level_of, self.labels)))
+            object.__setattr__(self, "recipes", tuple(map(level_of_text, self.labels)))
         return self
 
     @property
@@ -88,13 +89,13 @@ class StudyResult(BaseModel):
             labels = list(label_others(self.study.others, taken=()))
         return list(dict.fromkeys([*self.study.recipes, *labels]))
 
-    def level(self, recipe: str) -> RecipeLevel:
+    def level(self, recipe: str) -> Level:
         """Method, level and severity of a recipe."""
-        return next((level for level in self.recipes if level.recipe == recipe), None) or level_of(recipe)
+        return next((level for level in self.recipes if level.recipe == recipe), None) or level_of_text(recipe)
 
     def write(self) -> Path:
         """Write results.json whole or not at all. Raises DataError when it cannot be written."""
-        content = {"schema": RESULTS_SCHEMA, **self.model_dump(mode="json")}
+        content = {"schema": RESULTS_SCHEMA, **self.model_dump()}
         path = self.folder / RESULTS_FILE
         text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
         try:

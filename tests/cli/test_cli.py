@@ -35,7 +35,7 @@ from llmkick.errors import ConfigError, DataError
 from llmkick.models.checkpoints.builtin import BUILTIN_MODELS
 from llmkick.models.checkpoints.loading import load_model
 from llmkick.study.journal.journal import Journal
-from llmkick.study.results.results import read_results
+from llmkick.study.results.results import as_json, read_results
 from llmkick.study.run import make_executor
 from llmkick.study.spec.study import Study, load_study, make_study
 from llmkick.tasks.prompting import PromptingChoice
@@ -572,7 +572,7 @@ def test_run_stops_politely_resumes_and_reports(kick: Kick, toy: Path, tmp_path:
     code, out, err = kick(*arguments)
     assert code == 0, err
     result = read_results(folder)
-    assert (result.study["name"], result.study["seeds"], result.study["margin"]) == ("mine", [4, 7], 0.1)
+    assert (result.study.name, result.study.seeds, result.study.margin) == ("mine", (4, 7), 0.1)
     assert [(row["recipe"], row["seed"], row["n"]) for row in result.results if row["task"] == "factoid_qa"] == [
         ("dense", None, 70),
         ("magnitude@0.5", None, 70),
@@ -604,7 +604,7 @@ def test_run_stops_politely_resumes_and_reports(kick: Kick, toy: Path, tmp_path:
     assert (code, err) == (0, "")
     events = [json.loads(line) for line in out.splitlines()]
     assert {event["event"] for event in events} == {"stage", "cells", "finished"}  # nothing is left to ask
-    assert events[-1]["comparisons"] == json.loads(json.dumps(list(result.comparisons)))
+    assert events[-1]["comparisons"] == [as_json(comparison) for comparison in result.comparisons]
     assert events[-1]["report"] == str(folder / "report.html")
 
     # Another study does not get in.

@@ -5,20 +5,17 @@ from __future__ import annotations
 import io
 import json
 import time
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
 
 from llmkick.cli.progress import JsonProgress, Pace, TerminalProgress, verdict_line
+from llmkick.study.results.results import as_json
+from report.synthetic import perplexity_comparison, task_comparison
 
-LOST = {
-    "recipe": "wanda@0.5", "task": "factoid_qa", "verdict": "not matching", "compressed": 0.09,
-    "relative_drop": 0.84, "interval": [0.7, 0.95],
-}  # fmt: skip
-CONTROL = {
-    "recipe": "wanda@0.5", "task": "perplexity", "outcome": "beyond margin", "compressed": 99.8,
-    "relative_increase": 1.38, "interval": [1.02, 1.81],
-}  # fmt: skip
+LOST = task_comparison(verdict="not matching", compressed=0.09, relative_drop=0.84, interval=(0.7, 0.95))
+CONTROL = perplexity_comparison(outcome="beyond margin", compressed=99.8, relative_increase=1.38, interval=(1.02, 1.81))
 
 
 @pytest.fixture
@@ -50,7 +47,7 @@ def test_the_pace_counts_what_this_session_did(clock):
 def test_verdicts_are_told_in_words_and_signs():
     assert verdict_line(LOST).plain == "✗ wanda@0.5 on factoid_qa: not matching, 0.09, loss 84 % [70, 95]"
     assert verdict_line(CONTROL).plain == "· wanda@0.5 on perplexity: 99.8, +138 % [102, 181], beyond margin"
-    silent = {**LOST, "verdict": "no signal", "interval": None}
+    silent = replace(LOST, verdict="no signal", interval=None)
     assert verdict_line(silent).plain == "∅ wanda@0.5 on factoid_qa: no signal, 0.09"
 
 
@@ -107,5 +104,5 @@ def test_json_is_one_event_a_line(clock):
     progress = [line["done"] for line in lines if line["event"] == "progress"]
     assert progress[-1] == 10
     assert len(progress) < 6
-    assert lines[-1] == {"event": "verdict", "comparison": LOST}
+    assert lines[-1] == {"event": "verdict", "comparison": as_json(LOST)}
     assert lines[-2]["seconds_left"] == pytest.approx(3.0)

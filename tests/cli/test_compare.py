@@ -62,7 +62,7 @@ def test_compare_writes_a_run_and_shows_verdicts_sizes_and_where_it_is(
     assert f"report: {Path('runs') / folder.name / 'report.html'}" in out
     result = read_results(folder)
     assert result.labels == ["other", "twin"]
-    verdicts = {entry["recipe"]: (entry["lost"], entry["gained"]) for entry in result.comparisons}
+    verdicts = {entry.recipe: (entry.lost, entry.gained) for entry in result.comparisons}
     assert verdicts["twin"] == (0, 0)  # the same model: not an answer differs
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert "18,544 parameters" in page
