@@ -25,7 +25,7 @@ from llmkick.statistics import Comparison
 from llmkick.study.cells import variants_of
 from llmkick.study.frontier.search import run_frontier
 from llmkick.study.progress import Silent
-from llmkick.study.results.results import compare_all, describe_task
+from llmkick.study.results.comparisons import compare_all, describe_task
 from llmkick.study.run import StudyRun
 from llmkick.study.running.executor import LocalExecutor
 from llmkick.study.spec.study import make_study

@@ -29,7 +29,8 @@ sys.path[:1] = [str(ROOT / "tests"), str(ROOT / "src")]  # not this folder: it w
 from browser import open_browser, wait_until_ready  # noqa: E402
 from llmkick.statistics import compare, compare_perplexity  # noqa: E402
 from llmkick.study.journal.journal import Journal  # noqa: E402
-from llmkick.study.results.results import StudyResult, as_json, overall_by_recipe  # noqa: E402
+from llmkick.study.results.comparisons import overall_by_recipe  # noqa: E402
+from llmkick.study.results.results import StudyResult  # noqa: E402
 from llmkick.tasks.task import Item, Record  # noqa: E402
 from report import synthetic  # noqa: E402
 
@@ -101,7 +102,7 @@ def build(folder: Path, recipes: Sequence[str], items: int) -> None:
     reports = [{**synthetic.report(recipe, None, LAYERS_OF_A_MODEL), "seed": 0} for recipe in recipes]
     StudyResult(
         folder=folder, **facts, tasks=[synthetic.describe(task) for task in TASKS],
-        results=synthetic.order(rows, recipes, TASKS), comparisons=[as_json(one) for one in comparisons],
+        results=synthetic.order(rows, recipes, TASKS), comparisons=comparisons,
         overall=overall_by_recipe(comparisons), compression=reports,
     ).write()  # fmt: skip
 
