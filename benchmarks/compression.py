@@ -1,11 +1,11 @@
-"""Our walk over the blocks against the obvious procedure and two peers: python benchmarks/compression.py [--write].
+"""The walk over the blocks compared with the obvious procedure and two peers: benchmarks/compression.py [--write].
 
-In one run, on the same model, calibration windows and recipes: ours; the obvious procedure (peers/obvious.py:
-float32, one sequence at a time, one H for every linear, two Cholesky factorisations, a Python loop over columns);
-llmcompressor and gptqmodel where they install. Each compression has a process of its own, with the same number of
-threads; the order changes from seed to seed. Timed is the compression alone, without loading and saving. One
-scorer takes the perplexity of what came out, in float32. Nothing else should run on the machine, or time is taken as
-`--threads 1 --clock cpu`.
+One run compares on the same model, calibration windows and recipes: llmkick ("ours"); the obvious procedure
+(peers/obvious.py: float32, one sequence at a time, an H for every linear layer, two Cholesky factorisations, a Python
+loop over columns); llmcompressor and gptqmodel where they install. Each compression runs in a separate process with the
+same number of threads; the order changes from seed to seed. The time is that of the compression alone, without loading
+and saving. The same scorer computes the perplexity of all results in float32. Nothing else should run on the machine;
+on a busy machine measure with `--threads 1 --clock cpu`.
 """
 
 import argparse
@@ -29,7 +29,7 @@ RECIPES = ("wanda@0.5", "sparsegpt@0.5", "gptq@4b-g128", "gptq@4b")
 
 
 class Contender(NamedTuple):
-    """Who compresses: the script, and the dtype where it is not the one that ours picks for this machine."""
+    """A contender: its script, and its dtype if it is not the dtype that llmkick picks for this machine."""
 
     script: str
     dtype: str | None = None
@@ -48,17 +48,17 @@ PEERS = {
 
 
 def say(text: str) -> None:
-    """Progress, apart from the report."""
+    """Print progress to stderr, apart from the report."""
     sys.stderr.write(text + "\n")
 
 
 def plan(options: argparse.Namespace, peers: list[str]) -> Iterator[tuple[int, str, str]]:
-    """Every (seed, recipe, contender), the order of contenders turned by one from seed to seed."""
-    everyone = [*options.contenders, *peers]
+    """Every (seed, recipe, contender); the order of contenders is rotated by one from seed to seed."""
+    contenders = [*options.contenders, *peers]
     for seed in range(options.seeds):
-        turned = everyone[seed % len(everyone) :] + everyone[: seed % len(everyone)]
+        rotated = contenders[seed % len(contenders) :] + contenders[: seed % len(contenders)]
         for recipe in options.recipes:
-            for name in turned:
+            for name in rotated:
                 peer = PEERS.get(name)
                 if peer and (seed >= options.peer_seeds or recipe.partition("@")[0] not in peer.methods):
                     continue
@@ -66,7 +66,7 @@ def plan(options: argparse.Namespace, peers: list[str]) -> Iterator[tuple[int, s
 
 
 def compete(bench: Bench, options: argparse.Namespace, start: dict[str, Any]) -> list[dict[str, Any]]:
-    """Run the plan; what came out of each, an error where nothing did."""
+    """Run the plan: the result of each run, or its error."""
     pythons: dict[str, str] = {}
     broken: dict[str, str] = {}
     for name in options.peers:
@@ -104,7 +104,7 @@ def compete(bench: Bench, options: argparse.Namespace, start: dict[str, Any]) ->
 
 
 def processor() -> str:
-    """The processor's name where the system tells it."""
+    """The name of the processor, as far as the system gives it."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
@@ -112,7 +112,7 @@ def processor() -> str:
 
 
 def commit() -> str:
-    """The commit at hand, marked where files differ from it."""
+    """The current commit, with a mark if files differ from it."""
     git = ["git", "-C", str(ROOT)]
     head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     changed = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True).stdout.strip()
@@ -120,7 +120,7 @@ def commit() -> str:
 
 
 def head(options: argparse.Namespace, start: dict[str, Any], dense: dict[str, Any], machine: dict[str, Any]) -> str:
-    """What was run, where, on what."""
+    """The head of the report: command, machine, model and calibration."""
     command = " ".join(["python benchmarks/compression.py", *sys.argv[1:]])
     speeds = ", ".join(f"{name} {flops / 1e9:.0f} GFLOP/s" for name, flops in sorted(machine["flops"].items()))
     return (
@@ -137,10 +137,10 @@ def head(options: argparse.Namespace, start: dict[str, Any], dense: dict[str, An
 
 
 def versions_table(start: dict[str, Any], runs: list[dict[str, Any]]) -> str:
-    """Packages of every contender's environment."""
-    found = {"ours, obvious": start["versions"]}
-    found |= {run["contender"]: run["versions"] for run in runs if run["contender"] in PEERS and "versions" in run}
-    rows = [[who, ", ".join(f"{name} {number}" for name, number in what.items())] for who, what in found.items()]
+    """The packages in the environment of every contender."""
+    versions = {"ours, obvious": start["versions"]}
+    versions |= {run["contender"]: run["versions"] for run in runs if run["contender"] in PEERS and "versions" in run}
+    rows = [[who, ", ".join(f"{name} {number}" for name, number in what.items())] for who, what in versions.items()]
     return table(["environment", "packages"], rows)
 
 
@@ -174,7 +174,7 @@ def arguments() -> argparse.Namespace:
         for wish in options.only.split(",")
         for recipe in ([wish] if "@" in wish else [r for r in RECIPES if r.startswith(f"{wish}@")])
     ]
-    # The processes start in a folder of their own.
+    # The processes start in another folder.
     for name in ("model", "calibration"):
         path = Path(getattr(options, name)).expanduser()
         setattr(options, name, str(path.resolve()) if path.exists() else getattr(options, name))
@@ -194,8 +194,8 @@ def arguments() -> argparse.Namespace:
 
 
 def solve_part(bench: Bench, options: argparse.Namespace, start: dict[str, Any]) -> str:
-    """Kernel against kernel, in several processes."""
-    found = []
+    """Compare the kernels alone, in several processes."""
+    processes = []
     for number in range(options.solve_runs):
         say(f"the solve alone, {number + 1} of {options.solve_runs}")
         run = bench.run(
@@ -206,16 +206,17 @@ def solve_part(bench: Bench, options: argparse.Namespace, start: dict[str, Any])
             tokens=start["windows"]["0"],
             dense_loss=start["losses"][0],
         )
-        found.append(run["rows"])
+        processes.append(run["rows"])
     return (
         "## The solve alone\n\nThe same weights and the same H, of the middle block; the least of the repeats of a "
         f"process, of {options.solve_runs} processes the one with the middle ratio. Factors are shared by linears with "
-        "one input in ours, made for each in the obvious procedure: that shows in the block.\n\n" + solve_table(found)
+        "one input in ours, made for each in the obvious procedure: that shows in the block.\n\n"
+        + solve_table(processes)
     )
 
 
 def report(bench: Bench, options: argparse.Namespace) -> str:
-    """Run everything; the Markdown."""
+    """Run everything and return the report as Markdown."""
     start = bench.run(
         "prepare.py",
         model=options.model,

@@ -16,19 +16,19 @@ import platform
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from llmkick.report.figures.frontier import answer, row_name, write_frontier_figure
 from llmkick.statistics import Comparison
-from llmkick.study.cells import variants_of
 from llmkick.study.frontier.search import run_frontier
-from llmkick.study.progress import Silent
+from llmkick.study.progress import Observer, Silent
 from llmkick.study.results.comparisons import compare_all, describe_task
-from llmkick.study.run import StudyRun
+from llmkick.study.running.context import StudyContext, open_journal, prepare
 from llmkick.study.running.executor import LocalExecutor
-from llmkick.study.spec.study import make_study
+from llmkick.study.running.schedule import Schedule
+from llmkick.study.running.study_run import JournalWriter
+from llmkick.study.spec.study import Study, make_study
 
 MODEL = "smollm2-135m-instruct"
 POCKET = ("factoid_qa:480", "multiple_choice:cloze:352", "context_qa:open:360", "context_qa:closed:360")
@@ -53,35 +53,30 @@ def spec(text: str) -> dict[str, Any]:
     return {"name": name, "limit": int(limit), **given, **({"max_new_tokens": int(tokens)} if tokens else {})}
 
 
-@dataclass(kw_only=True)
-class EveryItem(StudyRun):
-    """A study that would stop when decided, but asks on: what would have been, beside what is."""
+def every_item(study: Study, folder: Path, observer: Observer) -> list[list[str]]:
+    """A row for each task × recipe: a study that stops when decided, and the same study on every item."""
+    executor, journal = LocalExecutor(), open_journal(study, folder)
+    try:
+        context = prepare(study, folder=folder, journal=journal, observer=observer, source=executor)
+        writer = JournalWriter(context=context, schedule=Schedule(cells=(), pending=()))
+        for variant in context.variants():
+            cells = context.cells(variant)
+            if not all(map(context.evaluation.has_every_item, cells)):
+                model = context.model if variant.is_dense else executor.compressed(variant, context, writer)
+                for cell in cells:
+                    context.evaluation.fill_every_item(model, cell)
+        return _rows(context)
+    finally:
+        journal.close()
 
-    executor: LocalExecutor = field(default_factory=LocalExecutor)
 
-    def run(self) -> list[list[str]]:
-        """A row for each task × recipe."""
-        self.journal = self._open_folder()
-        try:
-            self._prepare()
-            for variant in variants_of(self.study):
-                cells = self.cells(variant)
-                if not all(map(self.evaluation.has_every_item, cells)):
-                    model = self.model if variant.is_dense else self.executor.compressed(variant, self)
-                    for cell in cells:
-                        self.evaluation.fill_every_item(model, cell)
-            return self._rows()
-        finally:
-            self.journal.close()
-
-    def _rows(self) -> list[list[str]]:
-        records = self.journal.records()
-        tasks = [describe_task(task, self.prompting) for task in self.tasks]
-        common = {"margin": self.study.margin, "alpha": self.study.alpha, "same_weights": lambda _: False}
-        whole = compare_all(records, tasks, self.study.recipes, **common)
-        orders = {name: rule.order for name, rule in self.rules.items()}
-        stopped = compare_all(records, tasks, self.study.recipes, orders=orders, **common)
-        return [stop_row(early, full) for early, full in zip(stopped, whole, strict=True)]
+def _rows(context: StudyContext) -> list[list[str]]:
+    study, records = context.study, context.journal.records()
+    tasks = [describe_task(task, context.prompting) for task in context.tasks]
+    common = {"margin": study.margin, "alpha": study.alpha, "same_weights": lambda _: False}
+    whole = compare_all(records, tasks, study.recipes, **common)
+    stopped = compare_all(records, tasks, study.recipes, orders=context.orders, **common)
+    return [stop_row(early, full) for early, full in zip(stopped, whole, strict=True)]
 
 
 def stop_row(early: Any, full: Any) -> list[str]:
@@ -127,9 +122,9 @@ def measure_stopping(tasks: Sequence[str], recipes: Sequence[str], folder: Path,
             "stop": "decided",
         }
         name = "".join(c if c.isalnum() else "-" for c in text.rpartition("/")[2] or text)
-        run = EveryItem(study=make_study(values), folder=folder / name, observer=Lines())
+        rows = every_item(make_study(values), folder / name, Lines())
         label = "" if "@" not in text else f" ({Path(text.partition('@')[2].rpartition(':')[0]).name})"
-        found = [[row[0] + label, *row[1:]] for row in run.run()]
+        found = [[row[0] + label, *row[1:]] for row in rows]
         rows += found
         sys.stderr.write(table(STOP_HEADER, found) + "\n")
     return table(STOP_HEADER, rows)
@@ -146,20 +141,20 @@ def measure_frontier(
     }
     result = run_frontier(study, methods, out=folder, observer=Lines())
     write_frontier_figure(result)
-    names = list(dict.fromkeys(row["name"] for row in result.frontiers))
+    names = list(dict.fromkeys(row.name for row in result.frontiers))
     lines = {row_name(row): {} for row in result.frontiers} | {"all tasks": {}}
     for row in result.frontiers:
-        lines[row_name(row)][row["name"]] = answer(row) + (" (not monotone)" if row["violations"] else "")
+        lines[row_name(row)][row.name] = answer(row) + (" (not monotone)" if row.violations else "")
     for row in result.overall:
-        lines["all tasks"][row["name"]] = answer(row)
+        lines["all tasks"][row.name] = answer(row)
     costs = []
     for name in names:
-        of_name = [row for row in result.cost if row["name"] == name and row["metric"] != "perplexity"]
-        asked, full = sum(row["items"] for row in of_name), sum(row["full"] for row in of_name)
+        of_name = [row for row in result.cost if row.name == name and row.metric != "perplexity"]
+        asked, full = sum(row.items for row in of_name), sum(row.full for row in of_name)
         models = f"{of_name[0]['models']} of {of_name[0]['levels']}"
         costs.append([name, models, f"{asked:,}", f"{full:,}", f"{asked / full:.0%}"])
-    asked = sum(row["items"] for row in result.cost if row["metric"] != "perplexity")
-    full = sum(row["full"] for row in result.cost if row["metric"] != "perplexity")
+    asked = sum(row.items for row in result.cost if row.metric != "perplexity")
+    full = sum(row.full for row in result.cost if row.metric != "perplexity")
     costs.append(["all", "", f"{asked:,}", f"{full:,}", f"{asked / full:.0%}"])
     cells = [[name, *(found.get(method, "–") for method in names)] for name, found in lines.items()]
     notes = "\n".join(f"- {warning}" for warning in result.warnings)

@@ -114,7 +114,7 @@ def make_checkpoint(shape: Shape, folder: Path) -> None:
 
 
 def work(folder: str, recipe: str, out: str, streamed: str) -> None:
-    """In a process of its own: compress, write, and print peak memory in bytes and seconds."""
+    """In a separate process: compress, write, and print the peak memory in bytes and the seconds."""
     from llmkick.compression.registry import parse_recipe
     from llmkick.compression.storage.folder import save_folder, save_streamed
     from llmkick.compression.walk.calibration import as_calibration
@@ -151,7 +151,7 @@ def peak() -> int:
 def run(
     folder: Path, recipe: str, out: Path, *, streamed: bool = True, kill_after: int | None = None
 ) -> dict[str, float]:
-    """Run `work` in a process; with `kill_after` kill it at that block and start again: the second one's figures."""
+    """Run `work` in a process. With `kill_after` kill it at that block and start again; measure the second process."""
     command = [sys.executable, __file__, "--work", str(folder), recipe, str(out), "yes" if streamed else "no"]
     if kill_after is not None:
         process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
@@ -159,9 +159,9 @@ def run(
             if line.startswith(f"block {kill_after} "):
                 process.send_signal(signal.SIGKILL)
         process.wait()
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    lines = [line for line in done.stderr.splitlines() if line.startswith("block")]
-    result = json.loads(done.stdout.splitlines()[-1])
+    process_run = subprocess.run(command, check=True, capture_output=True, text=True)
+    lines = [line for line in process_run.stderr.splitlines() if line.startswith("block")]
+    result = json.loads(process_run.stdout.splitlines()[-1])
     result["blocks_done"] = len(lines)
     shutil.rmtree(out)
     shutil.rmtree(f"{out}.work", ignore_errors=True)
@@ -187,24 +187,26 @@ def main() -> None:
     ]
     with tempfile.TemporaryDirectory(dir=options.folder) as temporary:
         chosen = ["0.3 B"] if options.quick else options.shape
-        for shape in [one for one in SHAPES if chosen is None or one.name in chosen]:
+        for shape in [shape for shape in SHAPES if chosen is None or shape.name in chosen]:
             folder = Path(temporary) / "model"
             make_checkpoint(shape, folder)
             for recipe in options.recipe or RECIPES:
                 small = shape is SHAPES[0]
                 kill = shape.blocks // 2 if small else None
-                found = run(folder, recipe, Path(temporary) / "out", kill_after=kill)
+                streamed = run(folder, recipe, Path(temporary) / "out", kill_after=kill)
                 whole = run(folder, recipe, Path(temporary) / "out", streamed=False) if small else None
-                note = "" if kill is None else f" (killed at block {kill}, resumed for {found['blocks_done'] - 1} more)"
+                note = (
+                    "" if kill is None else f" (killed at block {kill}, resumed for {streamed['blocks_done'] - 1} more)"
+                )
                 without = "–" if whole is None else f"{whole['peak'] / 1e9:.2f} GB"
                 lines.append(
                     f"| {shape.name} ({shape.parameters / 1e9:.2f} B) | {2 * shape.parameters / 1e9:.2f} GB "
-                    f"| {4 * shape.inner**2 / 1e9:.2f} GB | {recipe} | **{found['peak'] / 1e9:.2f} GB** "
-                    f"| {without} | {found['seconds']:.0f}{note} |"
+                    f"| {4 * shape.inner**2 / 1e9:.2f} GB | {recipe} | **{streamed['peak'] / 1e9:.2f} GB** "
+                    f"| {without} | {streamed['seconds']:.0f}{note} |"
                 )
                 print(lines[-1], flush=True)
             shutil.rmtree(folder)
-    lines.append(f"\nBefore any work the process holds {found['base'] / 1e9:.2f} GB (Python, torch, transformers).")
+    lines.append(f"\nBefore any work the process holds {streamed['base'] / 1e9:.2f} GB (Python, torch, transformers).")
     print("\n".join(lines))
     if options.write:
         RESULTS.write_text(describe() + "\n".join(lines) + "\n", encoding="utf-8")

@@ -1,8 +1,8 @@
-"""What can go wrong, by who can mend it. Every message names the value, the choices and what to do."""
+"""The errors that users see, by what they can change. Messages name the value, the choices and what to do."""
 
 
 class KickError(Exception):
-    """Base of every error this package raises on purpose; the command line prints it without a traceback."""
+    """Base of every error that llmkick raises on purpose. The command line prints them without a traceback."""
 
 
 class ConfigError(KickError):
@@ -18,7 +18,7 @@ class ModelError(KickError):
 
 
 class NumericalError(KickError):
-    """A computation that lost its meaning: NaN or Inf, a matrix that cannot be factorised."""
+    """A computation with a meaningless result: NaN or Inf, or a matrix that cannot be factorised."""
 
 
 class JudgeError(KickError):

@@ -7,7 +7,6 @@ import json
 import math
 import random
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from llmkick.compression.walk import calibration, self_sampling
 from llmkick.compression.walk.calibration import Calibration, as_calibration, calibrate, draw_windows
 from llmkick.compression.walk.documents import read_documents
 from llmkick.errors import ConfigError, DataError, ModelError, NumericalError
+from llmkick.models.transformers_model import TransformersModel
 from toy import toy_model, toy_tokenizer
 
 
@@ -344,7 +344,7 @@ def test_many_sequences_are_sampled_in_parts(monkeypatch: pytest.MonkeyPatch):
 def test_models_without_a_start_token_begin_after_the_end_of_a_text():
     tokenizer = toy_tokenizer(start=False)
     tokenizer.bos_token = None
-    model = replace(MODEL, tokenizer=tokenizer)
+    model = TransformersModel.wrap(MODEL.network, tokenizer, MODEL.info)
     assert (calibrate(model, sequences=2, length=4).tokens[:, 0] == 1).all()
 
 

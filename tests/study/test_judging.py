@@ -20,7 +20,7 @@ from llmkick.models.server import failures as endpoint_failures
 from llmkick.study.cells import Variant, cells_of, variants_of
 from llmkick.study.journal.database import JOURNAL_FILE
 from llmkick.study.judging import reliability as judge_trust
-from llmkick.study.judging.questions import Asked, estimate
+from llmkick.study.judging.questions import PlacedQuestion, estimate
 from llmkick.study.judging.reliability import doubts, reliability
 from llmkick.study.plan import plan_study
 from llmkick.study.results.results import RESULTS_FILE, StudyResult
@@ -435,11 +435,17 @@ def test_the_command_tells_costs_before_and_tokens_after(toy: Path, folder: Path
 # Whether a judge can be believed
 
 
-def asked(item: str, first: str, second: str, *, answer_first: bool, replicate: int = 0) -> Asked:
+def asked(item: str, first: str, second: str, *, answer_first: bool, replicate: int = 0) -> PlacedQuestion:
     contest = Contest(kind="general", question="Q", first=first, second=second)
     question = Question(key="", messages=())
-    return Asked(question=question, contest=contest, task="instruction", item_id=item, answer_first=answer_first,
-                 replicate=replicate)  # fmt: skip
+    return PlacedQuestion(
+        question=question,
+        contest=contest,
+        task="instruction",
+        item_id=item,
+        answer_first=answer_first,
+        replicate=replicate,
+    )
 
 
 def test_reliability_by_hand():
@@ -458,12 +464,12 @@ def test_reliability_by_hand():
         "c1": Unreadable("no scores can be read"),
     }  # fmt: skip
     facts = reliability(questions, read)
-    assert facts["judgements"] == 6
-    assert facts["unreadable"] == {"no scores can be read": 1}
-    assert (facts["pairs_in_both_orders"], facts["order_decided"]) == (2, 0.5)
-    assert facts["first_preferred"] == 3 / 4
-    assert facts["agreement"] == 0
-    assert facts["most_common_scores"] == 2 / 5  # (8, 3) as shown: a1 and b2
+    assert facts.judgements == 6
+    assert facts.unreadable == {"no scores can be read": 1}
+    assert (facts.pairs_in_both_orders, facts.order_decided) == (2, 0.5)
+    assert facts.first_preferred == 3 / 4
+    assert facts.agreement == 0
+    assert facts.most_common_scores == 2 / 5  # (8, 3) as shown: a1 and b2
     told = doubts(facts)
     assert told[0] == "1 of 6 replies are unreadable (1 × no scores can be read)"
     assert told[1] == "the order decided the winner in 50% of 2 pairs of answers"
@@ -471,5 +477,5 @@ def test_reliability_by_hand():
 
 def test_no_judgements_say_nothing():
     facts = reliability({}, {})
-    assert facts["order_decided"] is facts["first_preferred"] is facts["agreement"] is None
+    assert facts.order_decided is facts.first_preferred is facts.agreement is None
     assert doubts(facts) == []

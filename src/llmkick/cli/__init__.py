@@ -27,7 +27,7 @@ DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPER
 
 
 def main() -> NoReturn:
-    """Run the command line; expected errors are a message and an exit code, never a traceback."""
+    """Run the command line. Expected errors become a message and an exit code, never a traceback."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that lacks "·" must not end a run of hours

@@ -6,7 +6,7 @@ import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -58,7 +58,7 @@ def given(context: typer.Context) -> list[str]:
     return [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
 
 
-def study_of(folder: Path | None, name: str, **values: Any) -> Study:
+def study_of(folder: Path | None, name: str, **values: object) -> Study:
     """The study that options describe; it is called after its folder, or by `name` without one."""
     from llmkick.study.spec.study import make_study
 

@@ -46,7 +46,7 @@ def doctor() -> None:
 
 
 def _facts(device: torch.device, cache: Path) -> list[tuple[str, str]]:
-    """Rows of what a run here would use: packages, processor, memory, device, precision, cache, plug-ins, models."""
+    """Rows on this machine: packages, processor, memory, device, precision, cache, plug-ins, models."""
     from llmkick.models.checkpoints.builtin import BUILTIN_MODELS, is_cached
     from llmkick.models.precision import resolve_dtype
     from llmkick.study.running.environment import environment

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from llmkick.cli.progress import TerminalProgress
     from llmkick.models.language_model import LanguageModel
     from llmkick.tasks.task import Record, Task
+
+    Answered = Sequence[tuple[Task, Sequence[Record]]]
 
 By = Annotated[
     str | None,
@@ -95,16 +97,16 @@ def evaluate(
     with TerminalProgress(err, quiet=quiet) as progress:
         progress.stage(f"loading {model}", 1)
         loaded = open_model(model, dtype=dtype, device=device, server=settings)
-        for asked in tasks:
-            refuse_unanswerable(loaded, asked, prompting=prompting)
+        for selected in tasks:
+            refuse_unanswerable(loaded, selected, prompting=prompting)
         notes = list(loaded.notes)
-        answered = [(asked, _records(loaded, asked, prompting, progress)) for asked in tasks]
+        answered = [(selected, _records(loaded, selected, prompting, progress)) for selected in tasks]
     if records_file is not None:
-        _write_records(records_file, {asked.name: records for asked, records in answered})
+        _write_records(records_file, answered)
     _print_scores(answered)
     if by is not None:
         _print_groups(answered, by, of)
-    print_notes([*notes, *(note for asked, records in answered for note in _notes(asked, records))])
+    print_notes([*notes, *(note for selected, records in answered for note in _notes(selected, records))])
 
 
 def _records(model: LanguageModel, task: Task, prompting: str, progress: TerminalProgress) -> list[Record]:
@@ -119,18 +121,20 @@ def _records(model: LanguageModel, task: Task, prompting: str, progress: Termina
     return records
 
 
-def _write_records(path: Path, records_by_task: Mapping[str, Sequence[Record]]) -> None:
+def _write_records(path: Path, answered: Answered) -> None:
+    """Write all records as JSON lines, each with the name of its task."""
     from llmkick.files import write_text_atomically
 
     lines = [
-        json.dumps({"task": task, **asdict(record)}, ensure_ascii=False)
-        for task, records in records_by_task.items()
+        json.dumps({"task": task.name, **asdict(record)}, ensure_ascii=False)
+        for task, records in answered
         for record in records
     ]
     write_text_atomically(path, "\n".join(lines) + "\n")
 
 
-def _print_scores(answered: Sequence[tuple[Task, Sequence[Record]]]) -> None:
+def _print_scores(answered: Answered) -> None:
+    """Print the score of each task, and how many items have none."""
     from llmkick.tasks.task import summary_value
 
     table = Table("task", "metric", "score", "items", "unscored", "truncated")
@@ -152,7 +156,7 @@ def _notes(task: Task, records: Sequence[Record]) -> list[str]:
     return [*(f"{task.name}: {note}" for note in task.notes), *chosen]
 
 
-def _print_groups(answered: Sequence[tuple[Task, Sequence[Record]]], by: str, of: str | None) -> None:
+def _print_groups(answered: Answered, by: str, of: str | None) -> None:
     """Means by group, over items and over groups, of the score or of another number in the records' details."""
     from llmkick.tasks.grouping import group_scores
 

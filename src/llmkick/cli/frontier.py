@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -49,7 +50,7 @@ QuickSearch = Annotated[
     typer.Option("--quick-search", help="Search without propagation, confirm with it.", rich_help_panel=CALIBRATION),
 ]
 Perplexity = Annotated[
-    bool, typer.Option(help="Show the strongest level that perplexity allows too.", rich_help_panel=STUDY)
+    bool, typer.Option(help="Also find the strongest level by perplexity, for comparison.", rich_help_panel=STUDY)
 ]
 
 
@@ -99,7 +100,7 @@ def frontier(
 
 
 def _search_and_report(
-    study: dict[str, Any], methods: list[str], folder: Path, *, seeds: list[int], propagate: bool, quiet: bool
+    study: Mapping[str, object], methods: list[str], folder: Path, *, seeds: list[int], propagate: bool, quiet: bool
 ) -> None:
     from llmkick.cli.progress import TerminalProgress
     from llmkick.report.figures.frontier import frontier_table, write_frontier_figure

@@ -14,7 +14,7 @@ from llmkick.tasks.task import TaskProtocol
 STUDY, CALIBRATION, PLACE, OUTPUT = "Study", "Calibration", "Where it runs", "Output"
 
 # Choices whose owners are below the command line but import torch, which `kick --help` does not need. A test in
-# tests/test_cli.py compares them with what a study accepts.
+# tests/cli/test_cli.py compares them with what a study accepts.
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Stop = Literal["never", "decided"]
 Correction = Literal["none", "holm", "fixed sequence"]

@@ -1,1 +1,1 @@
-"""Compressing a model's weights: recipes, kernels, and the walk over its blocks."""
+"""Compression of a model's weights: recipes and methods; `kernels`, the `walk` over the blocks, and `storage`."""

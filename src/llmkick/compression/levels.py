@@ -19,7 +19,7 @@ LevelKind = Literal["sparsity", "n:m", "bits", "combined", "other"]
 
 @dataclass(frozen=True, kw_only=True)
 class Level:
-    """What a table or a figure says about a recipe, and how it orders recipes of one method and kind.
+    """The level of a recipe, for tables and figures and for ordering the recipes of a method.
 
     recipe: the recipe as text. method: its name before the `@`; `wanda+gptq` for a chain. kind: what its levels are
     measured in; "combined" for a recipe that prunes and rounds, "other" for one without a pattern and a grid (`dense`).
@@ -61,16 +61,16 @@ def _kind(part: Pattern | Grid) -> LevelKind:
 
 
 def _severity(part: Pattern | Grid) -> tuple[float, ...]:
-    """Numbers that grow with what is taken away; only those of one kind compare."""
+    """Numbers that grow with the severity; only those of parts of one kind can be compared."""
     if isinstance(part, Unstructured):
         return (part.sparsity,)
     if isinstance(part, NM):
-        return part.sparsity, -part.group  # of two patterns as sparse, the wider one leaves more freedom
+        return part.sparsity, -part.group  # of two equally sparse patterns the wider leaves more freedom
     return -part.bits, -1 / part.group_size if part.group_size else 0.0
 
 
 def parse_pattern(method: str, text: str, examples: Sequence[str]) -> Pattern:
-    """`0.5` or `2:4`; method and examples are for error messages. Raises ConfigError."""
+    """Parse `0.5` or `2:4`; method and examples appear in error messages. Raises ConfigError."""
     refuse_two_patterns(text)
     if re.fullmatch(r"-?[0-9]*\.?[0-9]+", text):
         return Unstructured(sparsity=float(text))
@@ -85,13 +85,16 @@ def parse_pattern(method: str, text: str, examples: Sequence[str]) -> Pattern:
 
 
 def refuse_two_patterns(level: str) -> None:
-    """Raise ConfigError for a level that holds both a ratio and an N:M pattern."""
+    """Raise ConfigError for a level with both a ratio and an N:M pattern."""
     if re.search(r":.*(^|[-+@])0?\.[0-9]|(^|[-+@])0?\.[0-9].*:", level):
         raise ConfigError(f"{level!r} gives both a ratio and an N:M pattern, which fixes its own; choose one")
 
 
 def parse_grid(method: str, text: str, options: Collection[str] = ("gN", "sym")) -> tuple[Grid, set[str]]:
-    """`4b-g128-sym` and the method's own flags → the grid, the names of all options given. Raises ConfigError."""
+    """Parse `4b-g128-sym`: the grid, and the names of all given options, those of the method among them.
+
+    options: the names that the method accepts. Raises ConfigError for another level or option, or one given twice.
+    """
     level, *words = text.split("-")
     if level not in (levels := [f"{bits}b" for bits in BITS]):
         raise ConfigError(f"{level!r} is not a grid of {method}; choose from: {', '.join(levels)}")

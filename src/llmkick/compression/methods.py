@@ -1,6 +1,6 @@
-"""What a compression method is to the program: how its recipes are written, and the kernel that carries one out.
+"""A compression method: how its recipes are written, and the kernel that applies them.
 
-The methods of this package (`registry.METHODS`) and those of plug-ins are the same kind of object.
+Built-in methods (`registry.METHODS`) and plug-ins are objects of the same class.
 """
 
 from __future__ import annotations
@@ -19,17 +19,18 @@ from llmkick.plugins import Plugin
 if TYPE_CHECKING:
     from torch import Tensor
 
-# (recipe, layer) → the new weight (out, in), alone or with what a report and the compact form need.
+# (recipe, layer) → the new weight (out, in), alone or as a WeightResult, with what reports and compact forms need.
 Kernel = Callable[[Any, Layer], "WeightResult | Tensor"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """A method as `kick methods` shows it, and as every command uses it.
+    """A method as `kick methods` lists it and as all commands use it.
 
-    parse: what stands after the `@` → the recipe; str(recipe) must be read back as the same recipe. kernel: a
-    pure function of recipe and layer, or "module:function", imported when it is first used. `plugin` is filled
-    in for methods that an entry point brings.
+    summary: one line for `kick methods`. examples: recipes, each beginning with the method's name and `@`. parse: the
+    text after the `@` → the recipe; it must read str(recipe) back as the same recipe. kernel: a pure function of recipe
+    and layer, or "module:function", which is imported at first use. options: names for error messages. plugin: set by
+    llmkick for a method that an entry point provides.
     """
 
     summary: str
@@ -41,11 +42,11 @@ class Method:
 
     @property
     def origin(self) -> str:
-        """Package and version of a plug-in; empty for a method of this package."""
+        """Package and version of a plug-in; empty for a built-in method."""
         return "" if self.plugin is None else self.plugin.origin
 
     def parsed(self, level: str) -> Recipe:
-        """The recipe for a level. Raises ConfigError for one that the method does not have."""
+        """The recipe for a level. Raises ConfigError for a level that the method does not have."""
         if self.plugin is None:
             return self.parse(level)
         try:
@@ -58,7 +59,7 @@ class Method:
         return recipe
 
     def run(self, recipe: Recipe, layer: Layer) -> WeightResult:
-        """Compress one layer. A plug-in's exceptions become a KickError that names it and the layer."""
+        """Compress one layer. An exception of a plug-in becomes a KickError that names the plug-in and the layer."""
         if self.plugin is None:
             return _as_result(_kernel(self.kernel)(recipe, layer))
         try:
@@ -71,13 +72,13 @@ class Method:
 
 @cache
 def plugin_method(plugin: Plugin) -> Method:
-    """The method that an entry point brings. Raises ConfigError when it brings something else."""
-    found = plugin.load()
-    if not isinstance(found, Method):
-        raise plugin.broken(f"is {type(found).__name__}, not a llmkick.extend.Method")
-    if not found.examples or not all(text.partition("@")[0] == plugin.name for text in found.examples):
+    """The method that an entry point provides. Raises ConfigError when it provides something else."""
+    method = plugin.load()
+    if not isinstance(method, Method):
+        raise plugin.broken(f"is {type(method).__name__}, not a llmkick.extend.Method")
+    if not method.examples or not all(text.partition("@")[0] == plugin.name for text in method.examples):
         raise plugin.broken(f"needs examples that begin with {plugin.name}@")
-    return replace(found, plugin=plugin)
+    return replace(method, plugin=plugin)
 
 
 def _kernel(kernel: Kernel | str) -> Kernel:
@@ -93,7 +94,7 @@ def _as_result(result: WeightResult | Tensor) -> WeightResult:
 
 
 def _check_recipe(recipe: Any, again: Any, text: str, plugin: Plugin) -> None:
-    """Refuse what other parts of the program would stumble over much later."""
+    """Refuse a recipe that would cause errors elsewhere, much later."""
     if not isinstance(recipe, Recipe) or recipe.method != plugin.name:
         raise plugin.broken(f'made {recipe!r}, not a Recipe whose name is "{plugin.name}"')
     if not text.startswith(f"{plugin.name}@") or "/" in text or len(text.split()) != 1 or again != recipe:
@@ -101,13 +102,13 @@ def _check_recipe(recipe: Any, again: Any, text: str, plugin: Plugin) -> None:
 
 
 def _check_result(recipe: Recipe, result: WeightResult, layer: Layer, plugin: Plugin) -> None:
-    """Refuse a weight that is not what the recipe says: sizes and reports would be wrong."""
+    """Refuse a weight that does not match the recipe: sizes and reports would be wrong."""
     import torch
 
     weight = result.weight
     if not isinstance(weight, torch.Tensor) or weight.shape != layer.weight.shape or not weight.is_floating_point():
-        found = f"{tuple(weight.shape)} of {weight.dtype}" if isinstance(weight, torch.Tensor) else type(weight)
-        raise plugin.broken(f"made {found} of {layer.name}, a weight of {tuple(layer.weight.shape)}")
+        made = f"{tuple(weight.shape)} of {weight.dtype}" if isinstance(weight, torch.Tensor) else type(weight)
+        raise plugin.broken(f"made {made} of {layer.name}, a weight of {tuple(layer.weight.shape)}")
     for part in recipe.parts:
         if isinstance(part, NM):
             most = int(weight.reshape(-1, part.group).count_nonzero(dim=1).max())

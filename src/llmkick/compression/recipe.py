@@ -1,4 +1,4 @@
-"""Recipes: the typed, frozen form of what a person types, `wanda@2:4`. `registry.parse_recipe` reads the text."""
+"""Recipes: the typed, frozen form of a text such as `wanda@2:4`, which `registry.parse_recipe` reads."""
 
 import math
 from dataclasses import dataclass
@@ -24,48 +24,48 @@ __all__ = [
 
 
 class Recipe:
-    """What is to be done to every linear layer: the base of all recipes, with what the program asks of one.
+    """What is done to every linear layer: the base class of all recipes.
 
-    A method's own is a frozen dataclass with its `name` and what it needs to know of a layer's inputs: "nothing",
-    their "squares" (the mean square of each) or their "moments" (Σ x xᵀ too). Its fields that are a pattern or a
-    grid are found by their type.
+    The recipe class of a method is a frozen dataclass with the method's `name`. `needs` says which statistics of a
+    layer's inputs the kernel uses: "nothing", "squares" (the mean square of each input) or "moments" (also Σ x xᵀ).
+    Fields that hold a pattern or a grid are recognised by their type.
     """
 
     name: ClassVar[str] = ""
     needs: ClassVar[Literal["nothing", "squares", "moments"]] = "nothing"
-    needs_hessian_alone: ClassVar[bool] = False  # of the moments it never asks for the mean squares
+    needs_hessian_alone: ClassVar[bool] = False  # with needs = "moments": the kernel never uses the mean squares
 
     def __str__(self) -> str:
         return f"{self.method}@{'+'.join(map(str, self.parts))}"
 
     @property
     def parts(self) -> tuple[Pattern | Grid, ...]:
-        """The pattern and the grid, as far as there are any."""
+        """The pattern and the grid, those that the recipe has."""
         return tuple(part for part in vars(self).values() if isinstance(part, Unstructured | NM | Grid))
 
     @property
     def method(self) -> str:
-        """Name of the method as typed before the `@`; those of a chain joined by `+`."""
+        """Name of the method, the text before the `@`; for a chain the names joined by `+`."""
         return self.name
 
     @property
     def needs_calibration(self) -> bool:
-        """Whether the layer's inputs on calibration text are needed."""
+        """Whether statistics of the layer's inputs on calibration text are needed."""
         return self.needs != "nothing"
 
     @property
     def needs_hessian(self) -> bool:
-        """Whether the inputs' full second moments are needed, not only their mean squares."""
+        """Whether the second moments Σ x xᵀ of the inputs are needed."""
         return self.needs == "moments"
 
     @property
     def needs_squares(self) -> bool:
-        """Whether the inputs' mean squares are needed as such, not only the moments whose diagonal they are."""
+        """Whether the mean squares of the inputs are needed, apart from the diagonal of the second moments."""
         return self.needs_calibration and not self.needs_hessian_alone
 
     @property
     def is_rounding(self) -> bool:
-        """Whether the weights end on an integer grid."""
+        """Whether the compressed weights lie on an integer grid."""
         return self.bits is not None
 
     @property
@@ -80,18 +80,18 @@ class Recipe:
 
     @property
     def multiple(self) -> int:
-        """The number that a layer's input width must be divisible by: M of N:M."""
+        """The number that must divide a layer's input width: M of N:M, otherwise 1."""
         return math.lcm(*(part.group for part in self.parts if isinstance(part, NM)))
 
     @property
     def group_size(self) -> int | None:
-        """Inputs that share an integer grid; None without groups. The last group of a row may be smaller."""
+        """Number of inputs that share an integer grid; None without groups. The last group of a row may be smaller."""
         return next((part.group_size for part in self.parts if isinstance(part, Grid)), None)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Dense(Recipe):
-    """Changes nothing, so that a study can list the dense model beside the compressed ones."""
+    """Change nothing: lets a study list the dense model beside the compressed ones."""
 
     name = "dense"
 
@@ -120,7 +120,7 @@ class Wanda(Recipe):
 
 @dataclass(frozen=True, kw_only=True)
 class SparseGPT(Recipe):
-    """Prune column by column, mending the columns that follow; with a grid, round too (arXiv 2301.00774)."""
+    """Prune column by column with compensation in later columns; with a grid, round too (arXiv 2301.00774)."""
 
     name = "sparsegpt"
     needs = "moments"
@@ -141,10 +141,10 @@ class RTN(Recipe):
 
 @dataclass(frozen=True, kw_only=True)
 class GPTQ(Recipe):
-    """Round column by column, mending the columns that follow (arXiv 2210.17323).
+    """Round column by column with compensation in later columns (arXiv 2210.17323).
 
-    `act_order` takes the columns with the largest inputs first. `static_groups` fits the grids of all groups
-    beforehand; act-order needs that, since its groups do not come up one after the other, and switches it on.
+    `act_order` rounds the columns with the largest inputs first. `static_groups` fits the grids of all groups before
+    any rounding; act-order switches it on, because then the columns of a group do not follow one another.
     """
 
     name = "gptq"
@@ -168,12 +168,12 @@ class GPTQ(Recipe):
 
 @dataclass(frozen=True, kw_only=True)
 class Chain(Recipe):
-    """Prune, then round what is left: `wanda@0.5+gptq@4b`. The zeros of the first step stay zero."""
+    """Prune, then round the remaining weights: `wanda@0.5+gptq@4b`. The zeros of the first step stay zero."""
 
     steps: tuple[Recipe, ...]
 
     def __post_init__(self) -> None:
-        # Other orders undo themselves: an update after rounding leaves the grid, a second pruning the level.
+        # Other orders do not work: an update after rounding leaves the grid, a second pruning changes the sparsity.
         if [(s.sparsity is not None, s.is_rounding) for s in self.steps] != [(True, False), (False, True)]:
             raise ConfigError(
                 "a chain is one pruning step, then one rounding step (as wanda@0.5+gptq@4b),"
@@ -200,10 +200,10 @@ class Chain(Recipe):
 
     @property
     def needs_hessian(self) -> bool:
-        """Whether a step needs their full second moments."""
+        """Whether a step needs the second moments of the inputs."""
         return any(step.needs_hessian for step in self.steps)
 
     @property
     def needs_squares(self) -> bool:
-        """Whether a step needs their mean squares."""
+        """Whether a step needs the mean squares of the inputs."""
         return any(step.needs_squares for step in self.steps)

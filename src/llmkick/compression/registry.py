@@ -1,4 +1,4 @@
-"""The methods that a recipe may name, of this package and of plug-ins, and how the text of a recipe is read."""
+"""The methods that a recipe may name, built-in ones and plug-ins, and the parser of recipe texts."""
 
 import re
 from collections.abc import Mapping
@@ -34,7 +34,7 @@ def _parse_gptq(level: str) -> GPTQ:
     return GPTQ(grid=grid, act_order="act" in flags, static_groups="static" in flags)
 
 
-# What comes with this package; plug-ins add theirs in the same form.
+# The built-in methods; a plug-in provides an object of the same class.
 METHODS: Mapping[str, Method] = {
     "dense": Method(
         summary="the model as it is",
@@ -55,21 +55,21 @@ METHODS: Mapping[str, Method] = {
         kernel="llmkick.compression.apply:apply_wanda",
     ),
     "sparsegpt": Method(
-        summary="prune and mend the weights that stay, with or without rounding them (arXiv 2301.00774)",
+        summary="prune with compensation in the remaining weights, with or without rounding (arXiv 2301.00774)",
         examples=("sparsegpt@0.5", "sparsegpt@4:8", "sparsegpt@0.5+4b", "sparsegpt@2:4+4b-g128"),
         options=("gN", "sym"),
         parse=_parse_sparsegpt,
         kernel="llmkick.compression.apply:apply_sparsegpt",
     ),
     "rtn": Method(
-        summary="round to the nearest grid point, the control that GPTQ must beat",
+        summary="round to the nearest grid point: the baseline of GPTQ",
         examples=("rtn@8b", "rtn@4b-g128", "rtn@4b-sym"),
         options=("gN", "sym"),
         parse=_parse_rtn,
         kernel="llmkick.compression.apply:apply_rtn",
     ),
     "gptq": Method(
-        summary="round and mend the weights not yet rounded (arXiv 2210.17323)",
+        summary="round with compensation in the weights not yet rounded (arXiv 2210.17323)",
         examples=("gptq@4b", "gptq@3b-g128", "gptq@4b-g128-act", "gptq@4b-sym"),
         options=("gN", "sym", "act", "static"),
         parse=_parse_gptq,
@@ -79,7 +79,7 @@ METHODS: Mapping[str, Method] = {
 
 
 def method_named(name: str) -> Method:
-    """A method of this package or of a plug-in. Raises ConfigError for an unknown name and for a broken plug-in."""
+    """The method of that name. Raises ConfigError for an unknown name and for a broken plug-in."""
     if name in METHODS:
         return METHODS[name]
     plugins.refuse_clash(plugins.METHODS, name, METHODS)
@@ -90,7 +90,7 @@ def method_named(name: str) -> Method:
 
 
 def all_methods() -> tuple[dict[str, Method], list[str]]:
-    """Every method that works, by name, and what is wrong with the plug-ins that do not."""
+    """All usable methods by name, and one message for each plug-in that cannot be used."""
     methods, problems = dict(METHODS), plugins.problems(plugins.METHODS, METHODS)
     for name, plugin in plugins.usable(plugins.METHODS, METHODS).items():
         try:
@@ -101,18 +101,21 @@ def all_methods() -> tuple[dict[str, Method], list[str]]:
 
 
 def plugin_origins(recipe: Recipe) -> dict[str, str]:
-    """The steps of a recipe that are plug-ins, with the package and version that decide what they do."""
+    """Method name → package and version, for the steps of a recipe that plug-ins provide."""
     steps = recipe.steps if isinstance(recipe, Chain) else (recipe,)
     origins = {step.method: method_named(step.method).origin for step in steps}
     return {name: origin for name, origin in origins.items() if origin}
 
 
 def parse_recipe(text: str) -> Recipe:
-    """`method@level[-option…]`, or two of them joined by `+`, as a typed recipe: see `METHODS`."""
+    """Parse `method@level[-option…]`, or two of these joined by `+`. `METHODS` lists examples.
+
+    Raises ConfigError, which quotes the text, for an unknown method, level or option.
+    """
     try:
         if not text.strip():
             raise ConfigError("the text is empty; write for example wanda@2:4")
-        # A plus before the next `method@` joins two steps; any other belongs to a level: sparsegpt@0.5+4b.
+        # A plus before a `method@` joins two steps; any other plus is part of a level, as in sparsegpt@0.5+4b.
         steps = [_parse_step(step) for step in re.split(r"\+(?=[^+@]*@)", text.strip())]
         return steps[0] if len(steps) == 1 else Chain(steps=tuple(steps))
     except ConfigError as error:

@@ -1,7 +1,7 @@
-"""Our tasks as task files of lm-eval (lm-evaluation-harness), which give the same score to every item.
+"""Export of tasks to task files of lm-eval (lm-evaluation-harness), which give the same score to every item.
 
-A folder with, for each task, a YAML file and its documents (JSON lines, the whole prompt in each), and one utils.py
-that reads and scores them. Nothing in it needs the network or this package.
+The folder holds, for each task, a YAML file and its documents (JSON lines, each with its whole prompt), and one
+utils.py that reads and scores them. It needs neither the network nor this package.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from llmkick.errors import ConfigError
 from llmkick.files import new_folder
@@ -25,8 +24,13 @@ from llmkick.tasks.data.readers.mmlu import LETTERS
 from llmkick.tasks.prompting import Prompting, resolve_prompting
 from llmkick.tasks.task import Item, Task
 
-# Task, protocol → which function scores it. What is not here cannot be exported.
-SCORERS: dict[tuple[str, str], Callable[..., dict[str, float]]] = {
+# A function of `lm_eval.scoring`: (document, answers) → {"acc": score}.
+Scorer = Callable[..., dict[str, float]]
+# A line of an exported file: field → JSON value.
+Document = dict[str, object]
+
+# (task, protocol) → its scorer. A task that is not listed cannot be exported.
+SCORERS: dict[tuple[str, str], Scorer] = {
     ("factoid_qa", "strict"): lm_eval_scoring.alias_in_first_line,
     ("factoid_qa", "paper"): lm_eval_scoring.alias_anywhere,
     ("context_qa", "strict"): lm_eval_scoring.alias_in_first_line,
@@ -53,7 +57,7 @@ def load(file, **_):
 
 @dataclass(frozen=True, kw_only=True)
 class Export:
-    """What was written: the names that lm-eval knows the tasks by, how to run them, and what to know about them."""
+    """An exported folder: the names of its tasks in lm-eval, the command that runs them, and notes on differences."""
 
     folder: Path
     names: tuple[str, ...]
@@ -66,10 +70,10 @@ def export_tasks(
 ) -> Export:
     """Write tasks into a new folder for lm-eval.
 
-    Without a model prompts are raw text, whole, and serve any model. With one they are what this model is asked
-    here: rendered by its chat template when it has one (or as `prompting` says), examples and evidence cut to fit
-    it. Its weights are not needed, see `models.outline`.
-    Raises ConfigError for a task or style that lm-eval cannot score alike, and for a folder that has something in it.
+    Without a model the prompts are whole raw text, which any model can read. With a model they are the prompts that
+    this model gets here: in its chat template when it has one (or as `prompting` says), with examples and evidence
+    cut to fit its context. The weights are not needed; a model on the meta device will do.
+    Raises ConfigError for a task or style that lm-eval cannot score alike, and for a folder that is not empty.
     """
     check_target(folder)
     styles = [_style(task, model, prompting) for task in tasks]
@@ -93,7 +97,7 @@ def export_tasks(
 
 
 def check_target(folder: Path) -> None:
-    """Raise ConfigError when there is something in the folder already, or it cannot be made."""
+    """Make the folder. Raises ConfigError when it is not empty or cannot be made."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"{folder} exists and is not empty; choose another folder")
     try:
@@ -112,7 +116,7 @@ def _style(task: Task, model: TransformersModel | None, prompting: str) -> Promp
     return "raw"
 
 
-def _scorer(task: Task, style: Prompting) -> Callable[..., dict[str, float]]:
+def _scorer(task: Task, style: Prompting) -> Scorer:
     base, protocol = task.name.partition(":")[0], str(task.key.get("protocol", ""))
     name = task.name if (task.name, protocol) in SCORERS else base
     if (name, protocol) not in SCORERS:
@@ -132,10 +136,10 @@ def _lm_eval_name(task: Task) -> str:
     return f"llmkick_{task.name.replace(':', '_')}{paper}"
 
 
-def _document(task: Task, item: Item, style: Prompting, model: TransformersModel | None) -> dict[str, Any]:
-    """One line of the data: the prompt as it is asked, and what the score needs."""
+def _document(task: Task, item: Item, style: Prompting, model: TransformersModel | None) -> Document:
+    """A line of the data: the prompt as the model gets it, and what the scorer needs."""
     requests = task.requests(item, style)
-    document: dict[str, Any] = {"id": item.id, "cluster": item.cluster, "prompt": _text(requests[0].prompt, model)}
+    document: Document = {"id": item.id, "cluster": item.cluster, "prompt": _text(requests[0].prompt, model)}
     if isinstance(requests[0], GenerateRequest):
         letter = None if item.answer is None else LETTERS[item.answer]
         answers = list(item.references) if letter is None else [letter]
@@ -152,7 +156,7 @@ def _text(prompt: Prompt, model: TransformersModel | None) -> str:
     return model.render_chat(prompt)
 
 
-def _yaml(task: Task, name: str, document: dict[str, Any], scorer: Callable[..., Any]) -> str:
+def _yaml(task: Task, name: str, document: Document, scorer: Scorer) -> str:
     lines = [
         f"# {task.name}, version {task.version}, written by llmkick.",
         f"task: {name}",
@@ -178,8 +182,8 @@ def _yaml(task: Task, name: str, document: dict[str, Any], scorer: Callable[...,
     return "\n".join(lines) + "\n"
 
 
-def _utils(scorers: Sequence[Callable[..., Any]]) -> str:
-    """One file that needs nothing but the standard library (and datasets, which lm-eval has)."""
+def _utils(scorers: Sequence[Scorer]) -> str:
+    """The source of utils.py, which needs the standard library and `datasets`, a dependency of lm-eval."""
     needed = [*dict.fromkeys(scorers), lm_eval_scoring._only_best]
     functions = "\n\n".join(inspect.getsource(function) for function in needed)
     source = inspect.getsource(metrics).replace(
@@ -189,7 +193,7 @@ def _utils(scorers: Sequence[Callable[..., Any]]) -> str:
 
 
 def _differences(task: Task, items: Sequence[Item], style: Prompting, model: TransformersModel | None) -> list[str]:
-    """Where lm-eval will treat an item of this model in another way than we do, with counts."""
+    """Notes on the items that lm-eval treats otherwise than this package does, with counts."""
     if model is None:
         return []
     counts: Counter[str] = Counter()
@@ -206,9 +210,9 @@ def _differences(task: Task, items: Sequence[Item], style: Prompting, model: Tra
 
 
 def _same_tokens(model: TransformersModel, requests: Sequence[ScoreRequest]) -> bool:
-    """Whether lm-eval scores the tokens that we do, but for some that all options share.
+    """Whether lm-eval scores the same tokens as this package, apart from tokens that all options share.
 
-    It tokenises the prompt without the white space at its end, which goes to the option, and the two together.
+    It tokenises the prompt without its trailing white space, which it gives to the option, and then both together.
     """
     extra = set()
     for request, ours in zip(requests, encode_requests(model.engine.encoder, requests), strict=True):
@@ -235,7 +239,7 @@ def _command(names: Sequence[str], folder: Path, model: TransformersModel | None
 
 
 def _adds_start_token(model: TransformersModel) -> bool:
-    """Whether the tokenizer puts a token before every text: a chat template has written its own."""
+    """Whether the tokenizer puts a start token before every text; a chat template writes its own."""
     return bool(model.tokenizer("")["input_ids"])
 
 

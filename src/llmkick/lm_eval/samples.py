@@ -7,7 +7,6 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from llmkick.errors import DataError
 
@@ -17,11 +16,15 @@ NO_FILTER = "none"
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """What is kept of a line: one document through one filter. `options` is how many were scored, 0 if none."""
+    """One document through one filter.
+
+    `metrics` holds the scores as lm-eval wrote them, `fields` the short fields of the document as text, `options` the
+    number of options whose log-likelihoods were compared (0 for other kinds of task).
+    """
 
     doc_hash: str
     prompt_hash: str
-    metrics: Mapping[str, Any]
+    metrics: Mapping[str, object]
     fields: Mapping[str, str]
     options: int
 
@@ -30,22 +33,22 @@ class Sample:
 Samples = dict[str, dict[int, Sample]]
 
 
-def find_samples(place: Path) -> dict[str, Path]:
-    """Task → its newest samples file: in a folder, or the file itself.
+def find_samples(source: Path) -> dict[str, Path]:
+    """Task → its newest samples file, for a folder or a single file (the task is "" where its name gives none).
 
-    Raises DataError when there is none, or when a folder holds those of several models.
+    Raises DataError when there is no samples file, or when a folder holds those of several models.
     """
-    if place.is_file():
-        name = FILE_NAME.fullmatch(place.name)
-        return {name["task"] if name else "": place}
-    if not place.is_dir():
-        raise DataError(f"there is no file or folder {place}")
-    files = [path for path in sorted(place.rglob("samples_*.jsonl")) if FILE_NAME.fullmatch(path.name)]
+    if source.is_file():
+        name = FILE_NAME.fullmatch(source.name)
+        return {name["task"] if name else "": source}
+    if not source.is_dir():
+        raise DataError(f"there is no file or folder {source}")
+    files = [path for path in sorted(source.rglob("samples_*.jsonl")) if FILE_NAME.fullmatch(path.name)]
     if not files:
-        raise DataError(f"{place} holds no samples_TASK_DATE.jsonl: run lm-eval with --log_samples and --output_path")
+        raise DataError(f"{source} holds no samples_TASK_DATE.jsonl: run lm-eval with --log_samples and --output_path")
     folders = sorted({str(path.parent) for path in files})
     if len(folders) > 1:
-        raise DataError(f"{place} holds samples in several folders; give one of: {', '.join(folders)}")
+        raise DataError(f"{source} holds samples in several folders; give one of: {', '.join(folders)}")
     newest: dict[str, Path] = {}
     for path in sorted(files, key=_date):
         newest[str(FILE_NAME.fullmatch(path.name)["task"])] = path  # type: ignore[index]
@@ -59,7 +62,7 @@ def _date(path: Path) -> str:
 
 def read_samples(path: Path) -> Samples:
     """The samples of one file. Raises DataError naming file and line for what is damaged or repeated."""
-    found: Samples = {}
+    samples: Samples = {}
     for number, line in _lines(path):
         where = f"{path}, line {number}"
         try:
@@ -71,13 +74,13 @@ def read_samples(path: Path) -> Samples:
             raise DataError(f"{where}: has no {', '.join(missing)}; a line of --log_samples of lm-eval 0.4 has")
         if not isinstance(row["doc_id"], int) or isinstance(row["doc_id"], bool):
             raise DataError(f"{where}: doc_id is {row['doc_id']!r}, not a whole number")
-        of_filter = found.setdefault(str(row.get("filter", NO_FILTER)), {})
+        of_filter = samples.setdefault(str(row.get("filter", NO_FILTER)), {})
         if row["doc_id"] in of_filter:
             raise DataError(f"{where}: doc_id {row['doc_id']} is there a second time")
         of_filter[row["doc_id"]] = _sample(row)
-    if not found:
+    if not samples:
         raise DataError(f"{path} is empty")
-    return found
+    return samples
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -100,20 +103,21 @@ _KEYS = (
 )  # fmt: skip
 
 
-def _sample(row: Mapping[str, Any]) -> Sample:
-    names = row.get("metrics") if isinstance(row.get("metrics"), list) else [key for key in row if key not in _KEYS]
+def _sample(row: Mapping[str, object]) -> Sample:
+    metrics = row.get("metrics")
+    names: list[str] = metrics if isinstance(metrics, list) else [key for key in row if key not in _KEYS]
     doc = row["doc"] if isinstance(row["doc"], dict) else {}
     return Sample(
         doc_hash=str(row["doc_hash"]),
         prompt_hash=str(row.get("prompt_hash", "")),
-        metrics={name: row.get(name) for name in names or ()},
+        metrics={name: row.get(name) for name in names},
         fields={k: str(v) for k, v in doc.items() if isinstance(v, str | int) and len(str(v)) <= LONGEST_FIELD},
-        options=_options(row, names or ()),
+        options=_options(row, names),
     )
 
 
-def _options(row: Mapping[str, Any], metrics: Sequence[str]) -> int:
-    """How many options a document had whose log-likelihoods were compared; 0 for other kinds of task."""
+def _options(row: Mapping[str, object], metrics: Sequence[str]) -> int:
+    """The number of options whose log-likelihoods were compared; 0 for other kinds of task."""
     answers = row.get("filtered_resps")
     if not isinstance(answers, list) or len(answers) < 2:
         return 0

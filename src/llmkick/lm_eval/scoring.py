@@ -1,6 +1,6 @@
-"""How lm-eval is to score our exported tasks: the source of these functions is written into their utils.py.
+"""The scorers of exported tasks: their source is written into the utils.py of an export.
 
-Each takes a document of the exported file and the model's answers to it, and returns the one metric, "acc".
+Each takes a document of the exported file and the model's answers to it, and returns the metric "acc".
 """
 
 from __future__ import annotations

@@ -163,7 +163,7 @@ class SequentialTest:
     def _by_cluster(self, values: Floats, clusters: Sequence[Hashable]) -> Floats:
         """Bets of the clusters of a batch, which must not have been in an earlier batch."""
         if len(clusters) != values.size:
-            raise DataError(f"{len(clusters)} cluster labels for {values.size} items; give one an item")
+            raise DataError(f"{len(clusters)} cluster labels for {values.size} items; give each item a cluster")
         order = {label: index for index, label in enumerate(dict.fromkeys(clusters))}
         again = [label for label in order if label in self._seen]
         if again:

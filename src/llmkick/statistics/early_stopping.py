@@ -10,7 +10,6 @@ The rule depends on nothing but the scores, so a run that is interrupted and res
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -83,14 +82,20 @@ class EarlyStop:
         self._margin, self._alpha = margin, alpha
         self._clusters = len(set(order.clusters.values()))
         low, high = score_range
-        settings: dict[str, Any] = {"margin": margin, "alpha": BETS_SHARE * alpha, "score_range": score_range}
-        largest = order.largest_cluster
         # The scores that replace those of an unscored item: (dense, compressed); None leaves the item out.
-        self._worst = _Side(SequentialTest(**settings, largest_cluster=largest), (high, low))
-        self._best = _Side(SequentialTest(**settings, largest_cluster=largest), (low, high))
-        self._scored = _Side(SequentialTest(**settings, largest_cluster=largest), None)
+        self._worst = _Side(self._new_test(), (high, low))
+        self._best = _Side(self._new_test(), (low, high))
+        self._scored = _Side(self._new_test(), None)
         self._next, self._items, self._unscored = 0, 0, 0
         self.state = self._judge()
+
+    def _new_test(self) -> SequentialTest:
+        return SequentialTest(
+            margin=self._margin,
+            alpha=BETS_SHARE * self._alpha,
+            score_range=self._range,
+            largest_cluster=self._order.largest_cluster,
+        )
 
     @property
     def batch(self) -> tuple[str, ...] | None:
@@ -117,8 +122,11 @@ class EarlyStop:
         ended = self._next == len(self._order.batches)
         # As in `compare`: a single cluster does not show how clusters differ.
         possible = self._signal and self._clusters > 1
-        fixed: dict[str, Any] = {"margin": self._margin, "possible": possible and ended, "score_range": self._range}
-        p_matching, p_not_matching = self._worst.p_values(**fixed)[0], self._best.p_values(**fixed)[1]
+
+        def p_values(side: _Side) -> tuple[float, float]:
+            return side.p_values(margin=self._margin, possible=possible and ended, score_range=self._range)
+
+        p_matching, p_not_matching = p_values(self._worst)[0], p_values(self._best)[1]
         bets: list[tuple[int, Verdict]] = []
         if possible and self._worst.after("matching"):
             bets.append((self._worst.after("matching"), "matching"))
@@ -130,7 +138,7 @@ class EarlyStop:
         elif possible and ended:
             if min(p_matching, p_not_matching) < self._alpha:
                 outcome = "matching" if p_matching < p_not_matching else "not matching"
-            elif self._unscored and min(self._scored.p_values(**fixed)) < self._alpha:
+            elif self._unscored and min(p_values(self._scored)) < self._alpha:
                 outcome = "incomplete"
         return Stopping(
             outcome=outcome,

@@ -100,7 +100,7 @@ def _members(
 ) -> dict[Hashable, list[Id]]:
     """Ids by cluster; without clusters, all ids are in a single cluster."""
     if len(set(ids)) < len(ids):
-        raise DataError("an id occurs more than once; give every item one id")
+        raise DataError("an id occurs more than once; give every item an id of its own")
     if clusters is None:
         return {None: list(ids)} if ids else {}
     if isinstance(clusters, Mapping):
@@ -111,7 +111,7 @@ def _members(
     else:
         labels = clusters
     if len(labels) != len(ids):
-        raise DataError(f"{len(labels)} clusters for {len(ids)} items; give one an item")
+        raise DataError(f"{len(labels)} clusters for {len(ids)} items; give each item a cluster")
     members: dict[Hashable, list[Id]] = {}
     for key, label in zip(ids, labels, strict=True):
         members.setdefault(label, []).append(key)

@@ -113,7 +113,7 @@ def column_of(scores: Any, name: str) -> tuple[tuple[str, ...] | None, Floats]:
         ids, values = tuple(key for key, _ in entries), [value for _, value in entries]
         if len(set(ids)) < len(ids):
             twice = [key for key, count in Counter(ids).items() if count > 1]
-            raise DataError(f"{name}: ids occur more than once: {some_of(twice)}; give every item one id")
+            raise DataError(f"{name}: ids occur more than once: {some_of(twice)}; give every item an id of its own")
     column = np.full(len(values), np.nan)
     for index, value in enumerate(values):
         if value is None:
@@ -163,7 +163,7 @@ def _cluster_codes(clusters: Clusters | None, ids: tuple[str, ...] | None, items
             raise DataError(f"items without a cluster: {some_of(without)}")
         clusters = [clusters[key] for key in ids or ()]
     if len(clusters) != items:
-        raise DataError(f"{len(clusters)} clusters for {items} items; give one an item")
+        raise DataError(f"{len(clusters)} clusters for {items} items; give each item a cluster")
     codes: dict[Hashable, int] = {}
     return np.array([codes.setdefault(label, len(codes)) for label in clusters], dtype=np.int64)
 

@@ -21,11 +21,13 @@ from llmkick.tasks.task import ReadByReference, Task
 class Variant:
     """The dense model, a recipe with a calibration seed where it needs one, or a model made elsewhere.
 
-    The last has a `reference` (folder, file, hub id, server) and the `name` that tables call it.
+    The last has a `reference` (folder, file, hub id, server) and the `name` that tables call it. `propagate`: whether
+    each block is calibrated on the compressed blocks before it.
     """
 
     recipe: Recipe = field(default_factory=Dense)
     seed: int | None = None
+    propagate: bool = True
     reference: str = ""
     name: str = ""
 
@@ -53,7 +55,7 @@ def variants_of(study: Study) -> Iterator[Variant]:
     yield Variant()
     for recipe in study.parsed_recipes():
         for seed in study.seeds if recipe.needs_calibration else (None,):
-            yield Variant(recipe=recipe, seed=seed)
+            yield Variant(recipe=recipe, seed=seed, propagate=study.propagate)
     for name, reference in study.labelled_others().items():
         yield Variant(reference=reference, name=name)
 

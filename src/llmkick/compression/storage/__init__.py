@@ -1,1 +1,1 @@
-"""How compressed models are kept: cache, shared store, folders, packed formats."""
+"""Where compressed models are kept: the cache, a store shared by machines, folders in several formats."""

@@ -1,7 +1,7 @@
-"""Compressed models kept by content: the same model, recipe and calibration are never compressed twice.
+"""The cache of compressed models: the same model, recipe and calibration are never compressed twice.
 
-An entry is a folder of finished blocks, named by the hash of everything that decides the weights; it is also
-where a compression that was stopped goes on. The least recently used entries go when the limit is reached.
+An entry is a folder of finished blocks, named by the hash of everything that determines the weights; a compression that
+was stopped continues in it. When the limit is reached, the least recently used entries are deleted.
 """
 
 from __future__ import annotations
@@ -27,13 +27,16 @@ from llmkick.files import cache_folder
 PART = "compressed"
 LIMIT_VARIABLE = "LLMKICK_CACHE_LIMIT"
 DEFAULT_LIMIT = "20GB"
-# Disk left to everybody else.
+# Free disk space that the cache leaves to others.
 SPARE_BYTES = 2_000_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """A compressed model in the cache; `blocks` are finished, all of them when it is `complete`."""
+    """A compressed model in the cache: its size in bytes, the number of finished blocks, when it was last used.
+
+    complete: all blocks are finished and the report is there.
+    """
 
     folder: Path
     recipe: str
@@ -46,9 +49,9 @@ class Entry:
 
 
 def limit_bytes() -> int:
-    """Bytes that compressed models may take: $LLMKICK_CACHE_LIMIT, as 20GB or 500MB; 0 keeps none.
+    """Bytes that compressed models may take: $LLMKICK_CACHE_LIMIT, such as 20GB or 500MB; 0 keeps none.
 
-    Raises ConfigError for anything else.
+    Raises ConfigError for a text that is not a size.
     """
     text = os.environ.get(LIMIT_VARIABLE, DEFAULT_LIMIT).strip()
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(TB|GB|MB|B)?", text, re.IGNORECASE)
@@ -60,10 +63,10 @@ def limit_bytes() -> int:
 
 @contextlib.contextmanager
 def entry_for(key: Mapping[str, Any], needed_bytes: int) -> Iterator[Path | None]:
-    """The folder of a compression, ours alone while the context lasts; None when it must not or cannot be kept.
+    """The folder of a compression, locked while the context lasts; None when the limit or the disk has no room.
 
-    needed_bytes: about what it will take. Another process at the same compression is waited for. Afterwards the
-    least recently used entries go until all fit the limit.
+    needed_bytes: the approximate size of the entry. If another process works at the same compression, wait for it.
+    Afterwards the least recently used entries are deleted until all fit the limit.
     """
     free = shutil.disk_usage(cache_folder(PART)).free
     if needed_bytes > limit_bytes() or needed_bytes + SPARE_BYTES > free:
@@ -79,19 +82,19 @@ def entry_for(key: Mapping[str, Any], needed_bytes: int) -> Iterator[Path | None
 
 
 def folder_of(key: Mapping[str, Any]) -> Path:
-    """Where a compression with this key is kept."""
+    """The folder of the compression with this key."""
     return cache_folder(PART) / name_of(key)
 
 
 def name_of(key: Mapping[str, Any]) -> str:
-    """The name of a compression: a hash of everything that decides its weights and its report."""
+    """The name of a compression: a hash of its key."""
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
 
 
 def entries() -> list[Entry]:
-    """All entries, the most recently used first. What cannot be read counts as an unfinished one."""
-    found = [_describe(folder) for folder in cache_folder(PART).iterdir() if folder.is_dir()]
-    return sorted(found, key=lambda entry: entry.used, reverse=True)
+    """All entries, the most recently used first. An unreadable folder counts as an unfinished entry."""
+    described = [_describe(folder) for folder in cache_folder(PART).iterdir() if folder.is_dir()]
+    return sorted(described, key=lambda entry: entry.used, reverse=True)
 
 
 def _describe(folder: Path) -> Entry:
@@ -101,7 +104,7 @@ def _describe(folder: Path) -> Entry:
     report, key = state.get("report"), state.get("key", {})
     size, used = 0, folder.stat().st_mtime
     for file in folder.iterdir():
-        with contextlib.suppress(FileNotFoundError):  # another process may be at work here
+        with contextlib.suppress(FileNotFoundError):  # another process may have deleted it
             size, used = size + file.stat().st_size, max(used, file.stat().st_mtime)
     return Entry(
         folder=folder,
@@ -116,19 +119,22 @@ def _describe(folder: Path) -> Entry:
 
 
 def trim(limit: int | None = None) -> list[Entry]:
-    """Delete the least recently used entries until the others fit the limit; those in use stay. What went."""
-    kept, gone = 0, []
+    """Delete the least recently used entries until the others fit the limit, except those in use.
+
+    limit: in bytes, by default `limit_bytes()`. Returns the deleted entries.
+    """
+    kept, deleted = 0, []
     limit = limit_bytes() if limit is None else limit
     for entry in entries():
         if kept + entry.size <= limit:
             kept += entry.size
         elif remove(entry.folder):
-            gone.append(entry)
-    return gone
+            deleted.append(entry)
+    return deleted
 
 
 def remove(folder: Path) -> bool:
-    """Delete an entry; False when a process is using it."""
+    """Delete an entry. False when another process is using it."""
     lock = FileLock(folder.with_suffix(".lock"), blocking=False)
     try:
         with lock:

@@ -1,4 +1,4 @@
-"""From a model's name to a compressed model on disk, in as little memory as the model allows."""
+"""From the name of a model to a compressed model on disk, in as little memory as possible."""
 
 from __future__ import annotations
 
@@ -34,19 +34,19 @@ from llmkick.models.transformers_model import TransformersModel
 Form = Literal["folder", "packed", "compressed-tensors"]
 
 
-class Observer(Protocol):
-    """Whoever wants to know how far the work is."""
+class StageObserver(Protocol):
+    """Receives the progress of a compression."""
 
     def stage(self, title: str, total: int) -> None:
-        """A piece of work of `total` steps begins."""
+        """A stage of `total` steps begins."""
         ...
 
     def advance(self, done: int) -> None:
-        """So many steps of it are done."""
+        """The number of finished steps of the stage."""
         ...
 
 
-class _Manner(TypedDict):
+class _WalkOptions(TypedDict):
     seed: int
     propagate: bool
     progress: Callable[[int, int], None]
@@ -54,7 +54,7 @@ class _Manner(TypedDict):
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrationPlan:
-    """Which text to calibrate on: see `calibrate`."""
+    """The text to calibrate on; the fields are arguments of `calibrate`."""
 
     source: str = "self"
     sequences: int = 32
@@ -72,13 +72,14 @@ def compress_checkpoint(
     propagate: bool = True,
     dtype: str = "auto",
     device: str = "auto",
-    observer: Observer,
+    observer: StageObserver,
 ) -> CompressionReport:
-    """Compress the model behind a reference into a new folder; stopped and called again, it goes on at its block.
+    """Compress a model into a new folder. Called again after it was stopped, it continues at the unfinished block.
 
-    Blocks are read, compressed and kept one at a time wherever the files allow it (see `Outline.obstacle`).
-    form: a Hugging Face folder, our compact one, or compressed-tensors. Other arguments as in `calibrate`,
-    `compress` and `load_model`, errors too; those that can be known are raised before any work.
+    Blocks are read, compressed and kept one at a time if the files allow it (see `Outline.obstacle`).
+    form: "folder" for a Hugging Face checkpoint, "packed" for the compact form of llmkick, or "compressed-tensors".
+    Other arguments and errors as in `calibrate`, `compress` and `load_model`; errors are raised before any work where
+    possible.
     """
     recipe = parse_recipe(recipe) if isinstance(recipe, str) else recipe
     plan = calibration or CalibrationPlan()
@@ -88,7 +89,7 @@ def compress_checkpoint(
     observer.stage(f"reading {reference}", 1)
     outline = load_outline(reference, dtype=dtype, device=device)
     blocks = decoder_blocks(outline.model.network)
-    check_recipe_fits(recipe, blocks, as_calibration([[0, 0]]))  # before the calibration takes its minutes
+    check_recipe_fits(recipe, blocks, as_calibration([[0, 0]]))  # before the calibration, which may take minutes
     if form == "compressed-tensors":
         check_exportable(recipe, blocks)
     windows = _windows(outline, plan, observer) if recipe.needs_calibration else None
@@ -96,11 +97,11 @@ def compress_checkpoint(
     with _work_folder(key, outline.bytes, folder) as work:
         observer.stage(f"compressing {recipe}", len(blocks))
         model: Outline | TransformersModel = outline
-        how: _Manner = {"seed": plan.seed, "propagate": propagate, "progress": _told(observer)}
+        options: _WalkOptions = {"seed": plan.seed, "propagate": propagate, "progress": _progress_of(observer)}
         if outline.obstacle is None:
-            compress_streamed(outline, recipe, work, calibration=windows, **how)
+            compress_streamed(outline, recipe, work, calibration=windows, **options)
         else:
-            model, _ = compress(_loaded(outline), recipe, calibration=windows, keep=work, **how)
+            model, _ = compress(_loaded(outline), recipe, calibration=windows, keep=work, **options)
         finished = kept_blocks(outline.info, outline.device, recipe, windows, work, propagate=propagate)
         observer.stage(f"writing {folder}", 1)
         _save(model, recipe, finished, folder, form)
@@ -121,24 +122,24 @@ def _save(
             save_folder(model, report_of(finished), folder)
 
 
-def _windows(outline: Outline, plan: CalibrationPlan, observer: Observer) -> Calibration:
-    """The calibration text; only a model that samples its own must be in memory for it, and only that long."""
+def _windows(outline: Outline, plan: CalibrationPlan, observer: StageObserver) -> Calibration:
+    """The calibration windows. The model is loaded only if it must sample them, and freed afterwards."""
     observer.stage("calibration text", plan.sequences * plan.length)
     model = outline.model
     size = {"sequences": plan.sequences, "length": plan.length, "seed": plan.seed}
     if plan.source == "self" and not is_sampled(model, **size):
         model = _loaded(outline)
-    return calibrate(model, source=plan.source, progress=_told(observer), **size)
+    return calibrate(model, source=plan.source, progress=_progress_of(observer), **size)
 
 
-def _told(observer: Observer) -> Callable[[int, int], None]:
+def _progress_of(observer: StageObserver) -> Callable[[int, int], None]:
     return lambda done, _total: observer.advance(done)
 
 
 def _loaded(outline: Outline) -> TransformersModel:
     """The whole model in memory. Raises ConfigError where it cannot fit."""
     device = outline.placement
-    free = _free(outline)
+    free = _free_bytes(outline)
     if outline.bytes > free:
         why = outline.obstacle or "it is to sample its own calibration text; give --calibration FILE, a folder or c4"
         raise ConfigError(
@@ -148,8 +149,8 @@ def _loaded(outline: Outline) -> TransformersModel:
     return load_located(outline.checkpoint, dtype=outline.info.dtype, device=device)
 
 
-def _free(outline: Outline) -> int:
-    """Bytes that are free where the whole model would be loaded."""
+def _free_bytes(outline: Outline) -> int:
+    """Free memory on the devices where the whole model would be loaded."""
     if outline.device.type != "cuda":
         return int(psutil.virtual_memory().available)
     cards = range(torch.cuda.device_count()) if outline.placement == BALANCED else [outline.device]
@@ -158,7 +159,7 @@ def _free(outline: Outline) -> int:
 
 @contextlib.contextmanager
 def _work_folder(key: Mapping[str, Any], needed_bytes: int, folder: Path) -> Iterator[Path]:
-    """Where finished blocks are kept: the cache of compressed models, or beside the target where that has no room."""
+    """The folder for finished blocks: in the cache of compressed models, or beside the target if that has no room."""
     with entry_for(key, needed_bytes) as cached:
         if cached is not None:
             yield cached

@@ -1,4 +1,4 @@
-"""Export of rounded models in the `compressed-tensors` format, which transformers, vLLM and others read."""
+"""Export of rounded models in the `compressed-tensors` format, which transformers and vLLM can load."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from llmkick.models.transformers_model import TransformersModel
 
 
 def check_exportable(recipe: Recipe, blocks: list[Block]) -> None:
-    """Raise ConfigError, before any work, for what the format or the installation cannot hold."""
+    """Raise ConfigError for a recipe or a model that the format cannot hold, or a missing package."""
     if recipe.bits is None:
         raise ConfigError(f"{recipe} rounds nothing, and compressed-tensors stores integers; use --packed")
     try:
@@ -51,9 +51,10 @@ def check_exportable(recipe: Recipe, blocks: list[Block]) -> None:
 def save_compressed_tensors(
     model: TransformersModel | Outline, recipe: Recipe, finished: FinishedBlocks, folder: Path
 ) -> None:
-    """Write a rounded model whose blocks are kept: packed codes with their scales and zero points.
+    """Write a rounded model from its finished blocks: packed codes with their scales and zero points.
 
-    Scales are float32, as the codes were made with. Zeros of a pruned model become codes like any other.
+    Scales are float32, in which the codes were computed. Zeros of a pruned model become codes like other values. Errors
+    as in `check_exportable` and `save_folder`.
     """
     unchanged, report = UnchangedWeights(model), report_of(finished)
     blocks = decoder_blocks(unchanged.model.network)
@@ -84,7 +85,7 @@ def _shards(unchanged: UnchangedWeights, finished: FinishedBlocks) -> Iterator[d
 
 
 def _tensors(codes: Codes) -> dict[str, Tensor]:
-    """The format's tensors of one weight: integers centred on 0, as many to a 32-bit word as fit in a row."""
+    """The tensors of one weight in this format: integers centred on 0, packed into 32-bit words row by row."""
     from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
 
     middle = 1 << (codes.bits - 1)

@@ -1,4 +1,4 @@
-"""A compressed model on disk: a Hugging Face folder that any tool loads, or our compact form of it."""
+"""A compressed model in a folder: a Hugging Face checkpoint that any tool can load, or the compact form of llmkick."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ from llmkick.models.checkpoints.packed import pack, write_manifest, write_packed
 from llmkick.models.transformers_model import TransformersModel
 
 REPORT_FILE = "llmkick_compression.json"
-# Tensors written into one file, unless a single one is larger.
+# Bytes of tensors in a file, unless a single tensor is larger.
 SHARD_BYTES = 250_000_000
-# Configuration, tokenizer, report.
+# Room for configuration, tokenizer and report.
 OTHER_BYTES = 50_000_000
 
 
 def check_target(folder: Path) -> None:
-    """Raise ConfigError when a model cannot be written there: never overwrite what somebody has."""
+    """Raise ConfigError when the folder exists and is not empty: existing files are never overwritten."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"{folder} exists and is not empty; choose another folder")
 
 
 def save_folder(model: TransformersModel, report: CompressionReport, folder: Path) -> None:
-    """Write weights (zeros and rounded values in the model's dtype), tokenizer and report, whole or not at all.
+    """Write weights in the model's dtype, tokenizer and report; the folder appears complete or not at all.
 
-    Raises ConfigError when the folder is taken or the disk too small.
+    Raises ConfigError when the folder is not empty or the disk is too small.
     """
     size = sum(tensor.numel() * tensor.element_size() for tensor in model.network.parameters())
 
@@ -52,10 +52,10 @@ def save_folder(model: TransformersModel, report: CompressionReport, folder: Pat
 
 
 def save_packed(model: TransformersModel | Outline, finished: FinishedBlocks, folder: Path) -> None:
-    """Write a compressed model whose blocks are kept in our compact form, see `models.packed`.
+    """Write a compressed model in compact form, see `models.checkpoints.packed`.
 
-    model: the dense or the compressed one, or its outline; what lies outside the compressed layers is read from
-    it. Errors as in `save_folder`.
+    model: the dense or the compressed model, or its outline: it provides the unchanged weights. finished: all blocks.
+    Errors as in `save_folder`.
     """
     unchanged, report = UnchangedWeights(model), report_of(finished)
 
@@ -74,7 +74,7 @@ def save_packed(model: TransformersModel | Outline, finished: FinishedBlocks, fo
 
 
 def save_streamed(outline: Outline, finished: FinishedBlocks, folder: Path) -> None:
-    """As `save_folder`, for a model that was compressed block by block and is never in memory as a whole."""
+    """As `save_folder`, but reads and writes one block at a time."""
     source = StreamedBlocks(outline)
 
     def write(temporary: Path) -> None:
@@ -96,11 +96,11 @@ class UnchangedWeights:
 
     @property
     def bytes(self) -> int:
-        """Bytes of all tensors."""
+        """The size of all tensors in bytes."""
         return sum(map(_size, self._state.values()))
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Names in the state dict and tensors, one at a time."""
+        """(name in the state dict, tensor), read one at a time."""
         for name, tensor in self._state.items():
             yield name, tensor if self._source is None else self._source.read(name)
 
@@ -112,7 +112,7 @@ def report_of(finished: FinishedBlocks) -> CompressionReport:
 
 
 def write_config(model: TransformersModel, folder: Path) -> None:
-    """The network's configuration, as Hugging Face keeps it."""
+    """Write the network's configuration in the form of Hugging Face."""
     model.network.config.save_pretrained(folder)
     if model.network.generation_config is not None:
         model.network.generation_config.save_pretrained(folder)
@@ -125,9 +125,9 @@ def write_model(
     size: int,
     write: Callable[[Path], None],
 ) -> None:
-    """What `write` puts into a new folder, with tokenizer, report and origin, whole or not at all.
+    """Create a folder from `write`, then add tokenizer, report and origin; it appears complete or not at all.
 
-    Raises ConfigError when the folder is taken or the disk has not the `size` bytes.
+    Raises ConfigError when the folder is not empty or the disk has less than `size` free bytes.
     """
     check_target(folder)
     require_space(folder, size + OTHER_BYTES, f"saving {model.info.name}")
@@ -137,18 +137,18 @@ def write_model(
         write(temporary)
         model.tokenizer.save_pretrained(temporary)
         write_json(temporary / REPORT_FILE, asdict(report))
-        # So that whoever rounds it again is told that the "dense" weights were rounded before us.
+        # With the source precision a later compression can warn that these weights had been rounded before.
         origin = {"file": model.info.name, "digest": model.info.digest, "source_precision": report.source_precision}
         write_json(temporary / SOURCE_FILE, origin)
 
 
 def write_json(file: Path, values: Mapping[str, Any]) -> None:
-    """Values as indented JSON."""
+    """Write values as indented JSON."""
     file.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _link_or_copy(source: Path, target: Path) -> None:
-    """The same file under another name where the disk allows it, else a copy."""
+    """Link the file where the file system allows it, otherwise copy it."""
     try:
         os.link(source, target)
     except OSError:
@@ -156,7 +156,7 @@ def _link_or_copy(source: Path, target: Path) -> None:
 
 
 def write_shards(folder: Path, shards: Iterable[Mapping[str, Tensor]]) -> None:
-    """A Hugging Face checkpoint of as many files, holding one of them in memory at a time."""
+    """Write a Hugging Face checkpoint, one file for each shard; only one shard is in memory at a time."""
     from safetensors.torch import save_file
 
     places: dict[str, int] = {}
@@ -175,7 +175,7 @@ def write_shards(folder: Path, shards: Iterable[Mapping[str, Tensor]]) -> None:
 
 
 def bundles(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
-    """Tensors in bundles of SHARD_BYTES at most, a larger one on its own."""
+    """Group (name, tensor) pairs into dictionaries of at most SHARD_BYTES; a larger tensor gets its own."""
     bundle: dict[str, Tensor] = {}
     for name, tensor in tensors:
         if bundle and sum(map(_size, bundle.values())) + _size(tensor) > SHARD_BYTES:

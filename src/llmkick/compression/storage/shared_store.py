@@ -1,7 +1,8 @@
-"""Compressed models shared between machines: finished ones by the hash of what decides them, on any file system.
+"""A store of finished compressions that machines share, on any file system that fsspec supports.
 
-Beside the cache of a machine, from which a model is recalled, and which alone is worked in. Whatever fsspec reaches
-will do: a folder that all machines see, `s3://bucket/folder`, `gs://…`, where the package for it is installed.
+A model is compressed in the cache of a machine and then copied to the store; other machines copy it to their caches.
+The store is a folder that all machines can reach, or a URL such as `s3://bucket/folder` or `gs://…`, for which the
+matching fsspec package must be installed.
 """
 
 from __future__ import annotations
@@ -19,24 +20,24 @@ from llmkick.compression.walk.finished_blocks import STATE_FILE
 from llmkick.errors import ConfigError, ModelError, one_line
 from llmkick.files import sha256_of_file
 
-# Written last: what it lists is there, whole, with these checksums.
+# File name → sha256. Written last: all files that it lists are there and complete.
 LISTING = "listing.json"
 
 
 @dataclass(frozen=True)
 class ArtifactStore:
-    """Finished compressions below a folder or URL, one folder each."""
+    """Finished compressions below a folder or URL, in one folder each."""
 
     url: str
 
     def check(self) -> None:
-        """Raise ConfigError when nothing can be written and read there."""
+        """Raise ConfigError when the store cannot be written to or read from."""
         probe = f".write-test-{os.getpid()}"
         try:
             files, root = self._open()
             files.makedirs(root, exist_ok=True)
             files.pipe_file(f"{root}/{probe}", b"llmkick")
-            seen = files.cat_file(f"{root}/{probe}")
+            content = files.cat_file(f"{root}/{probe}")
             files.rm_file(f"{root}/{probe}")
         except ImportError as error:
             raise ConfigError(f"--artifacts {self.shown}: {error}") from error
@@ -45,13 +46,13 @@ class ArtifactStore:
                 f"--artifacts {self.shown} cannot be written: {one_line(error)}; give a folder that every machine "
                 "sees, or a URL and the rights to write there"
             ) from error
-        if seen != b"llmkick":
+        if content != b"llmkick":
             raise ConfigError(f"--artifacts {self.shown} gives back other bytes than were written there")
 
     def fetch(self, key: Mapping[str, Any], folder: Path) -> bool:
-        """Copy a finished compression into a folder of the cache; False when there is none.
+        """Copy a finished compression into a folder of the cache. False when the store does not have it.
 
-        Raises ModelError when it is damaged: the folder is then empty.
+        Raises ModelError when it is damaged, and leaves the folder empty.
         """
         files, root = self._open()
         place = f"{root}/{name_of(key)}"
@@ -61,7 +62,7 @@ class ArtifactStore:
             return False
         try:
             listing: dict[str, str] = json.loads(text)
-            # The state last: without it the folder holds nothing.
+            # The state file last: a folder without it counts as empty.
             for name in sorted(listing, key=lambda name: name == STATE_FILE):
                 if Path(name).name != name:
                     raise ModelError(f"{name} in its listing is no plain name")
@@ -75,7 +76,7 @@ class ArtifactStore:
         return True
 
     def put(self, key: Mapping[str, Any], folder: Path, *, anew: bool = False) -> None:
-        """Share a finished compression; what is there already stays, unless it is to be put `anew`."""
+        """Copy a finished compression to the store. Does nothing if the store has it, unless `anew`."""
         files, root = self._open()
         place = f"{root}/{name_of(key)}"
         if not anew and files.exists(f"{place}/{LISTING}"):
@@ -89,7 +90,7 @@ class ArtifactStore:
 
     @property
     def shown(self) -> str:
-        """The URL without a password that it may hold."""
+        """The URL without its password."""
         parts = urlsplit(self.url)
         return self.url.replace(f"{parts.netloc}", parts.netloc.rpartition("@")[2]) if parts.password else self.url
 

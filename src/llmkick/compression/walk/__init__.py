@@ -1,1 +1,1 @@
-"""The block walk: the driver that calibrates and compresses a network block by block."""
+"""The walk over a network's blocks, which calibrates and compresses one block after another."""

@@ -1,7 +1,7 @@
-"""Decoder blocks and their linear layers, for any decoder architecture that transformers has.
+"""Decoder blocks and their linear layers, for any decoder architecture of transformers.
 
-Three storage forms are seen alike, as a weight of shape (out, in): `nn.Linear`; GPT-2's `Conv1D`, stored
-transposed; and experts, whose weights are slices of one parameter of shape (experts, out, in).
+A linear layer has a weight of shape (out, in), whatever its storage form: `nn.Linear`; GPT-2's `Conv1D`, stored
+transposed; or an expert, whose weight is a slice of a parameter of shape (experts, out, in).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from llmkick.models.checkpoints.packed import Place
 
 @dataclass(frozen=True, kw_only=True)
 class LinearLayer:
-    """One weight matrix inside a block: where it is stored and in which form."""
+    """One weight matrix inside a block: the module and the parameter that store it, and in which form."""
 
     name: str
     module: nn.Module
@@ -37,19 +37,19 @@ class LinearLayer:
 
     @property
     def place(self) -> Place:
-        """Where its weight belongs in the network's state dict."""
+        """Where the weight is stored in the network's state dict."""
         if self.form == "expert":
             return Place(parameter=self.name.rpartition(".")[0], expert=self.expert)
         return Place(parameter=f"{self.name}.{self.parameter}", transposed=self.form == "conv1d")
 
     def replace_weight(self, weight: Tensor) -> None:
-        """Store a new (out, in) weight, leaving the old tensor untouched for whoever else holds it."""
+        """Store a new weight (out, in). The old tensor is not changed, because other networks may share it."""
         replace_weights([(self, weight)])
 
 
 def replace_weights(weights: Iterable[tuple[LinearLayer, Tensor]]) -> None:
-    """Store new (out, in) weights, leaving the old tensors untouched for whoever else holds them."""
-    copied: set[tuple[int, str]] = set()  # parameters of experts that are already our own
+    """Store new weights (out, in). The old tensors are not changed, because other networks may share them."""
+    copied: set[tuple[int, str]] = set()  # parameters of experts that are copies already
     for layer, weight in weights:
         stored: Tensor = getattr(layer.module, layer.parameter)
         if layer.form != "expert":
@@ -66,7 +66,7 @@ def replace_weights(weights: Iterable[tuple[LinearLayer, Tensor]]) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Block:
-    """A decoder block, its linear layers, and what in it is left alone (with the reason)."""
+    """A decoder block and its linear layers. skipped: the matrices that are left alone, each with the reason."""
 
     name: str
     module: nn.Module
@@ -75,7 +75,7 @@ class Block:
 
 
 def decoder_blocks(network: nn.Module) -> list[Block]:
-    """The decoder blocks of a network in the order they run.
+    """The decoder blocks of a network, in the order in which they run.
 
     Raises ModelError when no list of blocks with linear layers can be found.
     """
@@ -109,7 +109,7 @@ def _block(name: str, module: nn.Module) -> Block:
 
 
 def _add_parameters(name: str, module: nn.Module, layers: list[LinearLayer], skipped: list[str]) -> None:
-    """Experts held as one (experts, out, in) parameter become layers; other matrices are named as skipped."""
+    """Add the experts of an (experts, out, in) parameter as layers, and name other matrices as skipped."""
     for key, parameter in module.named_parameters(recurse=False):
         if _holds_experts(module, parameter):
             layers += [
@@ -121,17 +121,17 @@ def _add_parameters(name: str, module: nn.Module, layers: list[LinearLayer], ski
 
 
 def _holds_experts(module: nn.Module, parameter: Tensor) -> bool:
-    """Whether a parameter is (experts, out, in): transformers marks the layout, JetMoE's module states its sizes."""
+    """Whether a parameter is (experts, out, in): transformers marks the layout, JetMoE's module has the sizes."""
     layout = getattr(module, "is_transposed", None)
     sizes = tuple(getattr(module, name, None) for name in ("num_experts", "output_size", "input_size"))
     return parameter.dim() == 3 and (layout is False or (layout is None and tuple(parameter.shape) == sizes))
 
 
 def shallow_copy(network: nn.Module) -> nn.Module:
-    """A copy of the module tree whose parameters and buffers are the original's tensors, not copies.
+    """A copy of the module tree that shares its parameters and buffers with the original.
 
-    Replacing a layer's weight in the copy leaves the original as it was, so a compressed model costs only
-    the memory of the weights that changed.
+    Replacing a layer's weight in the copy does not change the original, so that a compressed model needs memory for the
+    changed weights only.
     """
     shared = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
     return copy.deepcopy(network, dict(shared))

@@ -1,4 +1,4 @@
-"""Whether a recipe and a calibration suit a model: asked before any work is done."""
+"""Checks that a recipe and a calibration fit a model, made before any work is done."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from llmkick.models.transformers_model import TransformersModel
 
 
 def check_recipe_fits(recipe: Recipe, blocks: list[Block], calibration: Calibration | None) -> None:
-    """Raise ConfigError, before any work, when a layer's width does not suit the recipe."""
+    """Raise ConfigError when a layer's width does not fit the recipe, or when it lacks a calibration."""
     for block in blocks:
         for layer in block.layers:
             width = layer.weight.shape[1]
@@ -24,12 +24,12 @@ def check_recipe_fits(recipe: Recipe, blocks: list[Block], calibration: Calibrat
 
 
 def check_calibration_fits(calibration: Calibration, model: TransformersModel) -> None:
-    """Raise ConfigError, before any work, for windows that the model cannot read."""
+    """Raise ConfigError for windows that the model cannot read: foreign token ids, or too many tokens."""
     tokens, vocabulary = calibration.tokens, model.network.get_input_embeddings().weight.shape[0]
-    strange = tokens[(tokens < 0) | (tokens >= vocabulary)]
-    if strange.size:
+    unknown_ids = tokens[(tokens < 0) | (tokens >= vocabulary)]
+    if unknown_ids.size:
         raise ConfigError(
-            f"calibration holds token id {strange[0]}, but the model's vocabulary has {vocabulary}: "
+            f"calibration holds token id {unknown_ids[0]}, but the model's vocabulary has {vocabulary}: "
             "it was made with another tokenizer"
         )
     if tokens.shape[1] > model.max_tokens:
@@ -39,7 +39,7 @@ def check_calibration_fits(calibration: Calibration, model: TransformersModel) -
 
 
 def uneven_groups(recipe: Recipe, blocks: list[Block]) -> list[str]:
-    """Which widths the recipe's group size does not divide: their rows end in a smaller group, as in GPTQ's code."""
+    """Warnings about widths that the group size does not divide: rows end in a smaller group, as in GPTQ's code."""
     group = recipe.group_size
     widths = sorted({layer.weight.shape[1] for block in blocks for layer in block.layers})
     return [

@@ -1,4 +1,4 @@
-"""Compressing a model that is in memory: by one recipe, by many in one pass, and again from kept blocks."""
+"""Compressing a model in memory: by one recipe, by several in one pass, or from blocks that are kept on disk."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ def compress(
     progress: Progress | None = None,
     keep: Path | None = None,
 ) -> tuple[TransformersModel, CompressionReport]:
-    """Compress every linear layer inside the decoder blocks; the given model stays as it is.
+    """Compress every linear layer inside the decoder blocks. The given model is not changed.
 
-    calibration: a Calibration, or token ids (sequences, tokens). Methods that need none use a few of its
-    sequences, when given, to measure the output error. `seed` is recorded in the report: the randomness of
-    a compression is that of its calibration. With `propagate` each block is calibrated on the outputs of
-    the compressed blocks before it, as in all originals; without, on those of the dense model. In the folder
-    `keep` every finished block is kept: called again after it was stopped, the walk goes on there.
-    Raises ConfigError for a recipe that does not fit the model, NumericalError naming the layer when
-    activations or weights are not finite.
+    calibration: a Calibration, or token ids (sequences, tokens). Methods that need none use a few of its sequences,
+    if given, to measure the output error. seed: recorded in the report; the only randomness of a compression is that of
+    its calibration. propagate: calibrate each block on the outputs of the compressed blocks before it, as all original
+    implementations do; otherwise on those of the dense model. progress: called with the number of finished blocks and
+    of all blocks. keep: a folder for finished blocks; a walk that was stopped continues from them.
+    Raises ConfigError for a recipe that does not fit the model, NumericalError naming the layer when activations or
+    weights are not finite.
     """
     recipe = _parsed(recipe)
     windows = check_all(model, [recipe], calibration)
@@ -56,8 +56,8 @@ def compress(
     output = RecipeOutput(recipe=recipe, blocks=decoder_blocks(network), finished=finished)
     if finished is not None and not propagate:
         output.blocks = None
-    at_work = network if propagate else model.network
-    _walk(model, at_work, [output], windows, propagate=propagate, progress=progress)
+    calibrated_network = network if propagate else model.network
+    _walk(model, calibrated_network, [output], windows, propagate=propagate, progress=progress)
     if finished is not None and not propagate:
         _put_all(network, finished)
     report = _finish(model, network, output, windows, seed=seed, propagate=propagate)
@@ -72,10 +72,10 @@ def compress_many(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> list[tuple[TransformersModel, CompressionReport]]:
-    """Compress a model by several recipes in one pass over the calibration, every statistic from the dense model.
+    """Compress a model by several recipes in one pass over the calibration, with statistics of the dense model.
 
-    As `compress` with `propagate=False` for each recipe, at the price of one set of forwards. All models are
-    held in memory, sharing what was not compressed; `compress_into` holds none.
+    The results equal those of `compress` with `propagate=False` for each recipe, with one set of forwards. All models
+    are in memory and share the weights that were not compressed; `compress_into` holds no model.
     """
     parsed = [_parsed(recipe) for recipe in recipes]
     windows = check_all(model, parsed, calibration)
@@ -97,9 +97,9 @@ def compress_into(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> list[CompressionReport]:
-    """As `compress_many`, for recipes as text with a folder each, where finished blocks are kept at once.
+    """As `compress_many`, but keep the finished blocks of each recipe in a folder: recipe as text → folder.
 
-    In memory there is never more than one compressed block of each recipe; `restore` makes models of the folders.
+    At most one compressed block of each recipe is in memory. `restore` makes models from the folders.
     """
     recipes = {text: parse_recipe(text) for text in folders}
     windows = check_all(model, list(recipes.values()), calibration)
@@ -129,12 +129,12 @@ def kept_blocks(
     *,
     propagate: bool,
 ) -> FinishedBlocks:
-    """The finished blocks of this compression in a folder; ConfigError when it holds another one's."""
+    """The finished blocks of this compression in a folder. Raises ConfigError for a folder of another compression."""
     return FinishedBlocks(folder, kept_key(info, device, recipe, windows, propagate=propagate))
 
 
 def restore(model: TransformersModel, finished: FinishedBlocks) -> tuple[TransformersModel, CompressionReport]:
-    """The compressed model whose blocks are all kept, around the dense model that it was made from."""
+    """The compressed model, from all its finished blocks and the dense model that it was made from."""
     assert finished.report is not None, f"{finished.folder} is not complete"
     network = shallow_copy(model.network)
     _put_all(network, finished)
@@ -144,7 +144,7 @@ def restore(model: TransformersModel, finished: FinishedBlocks) -> tuple[Transfo
 def artifact_key(
     info: ModelInfo, device: torch.device, recipe: Recipe, calibration: Calibration | None, *, propagate: bool
 ) -> dict[str, Any]:
-    """Everything that decides the compressed weights."""
+    """The key of the compressed weights: everything that determines them."""
     return {
         "weights": info.digest,
         "dtype": info.dtype,
@@ -160,7 +160,7 @@ def artifact_key(
 def kept_key(
     info: ModelInfo, device: torch.device, recipe: Recipe, windows: Calibration | None, *, propagate: bool
 ) -> dict[str, Any]:
-    """Everything that decides the compressed weights and their report: also the text that errors are measured on."""
+    """The key of weights and report: `artifact_key`, and the text on which output errors are measured."""
     measured_on = None if windows is None else windows.digest
     return {**artifact_key(info, device, recipe, windows, propagate=propagate), "measured_on": measured_on}
 
@@ -168,7 +168,7 @@ def kept_key(
 def check_all(
     model: TransformersModel, recipes: Sequence[Recipe], calibration: Calibration | npt.ArrayLike | None
 ) -> Calibration | None:
-    """The calibration, when everything fits together; ConfigError or NumericalError before any work otherwise."""
+    """The calibration, after all checks: raises ConfigError or NumericalError before any work is done."""
     windows = None if calibration is None else as_calibration(calibration)
     blocks = decoder_blocks(model.network)
     for recipe in recipes:
@@ -208,12 +208,12 @@ def _parsed(recipe: Recipe | str) -> Recipe:
 def _walk_by_need(
     model: TransformersModel, outputs: list[RecipeOutput], windows: Calibration | None, progress: Progress | None
 ) -> None:
-    """One walk for the recipes that need calibration, one for those that see a few of its sequences only."""
-    needy = [output for output in outputs if output.recipe.needs_calibration]
+    """One walk for the recipes that need calibration, one for those that only measure errors on a few sequences."""
+    calibrated = [output for output in outputs if output.recipe.needs_calibration]
     others = [o for o in outputs if not o.recipe.needs_calibration and not isinstance(o.recipe, Dense)]
-    for together in (needy, others):
-        if together:
-            _walk(model, model.network, together, windows, propagate=False, progress=progress)
+    for group in (calibrated, others):
+        if group:
+            _walk(model, model.network, group, windows, propagate=False, progress=progress)
 
 
 def _walk(

@@ -1,4 +1,4 @@
-"""Finished blocks of a compression on disk: what a killed one resumes from, and what a cache keeps."""
+"""Finished blocks of a compression on disk: the cache keeps them, and a stopped compression resumes from them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ STATE_FILE = "compression.json"
 
 @dataclass(kw_only=True)
 class Tally:
-    """What is known of a compression so far: its layers, what must be said about it, and its bytes."""
+    """What a compression has done so far: reports of its layers, warnings, bytes and seconds."""
 
     layers: list[LayerReport] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
@@ -30,10 +30,10 @@ class Tally:
 
 
 class FinishedBlocks:
-    """A folder with the compressed layers of each finished block, the tally, and in the end the report.
+    """A folder with the compressed layers of each finished block, the tally, and at the end the report.
 
-    `key` says which compression it is: a folder with another key raises ConfigError. After every `add` the
-    folder is consistent: whatever kills the program, the blocks counted in it are whole.
+    `key` identifies the compression: a folder with another key raises ConfigError, a damaged one ModelError. The folder
+    is consistent after every `add`: even if the process is killed, all blocks that it counts are complete.
     """
 
     def __init__(self, folder: Path, key: Mapping[str, Any]) -> None:
@@ -62,14 +62,14 @@ class FinishedBlocks:
             )
 
     def add(self, index: int, layers: Mapping[str, Packed], tally: Tally) -> None:
-        """Keep the compressed layers of block `index`, which comes after those that are here."""
+        """Keep the compressed layers of block `index`, the next one."""
         assert index == self.count, f"block {index} after {self.count} finished ones"
         write_packed(self._file("block", index), layers)
         self.count, self.tally = index + 1, tally
         self._write_state()
 
     def complete(self, report: CompressionReport) -> None:
-        """All blocks are here: keep the report and let go of what only a resumed walk needs."""
+        """Keep the report when all blocks are finished, and delete the hidden states that only a resumed walk needs."""
         self.report = report
         self._write_state()
         for file in self.folder.glob("hidden-*"):
@@ -90,17 +90,17 @@ class FinishedBlocks:
         return [self._file("block", index) for index in range(self.count)]
 
     def save_hidden(self, index: int, hidden: Sequence[Tensor]) -> None:
-        """Keep the states that block `index` is to be given, and no older ones."""
+        """Keep the hidden states that block `index` is given, and delete older ones."""
         write_packed(self._file("hidden", index), {str(n): pack(states) for n, states in enumerate(hidden)})
         for file in self.folder.glob("hidden-*"):
             if file != self._file("hidden", index):
                 file.unlink()
 
     def load_hidden(self, index: int) -> tuple[int, list[Tensor]] | None:
-        """`index` and the states that this block is to be given; None when they must be computed again."""
+        """`index` and the hidden states that this block is given; None when they must be computed again."""
         try:
             return index, [states for _, states in read_packed(self._file("hidden", index))]
-        except ModelError:  # not there, or half written when the power went
+        except ModelError:  # missing, or incomplete after a power failure
             return None
 
     def _file(self, kind: str, index: int) -> Path:

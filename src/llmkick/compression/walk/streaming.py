@@ -1,4 +1,4 @@
-"""Compressing a checkpoint that is never in memory as a whole: one block is read, compressed and kept at a time."""
+"""Compressing a checkpoint that is never in memory as a whole: read, compress and keep one block at a time."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ def compress_streamed(
 ) -> FinishedBlocks:
     """Compress a model of which only the outline is loaded, block by block, into a folder of finished blocks.
 
-    The weights are those that `compress` gives, bit for bit. Memory holds one block, the calibration's hidden
-    states, the second moments of one block's inputs and what the network has before its blocks. Called again
-    after it was stopped, it goes on at the first block that is not finished.
+    The weights equal those of `compress` bit for bit. Memory holds one block, the hidden states of the calibration, the
+    second moments of one block's inputs and the network's parts before its blocks. Called again after it was stopped,
+    it continues at the first block that is not finished.
     Raises ModelError when the outline names an obstacle; other errors as in `compress`.
     """
     if outline.obstacle is not None:
@@ -73,7 +73,7 @@ def compress_streamed(
 
 
 class StreamedBlocks:
-    """The blocks of a network on the meta device, filled from their files while they are open."""
+    """The blocks of a network on the meta device, which are read from their files while they are open."""
 
     def __init__(self, outline: Outline) -> None:
         self.outline = outline
@@ -82,7 +82,7 @@ class StreamedBlocks:
 
     @contextlib.contextmanager
     def open(self, index: int) -> Iterator[Block]:
-        """Block `index` with its weights, all finite, on the device."""
+        """Block `index` with its weights on the device. Raises NumericalError when they are not finite."""
         block = self.blocks[index]
         names = [f"{block.name}.{name}" for name in block.module.state_dict()]
         with self._filled(names, self._read):
@@ -90,7 +90,7 @@ class StreamedBlocks:
 
     @contextlib.contextmanager
     def surroundings(self) -> Iterator[None]:
-        """What the network has around its blocks: embeddings and norms, but not the output head, which never runs."""
+        """Hold the weights outside the blocks in memory, without those of the output head, which never runs."""
         unused = output_heads(self.network)
         with self._filled([n for n in self.names_outside() if n.rpartition(".")[0] not in unused], self._map):
             yield
@@ -109,7 +109,7 @@ class StreamedBlocks:
         return self.outline.files.read(name).to(dtype)
 
     def compressed_blocks(self, finished: FinishedBlocks) -> Iterator[dict[str, Tensor]]:
-        """The state dict of each block after compression, on the device."""
+        """The state dict of each block after compression, on the device, one block at a time."""
         for index in range(finished.count):
             with self.open(index) as block:
                 put_layers(block, finished.weights(index))
@@ -117,7 +117,7 @@ class StreamedBlocks:
 
     @contextlib.contextmanager
     def _filled(self, names: list[str], read: Callable[[str], Tensor]) -> Iterator[None]:
-        """The network with these tensors in memory, back on the meta device afterwards."""
+        """Read these tensors into the network; afterwards they are on the meta device again."""
         outlines = {name: _get(self.network, name) for name in names}
         try:
             for name, outline in outlines.items():
@@ -130,22 +130,22 @@ class StreamedBlocks:
             self.release_memory()
 
     def _read(self, name: str) -> Tensor:
-        """A tensor in memory of its own: mapped pages would count as ours until the file is closed."""
+        """A copy of a tensor: pages mapped from the file would count as memory of this process until it is closed."""
         tensor = self.read(name).clone()
         if tensor.is_floating_point() and not all_finite(tensor):
             raise NumericalError(f"the weights of {name} hold NaN or Inf values: the checkpoint is damaged")
         return tensor
 
     def _map(self, name: str) -> Tensor:
-        """A tensor mapped from its file, so that of a large embedding only the rows in use take memory."""
-        self._read(name)  # for the check; let go of at once
+        """A tensor mapped from its file: only the used rows of a large embedding take memory."""
+        self._read(name)  # checks that it is finite; the copy is freed at once
         return self.read(name)
 
 
 def _get(network: nn.Module, name: str) -> Tensor:
     owner, _, key = name.rpartition(".")
-    found: Tensor = getattr(network.get_submodule(owner), key)
-    return found
+    tensor: Tensor = getattr(network.get_submodule(owner), key)
+    return tensor
 
 
 def _put(network: nn.Module, name: str, tensor: Tensor) -> None:

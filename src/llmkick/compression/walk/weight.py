@@ -1,4 +1,4 @@
-"""One weight, one recipe: checks, the choice of the kernel, and how far the layer's output moved."""
+"""Compressing one weight by one recipe: checks, the kernels of its steps, and the error of the layer's output."""
 
 import torch
 from torch import Tensor
@@ -13,14 +13,14 @@ from llmkick.models.finite import all_finite
 
 __all__ = ["WeightResult", "compress_weight", "compress_with_statistics", "relative_output_error"]
 
-OUTPUTS = 1024  # outputs of a layer whose error is measured together
+OUTPUTS_AT_ONCE = 1024  # outputs of a layer whose error is computed together
 
 
 def compress_weight(weight: Tensor, inputs: Tensor | None, recipe: Recipe | str) -> Tensor:
     """A compressed copy of one linear layer's weight, in its dtype and on its device.
 
-    weight: (out, in). inputs: what the layer was given on calibration text, (sequences, tokens, in), of any
-    floating dtype; None for recipes that need no calibration. Errors as in `compress_with_statistics`.
+    weight: (out, in). inputs: the layer's inputs on calibration text, (sequences, tokens, in), of any floating dtype;
+    None for recipes that need no calibration. Errors as in `compress_with_statistics`.
     """
     recipe = parse_recipe(recipe) if isinstance(recipe, str) else recipe
     _check_weight(weight, "weight")
@@ -36,18 +36,18 @@ def compress_with_statistics(
 ) -> WeightResult:
     """Compress one weight (out, in) given the statistics of its inputs; `name` is for error messages.
 
-    ConfigError: a shape that the recipe cannot work with, missing inputs. NumericalError: NaN or Inf in the
-    weight, in its inputs or in what would come out, or a Hessian that cannot be factorised.
+    Raises ConfigError for a shape that does not fit the recipe and for missing inputs; NumericalError for NaN or Inf in
+    the weight, in its inputs or in the result, and for a Hessian that cannot be factorised.
     """
     _check_weight(weight, name)
     _check_fit(weight, statistics, recipe, name)
     steps = recipe.steps if isinstance(recipe, Chain) else (recipe,)
-    # An empty stand-in that no step will ask: those that need statistics have passed the check above.
+    # Empty statistics, which no step uses: recipes that need statistics have passed the check above.
     if statistics is None:
         statistics = InputStatistics(weight.shape[1], hessian=False, name=name)
     result, dampings = WeightResult(weight.detach()), []
     for step in steps:
-        # What a chain has pruned stays 0: rounding with compensation would fill it in again.
+        # Pruned weights stay 0 in later steps of a chain: rounding with compensation would change them.
         zeroed = None if step is steps[0] else result.weight == 0
         layer = Layer(weight=result.weight, inputs=statistics, zeroed=zeroed, name=name)
         result = method_named(step.method).run(step, layer)
@@ -60,19 +60,19 @@ def compress_with_statistics(
 
 
 def relative_output_error(original: Tensor, compressed: Tensor, inputs: Tensor) -> float | None:
-    """‖X(Ŵ − W)ᵀ‖ / ‖XWᵀ‖ in float32, Frobenius norms; None when the layer's output is all zero.
+    """‖X(Ŵ − W)ᵀ‖ / ‖XWᵀ‖ in float32, Frobenius norms; None when all outputs are zero.
 
     original W, compressed Ŵ: (out, in); inputs X: (tokens, in).
     """
     rows = inputs.detach().float()
-    size = moved = 0.0
-    # Some outputs at a time: a wide layer in float32 is as large as all else that is in memory.
-    for start in range(0, len(original), OUTPUTS):
-        dense = original[start : start + OUTPUTS].detach().float()
-        change = compressed[start : start + OUTPUTS].detach().float() - dense
-        size += float((rows @ dense.T).square().sum(dtype=torch.float64))
-        moved += float((rows @ change.T).square().sum(dtype=torch.float64))
-    return None if size == 0 else (moved / size) ** 0.5
+    output_square = change_square = 0.0
+    # Some outputs at a time: a wide layer in float32 would take as much memory as everything else together.
+    for start in range(0, len(original), OUTPUTS_AT_ONCE):
+        dense = original[start : start + OUTPUTS_AT_ONCE].detach().float()
+        change = compressed[start : start + OUTPUTS_AT_ONCE].detach().float() - dense
+        output_square += float((rows @ dense.T).square().sum(dtype=torch.float64))
+        change_square += float((rows @ change.T).square().sum(dtype=torch.float64))
+    return None if output_square == 0 else (change_square / output_square) ** 0.5
 
 
 def _check_weight(weight: Tensor, name: str) -> None:

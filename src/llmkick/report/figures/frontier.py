@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import altair as alt
 import pandas as pd
@@ -19,7 +19,7 @@ from llmkick.report import formatting
 from llmkick.report.figures.charts import GREY, INK, themed
 from llmkick.report.figures.figure import VEGA_LITE
 from llmkick.report.level_axes import KINDS
-from llmkick.study.frontier.result import FrontierResult
+from llmkick.study.frontier.result import FrontierEnds, FrontierResult, FrontierRow, LevelRow
 
 OVERALL = "all tasks"
 NARROWEST, WIDEST = 260, 390  # pixels of a panel: two of the widest and their labels fit a laptop's window
@@ -33,39 +33,39 @@ MARKS = {
 }
 
 
-def row_name(row: Mapping[str, Any]) -> str:
+def row_name(row: FrontierRow) -> str:
     """The task; of perplexity also the rise that is still within its margin."""
-    if row["metric"] != "perplexity":
-        return str(row["task"])
-    return f"{row['task']} ≤ +{formatting.setting(row['margin'])}"
+    if row.metric != "perplexity":
+        return row.task
+    return f"{row.task} ≤ +{formatting.setting(row.margin)}"
 
 
-def answer(row: Mapping[str, Any]) -> str:
+def answer(row: FrontierEnds) -> str:
     """The frontier as an interval: the strongest level proven to match … the weakest proven not to."""
-    if row.get("verdicts") and all(one["verdict"] == "no signal" for one in row["verdicts"]):
+    if isinstance(row, FrontierRow) and row.verdicts and all(level.verdict == "no signal" for level in row.verdicts):
         return "no signal"
-    matching, failing = row["strongest_matching"], row["weakest_not_matching"]
+    matching, failing = row.strongest_matching, row.weakest_not_matching
     return f"{matching or formatting.NOTHING} … {failing or formatting.NOTHING}"
 
 
 def frontier_table(result: FrontierResult) -> Table:
     """Tasks × methods for a terminal."""
-    names = list(dict.fromkeys(row["name"] for row in result.frontiers))
+    names = list(dict.fromkeys(row.name for row in result.frontiers))
     table = Table(
         "task",
         *names,
-        title=f"How far {result.model['name']} goes: strongest level that matches … weakest that does not",
-        caption=f"Matching: a loss of at most {formatting.setting(result.study['margin'])} is shown on every item. "
+        title=f"How far {result.model.name} goes: strongest level that matches … weakest that does not",
+        caption=f"Matching: a loss of at most {formatting.setting(result.study.margin)} is shown on every item. "
         "Perplexity: its rise is shown to be within the margin; it has no say in the last line.",
         box=box.SIMPLE_HEAD,
     )
-    judged = dict.fromkeys(row_name(row) for row in result.frontiers if row["metric"] != "perplexity")
-    control = dict.fromkeys(row_name(row) for row in result.frontiers if row["metric"] == "perplexity")
-    by_cell = {(row_name(row), row["name"]): answer(row) for row in result.frontiers}
+    judged = dict.fromkeys(row_name(row) for row in result.frontiers if row.metric != "perplexity")
+    control = dict.fromkeys(row_name(row) for row in result.frontiers if row.metric == "perplexity")
+    by_cell = {(row_name(row), row.name): answer(row) for row in result.frontiers}
     for name in (*judged, *control):
         table.add_row(name, *(by_cell.get((name, method), formatting.NOTHING) for method in names))
     table.add_section()
-    overall = {row["name"]: answer(row) for row in result.overall}
+    overall = {row.name: answer(row) for row in result.overall}
     table.add_row(OVERALL, *(Text(overall[name], style="bold") for name in names))
     spent = [_share(result, name) for name in names]
     table.add_row("items asked, of the full grid", *spent, style="dim")
@@ -73,28 +73,28 @@ def frontier_table(result: FrontierResult) -> Table:
 
 
 def _share(result: FrontierResult, name: str) -> str:
-    costs = [row for row in result.cost if row["name"] == name and row["metric"] != "perplexity"]
-    asked, full = sum(row["items"] for row in costs), sum(row["full"] for row in costs)
+    costs = [row for row in result.cost if row.name == name and row.metric != "perplexity"]
+    asked, full = sum(row.items for row in costs), sum(row.full for row in costs)
     return f"{asked:,} of {full:,} ({formatting.percent(asked / full)})" if full else formatting.NOTHING
 
 
 def frontier_chart(result: FrontierResult) -> alt.ConcatChart:
     """A panel a method: tasks down, levels from mild to severe across; a bar where the answer is not known."""
-    panels = [_panel(result, name) for name in dict.fromkeys(row["name"] for row in result.frontiers)]
+    panels = [_panel(result, name) for name in dict.fromkeys(row.name for row in result.frontiers)]
     # A saved figure is measured in one font and shown in whatever the reader has: the names of tasks need room.
     room = {"left": 28, "right": 8, "top": 8, "bottom": 8}
     return themed(panels, columns=2).properties(padding=room)
 
 
 def _panel(result: FrontierResult, name: str) -> alt.LayerChart:
-    rows = [row for row in result.frontiers if row["name"] == name]
-    (overall,) = [row for row in result.overall if row["name"] == name]
-    levels, kind = rows[0]["levels"], rows[0]["kind"]
-    tasks = [row_name(row) for row in rows if row["metric"] != "perplexity"]
-    control = [row_name(row) for row in rows if row["metric"] == "perplexity"]
+    rows = [row for row in result.frontiers if row.name == name]
+    (overall,) = [row for row in result.overall if row.name == name]
+    levels, kind = list(rows[0].levels), rows[0].kind
+    tasks = [row_name(row) for row in rows if row.metric != "perplexity"]
+    control = [row_name(row) for row in rows if row.metric == "perplexity"]
     order = [*tasks, OVERALL, *control]
     bars = pd.DataFrame([_bar(row_name(row), row, levels) for row in rows] + [_bar(OVERALL, overall, levels)])
-    points = pd.DataFrame([_point(row, level) for row in rows for level in row["verdicts"]])
+    points = pd.DataFrame([_point(row, level) for row in rows for level in row.verdicts])
     x = alt.X(
         "level:O",
         sort=levels,
@@ -141,28 +141,28 @@ _TIPS = [
 ]
 
 
-def _bar(name: str, row: Mapping[str, Any], levels: list[str]) -> dict[str, Any]:
+def _bar(name: str, row: FrontierEnds, levels: Sequence[str]) -> dict[str, str | None]:
     """What is not known lies between the two ends; an end that was not found is that of the grid."""
-    silent = answer(row) == "no signal" or (row["strongest_matching"] is None and row["weakest_not_matching"] is None)
+    silent = answer(row) == "no signal" or (row.strongest_matching is None and row.weakest_not_matching is None)
     return {
         "task": name,
-        "matching": row["strongest_matching"],
-        "failing": row["weakest_not_matching"],
-        "start": None if silent else row["strongest_matching"] or levels[0],
-        "end": None if silent else row["weakest_not_matching"] or levels[-1],
+        "matching": row.strongest_matching,
+        "failing": row.weakest_not_matching,
+        "start": None if silent else row.strongest_matching or levels[0],
+        "end": None if silent else row.weakest_not_matching or levels[-1],
         "answer": answer(row),
     }
 
 
-def _point(row: Mapping[str, Any], level: Mapping[str, Any]) -> dict[str, Any]:
-    sure = " (confirmed)" if level["confirmed"] else ""
+def _point(row: FrontierRow, level: LevelRow) -> dict[str, str]:
+    sure = " (confirmed)" if level.confirmed else ""
     return {
         "task": row_name(row),
-        "level": level["level"],
-        "recipe": level["recipe"],
-        "verdict": level["verdict"],
-        "loss": f"{formatting.percent(level['loss'])} {formatting.interval(level['interval'])}".strip(),
-        "asked": f"{level['items']} of {level['of']}{sure}",
+        "level": level.level,
+        "recipe": level.recipe,
+        "verdict": level.verdict,
+        "loss": f"{formatting.percent(level.loss)} {formatting.interval(level.interval)}".strip(),
+        "asked": f"{level.items} of {level.of}{sure}",
     }
 
 

@@ -26,7 +26,8 @@ from llmkick.study.cluster.remote_model import Likeness, likeness
 from llmkick.study.cluster.resources import Demand, connect, cpus_a_gpu, demand, has_gpus, living_nodes, places
 from llmkick.study.cluster.worker_handle import DoomedError, LostError, NoRoomError, Orders, Place
 from llmkick.study.progress import Crowd, Observer
-from llmkick.study.running.executor import Desk, store_at, windows
+from llmkick.study.running.context import StudyContext
+from llmkick.study.running.executor import RecordWriter, store_at, windows
 from llmkick.study.running.schedule import OtherWeightsError, Schedule
 from llmkick.study.spec.study import Study
 
@@ -134,19 +135,19 @@ class RayExecutor:
             raise KickError(f"{error}, while it sampled the calibration text; run the same command again") from error
         return calibration
 
-    def run(self, schedule: Schedule, desk: Desk) -> None:
+    def run(self, schedule: Schedule, context: StudyContext, writer: RecordWriter) -> None:
         """Fill all cells with a thread for each worker. Raises KickError when no worker is left."""
         # A machine's own cache is shared by all workers on it.
         schedule.shared = self.artifacts is not None or self._one_machine
         places = self.places[: schedule.left]
-        items = sum(desk.size_of(cell) for cell in schedule.pending)
+        items = sum(len(context.items[cell.task.name]) for cell in schedule.pending)
         crowd = Crowd(observer=self.observer, workers=len(places), total=items)
         if not places:
             return
         with ThreadPoolExecutor(len(places)) as pool:
             for place in places:
                 place.observer = crowd.member(place.name)
-            threads = [pool.submit(self._work, place, schedule, desk) for place in places]
+            threads = [pool.submit(self._work, place, schedule, context, writer) for place in places]
             try:
                 finished, _ = wait(threads, return_when=FIRST_EXCEPTION)
                 for thread in finished:
@@ -162,13 +163,13 @@ class RayExecutor:
                 "cluster and run the same command again"
             )
 
-    def _work(self, place: Place, schedule: Schedule, desk: Desk) -> None:
+    def _work(self, place: Place, schedule: Schedule, context: StudyContext, writer: RecordWriter) -> None:
         if place.introduction is None and not self._renew(place, schedule):
             return
         while (cell := schedule.take(place.name, place.at_hand)) is not None:
             filled = False
             try:
-                self._fill(place, cell, schedule, desk)
+                self._fill(place, cell, schedule, context, writer)
                 schedule.done(place.name)
                 filled = True
             except (LostError, OtherWeightsError) as error:
@@ -178,26 +179,26 @@ class RayExecutor:
                     return
             except DoomedError as error:
                 schedule.failed(place.name, str(error), final=True)
-            desk.settled(cell, filled=filled)
+            writer.close_cell(cell, filled=filled)
 
-    def _fill(self, place: Place, cell: Cell, schedule: Schedule, desk: Desk) -> None:
+    def _fill(self, place: Place, cell: Cell, schedule: Schedule, context: StudyContext, writer: RecordWriter) -> None:
         variant, dense = cell.variant, place.model("dense")
         if variant.is_dense:
-            desk.fill(cell, dense, dense, place.observer)
+            writer.fill(cell, dense, dense, place.observer)
             return
         if variant != place.at_hand:
             place.at_hand = None
-            with desk.timed("compress", variant.label):
+            with context.timed("compress", variant.label):
                 try:
-                    known = desk.known_digest(variant)
-                    report, said = place.call("compress", variant, desk.calibration_of(variant), known)
+                    known = context.recorded_digest(variant)
+                    report, said = place.call("compress", variant, context.keys.calibration_of(variant), known)
                 except DoomedError as error:
                     schedule.give_up_variant(variant, str(error))
                     raise
             self.warnings += said
-            desk.keep_report(place.name, variant, report)
+            writer.add_report(place.name, variant, report)
             place.at_hand = variant
-        desk.fill(cell, place.model("compressed"), dense, place.observer)
+        writer.fill(cell, place.model("compressed"), dense, place.observer)
 
     def _renew(self, place: Place, schedule: Schedule) -> bool:
         """A new worker in a place; False when there is none to be had, or nothing left for it to do."""

@@ -1,4 +1,4 @@
-"""What a search for frontiers found: level by level, and as the file a figure is drawn from.
+"""The result of a frontier search: the verdict on each level, as typed records and as frontier.json.
 
 `frontier.json` in that folder:
 
@@ -18,16 +18,19 @@ proven to be within the margin. It has no say in `overall`.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from llmkick.compression.recipe import Recipe
 from llmkick.errors import DataError
 from llmkick.files import write_text_atomically
 from llmkick.statistics import Comparison, Frontier, PerplexityComparison, Verdict
-from llmkick.study.levels import LevelGrid, level_text
+from llmkick.study.levels import LevelGrid, LevelKind, level_text
+from llmkick.study.results.records import Environment, OpenRecord, TaskSummary, Timing
+from llmkick.study.results.results import first_problem
 from llmkick.tasks.task import Task
 
 FRONTIER_FILE = "frontier.json"
@@ -35,28 +38,105 @@ FRONTIER_SCHEMA = 1
 _OUTCOMES: Mapping[str, Verdict] = {"within margin": "matching", "beyond margin": "not matching"}
 
 
-@dataclass(frozen=True, kw_only=True)
-class FrontierResult:
+class LevelRow(OpenRecord):
+    """The verdict on one level of a method on one task; `confirmed` means on every item and every seed."""
+
+    level: str
+    recipe: str
+    verdict: Verdict
+    confirmed: bool
+    items: int
+    of: int
+    dense: float | None
+    compressed: float | None
+    loss: float | None
+    interval: tuple[float, float] | None
+
+
+class FrontierEnds(OpenRecord):
+    """The strongest level that is shown to match, and the weakest that is shown not to; None where there is none."""
+
+    name: str
+    method: str
+    kind: LevelKind
+    levels: tuple[str, ...]
+    strongest_matching: str | None
+    weakest_not_matching: str | None
+
+
+class FrontierRow(FrontierEnds):
+    """The frontier of one method on one task, with every level that was judged."""
+
+    task: str
+    metric: str
+    margin: float
+    verdicts: tuple[LevelRow, ...]
+    order: tuple[str, ...]
+    violations: tuple[tuple[str, str], ...]
+    notes: tuple[str, ...]
+
+
+class OverallFrontier(FrontierEnds):
+    """The frontier of one method over all tasks that have a signal."""
+
+    tasks: tuple[str, ...] = ()
+
+
+class SearchCost(OpenRecord):
+    """Items asked of compressed models, and how many the full grid would ask with one seed."""
+
+    name: str
+    task: str
+    metric: str
+    items: int
+    full: int
+    models: int
+    levels: int
+
+
+class SearchSettings(OpenRecord):
+    """Settings of a search that are not among those of a study."""
+
+    search_propagate: bool = True
+    seeds: tuple[int, ...] = (0,)
+    perplexity_margins: tuple[float, ...] = ()
+
+
+class SearchedModel(OpenRecord):
+    """The dense model of a search."""
+
+    name: str
+
+
+class SearchedStudy(OpenRecord):
+    """The study of a search; `facts` holds all its settings."""
+
+    margin: float
+
+
+class FrontierResult(BaseModel):
     """Everything in frontier.json, and the folder it lies in."""
 
-    folder: Path
-    study: Mapping[str, Any]
-    settings: Mapping[str, Any]
-    environment: Mapping[str, Any]
-    timing: Mapping[str, Any]
-    model: Mapping[str, Any]
-    tasks: Sequence[Mapping[str, Any]]
-    frontiers: Sequence[Mapping[str, Any]]
-    overall: Sequence[Mapping[str, Any]]
-    cost: Sequence[Mapping[str, Any]]
-    warnings: Sequence[str]
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    folder: Path = Field(exclude=True)
+    study: SearchedStudy
+    settings: SearchSettings
+    environment: Environment
+    timing: Timing
+    model: SearchedModel
+    tasks: tuple[TaskSummary, ...]
+    frontiers: tuple[FrontierRow, ...]
+    overall: tuple[OverallFrontier, ...]
+    cost: tuple[SearchCost, ...]
+    warnings: tuple[str, ...]
 
     def write(self) -> Path:
         """Write frontier.json whole or not at all. Raises DataError when it cannot be written."""
-        content = {"schema": FRONTIER_SCHEMA, **{k: v for k, v in vars(self).items() if k != "folder"}}
+        content = {"schema": FRONTIER_SCHEMA, **self.model_dump(mode="json")}
         path = self.folder / FRONTIER_FILE
+        text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
         try:
-            text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
             write_text_atomically(path, text)
         except OSError as error:
             raise DataError(f"cannot write {path}: {error}; every record is safe in the journal") from error
@@ -74,13 +154,15 @@ def read_frontier(folder: Path) -> FrontierResult:
         if schema != FRONTIER_SCHEMA:
             raise DataError(f"{path} has schema {schema}; this version reads {FRONTIER_SCHEMA}")
         return FrontierResult(folder=folder, **content)
+    except ValidationError as error:
+        raise DataError(f"{path} is damaged: {first_problem(error)}") from error
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path} is damaged: {error}") from error
 
 
 @dataclass(frozen=True, kw_only=True)
 class Judged:
-    """What was found at one level."""
+    """The verdict on one level, and the comparison that it rests on."""
 
     verdict: Verdict
     comparison: Comparison | PerplexityComparison | None
@@ -108,43 +190,45 @@ def verdict_of(comparison: Comparison | PerplexityComparison | None) -> Verdict:
 
 def frontier_row(
     grid: LevelGrid, task: Task, margin: float, frontier: Frontier[Recipe], judged: Mapping[str, Judged]
-) -> dict[str, Any]:
+) -> FrontierRow:
     """One method on one task, for frontier.json."""
 
     def text(recipe: Recipe | None) -> str | None:
         return None if recipe is None else level_text(recipe)
 
-    return {
-        "name": grid.name,
-        "method": grid.method,
-        "kind": grid.kind,
-        "task": task.name,
-        "metric": task.metric,
-        "margin": margin,
-        "levels": [level_text(recipe) for recipe in grid.recipes],
-        "strongest_matching": text(frontier.strongest_matching),
-        "weakest_not_matching": text(frontier.weakest_not_matching),
-        "verdicts": [_level_row(recipe, judged[str(recipe)]) for recipe, _ in frontier.verdicts],
-        "order": [level_text(recipe) for recipe in frontier.order],
-        "violations": [[level_text(milder), level_text(severer)] for milder, severer in frontier.violations],
-        "notes": list(frontier.notes),
-    }
+    return FrontierRow.model_validate(
+        {
+            "name": grid.name,
+            "method": grid.method,
+            "kind": grid.kind,
+            "task": task.name,
+            "metric": task.metric,
+            "margin": margin,
+            "levels": [level_text(recipe) for recipe in grid.recipes],
+            "strongest_matching": text(frontier.strongest_matching),
+            "weakest_not_matching": text(frontier.weakest_not_matching),
+            "verdicts": [_level_row(recipe, judged[str(recipe)]) for recipe, _ in frontier.verdicts],
+            "order": [level_text(recipe) for recipe in frontier.order],
+            "violations": [[level_text(milder), level_text(severer)] for milder, severer in frontier.violations],
+            "notes": list(frontier.notes),
+        }
+    )
 
 
-def _level_row(recipe: Recipe, judged: Judged) -> dict[str, Any]:
-    found = judged.comparison
+def _level_row(recipe: Recipe, judged: Judged) -> LevelRow:
+    comparison = judged.comparison
     loss = None
-    if found is not None:
-        loss = found.relative_increase if isinstance(found, PerplexityComparison) else found.relative_drop
-    return {
-        "level": level_text(recipe),
-        "recipe": str(recipe),
-        "verdict": judged.verdict,
-        "confirmed": judged.confirmed,
-        "items": judged.items,
-        "of": judged.of,
-        "dense": None if found is None else found.dense,
-        "compressed": None if found is None else found.compressed,
-        "loss": loss,
-        "interval": None if found is None or found.interval is None else list(found.interval),
-    }
+    if comparison is not None:
+        loss = comparison.relative_drop if isinstance(comparison, Comparison) else comparison.relative_increase
+    return LevelRow(
+        level=level_text(recipe),
+        recipe=str(recipe),
+        verdict=judged.verdict,
+        confirmed=judged.confirmed,
+        items=judged.items,
+        of=judged.of,
+        dense=None if comparison is None else comparison.dense,
+        compressed=None if comparison is None else comparison.compressed,
+        loss=loss,
+        interval=None if comparison is None else comparison.interval,
+    )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,15 +20,14 @@ from llmkick.study.journal.journal import Journal, Judgement
 from llmkick.study.judging.questions import (
     Answered,
     Answers,
-    Asked,
+    PlacedQuestion,
     missing_in,
-    protocol_of,
     questions_about,
     read_judgement,
     temperature_of,
     transcript,
 )
-from llmkick.study.judging.reliability import doubts, reliability
+from llmkick.study.judging.reliability import Reliability, doubts, reliability
 from llmkick.study.judging.scores import CellPlan
 from llmkick.study.progress import Observer
 from llmkick.study.spec.sections import JudgeSpec
@@ -106,7 +105,7 @@ class Judging:
         return {
             "judge": self.judge.identity,
             "protocol": self.spec.protocol,
-            "prompt": PROMPT_VERSION[protocol_of(self.spec)],
+            "prompt": PROMPT_VERSION[self.spec.protocol],
             "temperature": temperature_of(self.spec) if is_server(self.spec.model) else 0.0,
             "max_tokens": self.spec.max_tokens,
         }
@@ -122,7 +121,7 @@ class Judging:
                 "setting": task.setting,
                 "judge": self.spec.model,
                 "judge_protocol": self.spec.protocol,
-                "judge_prompt": PROMPT_VERSION[protocol_of(self.spec)],
+                "judge_prompt": PROMPT_VERSION[self.spec.protocol],
                 "judge_reference": self.spec.reference,
             }
             for task in self.judged
@@ -141,7 +140,7 @@ class Judging:
         """
         plans = [self._plan(cell, cells, items[cell.task]) for cell in cells]
         settings = {name: self._settings[name] for name in ("judge", "protocol", "prompt")}
-        wanted = {asked.question.key: asked for plan in plans for asked in plan.asked}
+        wanted = {asked.question.key: asked for plan in plans for asked in plan.questions}
         self._ask(wanted, settings)
         known = self.journal.judgements()
         failed = self._failed
@@ -181,14 +180,14 @@ class Judging:
             elif own == other and self.spec.protocol == "strict":
                 plan.settled[item.id] = (0.5, None)
             else:
-                plan.of_item[item.id] = list(
+                plan.questions_by_item[item.id] = list(
                     questions_about(
                         task, item, by_id, answer=own, reference=other, spec=self.spec, settings=self._settings
                     )
                 )
         return plan
 
-    def _ask(self, wanted: Mapping[str, Asked], settings: Mapping[str, Any]) -> None:
+    def _ask(self, wanted: Mapping[str, PlacedQuestion], settings: Mapping[str, Any]) -> None:
         """Journal each reply as it comes; note who got none."""
         known = self.journal.judgements()
         spent = sum(one.prompt_tokens + one.completion_tokens for one in known.values())
@@ -225,11 +224,11 @@ class Judging:
             done += 1
             self.observer.advance(done)
 
-    def _conclude(self, wanted: Mapping[str, Asked], known: Mapping[str, Judgement]) -> None:
+    def _conclude(self, wanted: Mapping[str, PlacedQuestion], known: Mapping[str, Judgement]) -> None:
         """What a reader must know of the judge itself: what it cost, and whether it can be believed."""
         used = [known[key] for key in wanted if key in known]
         read = {key: read_judgement(asked, known[key], self.spec) for key, asked in wanted.items() if key in known}
-        by_task = {}
+        by_task: dict[str, Reliability] = {}
         for task in self.judged:
             own = {key: asked for key, asked in wanted.items() if asked.task == task.name}
             by_task[task.name] = reliability(own, read)
@@ -239,7 +238,7 @@ class Judging:
             "unanswered": len(self._failed),
             "prompt_tokens": sum(one.prompt_tokens for one in used),
             "completion_tokens": sum(one.completion_tokens for one in used),
-            "tasks": by_task,
+            "tasks": {name: asdict(facts) for name, facts in by_task.items()},
         }
         reasons = Counter(self._failed.values())
         for reason, count in reasons.most_common(3):
@@ -252,7 +251,7 @@ class Judging:
         return {
             "model": self.spec.model,
             "protocol": self.spec.protocol,
-            "prompt_version": PROMPT_VERSION[protocol_of(self.spec)],
+            "prompt_version": PROMPT_VERSION[self.spec.protocol],
             "reference": self.spec.reference,
             "replicates": self.spec.replicates,
             "temperature": self._settings["temperature"],

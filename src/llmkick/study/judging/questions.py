@@ -1,11 +1,11 @@
-"""What a study asks its judge: whose answers against whose, in which order, and what it will cost at most."""
+"""The questions of a study to its judge: which answer against which, in which order, and what they cost at most."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Protocol
 
 from llmkick.study.cells import digest_of
 from llmkick.study.journal.journal import Judgement
@@ -15,24 +15,27 @@ from llmkick.tasks.judge.clients import PAPER_TEMPERATURE, Question
 from llmkick.tasks.judge.prompts import (
     Contest,
     Judgeable,
-    JudgeProtocol,
     Pairs,
     Unreadable,
     judge_prompt,
     read_reply,
     reply_schema,
 )
-from llmkick.tasks.task import Item
+from llmkick.tasks.task import Item, Task
 
-# A token of English, in characters, for the estimate of costs.
+# Characters of English text in a token, for the estimate of costs.
 CHARACTERS_A_TOKEN = 4
-# Answers by item: the text, and why there is none.
+# Item id → (the text, the reason why there is none).
 Answers = Mapping[str, tuple[str, str | None]]
+
+
+class JudgedTask(Task, Judgeable, Protocol):
+    """A task whose answers a judge can score."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Answered:
-    """The answers of one variant (recipe and seed) to one task: the records under `run_key`."""
+    """A cell whose answers are judged: those of one variant (recipe and seed) to one task, the records of `run_key`."""
 
     label: str
     seed: int | None
@@ -41,8 +44,8 @@ class Answered:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
-    """A question for the judge, and what its answer will be worth: the scored answer stands first or second."""
+class PlacedQuestion:
+    """A question for the judge, with the place of the answer that is scored: first, or second after the reference."""
 
     question: Question
     contest: Contest
@@ -54,14 +57,14 @@ class Asked:
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """What judging will take at most; prompt tokens from characters, answers at their full length."""
+    """The most that judging can take: prompt tokens are estimated from characters, replies count at full length."""
 
     requests: int
     prompt_tokens: int
     completion_tokens: int
 
     def line(self) -> str:
-        """In words."""
+        """The estimate as a sentence for the terminal."""
         return (
             f"judge: at most {self.requests:,} requests, about {self.prompt_tokens:,} tokens asked and at most "
             f"{self.completion_tokens:,} answered; identical answers and earlier judgements cost nothing"
@@ -69,24 +72,19 @@ class Estimate:
 
 
 def temperature_of(spec: JudgeSpec) -> float:
-    """The study's, or the protocol's own."""
+    """The sampling temperature that the study gives, or else that of the protocol."""
     if spec.temperature is not None:
         return spec.temperature
     return PAPER_TEMPERATURE if spec.protocol == "paper" else 0.0
 
 
-def protocol_of(spec: JudgeSpec) -> JudgeProtocol:
-    """The protocol, as its type."""
-    return "paper" if spec.protocol == "paper" else "strict"
-
-
 def orders(spec: JudgeSpec) -> tuple[bool, ...]:
-    """Whether the scored answer stands first: both orders, or in the paper second only."""
+    """The orders to ask in, as whether the scored answer stands first: both; in the paper second only."""
     return (False,) if spec.protocol == "paper" else (False, True)
 
 
 def estimate(study: Study, *, models: int) -> Estimate:
-    """What the judge of a study costs at most, for so many models with the dense one; needs the tasks' data."""
+    """The most that the judge of a study can cost, for `models` models (the dense model included); reads the items."""
     spec = study.judge
     assert spec is not None
     # Against itself the dense model needs no judge, unless its own score is wanted.
@@ -103,30 +101,34 @@ def estimate(study: Study, *, models: int) -> Estimate:
         for item in items:
             turns = int(item.details.get("turn", 1))
             contest = contest_of(task, item, by_id, "", "")
-            prompt = sum(len(message.content) for message in judge_prompt(contest, protocol_of(spec)))
+            prompt = sum(len(message.content) for message in judge_prompt(contest, spec.protocol))
             tokens += each * (prompt + 2 * turns * answer) // CHARACTERS_A_TOKEN
         requests += each * len(items)
     return Estimate(requests=requests, prompt_tokens=tokens, completion_tokens=requests * spec.max_tokens)
 
 
 def questions_about(
-    task: Any,
+    task: JudgedTask,
     item: Item,
     by_id: Mapping[str, Item],
     *,
     answer: str,
     reference: str,
     spec: JudgeSpec,
-    settings: Mapping[str, Any],
-) -> Iterator[Asked]:
-    """Every question about one item: each order, each replicate. `settings` is what tells judgements apart."""
+    settings: Mapping[str, object],
+) -> Iterator[PlacedQuestion]:
+    """Every question about one item: each order, each replicate.
+
+    `settings` (judge, prompt version, temperature, …) goes into the key of a question: judgements made with other
+    settings are other judgements.
+    """
     contest = contest_of(task, item, by_id, reference, answer)
     for answer_first, replicate in itertools.product(orders(spec), range(spec.replicates)):
         shown = contest.swapped if answer_first else contest
-        messages = judge_prompt(shown, protocol_of(spec))
+        messages = judge_prompt(shown, spec.protocol)
         key = digest_of([dict(settings), shown.kind, [list(message) for message in messages], replicate])
         schema = reply_schema(shown.kind) if spec.protocol == "strict" else None
-        yield Asked(
+        yield PlacedQuestion(
             question=Question(key=key, messages=messages, schema=schema, seed=replicate),
             contest=shown,
             task=task.name,
@@ -136,16 +138,16 @@ def questions_about(
         )
 
 
-def read_judgement(asked: Asked, judgement: Judgement, spec: JudgeSpec) -> Pairs | Unreadable:
-    """The scores of a judgement as (answer, reference), whichever stood first."""
-    found = read_reply(judgement.reply, asked.contest.kind, protocol_of(spec), cut=judgement.cut)
-    if isinstance(found, Unreadable):
-        return found
-    return found if asked.answer_first else tuple((second, first) for first, second in found)
+def read_judgement(question: PlacedQuestion, judgement: Judgement, spec: JudgeSpec) -> Pairs | Unreadable:
+    """The scores of a judgement as pairs (answer, reference), whichever stood first."""
+    pairs = read_reply(judgement.reply, question.contest.kind, spec.protocol, cut=judgement.cut)
+    if isinstance(pairs, Unreadable) or question.answer_first:
+        return pairs
+    return tuple((second, first) for first, second in pairs)
 
 
 def chain_of(item: Item, by_id: Mapping[str, Item]) -> list[Item]:
-    """An item after those that it follows, first to last."""
+    """The turns of a conversation up to an item, first to last; only the item where it follows none."""
     chain = [item]
     while chain[0].follows:
         chain.insert(0, by_id[chain[0].follows])
@@ -153,32 +155,32 @@ def chain_of(item: Item, by_id: Mapping[str, Item]) -> list[Item]:
 
 
 def missing_in(item: Item, by_id: Mapping[str, Item], answers: Answers, whose: str) -> str | None:
-    """Why a transcript has a gap; an empty answer is none."""
-    for one in chain_of(item, by_id):
-        text, reason = answers.get(one.id, ("", "it was never asked"))
+    """The reason why a transcript has a gap, or None; an empty answer is not a gap."""
+    for turn in chain_of(item, by_id):
+        text, reason = answers.get(turn.id, ("", "it was never asked"))
         if not text and reason is not None:
-            return f"{whose} to {one.id} is missing: {reason}"
+            return f"{whose} to {turn.id} is missing: {reason}"
     return None
 
 
 def transcript(item: Item, by_id: Mapping[str, Item], answers: Answers) -> str:
     """The answers up to an item, as a judge sees them."""
-    return _numbered([answers.get(one.id, ("", None))[0] for one in chain_of(item, by_id)])
+    return _numbered([answers.get(turn.id, ("", None))[0] for turn in chain_of(item, by_id)])
 
 
-def contest_of(task: Any, item: Item, by_id: Mapping[str, Item], first: str, second: str) -> Contest:
-    """What a judge sees: the story, or every turn up to the one that is judged."""
+def contest_of(task: JudgedTask, item: Item, by_id: Mapping[str, Item], first: str, second: str) -> Contest:
+    """The texts that a judge sees: the story, or every turn up to the judged one, and the two answers to it."""
     kind = task.judge_kind(item)
     chain = chain_of(item, by_id)
-    asked = item.context if kind == "summary" else _numbered([one.question for one in chain])
+    question = item.context if kind == "summary" else _numbered([turn.question for turn in chain])
     if len(chain) > 1:
-        asked += f"\n\n(Rate the answers to turn {len(chain)}; the turns before are what led to it.)"
+        question += f"\n\n(Rate the answers to turn {len(chain)}; the turns before are what led to it.)"
     correct = "" if kind == "summary" or not item.references else item.references[0]
-    return Contest(kind=kind, question=asked, first=first, second=second, correct=correct)
+    return Contest(kind=kind, question=question, first=first, second=second, correct=correct)
 
 
 def _numbered(texts: Sequence[str]) -> str:
-    """One text as it is; several as turns."""
+    """A single text as it is; several under the headings of their turns."""
     if len(texts) == 1:
         return texts[0]
     return "\n\n".join(f"[Turn {number}]\n{text}" for number, text in enumerate(texts, start=1))

@@ -1,87 +1,118 @@
-"""Whether a judge can be believed: does the order decide, do replicates agree, does it always say the same?"""
+"""Whether a judge can be trusted: does the order decide, do replicates agree, are its scores always the same?"""
 
 from __future__ import annotations
 
 import itertools
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
 
-from llmkick.study.judging.questions import Asked
+from llmkick.study.judging.questions import PlacedQuestion
 from llmkick.tasks.judge.prompts import Pairs, Unreadable
 
 # Fewer judgements than this cannot show that a judge always says the same.
 FEW = 10
-# A judge that prefers one place in so many judgements does not read the answers.
+# A judge that prefers the same place in this share of its judgements does not read the answers.
 ALWAYS = 0.95
 
 
-def reliability(asked: Mapping[str, Asked], read: Mapping[str, Pairs | Unreadable]) -> dict[str, Any]:
-    """How far a judge can be believed, from its readable judgements: {…: count, share or None where there are none}.
+@dataclass(frozen=True, kw_only=True)
+class Reliability:
+    """How far a judge can be trusted, from its judgements of one task. Every share is None where it has no cases.
 
-    `order_decided`: pairs of answers whose winner is another one in the other order. `first_preferred`: judgements
-    with a winner in which it stood first (two different answers in both orders: half, without a bias of place).
-    `agreement`: pairs of replicates that name the same winner.
+    `unreadable`: reason → number of replies without scores. `order_decided`: share of the pairs of answers, among
+    those judged in both orders, whose winner changes with the order. `first_preferred`: share of the judgements with
+    a winner in which the winner stood first (a half for a judge that does not care about the place). `agreement`:
+    share of the pairs of replicates that name the same winner. `most_common_scores`: share of the readable judgements
+    that give the most frequent scores.
     """
-    scores = {key: pairs for key, pairs in read.items() if key in asked and not isinstance(pairs, Unreadable)}
-    reasons = Counter(pairs.reason for key, pairs in read.items() if key in asked and isinstance(pairs, Unreadable))
-    contests: dict[Any, dict[bool, list[int]]] = {}
-    shown, first = Counter[Any](), list[bool]()
-    for key, pairs in scores.items():
-        one = asked[key]
+
+    judgements: int
+    unreadable: Mapping[str, int]
+    pairs_in_both_orders: int
+    order_decided: float | None
+    first_preferred: float | None
+    agreement: float | None
+    most_common_scores: float | None
+
+
+# The two texts of a judgement, whichever stood first: (item, reference, answer).
+Texts = tuple[str, str, str]
+
+
+def reliability(questions: Mapping[str, PlacedQuestion], scores: Mapping[str, Pairs | Unreadable]) -> Reliability:
+    """The reliability of a judge, from its questions and the scores (answer, reference) that it gave, both by key."""
+    answered = {key: pairs for key, pairs in scores.items() if key in questions}
+    readable = {key: pairs for key, pairs in answered.items() if not isinstance(pairs, Unreadable)}
+    reasons = Counter(pairs.reason for pairs in answered.values() if isinstance(pairs, Unreadable))
+    # Texts → whether the answer stood first → the winner in each replicate: 1 the answer, -1 the reference, 0 neither.
+    winners: dict[Texts, dict[bool, list[int]]] = {}
+    scores_as_shown, winner_was_first = Counter[Pairs](), list[bool]()
+    for key, pairs in readable.items():
+        question = questions[key]
         winner = _sign(overall(pairs, 0) - overall(pairs, 1))
-        texts = (one.contest.first, one.contest.second)
-        same = one.item_id, texts[::-1] if one.answer_first else texts
-        contests.setdefault(same, {}).setdefault(one.answer_first, []).append(winner)
-        shown[pairs if one.answer_first else tuple((b, a) for a, b in pairs)] += 1
+        by_order = winners.setdefault(_texts_of(question), {})
+        by_order.setdefault(question.answer_first, []).append(winner)
+        scores_as_shown[pairs if question.answer_first else tuple((b, a) for a, b in pairs)] += 1
         if winner:
-            first.append((winner > 0) == one.answer_first)
-    both = [orders_ for orders_ in contests.values() if len(orders_) == 2]
-    flips = [_sign(sum(one[False])) * _sign(sum(one[True])) < 0 for one in both]
-    repeats = [a == b for one in contests.values() for some in one.values() for a, b in itertools.combinations(some, 2)]
-    return {
-        "judgements": len(scores) + sum(reasons.values()),
-        "unreadable": dict(sorted(reasons.items())),
-        "pairs_in_both_orders": len(both),
-        "order_decided": _share(flips),
-        "first_preferred": _share(first),
-        "agreement": _share(repeats),
-        "most_common_scores": _share_of_commonest(shown),
-    }
+            winner_was_first.append((winner > 0) == question.answer_first)
+    in_both_orders = [by_order for by_order in winners.values() if len(by_order) == 2]
+    flips = [_sign(sum(by_order[False])) * _sign(sum(by_order[True])) < 0 for by_order in in_both_orders]
+    replicates = [winners_ for by_order in winners.values() for winners_ in by_order.values()]
+    agreements = [a == b for winners_ in replicates for a, b in itertools.combinations(winners_, 2)]
+    return Reliability(
+        judgements=len(answered),
+        unreadable=dict(sorted(reasons.items())),
+        pairs_in_both_orders=len(in_both_orders),
+        order_decided=_share(flips),
+        first_preferred=_share(winner_was_first),
+        agreement=_share(agreements),
+        most_common_scores=_share_of_most_common(scores_as_shown),
+    )
 
 
-def doubts(facts: Mapping[str, Any]) -> list[str]:
-    """What speaks against a judge, in words."""
-    readable = facts["judgements"] - sum(facts["unreadable"].values())
-    found = []
-    if facts["unreadable"]:
-        told = ", ".join(f"{count} × {reason}" for reason, count in facts["unreadable"].items())
-        found.append(f"{sum(facts['unreadable'].values())} of {facts['judgements']} replies are unreadable ({told})")
-    if facts["order_decided"]:
-        found.append(
-            f"the order decided the winner in {facts['order_decided']:.0%} of "
-            f"{facts['pairs_in_both_orders']} pairs of answers"
+def _texts_of(question: PlacedQuestion) -> Texts:
+    first, second = question.contest.first, question.contest.second
+    return (question.item_id, second, first) if question.answer_first else (question.item_id, first, second)
+
+
+def doubts(judge: Reliability) -> list[str]:
+    """Sentences about what speaks against a judge; empty for one that can be trusted."""
+    unreadable = sum(judge.unreadable.values())
+    readable = judge.judgements - unreadable
+    sentences = []
+    if judge.unreadable:
+        reasons = ", ".join(f"{count} × {reason}" for reason, count in judge.unreadable.items())
+        sentences.append(f"{unreadable} of {judge.judgements} replies are unreadable ({reasons})")
+    if judge.order_decided:
+        sentences.append(
+            f"the order decided the winner in {judge.order_decided:.0%} of "
+            f"{judge.pairs_in_both_orders} pairs of answers"
         )
-    if facts["agreement"] is not None and facts["agreement"] < 1:
-        found.append(f"replicates agree on the winner in {facts['agreement']:.0%} of their pairs")
-    if readable >= FEW and facts["most_common_scores"] == 1:
-        found.append(f"the judge gave the same scores in all {readable} judgements: its score means nothing")
-    preferred = facts["first_preferred"]
-    if readable >= FEW and preferred is not None and facts["pairs_in_both_orders"]:
-        if preferred >= ALWAYS:
-            found.append(f"the judge prefers whatever stands first ({preferred:.0%}): its score means nothing")
-        elif preferred <= 1 - ALWAYS:
-            found.append(f"the judge prefers whatever stands second ({1 - preferred:.0%}): its score means nothing")
-    return found
+    if judge.agreement is not None and judge.agreement < 1:
+        sentences.append(f"replicates agree on the winner in {judge.agreement:.0%} of their pairs")
+    if readable >= FEW and judge.most_common_scores == 1:
+        sentences.append(f"the judge gave the same scores in all {readable} judgements: its score means nothing")
+    if readable >= FEW and judge.pairs_in_both_orders:
+        sentences += _preferred_place(judge.first_preferred)
+    return sentences
 
 
-def overall(pairs: Pairs, whose: int) -> float:
-    """One assistant's score: the mean over the aspects."""
-    return mean(pair[whose] for pair in pairs)
+def _preferred_place(share: float | None) -> list[str]:
+    """A sentence about a judge that nearly always prefers the same place; `share` is how often it is the first."""
+    if share is None or 1 - ALWAYS < share < ALWAYS:
+        return []
+    place, times = ("first", share) if share >= ALWAYS else ("second", 1 - share)
+    return [f"the judge prefers whatever stands {place} ({times:.0%}): its score means nothing"]
+
+
+def overall(pairs: Pairs, side: int) -> float:
+    """The score of the answer (0) or of the reference (1): the mean over the aspects."""
+    return mean(pair[side] for pair in pairs)
 
 
 def mean(values: Iterable[float]) -> float:
-    """Their mean."""
+    """The arithmetic mean."""
     numbers = list(values)
     return float(sum(numbers)) / len(numbers)
 
@@ -94,6 +125,5 @@ def _share(flags: Sequence[bool]) -> float | None:
     return sum(flags) / len(flags) if flags else None
 
 
-def _share_of_commonest(shown: Counter[Any]) -> float | None:
-    total = sum(shown.values())
-    return shown.most_common(1)[0][1] / total if total else None
+def _share_of_most_common(scores: Counter[Pairs]) -> float | None:
+    return scores.most_common(1)[0][1] / scores.total() if scores else None

@@ -1,16 +1,16 @@
-"""What a study found, put together from its journal once every cell is filled or given up."""
+"""The conclusion of a study: results computed from its journal once every cell is filled or given up."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 
 from llmkick.models.language_model import LanguageModel
-from llmkick.study.cells import style_of, variants_of
+from llmkick.study.cells import style_of
 from llmkick.study.results.comparisons import cell_results, compare_all, describe_task, overall_by_recipe
 from llmkick.study.results.multiplicity import agreement, correction_note, families
 from llmkick.study.results.noise_floor import HALF_PRECISIONS, describe_noise, noise_of_choices
@@ -29,53 +29,57 @@ from llmkick.study.results.records import (
 )
 from llmkick.study.results.results import StudyResult, as_json
 from llmkick.study.results.warnings import loops, warnings_of
+from llmkick.study.running.context import StudyContext
 from llmkick.study.running.environment import peak_memory
+from llmkick.study.running.executor import Executor
 from llmkick.study.running.external_models import describe_model, describe_recipe
-from llmkick.study.running.schedule import Schedule
+from llmkick.study.running.study_run import CompletedRun
 from llmkick.study.spec.study import Study
 
-if TYPE_CHECKING:
-    from llmkick.study.run import StudyRun
+
+def conclude(context: StudyContext, executor: Executor, run: CompletedRun, *, started: str) -> StudyResult:
+    """Compute the results of a run and write results.json; `started` is when this session began (ISO 8601)."""
+    return _Conclusion(context=context, executor=executor, run=run).result(started)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finish:
-    """The last step of a run."""
-
-    run: StudyRun
+class _Conclusion:
+    context: StudyContext
+    executor: Executor
+    run: CompletedRun
 
     def result(self, started: str) -> StudyResult:
-        """Compute and write results.json; `started` is when this session began."""
-        study = self.run.study
-        self.run.observer.stage("statistics", 1)
+        study = self.context.study
+        self.context.observer.stage("statistics", 1)
         records = self._records()
         noise = self._noise(records)
-        tasks = [describe_task(task, self.run.prompting) for task in self.run.tasks]
-        if self.run.judging is not None:
-            tasks += map(TaskSummary.model_validate, self.run.judging.described())
-        with self.run.timed("statistics", "comparisons"):
+        tasks = [describe_task(task, self.context.prompting) for task in self.context.tasks]
+        if self.context.judging is not None:
+            tasks += map(TaskSummary.model_validate, self.context.judging.described())
+        with self.context.timed("statistics", "comparisons"):
             comparisons = compare_all(
                 records,
                 tasks,
                 study.labels(),
                 margin=study.margin,
                 alpha=study.alpha,
-                orders={name: rule.order for name, rule in self.run.rules.items()},
-                same_weights=self.run.left_the_weights,
+                orders=self.context.orders,
+                same_weights=self.context.left_the_weights,
             )
         reports = self._reports()
+        live_models = self.context.keys.external_models.live.values()
         result = StudyResult(
-            folder=self.run.folder,
+            folder=self.context.folder,
             study=StudySettings.model_validate({**study.model_dump(mode="json"), "hash": study.hash()}),
-            environment=Environment.model_validate(self.run.executor.environment()),
+            environment=Environment.model_validate(self.executor.environment()),
             timing=Timing(
                 started=started,
                 finished=datetime.now(UTC).isoformat(timespec="seconds"),
-                seconds=self.run.journal.seconds(),
+                seconds=self.context.journal.seconds(),
                 compression_seconds={r["digest"]: r.pop("seconds") for r in reports},
                 peak_memory_bytes=peak_memory(),
             ),
-            model=DenseModel.model_validate(as_json(self.run.model.info)),
+            model=DenseModel.model_validate(as_json(self.context.model.info)),
             tasks=tuple(tasks),
             results=tuple(sorted(cell_results(records, tasks), key=lambda row: self._order(row, tasks))),
             comparisons=tuple(comparisons),
@@ -85,13 +89,14 @@ class Finish:
             models=tuple(map(ComparedModel.model_validate, self._described(reports))),
             warnings=(
                 *map(str, self.run.schedule.failures),
+                *self.context.warnings,
                 *self.run.warnings,
-                *self.run.executor.warnings,
-                *_warnings([self.run.model, *self.run.others.live.values()], study, records, reports),
-                *(describe_noise(row, self.run.model.info.dtype) for row in noise),
+                *self.executor.warnings,
+                *_warnings([self.context.model, *live_models], study, records, reports),
+                *(describe_noise(row, self.context.model.info.dtype) for row in noise),
             ),
             noise=tuple(noise),
-            judge=None if self.run.judging is None else JudgeSummary.model_validate(self.run.judging.summary),
+            judge=None if self.context.judging is None else JudgeSummary.model_validate(self.context.judging.summary),
             families=tuple(families(comparisons, study.labels(), correction=study.correction, alpha=study.alpha)),
             agreement=tuple(agreement(records, study.labels())),
             failures=tuple(FailedCell.model_validate(failure.as_row()) for failure in self.run.schedule.failures),
@@ -101,63 +106,58 @@ class Finish:
 
     def _noise(self, records: pd.DataFrame) -> list[NoiseRow]:
         """The noise floor of every task with choices; in float32 there is none."""
-        if self.run.model.info.dtype not in HALF_PRECISIONS:
+        if self.context.model.info.dtype not in HALF_PRECISIONS:
             return []
         rows = []
         dense = records[records["recipe"] == "dense"]
-        for cell in self.run.cells(next(variants_of(self.run.study))):
-            noted = self.run.journal.noise(cell.run_key)
+        for cell in self.context.cells(next(self.context.variants())):
+            noted = self.context.journal.noise(cell.run_key)
             row = None if noted is None else NoiseRow.model_validate(noted)
             of_task = dense[dense["task"] == cell.task.name].set_index("item_id")
             if row is None and not of_task.empty:
                 recorded: Any = of_task[["response", "details"]].to_dict("index")
-                items = self.run.evaluation.items[cell.task.name]
+                items = self.context.items[cell.task.name]
                 row = noise_of_choices(
-                    self.run.model, cell.task, items, style_of(cell.task, self.run.prompting), recorded
+                    self.context.model, cell.task, items, style_of(cell.task, self.context.prompting), recorded
                 )
                 if row is not None:
-                    self.run.journal.add_noise(cell.run_key, row.facts)
+                    self.context.journal.add_noise(cell.run_key, row.facts)
             rows += [row] if row is not None else []
         return rows
 
     def _records(self) -> pd.DataFrame:
         """The records of all cells that are whole: what was given up half-way would be another sample."""
-        records = self.run.journal.records()
-        return records[~records["run_key"].isin(given_up(self.run.schedule))]
+        records = self.context.journal.records()
+        return records[~records["run_key"].isin(self.run.schedule.given_up())]
 
     def _incomplete(self) -> set[str]:
         return {failure.cell.variant.label for failure in self.run.schedule.failures}
 
     def _order(self, row: ResultRow, tasks: Sequence[TaskSummary]) -> tuple[int, int, int]:
-        labels, names = ["dense", *self.run.study.labels()], [task.name for task in tasks]
+        labels, names = ["dense", *self.context.study.labels()], [task.name for task in tasks]
         return labels.index(row.recipe), row.seed or 0, names.index(row.task)
 
     def _described(self, reports: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Size and kind of every model, where models made elsewhere are among them."""
-        if not self.run.study.others:
+        if not self.context.study.others:
             return []
-        dense = describe_model("dense", self.run.model, self.run.study.model)
+        dense = describe_model("dense", self.context.model, self.context.study.model)
         found = [dense, *(describe_recipe(dense, report) for report in reports)]
-        for variant in variants_of(self.run.study):
+        for variant in self.context.variants():
             if variant.reference:
-                known = self.run.journal.artifact(self.run.report_key(variant))
+                known = self.context.journal.artifact(self.context.keys.report_key(variant))
                 assert known is not None, f"{variant} was never opened"
                 found.append(known[1])
         return found
 
     def _reports(self) -> list[dict[str, Any]]:
         reports = []
-        for variant in variants_of(self.run.study):
+        for variant in self.context.variants():
             if variant.is_recipe:
-                known = self.run.journal.artifact(self.run.report_key(variant))
+                known = self.context.journal.artifact(self.context.keys.report_key(variant))
                 assert known is not None or variant.label in self._incomplete(), f"no report of {variant}"
                 reports += [] if known is None else [known[1]]
         return reports
-
-
-def given_up(schedule: Schedule) -> set[str]:
-    """The run keys of cells that could not be filled."""
-    return {failure.cell.run_key for failure in schedule.failures}
 
 
 def _warnings(models: Sequence[LanguageModel], study: Study, records: Any, reports: list[dict[str, Any]]) -> list[str]:

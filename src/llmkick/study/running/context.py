@@ -1,26 +1,28 @@
-"""A study made ready: its folder claimed, its model loaded, all checked that can fail before anything takes hours."""
+"""The context of a study: everything that a run, a frontier search and the conclusion share.
+
+`prepare` builds it. Whatever can fail early fails there, before anything takes hours.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 import torch
 
-from llmkick.compression.recipe import Dense
 from llmkick.compression.walk.blocks import decoder_blocks
 from llmkick.compression.walk.calibration import Calibration
 from llmkick.compression.walk.checks import check_recipe_fits
-from llmkick.compression.walk.compress import artifact_key
 from llmkick.errors import ConfigError
 from llmkick.files import require_space, write_text_atomically
 from llmkick.models.language_model import LanguageModel
 from llmkick.models.transformers_model import TransformersModel
-from llmkick.study.cells import Cell, Variant, cells_of, digest_of, style_of, variants_of
+from llmkick.statistics import ItemOrder
+from llmkick.study.cells import Cell, Variant, digest_of, style_of, variants_of
 from llmkick.study.journal.journal import Journal
 from llmkick.study.judging.judging import Judging, judge_of
 from llmkick.study.power_warnings import warn_of_low_power
@@ -28,81 +30,56 @@ from llmkick.study.progress import Observer
 from llmkick.study.results.records import CONTROL_METRICS
 from llmkick.study.running.early_stopping import StoppingRule, stopping_rules
 from llmkick.study.running.evaluation import Evaluation
-from llmkick.study.running.executor import Executor, LocalExecutor
-from llmkick.study.running.external_models import Others, answers_key
+from llmkick.study.running.external_models import ExternalModels
+from llmkick.study.running.keys import StudyKeys
 from llmkick.study.running.metadata import note_run
 from llmkick.study.spec.study import Study
 from llmkick.tasks.evaluate import refuse_unanswerable
 from llmkick.tasks.prompting import Prompting
-from llmkick.tasks.task import Task
+from llmkick.tasks.task import Item, Task
 
-# A journal and a report rarely need more.
+# A journal and a report rarely need more bytes.
 SPACE_NEEDED = 200_000_000
 
 
-@dataclass(kw_only=True)
-class PreparedStudy:
-    """A study in its folder: its tasks, its dense model, and what its variants and cells are known by."""
+class ModelSource(Protocol):
+    """Where the dense model of a study is: in this process, or with the workers of a cluster."""
+
+    def load(self, study: Study, observer: Observer) -> LanguageModel:
+        """The dense model, or a stand-in whose answers come from workers."""
+        ...
+
+    def calibrate(self, study: Study, seed: int, observer: Observer) -> Calibration:
+        """The calibration windows of a seed."""
+        ...
+
+    def dense_digest(self) -> str:
+        """The digest of the dense weights, to be compared with those of compressed models."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyContext:
+    """A study whose folder is claimed, whose model is loaded and whose items are drawn.
+
+    keys: run keys and calibration windows. evaluation: asks a model what a cell lacks, and journals the records.
+    dense_digest: computes the digest of the dense weights. warnings: what the preparation has to say to the reader.
+    """
 
     study: Study
     folder: Path
     observer: Observer
-    executor: Executor = field(default_factory=LocalExecutor)
-    tasks: list[Task] = field(default_factory=list)
-    judging: Judging | None = None
-    rules: dict[str, StoppingRule] = field(default_factory=dict)
-    warnings: list[str] = field(default_factory=list)
-    journal: Journal = field(init=False)  # from `_open_folder` on
-    model: LanguageModel = field(init=False)  # and what follows, from `_load` on
-    others: Others = field(init=False)
-    prompting: Prompting = field(init=False)
-    evaluation: Evaluation = field(init=False)
+    journal: Journal
+    judging: Judging | None
+    keys: StudyKeys
+    evaluation: Evaluation
+    dense_digest: Callable[[], str]
+    warnings: tuple[str, ...]
 
-    def _prepare(self) -> None:
-        """Everything that can fail, before anything takes hours."""
-        self.tasks = [spec.make() for spec in self.study.tasks]
-        self.judging = self._judging()
-        self._load()
-        # Before the dense model is asked anything: a missing or too short text must not show after hours.
-        for seed in dict.fromkeys(variant.seed for variant in variants_of(self.study) if variant.is_recipe):
-            self._calibration(seed)
-        items = {task.name: task.items(self.model) for task in self.tasks}
-        note_run(self.journal, model=self.model, tasks=self.tasks, items=items, prompting=self.prompting)
-        judged = {task.name: items[task.name] for task in self.tasks if task.metric not in CONTROL_METRICS}
-        for line in warn_of_low_power(judged, margin=self.study.margin, alpha=self.study.alpha):
-            self.observer.warn(line)
-        if self.study.stop == "decided":
-            # A judge reads the answers of both models to every item.
-            judging = [task.name for task in self.judging.judged] if self.judging is not None else []
-            stopping = [task for task in self.tasks if task.name not in judging]
-            self.rules = stopping_rules(stopping, items, margin=self.study.margin, alpha=self.study.alpha)
-        self.evaluation = Evaluation(
-            journal=self.journal,
-            model_name=self.model.info.name,
-            items=items,
-            prompting=self.prompting,
-            observer=self.observer,
-            dense=self.model,
-            dense_keys={cell.task.name: cell.run_key for cell in self.cells(Variant(recipe=Dense()))},
-            rules=self.rules,
-        )
-
-    def _load(self) -> None:
-        study = self.study
-        self.others = Others(study=study)
-        if study.others:
-            self.observer.stage(f"looking for {', '.join(study.labelled_others())}", 1)
-            self.others.find()
-        with self.timed("load", study.model):
-            self.observer.stage(f"loading {study.model}", 1)
-            self.model = self.executor.load(study, self.observer)
-        if study.recipes:
-            self._check_recipes()
-        self.prompting = self.others.prompting(self.model)
-        self._fit_controls()
-        for task in self.tasks:
-            refuse_unanswerable(self.model, task, prompting=style_of(task, self.prompting))
-        self.others.check(self.model, self.tasks, self.prompting)
+    @property
+    def model(self) -> LanguageModel:
+        """The dense model."""
+        return self.keys.model
 
     @property
     def dense(self) -> TransformersModel:
@@ -110,134 +87,244 @@ class PreparedStudy:
         assert isinstance(self.model, TransformersModel), "the compressor refuses any other"
         return self.model
 
-    def _fit_controls(self) -> None:
-        """Perplexity becomes bits per byte where two models cut text into different tokens."""
-        specs = self.study.tasks
-        places = [place for place, spec in enumerate(specs) if spec.name.startswith("perplexity") and not spec.unit]
-        different = self.others.with_other_tokens(self.model) if places else []
-        if different:
-            self.warnings.append(
-                f"perplexity is measured in bits per byte: the tokens of {', '.join(different)} are not the dense "
-                "model's"
-            )
-            for place in places:
-                self.tasks[place] = specs[place].model_copy(update={"unit": "bytes"}).make()
-
-    def _judging(self) -> Judging | None:
-        """The judge, checked before anything is loaded or generated; None when nobody judges."""
-        spec = self.study.judge
-        if spec is None:
-            return None
-        judging = Judging(
-            spec=spec,
-            judge=judge_of(spec, dtype=self.study.dtype, device=self.study.device),
-            tasks=self.tasks,
-            journal=self.journal,
-            observer=self.observer,
-        )
-        self.observer.stage(f"asking for the judge {spec.model}", 1)
-        judging.check()
-        return judging
-
-    def _open_folder(self) -> Journal:
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            probe = self.folder / ".write-test"
-            probe.touch()
-            probe.unlink()
-        except OSError as error:
-            raise ConfigError(f"cannot write to {self.folder}: {error}; give another --out") from error
-        require_space(self.folder, SPACE_NEEDED, "a run")
-        journal = Journal(self.folder)
-        try:
-            text = self.study.to_toml()
-            journal.claim(self.study.hash(), text)
-            write_text_atomically(self.folder / "study.toml", text)
-        except OSError as error:
-            journal.close()
-            raise ConfigError(f"cannot write to {self.folder}: {error}; make room or give another --out") from error
-        except BaseException:
-            journal.close()
-            raise
-        return journal
-
-    def _check_recipes(self) -> None:
-        """Fail before hours of work, not after."""
-        blocks = decoder_blocks(self.dense.network)
-        placeholder = Calibration(tokens=torch.zeros(1, 2, dtype=torch.long).numpy(), source="", seed=0)
-        for recipe in self.study.parsed_recipes():
-            check_recipe_fits(recipe, blocks, placeholder)
-        if self.study.calibration.length > self.model.max_tokens:
-            raise ConfigError(
-                f"calibration length {self.study.calibration.length} exceeds the context of "
-                f"{self.model.info.name}, {self.model.max_tokens} tokens"
-            )
-
-    def _calibration(self, seed: int | None) -> Calibration:
-        """The windows of a seed. Methods that need none use the first seed's to measure their output error."""
-        spec = self.study.calibration
-        seed = self.study.seeds[0] if seed is None else seed
-        key = digest_of([self.model.info.digest, spec.model_dump(), seed])
-        known = self.journal.calibration(key)
-        if known is None:
-            self.observer.stage(f"calibration text ({spec.source}, seed {seed})", spec.sequences * spec.length)
-            with self.timed("calibrate", f"{spec.source}, seed {seed}"):
-                known = self.executor.calibrate(self.study, seed, self.observer)
-            self.journal.add_calibration(key, known)
-        return known
-
-    def calibration_of(self, variant: Variant) -> Calibration | None:
-        """The windows that a variant is calibrated on; None for the dense model, and others that are not made here."""
-        return self._calibration(variant.seed) if variant.is_recipe else None
-
-    def _weights_key(self, variant: Variant) -> dict[str, Any]:
-        """Everything that decides the variant's weights."""
-        if variant.reference:
-            return self.others.weights_key(variant)
-        if not isinstance(self.model, TransformersModel):
-            return answers_key(self.model)
-        info, device = self.model.info, self.model.device
-        return artifact_key(info, device, variant.recipe, self.calibration_of(variant), propagate=self.propagates)
+    @property
+    def tasks(self) -> Sequence[Task]:
+        """The tasks of the study."""
+        return self.keys.tasks
 
     @property
-    def propagates(self) -> bool:
-        """Whether each block is calibrated on the compressed blocks before it."""
-        return self.study.propagate
+    def prompting(self) -> Prompting:
+        """How the models are asked, where a task does not fix it."""
+        return self.keys.prompting
+
+    @property
+    def items(self) -> Mapping[str, Sequence[Item]]:
+        """The items of each task, by its name."""
+        return self.evaluation.items
+
+    @property
+    def rules(self) -> Mapping[str, StoppingRule]:
+        """The stopping rules by task, for `stop = "decided"`."""
+        return self.keys.rules
+
+    @property
+    def orders(self) -> dict[str, ItemOrder]:
+        """The order of the items of each task that stops when it is decided."""
+        return {name: rule.order for name, rule in self.rules.items()}
+
+    def variants(self) -> Iterator[Variant]:
+        """The dense model, the recipes with their seeds, the models made elsewhere."""
+        return variants_of(self.study)
 
     def cells(self, variant: Variant) -> list[Cell]:
         """A variant on every task."""
-        info = self.model.info
-        return cells_of(
-            variant,
-            self.tasks,
-            weights=self._weights_key(variant),
-            prompting=self.prompting,
-            reference={"digest": info.digest, "dtype": info.dtype},
-            batches={name: rule.key for name, rule in self.rules.items()},
-        )
+        return self.keys.cells(variant)
 
-    def _is_wanted(self, variant: Variant) -> bool:
-        """Whether anything is left to be done with the variant's model."""
-        report_known = variant.is_dense or self.journal.artifact(self.report_key(variant)) is not None
-        return not report_known or not all(map(self.evaluation.is_complete, self.cells(variant)))
-
-    def report_key(self, variant: Variant) -> str:
-        """The key of what is noted about a variant's weights."""
-        return digest_of([self._weights_key(variant), variant.seed])
+    def is_wanted(self, variant: Variant) -> bool:
+        """Whether the model of a variant is still needed: for records, or for its report."""
+        has_report = variant.is_dense or self.journal.artifact(self.keys.report_key(variant)) is not None
+        return not has_report or not all(map(self.evaluation.is_complete, self.cells(variant)))
 
     def wanted(self, seed: int | None) -> list[Variant]:
-        """The compressed variants of a seed that anything is left to be done with."""
-        variants = [variant for variant in variants_of(self.study) if variant.is_recipe and variant.seed == seed]
-        return [variant for variant in variants if self._is_wanted(variant)]
+        """The recipes with a seed whose models are still needed."""
+        variants = [variant for variant in self.variants() if variant.is_recipe and variant.seed == seed]
+        return [variant for variant in variants if self.is_wanted(variant)]
 
-    def known_digest(self, variant: Variant) -> str | None:
-        """The digest of a variant's weights when its records were made."""
-        known = self.journal.artifact(self.report_key(variant))
-        return None if known is None else known[0]
+    def recorded_digest(self, variant: Variant) -> str | None:
+        """The digest of a variant's weights when its records were made; None before that."""
+        artifact = self.journal.artifact(self.keys.report_key(variant))
+        return None if artifact is None else artifact[0]
+
+    def has_dense_weights(self, variants: Iterable[Variant]) -> bool:
+        """Whether all variants have exactly the weights of the dense model.
+
+        The digest of the dense weights is noted in the journal, for reports that are made without the model.
+        """
+        dense = self.dense_digest()
+        self.journal.note("dense_digest", dense)
+        digests = {self.recorded_digest(variant) for variant in variants} - {None}
+        return digests == {dense}
+
+    def left_the_weights(self, label: str) -> bool:
+        """Whether a recipe changed no weight with any seed, or an external model is the dense one's files again."""
+        checkpoint = self.keys.external_models.checkpoints.get(label)
+        if checkpoint is not None:
+            return checkpoint.digest == self.model.info.digest
+        return self.has_dense_weights(v for v in self.variants() if v.is_recipe and v.label == label)
 
     @contextmanager
     def timed(self, stage: str, detail: str) -> Iterator[None]:
-        """Note the time that a piece of work takes."""
+        """Add the time that a piece of work takes to the journal."""
         started = time.perf_counter()
         yield
         self.journal.add_seconds(stage, detail, time.perf_counter() - started)
+
+
+def open_journal(study: Study, folder: Path) -> Journal:
+    """Claim a folder for a study and open its journal.
+
+    Raises ConfigError when the folder cannot be written, is too small, or belongs to another study.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".write-test"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ConfigError(f"cannot write to {folder}: {error}; give another --out") from error
+    require_space(folder, SPACE_NEEDED, "a run")
+    journal = Journal(folder)
+    try:
+        text = study.to_toml()
+        journal.claim(study.hash(), text)
+        write_text_atomically(folder / "study.toml", text)
+    except OSError as error:
+        journal.close()
+        raise ConfigError(f"cannot write to {folder}: {error}; make room or give another --out") from error
+    except BaseException:
+        journal.close()
+        raise
+    return journal
+
+
+def prepare(
+    study: Study,
+    *,
+    folder: Path,
+    journal: Journal,
+    observer: Observer,
+    source: ModelSource,
+    seeds: Sequence[int] = (),
+) -> StudyContext:
+    """Load and check everything that a study needs; `seeds` are calibrated beside those of the study.
+
+    Raises ConfigError, ModelError or DataError before anything takes hours.
+    """
+    tasks = [spec.make() for spec in study.tasks]
+    judging = _judging(study, tasks, journal, observer)
+    keys, warnings = _load(study, tasks, journal=journal, observer=observer, source=source)
+    # A text that is missing or too short must show before the dense model is asked anything.
+    keys = replace(keys, calibrations=_calibrations(keys, seeds, journal=journal, observer=observer, source=source))
+    items = {task.name: task.items(keys.model) for task in keys.tasks}
+    note_run(journal, model=keys.model, tasks=keys.tasks, items=items, prompting=keys.prompting)
+    judged = {task.name: items[task.name] for task in keys.tasks if task.metric not in CONTROL_METRICS}
+    for line in warn_of_low_power(judged, margin=study.margin, alpha=study.alpha):
+        observer.warn(line)
+    if study.stop == "decided":
+        # A judge reads the answers of both models to every item.
+        names = [task.name for task in judging.judged] if judging is not None else []
+        stopping = [task for task in keys.tasks if task.name not in names]
+        keys = replace(keys, rules=stopping_rules(stopping, items, margin=study.margin, alpha=study.alpha))
+    evaluation = Evaluation(
+        journal=journal,
+        model_name=keys.model.info.name,
+        items=items,
+        prompting=keys.prompting,
+        observer=observer,
+        dense=keys.model,
+        dense_keys={cell.task.name: cell.run_key for cell in keys.cells(Variant())},
+        rules=keys.rules,
+    )
+    return StudyContext(
+        study=study,
+        folder=folder,
+        observer=observer,
+        journal=journal,
+        judging=judging,
+        keys=keys,
+        evaluation=evaluation,
+        dense_digest=source.dense_digest,
+        warnings=tuple(warnings),
+    )
+
+
+def _judging(study: Study, tasks: Sequence[Task], journal: Journal, observer: Observer) -> Judging | None:
+    """The judge, checked before anything is loaded or generated; None when nobody judges."""
+    spec = study.judge
+    if spec is None:
+        return None
+    judge = judge_of(spec, dtype=study.dtype, device=study.device)
+    judging = Judging(spec=spec, judge=judge, tasks=tasks, journal=journal, observer=observer)
+    observer.stage(f"asking for the judge {spec.model}", 1)
+    judging.check()
+    return judging
+
+
+def _load(
+    study: Study, tasks: Sequence[Task], *, journal: Journal, observer: Observer, source: ModelSource
+) -> tuple[StudyKeys, list[str]]:
+    """The models of a study, checked against its recipes and tasks; what the reader must know of the tasks."""
+    external_models = ExternalModels(study=study)
+    if study.others:
+        observer.stage(f"looking for {', '.join(study.labelled_others())}", 1)
+        external_models.find()
+    observer.stage(f"loading {study.model}", 1)
+    started = time.perf_counter()
+    model = source.load(study, observer)
+    journal.add_seconds("load", study.model, time.perf_counter() - started)
+    if study.recipes:
+        _check_recipes(study, model)
+    prompting = external_models.prompting(model)
+    fitted, warnings = _with_comparable_units(
+        study, tasks, external_models.with_other_tokens(model) if study.others else []
+    )
+    for task in fitted:
+        refuse_unanswerable(model, task, prompting=style_of(task, prompting))
+    external_models.check(model, fitted, prompting)
+    keys = StudyKeys(
+        study=study,
+        model=model,
+        tasks=fitted,
+        external_models=external_models,
+        prompting=prompting,
+        calibrations={},
+    )
+    return keys, warnings
+
+
+def _with_comparable_units(
+    study: Study, tasks: Sequence[Task], different: Sequence[str]
+) -> tuple[list[Task], list[str]]:
+    """Perplexity becomes bits per byte where a model cuts text into different tokens than the dense model."""
+    converted = {
+        place: spec.model_copy(update={"unit": "bytes"}).make()
+        for place, spec in enumerate(study.tasks)
+        if different and spec.name.startswith("perplexity") and not spec.unit
+    }
+    warnings = [
+        f"perplexity is measured in bits per byte: the tokens of {', '.join(different)} are not the dense model's"
+    ]
+    return [converted.get(place, task) for place, task in enumerate(tasks)], warnings if converted else []
+
+
+def _check_recipes(study: Study, model: LanguageModel) -> None:
+    assert isinstance(model, TransformersModel), "the compressor refuses any other"
+    blocks = decoder_blocks(model.network)
+    placeholder = Calibration(tokens=torch.zeros(1, 2, dtype=torch.long).numpy(), source="", seed=0)
+    for recipe in study.parsed_recipes():
+        check_recipe_fits(recipe, blocks, placeholder)
+    if study.calibration.length > model.max_tokens:
+        raise ConfigError(
+            f"calibration length {study.calibration.length} exceeds the context of "
+            f"{model.info.name}, {model.max_tokens} tokens"
+        )
+
+
+def _calibrations(
+    keys: StudyKeys, seeds: Sequence[int], *, journal: Journal, observer: Observer, source: ModelSource
+) -> dict[int, Calibration]:
+    """The calibration windows of every seed that a recipe of the study needs, and of further `seeds`."""
+    study, spec = keys.study, keys.study.calibration
+    used = [study.seeds[0] if v.seed is None else v.seed for v in variants_of(study) if v.is_recipe]
+    calibrations = {}
+    for seed in dict.fromkeys([*used, *seeds]):
+        key = digest_of([keys.model.info.digest, spec.model_dump(), seed])
+        calibration = journal.calibration(key)
+        if calibration is None:
+            observer.stage(f"calibration text ({spec.source}, seed {seed})", spec.sequences * spec.length)
+            started = time.perf_counter()
+            calibration = source.calibrate(study, seed, observer)
+            journal.add_seconds("calibrate", f"{spec.source}, seed {seed}", time.perf_counter() - started)
+            journal.add_calibration(key, calibration)
+        calibrations[seed] = calibration
+    return calibrations

@@ -6,8 +6,6 @@ the records do not depend on where they were made.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -23,6 +21,7 @@ from llmkick.models.weights import weights_digest
 from llmkick.study.cells import Cell, Variant
 from llmkick.study.progress import Observer
 from llmkick.study.running.compressor import StudyCompressor
+from llmkick.study.running.context import ModelSource, StudyContext
 from llmkick.study.running.environment import environment
 from llmkick.study.running.external_models import settings_of
 from llmkick.study.running.schedule import Schedule
@@ -31,70 +30,33 @@ from llmkick.study.spec.study import Study
 HERE = "this process"
 
 
-class Desk(Protocol):
-    """What a run does for its workers; it owns the journal."""
+class RecordWriter(Protocol):
+    """Where workers hand in what they produce; it writes the journal."""
 
-    @property
-    def propagates(self) -> bool:
-        """Whether each block is calibrated on the compressed blocks before it."""
+    def open_external_model(self, variant: Variant) -> LanguageModel:
+        """Load a model that was made elsewhere."""
         ...
 
-    def calibration_of(self, variant: Variant) -> Calibration | None:
-        """The windows that a variant is calibrated on; None for the dense model."""
-        ...
-
-    def wanted(self, seed: int | None) -> Sequence[Variant]:
-        """The compressed variants of a seed that anything is left to be done with."""
-        ...
-
-    def known_digest(self, variant: Variant) -> str | None:
-        """The digest of a variant's weights when its records were made."""
-        ...
-
-    def open_other(self, variant: Variant) -> LanguageModel:
-        """A model made elsewhere."""
-        ...
-
-    def keep_report(self, worker: str, variant: Variant, report: CompressionReport) -> None:
-        """Note what became of a variant's weights; records that came from others are dropped and made anew."""
+    def add_report(self, worker: str, variant: Variant, report: CompressionReport) -> None:
+        """Journal a compression report; records that were made with other weights are dropped."""
         ...
 
     def fill(self, cell: Cell, model: LanguageModel, dense: LanguageModel, observer: Observer) -> None:
         """Ask a model what a cell lacks, and journal every batch."""
         ...
 
-    def timed(self, stage: str, detail: str) -> AbstractContextManager[None]:
-        """Note the time that a piece of work takes."""
-        ...
-
-    def size_of(self, cell: Cell) -> int:
-        """How many items a cell has."""
-        ...
-
-    def settled(self, cell: Cell, *, filled: bool) -> None:
-        """A cell was filled, or could not be."""
+    def close_cell(self, cell: Cell, *, filled: bool) -> None:
+        """A cell was filled, or was given up."""
         ...
 
 
-class Executor(Protocol):
-    """Where a study's models are, and who asks them."""
+class Executor(ModelSource, Protocol):
+    """Where the models of a study are, and which workers ask them."""
 
     warnings: list[str]
 
-    def load(self, study: Study, observer: Observer) -> LanguageModel:
-        """The dense model, or its likeness whose answers come from elsewhere."""
-        ...
-
-    def calibrate(self, study: Study, seed: int, observer: Observer) -> Calibration:
-        """The calibration windows of a seed."""
-        ...
-
-    def run(self, schedule: Schedule, desk: Desk) -> None:
-        """Fill all cells; what is given up is among the schedule's failures."""
-        ...
-
-    def dense_digest(self) -> str:
-        """The digest of the dense weights, to be compared with those of compressed ones."""
+    def run(self, schedule: Schedule, context: StudyContext, writer: RecordWriter) -> None:
+        """Fill all cells; cells that are given up are among the schedule's failures."""
         ...
 
     def environment(self) -> dict[str, Any]:
@@ -112,7 +74,7 @@ class LocalExecutor:
 
     artifacts: str | None = None
     warnings: list[str] = field(default_factory=list)
-    _together: set[int | None] = field(default_factory=set)
+    _compressed_seeds: set[int | None] = field(default_factory=set)
     _digest: str | None = None
 
     def load(self, study: Study, observer: Observer) -> LanguageModel:
@@ -140,44 +102,46 @@ class LocalExecutor:
         """The calibration windows of a seed."""
         return windows(self.dense, study, seed, observer)
 
-    def run(self, schedule: Schedule, desk: Desk) -> None:
+    def run(self, schedule: Schedule, context: StudyContext, writer: RecordWriter) -> None:
         """Fill the cells one after another."""
-        at_hand, model = None, self.model
-        while (cell := schedule.take(HERE, at_hand)) is not None:
-            if cell.variant != at_hand:
-                self._compress_together(cell.variant, desk)
-                at_hand, model = cell.variant, self.model  # the one before is let go of first
-                model = self._opened(cell.variant, desk)
-            desk.fill(cell, model, self.model, self.observer)
+        loaded, model = None, self.model
+        while (cell := schedule.take(HERE, loaded)) is not None:
+            if cell.variant != loaded:
+                self._compress_together(cell.variant, context)
+                loaded, model = cell.variant, self.model  # frees the model before
+                model = self._open(cell.variant, context, writer)
+            writer.fill(cell, model, self.model, self.observer)
             schedule.done(HERE)
-            desk.settled(cell, filled=True)
+            writer.close_cell(cell, filled=True)
 
-    def _opened(self, variant: Variant, desk: Desk) -> LanguageModel:
+    def _open(self, variant: Variant, context: StudyContext, writer: RecordWriter) -> LanguageModel:
         if variant.is_dense:
             return self.model
-        return desk.open_other(variant) if variant.reference else self.compressed(variant, desk)
+        if variant.reference:
+            return writer.open_external_model(variant)
+        return self.compressed(variant, context, writer)
 
-    def compressed(self, variant: Variant, desk: Desk) -> TransformersModel:
-        """A recipe's model, recalled or made, and noted at the desk."""
-        compressor = replace(self.compressor, propagate=desk.propagates)
+    def compressed(self, variant: Variant, context: StudyContext, writer: RecordWriter) -> TransformersModel:
+        """The model of a recipe, recalled or made; its report goes to the writer."""
+        compressor = replace(self.compressor, propagate=variant.propagate)
         self.observer.stage(f"compressing {variant}", len(decoder_blocks(self.dense.network)))
-        with desk.timed("compress", variant.label):
-            calibration, expected = desk.calibration_of(variant), desk.known_digest(variant)
+        with context.timed("compress", variant.label):
+            calibration, expected = context.keys.calibration_of(variant), context.recorded_digest(variant)
             model, report = compressor.compressed(variant.recipe, variant.seed, calibration, expected=expected)
-        desk.keep_report(HERE, variant, report)
+        writer.add_report(HERE, variant, report)
         return model
 
-    def _compress_together(self, first: Variant, desk: Desk) -> None:
+    def _compress_together(self, first: Variant, context: StudyContext) -> None:
         """Without propagation one pass serves all recipes of a seed: their models go into the cache."""
-        if desk.propagates or not first.is_recipe or first.seed in self._together:
+        if first.propagate or not first.is_recipe or first.seed in self._compressed_seeds:
             return
-        self._together.add(first.seed)
-        wanted = desk.wanted(first.seed)
+        self._compressed_seeds.add(first.seed)
+        wanted = context.wanted(first.seed)
         if len(wanted) > 1:
             self.observer.stage(f"compressing {len(wanted)} recipes", len(decoder_blocks(self.dense.network)))
-            with desk.timed("compress", "one pass"):
+            with context.timed("compress", "one pass"):
                 recipes = [variant.recipe for variant in wanted]
-                self.compressor.compress_together(recipes, first.seed, desk.calibration_of(first))
+                self.compressor.compress_together(recipes, first.seed, context.keys.calibration_of(first))
 
     def dense_digest(self) -> str:
         """The digest of the dense weights."""

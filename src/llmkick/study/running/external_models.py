@@ -32,8 +32,8 @@ PROBE = "The 1,234 naïve cafés;\n\n\tdef f(x): return x**2  # 東京 🙂 end"
 
 
 @dataclass(kw_only=True)
-class Others:
-    """The other models of a study, by their label."""
+class ExternalModels:
+    """The models of a study that were made elsewhere, by their label."""
 
     study: Study
     checkpoints: dict[str, Checkpoint] = field(default_factory=dict)

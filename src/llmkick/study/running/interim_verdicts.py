@@ -1,4 +1,4 @@
-"""Verdicts as they fall: what a recipe's answers say as soon as a task has all of them."""
+"""Interim verdicts: a recipe is compared with the dense model on a task as soon as all its records are there."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from llmkick.study.spec.study import Study
 
 
 @dataclass(kw_only=True)
-class FallingVerdicts:
+class InterimVerdicts:
     """Tells the observer each comparison once its last calibration seed is done. The final ones are made anew."""
 
     journal: Journal

@@ -60,6 +60,10 @@ class Schedule:
         self._made: list[Variant] = []
         self._stopped = False
 
+    def given_up(self) -> set[str]:
+        """The run keys of cells that could not be filled."""
+        return {failure.cell.run_key for failure in self.failures}
+
     def take(self, worker: str, at_hand: Variant | None) -> Cell | None:
         """The next cell for a worker that has a variant's model at hand; waits for one, None when all is done."""
         with self._changed:

@@ -1,4 +1,4 @@
-"""Short names for models that are compared: what a table's row, a journal's column and a file name can hold."""
+"""Short names for the compared models, for rows of tables, the journal and names of files."""
 
 from __future__ import annotations
 
@@ -13,37 +13,38 @@ from llmkick.models.server.address import parse_address
 
 
 def label_others(references: Sequence[str], *, taken: Collection[str]) -> dict[str, str]:
-    """Labels and references of other models, in order: `name=reference` gives its own, others get a short name.
+    """Short name → reference of other models, in order; `name=reference` brings its name along.
 
-    Of a folder or file its name; where two share it, with the folder around it. Raises ConfigError for a label that
-    is taken, or that two still share, and for a malformed server address.
+    Otherwise a folder or file is named after itself; if that name is not unique, the parent folder goes before it.
+    `taken` are names already in use. Raises ConfigError for a name that is taken or that two models share, and for a
+    malformed server address.
     """
     split = [_split(text) for text in references]
     for _, reference in split:
         parse_if_server(reference)
     for shorten in (_name, _longer_name):
-        labels = [given or shorten(reference) for given, reference in split]
-        if len(set(labels)) == len(labels):
+        names = [given or shorten(reference) for given, reference in split]
+        if len(set(names)) == len(names):
             break
-    twice = [label for label, count in Counter(labels).items() if count > 1]
-    if twice:
-        raise ConfigError(f"{twice[0]!r} would name two models; name them yourself: NAME=MODEL")
-    clash = next((label for label in labels if label in taken), None)
+    repeated = [name for name, count in Counter(names).items() if count > 1]
+    if repeated:
+        raise ConfigError(f"{repeated[0]!r} would name two models; name them yourself: NAME=MODEL")
+    clash = next((name for name in names if name in taken), None)
     if clash is not None:
         raise ConfigError(f"{clash!r} already names the dense model or a recipe; name the other model: NAME=MODEL")
-    return {label: reference for label, (_, reference) in zip(labels, split, strict=True)}
+    return {name: reference for name, (_, reference) in zip(names, split, strict=True)}
 
 
 def parse_if_server(reference: str) -> None:
-    """Raise ConfigError for a server's address that cannot be read."""
+    """Raise ConfigError for a malformed server address; other references pass."""
     if is_server(reference):
         parse_address(reference)
 
 
 def _split(text: str) -> tuple[str, str]:
-    """`name=reference`; a path or an address may hold "=" too, but no such name before it."""
-    found = re.fullmatch(r"([\w.+@ -]+)=(.+)", text)
-    name, reference = (found[1].strip(), found[2]) if found else ("", text)
+    """(name, reference); the name is "" where the text gives none: "=" may stand in a path or an address too."""
+    match = re.fullmatch(r"([\w.+@ -]+)=(.+)", text)
+    name, reference = (match[1].strip(), match[2]) if match else ("", text)
     if not reference.strip():
         raise ConfigError(f"an empty model reference: {text!r}")
     return name, reference

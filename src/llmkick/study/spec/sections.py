@@ -1,4 +1,4 @@
-"""The parts of a study file: a task, the calibration, servers, the judge."""
+"""The sections of a study file: a task, the calibration, the servers, the judge."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from llmkick.errors import ConfigError
 from llmkick.models.checkpoints.checkpoint import is_server
 from llmkick.study.spec.model_names import parse_if_server
-from llmkick.study.spec.source_lines import blaming
+from llmkick.study.spec.source_lines import errors_at
 from llmkick.tasks.judge.clients import DEFAULT_KEY_ENV
 from llmkick.tasks.judge.prompts import JudgeProtocol
 from llmkick.tasks.registry import get_task
@@ -18,13 +18,13 @@ from llmkick.tasks.task import PROTOCOLS, Task, TaskProtocol
 
 
 class Frozen(BaseModel):
-    """Checked once, never changed, nothing beside the keys it knows."""
+    """A frozen model with strict types that refuses unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
 class TaskSpec(Frozen):
-    """One task of a study; the keys are those of `get_task`."""
+    """A task of a study; its keys are the arguments of `get_task`."""
 
     name: str
     source: str = "pocket"
@@ -43,7 +43,7 @@ class TaskSpec(Frozen):
     sha256: str | dict[str, str] | None = None
 
     def make(self) -> Task:
-        """The task itself. Raises ConfigError for what `get_task` refuses."""
+        """The task that this spec describes. Raises ConfigError where `get_task` does."""
         return get_task(**{key: value for key, value in self.model_dump().items() if value is not None})
 
 
@@ -60,7 +60,10 @@ def task_specs(
 
 
 class CalibrationSpec(Frozen):
-    """Where calibration windows come from; see `llmkick.compression.walk.calibration.calibrate`."""
+    """The source and size of the calibration windows; see `llmkick.compression.walk.calibration.calibrate`.
+
+    `sequences` windows of `length` tokens each.
+    """
 
     source: str = "self"
     sequences: int = Field(default=32, ge=1)
@@ -68,7 +71,7 @@ class CalibrationSpec(Frozen):
 
 
 class ServerSpec(Frozen):
-    """How servers among the models are asked; see `llmkick.models.server.endpoint`."""
+    """How servers among the models are queried, `timeout` in seconds; see `llmkick.models.server.endpoint`."""
 
     timeout: float = Field(default=120.0, gt=0)
     concurrency: int = Field(default=8, ge=1, le=256)
@@ -76,15 +79,15 @@ class ServerSpec(Frozen):
 
 
 class JudgeSpec(Frozen):
-    """Who judges the generated answers, and how; docs/judge.md."""
+    """The judge of the generated answers; see docs/judge.md. `timeout` is in seconds."""
 
     model: str
     protocol: JudgeProtocol = "strict"
-    # "dense", a file of answers for all judged tasks, or one a task.
+    # "dense", a file of answers for all judged tasks, or a file for each task.
     reference: str | dict[str, str] = "dense"
     replicates: int = Field(default=1, ge=1, le=100)
     concurrency: int = Field(default=4, ge=1, le=256)
-    # Tokens, asked and answered, after which no further judgement is begun.
+    # Tokens of prompts and replies after which no further judgement is begun.
     budget: int | None = Field(default=None, ge=1)
     temperature: float | None = Field(default=None, ge=0, le=2)
     max_tokens: int = Field(default=1024, ge=16)
@@ -95,21 +98,21 @@ class JudgeSpec(Frozen):
     @field_validator("api_key_env")
     @classmethod
     def _name_of_a_variable(cls, value: str) -> str:
-        """A key pasted here by mistake must not be shown."""
+        """Refuses anything else without showing it: it may be a key, pasted here by mistake."""
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,63}", value):
-            with blaming("judge", "api_key_env"):
+            with errors_at("judge", "api_key_env"):
                 raise ConfigError("api_key_env is the name of an environment variable, never the key itself")
         return value
 
     @model_validator(mode="after")
     def _can_be_asked(self) -> JudgeSpec:
-        with blaming("judge", "model"):
+        with errors_at("judge", "model"):
             parse_if_server(self.model)
         local = not is_server(self.model)
         if local and self.replicates > 1:
-            with blaming("judge", "replicates"):
+            with errors_at("judge", "replicates"):
                 raise ConfigError("a local judge decodes greedily: replicates beyond 1 would all be the same")
         if local and self.temperature:
-            with blaming("judge", "temperature"):
+            with errors_at("judge", "temperature"):
                 raise ConfigError("a local judge decodes greedily; leave temperature out")
         return self

@@ -1,4 +1,4 @@
-"""Where in a study file a value stands, so that an error can name the line."""
+"""The place of a value in a study file, so that an error can name its line and key."""
 
 from __future__ import annotations
 
@@ -10,39 +10,42 @@ from typing import Any
 
 from llmkick.errors import ConfigError, KickError
 
+# The path of a value in a study, e.g. ("tasks", 0, "limit").
+Location = tuple[str | int, ...]
+
 
 class LocatedError(ConfigError):
-    """A refusal that knows which value of the study it is about."""
+    """An error about one value of a study; `location` is the path of that value."""
 
-    def __init__(self, message: str, location: tuple[str | int, ...]) -> None:
+    def __init__(self, message: str, location: Location) -> None:
         super().__init__(message)
         self.location = location
 
 
 @contextlib.contextmanager
-def blaming(*location: Any) -> Iterator[None]:
-    """Says of every refusal in here which value it is about."""
+def errors_at(*location: str | int) -> Iterator[None]:
+    """Turns every KickError that the block raises into a LocatedError about the value at `location`."""
     try:
         yield
     except KickError as error:
         raise LocatedError(str(error), location) from error
 
 
-def place_of(location: tuple[str | int, ...], text: str, values: Any, origin: str) -> str:
-    """`study.toml, line 7: tasks.0.limit`."""
+def place_of(location: Location, text: str, values: object, origin: str) -> str:
+    """The place of a value for a message, e.g. `study.toml, line 7: tasks.0.limit`."""
     line = line_of(text, location, values)
     return f"{origin}{f', line {line}' if line else ''}: {'.'.join(map(str, location))}"
 
 
-def line_of(text: str, location: tuple[str | int, ...], values: Any = None) -> int | None:
-    """The line (from 1) of a TOML key, given its path, e.g. ("tasks", 0, "limit"): its own or its table's.
+def line_of(text: str, location: Location, values: object = None) -> int | None:
+    """The line (from 1) of the TOML key at `location`, or else of the table that should hold it; None for neither.
 
-    In an array the elements' own lines are found by their `values`. None when nothing is found.
+    `values` is the parsed study: it gives the elements of an array, each of which is looked for in the text.
     """
-    table: tuple[str | int, ...] = ()
+    table: Location = ()
     tables: Counter[str] = Counter()
-    best, known = None, 0
-    path: tuple[str | int, ...]
+    best, depth = None, 0
+    path: Location
     for number, line in enumerate(text.splitlines(), start=1):
         header = re.fullmatch(r"\s*(\[\[?)([^\[\]#=]+)\]\]?\s*(#.*)?", line)
         assignment = re.match(r"""\s*([\w."' -]+?)\s*=""", line)
@@ -56,10 +59,10 @@ def line_of(text: str, location: tuple[str | int, ...], values: Any = None) -> i
             path = (*table, *_keys(assignment[1]))
         else:
             continue
-        if path == location[: len(path)] and len(path) > known:
-            best, known = number, len(path)
-    if best is not None and known < len(location) and isinstance(location[known], int):
-        return _line_of_element(text, best, location[: known + 1], values) or best
+        if path == location[: len(path)] and len(path) > depth:
+            best, depth = number, len(path)
+    if best is not None and depth < len(location) and isinstance(location[depth], int):
+        return _line_of_element(text, best, location[: depth + 1], values) or best
     return best
 
 
@@ -67,8 +70,8 @@ def _keys(dotted: str) -> tuple[str, ...]:
     return tuple(part.strip(" \t\"'") for part in dotted.split("."))
 
 
-def _line_of_element(text: str, start: int, location: tuple[str | int, ...], values: Any) -> int | None:
-    """The line of an array's element, by looking for each element up to it in turn."""
+def _line_of_element(text: str, start: int, location: Location, values: Any) -> int | None:
+    """The line of an element of an array: the text is searched for each element up to it in turn."""
     *array, index = location
     try:
         for key in array:

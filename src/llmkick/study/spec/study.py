@@ -1,4 +1,4 @@
-"""A study as a person writes it (TOML or arguments) → a frozen, checked Study with a stable hash."""
+"""The specification of a study: TOML or keyword arguments → a frozen, checked `Study` with a stable hash."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Literal, get_args
 
 import tomli_w
 from pydantic import Field, ValidationError, field_validator, model_validator
@@ -21,7 +21,7 @@ from llmkick.models.checkpoints.checkpoint import is_server
 from llmkick.models.precision import DTYPES
 from llmkick.study.spec.model_names import label_others, parse_if_server
 from llmkick.study.spec.sections import CalibrationSpec, Frozen, JudgeSpec, ServerSpec, TaskSpec
-from llmkick.study.spec.source_lines import LocatedError, blaming, place_of
+from llmkick.study.spec.source_lines import LocatedError, errors_at, place_of
 from llmkick.tasks.judge.prompts import Judgeable
 from llmkick.tasks.prompting import PromptingChoice, refuse_contradiction
 
@@ -32,7 +32,7 @@ Correction = Literal["none", "holm", "fixed sequence"]
 
 
 class Study(Frozen):
-    """Dense model × (recipes × calibration seeds, other models) × tasks, and how the verdict is reached."""
+    """What a study compares, (dense, recipes × seeds, other models) × tasks, and how it reaches verdicts."""
 
     name: str = "study"
     model: str
@@ -40,10 +40,10 @@ class Study(Frozen):
     device: str = "auto"
     prompting: PromptingChoice = "auto"
     recipes: tuple[str, ...] = ()
-    # Models made elsewhere, compared with the dense one: `reference` or `name=reference`.
+    # Models made elsewhere that are compared with the dense model: `reference` or `name=reference`.
     others: tuple[str, ...] = ()
     tasks: tuple[TaskSpec, ...]
-    # Small enough for every generator, and for a column of doubles to hold exactly.
+    # Below 2³²: every generator accepts it, and a column of doubles holds it exactly.
     seeds: tuple[Annotated[int, Field(ge=0, lt=2**32)], ...] = (0,)
     calibration: CalibrationSpec = CalibrationSpec()
     propagate: bool = True
@@ -56,12 +56,12 @@ class Study(Frozen):
 
     @field_validator("recipes", "others", "seeds", mode="before")
     @classmethod
-    def _list_to_tuple(cls, value: Any) -> Any:
+    def _list_to_tuple(cls, value: object) -> object:
         return tuple(value) if isinstance(value, list) else value
 
     @field_validator("tasks", mode="before")
     @classmethod
-    def _named_tasks(cls, value: Any) -> Any:
+    def _named_tasks(cls, value: object) -> object:
         """A task may be written as its bare name."""
         if not isinstance(value, list | tuple):
             return value
@@ -72,17 +72,17 @@ class Study(Frozen):
     def _known_dtype(cls, value: str) -> str:
         choices = ("auto", *DTYPES)
         if value not in choices:
-            with blaming("dtype"):
+            with errors_at("dtype"):
                 raise ConfigError(f"unknown dtype {value!r}; choose from: {', '.join(choices)}")
         return value
 
     @field_validator("recipes")
     @classmethod
     def _recipes_parse(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        """Canonical texts, without `dense`, which every study runs anyway."""
+        """The recipes in canonical form, without `dense`, which every study runs."""
         recipes = []
         for index, text in enumerate(value):
-            with blaming("recipes", index):
+            with errors_at("recipes", index):
                 recipes.append(parse_recipe(text))
         _refuse_repeats("recipes", [str(recipe) for recipe in recipes])
         return tuple(str(recipe) for recipe in recipes if not isinstance(recipe, Dense))
@@ -95,35 +95,35 @@ class Study(Frozen):
             try:
                 names.append(spec.make().name)
             except KickError as error:
-                # The errors of get_task begin with what they are about, or with "unknown" and that.
+                # An error of get_task begins with the key that it is about, or with "unknown" and the key.
                 key = re.match(rf"(?:unknown )?({'|'.join(TaskSpec.model_fields)}|option '\w+'|)", str(error))
                 blamed = (key[1] if key else "").removeprefix("option ").strip("'") or "name"
                 raise LocatedError(str(error), ("tasks", index, blamed)) from error
         _refuse_repeats("tasks", names)
-        with blaming("tasks"):
+        with errors_at("tasks"):
             if not value:
                 raise ConfigError("a study needs at least one task; see `kick tasks`")
         return value
 
     @model_validator(mode="after")
     def _something_to_compare(self) -> Study:
-        """Recipes, other models or both, each under a name of its own."""
+        """Refuses a study without recipes and other models, and names that clash."""
         if not self.recipes and not self.others:
-            with blaming("recipes"):
+            with errors_at("recipes"):
                 raise ConfigError(
                     "a study needs at least one recipe besides dense, or another model in `others`; see `kick methods`"
                 )
-        with blaming("model"):
+        with errors_at("model"):
             if is_server(self.model) and self.recipes:
                 raise ConfigError(f"{self.model} is a server, whose model cannot be compressed here; leave recipes out")
             parse_if_server(self.model)
-        with blaming("others"):
+        with errors_at("others"):
             label_others(self.others, taken=("dense", *self.recipes))
         return self
 
     @model_validator(mode="after")
     def _one_protocol(self) -> Study:
-        """The protocols' scores never share a table; what the paper asks is raw text, whatever the model."""
+        """Refuses two protocols in one table; protocol `paper` sets the prompting to raw text."""
         protocols = [spec.protocol for spec in self.tasks]
         if len(set(protocols)) > 1:
             other = next(index for index, protocol in enumerate(protocols) if protocol != protocols[0])
@@ -133,20 +133,20 @@ class Study(Frozen):
                 ("tasks", other, "protocol"),
             )
         if "paper" in protocols:
-            # The instruction task goes through a chat template in the paper too.
+            # In the paper too, the instruction task goes through a chat template.
             others = [spec for spec in self.tasks if spec.name.partition(":")[0] != "instruction"]
             if others:
-                with blaming("prompting"):
+                with errors_at("prompting"):
                     refuse_contradiction(self.prompting, "raw")
             if len(others) == len(self.tasks):
-                object.__setattr__(self, "prompting", "raw")  # frozen: the study as resolved says what is asked
+                object.__setattr__(self, "prompting", "raw")  # the study is frozen; resolved, it names the style used
         return self
 
     @field_validator("seeds")
     @classmethod
     def _seeds_differ(cls, value: tuple[int, ...]) -> tuple[int, ...]:
         _refuse_repeats("seeds", value)
-        with blaming("seeds"):
+        with errors_at("seeds"):
             if not value:
                 raise ConfigError("a study needs at least one calibration seed")
         return value
@@ -156,11 +156,11 @@ class Study(Frozen):
         if self.judge is None:
             return self
         judged = [task.name for task in (spec.make() for spec in self.tasks) if isinstance(task, Judgeable)]
-        with blaming("judge"):
+        with errors_at("judge"):
             if not judged:
                 raise ConfigError("none of the tasks is judged: add summarization or instruction, or leave [judge] out")
         if isinstance(self.judge.reference, dict):
-            with blaming("judge", "reference"):
+            with errors_at("judge", "reference"):
                 if set(self.judge.reference) != set(judged):
                     raise ConfigError(
                         f"files of reference answers for {', '.join(self.judge.reference) or 'no task'}; "
@@ -170,7 +170,7 @@ class Study(Frozen):
 
     @model_validator(mode="after")
     def _one_seed_where_it_stops(self) -> Study:
-        """Every seed would stop at another item, and the variance between seeds needs the same ones."""
+        """Refuses early stopping with several seeds: the variance between seeds needs the same items for every seed."""
         calibrated = [text for text in self.recipes if parse_recipe(text).needs_calibration]
         if self.stop == "decided" and len(self.seeds) > 1 and calibrated:
             raise LocatedError(
@@ -185,54 +185,54 @@ class Study(Frozen):
         return [parse_recipe(text) for text in self.recipes]
 
     def labelled_others(self) -> dict[str, str]:
-        """The other models in the study's order: their short names, and where they are."""
+        """Short name → reference of the other models, in the study's order."""
         return label_others(self.others, taken=("dense", *self.recipes))
 
     def labels(self) -> list[str]:
-        """What is compared with the dense model, as tables call it: recipes, then other models."""
+        """The names of everything that is compared with the dense model: recipes, then other models."""
         return [*self.recipes, *self.labelled_others()]
 
     def hash(self) -> str:
-        """sha256 over everything but the name, how servers are asked, and the judge, who may come later.
+        """sha256 over the study without its name, its servers and its judge.
 
-        Judgements have keys of their own.
+        A judge may be added to a finished run; judgements have keys of their own.
         """
         content = self.model_dump(mode="json", exclude={"name", "server", "judge"})
-        # Options that came later count only where they are used: studies without them keep their hash.
+        # These options count only where they are used: the hash of a study without them must not change.
         for option in ("stop", "correction"):
             if content[option] == Study.model_fields[option].default:
                 del content[option]
         if not self.others:
             del content["others"]
         for task in content["tasks"]:
-            for option in _LATER_OPTIONS:
+            for option in _HASHED_WHERE_USED:
                 if task[option] is None:
                     del task[option]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def to_toml(self) -> str:
-        """The study as resolved, every default written out."""
+        """The resolved study as TOML, with every default."""
         return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
 
 
-_LATER_OPTIONS = (
+_HASHED_WHERE_USED = (
     "unit", "evidence_tokens", "words", "bucket_words", "max_new_tokens", "split", "revision", "sha256",
 )  # fmt: skip
 
 
-def _refuse_repeats(key: str, values: Sequence[Any]) -> None:
+def _refuse_repeats(key: str, values: Sequence[str | int]) -> None:
     for index, value in enumerate(values):
         if value in values[:index]:
             raise LocatedError(f"{value} is listed twice", (key, index))
 
 
-def make_study(values: Mapping[str, Any]) -> Study:
-    """A Study from plain values. Raises ConfigError naming the key."""
+def make_study(values: Mapping[str, object]) -> Study:
+    """A Study from plain values. Raises ConfigError, which names the key."""
     return _validated(dict(values), text="", origin="study")
 
 
 def load_study(path: Path) -> Study:
-    """Read a study file. Raises ConfigError naming file, line and key."""
+    """Read a study file. Raises ConfigError, which names file, line and key."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -244,7 +244,7 @@ def load_study(path: Path) -> Study:
     return _validated({"name": path.stem, **values}, text=text, origin=str(path))
 
 
-def _validated(values: dict[str, Any], *, text: str, origin: str) -> Study:
+def _validated(values: dict[str, object], *, text: str, origin: str) -> Study:
     try:
         return Study.model_validate(values)
     except ValidationError as error:

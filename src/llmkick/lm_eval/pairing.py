@@ -1,0 +1,113 @@
+"""The samples of two models on one task, paired by document: which metric, clusters and chance level they share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeGuard
+
+from llmkick.errors import ConfigError, DataError
+from llmkick.lm_eval.samples import Sample
+from llmkick.statistics.pairing import some_of
+
+# Fields of a document that may give its cluster, in order of preference.
+CLUSTER_FIELDS = ("cluster", "subject", "category")
+# Metrics for which a small number is good: their loss would be a gain.
+LOWER_IS_BETTER = ("perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte", "brier_score", "ter", "wer")
+
+
+# A field of the documents, and doc_id → its value.
+Clusters = tuple[str, Mapping[int, str]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplePair:
+    """The samples of both models on the same documents, through one filter.
+
+    Raises DataError when the documents differ.
+    """
+
+    task: str
+    files: tuple[Path, Path]
+    dense: Mapping[int, Sample]
+    compressed: Mapping[int, Sample]
+
+    def __post_init__(self) -> None:
+        if set(self.dense) != set(self.compressed):
+            missing, extra = (
+                sorted(set(self.dense) - set(self.compressed)),
+                sorted(set(self.compressed) - set(self.dense)),
+            )
+            raise DataError(
+                f"{self.task}: other documents: {self.files[1]} lacks doc_id {some_of(missing)}, and has "
+                f"{some_of(extra)} beyond those of {self.files[0]}; were both run with the same --limit?"
+            )
+        other = [number for number, sample in self.dense.items() if sample.doc_hash != self.compressed[number].doc_hash]
+        if other:
+            raise DataError(
+                f"{self.task}: {len(other)} of {len(self.dense)} documents have another doc_hash in {self.files[1]} "
+                f"than in {self.files[0]} (doc_id {some_of(other)}): two versions of the task or of its data"
+            )
+
+    def metric(self, wanted: Sequence[str]) -> str:
+        """The metric to compare. Raises ConfigError, with the metrics of the task, when it has none of `wanted`."""
+        there = sorted({name for sample in self.dense.values() for name in sample.metrics})
+        numeric = [name for name in there if all(_is_number(s.metrics.get(name)) for s in self.dense.values())]
+        usable = [name for name in numeric if name not in LOWER_IS_BETTER]
+        for name in wanted:
+            if name in LOWER_IS_BETTER:
+                raise ConfigError(f"{self.task}: of {name} less is better, so there is no share of it to lose")
+            if name in there and name not in numeric:
+                value = next(s.metrics.get(name) for s in self.dense.values() if not _is_number(s.metrics.get(name)))
+                raise DataError(f"{self.task}: {name} is {value!r}, not a number; choose from: {listed(usable)}")
+            if name in there:
+                return name
+        if wanted or not usable:
+            raise ConfigError(f"{self.task} has no metric {listed(wanted)}; choose from: {listed(usable)}")
+        if "acc" in usable:
+            return "acc"
+        if len(usable) > 1:
+            raise ConfigError(f"{self.task} has several metrics; choose with --metric from: {listed(usable)}")
+        return usable[0]
+
+    def scores(self, samples: Mapping[int, Sample], metric: str, file: Path) -> dict[int, float | None]:
+        """doc_id → the metric of the document; None for NaN."""
+        scores: dict[int, float | None] = {}
+        for number, sample in sorted(samples.items()):
+            value = sample.metrics.get(metric)
+            if not _is_number(value):
+                raise DataError(f"{self.task}: {metric} of doc_id {number} in {file} is {value!r}, not a number")
+            scores[number] = None if math.isnan(value) else float(value)
+        return scores
+
+    def clusters(self, wanted: str | None) -> Clusters | None:
+        """The field that gives the cluster, and doc_id → its value; None when every document is its own cluster."""
+        if wanted == "none":
+            return None
+        for field in CLUSTER_FIELDS if wanted is None else (wanted,):
+            if all(field in sample.fields for sample in self.dense.values()):
+                values = {number: sample.fields[field] for number, sample in self.dense.items()}
+                if wanted is not None or 1 < len(set(values.values())) < len(values):
+                    return field, values
+        if wanted is None:
+            return None
+        there = sorted(set.intersection(*(set(sample.fields) for sample in self.dense.values())))
+        raise ConfigError(f"{self.task}: not every document has a field {wanted!r}; all have {listed(there)}")
+
+    def chance(self, metric: str) -> float:
+        """The expected score of guessing among the scored options; 0 for every other kind of score."""
+        options = [sample.options for sample in self.dense.values()]
+        if not metric.startswith("acc") or min(options) < 2:
+            return 0.0
+        return sum(1 / count for count in options) / len(options)
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, int | float)
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names for a message, separated by commas; "none" for no names."""
+    return ", ".join(map(str, names)) or "none"

@@ -1,0 +1,107 @@
+"""The verdict on one level of a frontier search: fill its cells, compare them with the dense model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import pandas as pd
+import psutil
+
+from llmkick.compression.recipe import Recipe
+from llmkick.models.transformers_model import TransformersModel
+from llmkick.study.cells import Cell, Variant
+from llmkick.study.frontier.result import Judged, verdict_of
+from llmkick.study.levels import LevelGrid
+from llmkick.study.results.comparisons import compare_cell, describe_task, is_comparable
+from llmkick.study.running.context import StudyContext
+from llmkick.study.running.executor import LocalExecutor
+from llmkick.study.running.schedule import Schedule
+from llmkick.study.running.study_run import JournalWriter
+from llmkick.tasks.task import Task
+
+# Compressed models kept in memory at most, and the share of the free memory that they may take.
+MODELS_KEPT, MEMORY_SHARE = 4, 0.3
+
+
+@dataclass(kw_only=True)
+class LevelJudge:
+    """Judges levels of compression on the tasks of a study.
+
+    seeds: calibration seeds; the first one searches, all of them confirm. search_propagate: whether calibration is
+    propagated while searching; a confirmation does as the study says. run_keys: the cells asked, by grid and task.
+    recipes: the compressed models made, by grid.
+    """
+
+    context: StudyContext
+    executor: LocalExecutor
+    seeds: tuple[int, ...]
+    search_propagate: bool
+    run_keys: dict[tuple[str, str], set[str]] = field(default_factory=dict)
+    recipes: dict[str, set[str]] = field(default_factory=dict)
+    writer: JournalWriter = field(init=False)
+    _models: dict[Variant, TransformersModel] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.writer = JournalWriter(context=self.context, schedule=Schedule(cells=(), pending=()))
+
+    def judge(self, grid: LevelGrid, recipe: Recipe, task: Task, *, margin: float, confirming: bool = False) -> Judged:
+        """One level on one task: until it is decided, or, confirming, with every item, every seed, and propagated."""
+        context = self.context
+        evaluation, rule = context.evaluation, context.rules.get(task.name)
+        propagate = context.study.propagate if confirming else self.search_propagate
+        seeds: Sequence[int | None] = (
+            (self.seeds if confirming else self.seeds[:1]) if recipe.needs_calibration else [None]
+        )
+        variants = [Variant(recipe=recipe, seed=seed, propagate=propagate) for seed in seeds]
+        cells = [self._filled(variant, task, every_item=confirming) for variant in variants]
+        dense_cell = evaluation.dense_cell(cells[0])
+        if confirming or rule is None:
+            evaluation.fill_every_item(context.model, dense_cell)
+        dense = context.journal.cell_records(dense_cell.run_key).set_index("item_id")
+        records = pd.concat([context.journal.cell_records(cell.run_key) for cell in cells], ignore_index=True)
+        described = describe_task(task, context.prompting)
+        comparison = None
+        if is_comparable(described, dense, records):
+            comparison = compare_cell(
+                described,
+                str(recipe),
+                dense,
+                records,
+                order=None if confirming or rule is None else rule.order,
+                same_weights=lambda _: context.has_dense_weights(variants),
+                margin=margin,
+                alpha=context.study.alpha,
+            )
+        self.run_keys.setdefault((grid.name, task.name), set()).update(cell.run_key for cell in cells)
+        self.recipes.setdefault(grid.name, set()).add(str(recipe))
+        return Judged(
+            verdict=verdict_of(comparison),
+            comparison=comparison,
+            items=len(records),
+            of=len(context.items[task.name]),
+            confirmed=confirming,
+        )
+
+    def _filled(self, variant: Variant, task: Task, *, every_item: bool) -> Cell:
+        """The cell with as many records as are needed."""
+        evaluation = self.context.evaluation
+        (cell,) = [cell for cell in self.context.cells(variant) if cell.task.name == task.name]
+        is_filled = evaluation.has_every_item(cell) if every_item else evaluation.is_complete(cell)
+        if not is_filled or self.context.recorded_digest(variant) is None:
+            model = self._model(variant)
+            if every_item:
+                evaluation.fill_every_item(model, cell)
+            else:
+                evaluation.fill(model, cell)
+        return cell
+
+    def _model(self, variant: Variant) -> TransformersModel:
+        """The compressed model; a few stay in memory, since the search of every task begins at the same levels."""
+        if variant not in self._models:
+            weights = sum(p.numel() * p.element_size() for p in self.context.dense.network.parameters())
+            most = min(MODELS_KEPT, int(psutil.virtual_memory().available * MEMORY_SHARE / weights))
+            while self._models and len(self._models) >= max(1, most):
+                del self._models[next(iter(self._models))]
+            self._models[variant] = self.executor.compressed(variant, self.context, self.writer)
+        return self._models[variant]

@@ -1,0 +1,70 @@
+"""The keys of a study: what decides the weights of its variants, and the cells that follow from them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from llmkick.compression.walk.calibration import Calibration
+from llmkick.compression.walk.compress import artifact_key
+from llmkick.models.language_model import LanguageModel
+from llmkick.models.transformers_model import TransformersModel
+from llmkick.study.cells import Cell, Variant, cells_of, digest_of
+from llmkick.study.running.early_stopping import StoppingRule
+from llmkick.study.running.external_models import ExternalModels, answers_key
+from llmkick.study.spec.study import Study
+from llmkick.tasks.prompting import Prompting
+from llmkick.tasks.task import Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyKeys:
+    """Everything that the run keys of a study depend on.
+
+    calibrations: the calibration windows by seed. rules: the stopping rules by task, for `stop = "decided"`.
+    """
+
+    study: Study
+    model: LanguageModel
+    tasks: Sequence[Task]
+    external_models: ExternalModels
+    prompting: Prompting
+    calibrations: Mapping[int, Calibration]
+    rules: Mapping[str, StoppingRule] = field(default_factory=dict)
+
+    def calibration_of(self, variant: Variant) -> Calibration | None:
+        """The calibration windows of a variant; None for the dense model and for models made elsewhere.
+
+        A method without calibration measures its output error on the windows of the study's first seed.
+        """
+        if not variant.is_recipe:
+            return None
+        return self.calibrations[self.study.seeds[0] if variant.seed is None else variant.seed]
+
+    def weights_key(self, variant: Variant) -> dict[str, Any]:
+        """Everything that decides the weights of a variant."""
+        if variant.reference:
+            return self.external_models.weights_key(variant)
+        if not isinstance(self.model, TransformersModel):
+            return answers_key(self.model)
+        calibration = self.calibration_of(variant)
+        return artifact_key(
+            self.model.info, self.model.device, variant.recipe, calibration, propagate=variant.propagate
+        )
+
+    def report_key(self, variant: Variant) -> str:
+        """The key under which the journal keeps the digest and the report of a variant."""
+        return digest_of([self.weights_key(variant), variant.seed])
+
+    def cells(self, variant: Variant) -> list[Cell]:
+        """A variant on every task."""
+        info = self.model.info
+        return cells_of(
+            variant,
+            self.tasks,
+            weights=self.weights_key(variant),
+            prompting=self.prompting,
+            reference={"digest": info.digest, "dtype": info.dtype},
+            batches={name: rule.key for name, rule in self.rules.items()},
+        )

@@ -1,0 +1,157 @@
+"""The run of a study: fill the missing cells through an executor, have the answers judged, drop outdated records."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from llmkick.compression.walk.report import CompressionReport
+from llmkick.models.language_model import LanguageModel
+from llmkick.study.cells import Cell, Variant
+from llmkick.study.judging.questions import Answered
+from llmkick.study.progress import Observer
+from llmkick.study.results.comparisons import describe_task
+from llmkick.study.results.results import as_json
+from llmkick.study.running.context import StudyContext
+from llmkick.study.running.executor import Executor
+from llmkick.study.running.external_models import describe_model
+from llmkick.study.running.interim_verdicts import InterimVerdicts
+from llmkick.study.running.schedule import OtherWeightsError, Schedule
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompletedRun:
+    """What became of the cells of a study. warnings: what the run has to say to the reader of the results."""
+
+    schedule: Schedule
+    warnings: tuple[str, ...]
+
+
+def run_cells(context: StudyContext, executor: Executor) -> CompletedRun:
+    """Fill every cell that lacks records, and have the answers judged."""
+    variants = list(context.variants())
+    cells = [(variant, context.cells(variant)) for variant in variants]
+    all_cells = [cell for _, of_variant in cells for cell in of_variant]
+    verdicts = InterimVerdicts(
+        journal=context.journal,
+        study=context.study,
+        tasks=[describe_task(task, context.prompting) for task in context.tasks],
+        observer=context.observer,
+        orders=context.orders,
+        same_weights=context.left_the_weights,
+    )
+    pending: list[Cell] = []
+    for variant, of_variant in cells:
+        missing = [cell for cell in of_variant if not context.evaluation.is_complete(cell)]
+        for cell in of_variant:
+            if cell not in missing:
+                verdicts.after(cell, filled=False)
+        # A variant with all records but no report is made once more, for its report.
+        pending += missing or (of_variant[:1] if context.is_wanted(variant) else [])
+    schedule = Schedule(cells=all_cells, pending=pending)
+    writer = JournalWriter(context=context, schedule=schedule, verdicts=verdicts)
+    writer.show_progress()
+    executor.run(schedule, context, writer)
+    judged, judge_warnings = _judge(context, schedule, variants)
+    outdated = context.journal.run_keys() - {cell.run_key for cell in all_cells} - judged
+    dropped = _drop(context, outdated)
+    return CompletedRun(schedule=schedule, warnings=(*writer.warnings, *judge_warnings, *dropped))
+
+
+@dataclass(kw_only=True)
+class JournalWriter:
+    """Writes what the workers of a run produce; nothing else writes records while cells are filled.
+
+    Any number of threads may call it. `warnings` collects what the reader of the results must know.
+    """
+
+    context: StudyContext
+    schedule: Schedule
+    verdicts: InterimVerdicts | None = None
+    warnings: list[str] = field(default_factory=list)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def fill(self, cell: Cell, model: LanguageModel, dense: LanguageModel, observer: Observer) -> None:
+        """Ask a model what a cell lacks, and journal every batch; `dense` is the dense model beside it."""
+        evaluation = self.context.evaluation
+        if not evaluation.is_complete(cell):
+            replace(evaluation, dense=dense, observer=observer).fill(model, cell)
+
+    def close_cell(self, cell: Cell, *, filled: bool) -> None:
+        """A cell was filled, or was given up."""
+        if filled and self.verdicts is not None:
+            with self._lock:
+                self.verdicts.after(cell, filled=True)
+        self.show_progress()
+
+    def show_progress(self) -> None:
+        """Tell the observer how many cells are done."""
+        total = len(self.schedule.cells)
+        self.context.observer.cells(total - self.schedule.left, total)
+
+    def open_external_model(self, variant: Variant) -> LanguageModel:
+        """Load a model that was made elsewhere, and journal its size."""
+        context = self.context
+        with context.timed("load", variant.label):
+            context.observer.stage(f"loading {variant.label}", 1)
+            model = context.keys.external_models.open(variant)
+        facts = describe_model(variant.label, model, variant.reference)
+        context.journal.add_artifact(context.keys.report_key(variant), model.info.digest, facts)
+        return model
+
+    def add_report(self, worker: str, variant: Variant, report: CompressionReport) -> None:
+        """Journal a compression report. Records that were made with other weights are dropped, with a warning.
+
+        Raises OtherWeightsError while another worker makes records with those other weights.
+        """
+        with self._lock:
+            self._add_report(worker, variant, report)
+        self.schedule.made(variant)
+
+    def _add_report(self, worker: str, variant: Variant, report: CompressionReport) -> None:
+        context = self.context
+        recorded = context.recorded_digest(variant)
+        if recorded == report.digest:
+            return
+        if recorded is not None:
+            if not self.schedule.is_alone(worker):
+                raise OtherWeightsError(f"{variant} came out with other weights than on another machine")
+            self.warnings.append(
+                f"{variant.label}: compressing again gave other weights (another machine or thread count?); "
+                "its earlier records were dropped and made anew"
+            )
+            cells = context.cells(variant)
+            context.journal.forget([cell.run_key for cell in cells])
+            self.schedule.reopen(cells)
+        context.journal.add_artifact(context.keys.report_key(variant), report.digest, as_json(report))
+
+
+def _judge(context: StudyContext, schedule: Schedule, variants: Sequence[Variant]) -> tuple[set[str], list[str]]:
+    """Have the answers judged: the run keys of the judged cells, and the judge's warnings."""
+    judging = context.judging
+    if judging is None:
+        return set(), []
+    given_up = schedule.given_up()
+    unanswered = {f.cell.task.name for f in schedule.failures if f.cell.variant.is_dense}
+    judged = {task.name for task in judging.judged} - unanswered
+    cells = [
+        Answered(label=variant.label, seed=variant.seed, task=cell.task.name, run_key=cell.run_key)
+        for variant in variants
+        for cell in context.cells(variant)
+        if cell.task.name in judged and cell.run_key not in given_up
+    ]
+    with context.timed("judge", judging.spec.model):
+        judging.run(cells, context.items, context.model.info.name)
+    return {judging.cell_key(cell, cells) for cell in cells}, judging.warnings
+
+
+def _drop(context: StudyContext, run_keys: set[str]) -> list[str]:
+    """Drop records of other weights, data or settings: they must not mix with those of this study."""
+    if not run_keys:
+        return []
+    context.journal.forget(run_keys)
+    return [
+        f"the records of {len(run_keys)} cells were made with other weights, data, precision or version "
+        "and were dropped; they were made anew"
+    ]
