@@ -24,11 +24,12 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from llmkick.compression.levels import LevelKind
 from llmkick.compression.recipe import Recipe
 from llmkick.errors import DataError
 from llmkick.files import write_text_atomically
 from llmkick.statistics import Comparison, Frontier, PerplexityComparison, Verdict
-from llmkick.study.levels import LevelGrid, LevelKind, level_text
+from llmkick.study.levels import LevelGrid, level_text
 from llmkick.study.results.records import Environment, OpenRecord, TaskSummary, Timing
 from llmkick.study.results.results import first_problem
 from llmkick.tasks.task import Task
