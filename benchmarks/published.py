@@ -16,6 +16,8 @@ from rich.console import Console
 
 import llmkick
 from llmkick.cli.progress import TerminalProgress
+from llmkick.statistics import Comparison
+from llmkick.study.results.records import AnyComparison, ResultRow
 from llmkick.study.results.results import StudyResult
 
 RECIPES = ("wanda@0.25", "gptq@4b-g128")
@@ -70,23 +72,31 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def scores(result: StudyResult) -> str:
     """A row for each task: the dense score and what each recipe made of it."""
     cells = {(row["recipe"], row["task"]): row for row in result.results}
-    found = {(row["recipe"], row["task"]): row for row in result.comparisons}
+    comparisons = {(comparison.recipe, comparison.task): comparison for comparison in result.comparisons}
     rows = []
-    for task in (task["name"] for task in result.tasks):
+    for task in (task.name for task in result.tasks):
         dense = cells["dense", task]
-        rows.append([task, f"{dense['n']}", number(dense), *(compared(cells, found, one, task) for one in RECIPES)])
+        rows.append(
+            [task, f"{dense['n']}", number(dense), *(compared(cells, comparisons, recipe, task) for recipe in RECIPES)]
+        )
     return table(["task", "scored", "dense", *RECIPES], rows)
 
 
-def number(row: Mapping[str, Any]) -> str:
-    return "–" if row["value"] is None else f"{row['value']:.3f}"
+def number(row: ResultRow) -> str:
+    return "–" if row.value is None else f"{row.value:.3f}"
 
 
-def compared(cells: Mapping[Any, Any], found: Mapping[Any, Any], recipe: str, task: str) -> str:
+def compared(
+    cells: Mapping[tuple[str, str], ResultRow],
+    comparisons: Mapping[tuple[str, str], AnyComparison],
+    recipe: str,
+    task: str,
+) -> str:
     """Score, verdict, loss with its interval."""
-    row, comparison = cells[recipe, task], found.get((recipe, task), {})
-    drop, interval = comparison.get("relative_drop"), comparison.get("interval")
-    verdict = f" {comparison['verdict']}" if "verdict" in comparison else ""
+    row, comparison = cells[recipe, task], comparisons.get((recipe, task))
+    if not isinstance(comparison, Comparison):
+        return number(row)
+    drop, interval, verdict = comparison.relative_drop, comparison.interval, f" {comparison.verdict}"
     if drop is None or interval is None:
         return number(row) + verdict
     return f"{number(row)}{verdict} ({100 * drop:+.0f} % [{100 * interval[0]:+.0f}, {100 * interval[1]:+.0f}])"
@@ -94,7 +104,7 @@ def compared(cells: Mapping[Any, Any], found: Mapping[Any, Any], recipe: str, ta
 
 def left_out(result: StudyResult) -> str:
     """What the data sets' readers left out, and what has no score."""
-    lines = [f"- {task['name']}: {note}" for task in result.tasks for note in task.get("notes", ())]
+    lines = [f"- {task.name}: {note}" for task in result.tasks for note in task.facts.get("notes", ())]
     lines += [f"- {warning}" for warning in result.warnings]
     return "\n".join(lines)
 

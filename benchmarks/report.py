@@ -29,7 +29,9 @@ sys.path[:1] = [str(ROOT / "tests"), str(ROOT / "src")]  # not this folder: it w
 from browser import open_browser, wait_until_ready  # noqa: E402
 from llmkick.statistics import compare, compare_perplexity  # noqa: E402
 from llmkick.study.journal.journal import Journal  # noqa: E402
-from llmkick.study.results.results import StudyResult, as_json, overall_by_recipe  # noqa: E402
+from llmkick.study.results.comparisons import overall_by_recipe  # noqa: E402
+from llmkick.study.results.records import ResultRow  # noqa: E402
+from llmkick.study.results.results import StudyResult  # noqa: E402
 from llmkick.tasks.task import Item, Record  # noqa: E402
 from report import synthetic  # noqa: E402
 
@@ -80,7 +82,7 @@ def build(folder: Path, recipes: Sequence[str], items: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     journal = Journal(folder)
     journal.claim("hash-of-the-study", "name = 'synthetic'\n")
-    rows: list[dict[str, Any]] = []
+    rows: list[ResultRow] = []
     comparisons: list[Any] = []
     for task in TASKS:
         asked = questions(task, items)
@@ -90,7 +92,7 @@ def build(folder: Path, recipes: Sequence[str], items: int) -> None:
             records = list(answers(task, recipe, asked))
             journal.add_records(f"{recipe}-{task}", model="toy", recipe=recipe, seed=None, task=task, records=records)
             scores = {record.item_id: record.score for record in records}
-            rows.append(score_row(task, recipe, scores))
+            rows.append(ResultRow.model_validate(score_row(task, recipe, scores)))
             if recipe == "dense":
                 dense = scores
             else:
@@ -101,7 +103,7 @@ def build(folder: Path, recipes: Sequence[str], items: int) -> None:
     reports = [{**synthetic.report(recipe, None, LAYERS_OF_A_MODEL), "seed": 0} for recipe in recipes]
     StudyResult(
         folder=folder, **facts, tasks=[synthetic.describe(task) for task in TASKS],
-        results=synthetic.order(rows, recipes, TASKS), comparisons=[as_json(one) for one in comparisons],
+        results=synthetic.order(rows, recipes, TASKS), comparisons=comparisons,
         overall=overall_by_recipe(comparisons), compression=reports,
     ).write()  # fmt: skip
 

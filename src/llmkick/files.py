@@ -70,13 +70,16 @@ def new_folder(target: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def write_text_atomically(path: Path, text: str) -> None:
-    """Write UTF-8 text so that a reader, or a crash, never sees half of it."""
+def write_text_atomically(path: Path, text: str, *, errors: str = "strict") -> None:
+    """Write UTF-8 text so that a reader, or a crash, never sees half of it.
+
+    `errors` is that of `open`. Raises OSError when the file cannot be written; the old one is then still there.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
     temporary = Path(name)
     try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="") as stream:
+        with os.fdopen(handle, "w", encoding="utf-8", errors=errors, newline="") as stream:
             stream.write(text)
             stream.flush()
             os.fsync(stream.fileno())
@@ -90,14 +93,10 @@ def write_text_atomically(path: Path, text: str) -> None:
 
 
 def write_text(path: Path, text: str) -> Path:
-    """Write a file whole or not at all. Raises DataError when the folder cannot be written to."""
-    partial = path.with_name(path.name + ".partial")
+    """Write a file for a reader, whole or not at all. Raises DataError when it cannot be written."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         # A lone surrogate in a model's answer has no UTF-8 form; shown as its escape it spoils nothing.
-        partial.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
-        partial.replace(path)
+        write_text_atomically(path, text, errors="backslashreplace")
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise DataError(f"cannot write {path}: {error}") from error
     return path

@@ -89,7 +89,7 @@ def test_csv_files_hold_the_same_numbers_in_full(plain, tmp_path):
     for column in ("loss", "loss_low", "loss_high", "mcnemar_p", "smallest_detectable_loss", "p_matching"):
         assert [float(row[column]) if row[column] else None for row in read] == [row[column] for row in written]
     assert list(pd.read_csv(paths["unscored"]).columns) == list(tables.UNSCORED)
-    assert not list(tmp_path.rglob("*.partial"))
+    assert not list(tmp_path.rglob(".*")), "nothing temporary is left"
 
 
 def test_layers_have_a_place():

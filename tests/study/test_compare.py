@@ -101,7 +101,7 @@ def test_every_model_is_asked_and_compared_with_the_dense_one(finished: StudyRes
     assert dict(records.groupby("recipe")["model"].first()) == {
         "dense": "dense", "other": "other", "pruned": "pruned"
     }  # fmt: skip
-    assert finished.compression == []
+    assert finished.compression == ()
 
 
 def test_the_records_are_those_that_each_model_gives_alone(finished: StudyResult, models: Path):
@@ -194,10 +194,10 @@ def test_with_other_tokens_perplexity_becomes_bits_per_byte(models: Path, tmp_pa
     assert [task["name"] for task in result.tasks] == ["factoid_qa", "multiple_choice:cloze", "bits_per_byte"]
     assert result.warnings[0].startswith("perplexity is measured in bits per byte: the tokens of spaced are not")
     found = [entry for entry in result.comparisons if entry.task == "bits_per_byte"]
-    assert [entry["recipe"] for entry in found] == ["spaced", "other"]
-    assert all(entry["n"] == 3 and "outcome" in entry for entry in found)
+    assert [entry.recipe for entry in found] == ["spaced", "other"]
+    assert all(entry.n == 3 and entry.kind == "perplexity" for entry in found)
     # The same weights behind other start tokens: close, but not the same number of bits.
-    assert found[0]["compressed"] == pytest.approx(found[1]["compressed"], rel=0.2)
+    assert found[0].compressed == pytest.approx(found[1].compressed, rel=0.2)
 
 
 def test_a_unit_that_is_asked_for_is_kept(models: Path, tmp_path: Path):

@@ -209,11 +209,11 @@ def test_methods_without_calibration_run_once(finished: StudyResult):
     by_recipe = {report["recipe"]: report for report in finished.compression}
     assert by_recipe["magnitude@0.5"]["calibration"] is by_recipe["rtn@4b"]["calibration"] is None
     for report in finished.compression:
-        share = [layer["realised_sparsity"] for layer in report["layers"]]
+        share = [layer.realised_sparsity for layer in report.layers]
         if report["recipe"] != "rtn@4b":
             assert share == pytest.approx([0.5] * len(share), abs=0.01)
         # Measured on the first seed's windows where the method itself needs none.
-        assert all(layer["relative_output_error"] > 0 for layer in report["layers"])
+        assert all(layer.relative_output_error > 0 for layer in report.layers)
 
 
 def test_each_seed_has_its_own_calibration(finished: StudyResult, toy: Path):
@@ -238,7 +238,7 @@ def test_the_folder_holds_the_resolved_study_and_the_questions(finished: StudyRe
         assert set(prompts) == set(items[items["task"] == "factoid_qa"]["item_id"])
         assert all("prompt" in json.loads(text) for text in prompts.values())
         assert journal.commands()[0][1] == finished.environment["packages"]["llmkick"]
-        assert journal.notes().model == finished.model
+        assert journal.notes().model == finished.model.facts
         assert journal.notes().tasks == [task.facts for task in finished.tasks]
     assert finished.environment["packages"]["torch"]
     assert set(finished.timing["seconds"]) == {"load", "calibrate", "compress", "evaluate", "statistics"}

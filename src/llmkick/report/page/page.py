@@ -14,7 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from llmkick.files import write_text
-from llmkick.report import formatting, matrix, multiplicity
+from llmkick.report import formatting, matrix, multiplicity, numbers
 from llmkick.report.breakdown import groups_table, measures_table
 from llmkick.report.figures.figures import VEGA_LITE, Figure, figures, size_figure, write_figures
 from llmkick.report.figures.layers import model_heat_maps
@@ -72,7 +72,7 @@ def _context(run: Run, drawn: list[Figure], environment: Environment) -> Payload
     sizes = [size_figure(result)] if result.compression else []
     figure_data = {figure.name: figure_payload(figure) for figure in [*drawn, *sizes]}
     build = _build(run, figure_data)
-    layers = {**matrix.layers_payload(result), "spec": model_heat_maps()}
+    layers = {**numbers.layers_payload(result), "spec": model_heat_maps()}
     return {
         "result": result,
         "missing": run.missing,
@@ -85,15 +85,15 @@ def _context(run: Run, drawn: list[Figure], environment: Environment) -> Payload
         "more_findings": findings[1 + SHOWN_FINDINGS :],
         "matrix": matrix.matrix(result),
         "legend": matrix.legend(),
-        "numbers": matrix.numbers(result),
-        "notes": matrix.notes(result),
+        "numbers": numbers.numbers(result),
+        "notes": numbers.notes(result),
         "correction": multiplicity.correction_sentence(result),
         "families": multiplicity.families(result),
-        "control_numbers": matrix.control_numbers(result),
+        "control_numbers": numbers.control_numbers(result),
         "figures": drawn,
         "sizes": sizes,
-        "compression": matrix.compression(result),
-        "unscored": matrix.unscored(result),
+        "compression": numbers.compression(result),
+        "unscored": numbers.unscored(result),
         "tasks": provenance.tasks(result),
         "provenance": provenance.sections(result),
         "commands": [] if run.journal is None else run.journal.commands(),
