@@ -24,8 +24,9 @@ from llmkick.statistics import Comparison
 from llmkick.study.frontier.search import run_frontier
 from llmkick.study.progress import Observer, Silent
 from llmkick.study.results.comparisons import compare_all, describe_task
-from llmkick.study.running.context import StudyContext, open_journal, prepare
+from llmkick.study.running.context import StudyContext
 from llmkick.study.running.executor import LocalExecutor
+from llmkick.study.running.preparation import open_journal, prepare
 from llmkick.study.running.schedule import Schedule
 from llmkick.study.running.study_run import JournalWriter
 from llmkick.study.spec.study import Study, make_study

@@ -121,18 +121,18 @@ def work(folder: str, recipe: str, out: str, streamed: str) -> None:
     from llmkick.compression.walk.compress import compress
     from llmkick.compression.walk.streaming import compress_streamed
     from llmkick.models.checkpoints.loading import load_model
-    from llmkick.models.checkpoints.meta_model import load_outline
+    from llmkick.models.checkpoints.meta_model import load_meta_model
 
     started = time.perf_counter()
     windows = as_calibration(np.random.default_rng(0).integers(0, VOCABULARY, (4, 128)))
     base = peak()
     if streamed == "yes":
-        outline = load_outline(folder, dtype="bfloat16", device="cpu")
+        meta_model = load_meta_model(folder, dtype="bfloat16", device="cpu")
         finished = compress_streamed(
-            outline, parse_recipe(recipe), Path(out + ".work"), calibration=windows,
+            meta_model, parse_recipe(recipe), Path(out + ".work"), calibration=windows,
             progress=lambda done, total: print(f"block {done} of {total}", file=sys.stderr, flush=True),
         )  # fmt: skip
-        save_streamed(outline, finished, Path(out))
+        save_streamed(meta_model, finished, Path(out))
     else:
         model, report = compress(load_model(folder, dtype="bfloat16", device="cpu"), recipe, calibration=windows)
         save_folder(model, report, Path(out))

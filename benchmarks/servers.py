@@ -58,7 +58,7 @@ def main(
         name, command = "smol", llama_cpp_command(gguf or builtin_gguf(MODEL), port, python=python)
     with running(command, port) as started:
         server = connect(f"openai:{started.url}#{name}", ServerSettings(timeout=600, concurrency=concurrency))
-        print(f"abilities: {server.abilities}; context {server.max_tokens}")
+        print(f"capabilities: {server.capabilities}; context {server.max_tokens}")
         theirs, their_speed, their_cpu = timed(server, task, prompting, started.cpu_seconds)
     same = [key for key in ours if ours[key].response == theirs[key].response]
     scores = [sum(record.score or 0 for record in some.values()) / len(some) for some in (ours, theirs)]

@@ -28,6 +28,7 @@ SOURCE = ROOT / "src" / "llmkick"
 MAY_IMPORT = {
     "errors": set(),
     "files": set(),
+    "paper": set(),
     "plugins": set(),
     "statistics": set(),
     "models": {"files", "plugins"},
@@ -46,7 +47,7 @@ MAY_IMPORT = {
     },
     "compression.storage": {"compression", "compression.walk", "models", "models.checkpoints", "files"},
     # What a task is. Only the registry names the modules of `tasks.suite`; it loads them by name, as it does plug-ins.
-    "tasks": {"tasks.suite", "models", "plugins"},
+    "tasks": {"tasks.suite", "models", "paper", "plugins"},
     "tasks.data": {"tasks", "tasks.pocket", "files"},
     "tasks.data.readers": {"tasks", "tasks.data"},
     "tasks.judge": {"tasks", "models", "models.checkpoints", "models.server"},
@@ -95,7 +96,7 @@ MAY_IMPORT = {
             "files",
         ),
     },
-    "report": {"study.journal", "study.results", "study.frontier", "compression", "statistics", "files"},
+    "report": {"study.journal", "study.results", "study.frontier", "compression", "statistics", "paper", "files"},
     "report.figures": {"report", "study.results", "study.frontier", "compression", "statistics", "files"},
     "report.page": {"report", "report.figures", "study.journal", "study.results", "files"},
     "report.several": {"report", "report.figures", "report.page", "study.results", "statistics", "files"},

@@ -1,4 +1,4 @@
-"""Files of ours outside a run's folder: the cache, checksums, and writing that is whole or not at all."""
+"""Files: the cache folder, checksums, and atomic writing."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Plug-ins: methods, tasks and models that other installed packages add, through entry points.
 
-A package is asked for by the person who installs it: there is no other way in. Of an installed one nothing runs
-until one of its names is used or listed; `kick --help` runs nothing.
+A plug-in is enabled by installing its package, and in no other way. None of its code runs before one of its names is
+used or listed; `kick --help` runs nothing.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ GROUPS = METHODS, TASKS, MODELS = tuple(f"llmkick.{kind}" for kind in ("methods"
 
 @dataclass(frozen=True, kw_only=True)
 class Plugin:
-    """One entry point: `reference` is where its object lies, `module:attribute`."""
+    """An entry point; `reference` is the `module:attribute` of its object."""
 
     group: str
     name: str
@@ -35,11 +35,11 @@ class Plugin:
 
     @property
     def origin(self) -> str:
-        """Package and version: part of the key of whatever the plug-in makes."""
+        """Package and version: part of the key of every result that the plug-in makes."""
         return f"{self.package} {self.version}"
 
     def load(self) -> Any:
-        """The object. Raises ConfigError naming package, entry point and reason."""
+        """The object of the entry point. Raises ConfigError naming package, entry point and reason."""
         try:
             entry = importlib.metadata.EntryPoint(name=self.name, value=self.reference, group=self.group)
             return entry.load()
@@ -47,45 +47,45 @@ class Plugin:
             raise self.broken(f"cannot be loaded: {describe(error)}") from error
 
     def broken(self, why: str) -> ConfigError:
-        """The error that says what is wrong with it and what to do."""
+        """The error that says what is wrong with the plug-in and what to do."""
         return ConfigError(f"{self} {why}; update or uninstall {self.package}")
 
     def failed(self, doing: str, error: Exception) -> KickError:
-        """The error that says what its code raised; one of ours keeps its kind and says for itself what is wrong."""
+        """The error for an exception of the plug-in's code; a KickError is returned as it is."""
         if isinstance(error, KickError):
             return error
         return KickError(f"{self} failed {doing}: {describe(error)}")
 
 
 def describe(error: BaseException) -> str:
-    """An exception on one line."""
+    """An exception's type and message on one line."""
     return " ".join(f"{type(error).__name__}: {error}".split()).rstrip(": ")
 
 
 @cache
 def installed(group: str) -> tuple[Plugin, ...]:
-    """All entry points of a group, by name; none of them is loaded."""
-    found = []
+    """All entry points of a group, sorted by name; none of them is loaded."""
+    entry_points = []
     for entry in importlib.metadata.entry_points(group=group):
         package, version = ("an unknown package", "?") if entry.dist is None else (entry.dist.name, entry.dist.version)
         plugin = Plugin(group=group, name=entry.name, package=package, version=version, reference=entry.value)
-        found.append(plugin)
-    return tuple(sorted(found, key=lambda plugin: (plugin.name, plugin.package)))
+        entry_points.append(plugin)
+    return tuple(sorted(entry_points, key=lambda plugin: (plugin.name, plugin.package)))
 
 
 def usable(group: str, builtin: Collection[str]) -> Mapping[str, Plugin]:
-    """The plug-ins of a group whose name is a name and nobody else's."""
+    """The plug-ins of a group with a valid name that nothing else has, by name."""
     refused = {plugin for plugin, _ in _refused(group, builtin)}
     return {plugin.name: plugin for plugin in installed(group) if plugin not in refused}
 
 
 def problems(group: str, builtin: Collection[str]) -> list[str]:
-    """Why entry points of a group are not used, one line each."""
+    """Why entry points of a group are not used, a line each."""
     return [str(plugin.broken(why)) for plugin, why in _refused(group, builtin)]
 
 
 def refuse_clash(group: str, name: str, builtin: Collection[str]) -> None:
-    """Raise ConfigError for a name that is asked for and has plug-ins, but none that can be used."""
+    """Raise ConfigError when plug-ins offer `name`, but none of them can be used."""
     for plugin, why in _refused(group, builtin):
         if plugin.name == name and name not in builtin:
             raise plugin.broken(why)

@@ -18,7 +18,7 @@ from llmkick.compression.walk.compress import compress, kept_blocks
 from llmkick.compression.walk.streaming import compress_streamed
 from llmkick.errors import ConfigError
 from llmkick.models.checkpoints.loading import load_model
-from llmkick.models.checkpoints.meta_model import load_outline
+from llmkick.models.checkpoints.meta_model import load_meta_model
 from toy import save_toy, toy_model
 
 pytest.importorskip("compressed_tensors", reason="the compressed-tensors package is not installed")
@@ -60,9 +60,9 @@ def test_transformers_reads_the_same_model(tmp_path: Path, architecture: str, te
 
 def test_a_streamed_model_is_exported_too(tmp_path: Path):
     save_toy(tmp_path / "model")
-    outline, recipe = load_outline(str(tmp_path / "model"), dtype="float32"), parse_recipe("gptq@4b-g8")
-    finished = compress_streamed(outline, recipe, tmp_path / "kept", calibration=as_calibration(WINDOWS))
-    save_compressed_tensors(outline, recipe, finished, tmp_path / "out")
+    meta_model, recipe = load_meta_model(str(tmp_path / "model"), dtype="float32"), parse_recipe("gptq@4b-g8")
+    finished = compress_streamed(meta_model, recipe, tmp_path / "kept", calibration=as_calibration(WINDOWS))
+    save_compressed_tensors(meta_model, recipe, finished, tmp_path / "out")
     expected, _ = compress(load_model(str(tmp_path / "model"), dtype="float32"), recipe, calibration=WINDOWS)
     ids = torch.from_numpy(WINDOWS)
     with torch.no_grad():

@@ -21,7 +21,7 @@ from llmkick.compression.walk.finished_blocks import FinishedBlocks
 from llmkick.compression.walk.streaming import compress_streamed
 from llmkick.errors import ConfigError, ModelError, NumericalError
 from llmkick.models.checkpoints.loading import load_model
-from llmkick.models.checkpoints.meta_model import load_outline
+from llmkick.models.checkpoints.meta_model import load_meta_model
 from llmkick.models.transformers_model import TransformersModel
 from llmkick.models.weights import weights_digest
 from toy import save_toy, toy_model
@@ -60,20 +60,20 @@ def saved(folder: Path, architecture: str, dtype: str = "float32") -> Transforme
 @pytest.mark.parametrize("architecture", STREAMED)
 def test_streamed_bits_are_those_in_memory(tmp_path: Path, architecture: str, dtype: str):
     model = saved(tmp_path / "model", architecture, dtype)
-    outline = load_outline(str(tmp_path / "model"), dtype=dtype)
-    assert outline.info == model.info
-    assert outline.obstacle is None
+    meta_model = load_meta_model(str(tmp_path / "model"), dtype=dtype)
+    assert meta_model.info == model.info
+    assert meta_model.obstacle is None
     for propagate, text in ((True, "sparsegpt@0.5"), (False, "gptq@4b-g8"), (True, "wanda@2:4")):
         expected, report = compress(model, text, calibration=windows(), propagate=propagate)
         finished = compress_streamed(
-            outline, parse_recipe(text), tmp_path / f"{text}", calibration=as_calibration(windows()),
+            meta_model, parse_recipe(text), tmp_path / f"{text}", calibration=as_calibration(windows()),
             propagate=propagate,
         )  # fmt: skip
         assert finished.report is not None
         assert finished.report.digest == report.digest == expected.info.digest
         assert finished.report.layers == report.layers
         # Nothing stays in memory.
-        assert all(parameter.is_meta for parameter in outline.model.network.parameters())
+        assert all(parameter.is_meta for parameter in meta_model.model.network.parameters())
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -81,10 +81,10 @@ def test_streamed_bits_are_those_in_memory(tmp_path: Path, architecture: str, dt
 def test_what_is_streamed_to_disk_opens_as_the_same_model(tmp_path: Path, architecture: str, packed: bool):
     model = saved(tmp_path / "model", architecture)
     expected, _ = compress(model, "gptq@3b-g8", calibration=windows())
-    outline = load_outline(str(tmp_path / "model"), dtype="float32")
+    meta_model = load_meta_model(str(tmp_path / "model"), dtype="float32")
     recipe = parse_recipe("gptq@3b-g8")
-    finished = compress_streamed(outline, recipe, tmp_path / "kept", calibration=as_calibration(windows()))
-    (save_packed if packed else save_streamed)(outline, finished, tmp_path / "out")
+    finished = compress_streamed(meta_model, recipe, tmp_path / "kept", calibration=as_calibration(windows()))
+    (save_packed if packed else save_streamed)(meta_model, finished, tmp_path / "out")
     again = load_model(str(tmp_path / "out"), dtype="float32")
     assert weights_digest(again.network) == weights_digest(expected.network)
     ids = torch.from_numpy(windows())
@@ -132,13 +132,13 @@ def test_a_stopped_compression_goes_on_at_its_block(
 ):
     model = saved(tmp_path / "model", "llama")
     expected, report = compress(model, "gptq@4b-g8", calibration=windows(), propagate=propagate)
-    outline = load_outline(str(tmp_path / "model"), dtype="float32")
+    meta_model = load_meta_model(str(tmp_path / "model"), dtype="float32")
 
     def go(progress: Any) -> FinishedBlocks:
         recipe, calibration = parse_recipe("gptq@4b-g8"), as_calibration(windows())
         if streamed:
             return compress_streamed(
-                outline, recipe, tmp_path / "kept", calibration=calibration, propagate=propagate, progress=progress
+                meta_model, recipe, tmp_path / "kept", calibration=calibration, propagate=propagate, progress=progress
             )
         found, _ = compress(
             model, recipe, calibration=calibration, propagate=propagate, progress=progress, keep=tmp_path / "kept"
@@ -249,11 +249,11 @@ def test_a_stopped_pass_goes_on_for_every_recipe(tmp_path: Path):
 @pytest.mark.parametrize("architecture", ["mixtral", "gpt_neox"])
 def test_what_transformers_renames_or_assembles_cannot_be_streamed(tmp_path: Path, architecture: str):
     save_toy(tmp_path / "model", architecture)
-    outline = load_outline(str(tmp_path / "model"))
-    assert outline.obstacle is not None
-    assert "out of other tensors" in outline.obstacle
+    meta_model = load_meta_model(str(tmp_path / "model"))
+    assert meta_model.obstacle is not None
+    assert "out of other tensors" in meta_model.obstacle
     with pytest.raises(ModelError, match="cannot be read block by block"):
-        compress_streamed(outline, parse_recipe("rtn@4b"), tmp_path / "kept", calibration=None)
+        compress_streamed(meta_model, parse_recipe("rtn@4b"), tmp_path / "kept", calibration=None)
 
 
 def test_damaged_weights_are_named_before_they_are_used(tmp_path: Path):
@@ -264,7 +264,7 @@ def test_damaged_weights_are_named_before_they_are_used(tmp_path: Path):
     tensors = load_file(file)
     tensors["model.layers.1.mlp.up_proj.weight"][0, 0] = float("nan")
     save_file(tensors, file, metadata={"format": "pt"})
-    outline = load_outline(str(tmp_path / "model"))
+    meta_model = load_meta_model(str(tmp_path / "model"))
     with pytest.raises(NumericalError, match=r"model\.layers\.1\.mlp\.up_proj\.weight hold NaN"):
-        compress_streamed(outline, parse_recipe("rtn@4b"), tmp_path / "kept", calibration=None)
-    assert all(parameter.is_meta for parameter in outline.model.network.parameters())
+        compress_streamed(meta_model, parse_recipe("rtn@4b"), tmp_path / "kept", calibration=None)
+    assert all(parameter.is_meta for parameter in meta_model.model.network.parameters())

@@ -21,7 +21,7 @@ from llmkick.files import cache_folder
 from llmkick.lm_eval.exporting import export_tasks
 from llmkick.lm_eval.samples import find_samples
 from llmkick.models.checkpoints.loading import load_model
-from llmkick.models.checkpoints.meta_model import load_outline
+from llmkick.models.checkpoints.meta_model import load_meta_model
 from llmkick.models.language_model import ContinuationScore, Generation, ScoreRequest
 from llmkick.tasks.evaluate import evaluate
 from llmkick.tasks.registry import get_task
@@ -263,8 +263,8 @@ def test_lm_eval_gives_our_scores_on_the_toy(tmp_path: Path, monkeypatch: pytest
 def test_lm_eval_gives_our_scores_on_the_built_in_model(tmp_path: Path, style: str):
     names = [name for name in NAMES if not (style == "chat" and name == "multiple_choice:cloze")]
     tasks = [get_task(name, limit=12) for name in names]
-    outline = load_outline("smollm2-135m-instruct", dtype="float32", device="cpu")
-    export = export_tasks(tasks, tmp_path / "out", model=outline.model, prompting=style)
+    meta_model = load_meta_model("smollm2-135m-instruct", dtype="float32", device="cpu")
+    export = export_tasks(tasks, tmp_path / "out", model=meta_model.model, prompting=style)
     logged = run_lm_eval(export.command, tmp_path / "logs")
     model = load_model("smollm2-135m-instruct", dtype="float32", device="cpu")
     ours = [evaluate(model, task, prompting=style) for task in tasks]

@@ -12,7 +12,7 @@ import pytest
 
 from llmkick.errors import ConfigError
 from llmkick.study.cluster import resources as cluster
-from llmkick.study.cluster.resources import Demand, check_answers, connect, cpus_a_gpu, demand, has_gpus, places
+from llmkick.study.cluster.resources import Demand, check_answers, connect, cpus_a_gpu, demand, has_gpus, worker_count
 
 GB = 1_000_000_000
 H100 = 80 * GB
@@ -40,25 +40,25 @@ def test_without_gpus_a_worker_has_our_threads_and_memory_for_two_models():
 
 def test_the_scarcest_resource_decides_how_many_workers_a_node_holds():
     cpu = Demand(cpus=4, gpus=0, memory=10 * GB)
-    assert places([node(CPU=16, memory=100 * GB)], cpu) == 4
-    assert places([node(CPU=16, memory=25 * GB), node(CPU=9, memory=100 * GB)], cpu) == 4
-    assert places([node(CPU=3, memory=100 * GB), node(CPU=4, memory=10 * GB)], cpu) == 1
+    assert worker_count([node(CPU=16, memory=100 * GB)], cpu) == 4
+    assert worker_count([node(CPU=16, memory=25 * GB), node(CPU=9, memory=100 * GB)], cpu) == 4
+    assert worker_count([node(CPU=3, memory=100 * GB), node(CPU=4, memory=10 * GB)], cpu) == 1
     gpu = Demand(cpus=24, gpus=4, memory=300 * GB)
-    assert places([node(CPU=64, GPU=8)] * 8, gpu) == 16
-    assert places([node(CPU=64, GPU=8), node(CPU=64)], gpu) == 2
+    assert worker_count([node(CPU=64, GPU=8)] * 8, gpu) == 16
+    assert worker_count([node(CPU=64, GPU=8), node(CPU=64)], gpu) == 2
 
 
 def test_a_cluster_that_holds_none_is_refused_with_what_it_has():
     nodes = [node(CPU=2, memory=8 * GB), node(CPU=4, GPU=1, memory=16 * GB)]
     with pytest.raises(ConfigError) as refused:
-        places(nodes, Demand(cpus=8, gpus=0, memory=20 * GB))
+        worker_count(nodes, Demand(cpus=8, gpus=0, memory=20 * GB))
     assert str(refused.value) == (
         "a worker needs 8 CPUs and 20.0 GB of memory, and no node of the Ray cluster has that "
         "(nodes: 2 CPUs, 8.0 GB; 4 CPUs, 1 GPUs, 16.0 GB). Fewer threads: set OMP_NUM_THREADS; less memory: "
         "a smaller dtype; or add a larger node"
     )
     with pytest.raises(ConfigError, match="nodes: nothing"):
-        places([], Demand(cpus=1, gpus=0, memory=1))
+        worker_count([], Demand(cpus=1, gpus=0, memory=1))
 
 
 def test_the_cpus_of_a_gpu_are_those_that_every_node_has():

@@ -31,10 +31,10 @@ from llmkick.report.page.page import write_report
 from llmkick.study.cells import Variant
 from llmkick.study.cluster import ray_executor as distributed_module
 from llmkick.study.cluster.ray_executor import RayExecutor
-from llmkick.study.cluster.remote_model import RemoteModel, likeness
+from llmkick.study.cluster.remote_model import RemoteModel, remote_model_spec
 from llmkick.study.cluster.resources import Demand
 from llmkick.study.cluster.worker import Worker
-from llmkick.study.cluster.worker_handle import DoomedError, LostError, NoRoomError, Orders, Place
+from llmkick.study.cluster.worker_handle import NoRoomError, PermanentError, TransientError, WorkerConfig, WorkerHandle
 from llmkick.study.journal.database import JOURNAL_FILE
 from llmkick.study.journal.journal import Journal
 from llmkick.study.progress import Silent
@@ -105,7 +105,7 @@ def assert_same(result: StudyResult, local: StudyResult) -> None:
 # Workers in this process
 
 
-class Nearby(Place):
+class Nearby(WorkerHandle):
     """A worker without Ray. `fault` is called before every call, with the worker, the method and its arguments."""
 
     fault: Fault
@@ -115,18 +115,18 @@ class Nearby(Place):
         self.stop()
         self.fault(self.name, "start", ())
         self.worker = Worker(threads=1)
-        demand = self.orders.demand
-        self.introduction = self.call("load", self.orders.study, dtype=dtype, device=demand.device, artifacts=None)
+        demand = self.config.demand
+        self.worker_info = self.call("load", self.config.study, dtype=dtype, device=demand.device, artifacts=None)
 
     def call(self, method: str, *arguments: Any, **options: Any) -> Any:
         self.fault(self.name, method, arguments)
         try:
             return getattr(self.worker, method)(*arguments, **options)
         except KickError as error:
-            raise DoomedError(error) from error
+            raise PermanentError(error) from error
 
     def stop(self) -> None:
-        self.worker, self.at_hand, self.introduction = None, None, None
+        self.worker, self.loaded, self.worker_info = None, None, None
 
 
 @pytest.fixture
@@ -134,18 +134,18 @@ def nearby(monkeypatch: pytest.MonkeyPatch) -> Callable[..., RayExecutor]:
     """Make an executor of so many workers in this process, with a fault of the test's choice."""
 
     def make(fault: Fault = lambda *_: None, *, workers: int = 2, one_machine: bool = True) -> RayExecutor:
-        def all_places(executor: RayExecutor, orders: Orders) -> list[Place]:
+        def all_handles(executor: RayExecutor, config: WorkerConfig) -> list[WorkerHandle]:
             executor._one_machine = one_machine
-            found: list[Place] = []
+            found: list[WorkerHandle] = []
             for number in range(1, workers + 1):
-                place = Nearby(name=f"worker {number}", orders=orders, say=executor._say)
-                place.fault = fault
-                found.append(place)
+                handle = Nearby(name=f"worker {number}", config=config, say=executor._say)
+                handle.fault = fault
+                found.append(handle)
             return found
 
         monkeypatch.setattr(distributed_module, "connect", lambda _address: False)
         monkeypatch.setattr(distributed_module, "_demand", lambda *_: Demand(cpus=1, gpus=0, memory=1))
-        monkeypatch.setattr(RayExecutor, "_all_places", all_places)
+        monkeypatch.setattr(RayExecutor, "_handles", all_handles)
         return RayExecutor()
 
     return make
@@ -184,7 +184,7 @@ def test_lost_workers_are_replaced_and_nothing_is_lost(nearby: Any, study: Study
         with turn:
             calls[method] += 1
             if (method, calls[method]) in {("answer", 2), ("answer", 7), ("compress", 2)}:
-                raise LostError(f"{name} was lost: killed")
+                raise TransientError(f"{name} was lost: killed")
 
     executor = nearby(fault)
     result = run_study(study, out=tmp_path / "run", executor=executor)
@@ -202,7 +202,7 @@ def test_a_cell_that_kills_three_workers_is_reported_and_the_rest_goes_on(
 
     def fault(name: str, method: str, arguments: Any) -> None:
         if method == "compress" and arguments[0].label == deadly:
-            raise LostError(f"{name} was lost: killed by the system, out of memory")
+            raise TransientError(f"{name} was lost: killed by the system, out of memory")
 
     result = run_study(study, out=tmp_path / "run", executor=nearby(fault))
     reason = "out of memory"
@@ -231,7 +231,7 @@ def test_half_a_cell_is_no_result(nearby: Any, study: Study, tmp_path: Path):
         if method == "answer" and arguments[0] == "compressed" and arguments[1] == "generate":
             asked["compressed"] += 1
             if asked["compressed"] > 1:
-                raise LostError(f"{name} was lost: killed")
+                raise TransientError(f"{name} was lost: killed")
 
     study = make_study({**study.model_dump(mode="json", exclude_none=True), "recipes": ["magnitude@0.5"]})
     result = run_study(study, out=tmp_path / "run", executor=nearby(fault, workers=1))
@@ -249,7 +249,7 @@ def test_half_a_cell_is_no_result(nearby: Any, study: Study, tmp_path: Path):
 def test_without_the_dense_model_s_cell_a_task_is_given_up(nearby: Any, study: Study, tmp_path: Path):
     def fault(name: str, method: str, arguments: Any) -> None:
         if method == "answer" and arguments[1] == "generate":
-            raise LostError(f"{name} was lost: killed")
+            raise TransientError(f"{name} was lost: killed")
 
     result = run_study(study, out=tmp_path / "run", executor=nearby(fault))
     assert {row["task"] for row in result.failures} == {"factoid_qa"}
@@ -292,7 +292,7 @@ def test_when_no_worker_is_left_the_run_ends_and_resumes(nearby: Any, study: Stu
     def fault(name: str, method: str, _arguments: Any) -> None:
         calls[method] += 1
         if method == "answer" and calls["answer"] > 3:
-            raise LostError(f"{name} was lost: its node is gone")
+            raise TransientError(f"{name} was lost: its node is gone")
         if method == "start" and calls["answer"] > 3:
             raise NoRoomError("the cluster found no room for 1 CPU in 120 seconds")
 
@@ -307,7 +307,7 @@ def test_a_worker_that_cannot_start_is_said_and_the_others_do_its_work(
 ):
     def fault(name: str, method: str, _arguments: Any) -> None:
         if name == "worker 2" and method == "load":
-            raise DoomedError(ModelError("there is no folder /models/toy"))
+            raise PermanentError(ModelError("there is no folder /models/toy"))
 
     result = run_study(study, out=tmp_path / "run", executor=nearby(fault))
     pd.testing.assert_frame_equal(records(result.folder), records(local.folder))
@@ -324,8 +324,8 @@ def test_a_worker_with_another_model_is_sent_away(nearby: Any, study: Study, loc
 
     def fault(name: str, method: str, _arguments: Any) -> None:
         if name == "worker 2" and method == "load":
-            place = next(place for place in executor.places if place.name == name)
-            place.worker = Other(threads=1)  # type: ignore[attr-defined]
+            handle = next(handle for handle in executor.handles if handle.name == name)
+            handle.worker = Other(threads=1)  # type: ignore[attr-defined]
 
     executor = nearby(fault)
     result = run_study(study, out=tmp_path / "run", executor=executor)
@@ -336,7 +336,7 @@ def test_a_worker_with_another_model_is_sent_away(nearby: Any, study: Study, loc
 def test_the_first_worker_s_refusal_is_told_as_it_is(nearby: Any, study: Study, tmp_path: Path):
     def fault(_name: str, method: str, _arguments: Any) -> None:
         if method == "load":
-            raise DoomedError(ModelError("cannot load toy: damaged"))
+            raise PermanentError(ModelError("cannot load toy: damaged"))
 
     with pytest.raises(ModelError, match=r"^cannot load toy: damaged$"):
         run_study(study, out=tmp_path / "run", executor=nearby(fault))
@@ -364,12 +364,12 @@ def test_other_weights_on_another_machine_never_mix(
         return model, report
 
     def fault(name: str, method: str, arguments: Any) -> None:
-        at_hand = next(place for place in executor.places if place.name == name).at_hand
-        if method == "answer" and arguments[0] == "compressed" and at_hand is not None and at_hand.label == "gptq@4b":
+        loaded = next(handle for handle in executor.handles if handle.name == name).loaded
+        if method == "answer" and arguments[0] == "compressed" and loaded is not None and loaded.label == "gptq@4b":
             state["answers"] += 1
             if state["answers"] == 3:
                 state["machine"] = 2
-                raise LostError(f"{name} was lost: its node is gone")
+                raise TransientError(f"{name} was lost: its node is gone")
 
     monkeypatch.setattr(compressor_module.StudyCompressor, "compressed", elsewhere)
     executor = nearby(fault, workers=1, one_machine=False)
@@ -412,7 +412,7 @@ def test_executors_and_their_options_are_checked(study: Study, tmp_path: Path):
         run_study(study, out=tmp_path / "run", address="head:6379")
 
 
-# The likeness of a model
+# The specification of a remote model
 
 
 def test_a_likeness_has_tokens_and_sizes_but_no_weights(study: Study):
@@ -422,7 +422,7 @@ def test_a_likeness_has_tokens_and_sizes_but_no_weights(study: Study):
         seen.append((kind, list(requests)))
         return ["answer"] * len(requests)
 
-    found = likeness(study.model)
+    found = remote_model_spec(study.model)
     assert found.parameters == model.info.parameters
     remote = found.model(model.info, torch.device("cuda:0"), ask)
     assert {parameter.device.type for parameter in remote.network.parameters()} == {"meta"}
@@ -436,13 +436,13 @@ def test_a_likeness_has_tokens_and_sizes_but_no_weights(study: Study):
 def test_a_likeness_says_what_other_machines_call_the_model(study: Study, tmp_path: Path, monkeypatch: Any):
     folder = Path(study.model)
     monkeypatch.chdir(folder.parent)
-    assert likeness("toy").reference == str(folder)
+    assert remote_model_spec("toy").reference == str(folder)
     with pytest.raises(ModelError, match=r"the tokenizer and configuration of '.*nothing' are needed on this machine"):
-        likeness(str(tmp_path / "nothing"))
+        remote_model_spec(str(tmp_path / "nothing"))
     snapshot = tmp_path / "models--me--toy" / "snapshots" / "0123abc"
     save_toy(snapshot)
     monkeypatch.setattr("llmkick.study.cluster.remote_model.small_files", lambda _reference: snapshot)
-    assert likeness("me/toy@main").reference == "me/toy@0123abc"
+    assert remote_model_spec("me/toy@main").reference == "me/toy@0123abc"
 
 
 # Shared compressed models
@@ -504,13 +504,13 @@ def test_on_ray_answers_and_errors_come_back_as_they_are(
     def adding(self: Journal, *arguments: Any, **options: Any) -> None:
         add(self, *arguments, **options)
         if not said:  # the worker has nothing to do while we write
-            place = executor.places[0]
+            handle = executor.handles[0]
             for error, arguments in (
-                (DoomedError, ("compress", Variant(recipe=parse_recipe("wanda@2:4"), seed=0), None, None)),
-                (LostError, ("answer", "compressed", "logprobs", [])),
+                (PermanentError, ("compress", Variant(recipe=parse_recipe("wanda@2:4"), seed=0), None, None)),
+                (TransientError, ("answer", "compressed", "logprobs", [])),
             ):
                 with pytest.raises(error) as caught:
-                    place.call(*arguments)
+                    handle.call(*arguments)
                 said.append(str(caught.value))
 
     monkeypatch.setattr(Journal, "add_records", adding)
@@ -536,8 +536,8 @@ def test_on_ray_a_worker_is_killed_in_the_middle_and_the_results_are_the_same(
 
     def adding(self: Journal, *arguments: Any, **options: Any) -> None:
         add(self, *arguments, **options)
-        first = executor.places[0].introduction
-        if not killed and options["recipe"] != "dense" and first is not None and executor.places[0].at_hand:
+        first = executor.handles[0].worker_info
+        if not killed and options["recipe"] != "dense" and first is not None and executor.handles[0].loaded:
             killed.append(first.process)
             os.kill(first.process, signal.SIGKILL)
 

@@ -238,8 +238,8 @@ def test_the_folder_holds_the_resolved_study_and_the_questions(finished: StudyRe
         assert set(prompts) == set(items[items["task"] == "factoid_qa"]["item_id"])
         assert all("prompt" in json.loads(text) for text in prompts.values())
         assert journal.commands()[0][1] == finished.environment["packages"]["llmkick"]
-        assert json.loads(journal.meta()["model"]) == finished.model.facts
-        assert json.loads(journal.meta()["tasks"]) == [task.facts for task in finished.tasks]
+        assert journal.notes().model == finished.model.facts
+        assert journal.notes().tasks == [task.facts for task in finished.tasks]
     assert finished.environment["packages"]["torch"]
     assert set(finished.timing["seconds"]) == {"load", "calibrate", "compress", "evaluate", "statistics"}
     assert not list(finished.folder.glob(".*")), "nothing temporary is left"

@@ -39,10 +39,10 @@ def key(cell: Cell | None) -> str:
 
 def test_one_worker_goes_through_the_cells_in_order():
     schedule = schedule_of(DENSE, WANDA, RTN)
-    seen, at_hand = [], None
-    while (cell := schedule.take("me", at_hand)) is not None:
+    seen, loaded = [], None
+    while (cell := schedule.take("me", loaded)) is not None:
         seen.append(cell.run_key)
-        at_hand = cell.variant
+        loaded = cell.variant
         schedule.done("me")
     assert seen == [cell.run_key for cell in schedule.cells]
     assert (schedule.left, schedule.failures) == (0, [])
@@ -167,9 +167,9 @@ def test_many_workers_that_fail_at_random_settle_every_cell_once(seed: int):
     done: list[str] = []
 
     def work(name: str) -> None:
-        generator, at_hand = random.Random(f"{seed} {name}"), None
-        while (cell := schedule.take(name, at_hand)) is not None:
-            at_hand = cell.variant
+        generator, loaded = random.Random(f"{seed} {name}"), None
+        while (cell := schedule.take(name, loaded)) is not None:
+            loaded = cell.variant
             schedule.made(cell.variant)
             if generator.random() < 0.3:
                 schedule.failed(name, "lost", final=False)

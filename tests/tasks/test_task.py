@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 
 from llmkick.errors import ConfigError, DataError
 from llmkick.models.language_model import GenerateRequest, Unanswered
+from llmkick.paper import SETTINGS
 from llmkick.tasks.data import sources
 from llmkick.tasks.data.sources import read_pocket, stratified_sample
 from llmkick.tasks.evaluate import BATCH_ITEMS, evaluate, evaluate_in_batches
 from llmkick.tasks.registry import get_task, has_pocket_data, task_names
-from llmkick.tasks.task import SETTINGS, Item, Record, content_hash, summary_value
+from llmkick.tasks.task import Item, Record, content_hash, summary_value
 from scripted import ScriptedModel
 
 POCKET = [name for name in task_names() if has_pocket_data(name) and name != "perplexity"]

@@ -53,13 +53,13 @@ def export_lm_eval(
         kick export-lm-eval context_qa:open -m smollm2-135m-instruct --prompting chat -o lm-eval-chat
     """
     from llmkick.lm_eval.exporting import export_tasks
-    from llmkick.models.checkpoints.meta_model import load_outline
+    from llmkick.models.checkpoints.meta_model import load_meta_model
     from llmkick.study.spec.sections import task_specs
 
     specs = task_specs(task, source=source, protocol=protocol, limit=limit, seed=seed)
     tasks = [spec.make() for spec in specs]
     # The tokenizer and the template are enough: no weights are loaded.
-    loaded = None if model is None else load_outline(model, dtype=dtype, device=device).model
+    loaded = None if model is None else load_meta_model(model, dtype=dtype, device=device).model
     export = export_tasks(tasks, folder, model=loaded, prompting=prompting)
     print_notes(export.notes)
     print_line(export.command)

@@ -16,8 +16,8 @@ def tasks() -> None:
 
         kick tasks
     """
+    from llmkick.paper import SETTINGS
     from llmkick.tasks.registry import all_tasks, get_task, has_pocket_data
-    from llmkick.tasks.task import SETTINGS
 
     available, problems = all_tasks()
     table = Table("task", "metric", "chance", "setting", "what it asks")

@@ -72,7 +72,7 @@ def export_tasks(
 
     Without a model the prompts are whole raw text, which any model can read. With a model they are the prompts that
     this model gets here: in its chat template when it has one (or as `prompting` says), with examples and evidence
-    cut to fit its context. The weights are not needed; a model on the meta device will do.
+    cut to fit its context. The weights are not needed; see `llmkick.models.checkpoints.meta_model`.
     Raises ConfigError for a task or style that lm-eval cannot score alike, and for a folder that is not empty.
     """
     check_target(folder)

@@ -1,4 +1,4 @@
-"""How the C library keeps memory that torch has freed on a CPU. Without effect where it is not glibc."""
+"""What the C library does with memory that torch has freed on a CPU. No effect with a C library other than glibc."""
 
 from __future__ import annotations
 
@@ -6,17 +6,16 @@ import contextlib
 import ctypes
 from typing import Any
 
-# Of malloc.h. Larger blocks than MMAP_LIMIT, the most that glibc takes, go back to the system when they are freed.
+# Constants of malloc.h. Freed blocks above MMAP_LIMIT, the largest value that glibc takes, go back to the system.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 MMAP_LIMIT = 32 * 2**20
 KEPT = 256 * 2**20
 
 
 def keep_freed_memory() -> bool:
-    """Reuse the memory of activations instead of fetching new pages for each; whether that could be set.
+    """Reuse the memory of activations instead of requesting new pages for each; whether this could be set.
 
-    Holds for the process and costs it KEPT bytes at most. Wanda on the built-in model, 32 × 512 tokens on one core:
-    2.3 million page faults and 55.4 s without, 0.25 million and 50.0 s with it.
+    It holds for the whole process, keeps at most KEPT bytes, and saves most page faults of a compression.
     """
     library = _c_library()
     if library is None or not hasattr(library, "mallopt"):
@@ -25,7 +24,7 @@ def keep_freed_memory() -> bool:
 
 
 def give_back_freed_memory() -> bool:
-    """Return all that is freed to the system: pieces are kept otherwise, and they add up over a model.
+    """Return freed memory to the system: glibc keeps pieces otherwise, which add up over a model.
 
     Whether there was anything to return.
     """
@@ -36,6 +35,6 @@ def give_back_freed_memory() -> bool:
 
 
 def _c_library() -> Any:
-    with contextlib.suppress(OSError, TypeError):  # Windows takes no None
+    with contextlib.suppress(OSError, TypeError):  # on Windows, CDLL does not take None
         return ctypes.CDLL(None)
     return None

@@ -1,6 +1,6 @@
-"""Whether a tensor holds NaN or Inf, told by its smallest and its largest value.
+"""Whether a tensor holds NaN or Inf, seen from its smallest and its largest value.
 
-Both pass through minimum and maximum, which take a twentieth of the time of a mask, and no memory.
+Minimum and maximum propagate both, and are faster than a mask of all entries, which would also take memory.
 """
 
 from __future__ import annotations

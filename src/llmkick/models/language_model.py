@@ -16,8 +16,8 @@ class Message(NamedTuple):
     content: str
 
 
-# Raw text, or a conversation that the model renders with its own chat template. A conversation that
-# ends with an assistant message is continued from there.
+# Raw text, or a conversation that the model renders with its own chat template. A conversation that ends with an
+# assistant message is continued from the end of that message.
 Prompt = str | tuple[Message, ...]
 # What a chat template adds at most where the model cannot tell: per conversation and per turn.
 TEMPLATE_TOKENS, TURN_TOKENS = 64, 8
@@ -25,10 +25,10 @@ TEMPLATE_TOKENS, TURN_TOKENS = 64, 8
 
 @dataclass(frozen=True)
 class ScoreRequest:
-    """How likely is `continuation` after `prompt`? The continuation owns its leading space.
+    """A request for the log-probability of `continuation` after `prompt`. The continuation owns its leading space.
 
-    A tuple of token ids as continuation, with an empty prompt, is a window of running text: its first
-    token has nothing before it and is not scored.
+    A tuple of token ids as continuation, with an empty prompt, is a window of running text: its first token has no
+    context and is not scored.
     """
 
     prompt: Prompt
@@ -37,10 +37,10 @@ class ScoreRequest:
 
 @dataclass(frozen=True)
 class GenerateRequest:
-    """Continue `prompt` greedily until a stop string, the end of text, or `max_new_tokens`.
+    """A request to continue `prompt` greedily until a stop string, an end token, or `max_new_tokens`.
 
-    A stop string counts only where it reaches beyond the whitespace that the answer begins with: with the
-    stop "\\n", a blank line before the answer does not end it.
+    A stop string counts only where it reaches beyond the leading whitespace of the answer: with the stop "\\n", a
+    blank line before the answer does not end it.
     """
 
     prompt: Prompt
@@ -58,9 +58,9 @@ class GenerateRequest:
 class ContinuationScore:
     """Log-probability (nats) of a continuation of `tokens` scored tokens.
 
-    `boundary_moved` says that prompt and continuation, tokenised together, merge across their boundary;
-    the score is then that of the two tokenised apart. `method` says how a server gave it: "first token" from the
-    likeliest first tokens of its answer, "generated letter" without any log-probability (0 for the chosen option).
+    `boundary_moved` says that a token spans the boundary of prompt and continuation when they are tokenised as one
+    text; the score is then that of the two tokenised separately. `method` says how a server scored: "first token" from
+    the likeliest first tokens of its answer, "generated letter" without log-probabilities (0 for the chosen option).
     """
 
     logprob: float
@@ -89,14 +89,14 @@ class Generation:
 
 @dataclass(frozen=True, kw_only=True)
 class Unanswered:
-    """A request that has no answer, and why."""
+    """The outcome of a request without an answer, and the reason."""
 
     reason: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelInfo:
-    """What identifies a model. `digest` covers everything that can change an answer but the dtype."""
+    """What identifies a model. `digest` covers everything that can change an answer, except the dtype."""
 
     name: str
     revision: str

@@ -1,4 +1,4 @@
-"""Models that plug-ins bring: `scheme:rest`, where the scheme is an entry point's name."""
+"""Models of plug-ins: `scheme:rest`, where the scheme is the name of an entry point."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import llmkick.plugins as plugins
 from llmkick.models.language_model import LanguageModel
 from llmkick.plugins import Plugin
 
-# Schemes of this package, which no plug-in can take.
+# Schemes of llmkick itself, which no plug-in can take.
 BUILTIN_SCHEMES = ("openai",)
 # What tasks and studies ask of every model, see `LanguageModel`; `ModelDefaults` brings the last four.
 MEMBERS = (
@@ -18,9 +18,9 @@ MEMBERS = (
 
 
 def plugin_of(reference: str) -> Plugin | None:
-    """The plug-in that a model reference names, None for any other reference. What exists as a path is a path.
+    """The plug-in that a model reference names, None for any other reference, such as an existing path.
 
-    Raises ConfigError where plug-ins quarrel over the scheme.
+    Raises ConfigError when several plug-ins offer the scheme, or its name is not valid.
     """
     scheme, colon, _ = reference.partition(":")
     if not colon or scheme in BUILTIN_SCHEMES or Path(reference).expanduser().exists():
@@ -30,10 +30,10 @@ def plugin_of(reference: str) -> Plugin | None:
 
 
 def load_from_plugin(plugin: Plugin, reference: str, *, dtype: str, device: str) -> LanguageModel:
-    """The LanguageModel that a plug-in makes of what stands behind the colon.
+    """The LanguageModel that a plug-in makes of the text after the colon.
 
     The entry point is a function `load(rest, *, dtype, device)`. Raises ConfigError naming the plug-in when it is
-    no function or makes no model, KickError when it fails.
+    not a function or does not make a model, KickError when it fails.
     """
     load = plugin.load()
     if not callable(load):
@@ -52,5 +52,5 @@ def load_from_plugin(plugin: Plugin, reference: str, *, dtype: str, device: str)
 
 
 def schemes() -> tuple[dict[str, Plugin], list[str]]:
-    """The schemes that plug-ins add, and what is wrong with those that are not used. None of them is loaded."""
+    """The schemes of plug-ins, and why others are not used. No plug-in is loaded."""
     return dict(plugins.usable(plugins.MODELS, BUILTIN_SCHEMES)), plugins.problems(plugins.MODELS, BUILTIN_SCHEMES)

@@ -1,4 +1,4 @@
-"""Where a model is computed, and in which precision."""
+"""The device and the precision in which a model is computed."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from torch import Tensor
 from llmkick.errors import ConfigError
 from llmkick.files import cache_folder, write_text_atomically
 
-# A network over all CUDA devices that can be seen: its first blocks on the first, its last on the last.
+# A network spread over all visible CUDA devices, in the order of its blocks.
 BALANCED = "balanced"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-# What bfloat16 must save before a processor is taken to be made for it.
+# bfloat16 must take less than this share of the time of float32 to be preferred.
 WORTHWHILE = 0.9
 CPU_FACTS = Path("/proc/cpuinfo")
 
@@ -27,7 +27,7 @@ CPU_FACTS = Path("/proc/cpuinfo")
 def resolve_device(device: str) -> torch.device:
     """ "auto" → CUDA when there is one, else the CPU; "balanced" → the first of the GPUs that share a network.
 
-    Raises ConfigError for a device that is not here.
+    Raises ConfigError for a device that is not available.
     """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -74,8 +74,8 @@ def _is_faster_in_bfloat16(device: torch.device) -> bool:
 def _measured_once(processor: str) -> bool:
     """Whether a matrix product takes less time in bfloat16 on this processor, measured once and remembered.
 
-    The feature alone does not tell: some Xeons without AMX multiply bfloat16 at half the speed of float32, some
-    EPYCs at twice. It must not be measured anew each time, or a busy moment could change a study's precision.
+    The CPU feature is not enough: some Xeons without AMX multiply bfloat16 at half the speed of float32, some EPYCs
+    at twice. It is not measured again each time, or a busy moment could change the precision of a study.
     """
     file = cache_folder("processor") / f"{hashlib.sha256(processor.encode()).hexdigest()[:16]}.json"
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
@@ -87,7 +87,7 @@ def _measured_once(processor: str) -> bool:
 
 
 def _product_seconds() -> dict[str, float]:
-    """The best of several alternating runs of a layer's product, for both precisions."""
+    """The shortest of several alternating runs of a layer's matrix product, in seconds, for both precisions."""
     generator = torch.Generator().manual_seed(0)
     rows, weight = torch.randn(512, 1024, generator=generator), torch.randn(1024, 1024, generator=generator)
     best = dict.fromkeys(("float32", "bfloat16"), float("inf"))

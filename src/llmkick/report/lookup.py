@@ -3,19 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 
+from llmkick.paper import SETTINGS
 from llmkick.statistics import Comparison, PerplexityComparison
 from llmkick.study.results.records import AnyComparison, TaskSummary
 from llmkick.study.results.results import StudyResult
-
-# The paper's settings, in its order (arXiv 2310.01382, sections 3.1 to 3.3); perplexity is the control.
-SETTINGS: Mapping[str, str] = {
-    "knowledge": "Access to remaining knowledge",
-    "synthesis": "Synthesis of given knowledge",
-    "instruction": "Instruction following",
-    "control": "Control",
-}
 
 
 def task_comparisons(result: StudyResult) -> list[Comparison]:

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import ClassVar
 
+from llmkick.paper import SETTINGS
 from llmkick.report import formatting
 from llmkick.report.lookup import (
-    SETTINGS,
     comparisons_by_cell,
     dense_scores,
     ordered_tasks,

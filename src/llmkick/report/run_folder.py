@@ -95,7 +95,7 @@ def _sound_cells(journal: Journal) -> Sequence[CellEntry]:
     if any(cell.damaged for cell in cells):
         raise ValueError("records hold what no record can hold")
     _check_items(journal.items())
-    journal.meta()
+    journal.notes()
     return newest(cells)
 
 
@@ -104,7 +104,7 @@ def _read(folder: Path, journal: Journal | None, cells: Sequence[CellEntry], mis
     missing += more
     if journal is None:
         return Run(result=result, items=_NO_ITEMS, cells=(), journal=None, missing=missing)
-    if journal.meta().get("study_hash", result.study.hash) != result.study.hash:
+    if journal.notes().study_hash not in (None, result.study.hash):
         raise DataError(
             f"{folder}: {RESULTS_FILE} and {JOURNAL_FILE} belong to different studies; "
             "run the study's command again on this folder"

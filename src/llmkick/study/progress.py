@@ -53,7 +53,7 @@ class Silent:
 
 
 @dataclass(frozen=True, kw_only=True)
-class OneAtATime:
+class LockedObserver:
     """An observer that any thread may speak to."""
 
     observer: Observer
@@ -86,7 +86,7 @@ class OneAtATime:
 
 
 @dataclass(kw_only=True)
-class Crowd:
+class CombinedProgress:
     """Tells the observer of a run how many of `total` items its workers have asked, in all cells together."""
 
     observer: Observer
@@ -95,9 +95,9 @@ class Crowd:
     _done: dict[str, list[int]] = field(default_factory=dict)
     _turn: threading.Lock = field(default_factory=threading.Lock)
 
-    def member(self, name: str) -> Member:
+    def member(self, name: str) -> WorkerProgress:
         """The observer of one worker."""
-        return Member(crowd=self, name=name)
+        return WorkerProgress(combined=self, name=name)
 
     def begins(self, name: str, title: str) -> None:
         """A worker begins a cell."""
@@ -117,19 +117,19 @@ class Crowd:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Member:
-    """The observer of one worker in a crowd."""
+class WorkerProgress:
+    """The observer of one worker among several, whose progress is shown together."""
 
-    crowd: Crowd
+    combined: CombinedProgress
     name: str
 
     def stage(self, title: str, total: int) -> None:
         """A cell begins."""
-        self.crowd.begins(self.name, title)
+        self.combined.begins(self.name, title)
 
     def advance(self, done: int) -> None:
         """So many of its items are done."""
-        self.crowd.advances(self.name, done)
+        self.combined.advances(self.name, done)
 
     def cells(self, done: int, total: int) -> None:
         """The run tells that itself."""

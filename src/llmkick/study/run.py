@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from llmkick.errors import ConfigError
-from llmkick.study.progress import Observer, OneAtATime, Silent
+from llmkick.study.progress import LockedObserver, Observer, Silent
 from llmkick.study.results.results import StudyResult
 from llmkick.study.running.conclude import conclude
-from llmkick.study.running.context import open_journal, prepare
 from llmkick.study.running.executor import Executor, LocalExecutor
+from llmkick.study.running.preparation import open_journal, prepare
 from llmkick.study.running.study_run import run_cells
 from llmkick.study.spec.study import Study, load_study, make_study
 
@@ -43,7 +43,7 @@ def run_study(
         study = make_study(study)
     if isinstance(executor, str):
         executor = make_executor(executor, address=address, artifacts=artifacts)
-    folder, shared_observer = Path(out), OneAtATime(observer=observer or Silent())
+    folder, shared_observer = Path(out), LockedObserver(observer=observer or Silent())
     journal = open_journal(study, folder)
     try:
         started = datetime.now(UTC).isoformat(timespec="seconds")

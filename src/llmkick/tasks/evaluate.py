@@ -1,4 +1,4 @@
-"""Asks a model the items of a task, in batches that depend on the task alone, and has the answers scored."""
+"""Evaluation of a model on the items of a task, in batches that depend on the task alone."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ BATCH_ITEMS = 64
 
 @dataclass(frozen=True, kw_only=True)
 class Reference:
-    """The model that answers are held against, and its own answers by item id, where they are known."""
+    """The model that answers are compared with, and item id → its own answer where that is known."""
 
     model: LanguageModel
     answers: Mapping[str, str] = field(default_factory=dict)
@@ -76,7 +76,7 @@ def evaluate_in_batches(
 
 
 def evaluate_item(model: LanguageModel, task: Task, item: Item, style: Prompting) -> Record:
-    """Ask one item on its own."""
+    """Evaluate one item in a batch of its own."""
     return _evaluate_batch(model, task, [item], style, Reference(model=model))[0]
 
 
@@ -94,7 +94,7 @@ def evaluate_items(
 
 
 def _batches(items: Sequence[Item]) -> Iterator[Sequence[Item]]:
-    """BATCH_ITEMS each, and those beyond that follow one of them."""
+    """Batches of BATCH_ITEMS items; a conversation is never cut, so a batch may be longer."""
     start = 0
     while start < len(items):
         end = start + BATCH_ITEMS
@@ -139,7 +139,7 @@ def _evaluate_batch(
 
 
 def _said_before(item: Item, items: Sequence[Item], answers: Mapping[str, Sequence[Answer]]) -> list[str] | Unanswered:
-    """The answers to the items that it follows, first to last; or that there is none."""
+    """The answers to the items before it in its conversation, first to last, or Unanswered where one is missing."""
     by_id = {one.id: one for one in items}
     said: list[str] = []
     before = item.follows

@@ -1,4 +1,4 @@
-"""Which tasks there are, of this package and of plug-ins, and how one is made from its name."""
+"""The registry of tasks, of this package and of plug-ins: from a name to a task."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import Any
 
 import llmkick.plugins as plugins
 from llmkick.errors import ConfigError
-from llmkick.tasks.task import PROTOCOLS, SETTINGS, Task, TaskEntry, is_whole
+from llmkick.paper import SETTINGS
+from llmkick.tasks.task import PROTOCOLS, Task, TaskEntry, is_whole
 
 TASKS: Mapping[str, TaskEntry] = {
     "factoid_qa": TaskEntry(
@@ -52,7 +53,7 @@ TASKS: Mapping[str, TaskEntry] = {
 
 
 def entry_of(name: str) -> TaskEntry:
-    """The entry behind a task's name, of this package or of a plug-in.
+    """The entry of a task, of this package or of a plug-in.
 
     Raises ConfigError for an unknown name or variant, and for a broken plug-in.
     """
@@ -67,7 +68,7 @@ def entry_of(name: str) -> TaskEntry:
 
 
 def all_tasks() -> tuple[dict[str, TaskEntry], list[str]]:
-    """Every entry that works, by base name, and what is wrong with the plug-ins that do not."""
+    """Base name → entry for every task that can be loaded, and the problems of the plug-ins that cannot."""
     entries, problems = dict(TASKS), plugins.problems(plugins.TASKS, TASKS)
     for base, plugin in plugins.usable(plugins.TASKS, TASKS).items():
         try:
@@ -86,7 +87,7 @@ def _plugin_entry(plugin: plugins.Plugin) -> TaskEntry:
         factory = getattr(importlib.import_module(entry.module), entry.factory)
     except Exception as error:
         raise plugin.broken(f"names {entry.module}.{entry.factory}: {plugins.describe(error)}") from error
-    missing = {"limit", "protocol", "seed", "source"} - {one.name for one in _fields(factory)}
+    missing = {"limit", "protocol", "seed", "source"} - {field.name for field in _fields(factory)}
     if missing:
         raise plugin.broken(f"needs a dataclass as factory; {entry.factory} has no field {', '.join(sorted(missing))}")
     return replace(entry, plugin=plugin)
@@ -142,7 +143,7 @@ def get_task(
     if protocol not in PROTOCOLS:
         raise ConfigError(f"unknown protocol {protocol!r} for {name}; choose from: {', '.join(PROTOCOLS)}")
     factory: Any = getattr(importlib.import_module(entry.module), entry.factory)
-    known = [one.name for one in fields(factory) if one.name not in _COMMON_FIELDS]
+    known = [field.name for field in fields(factory) if field.name not in _COMMON_FIELDS]
     for option in options:
         if option not in known:
             raise ConfigError(f"unknown option {option!r} of {name}; choose from: {', '.join(known) or 'none'}")
@@ -156,7 +157,7 @@ def get_task(
 
 
 def _from_plugin(plugin: plugins.Plugin, factory: Any, given: Mapping[str, Any]) -> Any:
-    """A plug-in's task, refused when it lacks something that would be missed only after hours."""
+    """The task of a plug-in. Checks its members now: a missing one would otherwise fail after hours of work."""
     try:
         task = factory(**given)
     except Exception as error:

@@ -1,4 +1,4 @@
-"""What a task is: items to ask, requests to a model, and a score for each item."""
+"""The protocol of a task: items, the requests to a model for each item, and a score for each item."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from llmkick.models.language_model import (
 )
 from llmkick.tasks.prompting import Prompting
 
-# exp of more is no double.
+# The largest mean whose exponential a double can hold.
 LARGEST_NATS = 700.0
 
 # "strict": prompts and metrics of this package. "paper": those of the paper.
@@ -32,11 +32,11 @@ Answer = ContinuationScore | Generation | Unanswered
 
 @dataclass(frozen=True, kw_only=True)
 class Item:
-    """One question. `cluster` is what it shares with others: a subject, a passage, a story, a domain.
+    """A question. Items of the same `cluster` share a subject, a passage, a story or a domain.
 
-    `details` is what a table may group by (discipline, popularity) and how the prompt was made to fit (shots,
-    evidence tokens); a task copies them into the record. `follows` is the id of the item before it in the same
-    conversation, whose answer the model has to give first.
+    `details` holds values that tables group by (discipline, popularity) and how the prompt was made to fit (shots,
+    evidence tokens); a task copies them into the record. `follows` is the id of the previous item of the same
+    conversation, which the model has to answer first.
     """
 
     id: str
@@ -53,7 +53,7 @@ class Item:
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """What a model did on one item: a score, or the reason why there is none."""
+    """The result of a model on one item: its response and a score, or the reason why there is no score."""
 
     item_id: str
     cluster: str
@@ -66,7 +66,7 @@ class Record:
 
 
 class Task(Protocol):
-    """A named, versioned set of items with a way to ask and a way to score."""
+    """A named, versioned set of items, their requests to a model, and the rule that scores the answers."""
 
     @property
     def name(self) -> str:
@@ -80,27 +80,27 @@ class Task(Protocol):
 
     @property
     def metric(self) -> str:
-        """What the mean score is called in a table."""
+        """The name of the mean score in tables."""
         ...
 
     @property
     def chance_level(self) -> float:
-        """Score of a model that guesses."""
+        """The expected score of a model that guesses."""
         ...
 
     @property
     def setting(self) -> str:
-        """Which of the paper's settings it belongs to."""
+        """The key of its setting in the paper, see `SETTINGS`."""
         ...
 
     @property
     def prompting(self) -> Prompting | None:
-        """The only style it may be asked in (protocol `paper` asks in raw text); None for the model's own."""
+        """The only style in which it may be asked (protocol `paper` uses raw text); None for the model's default."""
         ...
 
     @property
     def notes(self) -> Sequence[str]:
-        """What was left out of its data, with counts; may read the data."""
+        """Remarks on its data, e.g. what was left out, with counts; may read the data."""
         ...
 
     @property
@@ -113,7 +113,7 @@ class Task(Protocol):
         ...
 
     def requests(self, item: Item, prompting: Prompting) -> Sequence[ScoreRequest | GenerateRequest]:
-        """What to ask a model about one item: all scored or all generated."""
+        """The requests of an item: all to be scored, or all to be generated."""
         ...
 
     def score(self, item: Item, answers: Sequence[Answer]) -> Record:
@@ -123,43 +123,34 @@ class Task(Protocol):
 
 @runtime_checkable
 class Conversational(Protocol):
-    """A task some of whose items follow others: their requests hold what the model itself answered before."""
+    """A task with conversations: the requests of a later turn hold the model's answers to the earlier turns."""
 
     def follow_up(
         self, item: Item, prompting: Prompting, earlier: Sequence[str]
     ) -> Sequence[ScoreRequest | GenerateRequest]:
-        """What to ask about an item after its model gave these answers to the items before it, first to last."""
+        """The requests of an item after the model gave the answers `earlier` to the items before it, first to last."""
         ...
 
 
 @runtime_checkable
 class ReadByReference(Protocol):
-    """A task whose generated answers a reference model reads: the dense one, or the model itself when it is alone.
+    """A task whose generated answers are also scored by a reference model.
 
-    Its `score` gets after each generation that is not empty the reference model's ContinuationScore of it (or why
-    there is none).
+    The reference is the dense model, or the model itself when no other is given. After each non-empty generation,
+    `score` gets the reference model's ContinuationScore of it, or Unanswered.
     """
 
     def beside(self, record: Record, reference_answer: str) -> Record:
-        """A scored record with what the reference model's own answer to the item adds to it."""
+        """A scored record, extended by measures against the reference model's own answer to the item."""
         ...
-
-
-# Settings in the paper's order; perplexity stands apart as the control.
-SETTINGS = {
-    "knowledge": "Access to remaining knowledge",
-    "synthesis": "Synthesis of given knowledge",
-    "instruction": "Instruction following",
-    "control": "Control",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
 class TaskEntry:
-    """A task as it can be asked for: where it is made, its variants (the first is the default).
+    """An entry of the registry: the module and the factory of a task, and its variants (the first is the default).
 
-    `data` names further published data sets, asked for like variants; they have no pocket version. `plugin` is
-    filled in for tasks that an entry point brings.
+    `data` names further published data sets, which are chosen like variants and have no pocket version. `plugin` is
+    set for a task that an entry point provides.
     """
 
     module: str
@@ -170,12 +161,12 @@ class TaskEntry:
     plugin: plugins.Plugin | None = None
 
     def names(self, base: str) -> list[str]:
-        """The task's names, spelled out."""
+        """The full names of the task under its base name, e.g. `context_qa:closed`, `context_qa:open`."""
         return [f"{base}:{v}" for v in self.variants] or [base, *(f"{base}:{name}" for name in self.data)]
 
 
 def is_whole(value: object) -> bool:
-    """Whether a value is an integer; True and False are not meant as numbers."""
+    """Whether a value is an integer; True and False do not count."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
@@ -223,7 +214,7 @@ def task_key(task: Any, data: str) -> dict[str, Any]:
 
 def content_hash(items: Sequence[Item]) -> str:
     """sha256 over everything in the items."""
-    # Fields that came later count only where they are used: data without them keep their hash.
+    # These two fields count only where they are used: the hash of data without them must not change.
     rows = [
         {name: value for name, value in vars(item).items() if value or name not in ("details", "follows")}
         for item in items

@@ -14,6 +14,7 @@ from llmkick.compression.walk.calibration import Calibration
 from llmkick.errors import ConfigError, DataError
 from llmkick.study.journal.database import JOURNAL_FILE
 from llmkick.study.journal.journal import Journal
+from llmkick.study.journal.notes import Notes
 from llmkick.tasks.task import Item, Record
 
 ITEMS = [
@@ -207,13 +208,13 @@ def test_a_folder_with_records_belongs_to_its_study(journal: Journal):
         "  + seeds = [0, 1]",
         "Give another --out, or remove that folder.",
     ]
-    assert journal.meta()["study_hash"] == "hash-1"
+    assert journal.notes().study_hash == "hash-1"
 
 
 def test_a_folder_without_records_is_free(journal: Journal):
     journal.claim("hash-1", "model = 'typo'\n")
     journal.claim("hash-2", "model = 'toy'\n")
-    assert journal.meta() == {"schema": "1", "study_hash": "hash-2", "study": "model = 'toy'\n"}
+    assert journal.notes() == Notes(schema="1", study_hash="hash-2", study="model = 'toy'\n")
 
 
 def test_a_journal_of_another_schema_is_refused(journal: Journal):

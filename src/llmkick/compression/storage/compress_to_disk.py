@@ -27,7 +27,7 @@ from llmkick.compression.walk.self_sampling import is_sampled
 from llmkick.compression.walk.streaming import compress_streamed
 from llmkick.errors import ConfigError
 from llmkick.models.checkpoints.loading import load_located
-from llmkick.models.checkpoints.meta_model import Outline, load_outline
+from llmkick.models.checkpoints.meta_model import MetaModel, load_meta_model
 from llmkick.models.precision import BALANCED
 from llmkick.models.transformers_model import TransformersModel
 
@@ -76,7 +76,7 @@ def compress_checkpoint(
 ) -> CompressionReport:
     """Compress a model into a new folder. Called again after it was stopped, it continues at the unfinished block.
 
-    Blocks are read, compressed and kept one at a time if the files allow it (see `Outline.obstacle`).
+    Blocks are read, compressed and kept one at a time if the files allow it (see `MetaModel.obstacle`).
     form: "folder" for a Hugging Face checkpoint, "packed" for the compact form of llmkick, or "compressed-tensors".
     Other arguments and errors as in `calibrate`, `compress` and `load_model`; errors are raised before any work where
     possible.
@@ -87,48 +87,48 @@ def compress_checkpoint(
     if isinstance(recipe, Dense):
         raise ConfigError("dense compresses nothing: the model's folder is what you want")
     observer.stage(f"reading {reference}", 1)
-    outline = load_outline(reference, dtype=dtype, device=device)
-    blocks = decoder_blocks(outline.model.network)
+    meta_model = load_meta_model(reference, dtype=dtype, device=device)
+    blocks = decoder_blocks(meta_model.model.network)
     check_recipe_fits(recipe, blocks, as_calibration([[0, 0]]))  # before the calibration, which may take minutes
     if form == "compressed-tensors":
         check_exportable(recipe, blocks)
-    windows = _windows(outline, plan, observer) if recipe.needs_calibration else None
-    key = kept_key(outline.info, outline.device, recipe, windows, propagate=propagate)
-    with _work_folder(key, outline.bytes, folder) as work:
+    windows = _windows(meta_model, plan, observer) if recipe.needs_calibration else None
+    key = kept_key(meta_model.info, meta_model.device, recipe, windows, propagate=propagate)
+    with _work_folder(key, meta_model.bytes, folder) as work:
         observer.stage(f"compressing {recipe}", len(blocks))
-        model: Outline | TransformersModel = outline
+        model: MetaModel | TransformersModel = meta_model
         options: _WalkOptions = {"seed": plan.seed, "propagate": propagate, "progress": _progress_of(observer)}
-        if outline.obstacle is None:
-            compress_streamed(outline, recipe, work, calibration=windows, **options)
+        if meta_model.obstacle is None:
+            compress_streamed(meta_model, recipe, work, calibration=windows, **options)
         else:
-            model, _ = compress(_loaded(outline), recipe, calibration=windows, keep=work, **options)
-        finished = kept_blocks(outline.info, outline.device, recipe, windows, work, propagate=propagate)
+            model, _ = compress(_loaded(meta_model), recipe, calibration=windows, keep=work, **options)
+        finished = kept_blocks(meta_model.info, meta_model.device, recipe, windows, work, propagate=propagate)
         observer.stage(f"writing {folder}", 1)
         _save(model, recipe, finished, folder, form)
         return report_of(finished)
 
 
 def _save(
-    model: Outline | TransformersModel, recipe: Recipe, finished: FinishedBlocks, folder: Path, form: Form
+    model: MetaModel | TransformersModel, recipe: Recipe, finished: FinishedBlocks, folder: Path, form: Form
 ) -> None:
     match form:
         case "packed":
             save_packed(model, finished, folder)
         case "compressed-tensors":
             save_compressed_tensors(model, recipe, finished, folder)
-        case "folder" if isinstance(model, Outline):
+        case "folder" if isinstance(model, MetaModel):
             save_streamed(model, finished, folder)
         case "folder":
             save_folder(model, report_of(finished), folder)
 
 
-def _windows(outline: Outline, plan: CalibrationPlan, observer: StageObserver) -> Calibration:
+def _windows(meta_model: MetaModel, plan: CalibrationPlan, observer: StageObserver) -> Calibration:
     """The calibration windows. The model is loaded only if it must sample them, and freed afterwards."""
     observer.stage("calibration text", plan.sequences * plan.length)
-    model = outline.model
+    model = meta_model.model
     size = {"sequences": plan.sequences, "length": plan.length, "seed": plan.seed}
     if plan.source == "self" and not is_sampled(model, **size):
-        model = _loaded(outline)
+        model = _loaded(meta_model)
     return calibrate(model, source=plan.source, progress=_progress_of(observer), **size)
 
 
@@ -136,24 +136,24 @@ def _progress_of(observer: StageObserver) -> Callable[[int, int], None]:
     return lambda done, _total: observer.advance(done)
 
 
-def _loaded(outline: Outline) -> TransformersModel:
+def _loaded(meta_model: MetaModel) -> TransformersModel:
     """The whole model in memory. Raises ConfigError where it cannot fit."""
-    device = outline.placement
-    free = _free_bytes(outline)
-    if outline.bytes > free:
-        why = outline.obstacle or "it is to sample its own calibration text; give --calibration FILE, a folder or c4"
+    device = meta_model.placement
+    free = _free_bytes(meta_model)
+    if meta_model.bytes > free:
+        why = meta_model.obstacle or "it is to sample its own calibration text; give --calibration FILE, a folder or c4"
         raise ConfigError(
-            f"{outline.info.name} needs {outline.bytes / 1e9:.1f} GB on {device}, of which {free / 1e9:.1f} GB are "
-            f"free, and must be loaded whole: {why}"
+            f"{meta_model.info.name} needs {meta_model.bytes / 1e9:.1f} GB on {device}, of which {free / 1e9:.1f} GB "
+            f"are free, and must be loaded whole: {why}"
         )
-    return load_located(outline.checkpoint, dtype=outline.info.dtype, device=device)
+    return load_located(meta_model.checkpoint, dtype=meta_model.info.dtype, device=device)
 
 
-def _free_bytes(outline: Outline) -> int:
+def _free_bytes(meta_model: MetaModel) -> int:
     """Free memory on the devices where the whole model would be loaded."""
-    if outline.device.type != "cuda":
+    if meta_model.device.type != "cuda":
         return int(psutil.virtual_memory().available)
-    cards = range(torch.cuda.device_count()) if outline.placement == BALANCED else [outline.device]
+    cards = range(torch.cuda.device_count()) if meta_model.placement == BALANCED else [meta_model.device]
     return sum(torch.cuda.mem_get_info(card)[0] for card in cards)
 
 

@@ -22,7 +22,7 @@ from llmkick.compression.walk.blocks import Block, decoder_blocks
 from llmkick.compression.walk.finished_blocks import FinishedBlocks
 from llmkick.compression.walk.unchanged import output_heads
 from llmkick.errors import ConfigError
-from llmkick.models.checkpoints.meta_model import Outline
+from llmkick.models.checkpoints.meta_model import MetaModel
 from llmkick.models.checkpoints.packed import Codes, codes_of, read_parts
 from llmkick.models.transformers_model import TransformersModel
 
@@ -49,7 +49,7 @@ def check_exportable(recipe: Recipe, blocks: list[Block]) -> None:
 
 
 def save_compressed_tensors(
-    model: TransformersModel | Outline, recipe: Recipe, finished: FinishedBlocks, folder: Path
+    model: TransformersModel | MetaModel, recipe: Recipe, finished: FinishedBlocks, folder: Path
 ) -> None:
     """Write a rounded model from its finished blocks: packed codes with their scales and zero points.
 

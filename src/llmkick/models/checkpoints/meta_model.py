@@ -1,4 +1,4 @@
-"""A model without its weights in memory: its structure, and where on disk each tensor lies."""
+"""A model whose network is on the meta device: shapes without memory, and the files with its weights."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from llmkick.models.transformers_model import TransformersModel
 
 
 class TensorFiles:
-    """The tensors of a folder's safetensors files, by name. Nothing is read before it is asked for."""
+    """The tensors of a folder's safetensors files, by name; each is read when it is asked for."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -66,21 +66,21 @@ def _index(folder: Path) -> dict[str, str]:
         if listed.is_file():
             files: dict[str, str] = json.loads(listed.read_text(encoding="utf-8"))["weight_map"]
             return files
-        found = {}
+        file_of = {}
         for file in sorted(folder.glob("*.safetensors")):
             with safe_open(file, framework="pt") as stream:
-                found.update(dict.fromkeys(stream.keys(), file.name))
-        return found
+                file_of.update(dict.fromkeys(stream.keys(), file.name))
+        return file_of
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         raise ModelError(f"{folder}: its safetensors files cannot be read ({error})") from error
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outline:
-    """A model whose network is on the meta device, the files it comes from, and where it is to be computed.
+class MetaModel:
+    """A model whose network is on the meta device, its files, and the device on which to compute.
 
-    `obstacle` says why its blocks cannot be read one by one, None when they can; `placement` is where the whole
-    model would be loaded, in the words of `load_model`.
+    `obstacle` says why its blocks cannot be read one by one, None when they can; `placement` is the `device` argument
+    with which `load_model` would load the whole model.
     """
 
     model: TransformersModel
@@ -91,7 +91,7 @@ class Outline:
 
     @property
     def checkpoint(self) -> Checkpoint:
-        """The files it comes from."""
+        """The files of the model."""
         assert self.model.checkpoint is not None
         return self.model.checkpoint
 
@@ -102,18 +102,18 @@ class Outline:
 
     @property
     def tied(self) -> dict[str, str]:
-        """Names in the state dict that stand for the same tensor as another, and that other name."""
+        """Names in the state dict of tied tensors → the name of the tensor they are tied to."""
         tied: dict[str, str] = self.model.network.all_tied_weights_keys
         return tied
 
     @property
     def bytes(self) -> int:
-        """Memory that all weights would take."""
+        """Bytes of memory that all weights would take."""
         return sum(tensor.numel() * tensor.element_size() for tensor in self.model.network.parameters())
 
 
-def load_outline(reference: str, *, dtype: str = "auto", device: str = "auto") -> Outline:
-    """The outline of a model; arguments and errors are those of `load_model`."""
+def load_meta_model(reference: str, *, dtype: str = "auto", device: str = "auto") -> MetaModel:
+    """The meta model of a reference; arguments and errors are those of `load_model`."""
     target = resolve_device(device)
     precision = resolve_dtype(dtype, target)
     checkpoint = locate(reference)
@@ -122,7 +122,7 @@ def load_outline(reference: str, *, dtype: str = "auto", device: str = "auto") -
     model = TransformersModel.wrap(network, read_tokenizer(checkpoint), info, checkpoint=checkpoint)
     files = TensorFiles(checkpoint.folder)
     obstacle = _obstacle(network, files, checkpoint, precision)
-    return Outline(model=model, files=files, device=target, placement=device, obstacle=obstacle)
+    return MetaModel(model=model, files=files, device=target, placement=device, obstacle=obstacle)
 
 
 def _empty_network(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:

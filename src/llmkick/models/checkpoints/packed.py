@@ -1,9 +1,9 @@
 """The compact form of compressed weights on disk, and back, bit for bit.
 
-Two questions say how a weight is stored. Which places: all of them; those whose bit is set in a mask; or N of
-every M, each group with the number of its pattern. In which form: as they are, or as integer codes with a scale
-and a zero point for each group of inputs. One safetensors file holds the parts of many weights; its metadata
-say how to put them together, with a checksum for each.
+A weight is stored in some of its places: all of them, those whose bit is set in a mask, or N of every M, each group
+with the number of its pattern. The values are stored as they are, or as integer codes with a scale and a zero point
+for each group of inputs. A safetensors file holds the parts of many weights; its metadata says how to combine them,
+with a checksum for each.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ MANIFEST = "llmkick_packed.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Codes:
-    """Integer codes of a weight (out, in): it reads scale × (code − zero), in float32, cast to its dtype."""
+    """Integer codes of a weight (out, in), which is scale × (code − zero), in float32, cast to its dtype."""
 
     codes: Tensor  # (out, in) uint8
     scale: Tensor  # (out, groups) float32
@@ -60,7 +60,7 @@ class Layout:
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """Where a weight belongs in a network's state dict: the parameter, as it is, transposed, or as one expert."""
+    """Where a weight belongs in a network's state dict: a parameter, its transpose, or an expert in it."""
 
     parameter: str
     transposed: bool = False
@@ -69,7 +69,7 @@ class Place:
 
 @dataclass(frozen=True, kw_only=True)
 class Packed:
-    """One tensor in compact form: `parts` is "values" and, as the layout asks, "places", "scale", "zero"."""
+    """A tensor in compact form: `parts` are "values" and, where the layout has them, "places", "scale", "zero"."""
 
     layout: Layout
     parts: dict[str, Tensor]
@@ -90,9 +90,9 @@ def pack(
 ) -> Packed:
     """The compact form of a weight (out, in), on the CPU.
 
-    `masked` leaves out zeros and keeps a bit for each place, `pattern` (N, M) keeps N of every M consecutive
-    inputs. What would not come back bit for bit is stored a wider way: codes that do not give the weight as
-    values, groups with more than N non-zeros under a mask. Only a zero with all bits clear counts as one.
+    `masked` leaves out zeros and keeps a bit for each place; `pattern` (N, M) keeps N of every M consecutive inputs.
+    A weight that would not come back bit for bit is stored in a wider form: as values where the codes do not give
+    the weight, under a mask where a group has more than N non-zeros. −0 does not count as a zero.
     """
     weight = weight.detach().cpu().contiguous()
     dtype = str(weight.dtype).removeprefix("torch.")
@@ -128,7 +128,7 @@ def _exactly(filled: Tensor, kept: int) -> Tensor | None:
 
 
 def unpack(packed: Packed) -> Tensor:
-    """The whole weight again, on the CPU. Raises ModelError when it is not the one that was packed."""
+    """The whole weight, on the CPU. Raises ModelError when it is not the weight that was packed."""
     layout, parts = packed.layout, packed.parts
     if _checksum(parts) != layout.checksum:
         raise ModelError("its checksum does not match: the file was altered or damaged")
@@ -184,7 +184,7 @@ def _spread(values: Tensor, places: Tensor | None, blank: Tensor) -> Tensor:
 
 
 def _decode(codes: Codes) -> Tensor:
-    """Codes → weights (out, in) float32, with the operations and their order that rounded them."""
+    """Codes → weights (out, in) float32, by the same operations in the same order as in the rounding."""
     rows, columns = codes.codes.shape
     padded = F.pad(codes.codes.cpu().float(), (0, -columns % codes.group)).view(rows, -1, codes.group)
     weights = (padded - codes.zero.cpu().float()[..., None]).mul_(codes.scale.cpu().float()[..., None])
@@ -200,17 +200,17 @@ def _checksum(parts: Mapping[str, Tensor]) -> str:
 
 
 def _raw(tensor: Tensor) -> Tensor:
-    """The bits of a float tensor as integers, so that −0 and NaN compare as what they are."""
+    """The bits of a float tensor as integers, so that −0 differs from 0 and NaN equals itself."""
     integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
     return tensor.contiguous().view(integers[tensor.element_size()])
 
 
 def write_packed(file: Path, weights: Mapping[str, Packed]) -> None:
-    """Write weights into one file, whole or not at all: a reader or a crash never sees half of it."""
+    """Write weights into a file atomically: neither a reader nor a crash leaves half of it."""
     from safetensors.torch import save_file
 
-    tensors = {f"{name}:{key}": part for name, one in weights.items() for key, part in one.parts.items()}
-    layouts = {name: asdict(one.layout) for name, one in weights.items()}
+    tensors = {f"{name}:{key}": part for name, packed in weights.items() for key, part in packed.parts.items()}
+    layouts = {name: asdict(packed.layout) for name, packed in weights.items()}
     temporary = file.with_name(f".{file.name}.{os.getpid()}")
     try:
         save_file(tensors, temporary, metadata={"format": "pt", "llmkick": json.dumps(layouts)})
@@ -228,10 +228,10 @@ def read_packed(file: Path) -> Iterator[tuple[str, Tensor]]:
 
 
 def read_placed(file: Path) -> Iterator[tuple[str, Place, Tensor]]:
-    """Names, places and whole weights in a file; without a place, the name is the parameter's."""
-    for name, one in read_parts(file):
+    """Names, places and whole weights in a file; a weight without a place is the parameter of its name."""
+    for name, packed in read_parts(file):
         try:
-            yield name, one.layout.place or Place(parameter=name), unpack(one)
+            yield name, packed.layout.place or Place(parameter=name), unpack(packed)
         except (ModelError, RuntimeError, ValueError, KeyError, IndexError) as error:
             raise ModelError(f"{file}: {name} cannot be read: {error}; make the file again") from error
 
@@ -257,7 +257,7 @@ def read_parts(file: Path) -> Iterator[tuple[str, Packed]]:
 
 
 def write_manifest(folder: Path, files: Sequence[str], **facts: Any) -> None:
-    """Say which packed files, in this order, make up the model in a folder."""
+    """Write the list of packed files, in order, that make up the model in a folder."""
     text = json.dumps({"format": FORMAT, "files": list(files), **facts}, indent=1, ensure_ascii=False)
     (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
 

@@ -1,4 +1,4 @@
-"""Checkpoints that were stored quantized by other tools: how, with how many bits, and what must be installed."""
+"""Checkpoints that other tools stored quantized: the method, the bits, and the packages that read them."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from llmkick.errors import ModelError
 
 
 class Reader(NamedTuple):
-    """What transformers needs to load a quantization: modules to import, and the command that installs them."""
+    """The modules that transformers needs to load a quantization, and the command that installs them."""
 
     modules: tuple[str, ...]
     install: str
 
 
-# As transformers 5 names and checks them. Those that need nothing more, or a GPU to say so, are not here.
+# By the names of transformers 5. Methods that need no extra package, or that only a GPU can check, are left out.
 READERS: Mapping[str, Reader] = {
     "gptq": Reader(("gptqmodel", "optimum"), "pip install gptqmodel optimum"),
     "awq": Reader(("gptqmodel",), "pip install gptqmodel"),
@@ -43,7 +43,7 @@ READERS: Mapping[str, Reader] = {
 def quantization_of(folder: Path) -> dict[str, Any]:
     """The quantization that a folder's configuration states; empty for plain weights.
 
-    Empty too for a damaged config.json, which loading refuses in its own words.
+    It is empty for a damaged config.json too: loading refuses that file with an error of its own.
     """
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -54,7 +54,7 @@ def quantization_of(folder: Path) -> dict[str, Any]:
 
 
 def method_of(stated: Mapping[str, Any]) -> str:
-    """The method's name as transformers has it; empty for plain weights. Old bitsandbytes folders state none."""
+    """The method's name in transformers; empty for plain weights. Old bitsandbytes folders state no name."""
     if not stated:
         return ""
     loads = any(stated.get(key) for key in ("load_in_4bit", "load_in_8bit"))
@@ -62,7 +62,7 @@ def method_of(stated: Mapping[str, Any]) -> str:
 
 
 def precision_of(stated: Mapping[str, Any]) -> str:
-    """What a table calls the stored precision, e.g. "gptq 4b"; "float" for plain weights."""
+    """The stored precision as tables print it, for example "gptq 4b"; "float" for plain weights."""
     method = method_of(stated)
     if not method:
         return "float"
@@ -87,5 +87,5 @@ def require_reader(name: str, stated: Mapping[str, Any]) -> None:
 def _is_installed(module: str) -> bool:
     try:
         return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:  # the package around a submodule is missing
+    except ModuleNotFoundError:  # the parent package of a submodule is missing
         return False

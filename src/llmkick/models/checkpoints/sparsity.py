@@ -1,4 +1,4 @@
-"""Which weights of a network are zero, and whether they follow an N:M pattern: what other tools' pruning did."""
+"""The zeros in a network's weights and the N:M pattern that they follow: how another tool pruned it."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-# Group sizes that hardware and papers use.
+# Group sizes M that hardware and papers use.
 GROUPS = (2, 4, 8, 16)
-# Below this share of zeros a layer was not pruned: rounding makes some too.
+# A layer with a smaller share of zeros was not pruned: rounding makes some zeros too.
 PRUNED = 0.25
 
 
 @dataclass(frozen=True, kw_only=True)
 class Zeros:
-    """Number and share of exact zeros in the linear layers (heads and embeddings aside), and the pruned ones' pattern.
+    """Number and share of exact zeros in the linear layers (without heads and embeddings), and their pattern.
 
-    `pattern` is "2:4" and the like when every pruned layer holds it, "mixed" when they hold different ones,
-    "unstructured" when one holds none, empty when no layer is pruned. `layers` counts the linear layers.
+    `pattern` is for example "2:4" when every pruned layer follows it, "mixed" when they follow different patterns,
+    "unstructured" when a pruned layer follows none, empty when no layer is pruned. `layers` counts the linear layers.
     """
 
     count: int
@@ -33,13 +33,13 @@ class Zeros:
 
 
 def zeros_of(network: Any) -> Zeros | None:
-    """What is zero in a network; None where it has no plain linear weights (packed integers)."""
+    """The zeros in a network; None where it has no plain linear weights, but packed integers."""
     patterns: Counter[str] = Counter()
     zeros = total = layers = 0
     for weight in linear_weights(network):
-        found = int((weight == 0).sum())
-        zeros, total, layers = zeros + found, total + weight.numel(), layers + 1
-        if found >= PRUNED * weight.numel():
+        count = int((weight == 0).sum())
+        zeros, total, layers = zeros + count, total + weight.numel(), layers + 1
+        if count >= PRUNED * weight.numel():
             patterns[pattern_of(weight) or "unstructured"] += 1
     if not total:
         return None
@@ -51,7 +51,7 @@ def zeros_of(network: Any) -> Zeros | None:
 
 
 def linear_weights(network: Any) -> Iterator[torch.Tensor]:
-    """The floating-point weights of linear layers, (out, in); experts kept in one tensor one by one."""
+    """The floating-point weights of linear layers, (out, in); experts that share a tensor one by one."""
     head = network.get_output_embeddings()
     for module in network.modules():
         if module is head:
@@ -60,7 +60,7 @@ def linear_weights(network: Any) -> Iterator[torch.Tensor]:
         if isinstance(module, Conv1D):
             yield module.weight.detach().T
         elif isinstance(module, nn.Linear):
-            # Packed weights are of other types, or of classes of their own.
+            # Packed weights have integer types, or classes of their own.
             if type(weight) is nn.Parameter and weight.is_floating_point():
                 yield weight.detach()
         elif not isinstance(module, nn.Embedding):
@@ -70,18 +70,18 @@ def linear_weights(network: Any) -> Iterator[torch.Tensor]:
 
 
 def pattern_of(weight: torch.Tensor) -> str:
-    """The tightest N:M that holds along a layer's inputs, the smallest M of those alike; empty when none does.
+    """The sparsest N:M pattern that a layer follows along its inputs, with the smallest M; empty when it follows none.
 
     (out, in): at most N of every M consecutive inputs are not zero, in every row.
     """
-    found: list[tuple[float, int, int]] = []
+    patterns: list[tuple[float, int, int]] = []
     for group in GROUPS:
         if weight.shape[-1] % group:
             continue
         kept = int((weight.reshape(-1, group) != 0).sum(dim=1).max())
         if 0 < kept < group:
-            found.append((kept / group, group, kept))
-    if not found:
+            patterns.append((kept / group, group, kept))
+    if not patterns:
         return ""
-    _, group, kept = min(found)
+    _, group, kept = min(patterns)
     return f"{kept}:{group}"

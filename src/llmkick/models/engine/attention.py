@@ -1,4 +1,4 @@
-"""Another attention function for transformers' `sdpa`, for the forwards of one thread."""
+"""Replaces the attention function that transformers calls `sdpa`, for the forwards of one thread."""
 
 from __future__ import annotations
 
@@ -17,19 +17,20 @@ AttentionFunction = Callable[..., tuple[Tensor, Any]]
 OTHER_OPTIONS = ("softcap", "position_bias", "output_attentions", "cache", "s_aux")
 
 
-class _Chosen(threading.local):
+class _Replacement(threading.local):
     function: AttentionFunction | None = None
 
 
-_chosen = _Chosen()
+_replacement = _Replacement()
 
 
-_usual: AttentionFunction = sdpa_attention_forward
+# The function that was registered as `sdpa`: transformers' own, or another library's.
+_default: AttentionFunction = sdpa_attention_forward
 
 
-def usual_attention(*arguments: Any, **options: Any) -> tuple[Tensor, Any]:
-    """The function that stands under this name but for us."""
-    return _usual(*arguments, **options)
+def default_attention(*arguments: Any, **options: Any) -> tuple[Tensor, Any]:
+    """The function that was registered as `sdpa` before this module replaced it."""
+    return _default(*arguments, **options)
 
 
 def is_plain(dropout: float, options: dict[str, Any]) -> bool:
@@ -38,19 +39,19 @@ def is_plain(dropout: float, options: dict[str, Any]) -> bool:
 
 
 @contextmanager
-def attention_by(function: AttentionFunction) -> Iterator[None]:
-    """While this lasts, what this thread runs attends by `function` wherever it would by `sdpa`."""
-    global _usual
-    # Put there once and left there: who comes and goes meanwhile, in whatever thread, meets the same function.
+def attention_replaced_by(function: AttentionFunction) -> Iterator[None]:
+    """While this lasts, networks that this thread runs attend by `function` wherever they would by `sdpa`."""
+    global _default
+    # Registered once and left there: a thread that enters or leaves meanwhile does not change it for the others.
     if ALL_ATTENTION_FUNCTIONS["sdpa"] is not _attention:
-        _usual = ALL_ATTENTION_FUNCTIONS["sdpa"]
+        _default = ALL_ATTENTION_FUNCTIONS["sdpa"]
         ALL_ATTENTION_FUNCTIONS["sdpa"] = _attention
-    before, _chosen.function = _chosen.function, function
+    before, _replacement.function = _replacement.function, function
     try:
         yield
     finally:
-        _chosen.function = before
+        _replacement.function = before
 
 
 def _attention(*arguments: Any, **options: Any) -> tuple[Tensor, Any]:
-    return (_chosen.function or usual_attention)(*arguments, **options)
+    return (_replacement.function or default_attention)(*arguments, **options)

@@ -1,7 +1,7 @@
-"""How much a batch may hold: a fixed budget, halved only when memory really runs short, and then said.
+"""How many tokens a batch may hold: a fixed budget, halved only when memory runs short, with a warning.
 
-The budget follows from the network and the device alone, never from what happens to be free, so that the same
-requests run in the same batches each time.
+The budget follows from the network and the device alone, never from the memory that happens to be free, so that the
+same requests run in the same batches each time.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ import psutil
 import torch
 
 CPU_BUDGET = 8192
-# A step of decoding costs a CPU nearly as much for a few rows as for many, so more of them wait together: 63 steps
-# became 31 for 48 open-book questions. What scores all its tokens at once gains nothing by it.
+# A decoding step takes a CPU nearly as long for a few rows as for many, so larger batches need fewer steps. Scoring,
+# which runs all tokens of a request at once, gains nothing from a larger batch.
 CPU_DECODING_BUDGET = 16384
 CUDA_BUDGETS = (1024, 65536)
 # Share of a GPU's memory that cached keys and values may take; the rest is for weights and activations.
 CACHE_SHARE = 0.3
-# Free memory is not looked at for fewer tokens than this: they are a single request or a toy.
+# Batches that need less than this are never compared with the free memory: a single request, or a toy model.
 NEGLIGIBLE_BYTES = 64 * 2**20
 OUT_OF_MEMORY = (
     "out of memory",
@@ -41,27 +41,27 @@ class MemoryShortage(UserWarning):
 
 @dataclass
 class BatchBudget:
-    """The share of the fixed budget in use, and a note for each time it had to shrink.
+    """How many tokens a batch may hold: a share of the fixed budget, and a note for each time it had to shrink.
 
-    In float32 smaller batches change no answer; in half precision they can move log-probabilities by the noise
-    that docs/engine.md describes, which is why a shortage is never passed over in silence.
+    In float32, smaller batches change no answer. In half precision they can move log-probabilities by the noise that
+    docs/engine.md describes, so every shortage is noted.
     """
 
     share: float = 1.0
     notes: list[str] = field(default_factory=list)
 
     def tokens(self, network: Any, device: torch.device, *, decoding: bool = False) -> int:
-        """How many tokens a batch may hold now, at least 1."""
+        """Tokens that a batch may hold now, at least 1."""
         return max(1, int(self.share * token_budget(network, device, decoding=decoding)))
 
     def fit(self, network: Any, device: torch.device, tokens: int, *, decoding: bool = False) -> None:
-        """Shrink until a batch of the budget, or of the `tokens` there are, fits into what is free."""
-        free, each = free_bytes(*devices_of(network, device)), bytes_a_token(network)
+        """Shrink until a batch of the budget, or of all `tokens` where they are fewer, fits into the free memory."""
+        free, token_bytes = free_bytes(*devices_of(network, device)), bytes_a_token(network)
         share, budget = self.share, token_budget(network, device, decoding=decoding)
-        needed = min(tokens, budget * share) * each
+        needed = min(tokens, budget * share) * token_bytes
         if free is None or needed <= max(free, NEGLIGIBLE_BYTES):
             return
-        while min(tokens, budget * share) * each > free and budget * share > 1:
+        while min(tokens, budget * share) * token_bytes > free and budget * share > 1:
             share /= 2
         wanted = f"{needed / 2**20:,.0f} MB wanted, {free / 2**20:,.0f} MB free"
         self._set(share, token_budget(network, device, decoding=decoding), device, wanted)
@@ -83,7 +83,7 @@ class BatchBudget:
 
 
 def token_budget(network: Any, device: torch.device, *, decoding: bool = False) -> int:
-    """How many cached tokens a batch may hold: fixed on CPU, on CUDA a power of two from the size of the card."""
+    """Cached tokens that a batch may hold: fixed on a CPU; on CUDA a power of two that grows with the card."""
     if device.type != "cuda":
         return CPU_DECODING_BUDGET if decoding else CPU_BUDGET
     total = sum(torch.cuda.mem_get_info(card)[1] for card in devices_of(network, device))
@@ -101,7 +101,7 @@ def devices_of(network: Any, device: torch.device) -> list[torch.device]:
 
 
 def is_spread(network: Any) -> bool:
-    """Whether a network lies on several devices, between which accelerate's hooks carry what passes."""
+    """Whether a network lies on several devices, between which accelerate's hooks move the hidden states."""
     return len(set(map(str, getattr(network, "hf_device_map", {}).values()))) > 1
 
 
@@ -114,7 +114,7 @@ def cache_bytes_a_token(network: Any) -> int:
 
 
 def bytes_a_token(network: Any) -> int:
-    """Bytes that one token of a batch takes at the worst moment.
+    """The most bytes that one token of a batch takes.
 
     Its keys and values twice (a cache is copied while rows are selected), and a block's activations: a dozen
     vectors of the model's width, four of the inner width (four times the width where none is named).
@@ -126,28 +126,28 @@ def bytes_a_token(network: Any) -> int:
 
 
 def free_bytes(*devices: torch.device) -> int | None:
-    """What could be allocated now, in equal parts on all devices; None where nobody tells."""
+    """Bytes that could be allocated now, in equal parts on all devices; None where a device does not tell."""
     free = [_free_on(device) for device in devices]
-    return None if None in free else len(free) * min(one for one in free if one is not None)
+    return None if None in free else len(free) * min(size for size in free if size is not None)
 
 
 def _free_on(device: torch.device) -> int | None:
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
-        # What torch holds in reserve is free for its next tensors.
+        # Memory that torch has reserved but not allocated is free for its next tensors.
         return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
     return int(psutil.virtual_memory().available) if device.type == "cpu" else None
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that an allocation failed; CPU allocators say it only in the text."""
+    """Whether an error is a failed allocation; CPU allocators say so only in the text."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and any(text in str(error).lower() for text in OUT_OF_MEMORY)
 
 
 def attempt(work: Callable[[], None]) -> str | None:
-    """Do `work`; None, or what the allocator said when memory ran out. Other errors pass."""
+    """Do `work`; returns None, or the allocator's message when memory ran out. Other errors are raised."""
     try:
         work()
     except (RuntimeError, MemoryError) as error:
@@ -156,7 +156,7 @@ def attempt(work: Callable[[], None]) -> str | None:
         reason = str(error) or type(error).__name__
     else:
         return None
-    # Only here are the frames of the failed work, and the tensors in them, let go.
+    # Only after the except block are the frames of the failed work, and their tensors, released.
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -175,8 +175,8 @@ def run_in_batches(
 ) -> None:
     """`work` on all items, in the batches that `plan` makes for a budget of tokens.
 
-    When memory runs out, the budget shrinks and what is left is planned anew: finished batches stay finished.
-    An item alone whose `cost` the budget does not cover any more, and that still fails, is given up.
+    When memory runs out, the budget shrinks and the remaining items are planned again; finished batches stay
+    finished. `give_up` gets an item that fails alone after the budget has shrunk below its `cost` in tokens.
     """
     waiting = list(items)
     while waiting:

@@ -1,19 +1,19 @@
-"""Which requests run together: groups that share a prefix, and batches of similar length within a budget."""
+"""Which requests run together: groups with a shared prefix, and batches of similar length within a budget."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-# Below this many shared tokens, running a prefix apart costs more than it saves.
+# Below this many shared tokens, a forward for the prefix alone costs more than it saves.
 MIN_SHARED_TOKENS = 16
-# What one more forward costs, in tokens of work; measured on CPU, smaller than the truth on a GPU.
+# The fixed cost of a forward, in tokens of work; measured on a CPU, and less than on a GPU.
 FORWARD_COST_TOKENS = 64
 
 Ids = tuple[int, ...]
 
 
 def common_prefix_length(prompts: Sequence[Ids]) -> int:
-    """Tokens that all prompts begin with, leaving each at least one token of its own."""
+    """How many tokens all prompts begin with, leaving each at least one token after them."""
     first, last = min(prompts), max(prompts)  # lexicographic extremes share what all share
     limit = min(len(prompt) for prompt in prompts) - 1
     shared = 0
@@ -25,9 +25,9 @@ def common_prefix_length(prompts: Sequence[Ids]) -> int:
 def group_by_prefix(prompts: Sequence[Ids]) -> list[tuple[list[int], int]]:
     """Split prompts into groups that share a prefix: (indices, shared tokens) a group.
 
-    Neighbours (in token order) that share at least half of their tokens, such as the questions of a subject, are
-    a group of their own where that saves more tokens, beyond those that all prompts share, than the two forwards
-    that it costs: one for its prefix, one for its questions. All others are one group, the last.
+    Neighbours (in token order) that share at least half of their tokens, such as the questions of a subject, become
+    a group where this saves more tokens, beyond those that all prompts share, than its two forwards cost: one for
+    the prefix, one for the questions. All other prompts are the last group.
     """
     order = sorted(range(len(prompts)), key=lambda index: prompts[index])
     runs: list[list[int]] = []
@@ -37,11 +37,11 @@ def group_by_prefix(prompts: Sequence[Ids]) -> list[tuple[list[int], int]]:
             runs[-1].append(index)
         else:
             runs.append([index])
-    common = shared_by_all(prompts)
+    common = common_prefix(prompts)
     groups: list[tuple[list[int], int]] = []
     rest: list[int] = []
     for run in runs:
-        shared = shared_by_all([prompts[index] for index in run])
+        shared = common_prefix([prompts[index] for index in run])
         if (len(run) - 1) * (shared - common) > 2 * FORWARD_COST_TOKENS:
             groups.append((run, shared))
         else:
@@ -49,8 +49,8 @@ def group_by_prefix(prompts: Sequence[Ids]) -> list[tuple[list[int], int]]:
     return [*groups, (rest, common)] if rest else groups
 
 
-def shared_by_all(prompts: Sequence[Ids]) -> int:
-    """Tokens that all prompts begin with, 0 where they are too few to run apart."""
+def common_prefix(prompts: Sequence[Ids]) -> int:
+    """How many tokens all prompts begin with; 0 where these are too few for a forward of their own."""
     shared = common_prefix_length(prompts) if len(prompts) > 1 else 0
     return shared if shared >= MIN_SHARED_TOKENS else 0
 
@@ -71,7 +71,7 @@ def plan_batches(
 
     lengths: tokens that each row runs; columns: tokens that each row holds. A batch ends where the next row
     would exceed `max_rows`, or `budget` (rows × most columns), or `max_tokens` (rows × longest length), or
-    where padding all its rows to the longest would cost more than one more forward.
+    where padding all its rows to the longest would cost more than another forward.
     """
     order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], -columns[index], index))
     batch: list[int] = []
@@ -90,8 +90,8 @@ def plan_batches(
         yield batch
 
 
-def plan_rows(lengths: Sequence[int], *, most: int) -> Iterator[list[int]]:
-    """Indices, in their order, in rows of at most `most` tokens end to end, of one at least."""
+def plan_packed_rows(lengths: Sequence[int], *, most: int) -> Iterator[list[int]]:
+    """Indices, in order, in rows of at most `most` tokens end to end; a row holds at least one prompt."""
     row: list[int] = []
     tokens = 0
     for index, length in enumerate(lengths):

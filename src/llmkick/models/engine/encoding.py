@@ -1,4 +1,4 @@
-"""Requests as token ids: prompt and continuation are one text, and the continuation begins where the prompt ends."""
+"""Requests as token ids: prompt and continuation are tokenised as one text, then split where the prompt ends."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class EncodedRequest:
 
     @property
     def scored_tokens(self) -> int:
-        """Without a prompt the first token has nothing that predicts it."""
+        """How many tokens get a log-probability: all, but the first where there is no prompt to predict it."""
         return len(self.continuation) if self.prompt else len(self.continuation) - 1
 
     @property
@@ -35,7 +35,7 @@ class EncodedRequest:
 
 def encode_requests(encoder: PromptEncoder, requests: Sequence[ScoreRequest]) -> Iterator[EncodedRequest]:
     """Tokenise prompt and continuation as one text, and find where the continuation begins."""
-    prompts: dict[tuple[Prompt, bool], Ids] = {}  # the options of a question have their prompt in common
+    prompts: dict[tuple[Prompt, bool], Ids] = {}  # the options of a question share their prompt
     for start in range(0, len(requests), TOKENIZED_TOGETHER):
         chunk = requests[start : start + TOKENIZED_TOGETHER]
         new = list(dict.fromkeys(key for key in map(_prompt_key, chunk) if key not in prompts))
@@ -43,7 +43,7 @@ def encode_requests(encoder: PromptEncoder, requests: Sequence[ScoreRequest]) ->
         encoded = iter(encoder.encode_all([*((prompt, "") for prompt, _ in new), *texts]))
         for key in new:
             ids = tuple(next(encoded))
-            # Only before token ids is an empty prompt no prompt: text is tokenised with its start token.
+            # An empty prompt before token ids stays empty; before text it is tokenised, and has the start token.
             prompts[key] = ids if any(key) else ()
         for index, request in enumerate(chunk, start):
             together = tuple(next(encoded)) if isinstance(request.continuation, str) else ()

@@ -1,4 +1,4 @@
-"""Greedy decoding in batches: prompts run once, finished rows leave the batch and waiting ones take their place."""
+"""Greedy decoding in batches: prompts run once, and waiting rows take the places of finished ones."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from llmkick.models.engine.batches import Ids, plan_batches
 from llmkick.models.engine.kv_cache import can_reuse_cache
 from llmkick.models.engine.network import device_of, end_tokens_of, max_tokens_of
 from llmkick.models.engine.prompt_encoder import PromptEncoder
-from llmkick.models.engine.runner import Prefilled, Prefix, Runner, join, prefix_groups
+from llmkick.models.engine.runner import Prefilled, Prefix, Runner, join_states, prefix_groups
 from llmkick.models.finite import finite_rows
 from llmkick.models.language_model import Finish, GenerateRequest, Generation, Unanswered
 
 MAX_ROWS = 64
-# Cutting the cache costs about one step: worth it only once a quarter of the rows are done.
+# Cutting the cache takes about as long as a decoding step: it is worth it once a quarter of the rows are done.
 KEEP_SHARE = 0.75
 
 
 @dataclass(eq=False)
 class Row:
-    """One request while it is being answered; `prefix` is what its prompt begins with."""
+    """A request while it is being answered; `prefix` is the shared prefix that its prompt begins with."""
 
     index: int
     request: GenerateRequest
@@ -36,12 +36,12 @@ class Row:
 
     @property
     def columns(self) -> int:
-        """Tokens it can come to hold."""
+        """The most tokens that prompt and answer can have together."""
         return len(self.prompt) + self.request.max_new_tokens
 
     @property
     def text(self) -> Ids:
-        """The tokens so far: those of a row that lost its cache run again."""
+        """Prompt and answer so far: the tokens that run again when the row has lost its cache."""
         return (*self.prompt, *self.tokens)
 
 
@@ -83,8 +83,8 @@ def _generate(rows: list[Row], network: Any, answers: _Answers, budget: BatchBud
         return
     budget.fit(network, runner.device, sum(row.columns for row in rows), decoding=True)
     queue: list[Row] = []
-    everyone = [(list(range(len(rows))), Prefix(runner, ()))]
-    for indices, prefix in prefix_groups(runner, [row.prompt for row in rows]) if runner.reusable else everyone:
+    one_group = [(list(range(len(rows))), Prefix(runner, ()))]
+    for indices, prefix in prefix_groups(runner, [row.prompt for row in rows]) if runner.reusable else one_group:
         # Longest first, so that a batch never has to hold more columns than when it began.
         for index in sorted(indices, key=lambda index: (-rows[index].columns, index)):
             rows[index].prefix = prefix
@@ -93,7 +93,7 @@ def _generate(rows: list[Row], network: Any, answers: _Answers, budget: BatchBud
 
 
 class _Decoder:
-    """Answers a queue of rows. `active` are the rows of `state`, in its order, finished ones among them."""
+    """Answers a queue of rows. `active` are the rows of `state`, in its order; some of them may be finished."""
 
     def __init__(self, runner: Runner, answers: _Answers, budget: BatchBudget, queue: Sequence[Row]) -> None:
         self.runner = runner
@@ -104,14 +104,14 @@ class _Decoder:
         self.state: Prefilled | None = None
 
     def run(self) -> None:
-        """Until every row has its outcome."""
+        """Decode until every row has its outcome."""
         while self.waiting or self.active:
             shortage = attempt(self._advance)
             if shortage is not None:
                 self._retreat(shortage)
 
     def _advance(self) -> None:
-        """One token more for every active row, after letting in those who wait for a free place."""
+        """Admit waiting rows, then add a token to every active row."""
         self._admit()
         assert self.state is not None, "a row was waiting, or active"
         chosen = self.state.next_logits.argmax(-1)
@@ -120,19 +120,19 @@ class _Decoder:
             if row.outcome is None:
                 self.answers.append(row, token, is_finite=is_finite)
             if row.outcome is not None:
-                row.prefix = None  # the last row of a prefix lets its cache go
+                row.prefix = None  # the last row of a prefix frees its cache
         alive = [index for index, row in enumerate(self.active) if row.outcome is None]
         if not alive:
             self.active, self.state = [], None
             return
         if len(alive) <= KEEP_SHARE * len(self.active):
             kept = torch.tensor(alive, device=self.runner.device)
-            self.state, chosen = self.state.taken(kept), chosen[kept]
+            self.state, chosen = self.state.select(kept), chosen[kept]
             self.active = [self.active[index] for index in alive]
         self.runner.step(self.state, chosen[:, None])
 
     def _admit(self) -> None:
-        """Prefill waiting rows into what is free, once they make a quarter of the batch: a forward has its price."""
+        """Prefill waiting rows into free places, once they are a quarter of the batch: a forward has a fixed cost."""
         new = self._admissible()
         worthwhile = min(len(self.waiting), (1 - KEEP_SHARE) * len(self.active))
         if not new or len(new) < worthwhile:
@@ -149,7 +149,7 @@ class _Decoder:
             chosen = [torch.arange(len(state.lengths), device=self.runner.device) for state in states]
             if self.state is not None:
                 chosen[0] = torch.tensor(keep, dtype=torch.long, device=self.runner.device)
-            self.state = join(states, chosen)
+            self.state = join_states(states, chosen)
         else:
             self.state = states[0]
         self.active = rows
@@ -157,7 +157,7 @@ class _Decoder:
             self.waiting.popleft()
 
     def _admissible(self) -> list[Row]:
-        """The first rows of the queue that fit beside the active ones."""
+        """The first rows of the queue that fit beside the active rows."""
         budget = self.budget.tokens(self.runner.network, self.runner.device, decoding=True)
         most = MAX_ROWS if self.runner.reusable else 1  # a cache that cannot be padded or cut holds one row
         inside = [row.columns for row in self.active if row.outcome is None]
@@ -170,7 +170,7 @@ class _Decoder:
         return new
 
     def _prefills(self, new: list[Row]) -> list[list[Row]]:
-        """Rows that run together: of one prefix, and of similar length."""
+        """Batches of rows with the same prefix and similar length."""
         by_prefix: dict[Prefix | None, list[Row]] = {}
         for row in new:
             by_prefix.setdefault(row.prefix, []).append(row)
@@ -182,7 +182,7 @@ class _Decoder:
         return batches
 
     def _retreat(self, shortage: str) -> None:
-        """Memory ran out: what was generated stays, the rows go back to the queue, the batches become smaller."""
+        """After a shortage: active rows keep their tokens and go back to the queue, and the budget shrinks."""
         back = [row for row in self.active if row.outcome is None]
         self.active, self.state = [], None
         self.waiting.extendleft(reversed(back))
@@ -213,7 +213,7 @@ class _Answers:
     end_tokens: frozenset[int]
 
     def append(self, row: Row, token: int, *, is_finite: bool) -> None:
-        """One token more for a row, which ends it where it is an end, completes a stop string or is the last."""
+        """Add a token to a row; the row ends with an end token, a complete stop string, or its last allowed token."""
         if not is_finite:
             row.outcome = Unanswered(reason="the model's output is NaN or Inf")
         elif token in self.end_tokens:

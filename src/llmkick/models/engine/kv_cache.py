@@ -1,7 +1,7 @@
-"""Keys and values in buffers with room: what a batch has seen, cut, repeated, joined and continued.
+"""The key-value cache of a batch, in preallocated buffers: cut, repeated, joined and continued.
 
-Rows are right-aligned: padding stands only to the left of a row's first token, never between two of its tokens.
-A distance in columns is then a distance in tokens, which sliding windows count on.
+Rows are right-aligned: padding is only to the left of a row's first token, never between two of its tokens.
+A distance in columns is then a distance in tokens, on which sliding windows rely.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-# Columns that a full buffer grows by. torch.cat, which transformers uses, copies the whole cache for every token.
+# Columns by which a full buffer grows. transformers uses torch.cat, which copies the whole cache for every token.
 GROWTH = 32
 
 
-class RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]
+class PreallocatedLayer(DynamicLayer):  # type: ignore[no-untyped-call]
     """One layer's keys and values, each (rows, heads, columns, width); new columns are written in place."""
 
     def __init__(self, **arguments: Any) -> None:
@@ -28,14 +28,14 @@ class RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         self._columns = 0
 
     def fill(self, keys: Tensor, values: Tensor, columns: int) -> None:
-        """Take these buffers, of which the first `columns` are in use."""
+        """Use these buffers, of which the first `columns` hold tokens."""
         self.dtype, self.device = keys.dtype, keys.device
         self.is_initialized = True
         self._buffers, self._columns = (keys, values), columns
         self.keys, self.values = keys[:, :, :columns], values[:, :, :columns]
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """Append columns; all keys and all values."""
+        """Append columns; returns all keys and all values."""
         start, end = self._columns, self._columns + key_states.shape[-2]
         keys, values = self._buffers or (key_states, value_states)
         if keys.shape[-2] < end:
@@ -55,9 +55,9 @@ def _grown(buffer: Tensor, used: int, columns: int) -> Tensor:
 def can_reuse_cache(network: Any, columns: int) -> bool:
     """Whether keys and values of this network may be padded, repeated and continued without error.
 
-    Recurrent states cannot be cut, and a network that takes no positions counts padding as tokens. A network that
-    attends in chunks, or stretches its rotary positions with the longest text of a batch, is safe only while the
-    `columns` of a batch stay within its first chunk or its original length. Others run every request whole.
+    A recurrent state cannot be cut, and a network without `position_ids` counts padding as tokens. A network with
+    chunked attention, or whose rotary scaling depends on the longest text of a batch, is safe only while the
+    `columns` of a batch stay within its first chunk or its original length. Other networks run every request whole.
     """
     accepted = inspect.signature(network.forward).parameters
     if getattr(network, "_is_stateful", False) or not {"position_ids", "past_key_values"} <= accepted.keys():
@@ -65,37 +65,37 @@ def can_reuse_cache(network: Any, columns: int) -> bool:
     config = network.config.get_text_config(decoder=True)
     if "chunked_attention" in (getattr(config, "layer_types", None) or ()) and columns > config.attention_chunk_size:
         return False
-    if columns > stretched_beyond(network):
+    if columns > rotary_limit(network):
         return False
     kinds = {type(layer) for layer in DynamicCache(config=config).layers}
     return kinds <= {DynamicLayer, DynamicSlidingWindowLayer}
 
 
-def stretched_beyond(network: Any) -> float:
-    """The length up to which a token's rotary position does not depend on how long the text is."""
+def rotary_limit(network: Any) -> float:
+    """The text length up to which rotary positions are not rescaled; inf where they never are."""
     config = network.config.get_text_config(decoder=True)
     rope = getattr(config, "rope_parameters", None) or {}
-    # One description for all layers, or one for each type of layer.
-    kinds = [rope] if "rope_type" in rope else [one for one in rope.values() if isinstance(one, dict)]
+    # One dictionary for all layers, or one for each type of layer.
+    kinds = [rope] if "rope_type" in rope else [entry for entry in rope.values() if isinstance(entry, dict)]
     limits = [
-        one.get("original_max_position_embeddings") or config.max_position_embeddings
-        for one in kinds
-        if one.get("rope_type") in ("dynamic", "longrope")
+        scaling.get("original_max_position_embeddings") or config.max_position_embeddings
+        for scaling in kinds
+        if scaling.get("rope_type") in ("dynamic", "longrope")
     ]
     return min(limits, default=float("inf"))
 
 
 def empty_cache() -> Any:
-    """A cache that keeps every column of every layer, in roomy layers."""
+    """A cache that keeps every column of every layer, in preallocated layers."""
     cache = DynamicCache()
-    cache.layer_class_to_replicate = RoomyLayer
+    cache.layer_class_to_replicate = PreallocatedLayer
     return cache
 
 
-def repeated(prefix: Any, shifts: Tensor, room: int) -> Any:
-    """The one row of `prefix` once for each of `shifts` (rows,), moved right by so many columns, and room for more.
+def repeat_prefix(prefix: Any, shifts: Tensor, room: int) -> Any:
+    """The single row of `prefix`, repeated and moved right by each of `shifts` (rows,) columns, with `room` for more.
 
-    What a shift pushes out is lost: the caller runs those tokens again. What it leaves on the left is padding.
+    Columns that a shift pushes out are lost: the caller runs those tokens again. Columns that it frees are padding.
     """
 
     def repeat(states: Tensor, columns: int) -> Tensor:
@@ -108,18 +108,18 @@ def repeated(prefix: Any, shifts: Tensor, room: int) -> Any:
             buffer[:, :, :columns] = states[0][:, source].transpose(0, 1)
         return buffer
 
-    return _built([prefix], prefix.get_seq_length(), lambda parts, columns: repeat(parts[0], columns))
+    return _build_cache([prefix], prefix.get_seq_length(), lambda parts, columns: repeat(parts[0], columns))
 
 
-def beginning(cache: Any, columns: int) -> Any:
+def first_columns(cache: Any, columns: int) -> Any:
     """A copy of the first `columns` columns of every row."""
-    return _built([cache], columns, lambda parts, kept: parts[0][:, :, :kept].clone())
+    return _build_cache([cache], columns, lambda parts, kept: parts[0][:, :, :kept].clone())
 
 
-def joined(caches: Sequence[Any], rows: Sequence[Tensor], columns: int, *, room: int = 0) -> Any:
+def join_caches(caches: Sequence[Any], rows: Sequence[Tensor], columns: int, *, room: int = 0) -> Any:
     """A new cache of the last `columns` columns of chosen `rows` of several caches, one after another.
 
-    Shorter ones get zeros on their left: padding is masked, but what is masked must still be finite.
+    Shorter rows get zeros on their left: padding is masked, but masked values must still be finite.
     """
 
     def join(parts: Sequence[Tensor], _columns: int) -> Tensor:
@@ -132,17 +132,17 @@ def joined(caches: Sequence[Any], rows: Sequence[Tensor], columns: int, *, room:
             start += len(chosen)
         return buffer
 
-    return _built(caches, columns, join)
+    return _build_cache(caches, columns, join)
 
 
-def _built(caches: Sequence[Any], columns: int, build: Callable[[Sequence[Tensor], int], Tensor]) -> Any:
+def _build_cache(caches: Sequence[Any], columns: int, build: Callable[[Sequence[Tensor], int], Tensor]) -> Any:
     """A cache whose layers hold what `build` makes of the keys, and of the values, of the given caches' layers."""
     result = empty_cache()
     for index, like in enumerate(caches[0].layers):
-        layer = RoomyLayer()
+        layer = PreallocatedLayer()
         if like.is_initialized:  # a layer that borrows another's keys stays empty
             layers = [cache.layers[index] for cache in caches]
-            keys, values = ([getattr(one, name) for one in layers] for name in ("keys", "values"))
+            keys, values = ([getattr(source, name) for source in layers] for name in ("keys", "values"))
             layer.fill(build(keys, columns), build(values, columns), columns)
         result.layers.append(layer)
     return result

@@ -1,7 +1,7 @@
-"""Prompts behind one prefix, end to end in a single row: no padding is multiplied, and each attends alone.
+"""Prompts behind a shared prefix, packed end to end into one row: no padding is computed, and each attends alone.
 
-Everything but attention treats a token for itself, so a network may be given the prompts of a group one after another.
-Attention takes them apart: each sees the prefix and its own tokens, in the columns they have when it runs alone.
+Every layer but attention treats each token by itself, so a network can run the prompts of a group as one sequence.
+Attention separates them: each prompt sees the prefix and its own tokens, in the columns it has when it runs alone.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Of one forward: larger ones gain nothing, and hold more at once.
-MOST_TOKENS = 2048
+# Tokens of one forward: longer rows are no faster and take more memory.
+MAX_PACKED_TOKENS = 2048
 
 
-class UnsuitedError(Exception):
-    """This network's attention is not the one that can be taken apart here."""
+class UnsupportedAttentionError(Exception):
+    """The attention of this network cannot be separated by prompt here."""
 
 
-def may_run_unpadded(network: Any, device: torch.device) -> bool:
-    """Whether it is worth trying: on a CPU, attention by `sdpa`, and every layer sees all that came before."""
+def can_pack_prompts(network: Any, device: torch.device) -> bool:
+    """Whether packing can work and gain: on a CPU, with `sdpa` attention, every layer over the full context."""
     config = network.config.get_text_config(decoder=True)
     windows = getattr(config, "sliding_window", None) is not None or set(getattr(config, "layer_types", None) or ()) - {
         "full_attention"
@@ -55,31 +55,31 @@ class AttentionByPrompt:
     ) -> tuple[Tensor, Any]:
         """Queries (1, heads, tokens, width), keys (1, key heads, prefix + tokens, width) → (1, tokens, heads, …).
 
-        Raises UnsuitedError for attention that is more than a softmax of scaled products.
+        Raises UnsupportedAttentionError for attention that is more than a softmax of scaled products.
         """
         from llmkick.models.engine.attention import is_plain  # transformers takes long to import
 
         if not is_plain(dropout, options) or options.get("sliding_window") is not None:
-            raise UnsuitedError(type(module).__name__)
+            raise UnsupportedAttentionError(type(module).__name__)
         self.layers += 1
         heads, key_heads, prefix = query.shape[1], key.shape[1], self._prefix
         rows = heads // key_heads
         mask = self._causal(query, rows)
         columns = prefix + max(self._lengths)
-        keys, values = (_room(states, prefix, columns) for states in (key, value))
+        keys, values = (_with_room(states, prefix, columns) for states in (key, value))
         output = query.new_empty(1, query.shape[2], heads, value.shape[-1])
         start = 0
         for length in self._lengths:
             own, end = slice(prefix + start, prefix + start + length), prefix + length
             keys[:, :, prefix:end], values[:, :, prefix:end] = key[:, :, own], value[:, :, own]
-            # The queries of a token's heads that share a key head stand below each other.
-            asking = query[0, :, start : start + length].reshape(key_heads, rows, length, -1)
-            grouped = asking.transpose(1, 2).reshape(1, key_heads, rows * length, -1)
+            # The queries of the heads that share a key head are stacked.
+            queries = query[0, :, start : start + length].reshape(key_heads, rows, length, -1)
+            grouped = queries.transpose(1, 2).reshape(1, key_heads, rows * length, -1)
             seen = mask[: rows * length, :end]
-            found = F.scaled_dot_product_attention(
+            attended = F.scaled_dot_product_attention(
                 grouped, keys[:, :, :end], values[:, :, :end], attn_mask=seen, scale=scaling
             )
-            answered = found.reshape(key_heads, length, rows, -1).transpose(0, 1)
+            answered = attended.reshape(key_heads, length, rows, -1).transpose(0, 1)
             output[0, start : start + length] = answered.reshape(length, heads, -1)
             start += length
         return output, None
@@ -95,7 +95,7 @@ class AttentionByPrompt:
         return self._masks[key]
 
 
-def _room(states: Tensor, prefix: int, columns: int) -> Tensor:
+def _with_room(states: Tensor, prefix: int, columns: int) -> Tensor:
     buffer = states.new_empty(1, states.shape[1], columns, states.shape[-1])
     buffer[:, :, :prefix] = states[:, :, :prefix]
     return buffer

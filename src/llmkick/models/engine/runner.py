@@ -1,4 +1,4 @@
-"""What scoring and generation share: running prompts once into a cache, and going on from there."""
+"""Forwards of a network: prompts are run once into a cache, from which scoring and generation continue."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ import torch
 from torch import Tensor
 
 from llmkick.models.engine.batch_budget import is_spread
-from llmkick.models.engine.batches import Ids, group_by_prefix, shared_by_all
-from llmkick.models.engine.packed_prompts import AttentionByPrompt, UnsuitedError, may_run_unpadded
+from llmkick.models.engine.batches import Ids, common_prefix, group_by_prefix
+from llmkick.models.engine.packed_prompts import AttentionByPrompt, UnsupportedAttentionError, can_pack_prompts
 
 if TYPE_CHECKING:
     from llmkick.models.engine.attention import AttentionFunction
 
-# Bumped whenever the engine could answer differently: it is part of every run key.
+# Part of every run key: raise it whenever the engine could answer differently.
 ENGINE_VERSION = 4
 
 
 @dataclass
 class Prefilled:
-    """A batch of prompts that have run: the state from which each row goes on.
+    """A batch of prompts that have run: the state from which each row continues.
 
     next_logits: (rows, vocabulary) float32, after the last prompt token; cache: keys and values;
     mask: (rows, cached tokens) 1 where a cached token is real; lengths: (rows,) real tokens a row.
@@ -35,20 +35,20 @@ class Prefilled:
     mask: Tensor
     lengths: Tensor
 
-    def taken(self, rows: Tensor) -> Prefilled:
-        """A copy that holds these rows, in this order, without the columns that none of them needs."""
-        return join([self], [rows])
+    def select(self, rows: Tensor) -> Prefilled:
+        """A copy with these rows, in this order, without the columns that none of them needs."""
+        return join_states([self], [rows])
 
 
-def join(states: Sequence[Prefilled], rows: Sequence[Tensor]) -> Prefilled:
-    """One batch of chosen rows of several, one after another, all ending in the same column."""
-    from llmkick.models.engine.kv_cache import joined
+def join_states(states: Sequence[Prefilled], rows: Sequence[Tensor]) -> Prefilled:
+    """Chosen rows of several batches as one batch, in order, all ending in the same column."""
+    from llmkick.models.engine.kv_cache import join_caches
 
     lengths = torch.cat([state.lengths[chosen] for state, chosen in zip(states, rows, strict=True)])
     columns = int(lengths.max())
     return Prefilled(
         next_logits=torch.cat([state.next_logits[chosen] for state, chosen in zip(states, rows, strict=True)]),
-        cache=joined([state.cache for state in states], rows, columns),
+        cache=join_caches([state.cache for state in states], rows, columns),
         mask=(torch.arange(columns, device=lengths.device) >= columns - lengths[:, None]).long(),
         lengths=lengths,
     )
@@ -57,7 +57,8 @@ def join(states: Sequence[Prefilled], rows: Sequence[Tensor]) -> Prefilled:
 class Runner:
     """Calls a network with explicit masks and positions, whatever its signature.
 
-    `reusable` says that keys and values may be cut and repeated (see `can_reuse_cache`).
+    `reusable` says that keys and values may be cut and repeated (see `can_reuse_cache`). `packs_prompts` turns false
+    when a layer turns out to have an attention of its own.
     """
 
     def __init__(self, network: Any, device: torch.device, *, reusable: bool = False) -> None:
@@ -67,12 +68,12 @@ class Runner:
         accepted = inspect.signature(network.forward).parameters
         self._takes_positions = "position_ids" in accepted
         self._takes_keep = "logits_to_keep" in accepted
-        self.unpadded = reusable and may_run_unpadded(network, device)  # until a layer turns out not to
+        self.packs_prompts = reusable and can_pack_prompts(network, device)
         supports = getattr(network, "_supports_default_dynamic_cache", lambda: True)
         self.takes_cache: bool = "past_key_values" in accepted and supports()
 
     def new_cache(self) -> Any:
-        """An empty cache: ours, that can be cut and repeated, or of the kind the network wants."""
+        """An empty cache: one that can be cut and repeated, or the kind that the network wants."""
         from transformers import DynamicCache
 
         from llmkick.models.engine.kv_cache import empty_cache
@@ -93,8 +94,8 @@ class Runner:
     ) -> Tensor:
         """Logits (rows, columns, vocabulary) in the network's dtype; `cache` grows in place.
 
-        The columns: all, or the last ones `keep`, or chosen ones of each row, `column` (rows, chosen). `attention`
-        takes the place of transformers' own.
+        The columns are all of them, or the range `keep` at the end, or chosen ones of each row: `column`
+        (rows, chosen). `attention` replaces the attention function of transformers.
         """
         extra: dict[str, Any] = {}
         if self._takes_positions:
@@ -114,7 +115,7 @@ class Runner:
 
     @contextmanager
     def _head_for(self, column: Tensor | None) -> Iterator[None]:
-        """While this lasts, the output head is given the columns that are asked for, if it is called at all."""
+        """While this lasts, the output head gets only the columns that are asked for, where the network calls it."""
         head = None if column is None else self.network.get_output_embeddings()
         if column is None or head is None:
             yield
@@ -126,17 +127,17 @@ class Runner:
             handle.remove()
 
     def _attention(self, tokens: int, function: AttentionFunction | None) -> AbstractContextManager[None]:
-        from llmkick.models.engine.attention import attention_by  # transformers takes long to import
-        from llmkick.models.engine.grouped_query import AttentionByKeyHead
+        from llmkick.models.engine.attention import attention_replaced_by  # transformers takes long to import
+        from llmkick.models.engine.grouped_query import GroupedQueryAttention
 
         if function is None and tokens > 1 and self.device.type == "cpu":
-            function = AttentionByKeyHead()  # a step of decoding has its own way in transformers
-        return nullcontext() if function is None else attention_by(function)
+            function = GroupedQueryAttention()  # transformers has a path of its own for a single token
+        return nullcontext() if function is None else attention_replaced_by(function)
 
     def _kept(self, keep: range) -> Any:
         # Indices, not a number: the slice that the number 1 makes is not contiguous, and torch then copies the
-        # output head once a row (3 of 4 seconds for 64 rows of 22 tokens, measured on a CPU).
-        # A network on several devices has its head on another than the indices, so there it is the number.
+        # output head once a row. On several devices the head may be on another device than the indices, so there
+        # the number is used.
         return len(keep) if is_spread(self.network) else torch.tensor(keep, device=self.device)
 
     def _last_logits(self, ids: Tensor, *, mask: Tensor, positions: Tensor, cache: Any) -> Tensor:
@@ -151,61 +152,62 @@ class Runner:
     def prefill(self, prompts: Sequence[Ids], prefix: int = 0, prefix_cache: Any = None) -> Prefilled:
         """Run prompts whose first `prefix` tokens are already in `prefix_cache` (one row, left untouched).
 
-        Rows are right-aligned. Where a row is shorter than the longest, the prefix moves right, and what leaves
-        it runs again in the place of padding: no padding comes between two tokens of a row, at no extra cost.
+        Rows are right-aligned. Where a row is shorter than the longest, the prefix moves right, and the tokens
+        pushed out of it run again in the place of padding: there is no padding between two tokens of a row, at no
+        extra cost.
         """
-        from llmkick.models.engine.kv_cache import repeated
+        from llmkick.models.engine.kv_cache import repeat_prefix
 
         ids, mask = pad(prompts, self.device, left=True)
         positions = (mask.cumsum(1) - 1).clamp(min=0)
         lengths = mask.sum(1)
         cache = self.new_cache()
         if prefix:
-            cache = repeated(prefix_cache, ids.shape[1] - lengths, room=ids.shape[1] - prefix)
+            cache = repeat_prefix(prefix_cache, ids.shape[1] - lengths, room=ids.shape[1] - prefix)
         logits = self._last_logits(ids[:, prefix:], mask=mask, positions=positions[:, prefix:], cache=cache)
         return Prefilled(next_logits=logits, cache=cache, mask=mask, lengths=lengths)
 
     def final_logits(self, prompts: Sequence[Ids], prefix: int = 0, prefix_cache: Any = None) -> Tensor:
-        """Float32 logits after each prompt, from which nothing goes on: (rows, vocabulary). `prefix` as in `prefill`.
+        """Float32 logits after each prompt, (rows, vocabulary), without a cache; `prefix` is as in `prefill`.
 
-        Rows are left-aligned: every token stands in the column it has when its prompt runs alone, where kernels
-        that sum by blocks of columns sum in the same order.
+        Rows are left-aligned: every token is in the column that it has when its prompt runs alone, so kernels that
+        sum by blocks of columns sum in the same order.
         """
-        from llmkick.models.engine.kv_cache import repeated
+        from llmkick.models.engine.kv_cache import repeat_prefix
 
         ids, mask = pad(prompts, self.device, left=False)
         positions = torch.arange(ids.shape[1], device=self.device)[None].expand(len(ids), -1)
         column = mask.sum(1, keepdim=True) - 1 - prefix
         cache = None
         if prefix:
-            cache = repeated(prefix_cache, torch.zeros_like(column[:, 0]), room=ids.shape[1] - prefix)
+            cache = repeat_prefix(prefix_cache, torch.zeros_like(column[:, 0]), room=ids.shape[1] - prefix)
         ids, positions = ids[:, prefix:], positions[:, prefix:]
         return self.forward(ids, mask=mask, positions=positions, cache=cache, column=column)[:, 0].float()
 
-    def final_logits_unpadded(self, prompts: Sequence[Ids], prefix: int, prefix_cache: Any) -> Tensor | None:
+    def final_logits_packed(self, prompts: Sequence[Ids], prefix: int, prefix_cache: Any) -> Tensor | None:
         """`final_logits` from one row that holds the prompts end to end behind their prefix, which must not be empty.
 
-        None where this network does not run that way, see `may_run_unpadded`.
+        None where this network cannot run that way, see `can_pack_prompts`.
         """
-        from llmkick.models.engine.kv_cache import repeated
+        from llmkick.models.engine.kv_cache import repeat_prefix
 
         lengths = torch.tensor([len(prompt) - prefix for prompt in prompts])
         ids = torch.tensor([[token for prompt in prompts for token in prompt[prefix:]]], device=self.device)
         positions = torch.cat([torch.arange(prefix, len(prompt)) for prompt in prompts])[None].to(self.device)
         attention = AttentionByPrompt(prefix, lengths.tolist())
-        cache = repeated(prefix_cache, torch.zeros(1, dtype=torch.long, device=self.device), room=ids.shape[1])
+        cache = repeat_prefix(prefix_cache, torch.zeros(1, dtype=torch.long, device=self.device), room=ids.shape[1])
         mask = torch.ones(1, prefix + ids.shape[1], dtype=torch.long, device=self.device)
         column = (lengths.cumsum(0) - 1)[None].to(self.device)
         try:
             logits = self.forward(ids, mask=mask, positions=positions, cache=cache, column=column, attention=attention)
-        except UnsuitedError:
+        except UnsupportedAttentionError:
             return None
         layers: int = self.network.config.get_text_config(decoder=True).num_hidden_layers
         # A layer with an attention of its own has let the prompts see each other.
         return logits[0].float() if attention.layers == layers else None
 
     def step(self, state: Prefilled, tokens: Tensor) -> None:
-        """Go on from `state` with one more token for each row: (rows, 1)."""
+        """Continue `state`, in place, with one more token for each row: (rows, 1)."""
         state.mask = torch.cat([state.mask, torch.ones_like(state.mask[:, :1])], dim=1)
         positions = state.lengths[:, None]
         state.next_logits = self._last_logits(tokens, mask=state.mask, positions=positions, cache=state.cache)
@@ -233,8 +235,8 @@ def pad(rows: Sequence[Ids], device: torch.device, *, left: bool) -> tuple[Tenso
 class Prefix:
     """Tokens that several prompts begin with; they run when their cache is first asked for.
 
-    `parent` is a shorter prefix that these begin with in turn: only what goes beyond it runs.
-    `within` is a prompt that begins with them: it runs whole, and its answer is there with the cache.
+    `parent` is a shorter prefix of these tokens: only the tokens beyond it run. `within` is a prompt that begins with
+    them: it runs whole, and leaves its `next_logits` beside the cache.
     """
 
     def __init__(self, runner: Runner, tokens: Ids, parent: Prefix | None = None, *, within: Ids = ()) -> None:
@@ -250,23 +252,23 @@ class Prefix:
 
     @property
     def cache(self) -> Any:
-        """The cache of one row, None of an empty prefix."""
-        from llmkick.models.engine.kv_cache import beginning
+        """The cache, a single row; None for an empty prefix."""
+        from llmkick.models.engine.kv_cache import first_columns
 
         if self._parent is not None and len(self._parent) == len(self):
             return self._parent.cache
         if self._cache is None and self._within:
             state = self._runner.prefill([self._within])
-            self._cache, self.next_logits = beginning(state.cache, len(self)), state.next_logits
+            self._cache, self.next_logits = first_columns(state.cache, len(self)), state.next_logits
         elif self._cache is None and self._tokens:
-            known = 0 if self._parent is None else len(self._parent)
-            before = None if self._parent is None else self._parent.cache
-            self._cache = self._runner.prefill([self._tokens], known, before).cache
+            cached = 0 if self._parent is None else len(self._parent)
+            parent_cache = None if self._parent is None else self._parent.cache
+            self._cache = self._runner.prefill([self._tokens], cached, parent_cache).cache
         return self._cache
 
 
 def prefix_groups(runner: Runner, prompts: Sequence[Ids]) -> Iterator[tuple[list[int], Prefix]]:
-    """The groups that share a prefix: indices of their prompts, and the prefix."""
-    common = Prefix(runner, prompts[0][: shared_by_all(prompts)]) if prompts else None
+    """Groups of prompts that share a prefix: the indices of the prompts, and the prefix."""
+    shared_prefix = Prefix(runner, prompts[0][: common_prefix(prompts)]) if prompts else None
     for indices, shared in group_by_prefix(prompts):
-        yield indices, Prefix(runner, prompts[indices[0]][:shared], common)
+        yield indices, Prefix(runner, prompts[indices[0]][:shared], shared_prefix)

@@ -1,4 +1,4 @@
-"""Log-likelihoods of continuations: a question's prompt runs once, shared prefixes run once.
+"""Log-likelihoods of continuations: each prompt and each shared prefix runs once.
 
 Logits are turned into log-probabilities in float32, and only where a continuation needs them.
 """
@@ -14,23 +14,23 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from llmkick.models.engine.batch_budget import BatchBudget, run_in_batches
-from llmkick.models.engine.batches import Ids, group_by_prefix, plan_batches, plan_rows
+from llmkick.models.engine.batches import Ids, group_by_prefix, plan_batches, plan_packed_rows
 from llmkick.models.engine.encoding import EncodedRequest, encode_requests
-from llmkick.models.engine.kv_cache import can_reuse_cache, stretched_beyond
+from llmkick.models.engine.kv_cache import can_reuse_cache, rotary_limit
 from llmkick.models.engine.network import device_of, max_tokens_of
-from llmkick.models.engine.packed_prompts import MOST_TOKENS
+from llmkick.models.engine.packed_prompts import MAX_PACKED_TOKENS
 from llmkick.models.engine.prompt_encoder import PromptEncoder
 from llmkick.models.engine.runner import Prefilled, Prefix, Runner, pad, prefix_groups
 from llmkick.models.language_model import ContinuationScore, ScoreRequest, Unanswered
 
 MAX_QUESTIONS = 256
 MAX_WHOLE_ROWS = 64
-# The logits of a forward are alive at once, in the network's dtype.
+# The most bytes of logits, in the network's dtype, that a forward may make.
 LOGIT_BYTES = 0.5e9
-# Positions whose float32 logits are alive at once: 512 × 128k vocabulary × 4 bytes is 256 MB.
+# Positions whose float32 logits are in memory at once: 512 × 128k vocabulary × 4 bytes is 256 MB.
 LOGIT_ROWS = 512
 
-# Requests that one row answers: those of one prompt, or those that run the same tokens.
+# Requests that a single row answers: those with the same prompt, or with the same tokens to run.
 Question = list[EncodedRequest]
 Scores = dict[int, ContinuationScore | Unanswered]
 
@@ -63,7 +63,7 @@ def score_requests(
 
 
 class _Scorer:
-    """One call's worth of scoring; results go into `scores` as they come."""
+    """Scores the requests of one call; fills `scores`, by the index of the request."""
 
     def __init__(self, network: Any, budget: BatchBudget, scores: Scores) -> None:
         self.network = network
@@ -73,7 +73,7 @@ class _Scorer:
         self.positions = max(1, int(LOGIT_BYTES / (_vocabulary(network) * network.dtype.itemsize)))
 
     def score(self, encoded: list[EncodedRequest]) -> None:
-        """Requests with a prompt go through the cache where the network allows it, the others run whole."""
+        """Requests with a prompt run through the cache where the network allows it; the others run whole."""
         # A batch holds its longest prompt beside its longest continuation, not always of the same request.
         columns = max(len(request.prompt) for request in encoded) + max(
             len(request.continuation) for request in encoded
@@ -110,7 +110,7 @@ class _Scorer:
         self.scores.update({request.index: Unanswered(reason=reason) for request in question})
 
     def _score_prompted(self, encoded: list[EncodedRequest]) -> None:
-        """Through the cache: each distinct prompt runs once, what prompts share runs once."""
+        """Through the cache: each distinct prompt runs once, and so does each shared prefix."""
         by_prompt: dict[Ids, Question] = {}
         for request in encoded:
             by_prompt.setdefault(request.prompt, []).append(request)
@@ -134,9 +134,10 @@ class _Scorer:
         self._run(questions, plan=plan, work=lambda batch: score(batch, prefix))
 
     def _score_letters(self, questions: list[Question]) -> None:
-        """Options of one token each come from the one position after their prompt.
+        """Options of one token each, from the position after their prompt.
 
-        The longest prompt of a group runs whole, as it would alone; the others go on from what they share with it.
+        The longest prompt of a group runs whole, as it would alone; the others continue from the prefix that they
+        share with it.
         """
         prompts = [question[0].prompt for question in questions]
         for indices, shared in group_by_prefix(prompts):
@@ -144,24 +145,24 @@ class _Scorer:
             prefix = Prefix(self.runner, ())
             if shared:
                 prefix = self._score_longest(group.pop(0), shared)
-                if self.runner.unpadded:
-                    group = self._score_unpadded(prefix, group)
+                if self.runner.packs_prompts:
+                    group = self._score_packed(prefix, group)
             self._run_behind(prefix, group, self._score_last)
 
-    def _score_unpadded(self, prefix: Prefix, questions: list[Question]) -> list[Question]:
-        """In rows without padding; the questions that are left to be scored another way."""
+    def _score_packed(self, prefix: Prefix, questions: list[Question]) -> list[Question]:
+        """Score in packed rows; returns the questions that have to be scored another way."""
 
         def plan(questions: Sequence[Question], budget: int) -> Iterator[list[int]]:
             own = [len(question[0].prompt) - len(prefix) for question in questions]
-            return plan_rows(own, most=min(MOST_TOKENS, budget - len(prefix)))
+            return plan_packed_rows(own, most=min(MAX_PACKED_TOKENS, budget - len(prefix)))
 
         def work(batch: list[Question]) -> None:
-            if not self.runner.unpadded:
+            if not self.runner.packs_prompts:
                 return
             prompts = [question[0].prompt for question in batch]
-            logits = self.runner.final_logits_unpadded(prompts, len(prefix), prefix.cache)
+            logits = self.runner.final_logits_packed(prompts, len(prefix), prefix.cache)
             if logits is None:
-                self.runner.unpadded = False
+                self.runner.packs_prompts = False
             else:
                 self._score_first(batch, logits)
 
@@ -169,7 +170,7 @@ class _Scorer:
         return [question for question in questions if question[0].index not in self.scores]
 
     def _score_longest(self, question: Question, shared: int) -> Prefix:
-        """The prefix of the first `shared` tokens of a question's prompt, which is answered on the way."""
+        """The prefix of the first `shared` tokens of a question's prompt; the question is scored on the way."""
         prompt = question[0].prompt
         prefix = Prefix(self.runner, prompt[:shared], within=prompt)
 
@@ -179,7 +180,7 @@ class _Scorer:
             self._score_first([question], prefix.next_logits)
 
         self._run([question], plan=lambda *_: iter([[0]]), work=work)
-        # A prompt that the memory does not hold has left none.
+        # A prompt that did not fit into memory has left no cache.
         return prefix if prefix.next_logits is not None else Prefix(self.runner, prompt[:shared])
 
     def _score_last(self, questions: list[Question], prefix: Prefix) -> None:
@@ -197,7 +198,7 @@ class _Scorer:
         first = F.log_softmax(state.next_logits, dim=-1)
         longer: list[tuple[int, EncodedRequest]] = []
         for row, request in ((row, request) for row, question in enumerate(questions) for request in question):
-            if len(request.continuation) == 1:  # all letters of a question come from this one position
+            if len(request.continuation) == 1:  # all letters of a question come from this position
                 self.scores[request.index] = _score(first[row][None], request)
             else:
                 longer.append((row, request))
@@ -210,9 +211,9 @@ class _Scorer:
             self._score_longer([longer[index] for index in batch], state, first)
 
     def _score_longer(self, rows: list[tuple[int, EncodedRequest]], state: Prefilled, first: Tensor) -> None:
-        """Options of several tokens, each beside a copy of its question's cache."""
+        """Options of several tokens, each with a copy of its question's cache."""
         chosen = torch.tensor([row for row, _ in rows], device=self.runner.device)
-        branch = state.taken(chosen)
+        branch = state.select(chosen)
         ids, own_mask = pad([request.continuation[:-1] for _, request in rows], self.runner.device, left=False)
         positions = branch.lengths[:, None] + torch.arange(ids.shape[1], device=self.runner.device)
         mask = torch.cat([branch.mask, own_mask], dim=1)
@@ -226,11 +227,11 @@ class _Scorer:
         by_inputs: dict[Ids, Question] = {}
         for request in encoded:
             by_inputs.setdefault(request.inputs, []).append(request)
-        limit = stretched_beyond(self.network)
+        limit = rotary_limit(self.network)
 
         def plan(questions: Sequence[Question], budget: int) -> Iterator[list[int]]:
             lengths = [_columns(question) for question in questions]
-            # Where positions depend on the longest text of a batch, a batch is one text.
+            # Where positions depend on the longest text of a batch, each text is a batch of its own.
             rows = MAX_WHOLE_ROWS if max(lengths) <= limit else 1
             return plan_batches(lengths, lengths, budget=min(budget, self.positions), max_rows=rows)
 
@@ -257,7 +258,7 @@ def _columns(question: Question) -> int:
 
 
 def _score(logprobs: Tensor, request: EncodedRequest) -> ContinuationScore | Unanswered:
-    """(tokens, vocabulary) log-probabilities, one row for each scored token → the score."""
+    """(tokens, vocabulary) log-probabilities, a row for each scored token → the score."""
     target = torch.tensor(request.continuation[-request.scored_tokens :], device=logprobs.device)
     picked = logprobs.gather(1, target[:, None])[:, 0]
     return _result(float(picked.double().sum()), bool((logprobs.argmax(1) == target).all()), request)

@@ -1,4 +1,4 @@
-"""Where a server is and what it calls the model, read without the client library, which takes a second to import."""
+"""The address of a server and the name of its model, parsed without the client library, which is slow to import."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from urllib.parse import urlsplit
 from llmkick.errors import ConfigError
 from llmkick.models.checkpoints.checkpoint import SERVER_SCHEME, is_server
 
-# Set for one server; the other is what the whole ecosystem uses, and is therefore not given to just any host.
+# The first is set for llmkick alone. The second is used by many programs, so it is not sent to just any host.
 KEY_VARIABLE, COMMON_KEY_VARIABLE = "LLMKICK_API_KEY", "OPENAI_API_KEY"
 
 
 @dataclass(frozen=True)
 class Address:
-    """Where a server is and what it calls the model."""
+    """The URL of a server and the name of a model there."""
 
     url: str
     name: str
@@ -44,12 +44,12 @@ def _is_web_address(url: str) -> bool:
     try:
         parts = urlsplit(url)
         return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # brackets that do not match, a port that is no number
+    except ValueError:  # unbalanced brackets, or a port that is not a number
         return False
 
 
-def is_private_way(url: str) -> bool:
-    """Whether nobody between here and the server reads along."""
+def is_private_connection(url: str) -> bool:
+    """Whether the connection is encrypted or stays on this machine."""
     parts = urlsplit(url)
     if parts.scheme == "https" or parts.hostname == "localhost":
         return True

@@ -1,8 +1,8 @@
-"""What a server can do, seen by asking it: conversations, raw text, and log-probabilities of either."""
+"""What a server can do, found out by small requests: conversations, raw text, and log-probabilities of either."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -19,14 +19,15 @@ from llmkick.models.server.replies import (
     new_tokens,
 )
 
-# What it continues is beyond doubt, so that rounding cannot change it.
+# Its continuation is certain, so that rounding cannot change it.
 PROBE = "One, two, three, four,"
 # The most alternatives to a token that servers commonly give.
 TOP = 20
-# transformers serve takes a repetition penalty of the model's own configuration unless it is told a frequency penalty.
+# Without a frequency penalty in the request, transformers serve applies the repetition penalty of the model's
+# configuration.
 GREEDY: Mapping[str, Any] = {"temperature": 0, "frequency_penalty": 0}
-# What servers call a penalty on repetition that some apply unasked (llama-cpp-python 1.1, vLLM what the model's
-# configuration says): models here have none, so it is turned off where the name is accepted.
+# Names of repetition penalties that some servers apply by default (llama-cpp-python 1.1; vLLM the one of the model's
+# configuration). Local models have none, so the penalty is turned off where the server accepts the name.
 PENALTIES = ("repeat_penalty", "repetition_penalty")
 # How log-probabilities are asked for: of the first new token, and of a text that is given.
 CHAT_TOKENS: Mapping[str, Any] = {"logprobs": True, "top_logprobs": TOP}
@@ -36,11 +37,12 @@ ECHO: Mapping[str, Any] = {"max_tokens": 1, "echo": True, "logprobs": 1}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Abilities:
-    """What a server was seen to do: conversations, raw text, and log-probabilities of either.
+class Capabilities:
+    """What a server did when it was probed.
 
-    `echo`: of a text it is given; `chat_tokens`, `text_tokens`: of the likeliest first tokens of its answer. Numbers
-    that contradict the server's own answers do not count. `penalties`: names of penalties it lets be turned off.
+    `chat`, `text`: it answers conversations, raw text. `echo`: it gives log-probabilities of a text in the request.
+    `chat_tokens`, `text_tokens`: it gives those of the likeliest first tokens of its answer. Numbers that contradict
+    the server's own answers do not count. `penalties`: names of penalties that can be turned off.
     """
 
     chat: bool
@@ -52,44 +54,55 @@ class Abilities:
 
     @property
     def extras(self) -> dict[str, Any]:
-        """What is sent beside the standard options."""
+        """Options that are sent beside the standard ones."""
         return {"extra_body": dict.fromkeys(self.penalties, 1.0)} if self.penalties else {}
 
 
-def abilities_of(endpoint: Endpoint) -> Abilities:
-    """Seen by asking. Raises ModelError when the server answers neither conversations nor raw text."""
-    endpoint = replace(endpoint, attempts=min(2, endpoint.attempts))  # some say "I cannot" with status 500
-    one: dict[str, Any] = {"max_tokens": 1, **GREEDY}
-    talk = partial(endpoint.chat, messages=[{"role": "user", "content": "Hello"}], **one)
-    write = partial(endpoint.complete, prompt=PROBE, **one)
-    can_talk, can_write = endpoint.attempt(talk) is not None, endpoint.attempt(write) is not None
-    if not (can_talk or can_write):
+def probe_capabilities(endpoint: Endpoint) -> Capabilities:
+    """Probe a server. Raises ModelError when it answers neither conversations nor raw text."""
+    # Some servers answer with status 500 to what they do not support: many retries would only take time.
+    endpoint = replace(endpoint, attempts=min(2, endpoint.attempts))
+    probe: dict[str, Any] = {"max_tokens": 1, **GREEDY}
+    chat = partial(endpoint.chat, messages=[{"role": "user", "content": "Hello"}], **probe)
+    complete = partial(endpoint.complete, prompt=PROBE, **probe)
+    has_chat, has_text = endpoint.attempt(chat) is not None, endpoint.attempt(complete) is not None
+    if not (has_chat or has_text):
         try:
-            talk()
+            chat()
         except RefusedError as refusal:
             raise ModelError(f"{endpoint.address} takes neither conversations nor raw text: {refusal}") from refusal
-    some = talk if can_talk else write
-    offers = (PENALTIES, *((name,) for name in PENALTIES))
-    penalties = next(
-        (names for names in offers if endpoint.attempt(some, extra_body=dict.fromkeys(names, 1.0)) is not None), ()
-    )
-    found = Abilities(chat=can_talk, text=can_write, penalties=penalties)
-    talked = endpoint.attempt(talk, **found.extras, **CHAT_TOKENS) if can_talk else None
-    written = endpoint.attempt(write, **found.extras, **TEXT_TOKENS) if can_write else None
+    penalties = _penalties_taken(endpoint, chat if has_chat else complete)
+    basic = Capabilities(chat=has_chat, text=has_text, penalties=penalties)
+    extras = basic.extras
+    chat_reply = endpoint.attempt(chat, **extras, **CHAT_TOKENS) if has_chat else None
+    text_reply = endpoint.attempt(complete, **extras, **TEXT_TOKENS) if has_text else None
     return replace(
-        found,
-        chat_tokens=talked is not None and begins_likeliest(generated_text(talked), likeliest_in_chat(talked)),
-        text_tokens=written is not None and begins_likeliest(generated_text(written), likeliest_in_completion(written)),
-        echo=can_write and _echoes_itself(endpoint, written or endpoint.attempt(write, **found.extras), found.extras),
+        basic,
+        chat_tokens=_agrees(chat_reply, likeliest_in_chat),
+        text_tokens=_agrees(text_reply, likeliest_in_completion),
+        echo=has_text and _echoes_itself(endpoint, text_reply or endpoint.attempt(complete, **extras), extras),
     )
 
 
-def _echoes_itself(endpoint: Endpoint, written: Any, extras: Mapping[str, Any]) -> bool:
+def _penalties_taken(endpoint: Endpoint, request: Callable[..., Any]) -> tuple[str, ...]:
+    """Names of penalties that the server accepts in a request: all of them, or the first that it knows."""
+    for names in (PENALTIES, *((name,) for name in PENALTIES)):
+        if endpoint.attempt(request, extra_body=dict.fromkeys(names, 1.0)) is not None:
+            return names
+    return ()
+
+
+def _agrees(reply: Any, likeliest: Callable[[Any], Mapping[str, float]]) -> bool:
+    """Whether a reply names likeliest first tokens, and its own first token is the first of them."""
+    return reply is not None and begins_likeliest(generated_text(reply), likeliest(reply))
+
+
+def _echoes_itself(endpoint: Endpoint, text_reply: Any, extras: Mapping[str, Any]) -> bool:
     """Whether the token that the server wrote after the probe is its likeliest there in the echo too.
 
     llama-cpp-python 0.3.36 gives each token the log-probability it would have one place later.
     """
-    token = generated_text(written) if written is not None else None
+    token = generated_text(text_reply) if text_reply is not None else None
     if not token:
         return False
     reply = endpoint.attempt(endpoint.complete, prompt=PROBE + token, **GREEDY, **extras, **ECHO)

@@ -1,14 +1,14 @@
-"""An OpenAI-compatible endpoint: its client, its key, what is tried again, and what its errors mean.
+"""An OpenAI-compatible endpoint: its client, its key, its retries, and the meaning of its errors.
 
-Whoever asks a server builds on this, servers as models (`models.server`) and judges alike:
+Models behind servers (`models.server.server`) and judges (`tasks.judge.clients`) both use it:
 
     endpoint = Endpoint(parse_address("openai:http://127.0.0.1:8000/v1#name"), error=JudgeError)
     endpoint.check()                        # before any work: address, key and name, or the error says which
     answers = endpoint.ask_all(endpoint.chat, [{"messages": [...], "max_tokens": 32}, ...])
 
-`chat` and `complete` send one request, with retries, and return the openai library's own types; `ask_all` keeps
-several under way and returns, in order, a reply or a `Refused` (what the server said about that request alone).
-Everything else ends in `error`, the kind of KickError that the caller names. Keys come from the environment only.
+`chat` and `complete` send a request, with retries, and return the openai library's own types. `ask_all` keeps several
+requests in flight and returns, in order, a reply or a `Refused`, the server's objection to that request alone. Every
+other failure is raised as `error`, a kind of KickError that the caller chooses. Keys come from the environment only.
 """
 
 from __future__ import annotations
@@ -28,18 +28,24 @@ from openai.types import Completion
 from openai.types.chat import ChatCompletion
 
 from llmkick.errors import KickError, ModelError
-from llmkick.models.server.address import COMMON_KEY_VARIABLE, KEY_VARIABLE, Address, is_private_way
-from llmkick.models.server.failures import GarbledError, is_out_of_credit, is_passing, wait_between, whole_reply
+from llmkick.models.server.address import COMMON_KEY_VARIABLE, KEY_VARIABLE, Address, is_private_connection
+from llmkick.models.server.failures import (
+    MalformedReplyError,
+    complete_reply,
+    is_out_of_credit,
+    is_transient,
+    retry_wait,
+)
 
-# A request's own fault: asking again gives the same, other requests may pass.
+# The request is at fault: a retry fails again, while other requests may succeed.
 REFUSALS = {400, 413, 422}
-# What a server says when it does not have an endpoint, or an option of one.
-NO_SUCH_THING = {404, 405, 500, 501}
-# The server's own fault: perhaps with everything, perhaps with this request.
+# Status codes of a server that lacks an endpoint, or an option of it.
+NOT_SUPPORTED = {404, 405, 500, 501}
+# The server is at fault, perhaps for every request, perhaps only for this one.
 BROKEN = 500
-# A revision or a date behind the name is the same model: "name@main", "name-2026-01-31".
+# A suffix that names a revision or a date means the same model: "name@main", "name-2026-01-31".
 SAME_MODEL = re.compile(r"(@.+|-\d{4}-\d{2}-\d{2})?")
-# A name that no server has: one that answers to it answers to any.
+# A name that no server has: a server that answers to it answers to any name.
 NO_SUCH_MODEL = "llmkick-no-such-model"
 
 Reply = TypeVar("Reply")
@@ -47,27 +53,27 @@ Reply = TypeVar("Reply")
 
 @dataclass(frozen=True)
 class Refused:
-    """A request that the server will not answer, however often it is asked, and why."""
+    """A request that the server will not answer, even after retries, and the reason."""
 
     reason: str
 
 
 class RefusedError(KickError):
-    """`Refused`, where one request was sent alone."""
+    """The server refused a request that was sent alone; see `Refused`."""
 
 
 class _BrokenError(RefusedError):
-    """A request on which the server breaks each time."""
+    """A request to which the server answers with status 500 each time."""
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """One model of one server. `timeout` is seconds a request, `attempts` how often one is tried.
+    """A model of a server. `timeout` is in seconds a request; `attempts` counts the first try and the retries.
 
-    `concurrency` is how many requests are under way at once; `api_key_env` the variable that holds the key, by
-    default LLMKICK_API_KEY, then OPENAI_API_KEY (sent only over https or within this machine). With `any_name`, what
-    answers may go by another name, as a short name's newest version does; with `text_needed`, a chat's reply without
-    text is half an answer, and tried again.
+    `concurrency` is the number of requests in flight; `api_key_env` is the variable that holds the key, by default
+    LLMKICK_API_KEY, then OPENAI_API_KEY (sent only over https or within this machine). With `any_name`, the model that
+    answers may have another name, as when a short name means its newest version. With `text_needed`, a chat reply
+    without text is malformed, and retried.
     """
 
     address: Address
@@ -81,17 +87,17 @@ class Endpoint:
 
     @cached_property
     def client(self) -> openai.OpenAI:
-        """The openai library's client; its own retries are off, so that there is one policy."""
+        """The openai library's client; its own retries are off, because `_retrying` retries."""
         return openai.OpenAI(
             base_url=self.address.url, api_key=self._key or "none", timeout=self.timeout, max_retries=0
         )
 
     @cached_property
     def _key(self) -> str:
-        usual = [KEY_VARIABLE, *([COMMON_KEY_VARIABLE] if is_private_way(self.address.url) else [])]
+        usual = [KEY_VARIABLE, *([COMMON_KEY_VARIABLE] if is_private_connection(self.address.url) else [])]
         for variable in usual if self.api_key_env is None else [self.api_key_env]:
             key = os.environ.get(variable, "").strip()
-            # The libraries below would show it in their complaint.
+            # The HTTP libraries would print the key in their error message.
             if not (key.isascii() and key.isprintable()):
                 raise self.error(f"the variable {variable} holds no key: one is a line of ASCII characters")
             if key:
@@ -103,39 +109,39 @@ class Endpoint:
             )
         return ""
 
-    def chat(self, *, given_up: threading.Event | None = None, **request: Any) -> ChatCompletion:
-        """One request to /chat/completions, tried again until `given_up`.
+    def chat(self, *, cancelled: threading.Event | None = None, **request: Any) -> ChatCompletion:
+        """A request to /chat/completions, retried until `cancelled` is set.
 
-        Raises RefusedError when the server will not answer it, `error` when it fails for good.
+        Raises RefusedError when the server refuses it, `error` when it fails permanently.
         """
         create = self.client.chat.completions.create
-        reply: ChatCompletion = self._send(lambda: create(model=self.address.name, **request), given_up)
+        reply: ChatCompletion = self._send(lambda: create(model=self.address.name, **request), cancelled)
         return reply
 
-    def complete(self, *, given_up: threading.Event | None = None, **request: Any) -> Completion:
-        """One request to /completions; as `chat`."""
+    def complete(self, *, cancelled: threading.Event | None = None, **request: Any) -> Completion:
+        """A request to /completions; otherwise as `chat`."""
         create = self.client.completions.create
-        reply: Completion = self._send(lambda: create(model=self.address.name, **request), given_up)
+        reply: Completion = self._send(lambda: create(model=self.address.name, **request), cancelled)
         return reply
 
     def listed(self) -> list[dict[str, Any]] | None:
-        """What /models says of each model; None where the server has no such list."""
+        """The entries of /models; None where the server has no such list."""
         try:
             page = self._retrying(self.client.models.list)
-        except GarbledError:
+        except MalformedReplyError:
             return None
         except openai.OpenAIError as failure:
-            if getattr(failure, "status_code", None) in NO_SUCH_THING:
+            if getattr(failure, "status_code", None) in NOT_SUPPORTED:
                 return None  # transformers serve breaks (500) where it has no hub cache to list
             raise self._translated(failure) from failure
         entries = page.data if isinstance(getattr(page, "data", None), list) else []
         return [entry.to_dict(mode="json") for entry in entries]
 
     def check(self) -> dict[str, Any]:
-        """Reach the server, show it the key, find the model: what /models says of it, {} when it has no list.
+        """Check address, key and name of the model; returns its entry in /models, {} when there is none.
 
-        Raises `error` when the server cannot be reached, refuses the key, or does not have the model: one that
-        lists other names, and answers to a name that cannot exist, does not know what it serves.
+        Raises `error` when the server cannot be reached, refuses the key, or does not have the model. A server that
+        lists other names and answers to a name that cannot exist ignores the name of a request, and is refused.
         """
         listed = self.listed()
         names = [str(entry.get("id")) for entry in listed or []]
@@ -154,47 +160,47 @@ class Endpoint:
             self._retrying(lambda: self.client.chat.completions.create(model=NO_SUCH_MODEL, **request), attempts=1)
         except openai.APIStatusError:
             return False
-        except (openai.OpenAIError, GarbledError) as failure:
+        except (openai.OpenAIError, MalformedReplyError) as failure:
             raise self._translated(failure) from failure
         return True
 
     def attempt(self, ask: Callable[..., Reply], **request: Any) -> Reply | None:
-        """`ask` once or more; None when the server does not do such a thing. A refused key, or silence, is raised."""
+        """`ask`, with retries; None when the server does not support the request. Other failures are raised."""
         try:
             return ask(**request)
         except RefusedError:
             return None
         except KickError as failure:
             status = getattr(failure.__cause__, "status_code", None)
-            if status in NO_SUCH_THING or isinstance(failure.__cause__, GarbledError):
+            if status in NOT_SUPPORTED or isinstance(failure.__cause__, MalformedReplyError):
                 return None
             raise
 
     def ask_all(self, ask: Callable[..., Reply], requests: Sequence[Mapping[str, Any]]) -> list[Reply | Refused]:
         """`ask` (chat or complete) each request, `concurrency` at a time; replies in the order of `requests`.
 
-        The first failure that is more than a refusal ends the others and is raised. A server that breaks on one
-        request (status 500, each time) while it answers others has refused it.
+        The first failure other than a refusal cancels the remaining requests and is raised. A request that gets status
+        500 each time, while others are answered, counts as refused.
         """
-        given_up = threading.Event()
+        cancelled = threading.Event()
         pool = ThreadPoolExecutor(max_workers=self.concurrency, thread_name_prefix="ask")
         try:
-            waiting = [pool.submit(_ask, ask, {**request, "given_up": given_up}) for request in requests]
-            for done in wait(waiting, return_when=FIRST_EXCEPTION).done:
+            futures = [pool.submit(_ask, ask, {**request, "cancelled": cancelled}) for request in requests]
+            for done in wait(futures, return_when=FIRST_EXCEPTION).done:
                 done.result()
-            outcomes = [one.result() for one in waiting]
+            outcomes = [future.result() for future in futures]
             broken = [outcome for outcome in outcomes if isinstance(outcome, _BrokenError)]
             if broken and len(broken) == len(outcomes):
                 raise self.error(str(broken[0]))
-        finally:  # after an error, or Ctrl-C, nobody waits for what is still under way
-            given_up.set()
+        finally:  # after an error, or Ctrl-C, do not wait for requests in flight
+            cancelled.set()
             pool.shutdown(wait=False, cancel_futures=True)
-        return [Refused(str(one)) if isinstance(one, Exception) else one for one in outcomes]
+        return [Refused(str(outcome)) if isinstance(outcome, Exception) else outcome for outcome in outcomes]
 
-    def _send(self, call: Callable[[], Any], given_up: threading.Event | None) -> Any:
+    def _send(self, call: Callable[[], Any], cancelled: threading.Event | None) -> Any:
         try:
-            reply = self._retrying(call, given_up=given_up)
-        except (openai.OpenAIError, GarbledError) as failure:
+            reply = self._retrying(call, cancelled=cancelled)
+        except (openai.OpenAIError, MalformedReplyError) as failure:
             status = getattr(failure, "status_code", None)
             if status in REFUSALS:
                 raise RefusedError(f"the server refused it: {self._said(failure)}") from failure
@@ -218,35 +224,35 @@ class Endpoint:
         )
 
     def _retrying(
-        self, call: Callable[[], Any], *, given_up: threading.Event | None = None, attempts: int | None = None
+        self, call: Callable[[], Any], *, cancelled: threading.Event | None = None, attempts: int | None = None
     ) -> Any:
-        given_up = given_up or threading.Event()
+        cancelled = cancelled or threading.Event()
         retrying = tenacity.Retrying(
-            retry=tenacity.retry_if_exception(is_passing),
+            retry=tenacity.retry_if_exception(is_transient),
             stop=tenacity.stop_any(
-                tenacity.stop_after_attempt(attempts or self.attempts), tenacity.stop_when_event_set(given_up)
+                tenacity.stop_after_attempt(attempts or self.attempts), tenacity.stop_when_event_set(cancelled)
             ),
-            wait=wait_between,
-            sleep=tenacity.sleep_using_event(given_up),
+            wait=retry_wait,
+            sleep=tenacity.sleep_using_event(cancelled),
             reraise=True,
         )
-        return retrying(whole_reply, call, text_needed=self.text_needed)
+        return retrying(complete_reply, call, text_needed=self.text_needed)
 
     def _said(self, failure: Exception) -> str:
-        """What the server said, on one line, without the key."""
+        """The server's message on one line, without the key."""
         body = getattr(failure, "body", None)
         text = body.get("message") or body.get("detail") if isinstance(body, dict) else None
         return self._line(text or failure) or type(failure).__name__
 
     def _line(self, text: object) -> str:
         whole = " ".join(str(text).split())
-        # The key goes before anything is cut: half of it would stay.
+        # Remove the key before cutting the line, or a part of the key could remain.
         return (whole.replace(self._key, "***") if self._key else whole)[:300]
 
     def _translated(self, failure: Exception) -> KickError:
-        """The failure as this project's error: what happened, and what to do."""
+        """The failure as an `error` that says what happened and what to do."""
         url, name = self.address.url, self.address.name
-        tried = f" ({self.attempts} attempts)" if is_passing(failure) else ""
+        tried = f" ({self.attempts} attempts)" if is_transient(failure) else ""
         if isinstance(failure, openai.APITimeoutError):
             return self.error(
                 f"{url} did not answer within {self.timeout:g} s{tried}: give it longer (timeout), "

@@ -1,4 +1,4 @@
-"""What a server's reply says: its text, and how likely a continuation is. Pure reading of replies, no asking."""
+"""Reads replies of a server: their text, and log-probabilities of continuations. Sends no requests."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NAMED_LETTER = re.compile(r"\b(?i:answer|option|choice)\b(?: is)?:?\W*([A-Z])(?!
 
 
 def generated_text(reply: Any) -> str | None:
-    """What was generated, in a conversation or after raw text; None where there is no text."""
+    """The generated text, in a conversation or after raw text; None where there is none."""
     choice = reply.choices[0]
     message = getattr(choice, "message", None)
     text = choice.text if message is None else message.content
@@ -38,12 +38,12 @@ def letters_of(continuations: Sequence[str]) -> list[str] | None:
 def echoed_score(choice: Any, prompt: str, continuation: str, *, generated: int) -> ContinuationScore | Unanswered:
     """The log-probability (nats) of `continuation` from the echo of prompt + continuation.
 
-    The last `generated` tokens of the echo are new, but some servers leave them out of the numbers. A token that
-    begins in the prompt and ends in the continuation counts whole, and the boundary has moved.
+    The last `generated` tokens of the echo are new, but some servers leave them out of the log-probabilities. A token
+    that spans the boundary of prompt and continuation counts whole, and sets `boundary_moved`.
     """
-    found = getattr(choice, "logprobs", None)
-    tokens = list(getattr(found, "tokens", None) or [])
-    values = list(getattr(found, "token_logprobs", None) or [])
+    logprobs = getattr(choice, "logprobs", None)
+    tokens = list(getattr(logprobs, "tokens", None) or [])
+    values = list(getattr(logprobs, "token_logprobs", None) or [])
     ends = [
         end for end in (len(tokens) - generated, len(tokens)) if "".join(tokens[:end]).endswith(prompt + continuation)
     ]
@@ -56,10 +56,10 @@ def echoed_score(choice: Any, prompt: str, continuation: str, *, generated: int)
         return Unanswered(reason="the tokens that the server gives back do not add up to the text")
     if not part or any(value is None or not math.isfinite(value) for value in part):
         return Unanswered(reason="the server gives no finite log-probability for a part of the answer")
-    best = list(getattr(found, "top_logprobs", None) or [])[start:end]
+    best = list(getattr(logprobs, "top_logprobs", None) or [])[start:end]
     greedy = len(best) == len(part) and all(
-        isinstance(one, Mapping) and one and value >= max(one.values()) - 1e-6
-        for one, value in zip(best, part, strict=True)
+        isinstance(likeliest, Mapping) and likeliest and value >= max(likeliest.values()) - 1e-6
+        for likeliest, value in zip(best, part, strict=True)
     )
     return ContinuationScore(
         logprob=float(sum(part)), tokens=len(part), is_greedy=greedy, boundary_moved=len(tail) > len(continuation)
@@ -71,7 +71,8 @@ def first_token_scores(
 ) -> list[ContinuationScore | Unanswered]:
     """Scores of single letters from the likeliest first tokens and their log-probabilities (nats).
 
-    A letter that is not among them has at most the least of theirs, which it gets. When none is, there is no choice.
+    A letter that is not among them gets the least of their log-probabilities, which its own cannot exceed. When no
+    letter is among them, all are unanswered.
     """
     values = [_token_value(likeliest, text) for text in continuations]
     if not any(value is not None for value in values):
@@ -89,14 +90,14 @@ def first_token_scores(
 
 
 def _token_value(likeliest: Mapping[str, float], text: str) -> float | None:
-    """The token as it should be, else the likeliest that differs from it by a space only."""
+    """The value of the exact token, otherwise of the likeliest one that differs only in spaces; None without either."""
     if text in likeliest:
         return likeliest[text]
     return max((value for token, value in likeliest.items() if token.strip(SPACES) == text.strip()), default=None)
 
 
 def begins_likeliest(text: str | None, likeliest: Mapping[str, float]) -> bool:
-    """Whether a one-token greedy answer is the likeliest of the tokens that came with it; an empty one may be."""
+    """Whether a greedy answer of one token is the likeliest token of its list; an empty answer counts as agreeing."""
     if len(likeliest) < 2:
         return False
     best = max(likeliest, key=likeliest.__getitem__)
@@ -104,18 +105,18 @@ def begins_likeliest(text: str | None, likeliest: Mapping[str, float]) -> bool:
 
 
 def generated_letter_scores(text: str, letters: Sequence[str]) -> list[ContinuationScore | Unanswered]:
-    """Scores that say which letter a generated answer names: 0 for it, −inf for the others. No log-probabilities."""
-    found = LEADING_LETTER.match(text) or NAMED_LETTER.search(text)
-    if found is None or found[1] not in letters:
+    """Scores without log-probabilities: 0 for the letter that a generated answer names, −inf for the others."""
+    match = LEADING_LETTER.match(text) or NAMED_LETTER.search(text)
+    if match is None or match[1] not in letters:
         shown = " ".join(text.split())[:60]
         return [Unanswered(reason=f"the answer names no option: {shown!r}" if shown else "the answer is empty")] * len(
             letters
         )
     return [
         ContinuationScore(
-            logprob=0.0 if letter == found[1] else -math.inf,
+            logprob=0.0 if letter == match[1] else -math.inf,
             tokens=1,
-            is_greedy=letter == found[1],
+            is_greedy=letter == match[1],
             method="generated letter",
         )
         for letter in letters
@@ -126,13 +127,13 @@ def likeliest_in_chat(reply: Any) -> dict[str, float]:
     """The likeliest first tokens of a chat reply; empty where the server gives none."""
     content = getattr(getattr(reply.choices[0], "logprobs", None), "content", None) or []
     alternatives = getattr(content[0], "top_logprobs", None) or [] if content else []
-    return _best_of_each((str(one.token), float(one.logprob)) for one in alternatives)
+    return _best_of_each((str(entry.token), float(entry.logprob)) for entry in alternatives)
 
 
 def likeliest_in_completion(reply: Any) -> dict[str, float]:
     """The likeliest first tokens of a completion; empty where the server gives none."""
-    found = getattr(getattr(reply.choices[0], "logprobs", None), "top_logprobs", None) or []
-    first = found[0] if found and isinstance(found[0], Mapping) else {}
+    positions = getattr(getattr(reply.choices[0], "logprobs", None), "top_logprobs", None) or []
+    first = positions[0] if positions and isinstance(positions[0], Mapping) else {}
     return _best_of_each((str(token), float(value)) for token, value in first.items())
 
 

@@ -1,7 +1,8 @@
 """A model behind an OpenAI-compatible server (vLLM, llama.cpp, SGLang, TGI, transformers serve, …).
 
-It generates always. Options are chosen by log-probabilities where the server gives them, else by the letter that
-it generates; the answers say which. How a server is asked, tried again and disbelieved is in `models.endpoint`.
+Every server generates text. Options are chosen by log-probabilities where the server gives them, otherwise by the
+letter that it generates; the scores say which. `models.server.endpoint` sends requests, retries them and checks the
+replies.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from llmkick.models.language_model import (
     Unanswered,
 )
 from llmkick.models.server.address import parse_address
-from llmkick.models.server.capabilities import CHAT_TOKENS, ECHO, GREEDY, TEXT_TOKENS, Abilities, abilities_of
+from llmkick.models.server.capabilities import CHAT_TOKENS, ECHO, GREEDY, TEXT_TOKENS, Capabilities, probe_capabilities
 from llmkick.models.server.endpoint import Endpoint, Refused
 from llmkick.models.server.replies import (
     echoed_score,
@@ -43,16 +44,16 @@ from llmkick.models.server.replies import (
     new_tokens,
 )
 
-# Longest prompt plus answer where a server does not say it; what does not fit, it refuses.
+# Longest prompt plus answer of a server that does not tell its own; it refuses what does not fit.
 ASSUMED_TOKENS = 4096
 # English text has more bytes a token; used only to see whether a prompt may fit.
 BYTES_A_TOKEN = 3
 # Room to name a letter: "The answer is **B**".
 LETTER_TOKENS = 8
-# Most stop strings that the interface takes; the others are cut here.
+# The most stop strings that the interface takes; the answer is cut at the others afterwards.
 MOST_STOPS = 4
 # What a server lists about a model that changes without the model changing.
-PASSING_FACTS = {"created", "permission", "status"}
+CHANGING_FACTS = {"created", "permission", "status"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,17 +74,17 @@ class ServerSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class ServerModel(ModelDefaults):
-    """A LanguageModel behind an endpoint. Its weights cannot be seen: the digest is of what the server says."""
+    """A LanguageModel behind an endpoint. Its digest covers what the server says of itself, not the weights."""
 
     endpoint: Endpoint
     info: ModelInfo
-    abilities: Abilities
+    capabilities: Capabilities
     max_tokens: int
 
     @property
     def has_chat_template(self) -> bool:
         """Whether the server takes conversations."""
-        return self.abilities.chat
+        return self.capabilities.chat
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -94,7 +95,7 @@ class ServerModel(ModelDefaults):
         )
 
     def tokenize(self, text: str) -> list[int]:
-        """As many zeros as the text may have tokens: the server's tokenizer is not here. Never asked of the server."""
+        """As many zeros as the text may have tokens, because the server's tokenizer is not here; no request."""
         return [0] * math.ceil(len(text.encode()) / BYTES_A_TOKEN)
 
     @property
@@ -112,21 +113,25 @@ class ServerModel(ModelDefaults):
     def _refuses_prompt(self, prompt: Prompt) -> str:
         url = self.endpoint.address.url
         if isinstance(prompt, str):
-            return "" if self.abilities.text else f'{url} takes no raw text: use prompting = "chat" (--prompting chat)'
+            return (
+                "" if self.capabilities.text else f'{url} takes no raw text: use prompting = "chat" (--prompting chat)'
+            )
         if prompt[-1].role == "assistant":
             return f"{url} cannot continue an answer that has been begun"
-        return "" if self.abilities.chat else f'{url} takes no conversations: use prompting = "raw" (--prompting raw)'
+        return (
+            "" if self.capabilities.chat else f'{url} takes no conversations: use prompting = "raw" (--prompting raw)'
+        )
 
     def _refuses_scoring(self, prompt: Prompt, continuations: Sequence[str | tuple[int, ...]]) -> str:
         url = self.endpoint.address.url
         texts = [text for text in continuations if isinstance(text, str)]
         if len(texts) < len(continuations) or not prompt:
             return f"{url} gives no log-probabilities of running text in the model's own tokens; leave perplexity out"
-        if letters_of(texts) or (self.abilities.echo and isinstance(prompt, str)):
+        if letters_of(texts) or (self.capabilities.echo and isinstance(prompt, str)):
             return ""
         how = (
             'it does for raw text: use prompting = "raw" (--prompting raw)'
-            if self.abilities.echo
+            if self.capabilities.echo
             else "ask for letters (multiple_choice:letter) instead of cloze"
         )
         return f"{url} gives no log-probabilities of a text it is given; {how}"
@@ -147,7 +152,7 @@ class ServerModel(ModelDefaults):
         return [_generation(request, reply) for request, reply in zip(requests, replies, strict=True)]
 
     def logprobs(self, requests: Sequence[ScoreRequest]) -> list[ContinuationScore | Unanswered]:
-        """One score a request, in order; its `method` says how it came about. ConfigError for what has none."""
+        """One score a request, in order; its `method` says how it was made. ConfigError for refused requests."""
         reason = self.refusal(requests)
         if reason:
             raise ConfigError(reason)
@@ -158,41 +163,41 @@ class ServerModel(ModelDefaults):
         return [scores[request] for request in requests]
 
     def _echoes(self, prompt: Prompt) -> bool:
-        return self.abilities.echo and isinstance(prompt, str)
+        return self.capabilities.echo and isinstance(prompt, str)
 
     def _echo(self, requests: Sequence[ScoreRequest]) -> dict[ScoreRequest, ContinuationScore | Unanswered]:
         texts = [(f"{request.prompt}{request.continuation}", {**ECHO}) for request in requests]
-        found: dict[ScoreRequest, ContinuationScore | Unanswered] = {}
+        scores: dict[ScoreRequest, ContinuationScore | Unanswered] = {}
         for request, reply in zip(requests, self._ask(texts), strict=True):
-            found[request] = (
+            scores[request] = (
                 Unanswered(reason=reply.reason)
                 if isinstance(reply, Refused)
                 else echoed_score(
                     reply.choices[0], str(request.prompt), str(request.continuation), generated=new_tokens(reply)
                 )
             )
-        return found
+        return scores
 
     def _choose(
         self, questions: Sequence[tuple[Prompt, list[str]]]
     ) -> dict[ScoreRequest, ContinuationScore | Unanswered]:
         """Letters by the likeliest first tokens, or by the letter that is generated."""
         asked = [(prompt, self._letter_options(prompt)) for prompt, _ in questions]
-        found: dict[ScoreRequest, ContinuationScore | Unanswered] = {}
+        scores: dict[ScoreRequest, ContinuationScore | Unanswered] = {}
         for (prompt, texts), reply in zip(questions, self._ask(asked), strict=True):
-            scores: Sequence[ContinuationScore | Unanswered]
+            letters: Sequence[ContinuationScore | Unanswered]
             if isinstance(reply, Refused):
-                scores = [Unanswered(reason=reply.reason)] * len(texts)
+                letters = [Unanswered(reason=reply.reason)] * len(texts)
             elif self._gives_tokens(prompt):
                 likeliest = (likeliest_in_completion if isinstance(prompt, str) else likeliest_in_chat)(reply)
-                scores = first_token_scores(likeliest, texts) if likeliest else [_NO_TOKENS] * len(texts)
+                letters = first_token_scores(likeliest, texts) if likeliest else [_NO_TOKENS] * len(texts)
             else:
-                scores = generated_letter_scores(generated_text(reply) or "", letters_of(texts) or [])
-            found |= {ScoreRequest(prompt, text): score for text, score in zip(texts, scores, strict=True)}
-        return found
+                letters = generated_letter_scores(generated_text(reply) or "", letters_of(texts) or [])
+            scores |= {ScoreRequest(prompt, text): score for text, score in zip(texts, letters, strict=True)}
+        return scores
 
     def _gives_tokens(self, prompt: Prompt) -> bool:
-        return self.abilities.text_tokens if isinstance(prompt, str) else self.abilities.chat_tokens
+        return self.capabilities.text_tokens if isinstance(prompt, str) else self.capabilities.chat_tokens
 
     def _letter_options(self, prompt: Prompt) -> dict[str, Any]:
         if not self._gives_tokens(prompt):
@@ -200,14 +205,14 @@ class ServerModel(ModelDefaults):
         return {"max_tokens": 1, **(TEXT_TOKENS if isinstance(prompt, str) else CHAT_TOKENS)}
 
     def _ask(self, asked: Sequence[tuple[Prompt, Mapping[str, Any]]]) -> list[Any]:
-        """Replies or refusals, in order; a prompt decides which endpoint is asked."""
+        """Replies or refusals, in order; raw text goes to /completions, a conversation to /chat/completions."""
         return self.endpoint.ask_all(self._send, [{"prompt": prompt, "options": options} for prompt, options in asked])
 
-    def _send(self, *, prompt: Prompt, options: Mapping[str, Any], given_up: Any = None) -> Any:
-        options = {**GREEDY, **self.abilities.extras, **options}
+    def _send(self, *, prompt: Prompt, options: Mapping[str, Any], cancelled: Any = None) -> Any:
+        options = {**GREEDY, **self.capabilities.extras, **options}
         if isinstance(prompt, str):
-            return self.endpoint.complete(given_up=given_up, prompt=prompt, **options)
-        return self.endpoint.chat(given_up=given_up, messages=[message._asdict() for message in prompt], **options)
+            return self.endpoint.complete(cancelled=cancelled, prompt=prompt, **options)
+        return self.endpoint.chat(cancelled=cancelled, messages=[message._asdict() for message in prompt], **options)
 
 
 _NO_TOKENS = Unanswered(reason="the server gave no log-probabilities this time")
@@ -222,10 +227,10 @@ def connect(reference: str, settings: ServerSettings = ServerSettings()) -> Serv
     address = parse_address(reference)
     endpoint = Endpoint(address, timeout=settings.timeout, attempts=settings.attempts, concurrency=settings.concurrency)
     entry = endpoint.check()
-    abilities = abilities_of(endpoint)
+    capabilities = probe_capabilities(endpoint)
     meta = entry.get("meta") if isinstance(entry.get("meta"), dict) else {}
     facts = {**(meta or {}), **entry}
-    identity = {"url": address.url, "name": address.name, "listed": _lasting(entry)}
+    identity = {"url": address.url, "name": address.name, "listed": _unchanging(entry)}
     info = ModelInfo(
         name=address.name,
         revision=address.url,
@@ -236,13 +241,13 @@ def connect(reference: str, settings: ServerSettings = ServerSettings()) -> Serv
         source_precision="unknown",
     )
     tokens = _whole_number(facts, "max_model_len", "n_ctx", "context_length", "n_ctx_train") or ASSUMED_TOKENS
-    return ServerModel(endpoint=endpoint, info=info, abilities=abilities, max_tokens=tokens)
+    return ServerModel(endpoint=endpoint, info=info, capabilities=capabilities, max_tokens=tokens)
 
 
 def open_model(
     reference: str, *, dtype: str = "auto", device: str = "auto", server: ServerSettings = ServerSettings()
 ) -> LanguageModel:
-    """A model that can be asked: loaded here as by `load_model`, or behind a server (`openai:URL#name`)."""
+    """A model that answers requests: loaded as by `load_model`, or behind a server (`openai:URL#name`)."""
     return connect(reference, server) if is_server(reference) else load_model(reference, dtype=dtype, device=device)
 
 
@@ -270,8 +275,8 @@ def _generation(request: GenerateRequest, reply: Any) -> Generation | Unanswered
     return Generation(text=text[:end], tokens=new_tokens(reply), finish=finish)
 
 
-def _lasting(entry: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in entry.items() if key not in PASSING_FACTS}
+def _unchanging(entry: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in entry.items() if key not in CHANGING_FACTS}
 
 
 def _whole_number(facts: Mapping[str, Any], *names: str) -> int | None:

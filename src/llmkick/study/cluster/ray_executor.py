@@ -8,7 +8,7 @@ they are locally.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -22,10 +22,10 @@ from llmkick.models.plugin_models import plugin_of
 from llmkick.models.precision import BALANCED, DTYPES
 from llmkick.models.transformers_model import TransformersModel
 from llmkick.study.cells import Cell
-from llmkick.study.cluster.remote_model import Likeness, likeness
-from llmkick.study.cluster.resources import Demand, connect, cpus_a_gpu, demand, has_gpus, living_nodes, places
-from llmkick.study.cluster.worker_handle import DoomedError, LostError, NoRoomError, Orders, Place
-from llmkick.study.progress import Crowd, Observer
+from llmkick.study.cluster.remote_model import Batch, RemoteModelSpec, remote_model_spec
+from llmkick.study.cluster.resources import Demand, connect, cpus_a_gpu, demand, has_gpus, living_nodes, worker_count
+from llmkick.study.cluster.worker_handle import NoRoomError, PermanentError, TransientError, WorkerConfig, WorkerHandle
+from llmkick.study.progress import CombinedProgress, Observer
 from llmkick.study.running.context import StudyContext
 from llmkick.study.running.executor import RecordWriter, store_at, windows
 from llmkick.study.running.schedule import OtherWeightsError, Schedule
@@ -52,7 +52,7 @@ class RayExecutor:
     workers: int | None = None
     warnings: list[str] = field(default_factory=list)
     lost: list[str] = field(default_factory=list)
-    places: list[Place] = field(default_factory=list)
+    handles: list[WorkerHandle] = field(default_factory=list)
     _joined: bool = False
     _digest: str | None = None
 
@@ -74,50 +74,50 @@ class RayExecutor:
                 f"choose from: {', '.join(DEVICES)}"
             )
         store = store_at(self.artifacts)
-        model = likeness(study.model)
+        model = remote_model_spec(study.model)
         self._joined = connect(self.address)
-        orders = Orders(
+        config = WorkerConfig(
             study=study.model_copy(update={"model": model.reference}),
-            likeness=model,
+            model_spec=model,
             demand=_demand(study, model),
             artifacts=None if store is None else store.url,
         )
         self.observer, self._notes = observer, list[str]()
-        self.places = self._all_places(orders)
-        first = self.places[0]
+        self.handles = self._handles(config)
+        first = self.handles[0]
         try:
             first.start(LAST_ROOM_SECONDS, dtype=study.dtype)
-        except DoomedError as error:
+        except PermanentError as error:
             raise error.cause from error
-        except LostError as error:
+        except TransientError as error:
             raise ConfigError(f"no worker came up on the Ray cluster: {error}") from error
-        assert first.introduction is not None
-        self.info, self._surroundings = first.introduction.info, first.introduction.environment
-        self._model = model.model(self.info, torch.device(first.introduction.device), self._ask_dense)
+        assert first.worker_info is not None
+        self.info, self._surroundings = first.worker_info.info, first.worker_info.environment
+        self._model = model.model(self.info, torch.device(first.worker_info.device), self._ask_dense)
         return self._model
 
-    def _ask_dense(self, kind: str, requests: Sequence[Any]) -> Sequence[Any]:
-        return self._from_any(lambda place: place.ask("dense", kind, requests))
+    def _ask_dense(self, kind: str, requests: Batch) -> Batch:
+        return self._from_any(lambda handle: handle.ask("dense", kind, requests))
 
-    def _from_any(self, question: Callable[[Place], Answer]) -> Answer:
-        """What whichever worker is there says of the dense model."""
-        for place in self.places:
-            if place.introduction is not None:
-                with contextlib.suppress(LostError):
-                    return question(place)
+    def _from_any(self, question: Callable[[WorkerHandle], Answer]) -> Answer:
+        """Ask the first worker that is alive about the dense model."""
+        for handle in self.handles:
+            if handle.worker_info is not None:
+                with contextlib.suppress(TransientError):
+                    return question(handle)
         raise KickError("no worker is left to ask the dense model: run the same command again")
 
     def dense_digest(self) -> str:
         """The digest of the dense weights."""
         if self._digest is None:
-            self._digest = str(self._from_any(lambda place: place.call("dense_digest")))
+            self._digest = str(self._from_any(lambda handle: handle.call("dense_digest")))
         return self._digest
 
-    def _all_places(self, orders: Orders) -> list[Place]:
+    def _handles(self, config: WorkerConfig) -> list[WorkerHandle]:
         nodes = living_nodes()
         self._one_machine = len(nodes) == 1
-        count = min(places(nodes, orders.demand), self.workers or 10**6)
-        return [Place(name=f"worker {number}", orders=orders, say=self._say) for number in range(1, count + 1)]
+        count = min(worker_count(nodes, config.demand), self.workers or 10**6)
+        return [WorkerHandle(name=f"worker {number}", config=config, say=self._say) for number in range(1, count + 1)]
 
     def _say(self, note: str) -> None:
         """What a reader of a model's answers should know: it is among the dense model's notes, as locally."""
@@ -128,10 +128,10 @@ class RayExecutor:
         if study.calibration.source != "self":
             return windows(self._model, study, seed, observer)
         try:
-            calibration: Calibration = self.places[0].call("calibrate", seed)
-        except DoomedError as error:
+            calibration: Calibration = self.handles[0].call("calibrate", seed)
+        except PermanentError as error:
             raise error.cause from error
-        except LostError as error:
+        except TransientError as error:
             raise KickError(f"{error}, while it sampled the calibration text; run the same command again") from error
         return calibration
 
@@ -139,23 +139,23 @@ class RayExecutor:
         """Fill all cells with a thread for each worker. Raises KickError when no worker is left."""
         # A machine's own cache is shared by all workers on it.
         schedule.shared = self.artifacts is not None or self._one_machine
-        places = self.places[: schedule.left]
+        handles = self.handles[: schedule.left]
         items = sum(len(context.items[cell.task.name]) for cell in schedule.pending)
-        crowd = Crowd(observer=self.observer, workers=len(places), total=items)
-        if not places:
+        combined = CombinedProgress(observer=self.observer, workers=len(handles), total=items)
+        if not handles:
             return
-        with ThreadPoolExecutor(len(places)) as pool:
-            for place in places:
-                place.observer = crowd.member(place.name)
-            threads = [pool.submit(self._work, place, schedule, context, writer) for place in places]
+        with ThreadPoolExecutor(len(handles)) as pool:
+            for handle in handles:
+                handle.observer = combined.member(handle.name)
+            threads = [pool.submit(self._work, handle, schedule, context, writer) for handle in handles]
             try:
                 finished, _ = wait(threads, return_when=FIRST_EXCEPTION)
                 for thread in finished:
                     thread.result()
             except BaseException:
                 schedule.stop()
-                for place in places:  # what they are asked for now ends at once
-                    place.stop()
+                for handle in handles:  # what they are asked for now ends at once
+                    handle.stop()
                 raise
         if schedule.left:
             raise KickError(
@@ -163,78 +163,80 @@ class RayExecutor:
                 "cluster and run the same command again"
             )
 
-    def _work(self, place: Place, schedule: Schedule, context: StudyContext, writer: RecordWriter) -> None:
-        if place.introduction is None and not self._renew(place, schedule):
+    def _work(self, handle: WorkerHandle, schedule: Schedule, context: StudyContext, writer: RecordWriter) -> None:
+        if handle.worker_info is None and not self._renew(handle, schedule):
             return
-        while (cell := schedule.take(place.name, place.at_hand)) is not None:
+        while (cell := schedule.take(handle.name, handle.loaded)) is not None:
             filled = False
             try:
-                self._fill(place, cell, schedule, context, writer)
-                schedule.done(place.name)
+                self._fill(handle, cell, schedule, context, writer)
+                schedule.done(handle.name)
                 filled = True
-            except (LostError, OtherWeightsError) as error:
+            except (TransientError, OtherWeightsError) as error:
                 self.lost.append(f"{cell.variant} on {cell.task.name}: {error}")
-                schedule.failed(place.name, str(error), final=False)
-                if not self._renew(place, schedule):
+                schedule.failed(handle.name, str(error), final=False)
+                if not self._renew(handle, schedule):
                     return
-            except DoomedError as error:
-                schedule.failed(place.name, str(error), final=True)
+            except PermanentError as error:
+                schedule.failed(handle.name, str(error), final=True)
             writer.close_cell(cell, filled=filled)
 
-    def _fill(self, place: Place, cell: Cell, schedule: Schedule, context: StudyContext, writer: RecordWriter) -> None:
-        variant, dense = cell.variant, place.model("dense")
+    def _fill(
+        self, handle: WorkerHandle, cell: Cell, schedule: Schedule, context: StudyContext, writer: RecordWriter
+    ) -> None:
+        variant, dense = cell.variant, handle.model("dense")
         if variant.is_dense:
-            writer.fill(cell, dense, dense, place.observer)
+            writer.fill(cell, dense, dense, handle.observer)
             return
-        if variant != place.at_hand:
-            place.at_hand = None
+        if variant != handle.loaded:
+            handle.loaded = None
             with context.timed("compress", variant.label):
                 try:
                     known = context.recorded_digest(variant)
-                    report, said = place.call("compress", variant, context.keys.calibration_of(variant), known)
-                except DoomedError as error:
+                    report, said = handle.call("compress", variant, context.keys.calibration_of(variant), known)
+                except PermanentError as error:
                     schedule.give_up_variant(variant, str(error))
                     raise
             self.warnings += said
-            writer.add_report(place.name, variant, report)
-            place.at_hand = variant
-        writer.fill(cell, place.model("compressed"), dense, place.observer)
+            writer.add_report(handle.name, variant, report)
+            handle.loaded = variant
+        writer.fill(cell, handle.model("compressed"), dense, handle.observer)
 
-    def _renew(self, place: Place, schedule: Schedule) -> bool:
-        """A new worker in a place; False when there is none to be had, or nothing left for it to do."""
+    def _renew(self, handle: WorkerHandle, schedule: Schedule) -> bool:
+        """Start a new worker for a handle; False when the cluster has no room or no work is left."""
         if schedule.is_stopped:
             return False
-        alone = sum(other.introduction is not None for other in self.places if other is not place) == 0
+        alone = sum(other.worker_info is not None for other in self.handles if other is not handle) == 0
         try:
-            place.start(LAST_ROOM_SECONDS if alone else ROOM_SECONDS, dtype=self.info.dtype)
-            assert place.introduction is not None
-            if place.introduction.info != self.info:
+            handle.start(LAST_ROOM_SECONDS if alone else ROOM_SECONDS, dtype=self.info.dtype)
+            assert handle.worker_info is not None
+            if handle.worker_info.info != self.info:
                 raise ConfigError(
-                    f"its model is another one than the first worker's (digest {place.introduction.info.digest[:12]}, "
+                    f"its model is another one than the first worker's (digest {handle.worker_info.info.digest[:12]}, "
                     f"not {self.info.digest[:12]}): put the same files on all machines"
                 )
-        except (LostError, DoomedError, ConfigError) as error:
-            place.stop()
+        except (TransientError, PermanentError, ConfigError) as error:
+            handle.stop()
             if not schedule.is_stopped:
-                self.lost.append(f"{place.name} could not start: {error}")
+                self.lost.append(f"{handle.name} could not start: {error}")
                 if not isinstance(error, NoRoomError):
                     self.warnings.append(self.lost[-1])
             return False
         return True
 
-    def environment(self) -> dict[str, Any]:
+    def environment(self) -> dict[str, object]:
         """What the numbers were made on: the first worker's surroundings, all workers, and which were lost."""
         workers = [
-            {key: place.introduction.environment[key] for key in ("processor", "accelerator", "device", "threads")}
-            for place in self.places
-            if place.introduction is not None
+            {key: handle.worker_info.environment[key] for key in ("processor", "accelerator", "device", "threads")}
+            for handle in self.handles
+            if handle.worker_info is not None
         ]
         return {**self._surroundings, "executor": "ray", "workers": workers, "lost": list(self.lost)}
 
     def close(self) -> None:
-        """Let go of the workers, and of the cluster where it was joined or started for the run."""
-        for place in self.places:
-            place.stop()
+        """Stop the workers, and leave a cluster that was joined or started for the run."""
+        for handle in self.handles:
+            handle.stop()
         if self._joined:
             import ray
 
@@ -242,7 +244,7 @@ class RayExecutor:
             self._joined = False
 
 
-def _demand(study: Study, model: Likeness) -> Demand:
+def _demand(study: Study, model: RemoteModelSpec) -> Demand:
     """What a worker needs, from the model's size and the cluster's devices."""
     nodes = living_nodes()
     if study.device in ("cuda", BALANCED) and not has_gpus(nodes):

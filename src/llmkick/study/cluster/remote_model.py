@@ -21,7 +21,9 @@ from llmkick.models.language_model import (
 )
 from llmkick.models.transformers_model import TransformersModel
 
-Ask = Callable[[str, Sequence[Any]], Sequence[Any]]
+# Requests of one kind, or the answers to them.
+Batch = Sequence[Any]
+Ask = Callable[[str, Batch], Batch]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +51,8 @@ class RemoteModel(TransformersModel):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Likeness:
-    """A model without its weights, none of which are read or fetched; `reference` names the same one elsewhere."""
+class RemoteModelSpec:
+    """A model without its weights, which are neither read nor fetched; `reference` names the model for workers."""
 
     reference: str
     network: Any
@@ -67,8 +69,11 @@ class Likeness:
         return RemoteModel(info=info, engine=local.engine, place=place, ask=ask)
 
 
-def likeness(reference: str) -> Likeness:
-    """The likeness of the model behind a reference. Raises ModelError when its small files cannot be had here."""
+def remote_model_spec(reference: str) -> RemoteModelSpec:
+    """The specification of the model behind a reference.
+
+    Raises ModelError when its tokenizer or configuration cannot be read on this machine.
+    """
     try:
         structure = load_structure(reference)
     except ModelError:
@@ -77,7 +82,7 @@ def likeness(reference: str) -> Likeness:
         raise ModelError(
             f"the tokenizer and configuration of {reference!r} are needed on this machine too: {one_line(error)}"
         ) from error
-    return Likeness(
+    return RemoteModelSpec(
         reference=_elsewhere(reference, structure.folder), network=structure.network, tokenizer=structure.tokenizer
     )
 

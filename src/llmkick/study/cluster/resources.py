@@ -23,6 +23,10 @@ HELD = 2.2
 BASE_BYTES = 1_000_000_000
 
 
+# A node of a cluster as Ray lists it.
+Node = Mapping[str, Any]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Demand:
     """What one worker needs, in Ray's terms; memory in bytes."""
@@ -37,7 +41,7 @@ class Demand:
         return "cpu" if self.gpus == 0 else "cuda" if self.gpus == 1 else "balanced"
 
     @property
-    def options(self) -> dict[str, Any]:
+    def options(self) -> dict[str, object]:
         """Options of a Ray actor."""
         memory = {"memory": self.memory} if self.gpus == 0 else {}
         return {"num_cpus": self.cpus, "num_gpus": self.gpus, **memory}
@@ -58,7 +62,7 @@ def demand(*, weight_bytes: int, threads: int, gpu_bytes: int | None, cpus_a_gpu
     return Demand(cpus=gpus * cpus_a_gpu, gpus=gpus, memory=needed)
 
 
-def places(nodes: Sequence[Mapping[str, Any]], wanted: Demand) -> int:
+def worker_count(nodes: Sequence[Node], wanted: Demand) -> int:
     """How many such workers nodes hold together.
 
     Raises ConfigError when none holds one, saying what the largest has.
@@ -85,19 +89,19 @@ def _described(own: Mapping[str, float]) -> str:
     return f"{own.get('CPU', 0):g} CPUs{gpus}, {own.get('memory', 0) / 1e9:.1f} GB"
 
 
-def living_nodes() -> list[Mapping[str, Any]]:
+def living_nodes() -> list[Node]:
     """The nodes of the cluster that we are connected to."""
     import ray
 
     return [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
 
 
-def has_gpus(nodes: Sequence[Mapping[str, Any]]) -> bool:
+def has_gpus(nodes: Sequence[Node]) -> bool:
     """Whether a node has a GPU."""
     return any(node["Resources"].get("GPU") for node in nodes)
 
 
-def cpus_a_gpu(nodes: Sequence[Mapping[str, Any]]) -> int:
+def cpus_a_gpu(nodes: Sequence[Node]) -> int:
     """The CPUs that every GPU of the cluster can have, at least 1."""
     shares = [
         int(node["Resources"].get("CPU", 0) // node["Resources"]["GPU"])

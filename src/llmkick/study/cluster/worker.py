@@ -9,7 +9,7 @@ import importlib.metadata
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
@@ -41,17 +41,17 @@ PACKAGES = ("llmkick", "torch", "transformers", "tokenizers")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Introduction:
+class WorkerInfo:
     """What a worker is, once it has loaded the dense model."""
 
     info: ModelInfo
     device: str
     process: int
-    environment: dict[str, Any]
+    environment: dict[str, object]
 
 
 class Worker:
-    """The far end of `distributed.Place`; made and called by Ray."""
+    """The far end of `WorkerHandle`; made and called by Ray."""
 
     def __init__(self, *, threads: int) -> None:
         # What comes out of a compression depends, in its last bits, on how sums are split between threads.
@@ -62,7 +62,7 @@ class Worker:
         """Versions of what decides the answers."""
         return {name: importlib.metadata.version(name) for name in PACKAGES}
 
-    def load(self, study: Study, *, dtype: str, device: str, artifacts: str | None) -> Introduction:
+    def load(self, study: Study, *, dtype: str, device: str, artifacts: str | None) -> WorkerInfo:
         """Load the dense model; errors as in `load_model`."""
         self._study = study
         self._dense = load_model(study.model, dtype=dtype, device=device)
@@ -74,7 +74,7 @@ class Worker:
             store=store_at(artifacts),
         )
         self._compressed: TransformersModel | None = None
-        return Introduction(
+        return WorkerInfo(
             info=self._dense.info,
             device=str(self._dense.device),
             process=os.getpid(),

@@ -1,10 +1,10 @@
-"""The near end of a worker on a Ray cluster: it is started, called, and found dead here."""
+"""The handle of a worker on a Ray cluster: it starts the worker, calls it, and notices that it is lost."""
 
 from __future__ import annotations
 
 import copy
 import importlib.metadata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,23 +12,23 @@ import torch
 
 from llmkick.errors import ConfigError, KickError, one_line
 from llmkick.study.cells import Variant
-from llmkick.study.cluster.remote_model import Likeness, RemoteModel
+from llmkick.study.cluster.remote_model import Batch, RemoteModel, RemoteModelSpec
 from llmkick.study.cluster.resources import Demand
-from llmkick.study.cluster.worker import PACKAGES, Introduction, Which, Worker
+from llmkick.study.cluster.worker import PACKAGES, Which, Worker, WorkerInfo
 from llmkick.study.progress import Observer, Silent
 from llmkick.study.spec.study import Study
 
 
-class LostError(Exception):
-    """A worker died, or failed in a way that another might not."""
+class TransientError(Exception):
+    """A worker was lost, or failed in a way in which another worker may not fail."""
 
 
-class NoRoomError(LostError):
+class NoRoomError(TransientError):
     """The cluster found no room for a worker in time."""
 
 
-class DoomedError(Exception):
-    """A worker refused what any other would refuse too; `cause` says why."""
+class PermanentError(Exception):
+    """A worker refused what every worker would refuse; `cause` says why."""
 
     def __init__(self, cause: KickError) -> None:
         super().__init__(str(cause))
@@ -36,41 +36,44 @@ class DoomedError(Exception):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Orders:
-    """What every worker is started with."""
+class WorkerConfig:
+    """The configuration that every worker is started with."""
 
     study: Study
-    likeness: Likeness
+    model_spec: RemoteModelSpec
     demand: Demand
     artifacts: str | None
 
 
 @dataclass(kw_only=True)
-class Place:
-    """A worker, and another in its place when it is lost. `at_hand` is the variant whose model it has."""
+class WorkerHandle:
+    """A handle to one worker, and to the worker that replaces it when it is lost.
+
+    `loaded` is the variant whose compressed model the worker has in memory.
+    """
 
     name: str
-    orders: Orders
+    config: WorkerConfig
     say: Callable[[str], None]
     observer: Observer = field(default_factory=Silent)
-    at_hand: Variant | None = None
-    introduction: Introduction | None = None
+    loaded: Variant | None = None
+    worker_info: WorkerInfo | None = None
     _actor: Any = None
-    _likeness: Likeness | None = None
+    _own_spec: RemoteModelSpec | None = None
 
     def start(self, seconds: float, *, dtype: str) -> None:
-        """Have the cluster find room within so many seconds, and the dense model loaded.
+        """Start a worker within so many seconds, and load the dense model there.
 
-        Raises NoRoomError, LostError, ConfigError for other versions than ours, and DoomedError.
+        Raises NoRoomError, TransientError, ConfigError for other versions than ours, and PermanentError.
         """
         import ray
 
         self.stop()
-        orders = self.orders
-        self._actor = ray.remote(Worker).options(**orders.demand.options).remote(threads=orders.demand.cpus)
+        config = self.config
+        self._actor = ray.remote(Worker).options(**config.demand.options).remote(threads=config.demand.cpus)
         self._refuse_others(self._answer_of(self._actor.versions.remote(), seconds))
-        self.introduction = self.call(
-            "load", orders.study, dtype=dtype, device=orders.demand.device, artifacts=orders.artifacts
+        self.worker_info = self.call(
+            "load", config.study, dtype=dtype, device=config.demand.device, artifacts=config.artifacts
         )
 
     def _refuse_others(self, versions: dict[str, str]) -> None:
@@ -82,8 +85,8 @@ class Place:
                     "all machines, or their answers do not compare"
                 )
 
-    def call(self, method: str, *arguments: Any, **options: Any) -> Any:
-        """What the worker answers. Raises LostError or DoomedError."""
+    def call(self, method: str, *arguments: object, **options: object) -> Any:
+        """Call a method of the worker and return its answer. Raises TransientError or PermanentError."""
         return self._answer_of(getattr(self._actor, method).remote(*arguments, **options), None)
 
     def _answer_of(self, reference: Any, seconds: float | None) -> Any:
@@ -93,39 +96,41 @@ class Place:
         try:
             return ray.get(reference, timeout=seconds)
         except GetTimeoutError as error:
-            raise NoRoomError(f"the cluster found no room for {self.orders.demand} in {seconds:.0f} seconds") from error
+            raise NoRoomError(f"the cluster found no room for {self.config.demand} in {seconds:.0f} seconds") from error
         except RayTaskError as error:
             if isinstance(error.cause, KickError):
-                raise DoomedError(error.cause) from error
-            raise LostError(f"{self.name} failed: {type(error.cause).__name__}: {one_line(error.cause)}") from error
+                raise PermanentError(error.cause) from error
+            raise TransientError(
+                f"{self.name} failed: {type(error.cause).__name__}: {one_line(error.cause)}"
+            ) from error
         except RayError as error:
-            raise LostError(f"{self.name} was lost: {one_line(error)}") from error
+            raise TransientError(f"{self.name} was lost: {one_line(error)}") from error
 
     def model(self, which: Which) -> RemoteModel:
         """The dense or the compressed model of the worker."""
-        assert self.introduction is not None, f"{self.name} has not started"
+        assert self.worker_info is not None, f"{self.name} has not started"
 
-        def ask(kind: str, requests: Sequence[Any]) -> Sequence[Any]:
+        def ask(kind: str, requests: Batch) -> Batch:
             return self.ask(which, kind, requests)
 
-        if self._likeness is None:
-            # Each place is a thread's, and tokenizers are not made for two at once ("Already borrowed").
-            shared = self.orders.likeness
-            self._likeness = replace(shared, tokenizer=copy.deepcopy(shared.tokenizer))
-        info, device = self.introduction.info, torch.device(self.introduction.device)
-        return self._likeness.model(info, device, ask)
+        if self._own_spec is None:
+            # Each handle belongs to one thread, and tokenizers are not made for two at once ("Already borrowed").
+            shared = self.config.model_spec
+            self._own_spec = replace(shared, tokenizer=copy.deepcopy(shared.tokenizer))
+        info, device = self.worker_info.info, torch.device(self.worker_info.device)
+        return self._own_spec.model(info, device, ask)
 
-    def ask(self, which: Which, kind: str, requests: Sequence[Any]) -> Sequence[Any]:
-        """The worker's answers. Raises LostError or DoomedError."""
+    def ask(self, which: Which, kind: str, requests: Batch) -> Batch:
+        """The worker's answers. Raises TransientError or PermanentError."""
         answers, notes = self.call("answer", which, kind, requests)
         for note in notes:
             self.say(note)
         return list(answers)
 
     def stop(self) -> None:
-        """Let go of the worker."""
+        """Stop the worker."""
         import ray
 
         if self._actor is not None:
             ray.kill(self._actor, no_restart=True)
-        self._actor, self.at_hand, self.introduction = None, None, None
+        self._actor, self.loaded, self.worker_info = None, None, None

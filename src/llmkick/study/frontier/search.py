@@ -37,9 +37,10 @@ from llmkick.study.progress import Observer, Silent
 from llmkick.study.results.comparisons import describe_task
 from llmkick.study.results.records import Environment, Timing
 from llmkick.study.results.results import as_json
-from llmkick.study.running.context import StudyContext, open_journal, prepare
+from llmkick.study.running.context import StudyContext
 from llmkick.study.running.environment import environment, peak_memory
 from llmkick.study.running.executor import LocalExecutor
+from llmkick.study.running.preparation import open_journal, prepare
 from llmkick.study.spec.study import make_study
 from llmkick.tasks.task import Task
 

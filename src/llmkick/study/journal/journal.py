@@ -79,13 +79,9 @@ class Journal(JournalFile):
             values = {"schema": str(JOURNAL_SCHEMA), "study_hash": study_hash, "study": description}
             connection.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", values.items())
 
-    def meta(self) -> dict[str, str]:
-        """The rows of the table of notes, undecoded; see `notes`."""
-        return dict(self.rows("SELECT key, value FROM meta"))
-
     def notes(self) -> Notes:
-        """What the run has noted about itself."""
-        return decoded_notes(self.meta())
+        """The notes of the run about itself."""
+        return decoded_notes(dict(self.rows("SELECT key, value FROM meta")))
 
     @overload
     def note(self, key: TextNote, value: str) -> None: ...

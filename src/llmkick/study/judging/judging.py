@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from llmkick.files import sha256_of_file
 from llmkick.models.checkpoints.checkpoint import is_server
@@ -66,7 +65,7 @@ class Judging:
     observer: Observer
     # Reference answers by task and item; empty where they are the dense model's.
     references: dict[str, dict[str, str]] = field(default_factory=dict)
-    summary: dict[str, Any] = field(default_factory=dict)
+    summary: dict[str, object] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     # Questions without a reply, and why.
     _failed: dict[str, str] = field(default_factory=dict)
@@ -100,7 +99,7 @@ class Judging:
         return digest_of([self._settings, content, self.spec.replicates, [dict(task.key) for task in self.judged]])
 
     @cached_property
-    def _settings(self) -> dict[str, Any]:
+    def _settings(self) -> dict[str, object]:
         """What can change a judgement beside the texts."""
         return {
             "judge": self.judge.identity,
@@ -110,7 +109,7 @@ class Judging:
             "max_tokens": self.spec.max_tokens,
         }
 
-    def described(self) -> list[dict[str, Any]]:
+    def described(self) -> list[dict[str, object]]:
         """The judge's tasks as results.json lists them."""
         return [
             {
@@ -187,7 +186,7 @@ class Judging:
                 )
         return plan
 
-    def _ask(self, wanted: Mapping[str, PlacedQuestion], settings: Mapping[str, Any]) -> None:
+    def _ask(self, wanted: Mapping[str, PlacedQuestion], settings: Mapping[str, object]) -> None:
         """Journal each reply as it comes; note who got none."""
         known = self.journal.judgements()
         spent = sum(one.prompt_tokens + one.completion_tokens for one in known.values())
@@ -246,7 +245,7 @@ class Judging:
         for name, facts in by_task.items():
             self.warnings += [f"{name}{SUFFIX}: {line}" for line in doubts(facts)]
 
-    def described_judge(self) -> dict[str, Any]:
+    def described_judge(self) -> dict[str, object]:
         """Who judged, and how."""
         return {
             "model": self.spec.model,

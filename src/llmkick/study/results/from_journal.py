@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from pydantic import JsonValue, ValidationError
 from llmkick.errors import DataError, KickError
 from llmkick.study.journal.database import JOURNAL_SCHEMA
 from llmkick.study.journal.journal import CellEntry, Journal
+from llmkick.study.journal.notes import Notes
 from llmkick.study.results.comparisons import cell_results, compare_all, overall_by_recipe
 from llmkick.study.results.records import (
     CompressionSummary,
@@ -45,10 +45,10 @@ def partial_result(journal: Journal, folder: Path) -> StudyResult:
 
 
 def _partial_result(journal: Journal, folder: Path) -> StudyResult:
-    meta = journal.meta()
+    notes = journal.notes()
     items = {str(task): len(asked) for task, asked in journal.items().groupby("task")}
-    study = _study(meta, folder)
-    tasks = _tasks(meta, study)
+    study = _study(notes, folder)
+    tasks = _tasks(notes, study)
     names = [task.name for task in tasks]
     cells = [cell for cell in newest(journal.cells()) if cell.task in names]
     records = _records(journal, cells)
@@ -60,14 +60,14 @@ def _partial_result(journal: Journal, folder: Path) -> StudyResult:
         study.labels(),
         margin=study.margin,
         alpha=study.alpha,
-        same_weights=_same_weights(journal, meta),
+        same_weights=_same_weights(journal, notes),
     )
     return StudyResult(
         folder=folder,
-        study=StudySettings.model_validate({**study.model_dump(mode="json"), "hash": meta.get("study_hash")}),
-        environment=Environment.model_validate(_noted(meta, "environment") or {}),
+        study=StudySettings.model_validate({**study.model_dump(mode="json"), "hash": notes.study_hash}),
+        environment=Environment.model_validate(notes.environment or {}),
         timing=Timing(seconds=journal.seconds(), compression_seconds={}),
-        model=DenseModel.model_validate(_noted(meta, "model") or _model(journal, cells, study)),
+        model=DenseModel.model_validate(notes.model or _model(journal, cells, study)),
         tasks=tuple(tasks),
         results=tuple(_in_order(cell_results(records, tasks), study, names)),
         comparisons=tuple(comparisons),
@@ -87,9 +87,9 @@ def _in_order(rows: Sequence[ResultRow], study: Study, tasks: Sequence[str]) -> 
     return sorted(rows, key=lambda row: (places.get(row.recipe, len(places)), row.seed or 0, tasks.index(row.task)))
 
 
-def _same_weights(journal: Journal, meta: Mapping[str, str]) -> Callable[[str], bool] | None:
+def _same_weights(journal: Journal, notes: Notes) -> Callable[[str], bool] | None:
     """Whether a recipe left the weights as they were; None where the run never had to look at the dense ones."""
-    dense = _noted(meta, "dense_digest")
+    dense = notes.dense_digest
     if dense is None:
         return None
     made: dict[str, set[JsonValue]] = {}
@@ -103,30 +103,21 @@ def newest(cells: Sequence[CellEntry]) -> list[CellEntry]:
     return list({(cell.recipe, cell.seed, cell.task): cell for cell in cells}.values())
 
 
-def _study(meta: Mapping[str, str], folder: Path) -> Study:
-    if meta.get("schema", str(JOURNAL_SCHEMA)) != str(JOURNAL_SCHEMA):
-        raise DataError(f"{folder}: the journal has schema {meta['schema']}; this version reads {JOURNAL_SCHEMA}")
-    if "study" not in meta:
+def _study(notes: Notes, folder: Path) -> Study:
+    if notes.schema not in (None, str(JOURNAL_SCHEMA)):
+        raise DataError(f"{folder}: the journal has schema {notes.schema}; this version reads {JOURNAL_SCHEMA}")
+    if notes.study is None:
         raise DataError(f"{folder}: the journal does not say which study it belongs to; run the study's command again")
     try:
-        return make_study(tomllib.loads(meta["study"]))
+        return make_study(tomllib.loads(notes.study))
     except (KickError, tomllib.TOMLDecodeError) as error:
         raise DataError(f"{folder}: this version cannot read the study in the journal: {error}") from error
 
 
-def _noted(meta: Mapping[str, str], key: str) -> JsonValue:
-    try:
-        value: JsonValue = json.loads(meta[key])
-    except (KeyError, json.JSONDecodeError):
-        return None
-    return value
-
-
-def _tasks(meta: Mapping[str, str], study: Study) -> list[TaskSummary]:
+def _tasks(notes: Notes, study: Study) -> list[TaskSummary]:
     """The tasks as the run noted them; a journal that does not note them tells no more than the study does."""
-    noted = _noted(meta, "tasks")
-    if isinstance(noted, list) and noted:
-        return [TaskSummary.model_validate(task) for task in noted]
+    if isinstance(notes.tasks, list) and notes.tasks:
+        return [TaskSummary.model_validate(task) for task in notes.tasks]
     tasks = []
     for spec in study.tasks:
         task = spec.make()

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from llmkick.compression.recipe import Recipe
 from llmkick.compression.storage.cache import entry_for, folder_of
@@ -43,7 +42,7 @@ class StudyCompressor:
                 "`kick eval` can ask it"
             )
 
-    def key(self, recipe: Recipe, calibration: Calibration | None) -> dict[str, Any]:
+    def key(self, recipe: Recipe, calibration: Calibration | None) -> dict[str, object]:
         """Everything that decides the compressed weights."""
         return artifact_key(self.model.info, self.model.device, recipe, calibration, propagate=self.propagate)
 
@@ -86,7 +85,7 @@ class StudyCompressor:
         self,
         recipe: Recipe,
         calibration: Calibration | None,
-        key: Mapping[str, Any],
+        key: Mapping[str, object],
         keep: Path,
         expected: str | None,
     ) -> bool:
@@ -106,7 +105,7 @@ class StudyCompressor:
         return True
 
     @contextlib.contextmanager
-    def _folder_for(self, key: Mapping[str, Any]) -> Iterator[Path | None]:
+    def _folder_for(self, key: Mapping[str, object]) -> Iterator[Path | None]:
         """Its folder in the cache; where that has no room but others wait for it, one that goes again."""
         with entry_for(key, self._weight_bytes()) as keep:
             if keep is not None or self.store is None:
@@ -134,7 +133,7 @@ class StudyCompressor:
                     progress=lambda done, _total: self.observer.advance(done),
                 )
 
-    def _kept_key(self, recipe: Recipe, calibration: Calibration | None) -> dict[str, Any]:
+    def _kept_key(self, recipe: Recipe, calibration: Calibration | None) -> dict[str, object]:
         return kept_key(self.model.info, self.model.device, recipe, calibration, propagate=self.propagate)
 
     def _weight_bytes(self) -> int:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from llmkick.statistics import EarlyStop, ItemOrder, Stopping, order_items, signal_after
 from llmkick.statistics.item_order import LOOK_ITEMS
@@ -42,7 +41,7 @@ class StoppingRule:
     chance: float
 
     @property
-    def key(self) -> dict[str, Any]:
+    def key(self) -> dict[str, object]:
         """What decides the company an item is asked in; where it stops decides nothing about a record."""
         return {"look": LOOK_ITEMS, "order": self.seed, "clusters": self.order.largest_cluster}
 

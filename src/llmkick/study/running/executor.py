@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Protocol, cast
 
 from llmkick.compression.storage.shared_store import ArtifactStore
 from llmkick.compression.walk.blocks import decoder_blocks
@@ -21,9 +21,10 @@ from llmkick.models.weights import weights_digest
 from llmkick.study.cells import Cell, Variant
 from llmkick.study.progress import Observer
 from llmkick.study.running.compressor import StudyCompressor
-from llmkick.study.running.context import ModelSource, StudyContext
+from llmkick.study.running.context import StudyContext
 from llmkick.study.running.environment import environment
 from llmkick.study.running.external_models import settings_of
+from llmkick.study.running.preparation import ModelSource
 from llmkick.study.running.schedule import Schedule
 from llmkick.study.spec.study import Study
 
@@ -59,7 +60,7 @@ class Executor(ModelSource, Protocol):
         """Fill all cells; cells that are given up are among the schedule's failures."""
         ...
 
-    def environment(self) -> dict[str, Any]:
+    def environment(self) -> dict[str, object]:
         """What the numbers were made on."""
         ...
 
@@ -149,7 +150,7 @@ class LocalExecutor:
             self._digest = weights_digest(self.dense.network)
         return self._digest
 
-    def environment(self) -> dict[str, Any]:
+    def environment(self) -> dict[str, object]:
         """What the numbers were made on."""
         return environment(self.model if isinstance(self.model, TransformersModel) else None)
 

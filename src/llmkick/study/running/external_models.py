@@ -54,7 +54,7 @@ class ExternalModels:
             elif reference:
                 self.checkpoints[variant.label] = locate(reference)
 
-    def weights_key(self, variant: Variant) -> dict[str, Any]:
+    def weights_key(self, variant: Variant) -> dict[str, object]:
         """Everything that decides the answers of a model but the questions."""
         if variant.label in self.live:
             return answers_key(self.live[variant.label])
@@ -99,7 +99,7 @@ class ExternalModels:
         ]
 
 
-def answers_key(model: LanguageModel) -> dict[str, Any]:
+def answers_key(model: LanguageModel) -> dict[str, object]:
     """What decides the answers of a model that is not loaded from files here."""
     return {"weights": model.info.digest, "dtype": model.info.dtype}
 
@@ -115,9 +115,9 @@ def tokenizer_digest(tokenizer: Any) -> str:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
-def describe_model(label: str, model: LanguageModel, reference: str) -> dict[str, Any]:
+def describe_model(label: str, model: LanguageModel, reference: str) -> dict[str, object]:
     """A model as results.json lists it: what it is, how large as stored, how much of it is zero. None is unknown."""
-    facts: dict[str, Any] = {"label": label, "reference": reference, **asdict(model.info)}
+    facts: dict[str, object] = {"label": label, "reference": reference, **asdict(model.info)}
     if not isinstance(model, TransformersModel):
         return {**facts, "parameters": model.info.parameters or None, "stored_bytes": None, "zeros": None}
     zeros = zeros_of(model.network)
@@ -128,7 +128,7 @@ def describe_model(label: str, model: LanguageModel, reference: str) -> dict[str
     }
 
 
-def describe_recipe(dense: Mapping[str, Any], report: Mapping[str, Any]) -> dict[str, Any]:
+def describe_recipe(dense: Mapping[str, Any], report: Mapping[str, Any]) -> dict[str, object]:
     """A model that was compressed here, in the same terms; its bytes are those of the compact form."""
     weights = [rows * columns for rows, columns in (layer["shape"] for layer in report["layers"])]
     zeros = sum(w * layer["realised_sparsity"] for w, layer in zip(weights, report["layers"], strict=True))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from llmkick.compression.walk.calibration import Calibration
 from llmkick.compression.walk.compress import artifact_key
@@ -42,7 +41,7 @@ class StudyKeys:
             return None
         return self.calibrations[self.study.seeds[0] if variant.seed is None else variant.seed]
 
-    def weights_key(self, variant: Variant) -> dict[str, Any]:
+    def weights_key(self, variant: Variant) -> dict[str, object]:
         """Everything that decides the weights of a variant."""
         if variant.reference:
             return self.external_models.weights_key(variant)

@@ -6,7 +6,6 @@ import threading
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from llmkick.study.cells import Cell, Variant
 
@@ -26,7 +25,7 @@ class Failure:
         tried = f" after {self.attempts} attempts" if self.attempts > 1 else ""
         return f"{self.cell.variant} on {self.cell.task.name} was given up{tried}: {self.reason}"
 
-    def as_row(self) -> dict[str, Any]:
+    def as_row(self) -> dict[str, object]:
         """A failure as results.json lists it."""
         variant = self.cell.variant
         where = {"recipe": variant.label, "seed": variant.seed, "task": self.cell.task.name}
@@ -64,11 +63,11 @@ class Schedule:
         """The run keys of cells that could not be filled."""
         return {failure.cell.run_key for failure in self.failures}
 
-    def take(self, worker: str, at_hand: Variant | None) -> Cell | None:
+    def take(self, worker: str, loaded: Variant | None) -> Cell | None:
         """The next cell for a worker that has a variant's model at hand; waits for one, None when all is done."""
         with self._changed:
             while not self._stopped and (self._waiting or self._taken):
-                cell = self._choose(at_hand)
+                cell = self._choose(loaded)
                 if cell is not None:
                     self._drop([cell])
                     self._taken[worker] = cell
@@ -76,12 +75,12 @@ class Schedule:
                 self._changed.wait()
             return None
 
-    def _choose(self, at_hand: Variant | None) -> Cell | None:
+    def _choose(self, loaded: Variant | None) -> Cell | None:
         taken = list(self._taken.values())
         unsettled_dense = {cell.task.name for cell in (*self._waiting, *taken) if cell.variant.is_dense}
         ready = [cell for cell in self._waiting if cell.variant.is_dense or cell.task.name not in unsettled_dense]
         begun = [cell.variant for cell in taken if not cell.variant.is_dense]
-        own = [cell for cell in ready if cell.variant == at_hand]
+        own = [cell for cell in ready if cell.variant == loaded]
         fresh = [cell for cell in ready if cell.variant not in begun]
         # Only with what is already made: two that compress the same at once could come to other bits.
         begun_and_made = [cell for cell in ready if self.shared and cell.variant in self._made]

@@ -1,6 +1,6 @@
 """A judge that can be asked: an OpenAI-compatible endpoint, or a local model.
 
-How a server is reached, shown the key and tried again is in `models.endpoint`; here is what only a judge needs.
+`llmkick.models.server.endpoint` connects, sends the key and retries; this module adds what only a judge needs.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class Judge(Protocol):
 
 @dataclass(kw_only=True)
 class EndpointJudge:
-    """An OpenAI-compatible chat endpoint; `timeout` and `attempts` as for `models.endpoint.Endpoint`."""
+    """An OpenAI-compatible chat endpoint; `timeout` and `attempts` as for `models.server.endpoint.Endpoint`."""
 
     address: Address
     api_key_env: str = DEFAULT_KEY_ENV
@@ -131,16 +131,16 @@ class EndpointJudge:
 
     def ask(self, questions: Sequence[Question], *, known: Collection[str], afford: Callable[[], bool]) -> Replies:
         """As many at a time as `concurrency` allows; after failures in a row, or one that nothing mends, no more."""
-        from llmkick.models.server.failures import is_hopeless, is_passing
+        from llmkick.models.server.failures import is_permanent, is_transient
 
         waiting = [question for question in reversed(questions) if question.key not in known]
         running: dict[Future[Reply], str] = {}
         failures, stopped = 0, ""
-        with ThreadPoolExecutor(max_workers=self.concurrency) as pool, _set_at_the_end() as given_up:
+        with ThreadPoolExecutor(max_workers=self.concurrency) as pool, _set_at_the_end() as cancelled:
             while waiting or running:
                 while waiting and not stopped and len(running) < self.concurrency and afford():
                     question = waiting.pop()
-                    running[pool.submit(self._complete, question, given_up=given_up)] = question.key
+                    running[pool.submit(self._complete, question, cancelled=cancelled)] = question.key
                 if not running:
                     break
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
@@ -151,16 +151,16 @@ class EndpointJudge:
                         continue
                     if not isinstance(error, KickError):
                         raise error
-                    failures += is_passing(error.__cause__)
+                    failures += is_transient(error.__cause__)
                     reason = self._explained(error)
-                    if failures >= MOST_FAILURES or is_hopeless(error):
+                    if failures >= MOST_FAILURES or is_permanent(error):
                         stopped = reason
                     yield key, NoReply(reason=reason)
         for question in reversed(waiting):
             yield question.key, NoReply(reason=f"not asked: {stopped}" if stopped else OVER_BUDGET)
 
     def _complete(
-        self, question: Question, *, max_tokens: int | None = None, given_up: threading.Event | None = None
+        self, question: Question, *, max_tokens: int | None = None, cancelled: threading.Event | None = None
     ) -> Reply:
         """One reply; parameters that the endpoint refuses are left out from then on."""
         from llmkick.models.server.endpoint import RefusedError
@@ -169,7 +169,7 @@ class EndpointJudge:
         while True:
             given = self._parameters(question, max_tokens or self.max_tokens)
             try:
-                reply = self._endpoint.chat(given_up=given_up, **given)
+                reply = self._endpoint.chat(cancelled=cancelled, **given)
             except RefusedError as error:
                 said = str(error.__cause__)
                 refused = next((name for name in _OPTIONAL if name in given and name in said), None)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from llmkick.models.engine.runner import Prefix, Runner, join, pad
+from llmkick.models.engine.runner import Prefix, Runner, join_states, pad
 from toy import toy_model
 
 CPU = torch.device("cpu")
@@ -50,7 +50,7 @@ def test_prefill_goes_on_from_a_shared_prefix_without_spending_it(architecture: 
                 expected = model.network(torch.tensor([prompt])).logits[0, -1]
                 assert torch.allclose(state.next_logits[row], expected, atol=1e-4)
         chosen = [2, 2, 0]
-        taken = state.taken(torch.tensor(chosen))
+        taken = state.select(torch.tensor(chosen))
         assert taken.lengths.tolist() == [24, 24, 21]
         assert taken.mask.tolist() == [[1] * 24, [1] * 24, [0] * 3 + [1] * 21]  # the columns of the longest are gone
         assert taken.cache.layers[0].keys.shape[0] == 3
@@ -114,7 +114,7 @@ def test_batches_that_join_go_on_as_each_would(architecture: str):
         for token in (5, 6):
             runner.step(early, torch.tensor([[token], [token]]))
         late = runner.prefill(texts[2:])
-        state = join([early, late], [torch.tensor([1]), torch.tensor([0, 1])])
+        state = join_states([early, late], [torch.tensor([1]), torch.tensor([0, 1])])
         rows = [(*texts[1], 5, 6), texts[2], texts[3]]
         assert state.cache.get_seq_length() == 18  # the longest left
         for token in range(40, 80):  # beyond the room of a buffer

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from llmkick.models.engine import grouped_query as shared_keys
-from llmkick.models.engine.grouped_query import AttentionByKeyHead
+from llmkick.models.engine.grouped_query import GroupedQueryAttention
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def usual(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         calls.append(arguments[1].shape[2])
         return sdpa_attention_forward(*arguments, **options)
 
-    monkeypatch.setattr(shared_keys, "usual_attention", counted)
+    monkeypatch.setattr(shared_keys, "default_attention", counted)
     return calls
 
 
@@ -63,7 +63,7 @@ def test_it_is_the_usual_attention(tokens: int, numbers: bool, usual: list[int])
     query, key, value = states(tokens=tokens)
     mask = padded_mask(3, tokens, 17)
     given = torch.zeros(mask.shape).masked_fill(~mask, float("-inf")) if numbers else mask
-    found, _ = AttentionByKeyHead()(layer(3), query, key, value, given, scaling=0.3)
+    found, _ = GroupedQueryAttention()(layer(3), query, key, value, given, scaling=0.3)
     expected, _ = sdpa_attention_forward(layer(3), query, key, value, given, scaling=0.3)
     assert usual == []
     assert found.shape == expected.shape == (3, tokens, 6, 12)
@@ -78,14 +78,14 @@ def test_in_half_precision_it_is_no_further_from_the_truth() -> None:
     truth = sdpa_attention_forward(layer(3), query.double(), key.double(), value.double(), mask)[0]
     errors = [
         float((function(layer(3), query, key, value, mask)[0].double() - truth).abs().mean())
-        for function in (AttentionByKeyHead(), sdpa_attention_forward)
+        for function in (GroupedQueryAttention(), sdpa_attention_forward)
     ]
     assert errors[0] <= 1.05 * errors[1]
 
 
 def test_a_mask_is_made_once_for_all_layers_that_share_it() -> None:
     query, key, value = states()
-    attention = AttentionByKeyHead()
+    attention = GroupedQueryAttention()
     full, sliding = padded_mask(3, 5, 17), padded_mask(3, 5, 17)
     sliding[..., :4] = False
     first = [attention(layer(3), query, key, value, mask)[0] for mask in (full, sliding, full)]
@@ -113,20 +113,20 @@ def test_what_it_is_not_for_goes_the_usual_way(
     mask = options.pop("mask", padded_mask(3, tokens, 17))
     if options.pop("heads", False):
         mask = mask.repeat(1, 6, 1, 1)
-    AttentionByKeyHead()(layer(query.shape[1] // key.shape[1]), query, key, value, mask, **options)
+    GroupedQueryAttention()(layer(query.shape[1] // key.shape[1]), query, key, value, mask, **options)
     assert usual == [tokens]
 
 
 def test_a_mask_too_large_to_be_made_goes_the_usual_way(monkeypatch: pytest.MonkeyPatch, usual: list[int]) -> None:
     query, key, value = states()
     monkeypatch.setattr(shared_keys, "MASK_BYTES", 4 * 3 * 5 * 17 * 3 - 1)
-    AttentionByKeyHead()(layer(3), query, key, value, padded_mask(3, 5, 17))
+    GroupedQueryAttention()(layer(3), query, key, value, padded_mask(3, 5, 17))
     assert usual == [5]
 
 
 def test_layers_of_several_precisions_have_masks_of_their_own() -> None:
     query, key, value = states()
-    attention, mask = AttentionByKeyHead(), padded_mask(3, 5, 17)
+    attention, mask = GroupedQueryAttention(), padded_mask(3, 5, 17)
     attention(layer(3), query, key, value, mask)
     found, _ = attention(layer(3), query.double(), key.double(), value.double(), mask)
     expected, _ = sdpa_attention_forward(layer(3), query.double(), key.double(), value.double(), mask)

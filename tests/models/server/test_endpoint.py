@@ -187,8 +187,8 @@ def test_an_account_without_credit_is_not_asked_again(field: str):
         with pytest.raises(ModelError, match="wants to be paid: You exceeded your current quota; add credit") as caught:
             one.ask_all(one.chat, [HELLO])
     assert len(server.asked) == 1
-    assert not endpoint_failures.is_passing(caught.value.__cause__)
-    assert endpoint_failures.is_hopeless(caught.value)
+    assert not endpoint_failures.is_transient(caught.value.__cause__)
+    assert endpoint_failures.is_permanent(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -197,7 +197,7 @@ def test_an_account_without_credit_is_not_asked_again(field: str):
 def test_what_ends_everything_is_told_from_what_ends_one_request(status: int, hopeless: bool):
     with serving(lambda path, body: refused("no", status)) as server, pytest.raises(KickError) as caught:
         endpoint(server, attempts=1).chat(**HELLO)
-    assert endpoint_failures.is_hopeless(caught.value) is hopeless
+    assert endpoint_failures.is_permanent(caught.value) is hopeless
 
 
 def test_a_text_that_cannot_be_sent_is_that_requests_own_fault():

@@ -10,12 +10,12 @@ from torch import Tensor
 
 from llmkick.models.engine.kv_cache import (
     GROWTH,
-    RoomyLayer,
+    PreallocatedLayer,
     can_reuse_cache,
     empty_cache,
-    joined,
-    repeated,
-    stretched_beyond,
+    join_caches,
+    repeat_prefix,
+    rotary_limit,
 )
 from toy import toy_model
 
@@ -63,7 +63,7 @@ def test_chunks_are_reused_only_within_the_first():
 )
 def test_rotary_positions_that_stretch(rope: dict[str, Any], limit: float):
     network = toy_model(rope_parameters=rope).network
-    assert stretched_beyond(network) == limit
+    assert rotary_limit(network) == limit
     assert can_reuse_cache(network, 24)
     assert can_reuse_cache(network, 257) is (limit == float("inf"))
 
@@ -83,7 +83,7 @@ def states(cache: Any) -> list[Tensor]:
 
 def test_columns_are_appended_as_by_concatenation():
     generator = torch.Generator().manual_seed(0)
-    layer = RoomyLayer()
+    layer = PreallocatedLayer()
     whole = [torch.empty(2, 2, 0, 3), torch.empty(2, 2, 0, 3)]
     for count in (4, 1, 1, GROWTH + 5, 1, 3):
         new = [torch.randn(2, 2, count, 3, generator=generator) for _ in range(2)]
@@ -95,7 +95,7 @@ def test_columns_are_appended_as_by_concatenation():
 
 
 def test_appending_seldom_copies():
-    layer = RoomyLayer()
+    layer = PreallocatedLayer()
     layer.update(torch.zeros(1, 1, 4, 2), torch.zeros(1, 1, 4, 2))
     places = set()
     for _ in range(2 * GROWTH):
@@ -108,7 +108,7 @@ def test_appending_seldom_copies():
 def test_a_prefix_moves_right(shifts: list[int]):
     prefix = filled(1, 6)
     before = [one.clone() for one in states(prefix)]
-    copy = repeated(prefix, torch.tensor(shifts), room=3)
+    copy = repeat_prefix(prefix, torch.tensor(shifts), room=3)
     for one, original in zip(states(copy), before, strict=True):
         assert one.shape == (3, 2, 6, 3)
         for row, shift in enumerate(shifts):
@@ -120,7 +120,7 @@ def test_a_prefix_moves_right(shifts: list[int]):
 
 def test_rows_of_several_caches_end_in_one_column():
     wide, narrow = filled(3, 9), filled(2, 4, seed=1)
-    both = joined([wide, narrow], [torch.tensor([2, 0]), torch.tensor([1])], 7, room=2)
+    both = join_caches([wide, narrow], [torch.tensor([2, 0]), torch.tensor([1])], 7, room=2)
     for one, left, right in zip(states(both), states(wide), states(narrow), strict=True):
         assert one.shape == (3, 2, 7, 3)
         assert torch.equal(one[0], left[2, :, 2:])
@@ -131,6 +131,6 @@ def test_rows_of_several_caches_end_in_one_column():
 
 def test_a_layer_that_borrows_anothers_keys_stays_empty():
     cache = filled(2, 4)
-    cache.layers.append(RoomyLayer())
-    copy = joined([cache], [torch.tensor([1])], 4)
+    cache.layers.append(PreallocatedLayer())
+    copy = join_caches([cache], [torch.tensor([1])], 4)
     assert [layer.is_initialized for layer in copy.layers] == [True, True, False]

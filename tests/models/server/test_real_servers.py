@@ -11,7 +11,7 @@ import pytest
 from llmkick.models.checkpoints.builtin import builtin_gguf
 from llmkick.models.checkpoints.checkpoint import locate
 from llmkick.models.checkpoints.loading import load_model
-from llmkick.models.server.capabilities import Abilities
+from llmkick.models.server.capabilities import Capabilities
 from llmkick.models.server.server import ServerModel, ServerSettings, connect
 from llmkick.models.transformers_model import TransformersModel
 from llmkick.tasks.evaluate import evaluate
@@ -63,7 +63,7 @@ def test_transformers_serve_gives_the_same_greedy_answers(
     # The same weights in the same precision by the same library: only sums in another order may differ.
     alike = sum(one.response == other.response for one, other in zip(ours, theirs, strict=True))
     assert alike >= ITEMS - 1
-    assert transformers_server.abilities == Abilities(chat=True, text=True)
+    assert transformers_server.capabilities == Capabilities(chat=True, text=True)
 
 
 @pytest.mark.slow
@@ -78,8 +78,8 @@ def test_llama_cpp_answers_and_scores_as_the_model_here(here: TransformersModel,
     ours, theirs = (evaluate(model, task, prompting="raw") for model in (here, llama_cpp_server))
     # llama.cpp multiplies Q4_1 weights with activations rounded to 8 bits: an answer may turn.
     assert sum(one.score == other.score for one, other in zip(ours, theirs, strict=True)) >= ITEMS - 2
-    assert llama_cpp_server.abilities.text
-    if llama_cpp_server.abilities.echo:
+    assert llama_cpp_server.capabilities.text
+    if llama_cpp_server.capabilities.echo:
         cloze = get_task("multiple_choice:cloze", limit=4)
         ours, theirs = (evaluate(model, cloze, prompting="raw") for model in (here, llama_cpp_server))
         for one, other in zip(ours, theirs, strict=True):

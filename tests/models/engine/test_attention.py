@@ -12,7 +12,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from llmkick.models.engine import attention
-from llmkick.models.engine.attention import attention_by, is_plain, usual_attention
+from llmkick.models.engine.attention import attention_replaced_by, default_attention, is_plain
 from toy import toy_model
 
 
@@ -22,13 +22,13 @@ def test_it_answers_for_one_thread_and_no_longer_than_it_should() -> None:
 
     def ours(*arguments: Any, **options: Any) -> tuple[Tensor, Any]:
         calls.append(threading.get_ident())
-        return usual_attention(*arguments, **options)
+        return default_attention(*arguments, **options)
 
     def run() -> None:
         network(torch.tensor([[1, 2, 3]]))
 
     run()
-    with attention_by(ours):
+    with attention_replaced_by(ours):
         run()
         layers = len(calls)
         assert layers == network.config.num_hidden_layers
@@ -36,7 +36,7 @@ def test_it_answers_for_one_thread_and_no_longer_than_it_should() -> None:
         other.start()
         other.join()
         assert len(calls) == layers
-        with attention_by(usual_attention):
+        with attention_replaced_by(default_attention):
             run()
         assert len(calls) == layers
         run()
@@ -52,10 +52,10 @@ def test_what_another_library_has_put_there_stays_the_usual(monkeypatch: pytest.
         calls.append(1)
         return sdpa_attention_forward(*arguments, **options)
 
-    monkeypatch.setattr(attention, "_usual", sdpa_attention_forward)
+    monkeypatch.setattr(attention, "_default", sdpa_attention_forward)
     monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, "sdpa", theirs)
-    with attention_by(usual_attention):
-        usual_attention(torch.nn.Module(), *(torch.zeros(1, 1, 2, 4) for _ in range(3)), None)
+    with attention_replaced_by(default_attention):
+        default_attention(torch.nn.Module(), *(torch.zeros(1, 1, 2, 4) for _ in range(3)), None)
     assert calls == [1]
 
 
@@ -65,7 +65,7 @@ def test_an_error_ends_it_too() -> None:
 
     network = toy_model().network
     try:
-        with attention_by(failing):
+        with attention_replaced_by(failing):
             network(torch.tensor([[1, 2, 3]]))
     except ValueError:
         pass

@@ -12,7 +12,7 @@ from llmkick.models.engine.batches import (
     common_prefix_length,
     group_by_prefix,
     plan_batches,
-    plan_rows,
+    plan_packed_rows,
 )
 
 PROMPTS = st.lists(
@@ -132,4 +132,4 @@ def test_plans_do_not_depend_on_chance():
     ],
 )
 def test_rows_without_padding_hold_what_fits_and_one_at_least(lengths: list[int], most: int, expected: list[list[int]]):
-    assert list(plan_rows(lengths, most=most)) == expected
+    assert list(plan_packed_rows(lengths, most=most)) == expected

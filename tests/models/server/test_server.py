@@ -19,7 +19,7 @@ from llmkick.models.language_model import (
     Unanswered,
 )
 from llmkick.models.server import failures as endpoint_failures
-from llmkick.models.server.capabilities import PENALTIES, Abilities
+from llmkick.models.server.capabilities import PENALTIES, Capabilities
 from llmkick.models.server.replies import generated_letter_scores
 from llmkick.models.server.server import ServerModel, ServerSettings, connect, open_model
 from llmkick.tasks.evaluate import evaluate, refuse_unanswerable
@@ -68,10 +68,10 @@ def echoed(text: str, values: dict[str, float]) -> dict[str, Any]:
 
 
 class Script:
-    """A server of some abilities that gives the same answer to everything."""
+    """A server of some capabilities that gives the same answer to everything."""
 
     def __init__(
-        self, *, can: Abilities, says: str = "B", finish: str = "stop", tokens: dict[str, float] | None = None
+        self, *, can: Capabilities, says: str = "B", finish: str = "stop", tokens: dict[str, float] | None = None
     ):
         self.can, self.says, self.finish, self.tokens = can, says, finish, tokens or {" B": -0.1, " A": -2.5}
 
@@ -90,21 +90,21 @@ class Script:
         return completion(self.says, finish=self.finish, **given)
 
 
-EVERYTHING = Abilities(chat=True, text=True, echo=True, chat_tokens=True, text_tokens=True)
-BARE = Abilities(chat=True, text=True)
+EVERYTHING = Capabilities(chat=True, text=True, echo=True, chat_tokens=True, text_tokens=True)
+BARE = Capabilities(chat=True, text=True)
 ABILITIES = {
     "everything": EVERYTHING,
     "nothing but text and talk": BARE,
-    "talk": Abilities(chat=True, text=False),
-    "text": Abilities(chat=False, text=True),
-    "alternatives": Abilities(chat=True, text=True, chat_tokens=True, text_tokens=True),
+    "talk": Capabilities(chat=True, text=False),
+    "text": Capabilities(chat=False, text=True),
+    "alternatives": Capabilities(chat=True, text=True, chat_tokens=True, text_tokens=True),
 }
 
 
 @pytest.mark.parametrize("can", ABILITIES.values(), ids=ABILITIES)
-def test_what_a_server_can_do_is_seen(can: Abilities):
+def test_what_a_server_can_do_is_seen(can: Capabilities):
     with serving(Script(can=can)) as server:
-        assert connect(server.reference(), QUICK).abilities == can
+        assert connect(server.reference(), QUICK).capabilities == can
 
 
 def test_options_that_a_server_does_not_know_do_not_hide_what_it_can():
@@ -112,7 +112,7 @@ def test_options_that_a_server_does_not_know_do_not_hide_what_it_can():
         return refused("unknown option logprobs", 422) if "logprobs" in body else Script(can=BARE)(path, body)
 
     with serving(script) as server:
-        assert connect(server.reference(), QUICK).abilities == BARE
+        assert connect(server.reference(), QUICK).capabilities == BARE
 
 
 def test_a_server_that_can_neither_is_refused():
@@ -232,7 +232,7 @@ def letters(prompt: Any, space: str = "") -> list[ScoreRequest]:
 
 
 def test_letters_by_the_likeliest_first_tokens():
-    can = Abilities(chat=True, text=True, chat_tokens=True, text_tokens=True)
+    can = Capabilities(chat=True, text=True, chat_tokens=True, text_tokens=True)
     with serving(Script(can=can, says=" the", tokens={"Ġthe": -0.05, " B": -1.0, "B": -3.0, "▁C": -2.0})) as server:
         model = connect(server.reference(), QUICK)
         before = len(server.asked)
@@ -245,7 +245,7 @@ def test_letters_by_the_likeliest_first_tokens():
 
 
 def test_letters_none_of_which_is_likely_are_no_choice():
-    can = Abilities(chat=True, text=True, chat_tokens=True, text_tokens=True)
+    can = Capabilities(chat=True, text=True, chat_tokens=True, text_tokens=True)
     with serving(Script(can=can, says=" The", tokens={" The": -0.1, " It": -3.0})) as server:
         scores = connect(server.reference(), QUICK).logprobs(letters("Answer:", " "))
     assert scores == [Unanswered(reason="none of the letters is among the 2 likeliest tokens")] * 4
@@ -281,7 +281,7 @@ def test_which_letter_an_answer_names(text: str, letter: str | None):
 
 def test_whole_options_by_the_echo():
     values = {" Paris": -0.25, " New": -1.5, " York": -0.5}
-    can = Abilities(chat=True, text=True, echo=True)
+    can = Capabilities(chat=True, text=True, echo=True)
 
     def script(path: str, body: dict[str, Any]) -> Any:
         return echoed(body["prompt"], values) if body.get("echo") else Script(can=can)(path, body)
@@ -298,7 +298,7 @@ def test_whole_options_by_the_echo():
 
 
 def test_an_echo_that_is_not_the_text_is_no_score():
-    can = Abilities(chat=True, text=True, echo=True)
+    can = Capabilities(chat=True, text=True, echo=True)
 
     def script(path: str, body: dict[str, Any]) -> Any:
         return echoed(body["prompt"].replace("é", ""), {}) if body.get("echo") else Script(can=can)(path, body)
@@ -321,7 +321,7 @@ def test_an_echo_may_leave_the_new_token_out_of_its_numbers(extra: int):
 
     with serving(script) as server:
         model = connect(server.reference(), QUICK)
-        assert model.abilities.echo
+        assert model.capabilities.echo
         assert model.logprobs([ScoreRequest("Q: A:", " Paris")])[0].logprob == -0.25  # type: ignore[union-attr]
 
 
@@ -336,7 +336,7 @@ def test_numbers_that_contradict_the_servers_own_answers_are_not_used():
         return Script(can=EVERYTHING, tokens={" A": -0.1, " B": -2.0})(path, body)  # but it says B
 
     with serving(script) as server:
-        assert connect(server.reference(), QUICK).abilities == BARE
+        assert connect(server.reference(), QUICK).capabilities == BARE
 
 
 @pytest.mark.parametrize("known", [(), ("repeat_penalty",), ("repetition_penalty",), tuple(PENALTIES)])
@@ -349,7 +349,7 @@ def test_penalties_that_a_server_applies_unasked_are_turned_off_where_it_knows_t
 
     with serving(script) as server:
         model = connect(server.reference(), QUICK)
-        assert model.abilities.penalties == known
+        assert model.capabilities.penalties == known
         model.generate([GenerateRequest("Q:")])
     sent = server.asked[-1][1]
     assert {name: sent[name] for name in PENALTIES if name in sent} == dict.fromkeys(known, 1.0)
@@ -365,10 +365,10 @@ def test_penalties_that_a_server_applies_unasked_are_turned_off_where_it_knows_t
         (BARE, "multiple_choice:cloze", "raw", r"ask for letters \(multiple_choice:letter\) instead of cloze"),
         (EVERYTHING, "multiple_choice:cloze", "chat", 'use prompting = "raw"'),
         (EVERYTHING, "perplexity", "raw", "leave perplexity out"),
-        (Abilities(chat=True, text=False), "factoid_qa", "raw", 'takes no raw text: use prompting = "chat"'),
+        (Capabilities(chat=True, text=False), "factoid_qa", "raw", 'takes no raw text: use prompting = "chat"'),
     ],
 )
-def test_what_cannot_be_asked_is_said_before_it_is(can: Abilities, task: str, prompting: str, reason: str):
+def test_what_cannot_be_asked_is_said_before_it_is(can: Capabilities, task: str, prompting: str, reason: str):
     with serving(Script(can=can)) as server:
         model = connect(server.reference(), QUICK)
         asked = len(server.asked)
@@ -386,7 +386,7 @@ def test_what_cannot_be_asked_is_said_before_it_is(can: Abilities, task: str, pr
         (EVERYTHING, "multiple_choice:cloze", "raw"),
     ],
 )
-def test_what_can_be_asked_is(can: Abilities, task: str, prompting: str):
+def test_what_can_be_asked_is(can: Capabilities, task: str, prompting: str):
     with serving(Script(can=can)) as server:
         model = connect(server.reference(), QUICK)
         refuse_unanswerable(model, get_task(task, limit=4), prompting=prompting)

@@ -14,12 +14,12 @@ from llmkick.models.checkpoints.loading import load_model
 from llmkick.study.results.noise_floor import compare_runs
 
 QUESTIONS = 500
-MMLU = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "mmlu"
+MMLU = Path(__file__).resolve().parents[3].parent / "shared" / "data" / "mmlu"
 
 
 @pytest.fixture(scope="module")
 def benchmark() -> Any:
-    path = Path(__file__).parents[2] / "benchmarks" / "scoring.py"
+    path = Path(__file__).parents[3] / "benchmarks" / "scoring.py"
     spec = importlib.util.spec_from_file_location("scoring_benchmark", path)
     assert spec is not None
     assert spec.loader is not None

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from llmkick.models.engine.attention import usual_attention
-from llmkick.models.engine.packed_prompts import AttentionByPrompt, UnsuitedError, may_run_unpadded
+from llmkick.models.engine.attention import default_attention
+from llmkick.models.engine.packed_prompts import AttentionByPrompt, UnsupportedAttentionError, can_pack_prompts
 from llmkick.models.engine.runner import Prefix, Runner
 from llmkick.models.transformers_model import TransformersModel
 from toy import toy_model
@@ -29,14 +29,14 @@ def prompts_behind_one(prefix: int, lengths: list[int]) -> list[tuple[int, ...]]
 def unpadded(model: TransformersModel, prompts: list[tuple[int, ...]], prefix: int) -> torch.Tensor | None:
     runner = Runner(model.network, model.device, reusable=True)
     with torch.inference_mode():
-        return runner.final_logits_unpadded(prompts, prefix, Prefix(runner, prompts[0][:prefix]).cache)
+        return runner.final_logits_packed(prompts, prefix, Prefix(runner, prompts[0][:prefix]).cache)
 
 
 @pytest.mark.parametrize("architecture", SUITED)
 def test_each_prompt_answers_as_alone(architecture: str) -> None:
     model = toy_model(architecture)
     prompts = prompts_behind_one(20, [7, 1, 12, 4, 12])
-    assert may_run_unpadded(model.network, model.device)
+    assert can_pack_prompts(model.network, model.device)
     found = unpadded(model, prompts, 20)
     assert found is not None
     assert (found.shape[0], found.dtype) == (5, torch.float32)
@@ -52,9 +52,9 @@ def test_an_attention_of_its_own_is_noticed(monkeypatch: pytest.MonkeyPatch) -> 
     forward = own.forward
 
     def apart(*arguments: Any, **options: Any) -> Any:
-        from llmkick.models.engine.attention import attention_by
+        from llmkick.models.engine.attention import attention_replaced_by
 
-        with attention_by(usual_attention):
+        with attention_replaced_by(default_attention):
             return forward(*arguments, **options)
 
     monkeypatch.setattr(own, "forward", apart)
@@ -64,23 +64,23 @@ def test_an_attention_of_its_own_is_noticed(monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize("architecture", ["mistral", "gemma2", "gemma3", "gpt_oss", "bloom", "mpt"])
 def test_networks_that_do_not_run_that_way(architecture: str) -> None:
     model = toy_model(architecture)
-    if may_run_unpadded(model.network, model.device):
+    if can_pack_prompts(model.network, model.device):
         assert unpadded(model, prompts_behind_one(20, [3, 5]), 20) is None
 
 
 def test_only_on_a_processor_and_with_a_window_of_everything() -> None:
     network = toy_model().network
-    assert may_run_unpadded(network, CPU)
-    assert not may_run_unpadded(network, torch.device("cuda"))
-    assert not may_run_unpadded(toy_model("mistral", sliding_window=12).network, CPU)
+    assert can_pack_prompts(network, CPU)
+    assert not can_pack_prompts(network, torch.device("cuda"))
+    assert not can_pack_prompts(toy_model("mistral", sliding_window=12).network, CPU)
     network.config._attn_implementation = "eager"
-    assert not may_run_unpadded(network, CPU)
+    assert not can_pack_prompts(network, CPU)
 
 
 @pytest.mark.parametrize("options", [{"softcap": 30.0}, {"sliding_window": 7}, {"dropout": 0.1}])
 def test_more_than_a_softmax_of_products_is_refused(options: dict[str, Any]) -> None:
     states = torch.zeros(1, 2, 3, 4)
-    with pytest.raises(UnsuitedError, match="Module"):
+    with pytest.raises(UnsupportedAttentionError, match="Module"):
         AttentionByPrompt(0, [3])(nn.Module(), states, states, states, None, **options)
 
 

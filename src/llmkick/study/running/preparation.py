@@ -1,0 +1,223 @@
+"""Preparing a study: claim its folder, load its model, and check whatever can fail before anything takes hours."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from llmkick.compression.walk.blocks import decoder_blocks
+from llmkick.compression.walk.calibration import Calibration
+from llmkick.compression.walk.checks import check_recipe_fits
+from llmkick.errors import ConfigError
+from llmkick.files import require_space, write_text_atomically
+from llmkick.models.language_model import LanguageModel
+from llmkick.models.transformers_model import TransformersModel
+from llmkick.study.cells import Variant, digest_of, style_of, variants_of
+from llmkick.study.journal.journal import Journal
+from llmkick.study.judging.judging import Judging, judge_of
+from llmkick.study.power_warnings import warn_of_low_power
+from llmkick.study.progress import Observer
+from llmkick.study.results.records import CONTROL_METRICS
+from llmkick.study.running.context import StudyContext
+from llmkick.study.running.early_stopping import stopping_rules
+from llmkick.study.running.evaluation import Evaluation
+from llmkick.study.running.external_models import ExternalModels
+from llmkick.study.running.keys import StudyKeys
+from llmkick.study.running.metadata import note_run
+from llmkick.study.spec.study import Study
+from llmkick.tasks.evaluate import refuse_unanswerable
+from llmkick.tasks.task import Task
+
+# A journal and a report rarely need more bytes.
+SPACE_NEEDED = 200_000_000
+
+
+class ModelSource(Protocol):
+    """Where the dense model of a study is: in this process, or with the workers of a cluster."""
+
+    def load(self, study: Study, observer: Observer) -> LanguageModel:
+        """The dense model, or a stand-in whose answers come from workers."""
+        ...
+
+    def calibrate(self, study: Study, seed: int, observer: Observer) -> Calibration:
+        """The calibration windows of a seed."""
+        ...
+
+    def dense_digest(self) -> str:
+        """The digest of the dense weights, to be compared with those of compressed models."""
+        ...
+
+
+def open_journal(study: Study, folder: Path) -> Journal:
+    """Claim a folder for a study and open its journal.
+
+    Raises ConfigError when the folder cannot be written, is too small, or belongs to another study.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".write-test"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ConfigError(f"cannot write to {folder}: {error}; give another --out") from error
+    require_space(folder, SPACE_NEEDED, "a run")
+    journal = Journal(folder)
+    try:
+        text = study.to_toml()
+        journal.claim(study.hash(), text)
+        write_text_atomically(folder / "study.toml", text)
+    except OSError as error:
+        journal.close()
+        raise ConfigError(f"cannot write to {folder}: {error}; make room or give another --out") from error
+    except BaseException:
+        journal.close()
+        raise
+    return journal
+
+
+def prepare(
+    study: Study,
+    *,
+    folder: Path,
+    journal: Journal,
+    observer: Observer,
+    source: ModelSource,
+    seeds: Sequence[int] = (),
+) -> StudyContext:
+    """Load and check everything that a study needs; `seeds` are calibrated beside those of the study.
+
+    Raises ConfigError, ModelError or DataError before anything takes hours.
+    """
+    tasks = [spec.make() for spec in study.tasks]
+    judging = _judging(study, tasks, journal, observer)
+    keys, warnings = _load(study, tasks, journal=journal, observer=observer, source=source)
+    # A text that is missing or too short must show before the dense model is asked anything.
+    keys = replace(keys, calibrations=_calibrations(keys, seeds, journal=journal, observer=observer, source=source))
+    items = {task.name: task.items(keys.model) for task in keys.tasks}
+    note_run(journal, model=keys.model, tasks=keys.tasks, items=items, prompting=keys.prompting)
+    judged = {task.name: items[task.name] for task in keys.tasks if task.metric not in CONTROL_METRICS}
+    for line in warn_of_low_power(judged, margin=study.margin, alpha=study.alpha):
+        observer.warn(line)
+    if study.stop == "decided":
+        # A judge reads the answers of both models to every item.
+        names = [task.name for task in judging.judged] if judging is not None else []
+        stopping = [task for task in keys.tasks if task.name not in names]
+        keys = replace(keys, rules=stopping_rules(stopping, items, margin=study.margin, alpha=study.alpha))
+    evaluation = Evaluation(
+        journal=journal,
+        model_name=keys.model.info.name,
+        items=items,
+        prompting=keys.prompting,
+        observer=observer,
+        dense=keys.model,
+        dense_keys={cell.task.name: cell.run_key for cell in keys.cells(Variant())},
+        rules=keys.rules,
+    )
+    return StudyContext(
+        study=study,
+        folder=folder,
+        observer=observer,
+        journal=journal,
+        judging=judging,
+        keys=keys,
+        evaluation=evaluation,
+        dense_digest=source.dense_digest,
+        warnings=tuple(warnings),
+    )
+
+
+def _judging(study: Study, tasks: Sequence[Task], journal: Journal, observer: Observer) -> Judging | None:
+    """The judge, checked before anything is loaded or generated; None when nobody judges."""
+    spec = study.judge
+    if spec is None:
+        return None
+    judge = judge_of(spec, dtype=study.dtype, device=study.device)
+    judging = Judging(spec=spec, judge=judge, tasks=tasks, journal=journal, observer=observer)
+    observer.stage(f"asking for the judge {spec.model}", 1)
+    judging.check()
+    return judging
+
+
+def _load(
+    study: Study, tasks: Sequence[Task], *, journal: Journal, observer: Observer, source: ModelSource
+) -> tuple[StudyKeys, list[str]]:
+    """The models of a study, checked against its recipes and tasks; what the reader must know of the tasks."""
+    external_models = ExternalModels(study=study)
+    if study.others:
+        observer.stage(f"looking for {', '.join(study.labelled_others())}", 1)
+        external_models.find()
+    observer.stage(f"loading {study.model}", 1)
+    started = time.perf_counter()
+    model = source.load(study, observer)
+    journal.add_seconds("load", study.model, time.perf_counter() - started)
+    if study.recipes:
+        _check_recipes(study, model)
+    prompting = external_models.prompting(model)
+    fitted, warnings = _with_comparable_units(
+        study, tasks, external_models.with_other_tokens(model) if study.others else []
+    )
+    for task in fitted:
+        refuse_unanswerable(model, task, prompting=style_of(task, prompting))
+    external_models.check(model, fitted, prompting)
+    keys = StudyKeys(
+        study=study,
+        model=model,
+        tasks=fitted,
+        external_models=external_models,
+        prompting=prompting,
+        calibrations={},
+    )
+    return keys, warnings
+
+
+def _with_comparable_units(
+    study: Study, tasks: Sequence[Task], different: Sequence[str]
+) -> tuple[list[Task], list[str]]:
+    """Perplexity becomes bits per byte where a model cuts text into different tokens than the dense model."""
+    converted = {
+        place: spec.model_copy(update={"unit": "bytes"}).make()
+        for place, spec in enumerate(study.tasks)
+        if different and spec.name.startswith("perplexity") and not spec.unit
+    }
+    warnings = [
+        f"perplexity is measured in bits per byte: the tokens of {', '.join(different)} are not the dense model's"
+    ]
+    return [converted.get(place, task) for place, task in enumerate(tasks)], warnings if converted else []
+
+
+def _check_recipes(study: Study, model: LanguageModel) -> None:
+    assert isinstance(model, TransformersModel), "the compressor refuses any other"
+    blocks = decoder_blocks(model.network)
+    placeholder = Calibration(tokens=torch.zeros(1, 2, dtype=torch.long).numpy(), source="", seed=0)
+    for recipe in study.parsed_recipes():
+        check_recipe_fits(recipe, blocks, placeholder)
+    if study.calibration.length > model.max_tokens:
+        raise ConfigError(
+            f"calibration length {study.calibration.length} exceeds the context of "
+            f"{model.info.name}, {model.max_tokens} tokens"
+        )
+
+
+def _calibrations(
+    keys: StudyKeys, seeds: Sequence[int], *, journal: Journal, observer: Observer, source: ModelSource
+) -> dict[int, Calibration]:
+    """The calibration windows of every seed that a recipe of the study needs, and of further `seeds`."""
+    study, spec = keys.study, keys.study.calibration
+    used = [study.seeds[0] if v.seed is None else v.seed for v in variants_of(study) if v.is_recipe]
+    calibrations = {}
+    for seed in dict.fromkeys([*used, *seeds]):
+        key = digest_of([keys.model.info.digest, spec.model_dump(), seed])
+        calibration = journal.calibration(key)
+        if calibration is None:
+            observer.stage(f"calibration text ({spec.source}, seed {seed})", spec.sequences * spec.length)
+            started = time.perf_counter()
+            calibration = source.calibrate(study, seed, observer)
+            journal.add_seconds("calibrate", f"{spec.source}, seed {seed}", time.perf_counter() - started)
+            journal.add_calibration(key, calibration)
+        calibrations[seed] = calibration
+    return calibrations
