@@ -30,7 +30,7 @@ from llmkick.study.journal.database import JOURNAL_FILE
 from llmkick.study.journal.journal import Journal
 from llmkick.study.journal.prompts import unpacked
 from llmkick.study.progress import Silent
-from llmkick.study.results.records import AnyComparison
+from llmkick.study.results.records import AnyComparison, DenseModel
 from llmkick.study.results.results import RESULTS_FILE, StudyResult, read_results
 from llmkick.study.run import run_study
 from llmkick.study.running import compressor as compressor_module
@@ -238,7 +238,11 @@ def test_the_folder_holds_the_resolved_study_and_the_questions(finished: StudyRe
         assert set(prompts) == set(items[items["task"] == "factoid_qa"]["item_id"])
         assert all("prompt" in json.loads(text) for text in prompts.values())
         assert journal.commands()[0][1] == finished.environment["packages"]["llmkick"]
+<<<<<<< HEAD
         assert journal.notes().model == finished.model.facts
+=======
+        assert DenseModel.model_validate(journal.notes().model) == finished.model
+>>>>>>> wt-tasks
         assert journal.notes().tasks == [task.facts for task in finished.tasks]
     assert finished.environment["packages"]["torch"]
     assert set(finished.timing["seconds"]) == {"load", "calibrate", "compress", "evaluate", "statistics"}
