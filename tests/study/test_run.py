@@ -238,11 +238,7 @@ def test_the_folder_holds_the_resolved_study_and_the_questions(finished: StudyRe
         assert set(prompts) == set(items[items["task"] == "factoid_qa"]["item_id"])
         assert all("prompt" in json.loads(text) for text in prompts.values())
         assert journal.commands()[0][1] == finished.environment["packages"]["llmkick"]
-<<<<<<< HEAD
-        assert journal.notes().model == finished.model.facts
-=======
         assert DenseModel.model_validate(journal.notes().model) == finished.model
->>>>>>> wt-tasks
         assert journal.notes().tasks == [task.facts for task in finished.tasks]
     assert finished.environment["packages"]["torch"]
     assert set(finished.timing["seconds"]) == {"load", "calibrate", "compress", "evaluate", "statistics"}
