@@ -55,8 +55,8 @@ def import_lm_eval(
     `dense` and `compressed` are samples files, or folders of samples files. The compared metric is the first of
     `metrics` that the task has; if `metrics` is empty, it is "acc" or the task's only metric. `cluster` names the
     document field that gives the cluster; "none" makes every document its own cluster; None takes the first of
-    `CLUSTER_FIELDS` that has different values in the documents. `chance` is the expected score of guessing; None takes
-    one over the number of scored options, or 0 for other tasks. `highest` is the maximum score of a document.
+    `CLUSTER_FIELDS` that groups the documents. `chance` is the expected score of guessing; None takes one over
+    the number of scored options, or 0 for other tasks. `highest` is the maximum score of a document.
     Raises ConfigError for a missing task, filter, metric or field; DataError, with file and line, for damaged files,
     and for outputs that cannot be paired.
     """

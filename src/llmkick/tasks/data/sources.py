@@ -21,7 +21,7 @@ from llmkick.tasks.task import Item
 
 @dataclass(frozen=True, kw_only=True)
 class Origin:
-    """The origin of a task's published data. The constructor checks it without a read or download of data.
+    """The origin of a task's published data. The constructor validates it without reading or downloading data.
 
     `source` is "hub" or a folder; `split`, `revision` and `sha256` (of one file, or by file name) may be None.
     Raises ConfigError for a missing source and for incompatible options.

@@ -143,7 +143,7 @@ def _numbers(match: re.Match[str]) -> list[float]:
 
 
 def _own_line(line: _Line) -> tuple[tuple[float, float], bool] | None:
-    """The two numbers of a line that has no other content but a title, and whether it has a title such as "Scores:"."""
+    """The two numbers of a line with only them and an optional title ("Scores:"), and whether it has a title."""
     match = _LINE.fullmatch(line.text)
     if match is None and (enumerator := _ENUMERATED.match(line.text)):
         match = _LINE.fullmatch(line.text[enumerator.end() :])

@@ -157,5 +157,5 @@ class ContextQA:
         return [GenerateRequest(self._prompt(item, prompting), stops=("\n",), max_new_tokens=MAX_NEW_TOKENS)]
 
     def score(self, item: Item, answers: Sequence[Answer]) -> Record:
-        """1 if the first line contains an alias; in protocol `paper`, if the alias or the output contains the other."""
+        """1 if the first line contains an alias; in protocol `paper`, if either contains the other."""
         return score_either_way(item, answers[0]) if self.protocol == "paper" else score_answer(item, answers[0])

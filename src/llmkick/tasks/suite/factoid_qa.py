@@ -1,4 +1,4 @@
-"""Factoid question answering: does the model still know a fact? (the paper's FreebaseQA setting; also PopQA)"""
+"""Factoid questions: does the model still know a fact? (the paper's FreebaseQA setting; PopQA by popularity)"""
 
 from __future__ import annotations
 
