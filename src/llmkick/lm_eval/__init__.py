@@ -1,1 +1,1 @@
-"""Exchange with lm-evaluation-harness: import of its results, export of our tasks."""
+"""Exchange with lm-evaluation-harness: import of its results and export of tasks."""

@@ -1,7 +1,7 @@
 """Export of tasks to task files of lm-eval (lm-evaluation-harness), which give the same score to every item.
 
-The folder holds, for each task, a YAML file and its documents (JSON lines, each with its whole prompt), and one
-utils.py that reads and scores them. It needs neither the network nor this package.
+The folder contains a YAML file and the documents (JSON lines, each with its complete prompt) of each task, and one
+utils.py that reads and scores the documents. It needs neither the network nor this package.
 """
 
 from __future__ import annotations
@@ -71,9 +71,9 @@ def export_tasks(
     """Write tasks into a new folder for lm-eval.
 
     Without a model the prompts are whole raw text, which any model can read. With a model they are the prompts that
-    this model gets here: in its chat template when it has one (or as `prompting` says), with examples and evidence
-    cut to fit its context. The weights are not needed; see `llmkick.models.checkpoints.meta_model`.
-    Raises ConfigError for a task or style that lm-eval cannot score alike, and for a folder that is not empty.
+    this package gives to the model: in its chat template if it has one (or in the style `prompting`), with examples
+    and evidence reduced to fit its context. The weights are not needed; see `llmkick.models.checkpoints.meta_model`.
+    Raises ConfigError for a task or style that lm-eval cannot score identically, and for a folder that is not empty.
     """
     check_target(folder)
     styles = [_style(task, model, prompting) for task in tasks]
@@ -97,7 +97,7 @@ def export_tasks(
 
 
 def check_target(folder: Path) -> None:
-    """Make the folder. Raises ConfigError when it is not empty or cannot be made."""
+    """Create the folder. Raises ConfigError if it is not empty or cannot be created."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"{folder} exists and is not empty; choose another folder")
     try:
@@ -137,7 +137,7 @@ def _lm_eval_name(task: Task) -> str:
 
 
 def _document(task: Task, item: Item, style: Prompting, model: TransformersModel | None) -> Document:
-    """A line of the data: the prompt as the model gets it, and what the scorer needs."""
+    """A line of the data: the prompt for the model and the fields that the scorer needs."""
     requests = task.requests(item, style)
     document: Document = {"id": item.id, "cluster": item.cluster, "prompt": _text(requests[0].prompt, model)}
     if isinstance(requests[0], GenerateRequest):
@@ -168,11 +168,11 @@ def _yaml(task: Task, name: str, document: Document, scorer: Scorer) -> str:
     ]
     if "options" in document:
         lines += ["output_type: multiple_choice", "doc_to_choice: options", "doc_to_target: answer"]
-        lines += ['target_delimiter: ""']  # each option owns the space before it
+        lines += ['target_delimiter: ""']  # each option includes its leading space
     else:
         lines += ["output_type: generate_until", "doc_to_target: answers"]
-        # No stop string: an answer may begin with an empty line, which lm-eval would stop at. The score looks at
-        # the first line that is not empty.
+        # No stop string, because lm-eval would stop at an empty first line of an answer. The score uses the first line
+        # that is not empty.
         lines += [f"generation_kwargs: {{until: [], do_sample: false, max_gen_toks: {document['tokens']}}}"]
     lines += [
         f"process_results: !function utils.{scorer.__name__}",
@@ -193,7 +193,7 @@ def _utils(scorers: Sequence[Scorer]) -> str:
 
 
 def _differences(task: Task, items: Sequence[Item], style: Prompting, model: TransformersModel | None) -> list[str]:
-    """Notes on the items that lm-eval treats otherwise than this package does, with counts."""
+    """Notes, with counts, on the items that lm-eval treats differently from this package."""
     if model is None:
         return []
     counts: Counter[str] = Counter()
@@ -212,7 +212,8 @@ def _differences(task: Task, items: Sequence[Item], style: Prompting, model: Tra
 def _same_tokens(model: TransformersModel, requests: Sequence[ScoreRequest]) -> bool:
     """Whether lm-eval scores the same tokens as this package, apart from tokens that all options share.
 
-    It tokenises the prompt without its trailing white space, which it gives to the option, and then both together.
+    lm-eval moves the trailing white space of the prompt to the option. It tokenizes the prompt alone and then the
+    prompt and option together.
     """
     extra = set()
     for request, ours in zip(requests, encode_requests(model.engine.encoder, requests), strict=True):
@@ -239,7 +240,7 @@ def _command(names: Sequence[str], folder: Path, model: TransformersModel | None
 
 
 def _adds_start_token(model: TransformersModel) -> bool:
-    """Whether the tokenizer puts a start token before every text; a chat template writes its own."""
+    """Whether the tokenizer puts a start token before every text; a chat template has its own start token."""
     return bool(model.tokenizer("")["input_ids"])
 
 

@@ -1,6 +1,6 @@
-"""Verdicts on tasks that lm-eval (lm-evaluation-harness) ran: two outputs of `--log_samples`, dense and compressed.
+"""Verdicts from two lm-eval (lm-evaluation-harness) outputs of `--log_samples`, dense and compressed.
 
-Documents are paired by `doc_id`, and must have the same `doc_hash`.
+Documents are paired by `doc_id` and must have the same `doc_hash`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from llmkick.statistics import Comparison, compare
 
 @dataclass(frozen=True, kw_only=True)
 class ImportedTask:
-    """One task through one filter: the verdict, doc_id → (dense, compressed) score, doc_id → cluster, and notes."""
+    """One task with one filter: the verdict, doc_id → (dense, compressed) score, doc_id → cluster, and notes."""
 
     task: str
     filter: str
@@ -33,7 +33,7 @@ class ImportedTask:
 
     @property
     def label(self) -> str:
-        """The task, with the filter where lm-eval has a choice of them."""
+        """The task name, followed by the filter name unless lm-eval applied no filter."""
         return self.task if self.filter == NO_FILTER else f"{self.task} ({self.filter})"
 
 
@@ -50,15 +50,15 @@ def import_lm_eval(
     margin: float = 0.05,
     alpha: float = 0.05,
 ) -> list[ImportedTask]:
-    """Compare two outputs of lm-eval task by task, every filter on its own.
+    """Compare two outputs of lm-eval, separately for each task and filter.
 
-    `dense` and `compressed` are a samples file each, or the folders that hold them. Of `metrics` the first that a
-    task has is compared; without any, "acc" or the task's only metric. `cluster` names the field of a document that
-    gives its cluster; "none" makes every document its own cluster; None takes the first of `CLUSTER_FIELDS` that
-    tells documents apart. `chance` is the score of guessing; None takes one over the number of scored options, or 0
-    for other tasks. `highest` is the best score that a document can have.
-    Raises ConfigError for a task, filter, metric or field that is not there; DataError, with file and line, for
-    damaged files, and for outputs that cannot be paired.
+    `dense` and `compressed` are samples files, or folders of samples files. The compared metric is the first of
+    `metrics` that the task has; if `metrics` is empty, it is "acc" or the task's only metric. `cluster` names the
+    document field that gives the cluster; "none" makes every document its own cluster; None takes the first of
+    `CLUSTER_FIELDS` that groups the documents. `chance` is the expected score of guessing; None takes one over
+    the number of scored options, or 0 for other tasks. `highest` is the maximum score of a document.
+    Raises ConfigError for a missing task, filter, metric or field; DataError, with file and line, for damaged files,
+    and for outputs that cannot be paired.
     """
     imported = []
     for task, (first, second) in _pair_files(dense, compressed, tasks).items():
@@ -84,7 +84,7 @@ def import_lm_eval(
 
 def _pair_files(dense: Path, compressed: Path, tasks: Sequence[str]) -> dict[str, tuple[Path, Path]]:
     first, second = find_samples(dense), find_samples(compressed)
-    # A file that was given another name says nothing about its task: the documents' hashes will.
+    # The name of a renamed file does not give its task. The hashes of the documents show whether the tasks match.
     if len(first) == len(second) == 1 and "" in (*first, *second):
         name = next((task for task in (*first, *second) if task), dense.stem)
         first, second = {name: next(iter(first.values()))}, {name: next(iter(second.values()))}
@@ -168,9 +168,9 @@ def _notes(
 
 
 def write_imported(imported: Sequence[ImportedTask], target: Path) -> list[Path]:
-    """Write verdicts to a .json or .csv file; to a folder both, and the scores of every document in scores.csv.
+    """Write verdicts to a .json or .csv file, or to a folder: both files, and all document scores in scores.csv.
 
-    Returns the paths of the files. Raises ConfigError for another ending, DataError when a file cannot be written.
+    Returns the paths of the files. Raises ConfigError for another extension, DataError if a file cannot be written.
     """
     comparisons = [_comparison_row(task) for task in imported]
     verdicts = pd.DataFrame([{k: _cell(v) for k, v in row.items()} for row in comparisons]).to_csv(index=False)
@@ -201,7 +201,7 @@ def _comparison_row(imported: ImportedTask) -> dict[str, object]:
 
 
 def _cell(value: object) -> object:
-    """A value in one cell of a table: intervals as "low high", notes as sentences."""
+    """The value as the text of a table cell: intervals as "low high", notes as sentences."""
     if not isinstance(value, list | tuple):
         return value
     return ("; " if value and isinstance(value[0], str) else " ").join(map(str, value))

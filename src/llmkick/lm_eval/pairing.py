@@ -1,4 +1,4 @@
-"""The samples of two models on one task, paired by document: which metric, clusters and chance level they share."""
+"""The samples of two models on one task, paired by document, with their common metric, clusters and chance level."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from llmkick.errors import ConfigError, DataError
 from llmkick.lm_eval.samples import Sample
 from llmkick.statistics.pairing import some_of
 
-# Fields of a document that may give its cluster, in order of preference.
+# Document fields that can give the cluster, in order of preference.
 CLUSTER_FIELDS = ("cluster", "subject", "category")
-# Metrics for which a small number is good: their loss would be a gain.
+# Metrics for which a lower value is better, so a decrease would be a gain.
 LOWER_IS_BETTER = ("perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte", "brier_score", "ter", "wer")
 
 
-# A field of the documents, and doc_id → its value.
+# The name of a document field, and doc_id → the value of the field.
 Clusters = tuple[str, Mapping[int, str]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class SamplePair:
-    """The samples of both models on the same documents, through one filter.
+    """The samples of both models on the same documents, with one filter.
 
-    Raises DataError when the documents differ.
+    Raises DataError if the documents differ.
     """
 
     task: str
@@ -52,7 +52,7 @@ class SamplePair:
             )
 
     def metric(self, wanted: Sequence[str]) -> str:
-        """The metric to compare. Raises ConfigError, with the metrics of the task, when it has none of `wanted`."""
+        """The metric to compare. Raises ConfigError, with the task's metrics, if the task has none of `wanted`."""
         there = sorted({name for sample in self.dense.values() for name in sample.metrics})
         numeric = [name for name in there if all(_is_number(s.metrics.get(name)) for s in self.dense.values())]
         usable = [name for name in numeric if name not in LOWER_IS_BETTER]
@@ -73,7 +73,7 @@ class SamplePair:
         return usable[0]
 
     def scores(self, samples: Mapping[int, Sample], metric: str, file: Path) -> dict[int, float | None]:
-        """doc_id → the metric of the document; None for NaN."""
+        """doc_id → the value of the metric for the document; None for NaN."""
         scores: dict[int, float | None] = {}
         for number, sample in sorted(samples.items()):
             value = sample.metrics.get(metric)
@@ -83,7 +83,7 @@ class SamplePair:
         return scores
 
     def clusters(self, wanted: str | None) -> Clusters | None:
-        """The field that gives the cluster, and doc_id → its value; None when every document is its own cluster."""
+        """The cluster field, and doc_id → its value; None if every document is its own cluster."""
         if wanted == "none":
             return None
         for field in CLUSTER_FIELDS if wanted is None else (wanted,):
@@ -97,7 +97,7 @@ class SamplePair:
         raise ConfigError(f"{self.task}: not every document has a field {wanted!r}; all have {listed(there)}")
 
     def chance(self, metric: str) -> float:
-        """The expected score of guessing among the scored options; 0 for every other kind of score."""
+        """The expected score of guessing among the scored options; 0 for other kinds of score."""
         options = [sample.options for sample in self.dense.values()]
         if not metric.startswith("acc") or min(options) < 2:
             return 0.0
@@ -109,5 +109,5 @@ def _is_number(value: object) -> TypeGuard[float]:
 
 
 def listed(names: Iterable[str]) -> str:
-    """Names for a message, separated by commas; "none" for no names."""
+    """The names as text for a message, separated by commas; "none" if there are no names."""
     return ", ".join(map(str, names)) or "none"

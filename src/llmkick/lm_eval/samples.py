@@ -1,4 +1,4 @@
-"""The files that lm-eval writes with `--log_samples`: a line for each document and filter of a task."""
+"""Reader of the files that lm-eval writes with `--log_samples`: one line per document and filter of a task."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ NO_FILTER = "none"
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """One document through one filter.
+    """The result of one document with one filter.
 
-    `metrics` holds the scores as lm-eval wrote them, `fields` the short fields of the document as text, `options` the
+    `metrics` has the scores from lm-eval, `fields` has the short fields of the document as text, and `options` is the
     number of options whose log-likelihoods were compared (0 for other kinds of task).
     """
 
@@ -34,9 +34,9 @@ Samples = dict[str, dict[int, Sample]]
 
 
 def find_samples(source: Path) -> dict[str, Path]:
-    """Task → its newest samples file, for a folder or a single file (the task is "" where its name gives none).
+    """Task → its newest samples file, for a folder or a single file; the task is "" if the file name gives no task.
 
-    Raises DataError when there is no samples file, or when a folder holds those of several models.
+    Raises DataError if there is no samples file, or if a folder has the samples files of several models.
     """
     if source.is_file():
         name = FILE_NAME.fullmatch(source.name)
@@ -61,12 +61,12 @@ def _date(path: Path) -> str:
 
 
 def read_samples(path: Path) -> Samples:
-    """The samples of one file. Raises DataError naming file and line for what is damaged or repeated."""
+    """The samples of one file. Raises DataError, with file and line, for damaged or repeated samples."""
     samples: Samples = {}
     for number, line in _lines(path):
         where = f"{path}, line {number}"
         try:
-            row = json.loads(line)  # with NaN and Infinity, which lm-eval writes
+            row = json.loads(line)  # accepts NaN and Infinity, which lm-eval writes
         except ValueError as error:
             raise DataError(f"{where}: not JSON ({error}); the file is damaged or cut short") from error
         missing = [key for key in ("doc_id", "doc", "doc_hash") if not isinstance(row, dict) or key not in row]
@@ -94,9 +94,9 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
         raise DataError(f"{path}, line {number + 1}: cannot be read ({error})") from error
 
 
-# A longer field of a document is a text, not a group.
+# Maximum length of a field that can give a cluster; a longer field is a text.
 LONGEST_FIELD = 200
-# What lm-eval writes beside the metrics.
+# The keys that lm-eval writes in addition to the metrics.
 _KEYS = (
     "doc_id", "doc", "target", "arguments", "resps", "filtered_resps", "filter", "metrics", "doc_hash",
     "prompt_hash", "target_hash",
@@ -123,5 +123,5 @@ def _options(row: Mapping[str, object], metrics: Sequence[str]) -> int:
         return 0
     if not all(isinstance(answer, list) and len(answer) == 2 for answer in answers):
         return 0
-    # For mutual information every option is scored a second time, without the question.
+    # The mutual-information metric scores every option a second time, without the question.
     return len(answers) // 2 if "acc_mutual_info" in metrics else len(answers)

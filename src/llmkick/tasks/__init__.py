@@ -1,1 +1,1 @@
-"""Tasks: what a model is asked, and how its answers are scored."""
+"""Tasks: the questions for a model and the scoring of its answers."""

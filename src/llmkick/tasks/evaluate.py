@@ -1,4 +1,4 @@
-"""Evaluation of a model on the items of a task, in batches that depend on the task alone."""
+"""Evaluation of a model on the items of a task, in batches that depend only on the task."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from llmkick.models.language_model import (
 from llmkick.tasks.prompting import Prompting, resolve_prompting
 from llmkick.tasks.task import Answer, Conversational, Item, ReadByReference, Record, Task, unscored
 
-# Items asked and journalled together. Part of the engine's behaviour: in bfloat16 the company an item is
-# batched with moves its numbers a little, so a resumed run must form the same batches.
+# Number of items evaluated and journalled together. In bfloat16 the other items of a batch slightly change an item's
+# numbers, so a resumed run must form the same batches.
 BATCH_ITEMS = 64
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reference:
-    """The model that answers are compared with, and item id → its own answer where that is known."""
+    """The reference model, and a mapping of item id → the reference model's own answer, if available."""
 
     model: LanguageModel
     answers: Mapping[str, str] = field(default_factory=dict)
@@ -33,10 +33,10 @@ class Reference:
 def refuse_unanswerable(
     model: LanguageModel, task: Task, *, prompting: str = "auto", reference: LanguageModel | None = None
 ) -> None:
-    """Raise ConfigError, before any work, when a model cannot be asked what a task asks.
+    """Raise ConfigError, before any work, if a model does not support the requests of a task.
 
-    A server gives no log-probabilities of running text, and few give those of whole options, or of the answers that
-    the `reference` model (by default the model itself) is to read.
+    A server gives no log-probabilities of running text. Few servers give those of whole options, or those of the
+    answers that the `reference` model (by default the model itself) must read.
     """
     reader = reference or model
     if model.answers_all_requests and reader.answers_all_requests:
@@ -51,7 +51,7 @@ def refuse_unanswerable(
 
 
 def evaluate(model: LanguageModel, task: Task, *, prompting: str = "auto") -> list[Record]:
-    """Ask a model every item of a task; one record an item, in the task's order."""
+    """Evaluate a model on all items of a task; returns one record per item, in the task's order."""
     return [record for batch in evaluate_in_batches(model, task, prompting=prompting) for record in batch]
 
 
@@ -63,10 +63,10 @@ def evaluate_in_batches(
     done: Collection[str] = (),
     reference: Reference | None = None,
 ) -> Iterator[list[Record]]:
-    """Like `evaluate`, batch by batch; batches whose items are all in `done` are passed over.
+    """Like `evaluate`, but batch by batch; batches whose items are all in `done` are skipped.
 
-    Batches depend only on the task, so that a resumed evaluation asks exactly what was left to ask. `reference`
-    reads the answers of tasks that ask for it (`ReadByReference`); without one, the model reads its own.
+    Batches depend only on the task, so a resumed evaluation runs exactly the remaining requests. The `reference` model
+    reads the answers of `ReadByReference` tasks; without a reference, the model reads its own answers.
     """
     refuse_unanswerable(model, task, prompting=prompting, reference=reference.model if reference else None)
     style = resolve_prompting(model, prompting, required=task.prompting)
@@ -88,13 +88,13 @@ def evaluate_items(
     prompting: str = "auto",
     reference: Reference | None = None,
 ) -> list[Record]:
-    """Ask a model some of a task's items, as `task.items(model)` gives them, in one batch."""
+    """Evaluate a model on some of the items of `task.items(model)`, in one batch."""
     style = resolve_prompting(model, prompting, required=task.prompting)
     return _evaluate_batch(model, task, items, style, reference or Reference(model=model))
 
 
 def _batches(items: Sequence[Item]) -> Iterator[Sequence[Item]]:
-    """Batches of BATCH_ITEMS items; a conversation is never cut, so a batch may be longer."""
+    """Batches of BATCH_ITEMS items. A batch can be longer, because a conversation is never split."""
     start = 0
     while start < len(items):
         end = start + BATCH_ITEMS
@@ -111,7 +111,7 @@ def _evaluate_batch(
     failed: dict[str, str] = {}
     waiting = list(items)
     while waiting:
-        # First those that follow nothing, then those that follow them, …: each time all at once.
+        # One pass per turn: all first turns together, then all second turns, and so on.
         ready = [item for item in waiting if not item.follows or item.follows in answers]
         assert ready, f"{waiting[0].id} follows {waiting[0].follows}, which is not in its batch"
         asked: list[tuple[Item, Sequence[ScoreRequest | GenerateRequest]]] = []
@@ -139,7 +139,7 @@ def _evaluate_batch(
 
 
 def _said_before(item: Item, items: Sequence[Item], answers: Mapping[str, Sequence[Answer]]) -> list[str] | Unanswered:
-    """The answers to the items before it in its conversation, first to last, or Unanswered where one is missing."""
+    """The answers to the earlier items of the conversation, oldest first; Unanswered if an answer is missing."""
     by_id = {one.id: one for one in items}
     said: list[str] = []
     before = item.follows
@@ -159,7 +159,7 @@ def _answered(
     asked: Sequence[tuple[Item, Sequence[ScoreRequest | GenerateRequest]]],
     reference: Reference,
 ) -> dict[str, list[Answer]]:
-    """The answers to each item's requests; after each generation, where the task wants it, how likely it is."""
+    """The answers to each item's requests; for `ReadByReference` tasks, a score follows each generation."""
     flat = [request for _, requests in asked for request in requests]
     scored = [request for request in flat if isinstance(request, ScoreRequest)]
     generated = [request for request in flat if isinstance(request, GenerateRequest)]

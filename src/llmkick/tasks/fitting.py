@@ -1,4 +1,4 @@
-"""Making a prompt fit the model: fewer worked examples first, then shorter evidence; the question stays whole."""
+"""Fitting of prompts to the model's context: fewer worked examples or a shorter text, never a shorter question."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from llmkick.tasks.prompting import Prompting
 
 
 def styles(model: LanguageModel, required: Prompting | None) -> list[Prompting]:
-    """The styles a prompt must fit in: the one that the task requires, or all that the model can be asked in."""
+    """The styles in which a prompt must fit: the style that the task requires, or all styles of the model."""
     if required is not None:
         return [required]
     return ["raw", "chat"] if model.has_chat_template else ["raw"]
@@ -22,7 +22,7 @@ def fits(model: LanguageModel, prompts: Sequence[Prompt], answer_tokens: int) ->
 
 
 def _fits(model: LanguageModel, prompt: Prompt, room: int) -> bool:
-    # A token stands for a byte at least, so most prompts need no tokenizer to be seen to fit.
+    # A token covers at least one byte, so for most prompts the byte count shows that they fit, without tokenization.
     messages = (Message("user", prompt),) if isinstance(prompt, str) else prompt
     bound = 4 * TEMPLATE_TOKENS + sum(len(message.content.encode()) + 4 * TURN_TOKENS for message in messages)
     return bound <= room or model.prompt_tokens(prompt) <= room
@@ -31,14 +31,14 @@ def _fits(model: LanguageModel, prompt: Prompt, room: int) -> bool:
 def fewer_shots(
     model: LanguageModel, shots: int, prompts: Callable[[int], Sequence[Prompt]], answer_tokens: int
 ) -> int:
-    """The most worked examples, up to `shots`, with which every prompt fits; 0 when even none makes it fit."""
+    """The largest number of worked examples, up to `shots`, with which every prompt fits; 0 if no number fits."""
     return next((count for count in range(shots, 0, -1) if fits(model, prompts(count), answer_tokens)), 0)
 
 
 def cut_text(model: LanguageModel, text: str, tokens: int) -> str:
-    """The longest beginning of a text that has at most so many tokens (start tokens aside), cut between words.
+    """The longest prefix of the text with at most `tokens` tokens (not counting start tokens), cut between words.
 
-    Within a word only where the first is too long.
+    The cut is inside a word only if the first word alone is too long.
     """
     if tokens <= 0:
         return ""
@@ -47,19 +47,19 @@ def cut_text(model: LanguageModel, text: str, tokens: int) -> str:
     def too_long(end: int) -> bool:
         return len(model.tokenize(text[:end])) - start > tokens
 
-    # Grown from a guess, so that the end of a long text is never tokenised.
+    # Start from an estimate and double it, to avoid tokenizing the whole of a long text.
     high = min(len(text), 4 * tokens)
     while not too_long(high):
         if high == len(text):
             return text
         high = min(len(text), 2 * high)
-    # Half a word may have more tokens than the whole: only between words do longer texts have more.
+    # Part of a word can have more tokens than the whole word. The token count is monotonic only at word boundaries.
     ends = [match.end() for match in re.finditer(r"\S+", text[:high]) if text[match.end() : match.end() + 1].isspace()]
     return text[: _last(ends, too_long) or _last(range(1, high), too_long)]
 
 
 def _last(ends: Sequence[int], too_long: Callable[[int], bool]) -> int:
-    """The last of rising ends that is not too long; 0 when the first is."""
+    """The largest of the ascending `ends` that is not too long; 0 if the first is too long."""
     low, high = 0, len(ends)
     while low < high:
         middle = (low + high) // 2
@@ -70,11 +70,11 @@ def _last(ends: Sequence[int], too_long: Callable[[int], bool]) -> int:
 def shorter_text(
     model: LanguageModel, text: str, prompts: Callable[[str], Sequence[Prompt]], answer_tokens: int
 ) -> str:
-    """The text, cut by tokens until every prompt that holds it fits; empty when no beginning of it does."""
+    """The text, truncated by tokens until every prompt with it fits; empty if no prefix fits."""
     room = model.max_tokens - answer_tokens
     while text and not fits(model, prompts(text), answer_tokens):
         excess = max(model.prompt_tokens(prompt) for prompt in prompts(text)) - room
         present = len(model.tokenize(text)) - len(model.tokenize(""))
-        # At least one token less each time: tokens that merge at the seams cannot keep it going.
+        # Remove at least one token per step, so that token merges at the boundaries cannot cause an endless loop.
         text = cut_text(model, text, present - max(excess, 1))
     return text

@@ -1,4 +1,4 @@
-"""Scores by group: MMLU's disciplines and subjects, PopQA's popularity, evidence that holds the answer or not."""
+"""Mean scores by group: MMLU discipline or subject, PopQA popularity, evidence with or without the answer."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any
 from llmkick.errors import ConfigError
 from llmkick.tasks.task import Record
 
-# Lower edges of popularity, in page views a month.
+# Lower edges of the popularity bins, in page views per month.
 POPULARITY_BINS = (0, 100, 1_000, 10_000, 100_000)
 
 
 @dataclass(frozen=True, kw_only=True)
 class GroupedScores:
-    """Mean score of each group with its number of scored items; `micro` is over items, `macro` over groups."""
+    """The mean score and number of scored items of each group; `micro` averages items, `macro` averages groups."""
 
     groups: Mapping[str, tuple[float, int]]
     micro: float
@@ -23,7 +23,7 @@ class GroupedScores:
 
 
 def popularity_bin(views: int) -> str:
-    """The bin of a popularity: "1,000 to 9,999", the last open above."""
+    """The name of a popularity bin, such as "1,000 to 9,999"; the last bin has no upper limit."""
     low = max(edge for edge in POPULARITY_BINS if edge <= views)
     above = POPULARITY_BINS[POPULARITY_BINS.index(low) + 1 :]
     return f"{low:,} to {above[0] - 1:,}" if above else f"{low:,} and more"
@@ -32,9 +32,9 @@ def popularity_bin(views: int) -> str:
 def group_scores(records: Sequence[Record], by: str, *, of: str | None = None) -> GroupedScores | None:
     """Scores grouped by `cluster` (MMLU: the subject) or by one of the records' details, e.g. `discipline`.
 
-    `of` names a number in the details to be averaged instead of the score, e.g. `unique_tokens`; records without it
-    count nowhere, nor do unscored ones. None when nothing is left.
-    Raises ConfigError when the records have no such detail, naming what they have.
+    `of` names a number in the details to average instead of the score, e.g. `unique_tokens`. Records without this
+    number and unscored records are ignored. The result is None if no records remain.
+    Raises ConfigError, with the available details, if the records do not have the detail `by`.
     """
     scores: dict[Any, list[float]] = {}
     for record in records:

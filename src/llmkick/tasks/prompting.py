@@ -1,4 +1,4 @@
-"""How a question is put to a model: through its chat template, or as raw text."""
+"""Prompt styles: a question goes to the model through its chat template or as raw text."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from llmkick.errors import ConfigError
 from llmkick.models.language_model import LanguageModel, Message, Prompt
 
 Prompting = Literal["chat", "raw"]
-# What a user may choose; "auto" leaves the style to the model (see `resolve_prompting`).
+# The user's choices; with "auto" the style depends on the model (see `resolve_prompting`).
 PromptingChoice = Literal["auto", "chat", "raw"]
 PROMPTINGS: tuple[PromptingChoice, ...] = get_args(PromptingChoice)
 
-# Two worked examples before every short question, so that a small model answers in a short sentence instead
-# of rambling: it is the knowledge that is measured, not the taste for brevity. None of them is in a data set.
+# Worked examples before every short question make a small model answer in one short sentence, so that the score
+# measures knowledge, not verbosity. None of the examples is in a data set.
 SENTENCE_EXAMPLES = (
     ("What is the opposite of full?", "The opposite of full is empty."),
     ("How many ears does a rabbit have?", "A rabbit has two ears."),
 )
-# The same for options whose bare text is scored.
+# Worked examples for tasks that score the text of each option.
 PHRASE_EXAMPLES = (("What is the opposite of full?", "Empty"), ("How many ears does a rabbit have?", "Two"))
 
 
 def resolve_prompting(model: LanguageModel, wanted: str, *, required: Prompting | None = None) -> Prompting:
-    """ "auto" → chat for a model with a chat template, raw for others; or the one style that a task requires.
+    """The prompt style: "auto" is chat for a model with a chat template, else raw; a task can require a style.
 
-    Raises ConfigError for an unknown style, chat without a template, or a style that the task cannot be asked in.
+    Raises ConfigError for an unknown style, for chat without a template, and for a style that the task rules out.
     """
     if wanted not in PROMPTINGS:
         raise ConfigError(f"unknown prompting {wanted!r}; choose from: {', '.join(PROMPTINGS)}")
@@ -41,7 +41,7 @@ def resolve_prompting(model: LanguageModel, wanted: str, *, required: Prompting 
 
 
 def refuse_contradiction(wanted: str, required: Prompting) -> None:
-    """Raise ConfigError for a style other than the one that a task requires."""
+    """Raise ConfigError if the chosen style differs from the style that the task requires."""
     if wanted not in ("auto", required):
         raise ConfigError(
             f'prompting {wanted!r} contradicts protocol "paper", whose prompts are {required} text; '
@@ -52,7 +52,7 @@ def refuse_contradiction(wanted: str, required: Prompting) -> None:
 def question_prompt(
     question: str, examples: Sequence[tuple[str, str]], prompting: Prompting, *, passage: str = ""
 ) -> Prompt:
-    """A question after its worked examples, with the passage to read where there is one."""
+    """The prompt of a question: the worked examples, the passage (if any) and the question."""
     if prompting == "raw":
         shown = "".join(f"Question: {asked}\nAnswer: {answer}\n\n" for asked, answer in examples)
         context = f"{passage}\n\n" if passage else ""
@@ -63,6 +63,6 @@ def question_prompt(
 
 
 def conversation(question: str, examples: Sequence[tuple[str, str]] = ()) -> tuple[Message, ...]:
-    """A conversation: each example a user turn and its answer, then the question."""
+    """A conversation with a user turn and an answer for each example, followed by the question."""
     turns = [Message(role, text) for pair in examples for role, text in zip(("user", "assistant"), pair, strict=True)]
     return (*turns, Message("user", question))

@@ -1,4 +1,4 @@
-"""What the short-answer tasks share: the length of an answer and how it is scored, in both protocols."""
+"""Shared parts of the short-answer tasks: the maximum answer length and the scoring in both protocols."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ MAX_NEW_TOKENS = 32
 
 
 def score_answer(item: Item, answer: Answer) -> Record:
-    """Score 1 when an alias stands in the first line as whole words; exact match and F1 beside it.
+    """Score 1 if the first line contains an alias as whole words; the details also give exact match and F1.
 
-    An empty answer is a wrong answer; a request that failed is unscored.
+    An empty answer is wrong; a failed request is unscored.
     """
     return _score(item, answer, contains_alias)
 
 
 def score_anywhere(item: Item, answer: Answer) -> Record:
-    """Protocol `paper` of FreebaseQA: 1 when an alias is a substring of the whole output."""
+    """Protocol `paper` of FreebaseQA: score 1 if an alias is a substring of the whole output."""
     return _score(item, answer, holds_alias_anywhere, whole=True)
 
 
 def score_either_way(item: Item, answer: Answer) -> Record:
-    """Protocol `paper` of TriviaQA: 1 when alias or first line is a substring of the other."""
+    """Protocol `paper` of TriviaQA: score 1 if the alias or the first line is a substring of the other."""
     return _score(item, answer, matches_either_way)
 
 

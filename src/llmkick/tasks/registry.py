@@ -1,4 +1,4 @@
-"""The registry of tasks, of this package and of plug-ins: from a name to a task."""
+"""The registry of built-in and plug-in tasks: makes a task from its name."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ TASKS: Mapping[str, TaskEntry] = {
 
 
 def entry_of(name: str) -> TaskEntry:
-    """The entry of a task, of this package or of a plug-in.
+    """The registry entry of a built-in or plug-in task.
 
     Raises ConfigError for an unknown name or variant, and for a broken plug-in.
     """
@@ -68,7 +68,7 @@ def entry_of(name: str) -> TaskEntry:
 
 
 def all_tasks() -> tuple[dict[str, TaskEntry], list[str]]:
-    """Base name → entry for every task that can be loaded, and the problems of the plug-ins that cannot."""
+    """Base name → entry for all tasks that can be loaded, and error messages for the plug-ins that cannot."""
     entries, problems = dict(TASKS), plugins.problems(plugins.TASKS, TASKS)
     for base, plugin in plugins.usable(plugins.TASKS, TASKS).items():
         try:
@@ -98,16 +98,16 @@ def _fields(factory: Any) -> tuple[Any, ...]:
 
 
 def task_names() -> list[str]:
-    """Every task name with its variants spelled out; broken plug-ins are left out."""
+    """The full names of all tasks and variants, without broken plug-ins."""
     return [name for base, entry in all_tasks()[0].items() for name in entry.names(base)]
 
 
 def has_pocket_data(name: str) -> bool:
-    """Whether a task runs on the data sets in its package; the others need source hub or a folder."""
+    """Whether a task has a data set in its package; other tasks need the source hub or a folder."""
     return name.partition(":")[2] not in entry_of(name).data
 
 
-# What a plug-in's task must have, see `Task`.
+# The members that a plug-in's task must have, see `Task`.
 TASK_MEMBERS = (
     "name", "version", "metric", "chance_level", "setting", "prompting", "notes", "key", "items", "requests", "score",
 )  # fmt: skip
@@ -125,15 +125,15 @@ def get_task(
     **options: Any,
 ) -> Task:
     """Make a task: `factoid_qa[:popqa]`, `multiple_choice[:letter|:cloze]`, `context_qa[:closed|:open]`,
-       `summarization`, `instruction[:vicuna]`, `perplexity[:c4]`, or one of a plug-in.
+       `summarization`, `instruction[:vicuna]`, `perplexity[:c4]`, or a plug-in's task.
 
-       `source` is "pocket" (this package), "hub" (the published data sets) or a folder that holds their files, and
-       for perplexity a text file. `protocol` is "strict", or "paper" for the paper's prompts and metrics. `limit`
-       takes a seeded sample of that many items, stratified by cluster. Further options: `split`, `revision` and
+       `source` is "pocket" (this package), "hub" (the published data sets) or a folder with their files; for
+       perplexity it can be a text file. `protocol` is "strict", or "paper" for the paper's prompts and metrics. `limit`
+       is the size of a seeded sample, stratified by cluster. Further options: `split`, `revision` and
        `sha256` of published data; `shots` of multiple_choice:letter; `evidence_tokens` of context_qa:open; `words`
        and `bucket_words` of summarization; `max_new_tokens` of summarization and instruction; `window`
        and `unit` (tokens, bytes) of perplexity.
-    ConfigError for an unknown name, variant, protocol, source or option, and for a limit below 1.
+    Raises ConfigError for an unknown name, variant, protocol, source or option, and for a limit below 1.
     """
     entry, variant = entry_of(name), name.partition(":")[2]
     if limit is not None and not (is_whole(limit) and limit >= 1):
@@ -157,7 +157,7 @@ def get_task(
 
 
 def _from_plugin(plugin: plugins.Plugin, factory: Any, given: Mapping[str, Any]) -> Any:
-    """The task of a plug-in. Checks its members now: a missing one would otherwise fail after hours of work."""
+    """The task of a plug-in. Its members are checked here, because a missing member would otherwise fail a run late."""
     try:
         task = factory(**given)
     except Exception as error:
@@ -174,6 +174,6 @@ def _from_plugin(plugin: plugins.Plugin, factory: Any, given: Mapping[str, Any])
 
 
 def full_key(task: Task) -> dict[str, Any]:
-    """A task's key; of a plug-in's task also package and version."""
+    """The key of a task; for a plug-in's task, also the package and its version."""
     plugin = plugins.usable(plugins.TASKS, TASKS).get(task.name.partition(":")[0])
     return {**task.key, **({} if plugin is None else {"plugin": plugin.origin})}

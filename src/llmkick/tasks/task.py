@@ -20,10 +20,10 @@ from llmkick.models.language_model import (
 )
 from llmkick.tasks.prompting import Prompting
 
-# The largest mean whose exponential a double can hold.
+# exp of a larger mean would overflow a double.
 LARGEST_NATS = 700.0
 
-# "strict": prompts and metrics of this package. "paper": those of the paper.
+# "strict": prompts and metrics of this package. "paper": prompts and metrics of the paper.
 TaskProtocol = Literal["strict", "paper"]
 PROTOCOLS: tuple[TaskProtocol, ...] = get_args(TaskProtocol)
 
@@ -70,12 +70,12 @@ class Task(Protocol):
 
     @property
     def name(self) -> str:
-        """Name with its variant, e.g. `context_qa:open`."""
+        """The task name with its variant, e.g. `context_qa:open`."""
         ...
 
     @property
     def version(self) -> int:
-        """Raised whenever a score could change."""
+        """The version, which increases with every change that can affect a score."""
         ...
 
     @property
@@ -90,30 +90,30 @@ class Task(Protocol):
 
     @property
     def setting(self) -> str:
-        """The key of its setting in the paper, see `SETTINGS`."""
+        """The key of the task's setting in the paper, see `SETTINGS`."""
         ...
 
     @property
     def prompting(self) -> Prompting | None:
-        """The only style in which it may be asked (protocol `paper` uses raw text); None for the model's default."""
+        """The prompt style that the task requires (protocol `paper` uses raw text); None for the model's default."""
         ...
 
     @property
     def notes(self) -> Sequence[str]:
-        """Remarks on its data, e.g. what was left out, with counts; may read the data."""
+        """Notes on the data, e.g. the number of rows left out. Access can load the data."""
         ...
 
     @property
     def key(self) -> Mapping[str, Any]:
-        """Everything about the task that can change a score: data hash, protocol, sample, version."""
+        """All properties of the task that can change a score: data hash, protocol, sample, version."""
         ...
 
     def items(self, model: LanguageModel | None = None) -> Sequence[Item]:
-        """The sampled items in a fixed order, cut to fit the model; running text needs the model that cuts it."""
+        """The sampled items in a fixed order, fitted to the model's context; windows of running text need a model."""
         ...
 
     def requests(self, item: Item, prompting: Prompting) -> Sequence[ScoreRequest | GenerateRequest]:
-        """The requests of an item: all to be scored, or all to be generated."""
+        """The requests of an item: either all ScoreRequest or all GenerateRequest."""
         ...
 
     def score(self, item: Item, answers: Sequence[Answer]) -> Record:
@@ -123,12 +123,12 @@ class Task(Protocol):
 
 @runtime_checkable
 class Conversational(Protocol):
-    """A task with conversations: the requests of a later turn hold the model's answers to the earlier turns."""
+    """A task with conversations: the requests of a later turn contain the model's answers to the earlier turns."""
 
     def follow_up(
         self, item: Item, prompting: Prompting, earlier: Sequence[str]
     ) -> Sequence[ScoreRequest | GenerateRequest]:
-        """The requests of an item after the model gave the answers `earlier` to the items before it, first to last."""
+        """The requests of an item; `earlier` has the model's answers to the preceding items, oldest first."""
         ...
 
 
@@ -171,10 +171,10 @@ def is_whole(value: object) -> bool:
 
 
 def summary_value(metric: str, records: Sequence[Record]) -> float | None:
-    """The metric over the scored records: their mean, over bytes for bits per byte, for perplexity exp of that over
-    tokens.
+    """The metric over the scored records.
 
-    None when no record has a score, or the perplexity is beyond what a number can hold.
+    Bits per byte is the mean weighted by bytes; perplexity is exp of the mean weighted by tokens; other metrics are the
+    plain mean. The result is None if no record has a score, or if the perplexity overflows a double.
     """
     scored = [(record.score, record.tokens) for record in records if record.score is not None]
     if not scored:
@@ -196,7 +196,7 @@ def unscored(item: Item, reason: str) -> Record:
 def task_key(task: Any, data: str) -> dict[str, Any]:
     """The part of a task's key that all tasks share; `data` is the hash of its whole data set.
 
-    Of published data it also says which, and what was left out.
+    For published data the key also has the origin of the data and the notes on omitted rows.
     """
     key = {
         "name": task.name,
@@ -213,8 +213,8 @@ def task_key(task: Any, data: str) -> dict[str, Any]:
 
 
 def content_hash(items: Sequence[Item]) -> str:
-    """sha256 over everything in the items."""
-    # These two fields count only where they are used: the hash of data without them must not change.
+    """The sha256 of the contents of all items."""
+    # Empty values of these two fields are omitted, so that hashes of data sets without the fields stay valid.
     rows = [
         {name: value for name, value in vars(item).items() if value or name not in ("details", "follows")}
         for item in items

@@ -1,1 +1,1 @@
-"""Where task data comes from: pocket files, the hub, local folders."""
+"""The sources of task data: pocket files, the hub and local folders."""

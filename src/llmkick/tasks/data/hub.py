@@ -1,8 +1,9 @@
-"""Files of published data sets: fetched once, checked against what their host states, pinned by a lock file.
+"""Download of published data sets: files are cached, verified against the host's checksums and pinned by a lock file.
 
-Three checks stand behind a file. The revision: a commit pinned in `published.py` or given in the study. What the
-host states: the sha256 of a large file, the git blob id of a small one (GitHub states nothing). And our lock file
-in the cache: the first download writes commit and sha256 of every file; whatever differs later is an error.
+Three checks protect a file. First, the revision is a commit from `published.py` or from the study. Second, the host
+states a checksum: the sha256 of a large file or the git blob id of a small file (GitHub states no checksum). Third,
+the first download writes the commit and the sha256 of every file to a lock file in the cache; any later difference is
+an error.
 """
 
 from __future__ import annotations
@@ -30,16 +31,16 @@ COMMIT = re.compile(r"[0-9a-f]{40}")
 
 @dataclass(frozen=True)
 class DataFile:
-    """A file on this machine, and its name within its data set."""
+    """A local file and its name within its data set."""
 
     path: Path
     name: str
 
 
 def fetch(dataset: DataSet, patterns: Sequence[str], revision: str | None = None) -> list[list[DataFile]]:
-    """The files behind each pattern at a revision, from the cache or the network.
+    """The files that match each pattern at a revision, from the cache or the network.
 
-    Raises DataError when they cannot be had, or are not the bytes that were pinned.
+    Raises DataError if the files are unavailable or differ from the pinned files.
     """
     wanted = revision or dataset.revision
     lock = _Lock(dataset, wanted)
@@ -76,7 +77,7 @@ def _host(dataset: DataSet) -> str:
 
 
 class _Lock:
-    """What was downloaded under one wanted revision of a data set: commit, names and sha256 of its files."""
+    """The lock entry of one requested revision of a data set: commit, file names and sha256 of each file."""
 
     def __init__(self, dataset: DataSet, wanted: str) -> None:
         self.dataset, self.wanted = dataset, wanted
@@ -97,11 +98,11 @@ class _Lock:
 
     @property
     def commit(self) -> str:
-        """The commit to fetch from: the pinned one, or what was asked for."""
+        """The commit to fetch from: the pinned commit, else the requested revision."""
         return self.entry["commit"] or self.wanted
 
     def pin(self, commit: str) -> None:
-        """Note the commit that a revision stands for. Raises DataError when it is not the one asked for."""
+        """Store the commit of the revision. Raises DataError if it differs from the requested commit."""
         expected = self.entry["commit"] or (self.wanted if COMMIT.fullmatch(self.wanted) else commit)
         if commit != expected:
             raise DataError(
@@ -111,12 +112,12 @@ class _Lock:
         self.entry["commit"] = commit
 
     def names(self, pattern: str) -> list[str] | None:
-        """The files behind a pattern when they are known."""
+        """The names of the files that match a pattern; None if the lock file does not have the pattern."""
         names: list[str] | None = self.entry["patterns"].get(pattern)
         return names
 
     def check(self, file: DataFile) -> None:
-        """Pin a file at its first sight. Raises DataError when it is another than was pinned."""
+        """Pin the sha256 of a new file. Raises DataError if a file differs from its pinned sha256."""
         digest = sha256_of_file(file.path)
         known = self.entry["sha256"].setdefault(file.name, digest)
         if digest != known:
@@ -127,7 +128,7 @@ class _Lock:
             )
 
     def remember(self, pattern: str, names: list[str]) -> None:
-        """Write the lock file when it does not know these files yet."""
+        """Write the lock file if it does not have these files yet."""
         if self.entry["patterns"].get(pattern) != names:
             self.entry["patterns"][pattern] = names
             content = {**self._read(), self.wanted: self.entry}
@@ -135,7 +136,7 @@ class _Lock:
 
 
 def _ask(dataset: DataSet, pattern: str, lock: _Lock) -> tuple[list[str], dict[str, tuple[str, str]]]:
-    """The names behind a pattern, and the checksum that the hub states for each: (kind, hex)."""
+    """The names of the files that match a pattern, and the hub's checksum of each file: (kind, hex)."""
     if dataset.host == "github":
         return [pattern], {}
     from huggingface_hub import HfApi
@@ -158,7 +159,7 @@ def _ask(dataset: DataSet, pattern: str, lock: _Lock) -> tuple[list[str], dict[s
 
 
 def _check_stated(dataset: DataSet, file: DataFile, stated: tuple[str, str] | None) -> None:
-    """Raise DataError when a file is not what its host states it to be."""
+    """Raise DataError if a file does not match the checksum that its host states."""
     if stated is None:
         return
     kind, expected = stated

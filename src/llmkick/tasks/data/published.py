@@ -1,6 +1,6 @@
-"""The published data sets: where each lives, at which revision, and what its files are called, there and in a folder.
+"""The published data sets: repository, revision and file names of each, on its host and in a local folder.
 
-A revision is pinned where it is known for certain; which checksums stand behind it is said in `hub.py`.
+A revision is a pinned commit if the commit is certain. `hub.py` describes the checksums.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class DataSet:
-    """One data set. `hub` and `folder` name the files of each split, by patterns; the first split is the default.
+    """One data set. `hub` and `folder` map each split to file patterns; the first split is the default.
 
-    In a folder the patterns are tried in turn, and the first that finds files is the layout.
+    In a folder the patterns are tried in order; the first pattern that matches files determines the layout.
     """
 
     name: str
@@ -29,7 +29,7 @@ FREEBASEQA = DataSet(
     name="FreebaseQA",
     host="github",
     repository="kelvin-jiang/FreebaseQA",
-    revision="master",  # no commit is known for certain: the first download pins the bytes
+    revision="master",  # the commit is uncertain: the first download pins the bytes
     licence="CC-BY-4.0",
     hub={"eval": "FreebaseQA-eval.json", "dev": "FreebaseQA-dev.json"},
     folder={split: (f"FreebaseQA-{split}.json", f"FreebaseQA-{split}.json.gz") for split in ("eval", "dev")},
@@ -100,7 +100,7 @@ C4 = DataSet(
     repository="allenai/c4",
     revision="1588ec454efa1a09f29cd18ddd04fe05fc8653a2",
     licence="ODC-BY",
-    # The validation split's first shard: calibration draws from the training split.
+    # The first shard of the validation split, because calibration data comes from the training split.
     hub={"validation": "en/c4-validation.00000-of-00008.json.gz"},
     folder={
         "validation": ("en/c4-validation.00000-of-00008.json.gz", "c4-validation*.json.gz"),
@@ -123,7 +123,7 @@ MT_BENCH = DataSet(
     name="MT-Bench",
     host="hub",
     repository="HuggingFaceH4/mt_bench_prompts",
-    revision="main",  # no commit is known for certain: the first download pins commit and bytes
+    revision="main",  # the commit is uncertain: the first download pins commit and bytes
     licence="Apache-2.0",
     hub={"questions": "raw/question.jsonl"},
     folder={

@@ -1,4 +1,4 @@
-"""A file of answers that a judge holds others against, such as GPT-3.5's: JSON lines in one of two layouts."""
+"""Reader of reference answers for a judge, such as GPT-3.5's, from JSON lines in one of two layouts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from llmkick.errors import DataError
 from llmkick.tasks.data.tables import Row, read_table, refuse_repeated_ids
 from llmkick.tasks.task import Item
 
-# Names shown of the items that have no answer.
+# Maximum number of items without an answer that an error message lists.
 _SHOWN = 5
 
 
@@ -17,8 +17,8 @@ def read_reference_answers(path: Path, items: Sequence[Item]) -> dict[str, str]:
     """The answer to each item, by item id.
 
     Layouts: `{"id": ITEM, "answer": TEXT}`, or FastChat's `{"question_id": …, "choices": [{"turns": [TEXT, …]}]}`,
-    whose turn 2 of question 81 is the item "81:2".
-    Raises DataError for a damaged file, and for items that it has no answer to, naming them.
+    in which turn 2 of question 81 is the item "81:2".
+    Raises DataError for a damaged file, and for items without an answer, with their ids.
     """
     if not path.is_file():
         raise DataError(f"the file of reference answers {path} is not there")

@@ -1,4 +1,4 @@
-"""Where items come from (this package, the hub, a folder), and the seeded sample that a limit takes."""
+"""The sources of items (this package, the hub, a folder), and the seeded sample for a limit."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from llmkick.tasks.task import Item
 
 @dataclass(frozen=True, kw_only=True)
 class Origin:
-    """Where a task's published data comes from, checked as far as it can be without reading or fetching anything.
+    """The origin of a task's published data. The constructor validates it without reading or downloading data.
 
     `source` is "hub" or a folder; `split`, `revision` and `sha256` (of one file, or by file name) may be None.
-    Raises ConfigError for a source that is not there, and for options that do not belong together.
+    Raises ConfigError for a missing source and for incompatible options.
     """
 
     task: str
@@ -49,15 +49,15 @@ class Origin:
                 raise ConfigError(f"sha256 of {self.task} is 64 hexadecimal digits; got {digest!r}")
 
     def described(self) -> dict[str, str | None]:
-        """Which data these are, for the records of a run."""
+        """The identity of the data, for the records of a run."""
         revision = (self.revision or self.dataset.revision) if self.source == "hub" else None
         return {"dataset": self.dataset.name, "repository": self.dataset.repository, "revision": revision,
                 "split": self.split}  # fmt: skip
 
     def chosen_split(self, order: Sequence[str]) -> str:
-        """The split asked for, or the first of `order` that the source has.
+        """The requested split, or the first split of `order` that the source has.
 
-        Raises DataError when the folder has none of them.
+        Raises DataError if the folder has none of the splits.
         """
         if self.split is not None:
             return self.split
@@ -69,13 +69,13 @@ class Origin:
         raise DataError(self._nothing_in_folder(order))
 
     def has(self, split: str) -> bool:
-        """Whether a folder holds files of a split."""
+        """Whether the folder has files of a split."""
         return bool(self._in_folder(split))
 
     def files(self, *splits: str) -> list[list[DataFile]]:
-        """The files of each split, their checksums checked where the study gives them.
+        """The files of each split, verified against the study's checksums, if any.
 
-        Raises DataError when files are missing or differ, ConfigError when `sha256` names none of them.
+        Raises DataError if files are missing or differ, ConfigError if `sha256` names none of the files.
         """
         if self.source == "hub":
             found = fetch(self.dataset, [self.dataset.hub[split] for split in splits], self.revision)
@@ -123,7 +123,7 @@ class Origin:
 def origin_of(task: Any, dataset: DataSet) -> Origin | None:
     """The origin of a task's data from its fields; None for the data sets in this package.
 
-    Raises ConfigError for what `Origin` refuses, and for options of published data beside the pocket source.
+    Raises ConfigError if `Origin` does, and for options of published data with the pocket source.
     """
     if task.source != "pocket":
         return Origin(
@@ -141,9 +141,9 @@ def origin_of(task: Any, dataset: DataSet) -> Origin | None:
 
 
 def read_pocket(file: str, required: Sequence[str]) -> list[dict[str, Any]]:
-    """Rows of one of this package's own data sets (JSON lines).
+    """The rows of a data set in this package (JSON lines).
 
-    Raises DataError naming file, line and field when a row is damaged.
+    Raises DataError, with file, line and field, if a row is damaged.
     """
     text = resources.files("llmkick.tasks.pocket").joinpath(file).read_text(encoding="utf-8")
     rows = []
@@ -162,10 +162,10 @@ def read_pocket(file: str, required: Sequence[str]) -> list[dict[str, Any]]:
 def stratified_sample(
     items: Sequence[Item], limit: int | None, seed: int, *, by: Callable[[Item], str] = attrgetter("cluster")
 ) -> list[Item]:
-    """A seeded random sample of `limit` items with each cluster's share kept; all items without a limit.
+    """A seeded random sample of `limit` items, stratified by cluster; all items without a limit.
 
-    `by` names other strata than the clusters.
-    The items keep their order, so that those of one cluster, which often share a prompt, stay together.
+    `by` gives the stratum of an item, if not its cluster.
+    The items keep their order, so items of the same cluster, which often share a prompt, stay together.
     """
     if limit is None or limit >= len(items):
         return list(items)
@@ -177,7 +177,7 @@ def stratified_sample(
         generator.shuffle(members)
     order = list(clusters.values())
     generator.shuffle(order)
-    # Systematic sampling: every len/limit-th item along the shuffled clusters gives each cluster its share.
+    # Systematic sampling takes every (len/limit)-th item of the shuffled clusters, so each keeps its proportion.
     line = [index for members in order for index in members]
     step = len(line) / limit
     start = generator.random() * step

@@ -1,7 +1,7 @@
-"""A data file in any of its layouts (CSV, TSV, JSON, JSON lines, parquet; .gz of each text one) → rows with a place.
+"""Readers of data files (CSV, TSV, JSON, JSON lines, parquet; text formats also as .gz) that give rows with positions.
 
-Nothing is guessed: every cell stays the text or the value that the file holds ("None" is a word, an empty cell is
-empty), and whatever is missing, damaged or of another type is a DataError that names file, row and column.
+The readers do not convert values: each cell keeps the text or value of the file ("None" is a word, an empty cell is
+empty). Missing or damaged data and wrong types raise DataError with file, row and column.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 from llmkick.errors import DataError
 
 _UNREADABLE = (OSError, EOFError, zlib.error)
-# Rows of a parquet file held in memory at once: TriviaQA's hold whole Wikipedia pages.
+# Rows of a parquet file in memory at a time. The limit is low because TriviaQA rows contain whole Wikipedia pages.
 _PARQUET_ROWS = 256
 
 
@@ -29,8 +29,8 @@ _PARQUET_ROWS = 256
 class Row:
     """One row: the file's name, the row's number from 1 (for JSON lines the line), and its cells by column.
 
-    `within` is the object that the row is part of. Every getter raises DataError when the column is missing or
-    holds something else than is asked for.
+    `within` is the prefix of the column names in error messages, if the row is a nested object. Every getter raises
+    DataError if the column is missing or has a value of another type.
     """
 
     file: str
@@ -39,22 +39,22 @@ class Row:
     within: str = ""
 
     def fail(self, column: str, problem: str) -> NoReturn:
-        """Raise DataError naming file, row and column."""
+        """Raise DataError with file, row and column."""
         raise DataError(f"{self.file}, row {self.number}, column {self.within + column!r}: {problem}")
 
     def get(self, column: str) -> Any:
-        """The cell as it is; a column that is not there is an error, a null is None."""
+        """The unchanged value of the cell; null is None. Raises DataError if the column is missing."""
         if column not in self.values:
             there = ", ".join(map(repr, self.values)) or "nothing"
             self.fail(column, f"is missing; the row has {there}")
         return self.values[column]
 
     def text(self, column: str, *, blank: bool = False) -> str:
-        """Text, not blank unless that is allowed."""
+        """The text of the cell; blank text is an error unless `blank` is true."""
         return self.as_text(column, self.get(column), blank=blank)
 
     def as_text(self, column: str, value: Any, *, blank: bool = False) -> str:
-        """A value found inside the cell, checked like `text`."""
+        """A value inside the cell, checked like `text`."""
         if not isinstance(value, str):
             self.fail(column, f"is {_kind(value)}, not text")
         if not (blank or value.strip()):
@@ -62,24 +62,24 @@ class Row:
         return value
 
     def texts(self, column: str, *, least: int = 1) -> tuple[str, ...]:
-        """A list of at least so many texts, none blank."""
+        """A list of at least `least` texts, none of them blank."""
         return self.as_texts(column, self.get(column), least=least)
 
     def as_texts(self, column: str, value: Any, *, least: int = 1) -> tuple[str, ...]:
-        """A value found inside the cell, checked like `texts`."""
+        """A value inside the cell, checked like `texts`."""
         values = self.as_list(column, value)
         if len(values) < least:
             self.fail(column, f"is a list of {len(values)}, expected at least {least}" if values else "is empty")
         return tuple(self.as_text(column, one) for one in values)
 
     def as_list(self, column: str, value: Any) -> list[Any]:
-        """A value found in the cell that must be a list."""
+        """A value inside the cell, which must be a list."""
         if not isinstance(value, list):
             self.fail(column, f"is {_kind(value)}, not a list")
         return value
 
     def whole(self, column: str) -> int:
-        """A whole number; text of digits counts, as CSV and TSV have nothing else."""
+        """An integer; text of digits is accepted, because CSV and TSV cells are text."""
         value = self.get(column)
         if isinstance(value, str):
             try:
@@ -93,7 +93,7 @@ class Row:
         return value
 
     def part(self, column: str, value: Any = None) -> Row:
-        """The object in a cell as a row of its own: its columns are `column.name`d in messages."""
+        """The object in a cell as a nested row; error messages call its columns `column.name`."""
         inner = self.get(column) if value is None else value
         if not isinstance(inner, dict):
             self.fail(column, f"is {_kind(inner)}, not an object")
@@ -110,10 +110,10 @@ def _kind(value: Any) -> str:
 
 
 def read_table(path: Path, columns: Sequence[str] = (), *, name: str | None = None) -> Iterator[Row]:
-    """Rows of a file by its ending: .jsonl, .json (JSON lines, as C4's and CNN/DailyMail's), .tsv, .parquet; .gz too.
+    """The rows of a file. Extensions: .jsonl, .json (JSON lines, as in C4 and CNN/DailyMail), .tsv, .parquet; also .gz.
 
-    `columns` must all be there; of a parquet file no others are read. `name` is what errors call the file.
-    Raises DataError for another ending, and for whatever cannot be read, with the row it was found in.
+    All `columns` must exist; other columns of a parquet file are not read. `name` is the file name in error messages.
+    Raises DataError for another extension, and for unreadable data, with its row.
     """
     name = name or path.name
     ending = path.name.removesuffix(".gz").rpartition(".")[2].lower()
@@ -127,7 +127,7 @@ def read_table(path: Path, columns: Sequence[str] = (), *, name: str | None = No
 
 
 def read_bytes(path: Path, name: str | None = None) -> bytes:
-    """A whole file, unpacked when it is .gz. Raises DataError when it is unreadable or cut short."""
+    """The contents of a file, decompressed if it is .gz. Raises DataError if the file is unreadable or truncated."""
     try:
         return gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except _UNREADABLE as error:
@@ -135,7 +135,7 @@ def read_bytes(path: Path, name: str | None = None) -> bytes:
 
 
 def read_text(path: Path, name: str | None = None) -> str:
-    """A whole file as UTF-8 text. Raises DataError naming the line with a broken character."""
+    """The contents of a file as UTF-8 text. Raises DataError with the line of an invalid character."""
     raw = read_bytes(path, name).removeprefix(codecs.BOM_UTF8)
     try:
         return raw.decode("utf-8")
@@ -145,7 +145,7 @@ def read_text(path: Path, name: str | None = None) -> str:
 
 
 def read_json(path: Path, name: str | None = None) -> Any:
-    """A file that is one JSON document. Raises DataError naming the line where it breaks."""
+    """The value of a JSON document. Raises DataError with the line of a syntax error."""
     try:
         return json.loads(read_text(path, name), parse_constant=_no_number)
     except ValueError as error:
@@ -153,7 +153,7 @@ def read_json(path: Path, name: str | None = None) -> Any:
 
 
 def read_csv(path: Path, columns: Sequence[str], *, name: str | None = None) -> list[Row]:
-    """Rows of a CSV file without a header: exactly these columns, every cell as text. Blank lines are no rows."""
+    """The rows of a CSV file without a header: exactly these columns, all cells as text, blank lines skipped."""
     name = name or path.name
     rows = []
     for number, cells in _records(csv.reader(_lines(path, name), strict=True), name):
@@ -165,7 +165,7 @@ def read_csv(path: Path, columns: Sequence[str], *, name: str | None = None) -> 
 
 
 def _read_delimited(path: Path, columns: Sequence[str], name: str) -> Iterator[Row]:
-    """Rows of a TSV file with a header."""
+    """The rows of a TSV file with a header."""
     records = _records(csv.reader(_lines(path, name), delimiter="\t", strict=True), name)
     _, header = next(records, (0, []))
     _require(columns, header, name)
@@ -176,7 +176,7 @@ def _read_delimited(path: Path, columns: Sequence[str], name: str) -> Iterator[R
 
 
 def _lines(path: Path, name: str) -> io.StringIO:
-    # Not splitlines, which also breaks at the separators of Unicode that stand inside cells.
+    # Not splitlines, because it also splits at Unicode separators inside cells.
     return io.StringIO(read_text(path, name), newline="")
 
 
@@ -249,7 +249,7 @@ def _require(columns: Sequence[str], found: Sequence[str], name: str) -> None:
 
 
 def refuse_repeated_ids(rows: Iterable[tuple[Row, str]], column: str) -> None:
-    """Raise DataError at the first id that an earlier row has."""
+    """Raise DataError at the first id that repeats the id of an earlier row."""
     seen: dict[str, Row] = {}
     for row, identity in rows:
         first = seen.setdefault(identity, row)

@@ -1,1 +1,1 @@
-"""The LLM judge: its prompts, the clients that ask it, the replies it gives."""
+"""The LLM judge: its prompts, its clients and the parsing of its replies."""

@@ -1,6 +1,6 @@
-"""A judge that can be asked: an OpenAI-compatible endpoint, or a local model.
+"""Clients for a judge: an OpenAI-compatible endpoint or a local model.
 
-`llmkick.models.server.endpoint` connects, sends the key and retries; this module adds what only a judge needs.
+`llmkick.models.server.endpoint` connects, sends the key and retries; this module adds the judge-specific parts.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ from llmkick.models.checkpoints.checkpoint import locate
 from llmkick.models.checkpoints.loading import load_model
 from llmkick.models.language_model import GenerateRequest, Generation, LanguageModel, Message, Unanswered
 
-if TYPE_CHECKING:  # the client library takes a second
+if TYPE_CHECKING:  # importing the client library takes a second
     from llmkick.models.server.address import Address
     from llmkick.models.server.endpoint import Endpoint
 
 DEFAULT_KEY_ENV = "OPENAI_API_KEY"
-# So many requests in a row that failed for good mean that the judge is gone: to go on asking would only cost time.
+# After this many consecutive failed requests the judge counts as unavailable; further requests would only waste time.
 MOST_FAILURES = 5
-# A local judge is asked so many questions at a time.
+# Number of questions per batch of a local judge.
 LOCAL_BATCH = 8
-# What the paper's prompts were run with (FastChat's settings); a strict judge is as deterministic as it can be.
+# Temperature for the paper's prompts (FastChat's setting). The strict protocol uses 0, the most deterministic value.
 PAPER_TEMPERATURE = 0.2
-# In this order they are given up when an endpoint refuses a request and names one of them.
+# Optional parameters, in the order in which they are dropped if the endpoint's error message names them.
 _OPTIONAL = ("response_format", "seed", "temperature", "max_tokens")
 _PROBE = (Message("user", "Reply with the word: ready"),)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """One thing to ask a judge; `key` is the caller's. `schema` is the JSON that the reply should be."""
+    """One question for a judge. The caller chooses `key`; `schema` is the JSON schema of the expected reply."""
 
     key: str
     messages: tuple[Message, ...]
@@ -46,7 +46,7 @@ class Question:
 
 @dataclass(frozen=True, kw_only=True)
 class Reply:
-    """What a judge wrote, whether it was cut by its length, and the tokens that were used."""
+    """The text of a judge's reply, whether the token limit truncated it, and the numbers of tokens used."""
 
     text: str
     cut: bool
@@ -56,39 +56,39 @@ class Reply:
 
 @dataclass(frozen=True, kw_only=True)
 class NoReply:
-    """A question without a reply, and why. It was not answered, so it may be asked again another time."""
+    """The reason why a question has no reply. The question can be asked again later."""
 
     reason: str
 
 
-# Replies by the key of their question.
+# Pairs of question key and reply.
 Replies = Iterator[tuple[str, Reply | NoReply]]
 OVER_BUDGET = "not asked: the budget is spent"
 
 
 class Judge(Protocol):
-    """Whoever can be asked for judgements."""
+    """A source of judgements."""
 
     @property
     def identity(self) -> str:
-        """What tells it from other judges. Raises JudgeError where it cannot be found."""
+        """A string that identifies the judge. Raises JudgeError if it cannot be determined."""
         ...
 
     def check(self) -> None:
-        """Raise JudgeError when it cannot be asked: no key, wrong address, unknown model."""
+        """Raise JudgeError if the judge cannot be used: no key, wrong address, unknown model."""
         ...
 
     def ask(self, questions: Sequence[Question], *, known: Collection[str], afford: Callable[[], bool]) -> Replies:
-        """Replies to all questions but the `known`, by key, in any order, each as soon as it is there.
+        """Yield (key, reply) for all questions whose key is not in `known`, in any order, as soon as a reply arrives.
 
-        None is begun once `afford` says no.
+        No new request starts after `afford` returns False.
         """
         ...
 
 
 @dataclass(kw_only=True)
 class EndpointJudge:
-    """An OpenAI-compatible chat endpoint; `timeout` and `attempts` as for `models.server.endpoint.Endpoint`."""
+    """An OpenAI-compatible chat endpoint. For `timeout` and `attempts`, see `models.server.endpoint.Endpoint`."""
 
     address: Address
     api_key_env: str = DEFAULT_KEY_ENV
@@ -97,7 +97,7 @@ class EndpointJudge:
     concurrency: int = 4
     timeout: float = 120.0
     attempts: int = 6
-    # Parameters that the endpoint turned out not to know; found when it is first asked.
+    # Parameters that the endpoint does not support. Its error messages reveal them.
     refused: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
@@ -105,7 +105,7 @@ class EndpointJudge:
 
     @property
     def identity(self) -> str:
-        """Its address and name: what stands behind them is the endpoint's affair."""
+        """The address and model name of the endpoint. The client cannot verify the weights behind them."""
         return str(self.address)
 
     @cached_property
@@ -123,14 +123,14 @@ class EndpointJudge:
         )
 
     def check(self) -> None:
-        """One tiny request: it shows that address, key and model are right."""
+        """Send one small request, which shows that the address, the key and the model are valid."""
         try:
             self._complete(Question(key="", messages=_PROBE), max_tokens=16)
         except KickError as error:
             raise JudgeError(self._explained(error)) from error
 
     def ask(self, questions: Sequence[Question], *, known: Collection[str], afford: Callable[[], bool]) -> Replies:
-        """As many at a time as `concurrency` allows; after failures in a row, or one that nothing mends, no more."""
+        """Send up to `concurrency` requests at a time; stop after consecutive failures or one permanent failure."""
         from llmkick.models.server.failures import is_permanent, is_transient
 
         waiting = [question for question in reversed(questions) if question.key not in known]
@@ -162,7 +162,7 @@ class EndpointJudge:
     def _complete(
         self, question: Question, *, max_tokens: int | None = None, cancelled: threading.Event | None = None
     ) -> Reply:
-        """One reply; parameters that the endpoint refuses are left out from then on."""
+        """The reply to one question. Parameters that the endpoint refuses are omitted from all later requests."""
         from llmkick.models.server.endpoint import RefusedError
         from llmkick.models.server.failures import text_of
 
@@ -194,7 +194,7 @@ class EndpointJudge:
             }
         with self._lock:
             given = {name: value for name, value in wanted.items() if value is not None and name not in self.refused}
-            if "max_tokens" in self.refused:  # newer models of OpenAI's call it so
+            if "max_tokens" in self.refused:  # the name of this parameter in newer OpenAI models
                 given["max_completion_tokens"] = max_tokens
         return {"messages": [message._asdict() for message in question.messages], **given}
 
@@ -204,7 +204,7 @@ class EndpointJudge:
 
 @contextmanager
 def _set_at_the_end() -> Iterator[threading.Event]:
-    """An event that is set when the block is left, by an error or Ctrl-C too: nobody tries again after that."""
+    """An event that is set when the block exits, also by an error or Ctrl-C, so that running requests stop retrying."""
     event = threading.Event()
     try:
         yield event
@@ -214,7 +214,7 @@ def _set_at_the_end() -> Iterator[threading.Event]:
 
 @dataclass(kw_only=True)
 class LocalJudge:
-    """A model of this machine, loaded when it is first asked; it decodes greedily."""
+    """A model on this machine, loaded at the first question, with greedy decoding."""
 
     reference: str
     dtype: str = "auto"
@@ -226,18 +226,18 @@ class LocalJudge:
 
     @cached_property
     def identity(self) -> str:
-        """The digest of its files."""
+        """The digest of the model's files."""
         try:
             return locate(self.reference).digest
         except KickError as error:
             raise JudgeError(f"the judge {self.reference} cannot be used: {error}") from error
 
     def check(self) -> None:
-        """Find its files. Raises JudgeError when there are none."""
+        """Find the model's files. Raises JudgeError if there are none."""
         _ = self.identity
 
     def ask(self, questions: Sequence[Question], *, known: Collection[str], afford: Callable[[], bool]) -> Replies:
-        """In batches that depend on the questions alone, not on what is known: as it answers, so it resumes."""
+        """Generate in batches that depend only on the questions, not on `known`, so that a resumed run is identical."""
         for start in range(0, len(questions), LOCAL_BATCH):
             batch = questions[start : start + LOCAL_BATCH]
             new = [question.key for question in batch if question.key not in known]

@@ -1,8 +1,8 @@
-"""Scores in what judges write: read only where there is no doubt, unreadable otherwise.
+"""Extraction of scores from the free text of a judge's reply; an ambiguous reply counts as unreadable.
 
-Two answers are scored on a scale of 1 to 10. A reply is read by every form that it could have: a line of nothing but
-two numbers, a labelled tuple, "Assistant 1: 8/10", "8.5/10 for Assistant 1". Forms that contradict each other, numbers
-outside the scale, and numbers whose owner is not said are no scores.
+A judge scores two answers on a scale of 1 to 10. The parser tries all supported forms: a line of only two numbers, a
+labelled tuple, "Assistant 1: 8/10", "8.5/10 for Assistant 1". It rejects forms that contradict each other, numbers
+outside the scale, and numbers that do not clearly belong to one of the assistants.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from typing import Literal
 
 Kind = Literal["general", "coding", "maths", "summary"]
 Pairs = tuple[tuple[float, float], ...]
-# What a summary is rated for, in the order of the paper's prompt.
+# The aspects of a summary that the judge rates, in the order of the paper's prompt.
 ASPECTS = ("coherence", "consistency", "fluency", "relevance")
 
 
 @dataclass(frozen=True)
 class Unreadable:
-    """A reply without scores, and why."""
+    """A reply without usable scores, with the reason."""
 
     reason: str
 
@@ -31,7 +31,7 @@ CONTRADICTION = Unreadable("its scores contradict each other")
 OUTSIDE = Unreadable("a score is outside 1 to 10")
 
 _NUMBER = r"([-−+]?[0-9]+(?:\.[0-9]+)?)"
-# "/10", "out of 10"; then nothing that would make it another number: 8.5.1, 8/12, 8%, 8,5.
+# "/10" or "out of 10". The lookahead rejects text that would make it a different number: 8.5.1, 8/12, 8%, 8,5.
 _OF_TEN = r"\s*(?:/\s*10|out\s+of\s+(?:10|ten))"
 _NO_MORE = r"(?![0-9%]|\s*/|[.,][0-9])"
 _SCORE = rf"{_NUMBER}(?:{_OF_TEN})?{_NO_MORE}"
@@ -59,7 +59,7 @@ _OWNER = (
     rf"(?:{_WHOSE}[\s_]*)?\#?[12]\b(?!\s*/|\.[0-9]|\s+out\b))(?:['’]s)?(?:\s+(?:answer|response|summary|submission|solution|code))?[\"']?"
 )
 _QUALITY = r"(?:(?:an?|the|overall|final|total)\s+)*"
-# What may stand behind a score: the end of the clause, or the word that begins the next.
+# Text that may follow a score: the end of the clause, or the first word of the next clause.
 _THEN = (
     r"(?=\s*(?:$|[;)\]}|\"'’]|,(?![0-9])|\.(?![0-9])|\s(?:and|but|while|whereas|because|as|for|since|points?)\b"
     rf"|\s[-–—]\s|\s{_WHOSE}[\s_]*\#?[12]\b))"
@@ -74,7 +74,7 @@ _NAMED_SURE = re.compile(
     rf"{_OWNER}(?:\s*[:=|–—(]\s*|\s+-\s+|\s+(?:{_VERB}\s+)*(?:scores?\s+|scored\s+|rated\s+)?{_QUALITY}){_SURE_SCORE}",
     re.IGNORECASE | re.MULTILINE,
 )
-# Without "/10" or "score" only right behind the name: in a maths reply that would be a result as well.
+# Without "/10" or "score", the number must directly follow the name. In a maths reply it could be a result instead.
 _NAMED_BARE = re.compile(
     rf"{_OWNER}(?:\s*[:=|–—]\s*|\s+-\s+|\s+(?:scores|scored|is\s+rated|was\s+rated)\s+{_QUALITY}){_SCORE}{_THEN}",
     re.IGNORECASE | re.MULTILINE,
@@ -99,14 +99,14 @@ _ENUMERATED = re.compile(r"[0-9]{1,2}[.)]\s+")
 
 @dataclass(frozen=True)
 class _Line:
-    """A line that holds a letter or a digit, without its Markdown; `fence` is the number of its code block."""
+    """A line with at least one letter or digit, without Markdown; `fence` is the index of its code block, if any."""
 
     text: str
     fence: int | None
 
 
 def read_scores(text: str, kind: Kind) -> Pairs | Unreadable:
-    """The pairs (Assistant 1, Assistant 2) in a reply: one, or for kind "summary" one for each aspect."""
+    """The score pairs (Assistant 1, Assistant 2) in a reply: one pair per aspect for kind "summary", else one pair."""
     lines = _lines(text)
     if not lines:
         return Unreadable("the reply is empty")
@@ -136,14 +136,14 @@ def _lines(text: str) -> list[_Line]:
 
 
 def _numbers(match: re.Match[str]) -> list[float]:
-    """The scores of a match: all its unnamed groups that matched."""
+    """The scores in a match: the values of its unnamed groups."""
     named = set(match.re.groupindex.values())
     found = [match[number] for number in range(1, match.re.groups + 1) if number not in named]
     return [float(one.replace("−", "-")) for one in found if one is not None]
 
 
 def _own_line(line: _Line) -> tuple[tuple[float, float], bool] | None:
-    """The two numbers that a line consists of, and whether it says that they are scores."""
+    """The two numbers of a line with only them and an optional title ("Scores:"), and whether it has a title."""
     match = _LINE.fullmatch(line.text)
     if match is None and (enumerator := _ENUMERATED.match(line.text)):
         match = _LINE.fullmatch(line.text[enumerator.end() :])
@@ -154,7 +154,7 @@ def _own_line(line: _Line) -> tuple[tuple[float, float], bool] | None:
 
 
 def _reversed(lines: Sequence[_Line], index: int) -> bool:
-    """Whether the line above, or a short one below, names Assistant 2 first."""
+    """Whether the line above, or a short line below, names Assistant 2 before Assistant 1."""
     above = lines[index - 1].text if index else ""
     below = lines[index + 1].text if index + 1 < len(lines) else ""
     near = [above, below if len(below.split()) <= 6 else ""]
@@ -180,24 +180,24 @@ def _read_pair(lines: Sequence[_Line], kind: Kind) -> Pairs | Unreadable:
 
 
 def _pair_lines(lines: Sequence[_Line], kind: Kind) -> Iterator[tuple[float, float]]:
-    """Lines of nothing but two scores."""
+    """The score pairs of lines that contain only two scores."""
     blocks = [line.fence for line in lines]
     for index, line in enumerate(lines):
         found = _own_line(line)
         if found is None or _reversed(lines, index):
             continue
         pair, titled = found
-        # Code and its output may well have lines of two numbers.
+        # Code and its output can also contain lines of two numbers.
         alone = line.fence is None or blocks.count(line.fence) == 1
         at_an_end = index in (0, len(lines) - 1)
-        # So may a solution: the coordinates of a point.
+        # A maths solution can also contain such lines, for example the coordinates of a point.
         announced = index > 0 and re.search(rf"\b(?:{_NOUN}|evaluation)\b", lines[index - 1].text, re.IGNORECASE)
         if titled or (alone and (kind != "maths" or at_an_end or announced)):
             yield pair
 
 
 def _named_scores(text: str, owner: str, kind: Kind) -> Iterator[float]:
-    """Scores that are said to be one assistant's."""
+    """The scores that the text assigns to assistant `owner` by name."""
     forms = [_NAMED_NOUN, _NAMED_SURE, _FOR_SURE]
     if kind != "maths":
         forms += [_NAMED_BARE, _FOR_BARE]
@@ -208,7 +208,7 @@ def _named_scores(text: str, owner: str, kind: Kind) -> Iterator[float]:
 
 
 def _read_summary(lines: Sequence[_Line]) -> Pairs | Unreadable:
-    """Four lines of two scores, or each with its aspect."""
+    """The score pairs of the four aspects, from four consecutive lines or from lines that name their aspect."""
     named: dict[str, set[tuple[float, float]]] = {}
     bare: list[int] = []
     for index, line in enumerate(lines):

@@ -1,1 +1,1 @@
-"""The six tasks of this package, one module each; `llmkick.tasks.registry` loads them by name."""
+"""The six built-in tasks, one module each; `llmkick.tasks.registry` loads a task by its name."""

@@ -1,4 +1,4 @@
-"""Questions about a passage, closed and open book: can the model still use what it is given? (TriviaQA setting)"""
+"""Question answering with and without a passage: can the model still use its context? (the paper's TriviaQA setting)"""
 
 from __future__ import annotations
 
@@ -19,18 +19,19 @@ from llmkick.tasks.prompting import SENTENCE_EXAMPLES, Prompting, question_promp
 from llmkick.tasks.question_answering import MAX_NEW_TOKENS, score_answer, score_either_way
 from llmkick.tasks.task import Answer, Item, Record, content_hash, is_whole, task_key
 
-# Tokens of evidence unless the study says otherwise: TriviaQA's pages run to tens of thousands.
+# Default limit on evidence tokens, because TriviaQA pages can have tens of thousands of tokens.
 EVIDENCE_TOKENS = 1024
-# No text has so many characters a token: a bound on what is kept in memory, not the cut.
+# Upper bound on characters per token. It limits the text held in memory; the tokenizer makes the actual cut.
 _CHARACTERS_A_TOKEN = 16
 
 
 @dataclass(frozen=True, kw_only=True)
 class ContextQA:
-    """The same questions without (`closed`) and with (`open`) the passage that may hold the answer.
+    """The same questions without (`closed`) and with (`open`) the passage that may contain the answer.
 
-    Published evidence is cut to `evidence_tokens` of the model's tokens; every prompt is made to fit the model by
-    fewer worked examples, then shorter evidence, and the record's details say so. The question is never cut.
+    Published evidence is truncated to `evidence_tokens` tokens of the model. If a prompt does not fit the model, the
+    task drops the worked examples first and then shortens the evidence; the record's details report both changes.
+    The question is never truncated.
     """
 
     variant: str = "closed"
@@ -56,27 +57,27 @@ class ContextQA:
 
     @property
     def name(self) -> str:
-        """Name with its variant."""
+        """The task name with its variant."""
         return f"context_qa:{self.variant}"
 
     @property
     def setting(self) -> str:
-        """Closed book asks for knowledge, open book for its use."""
+        """Closed book tests knowledge; open book tests the use of a given text."""
         return "knowledge" if self.variant == "closed" else "synthesis"
 
     @property
     def prompting(self) -> Prompting | None:
-        """The paper's prompts are raw text."""
+        """Protocol `paper` uses raw-text prompts, as the paper does; None leaves the choice open."""
         return "raw" if self.protocol == "paper" else None
 
     @cached_property
     def origin(self) -> Origin | None:
-        """Where published data comes from; None for the pocket suite."""
+        """Where the published data comes from; None for the pocket suite."""
         return origin_of(self, TRIVIAQA)
 
     @property
     def _evidence_tokens(self) -> int | None:
-        """The cut of the evidence; pocket passages are whole unless a cut is asked for."""
+        """The limit on evidence tokens; None keeps pocket passages whole when the study sets no limit."""
         return self.evidence_tokens or (None if self.origin is None else EVIDENCE_TOKENS)
 
     @cached_property
@@ -102,26 +103,26 @@ class ContextQA:
 
     @property
     def notes(self) -> Sequence[str]:
-        """What was left out of the data."""
+        """Statements about the rows that were left out of the data."""
         return self._loaded.notes
 
     @property
     def key(self) -> Mapping[str, Any]:
-        """Everything about the task that can change a score."""
+        """All properties of the task that can change a score."""
         key = task_key(self, content_hash(self._loaded.items))
         if self._evidence_tokens is not None and self.variant == "open":
             key["evidence_tokens"] = self._evidence_tokens
         return key
 
     def items(self, model: LanguageModel | None = None) -> Sequence[Item]:
-        """The sampled questions, the same for both variants; the evidence is cut for a model only."""
+        """The sampled questions, identical for both variants. Evidence is truncated only when a model is given."""
         items = stratified_sample(self._loaded.items, self.limit, self.seed)
         if self.origin is not None and self.variant == "closed":
             return [replace(item, context="") for item in items]
         return items if model is None else [self._fitted(item, model) for item in items]
 
     def _fitted(self, item: Item, model: LanguageModel) -> Item:
-        """An item whose prompt the model holds, and in its details whatever was changed for that."""
+        """The item with a prompt that fits the model; its details record every change made to fit it."""
         whole, details = item.context, dict(item.details)
 
         def prompts(text: str, shots: int) -> list[Prompt]:
@@ -133,7 +134,7 @@ class ContextQA:
         if not fits(model, prompts(text, shots), MAX_NEW_TOKENS):
             details["shots"] = shots = 0
             if self.variant == "open":
-                # Without room for any evidence it stays: the model then says that the prompt is too long.
+                # If no evidence fits, keep the text, so that the model reports that the prompt is too long.
                 text = shorter_text(model, text, lambda shorter: prompts(shorter, 0), MAX_NEW_TOKENS) or text
         if self.variant == "open" and (self.origin is not None or text != whole):
             details |= {
@@ -152,9 +153,9 @@ class ContextQA:
         return question_prompt(item.question, examples, prompting, passage=passage)
 
     def requests(self, item: Item, prompting: Prompting) -> Sequence[ScoreRequest | GenerateRequest]:
-        """One short generation."""
+        """One short generation request."""
         return [GenerateRequest(self._prompt(item, prompting), stops=("\n",), max_new_tokens=MAX_NEW_TOKENS)]
 
     def score(self, item: Item, answers: Sequence[Answer]) -> Record:
-        """1 when an alias is in the first line, or (paper) one is a substring of the other."""
+        """1 if the first line contains an alias; in protocol `paper`, if either contains the other."""
         return score_either_way(item, answers[0]) if self.protocol == "paper" else score_answer(item, answers[0])

@@ -1,4 +1,4 @@
-"""Factoid question answering: is a fact still there? (the paper's FreebaseQA setting; PopQA by popularity)"""
+"""Factoid questions: does the model still know a fact? (the paper's FreebaseQA setting; PopQA by popularity)"""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ from llmkick.tasks.task import Answer, Item, Record, content_hash, task_key
 
 @dataclass(frozen=True, kw_only=True)
 class FactoidQA:
-    """Short questions, greedy short answers.
+    """Short questions with short answers, decoded greedily.
 
-    Protocol `strict`: right when an alias stands in the first line as whole words. Protocol `paper`: the paper's
-    prompt, right when an alias is a substring of the whole output, spaces and case removed.
+    In protocol `strict` an answer is correct if its first line contains an alias as whole words. Protocol `paper`
+    uses the paper's prompt; an answer is correct if an alias is a substring of the whole output, after spaces are
+    removed and case is ignored.
     """
 
     data: str = ""
@@ -48,17 +49,17 @@ class FactoidQA:
 
     @property
     def name(self) -> str:
-        """Name, with the data set where it is not FreebaseQA."""
+        """The task name, followed by the data set if it is not FreebaseQA."""
         return f"factoid_qa:{self.data}" if self.data else "factoid_qa"
 
     @property
     def prompting(self) -> Prompting | None:
-        """The paper's prompt is raw text."""
+        """Protocol `paper` uses raw-text prompts, as the paper does; None leaves the choice open."""
         return "raw" if self.protocol == "paper" else None
 
     @cached_property
     def origin(self) -> Origin | None:
-        """Where published data comes from; None for the pocket suite."""
+        """Where the published data comes from; None for the pocket suite."""
         return origin_of(self, POPQA if self.data == "popqa" else FREEBASEQA)
 
     @cached_property
@@ -75,12 +76,12 @@ class FactoidQA:
 
     @property
     def notes(self) -> Sequence[str]:
-        """What was left out of the data."""
+        """Statements about the rows that were left out of the data."""
         return self._loaded.notes
 
     @property
     def key(self) -> Mapping[str, Any]:
-        """Everything about the task that can change a score."""
+        """All properties of the task that can change a score."""
         return task_key(self, content_hash(self._loaded.items))
 
     def items(self, model: LanguageModel | None = None) -> Sequence[Item]:
@@ -88,7 +89,7 @@ class FactoidQA:
         return stratified_sample(self._loaded.items, self.limit, self.seed)
 
     def requests(self, item: Item, prompting: Prompting) -> Sequence[ScoreRequest | GenerateRequest]:
-        """One short generation."""
+        """One short generation request."""
         if self.protocol == "paper":
             prompt = f"Please give answer to this question: {item.question} The answer is"
             return [GenerateRequest(prompt, max_new_tokens=MAX_NEW_TOKENS)]
@@ -96,5 +97,5 @@ class FactoidQA:
         return [GenerateRequest(asked, stops=("\n",), max_new_tokens=MAX_NEW_TOKENS)]
 
     def score(self, item: Item, answers: Sequence[Answer]) -> Record:
-        """1 when an alias is in the first line, or (paper) anywhere in the output."""
+        """1 if the first line contains an alias; in protocol `paper`, if the output contains an alias anywhere."""
         return score_anywhere(item, answers[0]) if self.protocol == "paper" else score_answer(item, answers[0])

@@ -1,4 +1,4 @@
-"""Open questions of one or two turns: can the model still hold a conversation? (the paper's MT-Bench setting)"""
+"""Open-ended questions of one or two turns: can the model still hold a conversation? (the paper's MT-Bench setting)"""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from llmkick.tasks.task import Answer, Item, Record, content_hash, is_whole, tas
 from llmkick.tasks.text_measures import distinct_share, repetition, words_of
 
 MAX_NEW_TOKENS = {"strict": 512, "paper": 1024}
-# How a model without a chat template is asked: the conversation format of Vicuna v1.1, the paper's model.
+# Prompt format for models without a chat template: the conversation format of Vicuna v1.1, the paper's model.
 SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
@@ -38,11 +38,12 @@ KIND_OF_CATEGORY: Mapping[str, Kind] = {"coding": "coding", "math": "maths"}
 
 @dataclass(frozen=True, kw_only=True)
 class Instruction:
-    """Questions of one turn or two; the second is asked after the model's own first answer.
+    """Questions of one or two turns; the second turn follows the model's own answer to the first.
 
-    Each turn is an item, and its question their cluster; a `limit` counts questions. The score is how likely the
-    dense model finds the answer: exp of its mean log-probability (nats a token), in [0, 1]. It falls when answers
-    become odd, but a loop is likely text too, so repetition and the count of different tokens stand beside it.
+    Each turn is an item, and all turns of a question form a cluster; `limit` counts questions. The score is the
+    likelihood of the answer under the dense model: exp of the mean log-probability (nats per token), in [0, 1].
+    Unusual text lowers the score, but a repetition loop is also likely text, so each record also reports the
+    repetition and the number of distinct tokens.
     """
 
     data: str = ""
@@ -58,7 +59,7 @@ class Instruction:
     metric = "likelihood"
     chance_level = 0.0
     setting = "instruction"
-    prompting = None  # a chat template where there is one, in the paper too
+    prompting = None  # use the chat template if the model has one, as the paper does
     split = None
 
     def __post_init__(self) -> None:
@@ -72,7 +73,7 @@ class Instruction:
 
     @property
     def name(self) -> str:
-        """Name, with the data set where it is Vicuna's."""
+        """The task name, followed by the data set if it is Vicuna's."""
         return f"instruction:{self.data}" if self.data else "instruction"
 
     @property
@@ -81,7 +82,7 @@ class Instruction:
 
     @cached_property
     def origin(self) -> Origin | None:
-        """Where published data comes from; None for the pocket suite."""
+        """Where the published data comes from; None for the pocket suite."""
         return origin_of(self, VICUNA_80 if self.data == "vicuna" else MT_BENCH)
 
     @cached_property
@@ -100,7 +101,7 @@ class Instruction:
 
     @cached_property
     def _items(self) -> tuple[Item, ...]:
-        """Every turn of every question, in order."""
+        """All turns of all questions, in order."""
         return tuple(item for dialogue in self._dialogues for item in _turns(dialogue))
 
     @cached_property
@@ -109,27 +110,27 @@ class Instruction:
 
     @property
     def notes(self) -> Sequence[str]:
-        """Nothing is left out."""
+        """Empty: the task uses all questions."""
         return ()
 
     @property
     def key(self) -> Mapping[str, Any]:
-        """Everything about the task that can change a score."""
+        """All properties of the task that can change a score."""
         return {**task_key(self, content_hash(self._items)), "max_new_tokens": self._max_new_tokens}
 
     def items(self, model: LanguageModel | None = None) -> Sequence[Item]:
-        """The turns of the sampled questions, each category with its share of the questions."""
+        """The turns of the sampled questions; the sample is stratified by category."""
         first = [item for item in self._items if not item.follows]
         by_category = stratified_sample(first, self.limit, self.seed, by=lambda item: str(item.details["category"]))
         chosen = {item.cluster for item in by_category}
         return [item for item in self._items if item.cluster in chosen]
 
     def requests(self, item: Item, prompting: Prompting) -> Sequence[GenerateRequest]:
-        """The first turn; of a later one, what a plan counts: an earlier answer of full length in its history."""
+        """One generation request; for a plan, placeholders of maximum length replace the earlier answers."""
         return self.follow_up(item, prompting, [" word" * self._max_new_tokens] * len(self._before(item)))
 
     def follow_up(self, item: Item, prompting: Prompting, earlier: Sequence[str]) -> Sequence[GenerateRequest]:
-        """One generation, after the user's earlier turns and the model's own answers to them."""
+        """One generation request; the prompt contains the earlier turns and the model's own answers to them."""
         history: list[Message] = []
         for asked, answered in zip(self._before(item), earlier, strict=True):
             history += [Message("user", asked), Message("assistant", answered.strip())]
@@ -139,7 +140,7 @@ class Instruction:
         return [GenerateRequest(prompt, stops=stops, max_new_tokens=self._max_new_tokens)]
 
     def _before(self, item: Item) -> list[str]:
-        """What the user said in the turns before, first to last."""
+        """The user messages of the earlier turns, oldest first."""
         said: list[str] = []
         while item.follows:
             item = self._by_id[item.follows]
@@ -147,11 +148,14 @@ class Instruction:
         return said[::-1]
 
     def judge_kind(self, item: Item) -> Kind:
-        """Which of the paper's prompts judges an answer: the coding and the maths questions have their own."""
+        """The kind of judge prompt for an item; the paper has separate prompts for coding and maths questions."""
         return KIND_OF_CATEGORY.get(item.details["category"], "general")
 
     def score(self, item: Item, answers: Sequence[Answer]) -> Record:
-        """How likely the dense model finds the answer. An empty answer scores 0; one that nobody read is unscored."""
+        """The likelihood of the answer under the dense model.
+
+        An empty answer scores 0. An answer that no reference model has read is unscored.
+        """
         answer = answers[0]
         if isinstance(answer, Unanswered):
             return unscored(item, answer.reason)
@@ -184,7 +188,7 @@ class Instruction:
         )
 
     def beside(self, record: Record, reference_answer: str) -> Record:
-        """As it is: what the dense model thinks of the answer is its score."""
+        """The record unchanged, because the score already compares the answer with the dense model."""
         return record
 
 
@@ -204,7 +208,7 @@ def _turns(dialogue: Dialogue) -> list[Item]:
 
 
 def _as_text(messages: Sequence[Message]) -> str:
-    """A conversation in Vicuna's format, ready for the assistant to speak."""
+    """The conversation in Vicuna's format, ending where the assistant's next message starts."""
     names = {"user": USER, "assistant": ASSISTANT}
     turns = [f"{names[message.role]} {message.content}" for message in messages]
     return " ".join([SYSTEM, *turns, ASSISTANT])

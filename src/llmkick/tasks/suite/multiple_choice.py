@@ -1,4 +1,4 @@
-"""Multiple choice: is the right option still the likeliest? (the paper's MMLU setting)"""
+"""Multiple-choice questions: is the correct option still the most likely one? (the paper's MMLU setting)"""
 
 from __future__ import annotations
 
@@ -26,21 +26,22 @@ from llmkick.tasks.fitting import fewer_shots, styles
 from llmkick.tasks.prompting import PHRASE_EXAMPLES, Prompting, conversation, question_prompt
 from llmkick.tasks.task import Answer, Item, Record, content_hash, is_whole, task_key, unscored
 
-# Worked examples a subject has, in MMLU as in the pocket suite.
+# Number of worked examples per subject, both in MMLU and in the pocket suite.
 MOST_SHOTS = 5
-# Room for the answer: a letter, or the longest option.
+# Tokens reserved for the answer, which is a letter or the longest option.
 _ANSWER_TOKENS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
 class MultipleChoice:
-    """Four options, two ways to choose.
+    """Questions with four options, scored by letter or by option text.
 
-    `letter`: the most likely of the four letters after `shots` worked examples of the subject and the
-    question with its options. `cloze`: the option whose text is the most likely answer to the bare question,
-    by log-probability a byte, so that long options are not punished; small models are at chance with letters.
-    Protocol `paper` (letter only) generates one token instead, right when its last character is the letter.
-    A prompt too long for the model has fewer worked examples, and the record's details say how many.
+    Variant `letter` chooses the most likely of the four letters after `shots` worked examples of the subject and the
+    question with its options. Variant `cloze` chooses the option whose text has the highest log-probability per byte
+    after the question alone; the normalization does not penalize long options. It suits small models, which score at
+    chance level with letters. Protocol `paper` (letter only) generates one token instead; the answer is correct if
+    the last character of the token is the letter. If a prompt is too long for the model, the task removes worked
+    examples, and the record's details give the number that remains.
     """
 
     variant: str = "letter"
@@ -67,22 +68,22 @@ class MultipleChoice:
 
     @property
     def name(self) -> str:
-        """Name with its variant."""
+        """The task name with its variant."""
         return f"multiple_choice:{self.variant}"
 
     @property
     def prompting(self) -> Prompting | None:
-        """The paper's prompt is raw text."""
+        """Protocol `paper` uses raw-text prompts, as the paper does; None leaves the choice open."""
         return "raw" if self.protocol == "paper" else None
 
     @cached_property
     def origin(self) -> Origin | None:
-        """Where published data comes from; None for the pocket suite."""
+        """Where the published data comes from; None for the pocket suite."""
         return origin_of(self, MMLU)
 
     @cached_property
     def _read(self) -> tuple[Loaded, list[Item]]:
-        """The questions, and the worked examples."""
+        """The questions and the worked examples."""
         if self.origin is not None:
             return read_mmlu(self.origin)
         fields = ("id", "subject", "discipline", "split", "question", "choices", "answer")
@@ -115,17 +116,17 @@ class MultipleChoice:
 
     @property
     def notes(self) -> Sequence[str]:
-        """What to know about the data."""
+        """Statements about the data that the results should report."""
         return self._read[0].notes
 
     @property
     def key(self) -> Mapping[str, Any]:
-        """Everything about the task that can change a score."""
+        """All properties of the task that can change a score."""
         data = content_hash([*self._read[0].items, *self._read[1]])
         return {**task_key(self, data), "shots": self.shots if self.variant == "letter" else 0}
 
     def items(self, model: LanguageModel | None = None) -> Sequence[Item]:
-        """The sampled questions, for a model with as many worked examples as it holds."""
+        """The sampled questions; for a model, each question has as many worked examples as fit its context."""
         items = stratified_sample(self._read[0].items, self.limit, self.seed)
         if model is None or self.variant == "cloze":
             return items
@@ -141,8 +142,8 @@ class MultipleChoice:
         return item if shots == self.shots else replace(item, details={**item.details, "shots": shots})
 
     def requests(self, item: Item, prompting: Prompting) -> Sequence[ScoreRequest | GenerateRequest]:
-        """One score for each option: of its letter, or of its text; in protocol `paper` one generated token."""
-        # After a chat template the answer begins a line; in raw text it follows "Answer:" and a space.
+        """One score request per option, for its letter or its text; in protocol `paper`, one generated token."""
+        # After a chat template the answer starts a line; in raw text the answer follows "Answer:" and a space.
         space = "" if prompting == "chat" else " "
         if self.variant == "letter":
             prompt = self._letter_prompt(item, prompting, item.details.get("shots", self.shots))
@@ -164,7 +165,7 @@ class MultipleChoice:
         return conversation(questions[-1], list(zip(questions, map(_letter, examples), strict=False)))
 
     def score(self, item: Item, answers: Sequence[Answer]) -> Record:
-        """1 when the right option scores highest; a tie of the best is no choice and counts as wrong."""
+        """1 if the correct option has the highest score; a tie for the highest score counts as wrong."""
         failed = next((answer for answer in answers if isinstance(answer, Unanswered)), None)
         if failed is not None:
             return unscored(item, failed.reason)
@@ -191,7 +192,7 @@ class MultipleChoice:
 
 
 def _how_chosen(scores: Sequence[ContinuationScore], margin: float) -> dict[str, Any]:
-    """Log-probabilities and the lead of the right option, where there are any; a server's way of choosing is named."""
+    """The options' log-probabilities and the correct option's margin, if available, and a server's scoring method."""
     method = next((score.method for score in scores if score.method != "log-probability"), None)
     if method == "generated letter":
         return {"chosen_by": method}
@@ -200,7 +201,7 @@ def _how_chosen(scores: Sequence[ContinuationScore], margin: float) -> dict[str,
 
 
 def _score_last_character(item: Item, answer: Answer) -> Record:
-    """The paper's metric: the last character of the one generated token, whatever else it may say."""
+    """The paper's metric: compare only the last character of the generated token with the correct letter."""
     assert isinstance(answer, Generation), type(answer)
     last = answer.text[-1:]
     return Record(
@@ -224,6 +225,6 @@ def _letter(item: Item) -> str:
 
 
 def _margin(values: Sequence[float], answer: int | None) -> float:
-    """By how much the right option leads the best wrong one (negative: trails)."""
+    """The score of the correct option minus the score of the best wrong option."""
     assert answer is not None
     return values[answer] - max((v for i, v in enumerate(values) if i != answer), default=-math.inf)

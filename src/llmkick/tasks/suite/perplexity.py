@@ -1,4 +1,4 @@
-"""Perplexity of running text: the control. It hardly moves while knowledge goes, which is the paper's point."""
+"""Perplexity of running text, the control task: the paper shows that it hardly changes while knowledge is lost."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ from llmkick.tasks.data.tables import read_text
 from llmkick.tasks.prompting import Prompting
 from llmkick.tasks.task import Answer, Item, Record, content_hash, is_whole, task_key, unscored
 
-# Tokens a window, unless the study says otherwise or the model holds fewer.
+# Default tokens per window; a model with a shorter context uses its context length.
 DEFAULT_WINDOW = 512
-# Bytes of a segment for each token of a window: what English text has, about.
+# Bytes per segment for each token of the window: the approximate ratio in English text.
 BYTES_A_TOKEN = 4
-# Share of a segment that is read before the rest is scored.
+# Fraction of a segment that serves as context for the scored rest.
 CONTEXT = 1 / 8
 UNITS = ("tokens", "bytes")
-# What the paper's perplexities are over: as many as the model holds, up to this.
+# Window of the paper's perplexities, in tokens: the model's context length, up to this maximum.
 PAPER_WINDOW = 2048
 
 
 def text_windows(model: LanguageModel, text: str, window: int) -> list[tuple[int, ...]]:
-    """The text's tokens in non-overlapping windows, the tail dropped.
+    """The text's tokens in non-overlapping windows; the incomplete last window is dropped.
 
-    Raises ConfigError for a window the model cannot hold, DataError for a text shorter than one window.
+    Raises ConfigError if the window exceeds the model's context, DataError if the text is shorter than one window.
     """
     _check_window(model, window)
     return cut_windows(model.tokenize(text), window)
@@ -50,17 +50,17 @@ def _check_window(model: LanguageModel, window: int) -> None:
 
 
 def cut_windows(ids: Sequence[int], window: int) -> list[tuple[int, ...]]:
-    """Token ids in non-overlapping windows, the tail dropped."""
+    """The token ids in non-overlapping windows; the incomplete last window is dropped."""
     if len(ids) < window:
         raise DataError(f"the text has {len(ids)} tokens, which is less than one window of {window}")
     return [tuple(ids[start : start + window]) for start in range(0, len(ids) - window + 1, window)]
 
 
 def text_segments(text: str, size: int) -> list[tuple[str, str]]:
-    """The text in segments of about `size` bytes, cut before the space of a word: (what is read, what is scored).
+    """The text in segments of about `size` bytes, split before whitespace; each is (context text, scored text).
 
-    They depend on no tokenizer, so that models with different ones are scored on the same bytes. The tail, less
-    than one segment, is dropped. Raises DataError for a text shorter than one segment.
+    The segments do not depend on a tokenizer, so models with different tokenizers are scored on the same bytes. The
+    incomplete last segment is dropped. Raises DataError if the text is shorter than one segment.
     """
     words = re.findall(r"\s*\S+", text)
     segments, words_inside, inside = [], list[str](), 0
@@ -85,11 +85,11 @@ def _read_and_scored(words: Sequence[str], size: int) -> tuple[str, str]:
 
 
 def perplexity(model: LanguageModel, text_or_ids: str | npt.ArrayLike, *, window: int = 1024) -> float:
-    """exp of the mean negative log-likelihood over non-overlapping windows, the tail dropped.
+    """exp of the mean negative log-likelihood over non-overlapping windows; the incomplete last window is dropped.
 
-    `text_or_ids` is text, or token ids of any shape (taken in order). In each window the first token is
-    context only, so a window of w tokens counts w − 1 predictions.
-    Raises ConfigError for a window the model cannot hold, DataError for less than one window.
+    `text_or_ids` is text, or an array of token ids of any shape (read in order). The first token of each window is
+    context only, so a window of w tokens has w − 1 predictions.
+    Raises ConfigError if the window exceeds the model's context, DataError for less than one window of tokens.
     """
     if isinstance(text_or_ids, str):
         windows = text_windows(model, text_or_ids, window)
@@ -109,12 +109,13 @@ def perplexity(model: LanguageModel, text_or_ids: str | npt.ArrayLike, *, window
 
 @dataclass(frozen=True, kw_only=True)
 class Perplexity:
-    """Mean negative log-likelihood (nats a token) of each window; the table shows its exponential.
+    """The mean negative log-likelihood (nats per token) of each window; the table shows its exponential.
 
-    With `unit` "bytes" it is bits per byte instead: of the same segments of text for every model, whatever its
-    tokens, four bytes long for each token of the window; the first eighth of a segment is read, the rest scored.
-    The text is the pocket suite's, a text file, WikiText-2 (source hub or its folder) or C4 (`perplexity:c4`).
-    Without a `window` it is 512 tokens, in protocol `paper` 2048, or all that the model holds where that is less.
+    With `unit` "bytes" the score is bits per byte instead. Every model then reads the same text segments, whatever
+    its tokenizer. A segment has four bytes for each token of the window; its first eighth is context, the rest is
+    scored. The text is the pocket suite's, a text file, WikiText-2 (source hub or its folder) or C4
+    (`perplexity:c4`). The default `window` is 512 tokens, or 2048 in protocol `paper`, or the model's context length
+    if that is shorter.
     """
 
     data: str = ""
@@ -148,13 +149,13 @@ class Perplexity:
 
     @property
     def name(self) -> str:
-        """What is measured, with the data set where it is C4."""
+        """The name of the measure, followed by the data set if it is C4."""
         base = "perplexity" if self.unit == "tokens" else "bits_per_byte"
         return f"{base}:{self.data}" if self.data else base
 
     @property
     def metric(self) -> str:
-        """What the number is called."""
+        """The name of the metric: perplexity or bits per byte."""
         return "perplexity" if self.unit == "tokens" else "bits_per_byte"
 
     @property
@@ -163,12 +164,12 @@ class Perplexity:
 
     @cached_property
     def origin(self) -> Origin | None:
-        """Where published data comes from; None for the pocket suite and for a text file."""
+        """Where the published data comes from; None for the pocket suite and for a text file."""
         return None if self._is_file else origin_of(self, C4 if self.data == "c4" else WIKITEXT)
 
     @cached_property
     def _text(self) -> str:
-        """The running text: our passages and stories, a file (.gz too), or a published data set."""
+        """The running text: the pocket passages and stories, a text file (also .gz), or a published data set."""
         if self.origin is not None:
             return read_c4(self.origin, self.seed) if self.data == "c4" else read_wikitext(self.origin)
         if self.source == "pocket":
@@ -179,7 +180,7 @@ class Perplexity:
 
     @property
     def notes(self) -> Sequence[str]:
-        """Nothing is left out but the tail shorter than a window."""
+        """Empty: the task drops only the incomplete last window or segment."""
         return ()
 
     @property
@@ -188,15 +189,15 @@ class Perplexity:
 
     @property
     def key(self) -> Mapping[str, Any]:
-        """Everything about the task that can change a score."""
+        """All properties of the task that can change a score."""
         data = content_hash([Item(id="text", cluster="text", question=self._text)])
         key = {**task_key(self, data), "window": self.window or self._default_window}
         return key if self.unit == "tokens" else {**key, "unit": self.unit}
 
     def items(self, model: LanguageModel | None = None) -> Sequence[Item]:
-        """Windows of the model's tokens, or segments of text.
+        """The windows of the model's tokens, or the segments of text.
 
-        Raises ConfigError without a model to cut windows, or for one too short.
+        Raises ConfigError if windows are needed without a model, or if the window exceeds the model's context.
         """
         if self.unit == "bytes":
             return stratified_sample(self._segments(), self.limit, self.seed)
@@ -217,13 +218,13 @@ class Perplexity:
         ]
 
     def requests(self, item: Item, prompting: Prompting) -> Sequence[ScoreRequest | GenerateRequest]:
-        """The window or segment as running text, whatever the prompting."""
+        """One score request for the window or segment, independent of the prompting."""
         if self.unit == "bytes":
             return [ScoreRequest(item.context, item.question)]
         return [ScoreRequest("", item.tokens)]
 
     def score(self, item: Item, answers: Sequence[Answer]) -> Record:
-        """Mean negative log-likelihood in nats a token, or in bits a byte."""
+        """The mean negative log-likelihood, in nats per token or in bits per byte."""
         answer = answers[0]
         if isinstance(answer, Unanswered):
             return unscored(item, answer.reason)

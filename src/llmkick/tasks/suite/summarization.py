@@ -1,4 +1,4 @@
-"""Summaries of short, medium and long stories: can the model still digest what it is given? (CNN/DailyMail setting)"""
+"""Summaries of short, medium and long stories: can the model still condense a text? (the CNN/DailyMail setting)"""
 
 from __future__ import annotations
 
@@ -30,27 +30,28 @@ from llmkick.tasks.task import Answer, Item, Record, content_hash, is_whole, tas
 from llmkick.tasks.text_measures import copied_share, rouge, words_of
 
 BUCKETS = ("short", "medium", "long")
-# The paper asks for "less than 150 words"; so many tokens hold them with room to spare.
+# The paper asks for "less than 150 words"; 256 tokens leave a margin.
 WORDS, MAX_NEW_TOKENS = 150, 256
 INSTRUCTION = (
     "Summarize the given story in less than {words} words while preserving high coherence, consistency, fluency, "
     "and relevance."
 )
-# Stories whose references tell what unrelated English scores.
+# Number of stories used to estimate the ROUGE-L of an unrelated summary.
 FLOOR_STORIES = 256
-# Ends of sentences, with the quotation mark that may close them.
+# The end of a sentence, with optional closing quotation marks or brackets.
 _SENTENCE_END = re.compile(r"[.!?][\"'”’)]*(?=\s|$)")
-# Where the raw files of CNN/DailyMail keep the highlights: the original code left them in the story.
+# Marker before the highlights in the raw CNN/DailyMail files. The original code left the highlights in the story.
 _HIGHLIGHT = "@highlight"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Summarization:
-    """Stories to be summarised in less than `words` words, in `max_new_tokens` tokens at most.
+    """Stories to summarize in less than `words` words and at most `max_new_tokens` tokens.
 
-    The score is ROUGE-L (F) against the reference. Stories are short, medium or long: a third each of the whole data
-    set by words, or by the two `bucket_words` up to which a story is short, medium; the pocket suite's are marked.
-    A story too long for the model is cut at a sentence, and the record's details say so.
+    The score is ROUGE-L (F-measure) against the reference. Each story is in a bucket: short, medium or long. By
+    default the buckets are the thirds of the whole data set by word count. `bucket_words` instead gives the maximum
+    word count of a short story and of a medium story. Pocket stories have a bucket in their data. A story that is too
+    long for the model is truncated at the end of a sentence, and the record's details report the truncation.
     """
 
     source: str = "pocket"
@@ -83,12 +84,12 @@ class Summarization:
                     f"bucket_words of {self.name} are two rising whole numbers: the most words of a short and of a "
                     f"medium story; got {self.bucket_words!r}"
                 )
-            object.__setattr__(self, "bucket_words", edges)  # a list in a study file
+            object.__setattr__(self, "bucket_words", edges)  # a study file gives a list
         _ = self.origin
 
     @cached_property
     def chance_level(self) -> float:
-        """ROUGE-L of a summary that knows nothing of its story: the mean of another story's reference."""
+        """The mean ROUGE-L of another story's reference, which estimates the score of an unrelated summary."""
         items = self._loaded.items
         spread = items[:: max(1, len(items) // FLOOR_STORIES)]
         if len(spread) < 2:
@@ -98,7 +99,7 @@ class Summarization:
 
     @property
     def prompting(self) -> Prompting | None:
-        """The paper's prompt is raw text."""
+        """Protocol `paper` uses raw-text prompts, as the paper does; None leaves the choice open."""
         return "raw" if self.protocol == "paper" else None
 
     @property
@@ -111,7 +112,7 @@ class Summarization:
 
     @cached_property
     def origin(self) -> Origin | None:
-        """Where published data comes from; None for the pocket suite."""
+        """Where the published data comes from; None for the pocket suite."""
         return origin_of(self, CNN_DAILYMAIL)
 
     @cached_property
@@ -134,7 +135,7 @@ class Summarization:
 
     @cached_property
     def _bucketed(self) -> tuple[Item, ...]:
-        """All stories, each with its bucket; every story is in exactly one."""
+        """All stories, each with exactly one bucket."""
         items = self._loaded.items
         if self.bucket_words is None and self.origin is None:
             return items
@@ -151,14 +152,14 @@ class Summarization:
 
     @property
     def notes(self) -> Sequence[str]:
-        """What was left out of the data, and buckets that no story falls in."""
+        """Statements about the rows that were left out of the data, and about empty buckets."""
         found = Counter(item.details["bucket"] for item in self._bucketed)
         empty = [bucket for bucket in BUCKETS if not found[bucket]]
         return (*self._loaded.notes, *((f"no story is {' or '.join(empty)}",) if empty else ()))
 
     @property
     def key(self) -> Mapping[str, Any]:
-        """Everything about the task that can change a score."""
+        """All properties of the task that can change a score."""
         key = {**task_key(self, content_hash(self._loaded.items)), "words": self._words}
         key["max_new_tokens"] = self._max_new_tokens
         if self.bucket_words is not None:
@@ -166,7 +167,7 @@ class Summarization:
         return key
 
     def items(self, model: LanguageModel | None = None) -> Sequence[Item]:
-        """The sampled stories, each bucket with its share; for a model, cut to fit it."""
+        """The sampled stories, stratified by bucket; for a model, truncated to fit its context."""
         items = stratified_sample(self._bucketed, self.limit, self.seed, by=lambda item: str(item.details["bucket"]))
         return items if model is None else [self._fitted(item, model) for item in items]
 
@@ -177,7 +178,7 @@ class Summarization:
         if fits(model, prompts(item.context), self._max_new_tokens):
             return item
         story = to_whole_sentences(shorter_text(model, item.context, prompts, self._max_new_tokens))
-        # Without room for any of it the story stays whole: the model then says that the prompt is too long.
+        # If no sentence fits, keep the whole story, so that the model reports that the prompt is too long.
         if not story:
             return item
         tokens = len(model.tokenize(story)) - len(model.tokenize(""))
@@ -190,18 +191,18 @@ class Summarization:
         return conversation(asked) if prompting == "chat" else f"{asked}\n\nSummary:"
 
     def requests(self, item: Item, prompting: Prompting) -> Sequence[ScoreRequest | GenerateRequest]:
-        """One generation. As raw text a base model would go on with further stories: a blank line ends it."""
+        """One generation request. A raw prompt stops at a blank line, because a base model would write more stories."""
         stops = ("\n\n",) if prompting == "raw" and self.protocol == "strict" else ()
         return [
             GenerateRequest(self._prompt(item.context, prompting), stops=stops, max_new_tokens=self._max_new_tokens)
         ]
 
     def judge_kind(self, item: Item) -> Kind:
-        """The paper's prompt for summaries."""
+        """The kind "summary", for the paper's summary prompt."""
         return "summary"
 
     def score(self, item: Item, answers: Sequence[Answer]) -> Record:
-        """ROUGE-L against the reference. An empty summary scores 0; a request that failed is unscored."""
+        """ROUGE-L against the reference. An empty summary scores 0; a failed request is unscored."""
         answer = answers[0]
         if isinstance(answer, Unanswered):
             return unscored(item, answer.reason)
@@ -226,13 +227,13 @@ class Summarization:
         )
 
     def beside(self, record: Record, reference_answer: str) -> Record:
-        """With ROUGE against the dense model's summary."""
+        """The record with ROUGE against the dense model's summary in its details."""
         measures = rouge(record.response, reference_answer)
         return replace(record, details={**record.details, **{f"dense_{name}": x for name, x in measures.items()}})
 
 
 def _cleaned(loaded: Loaded) -> Loaded:
-    """Stories without their highlights, each once."""
+    """The stories without highlights, duplicates and empty stories."""
     seen: set[str] = set()
     items, held, repeated, empty = [], 0, 0, 0
     for item in loaded.items:
@@ -258,6 +259,6 @@ def _cleaned(loaded: Loaded) -> Loaded:
 
 
 def to_whole_sentences(text: str) -> str:
-    """A beginning of a text cut back to where its last whole sentence ends; as it is where it has none."""
+    """The text truncated after its last complete sentence; unchanged if it has no complete sentence."""
     ends = [match.end() for match in _SENTENCE_END.finditer(text)]
     return text[: ends[-1]] if ends else text

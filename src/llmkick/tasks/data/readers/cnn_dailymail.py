@@ -1,4 +1,4 @@
-"""CNN/DailyMail: stories with the highlights that their editors wrote."""
+"""The CNN/DailyMail reader: news stories with the highlights that their editors wrote."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from llmkick.tasks.task import Item
 
 
 def read_stories(origin: Origin) -> Loaded:
-    """CNN/DailyMail: the article as context, its highlights as the one reference; never one inside the other."""
+    """The stories, with the article as context and its highlights as the only reference, kept separate."""
     rows, items = [], []
     for file in origin.files(origin.chosen_split(("test", "validation")))[0]:
         for row in read_table(file.path, ("id", "article", "highlights"), name=file.name):

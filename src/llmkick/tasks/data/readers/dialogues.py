@@ -1,4 +1,4 @@
-"""MT-Bench and Vicuna-80: questions of one or two turns, with reference answers for some."""
+"""The MT-Bench and Vicuna-80 reader: questions of one or two turns, some with reference answers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from llmkick.tasks.data.tables import Row, read_table, refuse_repeated_ids
 
 @dataclass(frozen=True, kw_only=True)
 class Dialogue:
-    """What a user says, turn by turn, and the reference answer to each turn where there is one."""
+    """The user's message of each turn, and the reference answers to the turns, if any."""
 
     id: str
     category: str
@@ -20,9 +20,9 @@ class Dialogue:
 
 
 def read_dialogues(origin: Origin) -> list[Dialogue]:
-    """The questions in FastChat's JSON lines, with GPT-4's reference answers where a folder holds their file.
+    """The questions in FastChat's JSON lines, with GPT-4's reference answers if the folder has a file of them.
 
-    References that the question file brings itself count where there is no such file.
+    Without this file, the references in the question file are used.
     """
     references = _references(origin)
     turns = 2 if origin.dataset is MT_BENCH else 1
@@ -32,7 +32,7 @@ def read_dialogues(origin: Origin) -> list[Dialogue]:
             identity = str(row.whole("question_id"))
             rows.append((row, identity))
             said = row.texts("turns", least=turns)
-            # Some answers are to the first turn only: the second is blank then.
+            # Some references answer only the first turn; the text for the second turn is then blank.
             own = tuple(
                 row.as_text("reference", one, blank=True)
                 for one in row.as_list("reference", row.values.get("reference") or [])

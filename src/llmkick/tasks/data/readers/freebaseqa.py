@@ -1,4 +1,4 @@
-"""FreebaseQA: one JSON document of questions, each with its parses and their answers."""
+"""The FreebaseQA reader: one JSON document of questions with their parses and answers."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from llmkick.tasks.task import Item
 
 
 def read_freebaseqa(origin: Origin) -> Loaded:
-    """Questions as people wrote them, the names of every parse's answers as aliases, Freebase's domain as cluster.
+    """The raw questions, with the answer names of all parses as aliases and the Freebase domain as cluster.
 
-    Names that the file holds as null (entities without an English name) are no aliases; a question that has
-    nothing but nulls cannot be scored and is left out, counted in the notes.
+    Null names (entities without an English name) are not aliases. A question with only null names cannot be scored;
+    it is left out, and the notes give the number of these questions.
     """
     rows, items, nameless = [], [], 0
     for file in origin.files(origin.chosen_split(("eval", "dev")))[0]:
@@ -42,7 +42,7 @@ def read_freebaseqa(origin: Origin) -> Loaded:
 
 
 def _answers(row: Row) -> tuple[tuple[str, ...], str]:
-    """Every alias of every parse, in order and once each, and the first parse's inferential chain."""
+    """The distinct aliases of all parses, in order, and the inferential chain of the first parse."""
     aliases: dict[str, None] = {}
     chain = ""
     parses = row.as_list("Parses", row.get("Parses"))

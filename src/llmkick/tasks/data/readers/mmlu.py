@@ -1,4 +1,4 @@
-"""MMLU: 57 subjects of four-option questions, as the benchmark's CSV files or the hub's parquet."""
+"""The MMLU reader: four-option questions of 57 subjects, from the benchmark's CSV files or the hub's parquet files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from llmkick.tasks.task import Item
 
 LETTERS = "ABCD"
 
-# The benchmark's own map of its subjects (its categories.py): anatomy, for one, is "health" and so "other".
+# The benchmark's mapping of subjects to disciplines (its categories.py). Anatomy, for example, is "health", so "other".
 _SUBJECTS = {
     "stem": """
         abstract_algebra astronomy college_biology college_chemistry college_computer_science college_mathematics
@@ -36,9 +36,9 @@ DISCIPLINES = {subject: discipline for discipline, names in _SUBJECTS.items() fo
 
 
 def read_mmlu(origin: Origin) -> tuple[Loaded, list[Item]]:
-    """The questions of the split (test, or val where a folder has no test), and the worked examples of dev.
+    """The questions of the split (test, or val if a folder has no test split), and the worked examples of dev.
 
-    Raises DataError for a subject that is not one of the 57, or one without worked examples.
+    Raises DataError for a subject that is not among the 57, and for a subject without worked examples.
     """
     split = origin.chosen_split(("test", "val"))
     asked, shown = origin.files(split, "dev")

@@ -1,4 +1,4 @@
-"""PopQA: questions about subjects of known popularity, from household names to the forgotten."""
+"""The PopQA reader: questions about popular and obscure subjects, with the popularity of each subject."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from llmkick.tasks.data.sources import Origin
 from llmkick.tasks.data.tables import Row, read_table, refuse_repeated_ids
 from llmkick.tasks.task import Item
 
-# The questions are made from these templates; a file without the column `prop` still tells its relation.
+# The templates of the questions. They give the relation if a file does not have the column `prop`.
 _RELATIONS = {
     "occupation": r"What is .+'s occupation\?",
     "place of birth": r"In what city was .+ born\?",
@@ -32,10 +32,10 @@ _RELATIONS = {
 
 
 def read_popqa(origin: Origin) -> Loaded:
-    """Questions with their aliases, the relation asked for as cluster, and the popularity in the details.
+    """The questions with their aliases, with the relation as cluster and the popularity in the details.
 
-    `popularity` is the subject's page views a month (`s_pop`). The official table holds the aliases as a JSON
-    list in `possible_answers`; samples hold them as a list in `answers`.
+    `popularity` is the subject's page views per month (`s_pop`). The official table has the aliases as a JSON list in
+    `possible_answers`; samples have them as a list in `answers`.
     """
     rows, items = [], []
     for file in origin.files(origin.chosen_split(("test",)))[0]:
@@ -60,7 +60,7 @@ def read_popqa(origin: Origin) -> Loaded:
 
 
 def relation_of(question: str) -> str:
-    """The relation that a question of PopQA's templates asks for; "other" for any other question."""
+    """The relation in a question that follows a PopQA template; "other" for any other question."""
     return next((name for name, pattern in _RELATIONS.items() if re.fullmatch(pattern, question)), "other")
 
 

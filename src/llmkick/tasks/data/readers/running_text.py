@@ -1,4 +1,4 @@
-"""Running text for perplexity: WikiText-2 as one text, a seeded sample of C4's documents."""
+"""The readers of running text for perplexity: WikiText-2 as one text, and a seeded sample of C4 documents."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from llmkick.errors import DataError
 from llmkick.tasks.data.sources import Origin
 from llmkick.tasks.data.tables import read_table, read_text
 
-# As many documents as the GPTQ code takes of C4; drawn by seed instead of the first ones.
+# The number of C4 documents in the GPTQ code, which takes the first documents instead of a random sample.
 C4_DOCUMENTS = 1100
 
 
 def read_wikitext(origin: Origin) -> str:
-    r"""The rows of the split joined by blank lines, as every paper since GPTQ: `"\n\n".join(rows)`.
+    r"""The rows of the split, joined by blank lines as in GPTQ and later papers: `"\n\n".join(rows)`.
 
-    A row is a line of the raw file with its line break; a blank line is an empty row, as the hub has it.
+    A row is a line of the raw file with its line break; a blank line is an empty row, as on the hub.
     """
     rows: list[str] = []
     for file in origin.files(origin.chosen_split(("test", "validation")))[0]:
@@ -28,7 +28,7 @@ def read_wikitext(origin: Origin) -> str:
 
 
 def read_c4(origin: Origin, seed: int) -> str:
-    """A seeded sample of the shard's documents in the shard's order, joined by blank lines."""
+    """A seeded sample of the documents of the shard, in file order, joined by blank lines."""
     split = origin.chosen_split(("validation", "train"))
     documents = [
         row.text("text") for file in origin.files(split)[0] for row in read_table(file.path, ("text",), name=file.name)

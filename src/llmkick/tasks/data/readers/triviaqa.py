@@ -1,4 +1,4 @@
-"""TriviaQA: trivia questions with many aliases, and the pages found for them (hub layouts rc and rc.nocontext)."""
+"""The TriviaQA reader: trivia questions with aliases and evidence pages (hub layouts rc and rc.nocontext)."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _COLUMNS = ("question", "question_id", "entity_pages", "search_results", "answer
 
 
 def read_triviaqa(origin: Origin, evidence_characters: int) -> Loaded:
-    """Questions with value and aliases as references, and their pages, Wikipedia's first, as context.
+    """The questions, with value and aliases as references and the evidence pages, Wikipedia first, as context.
 
-    No more than `evidence_characters` of the pages are kept: a bound on memory far above what the cut by tokens
-    leaves. The rc split lists a question twice when it was asked of the web and of Wikipedia: its pages are joined.
-    Where any question has pages, those without are left out and counted; so are those that no answer can match.
-    The cluster is the first page, which questions may share, or the question itself.
+    At most `evidence_characters` of the pages are kept, to limit memory; the later limit by tokens is far lower. The
+    rc split lists a question twice if it has both web and Wikipedia evidence; the pages of both rows are joined. If
+    any question has pages, questions without pages are left out and counted; so are questions that no answer can
+    match. The cluster is the first page, which questions can share, or else the question itself.
     """
     found: dict[str, tuple[Row, Item]] = {}
     twice = 0
@@ -72,7 +72,7 @@ def _item(row: Row, evidence_characters: int) -> Item:
 
 
 def _pages(part: Row, column: str) -> list[tuple[str, str]]:
-    """The pages that hold text, each once, with their titles."""
+    """The distinct non-empty pages, with their titles."""
     texts, titles = part.as_list(column, part.get(column)), part.as_list("title", part.get("title"))
     if len(titles) != len(texts):
         part.fail("title", f"is a list of {len(titles)} beside {len(texts)} of {column}")
