@@ -1,4 +1,4 @@
-"""The conclusion of a study: results computed from its journal once every cell is filled or given up."""
+"""The conclusion of a study: compute the results from its journal after every cell is filled or given up."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ class Evaluation:
 
     For some tasks the `dense` model reads the answers of the other models. `dense_keys` maps each task name to the run
     key of the dense model's records. For a task with a rule in `rules`, the compressed and the dense model are asked
-    in parallel until the verdict is decided.
+    the same batches until the verdict is decided.
     """
 
     journal: Journal
