@@ -37,6 +37,7 @@ from llmkick.models.checkpoints.loading import load_model
 from llmkick.study.journal.journal import Journal
 from llmkick.study.results.results import as_json, read_results
 from llmkick.study.run import make_executor
+from llmkick.study.spec import choices as choices_of_study
 from llmkick.study.spec.study import Study, load_study, make_study
 from llmkick.tasks.prompting import PromptingChoice
 from llmkick.tasks.registry import task_names
@@ -104,8 +105,8 @@ def test_options_stand_in_panels(kick: Kick):
         (options.Dtype, "dtype"),
         (TaskProtocol, "protocol"),
         (PromptingChoice, "prompting"),
-        (options.Stop, "stop"),
-        (options.Correction, "correction"),
+        (choices_of_study.Stop, "stop"),
+        (choices_of_study.Correction, "correction"),
     ],
 )
 def test_choices_are_what_a_study_accepts(choices: object, key: str):
@@ -123,7 +124,9 @@ def test_choices_are_what_a_study_accepts(choices: object, key: str):
 
 
 def test_executors_are_those_that_can_be_made():
-    with pytest.raises(ConfigError, match="choose from: " + ", ".join(typing.get_args(options.ExecutorName)) + "$"):
+    with pytest.raises(
+        ConfigError, match="choose from: " + ", ".join(typing.get_args(choices_of_study.ExecutorName)) + "$"
+    ):
         make_executor("nonsense")
 
 

@@ -13,12 +13,9 @@ from llmkick.tasks.task import TaskProtocol
 # The panels of `--help`.
 STUDY, CALIBRATION, PLACE, OUTPUT = "Study", "Calibration", "Where it runs", "Output"
 
-# Choices whose owners are below the command line but import torch, which `kick --help` does not need. A test in
-# tests/cli/test_cli.py compares them with what a study accepts.
+# The owner of the precisions imports torch, which `kick --help` does not need. A test in tests/cli/test_cli.py compares
+# these choices with what a study accepts.
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-Stop = Literal["never", "decided"]
-Correction = Literal["none", "holm", "fixed sequence"]
-ExecutorName = Literal["local", "ray"]
 
 MODEL_HELP = "Built-in name, folder, hub id, .gguf file, or a server: openai:URL#NAME."
 CHECKPOINT_HELP = "Built-in name, folder, hub id or .gguf file."

@@ -16,10 +16,8 @@ from llmkick.cli.options import (
     OUTPUT,
     PLACE,
     STUDY,
-    Correction,
     Device,
     DtypeOption,
-    ExecutorName,
     Json,
     Length,
     Limit,
@@ -28,9 +26,9 @@ from llmkick.cli.options import (
     Quiet,
     Sequences,
     Source,
-    Stop,
 )
 from llmkick.errors import ConfigError, KickError
+from llmkick.study.spec.choices import Correction, ExecutorName, Stop
 
 if TYPE_CHECKING:
     from llmkick.study.results.results import StudyResult

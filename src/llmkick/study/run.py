@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from llmkick.errors import ConfigError
 from llmkick.study.progress import LockedObserver, Observer, Silent
@@ -14,9 +14,10 @@ from llmkick.study.running.conclude import conclude
 from llmkick.study.running.executor import Executor, LocalExecutor
 from llmkick.study.running.preparation import open_journal, prepare
 from llmkick.study.running.study_run import run_cells
+from llmkick.study.spec.choices import ExecutorName
 from llmkick.study.spec.study import Study, load_study, make_study
 
-EXECUTORS = ("local", "ray")
+EXECUTORS: tuple[ExecutorName, ...] = get_args(ExecutorName)
 
 
 def run_study(

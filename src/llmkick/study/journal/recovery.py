@@ -79,7 +79,7 @@ def _last_row(source: sqlite3.Connection, table: str, problems: list[str]) -> in
 
 
 def _guessed_last_row(source: sqlite3.Connection, table: str) -> int:
-    """The largest row number that can be read, found by doubling."""
+    """Return the largest readable row number, by a search with doubling steps."""
     last, step = 0, CHUNK
     while step < MOST_ROWS:
         try:

@@ -1,4 +1,4 @@
-"""The judge of a study: it scores answers, and each judgement goes to the journal at once and is never paid twice.
+"""The judge of a study: it scores answers and writes each judgement to the journal, so that no judgement is paid twice.
 
 The scores become records of a separate task, for example `summarization:judge`, with the same paired statistics as all
 other tasks.

@@ -12,7 +12,6 @@ from llmkick.statistics import Comparison, choice_agreement, fixed_sequence, hol
 from llmkick.study.levels import level_of_text
 from llmkick.study.results.records import AgreementRow, AnyComparison, Family, FamilyRow
 
-CORRECTIONS = ("none", "holm", "fixed sequence")
 ALL_TASKS = "all tasks"
 
 

@@ -15,7 +15,7 @@ from llmkick.models.server.address import parse_address
 def label_others(references: Sequence[str], *, taken: Collection[str]) -> dict[str, str]:
     """Return short name → reference of the external models, in order; `name=reference` sets the name.
 
-    Otherwise the name is that of the folder or file, with the parent folder in front if the name is not unique.
+    Otherwise the name is the folder or file name, with the parent folder in front if the name is not unique.
     `taken` are names already in use. Raises ConfigError for a name that is taken or that two models share, and for a
     malformed server address.
     """

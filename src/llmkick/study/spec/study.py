@@ -8,7 +8,7 @@ import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, get_args
 
 import tomli_w
 from pydantic import Field, ValidationError, field_validator, model_validator
@@ -19,16 +19,12 @@ from llmkick.compression.registry import parse_recipe
 from llmkick.errors import ConfigError, KickError
 from llmkick.models.checkpoints.checkpoint import is_server
 from llmkick.models.precision import DTYPES
+from llmkick.study.spec.choices import Correction, Stop
 from llmkick.study.spec.model_names import label_others, parse_if_server
 from llmkick.study.spec.sections import CalibrationSpec, Frozen, JudgeSpec, ServerSpec, TaskSpec
 from llmkick.study.spec.source_lines import LocatedError, errors_at, place_of
 from llmkick.tasks.judge.prompts import Judgeable
 from llmkick.tasks.prompting import PromptingChoice, refuse_contradiction
-
-# When a cell of the study ends: after its last item, or as soon as its verdict is decided.
-Stop = Literal["never", "decided"]
-# How verdicts are adjusted for the number of comparisons.
-Correction = Literal["none", "holm", "fixed sequence"]
 
 
 class Study(Frozen):

@@ -93,7 +93,9 @@ def records(folder: Path) -> pd.DataFrame:
 
 def content(result: StudyResult) -> dict[str, Any]:
     """Everything in the results but when and where."""
-    values = {key: value for key, value in vars(result).items() if key not in ("folder", "timing", "environment")}
+    values = {
+        key: value for key, value in result.model_dump().items() if key not in ("folder", "timing", "environment")
+    }
     return dict(json.loads(json.dumps(values)))
 
 
@@ -441,7 +443,7 @@ def test_a_likeness_says_what_other_machines_call_the_model(study: Study, tmp_pa
         remote_model_spec(str(tmp_path / "nothing"))
     snapshot = tmp_path / "models--me--toy" / "snapshots" / "0123abc"
     save_toy(snapshot)
-    monkeypatch.setattr("llmkick.study.cluster.remote_model.small_files", lambda _reference: snapshot)
+    monkeypatch.setattr("llmkick.models.checkpoints.meta_model.small_files", lambda _reference: snapshot)
     assert remote_model_spec("me/toy@main").reference == "me/toy@0123abc"
 
 
