@@ -1,4 +1,4 @@
-"""The sections of a study file: a task, the calibration, the servers, the judge."""
+"""The sections of a study file: tasks, calibration, servers and judge."""
 
 from __future__ import annotations
 

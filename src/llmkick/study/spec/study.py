@@ -39,7 +39,7 @@ class Study(Frozen):
     # External models for the comparison with the dense model: `reference` or `name=reference`.
     others: tuple[str, ...] = ()
     tasks: tuple[TaskSpec, ...]
-    # Below 2³²: every generator accepts it, and a column of doubles holds it exactly.
+    # Below 2³²: every generator accepts these seeds, and a column of doubles holds them exactly.
     seeds: tuple[Annotated[int, Field(ge=0, lt=2**32)], ...] = (0,)
     calibration: CalibrationSpec = CalibrationSpec()
     propagate: bool = True
