@@ -1,1 +1,1 @@
-"""A study: which cells to run, the journal of every record, and the results."""
+"""Studies: the specification, the journal of records, the run, and the results."""

@@ -1,4 +1,4 @@
-"""The variants of a study, its cells (variant × task), and the keys under which their records are kept."""
+"""The variants of a study, its cells (variant × task), and the run keys of their records."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from llmkick.tasks.task import ReadByReference, Task
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """The dense model, a recipe with a calibration seed where it needs one, or a model made elsewhere.
+    """The dense model, a recipe with its calibration seed if it needs calibration, or an external model.
 
-    The last has a `reference` (folder, file, hub id, server) and the `name` that tables call it. `propagate`: whether
-    each block is calibrated on the compressed blocks before it.
+    An external model has a `reference` (folder, file, hub id, server) and a `name` for the tables. `propagate` tells
+    whether each block is calibrated on the compressed blocks before it.
     """
 
     recipe: Recipe = field(default_factory=Dense)
@@ -33,17 +33,17 @@ class Variant:
 
     @property
     def is_dense(self) -> bool:
-        """Whether it is the model that all others are compared with."""
+        """Whether the variant is the dense model, the reference of all comparisons."""
         return isinstance(self.recipe, Dense) and not self.reference
 
     @property
     def is_recipe(self) -> bool:
-        """Whether it is made here from the dense model."""
+        """Whether the variant is a recipe that compresses the dense model."""
         return not isinstance(self.recipe, Dense)
 
     @property
     def label(self) -> str:
-        """What tables and the journal's column `recipe` call it."""
+        """The name in tables and in the journal's column `recipe`."""
         return self.name or str(self.recipe)
 
     def __str__(self) -> str:
@@ -51,7 +51,10 @@ class Variant:
 
 
 def variants_of(study: Study) -> Iterator[Variant]:
-    """Dense first, recipes, then other models; a method without calibration has no seed and runs once."""
+    """Yield the dense model, the recipes, and the external models.
+
+    A method without calibration has no seed and runs once.
+    """
     yield Variant()
     for recipe in study.parsed_recipes():
         for seed in study.seeds if recipe.needs_calibration else (None,):
@@ -62,7 +65,7 @@ def variants_of(study: Study) -> Iterator[Variant]:
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One variant on one task. `run_key` hashes everything that could change a score."""
+    """One variant on one task. `run_key` is a hash of all inputs that can change a score."""
 
     variant: Variant
     task: Task
@@ -78,10 +81,10 @@ def cells_of(
     reference: Mapping[str, Any] | None = None,
     batches: Mapping[str, Any] | None = None,
 ) -> list[Cell]:
-    """The cells of a variant; `weights` is what decides its weights, `prompting` how it is asked.
+    """Return the cells of a variant; `weights` holds the inputs that determine its weights.
 
-    `reference` identifies the dense model, which reads the answers of some tasks. `batches` holds, for tasks whose
-    items are not asked in their own order, in which batches they are.
+    `prompting` is the prompting style of the study. `reference` identifies the dense model, which reads the answers of
+    some tasks. `batches` describes the batches of tasks whose items are not asked in the default order.
     """
     return [
         Cell(
@@ -104,10 +107,10 @@ def cells_of(
 
 
 def style_of(task: Task, prompting: Prompting) -> Prompting:
-    """How a task is asked in a study whose own style is `prompting`: some tasks allow one only."""
+    """Return the prompting style of a task: the style that the task requires, or else the study's `prompting`."""
     return task.prompting or prompting
 
 
 def digest_of(value: Any) -> str:
-    """sha256 of a value as JSON with sorted keys."""
+    """Return the SHA-256 of a value as JSON with sorted keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -1,6 +1,6 @@
 """Levels of compression: the level of one recipe, and the grid of levels of a method from mild to severe.
 
-A grid is typed as `wanda`, `wanda@n:m` or `gptq@8b,4b,3b`.
+A user writes a grid as `wanda`, `wanda@n:m` or `gptq@8b,4b,3b`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from llmkick.compression.recipe import RTN, Grid, Magnitude, Pattern, Recipe, Sp
 from llmkick.compression.registry import METHODS, parse_recipe
 from llmkick.errors import ConfigError
 
-# Fine, since a bisection asks for one or two levels more when there are twice as many.
+# The steps are fine because a bisection needs only one or two more levels when the grid is twice as long.
 SPARSITIES = tuple(f"{thousandth / 1000:g}" for thousandth in range(25, 951, 25))
 PATTERNS = ("15:16", "7:8", "13:16", "3:4", "11:16", "5:8", "9:16", "2:4", "7:16", "3:8", "1:4", "1:8")
 BITS = (
@@ -37,9 +37,9 @@ _GRID_OPTIONS = ("gN", "sym", "act", "static")
 
 
 def level_of_text(text: str) -> Level:
-    """The level of a recipe given as text; the label of another model, and an unknown level, are of kind "other".
+    """Return the level of a recipe text; the label of an external model or an unknown level has the kind "other".
 
-    The method need not be installed here: the level of `a@0.5+4b` is a pattern and a grid, whatever `a` does with them.
+    The method need not be installed: the level of `a@0.5+4b` is a pattern and a grid for every method `a`.
     """
     steps = [step.partition("@") for step in re.split(r"\+(?=[^+@]*@)", text)]
     label = "+".join(level for _, _, level in steps)
@@ -51,7 +51,7 @@ def level_of_text(text: str) -> Level:
 
 
 def _level_of_parts(label: str) -> Level:
-    """The level of a stand-in with the same pattern and grid."""
+    """Return the level of a built-in method with the same pattern and grid."""
     try:
         parts = [_parse_part(part) for part in label.split("+")]
     except ConfigError:
@@ -76,7 +76,7 @@ def _parse_part(text: str) -> Pattern | Grid:
 
 @dataclass(frozen=True, kw_only=True)
 class LevelGrid:
-    """One method's recipes, mild to severe; `name` is what was typed."""
+    """The recipes of one method, from mild to severe; `name` is the text that the user wrote."""
 
     name: str
     method: str
@@ -85,9 +85,10 @@ class LevelGrid:
 
 
 def level_grid(text: str) -> LevelGrid:
-    """`METHOD`, `METHOD@sparsity`, `METHOD@n:m`, `METHOD@bits`, or `METHOD@LEVEL,LEVEL,…` of one kind.
+    """Parse `METHOD`, `METHOD@sparsity`, `METHOD@n:m`, `METHOD@bits`, or `METHOD@LEVEL,LEVEL,…` of one kind.
 
-    Raises ConfigError for an unknown method or level, a level twice, fewer than two, or kinds that do not compare.
+    Raises ConfigError for an unknown method or level, a repeated level, fewer than two levels, or levels of kinds
+    without a common order.
     """
     method, _, levels = text.strip().partition("@")
     if method == "dense" or method not in METHODS:
@@ -116,10 +117,10 @@ def level_grid(text: str) -> LevelGrid:
 
 
 def severity(recipe: Recipe) -> tuple[float, ...]:
-    """Orders the levels of one kind, mild first."""
+    """Return the sort key for levels of one kind, from mild to severe."""
     return level_of(recipe).severity
 
 
 def level_text(recipe: Recipe) -> str:
-    """The level as a person reads it: what follows the `@`."""
+    """Return the level as text: the part of the recipe after the `@`."""
     return str(recipe).partition("@")[2]

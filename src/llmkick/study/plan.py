@@ -1,4 +1,4 @@
-"""What a study would take (cells, requests, tokens, hours, memory) without loading the model's weights."""
+"""The cost estimate of a study (cells, requests, tokens, hours, memory), computed without the model's weights."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ from llmkick.study.spec.study import Study
 from llmkick.tasks.prompting import resolve_prompting
 from llmkick.tasks.task import ReadByReference, Task
 
-# Items whose tokens are counted; more are extrapolated.
+# Number of items whose tokens are counted; the plan extrapolates to the other items.
 COUNTED_ITEMS = 64
-# Side of the matrices whose product tells this machine's speed, and the share of it that a model reaches.
+# Side of the square matrices for the speed measurement, and the share of that speed that a model reaches.
 MATRIX, EFFICIENCY = 1024, 0.4
 
 
 @dataclass(frozen=True, kw_only=True)
 class TaskPlan:
-    """One task for one model: what is asked, how many tokens pass through it. None is unknown."""
+    """The cost of one task for one model: items, requests, tokens and hours. None means unknown."""
 
     name: str
     items: int | None = None
@@ -45,7 +45,7 @@ class TaskPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A whole study: `models` compressed or dense, each on every task. None is unknown, `unknown` says why."""
+    """The cost of a study with `models` models, each on every task. None means unknown; `unknown` has the reasons."""
 
     study: Study
     tasks: Sequence[TaskPlan]
@@ -60,16 +60,16 @@ class Plan:
 
     @property
     def cells(self) -> int:
-        """Models × tasks."""
+        """The number of cells: models × tasks."""
         return self.models * len(self.tasks)
 
     def total(self, name: str) -> float | None:
-        """The sum of a column over tasks and models; None when a task's is unknown."""
+        """Return the sum of a column over tasks and models, or None if the value of a task is unknown."""
         values = [getattr(task, name) for task in self.tasks]
         return None if None in values else self.models * sum(values)
 
     def lines(self) -> list[str]:
-        """The plan in words."""
+        """Return the plan as lines of text."""
         requests, tokens, hours = self.total("requests"), self.total("tokens"), self.total("hours")
         both = None if hours is None or self.compression_hours is None else hours + self.compression_hours
         memory = psutil.virtual_memory().total
@@ -102,7 +102,7 @@ def _gigabytes(value: int | None) -> str:
 
 
 def plan_study(study: Study) -> Plan:
-    """Count what a study would do. Whatever cannot be read or fetched is unknown, with the reason."""
+    """Estimate the cost of a study. A value that needs unavailable data is unknown, and the plan has the reason."""
     unknown: list[str] = []
     device = resolve_device(study.device)
     dtype = resolve_dtype(study.dtype, device)
@@ -149,7 +149,7 @@ def _warnings(tasks: Sequence[Task], study: Study) -> list[str]:
     judged = {}
     for task in tasks:
         if task.metric not in CONTROL_METRICS:
-            with contextlib.suppress(KickError):  # no data here: told as unknown
+            with contextlib.suppress(KickError):  # no local data: `_plan_task` reports the task as unknown
                 judged[task.name] = task.items()
     return warn_of_low_power(judged, margin=study.margin, alpha=study.alpha)
 
@@ -169,7 +169,7 @@ def _plan_task(
 ) -> TaskPlan:
     try:
         items = task.items(model)
-    except KickError as error:  # no data; or running text, which has no windows without a tokenizer
+    except KickError as error:  # no data, or running text, whose windows need a tokenizer
         unknown.append(f"{task.name}: {error}")
         return TaskPlan(name=task.name, items=limit)
     step = max(1, len(items) // COUNTED_ITEMS)
@@ -181,7 +181,7 @@ def _plan_task(
     requests = round(sum(map(len, asked)) * len(items) / len(counted))
     if model is None:
         return TaskPlan(name=task.name, items=len(items), requests=requests)
-    # The dense model reads what was answered, with its prompt.
+    # The dense model reads each prompt and answer in a second pass.
     passes = 2 if isinstance(task, ReadByReference) else 1
     tokens = round(passes * sum(_tokens(model, some) for some in asked) * len(items) / len(counted))
     hours = None if parameters is None else 2 * parameters * tokens / speed / 3600
@@ -189,7 +189,7 @@ def _plan_task(
 
 
 def _tokens(model: TransformersModel, requests: Sequence[ScoreRequest | GenerateRequest]) -> int:
-    """Tokens that pass through the model for one item: a prompt that its options share counts once."""
+    """Return the number of tokens that pass through the model for one item; a shared prompt counts once."""
     total = sum(model.prompt_tokens(prompt) for prompt in {request.prompt for request in requests if request.prompt})
     for request in requests:
         if isinstance(request, GenerateRequest):
@@ -202,7 +202,7 @@ def _tokens(model: TransformersModel, requests: Sequence[ScoreRequest | Generate
 
 
 def _weightless(reference: str, unknown: list[str]) -> TransformersModel | None:
-    """Tokenizer and configuration of a model around a network without weights; None when they cannot be had."""
+    """Return a model with tokenizer and configuration but without weights, or None if they are unavailable."""
     if is_server(reference):
         unknown.append(f"the tokens of {reference}: only the server knows them")
         return None
@@ -210,7 +210,7 @@ def _weightless(reference: str, unknown: list[str]) -> TransformersModel | None:
         if reference in BUILTIN_MODELS and not is_cached(reference):
             raise ConfigError("it is not fetched yet; any other command with it fetches it (93 MB)")
         structure = load_structure(reference)
-    except Exception as error:  # noqa: BLE001 - whatever it is, the rest of the plan can still be told
+    except Exception as error:  # noqa: BLE001 - the rest of the plan is valid without the model
         unknown.append(f"tokenizer and configuration of {reference}: {one_line(error, 200)}")
         return None
     info = ModelInfo(
@@ -225,7 +225,7 @@ def _weightless(reference: str, unknown: list[str]) -> TransformersModel | None:
 
 
 def _guessed_parameters(reference: str, unknown: list[str]) -> int | None:
-    """The size that a model's name tells: `vicuna-7b` → 7e9."""
+    """Return the number of parameters from the name of a model: `vicuna-7b` → 7e9."""
     found = re.search(r"(?<![\d.])(\d+(?:\.\d+)?)([bm])(?![a-z0-9])", reference.rpartition("/")[2].lower())
     if found is None:
         unknown.append(f"the size of {reference}")
@@ -236,7 +236,7 @@ def _guessed_parameters(reference: str, unknown: list[str]) -> int | None:
 
 
 def _operations_a_second(dtype: torch.dtype, device: torch.device) -> float:
-    """What a model's forward pass reaches here: a share of a matrix product's speed."""
+    """Return the estimated operations per second of a forward pass: a share of the speed of a matrix product."""
     left = torch.ones(MATRIX, MATRIX, dtype=dtype, device=device)
     float((left @ left).sum())
     started, repeats = time.perf_counter(), 4
@@ -247,19 +247,20 @@ def _operations_a_second(dtype: torch.dtype, device: torch.device) -> float:
 
 
 def _operations(recipe: Recipe, parameters: int, calibration_tokens: int) -> float:
-    """Floating-point operations of one compression: calibration forwards, and for a Hessian its products."""
+    """Return the floating-point operations of one compression: calibration forward passes and Hessian products."""
     if not recipe.needs_calibration:
         return 20.0 * parameters
     # Each block runs twice, before and after it is compressed.
     forwards = 4.0 * parameters * calibration_tokens
-    # inputs × inputs a token costs about what a square layer's product does; the factorisation is small beside it.
+    # A Hessian update (inputs × inputs per token) costs about as much as a square layer. The factorisation costs
+    # little in comparison.
     return forwards + (2.0 * parameters * calibration_tokens if recipe.needs_hessian else 0.0)
 
 
 def _memory(
     parameters: int | None, dtype: torch.dtype, model: TransformersModel | None, calibration_tokens: int
 ) -> int | None:
-    """Dense and compressed weights side by side, and the calibration's activations between two blocks."""
+    """Return the memory in bytes for dense and compressed weights and the calibration activations between blocks."""
     if parameters is None:
         return None
     width = 4096 if model is None else int(model.network.config.get_text_config(decoder=True).hidden_size)

@@ -1,4 +1,4 @@
-"""Warnings before a run about verdicts that its number of items cannot give, so that nobody waits for "undecided"."""
+"""Warnings before a run about tasks with too few items for a verdict."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from collections.abc import Mapping, Sequence
 from llmkick.statistics import items_needed, smallest_detectable_loss, verdict_power
 from llmkick.tasks.task import Item
 
-# The dense score is not known yet. A high score, few changed answers and independent items are favourable assumptions:
-# what is undecided even then will not be decided at all.
+# The dense score is not known before the run. A high score, few changed answers and independent items are favourable
+# assumptions. A task that is undecided under these assumptions cannot be decided at all.
 ACCURACY, DISCORDANCE = 0.75, 0.1
-# Warn if a model that lost nothing is called matching with a lower probability than this.
+# Warn if a model without any loss gets the verdict "matching" with a lower probability.
 LEAST_POWER = 0.5
 
 
 def warn_of_low_power(judged: Mapping[str, Sequence[Item]], *, margin: float, alpha: float) -> list[str]:
-    """Warnings about verdicts that the items of each task cannot give, or rarely give.
+    """Return warnings about tasks whose items never or rarely give a verdict.
 
     `judged` holds the items of every task that has a verdict.
     """
@@ -45,7 +45,7 @@ def warn_of_low_power(judged: Mapping[str, Sequence[Item]], *, margin: float, al
 
 
 def _hopeless(items: Sequence[Item], margin: float, alpha: float) -> str:
-    """The reason why not even a total loss would be decided; empty if it would."""
+    """Return the reason why the items cannot even show a total loss, or an empty string if they can."""
     if len({item.cluster for item in items}) < 2:
         return f"{len(items)} items in one cluster do not tell how clusters differ"
     if smallest_detectable_loss(len(items), ACCURACY, discordance=DISCORDANCE, margin=margin, alpha=alpha) is None:

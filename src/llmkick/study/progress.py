@@ -1,4 +1,4 @@
-"""Who watches a study run: a progress bar, a log, nobody."""
+"""Observers of a study run: the observer protocol, a silent observer, and the combined progress of workers."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from llmkick.study.results.records import AnyComparison
 
 
 class Observer(Protocol):
-    """Whoever watches a run: a progress bar, a log, nobody."""
+    """Receives the progress of a run, for example to draw a progress bar or to write a log."""
 
     def stage(self, title: str, total: int) -> None:
-        """A piece of work of `total` steps begins."""
+        """Handle the start of a stage with `total` steps."""
         ...
 
     def advance(self, done: int) -> None:
-        """So many steps of it are done."""
+        """Handle progress: `done` steps of the stage are complete."""
         ...
 
     def cells(self, done: int, total: int) -> None:
-        """So many cells of the whole plan are done."""
+        """Handle progress: `done` of `total` cells of the study are complete."""
         ...
 
     def verdict(self, comparison: AnyComparison) -> None:
-        """A recipe was compared with the dense model on one task."""
+        """Handle the comparison of a recipe with the dense model on one task."""
         ...
 
     def warn(self, text: str) -> None:
-        """Something to know before the work starts."""
+        """Handle a warning before the work starts."""
         ...
 
 
@@ -54,40 +54,40 @@ class Silent:
 
 @dataclass(frozen=True, kw_only=True)
 class LockedObserver:
-    """An observer that any thread may speak to."""
+    """A thread-safe observer that forwards each call to `observer`."""
 
     observer: Observer
     _turn: threading.Lock = field(default_factory=threading.Lock)
 
     def stage(self, title: str, total: int) -> None:
-        """A piece of work of `total` steps begins."""
+        """Handle the start of a stage with `total` steps."""
         with self._turn:
             self.observer.stage(title, total)
 
     def advance(self, done: int) -> None:
-        """So many steps of it are done."""
+        """Handle progress: `done` steps of the stage are complete."""
         with self._turn:
             self.observer.advance(done)
 
     def cells(self, done: int, total: int) -> None:
-        """So many cells of the whole plan are done."""
+        """Handle progress: `done` of `total` cells of the study are complete."""
         with self._turn:
             self.observer.cells(done, total)
 
     def verdict(self, comparison: AnyComparison) -> None:
-        """A recipe's answers to a task are all there, and this is what they say so far."""
+        """Handle the interim comparison of a recipe whose answers to one task are complete."""
         with self._turn:
             self.observer.verdict(comparison)
 
     def warn(self, text: str) -> None:
-        """Something to know before the work starts."""
+        """Handle a warning before the work starts."""
         with self._turn:
             self.observer.warn(text)
 
 
 @dataclass(kw_only=True)
 class CombinedProgress:
-    """Tells the observer of a run how many of `total` items its workers have asked, in all cells together."""
+    """Reports to the observer of a run how many of `total` items all workers together have asked."""
 
     observer: Observer
     workers: int
@@ -96,18 +96,18 @@ class CombinedProgress:
     _turn: threading.Lock = field(default_factory=threading.Lock)
 
     def member(self, name: str) -> WorkerProgress:
-        """The observer of one worker."""
+        """Return the observer of one worker."""
         return WorkerProgress(combined=self, name=name)
 
     def begins(self, name: str, title: str) -> None:
-        """A worker begins a cell."""
+        """Handle the start of a cell by a worker."""
         with self._turn:
             self._done.setdefault(name, []).append(0)
             self.observer.stage(f"{self.workers} workers, now {title}", self.total)
             self._tell()
 
     def advances(self, name: str, done: int) -> None:
-        """So much of a worker's cell is done."""
+        """Handle progress: a worker has asked `done` items of its cell."""
         with self._turn:
             self._done[name][-1] = done
             self._tell()
@@ -118,24 +118,24 @@ class CombinedProgress:
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerProgress:
-    """The observer of one worker among several, whose progress is shown together."""
+    """The observer of one worker, which reports to the combined progress of all workers."""
 
     combined: CombinedProgress
     name: str
 
     def stage(self, title: str, total: int) -> None:
-        """A cell begins."""
+        """Handle the start of a cell."""
         self.combined.begins(self.name, title)
 
     def advance(self, done: int) -> None:
-        """So many of its items are done."""
+        """Handle progress: `done` items of the cell are complete."""
         self.combined.advances(self.name, done)
 
     def cells(self, done: int, total: int) -> None:
-        """The run tells that itself."""
+        """Ignore: the run reports this itself."""
 
     def verdict(self, comparison: AnyComparison) -> None:
-        """The run tells that itself."""
+        """Ignore: the run reports this itself."""
 
     def warn(self, text: str) -> None:
-        """The run tells that itself."""
+        """Ignore: the run reports this itself."""

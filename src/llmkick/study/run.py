@@ -1,4 +1,4 @@
-"""Plan → run → resume: which cells of recipe × seed × task are missing, and filling them."""
+"""The entry point that runs or resumes a study in a folder."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ def run_study(
     address: str | None = None,
     artifacts: str | None = None,
 ) -> StudyResult:
-    """Run a study into a folder, or resume the one that is there.
+    """Run a study and write its results to a folder, or resume the study in the folder.
 
-    `study` is a Study, its values as a mapping, or the path of a study file. Every record is journalled as soon as
-    its batch is done; what is in the journal is not run again.
-    executor: "local", or "ray" for the workers of a Ray cluster (at an `address`, else one that runs on this machine
-    or is started for the run); the results are the same. artifacts: a folder or URL where compressed models are
-    shared between machines.
-    Raises ConfigError before any work when the study, the model and the folder do not fit together.
+    `study` is a Study, its values as a mapping, or the path of a study file. Every record goes to the journal as soon
+    as its batch is done. A resumed run does not repeat the records in the journal.
+    executor: "local", or "ray" for the workers of a Ray cluster. The cluster is at `address`; without an address it
+    runs on this machine or is started for the run. Both executors give the same results. artifacts: a folder or URL
+    through which machines share compressed models.
+    Raises ConfigError before any work if the study, the model and the folder do not fit together.
     """
     if isinstance(study, Path | str):
         study = load_study(Path(study))
@@ -58,7 +58,7 @@ def run_study(
 def make_executor(
     name: str, *, address: str | None = None, workers: int | None = None, artifacts: str | None = None
 ) -> Executor:
-    """An executor by its name; ConfigError for an unknown one, or one that has no use for what is given."""
+    """Return the executor with a name. Raises ConfigError for an unknown name or an option without effect."""
     if name not in EXECUTORS:
         raise ConfigError(f"unknown executor {name!r}; choose from: {', '.join(EXECUTORS)}")
     if name == "ray":

@@ -1,8 +1,8 @@
-"""A study on a Ray cluster: the schedule of the local executor, worked through by many workers at once.
+"""The executor for a Ray cluster, where many workers process the schedule of the local executor at the same time.
 
-Each worker is a Ray actor with the dense model in its memory. For each there is a thread here that takes cells from
-the schedule, has the worker answer, and makes the records: journal, batches and statistics are this process's, as
-they are locally.
+Each worker is a Ray actor with the dense model in its memory. A thread in this process serves each worker: it takes
+cells from the schedule, sends requests to the worker, and makes the records. Journal, batches and statistics stay in
+this process, as with the local executor.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from llmkick.study.running.executor import RecordWriter, store_at, windows
 from llmkick.study.running.schedule import OtherWeightsError, Schedule
 from llmkick.study.spec.study import Study
 
-# Seconds that a cluster has to find room for a worker, and for the first or the last that is left.
+# Timeouts in seconds for the start of a worker, and for the start of the first or the last remaining worker.
 ROOM_SECONDS, LAST_ROOM_SECONDS = 120.0, 900.0
 Answer = TypeVar("Answer")
 DEVICES = ("auto", "cpu", "cuda", BALANCED)
@@ -39,12 +39,13 @@ DEVICES = ("auto", "cpu", "cuda", BALANCED)
 
 @dataclass(kw_only=True)
 class RayExecutor:
-    """Workers of a Ray cluster: as many as it holds, or at most `workers`.
+    """Runs as many workers as fit on a Ray cluster, or at most `workers`.
 
-    address: HOST:PORT of the cluster's head, "auto" for one that runs on this machine, or None for $RAY_ADDRESS, else
-    a cluster of this machine that lasts as long as the run. artifacts: a folder or URL that all machines reach, where
-    compressed models are shared.
-    A lost worker's cell is tried again; one that fails three times is given up and reported, and the rest goes on.
+    address: HOST:PORT of the cluster's head, "auto" for a cluster that runs on this machine, or None for $RAY_ADDRESS;
+    without $RAY_ADDRESS, None starts a local cluster for the time of the run. artifacts: a folder or URL that all
+    machines can reach, through which they share compressed models.
+    The cell of a lost worker is tried again. A cell that fails three times is given up and reported, and the run
+    continues with the other cells.
     """
 
     address: str | None = None
@@ -57,9 +58,9 @@ class RayExecutor:
     _digest: str | None = None
 
     def load(self, study: Study, observer: Observer) -> TransformersModel:
-        """Connect, find out what a worker needs, and have the first one load the dense model.
+        """Connect to the cluster, compute the demand of a worker, and load the dense model on the first worker.
 
-        Raises ConfigError for a cluster that does not answer or holds no worker; other errors as in `load_model`.
+        Raises ConfigError if the cluster does not answer or has no room for a worker, and the errors of `load_model`.
         """
         if self.workers is not None and self.workers < 1:
             raise ConfigError(f"workers must be at least 1; got {self.workers}")
@@ -100,7 +101,7 @@ class RayExecutor:
         return self._from_any(lambda handle: handle.ask("dense", kind, requests))
 
     def _from_any(self, question: Callable[[WorkerHandle], Answer]) -> Answer:
-        """Ask the first worker that is alive about the dense model."""
+        """Ask the first live worker about the dense model."""
         for handle in self.handles:
             if handle.worker_info is not None:
                 with contextlib.suppress(TransientError):
@@ -108,7 +109,7 @@ class RayExecutor:
         raise KickError("no worker is left to ask the dense model: run the same command again")
 
     def dense_digest(self) -> str:
-        """The digest of the dense weights."""
+        """Return the digest of the dense weights."""
         if self._digest is None:
             self._digest = str(self._from_any(lambda handle: handle.call("dense_digest")))
         return self._digest
@@ -120,11 +121,14 @@ class RayExecutor:
         return [WorkerHandle(name=f"worker {number}", config=config, say=self._say) for number in range(1, count + 1)]
 
     def _say(self, note: str) -> None:
-        """What a reader of a model's answers should know: it is among the dense model's notes, as locally."""
+        """Add a note about a model's answers to the dense model's notes, as with the local executor."""
         self._model.engine.budget.notes.append(note)
 
     def calibrate(self, study: Study, seed: int, observer: Observer) -> Calibration:
-        """The calibration windows of a seed: text is read here, the model's own is sampled where its weights are."""
+        """Return the calibration windows of a seed.
+
+        This process reads text sources; for the source `self` the first worker samples the text from the model.
+        """
         if study.calibration.source != "self":
             return windows(self._model, study, seed, observer)
         try:
@@ -136,8 +140,8 @@ class RayExecutor:
         return calibration
 
     def run(self, schedule: Schedule, context: StudyContext, writer: RecordWriter) -> None:
-        """Fill all cells with a thread for each worker. Raises KickError when no worker is left."""
-        # A machine's own cache is shared by all workers on it.
+        """Fill all cells with one thread per worker. Raises KickError if no worker is left."""
+        # All workers on one machine share its cache.
         schedule.shared = self.artifacts is not None or self._one_machine
         handles = self.handles[: schedule.left]
         items = sum(len(context.items[cell.task.name]) for cell in schedule.pending)
@@ -154,7 +158,7 @@ class RayExecutor:
                     thread.result()
             except BaseException:
                 schedule.stop()
-                for handle in handles:  # what they are asked for now ends at once
+                for handle in handles:  # ends their current calls at once
                     handle.stop()
                 raise
         if schedule.left:
@@ -203,7 +207,7 @@ class RayExecutor:
         writer.fill(cell, handle.model("compressed"), dense, handle.observer)
 
     def _renew(self, handle: WorkerHandle, schedule: Schedule) -> bool:
-        """Start a new worker for a handle; False when the cluster has no room or no work is left."""
+        """Start a new worker for a handle; return False if the start fails or no work is left."""
         if schedule.is_stopped:
             return False
         alone = sum(other.worker_info is not None for other in self.handles if other is not handle) == 0
@@ -225,7 +229,7 @@ class RayExecutor:
         return True
 
     def environment(self) -> dict[str, object]:
-        """What the numbers were made on: the first worker's surroundings, all workers, and which were lost."""
+        """Return the environment of the first worker, the list of workers, and the list of losses."""
         workers = [
             {key: handle.worker_info.environment[key] for key in ("processor", "accelerator", "device", "threads")}
             for handle in self.handles
@@ -234,7 +238,7 @@ class RayExecutor:
         return {**self._surroundings, "executor": "ray", "workers": workers, "lost": list(self.lost)}
 
     def close(self) -> None:
-        """Stop the workers, and leave a cluster that was joined or started for the run."""
+        """Stop the workers and disconnect from a cluster that the run joined or started."""
         for handle in self.handles:
             handle.stop()
         if self._joined:
@@ -245,7 +249,7 @@ class RayExecutor:
 
 
 def _demand(study: Study, model: RemoteModelSpec) -> Demand:
-    """What a worker needs, from the model's size and the cluster's devices."""
+    """Return the demand of a worker from the model's size and the cluster's devices."""
     nodes = living_nodes()
     if study.device in ("cuda", BALANCED) and not has_gpus(nodes):
         raise ConfigError(f"device {study.device!r}: the Ray cluster has no GPUs; use auto or cpu")
@@ -272,5 +276,5 @@ def _memory_of_a_gpu() -> int:
 
 
 def gpu_memory() -> int:
-    """Bytes of the GPU that a task is given."""
+    """Return the memory of the GPU that Ray assigns to the task, in bytes."""
     return int(torch.cuda.mem_get_info()[1])

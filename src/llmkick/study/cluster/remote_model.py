@@ -1,4 +1,4 @@
-"""A model whose answers come from a worker elsewhere; its tokenizer and configuration are here."""
+"""A proxy model with a local tokenizer and configuration, whose answers come from a remote worker."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ Ask = Callable[[str, Batch], Batch]
 
 @dataclass(frozen=True, kw_only=True)
 class RemoteModel(TransformersModel):
-    """As the model that `ask` reaches: called with a method's name and requests, it gives the answers.
+    """A proxy for the model of a worker; `ask` takes a method name and requests and returns the answers.
 
-    The network here has no weights. `place` is the device that the weights are on, over there.
+    The local network has no weights. `place` is the device of the weights on the worker.
     """
 
     place: torch.device
@@ -38,21 +38,21 @@ class RemoteModel(TransformersModel):
 
     @property
     def device(self) -> torch.device:
-        """Where its inputs go, over there."""
+        """The device of the inputs on the worker."""
         return self.place
 
     def logprobs(self, requests: Sequence[ScoreRequest]) -> list[ContinuationScore | Unanswered]:
-        """One score a request, in order."""
+        """Return one score per request, in order."""
         return list(self.ask("logprobs", requests))
 
     def generate(self, requests: Sequence[GenerateRequest]) -> list[Generation | Unanswered]:
-        """One generation a request, in order."""
+        """Return one generation per request, in order."""
         return list(self.ask("generate", requests))
 
 
 @dataclass(frozen=True, kw_only=True)
 class RemoteModelSpec:
-    """A model without its weights, which are neither read nor fetched; `reference` names the model for workers."""
+    """A model without its weights, which are not read or downloaded; `reference` names the model for workers."""
 
     reference: str
     network: Any
@@ -60,19 +60,19 @@ class RemoteModelSpec:
 
     @property
     def parameters(self) -> int:
-        """How many weights it has."""
+        """The number of weights."""
         return sum(parameter.numel() for parameter in self.network.parameters())
 
     def model(self, info: ModelInfo, place: torch.device, ask: Ask) -> RemoteModel:
-        """The model that answers elsewhere."""
+        """Return the proxy for the model on a worker."""
         local = TransformersModel.wrap(self.network, self.tokenizer, info)
         return RemoteModel(info=info, engine=local.engine, place=place, ask=ask)
 
 
 def remote_model_spec(reference: str) -> RemoteModelSpec:
-    """The specification of the model behind a reference.
+    """Return the specification of the model that `reference` names.
 
-    Raises ModelError when its tokenizer or configuration cannot be read on this machine.
+    Raises ModelError if its tokenizer or configuration cannot be read on this machine.
     """
     try:
         structure = load_structure(reference)
@@ -88,10 +88,10 @@ def remote_model_spec(reference: str) -> RemoteModelSpec:
 
 
 def _elsewhere(reference: str, folder: Path) -> str:
-    """What machines with another working directory, and at another moment, call the same model."""
+    """Return a reference that names the same model on other machines and at later times."""
     path = Path(reference).expanduser()
     if path.exists():
         return str(path.absolute())
-    if folder.parent.name == "snapshots":  # of the hub: its branch may move on between two workers
+    if folder.parent.name == "snapshots":  # a hub model: its branch may change between two workers
         return f"{reference.partition('@')[0]}@{folder.name}"
     return reference

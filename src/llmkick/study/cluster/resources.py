@@ -1,4 +1,4 @@
-"""A Ray cluster: reaching it in bounded time, and how many workers of which size it holds."""
+"""The resources of a Ray cluster: connecting in bounded time, and the size and number of workers."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from typing import Any
 
 from llmkick.errors import ConfigError, one_line
 
-# Seconds that an address has to answer.
+# Timeouts in seconds for the connection and for the status of the cluster.
 CONNECT_SECONDS, STATUS_SECONDS = 5.0, 30.0
-# Weights that a worker holds, in sizes of the dense model: that, one compressed, and a tenth each for what is
-# computed. Of a second compressed model there is never more than a block.
+# Memory of a worker in units of the dense model's size: the dense model, one compressed model, and 0.1 each for
+# intermediate results. A worker never holds more than one block of a second compressed model.
 HELD = 2.2
-# Code, tokenizer, and activations of small models.
+# Bytes for code, tokenizer, and activations of small models.
 BASE_BYTES = 1_000_000_000
 
 
-# A node of a cluster as Ray lists it.
+# A node of a cluster in the format of `ray.nodes()`.
 Node = Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Demand:
-    """What one worker needs, in Ray's terms; memory in bytes."""
+    """The Ray resources that one worker needs; memory in bytes."""
 
     cpus: int
     gpus: int
@@ -37,12 +37,12 @@ class Demand:
 
     @property
     def device(self) -> str:
-        """Where its model is loaded, in the words of `load_model`."""
+        """The device for the worker's model, as `load_model` names it."""
         return "cpu" if self.gpus == 0 else "cuda" if self.gpus == 1 else "balanced"
 
     @property
     def options(self) -> dict[str, object]:
-        """Options of a Ray actor."""
+        """The resource options of a Ray actor."""
         memory = {"memory": self.memory} if self.gpus == 0 else {}
         return {"num_cpus": self.cpus, "num_gpus": self.gpus, **memory}
 
@@ -54,7 +54,10 @@ class Demand:
 
 
 def demand(*, weight_bytes: int, threads: int, gpu_bytes: int | None, cpus_a_gpu: int = 1) -> Demand:
-    """What a worker for a model of that size needs; on GPUs of `gpu_bytes` as many as hold it, None for CPUs only."""
+    """Return the demand of a worker for a model of `weight_bytes` bytes.
+
+    The number of GPUs follows from `gpu_bytes`, the memory of one GPU; None means CPUs only.
+    """
     needed = int(HELD * weight_bytes + BASE_BYTES)
     if gpu_bytes is None:
         return Demand(cpus=threads, gpus=0, memory=needed)
@@ -63,9 +66,9 @@ def demand(*, weight_bytes: int, threads: int, gpu_bytes: int | None, cpus_a_gpu
 
 
 def worker_count(nodes: Sequence[Node], wanted: Demand) -> int:
-    """How many such workers nodes hold together.
+    """Return the number of workers with the demand `wanted` that fit on the nodes.
 
-    Raises ConfigError when none holds one, saying what the largest has.
+    Raises ConfigError if no node has room for a worker; the message lists the resources of the nodes.
     """
     resources = [node["Resources"] for node in nodes]
     count = sum(_fitting(own, wanted) for own in resources)
@@ -90,19 +93,19 @@ def _described(own: Mapping[str, float]) -> str:
 
 
 def living_nodes() -> list[Node]:
-    """The nodes of the cluster that we are connected to."""
+    """Return the live nodes of the connected cluster."""
     import ray
 
     return [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
 
 
 def has_gpus(nodes: Sequence[Node]) -> bool:
-    """Whether a node has a GPU."""
+    """Return whether a node has a GPU."""
     return any(node["Resources"].get("GPU") for node in nodes)
 
 
 def cpus_a_gpu(nodes: Sequence[Node]) -> int:
-    """The CPUs that every GPU of the cluster can have, at least 1."""
+    """Return the number of CPUs available per GPU on every node of the cluster, at least 1."""
     shares = [
         int(node["Resources"].get("CPU", 0) // node["Resources"]["GPU"])
         for node in nodes
@@ -112,15 +115,15 @@ def cpus_a_gpu(nodes: Sequence[Node]) -> int:
 
 
 def connect(address: str | None) -> bool:
-    """Connect to a cluster, at the address, at $RAY_ADDRESS, or one that is started for us.
+    """Connect to the cluster at the address or at $RAY_ADDRESS, or start a local cluster.
 
-    False when this process is connected already, and goes on with that. Raises ConfigError, within a minute or so,
-    when Ray is missing or nothing answers.
+    Returns False if this process is already connected; it then keeps that connection. Raises ConfigError within about
+    a minute if Ray is missing or nothing answers.
     """
-    # Ray reports home unless told not to: nothing leaves the machine on our account.
+    # Ray sends usage statistics by default. This program must not send data from the machine.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # A cluster that is started for us does what this process would do: Ray's workers give way to everything else
-    # (niceness 15), and on a busy machine take a hundred times as long.
+    # Ray's workers run at niceness 15 by default, which makes them a hundred times slower on a busy machine. The
+    # workers of a local cluster replace this process, so they run at normal priority.
     os.environ.setdefault("RAY_worker_niceness", "0")
     try:
         import ray
@@ -148,9 +151,9 @@ def connect(address: str | None) -> bool:
 
 
 def check_answers(address: str) -> None:
-    """Raise ConfigError, within half a minute, unless a Ray cluster answers at HOST:PORT.
+    """Raise ConfigError, within about half a minute, unless a Ray cluster answers at HOST:PORT.
 
-    `ray.init` itself tries for minutes, and then may end the process.
+    The check is needed because `ray.init` tries for minutes and then may end the process.
     """
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal() or "/" in host:

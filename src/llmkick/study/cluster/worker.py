@@ -1,6 +1,6 @@
-"""What runs on a machine of the cluster: one worker with the dense model and one compressed model at a time.
+"""The worker process on a cluster machine, with the dense model and one compressed model at a time.
 
-It answers, and writes nothing but its machine's cache and the shared store of compressed models.
+A worker answers requests. It writes only to the cache of its machine and to the shared store of compressed models.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ from llmkick.study.spec.study import Study
 Which = Literal["dense", "compressed"]
 Requests = Sequence[ScoreRequest] | Sequence[GenerateRequest]
 Answers = Sequence[ContinuationScore | Generation | Unanswered]
-# Other versions of these could answer differently.
+# Packages whose version can change the answers.
 PACKAGES = ("llmkick", "torch", "transformers", "tokenizers")
 
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerInfo:
-    """What a worker is, once it has loaded the dense model."""
+    """The description of a worker after it has loaded the dense model."""
 
     info: ModelInfo
     device: str
@@ -51,19 +51,19 @@ class WorkerInfo:
 
 
 class Worker:
-    """The far end of `WorkerHandle`; made and called by Ray."""
+    """The remote end of `WorkerHandle`; Ray creates and calls it."""
 
     def __init__(self, *, threads: int) -> None:
-        # What comes out of a compression depends, in its last bits, on how sums are split between threads.
+        # The last bits of compressed weights depend on how sums are split between threads.
         torch.set_num_threads(threads)
         self._warnings: list[str] = []
 
     def versions(self) -> dict[str, str]:
-        """Versions of what decides the answers."""
+        """Return the versions of the packages that can change the answers."""
         return {name: importlib.metadata.version(name) for name in PACKAGES}
 
     def load(self, study: Study, *, dtype: str, device: str, artifacts: str | None) -> WorkerInfo:
-        """Load the dense model; errors as in `load_model`."""
+        """Load the dense model; raises the errors of `load_model`."""
         self._study = study
         self._dense = load_model(study.model, dtype=dtype, device=device)
         self._compressor = StudyCompressor(
@@ -82,25 +82,25 @@ class Worker:
         )
 
     def calibrate(self, seed: int) -> Calibration:
-        """The calibration windows of a seed, which the dense model may have to sample."""
+        """Return the calibration windows of a seed; for the source `self` the dense model samples them."""
         return windows(self._dense, self._study, seed, Silent())
 
     def dense_digest(self) -> str:
-        """The digest of the dense weights."""
+        """Return the digest of the dense weights."""
         return weights_digest(self._dense.network)
 
     def compress(
         self, variant: Variant, calibration: Calibration | None, expected: str | None
     ) -> tuple[CompressionReport, list[str]]:
-        """Have a variant's model at hand: recalled, fetched or made. Its report, and what must be said."""
-        self._compressed = None  # before another takes its place: two would be in memory
+        """Load the model of a variant from the cache or the store, or compress it; return its report and warnings."""
+        self._compressed = None  # frees the previous model before the next model needs memory
         self._compressed, report = self._compressor.compressed(
             variant.recipe, variant.seed, calibration, expected=expected
         )
         return report, self._taken(self._warnings)
 
     def answer(self, which: Which, kind: str, requests: Requests) -> tuple[Answers, list[str]]:
-        """Answers of the dense or the compressed model, one a request, and what must be said of them."""
+        """Return the answers of the dense or the compressed model, one per request, and notes about them."""
         model = self._dense if which == "dense" else self._compressed
         assert model is not None, "nothing is compressed"
         answers: Answers

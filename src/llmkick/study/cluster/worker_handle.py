@@ -1,4 +1,4 @@
-"""The handle of a worker on a Ray cluster: it starts the worker, calls it, and notices that it is lost."""
+"""The handle of a worker on a Ray cluster: it starts the worker, calls it, and detects its loss."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from llmkick.study.spec.study import Study
 
 
 class TransientError(Exception):
-    """A worker was lost, or failed in a way in which another worker may not fail."""
+    """A worker was lost, or failed with an error that another worker may not have."""
 
 
 class NoRoomError(TransientError):
-    """The cluster found no room for a worker in time."""
+    """The cluster found no resources for a worker before the timeout."""
 
 
 class PermanentError(Exception):
-    """A worker refused what every worker would refuse; `cause` says why."""
+    """A worker refused a call that every worker would refuse; `cause` is the error."""
 
     def __init__(self, cause: KickError) -> None:
         super().__init__(str(cause))
@@ -37,7 +37,7 @@ class PermanentError(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerConfig:
-    """The configuration that every worker is started with."""
+    """The start configuration of every worker."""
 
     study: Study
     model_spec: RemoteModelSpec
@@ -62,9 +62,10 @@ class WorkerHandle:
     _own_spec: RemoteModelSpec | None = None
 
     def start(self, seconds: float, *, dtype: str) -> None:
-        """Start a worker within so many seconds, and load the dense model there.
+        """Start a worker within `seconds` seconds and load the dense model on it.
 
-        Raises NoRoomError, TransientError, ConfigError for other versions than ours, and PermanentError.
+        Raises NoRoomError, TransientError, PermanentError, and ConfigError if the package versions differ from the
+        versions on this machine.
         """
         import ray
 
@@ -107,21 +108,21 @@ class WorkerHandle:
             raise TransientError(f"{self.name} was lost: {one_line(error)}") from error
 
     def model(self, which: Which) -> RemoteModel:
-        """The dense or the compressed model of the worker."""
+        """Return a proxy for the dense or the compressed model of the worker."""
         assert self.worker_info is not None, f"{self.name} has not started"
 
         def ask(kind: str, requests: Batch) -> Batch:
             return self.ask(which, kind, requests)
 
         if self._own_spec is None:
-            # Each handle belongs to one thread, and tokenizers are not made for two at once ("Already borrowed").
+            # Each handle belongs to one thread, and a tokenizer is not thread-safe ("Already borrowed").
             shared = self.config.model_spec
             self._own_spec = replace(shared, tokenizer=copy.deepcopy(shared.tokenizer))
         info, device = self.worker_info.info, torch.device(self.worker_info.device)
         return self._own_spec.model(info, device, ask)
 
     def ask(self, which: Which, kind: str, requests: Batch) -> Batch:
-        """The worker's answers. Raises TransientError or PermanentError."""
+        """Return the worker's answers. Raises TransientError or PermanentError."""
         answers, notes = self.call("answer", which, kind, requests)
         for note in notes:
             self.say(note)

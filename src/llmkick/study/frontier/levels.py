@@ -1,4 +1,4 @@
-"""The verdict on one level of a frontier search: fill its cells, compare them with the dense model."""
+"""The judge of a frontier search: fill the cells of one level and compare them with the dense model."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from llmkick.study.running.schedule import Schedule
 from llmkick.study.running.study_run import JournalWriter
 from llmkick.tasks.task import Task
 
-# Compressed models kept in memory at most, and the share of the free memory that they may take.
+# Maximum number of compressed models in memory, and the maximum share of the free memory for them.
 MODELS_KEPT, MEMORY_SHARE = 4, 0.3
 
 
@@ -28,9 +28,9 @@ MODELS_KEPT, MEMORY_SHARE = 4, 0.3
 class LevelJudge:
     """Judges levels of compression on the tasks of a study.
 
-    seeds: calibration seeds; the first one searches, all of them confirm. search_propagate: whether calibration is
-    propagated while searching; a confirmation does as the study says. run_keys: the cells asked, by grid and task.
-    recipes: the compressed models made, by grid.
+    seeds: calibration seeds; the search uses the first seed, and a confirmation uses all seeds. search_propagate:
+    whether the search propagates calibration; a confirmation uses the setting of the study. run_keys: the run keys of
+    the judged cells, by grid and task. recipes: the compressed recipes, by grid.
     """
 
     context: StudyContext
@@ -46,7 +46,10 @@ class LevelJudge:
         self.writer = JournalWriter(context=self.context, schedule=Schedule(cells=(), pending=()))
 
     def judge(self, grid: LevelGrid, recipe: Recipe, task: Task, *, margin: float, confirming: bool = False) -> Judged:
-        """One level on one task: until it is decided, or, confirming, with every item, every seed, and propagated."""
+        """Judge one level on one task until the verdict is decided.
+
+        A confirmation uses every item, every seed, and the `propagate` setting of the study.
+        """
         context = self.context
         evaluation, rule = context.evaluation, context.rules.get(task.name)
         propagate = context.study.propagate if confirming else self.search_propagate
@@ -84,7 +87,7 @@ class LevelJudge:
         )
 
     def _filled(self, variant: Variant, task: Task, *, every_item: bool) -> Cell:
-        """The cell with as many records as are needed."""
+        """Return the cell after filling it with all records that the verdict needs."""
         evaluation = self.context.evaluation
         (cell,) = [cell for cell in self.context.cells(variant) if cell.task.name == task.name]
         is_filled = evaluation.has_every_item(cell) if every_item else evaluation.is_complete(cell)
@@ -97,7 +100,10 @@ class LevelJudge:
         return cell
 
     def _model(self, variant: Variant) -> TransformersModel:
-        """The compressed model; a few stay in memory, since the search of every task begins at the same levels."""
+        """Return the compressed model and keep a few models in memory.
+
+        The searches of all tasks begin at the same levels, so the models are used again.
+        """
         if variant not in self._models:
             weights = sum(p.numel() * p.element_size() for p in self.context.dense.network.parameters())
             most = min(MODELS_KEPT, int(psutil.virtual_memory().available * MEMORY_SHARE / weights))

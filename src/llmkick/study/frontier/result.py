@@ -1,6 +1,6 @@
 """The result of a frontier search: the verdict on each level, as typed records and as frontier.json.
 
-`frontier.json` in that folder:
+The content of `frontier.json`:
 
     {"schema": 1, "study": …, "settings": {"search_propagate", "seeds", "perplexity_margins"}, "environment", "timing",
      "model", "tasks": as in results.json,
@@ -11,8 +11,8 @@
      "overall": [{"name", "method", "kind", "levels", "strongest_matching", "weakest_not_matching", "notes"}],
      "cost": [{"name", "task", "items", "full", "models", "levels"}], "warnings"}
 
-Perplexity has frontiers of its own, one for each of its margins: its "matching" means that the increase is
-proven to be within the margin. It has no say in `overall`.
+Perplexity has separate frontiers, one for each of its margins. Its "matching" means that the increase is proven to be
+within the margin. Perplexity has no effect on `overall`.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class LevelRow(OpenRecord):
 
 
 class FrontierEnds(OpenRecord):
-    """The strongest level that is shown to match, and the weakest that is shown not to; None where there is none."""
+    """The strongest level proven to match and the weakest level proven not to match; None if there is none."""
 
     name: str
     method: str
@@ -66,7 +66,7 @@ class FrontierEnds(OpenRecord):
 
 
 class FrontierRow(FrontierEnds):
-    """The frontier of one method on one task, with every level that was judged."""
+    """The frontier of one method on one task, with every judged level."""
 
     task: str
     metric: str
@@ -84,7 +84,7 @@ class OverallFrontier(FrontierEnds):
 
 
 class SearchCost(OpenRecord):
-    """Items asked of compressed models, and how many the full grid would ask with one seed."""
+    """The number of items asked of compressed models, and the number for the full grid with one seed."""
 
     name: str
     task: str
@@ -96,7 +96,7 @@ class SearchCost(OpenRecord):
 
 
 class SearchSettings(OpenRecord):
-    """Settings of a search that are not among those of a study."""
+    """The settings of a search that a study does not have."""
 
     search_propagate: bool = True
     seeds: tuple[int, ...] = (0,)
@@ -116,7 +116,7 @@ class SearchedStudy(OpenRecord):
 
 
 class FrontierResult(BaseModel):
-    """Everything in frontier.json, and the folder it lies in."""
+    """The content of frontier.json, and the folder of the file."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -133,7 +133,7 @@ class FrontierResult(BaseModel):
     warnings: tuple[str, ...]
 
     def write(self) -> Path:
-        """Write frontier.json whole or not at all. Raises DataError when it cannot be written."""
+        """Write frontier.json atomically. Raises DataError if the file cannot be written."""
         content = {"schema": FRONTIER_SCHEMA, **self.model_dump(mode="json")}
         path = self.folder / FRONTIER_FILE
         text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
@@ -145,7 +145,7 @@ class FrontierResult(BaseModel):
 
 
 def read_frontier(folder: Path) -> FrontierResult:
-    """Read a folder's frontier.json. Raises DataError when it is missing, damaged or of another schema."""
+    """Read frontier.json from a folder. Raises DataError if it is missing, damaged or of another schema."""
     path = folder / FRONTIER_FILE
     if not path.is_file():
         raise DataError(f"{folder} holds no {FRONTIER_FILE}: run `kick frontier` to its end first")
@@ -163,7 +163,7 @@ def read_frontier(folder: Path) -> FrontierResult:
 
 @dataclass(frozen=True, kw_only=True)
 class Judged:
-    """The verdict on one level, and the comparison that it rests on."""
+    """The verdict on one level, and the comparison behind it."""
 
     verdict: Verdict
     comparison: Comparison | PerplexityComparison | None
@@ -176,12 +176,15 @@ UNKNOWN = Judged(verdict="undecided", comparison=None, items=0, of=0, confirmed=
 
 
 def matches(judged: Mapping[str, Judged], recipe: Recipe) -> bool:
-    """Whether a level was judged, and matching."""
+    """Return whether a level was judged with the verdict "matching"."""
     return judged.get(str(recipe), UNKNOWN).verdict == "matching"
 
 
 def verdict_of(comparison: Comparison | PerplexityComparison | None) -> Verdict:
-    """The verdict; of perplexity its outcome in the same words, and "incomplete" where there is no comparison."""
+    """Return the verdict of a comparison, or "incomplete" without a comparison.
+
+    The outcome of a perplexity comparison maps to "matching", "not matching" or "undecided".
+    """
     if comparison is None:
         return "incomplete"
     if isinstance(comparison, PerplexityComparison):
@@ -192,7 +195,7 @@ def verdict_of(comparison: Comparison | PerplexityComparison | None) -> Verdict:
 def frontier_row(
     grid: LevelGrid, task: Task, margin: float, frontier: Frontier[Recipe], judged: Mapping[str, Judged]
 ) -> FrontierRow:
-    """One method on one task, for frontier.json."""
+    """Return the row of one method on one task in frontier.json."""
 
     def text(recipe: Recipe | None) -> str | None:
         return None if recipe is None else level_text(recipe)

@@ -1,10 +1,10 @@
-"""How far can a model be compressed? A search over each method's levels, with early stopping and confirmation.
+"""The frontier search: find the strongest matching compression level of each method, with early stopping.
 
 For every method and task a bisection (`statistics.find_frontier`) looks for the strongest level that matches and the
-weakest that does not. A level is judged as in a study with `stop = "decided"`; the level found is confirmed on every
-item, with further calibration seeds if there are any, and propagated if the search was not. Over all tasks a level
-matches when it does on each that has a signal (intersection-union). Every record goes to the journal of the run's
-folder: the same command again goes on where it was.
+weakest level that does not match. A level is judged as in a study with `stop = "decided"`. The resulting level is
+confirmed on every item with all calibration seeds; the confirmation propagates calibration if the study does. A level
+matches over all tasks if it matches on each task with a signal (intersection-union). Every record goes to the journal
+of the run's folder, so the same command resumes an interrupted search.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from llmkick.study.running.preparation import open_journal, prepare
 from llmkick.study.spec.study import make_study
 from llmkick.tasks.task import Task
 
-# What is called safe by those who look at perplexity alone: proven within 5 %; and what "hardly moves", within 10 %.
+# Common thresholds for perplexity alone: an increase within 5 % counts as safe, within 10 % as a small change.
 PERPLEXITY_MARGINS = (0.05, 0.10)
 
 
@@ -57,10 +57,11 @@ def run_frontier(
     search_propagate: bool = True,
     observer: Observer | None = None,
 ) -> FrontierResult:
-    """Search the levels of `methods` (see `grid.level_grid`) on the tasks of a study, or go on with a search.
+    """Search the levels of `methods` (see `levels.level_grid`) on the tasks of a study, or resume a search.
 
-    `study` has the keys of a study file but `recipes`, `seeds` and `stop`. The search uses the first seed; the level
-    found is confirmed with all of them. Raises ConfigError before any work for what does not fit together.
+    `study` has the keys of a study file except `recipes`, `seeds` and `stop`. The search uses the first seed, and
+    the confirmation of the resulting level uses all seeds. Raises ConfigError before any work if the study, the
+    methods, the seeds and the folder do not fit together.
     """
     given = [key for key in ("recipes", "seeds", "stop") if key in study]
     if given:
@@ -74,7 +75,7 @@ def run_frontier(
     if not seeds or len(set(seeds)) < len(seeds):
         raise ConfigError(f"give distinct calibration seeds, at least one; got {list(seeds)}")
     resolved = make_study({**study, "recipes": recipes, "seeds": list(seeds)[:1], "stop": "decided"})
-    make_study({**study, "recipes": recipes, "seeds": list(seeds)})  # every seed is one
+    make_study({**study, "recipes": recipes, "seeds": list(seeds)})  # validates every seed
     if not search_propagate and not resolved.propagate:
         raise ConfigError("propagate = false leaves nothing to confirm propagated; leave one of the two out")
     folder, watcher, executor = Path(out), observer or Silent(), LocalExecutor()
@@ -104,7 +105,7 @@ class FrontierSearch:
     grids: Sequence[LevelGrid]
 
     def search(self, started: str) -> FrontierResult:
-        """Search to the end, or from where a search stopped; `started` is when this session began (ISO 8601)."""
+        """Run or resume the search to its end; `started` is the start time of this session (ISO 8601)."""
         observer, tasks = self.context.observer, self.context.tasks
         searches = [(grid, task) for grid in self.grids for task in tasks]
         observer.cells(0, len(searches))
@@ -134,7 +135,10 @@ class FrontierSearch:
         return frontier_row(grid, task, margin, frontier, judged), judged
 
     def _overall(self, grid: LevelGrid, verdicts: Mapping[tuple[str, str], dict[str, Judged]]) -> OverallFrontier:
-        """Over all tasks with a signal: the strongest level proven to match on each, the weakest that fails on one."""
+        """Return the frontier over all tasks with a signal.
+
+        It has the strongest level that matches on every task and the weakest level that does not match on some task.
+        """
         judged = {
             task.name: verdicts[grid.name, task.name] for task in self.context.tasks if task.metric != "perplexity"
         }

@@ -1,1 +1,1 @@
-"""The journal: every record of a run, in SQLite, as soon as it exists."""
+"""The journal of a run: a SQLite file that stores every record as soon as it exists."""

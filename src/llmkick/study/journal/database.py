@@ -1,4 +1,4 @@
-"""The SQLite file of a journal: its tables, opening it, transactions, and errors that say what to do."""
+"""The SQLite file of a journal: its tables, transactions, and errors with advice for the user."""
 
 from __future__ import annotations
 
@@ -51,9 +51,9 @@ CREATE TABLE IF NOT EXISTS commands (started TEXT NOT NULL, version TEXT NOT NUL
 
 
 class JournalFile:
-    """The open file of a journal. Threads take turns.
+    """The open file of a journal, with a lock for access from several threads.
 
-    Raises DataError when the folder holds no journal (read only), or the file cannot be opened as one.
+    Raises DataError if the folder has no journal (read-only mode) or the file cannot be opened as a journal.
     """
 
     def __init__(self, folder: Path, *, read_only: bool = False) -> None:
@@ -70,7 +70,7 @@ class JournalFile:
                 cleanup.callback(self.connection.close)
                 if not read_only:
                     self.connection.execute("PRAGMA journal_mode=WAL")
-                    # FULL: a record is on the disk before the next batch starts, power cut included.
+                    # FULL: a record is on disk before the next batch starts, so it survives a power failure.
                     self.connection.execute("PRAGMA synchronous=FULL")
                     self.connection.executescript(_TABLES)
                 self.connection.execute("SELECT 1 FROM meta")
@@ -84,7 +84,7 @@ class JournalFile:
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
-        """Commits everything that the block writes, or nothing. Raises DataError when the file cannot be written."""
+        """Commit all writes of the `with` block, or none. Raises DataError if the file cannot be written."""
         with self._turn:
             yield from self._locked_transaction()
 
@@ -104,13 +104,13 @@ class JournalFile:
             ) from error
 
     def rows(self, query: str, values: Sequence[str | int | float | None] = ()) -> list[Any]:
-        """The rows of a query, each a tuple. Raises DataError for a damaged file."""
+        """Return the rows of a query as tuples. Raises DataError for a damaged file."""
         with self.reading():
             return self.connection.execute(query, values).fetchall()
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[None]:
-        """Turns the errors of a damaged file into a DataError that names the file and the way out."""
+        """Convert the errors of a damaged file to a DataError that names the file and a solution."""
         try:
             with self._turn:
                 yield

@@ -1,4 +1,4 @@
-"""Every record of a study, as soon as it exists: one SQLite file that survives kill -9."""
+"""The journal of a study: one SQLite file that stores every record at once and survives `kill -9`."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from llmkick.tasks.task import Item, Record
 
 @dataclass(frozen=True, kw_only=True)
 class Judgement:
-    """A judge's reply as it came, and the question it answers.
+    """The unchanged reply of a judge, and its question.
 
     `judgement_key` is a hash of the whole question: judge, prompt, both texts in their order, replicate. `first` and
-    `second` are the sha256 of the text shown first and of the text shown second.
+    `second` are the SHA-256 of the first and of the second text in the prompt.
     """
 
     judgement_key: str
@@ -44,7 +44,7 @@ _JUDGEMENT_COLUMNS = [column.name for column in fields(Judgement)]
 
 
 class CellEntry(NamedTuple):
-    """A cell that has records: how many there are, and how many of them are damaged."""
+    """A cell with records: the number of records and the number of damaged records."""
 
     run_key: str
     model: str
@@ -56,15 +56,15 @@ class CellEntry(NamedTuple):
 
 
 class Journal(JournalFile):
-    """The open journal of a run folder. Every method commits before it returns; threads take turns.
+    """The open journal of a run folder. Every method commits before it returns and is thread-safe.
 
-    Every method raises DataError when the file is damaged or cannot be written.
+    Every method raises DataError if the file is damaged or cannot be written.
     """
 
     def claim(self, study_hash: str, description: str) -> None:
-        """Bind the folder to a study. Raises ConfigError when the folder holds records of another study.
+        """Bind the folder to a study. Raises ConfigError if the folder holds records of another study.
 
-        A folder without records is free: a study with a mistyped model, for example, leaves none.
+        A folder without records is free, for example after a study with a mistyped model name.
         """
         notes = self.notes()
         if notes.schema not in (None, str(JOURNAL_SCHEMA)):
@@ -80,7 +80,7 @@ class Journal(JournalFile):
             connection.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", values.items())
 
     def notes(self) -> Notes:
-        """The notes of the run about itself."""
+        """Return the notes of the run."""
         return decoded_notes(dict(self.rows("SELECT key, value FROM meta")))
 
     @overload
@@ -88,12 +88,12 @@ class Journal(JournalFile):
     @overload
     def note(self, key: JsonNote, value: object) -> None: ...
     def note(self, key: TextNote | JsonNote, value: object) -> None:
-        """Write a note, in place of an earlier one. Raises TypeError for a value that JSON does not have."""
+        """Write a note and replace the earlier note. Raises TypeError for a value that JSON cannot represent."""
         with self.transaction() as connection:
             connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, encoded_note(key, value)))
 
     def add_items(self, task: str, items: Sequence[Item]) -> None:
-        """Write the items of a task, in place of earlier ones, so that a report needs no file but the journal."""
+        """Write the items of a task and replace earlier items, so that a report needs only the journal."""
         rows = [
             (
                 task, position, item.id, item.cluster, item.question, item.context,
@@ -106,26 +106,26 @@ class Journal(JournalFile):
             connection.executemany("INSERT INTO items VALUES (?,?,?,?,?,?,?,?)", rows)
 
     def add_prompts(self, task: str, prompts: Sequence[PromptPart]) -> None:
-        """Write the prompts of a task, as `packed_prompts` packs them, in place of earlier ones."""
+        """Write the prompts of a task in the format of `packed_prompts` and replace earlier prompts."""
         rows = [(task, part.item_id, part.base, part.head, part.tail, part.middle) for part in prompts]
         with self.transaction() as connection:
             connection.execute("DELETE FROM prompts WHERE task = ?", (task,))
             connection.executemany("INSERT INTO prompts VALUES (?,?,?,?,?,?)", rows)
 
     def prompts(self, task: str) -> list[PromptPart]:
-        """The packed prompts of a task; none when the journal has no table of prompts."""
+        """Return the packed prompts of a task, or an empty list if the journal has no table of prompts."""
         if not self.rows("SELECT 1 FROM sqlite_master WHERE name = 'prompts'"):
             return []
         rows = self.rows("SELECT item_id, base, head, tail, middle FROM prompts WHERE task = ?", (task,))
         return [PromptPart(*row) for row in rows]
 
     def add_command(self, started: str, version: str, command: str) -> None:
-        """Write a command that worked on this folder: ISO start time, version of this package, the command line."""
+        """Write a command that used this folder: ISO start time, version of this package, and command line."""
         with self.transaction() as connection:
             connection.execute("INSERT INTO commands VALUES (?,?,?)", (started, version, command))
 
     def commands(self) -> list[tuple[str, str, str]]:
-        """(start, version, command) of every command, first to last; none when the journal has no table of commands."""
+        """Return (start, version, command) of every command in order, or an empty list without a table of commands."""
         if not self.rows("SELECT 1 FROM sqlite_master WHERE name = 'commands'"):
             return []
         return [tuple(row) for row in self.rows("SELECT started, version, command FROM commands ORDER BY rowid")]
@@ -133,7 +133,7 @@ class Journal(JournalFile):
     def add_records(
         self, run_key: str, *, model: str, recipe: str, seed: int | None, task: str, records: Sequence[Record]
     ) -> None:
-        """Write a batch of records, all or none."""
+        """Write a batch of records in one transaction."""
         rows = [
             (
                 run_key, model, recipe, seed, task, record.item_id, record.cluster, record.response, record.score,
@@ -146,20 +146,20 @@ class Journal(JournalFile):
             connection.executemany("INSERT OR REPLACE INTO records VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)", rows)
 
     def done(self, run_key: str) -> set[str]:
-        """The ids of the items that have a record under a run key."""
+        """Return the ids of the items with a record under a run key."""
         return {item_id for (item_id,) in self.rows("SELECT item_id FROM records WHERE run_key = ?", (run_key,))}
 
     def scores(self, run_key: str) -> dict[str, float | None]:
-        """Item id → score under a run key; None for an item without a score."""
+        """Return item id → score under a run key; the score is None for an unscored item."""
         return dict(self.rows("SELECT item_id, score FROM records WHERE run_key = ?", (run_key,)))
 
     def responses(self, run_key: str) -> dict[str, tuple[str, str | None]]:
-        """Item id → (response, reason why it has no score, or None) under a run key."""
+        """Return item id → (response, reason for a missing score or None) under a run key."""
         query = "SELECT item_id, response, unscored_reason FROM records WHERE run_key = ?"
         return {item_id: (response, reason) for item_id, response, reason in self.rows(query, (run_key,))}
 
     def add_judgement(self, judgement: Judgement) -> None:
-        """Write a judgement as soon as it arrives: a judge may cost money."""
+        """Write a judgement as soon as it arrives, because a judgement may cost money."""
         with self.transaction() as connection:
             connection.execute(
                 "INSERT OR REPLACE INTO judgements VALUES (?,?,?,?,?,?,?,?,?,?,?,?)",
@@ -167,27 +167,27 @@ class Journal(JournalFile):
             )
 
     def judgements(self) -> dict[str, Judgement]:
-        """Every judgement by its key."""
+        """Return all judgements by key."""
         rows = self.rows("SELECT * FROM judgements")
         judgements = [Judgement(**dict(zip(_JUDGEMENT_COLUMNS, row, strict=True))) for row in rows]
         return {judgement.judgement_key: replace(judgement, cut=bool(judgement.cut)) for judgement in judgements}
 
     def run_keys(self) -> set[str]:
-        """Every run key that has records."""
+        """Return all run keys with records."""
         return {run_key for (run_key,) in self.rows("SELECT DISTINCT run_key FROM records")}
 
     def forget(self, run_keys: Collection[str]) -> None:
-        """Delete the records under these run keys, e.g. of a compressed model that cannot be made again bit for bit."""
+        """Delete the records under these run keys, e.g. if a compressed model cannot be reproduced bit for bit."""
         with self.transaction() as connection:
             connection.executemany("DELETE FROM records WHERE run_key = ?", [(key,) for key in run_keys])
 
     def artifact(self, key: str) -> tuple[str, dict[str, Any]] | None:
-        """(digest of the weights, compression report) of a compressed model; None for an unknown key."""
+        """Return (digest of the weights, compression report) of a compressed model, or None for an unknown key."""
         rows = self.rows("SELECT digest, report FROM artifacts WHERE artifact_key = ?", (key,))
         return (rows[0][0], json.loads(rows[0][1])) if rows else None
 
     def artifacts(self) -> list[dict[str, Any]]:
-        """The compression report of every compressed model, in the order in which they were made."""
+        """Return the compression reports of all compressed models, in the order of compression."""
         return [json.loads(report) for (report,) in self.rows("SELECT report FROM artifacts ORDER BY rowid")]
 
     def add_artifact(self, key: str, digest: str, report: Mapping[str, object]) -> None:
@@ -199,7 +199,7 @@ class Journal(JournalFile):
             )
 
     def noise(self, run_key: str) -> dict[str, Any] | None:
-        """The noise floor measured on a cell; None where it was not measured."""
+        """Return the noise floor of a cell, or None if it was not measured."""
         rows = self.rows("SELECT found FROM noise WHERE run_key = ?", (run_key,))
         return json.loads(rows[0][0]) if rows else None
 
@@ -210,7 +210,7 @@ class Journal(JournalFile):
             connection.execute("INSERT OR REPLACE INTO noise VALUES (?,?)", row)
 
     def calibration(self, key: str) -> Calibration | None:
-        """The calibration windows under a key; None for an unknown key."""
+        """Return the calibration windows under a key, or None for an unknown key."""
         rows = self.rows(
             "SELECT source, seed, sequences, length, tokens FROM calibrations WHERE calibration_key = ?", (key,)
         )
@@ -221,7 +221,7 @@ class Journal(JournalFile):
         return Calibration(tokens=tokens, source=source, seed=seed)
 
     def add_calibration(self, key: str, calibration: Calibration) -> None:
-        """Write the windows themselves: a resumed run must not depend on a cache or a hub."""
+        """Write the calibration windows with their tokens; a resumed run must not depend on a cache or a hub."""
         sequences, length = calibration.tokens.shape
         row = (
             key, calibration.digest, calibration.source, calibration.seed, sequences, length,
@@ -231,19 +231,19 @@ class Journal(JournalFile):
             connection.execute("INSERT OR REPLACE INTO calibrations VALUES (?,?,?,?,?,?,?)", row)
 
     def add_seconds(self, stage: str, detail: str, seconds: float) -> None:
-        """Write the wall time that a piece of work took."""
+        """Write the wall time of a stage in seconds."""
         with self.transaction() as connection:
             connection.execute("INSERT INTO seconds VALUES (?,?,?)", (stage, detail, seconds))
 
     def seconds(self) -> dict[str, dict[str, float]]:
-        """Stage → detail → wall time in seconds, added up over all commands that worked on the run."""
+        """Return stage → detail → wall time in seconds, summed over all commands of the run."""
         total: dict[str, dict[str, float]] = {}
         for stage, detail, value in self.rows("SELECT stage, detail, seconds FROM seconds"):
             total.setdefault(stage, {})[detail] = total.get(stage, {}).get(detail, 0.0) + value
         return total
 
     def records(self) -> pd.DataFrame:
-        """All records, ordered by task, recipe, seed and position of the item; `details` decoded."""
+        """Return all records, ordered by task, recipe, seed and item position, with decoded `details`."""
         query = (
             "SELECT records.*, items.position FROM records "
             "LEFT JOIN items ON items.task = records.task AND items.item_id = records.item_id "
@@ -256,7 +256,7 @@ class Journal(JournalFile):
         return frame
 
     def cells(self) -> list[CellEntry]:
-        """Every cell that has records, in the order of its last record."""
+        """Return all cells with records, in the order of their last record."""
         query = (
             "SELECT run_key, model, recipe, seed, task, count(*), "
             "sum(typeof(response) != 'text' OR typeof(item_id) != 'text' OR NOT json_valid(details) "
@@ -266,13 +266,13 @@ class Journal(JournalFile):
         return [CellEntry(*row) for row in self.rows(query)]
 
     def answers(self, run_key: str) -> list[tuple[str, str, float | None, str | None, int]]:
-        """(item id, response, score, reason without a score, truncated) of every record of a cell."""
+        """Return (item id, response, score, reason for a missing score, truncated) of every record of a cell."""
         return self.rows(
             "SELECT item_id, response, score, unscored_reason, truncated FROM records WHERE run_key = ?", (run_key,)
         )
 
     def cell_records(self, run_key: str) -> pd.DataFrame:
-        """The records of one cell, with all columns; `details` decoded."""
+        """Return the records of one cell with all columns and decoded `details`."""
         with self.reading():
             frame = pd.read_sql_query("SELECT * FROM records WHERE run_key = ?", self.connection, params=(run_key,))
             frame["details"] = frame["details"].map(json.loads)
@@ -280,7 +280,7 @@ class Journal(JournalFile):
         return frame
 
     def items(self) -> pd.DataFrame:
-        """All items, ordered by task and position; `reference` and `choices` decoded to lists."""
+        """Return all items, ordered by task and position, with `reference` and `choices` decoded to lists."""
         with self.reading():
             frame = pd.read_sql_query("SELECT * FROM items ORDER BY task, position", self.connection)
             for column in ("reference", "choices"):
@@ -289,7 +289,7 @@ class Journal(JournalFile):
 
 
 def _difference(old: str, new: str) -> str:
-    """The lines that only one of two study files has, at most 20: the old with −, the new with +."""
+    """Return the lines that differ between two study files, at most 20: old lines with -, new lines with +."""
     before, after = old.splitlines(), new.splitlines()
     lines = [f"  - {line}" for line in before if line not in after]
     lines += [f"  + {line}" for line in after if line not in before]

@@ -1,6 +1,7 @@
-"""Notes of a journal: what the run says about itself, so that an unfinished run can be read from its journal alone.
+"""Notes of a journal: metadata of the run that make an unfinished run readable from its journal alone.
 
-They stand in the table `meta`, one row a key. Four keys hold plain text, four hold JSON; version 0.1.0 wrote the same.
+The notes are in the table `meta`, with one row per key. Four keys hold plain text, and four keys hold JSON. The format
+is the same as in version 0.1.0.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Literal, get_args
 
 from pydantic import JsonValue
 
-# Schema of the tables, hash of the study, its resolved TOML, and the hash of a judging that came to its end.
+# Schema of the tables, hash of the study, its resolved TOML, and the hash of a complete judging.
 TextNote = Literal["schema", "study_hash", "study", "judged"]
 # Facts about the dense model, the tasks and the machine, and the digest of the dense weights.
 JsonNote = Literal["model", "tasks", "environment", "dense_digest"]
@@ -20,7 +21,7 @@ JsonNote = Literal["model", "tasks", "environment", "dense_digest"]
 
 @dataclass(frozen=True, kw_only=True)
 class Notes:
-    """All notes of a journal; None for a note that is absent, or whose JSON is damaged."""
+    """All notes of a journal; None for a note that is absent or has damaged JSON."""
 
     schema: str | None = None
     study_hash: str | None = None
@@ -33,7 +34,7 @@ class Notes:
 
 
 def encoded_note(key: TextNote | JsonNote, value: object) -> str:
-    """The text under which a note is kept. Raises TypeError for a value that JSON does not have."""
+    """Return the stored text of a note. Raises TypeError for a value that JSON cannot represent."""
     if key in get_args(TextNote):
         assert isinstance(value, str), f"the note {key} is text, not {type(value).__name__}"
         return value
@@ -41,7 +42,7 @@ def encoded_note(key: TextNote | JsonNote, value: object) -> str:
 
 
 def decoded_notes(rows: Mapping[str, str]) -> Notes:
-    """The notes from the rows of the table `meta`; keys that this version does not know are passed over."""
+    """Return the notes from the rows of the table `meta`; ignore unknown keys."""
     return Notes(
         schema=rows.get("schema"),
         study_hash=rows.get("study_hash"),

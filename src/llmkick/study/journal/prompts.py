@@ -1,4 +1,4 @@
-"""The prompts of a task, packed: most of their text is the same, so each is kept as its difference from another."""
+"""Packed prompts of a task: the journal stores each prompt as its difference from a similar prompt."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from llmkick.models.language_model import GenerateRequest, ScoreRequest
 from llmkick.tasks.prompting import Prompting
 from llmkick.tasks.task import Conversational, Item, Task
 
-# Stands in the prompt of a later turn for the answer that the model gives to the turn before.
+# Placeholder in the prompt of a later turn for the model's answer to an earlier turn.
 OWN_ANSWER = "[the model's own answer]"
 
 
 class PromptPart(NamedTuple):
-    """A prompt as its difference from another of its task: `base[:head] + middle + base[-tail:]`.
+    """A prompt as its difference from a base prompt of the same task: `base[:head] + middle + base[-tail:]`.
 
-    A prompt that is its own base has its whole text in `middle`.
+    A base prompt refers to itself and has its whole text in `middle`.
     """
 
     item_id: str
@@ -28,10 +28,10 @@ class PromptPart(NamedTuple):
 
 
 def packed_prompts(task: Task, items: Sequence[Item], prompting: Prompting) -> list[PromptPart]:
-    """The prompt of every item, as its difference from the prompt of the first item of its cluster.
+    """Return the prompt of every item as its difference from the prompt of the first item in its cluster.
 
     The packed text is JSON: {"prompt": raw text or [[role, content], …], "continuations": …} for scored options, or
-    {"prompt": …, "stops": …, "max_new_tokens": …}. Windows of running text have no prompt; they are left out.
+    {"prompt": …, "stops": …, "max_new_tokens": …}. Windows of running text have no prompt and are left out.
     """
     bases: dict[str, tuple[str, str]] = {}
     parts = []
@@ -45,7 +45,7 @@ def packed_prompts(task: Task, items: Sequence[Item], prompting: Prompting) -> l
 
 
 def unpacked(parts: Iterable[PromptPart]) -> dict[str, str]:
-    """Item id → the text that `packed_prompts` packed; `parts` must hold the base of every part."""
+    """Return item id → the text that `packed_prompts` packed; `parts` must include the base of every part."""
     listed = list(parts)
     whole: Mapping[str, str] = {part.item_id: part.middle for part in listed if part.base == part.item_id}
     return {
@@ -54,7 +54,7 @@ def unpacked(parts: Iterable[PromptPart]) -> dict[str, str]:
 
 
 def _requests_of(task: Task, item: Item, prompting: Prompting) -> Sequence[ScoreRequest | GenerateRequest]:
-    """The requests of an item. In a later turn OWN_ANSWER stands for each of the model's earlier answers."""
+    """Return the requests of an item; in a later turn OWN_ANSWER replaces each earlier answer of the model."""
     turn = int(item.details.get("turn", 1))
     if turn > 1 and isinstance(task, Conversational):
         return task.follow_up(item, prompting, [OWN_ANSWER] * (turn - 1))
@@ -62,7 +62,7 @@ def _requests_of(task: Task, item: Item, prompting: Prompting) -> Sequence[Score
 
 
 def _as_text(requests: Sequence[ScoreRequest | GenerateRequest]) -> str | None:
-    """One text for all requests of an item, which differ in their continuations only; None for running text."""
+    """Return one text for all requests of an item, which differ only in the continuation; None for running text."""
     if not requests or not all(_has_text(request) for request in requests):
         return None
     first = requests[0]
@@ -80,7 +80,7 @@ def _has_text(request: ScoreRequest | GenerateRequest) -> bool:
 
 
 def packed_prompt(item_id: str, text: str, base: str, whole: str) -> PromptPart:
-    """A prompt as its difference from `whole`, the text of the item `base`."""
+    """Return a prompt as its difference from `whole`, the text of the item `base`."""
     if item_id == base:
         return PromptPart(item_id, item_id, 0, 0, text)
     head = _shared(text, whole)
@@ -89,7 +89,7 @@ def packed_prompt(item_id: str, text: str, base: str, whole: str) -> PromptPart:
 
 
 def _shared(left: str, right: str) -> int:
-    """The number of characters with which both texts begin, found by bisection."""
+    """Return the length of the common prefix of two texts, by bisection."""
     low, high = 0, min(len(left), len(right))
     while low < high:
         middle = (low + high + 1) // 2

@@ -1,4 +1,4 @@
-"""Recovery of a damaged journal: its readable rows are copied into a new one."""
+"""Recovery of a damaged journal: copy its readable rows to a new journal."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from llmkick.errors import DataError
 from llmkick.study.journal.database import JOURNAL_FILE
 from llmkick.study.journal.journal import Journal
 
-# Rows read at once. Around a damaged page the number is halved down to SMALLEST, so that few sound rows are lost.
+# Rows per read. Around a damaged page the number is halved down to SMALLEST, so that few intact rows are lost.
 CHUNK, SMALLEST = 4096, 8
-# Where the last row cannot be read, row numbers are tried up to this one.
+# Maximum row number to try if the last row cannot be read.
 MOST_ROWS = 1 << 26
 
 Row = Sequence[object]
@@ -21,9 +21,9 @@ NamedRow = Mapping[str, object]
 
 
 def recover_journal(folder: Path, target: Path) -> list[str]:
-    """Copy every sound row of the journal in `folder` into a new journal in `target`; returns notes of what is missing.
+    """Copy every intact row of the journal in `folder` to a new journal in `target`; return notes on missing rows.
 
-    Raises DataError when no record and no item can be read.
+    Raises DataError if no record and no item can be read.
     """
     path = folder / JOURNAL_FILE
     journal = Journal(target)  # creates the tables
@@ -48,7 +48,7 @@ def recover_journal(folder: Path, target: Path) -> list[str]:
 
 
 def _copy_table(source: sqlite3.Connection, copy: sqlite3.Connection, table: str, lost: dict[str, str]) -> int:
-    """Copy the sound rows of a table and return their number; problems go into `lost` under its name."""
+    """Copy the intact rows of a table and return their number; write problems to `lost[table]`."""
     is_sound = _SOUND[table]
     columns = [row[1] for row in copy.execute(f"PRAGMA table_info({table})")]
     marks = ", ".join("?" for _ in columns)
@@ -79,7 +79,7 @@ def _last_row(source: sqlite3.Connection, table: str, problems: list[str]) -> in
 
 
 def _guessed_last_row(source: sqlite3.Connection, table: str) -> int:
-    """The largest row number that can be read, found by doubling."""
+    """Return the largest readable row number, by a search with doubling steps."""
     last, step = 0, CHUNK
     while step < MOST_ROWS:
         try:
@@ -96,7 +96,7 @@ def _guessed_last_row(source: sqlite3.Connection, table: str) -> int:
 
 
 def _rows(source: sqlite3.Connection, query: str, last: int, problems: list[str]) -> Iterator[Row]:
-    """The rows numbered 1 to `last`, without those on pages that cannot be read; these are counted in `problems`."""
+    """Yield the rows 1 to `last`, except rows on unreadable pages; add the number of these to `problems`."""
     waiting = [(low, min(low + CHUNK - 1, last)) for low in range(1, last + 1, CHUNK)][::-1]
     unreadable = 0
     while waiting:
@@ -132,7 +132,7 @@ def _sound_record(row: NamedRow) -> bool:
 
 
 def _decoded(text: object) -> object:
-    """The value of a JSON text; None for anything else."""
+    """Return the value of a JSON text, or None for any other value."""
     try:
         value: object = json.loads(text)  # type: ignore[arg-type]
         return value

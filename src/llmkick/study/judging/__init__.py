@@ -1,1 +1,1 @@
-"""Judging answers within a study: what to ask, how to score it, how far to trust it."""
+"""Judging the answers of a study: the questions, the scores, and the reliability of the judge."""

@@ -1,6 +1,7 @@
-"""A judge reads the answers of a study: every judgement is journalled as it comes, and none is paid for twice.
+"""The judge of a study: it scores answers and writes each judgement to the journal, so that no judgement is paid twice.
 
-What comes of it are records of a task of its own, `summarization:judge`, with the same paired statistics as any other.
+The scores become records of a separate task, for example `summarization:judge`, with the same paired statistics as all
+other tasks.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ METRIC = "judge score"
 
 
 def judge_of(spec: JudgeSpec, *, dtype: str = "auto", device: str = "auto") -> Judge:
-    """The judge that a study names."""
+    """Return the judge that the specification names."""
     if not is_server(spec.model):
         return LocalJudge(reference=spec.model, dtype=dtype, device=device, max_tokens=spec.max_tokens)
     return EndpointJudge(
@@ -56,18 +57,18 @@ def judge_of(spec: JudgeSpec, *, dtype: str = "auto", device: str = "auto") -> J
 
 @dataclass(kw_only=True)
 class Judging:
-    """The judge of a run, from the check before any generation to the records after."""
+    """The judge of a run: it is checked before any generation and writes its records after the run."""
 
     spec: JudgeSpec
     judge: Judge
     tasks: Sequence[Task]
     journal: Journal
     observer: Observer
-    # Reference answers by task and item; empty where they are the dense model's.
+    # Reference answers by task and item; a task is absent if the dense model's answers are the reference.
     references: dict[str, dict[str, str]] = field(default_factory=dict)
     summary: dict[str, object] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
-    # Questions without a reply, and why.
+    # Question key → the reason for a missing reply.
     _failed: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -76,9 +77,9 @@ class Judging:
         return [task for task in self.tasks if isinstance(task, Judgeable)]
 
     def check(self) -> None:
-        """Before anything is generated: the reference answers are there, and the judge can be asked.
+        """Read the reference answers and check that the judge can be asked, before anything is generated.
 
-        Raises DataError or JudgeError. A run that was judged to its end needs no judge to be opened again.
+        Raises DataError or JudgeError. A run whose judging is complete does not open the judge again.
         """
         for task in self.judged:
             file = self._file(task.name)
@@ -93,14 +94,14 @@ class Judging:
         return None if name == "dense" else Path(name).expanduser()
 
     def _identity(self) -> str:
-        """Hash of everything about the judging but the answers."""
+        """Return a hash of all inputs of the judging except the answers."""
         files = {task.name: self._file(task.name) for task in self.judged}
         content = {name: None if file is None else sha256_of_file(file) for name, file in files.items()}
         return digest_of([self._settings, content, self.spec.replicates, [dict(task.key) for task in self.judged]])
 
     @cached_property
     def _settings(self) -> dict[str, object]:
-        """What can change a judgement beside the texts."""
+        """All settings that can change a judgement, besides the texts."""
         return {
             "judge": self.judge.identity,
             "protocol": self.spec.protocol,
@@ -110,7 +111,7 @@ class Judging:
         }
 
     def described(self) -> list[dict[str, object]]:
-        """The judge's tasks as results.json lists them."""
+        """Return the entries of the judged tasks in results.json."""
         return [
             {
                 **task.key,
@@ -127,15 +128,15 @@ class Judging:
         ]
 
     def cell_key(self, answered: Answered, cells: Sequence[Answered]) -> str:
-        """Run key of a judged cell: everything that could change its records."""
+        """Return the run key of a judged cell, a hash of all inputs that can change its records."""
         file = self._file(answered.task)
         against = _dense_of(answered, cells).run_key if file is None else sha256_of_file(file)
         return digest_of([answered.run_key, against, self._settings, self.spec.replicates])
 
     def run(self, cells: Sequence[Answered], items: Mapping[str, Sequence[Item]], model: str) -> None:
-        """Ask what was not asked before, and write the records of every judged cell.
+        """Ask the new questions and write the records of every judged cell.
 
-        `cells` are those of the judged tasks, the dense model's among them.
+        `cells` are the cells of the judged tasks, including the cells of the dense model.
         """
         plans = [self._plan(cell, cells, items[cell.task]) for cell in cells]
         settings = {name: self._settings[name] for name in ("judge", "protocol", "prompt")}
@@ -187,7 +188,7 @@ class Judging:
         return plan
 
     def _ask(self, wanted: Mapping[str, PlacedQuestion], settings: Mapping[str, object]) -> None:
-        """Journal each reply as it comes; note who got none."""
+        """Write each reply to the journal at once; note the reason for each missing reply."""
         known = self.journal.judgements()
         spent = sum(one.prompt_tokens + one.completion_tokens for one in known.values())
         questions = [asked.question for asked in wanted.values()]
@@ -224,7 +225,7 @@ class Judging:
             self.observer.advance(done)
 
     def _conclude(self, wanted: Mapping[str, PlacedQuestion], known: Mapping[str, Judgement]) -> None:
-        """What a reader must know of the judge itself: what it cost, and whether it can be believed."""
+        """Set the summary of the judge (tokens, reliability) and add its warnings."""
         used = [known[key] for key in wanted if key in known]
         read = {key: read_judgement(asked, known[key], self.spec) for key, asked in wanted.items() if key in known}
         by_task: dict[str, Reliability] = {}
@@ -246,7 +247,7 @@ class Judging:
             self.warnings += [f"{name}{SUFFIX}: {line}" for line in doubts(facts)]
 
     def described_judge(self) -> dict[str, object]:
-        """Who judged, and how."""
+        """Return the judge's model and settings."""
         return {
             "model": self.spec.model,
             "protocol": self.spec.protocol,

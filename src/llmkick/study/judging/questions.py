@@ -1,4 +1,4 @@
-"""The questions of a study to its judge: which answer against which, in which order, and what they cost at most."""
+"""The questions of a study to its judge: pairs of answers, their order, and an upper bound of the cost."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from llmkick.tasks.judge.prompts import (
 )
 from llmkick.tasks.task import Item, Task
 
-# Characters of English text in a token, for the estimate of costs.
+# Average characters per token of English text, for the cost estimate.
 CHARACTERS_A_TOKEN = 4
-# Item id → (the text, the reason why there is none).
+# Item id → (the text, the reason for a missing text).
 Answers = Mapping[str, tuple[str, str | None]]
 
 
@@ -35,7 +35,7 @@ class JudgedTask(Task, Judgeable, Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Answered:
-    """A cell whose answers are judged: those of one variant (recipe and seed) to one task, the records of `run_key`."""
+    """A cell for the judge: the answers of one variant (recipe and seed) to one task, in the records of `run_key`."""
 
     label: str
     seed: int | None
@@ -45,7 +45,7 @@ class Answered:
 
 @dataclass(frozen=True, kw_only=True)
 class PlacedQuestion:
-    """A question for the judge, with the place of the answer that is scored: first, or second after the reference."""
+    """A question for the judge; `answer_first` tells whether the scored answer stands before the reference."""
 
     question: Question
     contest: Contest
@@ -57,14 +57,14 @@ class PlacedQuestion:
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """The most that judging can take: prompt tokens are estimated from characters, replies count at full length."""
+    """An upper bound of the judging cost: prompt tokens estimated from characters, replies counted at full length."""
 
     requests: int
     prompt_tokens: int
     completion_tokens: int
 
     def line(self) -> str:
-        """The estimate as a sentence for the terminal."""
+        """Return the estimate as a sentence for the terminal."""
         return (
             f"judge: at most {self.requests:,} requests, about {self.prompt_tokens:,} tokens asked and at most "
             f"{self.completion_tokens:,} answered; identical answers and earlier judgements cost nothing"
@@ -72,22 +72,25 @@ class Estimate:
 
 
 def temperature_of(spec: JudgeSpec) -> float:
-    """The sampling temperature that the study gives, or else that of the protocol."""
+    """Return the sampling temperature of the study, or the protocol's temperature if the study sets none."""
     if spec.temperature is not None:
         return spec.temperature
     return PAPER_TEMPERATURE if spec.protocol == "paper" else 0.0
 
 
 def orders(spec: JudgeSpec) -> tuple[bool, ...]:
-    """The orders to ask in, as whether the scored answer stands first: both; in the paper second only."""
+    """Return the orders to ask in, as values of `answer_first`.
+
+    The protocol "strict" asks in both orders; the protocol "paper" puts the scored answer second only.
+    """
     return (False,) if spec.protocol == "paper" else (False, True)
 
 
 def estimate(study: Study, *, models: int) -> Estimate:
-    """The most that the judge of a study can cost, for `models` models (the dense model included); reads the items."""
+    """Return an upper bound of the judging cost for `models` models, including the dense model; reads the items."""
     spec = study.judge
     assert spec is not None
-    # Against itself the dense model needs no judge, unless its own score is wanted.
+    # A comparison of the dense model with itself needs no judge; the protocol "paper" does score the dense model.
     judged = models - (spec.protocol == "strict" and spec.reference == "dense")
     requests = tokens = 0
     for task_spec in study.tasks:
@@ -117,10 +120,10 @@ def questions_about(
     spec: JudgeSpec,
     settings: Mapping[str, object],
 ) -> Iterator[PlacedQuestion]:
-    """Every question about one item: each order, each replicate.
+    """Yield all questions about one item, one per order and replicate.
 
-    `settings` (judge, prompt version, temperature, …) goes into the key of a question: judgements made with other
-    settings are other judgements.
+    The key of a question includes `settings` (judge, prompt version, temperature, …), because other settings can give
+    other judgements.
     """
     contest = contest_of(task, item, by_id, reference, answer)
     for answer_first, replicate in itertools.product(orders(spec), range(spec.replicates)):
@@ -139,7 +142,7 @@ def questions_about(
 
 
 def read_judgement(question: PlacedQuestion, judgement: Judgement, spec: JudgeSpec) -> Pairs | Unreadable:
-    """The scores of a judgement as pairs (answer, reference), whichever stood first."""
+    """Return the scores of a judgement as pairs (answer, reference), independent of the order in the prompt."""
     pairs = read_reply(judgement.reply, question.contest.kind, spec.protocol, cut=judgement.cut)
     if isinstance(pairs, Unreadable) or question.answer_first:
         return pairs
@@ -147,7 +150,7 @@ def read_judgement(question: PlacedQuestion, judgement: Judgement, spec: JudgeSp
 
 
 def chain_of(item: Item, by_id: Mapping[str, Item]) -> list[Item]:
-    """The turns of a conversation up to an item, first to last; only the item where it follows none."""
+    """Return the turns of a conversation up to an item, in order; an item without a previous turn stands alone."""
     chain = [item]
     while chain[0].follows:
         chain.insert(0, by_id[chain[0].follows])
@@ -155,7 +158,7 @@ def chain_of(item: Item, by_id: Mapping[str, Item]) -> list[Item]:
 
 
 def missing_in(item: Item, by_id: Mapping[str, Item], answers: Answers, whose: str) -> str | None:
-    """The reason why a transcript has a gap, or None; an empty answer is not a gap."""
+    """Return the reason why a transcript has a gap, or None; an empty answer is not a gap."""
     for turn in chain_of(item, by_id):
         text, reason = answers.get(turn.id, ("", "it was never asked"))
         if not text and reason is not None:
@@ -164,12 +167,12 @@ def missing_in(item: Item, by_id: Mapping[str, Item], answers: Answers, whose: s
 
 
 def transcript(item: Item, by_id: Mapping[str, Item], answers: Answers) -> str:
-    """The answers up to an item, as a judge sees them."""
+    """Return the answers up to an item in the form that the judge reads."""
     return _numbered([answers.get(turn.id, ("", None))[0] for turn in chain_of(item, by_id)])
 
 
 def contest_of(task: JudgedTask, item: Item, by_id: Mapping[str, Item], first: str, second: str) -> Contest:
-    """The texts that a judge sees: the story, or every turn up to the judged one, and the two answers to it."""
+    """Return the texts for the judge: the story, or all turns up to the judged turn, and the two answers."""
     kind = task.judge_kind(item)
     chain = chain_of(item, by_id)
     question = item.context if kind == "summary" else _numbered([turn.question for turn in chain])
@@ -180,7 +183,7 @@ def contest_of(task: JudgedTask, item: Item, by_id: Mapping[str, Item], first: s
 
 
 def _numbered(texts: Sequence[str]) -> str:
-    """A single text as it is; several under the headings of their turns."""
+    """Return a single text unchanged, or several texts with a heading for each turn."""
     if len(texts) == 1:
         return texts[0]
     return "\n\n".join(f"[Turn {number}]\n{text}" for number, text in enumerate(texts, start=1))

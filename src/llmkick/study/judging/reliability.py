@@ -1,4 +1,4 @@
-"""Whether a judge can be trusted: does the order decide, do replicates agree, are its scores always the same?"""
+"""The reliability of a judge: effect of the order, agreement of replicates, and variation of the scores."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from dataclasses import dataclass
 from llmkick.study.judging.questions import PlacedQuestion
 from llmkick.tasks.judge.prompts import Pairs, Unreadable
 
-# Fewer judgements than this cannot show that a judge always says the same.
+# Fewer judgements are not enough to show that a judge always gives the same scores.
 FEW = 10
-# A judge that prefers the same place in this share of its judgements does not read the answers.
+# A judge that prefers the same place in this share of its judgements ignores the answers.
 ALWAYS = 0.95
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reliability:
-    """How far a judge can be trusted, from its judgements of one task. Every share is None where it has no cases.
+    """The reliability of a judge on one task. A share is None if it has no cases.
 
     `unreadable`: reason → number of replies without scores. `order_decided`: share of the pairs of answers, among
     those judged in both orders, whose winner changes with the order. `first_preferred`: share of the judgements with
-    a winner in which the winner stood first (a half for a judge that does not care about the place). `agreement`:
+    a winner in which the winner stood first (0.5 for a judge without place preference). `agreement`:
     share of the pairs of replicates that name the same winner. `most_common_scores`: share of the readable judgements
     that give the most frequent scores.
     """
@@ -36,12 +36,12 @@ class Reliability:
     most_common_scores: float | None
 
 
-# The two texts of a judgement, whichever stood first: (item, reference, answer).
+# The two texts of a judgement, independent of their order in the prompt: (item, reference, answer).
 Texts = tuple[str, str, str]
 
 
 def reliability(questions: Mapping[str, PlacedQuestion], scores: Mapping[str, Pairs | Unreadable]) -> Reliability:
-    """The reliability of a judge, from its questions and the scores (answer, reference) that it gave, both by key."""
+    """Return the reliability of a judge from its questions and its scores (answer, reference), both by key."""
     answered = {key: pairs for key, pairs in scores.items() if key in questions}
     readable = {key: pairs for key, pairs in answered.items() if not isinstance(pairs, Unreadable)}
     reasons = Counter(pairs.reason for pairs in answered.values() if isinstance(pairs, Unreadable))
@@ -77,7 +77,7 @@ def _texts_of(question: PlacedQuestion) -> Texts:
 
 
 def doubts(judge: Reliability) -> list[str]:
-    """Sentences about what speaks against a judge; empty for one that can be trusted."""
+    """Return sentences with the evidence against a judge; the list is empty for a reliable judge."""
     unreadable = sum(judge.unreadable.values())
     readable = judge.judgements - unreadable
     sentences = []
@@ -99,7 +99,7 @@ def doubts(judge: Reliability) -> list[str]:
 
 
 def _preferred_place(share: float | None) -> list[str]:
-    """A sentence about a judge that nearly always prefers the same place; `share` is how often it is the first."""
+    """Return a sentence if the judge nearly always prefers one place; `share` is the share of first-place wins."""
     if share is None or 1 - ALWAYS < share < ALWAYS:
         return []
     place, times = ("first", share) if share >= ALWAYS else ("second", 1 - share)
@@ -107,12 +107,12 @@ def _preferred_place(share: float | None) -> list[str]:
 
 
 def overall(pairs: Pairs, side: int) -> float:
-    """The score of the answer (0) or of the reference (1): the mean over the aspects."""
+    """Return the score of the answer (0) or of the reference (1) as the mean over the aspects."""
     return mean(pair[side] for pair in pairs)
 
 
 def mean(values: Iterable[float]) -> float:
-    """The arithmetic mean."""
+    """Return the arithmetic mean."""
     numbers = list(values)
     return float(sum(numbers)) / len(numbers)
 

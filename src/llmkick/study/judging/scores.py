@@ -1,4 +1,4 @@
-"""From judgements to scores: the questions about one cell, and the record of each item that the replies give."""
+"""Scores from judgements: the questions about one cell and the records that follow from the replies."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from llmkick.study.spec.sections import JudgeSpec
 from llmkick.tasks.judge.prompts import Pairs, Unreadable
 from llmkick.tasks.task import Item, Record, unscored
 
-# Points between the worst score (1) and the best (10): a difference of SPAN is a score of 0 or of 1.
+# Points between the worst score (1) and the best (10). A difference of SPAN points gives a score of 0 or 1.
 SPAN = 9.0
 
 
 @dataclass(kw_only=True)
 class CellPlan:
-    """The questions about each item of a cell; for an item that needs no judge, its score.
+    """The questions about each item of a cell, and the scores of items that need no judge.
 
-    All three are by item id. `settled` holds (score, None), or (None, the reason why there is no score).
+    All three mappings are by item id. `settled` holds (score, None), or (None, the reason for a missing score).
     """
 
     responses: dict[str, str] = field(default_factory=dict)
@@ -30,13 +30,13 @@ class CellPlan:
 
     @property
     def questions(self) -> Iterator[PlacedQuestion]:
-        """Every question, item by item."""
+        """All questions, item by item."""
         return itertools.chain.from_iterable(self.questions_by_item.values())
 
     def record(
         self, item: Item, judgements: Mapping[str, Judgement], failed: Mapping[str, str], spec: JudgeSpec
     ) -> Record:
-        """The record of an item, from the judgements by key; `failed` says why a question has no reply.
+        """Return the record of an item from the judgements by key; `failed` gives the reasons for missing replies.
 
         An item without a readable judgement in every order has no score.
         """
@@ -75,7 +75,7 @@ class CellPlan:
 
 
 def _score_of(by_order: Mapping[bool, Sequence[Pairs]], spec: JudgeSpec) -> tuple[float, dict[str, object]]:
-    """(score, details) of an answer from its judgements, pairs (answer, reference) by order; orders weigh the same.
+    """Return (score, details) of an answer from its judgements: pairs (answer, reference) by order, equally weighted.
 
     strict: ½ + (answer − reference) / 18, in [0, 1]. paper: the answer's own score over 10.
     """

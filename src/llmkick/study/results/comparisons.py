@@ -1,4 +1,4 @@
-"""Scores and comparisons of a study, computed from the journal's records alone."""
+"""Scores and comparisons of a study, computed only from the records in its journal."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from llmkick.tasks.task import LARGEST_NATS, Record, Task, summary_value
 
 
 class Groups(TypedDict, total=False):
-    """The entry of a row whose records have a category or a length: group → numbers."""
+    """The entry of a row whose records have a category or a length: group → numbers by name."""
 
     groups: dict[str, dict[str, int | float]]
 
@@ -36,7 +36,7 @@ class _CommonSettings(TypedDict):
 
 
 def describe_task(task: Task, prompting: str) -> TaskSummary:
-    """A task as results.json lists it."""
+    """Return the entry of a task in results.json."""
     return TaskSummary.model_validate(
         {
             **full_key(task),
@@ -49,7 +49,7 @@ def describe_task(task: Task, prompting: str) -> TaskSummary:
 
 
 def cell_results(records: pd.DataFrame, tasks: Sequence[TaskSummary]) -> list[ResultRow]:
-    """One row for each model × recipe × seed × task: the metric's value over its scored items."""
+    """Return one row per model × recipe × seed × task, with the value of the metric over the scored items."""
     metric = {task.name: task.metric for task in tasks}
     rows = []
     for key, cell in records.groupby(["model", "recipe", "seed", "task"], dropna=False):
@@ -86,7 +86,7 @@ def _as_records(cell: pd.DataFrame) -> list[Record]:
 
 
 def _groups(cell: pd.DataFrame) -> Groups:
-    """The scored records by category or length of story: how many, their mean score, and the means beside it."""
+    """Return the number, mean score and mean details of the scored records by category or story length."""
     scored = cell[cell["score"].notna()]
     for name in ("category", "bucket"):
         if len(scored) and all(name in details for details in scored["details"]):
@@ -101,7 +101,7 @@ def _groups(cell: pd.DataFrame) -> Groups:
 
 
 def _mean_details(cell: pd.DataFrame) -> dict[str, float]:
-    """Means of the plain numbers beside the score (exact match, F1, …)."""
+    """Return the means of the numeric details of the records (exact match, F1, …)."""
     details = pd.DataFrame(list(cell.loc[cell["score"].notna(), "details"]))
     numbers = details.select_dtypes("number")
     return {str(name): float(numbers[name].mean()) for name in numbers.columns}
@@ -117,13 +117,13 @@ def compare_all(
     orders: Mapping[str, ItemOrder] | None = None,
     same_weights: Callable[[str], bool] | None = None,
 ) -> list[AnyComparison]:
-    """Every recipe against the dense model on every task, paired by item.
+    """Compare every recipe with the dense model on every task, paired by item.
 
-    `orders` are those of the tasks that stop when decided. `same_weights` says whether a recipe left the weights as
-    they were; it is asked where all scores are identical.
+    `orders` has the item order of each task with early stopping. `same_weights` tells whether a recipe left the
+    weights unchanged; it is called only if all scores are identical.
 
-    A perplexity over other windows than the dense model's is no comparison: where a window has no score there
-    is none, and `results` counts what is unscored.
+    Two perplexities are comparable only over the same windows. If a window has no score, there is no comparison, and
+    `results` has the number of unscored windows.
     """
     comparisons: list[AnyComparison] = []
     for task in tasks:
@@ -148,7 +148,7 @@ def compare_all(
 
 
 def is_comparable(task: TaskSummary, dense: pd.DataFrame, cells: pd.DataFrame) -> bool:
-    """Whether there is a comparison: a perplexity needs a finite loss on every window."""
+    """Return whether the records are comparable: perplexity needs a finite loss on every window."""
     if task.metric not in CONTROL_METRICS:
         return True
     scores = pd.concat([dense["score"], cells["score"]])
@@ -166,7 +166,10 @@ def compare_cell(
     margin: float,
     alpha: float,
 ) -> AnyComparison:
-    """One recipe on one task: `cells` are its records with every seed, `dense` those of the dense model by item."""
+    """Compare one recipe with the dense model on one task.
+
+    `cells` has the records of the recipe for all seeds. `dense` has the records of the dense model, indexed by item.
+    """
     by_seed = {
         _seed_name(cast(float, seed)): _scores(cell.set_index("item_id"))
         for seed, cell in cells.groupby("seed", dropna=False)
@@ -218,7 +221,7 @@ def _score(value: float | None) -> float | None:
 
 
 def overall_by_recipe(comparisons: Sequence[AnyComparison]) -> list[OverallVerdict]:
-    """The verdict over all tasks of each recipe (intersection-union); perplexity has no say in it."""
+    """Return the verdict of each recipe over all tasks (intersection-union), without perplexity."""
     by_recipe: dict[str, list[Comparison]] = {}
     for comparison in comparisons:
         if isinstance(comparison, Comparison):

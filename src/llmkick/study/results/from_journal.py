@@ -1,4 +1,4 @@
-"""The results of a study from its journal alone: of a run that is not finished, or whose results.json is lost."""
+"""Results of a study from its journal alone, for an unfinished run or a run without its results.json."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ COLUMNS = ("model", "recipe", "seed", "task", "item_id", "cluster", "score", "un
 
 
 def partial_result(journal: Journal, folder: Path) -> StudyResult:
-    """What the records that exist say. A cell is compared once it has a record for every item of its task.
+    """Return the results of the existing records; only cells with a record for every item are compared.
 
-    Raises DataError when the journal does not say which study it belongs to, is of another schema, or notes something
-    that is no result.
+    Raises DataError if the journal does not name its study, has another schema, or has a note that is not a valid
+    result.
     """
     try:
         return _partial_result(journal, folder)
@@ -82,13 +82,16 @@ def _partial_result(journal: Journal, folder: Path) -> StudyResult:
 
 
 def _in_order(rows: Sequence[ResultRow], study: Study, tasks: Sequence[str]) -> list[ResultRow]:
-    """Dense first, then the study's recipes and seeds; the tasks in the study's order."""
+    """Sort the rows: the dense model first, then the recipes, seeds and tasks in the study's order."""
     places = {label: place for place, label in enumerate(("dense", *study.labels()))}
     return sorted(rows, key=lambda row: (places.get(row.recipe, len(places)), row.seed or 0, tasks.index(row.task)))
 
 
 def _same_weights(journal: Journal, notes: Notes) -> Callable[[str], bool] | None:
-    """Whether a recipe left the weights as they were; None where the run never had to look at the dense ones."""
+    """Return a function that tells whether a recipe left the weights unchanged.
+
+    Return None if the run did not compute the digest of the dense weights.
+    """
     dense = notes.dense_digest
     if dense is None:
         return None
@@ -99,7 +102,7 @@ def _same_weights(journal: Journal, notes: Notes) -> Callable[[str], bool] | Non
 
 
 def newest(cells: Sequence[CellEntry]) -> list[CellEntry]:
-    """Of cells about the same thing, the one made last: the others are of weights or settings that are gone."""
+    """Return the newest cell for each recipe, seed and task; older cells are of outdated weights or settings."""
     return list({(cell.recipe, cell.seed, cell.task): cell for cell in cells}.values())
 
 
@@ -115,7 +118,7 @@ def _study(notes: Notes, folder: Path) -> Study:
 
 
 def _tasks(notes: Notes, study: Study) -> list[TaskSummary]:
-    """The tasks as the run noted them; a journal that does not note them tells no more than the study does."""
+    """Return the tasks from the notes of the run, or from the study if the journal has no such note."""
     if isinstance(notes.tasks, list) and notes.tasks:
         return [TaskSummary.model_validate(task) for task in notes.tasks]
     tasks = []
@@ -144,7 +147,7 @@ def _of(records: pd.DataFrame, cells: Sequence[CellEntry]) -> pd.Series[bool]:
 def _missing(
     study: Study, tasks: Sequence[TaskSummary], cells: Sequence[CellEntry], items: Mapping[str, int]
 ) -> list[str]:
-    """Which cells have no record yet, and which only some."""
+    """Return lines about the cells without records and about the incomplete cells."""
     begun = {(cell.recipe, cell.task) for cell in cells}
     absent = [(r, task.name) for r in ("dense", *study.labels()) for task in tasks if (r, task.name) not in begun]
     lines = [

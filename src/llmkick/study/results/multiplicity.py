@@ -1,4 +1,4 @@
-"""What the study says beyond single verdicts: families of recipes tested together, agreement over choices."""
+"""Results beyond single verdicts: families of recipes that are tested together, and agreement of choices."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def families(
     correction: str,
     alpha: float,
 ) -> list[Family]:
-    """Which recipes match when all of them are asked about: on each task, and on all tasks.
+    """Return which recipes match after the correction for multiple tests, on each task and on all tasks.
 
-    On all tasks at once a recipe's p is its largest (intersection-union), tasks without a signal left out. Holm
-    adjusts over the recipes. The fixed sequence goes through each method's recipes as listed, which has to be
-    from mild to severe, until the first that fails; several methods share alpha evenly.
+    For all tasks the p-value of a recipe is its largest p-value (intersection-union) over the tasks with a signal. Holm
+    adjusts over the recipes. The fixed sequence tests the recipes of each method in the listed order, which must be
+    from mild to severe, until the first failure. Several methods share alpha evenly.
     """
     if correction == "none":
         return []
@@ -53,7 +53,7 @@ def families(
 
 
 def _p(comparison: Comparison) -> float | None:
-    """Of the claim "matches"; None where it cannot be made."""
+    """Return the p-value of the claim "matches", or None if the claim is not possible."""
     if comparison.verdict in ("no signal", "incomplete"):
         return None
     by_definition = comparison.verdict == "matching" and not (comparison.p_matching or 0.0) < comparison.alpha
@@ -84,11 +84,11 @@ def _in_sequence(p_values: Mapping[str, float | None], recipes: Sequence[str], a
 
 def _method(recipe: str) -> str:
     level = level_of_text(recipe)
-    return recipe if level.kind == "other" else level.method  # another checkpoint is compared under its own name
+    return recipe if level.kind == "other" else level.method  # an external model is a separate method under its label
 
 
 def correction_note(recipes: Sequence[str], correction: str, alpha: float) -> str:
-    """How many verdicts at once are dealt with, in a sentence."""
+    """Return a sentence about the correction for multiple verdicts."""
     if correction == "holm":
         return f"`families` in results.json says which of the {len(recipes)} recipes match together (Holm, {alpha:.0%})"
     if correction == "fixed sequence":
@@ -103,10 +103,11 @@ def correction_note(recipes: Sequence[str], correction: str, alpha: float) -> st
 
 
 def agreement(records: pd.DataFrame, recipes: Sequence[str]) -> list[AgreementRow]:
-    """KL divergence and agreement of choices with the dense model, for each recipe × seed × task that has choices.
+    """Return KL divergence and agreement of choices with the dense model for each recipe × seed × task with choices.
 
-    Over the items that both models have scored. The distribution is that of the options' log-likelihoods; what a
-    model chose is what its record says, which for cloze is the likeliest option by length.
+    The values cover the items that both models have scored. The distribution follows from the options'
+    log-likelihoods. The choice of a model is the response in its record; for cloze this is the option with the largest
+    length-normalised likelihood.
     """
     with_choices = records[[_finite(details.get("choice_logprobs")) for details in records["details"]]]
     rows = []

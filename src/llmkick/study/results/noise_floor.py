@@ -1,8 +1,8 @@
-"""The noise floor of choices: how many change with the batch that a question is asked in.
+"""The noise floor of choices: the share of choices that change with the batch of a question.
 
 In float32 batches change log-probabilities by about 1e-6 nats and no choice. In half precision a matrix product rounds
-differently for every batch shape, and near-ties flip. Differences between models below that share mean nothing, so the
-share stands in the report.
+differently for every batch shape, and near-ties flip. Differences between models below that share are meaningless, so
+the report shows the share.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from llmkick.tasks.prompting import Prompting
 from llmkick.tasks.task import Item, Task
 
 HALF_PRECISIONS = ("bfloat16", "float16")
-NOISE_ITEMS = 32  # of each task: a share known to a few percent
+NOISE_ITEMS = 32  # per task; gives the share to within a few percent
 
 Answers = Sequence[ContinuationScore | Unanswered]
 # Whether the choice of a question differs between two runs, and the shifts of its options' log-probabilities in nats.
@@ -27,7 +27,7 @@ Change = tuple[bool, Sequence[float]]
 
 
 class RecordedAnswer(TypedDict):
-    """What the journal holds of an answered item."""
+    """The response and the details of an item in the journal."""
 
     response: str
     details: Details
@@ -35,7 +35,7 @@ class RecordedAnswer(TypedDict):
 
 @dataclass(frozen=True, kw_only=True)
 class NoiseFloor:
-    """How two runs of the same questions by the same model differ. Shifts are in nats."""
+    """The difference between two runs of the same questions with the same model. Shifts are in nats."""
 
     questions: int
     flipped: int
@@ -44,14 +44,14 @@ class NoiseFloor:
 
     @property
     def share(self) -> float:
-        """Share of questions whose choice changed."""
+        """The share of questions whose choice changed."""
         return self.flipped / self.questions
 
 
 def noise_floor(model: LanguageModel, requests: Sequence[ScoreRequest]) -> NoiseFloor:
-    """Score the questions in full batches and one by one; neighbours with the same prompt are options of one question.
+    """Score the questions in full batches and one by one; adjacent requests with the same prompt form one question.
 
-    Questions with an unanswered option are left out. Raises DataError when none with two options is left.
+    Questions with an unanswered option are left out. Raises DataError if no question with two options is left.
     """
     questions: list[list[int]] = []
     for index, request in enumerate(requests):
@@ -67,9 +67,9 @@ def noise_floor(model: LanguageModel, requests: Sequence[ScoreRequest]) -> Noise
 
 
 def compare_runs(questions: Sequence[Sequence[int]], first: Answers, second: Answers) -> NoiseFloor:
-    """How two runs differ; `questions` holds the indices of each question's options.
+    """Return the difference between two runs; `questions` has the indices of each question's options.
 
-    Raises DataError when no question has two scored options.
+    Raises DataError if no question has two scored options.
     """
     changes: list[Change] = []
     for question in questions:
@@ -95,9 +95,9 @@ def noise_of_choices(
     prompting: Prompting,
     recorded: Mapping[str, RecordedAnswer],
 ) -> NoiseRow | None:
-    """Ask a spread of the items again, one by one, and compare with what the study recorded of the same model.
+    """Ask evenly spaced items again, one by one, and compare the answers with the records of the same model.
 
-    `recorded` is response and details of each item id. None where the task has no choices or nothing was scored.
+    `recorded` has the response and details by item id. Returns None if the task has no choices or no scored item.
     """
     with_choices = [item for item in items if item.id in recorded and "choice_logprobs" in recorded[item.id]["details"]]
     count = min(NOISE_ITEMS, len(with_choices))
@@ -126,7 +126,7 @@ def _floor(changes: Iterable[Change]) -> NoiseFloor | None:
 
 
 def describe_noise(noise: NoiseRow, dtype: str) -> str:
-    """The noise floor of a task in a sentence."""
+    """Return a sentence about the noise floor of a task."""
     return (
         f"noise floor of {noise.task} in {dtype}: asked alone instead of in its batch, the dense model changes "
         f"{noise.flipped} of {noise.questions} choices (log-probabilities move by {noise.mean_shift:.3f} nats "

@@ -1,4 +1,4 @@
-"""The records of results.json: one type for each kind of row, in the order of the file."""
+"""The record types of results.json: one type for each kind of row, in the order of the file."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from llmkick.compression.walk.report import LayerReport
 from llmkick.statistics import Comparison, PerplexityComparison, Verdict
 
 AnyComparison = Comparison | PerplexityComparison
-# What a journal record notes beside its score; every task has entries of its own.
+# Additional data of a journal record besides its score; the entries depend on the task.
 Details = Mapping[str, Any]
 
-# Metrics of the control: lower is better, and no verdict.
+# Metrics of control tasks: lower is better, and there is no verdict.
 CONTROL_METRICS = ("perplexity", "bits_per_byte")
 
 
 class OpenRecord(BaseModel):
-    """A record of results.json: entries that the program reads have types, further ones are kept as they are.
+    """A record of results.json: known entries are typed, and unknown entries are kept unchanged.
 
-    `record["entry"]` gives either. Entries keep the order in which they were given.
+    `record["entry"]` returns both kinds of entries. Entries keep the order in which they were given.
     """
 
-    # NaN is kept, so that writing it is refused: it must not turn into null.
+    # Serialization keeps NaN, so that writing the file refuses NaN. NaN must not become null.
     model_config = ConfigDict(frozen=True, extra="allow", ser_json_inf_nan="constants")
 
     _order: tuple[str, ...] = PrivateAttr(default=())
@@ -55,11 +55,11 @@ class OpenRecord(BaseModel):
 
     @property
     def facts(self) -> dict[str, JsonValue]:
-        """All entries as plain JSON, in their order."""
+        """All entries as plain JSON, in their original order."""
         return self.model_dump(mode="json")
 
     def __eq__(self, other: object) -> bool:
-        """Whatever the order of the entries."""
+        """Compare records independent of the order of their entries."""
         return isinstance(other, type(self)) and self.facts == other.facts
 
     def __getitem__(self, entry: str) -> Any:
@@ -69,7 +69,7 @@ class OpenRecord(BaseModel):
 
 
 class StudySettings(OpenRecord):
-    """The settings of the study file; further entries are in `facts`."""
+    """The settings of the study file; other entries are in `facts`."""
 
     name: str = "study"
     recipes: tuple[str, ...]
@@ -82,14 +82,14 @@ class StudySettings(OpenRecord):
 
 
 class Environment(OpenRecord):
-    """The machine and the versions that the numbers were made with."""
+    """The machine and the package versions of the run."""
 
     packages: dict[str, str] = Field(default_factory=dict)
     memory_bytes: int | None = None
 
 
 class Timing(OpenRecord):
-    """When the run started and finished, and its wall time in seconds: by stage and detail, and by model digest."""
+    """Start and end of the run, and its wall time in seconds by stage and detail, and by model digest."""
 
     started: str | None = None
     finished: str | None = None
@@ -99,7 +99,7 @@ class Timing(OpenRecord):
 
 
 class DenseModel(OpenRecord):
-    """The model that everything is compared with."""
+    """The dense model, the reference of all comparisons."""
 
     name: str
     source_precision: str
@@ -109,7 +109,7 @@ class DenseModel(OpenRecord):
 
 
 class ModelZeros(OpenRecord):
-    """Exact zeros in the linear layers: how many, their share, and the pattern that they follow."""
+    """Exact zeros in the linear layers: their number, share and pattern."""
 
     count: int | None = None
     share: float | None = None
@@ -119,7 +119,7 @@ class ModelZeros(OpenRecord):
 
 
 class ComparedModel(OpenRecord):
-    """Size and kind of one model, in a study that compares models made elsewhere. None is unknown."""
+    """Size and kind of one model in a study with external models. None means unknown."""
 
     label: str
     reference: str
@@ -133,7 +133,7 @@ class ComparedModel(OpenRecord):
 
 
 class TaskSummary(OpenRecord):
-    """One task: its name, its metric, and in `facts` everything that decides its items and prompts."""
+    """One task: its name, its metric, and in `facts` all inputs that determine its items and prompts."""
 
     name: str
     metric: str
@@ -142,7 +142,7 @@ class TaskSummary(OpenRecord):
 
     @property
     def is_control(self) -> bool:
-        """Whether the task is there for comparison and has no verdict."""
+        """Whether the task is a control without a verdict."""
         return self.metric in CONTROL_METRICS
 
 
@@ -172,7 +172,7 @@ class OverallVerdict(OpenRecord):
 
 
 class CompressionSummary(OpenRecord):
-    """What the compression by one recipe and seed did, layer by layer. Sizes in bytes, in compact form."""
+    """The compression by one recipe and seed, layer by layer. Sizes are in bytes of the compact form."""
 
     recipe: str
     seed: int
@@ -191,7 +191,7 @@ class CompressionSummary(OpenRecord):
 
 
 class NoiseRow(OpenRecord):
-    """The noise floor of a task's choices; shifts in nats."""
+    """The noise floor of a task's choices; shifts are in nats."""
 
     task: str
     questions: int
@@ -201,7 +201,7 @@ class NoiseRow(OpenRecord):
 
 
 class JudgeSummary(OpenRecord):
-    """The judge of generated answers: its settings, its cost in tokens, and by task how reliable it is."""
+    """The judge of generated answers: its settings, its cost in tokens, and its reliability by task."""
 
     judgements: int
     unanswered: int
@@ -239,7 +239,7 @@ class AgreementRow(OpenRecord):
 
 
 class FailedCell(OpenRecord):
-    """A cell that was given up, and why; its records are in the journal only."""
+    """A cell that was given up, with the reason; its records are only in the journal."""
 
     recipe: str
     seed: int | None

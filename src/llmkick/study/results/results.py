@@ -1,4 +1,4 @@
-"""The result of a study as types, and the file results.json that they are written to and read from."""
+"""The typed result of a study, with reading and writing of results.json."""
 
 from __future__ import annotations
 
@@ -38,7 +38,10 @@ RESULTS_SCHEMA = 1
 
 
 def _comparison_tag(value: object) -> str:
-    """Files of version 0.1.0 have no `kind`: a perplexity is recognised by its outcome."""
+    """Return the tag of a comparison.
+
+    Files of version 0.1.0 have no `kind`, so the entry `outcome` identifies a perplexity comparison.
+    """
     if isinstance(value, Mapping):
         return "_perplexity" if "outcome" in value else "_task"
     return "_perplexity" if isinstance(value, PerplexityComparison) else "_task"
@@ -51,7 +54,7 @@ _TaggedComparison = Annotated[
 
 
 class StudyResult(BaseModel):
-    """Everything in results.json, and the folder that holds it."""
+    """The content of results.json, and the folder of the file."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -67,7 +70,7 @@ class StudyResult(BaseModel):
     compression: tuple[CompressionSummary, ...]
     warnings: tuple[str, ...]
     noise: tuple[NoiseRow, ...] = ()
-    models: tuple[ComparedModel, ...] = ()  # only where models made elsewhere are compared
+    models: tuple[ComparedModel, ...] = ()  # only in studies with external models
     judge: JudgeSummary | None = None
     families: tuple[Family, ...] = ()
     agreement: tuple[AgreementRow, ...] = ()
@@ -76,25 +79,25 @@ class StudyResult(BaseModel):
 
     @model_validator(mode="after")
     def _know_levels(self) -> Self:
-        """Files of version 0.1.0 do not say the level of a recipe."""
+        """Compute the levels of the recipes if they are missing, as in files of version 0.1.0."""
         if not self.recipes:
             object.__setattr__(self, "recipes", tuple(map(level_of_text, self.labels)))
         return self
 
     @property
     def labels(self) -> list[str]:
-        """What is compared with the dense model, in the order of the tables: recipes, then other models."""
+        """The labels of the compared models in the order of the tables: recipes, then external models."""
         labels = [model.label for model in self.models if model.label != "dense"]
-        if not self.models:  # a run that is not finished
+        if not self.models:  # an unfinished run
             labels = list(label_others(self.study.others, taken=()))
         return list(dict.fromkeys([*self.study.recipes, *labels]))
 
     def level(self, recipe: str) -> Level:
-        """Method, level and severity of a recipe."""
+        """Return the method, level and severity of a recipe."""
         return next((level for level in self.recipes if level.recipe == recipe), None) or level_of_text(recipe)
 
     def write(self) -> Path:
-        """Write results.json whole or not at all. Raises DataError when it cannot be written."""
+        """Write results.json atomically. Raises DataError if the file cannot be written."""
         content = {"schema": RESULTS_SCHEMA, **self.model_dump()}
         path = self.folder / RESULTS_FILE
         text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
@@ -109,10 +112,10 @@ class StudyResult(BaseModel):
 
 
 def read_results(folder: Path) -> StudyResult:
-    """Read a run folder's results.json.
+    """Read results.json from a run folder.
 
-    Raises DataError when it is missing, damaged (with the first entry that is missing or of the wrong type) or of
-    another schema.
+    Raises DataError if the file is missing, is damaged or has another schema. For a damaged file the message names the
+    first entry that is missing or has the wrong type.
     """
     path = folder / RESULTS_FILE
     if not path.is_file():
@@ -132,13 +135,13 @@ def read_results(folder: Path) -> StudyResult:
 
 
 def first_problem(error: ValidationError) -> str:
-    """The first entry that is missing or of the wrong type, and what is wrong: "results.0.value: …"."""
+    """Return the first entry that is missing or has the wrong type, and the problem: "results.0.value: …"."""
     problem = error.errors()[0]
     entry = ".".join(str(part) for part in problem["loc"] if not str(part).startswith("_"))
     return f"{entry}: {problem['msg']}"
 
 
 def as_json(value: Any) -> dict[str, Any]:
-    """A frozen dataclass as plain JSON types; NaN and Inf, which JSON does not have, are refused on writing."""
+    """Return a frozen dataclass as plain JSON types; writing the result file refuses NaN and Inf."""
     plain: dict[str, Any] = json.loads(json.dumps(asdict(value)))
     return plain

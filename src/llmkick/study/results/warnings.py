@@ -1,4 +1,4 @@
-"""What the records say that a reader of the scores alone could not see."""
+"""Warnings about the records that the scores alone do not show."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import pandas as pd
 
 from llmkick.study.results.records import Details
 
-# An answer is a loop when so many of its 4-grams stood in it before, or when so few of its tokens are different (a line
-# of dots has no words). It is worth a sentence when so many more of a recipe's answers are loops than of the dense
-# model's.
+# An answer is a loop if the share of repeated 4-grams is at least LOOP, or if the share of distinct tokens is at most
+# DIFFERENT (a line of dots has no words). A recipe gets a warning if its share of loops exceeds the dense model's share
+# by more than MORE.
 LOOP, DIFFERENT, MORE = 0.5, 0.2, 0.1
 FEWEST_TOKENS = 16
 
 
 def warnings_of(records: pd.DataFrame) -> list[str]:
-    """Unscored items, options whose tokens merge with the prompt, choices without log-probabilities, cut prompts."""
+    """Return warnings about unscored items, merged tokens, choices without log-probabilities, and cut prompts."""
     warnings = []
     unscored = records[records["score"].isna()]
     if len(unscored):
@@ -26,7 +26,7 @@ def warnings_of(records: pd.DataFrame) -> list[str]:
 
 
 def _how_chosen(records: pd.DataFrame) -> list[str]:
-    """Servers choose by what they show: the likeliest first tokens, or no more than the letter they write."""
+    """Return warnings about servers whose options were chosen by top tokens or by the generated letter."""
     ways = records["details"].map(lambda details: details.get("chosen_by"))
     chosen = records.assign(chosen_by=ways)[ways.notna()]
     return [
@@ -37,7 +37,10 @@ def _how_chosen(records: pd.DataFrame) -> list[str]:
 
 
 def _cut_otherwise(records: pd.DataFrame) -> list[str]:
-    """Models of other contexts or tokens may get fewer worked examples, or less evidence, than the dense one."""
+    """Return warnings about models whose prompts differ from the dense model's prompts.
+
+    A model with another context length or tokenizer may get fewer worked examples or less evidence.
+    """
     frame = records.assign(cut=records["details"].map(_cut))
     dense = frame[frame["recipe"] == "dense"].set_index(["task", "item_id"])["cut"]
     warnings = []
@@ -58,7 +61,10 @@ def _cut(details: Details) -> str:
 
 
 def loops(records: pd.DataFrame) -> list[str]:
-    """Recipes whose answers run in circles, task by task: a loop is likely text, so its likelihood flatters them."""
+    """Return warnings, by task, about recipes with repetitive answers.
+
+    Repetitive text has a high likelihood, so the likelihood of these answers understates the loss.
+    """
     details = records["details"]
     generated = records[[("distinct_1" in of or "unique_tokens" in of) and "dense_logprob" in of for of in details]]
     if generated.empty:

@@ -1,1 +1,1 @@
-"""Running a study: from the prepared context to filled cells and the conclusion."""
+"""Running a study: preparation, evaluation of the cells, and the results."""

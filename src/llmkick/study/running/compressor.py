@@ -1,4 +1,4 @@
-"""The compressed models of a study: recalled from the cache or the shared store, or made and kept there."""
+"""Compressing the models of a study, with reuse of compressed models from the cache and the shared store."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from llmkick.study.progress import Observer
 
 @dataclass(frozen=True, kw_only=True)
 class StudyCompressor:
-    """Compresses one model by a study's recipes. What a reader must know is added to `warnings`.
+    """Compresses one model with the recipes of a study and appends messages for the reader to `warnings`.
 
-    With a `store`, finished models are shared with other machines through it.
+    If there is a `store`, the compressor shares finished models with other machines through it.
     """
 
     model: TransformersModel
@@ -35,7 +35,7 @@ class StudyCompressor:
     store: ArtifactStore | None = None
 
     def __post_init__(self) -> None:
-        model: object = self.model  # a plug-in may bring any LanguageModel
+        model: object = self.model  # a plug-in may return any LanguageModel
         if not isinstance(model, TransformersModel):
             raise ConfigError(
                 f"{self.model.info.name} is a {type(model).__name__}, whose weights cannot be compressed; "
@@ -43,15 +43,16 @@ class StudyCompressor:
             )
 
     def key(self, recipe: Recipe, calibration: Calibration | None) -> dict[str, object]:
-        """Everything that decides the compressed weights."""
+        """Return all inputs that determine the compressed weights."""
         return artifact_key(self.model.info, self.model.device, recipe, calibration, propagate=self.propagate)
 
     def compressed(
         self, recipe: Recipe, seed: int | None, calibration: Calibration | None, *, expected: str | None = None
     ) -> tuple[TransformersModel, CompressionReport]:
-        """The model as it is kept, or compressed and kept; what is damaged is said and made anew.
+        """Return the cached model, or compress the model and cache the result.
 
-        Of two that are kept, here and in the store, the one with the `expected` digest is taken.
+        A damaged cache entry adds a warning and is rebuilt. If the cache and the store hold different models, the
+        model with the `expected` digest is used.
         """
 
         def go(keep: Path | None) -> tuple[TransformersModel, CompressionReport]:
@@ -89,10 +90,10 @@ class StudyCompressor:
         keep: Path,
         expected: str | None,
     ) -> bool:
-        """Bring what others have finished into the folder; False when that is damaged."""
+        """Copy a model that another machine has finished into the folder; return False if that model is damaged."""
         if self.store is None:
             return True
-        with suppress(ModelError):  # mended later
+        with suppress(ModelError):  # the caller rebuilds a damaged entry
             arguments = (self.model.info, self.model.device, recipe, calibration, keep)
             report = kept_blocks(*arguments, propagate=self.propagate).report
             if report is not None and expected in (None, report.digest):
@@ -106,7 +107,10 @@ class StudyCompressor:
 
     @contextlib.contextmanager
     def _folder_for(self, key: Mapping[str, object]) -> Iterator[Path | None]:
-        """Its folder in the cache; where that has no room but others wait for it, one that goes again."""
+        """Yield the cache folder of a model, or a temporary folder if the cache is full and a store needs the model.
+
+        Yield None if the cache is full and there is no store.
+        """
         with entry_for(key, self._weight_bytes()) as keep:
             if keep is not None or self.store is None:
                 yield keep
@@ -115,16 +119,19 @@ class StudyCompressor:
                 yield Path(folder)
 
     def compress_together(self, recipes: Sequence[Recipe], seed: int | None, calibration: Calibration | None) -> None:
-        """Without propagation one pass serves all recipes: their models go into the cache, if it has room."""
+        """Compress all recipes in one pass and cache the models, if the cache has room.
+
+        One pass is enough because without propagation the calibration statistics do not depend on the recipe.
+        """
         keys = {str(recipe): self._kept_key(recipe, calibration) for recipe in recipes}
         with ExitStack() as stack:
-            # Locks are taken in one order everywhere, so that two studies never wait for each other.
+            # All processes take the locks in the same order, so that two studies cannot deadlock.
             order = sorted(keys, key=lambda text: folder_of(keys[text]).name)
             found = {text: stack.enter_context(entry_for(keys[text], self._weight_bytes())) for text in order}
             folders = {text: folder for text, folder in found.items() if folder is not None}
             if len(folders) < len(keys):
-                return  # no room to keep them: one after the other
-            with suppress(ModelError):  # damaged entries are mended one by one
+                return  # the cache has no room: the recipes are compressed one by one
+            with suppress(ModelError):  # `compressed` repairs damaged entries one by one
                 compress_into(
                     self.model,
                     folders,

@@ -1,4 +1,4 @@
-"""The conclusion of a study: results computed from its journal once every cell is filled or given up."""
+"""The conclusion of a study: compute the results from its journal after every cell is filled or given up."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from llmkick.study.spec.study import Study
 
 
 def conclude(context: StudyContext, executor: Executor, run: CompletedRun, *, started: str) -> StudyResult:
-    """Compute the results of a run and write results.json; `started` is when this session began (ISO 8601)."""
+    """Compute the results of a run and write results.json; `started` is the start time of this session (ISO 8601)."""
     return _Conclusion(context=context, executor=executor, run=run).result(started)
 
 
@@ -83,7 +83,7 @@ class _Conclusion:
             tasks=tuple(tasks),
             results=tuple(sorted(cell_results(records, tasks), key=lambda row: self._order(row, tasks))),
             comparisons=tuple(comparisons),
-            # A recipe of which a cell is missing is judged by no overall verdict.
+            # A recipe with an incomplete cell gets no overall verdict.
             overall=tuple(overall_by_recipe([c for c in comparisons if c.recipe not in self._incomplete()])),
             compression=tuple(map(CompressionSummary.model_validate, reports)),
             models=tuple(map(ComparedModel.model_validate, self._described(reports))),
@@ -105,7 +105,7 @@ class _Conclusion:
         return result
 
     def _noise(self, records: pd.DataFrame) -> list[NoiseRow]:
-        """The noise floor of every task with choices; in float32 there is none."""
+        """Return the noise floor of every task with choices; float32 has no noise floor."""
         if self.context.model.info.dtype not in HALF_PRECISIONS:
             return []
         rows = []
@@ -126,7 +126,10 @@ class _Conclusion:
         return rows
 
     def _records(self) -> pd.DataFrame:
-        """The records of all cells that are whole: what was given up half-way would be another sample."""
+        """Return the records of all complete cells.
+
+        A cell that was given up half-way is excluded, because its records are a different sample of the items.
+        """
         records = self.context.journal.records()
         return records[~records["run_key"].isin(self.run.schedule.given_up())]
 
@@ -138,7 +141,7 @@ class _Conclusion:
         return labels.index(row.recipe), row.seed or 0, names.index(row.task)
 
     def _described(self, reports: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Size and kind of every model, where models made elsewhere are among them."""
+        """Return the size and kind of every model if the study includes external models, else an empty list."""
         if not self.context.study.others:
             return []
         dense = describe_model("dense", self.context.model, self.context.study.model)
@@ -161,7 +164,7 @@ class _Conclusion:
 
 
 def _warnings(models: Sequence[LanguageModel], study: Study, records: Any, reports: list[dict[str, Any]]) -> list[str]:
-    """Whatever a reader of the tables must know and could not see in them; `models` are the dense one and servers."""
+    """Return warnings that the tables do not show; `models` are the dense model first, then the live models."""
     found = []
     info = models[0].info
     if info.source_precision != "float" and any(recipe.is_rounding for recipe in study.parsed_recipes()):

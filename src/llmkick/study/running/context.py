@@ -1,4 +1,4 @@
-"""The context of a study: everything that a run, a frontier search and the conclusion share.
+"""The context of a study: the objects that a run, a frontier search and the conclusion share.
 
 `llmkick.study.running.preparation.prepare` builds it.
 """
@@ -28,10 +28,11 @@ from llmkick.tasks.task import Item, Task
 
 @dataclass(frozen=True, kw_only=True)
 class StudyContext:
-    """A study whose folder is claimed, whose model is loaded and whose items are drawn.
+    """A study with a claimed folder, a loaded model and sampled items.
 
-    keys: run keys and calibration windows. evaluation: asks a model what a cell lacks, and journals the records.
-    dense_digest: computes the digest of the dense weights. warnings: what the preparation has to say to the reader.
+    keys: run keys and calibration windows. evaluation: asks a model the missing items of a cell and writes the records
+    to the journal. dense_digest: computes the digest of the dense weights. warnings: warnings from the preparation for
+    the reader of the results.
     """
 
     study: Study
@@ -51,7 +52,7 @@ class StudyContext:
 
     @property
     def dense(self) -> TransformersModel:
-        """The dense model where its weights are needed."""
+        """The dense model, for code that needs its weights."""
         assert isinstance(self.model, TransformersModel), "the compressor refuses any other"
         return self.model
 
@@ -62,12 +63,12 @@ class StudyContext:
 
     @property
     def prompting(self) -> Prompting:
-        """How the models are asked, where a task does not fix it."""
+        """The prompting style for tasks that do not set a style."""
         return self.keys.prompting
 
     @property
     def items(self) -> Mapping[str, Sequence[Item]]:
-        """The items of each task, by its name."""
+        """The items of each task, by task name."""
         return self.evaluation.items
 
     @property
@@ -77,36 +78,36 @@ class StudyContext:
 
     @property
     def orders(self) -> dict[str, ItemOrder]:
-        """The order of the items of each task that stops when it is decided."""
+        """The item order of each task with early stopping, by task name."""
         return {name: rule.order for name, rule in self.rules.items()}
 
     def variants(self) -> Iterator[Variant]:
-        """The dense model, the recipes with their seeds, the models made elsewhere."""
+        """Yield the dense model, the recipes with their seeds, and the external models."""
         return variants_of(self.study)
 
     def cells(self, variant: Variant) -> list[Cell]:
-        """A variant on every task."""
+        """Return the cells of a variant, one per task."""
         return self.keys.cells(variant)
 
     def is_wanted(self, variant: Variant) -> bool:
-        """Whether the model of a variant is still needed: for records, or for its report."""
+        """Return whether the run still needs the model of a variant, for records or for its report."""
         has_report = variant.is_dense or self.journal.artifact(self.keys.report_key(variant)) is not None
         return not has_report or not all(map(self.evaluation.is_complete, self.cells(variant)))
 
     def wanted(self, seed: int | None) -> list[Variant]:
-        """The recipes with a seed whose models are still needed."""
+        """Return the variants of recipes with this seed whose models the run still needs."""
         variants = [variant for variant in self.variants() if variant.is_recipe and variant.seed == seed]
         return [variant for variant in variants if self.is_wanted(variant)]
 
     def recorded_digest(self, variant: Variant) -> str | None:
-        """The digest of a variant's weights when its records were made; None before that."""
+        """Return the digest of the weights that produced a variant's records, or None if there is no digest yet."""
         artifact = self.journal.artifact(self.keys.report_key(variant))
         return None if artifact is None else artifact[0]
 
     def has_dense_weights(self, variants: Iterable[Variant]) -> bool:
-        """Whether all variants have exactly the weights of the dense model.
+        """Return whether all variants have exactly the weights of the dense model.
 
-        The digest of the dense weights is noted in the journal, for reports that are made without the model.
+        Writes the digest of the dense weights to the journal, because some reports are made without the model.
         """
         dense = self.dense_digest()
         self.journal.note("dense_digest", dense)
@@ -114,7 +115,7 @@ class StudyContext:
         return digests == {dense}
 
     def left_the_weights(self, label: str) -> bool:
-        """Whether a recipe changed no weight with any seed, or an external model is the dense one's files again."""
+        """Return whether a recipe changed no weight with any seed, or an external model has the dense model's files."""
         checkpoint = self.keys.external_models.checkpoints.get(label)
         if checkpoint is not None:
             return checkpoint.digest == self.model.info.digest
@@ -122,7 +123,7 @@ class StudyContext:
 
     @contextmanager
     def timed(self, stage: str, detail: str) -> Iterator[None]:
-        """Add the time that a piece of work takes to the journal."""
+        """Measure the time of the `with` block and add it to the journal, in seconds."""
         started = time.perf_counter()
         yield
         self.journal.add_seconds(stage, detail, time.perf_counter() - started)

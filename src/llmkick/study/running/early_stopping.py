@@ -1,7 +1,7 @@
-"""`stop = "decided"`: dense and compressed model are asked the same batches until the verdict is known.
+"""Early stopping (`stop = "decided"`): ask both models the same batches of items until the verdict is decided.
 
-The dense model's records are made once, batch by batch as far as any recipe needs them, and serve every recipe.
-Nothing is remembered but the records: where a cell stops follows from them, so a resumed run stops at the same item.
+The dense model answers each batch once, only as far as a recipe needs it, and all recipes share its records. The
+records are the only state. They determine where a cell stops, so a resumed run stops at the same item.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ Scores = Mapping[str, float | None]
 
 @dataclass(kw_only=True)
 class Asked:
-    """The scores of a cell so far, and how to get a batch more: `ask` evaluates and journals it."""
+    """The scores of a cell so far, and a function `ask` that evaluates a batch and writes it to the journal."""
 
     scores: dict[str, float | None]
     ask: Callable[[Sequence[str]], Scores] = field(repr=False)
 
     def need(self, batch: Sequence[str]) -> None:
-        """Have a batch's records; they are asked together or not at all."""
+        """Ask the whole batch unless all its items already have scores."""
         if not all(item in self.scores for item in batch):
             self.scores.update(self.ask(batch))
 
 
 @dataclass(frozen=True, kw_only=True)
 class StoppingRule:
-    """How one task stops."""
+    """The early stopping rule of one task."""
 
     order: ItemOrder
     seed: int
@@ -42,11 +42,11 @@ class StoppingRule:
 
     @property
     def key(self) -> dict[str, object]:
-        """What decides the company an item is asked in; where it stops decides nothing about a record."""
+        """The inputs that determine the batch of an item; the stopping point does not change a record."""
         return {"look": LOOK_ITEMS, "order": self.seed, "clusters": self.order.largest_cluster}
 
     def settle_signal(self, dense: Asked) -> bool:
-        """Ask the dense model until it is known to be above chance, or out of items."""
+        """Ask the dense model until it is above chance or has no items left; return whether it is above chance."""
         for batch in self.order.batches:
             found = self._signal(dense.scores)
             if found is not None:
@@ -57,7 +57,7 @@ class StoppingRule:
     def until_decided(
         self, dense: Asked, compressed: Asked, *, watch: Callable[[int], None] = lambda asked: None
     ) -> Stopping:
-        """Ask both, batch by batch, until the verdict is known."""
+        """Ask both models, batch by batch, until the verdict is decided."""
         signal = self.settle_signal(dense)
         rule = EarlyStop(self.order, margin=self.margin, alpha=self.alpha, signal=signal)
         while rule.batch is not None:
@@ -67,11 +67,11 @@ class StoppingRule:
         return rule.state
 
     def is_settled(self, dense: Scores) -> bool:
-        """Whether the dense records tell if there is a signal."""
+        """Return whether the dense scores are enough to decide if the dense model is above chance."""
         return self._signal(dense) is not None
 
     def is_decided(self, dense: Scores, compressed: Scores) -> bool:
-        """Whether the records reach as far as the verdict."""
+        """Return whether the scores are enough for the verdict."""
         try:
             self.until_decided(Asked(scores=dict(dense), ask=_nobody), Asked(scores=dict(compressed), ask=_nobody))
         except _NotAskedError:
@@ -83,7 +83,7 @@ class StoppingRule:
 
 
 class _NotAskedError(Exception):
-    """A record is needed that is not there."""
+    """The verdict needs a score that does not exist yet."""
 
 
 def _nobody(batch: Sequence[str]) -> Scores:
@@ -93,7 +93,10 @@ def _nobody(batch: Sequence[str]) -> Scores:
 def stopping_rules(
     tasks: Sequence[Task], items: Mapping[str, Sequence[Item]], *, margin: float, alpha: float
 ) -> dict[str, StoppingRule]:
-    """The rule of each task, in the order of its own seed; perplexity has no verdict to wait for."""
+    """Return the stopping rule of each task by name; the seed of the task determines the order of its items.
+
+    Control metrics such as perplexity have no verdict and therefore no rule.
+    """
     rules = {}
     for task in tasks:
         some, seed = items[task.name], int(task.key.get("seed", 0))

@@ -1,4 +1,4 @@
-"""What the numbers were made on: versions, processor, memory, threads, device."""
+"""The environment of a run: package versions, processor, memory, threads and device."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from llmkick.plugins import GROUPS, installed
 
 
 def environment(model: TransformersModel | None = None) -> dict[str, Any]:
-    """What the numbers were made on: versions, processor, memory, threads, device."""
+    """Return the environment of a run: package versions, processor, memory in bytes, threads and device."""
     packages = ("llmkick", "torch", "transformers", "tokenizers", "safetensors", "numpy", "scipy", "pandas")
     plugins = {plugin.package: plugin.version for group in GROUPS for plugin in installed(group)}
     return {
@@ -44,6 +44,6 @@ def _processor() -> str:
 
 
 def peak_memory() -> int:
-    """Largest resident size of this process so far, in bytes."""
+    """Return the peak resident memory of this process so far, in bytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

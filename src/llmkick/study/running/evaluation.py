@@ -1,4 +1,4 @@
-"""Filling cells: a model is asked what is missing, and every batch of records is journalled at once."""
+"""Evaluation of cells: ask a model the missing items and write each batch of records to the journal at once."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ from llmkick.tasks.task import Item, ReadByReference, Record
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Where records of a study are made; `items` are those of each task, by its name.
+    """Produces the records of a study. `items` maps each task name to the items of the task.
 
-    `dense` reads the answers of some tasks, and its own answers to them are under `dense_keys`, by task. Tasks with
-    one of the `rules` are asked until they are decided, together with the dense model.
+    For some tasks the `dense` model reads the answers of the other models. `dense_keys` maps each task name to the run
+    key of the dense model's records. For a task with a rule in `rules`, the compressed and the dense model are asked
+    the same batches until the verdict is decided.
     """
 
     journal: Journal
@@ -35,7 +36,7 @@ class Evaluation:
     rules: Mapping[str, StoppingRule] = field(default_factory=dict)
 
     def is_complete(self, cell: Cell) -> bool:
-        """Whether every item of a cell has a record, or as many as its verdict needs."""
+        """Return whether a cell has a record for every item, or enough records for its verdict."""
         rule = self.rules.get(cell.task.name)
         if rule is None:
             return self.has_every_item(cell)
@@ -44,12 +45,12 @@ class Evaluation:
         return rule.is_decided(self.journal.scores(self.dense_keys[cell.task.name]), self.journal.scores(cell.run_key))
 
     def has_every_item(self, cell: Cell) -> bool:
-        """Whether every item of a cell has a record."""
+        """Return whether every item of a cell has a record."""
         done = self.journal.done(cell.run_key)
         return all(item.id in done for item in self.items[cell.task.name])
 
     def fill(self, model: LanguageModel, cell: Cell) -> None:
-        """Ask the model what the cell still lacks."""
+        """Ask the model the items that have no record in the cell."""
         rule = self.rules.get(cell.task.name)
         self._begin(cell)
         if rule is None:
@@ -61,7 +62,7 @@ class Evaluation:
             rule.until_decided(dense, self._asked(model, cell), watch=self.observer.advance)
 
     def fill_every_item(self, model: LanguageModel, cell: Cell) -> None:
-        """Ask whatever was not needed to decide the cell, in the same batches."""
+        """Ask the items that the verdict of the cell did not need, in the same batches."""
         rule = self.rules.get(cell.task.name)
         self._begin(cell)
         if rule is None:
@@ -75,14 +76,14 @@ class Evaluation:
             self.observer.advance(len(asked.scores))
 
     def dense_cell(self, cell: Cell) -> Cell:
-        """The dense model on the same task."""
+        """Return the cell of the dense model on the same task."""
         return Cell(variant=Variant(recipe=Dense()), task=cell.task, run_key=self.dense_keys[cell.task.name])
 
     def _begin(self, cell: Cell) -> None:
         done = self.journal.done(cell.run_key)
         self.observer.stage(f"{cell.variant.label} on {cell.task.name}", len(self.items[cell.task.name]))
         if done:
-            self.observer.advance(len(done))  # so that the pace counts what is asked now
+            self.observer.advance(len(done))  # so that the pace counts only the items of this session
 
     def _fill_in_batches(self, model: LanguageModel, cell: Cell) -> None:
         done = self.journal.done(cell.run_key)
@@ -122,7 +123,10 @@ class Evaluation:
         self.journal.add_seconds("evaluate", cell.task.name, seconds)
 
     def _reference(self, model: LanguageModel, cell: Cell) -> Reference | None:
-        """The dense model with its answers, where the task wants them; it is its own reference."""
+        """Return the dense model with its answers as the reference, for tasks that need a reference.
+
+        The dense model itself needs no reference.
+        """
         if model is self.dense or not isinstance(cell.task, ReadByReference):
             return None
         answers = self.journal.responses(self.dense_keys[cell.task.name])

@@ -1,7 +1,8 @@
-"""Who fills the cells of a study: one worker in this process, or (see `distributed`) many on a Ray cluster.
+"""The executor that fills the cells of a study with one worker in this process, and the executor protocol.
 
-Both go through the same schedule with the same steps, and only this process writes the journal: workers answer. So
-the records do not depend on where they were made.
+`llmkick.study.cluster` has the executor for a Ray cluster. Both executors process the same schedule with the same
+steps. Workers only answer requests, and only this process writes the journal. The records therefore do not depend on
+the executor.
 """
 
 from __future__ import annotations
@@ -32,46 +33,49 @@ HERE = "this process"
 
 
 class RecordWriter(Protocol):
-    """Where workers hand in what they produce; it writes the journal."""
+    """Receives the output of workers and writes it to the journal."""
 
     def open_external_model(self, variant: Variant) -> LanguageModel:
-        """Load a model that was made elsewhere."""
+        """Load an external model."""
         ...
 
     def add_report(self, worker: str, variant: Variant, report: CompressionReport) -> None:
-        """Journal a compression report; records that were made with other weights are dropped."""
+        """Write a compression report to the journal and drop records that were made with other weights."""
         ...
 
     def fill(self, cell: Cell, model: LanguageModel, dense: LanguageModel, observer: Observer) -> None:
-        """Ask a model what a cell lacks, and journal every batch."""
+        """Ask a model the missing items of a cell and write every batch to the journal."""
         ...
 
     def close_cell(self, cell: Cell, *, filled: bool) -> None:
-        """A cell was filled, or was given up."""
+        """Handle a cell that was filled or given up."""
         ...
 
 
 class Executor(ModelSource, Protocol):
-    """Where the models of a study are, and which workers ask them."""
+    """Loads the models of a study and runs the workers that ask them."""
 
     warnings: list[str]
 
     def run(self, schedule: Schedule, context: StudyContext, writer: RecordWriter) -> None:
-        """Fill all cells; cells that are given up are among the schedule's failures."""
+        """Fill all cells; `schedule.failures` lists the cells that were given up."""
         ...
 
     def environment(self) -> dict[str, object]:
-        """What the numbers were made on."""
+        """Return the environment in which the results were produced."""
         ...
 
     def close(self) -> None:
-        """Let go of everything."""
+        """Release all resources."""
         ...
 
 
 @dataclass(kw_only=True)
 class LocalExecutor:
-    """One worker, here: what cannot be done ends the run. `artifacts` is where compressed models are shared."""
+    """Runs one worker in this process, where any error ends the run.
+
+    `artifacts` is the folder or URL through which machines share compressed models.
+    """
 
     artifacts: str | None = None
     warnings: list[str] = field(default_factory=list)
@@ -79,13 +83,13 @@ class LocalExecutor:
     _digest: str | None = None
 
     def load(self, study: Study, observer: Observer) -> LanguageModel:
-        """The dense model."""
+        """Load the dense model."""
         store = store_at(self.artifacts)
         self.observer = observer
         self.model = open_model(study.model, dtype=study.dtype, device=study.device, server=settings_of(study))
         if study.recipes:
             self.compressor = StudyCompressor(
-                model=cast(TransformersModel, self.model),  # it refuses what has no weights here
+                model=cast(TransformersModel, self.model),  # the compressor refuses a model without local weights
                 propagate=study.propagate,
                 observer=observer,
                 warnings=self.warnings,
@@ -95,12 +99,12 @@ class LocalExecutor:
 
     @property
     def dense(self) -> TransformersModel:
-        """The dense model where its weights are needed."""
+        """The dense model, for code that needs its weights."""
         assert isinstance(self.model, TransformersModel), "the compressor refuses any other"
         return self.model
 
     def calibrate(self, study: Study, seed: int, observer: Observer) -> Calibration:
-        """The calibration windows of a seed."""
+        """Return the calibration windows of a seed."""
         return windows(self.dense, study, seed, observer)
 
     def run(self, schedule: Schedule, context: StudyContext, writer: RecordWriter) -> None:
@@ -109,7 +113,7 @@ class LocalExecutor:
         while (cell := schedule.take(HERE, loaded)) is not None:
             if cell.variant != loaded:
                 self._compress_together(cell.variant, context)
-                loaded, model = cell.variant, self.model  # frees the model before
+                loaded, model = cell.variant, self.model  # frees the previous model
                 model = self._open(cell.variant, context, writer)
             writer.fill(cell, model, self.model, self.observer)
             schedule.done(HERE)
@@ -123,7 +127,7 @@ class LocalExecutor:
         return self.compressed(variant, context, writer)
 
     def compressed(self, variant: Variant, context: StudyContext, writer: RecordWriter) -> TransformersModel:
-        """The model of a recipe, recalled or made; its report goes to the writer."""
+        """Return the model of a recipe from the cache or a new compression, and pass its report to the writer."""
         compressor = replace(self.compressor, propagate=variant.propagate)
         self.observer.stage(f"compressing {variant}", len(decoder_blocks(self.dense.network)))
         with context.timed("compress", variant.label):
@@ -133,7 +137,7 @@ class LocalExecutor:
         return model
 
     def _compress_together(self, first: Variant, context: StudyContext) -> None:
-        """Without propagation one pass serves all recipes of a seed: their models go into the cache."""
+        """Compress all recipes of a seed in one pass and cache the models; this needs `propagate = false`."""
         if first.propagate or not first.is_recipe or first.seed in self._compressed_seeds:
             return
         self._compressed_seeds.add(first.seed)
@@ -145,21 +149,21 @@ class LocalExecutor:
                 self.compressor.compress_together(recipes, first.seed, context.keys.calibration_of(first))
 
     def dense_digest(self) -> str:
-        """The digest of the dense weights."""
+        """Return the digest of the dense weights."""
         if self._digest is None:
             self._digest = weights_digest(self.dense.network)
         return self._digest
 
     def environment(self) -> dict[str, object]:
-        """What the numbers were made on."""
+        """Return the environment in which the results were produced."""
         return environment(self.model if isinstance(self.model, TransformersModel) else None)
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing: this executor holds no resources."""
 
 
 def store_at(place: str | None) -> ArtifactStore | None:
-    """The store of compressed models at a folder or URL. Raises ConfigError where nothing can be written."""
+    """Return the store of compressed models at a folder or URL. Raises ConfigError if it is not writable."""
     if place is None:
         return None
     store = ArtifactStore(place if "://" in place else str(Path(place).expanduser().absolute()))
@@ -168,7 +172,7 @@ def store_at(place: str | None) -> ArtifactStore | None:
 
 
 def windows(model: TransformersModel, study: Study, seed: int, observer: Observer) -> Calibration:
-    """The calibration windows of a seed, from a model that is in memory or text that needs none."""
+    """Return the calibration windows of a seed, sampled from the model in memory or read from a text."""
     spec = study.calibration
     return calibrate(
         model,

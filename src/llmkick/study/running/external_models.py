@@ -1,4 +1,4 @@
-"""Models made elsewhere that a study compares with its dense model: found first, opened one by one, described."""
+"""External models that a study compares with its dense model: locating, opening and describing them."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ from llmkick.tasks.evaluate import refuse_unanswerable
 from llmkick.tasks.prompting import Prompting, resolve_prompting
 from llmkick.tasks.task import Task
 
-# Text whose tokens tell tokenizers apart that have the same vocabulary.
+# The tokens of this text distinguish tokenizers that have the same vocabulary.
 PROBE = "The 1,234 naïve cafés;\n\n\tdef f(x): return x**2  # 東京 🙂 end"
 
 
 @dataclass(kw_only=True)
 class ExternalModels:
-    """The models of a study that were made elsewhere, by their label."""
+    """The external models of a study, by label."""
 
     study: Study
     checkpoints: dict[str, Checkpoint] = field(default_factory=dict)
-    live: dict[str, LanguageModel] = field(default_factory=dict)  # servers, and what plug-ins bring: open once found
+    live: dict[str, LanguageModel] = field(default_factory=dict)  # models of servers and plug-ins: open after `find`
 
     def find(self) -> None:
-        """Locate every model and reach every server, so that what is missing shows before any work.
+        """Locate every model and contact every server, so that missing models fail before any work.
 
-        Raises ModelError for files or packages that are missing and for servers that do not answer as they should.
+        Raises ModelError for missing files or packages and for servers that do not answer correctly.
         """
         study = self.study
         for variant in variants_of(study):
@@ -55,7 +55,7 @@ class ExternalModels:
                 self.checkpoints[variant.label] = locate(reference)
 
     def weights_key(self, variant: Variant) -> dict[str, object]:
-        """Everything that decides the answers of a model but the questions."""
+        """Return all inputs that determine the answers of a model, except the questions."""
         if variant.label in self.live:
             return answers_key(self.live[variant.label])
         device = resolve_device(self.study.device)
@@ -63,16 +63,16 @@ class ExternalModels:
         return {"weights": self.checkpoints[variant.label].digest, "dtype": dtype, "device": device.type}
 
     def open(self, variant: Variant) -> LanguageModel:
-        """The model, loaded now; the caller lets it go."""
+        """Load a model, or return a live model; the caller releases the loaded model."""
         if variant.label in self.live:
             return self.live[variant.label]
-        gc.collect()  # the one before may lie in cycles
+        gc.collect()  # reference cycles may hold the previous model in memory
         return load_located(self.checkpoints[variant.label], dtype=self.study.dtype, device=self.study.device)
 
     def prompting(self, dense: LanguageModel) -> Prompting:
-        """The one style in which all models are asked: `auto` is chat when every one has a chat template.
+        """Return the prompting style for all models: `auto` selects chat if every model has a chat template.
 
-        Raises ConfigError for chat that one of them cannot be asked in.
+        Raises ConfigError if the study asks for chat and a model has no chat template.
         """
         style = resolve_prompting(dense, self.study.prompting)
         if style == "raw":
@@ -85,13 +85,16 @@ class ExternalModels:
         return "raw" if without else style
 
     def check(self, dense: LanguageModel, tasks: Sequence[Task], prompting: Prompting) -> None:
-        """Raise ConfigError when a server cannot be asked what a task asks; the dense model reads its answers."""
+        """Raise ConfigError if a live model cannot answer the requests of a task; the dense model reads the answers."""
         for model in self.live.values():
             for task in tasks:
                 refuse_unanswerable(model, task, prompting=style_of(task, prompting), reference=dense)
 
     def with_other_tokens(self, dense: LanguageModel) -> list[str]:
-        """Labels of the models whose tokenizer is not the dense model's; that of others is not known to be."""
+        """Return the labels of models whose tokenizer differs from the dense model's tokenizer.
+
+        Live models are included, because their tokenizer is unknown.
+        """
         own = tokenizer_digest(dense.tokenizer) if isinstance(dense, TransformersModel) else None
         return [
             *(name for name, found in self.checkpoints.items() if tokenizer_digest(read_tokenizer(found)) != own),
@@ -100,23 +103,23 @@ class ExternalModels:
 
 
 def answers_key(model: LanguageModel) -> dict[str, object]:
-    """What decides the answers of a model that is not loaded from files here."""
+    """Return the inputs that determine the answers of a model that is not loaded from local files."""
     return {"weights": model.info.digest, "dtype": model.info.dtype}
 
 
 def settings_of(study: Study) -> ServerSettings:
-    """How the study's servers are asked."""
+    """Return the settings for requests to the servers of a study."""
     return ServerSettings(**study.server.model_dump())
 
 
 def tokenizer_digest(tokenizer: Any) -> str:
-    """One hash of a vocabulary and of how a text falls into its tokens."""
+    """Return a hash of a tokenizer's vocabulary and of the tokens of PROBE."""
     content = [sorted(tokenizer.get_vocab().items()), tokenizer(PROBE, verbose=False)["input_ids"]]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def describe_model(label: str, model: LanguageModel, reference: str) -> dict[str, object]:
-    """A model as results.json lists it: what it is, how large as stored, how much of it is zero. None is unknown."""
+    """Return the entry of a model in results.json: identity, stored size in bytes, and zeros. None means unknown."""
     facts: dict[str, object] = {"label": label, "reference": reference, **asdict(model.info)}
     if not isinstance(model, TransformersModel):
         return {**facts, "parameters": model.info.parameters or None, "stored_bytes": None, "zeros": None}
@@ -129,7 +132,7 @@ def describe_model(label: str, model: LanguageModel, reference: str) -> dict[str
 
 
 def describe_recipe(dense: Mapping[str, Any], report: Mapping[str, Any]) -> dict[str, object]:
-    """A model that was compressed here, in the same terms; its bytes are those of the compact form."""
+    """Return the entry of a model that a recipe produced; its stored bytes are the size of the compact form."""
     weights = [rows * columns for rows, columns in (layer["shape"] for layer in report["layers"])]
     zeros = sum(w * layer["realised_sparsity"] for w, layer in zip(weights, report["layers"], strict=True))
     whole = dense["parameters"] * getattr(torch, dense["dtype"]).itemsize

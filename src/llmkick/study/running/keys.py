@@ -1,4 +1,4 @@
-"""The keys of a study: what decides the weights of its variants, and the cells that follow from them."""
+"""The keys of a study: hashes of all inputs that determine the weights of its variants and the cells."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from llmkick.tasks.task import Task
 
 @dataclass(frozen=True, kw_only=True)
 class StudyKeys:
-    """Everything that the run keys of a study depend on.
+    """All inputs of the run keys of a study.
 
     calibrations: the calibration windows by seed. rules: the stopping rules by task, for `stop = "decided"`.
     """
@@ -33,7 +33,7 @@ class StudyKeys:
     rules: Mapping[str, StoppingRule] = field(default_factory=dict)
 
     def calibration_of(self, variant: Variant) -> Calibration | None:
-        """The calibration windows of a variant; None for the dense model and for models made elsewhere.
+        """Return the calibration windows of a variant, or None for the dense model and external models.
 
         A method without calibration measures its output error on the windows of the study's first seed.
         """
@@ -42,7 +42,7 @@ class StudyKeys:
         return self.calibrations[self.study.seeds[0] if variant.seed is None else variant.seed]
 
     def weights_key(self, variant: Variant) -> dict[str, object]:
-        """Everything that decides the weights of a variant."""
+        """Return all inputs that determine the weights of a variant."""
         if variant.reference:
             return self.external_models.weights_key(variant)
         if not isinstance(self.model, TransformersModel):
@@ -53,11 +53,11 @@ class StudyKeys:
         )
 
     def report_key(self, variant: Variant) -> str:
-        """The key under which the journal keeps the digest and the report of a variant."""
+        """Return the journal key of the digest and the report of a variant."""
         return digest_of([self.weights_key(variant), variant.seed])
 
     def cells(self, variant: Variant) -> list[Cell]:
-        """A variant on every task."""
+        """Return the cells of a variant, one per task."""
         info = self.model.info
         return cells_of(
             variant,

@@ -1,4 +1,4 @@
-"""What the journal notes about a run before any answer, so that an unfinished run can be read too."""
+"""Run metadata in the journal, written before the first answer so that unfinished runs are readable too."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def note_run(
     items: Mapping[str, Sequence[Item]],
     prompting: Prompting,
 ) -> None:
-    """The model, the tasks, the machine, the command, every question, and how it is put to the dense model."""
+    """Write the model, tasks, environment, command, items and the dense model's prompts to the journal."""
     journal.note("model", as_json(model.info))
     journal.note("tasks", [describe_task(task, prompting).facts for task in tasks])
     journal.note("environment", environment())
@@ -40,7 +40,7 @@ def note_run(
 
 
 def command_line(arguments: Sequence[str]) -> str:
-    """The command as it would be typed; a password inside an address is left out."""
+    """Return the command line as typed in a shell; credentials inside URLs are replaced by `…`."""
     first, *others = arguments or [""]
     name = Path(first).name
     if name == "__main__.py":

@@ -1,4 +1,4 @@
-"""Preparing a study: claim its folder, load its model, and check whatever can fail before anything takes hours."""
+"""Preparation of a study: claim its folder, load its model, and run all checks before the long computations."""
 
 from __future__ import annotations
 
@@ -33,30 +33,30 @@ from llmkick.study.spec.study import Study
 from llmkick.tasks.evaluate import refuse_unanswerable
 from llmkick.tasks.task import Task
 
-# A journal and a report rarely need more bytes.
+# Bytes: a journal and a report rarely need more.
 SPACE_NEEDED = 200_000_000
 
 
 class ModelSource(Protocol):
-    """Where the dense model of a study is: in this process, or with the workers of a cluster."""
+    """Provides the dense model of a study, in this process or on the workers of a cluster."""
 
     def load(self, study: Study, observer: Observer) -> LanguageModel:
-        """The dense model, or a stand-in whose answers come from workers."""
+        """Load the dense model, or return a proxy whose answers come from workers."""
         ...
 
     def calibrate(self, study: Study, seed: int, observer: Observer) -> Calibration:
-        """The calibration windows of a seed."""
+        """Return the calibration windows of a seed."""
         ...
 
     def dense_digest(self) -> str:
-        """The digest of the dense weights, to be compared with those of compressed models."""
+        """Return the digest of the dense weights, for comparison with the digests of compressed models."""
         ...
 
 
 def open_journal(study: Study, folder: Path) -> Journal:
     """Claim a folder for a study and open its journal.
 
-    Raises ConfigError when the folder cannot be written, is too small, or belongs to another study.
+    Raises ConfigError if the folder is not writable, has too little disk space, or belongs to another study.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -89,14 +89,14 @@ def prepare(
     source: ModelSource,
     seeds: Sequence[int] = (),
 ) -> StudyContext:
-    """Load and check everything that a study needs; `seeds` are calibrated beside those of the study.
+    """Load and check everything that a study needs, including calibration windows for the additional `seeds`.
 
-    Raises ConfigError, ModelError or DataError before anything takes hours.
+    Raises ConfigError, ModelError or DataError before the long computations start.
     """
     tasks = [spec.make() for spec in study.tasks]
     judging = _judging(study, tasks, journal, observer)
     keys, warnings = _load(study, tasks, journal=journal, observer=observer, source=source)
-    # A text that is missing or too short must show before the dense model is asked anything.
+    # A missing or short calibration text must fail before the dense model is asked anything.
     keys = replace(keys, calibrations=_calibrations(keys, seeds, journal=journal, observer=observer, source=source))
     items = {task.name: task.items(keys.model) for task in keys.tasks}
     note_run(journal, model=keys.model, tasks=keys.tasks, items=items, prompting=keys.prompting)
@@ -104,7 +104,7 @@ def prepare(
     for line in warn_of_low_power(judged, margin=study.margin, alpha=study.alpha):
         observer.warn(line)
     if study.stop == "decided":
-        # A judge reads the answers of both models to every item.
+        # A judge reads the answers of both models to every item, so judged tasks cannot stop early.
         names = [task.name for task in judging.judged] if judging is not None else []
         stopping = [task for task in keys.tasks if task.name not in names]
         keys = replace(keys, rules=stopping_rules(stopping, items, margin=study.margin, alpha=study.alpha))
@@ -132,7 +132,7 @@ def prepare(
 
 
 def _judging(study: Study, tasks: Sequence[Task], journal: Journal, observer: Observer) -> Judging | None:
-    """The judge, checked before anything is loaded or generated; None when nobody judges."""
+    """Return the judge of a study, or None; check the judge before a model is loaded or asked."""
     spec = study.judge
     if spec is None:
         return None
@@ -146,7 +146,7 @@ def _judging(study: Study, tasks: Sequence[Task], journal: Journal, observer: Ob
 def _load(
     study: Study, tasks: Sequence[Task], *, journal: Journal, observer: Observer, source: ModelSource
 ) -> tuple[StudyKeys, list[str]]:
-    """The models of a study, checked against its recipes and tasks; what the reader must know of the tasks."""
+    """Load the models of a study, check them against its recipes and tasks, and return keys and task warnings."""
     external_models = ExternalModels(study=study)
     if study.others:
         observer.stage(f"looking for {', '.join(study.labelled_others())}", 1)
@@ -178,7 +178,10 @@ def _load(
 def _with_comparable_units(
     study: Study, tasks: Sequence[Task], different: Sequence[str]
 ) -> tuple[list[Task], list[str]]:
-    """Perplexity becomes bits per byte where a model cuts text into different tokens than the dense model."""
+    """Convert perplexity to bits per byte if a model tokenizes text differently from the dense model.
+
+    Returns the tasks and the warnings about the conversion.
+    """
     converted = {
         place: spec.model_copy(update={"unit": "bytes"}).make()
         for place, spec in enumerate(study.tasks)
@@ -206,7 +209,7 @@ def _check_recipes(study: Study, model: LanguageModel) -> None:
 def _calibrations(
     keys: StudyKeys, seeds: Sequence[int], *, journal: Journal, observer: Observer, source: ModelSource
 ) -> dict[int, Calibration]:
-    """The calibration windows of every seed that a recipe of the study needs, and of further `seeds`."""
+    """Return the calibration windows of every seed that a recipe of the study needs, and of the other `seeds`."""
     study, spec = keys.study, keys.study.calibration
     used = [study.seeds[0] if v.seed is None else v.seed for v in variants_of(study) if v.is_recipe]
     calibrations = {}

@@ -1,4 +1,4 @@
-"""Which cell is filled next, by whom: the same order for one worker in this process and for many elsewhere."""
+"""The schedule that assigns cells to workers, in the same order for one local worker and for many remote workers."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 
 from llmkick.study.cells import Cell, Variant
 
-# A cell whose worker was lost this often is given up.
+# Number of failed attempts after which a cell is given up.
 ATTEMPTS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
 class Failure:
-    """A cell that was given up: what happened last, and how often it was tried."""
+    """A cell that was given up, with the number of attempts and the reason of the last failure."""
 
     cell: Cell
     attempts: int
@@ -26,23 +26,24 @@ class Failure:
         return f"{self.cell.variant} on {self.cell.task.name} was given up{tried}: {self.reason}"
 
     def as_row(self) -> dict[str, object]:
-        """A failure as results.json lists it."""
+        """Return the entry of the failure in results.json."""
         variant = self.cell.variant
         where = {"recipe": variant.label, "seed": variant.seed, "task": self.cell.task.name}
         return {**where, "attempts": self.attempts, "reason": self.reason}
 
 
 class OtherWeightsError(Exception):
-    """A model came out with other weights than those that others are at work with."""
+    """A compression produced weights that differ from the weights that other workers use for the same variant."""
 
 
 @dataclass(kw_only=True)
 class Schedule:
-    """The cells of a study in order, of which those that are `pending` are handed out one by one.
+    """Hands out the `pending` cells of a study one by one, in the order of `cells`.
 
-    A worker goes on with the variant whose model it has; then it begins the first that nobody has begun, and then,
-    where compressed models are `shared`, it helps with what others have begun. A task's dense cell comes before all
-    others of that task: it is what they are compared with. Any number of threads may ask.
+    A worker first gets cells of the variant whose model it has loaded. It then gets cells of the first variant that no
+    worker has started. If compressed models are `shared`, it then gets cells of variants that other workers have
+    started. The dense cell of a task comes before the other cells of the task, because they are compared with it. The
+    schedule is thread-safe.
     """
 
     cells: Sequence[Cell]
@@ -60,11 +61,14 @@ class Schedule:
         self._stopped = False
 
     def given_up(self) -> set[str]:
-        """The run keys of cells that could not be filled."""
+        """Return the run keys of the cells that were given up."""
         return {failure.cell.run_key for failure in self.failures}
 
     def take(self, worker: str, loaded: Variant | None) -> Cell | None:
-        """The next cell for a worker that has a variant's model at hand; waits for one, None when all is done."""
+        """Return the next cell for a worker that has loaded the model of a variant.
+
+        Blocks until a cell is ready; returns None when all cells are done or the schedule is stopped.
+        """
         with self._changed:
             while not self._stopped and (self._waiting or self._taken):
                 cell = self._choose(loaded)
@@ -82,26 +86,27 @@ class Schedule:
         begun = [cell.variant for cell in taken if not cell.variant.is_dense]
         own = [cell for cell in ready if cell.variant == loaded]
         fresh = [cell for cell in ready if cell.variant not in begun]
-        # Only with what is already made: two that compress the same at once could come to other bits.
+        # Only variants with a finished model: two workers that compress one variant could get different bits.
         begun_and_made = [cell for cell in ready if self.shared and cell.variant in self._made]
         return next(iter([*own, *fresh, *begun_and_made]), None)
 
     def made(self, variant: Variant) -> None:
-        """A variant's compressed model is made: others can recall it."""
+        """Record that the compressed model of a variant exists, so that other workers can load it."""
         with self._changed:
             self._made.append(variant)
             self._changed.notify_all()
 
     def done(self, worker: str) -> None:
-        """A worker has filled its cell."""
+        """Record that a worker has filled its cell."""
         with self._changed:
             del self._taken[worker]
             self._changed.notify_all()
 
     def failed(self, worker: str, reason: str, *, final: bool) -> None:
-        """A worker could not fill its cell: it is tried again, up to ATTEMPTS times unless that is `final`.
+        """Record that a worker could not fill its cell.
 
-        Without its dense cell a task's other cells have nothing to be compared with: they are given up too.
+        The cell is tried again, up to ATTEMPTS times, unless the failure is `final`. If a dense cell is given up, the
+        other cells of its task are given up too, because they have no reference for the comparison.
         """
         with self._changed:
             cell = self._taken.pop(worker)
@@ -119,7 +124,7 @@ class Schedule:
         self._give_up(lost, "the dense model's cell of this task failed")
 
     def give_up_variant(self, variant: Variant, reason: str) -> None:
-        """No waiting cell of a variant can be filled: its model cannot be made."""
+        """Give up all waiting cells of a variant whose model cannot be made."""
         with self._changed:
             self._give_up([cell for cell in self._waiting if cell.variant == variant], reason)
             self._changed.notify_all()
@@ -129,7 +134,7 @@ class Schedule:
         self._note_failures(cells, reason)
 
     def _note_failures(self, cells: Collection[Cell], reason: str) -> None:
-        """Failures are in the order of the cells, whichever worker was first to fail."""
+        """Add failures and keep them in the order of the cells, independent of the order of the events."""
         new = [Failure(cell=cell, attempts=self._attempts[cell.run_key], reason=reason) for cell in cells]
         self.failures = sorted([*self.failures, *new], key=lambda failure: self._place[failure.cell.run_key])
 
@@ -138,7 +143,7 @@ class Schedule:
         self._waiting = [cell for cell in self._waiting if cell.run_key not in keys]
 
     def reopen(self, cells: Sequence[Cell]) -> None:
-        """Cells whose records were dropped are to be filled again."""
+        """Put cells whose records were dropped back on the schedule."""
         with self._changed:
             ours = {cell.run_key for cell in self.cells}
             known = {cell.run_key for cell in (*self._waiting, *self._taken.values())}
@@ -149,7 +154,7 @@ class Schedule:
         self._waiting = sorted([*self._waiting, *cells], key=lambda cell: self._place[cell.run_key])
 
     def is_alone(self, worker: str) -> bool:
-        """Whether nobody else is at work on the variant of a worker's cell."""
+        """Return whether no other worker has a cell of the same variant."""
         with self._changed:
             own = self._taken.get(worker)
             variant = None if own is None else own.variant
@@ -157,17 +162,17 @@ class Schedule:
 
     @property
     def left(self) -> int:
-        """Cells that are neither filled nor given up."""
+        """The number of cells that are neither filled nor given up."""
         with self._changed:
             return len(self._waiting) + len(self._taken)
 
     @property
     def is_stopped(self) -> bool:
-        """Whether nothing more is handed out."""
+        """Whether the schedule is stopped."""
         return self._stopped
 
     def stop(self) -> None:
-        """Hand out nothing more."""
+        """Stop the schedule: `take` returns None from now on."""
         with self._changed:
             self._stopped = True
             self._changed.notify_all()

@@ -1,4 +1,4 @@
-"""The run of a study: fill the missing cells through an executor, have the answers judged, drop outdated records."""
+"""The run of a study: fill the missing cells with an executor, judge the answers, and drop outdated records."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from llmkick.study.running.schedule import OtherWeightsError, Schedule
 
 @dataclass(frozen=True, kw_only=True)
 class CompletedRun:
-    """What became of the cells of a study. warnings: what the run has to say to the reader of the results."""
+    """The schedule of a finished run with its failures, and the warnings for the reader of the results."""
 
     schedule: Schedule
     warnings: tuple[str, ...]
 
 
 def run_cells(context: StudyContext, executor: Executor) -> CompletedRun:
-    """Fill every cell that lacks records, and have the answers judged."""
+    """Fill every cell with missing records and have the judge score the answers."""
     variants = list(context.variants())
     cells = [(variant, context.cells(variant)) for variant in variants]
     all_cells = [cell for _, of_variant in cells for cell in of_variant]
@@ -47,7 +47,7 @@ def run_cells(context: StudyContext, executor: Executor) -> CompletedRun:
         for cell in of_variant:
             if cell not in missing:
                 verdicts.after(cell, filled=False)
-        # A variant with all records but no report is made once more, for its report.
+        # A variant with all records but no compression report is compressed again to get the report.
         pending += missing or (of_variant[:1] if context.is_wanted(variant) else [])
     schedule = Schedule(cells=all_cells, pending=pending)
     writer = JournalWriter(context=context, schedule=schedule, verdicts=verdicts)
@@ -61,9 +61,9 @@ def run_cells(context: StudyContext, executor: Executor) -> CompletedRun:
 
 @dataclass(kw_only=True)
 class JournalWriter:
-    """Writes what the workers of a run produce; nothing else writes records while cells are filled.
+    """Writes the output of all workers to the journal and is the only writer of records while cells are filled.
 
-    Any number of threads may call it. `warnings` collects what the reader of the results must know.
+    The writer is thread-safe. `warnings` collects messages for the reader of the results.
     """
 
     context: StudyContext
@@ -73,13 +73,13 @@ class JournalWriter:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def fill(self, cell: Cell, model: LanguageModel, dense: LanguageModel, observer: Observer) -> None:
-        """Ask a model what a cell lacks, and journal every batch; `dense` is the dense model beside it."""
+        """Ask a model the missing items of a cell and write every batch to the journal; `dense` is the dense model."""
         evaluation = self.context.evaluation
         if not evaluation.is_complete(cell):
             replace(evaluation, dense=dense, observer=observer).fill(model, cell)
 
     def close_cell(self, cell: Cell, *, filled: bool) -> None:
-        """A cell was filled, or was given up."""
+        """Handle a cell that was filled or given up."""
         if filled and self.verdicts is not None:
             with self._lock:
                 self.verdicts.after(cell, filled=True)
@@ -91,7 +91,7 @@ class JournalWriter:
         self.context.observer.cells(total - self.schedule.left, total)
 
     def open_external_model(self, variant: Variant) -> LanguageModel:
-        """Load a model that was made elsewhere, and journal its size."""
+        """Load an external model and write its description to the journal."""
         context = self.context
         with context.timed("load", variant.label):
             context.observer.stage(f"loading {variant.label}", 1)
@@ -101,9 +101,9 @@ class JournalWriter:
         return model
 
     def add_report(self, worker: str, variant: Variant, report: CompressionReport) -> None:
-        """Journal a compression report. Records that were made with other weights are dropped, with a warning.
+        """Write a compression report to the journal; drop records that were made with other weights, with a warning.
 
-        Raises OtherWeightsError while another worker makes records with those other weights.
+        Raises OtherWeightsError if another worker is producing records with the other weights.
         """
         with self._lock:
             self._add_report(worker, variant, report)
@@ -128,7 +128,7 @@ class JournalWriter:
 
 
 def _judge(context: StudyContext, schedule: Schedule, variants: Sequence[Variant]) -> tuple[set[str], list[str]]:
-    """Have the answers judged: the run keys of the judged cells, and the judge's warnings."""
+    """Have the judge score the answers; return the run keys of the judged cells and the judge's warnings."""
     judging = context.judging
     if judging is None:
         return set(), []
@@ -147,7 +147,7 @@ def _judge(context: StudyContext, schedule: Schedule, variants: Sequence[Variant
 
 
 def _drop(context: StudyContext, run_keys: set[str]) -> list[str]:
-    """Drop records of other weights, data or settings: they must not mix with those of this study."""
+    """Drop records of other weights, data or settings, which must not mix with the records of this study."""
     if not run_keys:
         return []
     context.journal.forget(run_keys)

@@ -1,15 +1,15 @@
-"""The choices of a study that are words: pydantic checks them in study files, typer on the command line.
+"""Literal types for the options of a study, which pydantic checks in study files and typer on the command line.
 
-Nothing heavy is imported here, so that `kick --help` stays fast.
+The module imports no slow packages, so that `kick --help` stays fast.
 """
 
 from __future__ import annotations
 
 from typing import Literal
 
-# When a cell of the study ends: after its last item, or as soon as its verdict is certain.
+# When a cell of the study ends: after its last item, or as soon as its verdict is decided.
 Stop = Literal["never", "decided"]
 # How verdicts are adjusted for the number of comparisons.
 Correction = Literal["none", "holm", "fixed sequence"]
-# Who fills the cells of a study: this process, or the workers of a Ray cluster.
+# The executor that fills the cells of a study: this process, or the workers of a Ray cluster.
 ExecutorName = Literal["local", "ray"]

@@ -1,4 +1,4 @@
-"""Short names for the compared models, for rows of tables, the journal and names of files."""
+"""Short names of external models for table rows, the journal and file names."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from llmkick.models.server.address import parse_address
 
 
 def label_others(references: Sequence[str], *, taken: Collection[str]) -> dict[str, str]:
-    """Short name → reference of other models, in order; `name=reference` brings its name along.
+    """Return short name → reference of the external models, in order; `name=reference` sets the name.
 
-    Otherwise a folder or file is named after itself; if that name is not unique, the parent folder goes before it.
+    Otherwise the name is the folder or file name, with the parent folder in front if the name is not unique.
     `taken` are names already in use. Raises ConfigError for a name that is taken or that two models share, and for a
     malformed server address.
     """
@@ -36,13 +36,13 @@ def label_others(references: Sequence[str], *, taken: Collection[str]) -> dict[s
 
 
 def parse_if_server(reference: str) -> None:
-    """Raise ConfigError for a malformed server address; other references pass."""
+    """Raise ConfigError for a malformed server address; ignore other references."""
     if is_server(reference):
         parse_address(reference)
 
 
 def _split(text: str) -> tuple[str, str]:
-    """(name, reference); the name is "" where the text gives none: "=" may stand in a path or an address too."""
+    """Return (name, reference); the name is "" if the text has none, because paths and addresses can contain "="."""
     match = re.fullmatch(r"([\w.+@ -]+)=(.+)", text)
     name, reference = (match[1].strip(), match[2]) if match else ("", text)
     if not reference.strip():

@@ -1,4 +1,4 @@
-"""The sections of a study file: a task, the calibration, the servers, the judge."""
+"""The sections of a study file: tasks, calibration, servers and judge."""
 
 from __future__ import annotations
 
@@ -43,16 +43,17 @@ class TaskSpec(Frozen):
     sha256: str | dict[str, str] | None = None
 
     def make(self) -> Task:
-        """The task that this spec describes. Raises ConfigError where `get_task` does."""
+        """Return the task of this specification. Raises the ConfigErrors of `get_task`."""
         return get_task(**{key: value for key, value in self.model_dump().items() if value is not None})
 
 
 def task_specs(
     names: Sequence[str], *, source: str = "pocket", protocol: str = "strict", limit: int | None = None, seed: int = 0
 ) -> tuple[TaskSpec, ...]:
-    """The tasks that a command's options name: the same source, protocol, limit and seed of the sample for all.
+    """Return specifications of the named tasks, all with the same source, protocol, limit and sample seed.
 
-    The specs go into a `Study` as they are; `spec.make()` gives the task. Raises ConfigError for an unknown protocol.
+    A `Study` accepts the specifications directly, and `spec.make()` returns the task. Raises ConfigError for an
+    unknown protocol.
     """
     if protocol not in PROTOCOLS:
         raise ConfigError(f"unknown protocol {protocol!r}; choose from: {', '.join(PROTOCOLS)}")
@@ -71,7 +72,7 @@ class CalibrationSpec(Frozen):
 
 
 class ServerSpec(Frozen):
-    """How servers among the models are queried, `timeout` in seconds; see `llmkick.models.server.endpoint`."""
+    """The settings for requests to model servers, `timeout` in seconds; see `llmkick.models.server.endpoint`."""
 
     timeout: float = Field(default=120.0, gt=0)
     concurrency: int = Field(default=8, ge=1, le=256)
@@ -83,11 +84,11 @@ class JudgeSpec(Frozen):
 
     model: str
     protocol: JudgeProtocol = "strict"
-    # "dense", a file of answers for all judged tasks, or a file for each task.
+    # "dense", one answer file for all judged tasks, or one answer file per task.
     reference: str | dict[str, str] = "dense"
     replicates: int = Field(default=1, ge=1, le=100)
     concurrency: int = Field(default=4, ge=1, le=256)
-    # Tokens of prompts and replies after which no further judgement is begun.
+    # Number of prompt and reply tokens after which no new judgement starts.
     budget: int | None = Field(default=None, ge=1)
     temperature: float | None = Field(default=None, ge=0, le=2)
     max_tokens: int = Field(default=1024, ge=16)
@@ -98,7 +99,7 @@ class JudgeSpec(Frozen):
     @field_validator("api_key_env")
     @classmethod
     def _name_of_a_variable(cls, value: str) -> str:
-        """Refuses anything else without showing it: it may be a key, pasted here by mistake."""
+        """Refuse other values without showing them, because the value may be an API key."""
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,63}", value):
             with errors_at("judge", "api_key_env"):
                 raise ConfigError("api_key_env is the name of an environment variable, never the key itself")

@@ -1,4 +1,4 @@
-"""The place of a value in a study file, so that an error can name its line and key."""
+"""The location of a value in a study file, so that error messages can name its line and key."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class LocatedError(ConfigError):
 
 @contextlib.contextmanager
 def errors_at(*location: str | int) -> Iterator[None]:
-    """Turns every KickError that the block raises into a LocatedError about the value at `location`."""
+    """Convert every KickError of the `with` block to a LocatedError about the value at `location`."""
     try:
         yield
     except KickError as error:
@@ -32,15 +32,15 @@ def errors_at(*location: str | int) -> Iterator[None]:
 
 
 def place_of(location: Location, text: str, values: object, origin: str) -> str:
-    """The place of a value for a message, e.g. `study.toml, line 7: tasks.0.limit`."""
+    """Return the location of a value for a message, e.g. `study.toml, line 7: tasks.0.limit`."""
     line = line_of(text, location, values)
     return f"{origin}{f', line {line}' if line else ''}: {'.'.join(map(str, location))}"
 
 
 def line_of(text: str, location: Location, values: object = None) -> int | None:
-    """The line (from 1) of the TOML key at `location`, or else of the table that should hold it; None for neither.
+    """Return the line (from 1) of the TOML key at `location`, or of the table that should hold the key, or None.
 
-    `values` is the parsed study: it gives the elements of an array, each of which is looked for in the text.
+    `values` is the parsed study. It gives the elements of an array, which the function searches in the text.
     """
     table: Location = ()
     tables: Counter[str] = Counter()
@@ -71,7 +71,7 @@ def _keys(dotted: str) -> tuple[str, ...]:
 
 
 def _line_of_element(text: str, start: int, location: Location, values: Any) -> int | None:
-    """The line of an element of an array: the text is searched for each element up to it in turn."""
+    """Return the line of an array element, by a search for each element up to this element in turn."""
     *array, index = location
     try:
         for key in array:

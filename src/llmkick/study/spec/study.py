@@ -1,4 +1,4 @@
-"""The specification of a study: TOML or keyword arguments → a frozen, checked `Study` with a stable hash."""
+"""The specification of a study: a frozen, validated `Study` from TOML or plain values, with a stable hash."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from llmkick.tasks.prompting import PromptingChoice, refuse_contradiction
 
 
 class Study(Frozen):
-    """What a study compares, (dense, recipes × seeds, other models) × tasks, and how it reaches verdicts."""
+    """The specification of a study: (dense, recipes × seeds, external models) × tasks, and the rules for verdicts."""
 
     name: str = "study"
     model: str
@@ -36,10 +36,10 @@ class Study(Frozen):
     device: str = "auto"
     prompting: PromptingChoice = "auto"
     recipes: tuple[str, ...] = ()
-    # Models made elsewhere that are compared with the dense model: `reference` or `name=reference`.
+    # External models for the comparison with the dense model: `reference` or `name=reference`.
     others: tuple[str, ...] = ()
     tasks: tuple[TaskSpec, ...]
-    # Below 2³²: every generator accepts it, and a column of doubles holds it exactly.
+    # Below 2³²: every generator accepts these seeds, and a column of doubles holds them exactly.
     seeds: tuple[Annotated[int, Field(ge=0, lt=2**32)], ...] = (0,)
     calibration: CalibrationSpec = CalibrationSpec()
     propagate: bool = True
@@ -58,7 +58,7 @@ class Study(Frozen):
     @field_validator("tasks", mode="before")
     @classmethod
     def _named_tasks(cls, value: object) -> object:
-        """A task may be written as its bare name."""
+        """Convert a task that is given only by its name."""
         if not isinstance(value, list | tuple):
             return value
         return tuple({"name": task} if isinstance(task, str) else task for task in value)
@@ -75,7 +75,7 @@ class Study(Frozen):
     @field_validator("recipes")
     @classmethod
     def _recipes_parse(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        """The recipes in canonical form, without `dense`, which every study runs."""
+        """Return the recipes in canonical form, without `dense`, which every study runs."""
         recipes = []
         for index, text in enumerate(value):
             with errors_at("recipes", index):
@@ -91,7 +91,7 @@ class Study(Frozen):
             try:
                 names.append(spec.make().name)
             except KickError as error:
-                # An error of get_task begins with the key that it is about, or with "unknown" and the key.
+                # An error message of get_task begins with the key of the wrong value, or with "unknown" and the key.
                 key = re.match(rf"(?:unknown )?({'|'.join(TaskSpec.model_fields)}|option '\w+'|)", str(error))
                 blamed = (key[1] if key else "").removeprefix("option ").strip("'") or "name"
                 raise LocatedError(str(error), ("tasks", index, blamed)) from error
@@ -103,7 +103,7 @@ class Study(Frozen):
 
     @model_validator(mode="after")
     def _something_to_compare(self) -> Study:
-        """Refuses a study without recipes and other models, and names that clash."""
+        """Refuse a study without recipes and external models, and refuse repeated names."""
         if not self.recipes and not self.others:
             with errors_at("recipes"):
                 raise ConfigError(
@@ -119,7 +119,7 @@ class Study(Frozen):
 
     @model_validator(mode="after")
     def _one_protocol(self) -> Study:
-        """Refuses two protocols in one table; protocol `paper` sets the prompting to raw text."""
+        """Refuse two protocols in one study; the protocol `paper` sets the prompting to raw text."""
         protocols = [spec.protocol for spec in self.tasks]
         if len(set(protocols)) > 1:
             other = next(index for index, protocol in enumerate(protocols) if protocol != protocols[0])
@@ -129,13 +129,13 @@ class Study(Frozen):
                 ("tasks", other, "protocol"),
             )
         if "paper" in protocols:
-            # In the paper too, the instruction task goes through a chat template.
+            # The paper also uses a chat template for the instruction task.
             others = [spec for spec in self.tasks if spec.name.partition(":")[0] != "instruction"]
             if others:
                 with errors_at("prompting"):
                     refuse_contradiction(self.prompting, "raw")
             if len(others) == len(self.tasks):
-                object.__setattr__(self, "prompting", "raw")  # the study is frozen; resolved, it names the style used
+                object.__setattr__(self, "prompting", "raw")  # the study is frozen; this stores the resolved style
         return self
 
     @field_validator("seeds")
@@ -166,7 +166,7 @@ class Study(Frozen):
 
     @model_validator(mode="after")
     def _one_seed_where_it_stops(self) -> Study:
-        """Refuses early stopping with several seeds: the variance between seeds needs the same items for every seed."""
+        """Refuse early stopping with several seeds: the variance between seeds needs the same items for every seed."""
         calibrated = [text for text in self.recipes if parse_recipe(text).needs_calibration]
         if self.stop == "decided" and len(self.seeds) > 1 and calibrated:
             raise LocatedError(
@@ -177,24 +177,24 @@ class Study(Frozen):
         return self
 
     def parsed_recipes(self) -> list[Recipe]:
-        """The recipes as typed objects, in the study's order."""
+        """Return the recipes as typed objects, in the study's order."""
         return [parse_recipe(text) for text in self.recipes]
 
     def labelled_others(self) -> dict[str, str]:
-        """Short name → reference of the other models, in the study's order."""
+        """Return short name → reference of the external models, in the study's order."""
         return label_others(self.others, taken=("dense", *self.recipes))
 
     def labels(self) -> list[str]:
-        """The names of everything that is compared with the dense model: recipes, then other models."""
+        """Return the labels of all models that are compared with the dense model: recipes, then external models."""
         return [*self.recipes, *self.labelled_others()]
 
     def hash(self) -> str:
-        """sha256 over the study without its name, its servers and its judge.
+        """Return the SHA-256 of the study without its name, its servers and its judge.
 
-        A judge may be added to a finished run; judgements have keys of their own.
+        The judge is left out because a user can add a judge to a finished run, and judgements have separate keys.
         """
         content = self.model_dump(mode="json", exclude={"name", "server", "judge"})
-        # These options count only where they are used: the hash of a study without them must not change.
+        # Defaults of these options are left out, because new options must not change the hash of older studies.
         for option in ("stop", "correction"):
             if content[option] == Study.model_fields[option].default:
                 del content[option]
@@ -207,7 +207,7 @@ class Study(Frozen):
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def to_toml(self) -> str:
-        """The resolved study as TOML, with every default."""
+        """Return the resolved study as TOML, including all defaults."""
         return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
 
 
@@ -223,12 +223,12 @@ def _refuse_repeats(key: str, values: Sequence[str | int]) -> None:
 
 
 def make_study(values: Mapping[str, object]) -> Study:
-    """A Study from plain values. Raises ConfigError, which names the key."""
+    """Return a Study from plain values. Raises ConfigError with the key of the wrong value."""
     return _validated(dict(values), text="", origin="study")
 
 
 def load_study(path: Path) -> Study:
-    """Read a study file. Raises ConfigError, which names file, line and key."""
+    """Read a study file. Raises ConfigError with the file, line and key of the wrong value."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -259,7 +259,7 @@ _SECTIONS: Mapping[str, type[Frozen]] = {
 
 
 def _describe(problem: ErrorDetails, text: str, values: Mapping[str, object], origin: str) -> str:
-    """One line for one problem that pydantic found: the place in the file, then what is wrong there."""
+    """Return one line for one problem from pydantic: the location in the file, then the problem."""
     location = problem["loc"]
     place = place_of(location, text, values, origin)
     section = _SECTIONS[str(location[0])] if len(location) > 1 and location[0] in _SECTIONS else Study
@@ -275,7 +275,7 @@ def _describe(problem: ErrorDetails, text: str, values: Mapping[str, object], or
 
 
 def _section_name(location: tuple[int | str, ...], values: Mapping[str, object]) -> str:
-    """ " for factoid_qa" where the value belongs to that task, " of the judge" where it belongs to the judge."""
+    """Return " for factoid_qa" for a value of that task, and " of the judge" for a value of the judge."""
     if location[0] == "judge":
         return " of the judge"
     tasks = values.get("tasks")
