@@ -419,7 +419,7 @@ def test_records_of_a_compression_that_came_out_differently_are_dropped_and_said
     assert set(old["recipe"]) == {"dense", "wanda@2:4", "rtn@4b"}
     spoiled = ("timing", "warnings", "agreement")  # the last counts equal responses
     assert content(copy, without=spoiled) == content(finished.folder, without=spoiled)
-    assert result.warnings[1:] == list(finished.warnings)
+    assert result.warnings[1:] == finished.warnings
     # Said once, by the run that did it.
     assert run_study(study, out=copy).warnings == finished.warnings
 
@@ -680,7 +680,7 @@ def test_a_damaged_cached_model_is_made_anew_and_said(study: Study, tmp_path: Pa
     said = [warning for warning in again.warnings if "the cached model was damaged and was made anew" in warning]
     assert len(said) == len(VARIANTS) - 1
     assert "block-00001.safetensors" in said[0]
-    assert [warning for warning in again.warnings if warning not in said] == first.warnings
+    assert tuple(warning for warning in again.warnings if warning not in said) == first.warnings
     assert again.results == first.results
 
 

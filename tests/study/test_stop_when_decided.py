@@ -262,7 +262,7 @@ def test_a_search_finds_what_the_full_grid_says(toy: Path, answers: MadeUp, tmp_
     strongest = max(level for level in stopped if stopped[level] == fixed[level] == "matching")
     assert facts["strongest_matching"] == strongest
     assert facts["weakest_not_matching"] == min(level for level in stopped if stopped[level] == "not matching")
-    assert facts["violations"] == []
+    assert facts["violations"] == ()
     for row in facts["verdicts"]:
         assert row["verdict"] == (fixed if row["confirmed"] else stopped)[row["level"]]
     (confirmed,) = [row for row in facts["verdicts"] if row["confirmed"] and row["verdict"] == "matching"]
@@ -288,14 +288,14 @@ def test_perplexity_has_a_frontier_for_each_margin(toy: Path, answers: MadeUp, t
     control = [row for row in result.frontiers if row["task"] == "perplexity"]
     assert [row["margin"] for row in control] == list(PERPLEXITY_MARGINS)
     assert all(row["of"] == 2 for one in control for row in one["verdicts"])
-    assert result.overall[0]["tasks"] == ["factoid_qa"]
+    assert result.overall[0]["tasks"] == ("factoid_qa",)
 
 
 def test_several_tasks_match_together_or_not_at_all(toy: Path, answers: MadeUp, tmp_path: Path):
     tasks = [{"name": "factoid_qa", "limit": 480}, {"name": "multiple_choice:cloze", "limit": 120}]
     result = run_frontier(values_of(toy, tasks=tasks), [LEVELS], out=tmp_path)
     rows, (overall,) = {row["task"]: row for row in result.frontiers}, result.overall
-    assert overall["tasks"] == ["factoid_qa", "multiple_choice:cloze"]
+    assert overall["tasks"] == ("factoid_qa", "multiple_choice:cloze")
     failing = [row["weakest_not_matching"] for row in rows.values()]
     assert overall["weakest_not_matching"] == min(failing)
     strongest = [row["strongest_matching"] for row in rows.values()]

@@ -19,7 +19,7 @@ from llmkick.report.figures.frontier import (
     write_frontier_figure,
 )
 from llmkick.report.tables import plain_rows
-from llmkick.study.frontier.result import FrontierResult
+from llmkick.study.frontier.result import FrontierResult, FrontierRow
 
 LEVELS = ["0.1", "0.2", "0.3", "0.4"]
 
@@ -109,6 +109,9 @@ def test_files(result: FrontierResult):
 
 
 def test_names_and_answers():
-    assert row_name(row("perplexity", ["matching"] * 4, metric="perplexity", margin=0.1)) == "perplexity ≤ +10 %"
-    assert answer(row("facts", ["matching"] * 4)) == "0.4 … –"
-    assert answer(row("facts", ["not matching"] * 4)) == "– … 0.1"
+    assert (
+        row_name(FrontierRow.model_validate(row("perplexity", ["matching"] * 4, metric="perplexity", margin=0.1)))
+        == "perplexity ≤ +10 %"
+    )
+    assert answer(FrontierRow.model_validate(row("facts", ["matching"] * 4))) == "0.4 … –"
+    assert answer(FrontierRow.model_validate(row("facts", ["not matching"] * 4))) == "– … 0.1"
