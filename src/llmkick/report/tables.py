@@ -1,4 +1,4 @@
-"""A study's result as plain tables: data frames, CSV files, and the table a terminal shows."""
+"""A study's result as tables: data frames, CSV files, and a table for a terminal."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ UNSCORED = ("recipe", "seed", "task", "reason", "count")
 
 
 def scores_table(result: StudyResult) -> pd.DataFrame:
-    """One row for each model × recipe × seed × task; the numbers beside the metric are further columns."""
+    """One row for each model × recipe × seed × task; the numbers other than the metric are additional columns."""
     rows = [{**{key: row[key] for key in SCORES}, **row.details} for row in result.results]
     details = dict.fromkeys(key for row in result.results for key in row.details)
     return _frame(rows, [*SCORES, *(key for key in details if key not in SCORES)])
@@ -101,7 +101,7 @@ def overall_table(result: StudyResult) -> pd.DataFrame:
 
 
 def compression_table(result: StudyResult) -> pd.DataFrame:
-    """One row for each compressed model: what was made of the weights, how large it is, how long it took."""
+    """One row for each compressed model: the kind of compression, its size, and the time it took."""
     rows = [_compression_row(report, result.timing.compression_seconds) for report in result.compression]
     return _frame(rows, COMPRESSION)
 

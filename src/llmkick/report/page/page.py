@@ -141,28 +141,28 @@ def _tables(result: StudyResult) -> Payload:
 
 
 def _build(run: Run, figure_data: Payload) -> str:
-    """A name for this version of the page: the files beside it carry it, and the page takes no others.
+    """An identifier of this version of the page; the page loads only data files that carry it.
 
-    It is also what the page's policy lets those files in by. A model's answer cannot know it, as it depends on
-    every answer's score.
+    The page's content security policy uses it as well. A model's answer cannot contain it, because it depends on
+    the score of every answer.
     """
     content = [figure_data, [[*cell] for cell in run.cells], run.result.timing.facts, list(run.missing)]
     return hashlib.sha256(embedded(content).encode("utf-8")).hexdigest()[:32]
 
 
 def _start(findings: list[Finding]) -> dict[str, str]:
-    """The answers to open with: those behind the most telling loss."""
+    """The answers shown first: those of the clearest loss."""
     claims = [claim for finding in findings for claim in finding.claims if claim.verdict == "not matching"]
     return {"recipe": claims[0].recipe, "task": claims[0].task} if claims else {}
 
 
 def _breakable(text: str) -> Markup:
-    """A name that may be broken behind its signs, and copied without a trace of that."""
+    """A name with optional line breaks after its punctuation, which copying does not include."""
     return Markup("<wbr>").join(re.split(r"(?<=[@:_+])", text))
 
 
 def _short_hash(text: str) -> str | Markup:
-    """The first digits of a sha256, the others on hover; any other text as it is."""
+    """The first digits of a sha256, with all digits in a tooltip; other texts are unchanged."""
     if not re.fullmatch("[0-9a-f]{64}", text):
         return text
     return Markup('<code title="{}">{}…</code>').format(text, text[:12])
@@ -175,6 +175,6 @@ def _source(environment: Environment, name: str) -> str:
 
 @functools.cache
 def _library() -> str:
-    """Vega, Vega-Lite and Vega-Embed in one script, for the Vega-Lite that the figures are written for."""
+    """Vega, Vega-Lite and Vega-Embed in one script, in the Vega-Lite version that the figures use."""
     library: str = vl_convert.javascript_bundle(vl_version=VEGA_LITE)  # type: ignore[call-arg]
     return library.replace("</script", "<\\/script")
