@@ -17,7 +17,7 @@ from llmkick.study.results.records import TaskSummary
 
 Scores = Mapping[str, float | None]
 
-# The fields of a record's details that name a part of the task. A task with more parts than the limit is not split.
+# The fields of a record's details that name a part of the task. A task with more than MOST_GROUPS parts is not split.
 GROUPS: Mapping[str, str] = {
     "discipline": "by discipline",
     "bucket": "by length of the story",

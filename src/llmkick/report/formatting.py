@@ -58,7 +58,7 @@ def percent_range(low: float, high: float) -> str:
 
 
 def setting(share: float) -> str:
-    """A share from the settings, not rounded: 0.05 → "5 %"."""
+    """A share that a person set, with up to six digits: 0.05 → "5 %"."""
     return f"{100 * share:.6g} %"
 
 

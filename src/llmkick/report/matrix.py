@@ -133,7 +133,7 @@ def _cell(result: StudyResult, recipe: str, task: TaskSummary) -> ControlCell | 
 
 
 def _uncompared(result: StudyResult, recipe: str, task: TaskSummary) -> ControlCell | None:
-    """A measured perplexity that cannot be compared with the dense one because the windows differ."""
+    """A measured perplexity that cannot be compared with the dense one: the scored windows differ."""
     rows = [row for row in result.results if (row.recipe, row.task) == (recipe, task.name)]
     if not rows or not task.is_control:
         return None

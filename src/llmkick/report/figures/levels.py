@@ -18,7 +18,7 @@ from llmkick.statistics import Comparison, PerplexityComparison, Verdict
 from llmkick.study.results.records import AnyComparison, TaskSummary
 from llmkick.study.results.results import StudyResult
 
-DODGE = 0.014  # share of the axis between methods that have the same level
+DODGE = 0.014  # as a share of the axis: the offset between methods at the same level
 LABEL_WIDTH = 46  # pixels for the name of a level, such as 4b-g128
 NAMES: Mapping[LevelKind, str] = {"sparsity": "sparsity", "n:m": "n-m"}
 TITLES: Mapping[LevelKind, str] = {
