@@ -1,4 +1,4 @@
-"""What identifies the weights of a network, and whether they are whole."""
+"""Digests of a network's weights, and a check that they are finite."""
 
 from __future__ import annotations
 

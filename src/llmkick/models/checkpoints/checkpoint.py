@@ -1,4 +1,4 @@
-"""From a model reference (built-in name, folder, hub id, .gguf file) to files on disk and their digest."""
+"""Resolution of a model reference (built-in name, folder, hub id, .gguf file) to files on disk and their digest."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ def _from_gguf(path: Path, *, name: str, revision: str, pinned: str = "") -> Che
 
 
 def _converted(folder: Path, source: Path, *, name: str, revision: str, digest: str) -> Checkpoint:
-    """The checkpoint in a folder that was made from a GGUF file, which is what its size is of."""
+    """The checkpoint in a folder that was made from a GGUF file, whose size is the stored size."""
     found = _from_folder(folder, name=name, revision=revision, digest=digest)
     return replace(found, stored_bytes=source.stat().st_size)
 

@@ -1,4 +1,4 @@
-"""From a model reference, or the files behind it, to a model in memory."""
+"""Loading of a model into memory, from a model reference or from located files."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def load_located(checkpoint: Checkpoint, *, dtype: str = "auto", device: str = "
 
 
 def describe(network: Any, checkpoint: Checkpoint, dtype: torch.dtype) -> ModelInfo:
-    """What identifies a network that comes from a checkpoint."""
+    """The identity of a network that was loaded from a checkpoint."""
     return ModelInfo(
         name=checkpoint.name,
         revision=checkpoint.revision,
@@ -143,7 +143,7 @@ def _read(checkpoint: Checkpoint, dtype: torch.dtype, device_map: str | None = N
 
 
 def _read_packed(checkpoint: Checkpoint, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """The network of a folder in our compact form, and what transformers says of the loading."""
+    """The network of a folder in our compact form, and the loading report of transformers."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
     config = read_config(checkpoint.folder)
@@ -154,7 +154,7 @@ def _read_packed(checkpoint: Checkpoint, options: dict[str, Any]) -> tuple[Any, 
 
 
 def _read_plain(checkpoint: Checkpoint, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """The network of a folder that transformers reads, and what it says of the loading."""
+    """The network of a folder that transformers reads, and its loading report."""
     from transformers import AutoModelForCausalLM, CompressedTensorsConfig
 
     auto: Any = AutoModelForCausalLM

@@ -97,7 +97,7 @@ class MetaModel:
 
     @property
     def info(self) -> ModelInfo:
-        """What identifies the model."""
+        """The identity of the model."""
         return self.model.info
 
     @property
@@ -159,7 +159,7 @@ class ModelStructure:
 
     @property
     def parameters(self) -> int:
-        """How many weights the network has."""
+        """The number of weights of the network."""
         return sum(parameter.numel() for parameter in self.network.parameters())
 
 

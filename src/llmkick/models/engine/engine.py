@@ -33,7 +33,7 @@ class Engine:
 
     @property
     def device(self) -> torch.device:
-        """Where the inputs go: the device of the input embeddings."""
+        """The device of the input embeddings, to which inputs are moved."""
         return device_of(self.network)
 
     @property
