@@ -130,11 +130,11 @@ class LanguageModel(Protocol):
         ...
 
     def logprobs(self, requests: Sequence[ScoreRequest]) -> list[ContinuationScore | Unanswered]:
-        """One score a request, in order."""
+        """One score for each request, in order."""
         ...
 
     def generate(self, requests: Sequence[GenerateRequest]) -> list[Generation | Unanswered]:
-        """One generation a request, in order."""
+        """One generation for each request, in order."""
         ...
 
     @property

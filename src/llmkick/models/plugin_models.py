@@ -1,4 +1,4 @@
-"""Models of plug-ins: `scheme:rest`, where the scheme is the name of an entry point."""
+"""Models of plug-ins: references of the form `scheme:rest`, where the scheme is the name of an entry point."""
 
 from __future__ import annotations
 

@@ -95,11 +95,11 @@ class TransformersModel:
         return ""
 
     def logprobs(self, requests: Sequence[ScoreRequest]) -> list[ContinuationScore | Unanswered]:
-        """One score a request, in order."""
+        """One score for each request, in order."""
         return self.engine.logprobs(requests)
 
     def generate(self, requests: Sequence[GenerateRequest]) -> list[Generation | Unanswered]:
-        """One generation a request, in order."""
+        """One generation for each request, in order."""
         return self.engine.generate(requests)
 
     def with_network(self, network: Any, *, digest: str) -> TransformersModel:

@@ -1,4 +1,4 @@
-"""From paired scores to a verdict: the test on a mean, and the interval that inverts it."""
+"""The verdict on paired scores: the test of a mean, and the interval that inverts the test."""
 
 import math
 from collections.abc import Callable

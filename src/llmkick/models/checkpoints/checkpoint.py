@@ -167,7 +167,7 @@ def _converted(folder: Path, source: Path, *, name: str, revision: str, digest: 
 
 
 def _is_whole(folder: Path) -> bool:
-    """Whether a converted folder still holds the weights that were written into it."""
+    """Whether a converted folder still contains the weights that were written to it."""
     try:
         weights = json.loads((folder / SOURCE_FILE).read_text(encoding="utf-8"))["weights"]
         return bool(weights) and all(sha256_of_file(folder / name) == known for name, known in weights.items())

@@ -43,7 +43,7 @@ def load_model(reference: str, *, dtype: str = "auto", device: str = "auto") -> 
 
 
 def load_located(checkpoint: Checkpoint, *, dtype: str = "auto", device: str = "auto") -> TransformersModel:
-    """As `load_model`, for files that have been located."""
+    """Load a model from located files; otherwise like `load_model`."""
     target = resolve_device(device)
     precision = resolve_dtype(dtype, target)
     spread = device == BALANCED
@@ -95,7 +95,7 @@ def meta_network(config: Any, *, dtype: torch.dtype | None = None) -> Any:
 
 
 def read_config(folder: Path) -> Any:
-    """The Hugging Face configuration in a folder; transformers' own errors."""
+    """The Hugging Face configuration in a folder. Raises the errors of transformers."""
     from transformers import AutoConfig
 
     return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
@@ -110,7 +110,7 @@ def read_tokenizer(checkpoint: Checkpoint) -> Any:
 
 
 def tokenizer_in(folder: Path) -> Any:
-    """The tokenizer in a folder; transformers' own errors."""
+    """The tokenizer in a folder. Raises the errors of transformers."""
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)

@@ -113,7 +113,7 @@ class MetaModel:
 
 
 def load_meta_model(reference: str, *, dtype: str = "auto", device: str = "auto") -> MetaModel:
-    """The meta model of a reference; arguments and errors are those of `load_model`."""
+    """The meta model of a reference; it takes the arguments and raises the errors of `load_model`."""
     target = resolve_device(device)
     precision = resolve_dtype(dtype, target)
     checkpoint = locate(reference)

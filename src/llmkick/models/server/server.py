@@ -137,7 +137,7 @@ class ServerModel(ModelDefaults):
         return f"{url} gives no log-probabilities of a text it is given; {how}"
 
     def generate(self, requests: Sequence[GenerateRequest]) -> list[Generation | Unanswered]:
-        """One greedy generation a request, in order."""
+        """One greedy generation for each request, in order."""
         replies = self._ask([(request.prompt, _generation_options(request)) for request in requests])
         # If a server stops at a line break at the start of an answer, the answer is still empty.
         again = [
@@ -152,7 +152,10 @@ class ServerModel(ModelDefaults):
         return [_generation(request, reply) for request, reply in zip(requests, replies, strict=True)]
 
     def logprobs(self, requests: Sequence[ScoreRequest]) -> list[ContinuationScore | Unanswered]:
-        """One score a request, in order; its `method` says how it was computed. ConfigError for refused requests."""
+        """One score for each request, in order; its `method` says how it was computed.
+
+        Raises ConfigError for refused requests.
+        """
         reason = self.refusal(requests)
         if reason:
             raise ConfigError(reason)
