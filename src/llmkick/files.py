@@ -1,4 +1,4 @@
-"""Files: the cache folder, checksums, and atomic writing."""
+"""File utilities: the cache folder, checksums, and atomic writes."""
 
 from __future__ import annotations
 
@@ -71,9 +71,10 @@ def new_folder(target: Path) -> Iterator[Path]:
 
 
 def write_text_atomically(path: Path, text: str, *, errors: str = "strict") -> None:
-    """Write UTF-8 text so that a reader, or a crash, never sees half of it.
+    """Write UTF-8 text atomically: a reader never sees a partial file, even after a crash.
 
-    `errors` is that of `open`. Raises OSError when the file cannot be written; the old one is then still there.
+    `errors` is passed to the encoder, as in `open`. Raises OSError when the file cannot be written; the old file
+    is then unchanged.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
@@ -93,9 +94,9 @@ def write_text_atomically(path: Path, text: str, *, errors: str = "strict") -> N
 
 
 def write_text(path: Path, text: str) -> Path:
-    """Write a file for a reader, whole or not at all. Raises DataError when it cannot be written."""
+    """Write a text file atomically; returns its path. Raises DataError when it cannot be written."""
     try:
-        # A lone surrogate in a model's answer has no UTF-8 form; shown as its escape it spoils nothing.
+        # A lone surrogate in a model's answer has no UTF-8 encoding, so it is written as an escape.
         write_text_atomically(path, text, errors="backslashreplace")
     except OSError as error:
         raise DataError(f"cannot write {path}: {error}") from error

@@ -1,1 +1,1 @@
-"""Language models: where their files are, and what they answer."""
+"""Language models: their files, loading, and answers to requests."""

@@ -1,4 +1,4 @@
-"""What the C library does with memory that torch has freed on a CPU. No effect with a C library other than glibc."""
+"""Control over freed CPU memory that the C library keeps. It has an effect only with glibc."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ KEPT = 256 * 2**20
 
 
 def keep_freed_memory() -> bool:
-    """Reuse the memory of activations instead of requesting new pages for each; whether this could be set.
+    """Reuse the memory of activations instead of requesting new pages for each; returns whether glibc accepted this.
 
     It holds for the whole process, keeps at most KEPT bytes, and saves most page faults of a compression.
     """
@@ -26,7 +26,7 @@ def keep_freed_memory() -> bool:
 def give_back_freed_memory() -> bool:
     """Return freed memory to the system: glibc keeps pieces otherwise, which add up over a model.
 
-    Whether there was anything to return.
+    Returns whether any memory was released.
     """
     library = _c_library()
     if library is None or not hasattr(library, "malloc_trim"):

@@ -1,4 +1,4 @@
-"""Where a model's files are and what identifies them."""
+"""The location and identity of a model's files."""
 
 from __future__ import annotations
 

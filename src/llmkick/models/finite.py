@@ -1,4 +1,4 @@
-"""Whether a tensor holds NaN or Inf, seen from its smallest and its largest value.
+"""Checks for NaN or Inf in a tensor, based on its smallest and largest value.
 
 Minimum and maximum propagate both, and are faster than a mask of all entries, which would also take memory.
 """

@@ -1,4 +1,4 @@
-"""The interface of a language model: requests to score and to generate, their answers, and what a model must do."""
+"""The interface of a language model: scoring and generation requests, their answers, and the model protocol."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Message(NamedTuple):
 # Raw text, or a conversation that the model renders with its own chat template. A conversation that ends with an
 # assistant message is continued from the end of that message.
 Prompt = str | tuple[Message, ...]
-# What a chat template adds at most where the model cannot tell: per conversation and per turn.
+# The most tokens that a chat template is assumed to add if it is unknown: per conversation and per turn.
 TEMPLATE_TOKENS, TURN_TOKENS = 64, 8
 
 
@@ -108,7 +108,7 @@ class ModelInfo:
 
 
 class LanguageModel(Protocol):
-    """All that tasks and studies ask of a model; `ModelDefaults` has the usual answers to the last four."""
+    """All methods that tasks and studies call on a model; `ModelDefaults` has defaults for the last four."""
 
     @property
     def info(self) -> ModelInfo:
@@ -130,21 +130,21 @@ class LanguageModel(Protocol):
         ...
 
     def logprobs(self, requests: Sequence[ScoreRequest]) -> list[ContinuationScore | Unanswered]:
-        """One score a request, in order."""
+        """One score for each request, in order."""
         ...
 
     def generate(self, requests: Sequence[GenerateRequest]) -> list[Generation | Unanswered]:
-        """One generation a request, in order."""
+        """One generation for each request, in order."""
         ...
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a reader of this model's answers should know, such as a batch that had to shrink."""
+        """Notes for readers of this model's answers, for example that a batch had to shrink."""
         ...
 
     @property
     def answers_all_requests(self) -> bool:
-        """Whether `refusal` is always empty, so that nobody has to prepare requests to ask it."""
+        """Whether `refusal` is always empty, so that callers need not prepare requests for it."""
         ...
 
     def refusal(self, requests: Sequence[ScoreRequest | GenerateRequest]) -> str:
@@ -152,12 +152,12 @@ class LanguageModel(Protocol):
         ...
 
     def prompt_tokens(self, prompt: Prompt) -> int:
-        """How many tokens a prompt has, or an upper estimate where the model does not tell."""
+        """The number of tokens of a prompt, or an upper estimate if the model does not report it."""
         ...
 
 
 class Tokenizing(Protocol):
-    """Whatever turns text into token ids."""
+    """An object that converts text into token ids."""
 
     def tokenize(self, text: str) -> list[int]:
         """Token ids of raw text."""
@@ -167,7 +167,7 @@ class Tokenizing(Protocol):
 class ModelDefaults:
     """Base of a LanguageModel that has nothing to note, answers every request, and keeps its chat template to itself.
 
-    A model that a plug-in brings inherits from it what it does not define.
+    The model of a plug-in can inherit these methods instead of defining them.
     """
 
     @property
@@ -185,7 +185,7 @@ class ModelDefaults:
         return ""
 
     def prompt_tokens(self: Tokenizing, prompt: Prompt) -> int:
-        """Tokens of raw text; of a conversation an upper estimate: its messages, and what a chat template may add."""
+        """Tokens of raw text; for a conversation, an upper estimate: its messages and a template allowance."""
         if isinstance(prompt, str):
             return len(self.tokenize(prompt))
         return TEMPLATE_TOKENS + sum(len(self.tokenize(message.content)) + TURN_TOKENS for message in prompt)

@@ -1,4 +1,4 @@
-"""Models of plug-ins: `scheme:rest`, where the scheme is the name of an entry point."""
+"""Models of plug-ins: references of the form `scheme:rest`, where the scheme is the name of an entry point."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from llmkick.plugins import Plugin
 
 # Schemes of llmkick itself, which no plug-in can take.
 BUILTIN_SCHEMES = ("openai",)
-# What tasks and studies ask of every model, see `LanguageModel`; `ModelDefaults` brings the last four.
+# The members of `LanguageModel` that every model must have; `ModelDefaults` provides the last four.
 MEMBERS = (
     *("info", "max_tokens", "has_chat_template", "tokenize", "logprobs", "generate"),
     *("notes", "answers_all_requests", "refusal", "prompt_tokens"),

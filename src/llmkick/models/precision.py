@@ -1,4 +1,4 @@
-"""The device and the precision in which a model is computed."""
+"""Choice of the device and the precision of a model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A Hugging Face network behind the LanguageModel protocol: what identifies it, and the engine that runs it."""
+"""A Hugging Face network as a LanguageModel: its identity, and the engine that runs it."""
 
 from __future__ import annotations
 
@@ -51,12 +51,12 @@ class TransformersModel:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a reader of this model's answers should know: every time memory ran short while it answered."""
+        """Notes for readers of this model's answers: each memory shortage while it answered."""
         return tuple(self.engine.budget.notes)
 
     @property
     def device(self) -> torch.device:
-        """Where the inputs go: the device of the input embeddings."""
+        """The device of the input embeddings, to which inputs are moved."""
         return self.engine.device
 
     @property
@@ -82,7 +82,7 @@ class TransformersModel:
         return self.engine.encoder.render_chat(messages)
 
     def prompt_tokens(self, prompt: Prompt) -> int:
-        """How many tokens a prompt has, with the chat template where it is a conversation."""
+        """The number of tokens of a prompt, with the chat template if it is a conversation."""
         return len(self.encode(prompt))
 
     @property
@@ -95,11 +95,11 @@ class TransformersModel:
         return ""
 
     def logprobs(self, requests: Sequence[ScoreRequest]) -> list[ContinuationScore | Unanswered]:
-        """One score a request, in order."""
+        """One score for each request, in order."""
         return self.engine.logprobs(requests)
 
     def generate(self, requests: Sequence[GenerateRequest]) -> list[Generation | Unanswered]:
-        """One generation a request, in order."""
+        """One generation for each request, in order."""
         return self.engine.generate(requests)
 
     def with_network(self, network: Any, *, digest: str) -> TransformersModel:

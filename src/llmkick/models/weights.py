@@ -1,4 +1,4 @@
-"""What identifies the weights of a network, and whether they are whole."""
+"""Digests of a network's weights, and a check that they are finite."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from llmkick.models.finite import all_finite
 
 
 def check_finite(network: nn.Module) -> None:
-    """Raise NumericalError naming the first tensor with a NaN or an Inf."""
+    """Raise NumericalError, which names the first tensor with a NaN or an Inf."""
     for name, parameter in network.named_parameters():
         if type(parameter) is not nn.Parameter:
             continue  # packed by a library with classes of its own, whose values cannot be read this way

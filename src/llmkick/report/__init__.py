@@ -1,4 +1,4 @@
-"""What a study found, as tables, figures and a page.
+"""Reports of a study's results: tables, figures and an HTML page.
 
-`page.write_report` writes all of it into a run's folder; `tables.verdict_table` is for a terminal.
+`page.write_report` writes the whole report into a run's folder; `tables.verdict_table` makes a table for a terminal.
 """

@@ -1,4 +1,4 @@
-"""The same comparisons for parts of a task (disciplines, lengths), and what is measured beside the score."""
+"""Comparisons for the parts of a task (disciplines, lengths), and means of the measures recorded beside the score."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from llmkick.study.results.records import TaskSummary
 
 Scores = Mapping[str, float | None]
 
-# The details of a record that name the part of the task it belongs to; a task with more parts is left whole.
+# The fields of a record's details that name a part of the task. A task with more than MOST_GROUPS parts is not split.
 GROUPS: Mapping[str, str] = {
     "discipline": "by discipline",
     "bucket": "by length of the story",
@@ -25,7 +25,7 @@ GROUPS: Mapping[str, str] = {
 }
 MOST_GROUPS = 12
 GROUP_ORDER = ("short", "medium", "long")
-# Details that say what a generated answer is like, whatever it scores.
+# Details that describe a generated answer independently of its score.
 MEASURES: Mapping[str, str] = {
     "unique_tokens": "unique tokens an answer",
     "repetition": "share of repeated 4-grams",
@@ -54,7 +54,7 @@ def groups_table(run: Run) -> pd.DataFrame:
 
 
 def measures_table(run: Run) -> pd.DataFrame:
-    """One row for each task × measure × recipe, dense included: the mean over items with its interval."""
+    """One row for each task × measure × recipe, including the dense model: the mean over items with its interval."""
     rows = []
     for task in ordered_tasks(run.result):
         noted = {key for row in run.result.results if row.task == task.name for key in row.details}
@@ -76,7 +76,7 @@ def _cells(run: Run, task: str) -> dict[str, list[CellEntry]]:
 
 
 def _details(run: Run, cell: CellEntry) -> pd.DataFrame:
-    """Details of a cell's records as columns, beside item and cluster."""
+    """The details of a cell's records as columns, next to the item and the cluster."""
     assert run.journal is not None
     records = run.journal.cell_records(cell.run_key)
     return pd.concat([records[["item_id", "cluster"]], pd.DataFrame(list(records["details"]))], axis=1)
@@ -135,7 +135,7 @@ def _scores(run: Run, cell: CellEntry) -> dict[str, float | None]:
 
 
 def _mean(run: Run, frames: list[pd.DataFrame], measure: str) -> Payload:
-    """Mean over items and seeds, with a cluster-robust interval; nothing where no record has the measure."""
+    """Mean over items and seeds with a cluster-robust interval; empty if no record has the measure."""
     known = [frame.set_index("item_id") for frame in frames if measure in frame]
     whole = pd.concat([frame[measure].rename(str(i)) for i, frame in enumerate(known)], axis=1) if known else None
     whole = None if whole is None else whole.astype(float).dropna()

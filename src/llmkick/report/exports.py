@@ -1,4 +1,4 @@
-"""A study's numbers in the forms that papers and programs want; all from the same tables as the page."""
+"""Export of a study's numbers as Markdown, LaTeX, Parquet and flat metrics, from the same tables as the page."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ LATEX_SIGNS = {
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
     formatting.MINUS: "$-$", "×": r"$\times$", formatting.NOTHING: "--", "≤": r"$\leq$",
 }  # fmt: skip
-# Symbols that no default font has; the words beside them say the same.
+# Symbols that default fonts lack. The words next to them have the same meaning.
 DROPPED = "✓✗∅…?•"
 
 
@@ -59,7 +59,7 @@ def latex(result: StudyResult) -> str:
 
 
 def write_parquet(run: Run, path: Path) -> int:
-    """Every record of a run as one parquet file, cell by cell; how many there are."""
+    """Write all records of a run to one Parquet file, cell by cell; returns the number of records."""
     if run.journal is None:
         raise DataError(f"{run.result.folder} holds no journal that can be read: there are no records to export")
     written = 0
@@ -82,7 +82,7 @@ def write_parquet(run: Run, path: Path) -> int:
 
 
 def flat_numbers(result: StudyResult, recipe: str) -> dict[str, float]:
-    """The numbers of one recipe (or `dense`) under names as trackers of experiments take them."""
+    """The numbers of one recipe (or `dense`), under names that experiment trackers accept."""
     numbers: dict[str, float] = {}
     for row in result.results:
         if row.recipe == recipe and row.value is not None and row.seed in (None, _first_seed(result, recipe)):
@@ -110,7 +110,7 @@ def _of_comparison(comparison: AnyComparison) -> dict[str, float]:
 
 
 def verdicts_of(result: StudyResult, recipe: str) -> dict[str, str]:
-    """The verdicts of one recipe, by task, and over all."""
+    """The verdicts of one recipe: one for each task and the overall verdict."""
     verdicts = {
         f"verdict/{_plain(comparison.task)}": verdict_or_outcome(comparison)
         for comparison in result.comparisons
@@ -129,7 +129,7 @@ def _plain(task: str) -> str:
 
 
 def _texts(result: StudyResult, *, symbols: bool) -> tuple[list[str], list[list[str]]]:
-    """Column titles, and rows of texts: the page's matrix without its marks."""
+    """Column titles and rows of texts: the page's matrix without its marks."""
     table = matrix(result)
     columns = ["recipe", *(task.name for task in table.tasks), "all tasks"]
     rows = [["dense", *table.dense, ""]]

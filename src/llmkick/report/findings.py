@@ -1,4 +1,4 @@
-"""Sentences about a study that its verdicts support, and nothing beyond them."""
+"""Findings: sentences about a study that claim no more than its verdicts support."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from llmkick.study.results.results import StudyResult
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """One thing a sentence says, so that it can be held against the results."""
+    """One statement of a sentence, in a form that can be checked against the results."""
 
     recipe: str
     task: str
@@ -26,7 +26,7 @@ class Claim:
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """A sentence, what it is about, and the verdicts it rests on."""
+    """A sentence, its subject, and the verdicts that support it."""
 
     topic: str
     text: str
@@ -34,7 +34,7 @@ class Finding:
 
 
 def find(result: StudyResult) -> list[Finding]:
-    """What a reader should know first: the overall count, perplexity's silence, each method, what is open."""
+    """The main findings: overall counts, losses that perplexity misses, each method, and undecided comparisons."""
     entries = task_comparisons(result)
     if not entries:
         return [_nothing_to_judge(result)]
@@ -60,7 +60,7 @@ def _nothing_to_judge(result: StudyResult) -> Finding:
 
 
 def _overall(result: StudyResult) -> Finding:
-    """How many recipes got which overall verdict."""
+    """The number of recipes with each overall verdict."""
     count = Counter[str](row.verdict for row in result.overall)
     tasks = len({entry.task for entry in task_comparisons(result)})
     margin = formatting.setting(result.study.margin)
@@ -81,7 +81,7 @@ def _told(verdict: str, count: Mapping[str, int]) -> bool:
 
 
 def _silent_perplexity(result: StudyResult) -> Iterator[Finding]:
-    """The paper's point, where this study shows it: knowledge is lost and perplexity hardly tells."""
+    """The paper's main claim, if this study shows it: knowledge is lost although perplexity hardly rises."""
     cells = comparisons_by_cell(result)
     silent = []
     for entry in task_comparisons(result):
@@ -92,7 +92,7 @@ def _silent_perplexity(result: StudyResult) -> Iterator[Finding]:
                 silent.append((distance, entry, control))
     if not silent:
         return
-    # Loudest where perplexity stays within its margin; then where the two are furthest apart.
+    # Prefer cases in which perplexity stays within its margin, then the largest distance between the two.
     _, entry, control = max(silent, key=lambda triple: (triple[2].outcome == "within margin", triple[0]))
     others = len(silent) - 1
     yield Finding(
@@ -133,7 +133,7 @@ def _control(
 
 
 def _by_method(result: StudyResult, told: Collection[Claim]) -> Iterator[Finding]:
-    """For every method and kind of level: how far it is shown to keep everything, where it first loses."""
+    """For each method and kind of level: the last level proven to match, and the first level with a proven loss."""
     families: dict[tuple[str, LevelKind], list[Level]] = {}
     for recipe in result.labels:
         level = result.level(recipe)
@@ -142,7 +142,7 @@ def _by_method(result: StudyResult, told: Collection[Claim]) -> Iterator[Finding
     findings: list[Finding] = []
     for _, levels in sorted(families.items(), key=lambda family: order.index(family[0][1])):
         findings += _family(result, sorted(levels, key=lambda level: level.severity), told)
-    # What is safe comes before what is not.
+    # Matching levels come before the others.
     yield from sorted(findings, key=lambda finding: finding.claims[0].verdict != "matching")
 
 
@@ -167,7 +167,7 @@ def _family(result: StudyResult, levels: Sequence[Level], told: Collection[Claim
 
 
 def _reach(levels: Sequence[Level], by_recipe: Mapping[str, Sequence[Comparison]]) -> dict[str, int]:
-    """Task → how many levels match without a gap from the mildest on; else "up to" would not be true."""
+    """Task → number of consecutive matching levels from the mildest on. With a gap, "up to" would be wrong."""
     reach: dict[str, int] = {}
     for steps, level in enumerate(levels):
         for entry in by_recipe[level.recipe]:
@@ -212,7 +212,7 @@ def _losses(entries: Sequence[Comparison]) -> list[Comparison]:
 
 
 def _proven_loss(entry: Comparison) -> float:
-    """The loss that is certain, where an interval tells; otherwise the point, after all that have one."""
+    """The lower bound of the loss; without an interval, the point estimate, ranked after all that have an interval."""
     return entry.interval[0] if entry.interval else (entry.relative_drop or 0.0) - 10
 
 
@@ -244,7 +244,7 @@ def _incomplete(entries: Sequence[Comparison]) -> Iterator[Finding]:
 
 
 def _undecided(entries: Sequence[Comparison]) -> Iterator[Finding]:
-    """What is open, what the paper's rule would have said of it, and how large a loss would have shown."""
+    """Undecided comparisons, the verdict of the paper's rule on them, and the smallest detectable loss."""
     undecided = [entry for entry in entries if entry.verdict == "undecided"]
     if not undecided:
         return

@@ -1,4 +1,4 @@
-"""How numbers and verdicts are written, the same in the terminal, on the page and in a sentence."""
+"""Formatting of numbers and verdicts, the same in the terminal, on the page and in sentences."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from llmkick.statistics import Comparison, PerplexityComparison
 
 NOTHING = "–"
 MINUS = "−"
-TIMES_FROM = 10.0  # an increase of 1,000 % or more is easier read as a factor
+TIMES_FROM = 10.0  # an increase of 1,000 % or more is easier to read as a factor
 
 
 @dataclass(frozen=True, kw_only=True)
 class Mark:
-    """How a verdict looks: never by colour alone."""
+    """The appearance of a verdict, which never depends on colour alone."""
 
     symbol: str
     style: str  # of rich
@@ -39,12 +39,12 @@ VERDICTS: Mapping[str, Mark] = {
 
 
 def mark(verdict: str) -> Mark:
-    """The mark of a verdict; one that this version does not know is shown by its name."""
+    """The mark of a verdict; a verdict that this version does not know is shown by its name."""
     return VERDICTS.get(verdict, Mark(symbol="•", style="default", meaning=verdict))
 
 
 def percent(share: float | None, *, signed: bool = False) -> str:
-    """0.314 → "31 %"; below 10 % with one decimal, so that 4.6 % is not taken for the margin of 5 %."""
+    """0.314 → "31 %"; below 10 % with one decimal, so that 4.6 % is not mistaken for the margin of 5 %."""
     if share is None:
         return NOTHING
     points = _points(share)
@@ -53,23 +53,23 @@ def percent(share: float | None, *, signed: bool = False) -> str:
 
 
 def percent_range(low: float, high: float) -> str:
-    """(0.046, 0.31) → "4.6 to 31 %"; one number where both are written alike."""
+    """(0.046, 0.31) → "4.6 to 31 %"; a single number if both ends have the same text."""
     return percent(high) if _points(low) == _points(high) else f"{_points(low)} to {percent(high)}"
 
 
 def setting(share: float) -> str:
-    """A share that somebody chose, as chosen: 0.05 → "5 %"."""
+    """A share that a person set, with up to six digits: 0.05 → "5 %"."""
     return f"{100 * share:.6g} %"
 
 
 def interval(bounds: Sequence[float] | None) -> str:
-    """(0.22, 0.404) → "[22, 40]", in percent; nothing where there is no interval."""
+    """(0.22, 0.404) → "[22, 40]", in percent; empty if there is no interval."""
     return "" if bounds is None else f"[{_points(bounds[0])}, {_points(bounds[1])}]"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Change:
-    """A relative change and its interval, each as text; the interval is empty where there is none."""
+    """A relative change and its interval, both as text; the text is empty if there is no interval."""
 
     value: str
     interval: str = ""
@@ -79,7 +79,7 @@ class Change:
 
 
 def loss(comparison: Comparison) -> Change:
-    """Relative loss with its interval: "31 % [22, 40]"; nothing for a task without a signal."""
+    """Relative loss with its interval: "31 % [22, 40]"; empty for a task without a signal."""
     if comparison.verdict == "no signal":
         return Change(value=NOTHING)
     return relative_loss(comparison.relative_drop, comparison.interval)
@@ -124,7 +124,7 @@ def p_value(p: float | None) -> str:
 
 
 def size(count: float) -> str:
-    """Bytes as a person reads them (powers of 1,000)."""
+    """Bytes with a decimal unit prefix (powers of 1,000)."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.3g} {unit}"

@@ -1,4 +1,4 @@
-"""The entries of a study's result, found by what they are about."""
+"""Look-up of the entries of a study's result by recipe, task and kind."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ def task_comparisons(result: StudyResult) -> list[Comparison]:
 
 
 def perplexity_comparisons(result: StudyResult) -> list[PerplexityComparison]:
-    """The comparisons of perplexity, which carry none."""
+    """The perplexity comparisons, which carry no verdict."""
     return [comparison for comparison in result.comparisons if isinstance(comparison, PerplexityComparison)]
 
 
 def comparisons_by_cell(result: StudyResult) -> dict[tuple[str, str], AnyComparison]:
-    """(recipe, task) → comparison of either kind."""
+    """(recipe, task) → its comparison, of a task or of perplexity."""
     return {(comparison.recipe, comparison.task): comparison for comparison in result.comparisons}
 
 
 def verdict_or_outcome(comparison: AnyComparison) -> str:
-    """The verdict; of perplexity, which has none, its outcome."""
+    """The verdict of a task comparison, or the outcome of a perplexity comparison, which has no verdict."""
     return comparison.outcome if isinstance(comparison, PerplexityComparison) else comparison.verdict
 
 
@@ -36,7 +36,7 @@ def dense_scores(result: StudyResult) -> dict[str, float | None]:
 
 
 def ordered_tasks(result: StudyResult) -> list[TaskSummary]:
-    """The tasks by the paper's settings, the control last, otherwise in the study's order."""
+    """The tasks grouped by the paper's settings, with the control last; within a setting, in the study's order."""
     order = list(SETTINGS)
     return sorted(result.tasks, key=lambda task: order.index(task.setting) if task.setting in order else -1)
 

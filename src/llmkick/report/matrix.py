@@ -30,7 +30,7 @@ class VerdictText:
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One recipe on one task, as texts; `title` is shown to a pointer that rests on it."""
+    """One recipe on one task, as texts; `title` is the tooltip."""
 
     score: str
     change: str
@@ -59,7 +59,7 @@ class TaskCell(Cell, VerdictText):
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One recipe on every task; `rounded` says that it rounds weights that had been rounded before."""
+    """One recipe on every task; `rounded` is true if it rounds weights that were already rounded."""
 
     recipe: str
     rounded: bool
@@ -69,7 +69,7 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """One of the paper's settings over the columns of its tasks."""
+    """One of the paper's settings: the heading above the columns of its tasks."""
 
     title: str
     span: int
@@ -77,7 +77,7 @@ class Setting:
 
 @dataclass(frozen=True, kw_only=True)
 class Column:
-    """One task; `asked` says how many items the dense model was asked."""
+    """One task; `asked` is the number of items that the dense model was asked."""
 
     name: str
     asked: str
@@ -85,7 +85,7 @@ class Column:
 
 @dataclass(frozen=True, kw_only=True)
 class Matrix:
-    """Recipes × tasks, the tasks under the paper's settings; `dense` holds the dense model's scores."""
+    """Recipes × tasks, with the tasks grouped by the paper's settings; `dense` holds the dense model's scores."""
 
     settings: list[Setting]
     tasks: list[Column]
@@ -94,7 +94,7 @@ class Matrix:
 
 
 def matrix(result: StudyResult) -> Matrix:
-    """Recipes × tasks, the tasks under the paper's settings."""
+    """Recipes × tasks, with the tasks grouped by the paper's settings."""
     tasks, scores = ordered_tasks(result), dense_scores(result)
     overall = {row.recipe: verdict_text(row.verdict) for row in result.overall}
     dense = {row.task: row for row in result.results if row.recipe == "dense"}
@@ -116,12 +116,12 @@ def matrix(result: StudyResult) -> Matrix:
 
 
 def is_rounded_twice(result: StudyResult, recipe: str) -> bool:
-    """Whether the recipe rounds weights that had been rounded before they came here."""
+    """Whether the recipe rounds weights that were already rounded in the source model."""
     return result.model.source_precision != "float" and result.level(recipe).kind in ("bits", "combined")
 
 
 def legend() -> list[Payload]:
-    """What each verdict means."""
+    """The meaning of each verdict."""
     return [{**vars(verdict_text(verdict)), "meaning": mark.meaning} for verdict, mark in formatting.VERDICTS.items()]
 
 
@@ -133,7 +133,7 @@ def _cell(result: StudyResult, recipe: str, task: TaskSummary) -> ControlCell | 
 
 
 def _uncompared(result: StudyResult, recipe: str, task: TaskSummary) -> ControlCell | None:
-    """A perplexity that was measured but cannot be held against the dense one: not over the same windows."""
+    """A measured perplexity that cannot be compared with the dense one: the scored windows differ."""
     rows = [row for row in result.results if (row.recipe, row.task) == (recipe, task.name)]
     if not rows or not task.is_control:
         return None
@@ -173,7 +173,7 @@ def _task_cell(entry: Comparison) -> TaskCell:
 
 
 def _title(entry: Comparison) -> str:
-    """What a pointer that rests on the cell is told."""
+    """The tooltip of a cell."""
     parts = [
         f"{formatting.counted(entry.n, 'item')}: {entry.lost:g} lost, {entry.gained:g} gained",
         f"McNemar p = {formatting.p_value(entry.mcnemar_p)}" if entry.mcnemar_p is not None else "",

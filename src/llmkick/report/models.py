@@ -1,4 +1,4 @@
-"""How large the compared models are and what was done to them, beside their scores."""
+"""Tables of the compared models: their size and how they were compressed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ COLUMNS = (
 
 
 def models_frame(result: StudyResult) -> pd.DataFrame:
-    """One row for each model of a study with models made elsewhere; empty where a server does not tell."""
+    """One row for each model of a study of existing models; values that a server does not report are empty."""
     rows = []
     for model in result.models:
         zeros = model.zeros or ModelZeros()
@@ -42,7 +42,7 @@ def models_frame(result: StudyResult) -> pd.DataFrame:
 
 
 def model_facts(result: StudyResult) -> list[tuple[str, str]]:
-    """Label and description of each model, for the report's list of what was run on what."""
+    """Label and description of each model, for the provenance section of the report."""
     return [(model.label, _description(model)) for model in result.models]
 
 
@@ -76,7 +76,7 @@ def _stored(model: ComparedModel) -> str:
 
 
 def _zeros(model: ComparedModel) -> tuple[str, ...]:
-    """The share of zeros and, in brackets, their pattern; empty where a server does not tell."""
+    """The share of zeros and, in brackets, their pattern; empty if a server does not report it."""
     if model.zeros is None:
         return ()
     return formatting.percent(model.zeros.share), f" ({model.zeros.pattern})" if model.zeros.pattern else ""

@@ -1,4 +1,4 @@
-"""What goes beyond single verdicts: recipes judged together, agreement of choices, where the asking stopped."""
+"""Results beyond single verdicts: multiplicity correction, agreement of choices, and early stopping."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ CORRECTIONS: Mapping[str, str] = {
 
 
 def correction_sentence(result: StudyResult) -> str:
-    """How the number of verdicts is dealt with."""
+    """A sentence on how the study corrects for the number of verdicts."""
     return CORRECTIONS.get(result.study.correction, CORRECTIONS["none"])
 
 
 def items_asked(comparison: Comparison) -> str:
-    """How many items a verdict rests on: "64 of 480 (stopped)", "480 (3 unscored)"."""
+    """The number of items behind a verdict: "64 of 480 (stopped)", "480 (3 unscored)"."""
     stopping = comparison.stopping
     count = f"{comparison.n}"
     if stopping is not None and stopping.stopped:
@@ -38,14 +38,14 @@ def items_asked(comparison: Comparison) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class AgreementText:
-    """Share of the dense model's choices that a recipe kept, and the KL divergence, as texts."""
+    """The share of the dense model's choices that a recipe kept, and the KL divergence, as texts."""
 
     same: str = formatting.NOTHING
     kl: str = formatting.NOTHING
 
 
 def agreements(result: StudyResult) -> dict[tuple[str, str], AgreementText]:
-    """For each recipe and task with choices: share of the dense model's choices kept, KL; means over seeds."""
+    """For each recipe and task with choices: share of the dense model's choices kept and KL, as means over seeds."""
     by_cell: dict[tuple[str, str], list[AgreementRow]] = {}
     for row in result.agreement:
         by_cell.setdefault((row.recipe, row.task), []).append(row)
@@ -75,7 +75,7 @@ def families_table(result: StudyResult) -> pd.DataFrame:
 
 
 def families(result: StudyResult) -> list[dict[str, str]]:
-    """For a page: which recipes match together, a row for each scope."""
+    """The recipes that match jointly, for the page: one row for each scope."""
     return [
         {
             "scope": family.scope,

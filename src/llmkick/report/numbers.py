@@ -1,4 +1,4 @@
-"""The tables under the verdict matrix, as texts: all numbers of a comparison, perplexity, sizes, layers, gaps."""
+"""The tables below the verdict matrix: comparisons, perplexity, compression, layers and unscored items, as texts."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from llmkick.study.results.results import StudyResult
 
 
 def notes(result: StudyResult) -> list[str]:
-    """What must be known to read the verdicts rightly, each note once; `numbers` refers to them from 1."""
+    """Notes that a reader needs to interpret the verdicts, each once; `numbers` refers to them, counting from 1."""
     return list(dict.fromkeys(note for entry in task_comparisons(result) for note in entry.notes))
 
 
 def numbers(result: StudyResult) -> list[Payload]:
-    """Everything known about each verdict, as texts."""
+    """All numbers of each verdict, as texts."""
     number = {note: str(i) for i, note in enumerate(notes(result), start=1)}
     agreed = agreements(result)
     return [
@@ -64,7 +64,7 @@ def control_numbers(result: StudyResult) -> list[Payload]:
 
 
 def compression(result: StudyResult) -> list[Payload]:
-    """What was made of the weights, as texts."""
+    """The compression of each model, as texts."""
     return [
         {
             "recipe": row["recipe"],
@@ -86,7 +86,7 @@ def compression(result: StudyResult) -> list[Payload]:
 
 
 def layers_payload(result: StudyResult) -> Payload:
-    """Output error, zeros and damping by layer type and block, a list for each compressed model."""
+    """Output error, zeros and damping by layer type and block; one list for each compressed model."""
     rows = plain_rows(layer_means(result))
     places = list(dict.fromkeys((row["kind"], row["depth"]) for row in rows))
     models = []
@@ -105,7 +105,7 @@ def layers_payload(result: StudyResult) -> Payload:
 
 
 def unscored(result: StudyResult) -> list[Payload]:
-    """Items without a score by reason."""
+    """The number of items without a score, by reason."""
     return plain_rows(unscored_table(result))
 
 

@@ -1,4 +1,4 @@
-"""The one name for what a page is given as JSON: texts and numbers by their names."""
+"""The type of the JSON data passed to a page: texts and numbers by name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run folder, read and checked before anything is drawn from it: whole, unfinished or damaged."""
+"""Reading and checking of a run folder, which may be complete, unfinished or damaged."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from llmkick.study.results.results import RESULTS_FILE, StudyResult, read_result
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """What a run folder holds: its results, the items that were asked, and, while it is open, every answer.
+    """The contents of a run folder: its results, the items that were asked and, while it is open, every answer.
 
-    `missing` says what could not be read or was never done; empty for a whole run. `journal` is None when
-    there is none.
+    `missing` lists what could not be read or was not run; it is empty for a complete run. `journal` is None if
+    the folder has no journal.
     """
 
     result: StudyResult
@@ -37,7 +37,7 @@ class Run:
 
     @functools.cached_property
     def records(self) -> pd.DataFrame:
-        """All records in one frame: for studies that fit into memory."""
+        """All records in one frame, for studies that fit into memory."""
         return _NO_RECORDS if self.journal is None else self.journal.records()
 
 
@@ -49,10 +49,10 @@ _NO_ITEMS = pd.DataFrame(
 
 @contextmanager
 def opened_run(folder: Path) -> Iterator[Run]:
-    """Read a run folder, and keep its journal open.
+    """Read a run folder and keep its journal open.
 
-    A run that is not finished, or whose results.json or journal is damaged, gives what is there, and `missing`
-    says what is not. Raises DataError when there is nothing to show, when the files are of another schema, or
+    If the run is unfinished, or its results.json or journal is damaged, the readable part is returned, and `missing`
+    lists the rest. Raises DataError when there is nothing to show, when the files are of another schema, or
     when they belong to different studies; the message says what to do.
     """
     if not folder.is_dir():
@@ -69,7 +69,7 @@ def opened_run(folder: Path) -> Iterator[Run]:
 
 
 def _open_journal(folder: Path, spare: Path) -> tuple[Journal | None, Sequence[CellEntry], list[str]]:
-    """The journal and its cells; of a damaged one a copy of what could be read; None where there is none."""
+    """The journal and its cells; a copy of the readable part if the journal is damaged; None if there is no journal."""
     if not (folder / JOURNAL_FILE).is_file():
         return None, (), [f"there is no {JOURNAL_FILE}: no questions and answers"]
     with suppress(DataError, sqlite3.Error, ValueError, TypeError, KeyError):
@@ -90,7 +90,7 @@ def _open_journal(folder: Path, spare: Path) -> tuple[Journal | None, Sequence[C
 
 
 def _sound_cells(journal: Journal) -> Sequence[CellEntry]:
-    """The cells of a journal in which nothing is wrong; every page is read for that. Raises what it finds."""
+    """The cells of an undamaged journal. Reads every database page and raises the first error."""
     cells = journal.cells()
     if any(cell.damaged for cell in cells):
         raise ValueError("records hold what no record can hold")
@@ -113,7 +113,7 @@ def _read(folder: Path, journal: Journal | None, cells: Sequence[CellEntry], mis
 
 
 def _result(folder: Path, journal: Journal | None) -> tuple[StudyResult, list[str]]:
-    """results.json, or the same computed from the journal; in that case what is missing."""
+    """The results in results.json or, without it, computed from the journal; and a list of what is missing."""
     problem = ""
     if (folder / RESULTS_FILE).is_file():
         try:
@@ -132,7 +132,7 @@ def _result(folder: Path, journal: Journal | None) -> tuple[StudyResult, list[st
 
 
 def _check_items(items: pd.DataFrame) -> None:
-    """SQLite keeps whatever it is given in any column. Raises TypeError for what is no text."""
+    """Check that all items are text, because SQLite does not enforce column types. Raises TypeError otherwise."""
     for column in ("cluster", "question", "context"):
         if not items[column].map(lambda value: isinstance(value, str)).all():
             raise TypeError(f"{column} holds something that is no text")

@@ -1,4 +1,4 @@
-"""A study's result as plain tables: data frames, CSV files, and the table a terminal shows."""
+"""A study's result as tables: data frames, CSV files, and a table for a terminal."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ UNSCORED = ("recipe", "seed", "task", "reason", "count")
 
 
 def scores_table(result: StudyResult) -> pd.DataFrame:
-    """One row for each model × recipe × seed × task; the numbers beside the metric are further columns."""
+    """One row for each model × recipe × seed × task; the numbers other than the metric are additional columns."""
     rows = [{**{key: row[key] for key in SCORES}, **row.details} for row in result.results]
     details = dict.fromkeys(key for row in result.results for key in row.details)
     return _frame(rows, [*SCORES, *(key for key in details if key not in SCORES)])
@@ -101,7 +101,7 @@ def overall_table(result: StudyResult) -> pd.DataFrame:
 
 
 def compression_table(result: StudyResult) -> pd.DataFrame:
-    """One row for each compressed model: what was made of the weights, how large it is, how long it took."""
+    """One row for each compressed model: the kind of compression, its size, and the time it took."""
     rows = [_compression_row(report, result.timing.compression_seconds) for report in result.compression]
     return _frame(rows, COMPRESSION)
 
@@ -145,7 +145,7 @@ def layer_means(result: StudyResult) -> pd.DataFrame:
     several = frame.groupby("recipe")["seed"].transform("nunique") > 1
     frame["model"] = frame["recipe"] + seeds.where(several, "")
     grouped = frame.groupby(["model", "kind", "depth"], sort=False, dropna=False, as_index=False)
-    # Numbers even where no error was measured at all: a column of objects keeps NaN, which no chart can hold.
+    # Convert to numbers even if no error was measured: a column of objects keeps NaN, which charts cannot represent.
     return (
         grouped[["relative_output_error", "realised_sparsity", "damping"]]
         .mean()
@@ -154,7 +154,7 @@ def layer_means(result: StudyResult) -> pd.DataFrame:
 
 
 def unscored_table(result: StudyResult) -> pd.DataFrame:
-    """How many items got no score, by reason."""
+    """The number of items without a score, by reason."""
     rows = [
         {"recipe": row.recipe, "seed": row.seed, "task": row.task, "reason": reason, "count": count}
         for row in result.results
@@ -164,7 +164,7 @@ def unscored_table(result: StudyResult) -> pd.DataFrame:
 
 
 def plain_rows(frame: pd.DataFrame) -> list[Payload]:
-    """The rows as dicts, None where a value is undefined."""
+    """The rows as dicts, with None for undefined values."""
     return [
         {str(key): None if pd.isna(value) else value for key, value in row.items()} for row in frame.to_dict("records")
     ]
@@ -192,7 +192,7 @@ def write_tables(result: StudyResult, folder: Path, *, more: Mapping[str, pd.Dat
 
 
 class _VerdictTable(Table):
-    """A matrix where it fits the terminal; where it does not, one line for each recipe and task."""
+    """A matrix if it fits the terminal; otherwise one line for each recipe and task."""
 
     narrow: Table
 
@@ -269,7 +269,7 @@ def _verdict(verdict: str) -> Text:
 def _frame(rows: Iterable[Payload], columns: Sequence[str]) -> pd.DataFrame:
     frame = pd.DataFrame(list(rows), columns=list(columns))
     if "seed" in frame:
-        frame["seed"] = frame["seed"].astype("Int64")  # whole, or undefined: never 0.0
+        frame["seed"] = frame["seed"].astype("Int64")  # integer or undefined, never 0.0
     return frame
 
 

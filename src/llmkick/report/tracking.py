@@ -1,4 +1,4 @@
-"""A study's results in MLflow or Weights & Biases: one run for the study, one inside it for each recipe."""
+"""Logging of a study to MLflow or Weights & Biases: one run for the study, one nested run for each recipe."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from llmkick.report.tables import comparisons_table
 from llmkick.study.results.results import StudyResult
 
 DEFAULT_PROJECT = "llmkick"
-# Of a run's folder; the journal, which may be large and holds every answer, stays where it is.
+# Files of a run's folder to upload. The journal is not uploaded: it holds every answer and may be large.
 ARTIFACTS = ("results.json", "study.toml", "report.html")
 
 
 class MlflowClient(Protocol):
-    """What is asked of MLflow's client here."""
+    """The methods of MLflow's client that this module uses."""
 
     def log_metric(self, run_id: str, key: str, value: float, /) -> object:
         """Log one number of a run."""
 
 
 def log_to_mlflow(result: StudyResult, *, uri: str | None = None, project: str = DEFAULT_PROJECT) -> str:
-    """Log a study; gives the id of its run. `uri` is a server or a folder (`file:./mlruns`); else MLflow's default.
+    """Log a study; returns the id of its run. `uri` is a server or a folder (`file:./mlruns`), by default MLflow's.
 
-    Raises ConfigError when MLflow is not installed, DataError when it refuses.
+    Raises ConfigError when MLflow is not installed, DataError when it refuses the study.
     """
     mlflow = _imported("mlflow", "mlflow")
     try:
@@ -53,9 +53,9 @@ def log_to_mlflow(result: StudyResult, *, uri: str | None = None, project: str =
 
 
 def log_to_wandb(result: StudyResult, *, uri: str | None = None, project: str = DEFAULT_PROJECT) -> str:
-    """Log a study; gives the id of its run. Offline, or to which server, is for W&B's own settings, or `uri`.
+    """Log a study; returns the id of its run. `uri` or W&B's settings choose the server or the offline mode.
 
-    Raises ConfigError when W&B is not installed, DataError when it refuses.
+    Raises ConfigError when W&B is not installed, DataError when it refuses the study.
     """
     wandb = _imported("wandb", "wandb")
     settings = None if uri is None else wandb.Settings(base_url=uri)
@@ -90,7 +90,7 @@ def _log_numbers(client: MlflowClient, run_id: str, result: StudyResult, recipe:
 
 
 def _parameters(result: StudyResult) -> dict[str, str | float]:
-    """What was run on what, as short values."""
+    """The parameters and provenance of a study, as short values."""
     study, model = result.study, result.model
     return {
         "model": model.name,

@@ -1,4 +1,4 @@
-"""Paired statistics: has a compressed model lost more than a margin, and how many items does it take to tell?"""
+"""Paired statistics: tests whether a compressed model lost more than a margin, and power calculations."""
 
 from llmkick.statistics.agreement import ChoiceAgreement, choice_agreement
 from llmkick.statistics.betting import (

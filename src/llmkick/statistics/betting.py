@@ -36,7 +36,7 @@ STAKES = np.geomspace(0.03, 0.9, 10)
 
 @dataclass(frozen=True, kw_only=True)
 class SequentialState:
-    """Where a sequential comparison stands."""
+    """The current state of a sequential comparison."""
 
     decision: Literal["matching", "not matching", "undecided"]
     items: int

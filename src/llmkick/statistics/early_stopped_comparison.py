@@ -1,4 +1,4 @@
-"""The comparison of two models that were asked until the verdict was known.
+"""Comparison of two models whose evaluation stopped as soon as the verdict was known.
 
 The stopping rule itself is in `early_stopping`, which decides during a run and needs no comparison.
 """

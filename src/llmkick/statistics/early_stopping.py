@@ -1,4 +1,4 @@
-"""The rule that stops asking as soon as the verdict is known.
+"""The stopping rule, which ends an evaluation as soon as the verdict is known.
 
 Both models are asked the same batches in the same random order. First the dense model has to show a signal. Then there
 is a bet against each of two hypotheses (see `betting`), and the first that is rejected gives the verdict. If the items

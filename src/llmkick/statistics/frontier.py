@@ -76,7 +76,7 @@ def _last(count: int, holds: Callable[[int], bool]) -> int:
 
 
 def _frontier(levels: Sequence[Level], verdicts: dict[int, Verdict]) -> Frontier[Level]:
-    """The frontier that the verdicts of the evaluated levels, by index, draw."""
+    """The frontier that follows from the verdicts of the evaluated levels, by index."""
     ordered = sorted(verdicts.items())
     matching = [index for index, verdict in ordered if verdict == "matching"]
     failing = [index for index, verdict in ordered if verdict == "not matching"]

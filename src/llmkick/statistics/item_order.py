@@ -13,7 +13,7 @@ from llmkick.errors import DataError
 
 Id = TypeVar("Id", bound=Hashable)
 
-# Items between two looks. Few, because items after the decision and before the next look are asked in vain.
+# Items between two looks. A small number wastes few items between the decision and the next look.
 LOOK_ITEMS = 32
 # Many small clusters (the questions on a passage) are a sample of more of their kind: each is a bet. Few or large
 # clusters (subjects) would leave too few bets: they are fixed strata, each represented evenly from the start.
@@ -35,7 +35,7 @@ class ItemOrder:
 
     @property
     def unit(self) -> Literal["item", "cluster"]:
-        """What a bet is on."""
+        """The unit of a bet: an item or a whole cluster."""
         return "item" if self.largest_cluster is None else "cluster"
 
 

@@ -1,4 +1,4 @@
-"""Many verdicts at once: all tasks of a recipe, all recipes of a study."""
+"""Multiple testing: joint verdicts over all tasks of a recipe and all recipes of a study."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol

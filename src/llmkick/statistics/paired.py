@@ -1,4 +1,4 @@
-"""Two models on the same items: the loss, its interval, the verdict, and what was gained and lost."""
+"""Comparison of two models on the same items: the loss, its interval, the verdict, and the items gained and lost."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -106,7 +106,7 @@ def compare(
 
 @dataclass(frozen=True, kw_only=True)
 class _Outcome:
-    """What the tests say about two models' scores, and the settings that they were made with."""
+    """The test results for two models' scores, and the settings of the tests."""
 
     pairs: Pairs  # all items
     scores: PairedScores  # the items that both models have a score for
@@ -125,7 +125,7 @@ class _Outcome:
 
 
 def _comparison(outcome: _Outcome, bootstrap: Range | None, *, task: str, recipe: str) -> Comparison:
-    """The outcome as a comparison, with everything that describes the scores."""
+    """The outcome as a comparison, with the descriptive statistics of the scores."""
     pairs, scores, test, chance = outcome.pairs, outcome.scores, outcome.test, outcome.chance
     gained, lost, mcnemar_p = _flips(scores)
     dense, compressed = scores.means
@@ -208,7 +208,7 @@ def _flips(scores: PairedScores) -> tuple[float, float, float | None]:
 
 
 def _notes(outcome: _Outcome) -> tuple[str, ...]:
-    """What a reader has to know to read the numbers rightly, in sentences."""
+    """Notes that a reader needs to interpret the numbers."""
     scores, verdict, interval = outcome.scores, outcome.verdict, outcome.interval
     notes = list(sampling_notes(outcome.pairs, scores, "item"))
     if outcome.unscored:
@@ -228,7 +228,7 @@ def _notes(outcome: _Outcome) -> tuple[str, ...]:
 
 
 def _notes_on_identity(outcome: _Outcome) -> tuple[str, ...]:
-    """What follows from equal weights, or from scores that are equal on every item."""
+    """Notes on equal weights, or on scores that are equal on every item."""
     scores, verdict, same_model = outcome.scores, outcome.verdict, outcome.same_model
     if same_model and verdict == "matching":
         return ("the weights are the dense model's: matching by definition",)

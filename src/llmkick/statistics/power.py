@@ -130,7 +130,7 @@ def _item_variance(accuracy: float, loss: float, discordance: float, margin: flo
     net = loss * accuracy
     changed = max(discordance, net)
     lost, gained = (changed + net) / 2, (changed - net) / 2
-    # No more can be gained than was wrong, no more lost than was right.
+    # Only wrong items can be gained, and only right items can be lost.
     gained = min(gained, 1 - accuracy, accuracy - net)
     lost = gained + net
     kept = 1 - margin

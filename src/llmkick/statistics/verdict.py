@@ -1,4 +1,4 @@
-"""From paired scores to a verdict: the test on a mean, and the interval that inverts it."""
+"""The verdict on paired scores: the test of a mean, and the interval that inverts the test."""
 
 import math
 from collections.abc import Callable
@@ -197,7 +197,7 @@ def loss_interval(scores: PairedScores, *, alpha: float, chance: float = 0.0) ->
         return interval_p(scores, relative_loss, chance)
 
     estimate = 1 - compressed / dense
-    # No more can be lost than down to the lowest possible score.
+    # The loss is largest at the lowest possible score.
     ceiling = max(estimate, 1 - (scores.low - chance) / dense)
     lower, upper = (_crossing(p, estimate, alpha, limit=limit) for limit in (estimate - 256, ceiling))
     return None if lower is None else (lower, ceiling if upper is None else upper)

@@ -1,4 +1,4 @@
-"""From a model reference (built-in name, folder, hub id, .gguf file) to files on disk and their digest."""
+"""Resolution of a model reference (built-in name, folder, hub id, .gguf file) to files on disk and their digest."""
 
 from __future__ import annotations
 
@@ -161,13 +161,13 @@ def _from_gguf(path: Path, *, name: str, revision: str, pinned: str = "") -> Che
 
 
 def _converted(folder: Path, source: Path, *, name: str, revision: str, digest: str) -> Checkpoint:
-    """The checkpoint in a folder that was made from a GGUF file, which is what its size is of."""
+    """The checkpoint in a folder that was made from a GGUF file, whose size is the stored size."""
     found = _from_folder(folder, name=name, revision=revision, digest=digest)
     return replace(found, stored_bytes=source.stat().st_size)
 
 
 def _is_whole(folder: Path) -> bool:
-    """Whether a converted folder still holds the weights that were written into it."""
+    """Whether a converted folder still contains the weights that were written to it."""
     try:
         weights = json.loads((folder / SOURCE_FILE).read_text(encoding="utf-8"))["weights"]
         return bool(weights) and all(sha256_of_file(folder / name) == known for name, known in weights.items())

@@ -1,4 +1,4 @@
-"""From a model reference, or the files behind it, to a model in memory."""
+"""Loading of a model into memory, from a model reference or from located files."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def load_model(reference: str, *, dtype: str = "auto", device: str = "auto") -> 
 
 
 def load_located(checkpoint: Checkpoint, *, dtype: str = "auto", device: str = "auto") -> TransformersModel:
-    """As `load_model`, for files that have been located."""
+    """Load a model from located files; otherwise like `load_model`."""
     target = resolve_device(device)
     precision = resolve_dtype(dtype, target)
     spread = device == BALANCED
@@ -57,7 +57,7 @@ def load_located(checkpoint: Checkpoint, *, dtype: str = "auto", device: str = "
 
 
 def describe(network: Any, checkpoint: Checkpoint, dtype: torch.dtype) -> ModelInfo:
-    """What identifies a network that comes from a checkpoint."""
+    """The identity of a network that was loaded from a checkpoint."""
     return ModelInfo(
         name=checkpoint.name,
         revision=checkpoint.revision,
@@ -95,7 +95,7 @@ def meta_network(config: Any, *, dtype: torch.dtype | None = None) -> Any:
 
 
 def read_config(folder: Path) -> Any:
-    """The Hugging Face configuration in a folder; transformers' own errors."""
+    """The Hugging Face configuration in a folder. Raises the errors of transformers."""
     from transformers import AutoConfig
 
     return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
@@ -110,7 +110,7 @@ def read_tokenizer(checkpoint: Checkpoint) -> Any:
 
 
 def tokenizer_in(folder: Path) -> Any:
-    """The tokenizer in a folder; transformers' own errors."""
+    """The tokenizer in a folder. Raises the errors of transformers."""
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
@@ -143,7 +143,7 @@ def _read(checkpoint: Checkpoint, dtype: torch.dtype, device_map: str | None = N
 
 
 def _read_packed(checkpoint: Checkpoint, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """The network of a folder in our compact form, and what transformers says of the loading."""
+    """The network of a folder in our compact form, and the loading report of transformers."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
     config = read_config(checkpoint.folder)
@@ -154,7 +154,7 @@ def _read_packed(checkpoint: Checkpoint, options: dict[str, Any]) -> tuple[Any, 
 
 
 def _read_plain(checkpoint: Checkpoint, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """The network of a folder that transformers reads, and what it says of the loading."""
+    """The network of a folder that transformers reads, and its loading report."""
     from transformers import AutoModelForCausalLM, CompressedTensorsConfig
 
     auto: Any = AutoModelForCausalLM

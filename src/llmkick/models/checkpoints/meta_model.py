@@ -97,7 +97,7 @@ class MetaModel:
 
     @property
     def info(self) -> ModelInfo:
-        """What identifies the model."""
+        """The identity of the model."""
         return self.model.info
 
     @property
@@ -113,7 +113,7 @@ class MetaModel:
 
 
 def load_meta_model(reference: str, *, dtype: str = "auto", device: str = "auto") -> MetaModel:
-    """The meta model of a reference; arguments and errors are those of `load_model`."""
+    """The meta model of a reference; it takes the arguments and raises the errors of `load_model`."""
     target = resolve_device(device)
     precision = resolve_dtype(dtype, target)
     checkpoint = locate(reference)
@@ -159,7 +159,7 @@ class ModelStructure:
 
     @property
     def parameters(self) -> int:
-        """How many weights the network has."""
+        """The number of weights of the network."""
         return sum(parameter.numel() for parameter in self.network.parameters())
 
 

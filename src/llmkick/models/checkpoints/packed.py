@@ -1,4 +1,4 @@
-"""The compact form of compressed weights on disk, and back, bit for bit.
+"""The compact form of compressed weights on disk, and its bit-exact decoding.
 
 A weight is stored in some of its places: all of them, those whose bit is set in a mask, or N of every M, each group
 with the number of its pattern. The values are stored as they are, or as integer codes with a scale and a zero point
@@ -206,7 +206,7 @@ def _raw(tensor: Tensor) -> Tensor:
 
 
 def write_packed(file: Path, weights: Mapping[str, Packed]) -> None:
-    """Write weights into a file atomically: neither a reader nor a crash leaves half of it."""
+    """Write weights into a file atomically: a reader never sees a partial file, even after a crash."""
     from safetensors.torch import save_file
 
     tensors = {f"{name}:{key}": part for name, packed in weights.items() for key, part in packed.parts.items()}

@@ -1,4 +1,4 @@
-"""The zeros in a network's weights and the N:M pattern that they follow: how another tool pruned it."""
+"""Detection of pruning by other tools: the zeros in a network's weights and their N:M pattern."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many tokens a batch may hold: a fixed budget, halved only when memory runs short, with a warning.
+"""The token budget of a batch: a fixed number, halved only when memory runs short, with a warning.
 
 The budget follows from the network and the device alone, never from the memory that happens to be free, so that the
 same requests run in the same batches each time.

@@ -1,4 +1,4 @@
-"""Which requests run together: groups with a shared prefix, and batches of similar length within a budget."""
+"""Batching of requests: groups with a shared prefix, and batches of similar length within a budget."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ class Engine:
 
     @property
     def device(self) -> torch.device:
-        """Where the inputs go: the device of the input embeddings."""
+        """The device of the input embeddings, to which inputs are moved."""
         return device_of(self.network)
 
     @property
@@ -42,14 +42,14 @@ class Engine:
         return max_tokens_of(self.network)
 
     def logprobs(self, requests: Sequence[ScoreRequest]) -> list[ContinuationScore | Unanswered]:
-        """One score a request, in order; see `llmkick.models.engine.scoring`."""
+        """One score for each request, in order; see `llmkick.models.engine.scoring`."""
         # The module imports transformers, which takes a second: a plan of a study does without.
         from llmkick.models.engine.scoring import score_requests
 
         return score_requests(requests, network=self.network, encoder=self.encoder, budget=self.budget)
 
     def generate(self, requests: Sequence[GenerateRequest]) -> list[Generation | Unanswered]:
-        """One generation a request, in order; see `llmkick.models.engine.generation`."""
+        """One generation for each request, in order; see `llmkick.models.engine.generation`."""
         from llmkick.models.engine.generation import generate_requests
 
         return generate_requests(requests, network=self.network, encoder=self.encoder, budget=self.budget)

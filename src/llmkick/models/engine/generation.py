@@ -48,10 +48,10 @@ class Row:
 def generate_requests(
     requests: Sequence[GenerateRequest], *, network: Any, encoder: PromptEncoder, budget: BatchBudget
 ) -> list[Generation | Unanswered]:
-    """One generation a request, in the order of `requests`.
+    """One generation for each request, in the order of `requests`.
 
-    Unanswered are requests without a prompt, without room for their answer in the network's context, or that the
-    memory does not hold alone.
+    The outcome is Unanswered for requests without a prompt, without room for their answer in the network's
+    context, or too large for the memory even alone.
     """
     context = max_tokens_of(network)
     answers = _Answers(encoder, end_tokens_of(network, encoder.tokenizer))

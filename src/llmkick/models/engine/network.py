@@ -1,4 +1,4 @@
-"""What the engine reads from a network and its configuration: device, context length, vocabulary, end tokens."""
+"""Facts that the engine reads from a network and its configuration: device, context length, vocabulary, end tokens."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ DEFAULT_MAX_TOKENS = 2048
 
 
 def device_of(network: Any) -> torch.device:
-    """Where the inputs go: the device of the input embeddings."""
+    """The device of the input embeddings, to which inputs are moved."""
     device: torch.device = network.get_input_embeddings().weight.device
     return device
 

@@ -38,10 +38,10 @@ Scores = dict[int, ContinuationScore | Unanswered]
 def score_requests(
     requests: Sequence[ScoreRequest], *, network: Any, encoder: PromptEncoder, budget: BatchBudget
 ) -> list[ContinuationScore | Unanswered]:
-    """One score a request, in the order of `requests`.
+    """One score for each request, in the order of `requests`.
 
-    Unanswered are requests without a token to score, beyond the network's context, with token ids outside its
-    vocabulary, or that the memory does not hold alone.
+    The outcome is Unanswered for requests without a token to score, beyond the network's context, with token ids
+    outside its vocabulary, or too large for the memory even alone.
     """
     scores: Scores = {}
     encoded: list[EncodedRequest] = []

@@ -1,4 +1,4 @@
-"""What a server can do, found out by small requests: conversations, raw text, and log-probabilities of either."""
+"""Detection of a server's capabilities by small requests: conversations, raw text, and their log-probabilities."""
 
 from __future__ import annotations
 

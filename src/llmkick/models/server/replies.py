@@ -1,4 +1,4 @@
-"""Reads replies of a server: their text, and log-probabilities of continuations. Sends no requests."""
+"""Parsing of server replies: their text, and log-probabilities of continuations. Sends no requests."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ from llmkick.models.server.replies import (
     new_tokens,
 )
 
-# Longest prompt plus answer of a server that does not tell its own; it refuses what does not fit.
+# The longest prompt plus answer of a server that reports no limit; it refuses longer requests.
 ASSUMED_TOKENS = 4096
 # English text has more bytes a token; used only to see whether a prompt may fit.
 BYTES_A_TOKEN = 3
@@ -52,13 +52,13 @@ BYTES_A_TOKEN = 3
 LETTER_TOKENS = 8
 # The most stop strings that the interface takes; the answer is cut at the others afterwards.
 MOST_STOPS = 4
-# What a server lists about a model that changes without the model changing.
+# Fields of a server's model entry that change although the model is the same.
 CHANGING_FACTS = {"created", "permission", "status"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class ServerSettings:
-    """How a server is asked: seconds a request, requests at once, how often one is tried."""
+    """Settings of a server: seconds per request, concurrent requests, and attempts per request."""
 
     timeout: float = 120.0
     concurrency: int = 8
@@ -74,7 +74,7 @@ class ServerSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class ServerModel(ModelDefaults):
-    """A LanguageModel behind an endpoint. Its digest covers what the server says of itself, not the weights."""
+    """A LanguageModel behind an endpoint. Its digest covers the server's description of itself, not the weights."""
 
     endpoint: Endpoint
     info: ModelInfo
@@ -88,19 +88,19 @@ class ServerModel(ModelDefaults):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a reader of this model's answers should know."""
+        """Notes for readers of this model's answers."""
         return (
             f"{self.info.name} was asked at {self.endpoint.address.url}: its weights, precision and decoding are the "
             "server's and cannot be verified; an answer may change with what else the server does",
         )
 
     def tokenize(self, text: str) -> list[int]:
-        """As many zeros as the text may have tokens, because the server's tokenizer is not here; no request."""
+        """Zeros, one per estimated token: the server's tokenizer is not available here. Sends no request."""
         return [0] * math.ceil(len(text.encode()) / BYTES_A_TOKEN)
 
     @property
     def answers_all_requests(self) -> bool:
-        """False: what a server answers depends on what it can do."""
+        """False: the requests that a server answers depend on its capabilities."""
         return False
 
     def refusal(self, requests: Sequence[ScoreRequest | GenerateRequest]) -> str:
@@ -137,9 +137,9 @@ class ServerModel(ModelDefaults):
         return f"{url} gives no log-probabilities of a text it is given; {how}"
 
     def generate(self, requests: Sequence[GenerateRequest]) -> list[Generation | Unanswered]:
-        """One greedy generation a request, in order."""
+        """One greedy generation for each request, in order."""
         replies = self._ask([(request.prompt, _generation_options(request)) for request in requests])
-        # A server that stops at the line break an answer begins with has said nothing yet.
+        # If a server stops at a line break at the start of an answer, the answer is still empty.
         again = [
             index
             for index, (request, reply) in enumerate(zip(requests, replies, strict=True))
@@ -152,7 +152,10 @@ class ServerModel(ModelDefaults):
         return [_generation(request, reply) for request, reply in zip(requests, replies, strict=True)]
 
     def logprobs(self, requests: Sequence[ScoreRequest]) -> list[ContinuationScore | Unanswered]:
-        """One score a request, in order; its `method` says how it was made. ConfigError for refused requests."""
+        """One score for each request, in order; its `method` says how it was computed.
+
+        Raises ConfigError for refused requests.
+        """
         reason = self.refusal(requests)
         if reason:
             raise ConfigError(reason)

@@ -1,4 +1,4 @@
-"""Closed against open book: what a compressed model still knows, and what it can still read."""
+"""Figures of closed-book against open-book scores: lost knowledge against lost reading ability."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CLOSED, OPEN = ":closed", ":open"
 
 
 def book_figures(result: StudyResult, cells: pd.DataFrame) -> list[Figure]:
-    """For every task that was asked with and without its passage: both scores of every recipe."""
+    """One figure for each task asked with and without its passage: both scores of every recipe."""
     names = [task.name for task in result.tasks]
     bases = [name.removesuffix(CLOSED) for name in names if name.endswith(CLOSED)]
     return [_figure(cells, base) for base in bases if base + OPEN in names and _asked_both_ways(cells, base)]

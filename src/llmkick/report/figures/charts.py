@@ -1,4 +1,4 @@
-"""The parts that figures are made of: palette, axes, points with intervals, heat maps, theme."""
+"""Building blocks of the figures: palette, axes, points with intervals, heat maps, theme."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pandas as pd
 # A panel of a figure, or one of the layers of a panel.
 Layer = alt.Chart | alt.LayerChart | alt.FacetChart
 
-# Okabe & Ito's palette (jfly.uni-koeln.de/color), told apart without colour vision; shapes say it once more.
+# Okabe & Ito's palette (jfly.uni-koeln.de/color) for colour-blind readers; shapes repeat the distinction.
 STYLES: Mapping[str, tuple[str, str]] = {
     "magnitude": ("#e69f00", "square"),
     "wanda": ("#0072b2", "circle"),
@@ -22,7 +22,7 @@ STYLES: Mapping[str, tuple[str, str]] = {
 }
 OTHER_STYLES = (("#56b4e9", "cross"), ("#8c6d31", "triangle-right"), ("#7f7f7f", "triangle-left"))
 GREY = "#808080"  # readable on white and on black
-INK, PAPER, FAINT = "#333333", "#ffffff", "#888888"  # the page swaps the first two for its own: page.js
+INK, PAPER, FAINT = "#333333", "#ffffff", "#888888"  # page.js replaces the first two with the colours of the page
 TIPS = ("recipe:N", "task:N", alt.Tooltip("value:N", title="score"), "change:N", "verdict:N")
 LOWEST_LOSS, HIGHEST_LOSS = -0.3, 1.05
 HEIGHT = 190
@@ -38,7 +38,7 @@ class Methods:
 
     @classmethod
     def of(cls, frame: pd.DataFrame) -> Self:
-        """Those that occur in a frame, the well-known first."""
+        """The methods that occur in a frame, with those of STYLES first."""
         present = list(dict.fromkeys(frame["method"]))
         others = [method for method in present if method not in STYLES]
         names = (*(method for method in STYLES if method in present), *others)
@@ -63,21 +63,21 @@ class Methods:
 
 
 def loss_axis(cells: pd.DataFrame) -> alt.Y:
-    """The same for every task: every point is on it, but no interval may stretch it without end."""
+    """The loss axis, the same for every task: it contains every point, but intervals extend it only to a limit."""
     lowest = min([-0.05, cells["y"].min() - 0.05, *cells["low"].dropna().clip(lower=LOWEST_LOSS)])
     scale = alt.Scale(domain=[lowest, HIGHEST_LOSS], nice=False)
     return alt.Y("y:Q", title="relative loss", axis=alt.Axis(format="~%", tickCount=5), scale=scale)
 
 
 def score_axis(cells: pd.DataFrame) -> alt.Y:
-    """From nothing to a little above the best score; no interval may stretch it."""
+    """The score axis, from 0 to slightly above the best score; intervals do not extend it."""
     best = max(float(cells["y"].max()), float(cells["dense"].max()), 0.05)
     scale = alt.Scale(domain=[0, min(best * 1.15, max(best, 1.02))], nice=False)
     return alt.Y("y:Q", title="score", axis=alt.Axis(tickCount=5), scale=scale)
 
 
 def level_axis(frame: pd.DataFrame, methods: Methods) -> tuple[alt.X, alt.XOffset]:
-    """Named levels, mild to severe; methods side by side."""
+    """The axis of named levels, mild to severe, with methods side by side."""
     order = list(dict.fromkeys(frame.sort_values("order")["label"]))
     axis = alt.Axis(labelAngle=0, labelLimit=120, labelOverlap=False)
     x = alt.X("label:N", title=None, sort=order, axis=axis, scale=alt.Scale(padding=0.3))
@@ -85,7 +85,7 @@ def level_axis(frame: pd.DataFrame, methods: Methods) -> tuple[alt.X, alt.XOffse
 
 
 def level_line(height: float, *, dotted: bool = False) -> alt.Chart:
-    """A quiet line across a panel."""
+    """A thin horizontal line across a panel."""
     dash = [1, 3] if dotted else [1, 0]
     line = alt.Chart(pd.DataFrame([{"y": height}])).mark_rule(color=GREY if dotted else FAINT, strokeDash=dash)
     drawn: alt.Chart = line.encode(y="y:Q")
@@ -93,7 +93,7 @@ def level_line(height: float, *, dotted: bool = False) -> alt.Chart:
 
 
 def bars(frame: pd.DataFrame, y: alt.Y, methods: Methods, dense: float) -> list[Layer]:
-    """A bar with its interval for every level and method; the dense score is a line across."""
+    """A bar with its interval for every level and method; a horizontal line shows the dense score."""
     x, side = level_axis(frame, methods)
     bar_y = alt.Y("y:Q", title="score", axis=alt.Axis(tickCount=5), scale=y["scale"], stack=None)
     base = alt.Chart(frame).encode(x=x, xOffset=side)
@@ -105,7 +105,7 @@ def bars(frame: pd.DataFrame, y: alt.Y, methods: Methods, dense: float) -> list[
 
 
 def ratio_axis(panel: pd.DataFrame) -> alt.Y:
-    """Perplexity over that of the dense model: equal steps are equal losses in nats."""
+    """The axis of perplexity divided by the dense model's; logarithmic, so equal steps are equal losses in nats."""
     low, high = min(0.97, panel["y"].min()), max(1.25, panel[["y", "high"]].max().max() * 1.05)
     marks = [m * power for power in (1, 10, 100, 1000) for m in (1, 1.1, 1.25, 1.5, 2, 3, 5) if m * power <= high]
     scale = alt.Scale(type="log", domain=[low, high], nice=False)
@@ -114,7 +114,7 @@ def ratio_axis(panel: pd.DataFrame) -> alt.Y:
 
 
 def rise_axis(rise: pd.Series[float], margin: float) -> alt.X:
-    """Relative rise of perplexity: even up to the margin, where it matters, and logarithmic beyond."""
+    """The axis of the relative rise of perplexity: linear up to the margin, logarithmic beyond it."""
     low, high = min(0.0, float(rise.min())), max(2 * margin, float(rise.max()))
     marks = [share for share in (0, margin, 0.2, 0.5, 1, 2, 5, 10, 30, 100, 1000) if share <= high]
     scale = alt.Scale(type="symlog", constant=margin, domain=[low - 0.01, high * 1.25], nice=False)
@@ -166,9 +166,9 @@ def heat_map(frame: pd.DataFrame, field: str, title: str) -> alt.Chart:
 def themed(
     panels: Sequence[Layer], *, columns: int = 3, minimum: int = 170, shared_colour: bool = True
 ) -> alt.ConcatChart:
-    """Panels side by side; quiet lines, small type. `minimum` is the width that the page leaves a panel."""
+    """Panels side by side, with thin lines and small type. `minimum` is the smallest panel width on the page."""
     chart = alt.concat(*panels, columns=columns, usermeta={"minimum": minimum})
-    # Side by side are only the methods that a panel has.
+    # Each panel reserves room only for the methods that it shows.
     chart = chart.resolve_scale(xOffset="independent")
     if not shared_colour:
         chart = chart.resolve_scale(color="independent")

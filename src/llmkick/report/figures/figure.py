@@ -1,4 +1,4 @@
-"""A figure: a chart, what it shows, what to see in it, and its numbers."""
+"""A figure of the report: a chart, its title, its caption and its numbers."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ import vl_convert
 
 from llmkick.files import write_text
 
-# A chart in Vega-Lite's own terms.
+# The Vega-Lite specification of a chart.
 Spec = dict[str, Any]
 VEGA_LITE = ".".join(alt.SCHEMA_VERSION.lstrip("v").split(".")[:2])
 
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
-    """A chart, what it shows, what to see in it; `rows` are its numbers, as they are saved."""
+    """A chart, what it shows and how to read it; `rows` are its numbers, as they are saved."""
 
     name: str
     title: str
@@ -32,14 +32,14 @@ class Figure:
 
     @functools.cached_property
     def spec(self) -> Spec:
-        """The chart in Vega-Lite's own terms, data included; that it is valid is for the tests to say."""
+        """The Vega-Lite specification with its data; the tests validate it, not this method."""
         with alt.data_transformers.enable("default", max_rows=None, consolidate_datasets=False):
             spec: Spec = self.chart.to_dict(validate=False)
         return {**spec, "description": f"{self.title}. {self.caption}".strip(". ")}
 
     @property
     def csv(self) -> str:
-        """The numbers as a CSV file; empty where the figure has none of its own."""
+        """The numbers as CSV text; empty if the figure has no numbers."""
         return "" if self.rows.empty else str(self.rows.to_csv(index=False, lineterminator="\n"))
 
 

@@ -36,7 +36,7 @@ def figures(
 
 
 def frontier_figures(folder: Path) -> list[Figure]:
-    """What `kick frontier` found in the same folder, when it was run there."""
+    """The figures of `kick frontier`, if it was run in the same folder."""
     if not (folder / FRONTIER_FILE).is_file():
         return []
     result = read_frontier(folder)
@@ -58,6 +58,6 @@ def frontier_figures(folder: Path) -> list[Figure]:
 
 
 def write_figures(result: StudyResult, folder: Path, *, drawn: Sequence[Figure] | None = None) -> list[Path]:
-    """Write every figure to `folder/figures/NAME.svg` and its numbers beside it; gives the figures' paths."""
+    """Write every figure to `folder/figures/NAME.svg` and its numbers beside it; returns the paths of the figures."""
     of_layers = [layer_figure(result), size_figure(result)] if result.compression else []
     return write_svg([*(figures(result) if drawn is None else drawn), *of_layers], folder / "figures")

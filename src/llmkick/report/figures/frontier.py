@@ -1,4 +1,4 @@
-"""How far each method goes on each task, drawn and as a table; perplexity's safe level beside it."""
+"""Figure and table of the frontier: the strongest matching level by method and task, next to perplexity's."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from llmkick.study.frontier.result import FrontierEnds, FrontierResult, Frontier
 
 OVERALL = "all tasks"
 NARROWEST, WIDEST = 260, 390  # pixels of a panel: two of the widest and their labels fit a laptop's window
-# Told apart by colour and by shape.
+# Colour and shape both distinguish the marks.
 MARKS = {
     "matching": ("#0072b2", "circle"),
     "undecided": ("#e69f00", "triangle-up"),
@@ -34,7 +34,7 @@ MARKS = {
 
 
 def row_name(row: FrontierRow) -> str:
-    """The task; of perplexity also the rise that is still within its margin."""
+    """The task name; for perplexity also the rise that is within its margin."""
     if row.metric != "perplexity":
         return row.task
     return f"{row.task} ≤ +{formatting.setting(row.margin)}"
@@ -79,9 +79,9 @@ def _share(result: FrontierResult, name: str) -> str:
 
 
 def frontier_chart(result: FrontierResult) -> alt.ConcatChart:
-    """A panel a method: tasks down, levels from mild to severe across; a bar where the answer is not known."""
+    """One panel per method: tasks as rows, levels from mild to severe as columns; a bar shows an unknown range."""
     panels = [_panel(result, name) for name in dict.fromkeys(row.name for row in result.frontiers)]
-    # A saved figure is measured in one font and shown in whatever the reader has: the names of tasks need room.
+    # The reader's font may be wider than the font used for the layout, so task names get extra room.
     room = {"left": 28, "right": 8, "top": 8, "bottom": 8}
     return themed(panels, columns=2).properties(padding=room)
 
@@ -142,7 +142,7 @@ _TIPS = [
 
 
 def _bar(name: str, row: FrontierEnds, levels: Sequence[str]) -> dict[str, str | None]:
-    """What is not known lies between the two ends; an end that was not found is that of the grid."""
+    """The unknown range between the two ends; a missing end is replaced by the end of the grid."""
     silent = answer(row) == "no signal" or (row.strongest_matching is None and row.weakest_not_matching is None)
     return {
         "task": name,

@@ -1,4 +1,4 @@
-"""Scores of parts of a task (disciplines, lengths of stories) and what answers are like, against the level."""
+"""Figures of scores by part of a task (discipline, story length) and of answer measures, against the level."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def measure_figures(result: StudyResult, measures: pd.DataFrame) -> list[Figure]
 
 
 def _columns(measures: int) -> int:
-    """A row for each kind of level; a single measure has them side by side."""
+    """The number of columns: one row per kind of level, but a single measure has the kinds side by side."""
     return measures if measures > 1 else 3
 
 
@@ -126,7 +126,7 @@ def _against(dense: float | None, value: float) -> str:
 
 
 def _placed(result: StudyResult, frame: pd.DataFrame) -> pd.DataFrame:
-    """With the place of every recipe on the axes, and the texts of a tooltip where there are losses."""
+    """The frame with the position of every recipe on the axes, and tooltip texts for losses."""
     levels = {recipe: result.level(recipe) for recipe in dict.fromkeys(frame["recipe"])}
     order = sorted(levels, key=lambda recipe: levels[recipe].severity)
     placed = frame.assign(

@@ -1,4 +1,4 @@
-"""Heat maps over the layers of compressed models, and how large the models are."""
+"""Figures of compressed models: heat maps over their layers, and their sizes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FIELDS: Mapping[str, str] = {
 
 
 def layer_figure(result: StudyResult) -> Figure:
-    """Output error of every layer of every compressed model: blocks from left to right, layer types down."""
+    """Output error of every layer of every compressed model: blocks as columns, layer types as rows."""
     means = layer_means(result)
     panels = [
         charts.heat_map(means[means["model"] == model], "relative_output_error", str(model))

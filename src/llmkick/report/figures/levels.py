@@ -1,4 +1,4 @@
-"""Scores against the level of compression, as the paper draws them, and losses against perplexity."""
+"""Figures of scores against the compression level, as in the paper, and of losses against perplexity."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from llmkick.statistics import Comparison, PerplexityComparison, Verdict
 from llmkick.study.results.records import AnyComparison, TaskSummary
 from llmkick.study.results.results import StudyResult
 
-DODGE = 0.014  # of the axis: levels that methods share are drawn side by side
-LABEL_WIDTH = 46  # pixels that a level's name needs, as 4b-g128
+DODGE = 0.014  # as a share of the axis: the offset between methods at the same level
+LABEL_WIDTH = 46  # pixels for the name of a level, such as 4b-g128
 NAMES: Mapping[LevelKind, str] = {"sparsity": "sparsity", "n:m": "n-m"}
 TITLES: Mapping[LevelKind, str] = {
     "sparsity": "Score against sparsity",
@@ -40,7 +40,7 @@ SAVED = (
 
 
 def cells_frame(result: StudyResult) -> pd.DataFrame:
-    """One row for each recipe × task: its place on the axes, its numbers, the texts of its tooltip."""
+    """One row for each recipe × task: its position on the axes, its numbers, and its tooltip texts."""
     levels = {comparison.recipe: result.level(comparison.recipe) for comparison in result.comparisons}
     order = sorted(levels, key=lambda recipe: levels[recipe].severity)
     rows = []
@@ -209,7 +209,7 @@ def _cells_with(result: StudyResult, verdict: Verdict) -> set[tuple[str, str]]:
 def _against_rise(
     frame: pd.DataFrame, x: alt.X, y: alt.Y, methods: charts.Methods, margin: float, *, lost: Collection[str]
 ) -> alt.LayerChart:
-    """One task; `lost` are the recipes shown to have lost more than the margin of it."""
+    """One task; `lost` are the recipes with a proven loss above the margin."""
     upright = alt.Chart(pd.DataFrame([{"x": margin}])).mark_rule(strokeDash=[4, 3], color=charts.GREY).encode(x=x)
     corner = alt.Chart(pd.DataFrame([{"x": -1, "x2": margin, "y": margin, "y2": charts.HIGHEST_LOSS}]))
     shade = corner.mark_rect(clip=True, opacity=0.13, color="#d55e00").encode(x=x, x2="x2", y=y, y2="y2")

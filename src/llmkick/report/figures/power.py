@@ -1,4 +1,4 @@
-"""What a number of items can tell, drawn: items against the smallest loss they detect, and against their power."""
+"""Power figures: the smallest detectable loss and the power against the number of items."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from llmkick.report.figures.figure import VEGA_LITE
 from llmkick.statistics import smallest_detectable_loss, verdict_power
 
 POWER = 0.8
-# Beside the accuracy asked about, so that a reader sees how much it matters.
+# Shown next to the requested accuracy, so that a reader sees its influence.
 ACCURACIES = (0.3, 0.45, 0.6, 0.75, 0.9)
 TICKS = [30, 100, 300, 1_000, 3_000, 10_000, 30_000]
 FORMS = (".svg", ".html", ".json")

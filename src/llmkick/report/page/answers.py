@@ -1,9 +1,9 @@
-"""Questions and answers for the page's browser: inside the page where they fit, else in files beside it.
+"""Questions and answers for the answer browser: inside the page if they fit, otherwise in files next to it.
 
-A part is a table of texts and rows that name texts by their place, so that a text that occurs often is stored
-once. Small studies are one part inside the page. Of large ones the page holds a sample of every task, and a folder
-beside it (`report-items`) the whole: for each task its questions, its prompts, and a file for each model's answers,
-as scripts, since a page opened from a disk may read nothing else. The page loads them when it is asked to.
+A part is a table of texts, and rows that refer to texts by index, so a repeated text is stored once. A small study
+is one part inside the page. For a large study, the page holds a sample of every task, and the folder `report-items`
+next to it holds all answers: for each task its questions, its prompts, and one file for each model's answers. The
+files are scripts, because a page opened from disk can read no other files. The page loads them on request.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from llmkick.study.journal.journal import CellEntry
 from llmkick.study.journal.prompts import PromptPart, unpacked
 
 ITEMS_FOLDER = "report-items"
-# Longer passages are cut on the page; the journal holds them whole.
+# The page truncates longer passages; the journal holds the full text.
 LONGEST_TEXT = 4000
-# Characters that the answers may take of a page: with figures and library it stays below six megabytes.
+# Most characters of answers inside a page; with figures and library, the page stays below six megabytes.
 PAGE_LIMIT = 3_500_000
-# Beyond this many records it is not even tried to hold all of them in the page, and memory is spared.
+# With more records, the page gets a sample without a trial of the full set, which saves memory.
 MOST_RECORDS = 300_000
 SMALLEST_SAMPLE = 5
 
@@ -38,9 +38,9 @@ Columns = list[list[object]]
 
 
 def write_answers(run: Run, folder: Path, start: Mapping[str, str], build: str) -> str:
-    """The answers as JSON for the page; what does not fit in it goes to `folder/report-items`.
+    """The answers as JSON for the page; answers that do not fit are written to `folder/report-items`.
 
-    `build` names this version of the report: a page takes no files of another.
+    `build` identifies this version of the report: a page does not load files of another version.
     """
     shutil.rmtree(folder / ITEMS_FOLDER, ignore_errors=True)
     if sum(cell.records for cell in run.cells) <= MOST_RECORDS:
@@ -56,7 +56,7 @@ def write_answers(run: Run, folder: Path, start: Mapping[str, str], build: str) 
 
 
 def _sampled(run: Run, common: Payload) -> str:
-    """As many items of each task, evenly spread, as fit into the page."""
+    """The largest evenly spaced sample of each task's items that fits into the page."""
     cells = max(1, len(run.cells))
     sample = max(SMALLEST_SAMPLE, MOST_RECORDS // 2 // cells)
     while True:
@@ -67,11 +67,11 @@ def _sampled(run: Run, common: Payload) -> str:
 
 
 def answers_payload(run: Run, *, sample: int | None = None) -> Payload:
-    """The questions of every task that has any, and what each compressed model answered.
+    """The questions of every task that has questions, and each model's answers.
 
     `variants` are the models, dense first; a task's `answers[variant]` holds, in the order of its items, the
-    place of the answer in `texts`, the score (null if unscored), the place of the reason or −1, and which items
-    were cut short. `total` is the number of items that there are, of which `sample` may be a part.
+    index of the answer in `texts`, the score (null if unscored), the index of the reason or −1, and the items that
+    were truncated. `total` is the number of all items, also if only a `sample` of them is included.
     """
     texts = _Texts()
     tasks = []
@@ -90,7 +90,7 @@ def answers_payload(run: Run, *, sample: int | None = None) -> Payload:
 
 
 def _files(run: Run) -> Iterator[tuple[str, str]]:
-    """Every part of the whole, deflated: `0-items`, `0-prompts`, `0-3` (the answers of variant 3 to task 0), …"""
+    """Every part, deflated: `0-items`, `0-prompts`, `0-3` (the answers of variant 3 to task 0), …"""
     variants = _variants(run)
     for number, (name, items, cells) in enumerate(_asked(run)):
         texts = _Texts()
@@ -106,7 +106,7 @@ def _files(run: Run) -> Iterator[tuple[str, str]]:
 
 
 class _Texts:
-    """Texts in the order they were first seen, each kept once."""
+    """Distinct texts, in order of first occurrence."""
 
     def __init__(self, longest: int = LONGEST_TEXT) -> None:
         self.all: list[str] = []
@@ -124,7 +124,7 @@ class _Texts:
 
 
 def _asked(run: Run) -> Iterator[tuple[str, pd.DataFrame, dict[Variant, CellEntry]]]:
-    """Every task with questions that were asked: its name, its items, its cells."""
+    """Each task that has questions and was run: its name, its items, its cells."""
     for task in ordered_tasks(run.result):
         items = run.items[run.items["task"] == task.name]
         if not task.is_control and not items.empty:
@@ -133,7 +133,7 @@ def _asked(run: Run) -> Iterator[tuple[str, pd.DataFrame, dict[Variant, CellEntr
 
 
 def _items(items: pd.DataFrame, texts: _Texts) -> Columns:
-    """[id, cluster, question, context, references, choices], texts by their place."""
+    """[id, cluster, question, context, references, choices], with texts as indices."""
     place = texts.place
     columns = (items[key] for key in ("item_id", "cluster", "question", "context", "reference", "choices"))
     return [
@@ -143,7 +143,7 @@ def _items(items: pd.DataFrame, texts: _Texts) -> Columns:
 
 
 def _answers(run: Run, cell: CellEntry, items: pd.DataFrame, texts: _Texts) -> Columns:
-    """[answers, scores, reasons, items cut short]."""
+    """[answers, scores, reasons, truncated items]."""
     assert run.journal is not None
     by_item = {row[0]: row for row in run.journal.answers(cell.run_key)}
     rows = [by_item.get(item, _NEVER_ASKED) for item in items["item_id"]]
@@ -159,7 +159,7 @@ _NEVER_ASKED: tuple[str, str, float | None, str, int] = ("", "", None, "never as
 
 
 def _prompts(run: Run, task: str, wanted: set[str]) -> Payload:
-    """{"texts", "of": item → [base text or −1, head, tail, middle]}: how each was asked, in UTF-16 units.
+    """{"texts", "of": item → [base text or −1, head, tail, middle]}: the prompt of each item, in UTF-16 units.
 
     A prompt is its base's first `head` units, the middle, and the base's last `tail` units.
     """
@@ -179,7 +179,7 @@ def _prompt(part: PromptPart, base: str, texts: _Texts) -> list[int]:
 
 
 def _units(text: str) -> int:
-    """The length of a text as JavaScript counts."""
+    """The length of a text in UTF-16 code units, as in JavaScript."""
     return len(text.encode("utf-16-le", "surrogatepass")) // 2
 
 
@@ -188,12 +188,12 @@ def _short(score: float) -> float:
 
 
 def _spread(count: int, wanted: int) -> list[int]:
-    """`wanted` places out of `count`, evenly spread."""
+    """`wanted` evenly spaced indices below `count`."""
     return [place * count // wanted for place in range(wanted)]
 
 
 def _variants(run: Run) -> list[Variant]:
-    """Every (recipe, seed) that was asked: dense, then the study's order."""
+    """Every (recipe, seed) that was run: dense first, then in the study's order."""
     order = ["dense", *run.result.labels]
     found = {(cell.recipe, cell.seed) for cell in run.cells if cell.recipe in order}
     return sorted(found, key=lambda variant: (order.index(variant[0]), variant[1] or 0))

@@ -1,4 +1,4 @@
-"""Data inside a page: JSON that nothing can break out of, deflated where it is large."""
+"""JSON data embedded in a page: escaped so that it cannot end its script element, and deflated if large."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import hashlib
 import json
 import zlib
 
-# Beyond this many characters of JSON the page carries it deflated; browsers since 2023 unpack that themselves.
+# JSON with more characters than this is deflated; browsers since 2023 can decompress it.
 PLAIN_LIMIT = 1_000_000
 
 
@@ -27,13 +27,13 @@ def packed(value: object) -> str:
 
 
 def deflated(value: object) -> str:
-    """base64 of zlib of the JSON of a value, quickly: for files of their own, where size matters less than time."""
+    """base64 of a value's JSON, compressed fast by zlib: for separate files, time matters more than size."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return _base64(zlib.compress(text.encode("utf-8", "backslashreplace"), 3))
 
 
 def sha256(text: str) -> str:
-    """As a content security policy names a script: base64 of the hash of its UTF-8 form."""
+    """The hash of a script as in a content security policy: base64 of the sha256 of its UTF-8 bytes."""
     return _base64(hashlib.sha256(text.encode("utf-8")).digest())
 
 

@@ -1,4 +1,4 @@
-"""A run folder as tables, figures and one self-contained page that asks nothing of a network."""
+"""The report of a run folder: tables, figures and one self-contained page that needs no network."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ from llmkick.report.tables import comparisons_table, compression_table, perplexi
 from llmkick.study.results.results import StudyResult
 
 PAGE_FILE = "report.html"
-SHOWN_FINDINGS = 3  # the others fold away, so that the verdicts are in sight
+SHOWN_FINDINGS = 3  # the others are collapsed, so that the verdicts are visible
 
 
 def write_report(folder: Path) -> Path:
-    """Write `tables/*.csv`, `figures/*` and `report.html` of a run; gives the page's path.
+    """Write `tables/*.csv`, `figures/*` and `report.html` of a run; returns the page's path.
 
-    An unfinished or damaged run gets a page of what there is, which says what is missing. Where the answers are
-    too many for one page, `report-items/` beside it holds them.
-    Raises DataError, saying what to do, when the folder holds nothing that can be shown.
+    The page of an unfinished or damaged run shows the available results and lists what is missing. If the answers
+    are too many for one page, they are written to `report-items/` next to it.
+    Raises DataError, which says what to do, when the folder holds nothing that can be shown.
     """
     with opened_run(Path(folder)) as run:
         result = run.result
@@ -48,13 +48,13 @@ def write_report(folder: Path) -> Path:
 
 
 def render(run: Run, drawn: list[Figure]) -> str:
-    """The page as text; its answers, where they are too many for it, are written beside it."""
+    """The page as text; if the answers are too many for the page, they are written to files next to it."""
     environment = page_environment()
     return environment.get_template("page.html.jinja").render(_context(run, drawn, environment))
 
 
 def page_environment() -> Environment:
-    """The templates, with everything escaped that they are given."""
+    """The template environment, which escapes all values."""
     environment = Environment(
         loader=PackageLoader("llmkick.report", "page"),
         autoescape=True,
@@ -110,7 +110,7 @@ def _context(run: Run, drawn: list[Figure], environment: Environment) -> Payload
 
 
 def page_parts(environment: Environment, scripts: Sequence[str]) -> dict[str, str]:
-    """Style, scripts, and the hashes by which the page's policy knows them."""
+    """Style, scripts, and their hashes for the page's content security policy."""
     library = _library()
     script = '"use strict";\n(() => {\n' + "\n".join(_source(environment, name) for name in scripts) + "})();\n"
     hashes = " ".join(f"'sha256-{sha256(text)}'" for text in (library, script))
@@ -118,12 +118,12 @@ def page_parts(environment: Environment, scripts: Sequence[str]) -> dict[str, st
 
 
 def figure_payload(figure: Figure) -> Payload:
-    """What the page needs to draw a figure, to show its numbers, and to save both."""
+    """The data with which the page draws a figure, shows its numbers, and saves both."""
     return {"title": figure.title, "spec": figure.spec, "numbers": numbers_payload(figure.rows)}
 
 
 def numbers_payload(frame: pd.DataFrame) -> Payload:
-    """A table as JSON: its columns, and its rows with null where a value is undefined."""
+    """A table as JSON: its columns, and its rows with null for undefined values."""
     return {
         "columns": [str(column) for column in frame.columns],
         "rows": [list(row.values()) for row in plain_rows(frame)],
@@ -141,28 +141,28 @@ def _tables(result: StudyResult) -> Payload:
 
 
 def _build(run: Run, figure_data: Payload) -> str:
-    """A name for this version of the page: the files beside it carry it, and the page takes no others.
+    """An identifier of this version of the page; the page loads only data files that carry it.
 
-    It is also what the page's policy lets those files in by. A model's answer cannot know it, as it depends on
-    every answer's score.
+    The page's content security policy admits those files by it. A model's answer cannot contain it, because it
+    depends on the score of every answer.
     """
     content = [figure_data, [[*cell] for cell in run.cells], run.result.timing.facts, list(run.missing)]
     return hashlib.sha256(embedded(content).encode("utf-8")).hexdigest()[:32]
 
 
 def _start(findings: list[Finding]) -> dict[str, str]:
-    """The answers to open with: those behind the most telling loss."""
+    """The answers shown first: those of the clearest loss."""
     claims = [claim for finding in findings for claim in finding.claims if claim.verdict == "not matching"]
     return {"recipe": claims[0].recipe, "task": claims[0].task} if claims else {}
 
 
 def _breakable(text: str) -> Markup:
-    """A name that may be broken behind its signs, and copied without a trace of that."""
+    """A name with optional line breaks after its punctuation, which copying does not include."""
     return Markup("<wbr>").join(re.split(r"(?<=[@:_+])", text))
 
 
 def _short_hash(text: str) -> str | Markup:
-    """The first digits of a sha256, the others on hover; any other text as it is."""
+    """The first digits of a sha256, with all digits in a tooltip; other texts are unchanged."""
     if not re.fullmatch("[0-9a-f]{64}", text):
         return text
     return Markup('<code title="{}">{}…</code>').format(text, text[:12])
@@ -175,6 +175,6 @@ def _source(environment: Environment, name: str) -> str:
 
 @functools.cache
 def _library() -> str:
-    """Vega, Vega-Lite and Vega-Embed in one script, for the Vega-Lite that the figures are written for."""
+    """Vega, Vega-Lite and Vega-Embed in one script, in the Vega-Lite version that the figures use."""
     library: str = vl_convert.javascript_bundle(vl_version=VEGA_LITE)  # type: ignore[call-arg]
     return library.replace("</script", "<\\/script")

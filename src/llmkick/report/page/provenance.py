@@ -1,4 +1,4 @@
-"""What was run on what: the model, the study, the data, the machine, the time, as titled lists of facts."""
+"""Provenance of a run: model, study, data, machine and time, as titled lists of facts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Facts = list[tuple[str, str]]
 
 
 def sections(result: StudyResult) -> list[tuple[str, Facts]]:
-    """Everything results.json says about how the numbers came about, but for the numbers."""
+    """All provenance in results.json: everything except the results themselves."""
     study = {key: value for key, value in result.study.facts.items() if key not in ("tasks", "recipes")}
     return [
         ("Model", [*_model(result), *_facts(result.model.facts, skip=("name", "source_precision", "parameters"))]),
@@ -43,7 +43,7 @@ def _time(timing: Timing) -> Facts:
 
 
 def tasks(result: StudyResult) -> tuple[list[str], list[list[str]]]:
-    """Every setting of every task, as a table: its columns and its rows."""
+    """Every setting of every task, as the columns and rows of a table."""
     facts = [task.facts for task in result.tasks]
     columns = list(dict.fromkeys(key for task in facts for key in task if key != "setting"))
     rows = [[_plain(task[key]) if task.get(key) is not None else "" for key in columns] for task in facts]
@@ -51,7 +51,7 @@ def tasks(result: StudyResult) -> tuple[list[str], list[list[str]]]:
 
 
 def source_note(result: StudyResult) -> str | None:
-    """What must stand beside every result of rounding, if the dense weights had been rounded before."""
+    """The note for all quantization results if the dense weights were already rounded; None otherwise."""
     precision = result.model.source_precision
     if precision == "float":
         return None
@@ -72,7 +72,7 @@ def _model(result: StudyResult) -> Facts:
 
 
 def _calibration(result: StudyResult) -> Facts:
-    """The calibration text of each seed, and who used it."""
+    """The calibration text of each seed, and the recipes that used it."""
     users: dict[tuple[str, str], list[str]] = {}
     for report in result.compression:
         if report.calibration is not None:

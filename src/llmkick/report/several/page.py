@@ -1,4 +1,4 @@
-"""One page of several studies: their verdicts side by side, and paired differences where they are comparable."""
+"""The HTML page of several studies: verdicts side by side, and paired differences of comparable tasks."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ from llmkick.report.run_folder import Run, opened_run
 from llmkick.report.several.studies import Paired, labels, pair, task_refusal
 
 SCRIPTS = ("page.js", "page_figures.js", "page_start_studies.js")
-# Okabe & Ito's, as for methods, but each study its own.
+# The palette of Okabe & Ito, as for methods; each study has one colour.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6d31", "#7f7f7f")
 SHAPES = ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross", "triangle-right", "triangle-left")
 
 
 def write_studies(folders: Sequence[Path], target: Path) -> Path:
-    """Write one page about several run folders; gives its path.
+    """Write one page about several run folders; returns its path.
 
-    Raises ConfigError for a folder that is given twice, DataError for one that holds nothing to show.
+    Raises ConfigError for a repeated folder, DataError for a folder without results to show.
     """
     names = labels(folders)
     with ExitStack() as stack:
@@ -62,7 +62,7 @@ def _render(names: Sequence[str], runs: Sequence[Run], paired: Sequence[Paired],
 
 
 def _study(name: str, run: Run, target: Path) -> Payload:
-    """What identifies a study, and where its own report lies, seen from the page."""
+    """The identity of a study, and the path of its report relative to the page."""
     result = run.result
     report = result.folder / PAGE_FILE
     relative = os.path.relpath(report.resolve(), target.resolve().parent)
@@ -77,7 +77,7 @@ def _study(name: str, run: Run, target: Path) -> Payload:
 
 
 def _matrix(names: Sequence[str], runs: Sequence[Run]) -> Payload:
-    """Recipes × tasks with a line for each study; a task that cannot be paired with the first study's is marked."""
+    """Recipes × tasks, one line per study; marks the tasks that cannot be paired with the first study."""
     tasks = _tasks(runs)
     matrices = [matrix.matrix(run.result) for run in runs]
     recipes = list(dict.fromkeys(recipe for run in runs for recipe in run.result.labels))
@@ -157,7 +157,7 @@ def _saved(paired: Sequence[Paired]) -> Payload:
 
 
 def _figures(names: Sequence[str], runs: Sequence[Run]) -> list[Figure]:
-    """Relative loss of every recipe, the studies beside each other, on the tasks that all of them asked alike."""
+    """Relative loss of every recipe, studies side by side, on the tasks that are identical in all of them."""
     rows = [
         {
             "study": name, "recipe": entry.recipe, "task": entry.task, "loss": entry.relative_drop,

@@ -1,4 +1,4 @@
-"""Several studies side by side: what of them can be compared, what cannot and why, and paired differences."""
+"""Comparison of several studies: paired differences, and the reasons why other results cannot be paired."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from llmkick.statistics import compare
 from llmkick.study.results.records import TaskSummary
 from llmkick.study.results.results import StudyResult
 
-# What makes two tasks of one name the same task; a difference in any is said in these words.
+# The properties that two tasks of the same name must share, with the words that describe a difference.
 TASK_KEYS: Mapping[str, str] = {
     "version": "versions of the task",
     "protocol": "protocols",
@@ -31,13 +31,13 @@ TASK_KEYS: Mapping[str, str] = {
     "metric": "metrics",
     "chance_level": "levels of chance",
 }
-# What may differ and is worth knowing: it is often the very thing that is compared.
+# Settings that may differ but are reported: the difference is often the purpose of the comparison.
 STUDY_FACTS = ("seeds", "calibration", "propagate", "dtype")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Refusal:
-    """What is not paired, and why."""
+    """A result that is not paired, and the reason."""
 
     what: str
     reason: str
@@ -63,7 +63,7 @@ class Difference:
 
 @dataclass(frozen=True, kw_only=True)
 class Paired:
-    """Two studies: the differences, what was refused, and what else differs."""
+    """Two studies: the paired differences, the refusals, and notes on other differences."""
 
     first: str
     second: str
@@ -73,7 +73,7 @@ class Paired:
 
 
 def labels(folders: Sequence[Path]) -> list[str]:
-    """A short name for each folder: its own, or its whole path where that would not tell them apart."""
+    """A short label for each folder: its name, or its full path if the names are not unique."""
     names = [folder.resolve().name for folder in folders]
     whole = [str(folder) for folder in folders]
     if len({folder.resolve() for folder in folders}) < len(folders):
@@ -100,7 +100,7 @@ def task_refusal(first: StudyResult, second: StudyResult, name: str) -> str:
 
 
 def pair(first: Run, second: Run, *, names: Sequence[str]) -> Paired:
-    """Every (recipe, task) that both studies asked, the dense model included."""
+    """Pair every (recipe, task) that both studies asked, including the dense model."""
     refusals, differences = [], []
     a, b = first.result, second.result
     tasks = list(dict.fromkeys(task.name for task in (*a.tasks, *b.tasks)))
@@ -157,7 +157,7 @@ def _of_perplexity(
 
 
 def _scores(run: Run, recipe: str, task: str) -> dict[str, float | None]:
-    """Item → score; with several calibration seeds their mean, undefined where one of them has none."""
+    """Item → score, as the mean over calibration seeds; None if the score of any seed is missing."""
     cells = [cell for cell in run.cells if (cell.recipe, cell.task) == (recipe, task)]
     if run.journal is None or not cells:
         return {}
@@ -190,7 +190,7 @@ def _verdict(result: StudyResult, recipe: str, task: str) -> str | None:
 
 
 def _notes(a: StudyResult, b: StudyResult) -> list[str]:
-    """What differs between the studies besides their tasks."""
+    """Differences between the studies other than their tasks."""
     notes = []
     for key in ("name", "digest"):
         models = [result.model.facts.get(key) for result in (a, b)]
