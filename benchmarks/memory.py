@@ -24,7 +24,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import LlamaConfig
 
-from llmkick.models.checkpoints.checkpoint import locate
+from llmkick.models.checkpoints.references import locate
 
 RESULTS = Path(__file__).parent / "results" / "memory.md"
 RECIPES = ("wanda@0.5", "gptq@4b-g128")

@@ -20,8 +20,8 @@ import typer
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 from llmkick.models.checkpoints.builtin import builtin_gguf
-from llmkick.models.checkpoints.checkpoint import locate
 from llmkick.models.checkpoints.loading import load_model
+from llmkick.models.checkpoints.references import locate
 from llmkick.models.server.server import ServerSettings, connect
 from llmkick.tasks.evaluate import evaluate
 from llmkick.tasks.registry import get_task

@@ -22,8 +22,8 @@ from llmkick.compression.registry import METHODS, all_methods, method_named, par
 from llmkick.compression.walk.compress import artifact_key
 from llmkick.compression.walk.weight import compress_weight
 from llmkick.errors import ConfigError, KickError, ModelError, NumericalError
-from llmkick.models.checkpoints.checkpoint import locate
 from llmkick.models.checkpoints.loading import load_model
+from llmkick.models.checkpoints.references import locate
 from llmkick.models.plugin_models import plugin_of
 from llmkick.study.run import run_study
 from llmkick.study.running.environment import environment

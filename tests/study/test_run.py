@@ -22,8 +22,8 @@ import pytest
 
 from llmkick.compression.walk.calibration import calibrate
 from llmkick.errors import ConfigError, DataError, ModelError
-from llmkick.models.checkpoints.checkpoint import SOURCE_FILE
 from llmkick.models.checkpoints.loading import load_model
+from llmkick.models.checkpoints.references import SOURCE_FILE
 from llmkick.models.transformers_model import TransformersModel
 from llmkick.report.run_folder import opened_run
 from llmkick.study.journal.database import JOURNAL_FILE

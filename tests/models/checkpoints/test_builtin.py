@@ -12,7 +12,7 @@ import pytest
 
 from llmkick.errors import ModelError
 from llmkick.files import sha256_of_file
-from llmkick.models.checkpoints import builtin, checkpoint
+from llmkick.models.checkpoints import builtin, references
 from llmkick.models.checkpoints.builtin import BUILTIN_MODELS, BuiltinModel, builtin_gguf, is_cached
 from llmkick.models.checkpoints.loading import load_model
 from llmkick.models.language_model import GenerateRequest, Generation, Message
@@ -203,6 +203,6 @@ def test_smollm2_is_the_model_it_says_it_is():
 
 @pytest.mark.model
 def test_smollm2_is_converted_only_once(monkeypatch: pytest.MonkeyPatch):
-    first = checkpoint.locate("smollm2-135m-instruct")
-    monkeypatch.setattr(checkpoint, "_convert_gguf", lambda *_: pytest.fail("converted again"))
-    assert checkpoint.locate("smollm2-135m-instruct") == first
+    first = references.locate("smollm2-135m-instruct")
+    monkeypatch.setattr(references, "_convert_gguf", lambda *_: pytest.fail("converted again"))
+    assert references.locate("smollm2-135m-instruct") == first

@@ -13,9 +13,9 @@ import torch
 
 from llmkick.errors import ModelError
 from llmkick.models.checkpoints import quantized
-from llmkick.models.checkpoints.checkpoint import locate
 from llmkick.models.checkpoints.loading import load_model
 from llmkick.models.checkpoints.quantized import READERS, method_of, precision_of
+from llmkick.models.checkpoints.references import locate
 from llmkick.models.checkpoints.sparsity import zeros_of
 from llmkick.models.language_model import ScoreRequest
 from toy import save_toy, save_toy_gguf

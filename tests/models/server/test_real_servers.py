@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from llmkick.models.checkpoints.builtin import builtin_gguf
-from llmkick.models.checkpoints.checkpoint import locate
 from llmkick.models.checkpoints.loading import load_model
+from llmkick.models.checkpoints.references import locate
 from llmkick.models.server.capabilities import Capabilities
 from llmkick.models.server.server import ServerModel, ServerSettings, connect
 from llmkick.models.transformers_model import TransformersModel

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from llmkick.models.checkpoints.checkpoint import locate
+from llmkick.models.checkpoints.references import locate
 from llmkick.study.run import run_study
 from llmkick.study.spec.study import Study, make_study
 from toy import save_toy

@@ -20,9 +20,9 @@ from llmkick.compression.walk.streaming import StreamedBlocks
 from llmkick.compression.walk.unchanged import names_outside_layers
 from llmkick.errors import ConfigError
 from llmkick.files import new_folder, require_space
-from llmkick.models.checkpoints.checkpoint import SOURCE_FILE
 from llmkick.models.checkpoints.meta_model import MetaModel
 from llmkick.models.checkpoints.packed import pack, write_manifest, write_packed
+from llmkick.models.checkpoints.references import SOURCE_FILE
 from llmkick.models.transformers_model import TransformersModel
 
 REPORT_FILE = "llmkick_compression.json"

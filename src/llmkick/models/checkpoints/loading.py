@@ -12,8 +12,8 @@ import torch
 
 from llmkick.errors import ModelError
 from llmkick.models.checkpoint import Checkpoint
-from llmkick.models.checkpoints.checkpoint import locate, refuse_missing
 from llmkick.models.checkpoints.packed import unpack_folder
+from llmkick.models.checkpoints.references import locate, refuse_missing
 from llmkick.models.language_model import ModelInfo
 from llmkick.models.plugin_models import load_from_plugin, plugin_of
 from llmkick.models.precision import BALANCED, resolve_device, resolve_dtype

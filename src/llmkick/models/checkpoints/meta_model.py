@@ -12,7 +12,6 @@ from torch import Tensor
 
 from llmkick.errors import ModelError
 from llmkick.models.checkpoint import Checkpoint
-from llmkick.models.checkpoints.checkpoint import locate, small_files
 from llmkick.models.checkpoints.loading import (
     cannot_load,
     describe,
@@ -21,6 +20,7 @@ from llmkick.models.checkpoints.loading import (
     read_tokenizer,
     tokenizer_in,
 )
+from llmkick.models.checkpoints.references import locate, small_files
 from llmkick.models.language_model import ModelInfo
 from llmkick.models.precision import resolve_device, resolve_dtype
 from llmkick.models.transformers_model import TransformersModel

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmkick.errors import ConfigError
-from llmkick.models.checkpoints.checkpoint import is_server
 from llmkick.models.checkpoints.loading import load_model
+from llmkick.models.checkpoints.references import is_server
 from llmkick.models.engine.generation import first_stop
 from llmkick.models.language_model import (
     ContinuationScore,

@@ -17,7 +17,7 @@ import torch
 
 from llmkick.compression.walk.calibration import Calibration
 from llmkick.errors import ConfigError, KickError
-from llmkick.models.checkpoints.checkpoint import is_server
+from llmkick.models.checkpoints.references import is_server
 from llmkick.models.plugin_models import plugin_of
 from llmkick.models.precision import BALANCED, DTYPES
 from llmkick.models.transformers_model import TransformersModel

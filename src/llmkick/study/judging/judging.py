@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 
 from llmkick.files import sha256_of_file
-from llmkick.models.checkpoints.checkpoint import is_server
+from llmkick.models.checkpoints.references import is_server
 from llmkick.models.server.address import parse_address
 from llmkick.study.cells import digest_of
 from llmkick.study.journal.journal import Journal, Judgement

@@ -13,8 +13,8 @@ import torch
 
 from llmkick.errors import ConfigError
 from llmkick.models.checkpoint import Checkpoint
-from llmkick.models.checkpoints.checkpoint import is_server, locate
 from llmkick.models.checkpoints.loading import load_located, read_tokenizer
+from llmkick.models.checkpoints.references import is_server, locate
 from llmkick.models.checkpoints.sparsity import zeros_of
 from llmkick.models.language_model import LanguageModel
 from llmkick.models.plugin_models import plugin_of

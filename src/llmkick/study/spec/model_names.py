@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from llmkick.errors import ConfigError
-from llmkick.models.checkpoints.checkpoint import is_server
+from llmkick.models.checkpoints.references import is_server
 from llmkick.models.server.address import parse_address
 
 

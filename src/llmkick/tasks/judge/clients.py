@@ -14,8 +14,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
 from llmkick.errors import JudgeError, KickError
-from llmkick.models.checkpoints.checkpoint import locate
 from llmkick.models.checkpoints.loading import load_model
+from llmkick.models.checkpoints.references import locate
 from llmkick.models.language_model import GenerateRequest, Generation, LanguageModel, Message, Unanswered
 
 if TYPE_CHECKING:  # importing the client library takes a second
