@@ -84,7 +84,7 @@ def show(driver, page: Path, **look):
 
 
 def complaints(driver):
-    return [entry.message for entry in driver.get_log("browser")]
+    return [entry["message"] for entry in driver.get_log("browser")]
 
 
 def saved(downloads: Path, name: str) -> bytes:
@@ -107,7 +107,7 @@ def test_filters_search_and_pages_work(seen, driver, result):
     chromium.wait_for(driver, IDS + "return $('answers-task').selectedOptions[0].text === 'factoid_qa' && list()")
     assert seen("return $('answers-variant').selectedOptions[0].text") == "magnitude@0.25"
     seen("pick('lost')")
-    assert seen("return [tags(), status()]") == [["✗ lost"], f"{entry['lost']:.0f} of 60 questions"]
+    assert seen("return [tags(), status()]") == [["✗ lost"], f"{entry.lost:.0f} of 60 questions"]
     seen("pick('all')")
     assert seen("return [list(), $('answers-page').textContent]") == [10, "page 1 of 6"]
     seen("$('answers-next').click()")
@@ -175,7 +175,7 @@ def test_figures_and_their_numbers_can_be_saved(seen, driver, downloads, result)
     seen("document.querySelector('#verdicts details').open = true")
     seen("document.querySelector('[data-table=comparisons] button').click()")
     assert len(saved(downloads, "comparisons.csv").decode().splitlines()) == 1 + sum(
-        "verdict" in e for e in entries.values()
+        e.kind == "task" for e in entries.values()
     )
     seen("document.querySelector('[data-figure=bits] ~ .savers .numbers summary').click()")
     chromium.wait_for(driver, "return document.querySelectorAll('.savers .numbers table tbody tr').length")
