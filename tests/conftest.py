@@ -5,10 +5,14 @@ from __future__ import annotations
 import functools
 import os
 import sys
+from typing import TYPE_CHECKING
 
 import pytest
 
 from commands import CONTROL, Kick, Outcome
+
+if TYPE_CHECKING:
+    from llmkick.models.transformers_model import TransformersModel
 
 BUILTIN = "smollm2-135m-instruct"
 
@@ -49,6 +53,15 @@ def fetch_builtin_model() -> None:
 
     with FileLock(cache_folder("builtin") / "tests.lock"):
         locate(BUILTIN)
+
+
+@pytest.fixture(scope="session")
+def builtin_model() -> TransformersModel:
+    """The built-in model in float32 on the CPU, loaded once. No test changes its weights."""
+    from llmkick.models.checkpoints.loading import load_model
+
+    fetch_builtin_model()
+    return load_model(BUILTIN, dtype="float32", device="cpu")
 
 
 @pytest.fixture
