@@ -35,13 +35,14 @@ from llmkick.errors import ConfigError, DataError
 from llmkick.models.checkpoints.builtin import BUILTIN_MODELS
 from llmkick.models.checkpoints.loading import load_model
 from llmkick.study.journal.journal import Journal
-from llmkick.study.results.results import as_json, read_results
+from llmkick.study.results.results import read_results
 from llmkick.study.run import make_executor
 from llmkick.study.spec import choices as choices_of_study
 from llmkick.study.spec.study import Study, load_study, make_study
 from llmkick.tasks.prompting import PromptingChoice
 from llmkick.tasks.registry import task_names
 from llmkick.tasks.task import TaskProtocol
+from plain import as_json
 from toy import save_toy
 
 COMMANDS = [command.name or command.callback.__name__ for command in cli.app.registered_commands if command.callback]

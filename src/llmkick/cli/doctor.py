@@ -51,14 +51,14 @@ def _facts(device: torch.device, cache: Path) -> list[tuple[str, str]]:
     from llmkick.models.precision import resolve_dtype
     from llmkick.study.running.environment import environment
 
-    facts = environment()
+    machine = environment()
     plugins = [plugin for group in GROUPS for plugin in installed(group)]
     return [
-        ("python", facts["python"]),
-        *facts["packages"].items(),
-        ("processor", f"{facts['processor']}, {facts['cores']} cores, {facts['threads']} threads used"),
-        ("memory", f"{facts['memory_bytes'] / 1e9:.1f} GB"),
-        ("device", f"{device} {facts['accelerator'] or ''}".strip()),
+        ("python", machine.python),
+        *machine.packages.items(),
+        ("processor", f"{machine.processor}, {machine.cores} cores, {machine.threads} threads used"),
+        ("memory", f"{(machine.memory_bytes or 0) / 1e9:.1f} GB"),
+        ("device", f"{device} {machine.accelerator or ''}".strip()),
         ("dtype auto", str(resolve_dtype("auto", device)).removeprefix("torch.")),
         ("cache", f"{cache}, {shutil.disk_usage(cache).free / 1e9:.1f} GB free"),
         *((f"plug-in {plugin.name}", f"{plugin.group}, from {plugin.origin}") for plugin in plugins),

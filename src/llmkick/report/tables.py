@@ -66,10 +66,10 @@ def comparisons_table(result: StudyResult) -> pd.DataFrame:
     for entry in task_comparisons(result):
         low, high = entry.interval or (None, None)
         above_low, above_high = entry.interval_above_chance or (None, None)
-        known = {key: value for key, value in vars(entry).items() if key in COMPARISONS}
+        entries = {key: value for key, value in vars(entry).items() if key in COMPARISONS}
         rows.append(
             {
-                **known,
+                **entries,
                 "seeds": _joined(entry.seeds, " "),
                 "notes": _joined(entry.notes, "; "),
                 "loss": entry.relative_drop,
@@ -88,10 +88,10 @@ def perplexity_table(result: StudyResult) -> pd.DataFrame:
     rows = []
     for entry in perplexity_comparisons(result):
         low, high = entry.interval or (None, None)
-        known = {key: value for key, value in vars(entry).items() if key in PERPLEXITY}
+        entries = {key: value for key, value in vars(entry).items() if key in PERPLEXITY}
         lists = {"seeds": _joined(entry.seeds, " "), "notes": _joined(entry.notes, "; ")}
         bounds = {"increase": entry.relative_increase, "increase_low": low, "increase_high": high}
-        rows.append({**known, **lists, **bounds})
+        rows.append({**entries, **lists, **bounds})
     return _frame(rows, PERPLEXITY)
 
 
