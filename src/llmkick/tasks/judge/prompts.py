@@ -11,13 +11,14 @@ from typing import Any, Protocol, runtime_checkable
 
 from llmkick.models.language_model import Message
 from llmkick.tasks.judge.replies import ASPECTS, Kind, Pairs, Unreadable, read_scores
-from llmkick.tasks.judge.verdicts import JudgeProtocol, fields, parse_scores, read_reply
+from llmkick.tasks.judge.verdicts import READING_VERSION, JudgeProtocol, fields, parse_scores, read_reply
 from llmkick.tasks.task import Item
 
 __all__ = [
     "ASPECTS",
     "KINDS",
     "PROMPT_VERSION",
+    "READING_VERSION",
     "JudgeProtocol",
     "Kind",
     "Pairs",

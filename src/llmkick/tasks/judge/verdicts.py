@@ -21,6 +21,8 @@ from llmkick.tasks.judge.replies import (
 )
 
 JudgeProtocol = Literal["strict", "paper"]
+# Increment when other scores may be read in the same reply. The replies themselves are kept: they are read again.
+READING_VERSION = 2
 
 CUT = Unreadable("the reply was cut before its end")
 ONLY_THOUGHTS = Unreadable("it contains thoughts and no verdict")
