@@ -30,6 +30,10 @@ TASK_KEYS: Mapping[str, str] = {
     "prompting": "prompts",
     "metric": "metrics",
     "chance_level": "levels of chance",
+    "judge": "judges",
+    "judge_protocol": "protocols of the judge",
+    "judge_prompt": "versions of the judge's prompt",
+    "judge_reading": "versions of the reader of its replies",
 }
 # Settings that may differ but are reported: the difference is often the purpose of the comparison.
 STUDY_FACTS = ("seeds", "calibration", "propagate", "dtype")

@@ -30,11 +30,12 @@ from llmkick.study.judging.questions import (
 from llmkick.study.judging.reliability import Reliability, doubts, reliability
 from llmkick.study.judging.scores import CellPlan
 from llmkick.study.progress import Observer
-from llmkick.study.results.records import JudgeSummary, TaskSummary
+from llmkick.study.results.judge_summary import JudgeSummary
+from llmkick.study.results.records import TaskSummary
 from llmkick.study.spec.sections import JudgeSpec
 from llmkick.tasks.data.reference_answers import read_reference_answers
 from llmkick.tasks.judge.clients import EndpointJudge, Judge, LocalJudge, NoReply
-from llmkick.tasks.judge.prompts import PROMPT_VERSION, Judgeable
+from llmkick.tasks.judge.prompts import PROMPT_VERSION, READING_VERSION, Judgeable
 from llmkick.tasks.task import Item, Task
 
 SUFFIX = ":judge"
@@ -124,6 +125,7 @@ class Judging:
                     "judge": self.spec.model,
                     "judge_protocol": self.spec.protocol,
                     "judge_prompt": PROMPT_VERSION[self.spec.protocol],
+                    "judge_reading": READING_VERSION,
                     "judge_reference": self.spec.reference,
                 }
             )
@@ -134,7 +136,7 @@ class Judging:
         """Return the run key of a judged cell, a hash of all inputs that can change its records."""
         file = self._file(answered.task)
         against = _dense_of(answered, cells).run_key if file is None else sha256_of_file(file)
-        return digest_of([answered.run_key, against, self._settings, self.spec.replicates])
+        return digest_of([answered.run_key, against, self._settings, READING_VERSION, self.spec.replicates])
 
     def run(self, cells: Sequence[Answered], items: Mapping[str, Sequence[Item]], model: str) -> None:
         """Ask the new questions and write the records of every judged cell.

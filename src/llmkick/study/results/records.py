@@ -165,6 +165,7 @@ class TaskSummary(OpenRecord):
     metric: str
     setting: str
     chance_level: float
+    judge: str | None = None  # the model that scores the answers
 
     @property
     def is_control(self) -> bool:
@@ -248,15 +249,6 @@ class NoiseRow(OpenRecord):
     flipped: int
     mean_shift: float
     largest_shift: float
-
-
-class JudgeSummary(OpenRecord):
-    """The judge of generated answers: its settings, its cost in tokens, and its reliability by task."""
-
-    judgements: int
-    unanswered: int
-    prompt_tokens: int
-    completion_tokens: int
 
 
 class FamilyRow(OpenRecord):

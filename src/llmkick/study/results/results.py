@@ -11,6 +11,7 @@ from pydantic import Discriminator, Tag, model_validator
 from llmkick.compression.levels import Level
 from llmkick.statistics import Comparison, PerplexityComparison
 from llmkick.study.levels import level_of_text
+from llmkick.study.results.judge_summary import JudgeSummary, MissingJudgements
 from llmkick.study.results.records import (
     AgreementRow,
     ComparedModel,
@@ -19,7 +20,6 @@ from llmkick.study.results.records import (
     Environment,
     FailedCell,
     Family,
-    JudgeSummary,
     NoiseRow,
     OverallVerdict,
     ResultRow,
@@ -88,6 +88,11 @@ class StudyResult(ResultFile):
         if not self.models:  # an unfinished run
             labels = list(label_others(self.study.others, taken=()))
         return list(dict.fromkeys([*self.study.recipes, *labels]))
+
+    @property
+    def missing_judgements(self) -> tuple[MissingJudgements, ...]:
+        """The missing judgements by judged task, recipe and seed; empty without a judge."""
+        return () if self.judge is None else self.judge.missing
 
     def level(self, recipe: str) -> Level:
         """Return the method, level and severity of a recipe."""

@@ -12,6 +12,8 @@ import pandas as pd
 from llmkick.models.language_model import LanguageModel
 from llmkick.study.cells import style_of
 from llmkick.study.results.comparisons import cell_results, compare_all, describe_task, overall_by_recipe
+from llmkick.study.results.judge_summary import JudgeSummary, MissingJudgements
+from llmkick.study.results.missing_judgements import missing_judgements, warnings_of_missing
 from llmkick.study.results.multiplicity import agreement, correction_note, families
 from llmkick.study.results.noise_floor import HALF_PRECISIONS, RecordedAnswer, describe_noise, noise_of_choices
 from llmkick.study.results.records import (
@@ -65,6 +67,7 @@ class _Conclusion:
                 orders=self.context.orders,
                 same_weights=self.context.left_the_weights,
             )
+        missing = missing_judgements(records, tasks, study.labels(), alpha=study.alpha)
         journalled = self._compressions()
         compressions = [compression.summary for compression in journalled]
         live_models = self.context.keys.external_models.live.values()
@@ -92,11 +95,12 @@ class _Conclusion:
                 *self.context.warnings,
                 *self.run.warnings,
                 *self.executor.warnings,
+                *warnings_of_missing(missing),
                 *_warnings([self.context.model, *live_models], study, records, compressions),
                 *(describe_noise(row, self.context.model.info.dtype) for row in noise),
             ),
             noise=tuple(noise),
-            judge=None if self.context.judging is None else self.context.judging.summary,
+            judge=self._judge(missing),
             families=tuple(families(comparisons, study.labels(), correction=study.correction, alpha=study.alpha)),
             agreement=tuple(agreement(records, study.labels())),
             failures=tuple(FailedCell.model_validate(failure.as_row()) for failure in self.run.schedule.failures),
@@ -123,6 +127,10 @@ class _Conclusion:
                     self.context.journal.add_noise(cell.run_key, row)
             rows += [row] if row is not None else []
         return rows
+
+    def _judge(self, missing: Sequence[MissingJudgements]) -> JudgeSummary | None:
+        summary = None if self.context.judging is None else self.context.judging.summary
+        return None if summary is None else summary.model_copy(update={"missing": tuple(missing)})
 
     def _records(self) -> pd.DataFrame:
         """Return the records of all complete cells.
