@@ -20,7 +20,7 @@ from llmkick.models.language_model import (
 )
 from llmkick.models.server import failures as endpoint_failures
 from llmkick.models.server.capabilities import PENALTIES, Capabilities
-from llmkick.models.server.replies import generated_letter_scores
+from llmkick.models.server.outcomes import generated_letter_scores
 from llmkick.models.server.server import ServerModel, ServerSettings, connect, open_model
 from llmkick.tasks.evaluate import evaluate, refuse_unanswerable
 from llmkick.tasks.registry import get_task
