@@ -58,7 +58,9 @@ TEXTS = {
     "a word like a channel": ("analysis of the data: Paris",) * 2 + (False,),
     "Granite": ("Here is my thought process:\nLyon\n\nHere is my response:\nParis", "Paris", False),
     "Granite, cut": ("Here is my thought process:\nLyon", "", True),
-    "Apriel": ("Here are my reasoning steps:\nLyon\n[BEGIN FINAL RESPONSE]\nParis\n[END FINAL RESPONSE]", "Paris\n", False),
+    "Apriel": (
+        "Here are my reasoning steps:\nLyon\n[BEGIN FINAL RESPONSE]\nParis\n[END FINAL RESPONSE]", "Paris\n", False,
+    ),
 }  # fmt: skip
 
 

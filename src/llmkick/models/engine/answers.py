@@ -97,7 +97,9 @@ class Answers:
     def _end_of_thought(self, row: Row) -> int:
         """How many of the first tokens hold no part of the answer: the longest beginning that is only a thought."""
         counts = range(len(row.tokens), row.thought, -1)
-        return next((count for count in counts if self._separated(row, row.tokens[:count]).is_only_thought), row.thought)
+        return next(
+            (count for count in counts if self._separated(row, row.tokens[:count]).is_only_thought), row.thought
+        )
 
 
 def first_stop(text: str, stops: Sequence[str]) -> int | None:

@@ -6,6 +6,7 @@ at the end of every prompt (`<think>`); with thinking "off" that thought is clos
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -24,6 +25,7 @@ SWITCHES: Mapping[str, tuple[Any, Any]] = {
     "reasoning": (False, True),
     "thinking_budget": (0, None),  # None: as the template has it by itself
 }
+_GENERATION = re.compile(r"\{%-?\s*(?:end)?generation\s*-?%\}")
 # A conversation that every template takes, to see what it writes.
 _PLAIN = (Message("user", "Hello"),)
 
@@ -69,6 +71,8 @@ class ChatTemplate:
         return rendered if closing is None else f"{rendered.rstrip()}\n\n{closing}\n\n"
 
     def _rendered_somehow(self, messages: Sequence[Message]) -> str:
+        from jinja2 import TemplateError
+
         changes = ((), (without_system,), (joined_turns,), (without_system, joined_turns))
         refusal: Exception | None = None
         for change in changes:
@@ -79,7 +83,7 @@ class ChatTemplate:
                 continue
             try:
                 rendered = self._rendered(turns, self.options)
-            except Exception as error:  # templates raise errors of their own, and those of Jinja and of transformers
+            except (TemplateError, TypeError, ValueError, LookupError) as error:
                 refusal = refusal or error
                 continue
             # Some templates leave a system message out without a word.
@@ -89,7 +93,8 @@ class ChatTemplate:
         if refusal is None:  # the template writes a system message in its own way
             return self._rendered(messages, self.options)
         raise ConfigError(
-            f'the chat template of {self.model_name} refuses the conversation: {one_line(refusal)}; use prompting = "raw"'
+            f"the chat template of {self.model_name} refuses the conversation: {one_line(refusal)}; "
+            'use prompting = "raw"'
         ) from refusal
 
     def _note(self, change: Sequence[object]) -> None:
@@ -115,21 +120,11 @@ class ChatTemplate:
 
 def _variables_of(template: str) -> frozenset[str]:
     """The variables that a template reads and does not set; none for one that cannot be parsed."""
-    from jinja2 import Environment, TemplateError, meta, nodes
-    from jinja2.ext import Extension, loopcontrols
-    from jinja2.parser import Parser
+    from jinja2 import Environment, TemplateError, meta
 
-    class Generation(Extension):
-        """The block of transformers around what the assistant says."""
-
-        tags = frozenset({"generation"})
-
-        def parse(self, parser: Parser) -> list[nodes.Node]:
-            next(parser.stream)
-            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-    environment = Environment(extensions=[Generation, loopcontrols])  # it parses, and renders nothing
+    # What transformers adds to Jinja: loop controls, and a block around what the assistant says.
+    environment = Environment(extensions=["jinja2.ext.loopcontrols"], autoescape=True)  # it renders nothing
     try:
-        return frozenset(meta.find_undeclared_variables(environment.parse(template)))
+        return frozenset(meta.find_undeclared_variables(environment.parse(_GENERATION.sub("", template))))
     except TemplateError:
         return frozenset()

@@ -68,7 +68,10 @@ class Capabilities:
 
 
 def probe_capabilities(endpoint: Endpoint, thinking: Thinking = "off") -> Capabilities:
-    """Probe a server, whose model is to think or not. Raises ModelError when it answers neither conversations nor raw text."""
+    """Probe a server, whose model is to think or not.
+
+    Raises ModelError when it answers neither conversations nor raw text.
+    """
     # Some servers answer with status 500 to what they do not support: many retries would only take time.
     endpoint = replace(endpoint, attempts=min(2, endpoint.attempts))
     probe: dict[str, Any] = {"max_tokens": 1, **GREEDY}
@@ -96,9 +99,7 @@ def probe_capabilities(endpoint: Endpoint, thinking: Thinking = "off") -> Capabi
     )
 
 
-def _with_switch(
-    endpoint: Endpoint, basic: Capabilities, chat: Callable[..., Any], thinking: Thinking
-) -> Capabilities:
+def _with_switch(endpoint: Endpoint, basic: Capabilities, chat: Callable[..., Any], thinking: Thinking) -> Capabilities:
     """`basic` with the switch that makes the model think as it should, where one shows an effect.
 
     A model that does not think by itself, and is not to, gets no switch: its requests stay the standard ones.

@@ -42,7 +42,9 @@ _AT_LEAST = re.compile(
     r"(?:>=|≥|greater than or equal to|at least|min(?:imum)?(?: (?:allowed|value|of|is))*:?)\s*(\d+)", re.IGNORECASE
 )
 # A message about the size of a request: without its parameters the request would be as large.
-_SIZE = re.compile(r"too (?:large|long|many|small|low)|context|exceed|output limit|length of|higher|larger", re.IGNORECASE)
+_SIZE = re.compile(
+    r"too (?:large|long|many|small|low)|context|exceed|output limit|length of|higher|larger", re.IGNORECASE
+)
 _SYSTEM_ROLE = re.compile(
     r"system (?:role|message|prompt|instruction)s?\b.*\b(?:not|n't|only|must)|developer instruction is not"
     r"|(?:not|n't|unsupported|unknown|invalid|unexpected|only)\b.*\bsystem\b|only user",
@@ -191,12 +193,12 @@ def _places(failure: BaseException | None) -> list[str]:
     """The places of errors in the form of FastAPI: {"detail": [{"loc": ["body", "seed"], "msg": …}]}."""
     body = getattr(failure, "body", None)
     detail = body.get("detail") if isinstance(body, Mapping) else None
-    return [
-        str(place)
-        for error in (detail if isinstance(detail, list) else [])
-        if isinstance(error, Mapping)
-        for place in (error.get("loc") if isinstance(error.get("loc"), list) else [])
-    ]
+    errors = [error for error in detail if isinstance(error, Mapping)] if isinstance(detail, list) else []
+    places: list[str] = []
+    for error in errors:
+        where = error.get("loc")
+        places += map(str, where) if isinstance(where, list) else []
+    return places
 
 
 def error_text(failure: BaseException | None) -> str:

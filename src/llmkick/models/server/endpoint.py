@@ -151,7 +151,7 @@ class Endpoint:
         """The entries of /models, each with its name as `id`; None where the server has no such list."""
         ask = partial(self.client.get, "/models", cast_to=object)
         try:
-            return clean_value(model_entries(self._retrying(ask, check=plain_body)))
+            return model_entries(clean_value(self._retrying(ask, check=plain_body)))
         except MalformedReplyError:
             return None
         except openai.OpenAIError as failure:

@@ -6,6 +6,7 @@ Failures are the openai library's and `MalformedReplyError`; `models.server.endp
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,7 @@ from openai.types.chat import ChatCompletion
 from llmkick.errors import KickError
 from llmkick.models.clean_text import clean_text, clean_value
 from llmkick.models.server.address import Address
+from llmkick.models.server.differences import error_text
 from llmkick.models.server.replies import final_text
 
 # Seconds between two attempts, at first and at most; a wait that a server asks for is cut to LONGEST_WAIT.
@@ -25,6 +27,7 @@ FIRST_WAIT, LONGEST_WAIT = 0.5, 60.0
 PERMANENT = {401, 403, 404}
 # An account without credit answers 429, "too many requests", but waiting does not help.
 NO_CREDIT = "insufficient_quota"
+_LIMIT_REACHED = re.compile(r"(?:max_tokens|max_completion_tokens|output limit).{0,40}reached", re.IGNORECASE)
 
 
 class MalformedReplyError(Exception):
@@ -41,6 +44,11 @@ def is_transient(failure: BaseException | None) -> bool:
         passing = failure.status_code in (408, 409, 425, 429) or failure.status_code >= 500
         return passing and not is_out_of_credit(failure)
     return isinstance(failure, openai.APIConnectionError | openai.APIResponseValidationError | MalformedReplyError)
+
+
+def is_limit_reached(failure: BaseException | None) -> bool:
+    """Whether a server refused to show a reply whose token limit ended it before its text, in a thought."""
+    return failure is not None and bool(_LIMIT_REACHED.search(error_text(failure)))
 
 
 def is_permanent(error: KickError) -> bool:

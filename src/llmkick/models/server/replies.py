@@ -55,7 +55,7 @@ class FinalText:
         """The reason why this reply is no answer; None where it is one. Empty is an answer if nothing cut it."""
         if self.separated.is_only_thought or (self.cut and not self.raw):
             return why_no_answer(self.separated, cut=self.cut, limit=limit, thinking=thinking)
-        if not self.text.strip() and self.finish in _NO_ANSWER or (not self.given and self.finish != "stop"):
+        if (not self.text.strip() and self.finish in _NO_ANSWER) or (not self.given and self.finish != "stop"):
             return f"the server's answer has no text (it ended with {self.finish!r})"
         return None
 
