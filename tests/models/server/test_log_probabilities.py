@@ -127,7 +127,11 @@ def test_tokens_that_are_parts_of_a_character_add_up_by_their_bytes():
         return {"token": text, "bytes": list(raw), "logprob": value, "top_logprobs": []}
 
     emoji = "🙂".encode()
-    content = [token("Q: A:", b"Q: A:", None), token("\ufffd", b" " + emoji[:2], -1.0), token("\ufffd", emoji[2:], -0.5)]
+    content = [
+        token("Q: A:", b"Q: A:", None),
+        token("\ufffd", b" " + emoji[:2], -1.0),
+        token("\ufffd", emoji[2:], -0.5),
+    ]
     score = echo({"content": content}, " 🙂", generated=0)
     assert score == ContinuationScore(logprob=-1.5, tokens=2, is_greedy=False)
     escaped = [r"bytes:\x20\xf0\x9f", r"bytes:\x99\x82"]

@@ -56,7 +56,9 @@ def test_the_answer_is_the_final_text(message: dict[str, Any]):
     final = final_text(said(message))
     assert final.text == "Paris"
     assert final.why_no_answer(limit=32) is None
-    assert final.has_thought is ("Lyon" in str(message) and "tool_use" not in str(message) or "redacted" in str(message))
+    assert final.has_thought is (
+        "Lyon" in str(message) and "tool_use" not in str(message) or "redacted" in str(message)
+    )
 
 
 @pytest.mark.parametrize("message", [m for m in MESSAGES.values() if final_text(said(m)).has_thought])

@@ -51,7 +51,8 @@ _SYSTEM_ROLE = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 _REFUSES = re.compile(
-    r"support|unknown|unrecogni[sz]ed|unexpected|extra|permitted|allowed|invalid|must be|implemented|option|requested",
+    r"support|unknown|unrecogni[sz]ed|unexpected|extra|permitted|allowed|invalid|(?:must|should) be|implemented|option"
+    r"|requested",
     re.IGNORECASE,
 )
 _ALTERNATE = re.compile(r"\balternat|consecutive|same role", re.IGNORECASE)
