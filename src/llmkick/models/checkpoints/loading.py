@@ -175,9 +175,9 @@ def _read_packed(checkpoint: Checkpoint, options: dict[str, Any]) -> Any:
 def _read_plain(checkpoint: Checkpoint, options: dict[str, Any]) -> Any:
     """The network of a folder whose tensors are plain weights, or are read as such."""
     files, empty = open_tensors(checkpoint.folder), meta_network(read_config(checkpoint.folder))
-    account(empty, files, options["dtype"])
+    taken = account(empty, files, options["dtype"])
     with files.slices() as weights:
-        return _filled(empty, weights, checkpoint.folder, options)
+        return _filled(empty, {name: weights[name] for name in taken}, checkpoint.folder, options)
 
 
 def _filled(empty: Any, weights: Mapping[str, Any], folder: Path, options: dict[str, Any]) -> Any:
@@ -187,6 +187,7 @@ def _filled(empty: Any, weights: Mapping[str, Any], folder: Path, options: dict[
     """
     architecture: Any = type(empty)
     network, loading_info = architecture.from_pretrained(None, config=empty.config, state_dict=weights, **options)
+    network.config.name_or_path = str(folder)
     refuse_missing(folder, network, loading_info["missing_keys"])
     read_generation_config(folder, network)
     return network
