@@ -18,6 +18,7 @@ from llmkick.models.checkpoints.packed import unpack_folder
 from llmkick.models.checkpoints.plain_tensors import open_tensors
 from llmkick.models.checkpoints.quantized import DEQUANTIZED, has_packed_integers, method_of, quantization_of
 from llmkick.models.checkpoints.references import locate
+from llmkick.models.checkpoints.vocabulary import check_vocabulary
 from llmkick.models.language_model import ModelInfo
 from llmkick.models.plugin_models import load_from_plugin, plugin_of
 from llmkick.models.precision import BALANCED, resolve_device, resolve_dtype
@@ -57,7 +58,9 @@ def load_located(checkpoint: Checkpoint, *, dtype: str = "auto", device: str = "
         check_finite(network)
         info = describe(network, checkpoint, precision)
     placed = network if spread else network.to(target)
-    return TransformersModel.wrap(placed, tokenizer, info, checkpoint=checkpoint)
+    model = TransformersModel.wrap(placed, tokenizer, info, checkpoint=checkpoint)
+    check_vocabulary(model)
+    return model
 
 
 def describe(network: Any, checkpoint: Checkpoint, dtype: torch.dtype) -> ModelInfo:
