@@ -176,9 +176,9 @@ def write_model(
 ) -> CompressionReport:
     """Create a folder from `write`, with the other files of the source, the report and its origin.
 
-    It appears complete or not at all. write: writes weights and configuration, returns warnings. form: how the weights are stored, for the model card.
-    Returns the report with all warnings. Raises ConfigError when the folder is not empty or the disk has less than
-    `size` free bytes.
+    It appears complete or not at all. write: writes weights and configuration, returns warnings. form: how the weights
+    are stored, for the model card. Returns the report with all warnings. Raises ConfigError when the folder is not
+    empty or the disk has less than `size` free bytes.
     """
     check_target(folder)
     require_space(folder, size + OTHER_BYTES, f"saving {model.info.name}")

@@ -42,7 +42,7 @@ def _with_base_model(text: str, base_model: str, end: str) -> str:
 
 def _mapping(text: str) -> dict[Any, Any] | None:
     """The mapping in a YAML text, empty for an empty one; None where it is something else."""
-    import yaml
+    import yaml  # type: ignore[import-untyped]
 
     try:
         values = yaml.safe_load(text)
