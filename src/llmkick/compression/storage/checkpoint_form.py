@@ -118,7 +118,7 @@ class CheckpointForm:
     """The form in which a network is written: its groups, which cover every tensor to be written exactly once.
 
     targets: the tensors of the network to be written. source_names: those of the checkpoint that it came from, empty
-    where there is none.
+    where there is none. `unreadable` are the targets that transformers would read under no name.
     """
 
     def __init__(self, network: Any, targets: Sequence[str], source_names: Iterable[str]) -> None:
@@ -130,8 +130,7 @@ class CheckpointForm:
         left -= self._take(self.reader.groups(source_names), left)
         if left:  # stored in another form there: quantized, or packed
             left -= self._take(self.reader.groups(_default_names(network)), left)
-        for name in sorted(left):
-            self._take_single(name)
+        self.unreadable = [name for name in sorted(left) if not self._take_single(name)]
 
     @property
     def groups(self) -> list[StoredGroup]:
@@ -143,6 +142,14 @@ class CheckpointForm:
     def sources(self) -> set[str]:
         """The names of all tensors that are written."""
         return set(self._used)
+
+    def refuse_unreadable(self) -> None:
+        """Raise ModelError when there is a tensor that transformers would not read back."""
+        if self.unreadable:
+            raise ModelError(
+                f"{self.unreadable[0]} cannot be written: transformers {_version()} reads it under no name that follows "
+                "from those of the checkpoint; use --packed, which stores the tensors of the network itself"
+            )
 
     def name_of(self, target: str) -> str | None:
         """The name under which a tensor is stored as it is; None where it is merged or split."""
@@ -185,16 +192,13 @@ class CheckpointForm:
                 covered |= set(group.targets)
         return covered
 
-    def _take_single(self, target: str) -> None:
+    def _take_single(self, target: str) -> bool:
         """Store a tensor under the name that its neighbours suggest, or its own, whichever transformers reads."""
         for name in dict.fromkeys((self._like_neighbours(target), target)):
             groups = [group for group in self.reader.groups([name]) if group.converter is None]
             if self._take(groups, {target}):
-                return
-        raise ModelError(
-            f"{target} cannot be written: transformers {_version()} reads it under no name that follows from those of "
-            "the checkpoint; use --packed, which stores the tensors of the network itself"
-        )
+                return True
+        return False
 
     def _like_neighbours(self, target: str) -> str:
         """The name with the prefix that the tensor with the most similar name has in the checkpoint."""

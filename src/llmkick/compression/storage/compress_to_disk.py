@@ -15,7 +15,7 @@ import torch
 from llmkick.compression.recipe import Dense, Recipe
 from llmkick.compression.registry import parse_recipe
 from llmkick.compression.storage.cache import entry_for, folder_of
-from llmkick.compression.storage.compressed_tensors import check_exportable, save_compressed_tensors
+from llmkick.compression.storage.compressed_tensors import check_exportable, check_storable, save_compressed_tensors
 from llmkick.compression.storage.folder import check_target, report_of, save_folder, save_packed, save_streamed
 from llmkick.compression.storage.stored_model import StoredModel
 from llmkick.compression.walk.blocks import decoder_blocks
@@ -91,9 +91,11 @@ def compress_checkpoint(
     meta_model = load_meta_model(reference, dtype=dtype, device=device)
     blocks = decoder_blocks(meta_model.model.network)
     check_recipe_fits(recipe, blocks, as_calibration([[0, 0]]))  # before the calibration, which may take minutes
-    stored = StoredModel(meta_model.model)  # refuses what cannot be written
+    if form != "packed":
+        StoredModel(meta_model.model).form.refuse_unreadable()
     if form == "compressed-tensors":
-        check_exportable(recipe, blocks, stored)
+        check_exportable(recipe, blocks)
+        check_storable(meta_model.model, blocks)
     windows = _windows(meta_model, plan, observer) if recipe.needs_calibration else None
     key = kept_key(meta_model.info, meta_model.device, recipe, windows, propagate=propagate)
     with _work_folder(key, meta_model.bytes, folder) as work:

@@ -28,11 +28,8 @@ from llmkick.models.transformers_model import TransformersModel
 FORMAT = "pack-quantized"
 
 
-def check_exportable(recipe: Recipe, blocks: list[Block], stored: StoredModel | None = None) -> None:
-    """Raise ConfigError for a recipe or a model that the format cannot hold, or a missing package.
-
-    stored: the model as it would be written, to check that every layer is stored as one matrix.
-    """
+def check_exportable(recipe: Recipe, blocks: list[Block]) -> None:
+    """Raise ConfigError for a recipe or a model that the format cannot hold, or a missing package."""
     grid = next((part for part in recipe.parts if isinstance(part, Grid)), None)
     if recipe.bits is None or grid is None:
         raise ConfigError(f"{recipe} rounds nothing, and compressed-tensors stores integers; use --packed")
@@ -53,11 +50,37 @@ def check_exportable(recipe: Recipe, blocks: list[Block], stored: StoredModel | 
                     f"{recipe}: {layer.name} has {width} inputs, which is not a multiple of {group}, as "
                     "compressed-tensors needs; choose a group size that divides every layer's width, or none"
                 )
-            if stored is not None and stored.form.name_of(f"{layer.name}.weight") is None:
-                raise ConfigError(
-                    f"{layer.name} is stored merged with other layers, or split, in checkpoints of this architecture; "
-                    "compressed-tensors cannot hold it here; use --packed"
-                )
+
+
+def check_storable(model: TransformersModel, blocks: list[Block]) -> None:
+    """Raise ConfigError when transformers would not read a layer of the model, or another part, from this format."""
+    from transformers.quantizers.base import MODULES_TO_PATCH_FOR_QUANTIZATION
+
+    stored = StoredModel(model)
+    stored.form.refuse_unreadable()
+    merged = (layer.name for block in blocks for layer in block.layers if _stem(stored, layer.name) is None)
+    if (name := next(merged, None)) is not None:
+        raise ConfigError(
+            f"{name} is stored merged with other layers, or split, in checkpoints of this architecture; "
+            "compressed-tensors cannot hold it here; use --packed"
+        )
+    replaced = {
+        name
+        for name, patch in MODULES_TO_PATCH_FOR_QUANTIZATION.items()
+        if "compressed-tensors" in {str(getattr(method, "value", method)) for method in patch["quantization_methods"]}
+    }
+    for name, module in model.network.named_modules():
+        if type(module).__name__ in replaced:
+            raise ConfigError(
+                f"{name}: transformers puts other layers in the place of a {type(module).__name__} when it reads "
+                "compressed-tensors; use --packed"
+            )
+
+
+def _stem(stored: StoredModel, layer: str) -> str | None:
+    """What stands before `weight` in the name of a layer's weight in the checkpoint; None where it is merged."""
+    name = stored.form.name_of(f"{layer}.weight")
+    return None if name is None else name.removesuffix("weight")
 
 
 def save_compressed_tensors(
@@ -70,8 +93,9 @@ def save_compressed_tensors(
     layer that was not compressed. Result and errors as in `check_exportable` and `save_folder`.
     """
     unchanged, report = UnchangedWeights(model), report_of(finished)
-    stored = StoredModel(unchanged.model)
-    check_exportable(recipe, decoder_blocks(unchanged.model.network), stored)
+    stored, blocks = StoredModel(unchanged.model), decoder_blocks(unchanged.model.network)
+    check_exportable(recipe, blocks)
+    check_storable(unchanged.model, blocks)
     export = _Export(stored=stored, scheme=_scheme(recipe), dtype=unchanged.model.info.dtype)
 
     def write(temporary: Path) -> list[str]:
@@ -79,7 +103,7 @@ def save_compressed_tensors(
         ignored = _ignored(unchanged.model, stored, export.packed)
         settings = _quantization_config(recipe, ignored)
         notes = [f"stored as plain weights: {name}" for name in export.plain]
-        return stored.notes + notes + write_config(unchanged.model, temporary, quantization=settings)
+        return notes + write_config(unchanged.model, temporary, quantization=settings)
 
     size, form = unchanged.bytes + report.stored_bytes + stored.other_bytes, "compressed-tensors, packed integers"
     return write_model(unchanged.model, report, folder, size, write, form=form)
@@ -100,9 +124,8 @@ class _Export:
         for file in finished.files():
             shard: dict[str, Tensor] = {}
             for name, packed in read_parts(file):
-                place = self._stored.form.name_of(f"{name}.weight")
-                assert place is not None, f"{name} is merged with others, and has passed the checks"
-                shard |= {f"{place.removesuffix('weight')}{part}": t for part, t in self._layer(name, packed).items()}
+                stem = _stem(self._stored, name)
+                shard |= {f"{stem}{part}": tensor for part, tensor in self._layer(name, packed).items()}
             yield shard
 
     def _layer(self, name: str, packed: Packed) -> dict[str, Tensor]:

@@ -16,6 +16,7 @@ from llmkick.models.transformers_model import TransformersModel
 # Keys that describe stored weights as quantized; compression_config is the old name of compressed-tensors.
 _QUANTIZATION = ("quantization_config", "compression_config")
 _DTYPES = ("dtype", "torch_dtype")
+_TIES = "tie_word_embeddings"
 
 
 def write_config(model: TransformersModel, folder: Path, *, quantization: Mapping[str, Any] | None = None) -> list[str]:
@@ -29,6 +30,7 @@ def write_config(model: TransformersModel, folder: Path, *, quantization: Mappin
             for key in _QUANTIZATION:
                 part.pop(key, None)
     _set_dtype(values, model.info.dtype)
+    _set_ties(values, model.network)
     local = {name: code for name, code in _auto_map(values).items() if "--" not in str(code)}
     if local:
         notes.append(f"not copied: auto_map of {CONFIG}, which names code in the folder ({', '.join(sorted(local))})")
@@ -67,6 +69,16 @@ def _set_dtype(values: dict[str, Any], dtype: str) -> None:
             part |= {key: dtype for key in _DTYPES if key in part}
     if not any(key in values for key in _DTYPES):
         values[_DTYPES[0]] = dtype
+
+
+def _set_ties(values: dict[str, Any], network: Any) -> None:
+    """State that the output head has weights of its own where it does, whatever the source says or leaves open."""
+    if not network._tied_weights_keys or network.all_tied_weights_keys:
+        return
+    text = values.get("text_config")
+    for part in (values, text):
+        if isinstance(part, dict) and (part.get(_TIES) or (part is (text or values) and _TIES not in part)):
+            part[_TIES] = False
 
 
 def _auto_map(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -47,10 +47,11 @@ def save_folder(model: TransformersModel, report: CompressionReport, folder: Pat
     what was to be written.
     """
     stored, state = StoredModel(model), model.network.state_dict()
+    stored.form.refuse_unreadable()
 
     def write(temporary: Path) -> list[str]:
         write_shards(temporary, bundles(itertools.chain(stored.tensors(state), stored.other_tensors())))
-        return stored.notes + write_config(model, temporary)
+        return write_config(model, temporary)
 
     size = sum(size_of(state[name]) for name in stored.names) + stored.other_bytes
     return write_model(model, report, folder, size, write, form=f"{model.info.dtype} weights")
@@ -59,6 +60,7 @@ def save_folder(model: TransformersModel, report: CompressionReport, folder: Pat
 def save_streamed(meta_model: MetaModel, finished: FinishedBlocks, folder: Path) -> CompressionReport:
     """As `save_folder`, but reads and writes one block at a time."""
     source, stored = StreamedBlocks(meta_model), StoredModel(meta_model.model)
+    stored.form.refuse_unreadable()
 
     def shards() -> Iterator[dict[str, Tensor]]:
         outside = ((name, source.read(name)) for name in source.names_outside())
@@ -68,7 +70,7 @@ def save_streamed(meta_model: MetaModel, finished: FinishedBlocks, folder: Path)
 
     def write(temporary: Path) -> list[str]:
         write_shards(temporary, shards())
-        return stored.notes + write_config(meta_model.model, temporary)
+        return write_config(meta_model.model, temporary)
 
     size, form = meta_model.bytes + stored.other_bytes, f"{meta_model.info.dtype} weights"
     return write_model(meta_model.model, report_of(finished), folder, size, write, form=form)
@@ -93,7 +95,7 @@ def save_packed(model: TransformersModel | MetaModel, finished: FinishedBlocks, 
         if stored.others:
             facts |= {OTHER: _write_other_parts(stored, temporary)}
         write_manifest(temporary, files, **facts, **{NAMES: stored.stored_names})
-        return stored.notes + write_config(unchanged.model, temporary)
+        return write_config(unchanged.model, temporary)
 
     size = unchanged.bytes + report.stored_bytes + stored.other_bytes
     return write_model(unchanged.model, report, folder, size, write, form="llmkick's compact form, for `kick` only")

@@ -12,14 +12,13 @@ from torch import Tensor
 
 from llmkick.compression.storage.checkpoint_form import CheckpointForm, same_bits
 from llmkick.compression.storage.shards import size_of
-from llmkick.models.checkpoint import Checkpoint
-from llmkick.models.checkpoints.meta_model import TensorFiles
 from llmkick.models.checkpoints.packed import MANIFEST
+from llmkick.models.checkpoints.plain_tensors import open_tensors
+from llmkick.models.checkpoints.weight_files import TensorFiles, read_tensor
 from llmkick.models.transformers_model import TransformersModel
 
 # Keys of a packed folder's manifest: the names in the checkpoint that it came from, and the file with other parts.
 NAMES, OTHER = "names", "other"
-_PLAIN_TYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.bool)
 
 
 class StoredModel:
@@ -27,7 +26,7 @@ class StoredModel:
 
     `names` are the tensors of its network that are written: all but those tied to another and those that transformers
     never saves. `others` are the tensors of its source that the network does not load, such as a vision tower beside
-    the language model; they are copied. `notes` name what cannot be copied.
+    the language model; they are copied.
     Raises ModelError for a network that cannot be written so that transformers reads it back.
     """
 
@@ -35,11 +34,11 @@ class StoredModel:
         network = model.network
         self._state: dict[str, Tensor] = network.state_dict()
         self._twins: Mapping[str, str] = network.all_tied_weights_keys
-        self._source = _SourceTensors(model.checkpoint)
+        self._source = _SourceTensors(model)
         never = set(network._keys_to_ignore_on_save or ())
         self.names = [name for name in self._state if name not in never and not self._is_tied(name)]
         self.form = CheckpointForm(network, self.names, self._source.names)
-        self.others, self.notes = self._left_over()
+        self.others = self._left_over()
 
     def tensors(self, of_network: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
         """(name in the checkpoint, tensor) for tensors of the network, see `CheckpointForm.stored`."""
@@ -67,24 +66,14 @@ class StoredModel:
         tensor = self._state[name]
         return twin is not None and (tensor.is_meta or tensor.data_ptr() == twin.data_ptr())
 
-    def _left_over(self) -> tuple[list[str], list[str]]:
-        """The tensors of the source that are copied, and a note about those that cannot be."""
+    def _left_over(self) -> list[str]:
+        """The tensors of the source that the network does not hold, and so are copied."""
         targets = self.form.reader.targets(self._source.names - self.form.sources)
-        copied, unread = [], []
+        copied = []
         for name, target in targets.items():
-            if target not in self._state:
-                unread.append(name)
-            elif target not in self.names and self._differs_from_twin(name, target):
+            if target not in self._state or (target not in self.names and self._differs_from_twin(name, target)):
                 copied.append(name)
-        if not self._source.quantized:
-            return sorted(copied + unread), []
-        modules = {_parent(name) for name in (*self._state, *self.form.sources)}
-        unread = [name for name in unread if not {_parent(name), _parent(targets[name])} & modules]
-        packed = {_parent(name) for name in unread if self._source.read(name).dtype not in _PLAIN_TYPES}
-        lost = sorted(name for name in unread if _parent(name) in packed)
-        note = f"left out: {len(lost)} tensors of parts that are stored quantized and that the model does not load ("
-        notes = [f"{note}{', '.join(lost[:3])}{', …' if len(lost) > 3 else ''})"] if lost else []
-        return sorted(copied + [name for name in unread if name not in lost]), notes
+        return sorted(copied)
 
     def _differs_from_twin(self, name: str, target: str) -> bool:
         """Whether the source stores a tied tensor with values of its own."""
@@ -114,32 +103,28 @@ class _Chosen(Mapping[str, Tensor]):
 class _SourceTensors:
     """The tensors in the files that a model came from: all names, and reading by name."""
 
-    def __init__(self, checkpoint: Checkpoint | None) -> None:
+    def __init__(self, model: TransformersModel) -> None:
         self.names: set[str] = set()
-        self.quantized = checkpoint is not None and bool(checkpoint.quantization)
+        self._dtype: torch.dtype = getattr(torch, model.info.dtype)
         self._files: TensorFiles | None = None
         self._other: Path | None = None
+        checkpoint = model.checkpoint
         if checkpoint is None:
             return
+        self._quantized = bool(checkpoint.quantization)
         if checkpoint.packed:
             manifest: dict[str, Any] = json.loads((checkpoint.folder / MANIFEST).read_text(encoding="utf-8"))
             self.names = set(manifest.get(NAMES, ()))
             self._other = checkpoint.folder / str(manifest.get(OTHER, ""))
         else:
-            self._files = TensorFiles(checkpoint.folder)
+            self._files = open_tensors(checkpoint.folder)
             self.names = self._files.names
 
     def read(self, name: str) -> Tensor:
         """A tensor on the CPU. Of a packed folder only those of other parts can be read."""
-        from safetensors import safe_open
-
-        if self._files is not None:
-            return self._files.read(name)
-        assert self._other is not None
-        with safe_open(self._other, framework="pt") as stream:
-            tensor: Tensor = stream.get_tensor(name)
-            return tensor
-
-
-def _parent(name: str) -> str:
-    return name.rpartition(".")[0]
+        if self._files is None:
+            assert self._other is not None
+            return read_tensor(self._other, name)
+        tensor = self._files.read(name)
+        # Weights that were stored quantized are computed in float32.
+        return tensor.to(self._dtype) if self._quantized and tensor.is_floating_point() else tensor
