@@ -152,9 +152,9 @@ class CheckpointForm:
             )
 
     def name_of(self, target: str) -> str | None:
-        """The name under which a tensor is stored as it is; None where it is merged or split."""
-        group = self._group_of[target]
-        return group.sources[0] if group.converter is None else None
+        """The name under which a tensor is stored as it is; None where it is merged, split or not written."""
+        group = self._group_of.get(target)
+        return group.sources[0] if group is not None and group.converter is None else None
 
     def stored(self, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
         """(name in the checkpoint, tensor) for tensors of the network: whole groups, one group at a time.
