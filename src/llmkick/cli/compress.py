@@ -31,7 +31,9 @@ Propagate = Annotated[
 AllowPartial = Annotated[
     bool,
     typer.Option(
-        "--allow-partial", help="Compress a model even if over 10 % of its block weights stay dense.", rich_help_panel=OUTPUT
+        "--allow-partial",
+        help="Compress a model even if over 10 % of its block weights stay dense.",
+        rich_help_panel=OUTPUT,
     ),
 ]
 Packed = Annotated[

@@ -125,9 +125,7 @@ def _with_twins(blocks: list[Block], network: nn.Module) -> list[Block]:
     return [_without_twins(block, twins, elsewhere) for block in blocks]
 
 
-def _without_twins(
-    block: Block, twins: dict[tuple[int, int], list[LinearLayer]], elsewhere: set[int]
-) -> Block:
+def _without_twins(block: Block, twins: dict[tuple[int, int], list[LinearLayer]], elsewhere: set[int]) -> Block:
     layers: list[LinearLayer] = []
     dense = list(block.dense)
     for layer in block.layers:

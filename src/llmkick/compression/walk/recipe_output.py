@@ -50,7 +50,9 @@ class RecipeOutput:
         """How many weights were compressed: without those of experts that no calibration token reached."""
         if isinstance(self.recipe, Dense):
             return 0
-        return sum(math.prod(layer.shape) for layer in self.tally.layers if layer.tokens or not self.recipe.needs_calibration)
+        return sum(
+            math.prod(layer.shape) for layer in self.tally.layers if layer.tokens or not self.recipe.needs_calibration
+        )
 
     def has(self, index: int) -> bool:
         """Whether block `index` is finished."""
