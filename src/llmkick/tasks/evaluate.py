@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from llmkick.errors import ConfigError
 from llmkick.models.language_model import (
@@ -126,7 +126,10 @@ def _evaluate_batch(
         answers |= _answered(model, task, asked, reference)
         waiting = [item for item in waiting if item.id not in answers]
     records = [
-        unscored(item, failed[item.id]) if item.id in failed else task.score(item, answers[item.id]) for item in items
+        unscored(item, failed[item.id])
+        if item.id in failed
+        else _marked(task.score(item, answers[item.id]), answers[item.id])
+        for item in items
     ]
     if not isinstance(task, ReadByReference):
         return records
@@ -138,6 +141,17 @@ def _evaluate_batch(
         else record
         for record in records
     ]
+
+
+def _marked(record: Record, answers: Sequence[Answer]) -> Record:
+    """The record with marks for a thought that was taken out of an answer, and for characters that came broken."""
+    said = [answer for answer in answers if isinstance(answer, Generation)]
+    marks: dict[str, object] = {}
+    if any(answer.has_thought for answer in said):
+        marks["thought_removed"] = True
+    if replaced := sum(answer.replaced for answer in said):
+        marks["replaced_characters"] = replaced
+    return replace(record, details={**record.details, **marks}) if marks else record
 
 
 def _said_before(item: Item, items: Sequence[Item], answers: Mapping[str, Sequence[Answer]]) -> list[str] | Unanswered:

@@ -255,6 +255,7 @@ class Judging:
         reasons = Counter(self._failed.values())
         for reason, count in reasons.most_common(3):
             self.warnings.append(f"{count} judgements are missing ({reason}); the same command asks for them again")
+        self.warnings += self.judge.notes
         for name, facts in by_task.items():
             self.warnings += [f"{name}{SUFFIX}: {line}" for line in doubts(facts)]
 
