@@ -44,10 +44,10 @@ def refuse_unanswerable(
     style = resolve_prompting(model, prompting, required=task.prompting)
     requests = task.requests(task.items(model)[0], style)
     reading = [ScoreRequest(request.prompt, " so far") for request in requests]
-    for one, asked in ((model, requests), (reader, reading if isinstance(task, ReadByReference) else [])):
-        reason = one.refusal(asked) if asked else ""
+    for asked_model, asked in ((model, requests), (reader, reading if isinstance(task, ReadByReference) else [])):
+        reason = asked_model.refusal(asked) if asked else ""
         if reason:
-            raise ConfigError(f"{task.name} cannot be asked of {one.info.name}: {reason}")
+            raise ConfigError(f"{task.name} cannot be asked of {asked_model.info.name}: {reason}")
 
 
 def evaluate(model: LanguageModel, task: Task, *, prompting: str = "auto") -> list[Record]:
@@ -133,10 +133,12 @@ def _evaluate_batch(
     ]
     if not isinstance(task, ReadByReference):
         return records
-    own = {record.item_id: record.response for record in records} if reference.model is model else {}
-    known = {**own, **reference.answers}
+    own_responses = {record.item_id: record.response for record in records} if reference.model is model else {}
+    responses = {**own_responses, **reference.answers}
     return [
-        task.beside(record, known[record.item_id]) if record.score is not None and record.item_id in known else record
+        task.beside(record, responses[record.item_id])
+        if record.score is not None and record.item_id in responses
+        else record
         for record in records
     ]
 
@@ -154,7 +156,7 @@ def _marked(record: Record, answers: Sequence[Answer]) -> Record:
 
 def _said_before(item: Item, items: Sequence[Item], answers: Mapping[str, Sequence[Answer]]) -> list[str] | Unanswered:
     """The answers to the earlier items of the conversation, oldest first; Unanswered if an answer is missing."""
-    by_id = {one.id: one for one in items}
+    by_id = {previous.id: previous for previous in items}
     said: list[str] = []
     before = item.follows
     while before:
@@ -187,16 +189,16 @@ def _answered(
             if isinstance(answer, Generation) and answer.text.strip()
         ]
         readings = iter(reference.model.logprobs(read) if read else [])
-    found: dict[str, list[Answer]] = {}
+    by_item: dict[str, list[Answer]] = {}
     ordered = iter(generations)
     for item, requests in asked:
-        own = found[item.id] = list[Answer]()
+        answers_of_item = by_item[item.id] = list[Answer]()
         for request in requests:
             if isinstance(request, ScoreRequest):
-                own.append(next(scores))
+                answers_of_item.append(next(scores))
                 continue
             answer = next(ordered)
-            own.append(answer)
+            answers_of_item.append(answer)
             if isinstance(task, ReadByReference) and isinstance(answer, Generation) and answer.text.strip():
-                own.append(next(readings))
-    return found
+                answers_of_item.append(next(readings))
+    return by_item
