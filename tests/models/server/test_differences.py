@@ -57,7 +57,7 @@ WORDS: dict[str, Callable[[str], Reply]] = {
          "inputs are not permitted'}]", "code": 400}
     ),
     "serde": lambda name: body(
-        f"Failed to deserialize: unknown field `{name}`, expected one of `messages`, `model`, `max_tokens`, `top_p`", 422
+        f"Failed to deserialize: unknown field `{name}`, expected one of `messages`, `model`, `max_tokens`", 422
     ),
     "Anthropic": lambda name: refused(f"{name}: Extra inputs are not permitted"),
     "an error that is a text": lambda name: body({"error": f"{name} is not supported"}),

@@ -112,8 +112,8 @@ RIGHT = ContinuationScore(logprob=-0.25, tokens=1, is_greedy=True)
         },
         {
             "content": [
-                {"token": token, "logprob": value, "top_logprobs": [] if top is None else [{"token": token, "logprob": value}]}
-                for token, value, top in zip(TOKENS, VALUES, LIKELIEST, strict=True)
+                {"token": token, "logprob": value, "top_logprobs": [{"token": token, "logprob": value}]}
+                for token, value in zip(TOKENS, VALUES, strict=True)
             ]
         },
     ],

@@ -57,7 +57,7 @@ def test_the_answer_is_the_final_text(message: dict[str, Any]):
     assert final.text == "Paris"
     assert final.why_no_answer(limit=32) is None
     assert final.has_thought is (
-        "Lyon" in str(message) and "tool_use" not in str(message) or "redacted" in str(message)
+        ("Lyon" in str(message) and "tool_use" not in str(message)) or "redacted" in str(message)
     )
 
 

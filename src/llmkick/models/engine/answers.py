@@ -64,7 +64,7 @@ class Answers:
         row.tokens.append(token)
         if row.request.stops or row.room:
             separated = self._separated(row, row.tokens)
-            if separated.unfinished:
+            if separated.unfinished or separated.is_only_thought:
                 row.thought = len(row.tokens)
             elif first_stop(separated.answer, row.request.stops) is not None:
                 row.outcome = self.finished(row, "stop")

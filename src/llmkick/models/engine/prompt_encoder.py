@@ -103,5 +103,5 @@ class PromptEncoder:
     @cached_property
     def _thought_marks(self) -> frozenset[int]:
         """Special tokens that mark thoughts: without them a thought would run into the answer."""
-        tokens = zip(self.tokenizer.all_special_ids, self.tokenizer.all_special_tokens, strict=True)
-        return frozenset(number for number, token in tokens if is_mark(str(token)))
+        added = getattr(self.tokenizer, "added_tokens_decoder", {})
+        return frozenset(number for number, token in added.items() if token.special and is_mark(token.content))
