@@ -29,6 +29,7 @@ from llmkick.compression.walk.streaming import compress_streamed
 from llmkick.errors import ConfigError
 from llmkick.models.checkpoints.loading import load_located
 from llmkick.models.checkpoints.meta_model import MetaModel, load_meta_model
+from llmkick.models.checkpoints.quantized import refuse_packed_integers
 from llmkick.models.precision import BALANCED
 from llmkick.models.transformers_model import TransformersModel
 
@@ -89,6 +90,7 @@ def compress_checkpoint(
         raise ConfigError("dense compresses nothing: the model's folder is what you want")
     observer.stage(f"reading {reference}", 1)
     meta_model = load_meta_model(reference, dtype=dtype, device=device)
+    refuse_packed_integers(meta_model.checkpoint)
     blocks = decoder_blocks(meta_model.model.network)
     check_recipe_fits(recipe, blocks, as_calibration([[0, 0]]))  # before the calibration, which may take minutes
     if form != "packed":

@@ -25,7 +25,7 @@ OTHER_SENSES = re.compile(
     r"|talker|token2wav|code2wav|connector)(\.|$)"
 )
 SENSES = ("vision_config", "audio_config", "speech_config", "image_config", "vit_config")
-QUANTIZATION = re.compile(r"(scale|scales|zero_point|zeros|qweight|absmax|quant_map|quant_state|g_idx|qbiases)$")
+QUANTIZATION = re.compile(r"(scale|scales|scale_inv|zero_point|zeros|qweight|absmax|quant_map|quant_state|g_idx|qbiases)$")
 
 
 class Matching(NamedTuple):
@@ -67,8 +67,8 @@ def match_names(network: Any, names: Iterable[str]) -> Matching:
     return Matching(sources, unmatched, converts)
 
 
-def account(network: Any, files: TensorFiles, dtype: torch.dtype) -> None:
-    """Settle what becomes of every tensor, before any is read into a network, which is on the meta device.
+def account(network: Any, files: TensorFiles, dtype: torch.dtype) -> set[str]:
+    """The names of the tensors that a network takes, which is on the meta device: none has been read into it yet.
 
     Weights that the configuration ties are untied in the network where other values are stored for them. Raises
     ModelError for a tensor that the network would leave out, or take for what it is not, and for missing ones. Left out
@@ -81,6 +81,7 @@ def account(network: Any, files: TensorFiles, dtype: torch.dtype) -> None:
     if not matching.converts:  # otherwise it shows when the tensors are made from others
         _refuse_copies(files, matching)
         _refuse_missing(network, files, matching)
+    return files.names - set(matching.unmatched)
 
 
 def _refuse_codes(network: Any, files: TensorFiles, matching: Matching) -> None:

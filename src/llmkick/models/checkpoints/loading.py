@@ -18,6 +18,7 @@ from llmkick.models.checkpoints.packed import unpack_folder
 from llmkick.models.checkpoints.plain_tensors import open_tensors
 from llmkick.models.checkpoints.quantized import DEQUANTIZED, has_packed_integers, method_of, quantization_of
 from llmkick.models.checkpoints.references import locate
+from llmkick.models.checkpoints.vocabulary import check_vocabulary
 from llmkick.models.language_model import ModelInfo
 from llmkick.models.plugin_models import load_from_plugin, plugin_of
 from llmkick.models.precision import BALANCED, resolve_device, resolve_dtype
@@ -57,7 +58,9 @@ def load_located(checkpoint: Checkpoint, *, dtype: str = "auto", device: str = "
         check_finite(network)
         info = describe(network, checkpoint, precision)
     placed = network if spread else network.to(target)
-    return TransformersModel.wrap(placed, tokenizer, info, checkpoint=checkpoint)
+    model = TransformersModel.wrap(placed, tokenizer, info, checkpoint=checkpoint)
+    check_vocabulary(model)
+    return model
 
 
 def describe(network: Any, checkpoint: Checkpoint, dtype: torch.dtype) -> ModelInfo:
@@ -175,9 +178,9 @@ def _read_packed(checkpoint: Checkpoint, options: dict[str, Any]) -> Any:
 def _read_plain(checkpoint: Checkpoint, options: dict[str, Any]) -> Any:
     """The network of a folder whose tensors are plain weights, or are read as such."""
     files, empty = open_tensors(checkpoint.folder), meta_network(read_config(checkpoint.folder))
-    account(empty, files, options["dtype"])
+    taken = account(empty, files, options["dtype"])
     with files.slices() as weights:
-        return _filled(empty, weights, checkpoint.folder, options)
+        return _filled(empty, {name: weights[name] for name in taken}, checkpoint.folder, options)
 
 
 def _filled(empty: Any, weights: Mapping[str, Any], folder: Path, options: dict[str, Any]) -> Any:
@@ -187,6 +190,7 @@ def _filled(empty: Any, weights: Mapping[str, Any], folder: Path, options: dict[
     """
     architecture: Any = type(empty)
     network, loading_info = architecture.from_pretrained(None, config=empty.config, state_dict=weights, **options)
+    network.config.name_or_path = str(folder)
     refuse_missing(folder, network, loading_info["missing_keys"])
     read_generation_config(folder, network)
     return network

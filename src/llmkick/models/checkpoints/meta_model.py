@@ -22,6 +22,7 @@ from llmkick.models.checkpoints.loading import (
 from llmkick.models.checkpoints.plain_tensors import open_tensors
 from llmkick.models.checkpoints.quantized import has_packed_integers
 from llmkick.models.checkpoints.references import locate, small_files
+from llmkick.models.checkpoints.vocabulary import check_vocabulary
 from llmkick.models.checkpoints.weight_files import TensorFiles
 from llmkick.models.language_model import ModelInfo
 from llmkick.models.precision import resolve_device, resolve_dtype
@@ -76,6 +77,7 @@ def load_meta_model(reference: str, *, dtype: str = "auto", device: str = "auto"
         account(network, files, precision)
     info = describe(network, checkpoint, precision)
     model = TransformersModel.wrap(network, read_tokenizer(checkpoint), info, checkpoint=checkpoint)
+    check_vocabulary(model)
     obstacle = _obstacle(network, files, checkpoint, precision)
     return MetaModel(model=model, files=files, device=target, placement=device, obstacle=obstacle)
 
