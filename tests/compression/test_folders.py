@@ -21,7 +21,6 @@ from llmkick.compression.storage.folder import save_folder
 from llmkick.compression.walk.compress import compress
 from llmkick.errors import ModelError
 from llmkick.models.checkpoints.loading import load_model
-from llmkick.models.engine.network import end_tokens_of
 from llmkick.models.weights import weights_digest
 from toy import save_toy, toy_model
 
@@ -286,7 +285,7 @@ def test_the_compressed_model_stops_where_the_dense_one_does(tmp_path: Path, arc
     compressed(tmp_path / "model", tmp_path / "out", form, "rtn@8b")
     assert (tmp_path / "out" / "generation_config.json").read_text() == text
     dense, small = (load_model(str(tmp_path / place), dtype="float32") for place in ("model", "out"))
-    assert end_tokens_of(small.network, small.tokenizer) == end_tokens_of(dense.network, dense.tokenizer) == {1, 20}
+    assert small.end_tokens == dense.end_tokens == {1, 20}
     if form != "packed":
         plain = opened(tmp_path / "out").generation_config
         assert (plain.eos_token_id, plain.top_p) == ([1, 20], 0.9)
@@ -299,7 +298,7 @@ def test_a_model_without_settings_for_generation_gets_none(tmp_path: Path, form:
     compressed(tmp_path / "model", tmp_path / "out", form)
     assert not (tmp_path / "out" / "generation_config.json").exists()
     dense, small = (load_model(str(tmp_path / place)) for place in ("model", "out"))
-    assert end_tokens_of(small.network, small.tokenizer) == end_tokens_of(dense.network, dense.tokenizer) == {1, 7}
+    assert small.end_tokens == dense.end_tokens == {1, 7}
 
 
 def test_settings_of_a_model_that_came_from_no_folder_are_written(tmp_path: Path):

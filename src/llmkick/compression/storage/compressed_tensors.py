@@ -64,9 +64,10 @@ def check_storable(model: TransformersModel, blocks: list[Block]) -> None:
             f"{name} is stored merged with other layers, or split, in checkpoints of this architecture; "
             "compressed-tensors cannot hold it here; use --packed"
         )
+    patches: Mapping[str, Any] = MODULES_TO_PATCH_FOR_QUANTIZATION
     replaced = {
         name
-        for name, patch in MODULES_TO_PATCH_FOR_QUANTIZATION.items()
+        for name, patch in patches.items()
         if "compressed-tensors" in {str(getattr(method, "value", method)) for method in patch["quantization_methods"]}
     }
     for name, module in model.network.named_modules():

@@ -15,7 +15,7 @@ from llmkick.compression.storage.companions import write_companions
 from llmkick.compression.storage.configuration import write_config
 from llmkick.compression.storage.shards import bundles, check_file, size_of, write_json, write_shards
 from llmkick.compression.storage.source_files import REPORT_FILE
-from llmkick.compression.storage.stored_model import NAMES, OTHER, StoredModel
+from llmkick.compression.storage.stored_model import NAMES, OTHER, LazyTensors, StoredModel
 from llmkick.compression.walk.blocks import decoder_blocks
 from llmkick.compression.walk.finished_blocks import FinishedBlocks
 from llmkick.compression.walk.report import CompressionReport
@@ -63,8 +63,8 @@ def save_streamed(meta_model: MetaModel, finished: FinishedBlocks, folder: Path)
     stored.form.refuse_unreadable()
 
     def shards() -> Iterator[dict[str, Tensor]]:
-        outside = ((name, source.read(name)) for name in source.names_outside())
-        yield from bundles(itertools.chain(stored.tensors(dict(outside)), stored.other_tensors()))
+        outside = LazyTensors(source.names_outside(), source.read)
+        yield from bundles(itertools.chain(stored.tensors(outside), stored.other_tensors()))
         for block in source.compressed_blocks(finished):
             yield dict(stored.tensors(block))
 
@@ -137,28 +137,19 @@ def _check_packed(file: Path, digests: Mapping[str, str] | None = None) -> None:
         raise ModelError(f"{file.name}, read back after writing: {odd} is not what was written; run the command again")
 
 
-class UnchangedWeights(Mapping[str, Tensor]):
+class UnchangedWeights(LazyTensors):
     """The tensors of a model outside its compressed layers by name, see `names_outside_layers`; read one at a time."""
 
     def __init__(self, model: TransformersModel | MetaModel) -> None:
         self.model = model.model if isinstance(model, MetaModel) else model
-        network, state = self.model.network, self.model.network.state_dict()
-        self._state = {name: state[name] for name in names_outside_layers(network, decoder_blocks(network))}
-        self._source = StreamedBlocks(model) if isinstance(model, MetaModel) else None
+        network, self._state = self.model.network, self.model.network.state_dict()
+        names = names_outside_layers(network, decoder_blocks(network))
+        super().__init__(names, StreamedBlocks(model).read if isinstance(model, MetaModel) else self._state.__getitem__)
 
     @property
     def bytes(self) -> int:
         """The size of all tensors in bytes."""
-        return sum(map(size_of, self._state.values()))
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self._state[name] if self._source is None else self._source.read(name)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._state)
-
-    def __len__(self) -> int:
-        return len(self._state)
+        return sum(size_of(self._state[name]) for name in self)
 
 
 def report_of(finished: FinishedBlocks) -> CompressionReport:

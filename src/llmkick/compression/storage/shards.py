@@ -27,7 +27,7 @@ def write_shards(folder: Path, shards: Iterable[Mapping[str, Tensor]]) -> None:
     shard_of: dict[str, int] = {}
     total = 0
     for number, shard in enumerate((shard for shard in shards if shard), start=1):
-        tensors = {name: tensor.cpu().contiguous() for name, tensor in shard.items()}
+        tensors = _apart({name: tensor.cpu().contiguous() for name, tensor in shard.items()})
         twice = sorted(shard_of.keys() & tensors.keys())
         assert not twice, f"two shards hold {twice}"
         digests |= {name: digest_of(tensor) for name, tensor in tensors.items()}
@@ -46,6 +46,16 @@ def write_shards(folder: Path, shards: Iterable[Mapping[str, Tensor]]) -> None:
         write_json(folder / "model.safetensors.index.json", index)
     for number, file in names.items():
         check_file(folder / file, {name: digests[name] for name, n in shard_of.items() if n == number})
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors, those that share their memory with one before as copies: a file holds each of them."""
+    places: set[int] = set()
+    apart = {}
+    for name, tensor in tensors.items():
+        apart[name] = tensor.clone() if tensor.data_ptr() in places else tensor
+        places.add(tensor.data_ptr())
+    return apart
 
 
 def check_file(file: Path, digests: Mapping[str, str]) -> None:

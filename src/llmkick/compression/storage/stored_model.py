@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ class StoredModel:
     def tensors(self, of_network: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
         """(name in the checkpoint, tensor) for tensors of the network, see `CheckpointForm.stored`."""
         wanted = set(self.names)
-        return self.form.stored(_Chosen(of_network, [name for name in of_network if name in wanted]))
+        return self.form.stored(LazyTensors([n for n in of_network if n in wanted], of_network.__getitem__))
 
     def other_tensors(self) -> Iterator[tuple[str, Tensor]]:
         """(name, tensor) for the other parts, read one at a time."""
@@ -53,7 +54,7 @@ class StoredModel:
     @property
     def other_bytes(self) -> int:
         """The size of the other parts in bytes."""
-        return sum(size_of(tensor) for _, tensor in self.other_tensors())
+        return sum(map(self._source.bytes_of, self.others))
 
     @property
     def stored_names(self) -> list[str]:
@@ -84,14 +85,14 @@ class StoredModel:
         return not same_bits(self._source.read(name), self._source.read(stored))
 
 
-class _Chosen(Mapping[str, Tensor]):
-    """Some entries of a mapping, each fetched when it is asked for."""
+class LazyTensors(Mapping[str, Tensor]):
+    """Tensors by name, each read when it is asked for."""
 
-    def __init__(self, whole: Mapping[str, Tensor], names: list[str]) -> None:
-        self._whole, self._names = whole, names
+    def __init__(self, names: list[str], read: Callable[[str], Tensor]) -> None:
+        self._names, self._read = names, read
 
     def __getitem__(self, name: str) -> Tensor:
-        return self._whole[name]
+        return self._read(name)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
@@ -119,6 +120,12 @@ class _SourceTensors:
         else:
             self._files = open_tensors(checkpoint.folder)
             self.names = self._files.names
+
+    def bytes_of(self, name: str) -> int:
+        """About the size of a tensor; a quantized weight is not computed for it."""
+        if self._files is None or not self._quantized:
+            return size_of(self.read(name))
+        return math.prod(self._files.shape(name)) * self._dtype.itemsize
 
     def read(self, name: str) -> Tensor:
         """A tensor on the CPU. Of a packed folder only those of other parts can be read."""

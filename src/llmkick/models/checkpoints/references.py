@@ -30,7 +30,9 @@ CONVERSION_VERSION = 3
 SOURCE_FILE = "llmkick_source.json"
 SERVER_SCHEME = "openai:"
 SMALL_FILES = ["*.json", "tokenizer*", "*.jinja", "*.model", "*.txt"]
-HUB_FILES = ["*.safetensors", "*.safetensors.index.json", *SMALL_FILES]
+# What no answer depends on, but belongs to a model: a compressed one is given away with it.
+ABOUT_FILES = ["*.md", "LICEN[CS]E*", "NOTICE*", "USE_POLICY*", "COPYING*", "*.tiktoken"]
+HUB_FILES = ["*.safetensors", "*.safetensors.index.json", *SMALL_FILES, *ABOUT_FILES]
 
 
 def is_server(reference: str) -> bool:
