@@ -28,7 +28,6 @@ from llmkick.compression.walk.report import CompressionReport
 from llmkick.compression.walk.size import compact_bytes
 from llmkick.compression.walk.weight import compress_weight
 from llmkick.errors import ConfigError, NumericalError
-from llmkick.models.checkpoints.loading import load_model
 from llmkick.models.engine.runner import Runner
 from llmkick.models.transformers_model import TransformersModel
 from llmkick.models.weights import weights_digest
@@ -517,7 +516,7 @@ TOLERANCES = {"dense": 0.003, "wanda@0.5": 0.003, "sparsegpt@0.5": 0.02, "gptq@4
 )
 @pytest.mark.timeout(1500)
 def test_perplexity_of_the_built_in_model_is_that_of_the_reference(
-    monkeypatch: pytest.MonkeyPatch, text: str, tolerance: float
+    monkeypatch: pytest.MonkeyPatch, builtin_model: TransformersModel, text: str, tolerance: float
 ):
     from llmkick.tasks.suite.perplexity import cut_windows, perplexity
 
@@ -527,10 +526,9 @@ def test_perplexity_of_the_built_in_model_is_that_of_the_reference(
     expected = json.loads((SHARED / "oracles" / "smollm2.json").read_text())["perplexity"][text]
     calibration = np.load(SHARED / "oracles" / "smollm2_calibration_seed0.npy")
     wikitext = gzip.decompress((SHARED / "data" / "wikitext2" / "wiki.valid.raw.gz").read_bytes()).decode()
-    model = load_model("smollm2-135m-instruct", dtype="float32", device="cpu")
-    ids = [token for window in cut_windows(model.tokenize(wikitext), 1024)[:8] for token in window]
+    ids = [token for window in cut_windows(builtin_model.tokenize(wikitext), 1024)[:8] for token in window]
     needed = parse_recipe(text).needs_calibration
-    compressed, _ = compress(model, text, calibration=calibration if needed else None)
+    compressed, _ = compress(builtin_model, text, calibration=calibration if needed else None)
     found = perplexity(compressed, ids, window=1024)
     print(f"{text}: {found:.4f}, reference {expected}")
     assert found == pytest.approx(expected, rel=tolerance)

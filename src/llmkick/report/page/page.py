@@ -94,6 +94,7 @@ def _context(run: Run, drawn: list[Figure], environment: Environment) -> Payload
         "sizes": sizes,
         "compression": numbers.compression(result),
         "unscored": numbers.unscored(result),
+        "missing_judgements": numbers.missing_judgements(result),
         "tasks": provenance.tasks(result),
         "provenance": provenance.sections(result),
         "commands": [] if run.journal is None else run.journal.commands(),
