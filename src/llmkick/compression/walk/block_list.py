@@ -25,6 +25,10 @@ def find_blocks(network: nn.Module) -> tuple[str, nn.ModuleList]:
     one whose modules run on text.
     Raises ModelError when no list, or more than one, can hold the blocks.
     """
+    if getattr(text_config(network), "rescale_every", 0):
+        raise ModelError(
+            f"{type(network).__name__} cannot be compressed: it divides its own weights while it runs (rescale_every)"
+        )
     prefix, decoder = _text_decoder(network)
     lists = list(_outer_lists(decoder, prefix))
     count = getattr(text_config(network), "num_hidden_layers", None)

@@ -18,6 +18,8 @@ _ENTRANCE = re.compile(r"gate|up|^w1|^w3|^v1|input|^fc1")
 _EXIT = re.compile(r"down|^w2|output|^fc2")
 # Classes without the decorator that say nothing where all matrices are square.
 _IS_TRANSPOSED = {"Llama4TextExperts": True, "LongcatFlashExperts": False, "InklingSharedExperts": False}
+# Parameters with a matrix (out, in) for each head of a recurrent layer, which are told apart like experts.
+_HEADS = {("ZambaMambaMixer", "x_proj_weight"), ("ZambaMambaMixer", "dt_proj_weight")}
 _COUNTS = ("num_experts", "n_routed_experts", "num_local_experts", "moe_num_experts", "n_shared_experts")
 
 
@@ -43,11 +45,16 @@ def expert_layout(module: nn.Module, key: str, width: int | None) -> ExpertLayou
     if parameter.dim() == 2:
         return _layout_of_rows(module, key, parameter, width)
     declared = getattr(module, "is_transposed", None)
-    if declared is None and tuple(parameter.shape) == _sizes(module):
+    if declared is None and (tuple(parameter.shape) == _sizes(module) or is_of_heads(module, key)):
         declared = False
     if declared is None and "expert" in type(module).__name__.lower():
         declared = _is_transposed(module, width)
     return None if declared is None else ExpertLayout(experts=parameter.shape[0], transposed=bool(declared))
+
+
+def is_of_heads(module: nn.Module, key: str) -> bool:
+    """Whether a parameter holds a matrix for each head of a layer, which sees every token, unlike an expert."""
+    return (type(module).__name__, key) in _HEADS
 
 
 def mixtures(block: nn.Module, width: int | None) -> dict[str, int]:
@@ -58,7 +65,7 @@ def mixtures(block: nn.Module, width: int | None) -> dict[str, int]:
             found[name.rpartition(".")[0]] = len(module)
         for key, _ in module.named_parameters(recurse=False):
             layout = expert_layout(module, key, width)
-            if layout is not None:
+            if layout is not None and not is_of_heads(module, key):
                 found |= dict.fromkeys(_around(block, name), layout.experts)
     return found
 

@@ -91,6 +91,7 @@ class _ExpertCalls(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if (func is F.linear or func in _PRODUCTS) and len(args) > 1 and isinstance(args[1], Tensor):
             self._observe(args[0], args[1].mT if func is F.linear and args[1].dim() > 1 else args[1])
+            self._observe_columns(args[0], args[1])
         return func(*args, **(kwargs or {}))
 
     def _observe(self, inputs: Tensor, weight: Tensor) -> None:
@@ -105,6 +106,13 @@ class _ExpertCalls(TorchFunctionMode):
                 rows = given[(given != 0).any(dim=-1)]
                 if len(rows):
                     self._call(layer, rows, weight[number])
+
+    def _observe_columns(self, weight: Tensor, inputs: Tensor) -> None:
+        """A product of matrices (heads, 1, out, in) with inputs (heads, sequences, in, tokens)."""
+        layers = self._together.get(weight.data_ptr(), ())
+        if weight.dim() == 4 and len(weight) == len(layers) == len(inputs):
+            for layer, matrix, given in zip(layers, weight, inputs, strict=True):
+                self._call(layer, given.mT, matrix[0].t())
 
     def _call(self, layer: LinearLayer, inputs: Tensor, weight: Tensor) -> None:
         ours = layer.weight.t()
