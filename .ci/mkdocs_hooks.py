@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[1]
 # They keep their place in the repository: benchmarks/results/sweep.md is the same path on the site.
-OUTSIDE_DOCS = ("CHANGELOG.md", "CONTRIBUTING.md", "benchmarks/results/*.md", "examples/*.toml", "examples/paper/*.toml")
+OUTSIDE_DOCS = ("CHANGELOG.md", "CONTRIBUTING.md", "benchmarks/results/*.md", "examples/*.toml")
 LINK = re.compile(r"(?<=\]\()(?P<path>[^)\s#:]+)(?P<anchor>#[^)\s]*)?(?=\))")
 # The theme would load Mermaid from unpkg.com. mermaidx carries a copy of the same file; only the file is used.
 MERMAID = "assets/mermaid.min.js"
@@ -63,5 +63,5 @@ def _mermaid() -> Path:
     path = Path(package.origin).parent / "assets" / "mermaid.js"
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     if digest != MERMAID_SHA256:
-        raise SystemExit(f"{path} has the SHA-256 {digest}, not {MERMAID_SHA256}: install the version of constraints.txt")
+        raise SystemExit(f"{path} has the SHA-256 {digest}, not {MERMAID_SHA256}: see constraints.txt")
     return path
