@@ -35,6 +35,7 @@ from llmkick.models.server.log_probabilities import echoed_score
 from llmkick.models.server.outcomes import generation_of, letters_by, letters_of, stopped_early
 from llmkick.models.server.replies import new_tokens
 from llmkick.models.thoughts import THOUGHT_TOKENS, Thinking
+from llmkick.models.transformers_model import TransformersModel
 
 # The longest prompt plus answer of a server that reports no limit; it refuses longer requests.
 ASSUMED_TOKENS = 4096
@@ -272,8 +273,14 @@ def connect(reference: str, settings: ServerSettings = ServerSettings()) -> Serv
 def open_model(
     reference: str, *, dtype: str = "auto", device: str = "auto", server: ServerSettings = ServerSettings()
 ) -> LanguageModel:
-    """A model that answers requests: loaded as by `load_model`, or behind a server (`openai:URL#name`)."""
-    return connect(reference, server) if is_server(reference) else load_model(reference, dtype=dtype, device=device)
+    """A model that answers requests: loaded as by `load_model`, or behind a server (`openai:URL#name`).
+
+    `server.thinking` holds for both; the model of a plug-in decides for itself.
+    """
+    if is_server(reference):
+        return connect(reference, server)
+    model: LanguageModel = load_model(reference, dtype=dtype, device=device)
+    return model.with_thinking(server.thinking) if isinstance(model, TransformersModel) else model
 
 
 def _by_prompt(requests: Sequence[ScoreRequest]) -> dict[Prompt, list[str | tuple[int, ...]]]:
