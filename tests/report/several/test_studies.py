@@ -76,7 +76,8 @@ def test_scores_differ_by_what_was_gained_and_lost(first, second):
     ("key", "value", "words"),
     [
         ("data", "b" * 64, "questions"), ("prompting", "raw", "prompts"), ("protocol", "paper", "protocols"),
-        ("version", 2, "versions of the task"), ("limit", 5, "samples"), ("judge", "openai:https://host/v1#other", "judges"),
+        ("version", 2, "versions of the task"), ("limit", 5, "samples"),
+        ("judge", "openai:https://host/v1#other", "judges"),
         ("judge_reading", 2, "versions of the reader of its replies"),
     ],
 )  # fmt: skip

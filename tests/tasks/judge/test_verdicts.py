@@ -10,7 +10,7 @@ import pytest
 from llmkick.tasks.judge import parse_scores
 from llmkick.tasks.judge.prompts import ASPECTS, read_reply, reply_schema
 from llmkick.tasks.judge.replies import CONTRADICTION, OUTSIDE, Unreadable
-from llmkick.tasks.judge.verdicts import CUT, ONLY_A_DRAFT, ONLY_THOUGHTS, without_thoughts
+from llmkick.tasks.judge.verdicts import CUT, ONLY_A_DRAFT, ONLY_THOUGHTS, JudgeProtocol, without_thoughts
 from tasks.judge.judge_grammar import BARE, OWNED, SWAPPED
 
 
@@ -110,13 +110,17 @@ def test_zero_in_json(kind: str):
         ("<|channel|>analysis<|message|>5 5<|end|><|start|>assistant<|channel|>final<|message|>8 0", "8 0"),
         ("analysisLet me see: 5 5.assistantfinal8 0", "8 0"),
         ("8 0\n<think>\nWas 5 5", "8 0"),
-        ("<think>5 5", ""),
-        ("<|channel|>analysis<|message|>5 5", ""),
+        ("<analysis>5 5</analysis>\n8 0", "8 0"),
+        ("<draft>5 5</draft>\n<reasoning>6 6</reasoning>8 0", "8 0"),
+        ("<think>5 5", None),
+        ("<analysis>5 5</analysis>", None),
+        ("<|channel|>analysis<|message|>5 5", None),
     ],
 )
 @pytest.mark.parametrize("protocol", ["paper", "strict"])
-def test_a_draft_in_thoughts_is_no_verdict(reply: str, left: str, protocol: str):
-    assert without_thoughts(reply).strip() == left
+def test_a_draft_in_thoughts_is_no_verdict(reply: str, left: str | None, protocol: JudgeProtocol):
+    said = without_thoughts(reply)
+    assert (said if said is None else said.strip()) == left
     assert read_reply(reply, "general", protocol) == (((8, 0),) if left else ONLY_THOUGHTS)
     as_json = reply.replace("8 0", verdict(8, 0)).replace("5 5", verdict(5, 5))
     assert read_reply(as_json, "general", "strict") == (((8, 0),) if left else ONLY_THOUGHTS)
@@ -125,6 +129,7 @@ def test_a_draft_in_thoughts_is_no_verdict(reply: str, left: str, protocol: str)
 def test_a_tag_that_the_judge_mentions_takes_nothing_away():
     reply = '{"explanation": "It ends with </think> and no answer.", "overall": {"assistant_1": 8, "assistant_2": 0}}'
     assert read_reply(reply, "general", "strict") == ((8, 0),)
+    assert read_reply("8 0\nAssistant 2 says </think> at once.", "general", "paper") == ((8, 0),)
     assert read_reply("8 0\nAssistant 2 opens a <think> tag and never closes it.", "general", "paper") == ((8, 0),)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from llmkick.models.thoughts import separate
 from llmkick.tasks.judge.replies import (
     ASPECTS,
     CONTRADICTION,
@@ -31,17 +32,11 @@ ONLY_A_DRAFT = Unreadable("it contains a draft and no verdict")
 # Keys of the scores in the strict protocol's JSON, for all kinds but "summary".
 _OVERALL = ("overall",)
 
-_THOUGHT = r"(?:think(?:ing)?|thoughts?|reasoning|reflection|analysis|scratchpad|draft|seed:think)"
-_OPENING = rf"(?:<{_THOUGHT}>|\[THINK\]|◁think▷|<\|begin_of_thought\|>)"
-_CLOSING = rf"(?:</{_THOUGHT}>|\[/THINK\]|◁/think▷|<\|end_of_thought\|>)"
-_THOUGHTS = re.compile(rf"{_OPENING}.*?{_CLOSING}", re.IGNORECASE | re.DOTALL)
-# Templates may write the opening tag into the prompt, so that the reply has only the closing one. A tag inside a line
-# is one that the judge mentions.
-_THOUGHTS_BEFORE = re.compile(rf"\A.*(?:^[ \t]*{_CLOSING}|{_CLOSING}[ \t]*$)", re.IGNORECASE | re.DOTALL | re.MULTILINE)
-_THOUGHTS_AFTER = re.compile(rf"^[ \t]*{_OPENING}.*\Z", re.IGNORECASE | re.DOTALL | re.MULTILINE)
-# Channels of gpt-oss: the last "final" one is the reply. Decoders that drop special tokens leave the plain words.
-_FINAL_CHANNEL = re.compile(r"\A.*<\|channel\|>\s*final\s*<\|message\|>|\A\s*analysis.*assistantfinal", re.DOTALL)
-_ANALYSIS_CHANNEL = re.compile(r"<\|channel\|>\s*analysis")
+# Tags of what a judge writes before its verdict, besides those of thoughts.
+_PREPARATION = re.compile(r"<(draft|analysis)>.*?</\1>", re.IGNORECASE | re.DOTALL)
+# A closing tag inside a sentence, in a reply without an opening one: the judge speaks of an answer that has it.
+_OPENING_TAG = re.compile(r"<\w+>")
+_MENTIONED = re.compile(r"(?<=\S )(</\w+>)(?= \S)")
 
 _LATEST = r"(?:final|revised|corrected|updated|definitive)"
 _JUDGED = rf"(?:{NOUN}|verdicts?|judge?ments?|ratings?|json)"
@@ -87,7 +82,7 @@ def read_reply(text: str, kind: Kind, protocol: JudgeProtocol, *, cut: bool = Fa
     final one or the others drafts; otherwise they contradict each other.
     """
     said = without_thoughts(text)
-    if not said.strip() and text.strip():
+    if said is None:
         return ONLY_THOUGHTS
     if protocol == "strict":
         begun, found = _json_verdict(said, kind)
@@ -100,14 +95,23 @@ def read_reply(text: str, kind: Kind, protocol: JudgeProtocol, *, cut: bool = Fa
     return _text_verdict(said, kind)
 
 
-def without_thoughts(text: str) -> str:
-    """A reply without the thoughts that the judge wrote between tags; empty if it contains nothing else."""
-    text = _FINAL_CHANNEL.sub("", text)
-    if _ANALYSIS_CHANNEL.search(text):
-        return ""
-    text = _THOUGHTS.sub("", text)
-    text = _THOUGHTS_BEFORE.sub("", text)
-    return _THOUGHTS_AFTER.sub("", text)
+def without_thoughts(text: str) -> str | None:
+    """A reply without what the judge thought or drafted between tags; None if it contains nothing else."""
+    if _is_json(text):
+        return text
+    if not _OPENING_TAG.search(text):
+        text = _MENTIONED.sub(r"`\1`", text)
+    separated = separate(text)
+    said = _PREPARATION.sub("", separated.answer)
+    return None if separated.is_only_thought or (separated.answer.strip() and not said.strip()) else said
+
+
+def _is_json(text: str) -> bool:
+    """Whether a reply is one JSON object: a tag in its explanation is one that the judge mentions."""
+    try:
+        return isinstance(json.loads(text), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _text_verdict(text: str, kind: Kind) -> Pairs | Unreadable:
