@@ -79,4 +79,16 @@ class StudyKeys:
             prompting=self.prompting,
             reference={"digest": info.digest, "dtype": info.dtype},
             batches={name: rule.key for name, rule in self.rules.items()},
+            conversations=self._thinking_key(variant),
         )
+
+    def _thinking_key(self, variant: Variant) -> dict[str, str]:
+        """Return whether the model thinks, where that changes its prompts, or those of the model that reads answers."""
+        dense = self.model if isinstance(self.model, TransformersModel) else None
+        if not variant.reference:
+            own = None if dense is None else dense.thinking_in_prompts
+            return {} if own is None else {"thinking": own}
+        other = self.external_models.thinking_in_prompts(variant)
+        reading = None if dense is None else dense.with_thinking("off").thinking_in_prompts
+        given = {"thinking": other, "reference_thinking": reading}
+        return {name: value for name, value in given.items() if value is not None}
