@@ -83,7 +83,9 @@ def test_the_tensors_of_every_kind_of_network_are_all_used(tmp_path: Path, archi
 def test_a_tensor_that_would_be_left_out_is_named(tmp_path: Path, name: str):
     save_toy(tmp_path / "toy")
     edit(tmp_path / "toy", lambda weights: weights.update({name: torch.ones(4)}))
-    refused(tmp_path / "toy", rf"model\.safetensors holds {name}, for which a LlamaForCausalLM has no place: it would be")
+    refused(
+        tmp_path / "toy", rf"model\.safetensors holds {name}, for which a LlamaForCausalLM has no place: it would be"
+    )
 
 
 def test_biases_that_the_configuration_denies(tmp_path: Path):

@@ -42,9 +42,10 @@ def _tokens_of_prompts(model: TransformersModel) -> Iterator[tuple[int, str]]:
         for conversation in CONVERSATIONS:
             for token in _rendered(model, tuple(Message(role, content) for role, content in conversation)):
                 yield token, "the chat template writes"
-    added = model.tokenizer.added_tokens_decoder
-    largest = max((token for token in model.tokenizer.get_vocab().values() if token not in added), default=0)
-    yield largest, "the vocabulary of the tokenizer has"
+    added = getattr(model.tokenizer, "added_tokens_decoder", None)  # not every kind of tokenizer tells
+    if added is not None:
+        words = (token for token in model.tokenizer.get_vocab().values() if token not in added)
+        yield max(words, default=0), "the vocabulary of the tokenizer has"
 
 
 def _rendered(model: TransformersModel, conversation: tuple[Message, ...]) -> list[int]:
