@@ -204,5 +204,5 @@ def test_smollm2_is_the_model_it_says_it_is():
 @pytest.mark.model
 def test_smollm2_is_converted_only_once(monkeypatch: pytest.MonkeyPatch):
     first = references.locate("smollm2-135m-instruct")
-    monkeypatch.setattr(references, "_convert_gguf", lambda *_: pytest.fail("converted again"))
+    monkeypatch.setattr(references, "convert_gguf", lambda *_: pytest.fail("converted again"))
     assert references.locate("smollm2-135m-instruct") == first

@@ -51,5 +51,5 @@ def _rendered(model: TransformersModel, conversation: tuple[Message, ...]) -> li
     """The tokens of a conversation; none of one that the template refuses, which no task can ask then either."""
     try:
         return model.encode(conversation)
-    except Exception:  # templates raise what they like: jinja2's errors, TypeError, ValueError
+    except Exception:  # noqa: BLE001 - templates raise what they like: errors of jinja2, TypeError, ValueError
         return []

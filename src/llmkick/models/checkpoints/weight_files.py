@@ -66,7 +66,7 @@ def _named_by_config(folder: Path) -> str | None:
 
 
 def config_json(folder: Path) -> dict[str, Any]:
-    """The entries of a folder's config.json; none for a damaged file, which loading refuses with an error of its own."""
+    """The entries of a folder's config.json; none for a damaged file, which loading refuses with its own error."""
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -247,14 +247,12 @@ def _headers(files: list[Path]) -> dict[str, TensorHeader]:
     for file in files:
         try:
             with safe_open(file, framework="pt") as stream:
-                parts = {name: stream.get_slice(name) for name in stream.keys()}
+                parts = {name: stream.get_slice(name) for name in stream.keys()}  # noqa: SIM118
                 found = {
                     name: TensorHeader(file, part.get_dtype(), tuple(part.get_shape())) for name, part in parts.items()
                 }
         except (SafetensorError, OSError, ValueError) as error:
-            raise ModelError(
-                f"{file} cannot be read ({error}): it is cut short or damaged; fetch it again"
-            ) from error
+            raise ModelError(f"{file} cannot be read ({error}): it is cut short or damaged; fetch it again") from error
         for name in sorted(found.keys() & headers.keys()):
             if not _same(read_tensor(file, name), read_tensor(headers[name].file, name)):
                 raise ModelError(
