@@ -1,0 +1,358 @@
+"""One family of `architectures.py`: a tiny model compressed, written, read again and compared."""
+
+from __future__ import annotations
+
+import functools
+import os
+import random
+import re
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+from transformers import CompressedTensorsConfig, GenerationConfig
+
+import llmkick
+from llmkick.compression.storage.compress_to_disk import CalibrationPlan, Form, compress_checkpoint
+from llmkick.errors import KickError
+from llmkick.models.checkpoints.meta_model import load_meta_model
+from tiny import EXPERTS, save_tiny
+
+FORMS: tuple[Form, ...] = ("folder", "packed", "compressed-tensors")
+PLAN = {"sequences": 8, "length": 64}
+LEAST_SHARE = 0.9
+TOLERANCE = 1e-5  # of the largest logit; weights are compared bit for bit where the form allows it
+ROUNDED_TOLERANCE = 1e-3  # compressed-tensors restores scale × code with its own arithmetic
+OTHER_TOWERS = re.compile(r"vision|visual|audio|image|speech|video|projector|resampler|aligner|qformer|patcher")
+ROUTER_NAMES = re.compile(r"router|expert_gate|(^|\.)gate\.(weight|wg)|(^|\.)gate$")
+
+
+@dataclass(kw_only=True)
+class Row:
+    """One recipe in one form. difference: of the logits, as a share of the largest one; lost: tensors that the model
+    in the folder lacks or holds with other values than the model in memory; streamed: read block by block."""
+
+    family: str
+    architecture: str
+    recipe: str = ""
+    form: str = "build"
+    outcome: str = "ok"
+    reason: str = ""
+    share: float | None = None
+    zeros: float | None = None
+    routers_changed: int | None = None
+    difference_kick: float | None = None
+    difference_plain: float | None = None
+    lost: int | None = None
+    files_lost: str = ""
+    streamed: bool | None = None
+    seconds: float = 0.0
+
+
+class Stages:
+    """Remembers whether a block had been compressed."""
+
+    def __init__(self) -> None:
+        self.working = self.compressing = False
+
+    def stage(self, title: str, total: int) -> None:
+        self.compressing = title.startswith("compressing")
+        self.working = self.working or title.startswith("writing")
+
+    def advance(self, done: int) -> None:
+        self.working = self.working or (self.compressing and done > 0)
+
+
+class Fault(Exception):  # noqa: N818
+    """What is wrong, in one line."""
+
+
+def try_family(family: str, architecture: str, recipes: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """The rows of a family, as they are made."""
+    with tempfile.TemporaryDirectory() as name:
+        os.environ["LLMKICK_CACHE"] = f"{name}/cache"
+        text = Path(name, "text.txt")
+        text.write_text(calibration_text(), encoding="utf-8")
+        row, started = Row(family=family, architecture=architecture), time.monotonic()
+        try:
+            dense = save_tiny(Path(name, "dense"), family)
+            trial = Trial(family, architecture, Path(name), dense)
+        except Exception as error:
+            row.outcome, row.reason = "unbuilt", one_line(error)
+            yield asdict(row)
+            return
+        row.seconds, row.reason = round(time.monotonic() - started, 2), trial.needs_more_than_text
+        yield asdict(row)
+        for recipe in recipes:
+            yield asdict(trial.row(recipe, "memory", trial.in_memory))
+            for form in FORMS:
+                if form != "compressed-tensors" or recipe.startswith("gptq"):
+                    yield asdict(trial.row(recipe, form, trial.on_disk))
+
+
+def calibration_text() -> str:
+    """Text over all bytes of the toy tokenizer, so that the tokens reach every expert."""
+    letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 .,;:!?()[]{}<>+-*/=%&$#@äöüßéèçñåøλπ中文"
+    return "".join(random.Random(0).choices(letters, k=6000))
+
+
+class Trial:
+    """A dense folder, its network, and what each compression in memory made of it."""
+
+    def __init__(self, family: str, architecture: str, folder: Path, dense: Any) -> None:
+        self.family, self.architecture, self.folder = family, architecture, folder
+        self.ids = torch.randint(4, 280, (2, 40), generator=torch.Generator().manual_seed(1))
+        self.full_class = type(dense)
+        # As it is read again: what the folder does not keep is no part of the model.
+        self.dense = self.plain(folder / "dense", refuse=True)
+        self.needs_more_than_text = ""
+        try:
+            logits = self.logits(self.dense)
+        except Exception as error:
+            self.needs_more_than_text = f"its forward needs more than text ({one_line(error)})"
+        else:
+            if not bool(torch.isfinite(logits).all()):
+                raise Fault("the logits of the tiny model are not finite")
+            if not torch.equal(logits, self.logits(self.dense)):
+                raise Fault("two forwards of the tiny model differ")
+        self.memory: dict[str, tuple[Any, Tensor]] = {}
+
+    @functools.cached_property
+    def streamed(self) -> bool:
+        """Whether the blocks are read one by one."""
+        return load_meta_model(str(self.folder / "dense"), dtype="float32", device="cpu").obstacle is None
+
+    def row(self, recipe: str, form: str, run: Callable[[Row], None]) -> Row:
+        row, started = Row(family=self.family, architecture=self.architecture, recipe=recipe, form=form), time.monotonic()
+        try:
+            run(row)
+        except Fault as fault:
+            row.outcome, row.reason = "fault", str(fault)
+        except KickError as error:
+            late = getattr(error, "late", False)
+            row.outcome, row.reason = ("fault" if late else "refused"), ("after the work: " if late else "") + one_line(error)
+        except Exception as error:
+            row.outcome, row.reason = "fault", f"{type(error).__name__}: {one_line(error)}"
+        row.seconds = round(time.monotonic() - started, 2)
+        return row
+
+    def in_memory(self, row: Row) -> None:
+        model = llmkick.load_model(str(self.folder / "dense"), dtype="float32", device="cpu")
+        dense = {name: parameter.clone() for name, parameter in model.network.named_parameters()}
+        calibration = llmkick.calibrate(model, source=str(self.folder / "text.txt"), **PLAN)
+        compressed, _report = llmkick.compress(model, row.recipe, calibration=calibration)
+        if self.needs_more_than_text:
+            raise Fault(f"compressed, although {self.needs_more_than_text}")
+        logits = self.logits(compressed.network)
+        self.memory[row.recipe] = compressed.network, logits
+        check_weights(row, dense, compressed.network)
+        if not bool(torch.isfinite(logits).all()):
+            raise Fault("logits in memory are not finite")
+        if self.difference(logits, self.logits(model.network)) == 0:
+            raise Fault("the compressed model answers as the dense one")
+
+    def on_disk(self, row: Row) -> None:
+        out, stages = self.folder / f"{row.recipe}-{row.form}", Stages()
+        form: Any = row.form
+        try:
+            row.streamed = self.streamed
+            compress_checkpoint(
+                str(self.folder / "dense"), row.recipe, out, form=form, dtype="float32", device="cpu", observer=stages,
+                calibration=CalibrationPlan(source=str(self.folder / "text.txt"), **PLAN),
+            )  # fmt: skip
+        except KickError as error:
+            error.late = stages.working  # type: ignore[attr-defined]
+            raise
+        if row.recipe not in self.memory:
+            raise Fault("written, although it cannot be compressed in memory")
+        network, expected = self.memory[row.recipe]
+        exact = row.form != "compressed-tensors"
+        faults: list[str] = []
+        try:
+            again = llmkick.load_model(str(out), dtype="float32", device="cpu").network
+            row.difference_kick = self.difference(self.logits(again), expected)
+            row.lost = lost_tensors(network, again, exact=exact)
+        except Exception as error:
+            faults.append(f"kick cannot open it: {one_line(error)}")
+        if row.form != "packed":
+            self.check_plain(row, out, network, expected, faults)
+        row.files_lost = ", ".join(files_lost(self.folder / "dense", out))
+        self.judge(row, faults, exact=exact)
+
+    def check_plain(self, row: Row, out: Path, network: Any, expected: Tensor, faults: list[str]) -> None:
+        try:
+            plain = self.plain(out, refuse=False)
+        except Exception as error:
+            faults.append(f"transformers cannot open it: {one_line(error)}")
+            return
+        row.difference_plain = self.difference(self.logits(plain), expected)
+        exact, missing = row.form != "compressed-tensors", plain._missing
+        row.lost = max(row.lost or 0, len(missing) + changed_beside(self.dense, plain, network))
+        if type(plain) is type(network):
+            row.lost = max(row.lost, lost_tensors(network, plain, exact=exact))
+        if missing:
+            faults.append(f"transformers misses {len(missing)} tensors, {missing[0]} first")
+
+    def judge(self, row: Row, faults: list[str], *, exact: bool) -> None:
+        limit = TOLERANCE if exact else ROUNDED_TOLERANCE
+        for reader, difference in (("kick", row.difference_kick), ("transformers", row.difference_plain)):
+            if difference is not None and not difference <= limit:
+                faults.append(f"logits read by {reader} are off by {difference:.2g}")
+        if row.lost and not any("misses" in fault for fault in faults):
+            faults.append(f"{row.lost} tensors lost or changed")
+        if row.files_lost:
+            faults.append(f"lost: {row.files_lost}")
+        if faults:
+            raise Fault("; ".join(faults))
+
+    def plain(self, folder: Path, *, refuse: bool) -> Any:
+        """The whole model of a folder by transformers alone."""
+        config = transformers.AutoConfig.from_pretrained(folder)
+        names = config.architectures or []
+        if not refuse and names != [self.full_class.__name__]:
+            raise Fault(f"config.json names {names}, not {self.full_class.__name__}")
+        options: dict[str, Any] = {}
+        if getattr(config, "quantization_config", None) is not None:
+            options["quantization_config"] = CompressedTensorsConfig(dequantize=True)
+        with warnings.catch_warnings(action="ignore"):
+            network, info = self.full_class.from_pretrained(
+                folder, dtype=torch.float32, output_loading_info=True, use_safetensors=True, **options
+            )
+        if refuse and (info["missing_keys"] or info["mismatched_keys"]):
+            raise Fault(f"transformers does not read its own folder: {sorted(info['missing_keys'])[:2]}")
+        network._missing = sorted({*info["missing_keys"], *info["unexpected_keys"]})
+        return network.eval().requires_grad_(False)
+
+    def logits(self, network: Any) -> Tensor:
+        with torch.no_grad():
+            logits: Tensor = network(input_ids=self.ids, use_cache=False).logits.float()
+        return logits
+
+    def difference(self, logits: Tensor, expected: Tensor) -> float:
+        """The largest difference, as a share of the largest expected logit; NaN and Inf count as 1e9."""
+        change = torch.nan_to_num((logits - expected).abs(), 1e9, 1e9, 1e9).max()
+        return float(change / expected.abs().max())
+
+
+def check_weights(row: Row, dense: dict[str, Tensor], network: Any) -> None:
+    """Share, zeros and routers of a model that was compressed in memory. Raises Fault."""
+    after = dict(network.named_parameters())
+    if set(after) != set(dense):
+        raise Fault(f"{len(set(after) ^ set(dense))} parameters came or went: tied weights were parted")
+    matrices, routers = block_matrices(network)
+    row.routers_changed = sum(not torch.equal(dense[name], after[name]) for name in routers)
+    total = touched = zeros = 0
+    untouched: list[str] = []
+    broken: list[str] = []
+    for name in matrices:
+        for before, now in zip(slices(dense[name]), slices(after[name]), strict=True):
+            total += now.numel()
+            if torch.equal(before, now):
+                untouched.append(name)
+                continue
+            touched += now.numel()
+            zeros += int((now == 0).sum())
+            if row.recipe == "wanda@2:4" and not (is_two_of_four(now) or is_two_of_four(now.t())):
+                broken.append(name)
+    row.share, row.zeros = round(touched / max(total, 1), 4), round(zeros / max(touched, 1), 4)
+    faults = []
+    if row.share < LEAST_SHARE:
+        faults.append(f"{row.share:.2f} of the block weights compressed, not {', '.join(kinds_of(untouched)[:4])}")
+    if row.routers_changed:
+        changed = [name for name in routers if not torch.equal(dense[name], after[name])]
+        faults.append(f"routers changed: {', '.join(kinds_of(changed))}")
+    if not row.recipe.startswith("gptq") and abs(row.zeros - 0.5) > 0.01:
+        faults.append(f"{row.zeros:.1%} zeros")
+    if broken:
+        faults.append(f"no 2:4 pattern: {', '.join(kinds_of(broken)[:3])}")
+    outside = [n for n in dense if n not in matrices and n not in routers and not torch.equal(dense[n], after[n])]
+    if outside := [name for name in outside if not re.search(r"\.\d+\.", name) or OTHER_TOWERS.search(name)]:
+        faults.append(f"changed outside the blocks: {', '.join(kinds_of(outside)[:3])}")
+    if faults:
+        raise Fault("; ".join(faults))
+
+
+def block_matrices(network: nn.Module) -> tuple[list[str], list[str]]:
+    """Names of the weight matrices and of the routers in the decoder blocks, told apart by shape and name only."""
+    matrices, routers = [], []
+    modules = dict(network.named_modules())
+    both = any("decoder." in name for name in modules)  # an encoder beside a decoder is another tower
+    for name, parameter in network.named_parameters():
+        module = modules[name.rpartition(".")[0]]
+        if both and re.search(r"(^|\.)encoder\.", name):
+            continue
+        if not re.search(r"\.\d+\.", name) or OTHER_TOWERS.search(name) or parameter.dim() < 2:
+            continue
+        if isinstance(module, nn.Embedding | nn.modules.conv._ConvNd):
+            continue
+        if parameter.dim() == 2 and (ROUTER_NAMES.search(name) or EXPERTS in parameter.shape or 1 in parameter.shape):
+            routers.append(name)
+        elif parameter.shape[-1] >= 16 and parameter.shape[-2] >= 16 and "conv" not in name:
+            matrices.append(name)
+    return matrices, routers
+
+
+def slices(parameter: Tensor) -> list[Tensor]:
+    """The matrices of a parameter; those of experts are stacked."""
+    return list(parameter.reshape(-1, *parameter.shape[-2:]))
+
+
+def is_two_of_four(matrix: Tensor) -> bool:
+    if matrix.shape[-1] % 4:
+        return False
+    return bool((matrix.reshape(matrix.shape[0], -1, 4) == 0).sum(-1).ge(2).all())
+
+
+def kinds_of(names: list[str]) -> list[str]:
+    """Names without their numbers, each once."""
+    return list(dict.fromkeys(re.sub(r"\.\d+(?=\.|$)", ".N", name) for name in names))
+
+
+def lost_tensors(expected: nn.Module, network: nn.Module, *, exact: bool) -> int:
+    """Tensors of the expected state dict that a network lacks or holds with other values."""
+    state, lost = network.state_dict(), 0
+    for name, tensor in expected.state_dict().items():
+        twin = state.get(name)
+        same = torch.equal if exact else lambda a, b: torch.allclose(a, b, rtol=1e-3, atol=1e-5)
+        lost += twin is None or twin.shape != tensor.shape or not same(twin.float(), tensor.float())
+    return lost
+
+
+def changed_beside(dense: nn.Module, plain: nn.Module, compressed: nn.Module) -> int:
+    """Tensors outside the language model's matrices in which the folder differs from the dense model."""
+    state, changed = plain.state_dict(), 0
+    matrices, _routers = block_matrices(dense)
+    for name, tensor in dense.state_dict().items():
+        if name not in matrices and type(plain) is not type(compressed):
+            changed += name not in state or not torch.equal(state[name], tensor)
+    return changed
+
+
+def files_lost(dense: Path, folder: Path) -> list[str]:
+    """What stands beside the weights of the dense folder and is not in the compressed one."""
+    lost = []
+    for file in sorted(dense.iterdir()):
+        if file.suffix == ".safetensors" or file.name.endswith(".index.json"):
+            continue
+        if not (folder / file.name).is_file():
+            lost.append(file.name)
+    if "generation_config.json" not in lost:
+        before, after = (GenerationConfig.from_pretrained(path).to_diff_dict() for path in (dense, folder))
+        if {k: v for k, v in before.items() if k != "transformers_version"} != {
+            k: v for k, v in after.items() if k != "transformers_version"
+        }:
+            lost.append("settings of generation_config.json")
+    return lost
+
+
+def one_line(error: BaseException) -> str:
+    """A message on one line, without the folders of this run."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return re.sub(r"/tmp/\S*?/(dense|text|magnitude|wanda|gptq)", r"\1", text)[:300]
