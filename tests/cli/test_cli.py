@@ -28,7 +28,7 @@ from llmkick import cli
 from llmkick.cli import options
 from llmkick.cli.progress import QUIET_SECONDS, TerminalProgress
 from llmkick.compression.registry import METHODS
-from llmkick.compression.storage.folder import REPORT_FILE
+from llmkick.compression.storage.source_files import REPORT_FILE
 from llmkick.compression.walk.calibration import calibrate
 from llmkick.compression.walk.compress import compress
 from llmkick.errors import ConfigError, DataError

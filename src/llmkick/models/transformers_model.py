@@ -10,6 +10,7 @@ import torch
 
 from llmkick.models.checkpoint import Checkpoint
 from llmkick.models.engine.engine import Engine
+from llmkick.models.engine.network import end_tokens_of
 from llmkick.models.engine.prompt_encoder import PromptEncoder
 from llmkick.models.language_model import (
     ContinuationScore,
@@ -68,6 +69,11 @@ class TransformersModel:
     def has_chat_template(self) -> bool:
         """True for instruct models."""
         return self.engine.encoder.has_chat_template
+
+    @property
+    def end_tokens(self) -> frozenset[int]:
+        """Token ids that end an answer."""
+        return end_tokens_of(self.network, self.tokenizer)
 
     def tokenize(self, text: str) -> list[int]:
         """Token ids of raw text, with the special tokens that the tokenizer adds by default."""

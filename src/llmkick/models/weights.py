@@ -42,4 +42,6 @@ def digest_of(tensor: Tensor) -> str:
 
 def bytes_of(tensor: Tensor) -> Any:
     """The bytes of a tensor's values in row-major order, as a buffer."""
-    return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
+    flat = tensor.detach().cpu().contiguous().view(-1)
+    # The stride of a single number may be anything, and a view as bytes needs 1.
+    return flat.as_strided(flat.shape, (1,)).view(torch.uint8).numpy()

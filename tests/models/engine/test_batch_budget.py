@@ -17,13 +17,12 @@ from llmkick.models.engine.batch_budget import (
     BatchBudget,
     MemoryShortage,
     attempt,
-    bytes_a_token,
-    cache_bytes_a_token,
     free_bytes,
     is_out_of_memory,
     run_in_batches,
     token_budget,
 )
+from llmkick.models.engine.cache_size import bytes_a_token, cache_bytes_a_token
 from llmkick.models.engine.runner import Runner
 from llmkick.models.language_model import ContinuationScore, GenerateRequest, Generation, ScoreRequest, Unanswered
 from llmkick.models.transformers_model import TransformersModel

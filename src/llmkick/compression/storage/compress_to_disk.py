@@ -15,8 +15,9 @@ import torch
 from llmkick.compression.recipe import Dense, Recipe
 from llmkick.compression.registry import parse_recipe
 from llmkick.compression.storage.cache import entry_for, folder_of
-from llmkick.compression.storage.compressed_tensors import check_exportable, save_compressed_tensors
+from llmkick.compression.storage.compressed_tensors import check_exportable, check_storable, save_compressed_tensors
 from llmkick.compression.storage.folder import check_target, report_of, save_folder, save_packed, save_streamed
+from llmkick.compression.storage.stored_model import StoredModel
 from llmkick.compression.walk.blocks import decoder_blocks
 from llmkick.compression.walk.calibration import Calibration, as_calibration, calibrate
 from llmkick.compression.walk.checks import check_recipe_fits
@@ -28,6 +29,7 @@ from llmkick.compression.walk.streaming import compress_streamed
 from llmkick.errors import ConfigError
 from llmkick.models.checkpoints.loading import load_located
 from llmkick.models.checkpoints.meta_model import MetaModel, load_meta_model
+from llmkick.models.checkpoints.quantized import refuse_packed_integers
 from llmkick.models.precision import BALANCED
 from llmkick.models.transformers_model import TransformersModel
 
@@ -88,10 +90,14 @@ def compress_checkpoint(
         raise ConfigError("dense compresses nothing: the model's folder is what you want")
     observer.stage(f"reading {reference}", 1)
     meta_model = load_meta_model(reference, dtype=dtype, device=device)
+    refuse_packed_integers(meta_model.checkpoint)
     blocks = decoder_blocks(meta_model.model.network)
     check_recipe_fits(recipe, blocks, as_calibration([[0, 0]]))  # before the calibration, which may take minutes
+    if form != "packed":
+        StoredModel(meta_model.model).form.refuse_unreadable()
     if form == "compressed-tensors":
         check_exportable(recipe, blocks)
+        check_storable(meta_model.model, blocks)
     windows = _windows(meta_model, plan, observer) if recipe.needs_calibration else None
     key = kept_key(meta_model.info, meta_model.device, recipe, windows, propagate=propagate)
     with _work_folder(key, meta_model.bytes, folder) as work:
@@ -104,22 +110,21 @@ def compress_checkpoint(
             model, _ = compress(_loaded(meta_model), recipe, calibration=windows, keep=work, **options)
         finished = kept_blocks(meta_model.info, meta_model.device, recipe, windows, work, propagate=propagate)
         observer.stage(f"writing {folder}", 1)
-        _save(model, recipe, finished, folder, form)
-        return report_of(finished)
+        return _save(model, recipe, finished, folder, form)
 
 
 def _save(
     model: MetaModel | TransformersModel, recipe: Recipe, finished: FinishedBlocks, folder: Path, form: Form
-) -> None:
+) -> CompressionReport:
     match form:
         case "packed":
-            save_packed(model, finished, folder)
+            return save_packed(model, finished, folder)
         case "compressed-tensors":
-            save_compressed_tensors(model, recipe, finished, folder)
-        case "folder" if isinstance(model, MetaModel):
-            save_streamed(model, finished, folder)
+            return save_compressed_tensors(model, recipe, finished, folder)
         case "folder":
-            save_folder(model, report_of(finished), folder)
+            if isinstance(model, MetaModel):
+                return save_streamed(model, finished, folder)
+            return save_folder(model, report_of(finished), folder)
 
 
 def _windows(meta_model: MetaModel, plan: CalibrationPlan, observer: StageObserver) -> Calibration:

@@ -2,39 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from llmkick.compression.recipe import Grid, Recipe
-from llmkick.compression.storage.folder import (
-    UnchangedWeights,
-    bundles,
-    report_of,
-    write_config,
-    write_model,
-    write_shards,
-)
+from llmkick.compression.storage.checkpoint_form import NameReader
+from llmkick.compression.storage.configuration import write_config
+from llmkick.compression.storage.folder import UnchangedWeights, report_of, write_model
+from llmkick.compression.storage.shards import bundles, write_shards
+from llmkick.compression.storage.source_files import CONFIG
+from llmkick.compression.storage.stored_model import StoredModel
 from llmkick.compression.walk.blocks import Block, decoder_blocks
 from llmkick.compression.walk.finished_blocks import FinishedBlocks
-from llmkick.compression.walk.unchanged import output_heads
+from llmkick.compression.walk.report import CompressionReport
 from llmkick.errors import ConfigError
 from llmkick.models.checkpoints.meta_model import MetaModel
-from llmkick.models.checkpoints.packed import Codes, codes_of, read_parts
+from llmkick.models.checkpoints.packed import Codes, Packed, codes_of, read_parts, unpack
 from llmkick.models.transformers_model import TransformersModel
+
+FORMAT = "pack-quantized"
 
 
 def check_exportable(recipe: Recipe, blocks: list[Block]) -> None:
     """Raise ConfigError for a recipe or a model that the format cannot hold, or a missing package."""
-    if recipe.bits is None:
+    grid = next((part for part in recipe.parts if isinstance(part, Grid)), None)
+    if recipe.bits is None or grid is None:
         raise ConfigError(f"{recipe} rounds nothing, and compressed-tensors stores integers; use --packed")
     try:
         import compressed_tensors  # noqa: F401
     except ImportError as error:
         raise ConfigError("this export needs a package: pip install 'llmkick[compressed-tensors]'") from error
+    if not 1 <= grid.bits <= 8:
+        raise ConfigError(f"{recipe} has {grid.bits} bits, and compressed-tensors stores 1 to 8; use --packed")
     group = recipe.group_size
     for block in blocks:
         for layer in block.layers:
@@ -48,40 +52,105 @@ def check_exportable(recipe: Recipe, blocks: list[Block]) -> None:
                 )
 
 
+def check_storable(model: TransformersModel, blocks: list[Block]) -> None:
+    """Raise ConfigError when transformers would not read a layer of the model, or another part, from this format."""
+    from transformers.quantizers.base import MODULES_TO_PATCH_FOR_QUANTIZATION
+
+    stored = StoredModel(model)
+    stored.form.refuse_unreadable()
+    merged = (layer.name for block in blocks for layer in block.layers if _stem(stored, layer.name) is None)
+    if (name := next(merged, None)) is not None:
+        raise ConfigError(
+            f"{name} is stored merged with other layers, or split, in checkpoints of this architecture; "
+            "compressed-tensors cannot hold it here; use --packed"
+        )
+    patches: Mapping[str, Any] = MODULES_TO_PATCH_FOR_QUANTIZATION
+    replaced = {
+        name
+        for name, patch in patches.items()
+        if "compressed-tensors" in {str(getattr(method, "value", method)) for method in patch["quantization_methods"]}
+    }
+    for name, module in model.network.named_modules():
+        if type(module).__name__ in replaced:
+            raise ConfigError(
+                f"{name}: transformers puts other layers in the place of a {type(module).__name__} when it reads "
+                "compressed-tensors; use --packed"
+            )
+
+
+def _stem(stored: StoredModel, layer: str) -> str | None:
+    """What stands before `weight` in the name of a layer's weight in the checkpoint; None where it is merged."""
+    name = stored.form.name_of(f"{layer}.weight")
+    return None if name is None else name.removesuffix("weight")
+
+
 def save_compressed_tensors(
     model: TransformersModel | MetaModel, recipe: Recipe, finished: FinishedBlocks, folder: Path
-) -> None:
+) -> CompressionReport:
     """Write a rounded model from its finished blocks: packed codes with their scales and zero points.
 
-    Scales are float32, in which the codes were computed. Zeros of a pruned model become codes like other values. Errors
-    as in `check_exportable` and `save_folder`.
+    Scales are float32, in which the codes were computed. Zeros of a pruned model become codes like other values. A
+    layer that the format does not give back exactly is stored as plain weights, and ignored by the format like every
+    layer that was not compressed. Result and errors as in `check_exportable` and `save_folder`.
     """
     unchanged, report = UnchangedWeights(model), report_of(finished)
-    blocks = decoder_blocks(unchanged.model.network)
+    stored, blocks = StoredModel(unchanged.model), decoder_blocks(unchanged.model.network)
     check_exportable(recipe, blocks)
+    check_storable(unchanged.model, blocks)
+    export = _Export(stored=stored, scheme=_scheme(recipe), dtype=unchanged.model.info.dtype)
 
-    def write(temporary: Path) -> None:
-        write_shards(temporary, _shards(unchanged, finished))
-        config = unchanged.model.network.config
-        config.quantization_config = _quantization_config(recipe, unchanged.model)
+    def write(temporary: Path) -> list[str]:
+        write_shards(temporary, export.shards(unchanged, finished))
+        ignored = _ignored(unchanged.model, stored, export.packed)
+        settings = _quantization_config(recipe, ignored)
+        notes = [f"stored as plain weights: {name}" for name in export.plain]
+        return notes + write_config(unchanged.model, temporary, quantization=settings)
+
+    size, form = unchanged.bytes + report.stored_bytes + stored.other_bytes, "compressed-tensors, packed integers"
+    return write_model(unchanged.model, report, folder, size, write, form=form)
+
+
+class _Export:
+    """Writes layers in the format; `packed` and `plain` are the layers written as integers and as plain weights."""
+
+    def __init__(self, *, stored: StoredModel, scheme: Any, dtype: str) -> None:
+        self._stored, self._scheme, self._dtype = stored, scheme, dtype
+        self.packed: list[str] = []
+        self.plain: list[str] = []
+
+    def shards(self, unchanged: UnchangedWeights, finished: FinishedBlocks) -> Iterator[dict[str, Tensor]]:
+        """All tensors of the checkpoint: those outside the layers, other parts, then the layers of each block."""
+        yield from bundles(self._stored.tensors(unchanged))
+        yield from bundles(self._stored.other_tensors())
+        for file in finished.files():
+            shard: dict[str, Tensor] = {}
+            for name, packed in read_parts(file):
+                stem = _stem(self._stored, name)
+                shard |= {f"{stem}{part}": tensor for part, tensor in self._layer(name, packed).items()}
+            yield shard
+
+    def _layer(self, name: str, packed: Packed) -> dict[str, Tensor]:
+        """The tensors of one layer: its codes if the format gives back the weight exactly, else the weight itself."""
+        weight, codes = unpack(packed), codes_of(packed)
+        if codes is not None:
+            tensors = _tensors(codes)
+            read = self._decompressed(tensors)
+            if read is not None and torch.equal(read.to(weight.dtype), weight):
+                self.packed.append(name)
+                return tensors
+        self.plain.append(name)
+        return {"weight": weight}
+
+    def _decompressed(self, tensors: Mapping[str, Tensor]) -> Tensor | None:
+        """The weight that the package reads; None where it fails, as for few rows with zero points (0.20)."""
+        from compressed_tensors.compressors import BaseCompressor
+
         try:
-            write_config(unchanged.model, temporary)
-        finally:
-            del config.quantization_config
-
-    write_model(unchanged.model, report, folder, unchanged.bytes + report.stored_bytes, write)
-
-
-def _shards(unchanged: UnchangedWeights, finished: FinishedBlocks) -> Iterator[dict[str, Tensor]]:
-    yield from bundles(unchanged.tensors())
-    for file in finished.files():
-        shard: dict[str, Tensor] = {}
-        for name, packed in read_parts(file):
-            codes = codes_of(packed)
-            if codes is None:  # a layer that no calibration token reached
-                raise ConfigError(f"{name} was left dense; compressed-tensors has no place for it here; use --packed")
-            shard |= {f"{name}.{part}": tensor for part, tensor in _tensors(codes).items()}
-        yield shard
+            read = BaseCompressor.get_value_from_registry(FORMAT).decompress(dict(tensors), self._scheme)
+            weight: Tensor = read["weight"]
+        except Exception:  # noqa: BLE001 - it says nothing of how it fails
+            return None
+        return weight
 
 
 def _tensors(codes: Codes) -> dict[str, Tensor]:
@@ -100,8 +169,8 @@ def _tensors(codes: Codes) -> dict[str, Tensor]:
     return tensors
 
 
-def _quantization_config(recipe: Recipe, model: TransformersModel) -> dict[str, Any]:
-    from compressed_tensors.quantization import QuantizationArgs, QuantizationConfig, QuantizationScheme
+def _scheme(recipe: Recipe) -> Any:
+    from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
 
     grid = next(part for part in recipe.parts if isinstance(part, Grid))
     arguments = QuantizationArgs(
@@ -111,11 +180,67 @@ def _quantization_config(recipe: Recipe, model: TransformersModel) -> dict[str, 
         strategy="channel" if grid.group_size is None else "group",
         group_size=grid.group_size,
     )
+    return QuantizationScheme(targets=["Linear"], weights=arguments)
+
+
+def _quantization_config(recipe: Recipe, ignored: list[str]) -> dict[str, Any]:
+    from compressed_tensors.quantization import QuantizationConfig
+
     config = QuantizationConfig(
-        config_groups={"group_0": QuantizationScheme(targets=["Linear"], weights=arguments)},
-        format="pack-quantized",
+        config_groups={"group_0": _scheme(recipe)},
+        format=FORMAT,
         quantization_status="compressed",
-        ignore=output_heads(model.network),
+        ignore=ignored,
     )
     values: dict[str, Any] = config.model_dump(mode="json", exclude_none=True)
+    grid = next(part for part in recipe.parts if isinstance(part, Grid))
+    if not grid.symmetric:
+        # transformers cannot load packed weights with zero points (compressed-tensors 0.20), so that it unpacks them.
+        values["dequantize"] = True
     return values
+
+
+def _ignored(model: TransformersModel, stored: StoredModel, packed: list[str]) -> list[str]:
+    """The modules that hold a matrix as it is, under the names of every class that transformers opens the folder as."""
+    names = {stored.form.name_of(f"{name}.weight") for name in packed}
+    ignored: set[str] = set()
+    for network in (model.network, _whole_network(model)):
+        if network is not None:
+            targets = NameReader(network).targets(name for name in names if name is not None)
+            as_integers = {target.removesuffix(".weight") for target in targets.values()}
+            ignored |= {name for name in _matrices(network) if name not in as_integers}
+    return sorted(ignored)
+
+
+def _matrices(network: nn.Module) -> list[str]:
+    """The modules of a network that multiply by a matrix of their own: linear layers, routers, output head."""
+    return [
+        name
+        for name, module in network.named_modules()
+        if isinstance(module, nn.Linear)
+        or (
+            (isinstance(weight := getattr(module, "weight", None), Tensor) and weight.dim() == 2)
+            and not isinstance(module, nn.Embedding)
+        )
+    ]
+
+
+def _whole_network(model: TransformersModel) -> Any:
+    """The network of the class that config.json names, on the meta device; None where the model is of that class.
+
+    A model of text and images may be loaded for its language model alone.
+    """
+    import transformers
+    from accelerate import init_empty_weights
+
+    if model.checkpoint is None:
+        return None
+    stated = json.loads((model.checkpoint.folder / CONFIG).read_text(encoding="utf-8")).get("architectures") or [""]
+    whole = getattr(transformers, str(stated[0]), None)
+    if whole is None or isinstance(model.network, whole):
+        return None
+    config = transformers.AutoConfig.from_pretrained(
+        model.checkpoint.folder, local_files_only=True, trust_remote_code=False
+    )
+    with init_empty_weights(include_buffers=False):
+        return whole(config)

@@ -3,31 +3,32 @@
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
+from llmkick.compression.storage.companions import write_companions
+from llmkick.compression.storage.configuration import write_config
+from llmkick.compression.storage.shards import bundles, check_file, size_of, write_json, write_shards
+from llmkick.compression.storage.source_files import REPORT_FILE
+from llmkick.compression.storage.stored_model import NAMES, OTHER, LazyTensors, StoredModel
 from llmkick.compression.walk.blocks import decoder_blocks
 from llmkick.compression.walk.finished_blocks import FinishedBlocks
 from llmkick.compression.walk.report import CompressionReport
 from llmkick.compression.walk.streaming import StreamedBlocks
 from llmkick.compression.walk.unchanged import names_outside_layers
-from llmkick.errors import ConfigError
+from llmkick.errors import ConfigError, ModelError
 from llmkick.files import new_folder, require_space
 from llmkick.models.checkpoints.meta_model import MetaModel
-from llmkick.models.checkpoints.packed import pack, write_manifest, write_packed
+from llmkick.models.checkpoints.packed import pack, read_placed, write_manifest, write_packed
 from llmkick.models.checkpoints.references import SOURCE_FILE
 from llmkick.models.transformers_model import TransformersModel
+from llmkick.models.weights import digest_of
 
-REPORT_FILE = "llmkick_compression.json"
-# Bytes of tensors in a file, unless a single tensor is larger.
-SHARD_BYTES = 250_000_000
 # Room for configuration, tokenizer and report.
 OTHER_BYTES = 50_000_000
 
@@ -38,71 +39,117 @@ def check_target(folder: Path) -> None:
         raise ConfigError(f"{folder} exists and is not empty; choose another folder")
 
 
-def save_folder(model: TransformersModel, report: CompressionReport, folder: Path) -> None:
-    """Write weights in the model's dtype, tokenizer and report; the folder appears complete or not at all.
+def save_folder(model: TransformersModel, report: CompressionReport, folder: Path) -> CompressionReport:
+    """Write weights in the model's dtype, the other files of its source and the report, which is returned.
 
-    Raises ConfigError when the folder is not empty or the disk is too small.
+    The folder appears complete or not at all. Warnings are added to the report for what cannot travel.
+    Raises ConfigError when the folder is not empty or the disk is too small, ModelError when what is read back is not
+    what was to be written.
     """
-    size = sum(tensor.numel() * tensor.element_size() for tensor in model.network.parameters())
+    stored, state = StoredModel(model), model.network.state_dict()
+    stored.form.refuse_unreadable()
 
-    def write(temporary: Path) -> None:
-        model.network.save_pretrained(temporary)
+    def write(temporary: Path) -> list[str]:
+        write_shards(temporary, bundles(itertools.chain(stored.tensors(state), stored.other_tensors())))
+        return write_config(model, temporary)
 
-    write_model(model, report, folder, size, write)
+    size = sum(size_of(state[name]) for name in stored.names) + stored.other_bytes
+    return write_model(model, report, folder, size, write, form=f"{model.info.dtype} weights")
 
 
-def save_packed(model: TransformersModel | MetaModel, finished: FinishedBlocks, folder: Path) -> None:
+def save_streamed(meta_model: MetaModel, finished: FinishedBlocks, folder: Path) -> CompressionReport:
+    """As `save_folder`, but reads and writes one block at a time."""
+    source, stored = StreamedBlocks(meta_model), StoredModel(meta_model.model)
+    stored.form.refuse_unreadable()
+
+    def shards() -> Iterator[dict[str, Tensor]]:
+        outside = LazyTensors(source.names_outside(), source.read)
+        yield from bundles(itertools.chain(stored.tensors(outside), stored.other_tensors()))
+        for block in source.compressed_blocks(finished):
+            yield dict(stored.tensors(block))
+
+    def write(temporary: Path) -> list[str]:
+        write_shards(temporary, shards())
+        return write_config(meta_model.model, temporary)
+
+    size, form = meta_model.bytes + stored.other_bytes, f"{meta_model.info.dtype} weights"
+    return write_model(meta_model.model, report_of(finished), folder, size, write, form=form)
+
+
+def save_packed(model: TransformersModel | MetaModel, finished: FinishedBlocks, folder: Path) -> CompressionReport:
     """Write a compressed model in compact form, see `models.checkpoints.packed`.
 
     model: the dense, compressed or meta model, for the unchanged weights. finished: all blocks.
-    Errors as in `save_folder`.
+    Result and errors as in `save_folder`.
     """
     unchanged, report = UnchangedWeights(model), report_of(finished)
+    stored = StoredModel(unchanged.model)
 
-    def write(temporary: Path) -> None:
-        files = []
-        for number, bundle in enumerate(bundles(unchanged.tensors())):
-            files.append(f"packed-rest-{number:05d}.safetensors")
-            write_packed(temporary / files[-1], {name: pack(tensor) for name, tensor in bundle.items()})
+    def write(temporary: Path) -> list[str]:
+        files = _write_unchanged(unchanged, temporary)
         for file in finished.files():
             files.append(f"packed-{file.name}")
             _link_or_copy(file, temporary / files[-1])
-        write_manifest(temporary, files, recipe=report.recipe, dtype=unchanged.model.info.dtype)
-        write_config(unchanged.model, temporary)
+            _check_packed(temporary / files[-1])
+        facts: dict[str, object] = {"recipe": report.recipe, "dtype": unchanged.model.info.dtype}
+        if stored.others:
+            facts |= {OTHER: _write_other_parts(stored, temporary)}
+        write_manifest(temporary, files, **facts, **{NAMES: stored.stored_names})
+        return write_config(unchanged.model, temporary)
 
-    write_model(unchanged.model, report, folder, unchanged.bytes + report.stored_bytes, write)
-
-
-def save_streamed(meta_model: MetaModel, finished: FinishedBlocks, folder: Path) -> None:
-    """As `save_folder`, but reads and writes one block at a time."""
-    source = StreamedBlocks(meta_model)
-
-    def write(temporary: Path) -> None:
-        outside = ((name, source.read(name)) for name in source.names_outside())
-        write_shards(temporary, itertools.chain(bundles(outside), source.compressed_blocks(finished)))
-        write_config(meta_model.model, temporary)
-
-    write_model(meta_model.model, report_of(finished), folder, meta_model.bytes, write)
+    size = unchanged.bytes + report.stored_bytes + stored.other_bytes
+    return write_model(unchanged.model, report, folder, size, write, form="llmkick's compact form, for `kick` only")
 
 
-class UnchangedWeights:
-    """The tensors of a model outside its compressed layers, see `names_outside_layers`."""
+def _write_unchanged(unchanged: UnchangedWeights, folder: Path) -> list[str]:
+    """Write the weights outside the compressed layers; returns the names of the files."""
+    files: list[str] = []
+    for number, bundle in enumerate(bundles(unchanged.items())):
+        files.append(f"packed-rest-{number:05d}.safetensors")
+        digests = {name: digest_of(tensor) for name, tensor in bundle.items()}
+        write_packed(folder / files[-1], {name: pack(tensor) for name, tensor in bundle.items()})
+        _check_packed(folder / files[-1], digests)
+    return files
+
+
+def _write_other_parts(stored: StoredModel, folder: Path) -> str:
+    """Write the parts of the source that the network does not load; returns the name of the file.
+
+    It is no .safetensors file, because those are the weights of the packed model.
+    """
+    from safetensors.torch import save_file
+
+    tensors = dict(stored.other_tensors())
+    file = folder / "other-parts.tensors"
+    save_file(tensors, file, metadata={"format": "pt"})
+    check_file(file, {name: digest_of(tensor) for name, tensor in tensors.items()})
+    return file.name
+
+
+def _check_packed(file: Path, digests: Mapping[str, str] | None = None) -> None:
+    """Read a packed file back, weight by weight; every weight is compared with its digest in the file, and with these.
+
+    Raises ModelError, naming the file and the weight.
+    """
+    read = {name: digest_of(weight) for name, _, weight in read_placed(file)}
+    if digests is not None and read != digests:
+        odd = sorted(name for name in read.keys() | digests.keys() if read.get(name) != digests.get(name))[0]
+        raise ModelError(f"{file.name}, read back after writing: {odd} is not what was written; run the command again")
+
+
+class UnchangedWeights(LazyTensors):
+    """The tensors of a model outside its compressed layers by name, see `names_outside_layers`; read one at a time."""
 
     def __init__(self, model: TransformersModel | MetaModel) -> None:
         self.model = model.model if isinstance(model, MetaModel) else model
-        network, state = self.model.network, self.model.network.state_dict()
-        self._state = {name: state[name] for name in names_outside_layers(network, decoder_blocks(network))}
-        self._source = StreamedBlocks(model) if isinstance(model, MetaModel) else None
+        network, self._state = self.model.network, self.model.network.state_dict()
+        names = names_outside_layers(network, decoder_blocks(network))
+        super().__init__(names, StreamedBlocks(model).read if isinstance(model, MetaModel) else self._state.__getitem__)
 
     @property
     def bytes(self) -> int:
         """The size of all tensors in bytes."""
-        return sum(map(_size, self._state.values()))
-
-    def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """(name in the state dict, tensor), read one at a time."""
-        for name, tensor in self._state.items():
-            yield name, tensor if self._source is None else self._source.read(name)
+        return sum(size_of(self._state[name]) for name in self)
 
 
 def report_of(finished: FinishedBlocks) -> CompressionReport:
@@ -111,40 +158,34 @@ def report_of(finished: FinishedBlocks) -> CompressionReport:
     return finished.report
 
 
-def write_config(model: TransformersModel, folder: Path) -> None:
-    """Write the network's configuration in the form of Hugging Face."""
-    model.network.config.save_pretrained(folder)
-    if model.network.generation_config is not None:
-        model.network.generation_config.save_pretrained(folder)
-
-
 def write_model(
     model: TransformersModel,
     report: CompressionReport,
     folder: Path,
     size: int,
-    write: Callable[[Path], None],
-) -> None:
-    """Create a folder from `write`, then add tokenizer, report and origin; it appears complete or not at all.
+    write: Callable[[Path], list[str]],
+    *,
+    form: str,
+) -> CompressionReport:
+    """Create a folder from `write`, with the other files of the source, the report and its origin.
 
-    Raises ConfigError when the folder is not empty or the disk has less than `size` free bytes.
+    It appears complete or not at all. write: writes weights and configuration, returns warnings. form: how the weights
+    are stored, for the model card. Returns the report with all warnings. Raises ConfigError when the folder is not
+    empty or the disk has less than `size` free bytes.
     """
     check_target(folder)
     require_space(folder, size + OTHER_BYTES, f"saving {model.info.name}")
     if folder.exists():
         folder.rmdir()
     with new_folder(folder) as temporary:
-        write(temporary)
-        model.tokenizer.save_pretrained(temporary)
+        notes = write_companions(model, report, temporary, form)
+        notes += write(temporary)
+        report = replace(report, warnings=(*report.warnings, *notes))
         write_json(temporary / REPORT_FILE, asdict(report))
         # With the source precision a later compression can warn that these weights had been rounded before.
         origin = {"file": model.info.name, "digest": model.info.digest, "source_precision": report.source_precision}
         write_json(temporary / SOURCE_FILE, origin)
-
-
-def write_json(file: Path, values: Mapping[str, Any]) -> None:
-    """Write values as indented JSON."""
-    file.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return report
 
 
 def _link_or_copy(source: Path, target: Path) -> None:
@@ -153,38 +194,3 @@ def _link_or_copy(source: Path, target: Path) -> None:
         os.link(source, target)
     except OSError:
         shutil.copy2(source, target)
-
-
-def write_shards(folder: Path, shards: Iterable[Mapping[str, Tensor]]) -> None:
-    """Write a Hugging Face checkpoint, one file for each shard; only one shard is in memory at a time."""
-    from safetensors.torch import save_file
-
-    places: dict[str, int] = {}
-    total = 0
-    for number, shard in enumerate(shards, start=1):
-        tensors = {name: tensor.cpu().contiguous() for name, tensor in shard.items()}
-        save_file(tensors, folder / f"{number}.safetensors", metadata={"format": "pt"})
-        places |= dict.fromkeys(tensors, number)
-        total += sum(map(_size, tensors.values()))
-    count = max(places.values())
-    names = {n: f"model-{n:05d}-of-{count:05d}.safetensors" for n in range(1, count + 1)}
-    for number, name in names.items():
-        (folder / f"{number}.safetensors").rename(folder / name)
-    index = {"metadata": {"total_size": total}, "weight_map": {name: names[n] for name, n in places.items()}}
-    write_json(folder / "model.safetensors.index.json", index)
-
-
-def bundles(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
-    """Group (name, tensor) pairs into dictionaries of at most SHARD_BYTES; a larger tensor gets its own."""
-    bundle: dict[str, Tensor] = {}
-    for name, tensor in tensors:
-        if bundle and sum(map(_size, bundle.values())) + _size(tensor) > SHARD_BYTES:
-            yield bundle
-            bundle = {}
-        bundle[name] = tensor
-    if bundle:
-        yield bundle
-
-
-def _size(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import threading
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,12 @@ import torch
 
 from llmkick.errors import ModelError
 from llmkick.models.checkpoint import Checkpoint
+from llmkick.models.checkpoints.accounting import account, refuse_missing, refuse_unknown
 from llmkick.models.checkpoints.packed import unpack_folder
-from llmkick.models.checkpoints.references import locate, refuse_missing
+from llmkick.models.checkpoints.plain_tensors import open_tensors
+from llmkick.models.checkpoints.quantized import DEQUANTIZED, has_packed_integers, method_of, quantization_of
+from llmkick.models.checkpoints.references import locate
+from llmkick.models.checkpoints.vocabulary import check_vocabulary
 from llmkick.models.language_model import ModelInfo
 from llmkick.models.plugin_models import load_from_plugin, plugin_of
 from llmkick.models.precision import BALANCED, resolve_device, resolve_dtype
@@ -53,7 +58,9 @@ def load_located(checkpoint: Checkpoint, *, dtype: str = "auto", device: str = "
         check_finite(network)
         info = describe(network, checkpoint, precision)
     placed = network if spread else network.to(target)
-    return TransformersModel.wrap(placed, tokenizer, info, checkpoint=checkpoint)
+    model = TransformersModel.wrap(placed, tokenizer, info, checkpoint=checkpoint)
+    check_vocabulary(model)
+    return model
 
 
 def describe(network: Any, checkpoint: Checkpoint, dtype: torch.dtype) -> ModelInfo:
@@ -95,10 +102,31 @@ def meta_network(config: Any, *, dtype: torch.dtype | None = None) -> Any:
 
 
 def read_config(folder: Path) -> Any:
-    """The Hugging Face configuration in a folder. Raises the errors of transformers."""
+    """The Hugging Face configuration in a folder, without a quantization whose weights are read as plain ones.
+
+    Raises the errors of transformers.
+    """
     from transformers import AutoConfig
 
-    return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    if method_of(quantization_of(folder)) in DEQUANTIZED:
+        for part in (config, config.get_text_config(decoder=True)):
+            if hasattr(part, "quantization_config"):
+                del part.quantization_config
+    return config
+
+
+def read_generation_config(folder: Path, network: Any) -> None:
+    """Give a network the generation settings of its folder, above all the end tokens, as transformers does.
+
+    Raises the errors of transformers.
+    """
+    from transformers import GenerationConfig
+
+    own = (folder / "generation_config.json").is_file()
+    # Older folders have such settings in config.json.
+    options: dict[str, Any] = {} if own else {"config_file_name": "config.json", "_from_model_config": True}
+    network.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True, **options)
 
 
 def read_tokenizer(checkpoint: Checkpoint) -> Any:
@@ -130,42 +158,56 @@ def _read(checkpoint: Checkpoint, dtype: torch.dtype, device_map: str | None = N
     options: dict[str, Any] = {"dtype": dtype, "local_files_only": True, "output_loading_info": True}
     if device_map is not None:
         options["device_map"] = device_map
+    read = _read_packed if checkpoint.packed else _read_integers if has_packed_integers(checkpoint) else _read_plain
     try:
-        read = _read_packed if checkpoint.packed else _read_plain
-        network, loading_info = read(checkpoint, options)
+        network = read(checkpoint, options)
     except ModelError:
         raise
     except Exception as error:
         raise cannot_load(checkpoint, error) from error
-    refuse_missing(checkpoint.folder, network, loading_info)
     refuse_offloaded(checkpoint.name, network)
     return network, tokenizer
 
 
-def _read_packed(checkpoint: Checkpoint, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """The network of a folder in our compact form, and the loading report of transformers."""
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
-
-    config = read_config(checkpoint.folder)
-    architecture: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-    weights = unpack_folder(checkpoint.folder)
-    network, loading_info = architecture.from_pretrained(None, config=config, state_dict=weights, **options)
-    return network, loading_info
+def _read_packed(checkpoint: Checkpoint, options: dict[str, Any]) -> Any:
+    """The network of a folder in our compact form."""
+    empty = meta_network(read_config(checkpoint.folder))
+    return _filled(empty, unpack_folder(checkpoint.folder), checkpoint.folder, options)
 
 
-def _read_plain(checkpoint: Checkpoint, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """The network of a folder that transformers reads, and its loading report."""
-    from transformers import AutoModelForCausalLM, CompressedTensorsConfig
+def _read_plain(checkpoint: Checkpoint, options: dict[str, Any]) -> Any:
+    """The network of a folder whose tensors are plain weights, or are read as such."""
+    files, empty = open_tensors(checkpoint.folder), meta_network(read_config(checkpoint.folder))
+    taken = account(empty, files, options["dtype"])
+    with files.slices() as weights:
+        return _filled(empty, {name: weights[name] for name in taken}, checkpoint.folder, options)
+
+
+def _filled(empty: Any, weights: Mapping[str, Any], folder: Path, options: dict[str, Any]) -> Any:
+    """A network of the class and configuration of `empty`, with these weights by their names in the folder.
+
+    transformers is not given the folder: it might take other files in it for the weights.
+    """
+    architecture: Any = type(empty)
+    network, loading_info = architecture.from_pretrained(None, config=empty.config, state_dict=weights, **options)
+    network.config.name_or_path = str(folder)
+    refuse_missing(folder, network, loading_info["missing_keys"])
+    read_generation_config(folder, network)
+    return network
+
+
+def _read_integers(checkpoint: Checkpoint, options: dict[str, Any]) -> Any:
+    """The network of a folder whose weights stay packed integers, in the modules of the package that reads them."""
+    from transformers import AutoModelForCausalLM
 
     auto: Any = AutoModelForCausalLM
-    if checkpoint.quantization == "compressed-tensors":
-        # As plain weights: packed ones with zero points do not load otherwise (compressed-tensors 0.20).
-        options = {**options, "quantization_config": CompressedTensorsConfig(dequantize=True)}
-    with warnings.catch_warnings(action="ignore", category=UserWarning):  # it is told to dequantize
+    with warnings.catch_warnings(action="ignore", category=UserWarning):  # about settings that the folder states too
         network, loading_info = auto.from_pretrained(
             checkpoint.folder, use_safetensors=True, trust_remote_code=False, **options
         )
-    return network, loading_info
+    refuse_missing(checkpoint.folder, network, loading_info["missing_keys"])
+    refuse_unknown(network, open_tensors(checkpoint.folder), sorted(loading_info["unexpected_keys"]))
+    return network
 
 
 def refuse_offloaded(name: str, network: Any) -> None:

@@ -2,77 +2,31 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from llmkick.errors import ModelError
 from llmkick.models.checkpoint import Checkpoint
+from llmkick.models.checkpoints.accounting import account
 from llmkick.models.checkpoints.loading import (
     cannot_load,
     describe,
     meta_network,
     read_config,
+    read_generation_config,
     read_tokenizer,
     tokenizer_in,
 )
+from llmkick.models.checkpoints.plain_tensors import open_tensors
+from llmkick.models.checkpoints.quantized import has_packed_integers
 from llmkick.models.checkpoints.references import locate, small_files
+from llmkick.models.checkpoints.vocabulary import check_vocabulary
+from llmkick.models.checkpoints.weight_files import TensorFiles
 from llmkick.models.language_model import ModelInfo
 from llmkick.models.precision import resolve_device, resolve_dtype
 from llmkick.models.transformers_model import TransformersModel
-
-
-class TensorFiles:
-    """The tensors of a folder's safetensors files, by name; each is read when it is asked for."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._file_of = _index(folder)
-
-    @property
-    def names(self) -> set[str]:
-        """All names in the files."""
-        return set(self._file_of)
-
-    def read(self, name: str) -> Tensor:
-        """A tensor on the CPU, mapped from its file: memory is taken as its pages are touched."""
-        from safetensors import SafetensorError, safe_open
-
-        file = self.folder / self._file_of[name]
-        try:
-            with safe_open(file, framework="pt") as stream:
-                tensor: Tensor = stream.get_tensor(name)
-                return tensor
-        except (SafetensorError, OSError) as error:
-            raise ModelError(f"{file}: {name} cannot be read ({error}): the file is cut short or damaged") from error
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """A tensor's shape, from the header of its file."""
-        from safetensors import safe_open
-
-        with safe_open(self.folder / self._file_of[name], framework="pt") as stream:
-            return tuple(stream.get_slice(name).get_shape())
-
-
-def _index(folder: Path) -> dict[str, str]:
-    from safetensors import SafetensorError, safe_open
-
-    listed = folder / "model.safetensors.index.json"
-    try:
-        if listed.is_file():
-            files: dict[str, str] = json.loads(listed.read_text(encoding="utf-8"))["weight_map"]
-            return files
-        file_of = {}
-        for file in sorted(folder.glob("*.safetensors")):
-            with safe_open(file, framework="pt") as stream:
-                file_of.update(dict.fromkeys(stream.keys(), file.name))
-        return file_of
-    except (SafetensorError, OSError, ValueError, KeyError) as error:
-        raise ModelError(f"{folder}: its safetensors files cannot be read ({error})") from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,24 +72,29 @@ def load_meta_model(reference: str, *, dtype: str = "auto", device: str = "auto"
     precision = resolve_dtype(dtype, target)
     checkpoint = locate(reference)
     network = _empty_network(checkpoint, precision)
+    files = open_tensors(checkpoint.folder)
+    if not checkpoint.packed and not has_packed_integers(checkpoint):
+        account(network, files, precision)
     info = describe(network, checkpoint, precision)
     model = TransformersModel.wrap(network, read_tokenizer(checkpoint), info, checkpoint=checkpoint)
-    files = TensorFiles(checkpoint.folder)
+    check_vocabulary(model)
     obstacle = _obstacle(network, files, checkpoint, precision)
     return MetaModel(model=model, files=files, device=target, placement=device, obstacle=obstacle)
 
 
 def _empty_network(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
     try:
-        return meta_network(read_config(checkpoint.folder), dtype=dtype)
+        network = meta_network(read_config(checkpoint.folder), dtype=dtype)
+        read_generation_config(checkpoint.folder, network)
     except Exception as error:
         raise cannot_load(checkpoint, error) from error
+    return network
 
 
 def _obstacle(network: Any, files: TensorFiles, checkpoint: Checkpoint, dtype: torch.dtype) -> str | None:
     if checkpoint.packed:
         return "it is already packed"
-    if getattr(network.config, "quantization_config", None) is not None:
+    if has_packed_integers(checkpoint):
         return "its weights are stored quantized"
     kept = getattr(network, "_keep_in_fp32_modules", None) or getattr(network, "_keep_in_fp32_modules_strict", None)
     if kept and dtype != torch.float32:

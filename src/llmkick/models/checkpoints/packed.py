@@ -262,15 +262,21 @@ def write_manifest(folder: Path, files: Sequence[str], **facts: Any) -> None:
     (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
 
 
-def unpack_folder(folder: Path) -> dict[str, Tensor]:
-    """The state dict of the packed model in a folder. Raises ModelError naming the file and the weight."""
+def packed_files(folder: Path) -> list[str]:
+    """The names of the packed files in a folder, in order. Raises ModelError for another format."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        form, files = manifest["format"], [folder / name for name in manifest["files"]]
+        form, files = manifest["format"], [str(name) for name in manifest["files"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"{folder / MANIFEST} cannot be read ({error}): make the folder again") from error
     if form != FORMAT:
         raise ModelError(f"{folder} is packed in format {form}; this version reads {FORMAT}: update llmkick")
+    return files
+
+
+def unpack_folder(folder: Path) -> dict[str, Tensor]:
+    """The state dict of the packed model in a folder. Raises ModelError naming the file and the weight."""
+    files = [folder / name for name in packed_files(folder)]
     weights: dict[str, Tensor] = {}
     experts: dict[str, dict[int, Tensor]] = {}
     for file in files:

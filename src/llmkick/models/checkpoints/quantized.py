@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
-import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from llmkick.errors import ModelError
+from llmkick.models.checkpoint import Checkpoint
+from llmkick.models.checkpoints.weight_files import TensorFiles, config_json
 
 
 class Reader(NamedTuple):
@@ -40,17 +42,69 @@ READERS: Mapping[str, Reader] = {
 }
 
 
+# Methods whose weights are read as plain ones, see `plain_tensors`: they load like a model that was never quantized.
+DEQUANTIZED = ("fp8", "mxfp8", "fbgemm_fp8", "mxfp4", "metal", "compressed-tensors")
+# Files and keys of config.json by which tools describe a quantization that transformers does not look at.
+DESCRIPTIONS = {
+    "hf_quant_config.json": "NVIDIA ModelOpt",
+    "quantize_config.json": "AutoGPTQ",
+    "quant_config.json": "AutoAWQ",
+    "quanto_qmap.json": "Quanto",
+}
+KEYS = {"quantization": "MLX", "compression_config": "an old version of compressed-tensors"}
+# Parts of quantized weights, by the last part of their name, and types of values that mean nothing without a scale.
+QUANTIZED_NAMES = re.compile(
+    r"(^|[._])(qweight|qzeros|qscale_weight|weight_(scale|scale_inv|scale_2|packed|zero_point|global_scale))$"
+)
+QUANTIZED_TYPES = ("F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ", "F4", "F6_E2M3", "F6_E3M2")
+
+
 def quantization_of(folder: Path) -> dict[str, Any]:
-    """The quantization that a folder's configuration states; empty for plain weights.
+    """The quantization that a folder's configuration states, also in that of its text model; empty for plain weights.
 
     It is empty for a damaged config.json too: loading refuses that file with an error of its own.
     """
+    config = config_json(folder)
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        stated = config.get("quantization_config") or {}
-        return dict(stated)
-    except (OSError, ValueError, AttributeError, TypeError):
+        stated = config.get("quantization_config") or (config.get("text_config") or {}).get("quantization_config")
+        return dict(stated or {})
+    except (AttributeError, TypeError, ValueError):
         return {}
+
+
+def require_description(files: TensorFiles, stated: Mapping[str, Any]) -> None:
+    """Raise ModelError for quantized weights that config.json does not describe, or by a method that is unknown.
+
+    transformers would take their codes for values, without their scales.
+    """
+    from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
+
+    folder, method = files.folder, method_of(stated)
+    advice = "give the original model, or ask this one through a server (openai:URL#NAME)"
+    if method:
+        known = [*AUTO_QUANTIZATION_CONFIG_MAPPING, "bitsandbytes"]
+        if method not in known:
+            raise ModelError(
+                f"{folder / 'config.json'} states the quantization {method!r}, which transformers does not read (it "
+                f"reads {', '.join(sorted(known))}): {advice}"
+            )
+        return
+    config = config_json(folder)
+    by_key = next((f"{key!r} in config.json ({tool})" for key, tool in KEYS.items() if config.get(key)), "")
+    by_file = next((f"{file} ({tool})" for file, tool in DESCRIPTIONS.items() if (folder / file).exists()), "")
+    described = f"{by_key or by_file} describes it" if by_key or by_file else "nothing else in the folder describes it"
+    for name, header in sorted(files.headers.items()):
+        if header.dtype in QUANTIZED_TYPES or QUANTIZED_NAMES.search(name):
+            raise ModelError(
+                f"{header.file}: {name} ({header.dtype}) belongs to quantized weights, but config.json has no "
+                f"quantization_config that says how to read them; {described}: {advice}"
+            )
+    if by_key or (by_file and _has_codes(files)):
+        raise ModelError(f"the weights in {folder} are quantized, but {described}, and not config.json: {advice}")
+
+
+def _has_codes(files: TensorFiles) -> bool:
+    return any(h.dtype in ("I8", "U8", "I32", "U32") and len(h.shape) == 2 for h in files.headers.values())
 
 
 def method_of(stated: Mapping[str, Any]) -> str:
@@ -72,6 +126,20 @@ def precision_of(stated: Mapping[str, Any]) -> str:
     return f"{method} {bits}b" if isinstance(bits, int) else method
 
 
+def has_packed_integers(checkpoint: Checkpoint) -> bool:
+    """Whether the weights of a model stay packed in modules of their own when it is loaded."""
+    return bool(checkpoint.quantization) and checkpoint.quantization not in DEQUANTIZED
+
+
+def refuse_packed_integers(checkpoint: Checkpoint) -> None:
+    """Raise ModelError for a model that cannot be compressed: its weights stay packed integers when it is loaded."""
+    if has_packed_integers(checkpoint):
+        raise ModelError(
+            f"{checkpoint.name} cannot be compressed: its weights, quantized by {checkpoint.quantization}, stay packed "
+            "when it is loaded (it can be evaluated); give the model that it was made from"
+        )
+
+
 def require_reader(name: str, stated: Mapping[str, Any]) -> None:
     """Raise ModelError, before anything is loaded, when the package that reads a quantization is missing."""
     method = method_of(stated)
@@ -80,7 +148,8 @@ def require_reader(name: str, stated: Mapping[str, Any]) -> None:
     if reader and missing:
         raise ModelError(
             f"the weights of {name} are quantized by {method}, which needs {' and '.join(missing)} to be read; "
-            f"not installed here: {reader.install}"
+            f"not installed here: {reader.install}" + ("" if method in DEQUANTIZED else " (to evaluate it; such a "
+            "model cannot be compressed)")
         )
 
 

@@ -18,9 +18,17 @@ import torch
 from llmkick.errors import ConfigError, ModelError, one_line
 from llmkick.files import cache_folder, new_folder, require_space, sha256_of_file
 from llmkick.models.checkpoint import Checkpoint
+from llmkick.models.checkpoints.accounting import refuse_missing
 from llmkick.models.checkpoints.builtin import BUILTIN_MODELS, builtin_gguf
 from llmkick.models.checkpoints.packed import MANIFEST
-from llmkick.models.checkpoints.quantized import method_of, precision_of, quantization_of, require_reader
+from llmkick.models.checkpoints.quantized import (
+    method_of,
+    precision_of,
+    quantization_of,
+    require_description,
+    require_reader,
+)
+from llmkick.models.checkpoints.weight_files import TensorFiles, refuse_unreadable
 from llmkick.models.plugin_models import plugin_of
 
 # Part of the cache key of converted files: raise it whenever the conversion changes.
@@ -28,7 +36,9 @@ CONVERSION_VERSION = 2
 SOURCE_FILE = "llmkick_source.json"
 SERVER_SCHEME = "openai:"
 SMALL_FILES = ["*.json", "tokenizer*", "*.jinja", "*.model", "*.txt"]
-HUB_FILES = ["*.safetensors", "*.safetensors.index.json", *SMALL_FILES]
+# What no answer depends on, but belongs to a model: a compressed one is given away with it.
+ABOUT_FILES = ["*.md", "LICEN[CS]E*", "NOTICE*", "USE_POLICY*", "COPYING*", "*.tiktoken"]
+HUB_FILES = ["*.safetensors", "*.safetensors.index.json", *SMALL_FILES, *ABOUT_FILES]
 
 
 def is_server(reference: str) -> bool:
@@ -86,24 +96,24 @@ def small_files(reference: str) -> Path:
 
 def _from_folder(folder: Path, *, name: str, revision: str, digest: str = "") -> Checkpoint:
     """The checkpoint in a folder; `digest` is given for a converted GGUF file, and computed otherwise."""
+    if (folder / "config.json").is_symlink():
+        refuse_unreadable(folder / "config.json")
     if not (folder / "config.json").is_file():
         raise ModelError(f"{folder} is not a Hugging Face model folder: it has no config.json")
-    weights = sorted(folder.glob("*.safetensors"))
-    if not weights:
-        pickled = sorted(path.name for path in folder.glob("*.bin"))
-        hint = f" ({', '.join(pickled)} is a pickle, which is never loaded: convert it)" if pickled else ""
-        raise ModelError(f"{folder} has no .safetensors weights{hint}")
-    stated = quantization_of(folder)
+    stated, packed = quantization_of(folder), (folder / MANIFEST).is_file()
+    files = TensorFiles(folder)
+    if not packed:
+        require_description(files, stated)
     require_reader(name, stated)
     return Checkpoint(
         name=name,
         revision=revision,
         folder=folder,
-        digest=digest or _digest(folder, weights),
+        digest=digest or _digest(folder, files.files),
         source_precision=_source_precision(folder, precision_of(stated)),
-        packed=(folder / MANIFEST).is_file(),
+        packed=packed,
         quantization=method_of(stated),
-        stored_bytes=sum(path.stat().st_size for path in weights),
+        stored_bytes=files.stored_bytes,
     )
 
 
@@ -120,6 +130,8 @@ def _source_precision(folder: Path, stored: str) -> str:
 def _digest(folder: Path, weights: list[Path]) -> str:
     """Hex sha256 over all files of the folder that can change an answer."""
     texts = [path for pattern in ("*.json", "*.jinja", "*.model", "*.txt") for path in folder.glob(pattern)]
+    for path in texts:
+        refuse_unreadable(path)
     total = hashlib.sha256()
     for path in sorted({*weights, *texts}):
         total.update(f"{path.name}\0{sha256_of_file(path)}\n".encode())
@@ -224,7 +236,7 @@ def _convert_gguf(path: Path, folder: Path) -> None:
         _refuse_architecture(path, error)
         raise ModelError(f"transformers cannot read {path.name}: {error}") from error
     network, loading = loaded
-    refuse_missing(path, network, loading)
+    refuse_missing(path, network, loading["missing_keys"])
     # The weights are plain floats now; with the quantizer still attached, transformers refuses to save them.
     if hasattr(network.config, "quantization_config"):
         del network.config.quantization_config
@@ -232,12 +244,3 @@ def _convert_gguf(path: Path, folder: Path) -> None:
     with contextlib.redirect_stderr(io.StringIO()):
         network.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-
-
-def refuse_missing(source: Path, network: Any, loading: dict[str, Any]) -> None:
-    """Raise ModelError when tensors are missing: transformers fills them with random values and only logs it."""
-    missing = sorted(loading["missing_keys"])
-    if missing:
-        raise ModelError(
-            f"{source} lacks {len(missing)} tensors of a {type(network).__name__}, among them {', '.join(missing[:3])}"
-        )

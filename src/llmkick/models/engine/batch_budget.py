@@ -15,6 +15,8 @@ from typing import Any, TypeVar
 import psutil
 import torch
 
+from llmkick.models.engine.cache_size import bytes_a_token, cache_bytes_a_token
+
 CPU_BUDGET = 8192
 # A decoding step takes a CPU nearly as long for a few rows as for many, so larger batches need fewer steps. Scoring,
 # which runs all tokens of a request at once, gains nothing from a larger batch.
@@ -88,7 +90,7 @@ def token_budget(network: Any, device: torch.device, *, decoding: bool = False) 
         return CPU_DECODING_BUDGET if decoding else CPU_BUDGET
     total = sum(torch.cuda.mem_get_info(card)[1] for card in devices_of(network, device))
     weights = sum(parameter.numel() * parameter.element_size() for parameter in network.parameters())
-    affordable = int(CACHE_SHARE * max(0, total - weights) / cache_bytes_a_token(network))
+    affordable = int(CACHE_SHARE * max(0, total - weights) / max(1, cache_bytes_a_token(network)))
     smallest, largest = CUDA_BUDGETS
     return int(max(smallest, min(largest, 1 << max(0, affordable.bit_length() - 1))))
 
@@ -103,26 +105,6 @@ def devices_of(network: Any, device: torch.device) -> list[torch.device]:
 def is_spread(network: Any) -> bool:
     """Whether a network lies on several devices, between which accelerate's hooks move the hidden states."""
     return len(set(map(str, getattr(network, "hf_device_map", {}).values()))) > 1
-
-
-def cache_bytes_a_token(network: Any) -> int:
-    """Bytes of keys and values of one token in all layers."""
-    config = network.config.get_text_config(decoder=True)
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return int(2 * config.num_hidden_layers * heads * width * network.dtype.itemsize)
-
-
-def bytes_a_token(network: Any) -> int:
-    """The most bytes that one token of a batch takes.
-
-    Its keys and values twice (a cache is copied while rows are selected), and a block's activations: a dozen
-    vectors of the model's width, four of the inner width (four times the width where none is named).
-    """
-    config = network.config.get_text_config(decoder=True)
-    inner = getattr(config, "intermediate_size", None)
-    inner = inner if isinstance(inner, int) else 4 * config.hidden_size
-    return int(2 * cache_bytes_a_token(network) + (12 * config.hidden_size + 4 * inner) * network.dtype.itemsize)
 
 
 def free_bytes(*devices: torch.device) -> int | None:

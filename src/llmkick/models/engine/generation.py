@@ -12,7 +12,7 @@ import torch
 from llmkick.models.engine.batch_budget import BatchBudget, attempt
 from llmkick.models.engine.batches import Ids, plan_batches
 from llmkick.models.engine.kv_cache import can_reuse_cache
-from llmkick.models.engine.network import device_of, end_tokens_of, max_tokens_of
+from llmkick.models.engine.network import device_of, end_tokens_of, has_rows, max_tokens_of, vocabulary_of
 from llmkick.models.engine.prompt_encoder import PromptEncoder
 from llmkick.models.engine.runner import Prefilled, Prefix, Runner, join_states, prefix_groups
 from llmkick.models.finite import finite_rows
@@ -51,15 +51,17 @@ def generate_requests(
     """One generation for each request, in the order of `requests`.
 
     The outcome is Unanswered for requests without a prompt, without room for their answer in the network's
-    context, or too large for the memory even alone.
+    context, with token ids outside its vocabulary, or too large for the memory even alone.
     """
-    context = max_tokens_of(network)
+    vocabulary, context = vocabulary_of(network), max_tokens_of(network)
     answers = _Answers(encoder, end_tokens_of(network, encoder.tokenizer))
     rows = []
     for index, request in enumerate(requests):
         row = Row(index=index, request=request, prompt=tuple(encoder.encode(request.prompt)))
         if not row.prompt:
             row.outcome = Unanswered(reason="the prompt is empty")
+        elif not has_rows(row.prompt, vocabulary):
+            row.outcome = Unanswered(reason=f"it holds token ids outside the vocabulary of {vocabulary}")
         elif row.columns > context:
             row.outcome = Unanswered(
                 reason=f"a prompt of {len(row.prompt)} tokens leaves no room for {request.max_new_tokens} new "

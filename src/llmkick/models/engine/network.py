@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,6 +15,16 @@ def device_of(network: Any) -> torch.device:
     """The device of the input embeddings, to which inputs are moved."""
     device: torch.device = network.get_input_embeddings().weight.device
     return device
+
+
+def vocabulary_of(network: Any) -> int:
+    """The number of token ids that have a row in the input embeddings."""
+    return int(network.get_input_embeddings().weight.shape[0])
+
+
+def has_rows(tokens: Sequence[int], vocabulary: int) -> bool:
+    """Whether all token ids are in a vocabulary of this size."""
+    return not tokens or (min(tokens) >= 0 and max(tokens) < vocabulary)
 
 
 def max_tokens_of(network: Any) -> int:

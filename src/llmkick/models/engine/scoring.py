@@ -17,7 +17,7 @@ from llmkick.models.engine.batch_budget import BatchBudget, run_in_batches
 from llmkick.models.engine.batches import Ids, group_by_prefix, plan_batches, plan_packed_rows
 from llmkick.models.engine.encoding import EncodedRequest, encode_requests
 from llmkick.models.engine.kv_cache import can_reuse_cache, rotary_limit
-from llmkick.models.engine.network import device_of, max_tokens_of
+from llmkick.models.engine.network import device_of, has_rows, max_tokens_of, vocabulary_of
 from llmkick.models.engine.packed_prompts import MAX_PACKED_TOKENS
 from llmkick.models.engine.prompt_encoder import PromptEncoder
 from llmkick.models.engine.runner import Prefilled, Prefix, Runner, pad, prefix_groups
@@ -45,14 +45,14 @@ def score_requests(
     """
     scores: Scores = {}
     encoded: list[EncodedRequest] = []
-    vocabulary, context = network.get_input_embeddings().weight.shape[0], max_tokens_of(network)
+    vocabulary, context = vocabulary_of(network), max_tokens_of(network)
     for request in encode_requests(encoder, requests):
         total = len(request.prompt) + len(request.continuation)
         if request.scored_tokens < 1:
             scores[request.index] = Unanswered(reason="the continuation has no token to score")
         elif total > context:
             scores[request.index] = Unanswered(reason=f"{total} tokens exceed the context of {context}")
-        elif not 0 <= min(request.continuation) <= max(request.continuation) < vocabulary:
+        elif not has_rows((*request.prompt, *request.continuation), vocabulary):
             scores[request.index] = Unanswered(reason=f"it holds token ids outside the vocabulary of {vocabulary}")
         else:
             encoded.append(request)
