@@ -3,12 +3,16 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= runs/quickstart
+# As many workers as cores, eight at most: each needs about 1 GB. WORKERS=0 is one process without workers.
+WORKERS ?= $(shell cores=$$(nproc 2>/dev/null || echo 2); echo $$((cores < 8 ? cores : 8)))
+# loadgroup: tests that share a fixture stay on one worker (tests/conftest.py says which).
+RUN_TESTS = $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadgroup
 PYTEST ?= -m "not slow"
 
-.PHONY: help demo test check lint types clean
+.PHONY: help demo test test-all check lint types clean
 
 help:  ## Show the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -22,7 +26,10 @@ demo: $(VENV)/.installed  ## Run the quickstart study and write its report
 	@echo "Open $(OUT)/report.html in a browser."
 
 test: $(VENV)/.installed  ## Run the tests
-	$(BIN)/python -m pytest $(PYTEST)
+	$(RUN_TESTS) $(PYTEST)
+
+test-all: $(VENV)/.installed  ## Run the tests, the slow ones too
+	$(RUN_TESTS)
 
 check: lint types test  ## Everything that must pass before a change lands
 

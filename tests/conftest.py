@@ -1,12 +1,67 @@
-"""Fixtures that several folders share."""
+"""Fixtures that several folders share, and what lets several workers run the tests at once."""
 
 from __future__ import annotations
 
+import functools
+import os
 import sys
+from typing import TYPE_CHECKING
 
 import pytest
 
 from commands import CONTROL, Kick, Outcome
+
+if TYPE_CHECKING:
+    from llmkick.models.transformers_model import TransformersModel
+
+BUILTIN = "smollm2-135m-instruct"
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # As many workers as cores: a thread each, here and in the processes that tests start. torch reads it when imported.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Send the tests that share a fixture of their module or folder to one worker, which then makes it once."""
+    for item in items:
+        if not isinstance(item, pytest.Function) or item.get_closest_marker("xdist_group"):
+            continue
+        if home := _home_of_shared_fixtures(item):
+            item.add_marker(pytest.mark.xdist_group(home))
+
+
+def _home_of_shared_fixtures(item: pytest.Function) -> str:
+    """Where the widest of the test's shared fixtures is defined: a module or a folder; "" without one."""
+    definitions = item._fixtureinfo.name2fixturedefs.values()
+    homes = {found[-1].baseid for found in definitions if found[-1].scope in ("module", "package", "session")}
+    return min((home for home in homes if home), key=len, default="")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Have the built-in model in place before a test, or a fixture of its module, loads it."""
+    if item.get_closest_marker("model"):
+        fetch_builtin_model()
+
+
+@functools.cache
+def fetch_builtin_model() -> None:
+    """Fetch and convert the built-in model, one worker at a time: the others find it done."""
+    from filelock import FileLock
+
+    from llmkick.files import cache_folder
+    from llmkick.models.checkpoints.references import locate
+
+    with FileLock(cache_folder("builtin") / "tests.lock"):
+        locate(BUILTIN)
+
+
+@pytest.fixture(scope="session")
+def builtin_model() -> TransformersModel:
+    """The built-in model in float32 on the CPU, loaded once. No test changes its weights."""
+    from llmkick.models.checkpoints.loading import load_model
+
+    fetch_builtin_model()
+    return load_model(BUILTIN, dtype="float32", device="cpu")
 
 
 @pytest.fixture

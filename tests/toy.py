@@ -89,6 +89,80 @@ UNUSUAL: dict[str, tuple[str, dict[str, Any]]] = {
     "openai-gpt": ("openai-gpt", {}),  # no cache at all
 }  # fmt: skip
 
+_LATENT: dict[str, Any] = {
+    "num_key_value_heads": 4, "q_lora_rank": 8, "kv_lora_rank": 8, "v_head_dim": 4, "qk_rope_head_dim": 4,
+    "qk_nope_head_dim": 4, "intermediate_size": 32, "moe_intermediate_size": 16,
+}  # fmt: skip
+_KEYS_SHARED: dict[str, Any] = {
+    **_GATED, "num_hidden_layers": 4, "num_kv_shared_layers": 2, "sliding_window": 12,
+    "layer_types": ["sliding_attention", "full_attention"] * 2, "hidden_size_per_layer_input": 8,
+    "vocab_size_per_layer_input": 288,
+}  # fmt: skip
+# What compression has to respect: experts and routers in every form, and blocks that share weights or hand on more than
+# hidden states.
+BLOCKS: dict[str, tuple[str, dict[str, Any]]] = {
+    "afmoe": ("afmoe", {**_GATED, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16,
+                        "num_dense_layers": 1, "global_attn_every_n_layers": 2, "sliding_window": 12}),
+    "aria": ("aria_text", {**_GATED, "moe_num_experts": 4, "moe_topk": 2, "moe_num_shared_experts": 1}),  # transposed
+    "dbrx": (  # the experts of a layer below one another in a matrix
+        "dbrx",
+        {"d_model": 16, "n_heads": 4, "n_layers": 3, "max_seq_len": 256,
+         "attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0, "clip_qkv": 8.0},
+         "ffn_config": {"ffn_hidden_size": 24, "moe_num_experts": 4, "moe_top_k": 2}},
+    ),
+    "deepseek_v4": (  # a block-diagonal layer
+        "deepseek_v4",
+        {**_GATED, "num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 8, "qk_rope_head_dim": 4,
+         "q_lora_rank": 8, "o_groups": 2, "o_lora_rank": 8, "n_routed_experts": 4, "num_local_experts": 4,
+         "num_experts_per_tok": 2, "moe_intermediate_size": 16, "index_n_heads": 2, "index_head_dim": 8,
+         "index_topk": 8, "hc_mult": 2},
+    ),
+    "gemma3n": ("gemma3n_text", {**_KEYS_SHARED, "intermediate_size": [32] * 4,
+                                 "activation_sparsity_pattern": [0.0] * 4, "laurel_rank": 8}),
+    "gemma4": ("gemma4_text", {**_KEYS_SHARED, "global_head_dim": 8}),
+    "gemma4_moe": ("gemma4_text", {**_KEYS_SHARED, "global_head_dim": 8, "enable_moe_block": True, "num_experts": 4,
+                                   "top_k_experts": 2, "moe_intermediate_size": 16}),
+    "glm_moe_dsa": (  # blocks hand on which tokens were chosen
+        "glm_moe_dsa",
+        {**_LATENT, "n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1,
+         "first_k_dense_replace": 1, "index_n_heads": 2, "index_head_dim": 8, "index_topk": 8},
+    ),
+    "hunyuan_moe": ("hunyuan_v1_moe", {**_GATED, "num_experts": 4, "moe_topk": 2}),
+    "inkling": (  # shared experts in one product
+        "inkling_text",
+        {**_GATED, "n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 2, "moe_intermediate_size": 24,
+         "sliding_window": 12},
+    ),
+    "inkling2": (  # blocks are given the hidden states of earlier ones
+        "inkling2_text",
+        {**_GATED, "n_routed_experts": 4, "num_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1,
+         "moe_intermediate_size": 16, "sliding_window": 12, "n_layers_per_attn_res_block": 1},
+    ),
+    "jamba": ("jamba", {**_GATED, "num_experts": 4, "num_experts_per_tok": 2, "mamba_d_state": 4, "mamba_dt_rank": 4,
+                        "attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2,
+                        "expert_layer_offset": 1, "use_mamba_kernels": False}),
+    "jetmoe": ("jetmoe", {"intermediate_size": 32, "num_key_value_heads": 2, "kv_channels": 8, "num_local_experts": 4,
+                          "num_experts_per_tok": 2}),
+    "llama4": (  # all experts in one product, in which tokens of others are zeros
+        "llama4_text",
+        {**_GATED, "intermediate_size_mlp": 32, "num_local_experts": 4, "num_experts_per_tok": 1,
+         "interleave_moe_layer_step": 1},
+    ),
+    "longcat": ("longcat_flash", {**_LATENT, "head_dim": 4, "num_layers": 3, "n_routed_experts": 4, "moe_topk": 2,
+                                  "zero_expert_num": 1, "expert_ffn_hidden_size": 16, "ffn_hidden_size": 32}),
+    "phimoe": ("phimoe", {**_GATED, "num_local_experts": 4, "num_experts_per_tok": 2}),
+    "qwen2_moe": ("qwen2_moe", {**_GATED, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16,
+                                "shared_expert_intermediate_size": 24}),
+    "zamba": ("zamba", {"num_hidden_layers": 6, "intermediate_size": 32, "num_key_value_heads": 4,
+                        "attn_layer_period": 2, "attn_layer_offset": 1, "mamba_d_state": 4, "mamba_dt_rank": 4,
+                        "n_mamba_heads": 2, "use_mamba_kernels": False}),
+    "zamba2": ("zamba2", {"num_hidden_layers": 6, "layers_block_type": ["mamba", "hybrid"] * 3, "num_mem_blocks": 2,
+                          "intermediate_size": 32, "num_key_value_heads": 4, "adapter_rank": 4, "n_mamba_heads": 4,
+                          "mamba_headdim": 8, "mamba_ngroups": 1, "mamba_d_state": 4,
+                          "use_shared_attention_adapter": True}),
+    "zaya": ("zaya", {**_GATED, "num_experts": 4, "num_experts_per_tok": 1, "router_hidden_size": 8}),
+}  # fmt: skip
+
 
 def toy_model(
     architecture: str = "llama",
@@ -99,7 +173,7 @@ def toy_model(
     **config: Any,
 ) -> TransformersModel:
     """A toy model; the same arguments give the same weights. `config` overrides the model's configuration."""
-    model_type, own = {**ARCHITECTURES, **UNUSUAL}[architecture]
+    model_type, own = {**ARCHITECTURES, **UNUSUAL, **BLOCKS}[architecture]
     settings = CONFIG_MAPPING[model_type](**{**_COMMON, **own, **config})
     with torch.random.fork_rng(devices=[]):  # the constructors draw numbers that are thrown away
         network = AutoModelForCausalLM.from_config(settings)

@@ -10,8 +10,9 @@ dense, sparse = llmkick.evaluate(model, task), llmkick.evaluate(pruned, task)
 print(llmkick.compare({r.item_id: r.score for r in dense}, {r.item_id: r.score for r in sparse}).verdict)
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from llmkick.lazy_imports import lazy_names
 
 if TYPE_CHECKING:
     from llmkick.compression.recipe import Recipe
@@ -100,15 +101,4 @@ __all__ = [
     "write_report",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    for module, names in _HOME.items():
-        if name in names:
-            value = getattr(importlib.import_module(module), name)
-            globals()[name] = value
-            return value
-    raise AttributeError(f"module 'llmkick' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy_names(globals(), _HOME)

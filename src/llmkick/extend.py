@@ -26,8 +26,9 @@ request, `ContinuationScore | Generation | Unanswered`; `SENTENCE_EXAMPLES` are 
 without a chat template shows before the question.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from llmkick.lazy_imports import lazy_names
 
 if TYPE_CHECKING:
     from llmkick.compression.kernels.grid import FittedGrid, fit_grid, round_to_grid
@@ -152,15 +153,4 @@ __all__ = [
     "zero_up_to_quantile",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    for module, names in _HOME.items():
-        if name in names:
-            value = getattr(importlib.import_module(module), name)
-            globals()[name] = value
-            return value
-    raise AttributeError(f"module 'llmkick.extend' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy_names(globals(), _HOME)

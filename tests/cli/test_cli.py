@@ -23,6 +23,7 @@ import torch
 from rich.console import Console
 
 import llmkick
+import llmkick.models.precision as precision
 from commands import CONTROL, Kick
 from llmkick import cli
 from llmkick.cli import options
@@ -35,13 +36,14 @@ from llmkick.errors import ConfigError, DataError
 from llmkick.models.checkpoints.builtin import BUILTIN_MODELS
 from llmkick.models.checkpoints.loading import load_model
 from llmkick.study.journal.journal import Journal
-from llmkick.study.results.results import as_json, read_results
+from llmkick.study.results.results import read_results
 from llmkick.study.run import make_executor
 from llmkick.study.spec import choices as choices_of_study
 from llmkick.study.spec.study import Study, load_study, make_study
 from llmkick.tasks.prompting import PromptingChoice
 from llmkick.tasks.registry import task_names
 from llmkick.tasks.task import TaskProtocol
+from plain import as_json
 from toy import save_toy
 
 COMMANDS = [command.name or command.callback.__name__ for command in cli.app.registered_commands if command.callback]
@@ -183,7 +185,51 @@ def test_models_methods_and_tasks_are_listed(kick: Kick):
     code, out, _ = kick("tasks")
     assert code == 0
     for name in task_names():
-        assert re.search(rf"{name}\s.*(accuracy|perplexity|ROUGE-L|likelihood)", out), name
+        base, colon, variant = name.partition(":")
+        assert re.search(rf"^ {base}\s.*(accuracy|perplexity|ROUGE-L|likelihood)", out, re.MULTILINE), name
+        assert f"{colon}{variant}" in out.split() or not variant
+
+
+@pytest.mark.parametrize("command", ["tasks", "methods", "models"])
+def test_lists_fit_80_columns_and_keep_names_in_one_piece(command: str, kick: Kick, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(cli.out, "_width", 80)
+    code, out, err = kick(command)
+    assert (code, err) == (0, "")
+    assert max(map(len, out.splitlines())) <= 80
+    names = {
+        "tasks": [name.partition(":")[0] for name in task_names()],
+        "methods": [example for method in METHODS.values() for example in method.examples],
+        "models": [*BUILTIN_MODELS, "owner/name[@revision]", "openai:URL#name"],
+    }
+    assert set(names[command]) <= set(out.split())
+
+
+def test_lists_are_json_for_programs(kick: Kick):
+    tasks = json.loads(kick("tasks", "--json").out)
+    assert [task["task"] for task in tasks] == list(task_names())
+    letters = next(task for task in tasks if task["task"] == "multiple_choice:letter")
+    assert (letters["metric"], letters["chance"]) == ("accuracy", 0.25)
+    methods = json.loads(kick("methods", "--json").out)
+    assert {method["method"]: tuple(method["examples"]) for method in methods} == {
+        name: tuple(method.examples) for name, method in METHODS.items()
+    }
+    models = json.loads(kick("models", "--json").out)
+    assert [model["name"] for model in models["built_in"]] == list(BUILTIN_MODELS)
+    assert "eval, compare" in {form["commands"] for form in models["references"]}
+
+
+def test_doctor_says_what_is_slow_and_why(kick: Kick, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    facts = tmp_path / "cpuinfo"
+    facts.write_text("model name : Old Processor\nflags : sse avx2\n")
+    monkeypatch.setattr(precision, "CPU_FACTS", facts)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    outcome = kick("doctor")
+    assert "slow: models run in float32, at about half the speed of bfloat16: this processor has no" in outcome.out
+    facts.write_text("model name : New Processor\nflags : sse avx2 avx512_bf16\n")
+    monkeypatch.setattr(precision, "_measured_once", lambda _: True)
+    assert "float32" not in kick("doctor").out
+    monkeypatch.setattr(precision, "_measured_once", lambda _: False)
+    assert "multiplies no faster" in kick("doctor").out
 
 
 def test_doctor(kick: Kick, monkeypatch: pytest.MonkeyPatch):

@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from llmkick.cli.progress import JsonProgress, Pace, TerminalProgress, verdict_line
-from llmkick.study.results.results import as_json
+from plain import as_json
 from report.synthetic import perplexity_comparison, task_comparison
 
 LOST = task_comparison(verdict="not matching", compressed=0.09, relative_drop=0.84, interval=(0.7, 0.95))

@@ -10,11 +10,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from llmkick.compression.walk.block_forward import BlockRunner, InputHooks, experts_one_by_one
-from llmkick.compression.walk.blocks import LinearLayer, decoder_blocks, shallow_copy
+from llmkick.compression.walk.block_forward import BlockOutput, BlockRunner
+from llmkick.compression.walk.blocks import decoder_blocks, shallow_copy
+from llmkick.compression.walk.input_hooks import InputHooks, experts_one_by_one
+from llmkick.compression.walk.linear_layer import LinearLayer
 from llmkick.errors import ModelError
 from llmkick.models.weights import weights_digest
-from toy import ARCHITECTURES, UNUSUAL, toy_model
+from toy import ARCHITECTURES, BLOCKS, UNUSUAL, toy_model
 
 QKVO = {"self_attn.q_proj": (32, 16), "self_attn.k_proj": (16, 16), "self_attn.v_proj": (16, 16),
         "self_attn.o_proj": (16, 32)}  # fmt: skip
@@ -71,30 +73,35 @@ def test_every_linear_layer_is_found_in_the_form_out_in(architecture: str):
     for block in blocks:
         found = {layer.name: tuple(layer.weight.shape) for layer in block.layers}
         assert found == {f"{block.name}.{name}": shape for name, shape in expected.items()}
-        # Every matrix of the block is in the list, or named as left alone.
+        # Every matrix of the block is in the list, or a router.
         listed = sum(layer.weight.numel() for layer in block.layers)
         matrices = {name: p for name, p in block.module.named_parameters() if p.dim() >= 2}
-        router = matrices.pop("mlp.gate.weight", None) if architecture == "mixtral" else None
-        assert listed == sum(parameter.numel() for parameter in matrices.values())
-        assert len(block.skipped) == (0 if router is None else 1)
-        if router is not None:
-            assert block.skipped[0].startswith(f"{block.name}.mlp.gate.weight: a router")
+        routers = ["mlp.gate.weight"] if architecture == "mixtral" else []
+        assert listed == sum(p.numel() for name, p in matrices.items() if name not in routers)
+        assert [str(r) for r in block.routers] == [f"{block.name}.{name}: a router" for name in routers]
+        assert block.dense == ()
 
 
-@pytest.mark.parametrize("architecture", UNUSUAL)
-def test_what_is_no_linear_layer_is_left_alone_and_named(architecture: str):
-    """Convolutions, states and experts in another layout are no (out, in) matrices: neither seen nor replaced."""
-    for block in decoder_blocks(toy_model(architecture).network):
-        parameters = dict(block.module.named_parameters())
+@pytest.mark.parametrize("architecture", [*UNUSUAL, *BLOCKS])
+def test_every_matrix_of_a_block_is_a_layer_or_named_as_dense(architecture: str):
+    """Convolutions, states and routers are no layers. A weight that blocks share is a layer of the first of them."""
+    network = toy_model(architecture).network
+    blocks = decoder_blocks(network)
+    names = {name: id(p) for name, p in network.named_parameters(remove_duplicate=False)}
+    counted: dict[int, int] = {}
+    for block in blocks:
         for layer in block.layers:
-            name = layer.name.removeprefix(f"{block.name}.")
-            if layer.form == "expert":
-                stored = parameters.pop(f"{name.rsplit('.', 1)[0]}", None)
-                assert stored is None or (stored.dim() == 3 and architecture in {"deepseek_v3", "minimax"})
-            else:
-                assert parameters.pop(f"{name}.weight").dim() == 2
-        left = {f"{block.name}.{name}" for name, parameter in parameters.items() if parameter.dim() >= 2}
-        assert {reason.split(":")[0] for reason in block.skipped} == left
+            parameter = names[layer.place.parameter]
+            counted[parameter] = counted.get(parameter, 0) + layer.weight.numel()
+        for matrix in (*block.routers, *block.dense):
+            counted[names[matrix.name]] = matrix.weights
+    matrices = {
+        id(p): p.numel()
+        for block in blocks
+        for name, p in block.module.named_parameters()
+        if p.dim() >= 2 and not name.endswith("bias")
+    }
+    assert counted == matrices
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -153,13 +160,15 @@ def test_networks_without_blocks_are_refused():
 # Running one block
 
 
-def run(runner: BlockRunner, index: int, ids: Tensor, hidden: Tensor | None) -> Tensor | None:
+def run(runner: BlockRunner, index: int, ids: Tensor, given: BlockOutput | None) -> BlockOutput:
     with runner.only(index) as forward:
-        return forward(ids, hidden)
+        output = forward(ids, given)
+    assert output is not None
+    return output
 
 
 @pytest.mark.parametrize("length", [5, 40])  # shorter and longer than the sliding windows of 12
-@pytest.mark.parametrize("architecture", [*ARCHITECTURES, *UNUSUAL])
+@pytest.mark.parametrize("architecture", [*ARCHITECTURES, *UNUSUAL, *BLOCKS])
 def test_block_by_block_equals_the_whole_network(architecture: str, length: int):
     network, ids = toy_model(architecture).network, tokens(length=length)
     expected = outputs_of_blocks(network, ids)
@@ -168,11 +177,11 @@ def test_block_by_block_equals_the_whole_network(architecture: str, length: int)
         for output, state in zip(expected[:-1], states[1:-1], strict=True):  # the last one is normalised
             assert torch.equal(output, state)
     runner = BlockRunner(network, decoder_blocks(network))
-    hidden = None
+    given = None
     with torch.no_grad():
         for index, output in enumerate(expected):
-            hidden = run(runner, index, ids, hidden)
-            assert torch.allclose(hidden, output, rtol=1e-5, atol=1e-5), index
+            given = run(runner, index, ids, given)
+            assert torch.allclose(given.states, output, rtol=1e-5, atol=1e-5), index
     assert all("forward" not in vars(block.module) for block in decoder_blocks(network))
     assert torch.equal(outputs_of_blocks(network, ids)[-1], expected[-1])
 
@@ -193,8 +202,8 @@ def test_a_block_runs_on_the_states_it_is_given(architecture: str):
     handle.remove()
     runner = BlockRunner(network, blocks)
     with torch.no_grad():
-        run(runner, 0, ids, None)
-        assert torch.allclose(run(runner, 1, ids, given), expected, rtol=1e-5, atol=1e-5)
+        found = run(runner, 1, ids, BlockOutput(states=given)).states
+        assert torch.allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
 class OtherStyle(nn.Module):
@@ -226,20 +235,21 @@ def test_blocks_called_by_keyword_that_return_more_than_their_states():
     network, ids = OtherStyle(), tokens()
     expected = outputs_of_blocks(network, ids)
     runner = BlockRunner(network, decoder_blocks(network))
-    hidden = None
+    given = None
     with torch.no_grad():
         for index, output in enumerate(expected):
-            hidden = run(runner, index, ids, hidden)
-            assert torch.allclose(hidden, output)
-        given = torch.randn(3, 20, 8)
-        assert torch.allclose(run(runner, 1, ids, given), network.layers[1](hidden_states=given, scale=1.5)[0])
+            given = run(runner, index, ids, given)
+            assert torch.allclose(given.states, output)
+        states = torch.randn(3, 20, 8)
+        found = run(runner, 1, ids, BlockOutput(states=states)).states
+        assert torch.allclose(found, network.layers[1](hidden_states=states, scale=1.5)[0])
 
 
 def test_a_network_that_skips_a_block_is_refused():
     network = OtherStyle()
     blocks = decoder_blocks(network)
-    network.layers = network.layers[:1]
     runner = BlockRunner(network, blocks)
+    network.layers = network.layers[:1]
     with torch.no_grad():
         hidden = run(runner, 0, tokens(), None)
         with pytest.raises(ModelError, match=r"the network never ran its block layers\.1"):
@@ -269,7 +279,7 @@ def test_an_error_inside_a_block_leaves_the_network_usable():
     blocks = decoder_blocks(network)
     handle = blocks[1].module.mlp.register_forward_pre_hook(lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError), torch.no_grad():
-        run(BlockRunner(network, blocks), 1, ids, torch.zeros(3, 20, 16))
+        run(BlockRunner(network, blocks), 1, ids, BlockOutput(states=torch.zeros(3, 20, 16)))
     handle.remove()
     assert torch.equal(outputs_of_blocks(network, ids)[-1], expected)
 

@@ -28,7 +28,6 @@ from llmkick.compression.walk.report import CompressionReport
 from llmkick.compression.walk.size import compact_bytes
 from llmkick.compression.walk.weight import compress_weight
 from llmkick.errors import ConfigError, NumericalError
-from llmkick.models.checkpoints.loading import load_model
 from llmkick.models.engine.runner import Runner
 from llmkick.models.transformers_model import TransformersModel
 from llmkick.models.weights import weights_digest
@@ -66,9 +65,12 @@ def block_modules(network: nn.Module, architecture: str) -> dict[str, nn.Module]
 
 
 def is_experts(module: nn.Module) -> bool:
-    """Experts as (experts, out, in); GPT-OSS stores them the other way round."""
-    kind = type(module).__name__
-    return kind.endswith("Experts") and not kind.startswith("GptOss")
+    return type(module).__name__.endswith("Experts")
+
+
+def expert_weights(module: Any, key: str) -> list[Tensor]:
+    """(out, in) of each expert; GPT-OSS stores them the other way round."""
+    return [matrix.t() if module.is_transposed else matrix for matrix in getattr(module, key).detach()]
 
 
 def weights_of(prefix: str, block: nn.Module) -> Weights:
@@ -80,7 +82,7 @@ def weights_of(prefix: str, block: nn.Module) -> Weights:
             found[f"{prefix}.{name}"] = module.weight.detach().t()
         elif is_experts(module):
             for key in ("gate_up_proj", "down_proj"):
-                for expert, matrix in enumerate(getattr(module, key).detach()):
+                for expert, matrix in enumerate(expert_weights(module, key)):
                     found[f"{prefix}.{name}.{key}.{expert}"] = matrix
     return found
 
@@ -97,9 +99,11 @@ def inputs_of(network: nn.Module, prefix: str, block: nn.Module, ids: Tensor) ->
             states, chosen = arguments[:2]
             for expert in range(len(module.down_proj)):
                 rows = states[(chosen == expert).any(dim=1)]
-                gate, up = (rows @ module.gate_up_proj[expert].t()).chunk(2, dim=-1)
+                product = rows @ expert_weights(module, "gate_up_proj")[expert].t()
+                if module.has_bias:
+                    product = product + module.gate_up_proj_bias[expert]
                 seen.setdefault(f"{name}.gate_up_proj.{expert}", []).append(rows)
-                seen.setdefault(f"{name}.down_proj.{expert}", []).append(nn.functional.silu(gate) * up)
+                seen.setdefault(f"{name}.down_proj.{expert}", []).append(module._apply_gate(product))
 
         return hook
 
@@ -251,9 +255,13 @@ def test_methods_without_calibration_report_no_output_error_unless_windows_are_g
 
 def test_what_is_left_alone_is_named():
     _, report = compress(toy_model("mixtral"), "wanda@0.5", calibration=windows())
-    routers = [warning for warning in report.warnings if "a router or another matrix" in warning]
-    assert [warning.split()[2] for warning in routers] == [f"model.layers.{n}.mlp.gate.weight:" for n in range(3)]
-    assert not any("gate.weight" in layer.name for layer in report.layers)
+    assert report.routers == tuple(f"model.layers.{n}.mlp.gate.weight" for n in range(3))
+    assert report.router_names == ["model.layers.*.mlp.gate.weight"]
+    assert not any(".mlp.gate" in layer.name for layer in report.layers)
+    _, report = compress(toy_model("lfm2"), "wanda@0.5", calibration=windows())
+    assert [warning for warning in report.warnings if warning.startswith("left alone")] == [
+        f"left alone: model.layers.{n}.conv.conv.weight: no linear layer, but a Conv1d" for n in (0, 2)
+    ]
 
 
 @pytest.mark.parametrize("text", ["wanda@2:4", "gptq@4b", "wanda@0.5"])
@@ -508,7 +516,7 @@ TOLERANCES = {"dense": 0.003, "wanda@0.5": 0.003, "sparsegpt@0.5": 0.02, "gptq@4
 )
 @pytest.mark.timeout(1500)
 def test_perplexity_of_the_built_in_model_is_that_of_the_reference(
-    monkeypatch: pytest.MonkeyPatch, text: str, tolerance: float
+    monkeypatch: pytest.MonkeyPatch, builtin_model: TransformersModel, text: str, tolerance: float
 ):
     from llmkick.tasks.suite.perplexity import cut_windows, perplexity
 
@@ -518,10 +526,9 @@ def test_perplexity_of_the_built_in_model_is_that_of_the_reference(
     expected = json.loads((SHARED / "oracles" / "smollm2.json").read_text())["perplexity"][text]
     calibration = np.load(SHARED / "oracles" / "smollm2_calibration_seed0.npy")
     wikitext = gzip.decompress((SHARED / "data" / "wikitext2" / "wiki.valid.raw.gz").read_bytes()).decode()
-    model = load_model("smollm2-135m-instruct", dtype="float32", device="cpu")
-    ids = [token for window in cut_windows(model.tokenize(wikitext), 1024)[:8] for token in window]
+    ids = [token for window in cut_windows(builtin_model.tokenize(wikitext), 1024)[:8] for token in window]
     needed = parse_recipe(text).needs_calibration
-    compressed, _ = compress(model, text, calibration=calibration if needed else None)
+    compressed, _ = compress(builtin_model, text, calibration=calibration if needed else None)
     found = perplexity(compressed, ids, window=1024)
     print(f"{text}: {found:.4f}, reference {expected}")
     assert found == pytest.approx(expected, rel=tolerance)

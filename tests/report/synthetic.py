@@ -14,7 +14,7 @@ from llmkick.statistics import Comparison, PerplexityComparison
 from llmkick.study.journal.journal import Journal
 from llmkick.study.journal.prompts import PromptPart, packed_prompt
 from llmkick.study.results.comparisons import cell_results, compare_all, overall_by_recipe
-from llmkick.study.results.records import ResultRow, TaskSummary
+from llmkick.study.results.records import JournalledCompression, ResultRow, TaskSummary
 from llmkick.study.results.results import StudyResult
 from llmkick.tasks.task import Item, Record
 
@@ -76,7 +76,9 @@ def build_run(
         add_answers(journal, task, its_items, recipes, seeds, skipped=(unscored or {}).get(task, 0))
     reports = [report(recipe, seed, blocks) for recipe in recipes for seed in seeds_of(recipe, seeds)]
     for number, one in enumerate(reports):
-        journal.add_artifact(f"artifact-{number}", one["digest"], one)
+        journal.add_artifact(
+            f"artifact-{number}", one["digest"], JournalledCompression.model_validate({**one, "seconds": 1.0})
+        )
     records = journal.records()
     journal.close()
     summaries = [TaskSummary.model_validate(task) for task in described]

@@ -3,6 +3,7 @@ import re
 import pytest
 
 from llmkick.report.findings import find
+from llmkick.report.numbers import missing_judgements
 from report.synthetic import build_run, task_comparison
 
 
@@ -109,6 +110,31 @@ def test_no_signal_and_incomplete_are_told(plain):
     assert found["no signal"].startswith("factoid_qa tells nothing here")
     assert "context_qa:open could change" in found["incomplete"]
     assert "method" not in found
+
+
+def test_verdicts_without_judgements_are_told_apart_from_other_gaps(plain):
+    some = [
+        entry("wanda@0.1", "incomplete", task="instruction:judge"),
+        entry("wanda@0.2", "incomplete", task="context_qa:open"),
+    ]
+    row = {
+        "task": "instruction:judge", "recipe": "wanda@0.1", "seed": None, "items": 80, "missing": 20, "share": 0.25,
+        "dense_missing": 2, "dense_share": 0.025, "p": 1e-5, "adjusted_p": 2e-5, "differs": True,
+    }  # fmt: skip
+    judge = {"judgements": 140, "unanswered": 0, "prompt_tokens": 9, "completion_tokens": 9, "missing": [row]}
+    result = with_comparisons(plain, some)
+    judged = type(result)(**{**vars(result), "judge": judge})
+    sentences = {finding.text: finding.claims for finding in find(judged) if finding.topic == "incomplete"}
+    assert list(sentences) == [
+        "1 verdict on context_qa:open could change with the items that have no score; see their reasons below.",
+        "1 verdict on instruction:judge is incomplete: the judgements that are missing depend on the model; "
+        "see “Missing judgements” below.",
+    ]
+    assert [claim.recipe for claims in sentences.values() for claim in claims] == ["wanda@0.2", "wanda@0.1"]
+    (shown,) = missing_judgements(judged)
+    assert (shown["missing"], shown["dense"], shown["differs"]) == ("20 (25 %)", "2 (2.5 %)", "yes: incomplete")
+    # The same verdicts without a judge: the first kind of gap.
+    assert texts(result)["incomplete"].startswith("2 verdicts on instruction:judge and context_qa:open could change")
 
 
 def test_without_comparisons_nothing_is_claimed(plain, folder):

@@ -9,7 +9,8 @@ import pytest
 from llmkick.errors import DataError
 from llmkick.report.page.page import write_report
 from llmkick.report.run_folder import opened_run
-from llmkick.study.results.results import as_json, read_results
+from llmkick.study.results.results import read_results
+from plain import as_json
 from report.synthetic import build_run
 
 

@@ -11,7 +11,15 @@ from scipy import optimize, stats
 
 from llmkick.errors import ConfigError
 from llmkick.statistics import compare, fixed_sequence, holm, overall_verdict
-from llmkick.statistics.mean import MeanTest, UnobservedMoments, _beyond, mean_test, null_variance, score_test
+from llmkick.statistics.mean import (
+    MeanTest,
+    UnobservedMoments,
+    _beyond,
+    _tilt_to_zero,
+    mean_test,
+    null_variance,
+    score_test,
+)
 from llmkick.statistics.variance import clustered_mean
 from llmkick.statistics.verdict import PairedScores, loss_interval, loss_test
 
@@ -295,6 +303,18 @@ class TestMeanTest:
         assert null_variance(values, UnobservedMoments(-kept, kept**2), UnobservedMoments(1.0, 1.0)) == pytest.approx(
             expected, rel=1e-4
         )
+
+    @pytest.mark.parametrize("size", [*range(1, 8), 9, 30])
+    def test_few_values_are_summed_without_arrays_to_the_same_bits(self, size: int) -> None:
+        rng = np.random.default_rng(size)
+        for _ in range(20):
+            value, weight = np.sort(rng.uniform(-1, 1, size)), rng.random(size)
+            below, above = limits = -1 / max(0.5, value[-1]), -1 / min(-0.5, value[0])
+            for _ in range(50):
+                tilt = (below + above) / 2
+                mean = (weight * value / np.maximum(1 + tilt * value, 1e-12)).sum()
+                below, above = (tilt, above) if mean > 0 else (below, tilt)
+            assert _tilt_to_zero(weight * value, value, limits) == tilt
 
     def test_null_variance_of_what_was_not_seen(self) -> None:
         """All values alike: whatever share makes the mean 0 was not seen, and it varies as it is said to."""

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.table import Table
 
 import llmkick
 from llmkick.errors import ConfigError
@@ -92,6 +94,15 @@ def print_warnings(warnings: Sequence[str]) -> None:
     """Print warnings to standard error, in yellow."""
     for warning in warnings:
         err.print(f"warning: {warning}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+
+def list_table(*columns: str) -> Table:
+    """A table whose columns keep their words in one piece; only the last column, the prose, is wrapped."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for column in columns[:-1]:
+        table.add_column(column, no_wrap=True)
+    table.add_column(columns[-1])
+    return table
 
 
 def with_origin(summary: str, plugin: Plugin | None) -> str:

@@ -28,6 +28,14 @@ Propagate = Annotated[
     bool,
     typer.Option(help="Calibrate each block on the output of the compressed blocks.", rich_help_panel=CALIBRATION),
 ]
+AllowPartial = Annotated[
+    bool,
+    typer.Option(
+        "--allow-partial",
+        help="Compress a model even if over 10 % of its block weights stay dense.",
+        rich_help_panel=OUTPUT,
+    ),
+]
 Packed = Annotated[
     bool, typer.Option("--packed", help="Write the compact form: only the weights left.", rich_help_panel=OUTPUT)
 ]
@@ -51,6 +59,7 @@ def compress(
     length: Length = 512,
     seed: Seed = 0,
     propagate: Propagate = True,
+    allow_partial: AllowPartial = False,
     packed: Packed = False,
     compressed_tensors: CompressedTensors = False,
     dtype: DtypeOption = "auto",
@@ -81,12 +90,14 @@ def compress(
     form: Form = "packed" if packed else "compressed-tensors" if compressed_tensors else "folder"
     with TerminalProgress(err, quiet=quiet) as progress:
         report = compress_checkpoint(
-            model, recipe, folder, form=form, calibration=plan, propagate=propagate, dtype=dtype, device=device,
-            observer=progress,
+            model, recipe, folder, form=form, calibration=plan, propagate=propagate, allow_partial=allow_partial,
+            dtype=dtype, device=device, observer=progress,
         )  # fmt: skip
     print_notes(report.warnings)
+    if report.routers:
+        print_line(f"routers left dense: {', '.join(report.router_names)}")
     print_line(
-        f"{recipe}: {report.realised_sparsity:.1%} zeros in {len(report.layers)} layers, "
+        f"{recipe}: {report.realised_sparsity:.1%} zeros in {len(report.layers)} layers, {report.coverage}, "
         f"{report.stored_bytes / 1e6:.1f} MB in compact form against {report.dense_bytes / 1e6:.1f} MB, "
         f"{report.seconds:.1f} s → {folder}"
     )

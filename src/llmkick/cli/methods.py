@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
-from rich.table import Table
-
-from llmkick.cli.common import LISTS, app, out, print_warnings, with_origin
+from llmkick.cli.common import LISTS, app, list_table, out, print_warnings, with_origin
+from llmkick.cli.options import Json
 
 
 @app.command(rich_help_panel=LISTS)
-def methods() -> None:
+def methods(as_json: Json = False) -> None:
     """List the compression methods and how to write a recipe.
 
     Example:
 
         kick methods
+        kick methods --json
     """
     from llmkick.compression.registry import all_methods
 
     available, problems = all_methods()
-    table = Table("method", "what it does", "recipes")
+    if as_json:
+        rows = {name: with_origin(info.summary, info.plugin) for name, info in available.items()}
+        examples = {name: list(info.examples) for name, info in available.items()}
+        out.print_json(data=[{"method": name, "summary": rows[name], "examples": examples[name]} for name in rows])
+        print_warnings(problems)
+        return
+    table = list_table("method", "recipes", "what it does")
     for name, info in available.items():
-        table.add_row(name, with_origin(info.summary, info.plugin), "  ".join(info.examples))
+        table.add_row(name, "\n".join(info.examples), with_origin(info.summary, info.plugin))
     out.print(table)
     print_warnings(problems)
-    out.print("0.5: half of the weights zero · 2:4: two of every four kept · 4b: 4 bits · -g128: groups of 128 inputs")
+    out.print("0.5: half of the weights zero · 2:4: two of every four kept\n4b: 4 bits · -g128: groups of 128 inputs")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from rich.table import Table
+from rich.markup import escape
 
-from llmkick.cli.common import LISTS, app, out, print_warnings
+from llmkick.cli.common import LISTS, app, list_table, out, print_warnings
+from llmkick.cli.options import Json
 
 EVERY_COMMAND = "run, compress, eval, compare"
 MODEL_KINDS = (
@@ -19,25 +20,40 @@ MODEL_KINDS = (
 
 
 @app.command(rich_help_panel=LISTS)
-def models() -> None:
+def models(as_json: Json = False) -> None:
     """List the built-in models and the ways to name others.
 
     Example:
 
         kick models
+        kick models --json
     """
     from llmkick.models.checkpoints.builtin import BUILTIN_MODELS
     from llmkick.models.plugin_models import schemes
 
-    table = Table("built-in model", "what it is", "comes from")
-    for name, builtin in BUILTIN_MODELS.items():
-        table.add_row(name, builtin.description, f"{builtin.package}=={builtin.version} (PyPI)")
-    out.print(table)
-    kinds = Table("how a model is given", "what it is", "what can be done with it")
-    for kind in MODEL_KINDS:
-        kinds.add_row(*kind)
-    out.print(kinds)
     plugins, problems = schemes()
+    built_in = {
+        name: (builtin.description, f"{builtin.package}=={builtin.version} (PyPI)")
+        for name, builtin in BUILTIN_MODELS.items()
+    }
+    if as_json:
+        out.print_json(
+            data={
+                "built_in": [{"name": n, "description": d, "origin": o} for n, (d, o) in built_in.items()],
+                "references": [{"form": f, "description": d, "commands": c} for f, d, c in MODEL_KINDS],
+                "schemes": {scheme: plugin.origin for scheme, plugin in plugins.items()},
+            }
+        )
+        print_warnings(problems)
+        return
+    table = list_table("built-in model", "comes from", "what it is")
+    for name, (description, origin) in built_in.items():
+        table.add_row(name, origin, description)
+    out.print(table)
+    kinds = list_table("how a model is given", "what can be done with it", "what it is")
+    for form, description, commands in MODEL_KINDS:
+        kinds.add_row(escape(form), commands.replace("compress, ", "compress,\n"), description)
+    out.print(kinds)
     for scheme, plugin in plugins.items():
         out.print(f"{scheme}:…, from {plugin.origin}", highlight=False)
     print_warnings(problems)

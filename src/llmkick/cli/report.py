@@ -57,13 +57,12 @@ def report(
 
 
 def _report_run(folder: Path, *, as_json: bool) -> None:
-    from llmkick.report.page.page import write_report
+    from llmkick.report.page.page import write_report_of
     from llmkick.report.run_folder import opened_run
     from llmkick.report.tables import verdict_table
 
-    page = write_report(folder)
     with opened_run(folder) as run:
-        result, missing = run.result, list(run.missing)
+        page, result, missing = write_report_of(run), run.result, list(run.missing)
     if as_json:
         results = result.model_dump(mode="json", include={"comparisons", "overall"})
         out.print_json(data={"report": str(page), "missing": missing, "warnings": list(result.warnings), **results})

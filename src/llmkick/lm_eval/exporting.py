@@ -120,9 +120,9 @@ def _scorer(task: Task, style: Prompting) -> Scorer:
     base, protocol = task.name.partition(":")[0], str(task.key.get("protocol", ""))
     name = task.name if (task.name, protocol) in SCORERS else base
     if (name, protocol) not in SCORERS:
-        known = ", ".join(dict.fromkeys(name for name, _ in SCORERS))
+        names = ", ".join(dict.fromkeys(name for name, _ in SCORERS))
         why = " (lm-eval cuts text into windows of its own)" if base == "perplexity" else ""
-        raise ConfigError(f"{task.name} cannot be exported to lm-eval{why}; choose from: {known}")
+        raise ConfigError(f"{task.name} cannot be exported to lm-eval{why}; choose from: {names}")
     if task.name == "multiple_choice:cloze" and style == "chat":
         raise ConfigError(
             "multiple_choice:cloze cannot be exported as chat: lm-eval counts the white space at the end of the chat "

@@ -78,13 +78,16 @@ Finish = Literal["stop", "end", "length"]
 class Generation:
     """Generated text without the stop string, and why it ended.
 
-    `unique_tokens` is how many different tokens it has, where the model can tell.
+    `unique_tokens` is how many different tokens it has, where the model can tell. `has_thought` says that a thought was
+    taken out of the text, `replaced` how many characters of it came broken from a server and are U+FFFD.
     """
 
     text: str
     tokens: int
     finish: Finish
     unique_tokens: int | None = field(default=None, compare=False)
+    has_thought: bool = field(default=False, compare=False)
+    replaced: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True, kw_only=True)

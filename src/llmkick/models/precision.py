@@ -61,14 +61,34 @@ def _is_faster_in_bfloat16(device: torch.device) -> bool:
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type != "cpu" or platform.system() != "Linux" or not CPU_FACTS.exists():
         return False
-    facts = CPU_FACTS.read_text(encoding="utf-8", errors="replace")
-    words = set(facts.split())
-    # x86: avx512_bf16 and amx_bf16; Arm: bf16. Without them torch emulates at a fifth of the speed.
-    features = sorted(words & {"avx512_bf16", "amx_bf16", "bf16"})
+    features = _bfloat16_features()
     if not features:
         return False
+    facts = CPU_FACTS.read_text(encoding="utf-8", errors="replace")
     names = {line.partition(":")[2].strip() for line in facts.splitlines() if line.startswith(("model", "stepping"))}
     return _measured_once("\0".join([*sorted(names), *features, torch.__version__]))
+
+
+def _bfloat16_features() -> list[str]:
+    """The processor's bfloat16 instructions; without them torch emulates bfloat16 at a fifth of the speed.
+
+    x86: avx512_bf16 and amx_bf16; Arm: bf16.
+    """
+    words = set(CPU_FACTS.read_text(encoding="utf-8", errors="replace").split())
+    return sorted(words & {"avx512_bf16", "amx_bf16", "bf16"})
+
+
+def why_float32(device: torch.device) -> str | None:
+    """The reason why `dtype = "auto"` is float32 on a device; None where it is bfloat16."""
+    if _is_faster_in_bfloat16(device):
+        return None
+    if device.type == "cuda":
+        return "this GPU has no bfloat16"
+    if device.type != "cpu" or platform.system() != "Linux" or not CPU_FACTS.exists():
+        return f"bfloat16 is not tried on {device.type} under {platform.system()}"
+    if not _bfloat16_features():
+        return "this processor has no bfloat16 instructions (avx512_bf16, amx_bf16)"
+    return "this processor has bfloat16 instructions, but multiplies no faster with them"
 
 
 def _measured_once(processor: str) -> bool:

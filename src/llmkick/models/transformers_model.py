@@ -22,6 +22,7 @@ from llmkick.models.language_model import (
     ScoreRequest,
     Unanswered,
 )
+from llmkick.models.thoughts import Thinking
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,8 +53,8 @@ class TransformersModel:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Notes for readers of this model's answers: each memory shortage while it answered."""
-        return tuple(self.engine.budget.notes)
+        """Notes for readers of this model's answers: each memory shortage, and what its chat template does not take."""
+        return (*self.engine.budget.notes, *self.engine.encoder.notes)
 
     @property
     def device(self) -> torch.device:
@@ -107,6 +108,11 @@ class TransformersModel:
     def generate(self, requests: Sequence[GenerateRequest]) -> list[Generation | Unanswered]:
         """One generation for each request, in order."""
         return self.engine.generate(requests)
+
+    def with_thinking(self, thinking: Thinking) -> TransformersModel:
+        """The same model, asked to think before it answers or not; conversations alone are affected."""
+        encoder = PromptEncoder(tokenizer=self.tokenizer, model_name=self.info.name, thinking=thinking)
+        return replace(self, engine=replace(self.engine, encoder=encoder))
 
     def with_network(self, network: Any, *, digest: str) -> TransformersModel:
         """The same tokenizer and name around other weights."""

@@ -136,12 +136,12 @@ def _scores(run: Run, cell: CellEntry) -> dict[str, float | None]:
 
 def _mean(run: Run, frames: list[pd.DataFrame], measure: str) -> Payload:
     """Mean over items and seeds with a cluster-robust interval; empty if no record has the measure."""
-    known = [frame.set_index("item_id") for frame in frames if measure in frame]
-    whole = pd.concat([frame[measure].rename(str(i)) for i, frame in enumerate(known)], axis=1) if known else None
+    measured = [frame.set_index("item_id") for frame in frames if measure in frame]
+    whole = pd.concat([frame[measure].rename(str(i)) for i, frame in enumerate(measured)], axis=1) if measured else None
     whole = None if whole is None else whole.astype(float).dropna()
     if whole is None or whole.empty:
         return {"n": 0, "value": None, "low": None, "high": None}
-    clusters = pd.factorize(known[0].loc[whole.index, "cluster"])[0]
+    clusters = pd.factorize(measured[0].loc[whole.index, "cluster"])[0]
     value = float(whole.to_numpy().mean())
     mean: Payload = {"n": len(whole), "value": value, "low": None, "high": None}
     if clusters.max() > 0:

@@ -45,7 +45,7 @@ def find(result: StudyResult) -> list[Finding]:
         *silent,
         *_by_method(result, told),
         *_no_signal(entries),
-        *_incomplete(entries),
+        *_incomplete(result, entries),
         *_undecided(entries),
     ]
 
@@ -231,16 +231,30 @@ def _no_signal(entries: Sequence[Comparison]) -> Iterator[Finding]:
         )
 
 
-def _incomplete(entries: Sequence[Comparison]) -> Iterator[Finding]:
+def _incomplete(result: StudyResult, entries: Sequence[Comparison]) -> Iterator[Finding]:
+    missing = {(row.recipe, row.task) for row in result.missing_judgements if row.differs}
     incomplete = [entry for entry in entries if entry.verdict == "incomplete"]
-    if incomplete:
-        tasks = list(dict.fromkeys(entry.task for entry in incomplete))
+    related = [entry for entry in incomplete if (entry.recipe, entry.task) in missing]
+    others = [entry for entry in incomplete if entry not in related]
+    if others:
         yield Finding(
             topic="incomplete",
-            text=f"{formatting.counted(len(incomplete), 'verdict')} on {formatting.listed(tasks)} could change with "
+            text=f"{formatting.counted(len(others), 'verdict')} on {_tasks(others)} could change with "
             "the items that have no score; see their reasons below.",
-            claims=tuple(_claim(entry) for entry in incomplete),
+            claims=tuple(_claim(entry) for entry in others),
         )
+    if related:
+        count = formatting.counted(len(related), "verdict")
+        yield Finding(
+            topic="incomplete",
+            text=f"{count} on {_tasks(related)} {'is' if len(related) == 1 else 'are'} incomplete: the judgements that "
+            "are missing depend on the model; see “Missing judgements” below.",
+            claims=tuple(_claim(entry) for entry in related),
+        )
+
+
+def _tasks(entries: Sequence[Comparison]) -> str:
+    return formatting.listed(list(dict.fromkeys(entry.task for entry in entries)))
 
 
 def _undecided(entries: Sequence[Comparison]) -> Iterator[Finding]:

@@ -34,7 +34,11 @@ VERDICTS: Mapping[str, Mark] = {
         style="dim",
         meaning="the dense model is not shown to be above chance, so there is nothing to forget",
     ),
-    "incomplete": Mark(symbol="…", style="magenta", meaning="items without a score could change the verdict"),
+    "incomplete": Mark(
+        symbol="…",
+        style="magenta",
+        meaning="items without a score could change the verdict, or which judgements are missing depends on the model",
+    ),
 }
 
 

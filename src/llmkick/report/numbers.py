@@ -109,6 +109,24 @@ def unscored(result: StudyResult) -> list[Payload]:
     return plain_rows(unscored_table(result))
 
 
+def missing_judgements(result: StudyResult) -> list[Payload]:
+    """The missing judgements of each recipe and seed beside the dense model's, as texts."""
+    return [
+        {
+            "recipe": row.recipe,
+            "seed": formatting.NOTHING if row.seed is None else str(row.seed),
+            "task": row.task,
+            "items": row.items,
+            "missing": f"{row.missing} ({formatting.percent(row.share)})",
+            "dense": f"{row.dense_missing} ({formatting.percent(row.dense_share)})",
+            "p": formatting.p_value(row.p),
+            "adjusted_p": formatting.p_value(row.adjusted_p),
+            "differs": "yes: incomplete" if row.differs else "not shown",
+        }
+        for row in result.missing_judgements
+    ]
+
+
 def _above_chance(entry: Comparison) -> str:
     if entry.drop_above_chance is None:
         return formatting.NOTHING

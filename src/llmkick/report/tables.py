@@ -50,6 +50,9 @@ LAYERS = (
     "recipe", "seed", "depth", "kind", "name", "rows", "columns", "realised_sparsity",
     "relative_output_error", "damping", "tokens",
 )  # fmt: skip
+MISSING_JUDGEMENTS = (
+    "task", "recipe", "seed", "items", "missing", "share", "dense_missing", "dense_share", "p", "adjusted_p", "differs",
+)  # fmt: skip
 UNSCORED = ("recipe", "seed", "task", "reason", "count")
 
 
@@ -66,10 +69,10 @@ def comparisons_table(result: StudyResult) -> pd.DataFrame:
     for entry in task_comparisons(result):
         low, high = entry.interval or (None, None)
         above_low, above_high = entry.interval_above_chance or (None, None)
-        known = {key: value for key, value in vars(entry).items() if key in COMPARISONS}
+        entries = {key: value for key, value in vars(entry).items() if key in COMPARISONS}
         rows.append(
             {
-                **known,
+                **entries,
                 "seeds": _joined(entry.seeds, " "),
                 "notes": _joined(entry.notes, "; "),
                 "loss": entry.relative_drop,
@@ -88,10 +91,10 @@ def perplexity_table(result: StudyResult) -> pd.DataFrame:
     rows = []
     for entry in perplexity_comparisons(result):
         low, high = entry.interval or (None, None)
-        known = {key: value for key, value in vars(entry).items() if key in PERPLEXITY}
+        entries = {key: value for key, value in vars(entry).items() if key in PERPLEXITY}
         lists = {"seeds": _joined(entry.seeds, " "), "notes": _joined(entry.notes, "; ")}
         bounds = {"increase": entry.relative_increase, "increase_low": low, "increase_high": high}
-        rows.append({**known, **lists, **bounds})
+        rows.append({**entries, **lists, **bounds})
     return _frame(rows, PERPLEXITY)
 
 
@@ -163,6 +166,11 @@ def unscored_table(result: StudyResult) -> pd.DataFrame:
     return _frame(rows, UNSCORED)
 
 
+def missing_judgements_table(result: StudyResult) -> pd.DataFrame:
+    """One row for each recipe × seed × judged task: the missing judgements, and whether they depend on the model."""
+    return _frame([row.facts for row in result.missing_judgements], MISSING_JUDGEMENTS)
+
+
 def plain_rows(frame: pd.DataFrame) -> list[Payload]:
     """The rows as dicts, with None for undefined values."""
     return [
@@ -183,7 +191,11 @@ def write_tables(result: StudyResult, folder: Path, *, more: Mapping[str, pd.Dat
         **({"models": models_frame(result)} if result.models else {}),
         **{name: frame for name, frame in (more or {}).items() if not frame.empty},
     }
-    further = {"agreement": agreement_table(result), "families": families_table(result)}
+    further = {
+        "agreement": agreement_table(result),
+        "families": families_table(result),
+        "missing_judgements": missing_judgements_table(result),
+    }
     frames |= {name: frame for name, frame in further.items() if not frame.empty}
     return [
         write_text(folder / "tables" / f"{name}.csv", frame.to_csv(index=False, lineterminator="\n"))

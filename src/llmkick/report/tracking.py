@@ -32,8 +32,8 @@ def log_to_mlflow(result: StudyResult, *, uri: str | None = None, project: str =
     mlflow = _imported("mlflow", "mlflow")
     try:
         client = mlflow.MlflowClient(tracking_uri=uri)
-        known = client.get_experiment_by_name(project)
-        experiment = known.experiment_id if known else client.create_experiment(project)
+        existing = client.get_experiment_by_name(project)
+        experiment = existing.experiment_id if existing else client.create_experiment(project)
         parent = client.create_run(experiment, run_name=result.study.name, tags=_tags(result))
         for key, value in _parameters(result).items():
             client.log_param(parent.info.run_id, key, value)

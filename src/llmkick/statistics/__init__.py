@@ -11,8 +11,9 @@ from llmkick.statistics.early_stopped_comparison import compare_stopped
 from llmkick.statistics.early_stopping import EarlyStop, signal_after
 from llmkick.statistics.frontier import Frontier, find_frontier
 from llmkick.statistics.item_order import ItemOrder, order_items, stratified_order, whole_cluster_order
+from llmkick.statistics.missing import MissingScores, missing_scores
 from llmkick.statistics.multiplicity import fixed_sequence, holm, overall_verdict
-from llmkick.statistics.paired import Comparison, compare
+from llmkick.statistics.paired import Comparison, as_incomplete, compare
 from llmkick.statistics.perplexity import PerplexityComparison, compare_bits_per_byte, compare_perplexity
 from llmkick.statistics.power import items_needed, smallest_detectable_loss, verdict_power
 from llmkick.statistics.verdict import Verdict
@@ -23,11 +24,13 @@ __all__ = [
     "EarlyStop",
     "Frontier",
     "ItemOrder",
+    "MissingScores",
     "PerplexityComparison",
     "SequentialState",
     "SequentialTest",
     "Stopping",
     "Verdict",
+    "as_incomplete",
     "choice_agreement",
     "compare",
     "compare_bits_per_byte",
@@ -38,6 +41,7 @@ __all__ = [
     "fixed_sequence",
     "holm",
     "items_needed",
+    "missing_scores",
     "order_items",
     "overall_verdict",
     "signal_after",

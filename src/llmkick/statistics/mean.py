@@ -228,13 +228,30 @@ def null_variance(values: Floats, low: UnobservedMoments, high: UnobservedMoment
         return 0.0
     value, count = np.unique(values / unit, return_counts=True)
     weight = count / values.size
-    below, above = -1 / max(high.mean / unit, value[-1]), -1 / min(low.mean / unit, value[0])
-    for _ in range(50):
-        tilt = (below + above) / 2
-        mean = float((weight * value / np.maximum(1 + tilt * value, 1e-12)).sum())
-        below, above = (tilt, above) if mean > 0 else (below, tilt)
+    limits = float(-1 / max(high.mean / unit, value[-1])), float(-1 / min(low.mean / unit, value[0]))
+    tilt = _tilt_to_zero(weight * value, value, limits)
     probability = weight / np.maximum(1 + tilt * value, 1e-12)
     missing = max(0.0, 1 - float(probability.sum()))
     unobserved = low if tilt > 0 else high
     observed = unit**2 * float((probability * value**2).sum())
     return observed + missing * unobserved.square
+
+
+def _tilt_to_zero(weighted: Floats, value: Floats, limits: Range) -> float:
+    """λ within limits with Σ w_i·t_i / (1 + λ·t_i) = 0, where that sum falls as λ grows, by 50 bisections."""
+    below, above = limits
+    tilt = (below + above) / 2
+    # Right or wrong answers have four different values at most, and an array operation costs more than their sum.
+    # numpy adds fewer than eight values from left to right: both loops give the same bits.
+    terms = list(zip(weighted.tolist(), value.tolist(), strict=True)) if value.size < 8 else None
+    for _ in range(50):
+        tilt = (below + above) / 2
+        if terms is None:
+            mean = float(np.add.reduce(weighted / np.maximum(1 + tilt * value, 1e-12)))
+        else:
+            mean = 0.0
+            for numerator, one in terms:
+                denominator = 1 + tilt * one
+                mean += numerator / (denominator if denominator > 1e-12 else 1e-12)
+        below, above = (tilt, above) if mean > 0 else (below, tilt)
+    return tilt

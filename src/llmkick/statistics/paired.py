@@ -1,7 +1,7 @@
 """Comparison of two models on the same items: the loss, its interval, the verdict, and the items gained and lost."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from scipy import stats
@@ -17,6 +17,8 @@ from llmkick.statistics.verdict import PairedScores, Verdict, decide, loss_inter
 
 PaperVerdict = Literal["matching", "not matching"]
 
+# The end of a note on unscored items.
+CANNOT_CHANGE = "cannot change the verdict"
 PAPER_SHARE = 0.95  # The rule of LLM-KICK (arXiv:2310.01382): at least 95 % of the dense score.
 
 
@@ -175,6 +177,12 @@ def _verdict(
     return verdict
 
 
+def as_incomplete(comparison: Comparison, reason: str) -> Comparison:
+    """The comparison with the verdict "incomplete", for a reason that its scores alone do not show."""
+    notes = [note for note in comparison.notes if not note.endswith(CANNOT_CHANGE)]
+    return replace(comparison, verdict="incomplete", notes=(*notes, reason))
+
+
 def relative_loss(dense: float | None, compressed: float | None, chance: float = 0.0) -> float | None:
     """1 − compressed / dense, both scores above chance; None unless the dense score exceeds chance."""
     if dense is None or compressed is None or dense <= chance:
@@ -212,7 +220,7 @@ def _notes(outcome: _Outcome) -> tuple[str, ...]:
     scores, verdict, interval = outcome.scores, outcome.verdict, outcome.interval
     notes = list(sampling_notes(outcome.pairs, scores, "item"))
     if outcome.unscored:
-        changes = "could change the verdict" if verdict == "incomplete" else "cannot change the verdict"
+        changes = "could change the verdict" if verdict == "incomplete" else CANNOT_CHANGE
         items = f"{outcome.unscored} of {outcome.pairs.dense.size} items"
         notes.append(f"{items} are unscored and left out; they {changes}")
     if verdict == "no signal":

@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from llmkick.compression.recipe import Dense, Recipe
 from llmkick.models.engine.runner import ENGINE_VERSION
@@ -76,10 +75,10 @@ def cells_of(
     variant: Variant,
     tasks: Sequence[Task],
     *,
-    weights: Mapping[str, Any],
+    weights: Mapping[str, object],
     prompting: Prompting,
-    reference: Mapping[str, Any] | None = None,
-    batches: Mapping[str, Any] | None = None,
+    reference: Mapping[str, object] | None = None,
+    batches: Mapping[str, object] | None = None,
 ) -> list[Cell]:
     """Return the cells of a variant; `weights` holds the inputs that determine its weights.
 
@@ -111,6 +110,6 @@ def style_of(task: Task, prompting: Prompting) -> Prompting:
     return task.prompting or prompting
 
 
-def digest_of(value: Any) -> str:
+def digest_of(value: object) -> str:
     """Return the SHA-256 of a value as JSON with sorted keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -226,11 +226,11 @@ def _weightless(reference: str, unknown: list[str]) -> TransformersModel | None:
 
 def _guessed_parameters(reference: str, unknown: list[str]) -> int | None:
     """Return the number of parameters from the name of a model: `vicuna-7b` → 7e9."""
-    found = re.search(r"(?<![\d.])(\d+(?:\.\d+)?)([bm])(?![a-z0-9])", reference.rpartition("/")[2].lower())
-    if found is None:
+    match = re.search(r"(?<![\d.])(\d+(?:\.\d+)?)([bm])(?![a-z0-9])", reference.rpartition("/")[2].lower())
+    if match is None:
         unknown.append(f"the size of {reference}")
         return None
-    size = float(found[1]) * {"b": 1e9, "m": 1e6}[found[2]]
+    size = float(match[1]) * {"b": 1e9, "m": 1e6}[match[2]]
     unknown.append(f"the size of {reference}: taken from its name, {size:.3g} parameters")
     return int(size)
 

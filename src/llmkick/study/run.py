@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 from llmkick.errors import ConfigError
 from llmkick.study.progress import LockedObserver, Observer, Silent
@@ -21,7 +21,7 @@ EXECUTORS: tuple[ExecutorName, ...] = get_args(ExecutorName)
 
 
 def run_study(
-    study: Study | Mapping[str, Any] | Path | str,
+    study: Study | Mapping[str, object] | Path | str,
     *,
     out: Path | str,
     observer: Observer | None = None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from llmkick.errors import ConfigError
 from llmkick.models.language_model import (
@@ -44,10 +44,10 @@ def refuse_unanswerable(
     style = resolve_prompting(model, prompting, required=task.prompting)
     requests = task.requests(task.items(model)[0], style)
     reading = [ScoreRequest(request.prompt, " so far") for request in requests]
-    for one, asked in ((model, requests), (reader, reading if isinstance(task, ReadByReference) else [])):
-        reason = one.refusal(asked) if asked else ""
+    for asked_model, asked in ((model, requests), (reader, reading if isinstance(task, ReadByReference) else [])):
+        reason = asked_model.refusal(asked) if asked else ""
         if reason:
-            raise ConfigError(f"{task.name} cannot be asked of {one.info.name}: {reason}")
+            raise ConfigError(f"{task.name} cannot be asked of {asked_model.info.name}: {reason}")
 
 
 def evaluate(model: LanguageModel, task: Task, *, prompting: str = "auto") -> list[Record]:
@@ -126,21 +126,37 @@ def _evaluate_batch(
         answers |= _answered(model, task, asked, reference)
         waiting = [item for item in waiting if item.id not in answers]
     records = [
-        unscored(item, failed[item.id]) if item.id in failed else task.score(item, answers[item.id]) for item in items
+        unscored(item, failed[item.id])
+        if item.id in failed
+        else _marked(task.score(item, answers[item.id]), answers[item.id])
+        for item in items
     ]
     if not isinstance(task, ReadByReference):
         return records
-    own = {record.item_id: record.response for record in records} if reference.model is model else {}
-    known = {**own, **reference.answers}
+    own_responses = {record.item_id: record.response for record in records} if reference.model is model else {}
+    responses = {**own_responses, **reference.answers}
     return [
-        task.beside(record, known[record.item_id]) if record.score is not None and record.item_id in known else record
+        task.beside(record, responses[record.item_id])
+        if record.score is not None and record.item_id in responses
+        else record
         for record in records
     ]
 
 
+def _marked(record: Record, answers: Sequence[Answer]) -> Record:
+    """The record with marks for a thought that was taken out of an answer, and for characters that came broken."""
+    said = [answer for answer in answers if isinstance(answer, Generation)]
+    marks: dict[str, object] = {}
+    if any(answer.has_thought for answer in said):
+        marks["thought_removed"] = True
+    if replaced := sum(answer.replaced for answer in said):
+        marks["replaced_characters"] = replaced
+    return replace(record, details={**record.details, **marks}) if marks else record
+
+
 def _said_before(item: Item, items: Sequence[Item], answers: Mapping[str, Sequence[Answer]]) -> list[str] | Unanswered:
     """The answers to the earlier items of the conversation, oldest first; Unanswered if an answer is missing."""
-    by_id = {one.id: one for one in items}
+    by_id = {previous.id: previous for previous in items}
     said: list[str] = []
     before = item.follows
     while before:
@@ -173,16 +189,16 @@ def _answered(
             if isinstance(answer, Generation) and answer.text.strip()
         ]
         readings = iter(reference.model.logprobs(read) if read else [])
-    found: dict[str, list[Answer]] = {}
+    by_item: dict[str, list[Answer]] = {}
     ordered = iter(generations)
     for item, requests in asked:
-        own = found[item.id] = list[Answer]()
+        answers_of_item = by_item[item.id] = list[Answer]()
         for request in requests:
             if isinstance(request, ScoreRequest):
-                own.append(next(scores))
+                answers_of_item.append(next(scores))
                 continue
             answer = next(ordered)
-            own.append(answer)
+            answers_of_item.append(answer)
             if isinstance(task, ReadByReference) and isinstance(answer, Generation) and answer.text.strip():
-                own.append(next(readings))
-    return found
+                answers_of_item.append(next(readings))
+    return by_item

@@ -51,12 +51,13 @@ def group_scores(records: Sequence[Record], by: str, *, of: str | None = None) -
             scores.setdefault(group, []).append(float(value))
     if not scores:
         if of is not None and any(record.score is not None for record in records):
-            numbers = sorted({name for one in records for name, x in one.details.items() if isinstance(x, int | float)})
+            details = [record.details for record in records]
+            numbers = sorted({name for entries in details for name, x in entries.items() if isinstance(x, int | float)})
             raise ConfigError(f"no record has a number {of!r}: choose from: {', '.join(numbers) or 'none'}")
         return None
     means = {
         popularity_bin(group) if by == "popularity" else str(group): (sum(values) / len(values), len(values))
-        for group, values in sorted(scores.items(), key=lambda one: one[0])
+        for group, values in sorted(scores.items(), key=lambda entry: entry[0])
     }
     every = [value for values in scores.values() for value in values]
     return GroupedScores(

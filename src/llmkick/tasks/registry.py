@@ -143,10 +143,10 @@ def get_task(
     if protocol not in PROTOCOLS:
         raise ConfigError(f"unknown protocol {protocol!r} for {name}; choose from: {', '.join(PROTOCOLS)}")
     factory: Any = getattr(importlib.import_module(entry.module), entry.factory)
-    known = [field.name for field in fields(factory) if field.name not in _COMMON_FIELDS]
+    accepted = [field.name for field in fields(factory) if field.name not in _COMMON_FIELDS]
     for option in options:
-        if option not in known:
-            raise ConfigError(f"unknown option {option!r} of {name}; choose from: {', '.join(known) or 'none'}")
+        if option not in accepted:
+            raise ConfigError(f"unknown option {option!r} of {name}; choose from: {', '.join(accepted) or 'none'}")
     if entry.variants:
         options["variant"] = variant or entry.variants[0]
     if entry.data:

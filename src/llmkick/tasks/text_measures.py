@@ -39,9 +39,9 @@ def _scorer() -> Any:
 
 def copied_share(text: str, source: str) -> float | None:
     """The fraction of a text's word trigrams that occur in its source; None for fewer than three words."""
-    own = _ngrams(words_of(text), TRIGRAM)
+    trigrams = _ngrams(words_of(text), TRIGRAM)
     there = set(_ngrams(words_of(source), TRIGRAM))
-    return sum(gram in there for gram in own) / len(own) if own else None
+    return sum(gram in there for gram in trigrams) / len(trigrams) if trigrams else None
 
 
 def distinct_share(text: str, n: int) -> float | None:

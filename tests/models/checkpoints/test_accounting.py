@@ -224,7 +224,9 @@ def test_what_is_equal_in_the_precision_of_the_network_is_tied(tmp_path: Path):
     nearly = saved.network.model.embed_tokens.weight.bfloat16().float() * (1 + 2**-12)
     edit(
         tmp_path / "toy",
-        lambda weights: weights.update({"lm_head.weight": nearly, "model.embed_tokens.weight": nearly.bfloat16().float()}),
+        lambda weights: weights.update(
+            {"lm_head.weight": nearly, "model.embed_tokens.weight": nearly.bfloat16().float()}
+        ),
     )
     for dtype, tied in (("bfloat16", True), ("float32", False)):
         model = load_model(str(tmp_path / "toy"), dtype=dtype, device="cpu")

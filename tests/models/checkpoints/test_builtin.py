@@ -16,6 +16,7 @@ from llmkick.models.checkpoints import builtin, references
 from llmkick.models.checkpoints.builtin import BUILTIN_MODELS, BuiltinModel, builtin_gguf, is_cached
 from llmkick.models.checkpoints.loading import load_model
 from llmkick.models.language_model import GenerateRequest, Generation, Message
+from llmkick.models.transformers_model import TransformersModel
 from toy import save_toy_gguf
 
 NAME = "toy-builtin"
@@ -188,9 +189,8 @@ def test_every_built_in_model_is_pinned():
 
 
 @pytest.mark.model
-def test_smollm2_is_the_model_it_says_it_is():
-    model = load_model("smollm2-135m-instruct", dtype="float32", device="cpu")
-    info = model.info
+def test_smollm2_is_the_model_it_says_it_is(builtin_model: TransformersModel):
+    model, info = builtin_model, builtin_model.info
     assert (info.architecture, info.parameters, info.source_precision) == ("LlamaForCausalLM", 134515008, "Q4_1")
     assert info.digest == BUILTIN_MODELS["smollm2-135m-instruct"].gguf_sha256
     assert model.max_tokens == 8192
@@ -204,5 +204,5 @@ def test_smollm2_is_the_model_it_says_it_is():
 @pytest.mark.model
 def test_smollm2_is_converted_only_once(monkeypatch: pytest.MonkeyPatch):
     first = references.locate("smollm2-135m-instruct")
-    monkeypatch.setattr(references, "_convert_gguf", lambda *_: pytest.fail("converted again"))
+    monkeypatch.setattr(references, "convert_gguf", lambda *_: pytest.fail("converted again"))
     assert references.locate("smollm2-135m-instruct") == first

@@ -83,14 +83,16 @@ def by_exponent(name: str, weight: Tensor) -> Parts:
     """MXFP8: 1 × 8 blocks, whose scale is a power of two, stored as its exponent plus 127."""
     blocks = weight.view(weight.shape[0], -1, 8)
     exponent = torch.floor(torch.log2(blocks.abs().amax(-1))) - 8
-    stored = (blocks / 2**exponent[..., None]).clamp(-448, 448).to(FP8).view(weight.shape)
+    stored = (blocks / 2 ** exponent[..., None]).clamp(-448, 448).to(FP8).view(weight.shape)
     return (
         {name: stored, f"{name}_scale_inv": (exponent + 127).to(torch.uint8)},
         blockwise(stored, 2**exponent, 1, 8),
     )
 
 
-def quantize(folder: Path, stated: Mapping[str, Any], change: Callable[[str, Tensor], Parts], **toy: Any) -> dict[str, Tensor]:
+def quantize(
+    folder: Path, stated: Mapping[str, Any], change: Callable[[str, Tensor], Parts], **toy: Any
+) -> dict[str, Tensor]:
     """A toy whose linear layers are stored quantized; returns their true values by name."""
     save_toy(folder, **toy)
     tensors, truth = {}, {}
@@ -301,13 +303,19 @@ def test_scales_of_weights_that_are_not_quantized(tmp_path: Path):
 @pytest.mark.parametrize("method", ["modelopt", "exl3", "unheard_of"])
 def test_a_method_that_transformers_does_not_know(tmp_path: Path, method: str):
     quantize(tmp_path / "toy", {"quant_method": method, "quant_algo": "FP8"}, by_tensor)
-    with pytest.raises(ModelError, match=rf"config\.json states the quantization '{method}', which transformers does n"):
+    with pytest.raises(
+        ModelError, match=rf"config\.json states the quantization '{method}', which transformers does n"
+    ):
         locate(str(tmp_path / "toy"))
 
 
 @pytest.mark.parametrize(
     ("file", "tool"),
-    [("hf_quant_config.json", "NVIDIA ModelOpt"), ("quantize_config.json", "AutoGPTQ"), ("quant_config.json", "AutoAWQ")],
+    [
+        ("hf_quant_config.json", "NVIDIA ModelOpt"),
+        ("quantize_config.json", "AutoGPTQ"),
+        ("quant_config.json", "AutoAWQ"),
+    ],
 )
 def test_a_quantization_that_stands_elsewhere(tmp_path: Path, file: str, tool: str):
     quantize(tmp_path / "toy", {}, by_tensor)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from llmkick.compression.kernels.hessian import InputStatistics
 from llmkick.compression.registry import parse_recipe
-from llmkick.compression.walk.blocks import LinearLayer
+from llmkick.compression.walk.linear_layer import LinearLayer
 from llmkick.compression.walk.recipe_output import pack_result
 from llmkick.compression.walk.size import compact_bytes
 from llmkick.compression.walk.weight import compress_with_statistics

@@ -23,8 +23,9 @@ from safetensors.torch import load_file, save_file
 from llmkick.errors import KickError, ModelError, NumericalError
 from llmkick.files import new_folder
 from llmkick.models.checkpoints import references
+from llmkick.models.checkpoints.gguf_files import gguf_precision
 from llmkick.models.checkpoints.loading import load_model
-from llmkick.models.checkpoints.references import SOURCE_FILE, gguf_precision, locate
+from llmkick.models.checkpoints.references import SOURCE_FILE, locate
 from llmkick.models.engine.network import end_tokens_of
 from llmkick.models.language_model import ScoreRequest
 from toy import save_toy, save_toy_gguf
@@ -127,7 +128,9 @@ def test_pickled_weights_beside_safetensors_are_never_opened(folder: Path):
 def test_truncated_weights(folder: Path, kept: int):
     file = folder / "model.safetensors"
     file.write_bytes(file.read_bytes()[:kept])
-    with pytest.raises(ModelError, match=r"model\.safetensors cannot be read .* it is cut short or damaged; fetch it again"):
+    with pytest.raises(
+        ModelError, match=r"model\.safetensors cannot be read .* it is cut short or damaged; fetch it again"
+    ):
         load(folder)
 
 
@@ -139,7 +142,9 @@ def test_a_shard_that_is_missing(folder: Path, tmp_path: Path):
         shutil.copy(file, tmp_path / "sharded")
     assert load(tmp_path / "sharded").info.parameters == 18544
     shards[-1].unlink()
-    with pytest.raises(ModelError, match=rf"lacks 1 of the {len(shards)} files .*index\.json lists: {shards[-1].name}; fetch"):
+    with pytest.raises(
+        ModelError, match=rf"lacks 1 of the {len(shards)} files .*index\.json lists: {shards[-1].name}; fetch"
+    ):
         load(tmp_path / "sharded")
 
 
@@ -243,20 +248,20 @@ def test_rounded_gguf_weights_are_taken_as_stored_and_named(tmp_path: Path, prec
 def test_a_gguf_file_is_converted_once(gguf_file: Path, cache: Path, monkeypatch: pytest.MonkeyPatch):
     first = locate(str(gguf_file))
     assert sorted(path.name for path in (cache / "converted").iterdir()) == [first.folder.name]  # nothing left over
-    monkeypatch.setattr(references, "_convert_gguf", lambda *_: pytest.fail("converted again"))
+    monkeypatch.setattr(references, "convert_gguf", lambda *_: pytest.fail("converted again"))
     assert locate(str(gguf_file)) == first
     copy = shutil.copy(gguf_file, gguf_file.with_name("copy.GGUF"))
     assert locate(str(copy)).folder == first.folder
 
 
 def test_a_conversion_that_fails_leaves_nothing(gguf_file: Path, cache: Path, monkeypatch: pytest.MonkeyPatch):
-    convert = references._convert_gguf
+    convert = references.convert_gguf
 
     def interrupted(path: Path, folder: Path) -> None:
         convert(path, folder)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(references, "_convert_gguf", interrupted)
+    monkeypatch.setattr(references, "convert_gguf", interrupted)
     with pytest.raises(KeyboardInterrupt):
         locate(str(gguf_file))
     assert list((cache / "converted").iterdir()) == []
@@ -273,7 +278,7 @@ def test_a_process_killed_while_converting_leaves_nothing_that_counts(gguf_file:
 
     child = os.fork()
     if child == 0:
-        references._convert_gguf = killed
+        references.convert_gguf = killed
         locate(str(gguf_file))
         os._exit(0)
     assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
@@ -307,14 +312,14 @@ def test_a_new_folder_is_moved_into_place_as_a_whole(tmp_path: Path):
 
 
 def test_two_processes_that_convert_the_same_file_both_get_it(gguf_file: Path, monkeypatch: pytest.MonkeyPatch):
-    convert = references._convert_gguf
+    convert = references.convert_gguf
 
     def overtaken(path: Path, folder: Path) -> None:
-        monkeypatch.setattr(references, "_convert_gguf", convert)
+        monkeypatch.setattr(references, "convert_gguf", convert)
         locate(str(path))  # the other process, faster
         convert(path, folder)
 
-    monkeypatch.setattr(references, "_convert_gguf", overtaken)
+    monkeypatch.setattr(references, "convert_gguf", overtaken)
     located = locate(str(gguf_file))
     assert load(gguf_file).info.digest == located.digest
     assert [path.name for path in located.folder.parent.iterdir()] == [located.folder.name]
@@ -369,7 +374,7 @@ def test_damage_anywhere_in_the_header_gives_an_error_of_ours_or_a_model(gguf_fi
 def test_no_space_to_convert_is_said_before_the_work(gguf_file: Path, monkeypatch: pytest.MonkeyPatch):
     free = shutil.disk_usage(gguf_file)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: free)
-    monkeypatch.setattr(references, "_convert_gguf", lambda *_: pytest.fail("work was begun"))
+    monkeypatch.setattr(references, "convert_gguf", lambda *_: pytest.fail("work was begun"))
     with pytest.raises(KickError, match=r"converting toy\.gguf needs .* MB .* are free"):
         load(gguf_file)
 

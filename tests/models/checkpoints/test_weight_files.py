@@ -218,7 +218,9 @@ def test_shards_that_are_missing_are_named(folder: Path, missing: list[int]):
     for index in missing:
         shards[index].unlink()
     names = ", ".join(shards[index].name for index in missing)
-    refused_everywhere(folder, rf"lacks {len(missing)} of the 2 files with its weights, which {INDEX} lists: {names}; fe")
+    refused_everywhere(
+        folder, rf"lacks {len(missing)} of the 2 files with its weights, which {INDEX} lists: {names}; fe"
+    )
 
 
 @pytest.mark.parametrize("name", [SINGLE, "tokenizer.json", "config.json"])
@@ -240,7 +242,9 @@ def test_a_file_that_is_cut_short(folder: Path, kept: int):
     refused_everywhere(folder, r"model\.safetensors cannot be read .*cut short or damaged; fetch it again")
 
 
-@pytest.mark.parametrize("content", ["", "{}", '{"weight_map": {}}', '{"weight_map": {"a": "../b"}}', '{"weight_map": 3}'])
+@pytest.mark.parametrize(
+    "content", ["", "{}", '{"weight_map": {}}', '{"weight_map": {"a": "../b"}}', '{"weight_map": 3}']
+)
 def test_an_index_that_is_damaged(folder: Path, content: str):
     (folder / SINGLE).unlink()
     (folder / INDEX).write_text(content)

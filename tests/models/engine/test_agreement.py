@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from llmkick.models.checkpoints.loading import load_model
+from llmkick.models.transformers_model import TransformersModel
 from llmkick.study.results.noise_floor import compare_runs
 
 QUESTIONS = 500
@@ -31,9 +32,8 @@ def benchmark() -> Any:
 
 @pytest.mark.model
 @pytest.mark.timeout(900)
-def test_float32_is_the_plain_forward(benchmark: Any):
-    model = load_model("smollm2-135m-instruct", dtype="float32", device="cpu")
-    questions = benchmark.pocket_questions()[::60]
+def test_float32_is_the_plain_forward(benchmark: Any, builtin_model: TransformersModel):
+    model, questions = builtin_model, benchmark.pocket_questions()[::60]
     requests = [request for question in questions for request in question.requests()]
     places = [range(start, start + 4) for start in range(0, len(requests), 4)]
     found = compare_runs(places, model.logprobs(requests), benchmark.naive_logprobs(model, questions, 1))

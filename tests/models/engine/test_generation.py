@@ -14,7 +14,7 @@ import torch
 from llmkick.errors import ConfigError
 from llmkick.models.engine import batch_budget as memory
 from llmkick.models.engine import generation
-from llmkick.models.engine.generation import first_stop
+from llmkick.models.engine.answers import first_stop
 from llmkick.models.engine.network import end_tokens_of
 from llmkick.models.engine.runner import Runner
 from llmkick.models.language_model import GenerateRequest, Generation, Message, Prompt, Unanswered

@@ -14,6 +14,7 @@ from llmkick.errors import ConfigError, JudgeError, KickError, ModelError
 from llmkick.models.server import failures as endpoint_failures
 from llmkick.models.server.address import Address, parse_address
 from llmkick.models.server.endpoint import Endpoint, Refused, RefusedError
+from llmkick.models.server.replies import final_text
 from loopback import Reply, chat, completion, refused, serving
 
 HELLO: dict[str, Any] = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 4}
@@ -217,7 +218,7 @@ def test_where_text_is_needed_an_answer_without_it_is_half_an_answer():
     refusal: Any = chat("")
     refusal["choices"][0]["message"]["refusal"] = "I will not."
     with serving(lambda path, body: refusal) as server:
-        assert endpoint_failures.text_of(endpoint(server, text_needed=True).chat(**HELLO)) == "I will not."
+        assert final_text(endpoint(server, text_needed=True).chat(**HELLO)).text == "I will not."
 
 
 def test_the_first_failure_ends_the_others():

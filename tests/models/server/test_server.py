@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -20,7 +22,7 @@ from llmkick.models.language_model import (
 )
 from llmkick.models.server import failures as endpoint_failures
 from llmkick.models.server.capabilities import PENALTIES, Capabilities
-from llmkick.models.server.replies import generated_letter_scores
+from llmkick.models.server.outcomes import generated_letter_scores
 from llmkick.models.server.server import ServerModel, ServerSettings, connect, open_model
 from llmkick.tasks.evaluate import evaluate, refuse_unanswerable
 from llmkick.tasks.registry import get_task
@@ -425,3 +427,229 @@ def test_a_server_that_goes_away_stops_the_run_and_is_said():
         model = connect(server.reference(), QUICK)
         with pytest.raises(ModelError, match=r"cannot reach .* \(2 attempts\)"):
             model.generate([GenerateRequest(f"Q{n}:") for n in range(20)])
+
+
+# The list of models
+
+ENTRY = {"id": "m", "object": "model", "n_ctx": 77}
+
+
+@pytest.mark.parametrize(
+    ("listed", "context"),
+    [
+        ({"object": "list", "data": [ENTRY]}, 77),
+        ([ENTRY], 77),
+        (["other", "m"], 4096),
+        ({"data": ["m"]}, 4096),
+        ({"models": [{"name": "m", "n_ctx": 77}]}, 77),
+        ([], 4096),
+        ({}, 4096),
+        ({"data": None}, 4096),
+        ({"error": "no list"}, 4096),
+    ],
+)
+def test_a_list_of_models_in_every_shape(listed: Any, context: int):
+    with serving(Script(can=BARE), models=Reply(listed)) as server:
+        model = connect(server.reference(), QUICK)
+        assert model.max_tokens == context
+        assert model.generate([GenerateRequest("Q:")]) == [Generation(text="B", tokens=3, finish="end")]
+
+
+@pytest.mark.parametrize("status", [404, 405, 500, 501])
+def test_a_server_without_a_list_of_models(status: int):
+    with serving(Script(can=BARE), models=refused("no", status)) as server:
+        assert connect(server.reference(), QUICK).capabilities == BARE
+
+
+@pytest.mark.parametrize("listed", [["other"], [{"id": "other"}], {"models": [{"name": "other"}]}])
+def test_a_list_without_the_model(listed: Any):
+    def picky(path: str, body: dict[str, Any]) -> Any:
+        return refused("unknown model", 404) if body["model"] != "m" else Script(can=BARE)(path, body)
+
+    with serving(picky, models=Reply(listed)) as server:  # a name that the server knows and does not list
+        assert connect(server.reference(), QUICK).capabilities == BARE
+    with (
+        serving(Script(can=BARE), models=Reply(listed)) as server,
+        pytest.raises(ModelError, match="does not serve 'm': it lists other, and answers to any name"),
+    ):
+        connect(server.reference(), QUICK)
+
+
+def test_an_entry_identifies_a_model_as_before():
+    with serving(Script(can=BARE), models=(ENTRY,)) as server:
+        digest = connect(server.reference(), QUICK).info.digest
+        identity = {"url": server.url, "name": "m", "listed": ENTRY}
+    assert digest == hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+
+# Thoughts
+
+
+class Thinker:
+    """A chat server whose model thinks, in one of the ways of `style`, where `switch` does not say otherwise."""
+
+    def __init__(self, style: str, *, switch: str = "", default: bool = True, thought: int = 20) -> None:
+        self.style, self.switch, self.default, self.thought = style, switch, default, thought
+
+    def thinks(self, body: dict[str, Any]) -> bool:
+        value = body.get("chat_template_kwargs", {}).get(self.switch, self.default)
+        return bool(value)
+
+    def __call__(self, path: str, body: dict[str, Any]) -> Any:
+        if not path.endswith("/chat/completions"):
+            return refused("Not Found", 404)
+        if not self.thinks(body):
+            return chat("Paris")
+        limit, stop = body["max_tokens"], body.get("stop")
+        thought, answer = "It is Lyon\nB?", "\n\nParis"
+        cut = limit < self.thought
+        finish = "length" if cut else "stop"
+        if stop and not cut:  # inside the thought
+            thought, answer = "It is Lyon", ""
+        if self.style == "inline":
+            closing = "" if cut or stop else "</think>"
+            return chat(f"<think>\n{thought}{closing}{'' if cut else answer}", finish=finish)
+        reply = chat("" if cut else answer, finish=finish)
+        message = reply["choices"][0]["message"]
+        if self.style == "parts":
+            message["content"] = [{"type": "thinking", "thinking": [{"type": "text", "text": thought}]}]
+            message["content"] += [] if cut else [{"type": "text", "text": answer}]
+        elif self.style == "hidden":  # only the count of tokens shows it
+            message["content"] = message["content"] or None
+        else:
+            message[self.style] = thought
+        return reply
+
+
+STYLES = ("inline", "reasoning_content", "reasoning", "parts")
+QUESTIONS = [GenerateRequest(HELLO, max_new_tokens=5), GenerateRequest(HELLO, ("\n",), 5)]
+
+
+@pytest.mark.parametrize("style", [*STYLES, "hidden"])
+@pytest.mark.parametrize("switch", ["enable_thinking", "thinking"])
+def test_a_model_that_thinks_is_told_not_to(style: str, switch: str):
+    with serving(Thinker(style, switch=switch)) as server:
+        model = connect(server.reference(), QUICK)
+        answers = model.generate(QUESTIONS)
+        plain = connect(server.reference(), ServerSettings(thinking="on", attempts=2)).info.digest
+    assert [answer.text for answer in answers if isinstance(answer, Generation)] == ["Paris", "Paris"]
+    assert server.asked[0][1].get("chat_template_kwargs") is None
+    assert model.capabilities.switch == (switch, False)
+    assert any(f"thinking is off (its chat template gets {switch} = False)" in note for note in model.notes)
+    assert plain != model.info.digest
+
+
+def test_a_switch_is_sent_with_every_question():
+    with serving(Thinker("inline", switch="enable_thinking")) as server:
+        model = connect(server.reference(), QUICK)
+        server.asked.clear()
+        model.generate([QUESTIONS[0]])
+    assert server.asked[0][1]["chat_template_kwargs"] == {"enable_thinking": False}
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_a_thought_is_never_the_answer(style: str):
+    with serving(Thinker(style)) as server:  # it cannot be told not to think
+        model = connect(server.reference(), QUICK)
+        answers = model.generate(QUESTIONS)
+        long = model.generate([GenerateRequest(HELLO, max_new_tokens=50), GenerateRequest(HELLO, ("\n",), 50)])
+        letters_ = model.logprobs(letters(HELLO))
+    assert model.capabilities.switch is None
+    for answer in answers:
+        assert isinstance(answer, Unanswered)
+        assert answer.reason.startswith("the limit of 5 tokens ended the answer inside its thought; with thinking")
+    assert [(answer.text.strip(), answer.has_thought) for answer in long if isinstance(answer, Generation)] == [
+        ("Paris", True), ("Paris", True),
+    ]  # fmt: skip
+    assert all(isinstance(score, Unanswered) and "inside its thought" in score.reason for score in letters_)
+    assert any("it thinks although thinking is off" in note for note in model.notes)
+
+
+@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("default", [False, True])
+def test_a_model_that_is_to_think_gets_room_for_it(style: str, default: bool):
+    with serving(Thinker(style, switch="enable_thinking", default=default)) as server:
+        model = connect(server.reference(), ServerSettings(thinking="on", attempts=2))
+        server.asked.clear()
+        answers = model.generate(QUESTIONS)
+    assert [answer.text.strip() for answer in answers if isinstance(answer, Generation)] == ["Paris", "Paris"]
+    for _, asked in server.asked:
+        assert asked["chat_template_kwargs"] == {"enable_thinking": True}
+        assert 3000 < asked["max_tokens"] <= 4096
+
+
+def test_letters_of_a_model_that_thinks_are_those_it_writes_after_its_thought():
+    def script(path: str, body: dict[str, Any]) -> Any:
+        if not path.endswith("/chat/completions"):
+            return refused("Not Found", 404)
+        reply = chat("The answer is C" if body["max_tokens"] > 50 else None, finish="stop")  # type: ignore[arg-type]
+        reply["choices"][0]["finish_reason"] = "stop" if body["max_tokens"] > 50 else "length"
+        reply["choices"][0]["message"]["reasoning_content"] = "A dog"
+        if "logprobs" in body:
+            reply["choices"][0] |= top_of({"A": -0.1, "B": -2.0})
+        return reply
+
+    with serving(script) as server:
+        model = connect(server.reference(), ServerSettings(thinking="on", attempts=2))
+        scores = model.logprobs(letters(HELLO))
+        off = connect(server.reference(), QUICK).logprobs(letters(HELLO))
+    assert not model.capabilities.chat_tokens
+    assert [score.logprob for score in scores if isinstance(score, ContinuationScore)] == [
+        -math.inf, -math.inf, 0.0, -math.inf,
+    ]  # fmt: skip
+    assert all(isinstance(score, Unanswered) for score in off)
+
+
+def test_a_server_that_refuses_the_switch_is_asked_without_it_and_that_is_said():
+    thinker = Thinker("reasoning_content")
+
+    def script(path: str, body: dict[str, Any]) -> Any:
+        if "chat_template_kwargs" in body:
+            return refused("Unrecognized request argument supplied: chat_template_kwargs")
+        return thinker(path, body)
+
+    with serving(script) as server:
+        model = connect(server.reference(), QUICK)
+        answer = model.generate([GenerateRequest(HELLO, max_new_tokens=50)])[0]
+    assert isinstance(answer, Generation)
+    assert answer.text.strip() == "Paris"
+    assert sum("chat_template_kwargs" in asked for _, asked in server.asked) <= 2
+    assert any("refuses chat_template_kwargs" in note for note in model.notes)
+
+
+def test_a_model_that_does_not_think_is_asked_as_before(bare: Any):
+    server, model, _ = bare
+    model.generate([GenerateRequest(HELLO, max_new_tokens=5)])
+    assert "chat_template_kwargs" not in str(server.asked)
+    assert (model.capabilities.thinks, model.capabilities.switch) == (False, None)
+    with serving(server.script) as other:
+        thinking = connect(other.reference(), ServerSettings(thinking="on", attempts=2))
+        thinking.generate([GenerateRequest(HELLO, max_new_tokens=5)])
+    assert other.asked[-1][1]["max_tokens"] == 5
+    assert any("no reply to the probe shows a thought" in note for note in thinking.notes)
+
+
+# Text that no file can hold
+
+
+def test_half_a_character_is_replaced_and_marked():
+    def script(path: str, body: dict[str, Any]) -> Any:
+        text = "Paris \ud83d\x00" if body["max_tokens"] > 1 else "B"
+        return chat(text, finish="length") if path.endswith("/chat/completions") else refused("Not Found", 404)
+
+    with serving(script) as server:
+        model = connect(server.reference(), QUICK)
+        records = evaluate(model, get_task("factoid_qa", limit=2))
+    for record in records:
+        assert record.response == "Paris \ufffd\ufffd"
+        assert record.details["replaced_characters"] == 2
+        assert record.score is not None
+
+
+def test_half_a_character_in_the_words_of_a_server_is_replaced():
+    def script(path: str, body: dict[str, Any]) -> Any:
+        return refused("too long \ud83d") if body["max_tokens"] > 1 else Script(can=BARE)(path, body)
+
+    with serving(script, models=({"id": "m", "owned_by": "\ud83d"},)) as server:
+        answer = connect(server.reference(), QUICK).generate([GenerateRequest("Q:")])[0]
+    assert answer == Unanswered(reason="the server refused it: too long \ufffd")

@@ -55,7 +55,8 @@ def result(tmp_path: Path) -> FrontierResult:
     }
     cost = {"name": "wanda", "metric": "accuracy", "items": 300, "full": 1920, "models": 3, "levels": 4}
     return FrontierResult(
-        folder=tmp_path, study={"margin": 0.05}, settings={}, environment={}, timing={}, model={"name": "toy"},
+        folder=tmp_path, study={"margin": 0.05}, settings={}, environment={}, timing={},
+        model={"name": "toy", "source_precision": "float"},
         tasks=[], frontiers=rows, overall=[overall],
         cost=[{**cost, "task": "facts<script>"}, {**cost, "task": "perplexity", "metric": "perplexity", "items": 999}],
         warnings=[],

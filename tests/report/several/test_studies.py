@@ -77,6 +77,8 @@ def test_scores_differ_by_what_was_gained_and_lost(first, second):
     [
         ("data", "b" * 64, "questions"), ("prompting", "raw", "prompts"), ("protocol", "paper", "protocols"),
         ("version", 2, "versions of the task"), ("limit", 5, "samples"),
+        ("judge", "openai:https://host/v1#other", "judges"),
+        ("judge_reading", 2, "versions of the reader of its replies"),
     ],
 )  # fmt: skip
 def test_a_task_that_was_not_asked_alike_is_refused_with_the_reason(first, second, key, value, words):

@@ -193,7 +193,7 @@ def test_lost_workers_are_replaced_and_nothing_is_lost(nearby: Any, study: Study
     assert_same(result, local)
     assert len(executor.lost) == 3
     assert calls["start"] == 2 + 3
-    assert result.environment["lost"] == executor.lost
+    assert list(result.environment.lost) == executor.lost
 
 
 def test_a_cell_that_kills_three_workers_is_reported_and_the_rest_goes_on(

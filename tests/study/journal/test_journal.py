@@ -15,6 +15,7 @@ from llmkick.errors import ConfigError, DataError
 from llmkick.study.journal.database import JOURNAL_FILE
 from llmkick.study.journal.journal import Journal
 from llmkick.study.journal.notes import Notes
+from llmkick.study.results.records import Artifact
 from llmkick.tasks.task import Item, Record
 
 ITEMS = [
@@ -320,11 +321,15 @@ def test_calibration_windows_come_back_exactly(journal: Journal):
 
 
 def test_artifacts_are_replaced(journal: Journal):
-    assert journal.artifact("key") is None
-    journal.add_artifact("key", "digest-1", {"layers": [{"name": "q", "error": 0.1}], "b": None})
-    assert journal.artifact("key") == ("digest-1", {"layers": [{"name": "q", "error": 0.1}], "b": None})
-    journal.add_artifact("key", "digest-2", {})
-    assert journal.artifact("key") == ("digest-2", {})
+    assert journal.artifact("key", Artifact) is None
+    assert journal.digest("key") is None
+    first = Artifact.model_validate({"layers": [{"name": "q", "error": 0.1}], "b": None})
+    journal.add_artifact("key", "digest-1", first)
+    assert journal.artifact("key", Artifact) == first
+    assert journal.digest("key") == "digest-1"
+    journal.add_artifact("key", "digest-2", Artifact())
+    assert journal.artifacts(Artifact) == [Artifact()]
+    assert journal.digest("key") == "digest-2"
 
 
 def test_seconds_add_up_over_sessions(tmp_path: Path):

@@ -14,6 +14,7 @@ from llmkick.study.journal.database import JOURNAL_FILE
 from llmkick.study.journal.journal import Journal
 from llmkick.study.journal.prompts import unpacked
 from llmkick.study.journal.recovery import recover_journal
+from llmkick.study.results.records import Artifact, OpenRecord
 from llmkick.study.spec.study import make_study
 from llmkick.tasks.task import Record
 
@@ -50,8 +51,11 @@ def test_records_come_back(journal: Journal):
 def test_everything_else_comes_back(journal: Journal):
     assert list(journal.items()["question"]) == ["Où? 0", "Où? 1"]
     assert unpacked(journal.prompts("factoid_qa")) == {"q0": '{"prompt": "Où? 0"}', "q1": '{"prompt": "Où? 1"}'}
-    assert journal.artifact("a-half") == ("d1", {"recipe": "magnitude@0.5", "digest": "d1"})
-    assert journal.noise("k-dense") == {"accuracy": 0.5}
+    assert journal.digest("a-half") == "d1"
+    assert journal.artifact("a-half", Artifact) == Artifact(recipe="magnitude@0.5", digest="d1")
+    noise = journal.noise("k-dense", OpenRecord)
+    assert noise is not None
+    assert noise.facts == {"accuracy": 0.5}
     calibration = journal.calibration("cal")
     assert calibration is not None
     assert calibration.tokens.tolist() == [[1, 2], [3, 4]]

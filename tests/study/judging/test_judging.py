@@ -17,13 +17,14 @@ from judges import KEY, MODEL, Answer, Endpoint, answering, asked_of, is_probe
 from llmkick.cli import app
 from llmkick.errors import ConfigError, DataError, JudgeError
 from llmkick.models.server import failures as endpoint_failures
+from llmkick.report.page.page import write_report
 from llmkick.study.cells import Variant, cells_of, variants_of
 from llmkick.study.journal.database import JOURNAL_FILE
 from llmkick.study.judging import reliability as judge_trust
 from llmkick.study.judging.questions import PlacedQuestion, estimate
 from llmkick.study.judging.reliability import doubts, reliability
 from llmkick.study.plan import plan_study
-from llmkick.study.results.results import RESULTS_FILE, StudyResult
+from llmkick.study.results.results import RESULTS_FILE, StudyResult, read_results
 from llmkick.study.run import run_study
 from llmkick.study.spec.study import Study, make_study
 from llmkick.tasks.judge.clients import OVER_BUDGET, Question
@@ -97,7 +98,7 @@ def shown(request: dict[str, Any]) -> tuple[str, str]:
     return first[1], second[1]
 
 
-def verdict(request: dict[str, Any], first: int, second: int) -> Answer:
+def verdict(request: dict[str, Any], first: float, second: float) -> Answer:
     names = list(request["response_format"]["json_schema"]["schema"]["required"])[1:]
     pair = {"assistant_1": first, "assistant_2": second}
     return Answer(text=json.dumps({"explanation": "…", **dict.fromkeys(names, pair)}))
@@ -327,6 +328,126 @@ def test_replicates_and_what_they_agree_on(toy: Path, folder: Path):
     assert any("replicates agree on the winner in 0%" in warning for warning in result.warnings)
     rows = records(folder, "instruction:judge", RECIPES[0]).values()
     assert {row["score"] for row in rows if row["details"].get("judgements") == 4} == {0.5}
+
+
+# Zeros, thoughts, and what is missing
+
+
+def scoring(first: float, second: float) -> Callable[[dict[str, Any], int], Answer]:
+    def judge(request: dict[str, Any], number: int) -> Answer:
+        if is_probe(request):
+            return Answer(text="ok")
+        if "response_format" in request:
+            return verdict(request, first, second)
+        lines_ = 4 if "[STORY]" in asked_of(request) else 1
+        return Answer(text="\n".join([f"{first} {second}"] * lines_) + "\nWhat a pity.")
+
+    return judge
+
+
+@pytest.mark.parametrize(("protocol", "expected"), [("paper", 0.0), ("strict", 0.5)])
+def test_a_zero_is_a_score_and_is_counted(toy: Path, folder: Path, protocol: str, expected: float):
+    with answering(scoring(10, 0)) as endpoint:
+        result = judged(toy, endpoint, folder, protocol=protocol)
+    for task in TASKS:
+        rows = records(folder, f"{task}:judge", RECIPES[0]).values()
+        asked_for = [row for row in rows if row["details"].get("judgements")]
+        assert asked_for
+        assert {row["score"] for row in asked_for} == {expected}
+        assert all(row["details"]["below_scale"] for row in asked_for)
+    assert result.judge is not None
+    facts = result.judge["tasks"]["instruction"]
+    assert facts["zeros"] == facts["judgements"] > 0
+    assert facts["unreadable"] == {}
+    assert any("replies give a 0, below the scale of 1 to 10 that was asked for" in line for line in result.warnings)
+
+
+def test_the_worst_in_both_orders_has_the_lowest_score(toy: Path, folder: Path):
+    own = {str(row["response"]) for task in TASKS for row in records(folder, task, "dense").values()}
+
+    def against_the_recipe(request: dict[str, Any], number: int) -> Answer:
+        if is_probe(request):
+            return Answer(text="ok")
+        first = shown(request)[0]
+        return verdict(request, *((10, 0) if any(text and text in first for text in own) else (0, 10)))
+
+    with answering(against_the_recipe) as endpoint:
+        judged(toy, endpoint, folder)
+    rows = records(folder, "instruction:judge", RECIPES[0]).values()
+    scores = {row["score"] for row in rows if row["details"].get("judgements")}
+    assert scores
+    assert scores <= {0.0, 0.5}  # ½ where both answers are the dense model's in part
+    assert 0.0 in scores
+
+
+def test_replies_that_an_earlier_version_left_unscored_are_read_again(toy: Path, folder: Path):
+    with answering(scoring(10, 0)) as endpoint:
+        judged(toy, endpoint, folder, protocol="paper")
+        paid = len(endpoint.requests)
+        expected = content(folder)
+        with contextlib.closing(sqlite3.connect(folder / JOURNAL_FILE)) as connection, connection:
+            connection.execute(
+                "UPDATE records SET score = NULL, details = '{}', run_key = 'old ' || run_key, "
+                "unscored_reason = 'judge: a score is outside 1 to 10' WHERE task LIKE '%:judge'"
+            )
+        judged(toy, endpoint, folder, protocol="paper")
+        assert len(endpoint.requests) == paid
+    again = content(folder)
+    assert again["results"] == expected["results"]
+    assert again["judge"] == expected["judge"]
+    assert [row for row in records(folder, "instruction:judge", RECIPES[0]).values() if row["score"] is None] == []
+
+
+def test_thoughts_before_a_verdict_are_no_scores(toy: Path, folder: Path):
+    def thinking(request: dict[str, Any], number: int) -> Answer:
+        if is_probe(request):
+            return Answer(text="ok")
+        draft, final = verdict(request, 9, 2).text, verdict(request, 4, 8).text
+        return Answer(text=f"First {draft}\n</think>\n\nDraft:\n{draft}\n\nFinal verdict:\n{final}")
+
+    with answering(thinking) as endpoint:
+        result = judged(toy, endpoint, folder)
+    assert result.judge is not None
+    assert result.judge["tasks"]["instruction"]["unreadable"] == {}
+    assert result.judge["tasks"]["instruction"]["first_preferred"] == 0
+
+
+def test_judgements_missing_for_one_recipe_make_it_incomplete(toy: Path, folder: Path, tmp_path: Path):
+    study = {
+        "name": "instruction",
+        "limit": 8,
+        "max_new_tokens": 8,
+    }
+    broken = run_study(study_of(toy, tasks=[study]), out=tmp_path / "answers")
+    worst = {str(row["response"]) for row in records(broken.folder, "instruction", RECIPES[0]).values()}
+    kept = {str(row["response"]) for row in records(broken.folder, "instruction", "dense").values()}
+    worst -= kept
+
+    def speechless(request: dict[str, Any], number: int) -> Answer:
+        if is_probe(request):
+            return Answer(text="ok")
+        last = [text.split("[Turn 2]\n")[-1] for text in shown(request)]
+        return Answer(text="I cannot rate this.") if worst & set(last) else verdict(request, 7, 7)
+
+    with answering(speechless) as endpoint:
+        judge = {"model": endpoint.reference, "attempts": 1}
+        result = run_study(study_of(toy, judge, tasks=[study]), out=broken.folder)
+        page = write_report(broken.folder).read_text(encoding="utf-8")
+    rows = {row.recipe: row for row in result.missing_judgements}
+    assert rows[RECIPES[0]].differs
+    assert rows[RECIPES[0]].dense_missing == rows[RECIPES[1]].missing == 0
+    assert rows[RECIPES[0]].share == rows[RECIPES[0]].missing / rows[RECIPES[0]].items > 0.5
+    verdicts = {c.recipe: c for c in result.comparisons if c.task == "instruction:judge"}
+    assert verdicts[RECIPES[0]].verdict == "incomplete"
+    assert "what is missing depends on the model" in verdicts[RECIPES[0]].notes[-1]
+    told = f"{RECIPES[0]} on instruction:judge is incomplete: {rows[RECIPES[0]].missing} of 16 judgements are missing"
+    assert any(line.startswith(told) for line in result.warnings)
+    assert not any(line.startswith(f"{RECIPES[1]} on instruction:judge is incomplete") for line in result.warnings)
+    assert "Missing judgements" in page
+    assert told in page
+    assert read_results(broken.folder).missing_judgements == result.missing_judgements
+    table = (broken.folder / "tables" / "missing_judgements.csv").read_text(encoding="utf-8")
+    assert table.splitlines()[1].startswith(f"instruction:judge,{RECIPES[0]},,16,{rows[RECIPES[0]].missing},")
 
 
 # The paper's protocol, and a file of answers

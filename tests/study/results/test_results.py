@@ -19,7 +19,8 @@ from llmkick.statistics import Comparison, PerplexityComparison
 from llmkick.study.results import results
 from llmkick.study.results.comparisons import cell_results, compare_all, overall_by_recipe
 from llmkick.study.results.records import OverallVerdict, TaskSummary
-from llmkick.study.results.results import RESULTS_FILE, StudyResult, as_json, read_results
+from llmkick.study.results.results import RESULTS_FILE, StudyResult, read_results
+from plain import as_json
 
 FACTOID = TaskSummary(name="factoid_qa", metric="accuracy", setting="knowledge", chance_level=0.0)
 CHOICE = TaskSummary(name="multiple_choice:cloze", metric="accuracy", setting="knowledge", chance_level=0.25)
@@ -339,7 +340,7 @@ def test_a_record_as_json_is_plain():
     assert plain["seeds"] == [0]
     assert isinstance(plain["notes"], list)
     assert not any(isinstance(value, np.generic) for value in plain.values())
-    assert results.RESULTS_SCHEMA == 1
+    assert results.StudyResult.schema_version == 1
 
 
 def test_a_file_of_version_0_1_0_is_read_and_written_again_with_kinds_and_levels(tmp_path: Path):

@@ -52,7 +52,7 @@ class Case:
 
 
 def _score(luck: random.Random) -> float:
-    return luck.choice([1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 7.5, 8.5, 9.5, 6.25])
+    return luck.choice([0, 0, 0.5, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 7.5, 8.5, 9.5, 6.25])
 
 
 def _told(value: float, luck: random.Random) -> str:
@@ -116,7 +116,10 @@ UNOWNED: tuple[Callable[[str, str], str], ...] = (
     lambda a, b: f"between {a} and {b}",
     lambda a, b: f"Assistant 1: {a}/10, or rather 1.75/10 for Assistant 1. {b}/10 for Assistant 2.",
     lambda a, b: f"11 {b}",
-    lambda a, b: f"{a} 0",
+    lambda a, b: f"{a} 10.5",
+    lambda a, b: f"0 0 {a}",
+    lambda a, b: f"0-{a}",
+    lambda a, b: f"-0.5 {b}",
     lambda a, b: f"Assistant 1: 15/10\nAssistant 2: {b}/10",
     lambda a, b: f"{a},5 {b},5",
 )

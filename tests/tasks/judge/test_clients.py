@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from typing import Any
 
@@ -252,3 +253,129 @@ def test_a_local_judge_answers_the_same_when_some_is_known(local: str):
 def test_a_local_judge_that_is_not_there():
     with pytest.raises(JudgeError, match="the judge no-such-model cannot be used"):
         LocalJudge(reference="no-such-model").check()
+
+
+# A judge that thinks
+
+
+VERDICT = '{"overall": {"assistant_1": 8, "assistant_2": 6}}'
+
+
+def message(request: dict[str, Any], finish: str, **fields: Any) -> Answer:
+    """A reply whose message has these fields."""
+    choice = {"index": 0, "finish_reason": finish, "message": {"role": "assistant", **fields}}
+    usage = {"prompt_tokens": 10, "completion_tokens": min(500, request.get("max_tokens", 500)), "total_tokens": 0}
+    body = {"id": "1", "object": "chat.completion", "created": 0, "model": request["model"], "choices": [choice]}
+    return Answer(body=json.dumps({**body, "usage": usage}).encode())
+
+
+# What a judge gives that has not come to the end of its thought.
+THOUGHTS: dict[str, dict[str, Any]] = {
+    "a field": {"content": None, "reasoning_content": "Draft: 1 1"},
+    "another field": {"content": "", "reasoning": "Draft: 1 1"},
+    "inline": {"content": "<think>Draft: 1 1"},
+    "parts": {"content": [{"type": "thinking", "thinking": [{"type": "text", "text": "Draft: 1 1"}]}]},
+    "hidden": {"content": None},
+    "hidden and empty": {"content": ""},
+}
+# And at the end of it.
+WHOLE: dict[str, dict[str, Any]] = {
+    "a field": {"content": VERDICT, "reasoning_content": "Draft: 1 1"},
+    "another field": {"content": VERDICT, "reasoning": "Draft: 1 1"},
+    "inline": {"content": f"<think>Draft: 1 1</think>\n\n{VERDICT}"},
+    "parts": {"content": [*THOUGHTS["parts"]["content"], {"type": "text", "text": VERDICT}]},
+    "hidden": {"content": VERDICT},
+    "hidden and empty": {"content": VERDICT},
+}
+
+
+@pytest.mark.parametrize("name", THOUGHTS)
+@pytest.mark.parametrize("needed", [300, 2000])  # less and more than a reply may have
+def test_a_judge_may_think(name: str, needed: int):
+    def answer(request: dict[str, Any], number: int) -> Answer:
+        ended = request["max_tokens"] >= needed
+        return message(request, "stop" if ended else "length", **(WHOLE if ended else THOUGHTS)[name])
+
+    with answering(answer) as endpoint:
+        judge = judge_at(endpoint)
+        judge.check()
+        assert endpoint.requests[0]["max_tokens"] == 16
+        replies = ask(judge, questions(3))
+    assert all(isinstance(reply, Reply) and reply.text == VERDICT and not reply.cut for reply in replies.values())
+    assert len(endpoint.requests) == 2 + 3  # the probe is asked twice, with more room
+    assert any("thinks before it replies" in note for note in judge.notes)
+
+
+def test_a_judge_that_begins_to_think_in_mid_run_gets_room():
+    def answer(request: dict[str, Any], number: int) -> Answer:
+        if is_probe(request):
+            return Answer(text="ready")
+        ended = request["max_tokens"] > 1024
+        return message(request, "stop" if ended else "length", **(WHOLE if ended else THOUGHTS)["a field"])
+
+    with answering(answer) as endpoint:
+        judge = judge_at(endpoint)
+        judge.check()
+        replies = ask(judge, questions(3))
+    first, second = replies["0"], replies["1"]
+    assert isinstance(first, Reply)
+    assert isinstance(second, Reply)
+    assert (first.text, second.text) == (VERDICT, VERDICT)
+    assert (first.prompt_tokens, first.completion_tokens) == (20, 1000)  # both requests are paid
+    assert (second.prompt_tokens, second.completion_tokens) == (10, 500)
+    assert len(endpoint.requests) == 1 + 2 + 2
+
+
+@pytest.mark.parametrize("name", THOUGHTS)
+def test_a_judge_that_never_ends_its_thought_is_refused_before_any_work(name: str):
+    with answering(lambda request, number: message(request, "length", **THOUGHTS[name])) as endpoint:
+        with pytest.raises(JudgeError, match=r"thinks for more than 4112 tokens and gives no reply"):
+            judge_at(endpoint).check()
+        assert len(endpoint.requests) == 2
+
+
+def test_a_judge_whose_server_refuses_a_limit_that_its_thought_reaches():
+    said = "Could not finish the message because max_tokens or model output limit was reached. Please try again."
+
+    def answer(request: dict[str, Any], number: int) -> Answer:
+        return Answer(text="8 7") if request["max_tokens"] > 1024 else Answer(status=400, text=said)
+
+    with answering(answer) as endpoint:
+        judge = judge_at(endpoint)
+        judge.check()
+        reply = ask(judge, questions(1))["0"]
+    assert isinstance(reply, Reply)
+    assert reply.text == "8 7"
+    assert not any("refuses" in note for note in judge.notes)
+
+
+def test_a_reply_that_is_cut_in_its_thought_has_no_draft_in_it():
+    with answering(lambda request, number: message(request, "length", **THOUGHTS["inline"])) as endpoint:
+        reply = ask(judge_at(endpoint), questions(1))["0"]
+    assert isinstance(reply, Reply)
+    assert (reply.text, reply.cut) == ("", True)
+
+
+def test_half_a_character_in_a_reply_is_replaced():
+    with answering(lambda request, number: Answer(text="8 7 \ud83d")) as endpoint:
+        reply = ask(judge_at(endpoint), questions(1))["0"]
+    assert isinstance(reply, Reply)
+    assert reply.text == "8 7 \ufffd"
+
+
+def test_what_an_endpoint_refuses_is_noted():
+    def answer(request: dict[str, Any], number: int) -> Answer:
+        if "temperature" in request:
+            return Answer(status=400, text="Unsupported value: 'temperature' does not support 0.0 with this model.")
+        if request["messages"][0]["role"] == "system":
+            return Answer(status=400, text="System role not supported")
+        return Answer(text="8 7")
+
+    with answering(answer) as endpoint:
+        judge = judge_at(endpoint)
+        asked = [Question(key="0", messages=(Message("system", "Be fair."), Message("user", "Rate.")))]
+        assert isinstance(ask(judge, asked)["0"], Reply)
+    assert endpoint.requests[-1]["messages"] == [{"role": "user", "content": "Be fair.\n\nRate."}]
+    assert [note.partition(": ")[2].split(",")[0].split(":")[0] for note in judge.notes] == [
+        "it refuses temperature", "it takes no system message",
+    ]  # fmt: skip

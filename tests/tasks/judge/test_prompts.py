@@ -42,8 +42,9 @@ SLIDES = ROOT.parent / "shared" / "paper" / "llm-kick-slides.txt"
         ("8", None),
         ("8.5/10 for Assistant 1", None),
         ("11 7", None),
-        ("0 7", None),
         ("-8 7", None),
+        ("-1 0", None),
+        ("10.5 0", None),
         ("8 7 6", None),
         ("8-7", None),
         ("8/7", None),
@@ -85,7 +86,7 @@ def test_a_summary_has_four_pairs_in_the_papers_order():
 
 def test_what_cannot_be_read_says_why():
     assert read_scores("  \n", "general") == Unreadable("the reply is empty")
-    assert read_scores("12 7", "general") == Unreadable("a score is outside 1 to 10")
+    assert read_scores("12 7", "general") == Unreadable("a score is outside 0 to 10")
     assert read_scores("8 7\n\nAssistant 1: 9/10", "general") == Unreadable("its scores contradict each other")
     assert read_scores("8 7\n9 8", "summary") == Unreadable("2 lines of two scores, not 4")
     assert read_scores("Coherence: 8 7", "summary") == Unreadable("it does not rate every aspect")
@@ -93,13 +94,14 @@ def test_what_cannot_be_read_says_why():
 
 def test_a_thousand_malformed_replies_are_never_misread():
     malformed = cases(1000, seed=20261126)
-    found = [(case, read_scores(case.text, case.kind)) for case in malformed]
+    found = [(case, read_reply(case.text, case.kind, "paper")) for case in malformed]
     misread = [(case, scores) for case, scores in found if not isinstance(scores, Unreadable) and scores != case.truth]
     assert misread == []
     # A parser that reads nothing would misread nothing.
     readable = [scores for case, scores in found if case.truth is not None]
     assert len(readable) > 500
-    assert sum(not isinstance(scores, Unreadable) for scores in readable) > 0.6 * len(readable)
+    assert sum(not isinstance(scores, Unreadable) for scores in readable) > 0.7 * len(readable)
+    assert any(0 in pair for scores in readable if not isinstance(scores, Unreadable) for pair in scores)
     assert {case.kind for case in malformed} == set(KINDS)
 
 

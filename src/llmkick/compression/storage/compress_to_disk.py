@@ -20,7 +20,7 @@ from llmkick.compression.storage.folder import check_target, report_of, save_fol
 from llmkick.compression.storage.stored_model import StoredModel
 from llmkick.compression.walk.blocks import decoder_blocks
 from llmkick.compression.walk.calibration import Calibration, as_calibration, calibrate
-from llmkick.compression.walk.checks import check_recipe_fits
+from llmkick.compression.walk.checks import check_compressible, check_recipe_fits
 from llmkick.compression.walk.compress import compress, kept_blocks, kept_key
 from llmkick.compression.walk.finished_blocks import FinishedBlocks
 from llmkick.compression.walk.report import CompressionReport
@@ -51,6 +51,7 @@ class StageObserver(Protocol):
 class _WalkOptions(TypedDict):
     seed: int
     propagate: bool
+    allow_partial: bool
     progress: Callable[[int, int], None]
 
 
@@ -72,6 +73,7 @@ def compress_checkpoint(
     form: Form = "folder",
     calibration: CalibrationPlan | None = None,
     propagate: bool = True,
+    allow_partial: bool = False,
     dtype: str = "auto",
     device: str = "auto",
     observer: StageObserver,
@@ -92,6 +94,7 @@ def compress_checkpoint(
     meta_model = load_meta_model(reference, dtype=dtype, device=device)
     refuse_packed_integers(meta_model.checkpoint)
     blocks = decoder_blocks(meta_model.model.network)
+    check_compressible(meta_model.model.network, blocks, allow_partial=allow_partial)
     check_recipe_fits(recipe, blocks, as_calibration([[0, 0]]))  # before the calibration, which may take minutes
     if form != "packed":
         StoredModel(meta_model.model).form.refuse_unreadable()
@@ -103,7 +106,12 @@ def compress_checkpoint(
     with _work_folder(key, meta_model.bytes, folder) as work:
         observer.stage(f"compressing {recipe}", len(blocks))
         model: MetaModel | TransformersModel = meta_model
-        options: _WalkOptions = {"seed": plan.seed, "propagate": propagate, "progress": _progress_of(observer)}
+        options: _WalkOptions = {
+            "seed": plan.seed,
+            "propagate": propagate,
+            "allow_partial": allow_partial,
+            "progress": _progress_of(observer),
+        }
         if meta_model.obstacle is None:
             compress_streamed(meta_model, recipe, work, calibration=windows, **options)
         else:

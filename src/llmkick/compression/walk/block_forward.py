@@ -1,165 +1,140 @@
-"""Running one decoder block as the network would run it, and observing the inputs of its linear layers."""
+"""Running one decoder block as the network would run it."""
 
 from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator
-from typing import Any, Self
+from collections.abc import Callable, Hashable, Iterator, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
-from torch.utils.hooks import RemovableHandle
 
-from llmkick.compression.walk.blocks import Block, LinearLayer
+from llmkick.compression.walk.blocks import Block
 from llmkick.compression.walk.causal_attention import CausalByPieces
+from llmkick.compression.walk.input_hooks import ForwardEnded
+from llmkick.compression.walk.text_forward import text_forward
 from llmkick.errors import ModelError
 
-InputCallback = Callable[[LinearLayer, Tensor], None]
 
+@dataclass(frozen=True, kw_only=True)
+class BlockOutput:
+    """All that a block and those before it hand on to later blocks.
 
-class InputHooks:
-    """While this context lasts, a thread can observe the inputs of the layers that it runs, see `calling`.
-
-    With `last` an observed forward ends before the layer of that name would run: a caller who only records inputs does
-    not pay for the rest of the block.
+    states: the hidden states, (sequences, tokens, width) in most networks. extras: the other outputs of the block,
+    where the next one uses them. kept: outputs of earlier blocks that are used later than in the next one. shared: what
+    blocks have written into mappings that are passed along, such as keys and values that later blocks reuse.
     """
 
-    def __init__(self, layers: tuple[LinearLayer, ...], *, last: str | None = None) -> None:
-        self._plain = [layer for layer in layers if layer.form != "expert"]
-        self._experts = [layer for layer in layers if layer.form == "expert"]
-        self._last = last
-        self._thread = threading.local()
-        self._handles: list[RemovableHandle] = []
+    states: Tensor
+    extras: tuple[Any, ...] = ()
+    kept: Mapping[int, Any] = field(default_factory=dict)
+    shared: Mapping[Hashable, Mapping[Any, Any]] = field(default_factory=dict)
 
-    def __enter__(self) -> Self:
-        self._handles = [layer.module.register_forward_pre_hook(self._hook_for(layer)) for layer in self._plain]
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for handle in self._handles:
-            handle.remove()
-
-    @contextlib.contextmanager
-    def calling(self, callback: InputCallback) -> Iterator[None]:
-        """Call `callback(layer, inputs)` whenever a layer runs in this thread, with its inputs (..., in)."""
-        self._thread.callback = callback
-        try:
-            with _ExpertCalls(self._experts, callback) if self._experts else contextlib.nullcontext():
-                yield
-        finally:
-            del self._thread.callback
-
-    def _hook_for(self, layer: LinearLayer) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        def hook(_module: nn.Module, arguments: tuple[Any, ...]) -> None:
-            callback = getattr(self._thread, "callback", None)
-            if callback is None:
-                return
-            callback(layer, arguments[0])
-            if layer.name == self._last:
-                raise _ForwardEnded(None)
-
-        return hook
-
-
-class _ExpertCalls(TorchFunctionMode):
-    """Observes every F.linear whose weight is a slice of an experts parameter."""
-
-    def __init__(self, experts: list[LinearLayer], callback: InputCallback) -> None:
-        super().__init__()
-        self._by_address = {layer.weight.data_ptr(): layer for layer in experts}
-        self._callback = callback
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is F.linear and isinstance(args[1], Tensor):
-            layer = self._by_address.get(args[1].data_ptr())
-            if layer is not None:
-                self._callback(layer, args[0])
-        return func(*args, **(kwargs or {}))
-
-
-@contextlib.contextmanager
-def experts_one_by_one(network: nn.Module) -> Iterator[None]:
-    """Run experts in the plain loop of F.linear calls, the only implementation whose inputs can be recorded."""
-    set_implementation: Any = getattr(network, "set_experts_implementation", None)
-    if set_implementation is None or not network._can_set_experts_implementation():  # type: ignore[operator]
-        yield
-        return
-    before = network.get_experts_implementation()  # type: ignore[operator]
-    set_implementation("eager")
-    try:
-        yield
-    finally:
-        set_implementation(before)
-
-
-class _ForwardEnded(Exception):  # noqa: N818 - not an error: it ends a forward early
-    """Raised inside a forward when the block has run, or as much of it as is needed; `output` is the block's."""
-
-    def __init__(self, output: Any) -> None:
-        super().__init__()
-        self.output = output
+    @property
+    def is_plain(self) -> bool:
+        """Whether there is nothing but hidden states."""
+        return not self.kept and not self.shared and all(extra is None for extra in self.extras)
 
 
 class BlockRunner:
-    """Runs one decoder block on given hidden states, with all arguments that the network itself would pass.
+    """Runs one decoder block on what the blocks before it have handed on, with all arguments that the network passes.
 
-    It starts a forward of the whole network in which the blocks before are replaced by functions that return their
-    input, and ends it after the block. Positions, masks and per-layer inputs come from the network, so they are right
-    for any architecture. The cost beyond the block itself is an embedding look-up.
+    It starts a forward of the whole network in which the block before is replaced by a function that returns the given
+    output, and those before it by functions that return their input, and ends it after the block. Positions, masks and
+    per-layer inputs come from the network, so they are right for any architecture, as is what it does between blocks.
+    The cost beyond the block itself is an embedding look-up.
     """
 
     def __init__(self, network: nn.Module, blocks: list[Block]) -> None:
         self._network = network
         self._blocks = blocks
-        self._extra_outputs: int | None = None  # blocks of some architectures return (states, None, …)
+        self._path = text_forward(network, [block.module for block in blocks])
         self._thread = threading.local()
 
     @contextlib.contextmanager
-    def only(self, index: int) -> Iterator[Callable[[Tensor, Tensor | None], Tensor | None]]:
-        """A function that runs block `index`, in any thread: (ids, hidden) → the block's output.
+    def only(self, index: int) -> Iterator[Callable[[Tensor, BlockOutput | None], BlockOutput | None]]:
+        """A function that runs block `index`, in any thread: (ids, output of the block before) → its output.
 
-        ids: (sequences, tokens). hidden: the states that the block is given, None for the output of the embeddings.
-        Output: (sequences, tokens, width), None when the forward ended inside the block. The function raises
-        ModelError when the network does not run the block.
+        ids: (sequences, tokens). The output of the block before is None for the first block. The function returns None
+        when the forward ended inside the block, and raises ModelError when the network does not run the block.
         """
         run_block = self._blocks[index].module.forward
 
-        def pass_through(*arguments: Any, **keywords: Any) -> Any:
-            states = keywords["hidden_states"] if "hidden_states" in keywords else arguments[0]
-            return (states, *[None] * self._extra_outputs) if self._extra_outputs is not None else states
+        def pass_on(number: int) -> Callable[..., Any]:
+            def forward(*arguments: Any, **keywords: Any) -> Any:
+                given: BlockOutput = self._thread.given
+                if number == index - 1:
+                    return self._as_output(given.states, given.extras)
+                return given.kept[number] if number in given.kept else self._as_output(_states(arguments, keywords))
+
+            return forward
 
         def run_and_end(*arguments: Any, **keywords: Any) -> Any:
-            hidden = self._thread.hidden
-            if hidden is not None and "hidden_states" in keywords:
-                keywords["hidden_states"] = hidden
-            elif hidden is not None:
-                arguments = (hidden, *arguments[1:])
-            raise _ForwardEnded(run_block(*arguments, **keywords))
+            given: BlockOutput | None = self._thread.given
+            shared = {} if given is None else given.shared
+            mappings = dict(_mappings(arguments, keywords))
+            for place, entries in shared.items():
+                mappings[place].update(entries)
+            before = {place: dict(mapping) for place, mapping in mappings.items()}
+            output = run_block(*arguments, **keywords)
+            written = {place: _changes(before[place], mapping) for place, mapping in mappings.items()}
+            shared = {place: {**shared.get(place, {}), **entries} for place, entries in written.items()}
+            kept = {} if given is None else given.kept
+            raise ForwardEnded(self._handed_on(index, output, kept, shared))
 
-        def run(ids: Tensor, hidden: Tensor | None) -> Tensor | None:
-            self._thread.hidden = hidden
+        def run(ids: Tensor, given: BlockOutput | None) -> BlockOutput | None:
+            self._thread.given = given
             try:
                 with CausalByPieces():
                     self._network(input_ids=ids, use_cache=False)
-            except _ForwardEnded as ended:
-                return self._states(ended.output)
+            except ForwardEnded as ended:
+                output: BlockOutput | None = ended.output
+                return output
             finally:
-                del self._thread.hidden
+                del self._thread.given
             raise ModelError(f"the network never ran its block {self._blocks[index].name}")
 
-        with _replaced_forwards(self._blocks[: index + 1], [pass_through] * index + [run_and_end]):
+        with _replaced_forwards(self._blocks[: index + 1], [*map(pass_on, range(index)), run_and_end]):
             yield run
 
-    def _states(self, output: Any) -> Tensor | None:
-        if output is None:
-            return None
-        if isinstance(output, tuple | list):
-            self._extra_outputs = len(output) - 1
-            output = output[0]
-        assert isinstance(output, Tensor), type(output)
-        return output
+    def _as_output(self, states: Tensor, extras: Sequence[Any] = ()) -> Any:
+        """What a block returns: hidden states alone, or a tuple."""
+        if not self._path.outputs:
+            return states
+        return (states, *extras, *[None] * (self._path.outputs - len(extras)))
+
+    def _handed_on(
+        self, index: int, output: Any, kept: Mapping[int, Any], shared: Mapping[Hashable, Mapping[Any, Any]]
+    ) -> BlockOutput:
+        states, *extras = output if isinstance(output, tuple | list) else (output,)
+        assert isinstance(states, Tensor), type(states)
+        return BlockOutput(
+            states=states,
+            extras=tuple(extras) if self._path.uses_extras else (),
+            kept={**kept, index: output} if index in self._path.kept else kept,
+            shared={place: entries for place, entries in shared.items() if entries},
+        )
+
+
+def _states(arguments: Sequence[Any], keywords: Mapping[str, Any]) -> Tensor:
+    """The hidden states among the arguments of a block."""
+    states: Tensor = keywords["hidden_states"] if "hidden_states" in keywords else arguments[0]
+    return states
+
+
+def _mappings(
+    arguments: Sequence[Any], keywords: Mapping[str, Any]
+) -> Iterator[tuple[Hashable, MutableMapping[Any, Any]]]:
+    """Arguments into which a block can write for later blocks, by position or name."""
+    for place, value in (*enumerate(arguments), *keywords.items()):
+        if isinstance(value, MutableMapping):
+            yield place, value
+
+
+def _changes(before: Mapping[Any, Any], after: Mapping[Any, Any]) -> dict[Any, Any]:
+    """The entries that a block has written."""
+    return {key: value for key, value in after.items() if key not in before or before[key] is not value}
 
 
 @contextlib.contextmanager

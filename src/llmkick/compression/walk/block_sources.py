@@ -9,7 +9,8 @@ from typing import Protocol
 
 from torch import Tensor
 
-from llmkick.compression.walk.blocks import Block, replace_weights
+from llmkick.compression.walk.blocks import Block
+from llmkick.compression.walk.linear_layer import replace_weights
 
 
 class BlockSource(Protocol):
@@ -25,6 +26,10 @@ class BlockSource(Protocol):
         """Called when the walk has dropped something large."""
         ...
 
+    def show_finished(self) -> None:
+        """From now on a weight that an earlier block shares is its compressed one, where that block is finished."""
+        ...
+
 
 @dataclass(kw_only=True)
 class BlocksInMemory:
@@ -38,6 +43,9 @@ class BlocksInMemory:
 
     def release_memory(self) -> None:
         """Do nothing: the network itself is much larger than what the walk drops."""
+
+    def show_finished(self) -> None:
+        """Do nothing: layers that share a weight share one parameter."""
 
 
 def put_layers(block: Block, weights: Iterable[tuple[str, Tensor]]) -> None:

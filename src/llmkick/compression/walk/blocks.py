@@ -1,130 +1,141 @@
-"""Decoder blocks and their linear layers, for any decoder architecture of transformers.
-
-A linear layer has a weight of shape (out, in), whatever its storage form: `nn.Linear`; GPT-2's `Conv1D`, stored
-transposed; or an expert, whose weight is a slice of a parameter of shape (experts, out, in).
-"""
+"""Decoder blocks and their linear layers, for any decoder architecture of transformers."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
-from torch import Tensor, nn
+from torch import nn
 
-from llmkick.errors import ModelError
-from llmkick.models.checkpoints.packed import Place
+from llmkick.compression.walk.block_list import find_blocks, text_config
+from llmkick.compression.walk.experts import expert_layout, is_bias, mixtures
+from llmkick.compression.walk.linear_layer import LinearLayer
+from llmkick.compression.walk.routers import router_modules
 
 
 @dataclass(frozen=True, kw_only=True)
-class LinearLayer:
-    """One weight matrix inside a block: the module and the parameter that store it, and in which form."""
+class DenseMatrix:
+    """A matrix or larger tensor of a block that is left dense, and why."""
 
     name: str
-    module: nn.Module
-    form: Literal["linear", "conv1d", "expert"]
-    parameter: str = "weight"
-    expert: int = 0
+    weights: int
+    reason: str
 
-    @property
-    def weight(self) -> Tensor:
-        """The weight as (out, in); a view of the stored parameter."""
-        stored: Tensor = getattr(self.module, self.parameter)
-        if self.form == "expert":
-            return stored[self.expert]
-        return stored.t() if self.form == "conv1d" else stored
-
-    @property
-    def place(self) -> Place:
-        """Where the weight is stored in the network's state dict."""
-        if self.form == "expert":
-            return Place(parameter=self.name.rpartition(".")[0], expert=self.expert)
-        return Place(parameter=f"{self.name}.{self.parameter}", transposed=self.form == "conv1d")
-
-    def replace_weight(self, weight: Tensor) -> None:
-        """Store a new weight (out, in). The old tensor is not changed, because other networks may share it."""
-        replace_weights([(self, weight)])
-
-
-def replace_weights(weights: Iterable[tuple[LinearLayer, Tensor]]) -> None:
-    """Store new weights (out, in). The old tensors are not changed, because other networks may share them."""
-    copied: set[tuple[int, str]] = set()  # parameters of experts that are copies already
-    for layer, weight in weights:
-        stored: Tensor = getattr(layer.module, layer.parameter)
-        if layer.form != "expert":
-            new = (weight.t() if layer.form == "conv1d" else weight).to(stored.device, stored.dtype).contiguous()
-        elif (id(layer.module), layer.parameter) in copied:
-            stored.data[layer.expert] = weight.to(stored.device)
-            continue
-        else:
-            copied.add((id(layer.module), layer.parameter))
-            new = stored.detach().clone()
-            new[layer.expert] = weight.to(stored.device)
-        setattr(layer.module, layer.parameter, nn.Parameter(new, requires_grad=False))
+    def __str__(self) -> str:
+        return f"{self.name}: {self.reason}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Block:
-    """A decoder block and its linear layers. skipped: the matrices that are left alone, each with the reason."""
+    """A decoder block, its linear layers, and what is left dense in it.
+
+    layers: without those whose weight belongs to a layer of an earlier block, of which they are `twins`. routers: names
+    of the routers' weights. dense: other matrices that are no linear layers.
+    """
 
     name: str
     module: nn.Module
     layers: tuple[LinearLayer, ...]
-    skipped: tuple[str, ...]
+    routers: tuple[DenseMatrix, ...] = ()
+    dense: tuple[DenseMatrix, ...] = ()
 
 
 def decoder_blocks(network: nn.Module) -> list[Block]:
     """The decoder blocks of a network, in the order in which they run.
 
-    Raises ModelError when no list of blocks with linear layers can be found.
+    Raises ModelError when they cannot be told, or cannot be compressed one after another.
     """
-    config = network.config.get_text_config(decoder=True)  # type: ignore[operator, union-attr]
-    count = config.num_hidden_layers
-    for name, module in network.named_modules():
-        if isinstance(module, nn.ModuleList) and len(module) == count:
-            blocks = [_block(f"{name}.{index}", block) for index, block in enumerate(module)]
-            if any(block.layers for block in blocks):
-                return blocks
-    raise ModelError(
-        f"no list of {count} decoder blocks with linear layers found in {type(network).__name__}: "
-        "this architecture cannot be compressed here"
-    )
+    width = getattr(text_config(network), "hidden_size", None)
+    name, modules = find_blocks(network)
+    blocks = [_block(f"{name}.{index}", module, width) for index, module in enumerate(modules)]
+    return _with_twins(blocks, network)
 
 
-def _block(name: str, module: nn.Module) -> Block:
-    from transformers.pytorch_utils import Conv1D
-
+def _block(name: str, module: nn.Module, width: int | None) -> Block:
+    routers = router_modules(module, mixtures(module, width))
     layers: list[LinearLayer] = []
-    skipped: list[str] = []
+    left: dict[bool, list[DenseMatrix]] = {True: [], False: []}  # in a router or not
     for inner_name, inner in module.named_modules():
         full = f"{name}.{inner_name}" if inner_name else name
-        if isinstance(inner, nn.Linear):
-            layers.append(LinearLayer(name=full, module=inner, form="linear"))
-        elif isinstance(inner, Conv1D):
-            layers.append(LinearLayer(name=full, module=inner, form="conv1d"))
-        else:
-            _add_parameters(full, inner, layers, skipped)
-    return Block(name=name, module=module, layers=tuple(layers), skipped=tuple(skipped))
+        found = [] if inner_name in routers else list(_layers(full, inner, width))
+        layers += found
+        taken = {layer.parameter for layer in found}
+        for key, parameter in inner.named_parameters(recurse=False):
+            if parameter.dim() >= 2 and key not in taken and not is_bias(key):
+                reason = "a router" if inner_name in routers else f"no linear layer, but a {type(inner).__name__}"
+                left[inner_name in routers].append(
+                    DenseMatrix(name=f"{full}.{key}", weights=parameter.numel(), reason=reason)
+                )
+    return Block(name=name, module=module, layers=tuple(layers), routers=tuple(left[True]), dense=tuple(left[False]))
 
 
-def _add_parameters(name: str, module: nn.Module, layers: list[LinearLayer], skipped: list[str]) -> None:
-    """Add the experts of an (experts, out, in) parameter as layers, and name other matrices as skipped."""
-    for key, parameter in module.named_parameters(recurse=False):
-        if _holds_experts(module, parameter):
-            layers += [
-                LinearLayer(name=f"{name}.{key}.{expert}", module=module, form="expert", parameter=key, expert=expert)
-                for expert in range(parameter.shape[0])
-            ]
-        elif parameter.dim() >= 2:
-            skipped.append(f"{name}.{key}: a router or another matrix that is not a linear layer")
+def _layers(name: str, module: nn.Module, width: int | None) -> Iterator[LinearLayer]:
+    """The linear layers that a module itself holds."""
+    from transformers.pytorch_utils import Conv1D
+
+    if isinstance(module, nn.Linear):
+        groups = getattr(module, "n_groups", None)  # a block-diagonal layer: each group has inputs of its own
+        if not isinstance(groups, int) or groups < 2:
+            yield LinearLayer(name=name, module=module, form="linear")
+            return
+        rows = module.out_features // groups
+        yield from _experts(name, module, "weight", count=groups, rows=rows)
+    elif isinstance(module, Conv1D):
+        yield LinearLayer(name=name, module=module, form="conv1d")
+    else:
+        for key, _ in module.named_parameters(recurse=False):
+            layout = expert_layout(module, key, width)
+            if layout is not None:
+                yield from _experts(
+                    name, module, key, count=layout.experts, rows=layout.rows, transposed=layout.transposed
+                )
 
 
-def _holds_experts(module: nn.Module, parameter: Tensor) -> bool:
-    """Whether a parameter is (experts, out, in): transformers marks the layout, JetMoE's module has the sizes."""
-    layout = getattr(module, "is_transposed", None)
-    sizes = tuple(getattr(module, name, None) for name in ("num_experts", "output_size", "input_size"))
-    return parameter.dim() == 3 and (layout is False or (layout is None and tuple(parameter.shape) == sizes))
+def _experts(
+    name: str, module: nn.Module, key: str, *, count: int, rows: int | None, transposed: bool = False
+) -> Iterator[LinearLayer]:
+    for expert in range(count):
+        yield LinearLayer(
+            name=f"{name}.{key}.{expert}",
+            module=module,
+            form="expert",
+            parameter=key,
+            expert=expert,
+            transposed=transposed,
+            rows=rows,
+        )
+
+
+def _with_twins(blocks: list[Block], network: nn.Module) -> list[Block]:
+    """The blocks, each shared weight as a layer of the first block that has it, with the others as its twins."""
+    inside = {id(parameter) for block in blocks for parameter in block.module.parameters()}
+    modules = {id(module) for block in blocks for module in block.module.modules()}
+    elsewhere = {
+        id(parameter)
+        for module in network.modules()
+        if id(module) not in modules
+        for parameter in module.parameters(recurse=False)
+    }
+    if not inside & elsewhere and len(inside) == sum(1 for b in blocks for _ in b.module.parameters()):
+        return blocks
+    twins: dict[tuple[int, int], list[LinearLayer]] = {}
+    for layer in (layer for block in blocks for layer in block.layers):
+        twins.setdefault((id(layer.stored), layer.expert), []).append(layer)
+    return [_without_twins(block, twins, elsewhere) for block in blocks]
+
+
+def _without_twins(block: Block, twins: dict[tuple[int, int], list[LinearLayer]], elsewhere: set[int]) -> Block:
+    layers: list[LinearLayer] = []
+    dense = list(block.dense)
+    for layer in block.layers:
+        first, *others = twins[id(layer.stored), layer.expert]
+        if id(layer.stored) in elsewhere:
+            reason = "shared with a part of the model outside the blocks"
+            dense.append(DenseMatrix(name=layer.name, weights=layer.weight.numel(), reason=reason))
+        elif first is layer:
+            layers.append(replace(layer, twins=tuple(others)))
+    return replace(block, layers=tuple(layers), dense=tuple(dense))
 
 
 def shallow_copy(network: nn.Module) -> nn.Module:

@@ -1,33 +1,37 @@
-"""The calibration on its way through the blocks: hidden states, forwards of one block, recorded layer inputs."""
+"""The calibration on its way through the blocks: what blocks hand on, forwards of one block, recorded layer inputs."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from llmkick.compression.walk.batches import CalibrationBatches
-from llmkick.compression.walk.block_forward import BlockRunner, InputHooks
+from llmkick.compression.walk.block_forward import BlockOutput, BlockRunner
 from llmkick.compression.walk.blocks import Block
+from llmkick.compression.walk.input_hooks import InputHooks
 from llmkick.compression.walk.inputs import ForwardInputs, InputRecord
+from llmkick.compression.walk.linear_layer import LinearLayer
 from llmkick.compression.walk.parallel import parallel_map
 
 
 class CalibrationPass:
     """Runs the calibration batches through one block after another.
 
-    It holds the hidden states of each batch at the input of the next block: (sequences, tokens, width), None for the
-    output of the embeddings. With `propagate` a block is run twice, as in all originals: its dense layers are
-    recorded, and after compression the block passes on its new outputs. Without, the first forward does both.
+    It holds what the blocks before the next one have handed on for each batch, None before the first block. With
+    `propagate` a block is run twice, as in all originals: its dense layers are recorded, and after compression the
+    block passes on its new outputs. Without, the first forward does both.
     """
 
     def __init__(
         self, network: nn.Module, blocks: list[Block], calibration: CalibrationBatches, *, propagate: bool
     ) -> None:
         self._batches, self._workers = calibration.batches, calibration.workers
-        self._hidden: list[Tensor | None] = [None] * len(self._batches)
-        self._runner = BlockRunner(network, blocks)
+        self._outputs: list[BlockOutput | None] = [None] * len(self._batches)
+        # Without calibration no block runs.
+        self._runner = BlockRunner(network, blocks) if self._batches else None
         self._propagate = propagate
         # The layer names of the last recorded block, and the name of the layer that ran last in it.
         self._last: tuple[tuple[str, ...], str] | None = None
@@ -35,30 +39,48 @@ class CalibrationPass:
 
     @property
     def hidden_states(self) -> list[Tensor]:
-        """The hidden states of each batch, empty before the first block has run."""
-        return [states for states in self._hidden if states is not None]
+        """The hidden states of each batch where they are all that is needed to go on later, otherwise nothing.
+
+        They are when nothing else is handed on, and when they can be cut into other batches: (sequences, tokens, width).
+        """
+        outputs = [output for output in self._outputs if output is not None and output.is_plain]
+        states = [output.states for output in outputs]
+        sizes = [len(batch) for batch in self._batches]
+        return states if [len(s) for s in states if s.dim() == 3] == sizes else []
 
     def restore(self, states: Sequence[Tensor]) -> None:
         """Go on with hidden states from disk, which may have been cut into other batches."""
         sizes = [len(batch) for batch in self._batches]
         pieces = torch.split(torch.cat(list(states)), sizes)
-        self._hidden = [piece.to(self._batches[0].device) for piece in pieces]
+        self._outputs = [BlockOutput(states=piece.to(self._batches[0].device)) for piece in pieces]
 
     def record(self, index: int, block: Block, *, hessian: bool, squares: bool) -> InputRecord:
         """Run the calibration through block `index` and record the inputs of its layers."""
-        record = InputRecord(block, hessian=hessian, squares=squares, batches=len(self._batches))
+        record = InputRecord(block.layers, hessian=hessian, squares=squares, batches=len(self._batches))
         names = tuple(layer.name.removeprefix(block.name) for layer in block.layers)
         # Blocks of one kind run their layers in the same order, so with propagation, where the output is not needed,
         # the forward can end at the layer that ran last before. Experts run in the order of their tokens.
         last = None
         if self._propagate and self._last is not None and self._last[0] == names:
             last = f"{block.name}{self._last[1]}"
-        with InputHooks(block.layers, last=last) as hooks, self._runner.only(index) as run:
+        self.observe(index, {layer: layer for layer in block.layers}, record, last=last)
+        if record.order and not any(layer.form == "expert" for layer in block.layers):
+            self._last = names, record.order[-1].removeprefix(block.name)
+        return record
 
-            def forward(number: int) -> tuple[Tensor | None, ForwardInputs]:
+    def observe(
+        self, index: int, layers: Mapping[LinearLayer, LinearLayer], record: InputRecord, *, last: str | None = None
+    ) -> None:
+        """Run the calibration through block `index` and add the inputs of its layers to a record.
+
+        layers: which layers to observe → the layer in whose name they are recorded. last: where a forward may end.
+        """
+        with InputHooks(tuple(layers), last=last) as hooks, self._only(index) as run:
+
+            def forward(number: int) -> tuple[BlockOutput | None, ForwardInputs]:
                 inputs = ForwardInputs(copies=self._copies_inputs)
-                with torch.no_grad(), hooks.calling(inputs.add):
-                    return run(self._batches[number], self._hidden[number]), inputs
+                with torch.no_grad(), hooks.calling(lambda layer, given: inputs.add(layers[layer], given)):
+                    return run(number), inputs
 
             numbers = range(len(self._batches))
             for number, (output, inputs) in enumerate(parallel_map(forward, numbers, workers=self._workers)):
@@ -67,19 +89,25 @@ class CalibrationPass:
                     output, inputs = forward(number)
                 record.add(inputs)
                 if not self._propagate:
-                    self._hidden[number] = output
-        if record.order and not any(layer.form == "expert" for layer in block.layers):
-            self._last = names, record.order[-1].removeprefix(block.name)
-        return record
+                    self._outputs[number] = output
 
     def advance(self, index: int) -> None:
         """Run block `index`, with the weights that it has now, and keep its outputs for the next block."""
-        with self._runner.only(index) as run:
+        with self._only(index) as run:
 
-            def forward(number: int) -> Tensor | None:
+            def forward(number: int) -> BlockOutput | None:
                 with torch.no_grad():
-                    return run(self._batches[number], self._hidden[number])
+                    return run(number)
 
             numbers = range(len(self._batches))
             for number, output in enumerate(parallel_map(forward, numbers, workers=self._workers)):
-                self._hidden[number] = output
+                self._outputs[number] = output
+
+    @contextlib.contextmanager
+    def _only(self, index: int) -> Iterator[Callable[[int], BlockOutput | None]]:
+        """A function that runs a batch, by its number, through block `index`."""
+        if self._runner is None:
+            yield lambda number: None
+            return
+        with self._runner.only(index) as run:
+            yield lambda number: run(self._batches[number], self._outputs[number])

@@ -15,11 +15,18 @@ from llmkick.compression.registry import parse_recipe, plugin_origins
 from llmkick.compression.walk.block_sources import BlocksInMemory, put_layers
 from llmkick.compression.walk.blocks import decoder_blocks, shallow_copy
 from llmkick.compression.walk.calibration import Calibration, as_calibration
-from llmkick.compression.walk.checks import check_calibration_fits, check_recipe_fits
+from llmkick.compression.walk.checks import (
+    WeightCounts,
+    check_calibration_fits,
+    check_compressible,
+    check_recipe_fits,
+    count_weights,
+)
 from llmkick.compression.walk.finished_blocks import FinishedBlocks
 from llmkick.compression.walk.recipe_output import RecipeOutput
 from llmkick.compression.walk.report import CompressionReport
-from llmkick.compression.walk.walk import WALK_VERSION, Progress, Walk
+from llmkick.compression.walk.versions import walk_version
+from llmkick.compression.walk.walk import Progress, Walk
 from llmkick.models.language_model import ModelInfo
 from llmkick.models.transformers_model import TransformersModel
 from llmkick.models.weights import check_finite, weights_digest
@@ -32,6 +39,7 @@ def compress(
     calibration: Calibration | npt.ArrayLike | None = None,
     seed: int = 0,
     propagate: bool = True,
+    allow_partial: bool = False,
     progress: Progress | None = None,
     keep: Path | None = None,
 ) -> tuple[TransformersModel, CompressionReport]:
@@ -40,13 +48,14 @@ def compress(
     calibration: a Calibration, or token ids (sequences, tokens). Methods that need none use a few of its sequences,
     if given, to measure the output error. seed: recorded in the report; the only randomness of a compression is that of
     its calibration. propagate: calibrate each block on the outputs of the compressed blocks before it, as all original
-    implementations do; otherwise on those of the dense model. progress: called with the number of finished blocks and
+    implementations do; otherwise on those of the dense model. allow_partial: compress a model even if recipes leave more
+    than a tenth of the weights in its blocks dense. progress: called with the number of finished blocks and
     of all blocks. keep: a folder for finished blocks; a walk that was stopped continues from them.
     Raises ConfigError for a recipe that does not fit the model, NumericalError naming the layer when activations or
     weights are not finite.
     """
     recipe = _parsed(recipe)
-    windows = check_all(model, [recipe], calibration)
+    windows = check_all(model, [recipe], calibration, allow_partial=allow_partial)
     finished = (
         None if keep is None else kept_blocks(model.info, model.device, recipe, windows, keep, propagate=propagate)
     )
@@ -57,7 +66,15 @@ def compress(
     if finished is not None and not propagate:
         output.blocks = None
     calibrated_network = network if propagate else model.network
-    _walk(model, calibrated_network, [output], windows, propagate=propagate, progress=progress)
+    _walk(
+        model,
+        calibrated_network,
+        [output],
+        windows,
+        propagate=propagate,
+        allow_partial=allow_partial,
+        progress=progress,
+    )
     if finished is not None and not propagate:
         _put_all(network, finished)
     report = _finish(model, network, output, windows, seed=seed, propagate=propagate)
@@ -70,6 +87,7 @@ def compress_many(
     *,
     calibration: Calibration | npt.ArrayLike | None = None,
     seed: int = 0,
+    allow_partial: bool = False,
     progress: Progress | None = None,
 ) -> list[tuple[TransformersModel, CompressionReport]]:
     """Compress a model by several recipes in one pass over the calibration, with statistics of the dense model.
@@ -78,10 +96,10 @@ def compress_many(
     are in memory and share the weights that were not compressed; `compress_into` holds no model.
     """
     parsed = [_parsed(recipe) for recipe in recipes]
-    windows = check_all(model, parsed, calibration)
+    windows = check_all(model, parsed, calibration, allow_partial=allow_partial)
     networks = [shallow_copy(model.network) for _ in parsed]
     outputs = [RecipeOutput(recipe=r, blocks=decoder_blocks(n)) for r, n in zip(parsed, networks, strict=True)]
-    _walk_by_need(model, outputs, windows, progress)
+    _walk_by_need(model, outputs, windows, allow_partial=allow_partial, progress=progress)
     results = []
     for output, network in zip(outputs, networks, strict=True):
         report = _finish(model, network, output, windows, seed=seed, propagate=False)
@@ -95,6 +113,7 @@ def compress_into(
     *,
     calibration: Calibration | npt.ArrayLike | None = None,
     seed: int = 0,
+    allow_partial: bool = False,
     progress: Progress | None = None,
 ) -> list[CompressionReport]:
     """As `compress_many`, but keep the finished blocks of each recipe in a folder: recipe as text → folder.
@@ -102,12 +121,13 @@ def compress_into(
     At most one compressed block of each recipe is in memory. `restore` makes models from the folders.
     """
     recipes = {text: parse_recipe(text) for text in folders}
-    windows = check_all(model, list(recipes.values()), calibration)
+    windows = check_all(model, list(recipes.values()), calibration, allow_partial=allow_partial)
     outputs = []
     for text, recipe in recipes.items():
         kept = kept_blocks(model.info, model.device, recipe, windows, folders[text], propagate=False)
         outputs.append(RecipeOutput(recipe=recipe, finished=kept))
-    _walk_by_need(model, [o for o in outputs if o.finished and o.finished.report is None], windows, progress)
+    unfinished = [o for o in outputs if o.finished and o.finished.report is None]
+    _walk_by_need(model, unfinished, windows, allow_partial=allow_partial, progress=progress)
     reports = []
     for output in outputs:
         assert output.finished is not None
@@ -152,7 +172,7 @@ def artifact_key(
         "recipe": str(recipe),
         "calibration": calibration.digest if calibration is not None and recipe.needs_calibration else None,
         "propagate": propagate if recipe.needs_calibration else None,
-        "walk": WALK_VERSION,
+        "walk": walk_version(info.architecture),
         **({"plugins": origins} if (origins := plugin_origins(recipe)) else {}),
     }
 
@@ -166,11 +186,17 @@ def kept_key(
 
 
 def check_all(
-    model: TransformersModel, recipes: Sequence[Recipe], calibration: Calibration | npt.ArrayLike | None
+    model: TransformersModel,
+    recipes: Sequence[Recipe],
+    calibration: Calibration | npt.ArrayLike | None,
+    *,
+    allow_partial: bool = False,
 ) -> Calibration | None:
-    """The calibration, after all checks: raises ConfigError or NumericalError before any work is done."""
+    """The calibration, after all checks: errors of the model, the recipes or the calibration before any work is done."""
     windows = None if calibration is None else as_calibration(calibration)
     blocks = decoder_blocks(model.network)
+    if not all(isinstance(recipe, Dense) for recipe in recipes):
+        check_compressible(model.network, blocks, allow_partial=allow_partial)
     for recipe in recipes:
         check_recipe_fits(recipe, blocks, windows)
     if windows is not None:
@@ -180,10 +206,18 @@ def check_all(
 
 
 def make_report(
-    output: RecipeOutput, info: ModelInfo, windows: Calibration | None, *, seed: int, propagate: bool, digest: str
+    output: RecipeOutput,
+    info: ModelInfo,
+    windows: Calibration | None,
+    weights: WeightCounts,
+    *,
+    seed: int,
+    propagate: bool,
+    digest: str,
 ) -> CompressionReport:
     """The report of a recipe whose blocks are all finished."""
     used = windows if output.recipe.needs_calibration else None
+    compressed = output.compressed_weights
     return CompressionReport(
         recipe=str(output.recipe),
         model=info.name,
@@ -198,6 +232,9 @@ def make_report(
         stored_bytes=output.tally.stored_bytes,
         layers=tuple(output.tally.layers),
         warnings=tuple(output.tally.warnings),
+        block_share=compressed / weights.blocks,
+        model_share=compressed / weights.model,
+        routers=weights.routers,
     )
 
 
@@ -206,14 +243,19 @@ def _parsed(recipe: Recipe | str) -> Recipe:
 
 
 def _walk_by_need(
-    model: TransformersModel, outputs: list[RecipeOutput], windows: Calibration | None, progress: Progress | None
+    model: TransformersModel,
+    outputs: list[RecipeOutput],
+    windows: Calibration | None,
+    *,
+    allow_partial: bool,
+    progress: Progress | None,
 ) -> None:
     """One walk for the recipes that need calibration, one for those that only measure errors on a few sequences."""
     calibrated = [output for output in outputs if output.recipe.needs_calibration]
     others = [o for o in outputs if not o.recipe.needs_calibration and not isinstance(o.recipe, Dense)]
     for group in (calibrated, others):
         if group:
-            _walk(model, model.network, group, windows, propagate=False, progress=progress)
+            _walk(model, model.network, group, windows, propagate=False, allow_partial=allow_partial, progress=progress)
 
 
 def _walk(
@@ -223,6 +265,7 @@ def _walk(
     windows: Calibration | None,
     *,
     propagate: bool,
+    allow_partial: bool,
     progress: Progress | None,
 ) -> None:
     Walk(
@@ -231,6 +274,7 @@ def _walk(
         outputs=outputs,
         device=model.device,
         propagate=propagate,
+        allow_partial=allow_partial,
         progress=progress,
     ).run(windows)
 
@@ -250,7 +294,8 @@ def _finish(
     propagate: bool,
 ) -> CompressionReport:
     digest = model.info.digest if isinstance(output.recipe, Dense) else weights_digest(network)
-    report = make_report(output, model.info, windows, seed=seed, propagate=propagate, digest=digest)
+    weights = count_weights(network, decoder_blocks(network))
+    report = make_report(output, model.info, windows, weights, seed=seed, propagate=propagate, digest=digest)
     if output.finished is not None:
         output.finished.complete(report)
     return report

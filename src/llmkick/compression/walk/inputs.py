@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from llmkick.compression.kernels.hessian import InputStatistics
-from llmkick.compression.walk.blocks import Block, LinearLayer
+from llmkick.compression.walk.linear_layer import LinearLayer
 
 # Calibration tokens on which a layer's output error is measured.
 ERROR_TOKENS = 128
@@ -44,13 +44,13 @@ class ForwardInputs:
 
 
 class InputRecord:
-    """Statistics and a sample of the inputs of a block's layers, once for each distinct input.
+    """Statistics and a sample of the inputs of layers, once for each distinct input.
 
     Layers that share an input (q, k and v; gate and up) share its statistics, which belong to the first of them, the
     owner. batches: the number of forwards, from all of which the sample is taken evenly.
     """
 
-    def __init__(self, block: Block, *, hessian: bool, squares: bool = True, batches: int) -> None:
+    def __init__(self, layers: Sequence[LinearLayer], *, hessian: bool, squares: bool = True, batches: int) -> None:
         self._hessian, self._squares = hessian, squares
         self._sample_a_batch = -(-ERROR_TOKENS // max(1, batches))
         self._owner: dict[str, str] = {}
@@ -58,7 +58,7 @@ class InputRecord:
         self._samples: dict[str, list[Tensor]] = {}
         # Inputs of the current forward with their owners, kept alive so that an id names one tensor only.
         self._live: dict[int, tuple[Tensor, str]] = {}
-        self._may_share = {layer.name for layer in block.layers if layer.form != "expert"}
+        self._may_share = {layer.name for layer in layers if layer.form != "expert"}
         self.order: list[str] = []  # names of the layers in the order of their first run
 
     def add(self, forward: Iterable[tuple[LinearLayer, Tensor]]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -9,7 +10,8 @@ from torch import Tensor
 
 from llmkick.compression.kernels.layer import WeightResult
 from llmkick.compression.recipe import NM, Dense, Grid, Recipe, Unstructured
-from llmkick.compression.walk.blocks import Block, LinearLayer
+from llmkick.compression.walk.blocks import Block
+from llmkick.compression.walk.linear_layer import LinearLayer
 from llmkick.compression.walk.finished_blocks import FinishedBlocks, Tally
 from llmkick.compression.walk.inputs import InputRecord
 from llmkick.compression.walk.report import LayerReport
@@ -43,6 +45,15 @@ class RecipeOutput:
         """How many blocks were finished before this walk began, or have been since."""
         return 0 if self.finished is None else self.finished.count
 
+    @property
+    def compressed_weights(self) -> int:
+        """How many weights were compressed: without those of experts that no calibration token reached."""
+        if isinstance(self.recipe, Dense):
+            return 0
+        return sum(
+            math.prod(layer.shape) for layer in self.tally.layers if layer.tokens or not self.recipe.needs_calibration
+        )
+
     def has(self, index: int) -> bool:
         """Whether block `index` is finished."""
         return self.finished_count > index
@@ -61,7 +72,7 @@ class RecipeOutput:
 
     def finish_block(self, index: int, block: Block, packed: dict[str, Packed], seconds: float) -> None:
         """Add what is to be said about block `index` to the tally; keep its layers where there is a folder for them."""
-        self.tally.warnings += [f"left alone: {reason}" for reason in block.skipped]
+        self.tally.warnings += [f"left alone: {reason}" for reason in block.dense]
         self.tally.seconds += seconds
         if self.finished is not None:
             self.finished.add(index, packed, self.tally)

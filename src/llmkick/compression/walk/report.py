@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +29,8 @@ class CompressionReport:
     """What a compression did, layer by layer; sizes are in bytes, `stored_bytes` in compact form.
 
     calibration: digest of the windows, None for a recipe that needs none. digest: of the compressed weights.
+    block_share, model_share: share of the weights in the blocks, and of all weights, that were compressed; None in
+    reports of versions that did not count them. routers: names of the routers' weights, which stay dense.
     """
 
     recipe: str
@@ -43,6 +46,9 @@ class CompressionReport:
     stored_bytes: int
     layers: tuple[LayerReport, ...]
     warnings: tuple[str, ...]
+    block_share: float | None = None
+    model_share: float | None = None
+    routers: tuple[str, ...] = ()
 
     @property
     def realised_sparsity(self) -> float:
@@ -51,8 +57,21 @@ class CompressionReport:
         zeros = sum(w * layer.realised_sparsity for w, layer in zip(weights, self.layers, strict=True))
         return zeros / sum(weights) if weights else 0.0
 
+    @property
+    def coverage(self) -> str:
+        """The shares in words, empty where they were not counted."""
+        if self.block_share is None or self.model_share is None:
+            return ""
+        return f"{self.block_share:.1%} of the block weights and {self.model_share:.1%} of all weights compressed"
+
+    @property
+    def router_names(self) -> list[str]:
+        """The routers left dense, those of all blocks under one name: `model.layers.*.mlp.gate.weight`."""
+        return list(dict.fromkeys(re.sub(r"\.\d+(?=\.)", ".*", name) for name in self.routers))
+
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> CompressionReport:
         """The report from the JSON form of `dataclasses.asdict`."""
         layers = tuple(LayerReport(**{**layer, "shape": tuple(layer["shape"])}) for layer in values["layers"])
-        return cls(**{**values, "layers": layers, "warnings": tuple(values["warnings"])})
+        lists = {name: tuple(values.get(name, ())) for name in ("warnings", "routers")}
+        return cls(**{**values, **lists, "layers": layers})

@@ -13,9 +13,15 @@ from llmkick.compression.recipe import Recipe
 from llmkick.compression.walk.block_sources import put_layers
 from llmkick.compression.walk.blocks import Block, decoder_blocks
 from llmkick.compression.walk.calibration import Calibration
-from llmkick.compression.walk.checks import check_calibration_fits, check_recipe_fits
+from llmkick.compression.walk.checks import (
+    check_calibration_fits,
+    check_compressible,
+    check_recipe_fits,
+    count_weights,
+)
 from llmkick.compression.walk.compress import kept_blocks, make_report
 from llmkick.compression.walk.finished_blocks import FinishedBlocks
+from llmkick.compression.walk.linear_layer import LinearLayer, replace_weights
 from llmkick.compression.walk.recipe_output import RecipeOutput
 from llmkick.compression.walk.unchanged import names_outside_blocks, output_heads
 from llmkick.compression.walk.walk import Progress, Walk
@@ -34,6 +40,7 @@ def compress_streamed(
     calibration: Calibration | None,
     seed: int = 0,
     propagate: bool = True,
+    allow_partial: bool = False,
     progress: Progress | None = None,
 ) -> FinishedBlocks:
     """Compress a model that is on the meta device, block by block, into a folder of finished blocks.
@@ -46,12 +53,14 @@ def compress_streamed(
     if meta_model.obstacle is not None:
         raise ModelError(f"{meta_model.info.name} cannot be read block by block: {meta_model.obstacle}; load it whole")
     source = StreamedBlocks(meta_model)
+    check_compressible(source.network, source.blocks, allow_partial=allow_partial)
     check_recipe_fits(recipe, source.blocks, calibration)
     if calibration is not None:
         check_calibration_fits(calibration, meta_model.model)
     finished = kept_blocks(meta_model.info, meta_model.device, recipe, calibration, folder, propagate=propagate)
     if finished.report is not None:
         return finished
+    source.finished = finished
     output = RecipeOutput(recipe=recipe, finished=finished)
     with source.surroundings():
         Walk(
@@ -60,6 +69,7 @@ def compress_streamed(
             outputs=[output],
             device=meta_model.device,
             propagate=propagate,
+            allow_partial=allow_partial,
             progress=progress,
         ).run(calibration)
     digests = {name: digest_of(source.read(name)) for name in source.names_outside()}
@@ -68,7 +78,9 @@ def compress_streamed(
     for name, twin in meta_model.tied.items():
         digests[name] = digests[twin]
     digest = combined_digest(digests)
-    finished.complete(make_report(output, meta_model.info, calibration, seed=seed, propagate=propagate, digest=digest))
+    weights = count_weights(source.network, source.blocks)
+    arguments = output, meta_model.info, calibration, weights
+    finished.complete(make_report(*arguments, seed=seed, propagate=propagate, digest=digest))
     return finished
 
 
@@ -79,6 +91,23 @@ class StreamedBlocks:
         self.meta_model = meta_model
         self.network: Any = meta_model.model.network
         self.blocks = decoder_blocks(self.network)
+        self.finished: FinishedBlocks | None = None
+        self._shows_finished = False
+        shared = [(index, layer) for index, block in enumerate(self.blocks) for layer in block.layers if layer.twins]
+        # Block → the layers in it whose weight belongs to an earlier block, the number of that block, its layer's name.
+        self._borrowed: dict[str, list[tuple[LinearLayer, int, str]]] = {
+            block.name: [
+                (twin, index, layer.name)
+                for index, layer in shared
+                for twin in layer.twins
+                if twin.name.startswith(f"{block.name}.")
+            ]
+            for block in self.blocks
+        }
+
+    def show_finished(self) -> None:
+        """From now on a weight that an earlier block shares is its compressed one, where that block is finished."""
+        self._shows_finished = True
 
     @contextlib.contextmanager
     def open(self, index: int) -> Iterator[Block]:
@@ -86,7 +115,16 @@ class StreamedBlocks:
         block = self.blocks[index]
         names = [f"{block.name}.{name}" for name in block.module.state_dict()]
         with self._filled(names, self._read):
+            self._put_borrowed(block)
             yield block
+
+    def _put_borrowed(self, block: Block) -> None:
+        """Put the compressed weights of finished blocks into the layers that share them."""
+        for number in {number for _, number, _ in self._borrowed[block.name]}:
+            if self.finished is None or not self._shows_finished or number >= self.finished.count:
+                continue
+            layers = {name: twin for twin, owner, name in self._borrowed[block.name] if owner == number}
+            replace_weights((layers[name], w) for name, w in self.finished.weights(number) if name in layers)
 
     @contextlib.contextmanager
     def surroundings(self) -> Iterator[None]:
@@ -106,14 +144,15 @@ class StreamedBlocks:
     def read(self, name: str) -> Tensor:
         """A tensor of the state dict in the model's precision, on the CPU."""
         dtype = self.network.state_dict()[name].dtype
-        return self.meta_model.files.read(name).to(dtype)
+        return self.meta_model.files.read(self.meta_model.tied.get(name, name)).to(dtype)
 
     def compressed_blocks(self, finished: FinishedBlocks) -> Iterator[dict[str, Tensor]]:
-        """The state dict of each block after compression, on the device, one block at a time."""
+        """The state dict of each block after compression, on the device, one block at a time, without tied weights."""
         for index in range(finished.count):
             with self.open(index) as block:
                 put_layers(block, finished.weights(index))
-                yield {f"{block.name}.{name}": tensor for name, tensor in block.module.state_dict().items()}
+                named = ((f"{block.name}.{name}", tensor) for name, tensor in block.module.state_dict().items())
+                yield {name: tensor for name, tensor in named if name not in self.meta_model.tied}
 
     @contextlib.contextmanager
     def _filled(self, names: list[str], read: Callable[[str], Tensor]) -> Iterator[None]:

@@ -4,26 +4,25 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from llmkick.compression.recipe import Dense
-from llmkick.compression.walk.batches import calibration_batches
-from llmkick.compression.walk.block_forward import experts_one_by_one
+from llmkick.compression.walk.batches import CalibrationBatches, calibration_batches
 from llmkick.compression.walk.block_sources import BlockSource, put_layers
-from llmkick.compression.walk.blocks import Block, LinearLayer, replace_weights
+from llmkick.compression.walk.blocks import Block
+from llmkick.compression.walk.linear_layer import LinearLayer, replace_weights
 from llmkick.compression.walk.calibration import Calibration
 from llmkick.compression.walk.calibration_pass import CalibrationPass
-from llmkick.compression.walk.checks import uneven_groups
+from llmkick.compression.walk.checks import check_seen, uneven_groups
+from llmkick.compression.walk.input_hooks import experts_one_by_one
 from llmkick.compression.walk.inputs import InputRecord
 from llmkick.compression.walk.recipe_output import RecipeOutput
+from llmkick.compression.walk.shared_weights import record_shared, shared_layers
 from llmkick.models.allocator import keep_freed_memory
 from llmkick.models.checkpoints.packed import Packed
-
-# Part of every run key: raise it when the same recipe could give other weights.
-WALK_VERSION = 5
 
 Progress = Callable[[int, int], None]
 
@@ -32,7 +31,8 @@ Progress = Callable[[int, int], None]
 class Walk:
     """One pass over the blocks: for one recipe, or without propagation for several.
 
-    progress: called with the number of finished blocks and of all blocks.
+    allow_partial: go on where calibration text does not reach a large part of a block. progress: called with the number
+    of finished blocks and of all blocks.
     """
 
     network: nn.Module
@@ -40,7 +40,9 @@ class Walk:
     outputs: list[RecipeOutput]
     device: torch.device
     propagate: bool
+    allow_partial: bool = False
     progress: Progress | None = None
+    _shared: list[InputRecord] = field(default_factory=list)  # of weights that several blocks share, if there are any
 
     def run(self, calibration: Calibration | None) -> None:
         """Compress all blocks in order; the tally of each output says what was done."""
@@ -48,15 +50,38 @@ class Walk:
             return
         if self.device.type == "cpu":
             keep_freed_memory()
-        needed = any(output.recipe.needs_calibration for output in self.outputs)
         blocks = self.source.blocks
         with torch.inference_mode(False), torch.no_grad(), experts_one_by_one(self.network):
-            batches = calibration_batches(calibration, blocks, self.device, for_errors_only=not needed)
+            batches = calibration_batches(calibration, blocks, self.device, for_errors_only=not self._is_calibrated)
+            self._record_shared(batches)
+            if self.propagate:
+                self.source.show_finished()
             states = CalibrationPass(self.network, blocks, batches, propagate=self.propagate)
             for index in range(self._resume(states), len(blocks)):
                 self._step(index, states)
         for output in self.outputs:
             output.tally.warnings += uneven_groups(output.recipe, blocks)
+
+    @property
+    def _is_calibrated(self) -> bool:
+        return any(output.recipe.needs_calibration for output in self.outputs)
+
+    @property
+    def _statistics(self) -> dict[str, bool]:
+        """Which statistics of inputs the recipes need."""
+        return {
+            "hessian": any(output.recipe.needs_hessian for output in self.outputs),
+            "squares": any(output.recipe.needs_squares for output in self.outputs),
+        }
+
+    def _record_shared(self, batches: CalibrationBatches) -> None:
+        """Record the inputs of shared weights, unless all of them are compressed already."""
+        start = min(output.finished_count for output in self.outputs)
+        if self._is_calibrated and shared_layers(self.source.blocks[start:]):
+            self._shared.append(record_shared(self.network, self.source, batches, **self._statistics))
+
+    def _record_of(self, layer: LinearLayer, record: InputRecord) -> InputRecord:
+        return self._shared[0] if layer.twins and self._shared else record
 
     def _resume(self, states: CalibrationPass) -> int:
         """The first unfinished block, with its hidden states ready and the finished layers in place."""
@@ -84,9 +109,9 @@ class Walk:
         started = time.perf_counter()
         outputs = [output for output in self.outputs if not output.has(index)]
         with self.source.open(index) as block:
-            hessian = any(output.recipe.needs_hessian for output in self.outputs)
-            squares = any(output.recipe.needs_squares for output in self.outputs)
-            record = states.record(index, block, hessian=hessian, squares=squares)
+            record = states.record(index, block, **self._statistics)
+            if self._is_calibrated and not self.allow_partial:
+                check_seen(block, lambda layer: self._record_of(layer, record).statistics_of(layer) is not None)
             self.source.release_memory()
             packed = self._compress_block(index, block, outputs, record)
             if self.propagate and index + 1 < len(self.source.blocks):
@@ -104,15 +129,16 @@ class Walk:
         packed: list[dict[str, Packed]] = [{} for _ in outputs]
         replaced: list[tuple[LinearLayer, Tensor]] = []
         for place, layer in enumerate(block.layers):
+            inputs = self._record_of(layer, record)
             for output, layers in zip(outputs, packed, strict=True):
-                weight = output.compress_layer(layer, record, layers)
+                weight = output.compress_layer(layer, inputs, layers)
                 if weight is None:
                     continue
                 if self.propagate:
                     replaced.append((layer, weight))
                 elif output.blocks is not None:
                     output.blocks[index].layers[place].replace_weight(weight)
-            record.forget(layer, block.layers[place + 1 :])
+            inputs.forget(layer, block.layers[place + 1 :])
             self.source.release_memory()
         replace_weights(replaced)
         return packed

@@ -25,7 +25,9 @@ OTHER_SENSES = re.compile(
     r"|talker|token2wav|code2wav|connector)(\.|$)"
 )
 SENSES = ("vision_config", "audio_config", "speech_config", "image_config", "vit_config")
-QUANTIZATION = re.compile(r"(scale|scales|scale_inv|zero_point|zeros|qweight|absmax|quant_map|quant_state|g_idx|qbiases)$")
+QUANTIZATION = re.compile(
+    r"(scale|scales|scale_inv|zero_point|zeros|qweight|absmax|quant_map|quant_state|g_idx|qbiases)$"
+)
 
 
 class Matching(NamedTuple):

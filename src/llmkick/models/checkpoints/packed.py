@@ -60,11 +60,15 @@ class Layout:
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """Where a weight belongs in a network's state dict: a parameter, its transpose, or an expert in it."""
+    """Where a weight belongs in a network's state dict: a parameter, or an expert in it, or a transpose of either.
+
+    flat: the parameter is a matrix that holds the experts one below the other.
+    """
 
     parameter: str
     transposed: bool = False
     expert: int | None = None
+    flat: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,7 +214,7 @@ def write_packed(file: Path, weights: Mapping[str, Packed]) -> None:
     from safetensors.torch import save_file
 
     tensors = {f"{name}:{key}": part for name, packed in weights.items() for key, part in packed.parts.items()}
-    layouts = {name: asdict(packed.layout) for name, packed in weights.items()}
+    layouts = {name: _fields(packed.layout) for name, packed in weights.items()}
     temporary = file.with_name(f".{file.name}.{os.getpid()}")
     try:
         save_file(tensors, temporary, metadata={"format": "pt", "llmkick": json.dumps(layouts)})
@@ -219,6 +223,13 @@ def write_packed(file: Path, weights: Mapping[str, Packed]) -> None:
         temporary.replace(file)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _fields(layout: Layout) -> dict[str, Any]:
+    fields = asdict(layout)
+    if layout.place is not None and not layout.place.flat:
+        del fields["place"]["flat"]  # versions that do not know it can read the file
+    return fields
 
 
 def read_packed(file: Path) -> Iterator[tuple[str, Tensor]]:
@@ -279,12 +290,16 @@ def unpack_folder(folder: Path) -> dict[str, Tensor]:
     files = [folder / name for name in packed_files(folder)]
     weights: dict[str, Tensor] = {}
     experts: dict[str, dict[int, Tensor]] = {}
+    flat: set[str] = set()
     for file in files:
         for _, place, weight in read_placed(file):
-            if place.expert is not None:
-                experts.setdefault(place.parameter, {})[place.expert] = weight
-            else:
-                weights[place.parameter] = weight.t().contiguous() if place.transposed else weight
+            stored = weight.t().contiguous() if place.transposed else weight
+            if place.expert is None:
+                weights[place.parameter] = stored
+                continue
+            experts.setdefault(place.parameter, {})[place.expert] = stored
+            flat |= {place.parameter} if place.flat else set()
     for parameter, members in experts.items():
-        weights[parameter] = torch.stack([members[number] for number in range(len(members))])
+        together = torch.stack([members[number] for number in range(len(members))])
+        weights[parameter] = together.flatten(0, 1) if parameter in flat else together
     return weights

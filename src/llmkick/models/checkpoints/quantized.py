@@ -148,8 +148,8 @@ def require_reader(name: str, stated: Mapping[str, Any]) -> None:
     if reader and missing:
         raise ModelError(
             f"the weights of {name} are quantized by {method}, which needs {' and '.join(missing)} to be read; "
-            f"not installed here: {reader.install}" + ("" if method in DEQUANTIZED else " (to evaluate it; such a "
-            "model cannot be compressed)")
+            f"not installed here: {reader.install}"
+            + ("" if method in DEQUANTIZED else " (to evaluate it; such a model cannot be compressed)")
         )
 
 

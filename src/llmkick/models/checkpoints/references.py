@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import io
 import json
 import re
 import shutil
-from collections import Counter
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
-
-import torch
 
 from llmkick.errors import ConfigError, ModelError, one_line
 from llmkick.files import cache_folder, new_folder, require_space, sha256_of_file
 from llmkick.models.checkpoint import Checkpoint
-from llmkick.models.checkpoints.accounting import refuse_missing
 from llmkick.models.checkpoints.builtin import BUILTIN_MODELS, builtin_gguf
+from llmkick.models.checkpoints.gguf_files import convert_gguf, gguf_precision, refuse_part
 from llmkick.models.checkpoints.packed import MANIFEST
 from llmkick.models.checkpoints.quantized import (
     method_of,
@@ -32,7 +26,7 @@ from llmkick.models.checkpoints.weight_files import TensorFiles, refuse_unreadab
 from llmkick.models.plugin_models import plugin_of
 
 # Part of the cache key of converted files: raise it whenever the conversion changes.
-CONVERSION_VERSION = 2
+CONVERSION_VERSION = 3
 SOURCE_FILE = "llmkick_source.json"
 SERVER_SCHEME = "openai:"
 SMALL_FILES = ["*.json", "tokenizer*", "*.jinja", "*.model", "*.txt"]
@@ -63,7 +57,7 @@ def locate(reference: str) -> Checkpoint:
         return _from_gguf(builtin_gguf(reference), name=reference, revision=model.version, pinned=model.gguf_sha256)
     path = Path(reference).expanduser()
     if path.suffix.lower() == ".gguf":
-        if not path.is_file():
+        if not path.is_file() and not path.is_symlink():
             raise ModelError(f"there is no file {path}")
         return _from_gguf(path, name=path.stem, revision="")
     if path.is_dir():
@@ -154,6 +148,8 @@ def _from_hub(reference: str) -> Checkpoint:
 
 
 def _from_gguf(path: Path, *, name: str, revision: str, pinned: str = "") -> Checkpoint:
+    refuse_unreadable(path)
+    refuse_part(path)
     digest = sha256_of_file(path)
     if pinned and digest != pinned:
         raise ModelError(f"{path} has sha256 {digest}, expected {pinned}: it is damaged, delete it to fetch it anew")
@@ -165,7 +161,7 @@ def _from_gguf(path: Path, *, name: str, revision: str, pinned: str = "") -> Che
     precision = gguf_precision(path)
     require_space(target, 8 * path.stat().st_size, f"converting {path.name}")
     with new_folder(target) as folder:
-        _convert_gguf(path, folder)
+        convert_gguf(path, folder)
         weights = {file.name: sha256_of_file(file) for file in folder.glob("*.safetensors")}
         source = {"file": path.name, "digest": digest, "source_precision": precision, "weights": weights}
         (folder / SOURCE_FILE).write_text(json.dumps(source, indent=1), encoding="utf-8")
@@ -185,62 +181,3 @@ def _is_whole(folder: Path) -> bool:
         return bool(weights) and all(sha256_of_file(folder / name) == known for name, known in weights.items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
-
-
-def gguf_precision(path: Path) -> str:
-    """The storage type of most weight matrices of a GGUF file, e.g. "Q4_1"; "float" for F32, F16, BF16.
-
-    Raises ModelError when the file is not a readable GGUF file.
-    """
-    from gguf import GGUFReader
-
-    try:
-        tensors = GGUFReader(path).tensors
-    except Exception as error:
-        raise ModelError(f"{path} is not a readable GGUF file (damaged or cut short?): {error}") from error
-    types = Counter(t.tensor_type.name for t in tensors if t.name.startswith("blk.") and len(t.shape) == 2)
-    if not types:
-        raise ModelError(f"{path} holds no decoder weights")
-    common = types.most_common(1)[0][0]
-    return "float" if common in {"F32", "F16", "BF16"} else common
-
-
-def _refuse_architecture(path: Path, error: Exception) -> None:
-    """Raise ModelError when it is the architecture that transformers has no GGUF reader for."""
-    from gguf import GGUFReader
-    from transformers.modeling_gguf_pytorch_utils import GGUF_SUPPORTED_ARCHITECTURES
-
-    if "architecture" not in str(error) or "not supported" not in str(error):
-        return
-    field = GGUFReader(path).fields.get("general.architecture")
-    known = sorted(set(GGUF_SUPPORTED_ARCHITECTURES) - {"general", "tokenizer"})
-    raise ModelError(
-        f"{path.name} is a GGUF file of architecture {'unknown' if field is None else field.contents()!r}, which "
-        f"transformers cannot read (it reads {', '.join(known)}). Give the original Hugging Face folder, or serve the "
-        "file with llama.cpp and give its address, openai:URL#NAME"
-    ) from error
-
-
-def _convert_gguf(path: Path, folder: Path) -> None:
-    """Dequantize into float32, which holds every GGUF value exactly, and save as a Hugging Face folder."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    try:
-        # Its progress bars write control characters into logs, and over the bars of this program on a terminal.
-        with contextlib.redirect_stderr(io.StringIO()):
-            tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                str(path.parent), gguf_file=path.name, dtype=torch.float32, output_loading_info=True
-            )
-    except Exception as error:  # a damaged file shows wherever its parts are first used
-        _refuse_architecture(path, error)
-        raise ModelError(f"transformers cannot read {path.name}: {error}") from error
-    network, loading = loaded
-    refuse_missing(path, network, loading["missing_keys"])
-    # The weights are plain floats now; with the quantizer still attached, transformers refuses to save them.
-    if hasattr(network.config, "quantization_config"):
-        del network.config.quantization_config
-    network.hf_quantizer = None
-    with contextlib.redirect_stderr(io.StringIO()):
-        network.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)

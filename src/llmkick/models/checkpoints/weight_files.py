@@ -252,9 +252,7 @@ def _headers(files: list[Path]) -> dict[str, TensorHeader]:
                     name: TensorHeader(file, part.get_dtype(), tuple(part.get_shape())) for name, part in parts.items()
                 }
         except (SafetensorError, OSError, ValueError) as error:
-            raise ModelError(
-                f"{file} cannot be read ({error}): it is cut short or damaged; fetch it again"
-            ) from error
+            raise ModelError(f"{file} cannot be read ({error}): it is cut short or damaged; fetch it again") from error
         for name in sorted(found.keys() & headers.keys()):
             if not _same(read_tensor(file, name), read_tensor(headers[name].file, name)):
                 raise ModelError(

@@ -4,45 +4,24 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
+from llmkick.models.engine.answers import Answers, Row
 from llmkick.models.engine.batch_budget import BatchBudget, attempt
-from llmkick.models.engine.batches import Ids, plan_batches
+from llmkick.models.engine.batches import plan_batches
 from llmkick.models.engine.kv_cache import can_reuse_cache
 from llmkick.models.engine.network import device_of, end_tokens_of, has_rows, max_tokens_of, vocabulary_of
 from llmkick.models.engine.prompt_encoder import PromptEncoder
 from llmkick.models.engine.runner import Prefilled, Prefix, Runner, join_states, prefix_groups
 from llmkick.models.finite import finite_rows
-from llmkick.models.language_model import Finish, GenerateRequest, Generation, Unanswered
+from llmkick.models.language_model import GenerateRequest, Generation, Unanswered
+from llmkick.models.thoughts import THOUGHT_TOKENS
 
 MAX_ROWS = 64
 # Cutting the cache takes about as long as a decoding step: it is worth it once a quarter of the rows are done.
 KEEP_SHARE = 0.75
-
-
-@dataclass(eq=False)
-class Row:
-    """A request while it is being answered; `prefix` is the shared prefix that its prompt begins with."""
-
-    index: int
-    request: GenerateRequest
-    prompt: Ids
-    prefix: Prefix | None = None
-    tokens: list[int] = field(default_factory=list)
-    outcome: Generation | Unanswered | None = None
-
-    @property
-    def columns(self) -> int:
-        """The most tokens that prompt and answer can have together."""
-        return len(self.prompt) + self.request.max_new_tokens
-
-    @property
-    def text(self) -> Ids:
-        """Prompt and answer so far: the tokens that run again when the row has lost its cache."""
-        return (*self.prompt, *self.tokens)
 
 
 def generate_requests(
@@ -54,7 +33,7 @@ def generate_requests(
     context, with token ids outside its vocabulary, or too large for the memory even alone.
     """
     vocabulary, context = vocabulary_of(network), max_tokens_of(network)
-    answers = _Answers(encoder, end_tokens_of(network, encoder.tokenizer))
+    answers = Answers(encoder, end_tokens_of(network, encoder.tokenizer))
     rows = []
     for index, request in enumerate(requests):
         row = Row(index=index, request=request, prompt=tuple(encoder.encode(request.prompt)))
@@ -67,17 +46,20 @@ def generate_requests(
                 reason=f"a prompt of {len(row.prompt)} tokens leaves no room for {request.max_new_tokens} new "
                 f"tokens in a context of {context}"
             )
+        elif encoder.thinking == "on" and not isinstance(request.prompt, str):
+            row.opened = encoder.template.opens_thought
+            row.room = min(THOUGHT_TOKENS, context - row.columns)
         rows.append(row)
     with torch.inference_mode():
         _generate([row for row in rows if row.outcome is None], network, answers, budget)
     return [row.outcome if row.outcome is not None else answers.finished(row, "length") for row in rows]
 
 
-def _generate(rows: list[Row], network: Any, answers: _Answers, budget: BatchBudget) -> None:
+def _generate(rows: list[Row], network: Any, answers: Answers, budget: BatchBudget) -> None:
     if not rows:
         return
     # A batch holds its longest prompt beside its longest answer, not always of the same request.
-    columns = max(len(row.prompt) for row in rows) + max(row.request.max_new_tokens for row in rows)
+    columns = max(len(row.prompt) for row in rows) + max(row.most_new for row in rows)
     runner = Runner(network, device_of(network), reusable=can_reuse_cache(network, columns))
     if not runner.takes_cache:
         for row in rows:
@@ -97,7 +79,7 @@ def _generate(rows: list[Row], network: Any, answers: _Answers, budget: BatchBud
 class _Decoder:
     """Answers a queue of rows. `active` are the rows of `state`, in its order; some of them may be finished."""
 
-    def __init__(self, runner: Runner, answers: _Answers, budget: BatchBudget, queue: Sequence[Row]) -> None:
+    def __init__(self, runner: Runner, answers: Answers, budget: BatchBudget, queue: Sequence[Row]) -> None:
         self.runner = runner
         self.answers = answers
         self.budget = budget
@@ -200,50 +182,8 @@ class _Decoder:
             self.budget.shrink(self.runner.network, self.runner.device, shortage, decoding=True)
 
 
-def _decode_whole(runner: Runner, answers: _Answers, row: Row) -> None:
+def _decode_whole(runner: Runner, answers: Answers, row: Row) -> None:
     """Append greedy tokens, running the whole text for each: for networks that keep their state in their own way."""
     while row.outcome is None:
         logits = runner.next_logits(torch.tensor([row.text], device=runner.device))
         answers.append(row, int(logits.argmax()), is_finite=bool(torch.isfinite(logits).all()))
-
-
-@dataclass(frozen=True)
-class _Answers:
-    """Turns the tokens of a row into its outcome; `end_tokens` are the token ids that end an answer."""
-
-    encoder: PromptEncoder
-    end_tokens: frozenset[int]
-
-    def append(self, row: Row, token: int, *, is_finite: bool) -> None:
-        """Add a token to a row; the row ends with an end token, a complete stop string, or its last allowed token."""
-        if not is_finite:
-            row.outcome = Unanswered(reason="the model's output is NaN or Inf")
-        elif token in self.end_tokens:
-            row.outcome = self.finished(row, "end")
-        else:
-            row.tokens.append(token)
-            if row.request.stops and first_stop(self.encoder.decode(row.tokens), row.request.stops) is not None:
-                row.outcome = self.finished(row, "stop")
-            elif len(row.tokens) >= row.request.max_new_tokens:
-                row.outcome = self.finished(row, "length")
-
-    def finished(self, row: Row, finish: Finish) -> Generation:
-        """The answer of a row, without its stop string."""
-        text = self.encoder.decode(row.tokens)
-        return Generation(
-            text=text[: first_stop(text, row.request.stops)],
-            tokens=len(row.tokens),
-            finish=finish,
-            unique_tokens=len(set(row.tokens)),
-        )
-
-
-def first_stop(text: str, stops: Sequence[str]) -> int | None:
-    """Where the first stop string begins, None when there is none.
-
-    A stop string inside the leading whitespace does not count: an answer that begins with a blank line is
-    not empty.
-    """
-    leading = len(text) - len(text.lstrip())
-    positions = [text.find(stop, max(0, leading - len(stop) + 1)) for stop in stops]
-    return min((position for position in positions if position >= 0), default=None)

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from llmkick.errors import ConfigError
+from llmkick.models.engine.chat_template import ChatTemplate
 from llmkick.models.language_model import Message, Prompt
+from llmkick.models.thoughts import Thinking, is_mark
 
 
 @dataclass(frozen=True, kw_only=True)
 class PromptEncoder:
-    """A Hugging Face tokenizer that encodes prompts and decodes answers; `model_name` is for its error messages."""
+    """A Hugging Face tokenizer that encodes prompts and decodes answers; `model_name` is for its error messages.
+
+    `thinking` says whether conversations ask the model to think before it answers; `notes` are for readers of its
+    answers.
+    """
 
     tokenizer: Any
     model_name: str
+    thinking: Thinking = "off"
+    notes: list[str] = field(default_factory=list, compare=False, repr=False)
 
     @property
     def has_chat_template(self) -> bool:
@@ -67,16 +77,31 @@ class PromptEncoder:
         """
         if not self.has_chat_template:
             raise ConfigError(f'{self.model_name} has no chat template: use prompting = "raw"')
-        continues = messages[-1].role == "assistant"
-        rendered: str = self.tokenizer.apply_chat_template(
-            [message._asdict() for message in messages],
-            tokenize=False,
-            add_generation_prompt=not continues,
-            continue_final_message=continues,
+        return self.template.render(messages)
+
+    @cached_property
+    def template(self) -> ChatTemplate:
+        """The tokenizer's chat template, with the switch for `thinking`."""
+        return ChatTemplate(
+            tokenizer=self.tokenizer, model_name=self.model_name, thinking=self.thinking, notes=self.notes
         )
-        return rendered
 
     def decode(self, tokens: list[int]) -> str:
-        """The text of an answer's tokens, without special tokens."""
+        """The text of an answer's tokens, without special tokens except those that mark a thought."""
+        if not self._thought_marks.isdisjoint(tokens):
+            runs = itertools.groupby(tokens, key=self._thought_marks.__contains__)
+            return "".join(
+                "".join(map(str, self.tokenizer.convert_ids_to_tokens(list(run)))) if marks else self._plain(list(run))
+                for marks, run in runs
+            )
+        return self._plain(tokens)
+
+    def _plain(self, tokens: list[int]) -> str:
         text: str = self.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return text
+
+    @cached_property
+    def _thought_marks(self) -> frozenset[int]:
+        """Special tokens that mark thoughts: without them a thought would run into the answer."""
+        added = getattr(self.tokenizer, "added_tokens_decoder", {})
+        return frozenset(number for number, token in added.items() if token.special and is_mark(token.content))

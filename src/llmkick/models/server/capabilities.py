@@ -9,16 +9,14 @@ from typing import Any
 
 from llmkick.errors import ModelError
 from llmkick.models.language_model import ContinuationScore
+from llmkick.models.server.differences import TEMPLATE_OPTIONS
 from llmkick.models.server.endpoint import Endpoint, RefusedError
-from llmkick.models.server.replies import (
-    begins_likeliest,
-    echoed_score,
-    generated_text,
-    likeliest_in_chat,
-    likeliest_in_completion,
-    new_tokens,
-)
+from llmkick.models.server.log_probabilities import begins_likeliest, echoed_score, likeliest_first
+from llmkick.models.server.replies import final_text, new_tokens
+from llmkick.models.thoughts import Thinking
 
+# Variables of chat templates that turn thoughts on and off, the most common first.
+SWITCHES = ("enable_thinking", "thinking")
 # Its continuation is certain, so that rounding cannot change it.
 PROBE = "One, two, three, four,"
 # The most alternatives to a token that servers commonly give.
@@ -42,7 +40,9 @@ class Capabilities:
 
     `chat`, `text`: it answers conversations, raw text. `echo`: it gives log-probabilities of a text in the request.
     `chat_tokens`, `text_tokens`: it gives those of the likeliest first tokens of its answer. Numbers that contradict
-    the server's own answers do not count. `penalties`: names of penalties that can be turned off.
+    the server's own answers do not count. `penalties`: names of penalties that can be turned off. `thinks`: its answers
+    in conversations hold thoughts. `switch`: the variable of the chat template that turns them on or off, and its
+    value.
     """
 
     chat: bool
@@ -51,37 +51,76 @@ class Capabilities:
     chat_tokens: bool = False
     text_tokens: bool = False
     penalties: tuple[str, ...] = field(default=(), compare=False)
+    thinks: bool = field(default=False, compare=False)
+    switch: tuple[str, bool] | None = field(default=None, compare=False)
 
     @property
     def extras(self) -> dict[str, Any]:
         """Options that are sent beside the standard ones."""
         return {"extra_body": dict.fromkeys(self.penalties, 1.0)} if self.penalties else {}
 
+    @property
+    def chat_extras(self) -> dict[str, Any]:
+        """`extras` of a conversation, with the switch of its chat template."""
+        if self.switch is None:
+            return self.extras
+        return {"extra_body": {**self.extras.get("extra_body", {}), TEMPLATE_OPTIONS: dict([self.switch])}}
 
-def probe_capabilities(endpoint: Endpoint) -> Capabilities:
-    """Probe a server. Raises ModelError when it answers neither conversations nor raw text."""
+
+def probe_capabilities(endpoint: Endpoint, thinking: Thinking = "off") -> Capabilities:
+    """Probe a server, whose model is to think or not.
+
+    Raises ModelError when it answers neither conversations nor raw text.
+    """
     # Some servers answer with status 500 to what they do not support: many retries would only take time.
     endpoint = replace(endpoint, attempts=min(2, endpoint.attempts))
     probe: dict[str, Any] = {"max_tokens": 1, **GREEDY}
     chat = partial(endpoint.chat, messages=[{"role": "user", "content": "Hello"}], **probe)
     complete = partial(endpoint.complete, prompt=PROBE, **probe)
-    has_chat, has_text = endpoint.attempt(chat) is not None, endpoint.attempt(complete) is not None
+    said = endpoint.attempt(chat)
+    has_chat, has_text = said is not None, endpoint.attempt(complete) is not None
     if not (has_chat or has_text):
         try:
             chat()
         except RefusedError as refusal:
             raise ModelError(f"{endpoint.address} takes neither conversations nor raw text: {refusal}") from refusal
     penalties = _penalties_taken(endpoint, chat if has_chat else complete)
-    basic = Capabilities(chat=has_chat, text=has_text, penalties=penalties)
+    basic = Capabilities(chat=has_chat, text=has_text, penalties=penalties, thinks=_thinks(said))
+    if has_chat:
+        basic = _with_switch(endpoint, basic, chat, thinking)
     extras = basic.extras
-    chat_reply = endpoint.attempt(chat, **extras, **CHAT_TOKENS) if has_chat else None
+    chat_reply = endpoint.attempt(chat, **basic.chat_extras, **CHAT_TOKENS) if has_chat else None
     text_reply = endpoint.attempt(complete, **extras, **TEXT_TOKENS) if has_text else None
     return replace(
         basic,
-        chat_tokens=_agrees(chat_reply, likeliest_in_chat),
-        text_tokens=_agrees(text_reply, likeliest_in_completion),
+        chat_tokens=not basic.thinks and _agrees(chat_reply),
+        text_tokens=_agrees(text_reply),
         echo=has_text and _echoes_itself(endpoint, text_reply or endpoint.attempt(complete, **extras), extras),
     )
+
+
+def _with_switch(endpoint: Endpoint, basic: Capabilities, chat: Callable[..., Any], thinking: Thinking) -> Capabilities:
+    """`basic` with the switch that makes the model think as it should, where one shows an effect.
+
+    A model that does not think by itself, and is not to, gets no switch: its requests stay the standard ones.
+    """
+    wanted = thinking == "on"
+    if not (basic.thinks or wanted):
+        return basic
+    for name in SWITCHES:
+        switched = replace(basic, thinks=wanted, switch=(name, wanted))
+        reply = endpoint.attempt(chat, **switched.chat_extras)
+        if reply is not None and _thinks(reply) == wanted:
+            return switched
+    return basic
+
+
+def _thinks(reply: Any) -> bool:
+    """Whether a reply of one token has begun a thought: it shows one, or shows nothing of the token."""
+    if reply is None:
+        return False
+    final = final_text(reply)
+    return final.has_thought or (final.cut and not final.raw)
 
 
 def _penalties_taken(endpoint: Endpoint, request: Callable[..., Any]) -> tuple[str, ...]:
@@ -92,9 +131,9 @@ def _penalties_taken(endpoint: Endpoint, request: Callable[..., Any]) -> tuple[s
     return ()
 
 
-def _agrees(reply: Any, likeliest: Callable[[Any], Mapping[str, float]]) -> bool:
+def _agrees(reply: Any) -> bool:
     """Whether a reply names likeliest first tokens, and its own first token is the first of them."""
-    return reply is not None and begins_likeliest(generated_text(reply), likeliest(reply))
+    return reply is not None and begins_likeliest(final_text(reply).raw, likeliest_first(reply))
 
 
 def _echoes_itself(endpoint: Endpoint, text_reply: Any, extras: Mapping[str, Any]) -> bool:
@@ -102,7 +141,7 @@ def _echoes_itself(endpoint: Endpoint, text_reply: Any, extras: Mapping[str, Any
 
     llama-cpp-python 0.3.36 gives each token the log-probability it would have one place later.
     """
-    token = generated_text(text_reply) if text_reply is not None else None
+    token = final_text(text_reply).raw if text_reply is not None else ""
     if not token:
         return False
     reply = endpoint.attempt(endpoint.complete, prompt=PROBE + token, **GREEDY, **extras, **ECHO)

@@ -18,8 +18,8 @@ import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from typing import Any, TypeVar
 
 import openai
@@ -28,14 +28,20 @@ from openai.types import Completion
 from openai.types.chat import ChatCompletion
 
 from llmkick.errors import KickError, ModelError
+from llmkick.models.clean_text import clean_text, clean_value
 from llmkick.models.server.address import COMMON_KEY_VARIABLE, KEY_VARIABLE, Address, is_private_connection
+from llmkick.models.server.differences import Change, Differences, change_for, error_text
 from llmkick.models.server.failures import (
     MalformedReplyError,
+    checked_reply,
     complete_reply,
-    is_out_of_credit,
+    explanation,
+    is_connection,
     is_transient,
+    plain_body,
     retry_wait,
 )
+from llmkick.models.server.replies import model_entries
 
 # The request is at fault: a retry fails again, while other requests may succeed.
 REFUSALS = {400, 413, 422}
@@ -73,7 +79,7 @@ class Endpoint:
     `concurrency` is the number of requests in flight; `api_key_env` is the variable that holds the key, by default
     LLMKICK_API_KEY, then OPENAI_API_KEY (sent only over https or within this machine). With `any_name`, the model that
     answers may have another name, as when a short name means its newest version. With `text_needed`, a chat reply
-    without text is malformed, and retried.
+    without text is malformed, and retried. `differences` is what this server refuses.
     """
 
     address: Address
@@ -84,6 +90,7 @@ class Endpoint:
     api_key_env: str | None = None
     any_name: bool = False
     text_needed: bool = False
+    differences: Differences = field(default_factory=Differences, repr=False, compare=False)
 
     @cached_property
     def client(self) -> openai.OpenAI:
@@ -110,32 +117,47 @@ class Endpoint:
         return ""
 
     def chat(self, *, cancelled: threading.Event | None = None, **request: Any) -> ChatCompletion:
-        """A request to /chat/completions, retried until `cancelled` is set.
+        """A request to /chat/completions, retried until `cancelled` is set, and without what the server refuses.
 
         Raises RefusedError when the server refuses it, `error` when it fails permanently.
         """
-        create = self.client.chat.completions.create
-        reply: ChatCompletion = self._send(lambda: create(model=self.address.name, **request), cancelled)
+        reply: ChatCompletion = self._adapted(self.client.chat.completions.create, request, cancelled)
         return reply
 
     def complete(self, *, cancelled: threading.Event | None = None, **request: Any) -> Completion:
         """A request to /completions; otherwise as `chat`."""
-        create = self.client.completions.create
-        reply: Completion = self._send(lambda: create(model=self.address.name, **request), cancelled)
+        reply: Completion = self._adapted(self.client.completions.create, request, cancelled)
         return reply
 
+    def _adapted(
+        self, create: Callable[..., Any], request: Mapping[str, Any], cancelled: threading.Event | None
+    ) -> Any:
+        """Send a request; again without what the server refuses in it, which is remembered where that helps."""
+        changes: list[Change] = []
+        while True:
+            sent = self.differences.applied(request, changes)
+            try:
+                reply = self._send(partial(create, model=self.address.name, **sent), cancelled)
+            except RefusedError as refusal:
+                change = change_for(refusal.__cause__, sent)
+                if change is None or change in changes:
+                    raise
+                changes.append(change)
+            else:
+                self.differences.remember(changes)
+                return reply
+
     def listed(self) -> list[dict[str, Any]] | None:
-        """The entries of /models; None where the server has no such list."""
+        """The entries of /models, each with its name as `id`; None where the server has no such list."""
+        ask = partial(self.client.get, "/models", cast_to=object)
         try:
-            page = self._retrying(self.client.models.list)
+            return model_entries(clean_value(self._retrying(ask, check=plain_body)))
         except MalformedReplyError:
             return None
         except openai.OpenAIError as failure:
             if getattr(failure, "status_code", None) in NOT_SUPPORTED:
                 return None  # transformers serve breaks (500) where it has no hub cache to list
             raise self._translated(failure) from failure
-        entries = page.data if isinstance(getattr(page, "data", None), list) else []
-        return [entry.to_dict(mode="json") for entry in entries]
 
     def check(self) -> dict[str, Any]:
         """Check address, key and name of the model; returns its entry in /models, {} when there is none.
@@ -224,8 +246,14 @@ class Endpoint:
         )
 
     def _retrying(
-        self, call: Callable[[], Any], *, cancelled: threading.Event | None = None, attempts: int | None = None
+        self,
+        call: Callable[[], Any],
+        *,
+        check: Callable[[Any], Any] | None = None,
+        cancelled: threading.Event | None = None,
+        attempts: int | None = None,
     ) -> Any:
+        """The reply of a call as `check` returns it, by default complete; retried after transient failures."""
         cancelled = cancelled or threading.Event()
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception(is_transient),
@@ -236,44 +264,27 @@ class Endpoint:
             sleep=tenacity.sleep_using_event(cancelled),
             reraise=True,
         )
-        return retrying(complete_reply, call, text_needed=self.text_needed)
+        return retrying(checked_reply, call, check or partial(complete_reply, text_needed=self.text_needed))
 
     def _said(self, failure: Exception) -> str:
         """The server's message on one line, without the key."""
         body = getattr(failure, "body", None)
         text = body.get("message") or body.get("detail") if isinstance(body, dict) else None
-        return self._line(text or failure) or type(failure).__name__
+        return self._line(text or error_text(failure)) or type(failure).__name__
 
     def _line(self, text: object) -> str:
-        whole = " ".join(str(text).split())
+        whole = " ".join(clean_text(str(text)).split())
         # Remove the key before cutting the line, or a part of the key could remain.
         return (whole.replace(self._key, "***") if self._key else whole)[:300]
 
     def _translated(self, failure: Exception) -> KickError:
         """The failure as an `error` that says what happened and what to do."""
-        url, name = self.address.url, self.address.name
         tried = f" ({self.attempts} attempts)" if is_transient(failure) else ""
-        if isinstance(failure, openai.APITimeoutError):
-            return self.error(
-                f"{url} did not answer within {self.timeout:g} s{tried}: give it longer (timeout), "
-                "or fewer requests at once (concurrency)"
-            )
-        if isinstance(failure, openai.APIConnectionError):
-            reason = self._line(failure.__cause__ or failure)
-            return self.error(f"cannot reach {url}{tried}: {reason}; is the server running, and the address right?")
-        if isinstance(failure, openai.AuthenticationError | openai.PermissionDeniedError):
-            wanted = self.api_key_env or f"{KEY_VARIABLE} (or {COMMON_KEY_VARIABLE}, over https or on this machine)"
-            return self.error(f"{url} does not accept the key: {self._said(failure)}; set {wanted}")
-        if isinstance(failure, openai.NotFoundError):
-            return self.error(
-                f"{url} knows no {name!r}, or has no such endpoint: {self._said(failure)}; "
-                "most addresses end in /v1, and /v1/models lists the names"
-            )
-        if is_out_of_credit(failure):
-            return self.error(f"{url} wants to be paid: {self._said(failure)}; add credit to the key's account")
-        if isinstance(failure, openai.APIStatusError):
-            return self.error(f"{url} fails with status {failure.status_code}{tried}: {self._said(failure)}")
-        return self.error(f"{url} does not answer as an OpenAI-compatible server{tried}: {self._said(failure)}")
+        key = self.api_key_env or f"{KEY_VARIABLE} (or {COMMON_KEY_VARIABLE}, over https or on this machine)"
+        said = self._line(failure.__cause__ or failure) if is_connection(failure) else self._said(failure)
+        return self.error(
+            explanation(failure, self.address, said=said, tried=tried, timeout=self.timeout, key_variable=key)
+        )
 
 
 def _ask(ask: Callable[..., Reply], request: Mapping[str, Any]) -> Reply | RefusedError:

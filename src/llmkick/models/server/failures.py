@@ -6,14 +6,20 @@ Failures are the openai library's and `MalformedReplyError`; `models.server.endp
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
 import openai
 import tenacity
+from openai import BaseModel
 from openai.types.chat import ChatCompletion
 
 from llmkick.errors import KickError
+from llmkick.models.clean_text import clean_text, clean_value
+from llmkick.models.server.address import Address
+from llmkick.models.server.differences import error_text
+from llmkick.models.server.replies import final_text
 
 # Seconds between two attempts, at first and at most; a wait that a server asks for is cut to LONGEST_WAIT.
 FIRST_WAIT, LONGEST_WAIT = 0.5, 60.0
@@ -21,17 +27,11 @@ FIRST_WAIT, LONGEST_WAIT = 0.5, 60.0
 PERMANENT = {401, 403, 404}
 # An account without credit answers 429, "too many requests", but waiting does not help.
 NO_CREDIT = "insufficient_quota"
+_LIMIT_REACHED = re.compile(r"(?:max_tokens|max_completion_tokens|output limit).{0,40}reached", re.IGNORECASE)
 
 
 class MalformedReplyError(Exception):
     """A reply that breaks the interface: it is not JSON, is cut short, or has no answer."""
-
-
-def text_of(reply: Any) -> str | None:
-    """The text of a chat reply, or of its refusal; None when there is neither."""
-    message = getattr(reply.choices[0], "message", None)
-    text = getattr(message, "content", None) or getattr(message, "refusal", None)
-    return text if isinstance(text, str) else None
 
 
 def is_transient(failure: BaseException | None) -> bool:
@@ -44,6 +44,11 @@ def is_transient(failure: BaseException | None) -> bool:
         passing = failure.status_code in (408, 409, 425, 429) or failure.status_code >= 500
         return passing and not is_out_of_credit(failure)
     return isinstance(failure, openai.APIConnectionError | openai.APIResponseValidationError | MalformedReplyError)
+
+
+def is_limit_reached(failure: BaseException | None) -> bool:
+    """Whether a server refused to show a reply whose token limit ended it before its text, in a thought."""
+    return failure is not None and bool(_LIMIT_REACHED.search(error_text(failure)))
 
 
 def is_permanent(error: KickError) -> bool:
@@ -67,8 +72,8 @@ def retry_wait(state: tenacity.RetryCallState) -> float:
         return tenacity.wait_exponential_jitter(multiplier=FIRST_WAIT, max=LONGEST_WAIT, jitter=FIRST_WAIT)(state)
 
 
-def complete_reply(call: Callable[[], Any], *, text_needed: bool) -> Any:
-    """The reply of a call; MalformedReplyError where it has no answer.
+def checked_reply(call: Callable[[], Any], check: Callable[[Any], Any]) -> Any:
+    """The reply of a call as `check` returns it; MalformedReplyError where it is no JSON.
 
     The library returns a body that is not JSON as text, and raises JSONDecodeError for one that is cut short.
     """
@@ -77,9 +82,64 @@ def complete_reply(call: Callable[[], Any], *, text_needed: bool) -> Any:
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise MalformedReplyError(f"its reply is no JSON ({error})") from error
     if isinstance(reply, str):
-        raise MalformedReplyError(f"its reply is no JSON but: {reply}")
-    if not isinstance(getattr(reply, "choices", None) or getattr(reply, "data", None), list):
+        raise MalformedReplyError(f"its reply is no JSON but: {clean_text(reply)}")
+    return check(reply)
+
+
+def plain_body(body: Any) -> Any:
+    """A list or an object of JSON; MalformedReplyError for anything else."""
+    if not isinstance(body, list | dict):
+        raise MalformedReplyError("its reply is neither a list nor an object")
+    return body
+
+
+def complete_reply(reply: Any, *, text_needed: bool) -> Any:
+    """A reply with an answer, its text cleaned; MalformedReplyError where it has none."""
+    choices = getattr(reply, "choices", None)
+    if not (isinstance(choices, list) and choices and all(isinstance(choice, BaseModel) for choice in choices)):
         raise MalformedReplyError("its reply holds no answer")
-    if text_needed and isinstance(reply, ChatCompletion) and text_of(reply) is None:
-        raise MalformedReplyError("its reply has no text")
+    reply = _cleaned(reply)
+    if text_needed and isinstance(reply, ChatCompletion):
+        final = final_text(reply)
+        # A reply that was cut before its text, or in a thought, is as good as the server can give.
+        if not (final.text or final.has_thought or final.cut):
+            raise MalformedReplyError("its reply has no text")
     return reply
+
+
+def _cleaned(reply: BaseModel) -> BaseModel:
+    """The reply with clean text everywhere: half a character would end the run where its text is written."""
+    values = reply.to_dict(warnings=False)
+    clean = clean_value(values)
+    return reply if clean is values else type(reply).construct(**clean)
+
+
+def is_connection(failure: BaseException) -> bool:
+    """Whether a server could not be reached, and no time-out is the reason."""
+    return isinstance(failure, openai.APIConnectionError) and not isinstance(failure, openai.APITimeoutError)
+
+
+def explanation(
+    failure: Exception, address: Address, *, said: str, tried: str, timeout: float, key_variable: str
+) -> str:
+    """What happened and what to do about it. `said` are the server's words, `tried` how often it was asked."""
+    url, name = address.url, address.name
+    if isinstance(failure, openai.APITimeoutError):
+        return (
+            f"{url} did not answer within {timeout:g} s{tried}: give it longer (timeout), "
+            "or fewer requests at once (concurrency)"
+        )
+    if is_connection(failure):
+        return f"cannot reach {url}{tried}: {said}; is the server running, and the address right?"
+    if isinstance(failure, openai.AuthenticationError | openai.PermissionDeniedError):
+        return f"{url} does not accept the key: {said}; set {key_variable}"
+    if isinstance(failure, openai.NotFoundError):
+        return (
+            f"{url} knows no {name!r}, or has no such endpoint: {said}; "
+            "most addresses end in /v1, and /v1/models lists the names"
+        )
+    if is_out_of_credit(failure):
+        return f"{url} wants to be paid: {said}; add credit to the key's account"
+    if isinstance(failure, openai.APIStatusError):
+        return f"{url} fails with status {failure.status_code}{tried}: {said}"
+    return f"{url} does not answer as an OpenAI-compatible server{tried}: {said}"

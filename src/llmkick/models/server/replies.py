@@ -1,145 +1,156 @@
-"""Parsing of server replies: their text, and log-probabilities of continuations. Sends no requests."""
+"""The final text of a server's reply, for models and judges alike, in every form that servers give it.
+
+A text can be a string, null, or a list of parts; a thought can stand in a field or part of its own, or inline in the
+text. What is thought is never part of the final text.
+"""
 
 from __future__ import annotations
 
-import math
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from llmkick.models.language_model import ContinuationScore, Unanswered
+from llmkick.models.clean_text import clean_text
+from llmkick.models.server.log_probabilities import plain
+from llmkick.models.thoughts import Separated, Thinking, separate, why_no_answer
 
-# How tokenizers write a leading space.
-SPACES = " ▁Ġ\n\t"
-# "B", "B.", "(B)", "**B**" at the beginning; an "A" before a small letter is an article.
-LEADING_LETTER = re.compile(r"\W*([A-Z])(?!\w)(?!(?<=A) [a-z])")
-NAMED_LETTER = re.compile(r"\b(?i:answer|option|choice)\b(?: is)?:?\W*([A-Z])(?!\w)(?!(?<=A) [a-z])")
+# Fields of a message that hold its thought.
+_THOUGHT_FIELDS = ("reasoning_content", "reasoning", "reasoning_details", "thinking", "thinking_blocks", "thoughts")
+# Types of parts that are text for the user.
+_TEXT_PARTS = ("", "text", "output_text", "refusal")
+# What servers call the token limit, and ends without an answer.
+_LIMIT = ("length", "max_tokens", "model_length", "max_output_tokens")
+_NO_ANSWER = ("content_filter", "tool_calls", "function_call", "error", "abort", "safety", "recitation")
 
 
-def generated_text(reply: Any) -> str | None:
-    """The generated text, in a conversation or after raw text; None where there is none."""
+@dataclass(frozen=True)
+class FinalText:
+    """What a reply says: its text without thoughts, and how it ended.
+
+    `given`: the server gave a text, if an empty one. `raw` is the text with its inline thoughts, `cut` says that the
+    token limit ended it.
+    """
+
+    separated: Separated
+    given: bool
+    raw: str
+    finish: str
+
+    @property
+    def text(self) -> str:
+        """The text without thoughts."""
+        return self.separated.answer
+
+    @property
+    def has_thought(self) -> bool:
+        """Whether the reply holds a thought, in whatever place."""
+        return self.separated.unfinished or bool(self.separated.thought.strip())
+
+    @property
+    def cut(self) -> bool:
+        """Whether the token limit ended the reply."""
+        return self.finish in _LIMIT
+
+    def why_no_answer(self, *, limit: int, thinking: Thinking = "off") -> str | None:
+        """The reason why this reply is no answer; None where it is one. Empty is an answer if nothing cut it."""
+        if self.separated.is_only_thought or (self.cut and not self.raw):
+            return why_no_answer(self.separated, cut=self.cut, limit=limit, thinking=thinking)
+        if (not self.text.strip() and self.finish in _NO_ANSWER) or (not self.given and self.finish != "stop"):
+            return f"the server's answer has no text (it ended with {self.finish!r})"
+        return None
+
+
+def final_text(reply: Any) -> FinalText:
+    """The final text of a reply, in a conversation or after raw text."""
     choice = reply.choices[0]
     message = getattr(choice, "message", None)
-    text = choice.text if message is None else message.content
-    return None if text is None else str(text)
+    finish = str(getattr(choice, "finish_reason", None) or "").lower()
+    if message is None:
+        text, given, thought = _text_and_thought(getattr(choice, "text", None))
+    else:
+        fields = plain(message) if isinstance(plain(message), Mapping) else {"content": message}
+        text, given, thought = _text_and_thought(fields.get("content"))
+        thought += "".join(_strings(fields.get(name)) for name in _THOUGHT_FIELDS)
+        if not text:
+            refusal = _strings(fields.get("refusal"))
+            text, given = refusal or text, given or bool(refusal)
+    # Halves of a character can stand in neighbouring parts.
+    text = clean_text(text)
+    inline = separate(text)
+    separated = Separated(inline.answer, clean_text(thought) + inline.thought, inline.unfinished)
+    return FinalText(separated, given, text, finish)
 
 
 def new_tokens(reply: Any) -> int:
-    """New tokens of a reply; 0 where the server does not count."""
-    return int(getattr(getattr(reply, "usage", None), "completion_tokens", None) or 0)
+    """New tokens of a reply without those of its thought; 0 where the server does not count."""
+    usage = getattr(reply, "usage", None)
+    details = plain(getattr(usage, "completion_tokens_details", None))
+    thought = details.get("reasoning_tokens") if isinstance(details, Mapping) else None
+    return max(0, _count(getattr(usage, "completion_tokens", None)) - _count(thought))
 
 
-def letters_of(continuations: Sequence[str]) -> list[str] | None:
-    """The letters, when every continuation is a single capital letter (with or without space before it)."""
-    letters = [text.strip() for text in continuations]
-    return letters if all(re.fullmatch("[A-Z]", letter) for letter in letters) else None
+def used_tokens(reply: Any) -> tuple[int, int]:
+    """Tokens of the prompt and of the whole reply; 0 where the server does not count."""
+    usage = getattr(reply, "usage", None)
+    return _count(getattr(usage, "prompt_tokens", None)), _count(getattr(usage, "completion_tokens", None))
 
 
-def echoed_score(choice: Any, prompt: str, continuation: str, *, generated: int) -> ContinuationScore | Unanswered:
-    """The log-probability (nats) of `continuation` from the echo of prompt + continuation.
+def model_entries(body: Any) -> list[dict[str, Any]] | None:
+    """The entries of a list of models, each with its name as `id`; None for what is no such list.
 
-    The last `generated` tokens of the echo are new, but some servers leave them out of the log-probabilities. A token
-    that spans the boundary of prompt and continuation counts whole, and sets `boundary_moved`.
+    Servers give {"data": […]}, {"models": […]} or a bare list, of objects or of names.
     """
-    logprobs = getattr(choice, "logprobs", None)
-    tokens = list(getattr(logprobs, "tokens", None) or [])
-    values = list(getattr(logprobs, "token_logprobs", None) or [])
-    ends = [
-        end for end in (len(tokens) - generated, len(tokens)) if "".join(tokens[:end]).endswith(prompt + continuation)
-    ]
-    start, tail = (end := ends[0] if ends else 0), ""
-    while start > 0 and len(tail) < len(continuation):
-        start -= 1
-        tail = tokens[start] + tail
-    part = values[start:end]
-    if not ends or len(values) != len(tokens):
-        return Unanswered(reason="the tokens that the server gives back do not add up to the text")
-    if not part or any(value is None or not math.isfinite(value) for value in part):
-        return Unanswered(reason="the server gives no finite log-probability for a part of the answer")
-    best = list(getattr(logprobs, "top_logprobs", None) or [])[start:end]
-    greedy = len(best) == len(part) and all(
-        isinstance(likeliest, Mapping) and likeliest and value >= max(likeliest.values()) - 1e-6
-        for likeliest, value in zip(best, part, strict=True)
-    )
-    return ContinuationScore(
-        logprob=float(sum(part)), tokens=len(part), is_greedy=greedy, boundary_moved=len(tail) > len(continuation)
-    )
+    if isinstance(body, Mapping):
+        body = next((body[key] for key in ("data", "models") if isinstance(body.get(key), list)), None)
+    if not isinstance(body, list):
+        return None
+    entries = []
+    for entry in body:
+        if isinstance(entry, str):
+            entries.append({"id": entry})
+        elif isinstance(entry, Mapping):
+            name = next((entry[key] for key in ("id", "name", "model") if isinstance(entry.get(key), str)), None)
+            entries += [{**entry, "id": name}] if name else []
+    return entries
 
 
-def first_token_scores(
-    likeliest: Mapping[str, float], continuations: Sequence[str]
-) -> list[ContinuationScore | Unanswered]:
-    """Scores of single letters from the likeliest first tokens and their log-probabilities (nats).
+def _text_and_thought(content: Any) -> tuple[str, bool, str]:
+    """The text of a content, whether there is one, and the thought in its parts."""
+    if content is None or isinstance(content, str):
+        return content or "", content is not None, ""
+    parts = list(_parts(content))
+    texts = [text for is_thought, text in parts if not is_thought]
+    return "".join(texts), bool(texts), "".join(text for is_thought, text in parts if is_thought)
 
-    A letter that is not among them gets the least of their log-probabilities, which its own cannot exceed. When no
-    letter is among them, all are unanswered.
-    """
-    values = [_token_value(likeliest, text) for text in continuations]
-    if not any(value is not None for value in values):
-        return [Unanswered(reason=f"none of the letters is among the {len(likeliest)} likeliest tokens")] * len(values)
-    least, best = min(likeliest.values()), max(likeliest.values())
-    return [
-        ContinuationScore(
-            logprob=least if value is None else value,
-            tokens=1,
-            is_greedy=value == best,
-            method="first token",
+
+def _parts(content: Any) -> Iterator[tuple[bool, str]]:
+    """(is a thought, text) of every part; parts that are neither, such as calls of tools, are left out."""
+    content = plain(content)
+    for part in map(plain, content if isinstance(content, list) else [content]):
+        if isinstance(part, str):
+            yield False, part
+        elif isinstance(part, Mapping):
+            kind = str(part.get("type") or "").lower()
+            if part.get("thought") is True or any(word in kind for word in ("think", "reason", "thought")):
+                yield True, _strings(part) or "…"
+            elif kind in _TEXT_PARTS:
+                said = next((part[key] for key in ("text", "content", "refusal") if part.get(key) is not None), None)
+                yield False, _strings(said)
+
+
+def _strings(value: Any) -> str:
+    """The text in a value of JSON: a string, or the strings inside of it, without types, names and signatures."""
+    value = plain(value)
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list):
+        return "".join(map(_strings, value))
+    if isinstance(value, Mapping):
+        return "".join(
+            _strings(item) for key, item in value.items() if key not in ("type", "id", "format", "signature", "index")
         )
-        for value in values
-    ]
+    return ""
 
 
-def _token_value(likeliest: Mapping[str, float], text: str) -> float | None:
-    """The value of the exact token, otherwise of the likeliest one that differs only in spaces; None without either."""
-    if text in likeliest:
-        return likeliest[text]
-    return max((value for token, value in likeliest.items() if token.strip(SPACES) == text.strip()), default=None)
-
-
-def begins_likeliest(text: str | None, likeliest: Mapping[str, float]) -> bool:
-    """Whether a greedy answer of one token is the likeliest token of its list; an empty answer counts as agreeing."""
-    if len(likeliest) < 2:
-        return False
-    best = max(likeliest, key=likeliest.__getitem__)
-    return not text or best.strip(SPACES) == text.strip(SPACES)
-
-
-def generated_letter_scores(text: str, letters: Sequence[str]) -> list[ContinuationScore | Unanswered]:
-    """Scores without log-probabilities: 0 for the letter that a generated answer names, −inf for the others."""
-    match = LEADING_LETTER.match(text) or NAMED_LETTER.search(text)
-    if match is None or match[1] not in letters:
-        shown = " ".join(text.split())[:60]
-        return [Unanswered(reason=f"the answer names no option: {shown!r}" if shown else "the answer is empty")] * len(
-            letters
-        )
-    return [
-        ContinuationScore(
-            logprob=0.0 if letter == match[1] else -math.inf,
-            tokens=1,
-            is_greedy=letter == match[1],
-            method="generated letter",
-        )
-        for letter in letters
-    ]
-
-
-def likeliest_in_chat(reply: Any) -> dict[str, float]:
-    """The likeliest first tokens of a chat reply; empty where the server gives none."""
-    content = getattr(getattr(reply.choices[0], "logprobs", None), "content", None) or []
-    alternatives = getattr(content[0], "top_logprobs", None) or [] if content else []
-    return _best_of_each((str(entry.token), float(entry.logprob)) for entry in alternatives)
-
-
-def likeliest_in_completion(reply: Any) -> dict[str, float]:
-    """The likeliest first tokens of a completion; empty where the server gives none."""
-    positions = getattr(getattr(reply.choices[0], "logprobs", None), "top_logprobs", None) or []
-    first = positions[0] if positions and isinstance(positions[0], Mapping) else {}
-    return _best_of_each((str(token), float(value)) for token, value in first.items())
-
-
-def _best_of_each(pairs: Any) -> dict[str, float]:
-    best: dict[str, float] = {}
-    for token, value in pairs:
-        if math.isfinite(value):
-            best[token] = max(value, best.get(token, -math.inf))
-    return best
+def _count(value: Any) -> int:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0

@@ -17,10 +17,8 @@ from typing import Any
 from llmkick.errors import ConfigError
 from llmkick.models.checkpoints.loading import load_model
 from llmkick.models.checkpoints.references import is_server
-from llmkick.models.engine.generation import first_stop
 from llmkick.models.language_model import (
     ContinuationScore,
-    Finish,
     GenerateRequest,
     Generation,
     LanguageModel,
@@ -33,16 +31,10 @@ from llmkick.models.language_model import (
 from llmkick.models.server.address import parse_address
 from llmkick.models.server.capabilities import CHAT_TOKENS, ECHO, GREEDY, TEXT_TOKENS, Capabilities, probe_capabilities
 from llmkick.models.server.endpoint import Endpoint, Refused
-from llmkick.models.server.replies import (
-    echoed_score,
-    first_token_scores,
-    generated_letter_scores,
-    generated_text,
-    letters_of,
-    likeliest_in_chat,
-    likeliest_in_completion,
-    new_tokens,
-)
+from llmkick.models.server.log_probabilities import echoed_score
+from llmkick.models.server.outcomes import generation_of, letters_by, letters_of, stopped_early
+from llmkick.models.server.replies import new_tokens
+from llmkick.models.thoughts import THOUGHT_TOKENS, Thinking
 
 # The longest prompt plus answer of a server that reports no limit; it refuses longer requests.
 ASSUMED_TOKENS = 4096
@@ -58,11 +50,12 @@ CHANGING_FACTS = {"created", "permission", "status"}
 
 @dataclass(frozen=True, kw_only=True)
 class ServerSettings:
-    """Settings of a server: seconds per request, concurrent requests, and attempts per request."""
+    """Settings of a server: seconds per request, concurrent requests, attempts per request, and `thinking`."""
 
     timeout: float = 120.0
     concurrency: int = 8
     attempts: int = 5
+    thinking: Thinking = "off"
 
     def __post_init__(self) -> None:
         if not self.timeout > 0:
@@ -80,6 +73,7 @@ class ServerModel(ModelDefaults):
     info: ModelInfo
     capabilities: Capabilities
     max_tokens: int
+    thinking: Thinking = "off"
 
     @property
     def has_chat_template(self) -> bool:
@@ -89,10 +83,21 @@ class ServerModel(ModelDefaults):
     @property
     def notes(self) -> tuple[str, ...]:
         """Notes for readers of this model's answers."""
+        name = self.info.name
         return (
-            f"{self.info.name} was asked at {self.endpoint.address.url}: its weights, precision and decoding are the "
+            f"{name} was asked at {self.endpoint.address.url}: its weights, precision and decoding are the "
             "server's and cannot be verified; an answer may change with what else the server does",
+            *(f"{name}: {line}" for line in (*self._thinking_notes, *self.endpoint.differences.notes)),
         )
+
+    @property
+    def _thinking_notes(self) -> tuple[str, ...]:
+        can = self.capabilities
+        if self.thinking == "on" and not can.thinks:
+            return ("thinking is on, but no reply to the probe shows a thought",)
+        if can.switch is not None:
+            return (f"thinking is {self.thinking} (its chat template gets {can.switch[0]} = {can.switch[1]})",)
+        return ("it thinks although thinking is off; thoughts are not scored",) if can.thinks else ()
 
     def tokenize(self, text: str) -> list[int]:
         """Zeros, one per estimated token: the server's tokenizer is not available here. Sends no request."""
@@ -138,18 +143,34 @@ class ServerModel(ModelDefaults):
 
     def generate(self, requests: Sequence[GenerateRequest]) -> list[Generation | Unanswered]:
         """One greedy generation for each request, in order."""
-        replies = self._ask([(request.prompt, _generation_options(request)) for request in requests])
-        # If a server stops at a line break at the start of an answer, the answer is still empty.
+        limits = [self._limit(request.prompt, request.max_new_tokens) for request in requests]
+        asked = [
+            (request.prompt, {"max_tokens": limit, **_stops_of(request)})
+            for request, limit in zip(requests, limits, strict=True)
+        ]
+        replies = self._ask(asked)
+        # A server may have stopped at a line break at the start of an answer, or inside a thought.
         again = [
             index
             for index, (request, reply) in enumerate(zip(requests, replies, strict=True))
-            if request.stops and not isinstance(reply, Refused) and not (generated_text(reply) or "").strip()
-            and reply.choices[0].finish_reason == "stop"
-        ]  # fmt: skip
-        without = [(requests[index].prompt, {"max_tokens": requests[index].max_new_tokens}) for index in again]
+            if request.stops and not isinstance(reply, Refused) and stopped_early(reply)
+        ]
+        without = [(requests[index].prompt, {"max_tokens": limits[index]}) for index in again]
         for index, reply in zip(again, self._ask(without), strict=True):
             replies[index] = reply
-        return [_generation(request, reply) for request, reply in zip(requests, replies, strict=True)]
+        return [
+            Unanswered(reason=reply.reason)
+            if isinstance(reply, Refused)
+            else generation_of(reply, request.stops, limit=limit, thinking=self.thinking)
+            for request, limit, reply in zip(requests, limits, replies, strict=True)
+        ]
+
+    def _limit(self, prompt: Prompt, new_tokens: int) -> int:
+        """The most new tokens of an answer, with room for a thought where the model is to think."""
+        if self.thinking == "off" or not self.capabilities.thinks or isinstance(prompt, str):
+            return new_tokens
+        room = self.max_tokens - self.prompt_tokens(prompt) - new_tokens
+        return new_tokens + max(0, min(THOUGHT_TOKENS, room))
 
     def logprobs(self, requests: Sequence[ScoreRequest]) -> list[ContinuationScore | Unanswered]:
         """One score for each request, in order; its `method` says how it was computed.
@@ -191,11 +212,10 @@ class ServerModel(ModelDefaults):
             letters: Sequence[ContinuationScore | Unanswered]
             if isinstance(reply, Refused):
                 letters = [Unanswered(reason=reply.reason)] * len(texts)
-            elif self._gives_tokens(prompt):
-                likeliest = (likeliest_in_completion if isinstance(prompt, str) else likeliest_in_chat)(reply)
-                letters = first_token_scores(likeliest, texts) if likeliest else [_NO_TOKENS] * len(texts)
             else:
-                letters = generated_letter_scores(generated_text(reply) or "", letters_of(texts) or [])
+                by_token = self._gives_tokens(prompt)
+                limit = self._limit(prompt, LETTER_TOKENS)
+                letters = letters_by(reply, texts, by_token=by_token, limit=limit, thinking=self.thinking)
             scores |= {ScoreRequest(prompt, text): score for text, score in zip(texts, letters, strict=True)}
         return scores
 
@@ -204,7 +224,7 @@ class ServerModel(ModelDefaults):
 
     def _letter_options(self, prompt: Prompt) -> dict[str, Any]:
         if not self._gives_tokens(prompt):
-            return {"max_tokens": LETTER_TOKENS}
+            return {"max_tokens": self._limit(prompt, LETTER_TOKENS)}
         return {"max_tokens": 1, **(TEXT_TOKENS if isinstance(prompt, str) else CHAT_TOKENS)}
 
     def _ask(self, asked: Sequence[tuple[Prompt, Mapping[str, Any]]]) -> list[Any]:
@@ -212,13 +232,11 @@ class ServerModel(ModelDefaults):
         return self.endpoint.ask_all(self._send, [{"prompt": prompt, "options": options} for prompt, options in asked])
 
     def _send(self, *, prompt: Prompt, options: Mapping[str, Any], cancelled: Any = None) -> Any:
-        options = {**GREEDY, **self.capabilities.extras, **options}
         if isinstance(prompt, str):
+            options = {**GREEDY, **self.capabilities.extras, **options}
             return self.endpoint.complete(cancelled=cancelled, prompt=prompt, **options)
+        options = {**GREEDY, **self.capabilities.chat_extras, **options}
         return self.endpoint.chat(cancelled=cancelled, messages=[message._asdict() for message in prompt], **options)
-
-
-_NO_TOKENS = Unanswered(reason="the server gave no log-probabilities this time")
 
 
 def connect(reference: str, settings: ServerSettings = ServerSettings()) -> ServerModel:
@@ -230,10 +248,12 @@ def connect(reference: str, settings: ServerSettings = ServerSettings()) -> Serv
     address = parse_address(reference)
     endpoint = Endpoint(address, timeout=settings.timeout, attempts=settings.attempts, concurrency=settings.concurrency)
     entry = endpoint.check()
-    capabilities = probe_capabilities(endpoint)
+    capabilities = probe_capabilities(endpoint, settings.thinking)
     meta = entry.get("meta") if isinstance(entry.get("meta"), dict) else {}
     facts = {**(meta or {}), **entry}
     identity = {"url": address.url, "name": address.name, "listed": _unchanging(entry)}
+    if settings.thinking == "on" or capabilities.switch is not None:
+        identity["thinking"] = settings.thinking
     info = ModelInfo(
         name=address.name,
         revision=address.url,
@@ -244,7 +264,9 @@ def connect(reference: str, settings: ServerSettings = ServerSettings()) -> Serv
         source_precision="unknown",
     )
     tokens = _whole_number(facts, "max_model_len", "n_ctx", "context_length", "n_ctx_train") or ASSUMED_TOKENS
-    return ServerModel(endpoint=endpoint, info=info, capabilities=capabilities, max_tokens=tokens)
+    return ServerModel(
+        endpoint=endpoint, info=info, capabilities=capabilities, max_tokens=tokens, thinking=settings.thinking
+    )
 
 
 def open_model(
@@ -261,21 +283,8 @@ def _by_prompt(requests: Sequence[ScoreRequest]) -> dict[Prompt, list[str | tupl
     return grouped
 
 
-def _generation_options(request: GenerateRequest) -> dict[str, Any]:
-    stops = {"stop": list(request.stops[:MOST_STOPS])} if request.stops else {}
-    return {"max_tokens": request.max_new_tokens, **stops}
-
-
-def _generation(request: GenerateRequest, reply: Any) -> Generation | Unanswered:
-    if isinstance(reply, Refused):
-        return Unanswered(reason=reply.reason)
-    text, reason = generated_text(reply), reply.choices[0].finish_reason
-    if text is None and reason != "stop":
-        return Unanswered(reason=f"the server's answer has no text (it ended with {reason!r})")
-    text = text or ""
-    end = first_stop(text, request.stops)
-    finish: Finish = "stop" if end is not None else "length" if reason == "length" else "end"
-    return Generation(text=text[:end], tokens=new_tokens(reply), finish=finish)
+def _stops_of(request: GenerateRequest) -> dict[str, Any]:
+    return {"stop": list(request.stops[:MOST_STOPS])} if request.stops else {}
 
 
 def _unchanging(entry: Mapping[str, Any]) -> dict[str, Any]:

@@ -46,7 +46,7 @@ def power_chart(
     accuracy: float, *, loss: float = 0.0, discordance: float = 0.1, margin: float = 0.05, alpha: float = 0.05
 ) -> alt.ConcatChart:
     """Two panels over the number of items, a line for each dense accuracy."""
-    others = [one for one in ACCURACIES if abs(one - accuracy) > 0.05]
+    others = [other for other in ACCURACIES if abs(other - accuracy) > 0.05]
     frame = power_frame(
         tuple(sorted([accuracy, *others])), loss=loss, discordance=discordance, margin=margin, alpha=alpha
     )

@@ -114,13 +114,13 @@ class _Texts:
         self._place: dict[str, int] = {}
 
     def place(self, text: str) -> int:
-        known = self._place.get(text)
-        if known is None:
-            known = self._place[text] = len(self.all)
+        number = self._place.get(text)
+        if number is None:
+            number = self._place[text] = len(self.all)
             if len(text) > self._longest:
                 text = f"{text[: self._longest]}… [{len(text) - self._longest:,} more characters]"
             self.all.append(text)
-        return known
+        return number
 
 
 def _asked(run: Run) -> Iterator[tuple[str, pd.DataFrame, dict[Variant, CellEntry]]]:
@@ -167,8 +167,8 @@ def _prompts(run: Run, task: str, wanted: set[str]) -> Payload:
     parts = run.journal.prompts(task)
     bases = unpacked(part for part in parts if part.base == part.item_id)
     texts = _Texts(longest=sys.maxsize)
-    known = [part for part in parts if part.item_id in wanted and part.base in bases]
-    return {"of": {part.item_id: _prompt(part, bases[part.base], texts) for part in known}, "texts": texts.all}
+    stored = [part for part in parts if part.item_id in wanted and part.base in bases]
+    return {"of": {part.item_id: _prompt(part, bases[part.base], texts) for part in stored}, "texts": texts.all}
 
 
 def _prompt(part: PromptPart, base: str, texts: _Texts) -> list[int]:
@@ -195,8 +195,8 @@ def _spread(count: int, wanted: int) -> list[int]:
 def _variants(run: Run) -> list[Variant]:
     """Every (recipe, seed) that was run: dense first, then in the study's order."""
     order = ["dense", *run.result.labels]
-    found = {(cell.recipe, cell.seed) for cell in run.cells if cell.recipe in order}
-    return sorted(found, key=lambda variant: (order.index(variant[0]), variant[1] or 0))
+    shown = {(cell.recipe, cell.seed) for cell in run.cells if cell.recipe in order}
+    return sorted(shown, key=lambda variant: (order.index(variant[0]), variant[1] or 0))
 
 
 def _labels(variants: Sequence[Variant]) -> list[dict[str, str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import importlib.metadata
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ import vl_convert
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from llmkick.files import write_text
+from llmkick.files import cache_folder, write_text, write_text_atomically
 from llmkick.report import formatting, matrix, multiplicity, numbers
 from llmkick.report.breakdown import groups_table, measures_table
 from llmkick.report.figures.figures import VEGA_LITE, Figure, figures, size_figure, write_figures
@@ -39,12 +40,17 @@ def write_report(folder: Path) -> Path:
     Raises DataError, which says what to do, when the folder holds nothing that can be shown.
     """
     with opened_run(Path(folder)) as run:
-        result = run.result
-        groups, measures = groups_table(run), measures_table(run)
-        write_tables(result, result.folder, more={"groups": groups, "answers": measures})
-        drawn = figures(result, groups=groups, measures=measures)
-        write_figures(result, result.folder, drawn=drawn)
-        return write_text(result.folder / PAGE_FILE, render(run, drawn))
+        return write_report_of(run)
+
+
+def write_report_of(run: Run) -> Path:
+    """As `write_report`, for a run that is open."""
+    result = run.result
+    groups, measures = groups_table(run), measures_table(run)
+    write_tables(result, result.folder, more={"groups": groups, "answers": measures})
+    drawn = figures(result, groups=groups, measures=measures)
+    write_figures(result, result.folder, drawn=drawn)
+    return write_text(result.folder / PAGE_FILE, render(run, drawn))
 
 
 def render(run: Run, drawn: list[Figure]) -> str:
@@ -94,6 +100,7 @@ def _context(run: Run, drawn: list[Figure], environment: Environment) -> Payload
         "sizes": sizes,
         "compression": numbers.compression(result),
         "unscored": numbers.unscored(result),
+        "missing_judgements": numbers.missing_judgements(result),
         "tasks": provenance.tasks(result),
         "provenance": provenance.sections(result),
         "commands": [] if run.journal is None else run.journal.commands(),
@@ -176,5 +183,11 @@ def _source(environment: Environment, name: str) -> str:
 @functools.cache
 def _library() -> str:
     """Vega, Vega-Lite and Vega-Embed in one script, in the Vega-Lite version that the figures use."""
-    library: str = vl_convert.javascript_bundle(vl_version=VEGA_LITE)  # type: ignore[call-arg]
-    return library.replace("</script", "<\\/script")
+    # Bundling takes a second, and its result depends on these versions only.
+    file = cache_folder("vega") / f"{importlib.metadata.version('vl-convert-python')}-{VEGA_LITE}.js"
+    if file.is_file():
+        return file.read_text(encoding="utf-8")
+    bundle: str = vl_convert.javascript_bundle(vl_version=VEGA_LITE)  # type: ignore[call-arg]
+    library = bundle.replace("</script", "<\\/script")
+    write_text_atomically(file, library)
+    return library

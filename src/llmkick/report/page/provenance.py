@@ -22,7 +22,7 @@ def sections(result: StudyResult) -> list[tuple[str, Facts]]:
         *([("Models", model_facts(result))] if result.models else []),
         ("Study", [*_facts(study), ("recipes", ", ".join(result.study.recipes))]),
         ("Calibration", _calibration(result)),
-        ("Judge", [] if result.judge is None else _facts(result.judge.facts)),
+        ("Judge", [] if result.judge is None else _facts(result.judge.facts, skip=("missing",))),
         ("Machine", _machine(result.environment)),
         ("Versions", _facts(result.environment.packages)),
         ("Time", _time(result.timing)),

@@ -23,7 +23,7 @@ from llmkick.report.page.page import PAGE_FILE, figure_payload, page_environment
 from llmkick.report.page.provenance import sections
 from llmkick.report.payload import Payload
 from llmkick.report.run_folder import Run, opened_run
-from llmkick.report.several.studies import Paired, labels, pair, task_refusal
+from llmkick.report.several.studies import Difference, Paired, labels, pair, task_refusal
 
 SCRIPTS = ("page.js", "page_figures.js", "page_start_studies.js")
 # The palette of Okabe & Ito, as for methods; each study has one colour.
@@ -123,18 +123,22 @@ def _texts(paired: Paired) -> Payload:
     """Differences as texts."""
     rows = [
         {
-            "recipe": one.recipe, "task": one.task, "n": one.n,
-            "first": _number(one.first), "second": _number(one.second),
-            "difference": "identical" if one.identical else formatting.difference(one.difference, one.interval),
-            "lost": f"{one.lost:g}", "gained": f"{one.gained:g}",
-            "first_verdict": one.first_verdict or formatting.NOTHING,
-            "second_verdict": one.second_verdict or formatting.NOTHING,
-            "changed": one.first_verdict != one.second_verdict,
+            "recipe": row.recipe, "task": row.task, "n": row.n,
+            "first": _number(row.first), "second": _number(row.second),
+            "difference": _difference(row),
+            "lost": f"{row.lost:g}", "gained": f"{row.gained:g}",
+            "first_verdict": row.first_verdict or formatting.NOTHING,
+            "second_verdict": row.second_verdict or formatting.NOTHING,
+            "changed": row.first_verdict != row.second_verdict,
         }
-        for one in paired.differences
+        for row in paired.differences
     ]  # fmt: skip
     about = {"first": paired.first, "second": paired.second, "refusals": paired.refusals, "notes": paired.notes}
     return {**about, "rows": rows}
+
+
+def _difference(row: Difference) -> str:
+    return "identical" if row.identical else formatting.difference(row.difference, row.interval)
 
 
 def _number(value: float | None) -> str:
@@ -147,11 +151,11 @@ def _saved(paired: Sequence[Paired]) -> Payload:
                "lost", "gained", "first_verdict", "second_verdict"]  # fmt: skip
     rows = [
         [
-            pairs.first, pairs.second, one.recipe, one.task, one.n, one.first, one.second, one.difference,
-            *(one.interval or (None, None)), one.lost, one.gained, one.first_verdict, one.second_verdict,
+            pairs.first, pairs.second, row.recipe, row.task, row.n, row.first, row.second, row.difference,
+            *(row.interval or (None, None)), row.lost, row.gained, row.first_verdict, row.second_verdict,
         ]
         for pairs in paired
-        for one in pairs.differences
+        for row in pairs.differences
     ]  # fmt: skip
     return {"title": "the paired differences", "numbers": {"columns": columns, "rows": rows}}
 

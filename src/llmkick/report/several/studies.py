@@ -30,6 +30,10 @@ TASK_KEYS: Mapping[str, str] = {
     "prompting": "prompts",
     "metric": "metrics",
     "chance_level": "levels of chance",
+    "judge": "judges",
+    "judge_protocol": "protocols of the judge",
+    "judge_prompt": "versions of the judge's prompt",
+    "judge_reading": "versions of the reader of its replies",
 }
 # Settings that may differ but are reported: the difference is often the purpose of the comparison.
 STUDY_FACTS = ("seeds", "calibration", "propagate", "dtype")
@@ -148,10 +152,11 @@ def _of_perplexity(
     a: StudyResult, b: StudyResult, recipe: str, task: str, n: int, verdicts: Sequence[str | None], identical: bool
 ) -> Difference:
     """The two values; an interval of their difference would need the tokens of both."""
-    one, other = (_value(result, recipe, task) for result in (a, b))
-    change = None if one is None or other is None else other - one
+    first, second = (_value(result, recipe, task) for result in (a, b))
+    change = None if first is None or second is None else second - first
     return Difference(
-        recipe=recipe, task=task, n=n, first=one, second=other, difference=change, interval=None, gained=0.0, lost=0.0,
+        recipe=recipe, task=task, n=n, first=first, second=second, difference=change, interval=None,
+        gained=0.0, lost=0.0,
         first_verdict=verdicts[0], second_verdict=verdicts[1], identical=identical,
     )  # fmt: skip
 
@@ -166,8 +171,8 @@ def _scores(run: Run, recipe: str, task: str) -> dict[str, float | None]:
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if len(known) == len(values) else None
+    values_given = [value for value in values if value is not None]
+    return sum(values_given) / len(values_given) if len(values_given) == len(values) else None
 
 
 def _clusters(run: Run, task: str) -> dict[str, str]:

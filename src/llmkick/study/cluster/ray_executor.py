@@ -26,6 +26,7 @@ from llmkick.study.cluster.remote_model import Batch, RemoteModelSpec, remote_mo
 from llmkick.study.cluster.resources import Demand, connect, cpus_a_gpu, demand, has_gpus, living_nodes, worker_count
 from llmkick.study.cluster.worker_handle import NoRoomError, PermanentError, TransientError, WorkerConfig, WorkerHandle
 from llmkick.study.progress import CombinedProgress, Observer
+from llmkick.study.results.records import Environment, WorkerMachine
 from llmkick.study.running.context import StudyContext
 from llmkick.study.running.executor import RecordWriter, store_at, windows
 from llmkick.study.running.schedule import OtherWeightsError, Schedule
@@ -196,8 +197,8 @@ class RayExecutor:
             handle.loaded = None
             with context.timed("compress", variant.label):
                 try:
-                    known = context.recorded_digest(variant)
-                    report, said = handle.call("compress", variant, context.keys.calibration_of(variant), known)
+                    digest = context.recorded_digest(variant)
+                    report, said = handle.call("compress", variant, context.keys.calibration_of(variant), digest)
                 except PermanentError as error:
                     schedule.give_up_variant(variant, str(error))
                     raise
@@ -228,14 +229,17 @@ class RayExecutor:
             return False
         return True
 
-    def environment(self) -> dict[str, object]:
+    def environment(self) -> Environment:
         """Return the environment of the first worker, the list of workers, and the list of losses."""
         workers = [
-            {key: handle.worker_info.environment[key] for key in ("processor", "accelerator", "device", "threads")}
+            WorkerMachine.model_validate(
+                {key: handle.worker_info.environment[key] for key in WorkerMachine.model_fields}
+            )
             for handle in self.handles
             if handle.worker_info is not None
         ]
-        return {**self._surroundings, "executor": "ray", "workers": workers, "lost": list(self.lost)}
+        cluster = {"executor": "ray", "workers": tuple(workers), "lost": tuple(self.lost)}
+        return self._surroundings.model_copy(update=cluster)
 
     def close(self) -> None:
         """Stop the workers and disconnect from a cluster that the run joined or started."""

@@ -71,9 +71,9 @@ def worker_count(nodes: Sequence[Node], wanted: Demand) -> int:
     Raises ConfigError if no node has room for a worker; the message lists the resources of the nodes.
     """
     resources = [node["Resources"] for node in nodes]
-    count = sum(_fitting(own, wanted) for own in resources)
+    count = sum(_fitting(of_node, wanted) for of_node in resources)
     if count == 0:
-        have = "; ".join(sorted({_described(own) for own in resources})) or "nothing"
+        have = "; ".join(sorted({_described(of_node) for of_node in resources})) or "nothing"
         raise ConfigError(
             f"a worker needs {wanted}, and no node of the Ray cluster has that (nodes: {have}). "
             "Fewer threads: set OMP_NUM_THREADS; less memory: a smaller dtype; or add a larger node"
@@ -81,15 +81,15 @@ def worker_count(nodes: Sequence[Node], wanted: Demand) -> int:
     return count
 
 
-def _fitting(own: Mapping[str, float], wanted: Demand) -> int:
-    limits = [own.get("CPU", 0) // wanted.cpus]
-    limits.append(own.get("GPU", 0) // wanted.gpus if wanted.gpus else own.get("memory", 0) // wanted.memory)
+def _fitting(node: Mapping[str, float], wanted: Demand) -> int:
+    limits = [node.get("CPU", 0) // wanted.cpus]
+    limits.append(node.get("GPU", 0) // wanted.gpus if wanted.gpus else node.get("memory", 0) // wanted.memory)
     return int(min(limits))
 
 
-def _described(own: Mapping[str, float]) -> str:
-    gpus = f", {own['GPU']:g} GPUs" if own.get("GPU") else ""
-    return f"{own.get('CPU', 0):g} CPUs{gpus}, {own.get('memory', 0) / 1e9:.1f} GB"
+def _described(node: Mapping[str, float]) -> str:
+    gpus = f", {node['GPU']:g} GPUs" if node.get("GPU") else ""
+    return f"{node.get('CPU', 0):g} CPUs{gpus}, {node.get('memory', 0) / 1e9:.1f} GB"
 
 
 def living_nodes() -> list[Node]:

@@ -28,6 +28,7 @@ from llmkick.models.transformers_model import TransformersModel
 from llmkick.models.weights import weights_digest
 from llmkick.study.cells import Variant
 from llmkick.study.progress import Silent
+from llmkick.study.results.records import Environment
 from llmkick.study.running.compressor import StudyCompressor
 from llmkick.study.running.environment import environment
 from llmkick.study.running.executor import store_at, windows
@@ -47,7 +48,7 @@ class WorkerInfo:
     info: ModelInfo
     device: str
     process: int
-    environment: dict[str, object]
+    environment: Environment
 
 
 class Worker:

@@ -17,25 +17,22 @@ within the margin. Perplexity has no effect on `overall`.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ConfigDict
 
 from llmkick.compression.levels import LevelKind
 from llmkick.compression.recipe import Recipe
-from llmkick.errors import DataError
-from llmkick.files import write_text_atomically
 from llmkick.statistics import Comparison, Frontier, PerplexityComparison, Verdict
 from llmkick.study.levels import LevelGrid, level_text
-from llmkick.study.results.records import Environment, OpenRecord, TaskSummary, Timing
-from llmkick.study.results.results import first_problem
+from llmkick.study.results.records import DenseModel, Environment, OpenRecord, TaskSummary, Timing
+from llmkick.study.results.result_file import ResultFile
 from llmkick.tasks.task import Task
 
 FRONTIER_FILE = "frontier.json"
-FRONTIER_SCHEMA = 1
 _OUTCOMES: Mapping[str, Verdict] = {"within margin": "matching", "beyond margin": "not matching"}
 
 
@@ -103,62 +100,36 @@ class SearchSettings(OpenRecord):
     perplexity_margins: tuple[float, ...] = ()
 
 
-class SearchedModel(OpenRecord):
-    """The dense model of a search."""
-
-    name: str
-
-
 class SearchedStudy(OpenRecord):
     """The study of a search; `facts` holds all its settings."""
 
     margin: float
 
 
-class FrontierResult(BaseModel):
+class FrontierResult(ResultFile):
     """The content of frontier.json, and the folder of the file."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(extra="forbid")
 
-    folder: Path = Field(exclude=True)
+    file_name: ClassVar[str] = FRONTIER_FILE
+    schema_version: ClassVar[int] = 1
+    command: ClassVar[str] = "kick frontier"
+
     study: SearchedStudy
     settings: SearchSettings
     environment: Environment
     timing: Timing
-    model: SearchedModel
+    model: DenseModel
     tasks: tuple[TaskSummary, ...]
     frontiers: tuple[FrontierRow, ...]
     overall: tuple[OverallFrontier, ...]
     cost: tuple[SearchCost, ...]
     warnings: tuple[str, ...]
 
-    def write(self) -> Path:
-        """Write frontier.json atomically. Raises DataError if the file cannot be written."""
-        content = {"schema": FRONTIER_SCHEMA, **self.model_dump(mode="json")}
-        path = self.folder / FRONTIER_FILE
-        text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-        try:
-            write_text_atomically(path, text)
-        except OSError as error:
-            raise DataError(f"cannot write {path}: {error}; every record is safe in the journal") from error
-        return path
-
 
 def read_frontier(folder: Path) -> FrontierResult:
     """Read frontier.json from a folder. Raises DataError if it is missing, damaged or of another schema."""
-    path = folder / FRONTIER_FILE
-    if not path.is_file():
-        raise DataError(f"{folder} holds no {FRONTIER_FILE}: run `kick frontier` to its end first")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        schema = content.pop("schema")
-        if schema != FRONTIER_SCHEMA:
-            raise DataError(f"{path} has schema {schema}; this version reads {FRONTIER_SCHEMA}")
-        return FrontierResult(folder=folder, **content)
-    except ValidationError as error:
-        raise DataError(f"{path} is damaged: {first_problem(error)}") from error
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path} is damaged: {error}") from error
+    return FrontierResult.read(folder)
 
 
 @dataclass(frozen=True, kw_only=True)

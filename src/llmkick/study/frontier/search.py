@@ -13,7 +13,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from llmkick.compression.recipe import Recipe
 from llmkick.errors import ConfigError
@@ -26,7 +25,6 @@ from llmkick.study.frontier.result import (
     Judged,
     OverallFrontier,
     SearchCost,
-    SearchedModel,
     SearchedStudy,
     SearchSettings,
     frontier_row,
@@ -35,8 +33,7 @@ from llmkick.study.frontier.result import (
 from llmkick.study.levels import LevelGrid, level_grid, level_text
 from llmkick.study.progress import Observer, Silent
 from llmkick.study.results.comparisons import describe_task
-from llmkick.study.results.records import Environment, Timing
-from llmkick.study.results.results import as_json
+from llmkick.study.results.records import DenseModel, Timing
 from llmkick.study.running.context import StudyContext
 from llmkick.study.running.environment import environment, peak_memory
 from llmkick.study.running.executor import LocalExecutor
@@ -49,7 +46,7 @@ PERPLEXITY_MARGINS = (0.05, 0.10)
 
 
 def run_frontier(
-    study: Mapping[str, Any],
+    study: Mapping[str, object],
     methods: Sequence[str],
     *,
     out: Path | str,
@@ -185,14 +182,14 @@ class FrontierSearch:
                 seeds=self.judge.seeds,
                 perplexity_margins=PERPLEXITY_MARGINS,
             ),
-            environment=Environment.model_validate(environment(context.dense)),
+            environment=environment(context.dense),
             timing=Timing(
                 started=started,
                 finished=datetime.now(UTC).isoformat(timespec="seconds"),
                 seconds=context.journal.seconds(),
                 peak_memory_bytes=peak_memory(),
             ),
-            model=SearchedModel.model_validate(as_json(context.model.info)),
+            model=DenseModel.of(context.model.info),
             tasks=tuple(describe_task(task, context.prompting) for task in context.tasks),
             frontiers=tuple(rows),
             overall=tuple(overall),

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, NamedTuple, overload
+from typing import NamedTuple, TypeVar, overload
 
 import numpy as np
 import pandas as pd
+from pydantic import BaseModel
 
 from llmkick.compression.walk.calibration import Calibration
 from llmkick.errors import ConfigError
 from llmkick.study.journal.database import JOURNAL_SCHEMA, JournalFile
-from llmkick.study.journal.notes import JsonNote, Notes, TextNote, decoded_notes, encoded_note
+from llmkick.study.journal.notes import JsonNote, Notes, TextNote, decoded_notes, difference, encoded_note
 from llmkick.study.journal.prompts import PromptPart
 from llmkick.tasks.task import Item, Record
+
+# The record type of a stored entry, which its reader names: the journal stores, and does not interpret.
+Entry = TypeVar("Entry", bound=BaseModel)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +76,7 @@ class Journal(JournalFile):
         if notes.study_hash not in (None, study_hash) and self.rows("SELECT 1 FROM records LIMIT 1"):
             raise ConfigError(
                 "the folder holds the results of another study:\n"
-                f"{_difference(notes.study or '', description)}\n"
+                f"{difference(notes.study or '', description)}\n"
                 "Give another --out, or remove that folder."
             )
         with self.transaction() as connection:
@@ -181,33 +185,35 @@ class Journal(JournalFile):
         with self.transaction() as connection:
             connection.executemany("DELETE FROM records WHERE run_key = ?", [(key,) for key in run_keys])
 
-    def artifact(self, key: str) -> tuple[str, dict[str, Any]] | None:
-        """Return (digest of the weights, compression report) of a compressed model, or None for an unknown key."""
-        rows = self.rows("SELECT digest, report FROM artifacts WHERE artifact_key = ?", (key,))
-        return (rows[0][0], json.loads(rows[0][1])) if rows else None
+    def digest(self, key: str) -> str | None:
+        """Return the digest of a model's weights, or None for an unknown key."""
+        rows = self.rows("SELECT digest FROM artifacts WHERE artifact_key = ?", (key,))
+        return rows[0][0] if rows else None
 
-    def artifacts(self) -> list[dict[str, Any]]:
-        """Return the compression reports of all compressed models, in the order of compression."""
-        return [json.loads(report) for (report,) in self.rows("SELECT report FROM artifacts ORDER BY rowid")]
+    def artifact(self, key: str, kind: type[Entry]) -> Entry | None:
+        """Return the compression report or the description of a model, or None for an unknown key."""
+        rows = self.rows("SELECT report FROM artifacts WHERE artifact_key = ?", (key,))
+        return kind.model_validate(json.loads(rows[0][0])) if rows else None
 
-    def add_artifact(self, key: str, digest: str, report: Mapping[str, object]) -> None:
-        """Write the digest of a compressed model's weights and its compression report."""
+    def artifacts(self, kind: type[Entry]) -> list[Entry]:
+        """Return the reports and descriptions of all models, in the order in which they were made."""
+        rows = self.rows("SELECT report FROM artifacts ORDER BY rowid")
+        return [kind.model_validate(json.loads(report)) for (report,) in rows]
+
+    def add_artifact(self, key: str, digest: str, artifact: BaseModel) -> None:
+        """Write the digest of a model's weights, and its compression report or description."""
         with self.transaction() as connection:
-            connection.execute(
-                "INSERT OR REPLACE INTO artifacts VALUES (?,?,?)",
-                (key, digest, json.dumps(report, sort_keys=True)),
-            )
+            connection.execute("INSERT OR REPLACE INTO artifacts VALUES (?,?,?)", (key, digest, _as_json(artifact)))
 
-    def noise(self, run_key: str) -> dict[str, Any] | None:
+    def noise(self, run_key: str, kind: type[Entry]) -> Entry | None:
         """Return the noise floor of a cell, or None if it was not measured."""
         rows = self.rows("SELECT found FROM noise WHERE run_key = ?", (run_key,))
-        return json.loads(rows[0][0]) if rows else None
+        return kind.model_validate(json.loads(rows[0][0])) if rows else None
 
-    def add_noise(self, run_key: str, noise_floor: Mapping[str, object]) -> None:
+    def add_noise(self, run_key: str, noise_floor: BaseModel) -> None:
         """Write the noise floor of a cell."""
         with self.transaction() as connection:
-            row = (run_key, json.dumps(noise_floor, sort_keys=True))
-            connection.execute("INSERT OR REPLACE INTO noise VALUES (?,?)", row)
+            connection.execute("INSERT OR REPLACE INTO noise VALUES (?,?)", (run_key, _as_json(noise_floor)))
 
     def calibration(self, key: str) -> Calibration | None:
         """Return the calibration windows under a key, or None for an unknown key."""
@@ -288,9 +294,5 @@ class Journal(JournalFile):
         return frame
 
 
-def _difference(old: str, new: str) -> str:
-    """Return the lines that differ between two study files, at most 20: old lines with -, new lines with +."""
-    before, after = old.splitlines(), new.splitlines()
-    lines = [f"  - {line}" for line in before if line not in after]
-    lines += [f"  + {line}" for line in after if line not in before]
-    return "\n".join(lines[:20])
+def _as_json(entry: BaseModel) -> str:
+    return json.dumps(entry.model_dump(mode="json"), sort_keys=True)

@@ -63,3 +63,11 @@ def _from_json(text: str | None) -> JsonValue:
     except json.JSONDecodeError:
         return None
     return value
+
+
+def difference(old: str, new: str) -> str:
+    """Return the lines that differ between two study files, at most 20: old lines with -, new lines with +."""
+    before, after = old.splitlines(), new.splitlines()
+    lines = [f"  - {line}" for line in before if line not in after]
+    lines += [f"  + {line}" for line in after if line not in before]
+    return "\n".join(lines[:20])

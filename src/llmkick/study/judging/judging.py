@@ -30,10 +30,12 @@ from llmkick.study.judging.questions import (
 from llmkick.study.judging.reliability import Reliability, doubts, reliability
 from llmkick.study.judging.scores import CellPlan
 from llmkick.study.progress import Observer
+from llmkick.study.results.judge_summary import JudgeSummary
+from llmkick.study.results.records import TaskSummary
 from llmkick.study.spec.sections import JudgeSpec
 from llmkick.tasks.data.reference_answers import read_reference_answers
 from llmkick.tasks.judge.clients import EndpointJudge, Judge, LocalJudge, NoReply
-from llmkick.tasks.judge.prompts import PROMPT_VERSION, Judgeable
+from llmkick.tasks.judge.prompts import PROMPT_VERSION, READING_VERSION, Judgeable
 from llmkick.tasks.task import Item, Task
 
 SUFFIX = ":judge"
@@ -66,7 +68,7 @@ class Judging:
     observer: Observer
     # Reference answers by task and item; a task is absent if the dense model's answers are the reference.
     references: dict[str, dict[str, str]] = field(default_factory=dict)
-    summary: dict[str, object] = field(default_factory=dict)
+    summary: JudgeSummary | None = None  # after the run
     warnings: list[str] = field(default_factory=list)
     # Question key → the reason for a missing reply.
     _failed: dict[str, str] = field(default_factory=dict)
@@ -110,20 +112,23 @@ class Judging:
             "max_tokens": self.spec.max_tokens,
         }
 
-    def described(self) -> list[dict[str, object]]:
+    def task_summaries(self) -> list[TaskSummary]:
         """Return the entries of the judged tasks in results.json."""
         return [
-            {
-                **task.key,
-                "name": task.name + SUFFIX,
-                "metric": METRIC,
-                "chance_level": 0.0,
-                "setting": task.setting,
-                "judge": self.spec.model,
-                "judge_protocol": self.spec.protocol,
-                "judge_prompt": PROMPT_VERSION[self.spec.protocol],
-                "judge_reference": self.spec.reference,
-            }
+            TaskSummary.model_validate(
+                {
+                    **task.key,
+                    "name": task.name + SUFFIX,
+                    "metric": METRIC,
+                    "chance_level": 0.0,
+                    "setting": task.setting,
+                    "judge": self.spec.model,
+                    "judge_protocol": self.spec.protocol,
+                    "judge_prompt": PROMPT_VERSION[self.spec.protocol],
+                    "judge_reading": READING_VERSION,
+                    "judge_reference": self.spec.reference,
+                }
+            )
             for task in self.judged
         ]
 
@@ -131,7 +136,7 @@ class Judging:
         """Return the run key of a judged cell, a hash of all inputs that can change its records."""
         file = self._file(answered.task)
         against = _dense_of(answered, cells).run_key if file is None else sha256_of_file(file)
-        return digest_of([answered.run_key, against, self._settings, self.spec.replicates])
+        return digest_of([answered.run_key, against, self._settings, READING_VERSION, self.spec.replicates])
 
     def run(self, cells: Sequence[Answered], items: Mapping[str, Sequence[Item]], model: str) -> None:
         """Ask the new questions and write the records of every judged cell.
@@ -232,30 +237,27 @@ class Judging:
         for task in self.judged:
             own = {key: asked for key, asked in wanted.items() if asked.task == task.name}
             by_task[task.name] = reliability(own, read)
-        self.summary = {
-            **self.described_judge(),
-            "judgements": len(used),
-            "unanswered": len(self._failed),
-            "prompt_tokens": sum(one.prompt_tokens for one in used),
-            "completion_tokens": sum(one.completion_tokens for one in used),
-            "tasks": {name: asdict(facts) for name, facts in by_task.items()},
-        }
+        self.summary = JudgeSummary.model_validate(
+            {
+                "model": self.spec.model,
+                "protocol": self.spec.protocol,
+                "prompt_version": PROMPT_VERSION[self.spec.protocol],
+                "reference": self.spec.reference,
+                "replicates": self.spec.replicates,
+                "temperature": self._settings["temperature"],
+                "judgements": len(used),
+                "unanswered": len(self._failed),
+                "prompt_tokens": sum(judgement.prompt_tokens for judgement in used),
+                "completion_tokens": sum(judgement.completion_tokens for judgement in used),
+                "tasks": {name: asdict(facts) for name, facts in by_task.items()},
+            }
+        )
         reasons = Counter(self._failed.values())
         for reason, count in reasons.most_common(3):
             self.warnings.append(f"{count} judgements are missing ({reason}); the same command asks for them again")
+        self.warnings += self.judge.notes
         for name, facts in by_task.items():
             self.warnings += [f"{name}{SUFFIX}: {line}" for line in doubts(facts)]
-
-    def described_judge(self) -> dict[str, object]:
-        """Return the judge's model and settings."""
-        return {
-            "model": self.spec.model,
-            "protocol": self.spec.protocol,
-            "prompt_version": PROMPT_VERSION[self.spec.protocol],
-            "reference": self.spec.reference,
-            "replicates": self.spec.replicates,
-            "temperature": self._settings["temperature"],
-        }
 
 
 def _dense_of(cell: Answered, cells: Sequence[Answered]) -> Answered:

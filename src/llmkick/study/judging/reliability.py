@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from llmkick.study.judging.questions import PlacedQuestion
-from llmkick.tasks.judge.prompts import Pairs, Unreadable
+from llmkick.tasks.judge.prompts import HIGHEST_ASKED, LOWEST_ASKED, Pairs, Unreadable
 
 # Fewer judgements are not enough to show that a judge always gives the same scores.
 FEW = 10
@@ -24,7 +24,8 @@ class Reliability:
     those judged in both orders, whose winner changes with the order. `first_preferred`: share of the judgements with
     a winner in which the winner stood first (0.5 for a judge without place preference). `agreement`:
     share of the pairs of replicates that name the same winner. `most_common_scores`: share of the readable judgements
-    that give the most frequent scores.
+    that give the most frequent scores. `zeros`: number of readable judgements with a score of 0, which is below the
+    scale of the prompts (1 to 10).
     """
 
     judgements: int
@@ -34,6 +35,7 @@ class Reliability:
     first_preferred: float | None
     agreement: float | None
     most_common_scores: float | None
+    zeros: int
 
 
 # The two texts of a judgement, independent of their order in the prompt: (item, reference, answer).
@@ -68,6 +70,7 @@ def reliability(questions: Mapping[str, PlacedQuestion], scores: Mapping[str, Pa
         first_preferred=_share(winner_was_first),
         agreement=_share(agreements),
         most_common_scores=_share_of_most_common(scores_as_shown),
+        zeros=sum(map(has_zero, readable.values())),
     )
 
 
@@ -77,13 +80,18 @@ def _texts_of(question: PlacedQuestion) -> Texts:
 
 
 def doubts(judge: Reliability) -> list[str]:
-    """Return sentences with the evidence against a judge; the list is empty for a reliable judge."""
+    """Return sentences with what speaks against a judge, or is unusual; the list is empty for a reliable judge."""
     unreadable = sum(judge.unreadable.values())
     readable = judge.judgements - unreadable
     sentences = []
     if judge.unreadable:
         reasons = ", ".join(f"{count} × {reason}" for reason, count in judge.unreadable.items())
         sentences.append(f"{unreadable} of {judge.judgements} replies are unreadable ({reasons})")
+    if judge.zeros:
+        sentences.append(
+            f"{judge.zeros} of {judge.judgements} replies give a 0, below the scale of {LOWEST_ASKED} to "
+            f"{HIGHEST_ASKED} that was asked for; it counts as 0"
+        )
     if judge.order_decided:
         sentences.append(
             f"the order decided the winner in {judge.order_decided:.0%} of "
@@ -104,6 +112,11 @@ def _preferred_place(share: float | None) -> list[str]:
         return []
     place, times = ("first", share) if share >= ALWAYS else ("second", 1 - share)
     return [f"the judge prefers whatever stands {place} ({times:.0%}): its score means nothing"]
+
+
+def has_zero(pairs: Pairs) -> bool:
+    """Return whether a judgement gives a 0 to an answer or an aspect of it."""
+    return any(score == 0 for pair in pairs for score in pair)
 
 
 def overall(pairs: Pairs, side: int) -> float:

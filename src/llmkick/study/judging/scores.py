@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 
 from llmkick.study.journal.journal import Judgement
 from llmkick.study.judging.questions import PlacedQuestion, orders, read_judgement
-from llmkick.study.judging.reliability import mean, overall
+from llmkick.study.judging.reliability import has_zero, mean, overall
 from llmkick.study.spec.sections import JudgeSpec
 from llmkick.tasks.judge.prompts import Pairs, Unreadable
 from llmkick.tasks.task import Item, Record, unscored
 
-# Points between the worst score (1) and the best (10). A difference of SPAN points gives a score of 0 or 1.
+# Points between the worst score that a judge is asked for (1) and the best (10). A difference of SPAN points gives a
+# score of 0 or 1. So does a larger one, to which a judge comes that gives a 0 for the worst answers.
 SPAN = 9.0
 
 
@@ -60,6 +61,8 @@ class CellPlan:
         if not all(by_order.values()):
             return unscored(item, f"judge: {reasons[0]}")
         score, details = _score_of(by_order, spec)
+        if any(has_zero(pairs) for judgements in by_order.values() for pairs in judgements):
+            details["below_scale"] = True
         if reasons:
             details["unreadable"] = len(reasons)
         return self._scored(item, score, details)
@@ -77,7 +80,7 @@ class CellPlan:
 def _score_of(by_order: Mapping[bool, Sequence[Pairs]], spec: JudgeSpec) -> tuple[float, dict[str, object]]:
     """Return (score, details) of an answer from its judgements: pairs (answer, reference) by order, equally weighted.
 
-    strict: ½ + (answer − reference) / 18, in [0, 1]. paper: the answer's own score over 10.
+    strict: ½ + (answer − reference) / 18, limited to [0, 1]. paper: the answer's own score over 10.
     """
     answer = mean(mean(overall(pairs, 0) for pairs in judgements) for judgements in by_order.values())
     reference = mean(mean(overall(pairs, 1) for pairs in judgements) for judgements in by_order.values())

@@ -16,6 +16,7 @@ from llmkick.statistics import (
     compare_stopped,
     overall_verdict,
 )
+from llmkick.study.results.missing_judgements import missing_judgements, with_missing_judgements
 from llmkick.study.results.records import CONTROL_METRICS, AnyComparison, OverallVerdict, ResultRow, TaskSummary
 from llmkick.tasks.registry import full_key
 from llmkick.tasks.task import LARGEST_NATS, Record, Task, summary_value
@@ -123,7 +124,7 @@ def compare_all(
     weights unchanged; it is called only if all scores are identical.
 
     Two perplexities are comparable only over the same windows. If a window has no score, there is no comparison, and
-    `results` has the number of unscored windows.
+    `results` has the number of unscored windows. Verdicts whose missing judgements depend on the recipe are incomplete.
     """
     comparisons: list[AnyComparison] = []
     for task in tasks:
@@ -144,7 +145,7 @@ def compare_all(
                         alpha=alpha,
                     )
                 )
-    return comparisons
+    return with_missing_judgements(comparisons, missing_judgements(records, tasks, recipes, alpha=alpha))
 
 
 def is_comparable(task: TaskSummary, dense: pd.DataFrame, cells: pd.DataFrame) -> bool:

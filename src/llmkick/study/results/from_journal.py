@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
-from pydantic import JsonValue, ValidationError
+from pydantic import ValidationError
 
 from llmkick.errors import DataError, KickError
 from llmkick.study.journal.database import JOURNAL_SCHEMA
@@ -15,6 +15,7 @@ from llmkick.study.journal.journal import CellEntry, Journal
 from llmkick.study.journal.notes import Notes
 from llmkick.study.results.comparisons import cell_results, compare_all, overall_by_recipe
 from llmkick.study.results.records import (
+    Artifact,
     CompressionSummary,
     DenseModel,
     Environment,
@@ -23,7 +24,8 @@ from llmkick.study.results.records import (
     TaskSummary,
     Timing,
 )
-from llmkick.study.results.results import RESULTS_FILE, StudyResult, first_problem
+from llmkick.study.results.result_file import first_problem
+from llmkick.study.results.results import RESULTS_FILE, StudyResult
 from llmkick.study.spec.study import Study, make_study
 
 COLUMNS = ("model", "recipe", "seed", "task", "item_id", "cluster", "score", "unscored_reason", "tokens", "truncated")
@@ -73,9 +75,9 @@ def _partial_result(journal: Journal, folder: Path) -> StudyResult:
         comparisons=tuple(comparisons),
         overall=tuple(overall_by_recipe(comparisons)),
         compression=tuple(
-            CompressionSummary.model_validate(report)
-            for report in journal.artifacts()
-            if report.get("recipe") in study.recipes
+            CompressionSummary.model_validate(artifact.facts)
+            for artifact in journal.artifacts(Artifact)
+            if artifact.recipe in study.recipes
         ),
         warnings=tuple(_missing(study, tasks, cells, items)),
     )
@@ -95,9 +97,9 @@ def _same_weights(journal: Journal, notes: Notes) -> Callable[[str], bool] | Non
     dense = notes.dense_digest
     if dense is None:
         return None
-    made: dict[str, set[JsonValue]] = {}
-    for report in journal.artifacts():
-        made.setdefault(str(report.get("recipe")), set()).add(str(report.get("digest")))
+    made: dict[str | None, set[str | None]] = {}
+    for artifact in journal.artifacts(Artifact):
+        made.setdefault(artifact.recipe, set()).add(artifact.digest)
     return lambda recipe: made.get(recipe) == {dense}
 
 
@@ -131,7 +133,7 @@ def _tasks(notes: Notes, study: Study) -> list[TaskSummary]:
 
 
 def _model(journal: Journal, cells: Sequence[CellEntry], study: Study) -> DenseModel:
-    precision = next((report.get("source_precision") for report in journal.artifacts()), None)
+    precision = next((artifact.source_precision for artifact in journal.artifacts(Artifact)), None)
     return DenseModel(name=cells[0].model if cells else study.model, source_precision=precision or "float")
 
 

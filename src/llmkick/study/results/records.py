@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any, Self
 
 from pydantic import (
@@ -17,7 +18,8 @@ from pydantic import (
     model_validator,
 )
 
-from llmkick.compression.walk.report import LayerReport
+from llmkick.compression.walk.report import CompressionReport, LayerReport
+from llmkick.models.language_model import ModelInfo
 from llmkick.statistics import Comparison, PerplexityComparison, Verdict
 
 AnyComparison = Comparison | PerplexityComparison
@@ -81,11 +83,30 @@ class StudySettings(OpenRecord):
     hash: str | None = None
 
 
+class WorkerMachine(OpenRecord):
+    """The machine of one worker of a cluster."""
+
+    processor: str
+    accelerator: str | None
+    device: str
+    threads: int
+
+
 class Environment(OpenRecord):
-    """The machine and the package versions of the run."""
+    """The machine and the package versions of the run. `workers` and `lost` are of a cluster."""
 
     packages: dict[str, str] = Field(default_factory=dict)
+    python: str = ""
+    platform: str = ""
+    processor: str = ""
+    cores: int | None = None
+    threads: int | None = None
     memory_bytes: int | None = None
+    device: str = ""
+    accelerator: str | None = None
+    executor: str | None = None
+    workers: tuple[WorkerMachine, ...] = ()
+    lost: tuple[str, ...] = ()
 
 
 class Timing(OpenRecord):
@@ -106,6 +127,11 @@ class DenseModel(OpenRecord):
     digest: str = ""
     dtype: str = ""
     parameters: int | None = None
+
+    @classmethod
+    def of(cls, info: ModelInfo) -> Self:
+        """Return the record of a model's identity."""
+        return cls.model_validate(asdict(info))
 
 
 class ModelZeros(OpenRecord):
@@ -139,6 +165,7 @@ class TaskSummary(OpenRecord):
     metric: str
     setting: str
     chance_level: float
+    judge: str | None = None  # the model that scores the answers
 
     @property
     def is_control(self) -> bool:
@@ -190,6 +217,30 @@ class CompressionSummary(OpenRecord):
         return None if self.calibration is None else self.seed
 
 
+class JournalledCompression(CompressionSummary):
+    """A compression as the journal keeps it, with its wall time in seconds."""
+
+    seconds: float
+
+    @classmethod
+    def of(cls, report: CompressionReport) -> Self:
+        """Return the record of a compression report."""
+        return cls.model_validate(asdict(report))
+
+    @property
+    def summary(self) -> CompressionSummary:
+        """The compression without its wall time, which differs between equal runs."""
+        return CompressionSummary.model_validate({k: v for k, v in self.facts.items() if k != "seconds"})
+
+
+class Artifact(OpenRecord):
+    """What all models of a journal have in common, compressed or external; `recipe` is None for an external model."""
+
+    digest: str | None = None
+    recipe: str | None = None
+    source_precision: str | None = None
+
+
 class NoiseRow(OpenRecord):
     """The noise floor of a task's choices; shifts are in nats."""
 
@@ -198,15 +249,6 @@ class NoiseRow(OpenRecord):
     flipped: int
     mean_shift: float
     largest_shift: float
-
-
-class JudgeSummary(OpenRecord):
-    """The judge of generated answers: its settings, its cost in tokens, and its reliability by task."""
-
-    judgements: int
-    unanswered: int
-    prompt_tokens: int
-    completion_tokens: int
 
 
 class FamilyRow(OpenRecord):

@@ -70,17 +70,17 @@ class StudyCompressor:
         with self._folder_for(key) as keep:
             sound = keep is None or self._recall(recipe, calibration, key, keep, expected)
             try:
-                found = go(keep)
+                result = go(keep)
             except ModelError as error:
                 if keep is None:
                     raise
                 self.warnings.append(f"{recipe}: the cached model was damaged and was made anew ({error})")
                 for file in keep.iterdir():
                     file.unlink()
-                found, sound = go(keep), False
+                result, sound = go(keep), False
             if self.store is not None and keep is not None:
                 self.store.put(key, keep, anew=not sound)
-            return found
+            return result
 
     def _recall(
         self,
@@ -127,8 +127,8 @@ class StudyCompressor:
         with ExitStack() as stack:
             # All processes take the locks in the same order, so that two studies cannot deadlock.
             order = sorted(keys, key=lambda text: folder_of(keys[text]).name)
-            found = {text: stack.enter_context(entry_for(keys[text], self._weight_bytes())) for text in order}
-            folders = {text: folder for text, folder in found.items() if folder is not None}
+            entries = {text: stack.enter_context(entry_for(keys[text], self._weight_bytes())) for text in order}
+            folders = {text: folder for text, folder in entries.items() if folder is not None}
             if len(folders) < len(keys):
                 return  # the cache has no room: the recipes are compressed one by one
             with suppress(ModelError):  # `compressed` repairs damaged entries one by one

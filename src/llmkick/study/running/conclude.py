@@ -2,32 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import cast
 
 import pandas as pd
 
 from llmkick.models.language_model import LanguageModel
 from llmkick.study.cells import style_of
 from llmkick.study.results.comparisons import cell_results, compare_all, describe_task, overall_by_recipe
+from llmkick.study.results.judge_summary import JudgeSummary, MissingJudgements
+from llmkick.study.results.missing_judgements import missing_judgements, warnings_of_missing
 from llmkick.study.results.multiplicity import agreement, correction_note, families
-from llmkick.study.results.noise_floor import HALF_PRECISIONS, describe_noise, noise_of_choices
+from llmkick.study.results.noise_floor import HALF_PRECISIONS, RecordedAnswer, describe_noise, noise_of_choices
 from llmkick.study.results.records import (
     ComparedModel,
     CompressionSummary,
     DenseModel,
-    Environment,
     FailedCell,
-    JudgeSummary,
+    JournalledCompression,
     NoiseRow,
     ResultRow,
     StudySettings,
     TaskSummary,
     Timing,
 )
-from llmkick.study.results.results import StudyResult, as_json
+from llmkick.study.results.results import StudyResult
 from llmkick.study.results.warnings import loops, warnings_of
 from llmkick.study.running.context import StudyContext
 from llmkick.study.running.environment import peak_memory
@@ -55,7 +56,7 @@ class _Conclusion:
         noise = self._noise(records)
         tasks = [describe_task(task, self.context.prompting) for task in self.context.tasks]
         if self.context.judging is not None:
-            tasks += map(TaskSummary.model_validate, self.context.judging.described())
+            tasks += self.context.judging.task_summaries()
         with self.context.timed("statistics", "comparisons"):
             comparisons = compare_all(
                 records,
@@ -66,37 +67,40 @@ class _Conclusion:
                 orders=self.context.orders,
                 same_weights=self.context.left_the_weights,
             )
-        reports = self._reports()
+        missing = missing_judgements(records, tasks, study.labels(), alpha=study.alpha)
+        journalled = self._compressions()
+        compressions = [compression.summary for compression in journalled]
         live_models = self.context.keys.external_models.live.values()
         result = StudyResult(
             folder=self.context.folder,
             study=StudySettings.model_validate({**study.model_dump(mode="json"), "hash": study.hash()}),
-            environment=Environment.model_validate(self.executor.environment()),
+            environment=self.executor.environment(),
             timing=Timing(
                 started=started,
                 finished=datetime.now(UTC).isoformat(timespec="seconds"),
                 seconds=self.context.journal.seconds(),
-                compression_seconds={r["digest"]: r.pop("seconds") for r in reports},
+                compression_seconds={compression.digest: compression.seconds for compression in journalled},
                 peak_memory_bytes=peak_memory(),
             ),
-            model=DenseModel.model_validate(as_json(self.context.model.info)),
+            model=DenseModel.of(self.context.model.info),
             tasks=tuple(tasks),
             results=tuple(sorted(cell_results(records, tasks), key=lambda row: self._order(row, tasks))),
             comparisons=tuple(comparisons),
             # A recipe with an incomplete cell gets no overall verdict.
             overall=tuple(overall_by_recipe([c for c in comparisons if c.recipe not in self._incomplete()])),
-            compression=tuple(map(CompressionSummary.model_validate, reports)),
-            models=tuple(map(ComparedModel.model_validate, self._described(reports))),
+            compression=tuple(compressions),
+            models=tuple(self._models(compressions)),
             warnings=(
                 *map(str, self.run.schedule.failures),
                 *self.context.warnings,
                 *self.run.warnings,
                 *self.executor.warnings,
-                *_warnings([self.context.model, *live_models], study, records, reports),
+                *warnings_of_missing(missing),
+                *_warnings([self.context.model, *live_models], study, records, compressions),
                 *(describe_noise(row, self.context.model.info.dtype) for row in noise),
             ),
             noise=tuple(noise),
-            judge=None if self.context.judging is None else JudgeSummary.model_validate(self.context.judging.summary),
+            judge=self._judge(missing),
             families=tuple(families(comparisons, study.labels(), correction=study.correction, alpha=study.alpha)),
             agreement=tuple(agreement(records, study.labels())),
             failures=tuple(FailedCell.model_validate(failure.as_row()) for failure in self.run.schedule.failures),
@@ -111,19 +115,22 @@ class _Conclusion:
         rows = []
         dense = records[records["recipe"] == "dense"]
         for cell in self.context.cells(next(self.context.variants())):
-            noted = self.context.journal.noise(cell.run_key)
-            row = None if noted is None else NoiseRow.model_validate(noted)
+            row = self.context.journal.noise(cell.run_key, NoiseRow)
             of_task = dense[dense["task"] == cell.task.name].set_index("item_id")
             if row is None and not of_task.empty:
-                recorded: Any = of_task[["response", "details"]].to_dict("index")
+                recorded = cast(Mapping[str, RecordedAnswer], of_task[["response", "details"]].to_dict("index"))
                 items = self.context.items[cell.task.name]
                 row = noise_of_choices(
                     self.context.model, cell.task, items, style_of(cell.task, self.context.prompting), recorded
                 )
                 if row is not None:
-                    self.context.journal.add_noise(cell.run_key, row.facts)
+                    self.context.journal.add_noise(cell.run_key, row)
             rows += [row] if row is not None else []
         return rows
+
+    def _judge(self, missing: Sequence[MissingJudgements]) -> JudgeSummary | None:
+        summary = None if self.context.judging is None else self.context.judging.summary
+        return None if summary is None else summary.model_copy(update={"missing": tuple(missing)})
 
     def _records(self) -> pd.DataFrame:
         """Return the records of all complete cells.
@@ -140,45 +147,48 @@ class _Conclusion:
         labels, names = ["dense", *self.context.study.labels()], [task.name for task in tasks]
         return labels.index(row.recipe), row.seed or 0, names.index(row.task)
 
-    def _described(self, reports: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    def _models(self, compressions: Sequence[CompressionSummary]) -> list[ComparedModel]:
         """Return the size and kind of every model if the study includes external models, else an empty list."""
         if not self.context.study.others:
             return []
         dense = describe_model("dense", self.context.model, self.context.study.model)
-        found = [dense, *(describe_recipe(dense, report) for report in reports)]
+        models = [dense, *(describe_recipe(dense, compression) for compression in compressions)]
         for variant in self.context.variants():
             if variant.reference:
-                known = self.context.journal.artifact(self.context.keys.report_key(variant))
-                assert known is not None, f"{variant} was never opened"
-                found.append(known[1])
-        return found
+                model = self.context.journal.artifact(self.context.keys.report_key(variant), ComparedModel)
+                assert model is not None, f"{variant} was never opened"
+                models.append(model)
+        return models
 
-    def _reports(self) -> list[dict[str, Any]]:
-        reports = []
+    def _compressions(self) -> list[JournalledCompression]:
+        compressions = []
         for variant in self.context.variants():
             if variant.is_recipe:
-                known = self.context.journal.artifact(self.context.keys.report_key(variant))
-                assert known is not None or variant.label in self._incomplete(), f"no report of {variant}"
-                reports += [] if known is None else [known[1]]
-        return reports
+                key = self.context.keys.report_key(variant)
+                compression = self.context.journal.artifact(key, JournalledCompression)
+                assert compression is not None or variant.label in self._incomplete(), f"no report of {variant}"
+                compressions += [] if compression is None else [compression]
+        return compressions
 
 
-def _warnings(models: Sequence[LanguageModel], study: Study, records: Any, reports: list[dict[str, Any]]) -> list[str]:
+def _warnings(
+    models: Sequence[LanguageModel], study: Study, records: pd.DataFrame, compressions: Sequence[CompressionSummary]
+) -> list[str]:
     """Return warnings that the tables do not show; `models` are the dense model first, then the live models."""
-    found = []
+    warnings = []
     info = models[0].info
     if info.source_precision != "float" and any(recipe.is_rounding for recipe in study.parsed_recipes()):
-        found.append(
+        warnings.append(
             f"the dense weights of {info.name} come from a file already rounded to {info.source_precision}: "
             "rounding them again says little about rounding the original"
         )
     if not study.propagate:
-        found.append("calibration was not propagated: every statistic comes from the dense model")
+        warnings.append("calibration was not propagated: every statistic comes from the dense model")
     for model in models:
-        found += model.notes
+        warnings += model.notes
     if len(study.labels()) > 1:
-        found.append(correction_note(study.labels(), study.correction, study.alpha))
-    for report in reports:
-        found += [f"{report['recipe']}: {warning}" for warning in report["warnings"]]
-    found += loops(records)
-    return list(dict.fromkeys([*found, *warnings_of(records)]))
+        warnings.append(correction_note(study.labels(), study.correction, study.alpha))
+    for compression in compressions:
+        warnings += [f"{compression.recipe}: {warning}" for warning in compression.warnings]
+    warnings += loops(records)
+    return list(dict.fromkeys([*warnings, *warnings_of(records)]))

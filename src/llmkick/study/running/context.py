@@ -91,7 +91,7 @@ class StudyContext:
 
     def is_wanted(self, variant: Variant) -> bool:
         """Return whether the run still needs the model of a variant, for records or for its report."""
-        has_report = variant.is_dense or self.journal.artifact(self.keys.report_key(variant)) is not None
+        has_report = variant.is_dense or self.journal.digest(self.keys.report_key(variant)) is not None
         return not has_report or not all(map(self.evaluation.is_complete, self.cells(variant)))
 
     def wanted(self, seed: int | None) -> list[Variant]:
@@ -101,8 +101,7 @@ class StudyContext:
 
     def recorded_digest(self, variant: Variant) -> str | None:
         """Return the digest of the weights that produced a variant's records, or None if there is no digest yet."""
-        artifact = self.journal.artifact(self.keys.report_key(variant))
-        return None if artifact is None else artifact[0]
+        return self.journal.digest(self.keys.report_key(variant))
 
     def has_dense_weights(self, variants: Iterable[Variant]) -> bool:
         """Return whether all variants have exactly the weights of the dense model.

@@ -48,9 +48,9 @@ class StoppingRule:
     def settle_signal(self, dense: Asked) -> bool:
         """Ask the dense model until it is above chance or has no items left; return whether it is above chance."""
         for batch in self.order.batches:
-            found = self._signal(dense.scores)
-            if found is not None:
-                return found
+            signal = self._signal(dense.scores)
+            if signal is not None:
+                return signal
             dense.need(batch)
         return bool(self._signal(dense.scores))
 

@@ -8,30 +8,30 @@ import platform
 import resource
 import sys
 from pathlib import Path
-from typing import Any
 
 import psutil
 import torch
 
 from llmkick.models.transformers_model import TransformersModel
 from llmkick.plugins import GROUPS, installed
+from llmkick.study.results.records import Environment
 
 
-def environment(model: TransformersModel | None = None) -> dict[str, Any]:
+def environment(model: TransformersModel | None = None) -> Environment:
     """Return the environment of a run: package versions, processor, memory in bytes, threads and device."""
     packages = ("llmkick", "torch", "transformers", "tokenizers", "safetensors", "numpy", "scipy", "pandas")
     plugins = {plugin.package: plugin.version for group in GROUPS for plugin in installed(group)}
-    return {
-        "packages": {**{name: importlib.metadata.version(name) for name in packages}, **plugins},
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "processor": _processor(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "memory_bytes": psutil.virtual_memory().total,
-        "device": str(model.device) if model is not None else "",
-        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-    }
+    return Environment(
+        packages={**{name: importlib.metadata.version(name) for name in packages}, **plugins},
+        python=platform.python_version(),
+        platform=platform.platform(),
+        processor=_processor(),
+        cores=os.cpu_count(),
+        threads=torch.get_num_threads(),
+        memory_bytes=psutil.virtual_memory().total,
+        device=str(model.device) if model is not None else "",
+        accelerator=torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    )
 
 
 def _processor() -> str:

@@ -130,5 +130,5 @@ class Evaluation:
         if model is self.dense or not isinstance(cell.task, ReadByReference):
             return None
         answers = self.journal.responses(self.dense_keys[cell.task.name])
-        known = {item_id: text for item_id, (text, reason) in answers.items() if text or reason is None}
-        return Reference(model=self.dense, answers=known)
+        texts = {item_id: text for item_id, (text, reason) in answers.items() if text or reason is None}
+        return Reference(model=self.dense, answers=texts)

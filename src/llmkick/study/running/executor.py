@@ -21,6 +21,7 @@ from llmkick.models.transformers_model import TransformersModel
 from llmkick.models.weights import weights_digest
 from llmkick.study.cells import Cell, Variant
 from llmkick.study.progress import Observer
+from llmkick.study.results.records import Environment
 from llmkick.study.running.compressor import StudyCompressor
 from llmkick.study.running.context import StudyContext
 from llmkick.study.running.environment import environment
@@ -61,7 +62,7 @@ class Executor(ModelSource, Protocol):
         """Fill all cells; `schedule.failures` lists the cells that were given up."""
         ...
 
-    def environment(self) -> dict[str, object]:
+    def environment(self) -> Environment:
         """Return the environment in which the results were produced."""
         ...
 
@@ -154,7 +155,7 @@ class LocalExecutor:
             self._digest = weights_digest(self.dense.network)
         return self._digest
 
-    def environment(self) -> dict[str, object]:
+    def environment(self) -> Environment:
         """Return the environment in which the results were produced."""
         return environment(self.model if isinstance(self.model, TransformersModel) else None)
 

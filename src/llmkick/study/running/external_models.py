@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -22,6 +22,7 @@ from llmkick.models.precision import resolve_device, resolve_dtype
 from llmkick.models.server.server import ServerSettings, open_model
 from llmkick.models.transformers_model import TransformersModel
 from llmkick.study.cells import Variant, style_of, variants_of
+from llmkick.study.results.records import ComparedModel, CompressionSummary
 from llmkick.study.spec.study import Study
 from llmkick.tasks.evaluate import refuse_unanswerable
 from llmkick.tasks.prompting import Prompting, resolve_prompting
@@ -77,9 +78,10 @@ class ExternalModels:
         style = resolve_prompting(dense, self.study.prompting)
         if style == "raw":
             return style
-        found = {name: bool(read_tokenizer(one).chat_template) for name, one in self.checkpoints.items()}
-        found |= {name: model.has_chat_template for name, model in self.live.items()}
-        without = [name for name, has_template in found.items() if not has_template]
+        tokenizers = {label: read_tokenizer(checkpoint) for label, checkpoint in self.checkpoints.items()}
+        templates = {label: bool(tokenizer.chat_template) for label, tokenizer in tokenizers.items()}
+        templates |= {name: model.has_chat_template for name, model in self.live.items()}
+        without = [name for name, has_template in templates.items() if not has_template]
         if without and self.study.prompting == "chat":
             raise ConfigError(f'{without[0]} has no chat template; use prompting = "raw" (or "auto")')
         return "raw" if without else style
@@ -95,9 +97,9 @@ class ExternalModels:
 
         Live models are included, because their tokenizer is unknown.
         """
-        own = tokenizer_digest(dense.tokenizer) if isinstance(dense, TransformersModel) else None
+        digest = tokenizer_digest(dense.tokenizer) if isinstance(dense, TransformersModel) else None
         return [
-            *(name for name, found in self.checkpoints.items() if tokenizer_digest(read_tokenizer(found)) != own),
+            *(label for label, files in self.checkpoints.items() if tokenizer_digest(read_tokenizer(files)) != digest),
             *self.live,
         ]
 
@@ -118,29 +120,29 @@ def tokenizer_digest(tokenizer: Any) -> str:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
-def describe_model(label: str, model: LanguageModel, reference: str) -> dict[str, object]:
+def describe_model(label: str, model: LanguageModel, reference: str) -> ComparedModel:
     """Return the entry of a model in results.json: identity, stored size in bytes, and zeros. None means unknown."""
     facts: dict[str, object] = {"label": label, "reference": reference, **asdict(model.info)}
     if not isinstance(model, TransformersModel):
-        return {**facts, "parameters": model.info.parameters or None, "stored_bytes": None, "zeros": None}
+        facts |= {"parameters": model.info.parameters or None, "stored_bytes": None, "zeros": None}
+        return ComparedModel.model_validate(facts)
     zeros = zeros_of(model.network)
-    return {
-        **facts,
-        "stored_bytes": model.checkpoint.stored_bytes if model.checkpoint is not None else None,
-        "zeros": None if zeros is None else asdict(zeros),
-    }
+    facts["stored_bytes"] = None if model.checkpoint is None else model.checkpoint.stored_bytes
+    facts["zeros"] = None if zeros is None else asdict(zeros)
+    return ComparedModel.model_validate(facts)
 
 
-def describe_recipe(dense: Mapping[str, Any], report: Mapping[str, Any]) -> dict[str, object]:
+def describe_recipe(dense: ComparedModel, compression: CompressionSummary) -> ComparedModel:
     """Return the entry of a model that a recipe produced; its stored bytes are the size of the compact form."""
-    weights = [rows * columns for rows, columns in (layer["shape"] for layer in report["layers"])]
-    zeros = sum(w * layer["realised_sparsity"] for w, layer in zip(weights, report["layers"], strict=True))
-    whole = dense["parameters"] * getattr(torch, dense["dtype"]).itemsize
-    return {
-        **dense,
-        "label": report["recipe"],
-        "digest": report["digest"],
-        "stored_bytes": whole - report["dense_bytes"] + report["stored_bytes"],
+    assert dense.parameters is not None, "only a model with local weights is compressed"
+    weights = [rows * columns for rows, columns in (layer.shape for layer in compression.layers)]
+    zeros = sum(w * layer.realised_sparsity for w, layer in zip(weights, compression.layers, strict=True))
+    whole = dense.parameters * resolve_dtype(dense.dtype, torch.device("cpu")).itemsize
+    entry: dict[str, object] = {
+        **dense.facts,
+        "label": compression.recipe,
+        "digest": compression.digest,
+        "stored_bytes": whole - compression.dense_bytes + compression.stored_bytes,
         "zeros": {
             "count": round(zeros),
             "share": zeros / sum(weights) if weights else 0.0,
@@ -149,3 +151,4 @@ def describe_recipe(dense: Mapping[str, Any], report: Mapping[str, Any]) -> dict
             "layers": len(weights),
         },
     }
+    return ComparedModel.model_validate(entry)

@@ -48,7 +48,7 @@ class InterimVerdicts:
         task = [task for task in self.tasks if task.name == of_task]
         # An interim verdict must not end a run. Invalid records raise the error when the results are computed.
         with contextlib.suppress(KickError):
-            for found in compare_all(
+            for comparison in compare_all(
                 records,
                 task,
                 [cell.variant.label],
@@ -57,4 +57,4 @@ class InterimVerdicts:
                 orders=self.orders,
                 same_weights=self.same_weights,
             ):
-                self.observer.verdict(found)
+                self.observer.verdict(comparison)

@@ -84,11 +84,11 @@ class Schedule:
         unsettled_dense = {cell.task.name for cell in (*self._waiting, *taken) if cell.variant.is_dense}
         ready = [cell for cell in self._waiting if cell.variant.is_dense or cell.task.name not in unsettled_dense]
         begun = [cell.variant for cell in taken if not cell.variant.is_dense]
-        own = [cell for cell in ready if cell.variant == loaded]
+        of_loaded = [cell for cell in ready if cell.variant == loaded]
         fresh = [cell for cell in ready if cell.variant not in begun]
         # Only variants with a finished model: two workers that compress one variant could get different bits.
         begun_and_made = [cell for cell in ready if self.shared and cell.variant in self._made]
-        return next(iter([*own, *fresh, *begun_and_made]), None)
+        return next(iter([*of_loaded, *fresh, *begun_and_made]), None)
 
     def made(self, variant: Variant) -> None:
         """Record that the compressed model of a variant exists, so that other workers can load it."""
@@ -146,8 +146,8 @@ class Schedule:
         """Put cells whose records were dropped back on the schedule."""
         with self._changed:
             ours = {cell.run_key for cell in self.cells}
-            known = {cell.run_key for cell in (*self._waiting, *self._taken.values())}
-            self._put_back([cell for cell in cells if cell.run_key in ours - known])
+            scheduled = {cell.run_key for cell in (*self._waiting, *self._taken.values())}
+            self._put_back([cell for cell in cells if cell.run_key in ours - scheduled])
             self._changed.notify_all()
 
     def _put_back(self, cells: Collection[Cell]) -> None:
@@ -156,8 +156,8 @@ class Schedule:
     def is_alone(self, worker: str) -> bool:
         """Return whether no other worker has a cell of the same variant."""
         with self._changed:
-            own = self._taken.get(worker)
-            variant = None if own is None else own.variant
+            taken = self._taken.get(worker)
+            variant = None if taken is None else taken.variant
             return all(cell.variant != variant for other, cell in self._taken.items() if other != worker)
 
     @property

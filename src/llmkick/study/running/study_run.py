@@ -12,7 +12,7 @@ from llmkick.study.cells import Cell, Variant
 from llmkick.study.judging.questions import Answered
 from llmkick.study.progress import Observer
 from llmkick.study.results.comparisons import describe_task
-from llmkick.study.results.results import as_json
+from llmkick.study.results.records import JournalledCompression
 from llmkick.study.running.context import StudyContext
 from llmkick.study.running.executor import Executor
 from llmkick.study.running.external_models import describe_model
@@ -96,8 +96,8 @@ class JournalWriter:
         with context.timed("load", variant.label):
             context.observer.stage(f"loading {variant.label}", 1)
             model = context.keys.external_models.open(variant)
-        facts = describe_model(variant.label, model, variant.reference)
-        context.journal.add_artifact(context.keys.report_key(variant), model.info.digest, facts)
+        description = describe_model(variant.label, model, variant.reference)
+        context.journal.add_artifact(context.keys.report_key(variant), model.info.digest, description)
         return model
 
     def add_report(self, worker: str, variant: Variant, report: CompressionReport) -> None:
@@ -124,7 +124,7 @@ class JournalWriter:
             cells = context.cells(variant)
             context.journal.forget([cell.run_key for cell in cells])
             self.schedule.reopen(cells)
-        context.journal.add_artifact(context.keys.report_key(variant), report.digest, as_json(report))
+        context.journal.add_artifact(context.keys.report_key(variant), report.digest, JournalledCompression.of(report))
 
 
 def _judge(context: StudyContext, schedule: Schedule, variants: Sequence[Variant]) -> tuple[set[str], list[str]]:

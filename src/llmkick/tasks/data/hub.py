@@ -44,7 +44,7 @@ def fetch(dataset: DataSet, patterns: Sequence[str], revision: str | None = None
     """
     wanted = revision or dataset.revision
     lock = _Lock(dataset, wanted)
-    found = []
+    paths = []
     for pattern in patterns:
         try:
             names = lock.names(pattern)
@@ -60,8 +60,8 @@ def fetch(dataset: DataSet, patterns: Sequence[str], revision: str | None = None
             _check_stated(dataset, file, stated.get(file.name))
             lock.check(file)
         lock.remember(pattern, names)
-        found.append(files)
-    return found
+        paths.append(files)
+    return paths
 
 
 def _unreachable(dataset: DataSet, wanted: str, error: Exception) -> str:
@@ -119,10 +119,10 @@ class _Lock:
     def check(self, file: DataFile) -> None:
         """Pin the sha256 of a new file. Raises DataError if a file differs from its pinned sha256."""
         digest = sha256_of_file(file.path)
-        known = self.entry["sha256"].setdefault(file.name, digest)
-        if digest != known:
+        recorded = self.entry["sha256"].setdefault(file.name, digest)
+        if digest != recorded:
             raise DataError(
-                f"{file.name} of {self.dataset.name} has sha256 {digest}, but the first download was {known}: the "
+                f"{file.name} of {self.dataset.name} has sha256 {digest}, but the first download was {recorded}: the "
                 f"file is damaged or was changed. Delete {file.path.resolve()} to fetch it again, or, when the new "
                 f"file is the right one, {self.path} to pin anew"
             )
@@ -144,18 +144,18 @@ def _ask(dataset: DataSet, pattern: str, lock: _Lock) -> tuple[list[str], dict[s
     api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
     info = api.dataset_info(dataset.repository, revision=lock.commit, files_metadata=True, timeout=TIMEOUT_SECONDS)
     lock.pin(str(info.sha))
-    siblings = sorted(info.siblings or [], key=lambda one: one.rfilename)
-    found = [one for one in siblings if fnmatch.fnmatchcase(one.rfilename, pattern)]
-    if not found:
-        there = ", ".join(one.rfilename for one in siblings[:8])
+    siblings = sorted(info.siblings or [], key=lambda file: file.rfilename)
+    matching = [file for file in siblings if fnmatch.fnmatchcase(file.rfilename, pattern)]
+    if not matching:
+        there = ", ".join(file.rfilename for file in siblings[:8])
         raise DataError(f"{dataset.repository} at {lock.commit} has no file {pattern}; it has {there}, …")
     stated = {}
-    for one in found:
-        if one.lfs is not None:
-            stated[one.rfilename] = ("sha256", one.lfs.sha256)
-        elif one.blob_id:
-            stated[one.rfilename] = ("git", one.blob_id)
-    return [one.rfilename for one in found], stated
+    for file in matching:
+        if file.lfs is not None:
+            stated[file.rfilename] = ("sha256", file.lfs.sha256)
+        elif file.blob_id:
+            stated[file.rfilename] = ("git", file.blob_id)
+    return [file.rfilename for file in matching], stated
 
 
 def _check_stated(dataset: DataSet, file: DataFile, stated: tuple[str, str] | None) -> None:

@@ -25,9 +25,9 @@ def read_reference_answers(path: Path, items: Sequence[Item]) -> dict[str, str]:
     rows: list[tuple[Row, str]] = []
     answers: dict[str, str] = {}
     for row in read_table(path):
-        identity, own = _answers_of(row)
+        identity, of_row = _answers_of(row)
         rows.append((row, identity))
-        answers |= own
+        answers |= of_row
     refuse_repeated_ids(rows, "id")
     missing = [item.id for item in items if item.id not in answers]
     if missing:

@@ -78,14 +78,14 @@ class Origin:
         Raises DataError if files are missing or differ, ConfigError if `sha256` names none of the files.
         """
         if self.source == "hub":
-            found = fetch(self.dataset, [self.dataset.hub[split] for split in splits], self.revision)
+            by_split = fetch(self.dataset, [self.dataset.hub[split] for split in splits], self.revision)
         else:
-            found = [self._in_folder(split) for split in splits]
-            missing = [split for split, files in zip(splits, found, strict=True) if not files]
+            by_split = [self._in_folder(split) for split in splits]
+            missing = [split for split, files in zip(splits, by_split, strict=True) if not files]
             if missing:
                 raise DataError(self._nothing_in_folder(missing))
-        self._check_digests([file for files in found for file in files])
-        return found
+        self._check_digests([file for files in by_split for file in files])
+        return by_split
 
     def _in_folder(self, split: str) -> list[DataFile]:
         folder = Path(self.source).expanduser()
@@ -115,9 +115,9 @@ class Origin:
         for name, digest in expected.items():
             if name not in paths:
                 raise ConfigError(f"sha256 of {self.task} names {name!r}; the files are {', '.join(list(paths)[:8])}")
-            found = sha256_of_file(paths[name])
-            if found != digest:
-                raise DataError(f"{name} of {self.dataset.name} has sha256 {found}, but the study demands {digest}")
+            actual = sha256_of_file(paths[name])
+            if actual != digest:
+                raise DataError(f"{name} of {self.dataset.name} has sha256 {actual}, but the study demands {digest}")
 
 
 def origin_of(task: Any, dataset: DataSet) -> Origin | None:

@@ -70,7 +70,7 @@ class Row:
         values = self.as_list(column, value)
         if len(values) < least:
             self.fail(column, f"is a list of {len(values)}, expected at least {least}" if values else "is empty")
-        return tuple(self.as_text(column, one) for one in values)
+        return tuple(self.as_text(column, element) for element in values)
 
     def as_list(self, column: str, value: Any) -> list[Any]:
         """A value inside the cell, which must be a list."""
@@ -240,12 +240,11 @@ def _read_parquet(path: Path, columns: Sequence[str], name: str) -> Iterator[Row
         raise DataError(f"{name} is not a readable parquet file (damaged or cut short?): {error}") from error
 
 
-def _require(columns: Sequence[str], found: Sequence[str], name: str) -> None:
-    missing = [column for column in columns if column not in found]
+def _require(columns: Sequence[str], present: Sequence[str], name: str) -> None:
+    missing = [column for column in columns if column not in present]
     if missing:
-        raise DataError(
-            f"{name}, row 1, column {missing[0]!r}: is missing; the file has {', '.join(map(repr, found)) or 'nothing'}"
-        )
+        columns_present = ", ".join(map(repr, present)) or "nothing"
+        raise DataError(f"{name}, row 1, column {missing[0]!r}: is missing; the file has {columns_present}")
 
 
 def refuse_repeated_ids(rows: Iterable[tuple[Row, str]], column: str) -> None:

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -17,6 +17,7 @@ from llmkick.errors import JudgeError, KickError
 from llmkick.models.checkpoints.loading import load_model
 from llmkick.models.checkpoints.references import locate
 from llmkick.models.language_model import GenerateRequest, Generation, LanguageModel, Message, Unanswered
+from llmkick.models.thoughts import THOUGHT_TOKENS
 
 if TYPE_CHECKING:  # importing the client library takes a second
     from llmkick.models.server.address import Address
@@ -29,9 +30,8 @@ MOST_FAILURES = 5
 LOCAL_BATCH = 8
 # Temperature for the paper's prompts (FastChat's setting). The strict protocol uses 0, the most deterministic value.
 PAPER_TEMPERATURE = 0.2
-# Optional parameters, in the order in which they are dropped if the endpoint's error message names them.
-_OPTIONAL = ("response_format", "seed", "temperature", "max_tokens")
 _PROBE = (Message("user", "Reply with the word: ready"),)
+_PROBE_TOKENS = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +74,11 @@ class Judge(Protocol):
         """A string that identifies the judge. Raises JudgeError if it cannot be determined."""
         ...
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What readers of the judgements have to know, for example that a parameter was refused."""
+        ...
+
     def check(self) -> None:
         """Raise JudgeError if the judge cannot be used: no key, wrong address, unknown model."""
         ...
@@ -97,11 +102,8 @@ class EndpointJudge:
     concurrency: int = 4
     timeout: float = 120.0
     attempts: int = 6
-    # Parameters that the endpoint does not support. Its error messages reveal them.
-    refused: set[str] = field(default_factory=set)
-
-    def __post_init__(self) -> None:
-        self._lock = threading.Lock()
+    # Whether a reply ended inside a thought: from then on, requests leave room for one.
+    _thinks: threading.Event = field(default_factory=threading.Event, repr=False)
 
     @property
     def identity(self) -> str:
@@ -122,12 +124,29 @@ class EndpointJudge:
             text_needed=True,
         )
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the endpoint refuses, and whether the judge thinks."""
+        lines = self._endpoint.differences.notes
+        if self._thinks.is_set():
+            lines += (f"it thinks before it replies: a reply may have {THOUGHT_TOKENS} tokens more for that",)
+        return tuple(f"the judge {self.address.name}: {line}" for line in lines)
+
     def check(self) -> None:
-        """Send one small request, which shows that the address, the key and the model are valid."""
+        """Send one small request, which shows that the address, the key and the model are valid.
+
+        A reply that ends inside a thought shows as much. Whether the judge comes to an end is then asked with room.
+        """
+        probe = Question(key="", messages=_PROBE)
         try:
-            self._complete(Question(key="", messages=_PROBE), max_tokens=16)
+            reply = self._complete(probe, max_tokens=_PROBE_TOKENS)
         except KickError as error:
             raise JudgeError(self._explained(error)) from error
+        if self._thinks.is_set() and not reply.text.strip():
+            raise JudgeError(
+                f"the judge {self.address.name} thinks for more than {self._limit(_PROBE_TOKENS)} tokens and gives no "
+                "reply to a plain request; turn its thinking down at the server, or give another judge"
+            )
 
     def ask(self, questions: Sequence[Question], *, known: Collection[str], afford: Callable[[], bool]) -> Replies:
         """Send up to `concurrency` requests at a time; stop after consecutive failures or one permanent failure."""
@@ -162,41 +181,44 @@ class EndpointJudge:
     def _complete(
         self, question: Question, *, max_tokens: int | None = None, cancelled: threading.Event | None = None
     ) -> Reply:
-        """The reply to one question. Parameters that the endpoint refuses are omitted from all later requests."""
+        """The reply to one question. One that ends before its text, in a thought, is asked for again with more room."""
+        limit, had_room = max_tokens or self.max_tokens, self._thinks.is_set()
+        reply = self._send(question, limit, cancelled)
+        if reply.text.strip() or not reply.cut or had_room:
+            return reply
+        self._thinks.set()
+        again = self._send(question, limit, cancelled)
+        return replace(
+            again,
+            prompt_tokens=reply.prompt_tokens + again.prompt_tokens,
+            completion_tokens=reply.completion_tokens + again.completion_tokens,
+        )
+
+    def _send(self, question: Question, limit: int, cancelled: threading.Event | None) -> Reply:
+        """The reply to one request; without text where the server says that the limit ended it before its text."""
         from llmkick.models.server.endpoint import RefusedError
-        from llmkick.models.server.failures import text_of
+        from llmkick.models.server.failures import is_limit_reached
+        from llmkick.models.server.replies import final_text, used_tokens
 
-        while True:
-            given = self._parameters(question, max_tokens or self.max_tokens)
-            try:
-                reply = self._endpoint.chat(cancelled=cancelled, **given)
-            except RefusedError as error:
-                said = str(error.__cause__)
-                refused = next((name for name in _OPTIONAL if name in given and name in said), None)
-                if refused is None:
-                    raise
-                with self._lock:
-                    self.refused.add(refused)
-            else:
-                return Reply(
-                    text=text_of(reply) or "",
-                    cut=getattr(reply.choices[0], "finish_reason", None) == "length",
-                    prompt_tokens=int(getattr(reply.usage, "prompt_tokens", None) or 0),
-                    completion_tokens=int(getattr(reply.usage, "completion_tokens", None) or 0),
-                )
-
-    def _parameters(self, question: Question, max_tokens: int) -> dict[str, Any]:
-        wanted: dict[str, Any] = {"temperature": self.temperature, "seed": question.seed, "max_tokens": max_tokens}
+        sampling = {} if self.temperature is None else {"temperature": self.temperature}
+        parameters: dict[str, Any] = {"seed": question.seed, "max_tokens": self._limit(limit), **sampling}
         if question.schema is not None:
-            wanted["response_format"] = {
+            parameters["response_format"] = {
                 "type": "json_schema",
                 "json_schema": {"name": "judgement", "strict": True, "schema": question.schema},
             }
-        with self._lock:
-            given = {name: value for name, value in wanted.items() if value is not None and name not in self.refused}
-            if "max_tokens" in self.refused:  # the name of this parameter in newer OpenAI models
-                given["max_completion_tokens"] = max_tokens
-        return {"messages": [message._asdict() for message in question.messages], **given}
+        parameters["messages"] = [message._asdict() for message in question.messages]
+        try:
+            reply = self._endpoint.chat(cancelled=cancelled, **parameters)
+        except RefusedError as error:
+            if is_limit_reached(error.__cause__):
+                return Reply(text="", cut=True, prompt_tokens=0, completion_tokens=0)
+            raise
+        final, (prompt_tokens, completion_tokens) = final_text(reply), used_tokens(reply)
+        return Reply(text=final.text, cut=final.cut, prompt_tokens=prompt_tokens, completion_tokens=completion_tokens)
+
+    def _limit(self, limit: int) -> int:
+        return limit + THOUGHT_TOKENS if self._thinks.is_set() else limit
 
     def _explained(self, error: KickError) -> str:
         return f"the judge {self.address.name}: {error}"
@@ -223,6 +245,11 @@ class LocalJudge:
 
     def __post_init__(self) -> None:
         self._model: LanguageModel | None = None
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """The notes of the model, once it is loaded."""
+        return () if self._model is None else tuple(self._model.notes)
 
     @cached_property
     def identity(self) -> str:
@@ -265,7 +292,6 @@ class LocalJudge:
 
 
 def _local_reply(model: LanguageModel, request: GenerateRequest, answer: Generation) -> Reply:
-
     return Reply(
         text=answer.text,
         cut=answer.finish == "length",

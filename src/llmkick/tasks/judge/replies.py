@@ -1,8 +1,9 @@
 """Extraction of scores from the free text of a judge's reply; an ambiguous reply counts as unreadable.
 
-A judge scores two answers on a scale of 1 to 10. The parser tries all supported forms: a line of only two numbers, a
-labelled tuple, "Assistant 1: 8/10", "8.5/10 for Assistant 1". It rejects forms that contradict each other, numbers
-outside the scale, and numbers that do not clearly belong to one of the assistants.
+A judge scores two answers on a scale of 0 to 10. The prompts ask for 1 to 10, but judges give 0 to answers that failed,
+and to leave a 0 out is to leave out exactly the worst answers. The parser tries all supported forms: a line of only two
+numbers, a labelled tuple, "Assistant 1: 8/10", "8.5/10 for Assistant 1". It rejects forms that contradict each other,
+numbers outside the scale, and numbers that do not clearly belong to one of the assistants.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ class Unreadable:
 
 NO_SCORES = Unreadable("no scores can be read")
 CONTRADICTION = Unreadable("its scores contradict each other")
-OUTSIDE = Unreadable("a score is outside 1 to 10")
+OUTSIDE = Unreadable("a score is outside 0 to 10")
 
 _NUMBER = r"([-−+]?[0-9]+(?:\.[0-9]+)?)"
 # "/10" or "out of 10". The lookahead rejects text that would make it a different number: 8.5.1, 8/12, 8%, 8,5.
@@ -40,9 +41,9 @@ _BETWEEN = r"(?:\s*[,;&]\s+|\s*\|\s*|\s+(?:and\s+|vs\.?\s+)?)"
 _PAIR = rf"(?:{_SCORE}{_BETWEEN}{_SCORE}|[(\[]\s*{_SCORE}(?:\s*,\s*|\s+){_SCORE}\s*[)\]])"
 _WHOSE = r"(?:AI\s+)?(?:assistants?|answers?|responses?|summar(?:y|ies)|models?)"
 _BOTH = rf"{_WHOSE}[\s_]*\#?1(?:\s*(?:,|and|&|/|\|)\s*)(?:{_WHOSE}[\s_]*)?\#?2"
-_NOUN = r"(?:scores?|ratings?|marks?|grades?)"
+NOUN = r"(?:scores?|ratings?|marks?|grades?)"
 _TITLE = (
-    rf"(?:(?:(?:the|my|final|overall|here\s+are\s+the)\s+)*{_NOUN}(?:\s+tuple)?"
+    rf"(?:(?:(?:the|my|final|overall|here\s+are\s+the)\s+)*(?:{NOUN}|verdicts?)(?:\s+tuple)?"
     rf"(?:\s+(?:for|of)\s+(?:{_BOTH}|(?:the\s+)?(?:two\s+|both\s+)?assistants)(?:,?\s*respectively)?)?"
     rf"\s*(?:are\s*:?|is\s*:?|[:=])\s*|\(?{_BOTH}\)?\s*[:=]\s*)"
 )
@@ -66,7 +67,7 @@ _THEN = (
 )
 _VERB = r"(?:would\s+|should\s+)?(?:gets?|got|receives?|received|earns?|deserves?|has|is|was|given|awarded)"
 _NAMED_NOUN = re.compile(
-    rf"{_OWNER}(?:\s*[:=|–—-]\s*|\s+|\s*\(\s*)(?:{_VERB}\s+)*{_QUALITY}{_NOUN}\s*"
+    rf"{_OWNER}(?:\s*[:=|–—-]\s*|\s+|\s*\(\s*)(?:{_VERB}\s+)*{_QUALITY}{NOUN}\s*"
     rf"(?:is|was|of|would\s+be|:|=|-|–|\|)?\s*{_SCORE}{_THEN}",
     re.IGNORECASE | re.MULTILINE,
 )
@@ -81,19 +82,21 @@ _NAMED_BARE = re.compile(
 )
 _FOR_SURE = re.compile(rf"(?<![\w.,/+−-]){_SURE_SCORE}\s+(?:for|to)\s+{_OWNER}", re.IGNORECASE)
 _FOR_BARE = re.compile(
-    rf"(?:^|\b(?:{_NOUN}\s+of|gives?|gave|giving|awards?|assigns?|and|rate)\s+(?:an?\s+)?){_SCORE}\s+(?:for|to)\s+{_OWNER}",
+    rf"(?:^|\b(?:{NOUN}\s+of|gives?|gave|giving|awards?|assigns?|and|rate)\s+(?:an?\s+)?){_SCORE}\s+(?:for|to)\s+{_OWNER}",
     re.IGNORECASE | re.MULTILINE,
 )
 _ASPECT = rf"(?P<aspect>{'|'.join(ASPECTS)})"
-_ASPECT_ALONE = re.compile(rf"{_ASPECT}\s*(?:{_NOUN})?\s*[:–—-]?", re.IGNORECASE)
-_ASPECT_PAIR = re.compile(rf"{_ASPECT}\s*(?:{_NOUN})?\s*[:=|–—-]\s*{_PAIR}\s*[.;]?", re.IGNORECASE)
+_ASPECT_ALONE = re.compile(rf"{_ASPECT}\s*(?:{NOUN})?\s*[:–—-]?", re.IGNORECASE)
+_ASPECT_PAIR = re.compile(rf"{_ASPECT}\s*(?:{NOUN})?\s*[:=|–—-]\s*{_PAIR}\s*[.;]?", re.IGNORECASE)
 _NAME_AND_SCORE = rf"{_WHOSE}[\s_]*\#?([12])\s*(?:[:=–—-]|\()?\s*{_SCORE}\)?"
 _ASPECT_NAMED = re.compile(
-    rf"{_ASPECT}\s*(?:{_NOUN})?\s*[:=|–—-]\s*{_NAME_AND_SCORE}\s*(?:[,;|]|and)?\s*{_NAME_AND_SCORE}\s*[.;]?",
+    rf"{_ASPECT}\s*(?:{NOUN})?\s*[:=|–—-]\s*{_NAME_AND_SCORE}\s*(?:[,;|]|and)?\s*{_NAME_AND_SCORE}\s*[.;]?",
     re.IGNORECASE,
 )
 _MENTION = re.compile(rf"{_WHOSE}[\s_]*\#?([12])\b", re.IGNORECASE)
 _FENCE = re.compile(r"^\s*(?:```|~~~)")
+# "[[7]]", as MT-Bench asks for one rating.
+_BOXED = re.compile(r"\[\[\s*([-−+]?[0-9.]+(?:\s*/\s*10)?)\s*\]\]")
 _ENUMERATED = re.compile(r"[0-9]{1,2}[.)]\s+")
 
 
@@ -117,8 +120,8 @@ def read_scores(text: str, kind: Kind) -> Pairs | Unreadable:
 
 
 def in_scale(pairs: Pairs) -> bool:
-    """Whether every score is from 1 to 10."""
-    return all(math.isfinite(score) and 1 <= score <= 10 for pair in pairs for score in pair)
+    """Whether every score is from 0 to 10, without a minus sign."""
+    return all(math.copysign(1, score) > 0 and score <= 10 for pair in pairs for score in pair)
 
 
 def _lines(text: str) -> list[_Line]:
@@ -129,6 +132,7 @@ def _lines(text: str) -> list[_Line]:
             continue
         line = re.sub(r"[*`]+|(?<!\w)_+|_+(?!\w)", "", raw).strip()
         line = re.sub(r"^(?:#+|>+)\s*", "", line)
+        line = _BOXED.sub(r"\1", line)
         line = re.sub(r"^[-•+]\s+", "", line).strip().strip("|").strip()
         if re.search(r"[^\W_]", line):
             lines.append(_Line(line, fence))
@@ -191,7 +195,7 @@ def _pair_lines(lines: Sequence[_Line], kind: Kind) -> Iterator[tuple[float, flo
         alone = line.fence is None or blocks.count(line.fence) == 1
         at_an_end = index in (0, len(lines) - 1)
         # A maths solution can also contain such lines, for example the coordinates of a point.
-        announced = index > 0 and re.search(rf"\b(?:{_NOUN}|evaluation)\b", lines[index - 1].text, re.IGNORECASE)
+        announced = index > 0 and re.search(rf"\b(?:{NOUN}|evaluation)\b", lines[index - 1].text, re.IGNORECASE)
         if titled or (alone and (kind != "maths" or at_an_end or announced)):
             yield pair
 

@@ -199,7 +199,7 @@ def _turns(dialogue: Dialogue) -> list[Item]:
             cluster=dialogue.id,
             question=turn,
             context="\n\n".join(dialogue.turns[: number - 1]),
-            references=tuple(one for one in dialogue.references[number - 1 : number] if one.strip()),
+            references=tuple(reference for reference in dialogue.references[number - 1 : number] if reference.strip()),
             details={"category": dialogue.category, "turn": number},
             follows=f"{dialogue.id}:{number - 1}" if number > 1 else "",
         )

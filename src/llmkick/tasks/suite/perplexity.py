@@ -70,10 +70,10 @@ def text_segments(text: str, size: int) -> list[tuple[str, str]]:
         if inside >= size:
             segments.append(_read_and_scored(words_inside, inside))
             words_inside, inside = [], 0
-    found = [segment for segment in segments if all(segment)]
-    if not found:
+    complete = [segment for segment in segments if all(segment)]
+    if not complete:
         raise DataError(f"the text has {len(text.encode())} bytes, which is less than one segment of {size}")
-    return found
+    return complete
 
 
 def _read_and_scored(words: Sequence[str], size: int) -> tuple[str, str]:

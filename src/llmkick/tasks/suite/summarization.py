@@ -153,8 +153,8 @@ class Summarization:
     @property
     def notes(self) -> Sequence[str]:
         """Statements about the rows that were left out of the data, and about empty buckets."""
-        found = Counter(item.details["bucket"] for item in self._bucketed)
-        empty = [bucket for bucket in BUCKETS if not found[bucket]]
+        sizes = Counter(item.details["bucket"] for item in self._bucketed)
+        empty = [bucket for bucket in BUCKETS if not sizes[bucket]]
         return (*self._loaded.notes, *((f"no story is {' or '.join(empty)}",) if empty else ()))
 
     @property

@@ -33,11 +33,11 @@ def read_dialogues(origin: Origin) -> list[Dialogue]:
             rows.append((row, identity))
             said = row.texts("turns", least=turns)
             # Some references answer only the first turn; the text for the second turn is then blank.
-            own = tuple(
-                row.as_text("reference", one, blank=True)
-                for one in row.as_list("reference", row.values.get("reference") or [])
+            given = tuple(
+                row.as_text("reference", reference, blank=True)
+                for reference in row.as_list("reference", row.values.get("reference") or [])
             )
-            answer = references.get(identity, own)
+            answer = references.get(identity, given)
             dialogues.append(Dialogue(id=identity, category=row.text("category"), turns=said, references=answer))
     refuse_repeated_ids(rows, "question_id")
     return dialogues
@@ -47,7 +47,7 @@ def _references(origin: Origin) -> dict[str, tuple[str, ...]]:
     if origin.source == "hub" or not origin.has("references"):
         return {}
     rows: list[tuple[Row, str]] = []
-    found = {}
+    dialogues = {}
     for file in origin.files("references")[0]:
         for row in read_table(file.path, ("question_id", "choices"), name=file.name):
             identity = str(row.whole("question_id"))
@@ -55,6 +55,6 @@ def _references(origin: Origin) -> dict[str, tuple[str, ...]]:
             choices = row.as_list("choices", row.get("choices"))
             if not choices:
                 row.fail("choices", "is empty")
-            found[identity] = row.part("choices", choices[0]).texts("turns")
+            dialogues[identity] = row.part("choices", choices[0]).texts("turns")
     refuse_repeated_ids(rows, "question_id")
-    return found
+    return dialogues

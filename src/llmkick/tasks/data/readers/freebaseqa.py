@@ -54,8 +54,8 @@ def _answers(row: Row) -> tuple[tuple[str, ...], str]:
         answers = parse.as_list("Answers", parse.get("Answers"))
         if not answers:
             parse.fail("Answers", "is empty")
-        for one in answers:
-            answer = parse.part("Answers", one)
+        for entry in answers:
+            answer = parse.part("Answers", entry)
             names = answer.as_list("AnswersName", answer.get("AnswersName"))
             if not names:
                 answer.fail("AnswersName", "is empty")

@@ -81,7 +81,7 @@ def _rows(file: DataFile, split: str) -> Iterator[tuple[Row, str, str, Sequence[
             letter = row.text("answer").strip()
             if letter not in tuple(LETTERS):
                 row.fail("answer", f"is {letter!r}, not one of A, B, C, D")
-            yield row, subject, row.text("question"), [row.text(one) for one in LETTERS], LETTERS.index(letter)
+            yield row, subject, row.text("question"), [row.text(column) for column in LETTERS], LETTERS.index(letter)
         return
     for row in read_table(file.path, ("question", "subject", "choices", "answer"), name=file.name):
         choices, answer = row.texts("choices", least=len(LETTERS)), row.whole("answer")

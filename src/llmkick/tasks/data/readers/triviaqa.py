@@ -21,24 +21,24 @@ def read_triviaqa(origin: Origin, evidence_characters: int) -> Loaded:
     any question has pages, questions without pages are left out and counted; so are questions that no answer can
     match. The cluster is the first page, which questions can share, or else the question itself.
     """
-    found: dict[str, tuple[Row, Item]] = {}
+    by_id: dict[str, tuple[Row, Item]] = {}
     twice = 0
     for file in origin.files(origin.chosen_split(("rc", "rc.nocontext")))[0]:
         for row in read_table(file.path, _COLUMNS, name=file.name):
             item = _item(row, evidence_characters)
-            if item.id not in found:
-                found[item.id] = row, item
+            if item.id not in by_id:
+                by_id[item.id] = row, item
                 continue
-            first, known = found[item.id]
-            if (known.question, known.references) != (item.question, item.references):
+            first, earlier = by_id[item.id]
+            if (earlier.question, earlier.references) != (item.question, item.references):
                 row.fail("question_id", f"{item.id!r} is the id of another question, {first.file}, row {first.number}")
-            if item.context and item.context == known.context:
+            if item.context and item.context == earlier.context:
                 row.fail("question_id", f"{item.id!r} is the id of {first.file}, row {first.number} too")
             twice += 1
-            pages = "\n\n".join(one for one in (known.context, item.context) if one)
-            cluster = known.cluster if known.context else item.cluster
-            found[item.id] = first, replace(known, context=pages[:evidence_characters], cluster=cluster)
-    items = [item for _, item in found.values()]
+            pages = "\n\n".join(context for context in (earlier.context, item.context) if context)
+            cluster = earlier.cluster if earlier.context else item.cluster
+            by_id[item.id] = first, replace(earlier, context=pages[:evidence_characters], cluster=cluster)
+    items = [item for _, item in by_id.values()]
     open_book = any(item.context for item in items)
     without = [item for item in items if open_book and not item.context]
     nameless = [item for item in items if not any(map(normalise, item.references))]
