@@ -14,7 +14,7 @@ import torch
 from llmkick.errors import ModelError
 from llmkick.models.checkpoint import Checkpoint
 from llmkick.models.checkpoints.accounting import account, refuse_missing, refuse_unknown
-from llmkick.models.checkpoints.packed import unpack_folder
+from llmkick.models.checkpoints.packed_folder import unpack_folder
 from llmkick.models.checkpoints.plain_tensors import open_tensors
 from llmkick.models.checkpoints.quantized import DEQUANTIZED, has_packed_integers, method_of, quantization_of
 from llmkick.models.checkpoints.references import locate
