@@ -135,8 +135,8 @@ def refuse_packed_integers(checkpoint: Checkpoint) -> None:
     """Raise ModelError for a model that cannot be compressed: its weights stay packed integers when it is loaded."""
     if has_packed_integers(checkpoint):
         raise ModelError(
-            f"{checkpoint.name} cannot be compressed: its weights, quantized by {checkpoint.quantization}, stay packed integers "
-            "when it is loaded (it can be evaluated); give the model that it was made from"
+            f"{checkpoint.name} cannot be compressed: its weights, quantized by {checkpoint.quantization}, stay packed "
+            "integers when it is loaded (it can be evaluated); give the model that it was made from"
         )
 
 
