@@ -19,6 +19,7 @@ from llmkick.compression.registry import parse_recipe
 from llmkick.errors import ConfigError, KickError
 from llmkick.models.checkpoints.references import is_server
 from llmkick.models.precision import DTYPES
+from llmkick.models.thoughts import Thinking
 from llmkick.study.spec.choices import Correction, Stop
 from llmkick.study.spec.model_names import label_others, parse_if_server
 from llmkick.study.spec.sections import CalibrationSpec, Frozen, JudgeSpec, ServerSpec, TaskSpec
@@ -35,6 +36,8 @@ class Study(Frozen):
     dtype: str = "auto"
     device: str = "auto"
     prompting: PromptingChoice = "auto"
+    # Whether models that can think before they answer are to do so.
+    thinking: Thinking = "off"
     recipes: tuple[str, ...] = ()
     # External models for the comparison with the dense model: `reference` or `name=reference`.
     others: tuple[str, ...] = ()
@@ -43,6 +46,7 @@ class Study(Frozen):
     seeds: tuple[Annotated[int, Field(ge=0, lt=2**32)], ...] = (0,)
     calibration: CalibrationSpec = CalibrationSpec()
     propagate: bool = True
+    allow_partial: bool = False  # compress a model even if recipes leave over a tenth of its block weights dense
     server: ServerSpec = ServerSpec()
     judge: JudgeSpec | None = None
     margin: float = Field(default=0.05, gt=0, lt=1)
@@ -189,13 +193,14 @@ class Study(Frozen):
         return [*self.recipes, *self.labelled_others()]
 
     def hash(self) -> str:
-        """Return the SHA-256 of the study without its name, its servers and its judge.
+        """Return the SHA-256 of the study without its name, its servers, its judge and `allow_partial`.
 
-        The judge is left out because a user can add a judge to a finished run, and judgements have separate keys.
+        The judge is left out because a user can add a judge to a finished run, and judgements have separate keys;
+        `allow_partial` changes no weight.
         """
-        content = self.model_dump(mode="json", exclude={"name", "server", "judge"})
+        content = self.model_dump(mode="json", exclude={"name", "server", "judge", "allow_partial"})
         # Defaults of these options are left out, because new options must not change the hash of older studies.
-        for option in ("stop", "correction"):
+        for option in ("stop", "correction", "thinking"):
             if content[option] == Study.model_fields[option].default:
                 del content[option]
         if not self.others:
