@@ -51,9 +51,9 @@ def _note(model: TransformersModel, report: CompressionReport, form: str) -> str
 
 
 def _base_model(checkpoint: Checkpoint) -> str:
-    """The name of the source on the hub where it is known, else the name under which it was given."""
+    """The name of the source on the hub; empty where it is not known, as for a folder of one's own."""
     for part in reversed(checkpoint.folder.absolute().parts):
         cached = _HUB_CACHE.fullmatch(part)
         if cached is not None:
             return f"{cached[1]}/{cached[2]}"
-    return checkpoint.name
+    return checkpoint.name if "/" in checkpoint.name else ""
