@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 from pathlib import Path
@@ -10,7 +11,6 @@ import pytest
 import yaml
 
 from compressing import compressed
-from llmkick import __version__
 from llmkick.compression.storage.compress_to_disk import Form
 from llmkick.compression.storage.model_card import with_note
 from llmkick.compression.storage.source_files import travelling_files
@@ -166,7 +166,7 @@ def test_the_model_card_says_what_was_done(tmp_path: Path):
     note = written.partition("## Compression")[2]
     for fact in (
         "- source: model\n",
-        f"llmkick {__version__}",
+        f"llmkick {importlib.metadata.version('llmkick')}",
         "`wanda@2:4`, calibrated on",
         "50.0%",
         "float32 weights",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import re
 from pathlib import Path
 
@@ -36,13 +37,11 @@ def write_companions(model: TransformersModel, report: CompressionReport, folder
 
 
 def _note(model: TransformersModel, report: CompressionReport, form: str) -> str:
-    from llmkick import __version__
-
     source = model.info.name + (f", revision {model.info.revision}" if model.info.revision else "")
     calibrated = "" if report.calibration_source is None else f", calibrated on {report.calibration_source}"
     return (
         f"## Compression\n\n"
-        f"The weights in this folder are compressed by llmkick {__version__}. The text above describes the model "
+        f"The weights in this folder are compressed by llmkick {importlib.metadata.version('llmkick')}. The text above describes the model "
         f"before compression.\n\n"
         f"- source: {source}\n"
         f"- recipe: `{report.recipe}`{calibrated}\n"

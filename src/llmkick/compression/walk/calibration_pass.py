@@ -41,7 +41,8 @@ class CalibrationPass:
     def hidden_states(self) -> list[Tensor]:
         """The hidden states of each batch where they are all that is needed to go on later, otherwise nothing.
 
-        They are when nothing else is handed on, and when they can be cut into other batches: (sequences, tokens, width).
+        They are when nothing else is handed on, and when they can be cut into other batches, as (sequences, tokens,
+        width).
         """
         outputs = [output for output in self._outputs if output is not None and output.is_plain]
         states = [output.states for output in outputs]

@@ -68,14 +68,15 @@ def check_compressible(network: nn.Module, blocks: list[Block], *, allow_partial
         if runs[number] != 1:
             how = f"runs {runs[number]} times" if runs[number] else "does not run"
             raise ModelError(
-                f"{architecture} cannot be compressed: its block {block.name} {how} when the model reads text, and each "
-                "block must run once"
+                f"{architecture} cannot be compressed: its block {block.name} {how} when the model reads text, and "
+                "each block must run once"
             )
     counts = count_weights(network, blocks)
     if counts.share < LEAST_SHARE and not allow_partial:
         raise ConfigError(
-            f"{architecture}: recipes would compress {counts.share:.1%} of the weights in its blocks and leave the rest "
-            f"dense, the most of it in {_largest_dense(blocks)}; allow that with --allow-partial, or allow_partial = true"
+            f"{architecture}: recipes would compress {counts.share:.1%} of the weights in its blocks and leave the "
+            f"rest dense, the most of it in {_largest_dense(blocks)}; allow that with --allow-partial, or "
+            "allow_partial = true"
         )
 
 
@@ -99,8 +100,8 @@ def check_seen(block: Block, is_seen: Callable[[LinearLayer], bool]) -> None:
     if missed > (1 - LEAST_SHARE) * sum(layer.weight.numel() for layer in block.layers):
         names = dict.fromkeys(layer.place.parameter for layer in unseen)
         raise ModelError(
-            f"{block.name}: calibration text does not reach {', '.join(names)}, so a recipe that needs calibration would "
-            "leave them dense; choose one that needs none, or allow that with --allow-partial"
+            f"{block.name}: calibration text does not reach {', '.join(names)}, so a recipe that needs calibration "
+            "would leave them dense; choose one that needs none, or allow that with --allow-partial"
         )
 
 

@@ -48,10 +48,11 @@ def compress(
     calibration: a Calibration, or token ids (sequences, tokens). Methods that need none use a few of its sequences,
     if given, to measure the output error. seed: recorded in the report; the only randomness of a compression is that of
     its calibration. propagate: calibrate each block on the outputs of the compressed blocks before it, as all original
-    implementations do; otherwise on those of the dense model. allow_partial: compress a model even if recipes leave more
-    than a tenth of the weights in its blocks dense. progress: called with the number of finished blocks and
-    of all blocks. keep: a folder for finished blocks; a walk that was stopped continues from them.
-    Raises ConfigError for a recipe that does not fit the model, NumericalError naming the layer when activations or
+    implementations do; otherwise on those of the dense model. allow_partial: compress a model even if recipes leave
+    over a tenth of the weights in its blocks dense. progress: called with the number of finished blocks and of all
+    blocks. keep: a folder for finished blocks; a walk that was stopped continues from them.
+    Raises ConfigError for a recipe that does not fit the model, ModelError for a model whose blocks cannot be
+    compressed one after another, NumericalError naming the layer when activations or
     weights are not finite.
     """
     recipe = _parsed(recipe)
@@ -192,7 +193,7 @@ def check_all(
     *,
     allow_partial: bool = False,
 ) -> Calibration | None:
-    """The calibration, after all checks: errors of the model, the recipes or the calibration before any work is done."""
+    """The calibration, after all checks: raises ConfigError, ModelError or NumericalError before any work is done."""
     windows = None if calibration is None else as_calibration(calibration)
     blocks = decoder_blocks(model.network)
     if not all(isinstance(recipe, Dense) for recipe in recipes):

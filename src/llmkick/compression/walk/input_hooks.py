@@ -26,7 +26,7 @@ _PRODUCTS = {
 
 
 class ForwardEnded(Exception):  # noqa: N818 - not an error: it ends a forward early
-    """Raised inside a forward when as much of it has run as is needed; `output` is what the caller of the forward gets."""
+    """Raised inside a forward when as much of it has run as is needed; `output` is for its caller."""
 
     def __init__(self, output: Any) -> None:
         super().__init__()

@@ -11,9 +11,9 @@ from torch import Tensor
 from llmkick.compression.kernels.layer import WeightResult
 from llmkick.compression.recipe import NM, Dense, Grid, Recipe, Unstructured
 from llmkick.compression.walk.blocks import Block
-from llmkick.compression.walk.linear_layer import LinearLayer
 from llmkick.compression.walk.finished_blocks import FinishedBlocks, Tally
 from llmkick.compression.walk.inputs import InputRecord
+from llmkick.compression.walk.linear_layer import LinearLayer
 from llmkick.compression.walk.report import LayerReport
 from llmkick.compression.walk.size import compact_bytes
 from llmkick.compression.walk.weight import compress_with_statistics, relative_output_error

@@ -26,9 +26,9 @@ MOST_OUTPUTS = 4
 class TextForward:
     """What a dry forward shows.
 
-    runs: numbers of the modules in the order in which they ran. outputs: how many outputs a module has beside its hidden
-    states. kept: numbers of the modules whose outputs are used later than in the next module. uses_extras: whether a
-    module is given more of the one before than its hidden states.
+    runs: numbers of the modules in the order in which they ran. outputs: how many outputs a module has beside its
+    hidden states. kept: numbers of the modules whose outputs are used later than in the next module. uses_extras:
+    whether a module is given more of the one before than its hidden states.
     """
 
     runs: tuple[int, ...]

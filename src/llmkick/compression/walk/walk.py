@@ -13,12 +13,12 @@ from llmkick.compression.recipe import Dense
 from llmkick.compression.walk.batches import CalibrationBatches, calibration_batches
 from llmkick.compression.walk.block_sources import BlockSource, put_layers
 from llmkick.compression.walk.blocks import Block
-from llmkick.compression.walk.linear_layer import LinearLayer, replace_weights
 from llmkick.compression.walk.calibration import Calibration
 from llmkick.compression.walk.calibration_pass import CalibrationPass
 from llmkick.compression.walk.checks import check_seen, uneven_groups
 from llmkick.compression.walk.input_hooks import experts_one_by_one
 from llmkick.compression.walk.inputs import InputRecord
+from llmkick.compression.walk.linear_layer import LinearLayer, replace_weights
 from llmkick.compression.walk.recipe_output import RecipeOutput
 from llmkick.compression.walk.shared_weights import record_shared, shared_layers
 from llmkick.models.allocator import keep_freed_memory

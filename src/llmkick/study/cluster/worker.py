@@ -71,6 +71,7 @@ class Worker:
         self._compressor = StudyCompressor(
             model=self._dense,
             propagate=study.propagate,
+            allow_partial=study.allow_partial,
             observer=Silent(),
             warnings=self._warnings,
             store=store_at(artifacts),

@@ -32,6 +32,7 @@ class StudyCompressor:
     propagate: bool
     observer: Observer
     warnings: list[str]
+    allow_partial: bool = False
     store: ArtifactStore | None = None
 
     def __post_init__(self) -> None:
@@ -62,6 +63,7 @@ class StudyCompressor:
                 calibration=calibration,
                 seed=seed or 0,
                 propagate=self.propagate,
+                allow_partial=self.allow_partial,
                 progress=lambda done, _total: self.observer.advance(done),
                 keep=keep,
             )
@@ -137,6 +139,7 @@ class StudyCompressor:
                     folders,
                     calibration=calibration,
                     seed=seed or 0,
+                    allow_partial=self.allow_partial,
                     progress=lambda done, _total: self.observer.advance(done),
                 )
 

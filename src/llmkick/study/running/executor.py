@@ -92,6 +92,7 @@ class LocalExecutor:
             self.compressor = StudyCompressor(
                 model=cast(TransformersModel, self.model),  # the compressor refuses a model without local weights
                 propagate=study.propagate,
+                allow_partial=study.allow_partial,
                 observer=observer,
                 warnings=self.warnings,
                 store=store,

@@ -12,7 +12,7 @@ import torch
 
 from llmkick.compression.walk.blocks import decoder_blocks
 from llmkick.compression.walk.calibration import Calibration
-from llmkick.compression.walk.checks import check_recipe_fits
+from llmkick.compression.walk.checks import check_compressible, check_recipe_fits
 from llmkick.errors import ConfigError
 from llmkick.files import require_space, write_text_atomically
 from llmkick.models.language_model import LanguageModel
@@ -196,6 +196,7 @@ def _with_comparable_units(
 def _check_recipes(study: Study, model: LanguageModel) -> None:
     assert isinstance(model, TransformersModel), "the compressor refuses any other"
     blocks = decoder_blocks(model.network)
+    check_compressible(model.network, blocks, allow_partial=study.allow_partial)
     placeholder = Calibration(tokens=torch.zeros(1, 2, dtype=torch.long).numpy(), source="", seed=0)
     for recipe in study.parsed_recipes():
         check_recipe_fits(recipe, blocks, placeholder)

@@ -46,6 +46,7 @@ class Study(Frozen):
     seeds: tuple[Annotated[int, Field(ge=0, lt=2**32)], ...] = (0,)
     calibration: CalibrationSpec = CalibrationSpec()
     propagate: bool = True
+    allow_partial: bool = False  # compress a model even if recipes leave over a tenth of its block weights dense
     server: ServerSpec = ServerSpec()
     judge: JudgeSpec | None = None
     margin: float = Field(default=0.05, gt=0, lt=1)
@@ -192,11 +193,12 @@ class Study(Frozen):
         return [*self.recipes, *self.labelled_others()]
 
     def hash(self) -> str:
-        """Return the SHA-256 of the study without its name, its servers and its judge.
+        """Return the SHA-256 of the study without its name, its servers, its judge and `allow_partial`.
 
-        The judge is left out because a user can add a judge to a finished run, and judgements have separate keys.
+        The judge is left out because a user can add a judge to a finished run, and judgements have separate keys;
+        `allow_partial` changes no weight.
         """
-        content = self.model_dump(mode="json", exclude={"name", "server", "judge"})
+        content = self.model_dump(mode="json", exclude={"name", "server", "judge", "allow_partial"})
         # Defaults of these options are left out, because new options must not change the hash of older studies.
         for option in ("stop", "correction", "thinking"):
             if content[option] == Study.model_fields[option].default:
