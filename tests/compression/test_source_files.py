@@ -190,7 +190,10 @@ NOTE = "## Compression\n\nwords\n"
         ("---\nbase_model:\n- c/d\n---\ny\n", "---\nbase_model:\n- c/d\n---\ny\n\n" + NOTE),
         ("---\n{x: 1}\n---\ny\n", "---\n{x: 1}\n---\ny\n\n" + NOTE),  # nothing can be appended to it
         ("---\nx: [1\n---\ny\n", "---\nx: [1\n---\ny\n\n" + NOTE),  # not YAML
-        ("---\r\nx: 1\r\n---\r\ny\r\n", '---\nx: 1\nbase_model: "a/b"\n---\ny\n\n'.replace("\n", "\r\n") + NOTE.replace("\n", "\r\n")),
+        (
+            "---\r\nx: 1\r\n---\r\ny\r\n",
+            ('---\nx: 1\nbase_model: "a/b"\n---\ny\n\n' + NOTE).replace("\n", "\r\n"),
+        ),
         ("\ufeff---\nx: 1\n---\n", '\ufeff---\nx: 1\nbase_model: "a/b"\n---\n\n' + NOTE),
     ],
 )  # fmt: skip

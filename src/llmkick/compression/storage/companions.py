@@ -39,9 +39,10 @@ def write_companions(model: TransformersModel, report: CompressionReport, folder
 def _note(model: TransformersModel, report: CompressionReport, form: str) -> str:
     source = model.info.name + (f", revision {model.info.revision}" if model.info.revision else "")
     calibrated = "" if report.calibration_source is None else f", calibrated on {report.calibration_source}"
+    version = importlib.metadata.version("llmkick")
     return (
         f"## Compression\n\n"
-        f"The weights in this folder are compressed by llmkick {importlib.metadata.version('llmkick')}. The text above describes the model "
+        f"The weights in this folder are compressed by llmkick {version}. The text above describes the model "
         f"before compression.\n\n"
         f"- source: {source}\n"
         f"- recipe: `{report.recipe}`{calibrated}\n"
