@@ -44,8 +44,10 @@ $(VENV)/.docs-installed: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
 	@touch $@
 
+# Without --quiet, which would hide the warnings from --strict. The variable drops an advertisement for Zensical, the
+# successor of the theme, which is maintained until May 2027.
 docs: $(VENV)/.docs-installed  ## Write the documentation as a site to site/
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict  # --quiet would hide the warnings from --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 wheel: $(VENV)/.installed  ## Build the wheel into dist/
 	@rm -rf build dist/llmkick-*.whl  # files of an earlier build would get into it

@@ -221,3 +221,16 @@ def test_a_weight_that_two_blocks_share_is_refused():
 def test_modules_that_transformers_replaces_when_it_reads_the_format_are_refused():
     with pytest.raises(ConfigError, match=r"layers\.0\.feed_forward\.experts: transformers puts other layers in"):
         check_storable(toy_model("llama4"), [])
+
+
+@pytest.mark.parametrize("architecture", COMPOSITES)
+def test_such_a_folder_can_be_compressed_into_a_plain_one(tmp_path: Path, architecture: str):
+    save_composite(tmp_path / "model", architecture)
+    compressed(tmp_path / "model", tmp_path / "rounded", "compressed-tensors", "rtn@4b")
+    expected, _ = compress(load_model(str(tmp_path / "rounded"), dtype="float32"), "magnitude@0.5")
+    compressed(tmp_path / "rounded", tmp_path / "out")
+    ids = torch.from_numpy(WINDOWS)
+    with torch.no_grad():
+        wanted = expected.network(ids).logits
+        assert torch.equal(open_whole(tmp_path / "out", architecture)(input_ids=ids).logits, wanted)
+    assert "quantization_config" not in json.loads((tmp_path / "out" / "config.json").read_text())

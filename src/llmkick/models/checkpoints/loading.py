@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
-from llmkick.errors import ModelError
+from llmkick.errors import ModelError, one_line
 from llmkick.models.checkpoint import Checkpoint
 from llmkick.models.checkpoints.accounting import account, refuse_missing, refuse_unknown
-from llmkick.models.checkpoints.packed import unpack_folder
+from llmkick.models.checkpoints.packed_folder import unpack_folder
 from llmkick.models.checkpoints.plain_tensors import open_tensors
 from llmkick.models.checkpoints.quantized import DEQUANTIZED, has_packed_integers, method_of, quantization_of
 from llmkick.models.checkpoints.references import locate
@@ -152,7 +152,7 @@ def tokenizer_in(folder: Path) -> Any:
 
 def cannot_load(checkpoint: Checkpoint, error: Exception) -> ModelError:
     """The error that says which files could not be loaded, and why."""
-    return ModelError(f"cannot load {checkpoint.name} from {checkpoint.folder}: {error}")
+    return ModelError(f"cannot load {checkpoint.name} from {checkpoint.folder}: {one_line(error, 600)}")
 
 
 def _read(checkpoint: Checkpoint, dtype: torch.dtype, device_map: str | None = None) -> tuple[Any, Any]:

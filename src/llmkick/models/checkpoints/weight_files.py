@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from llmkick.errors import ModelError
-from llmkick.models.checkpoints.packed import MANIFEST, packed_files
+from llmkick.models.checkpoints.packed_folder import MANIFEST, packed_files
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
