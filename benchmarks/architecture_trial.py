@@ -24,6 +24,7 @@ from llmkick.compression.storage.compress_to_disk import CalibrationPlan, Form, 
 from llmkick.errors import KickError
 from llmkick.models.checkpoints.meta_model import load_meta_model
 from tiny import EXPERTS, save_tiny
+from tiny_overrides import UNTRIED
 
 FORMS: tuple[Form, ...] = ("folder", "packed", "compressed-tensors")
 PLAN = {"sequences": 8, "length": 64}
@@ -46,6 +47,7 @@ class Row:
     outcome: str = "ok"
     reason: str = ""
     share: float | None = None
+    stated_share: float | None = None
     zeros: float | None = None
     routers_changed: int | None = None
     difference_kick: float | None = None
@@ -82,6 +84,8 @@ def try_family(family: str, architecture: str, recipes: Sequence[str]) -> Iterat
         text.write_text(calibration_text(), encoding="utf-8")
         row, started = Row(family=family, architecture=architecture), time.monotonic()
         try:
+            if family in UNTRIED:
+                raise Fault(UNTRIED[family])
             dense = save_tiny(Path(name, "dense"), family)
             trial = Trial(family, architecture, Path(name), dense)
         except Exception as error:
@@ -121,7 +125,7 @@ class Trial:
             if not bool(torch.isfinite(logits).all()):
                 raise Fault("the logits of the tiny model are not finite")
             if not torch.equal(logits, self.logits(self.dense)):
-                raise Fault("two forwards of the tiny model differ")
+                self.needs_more_than_text = "two forwards of it differ"
         self.memory: dict[str, tuple[Any, Tensor]] = {}
         self.changed: dict[str, int] = {}
 
@@ -148,7 +152,8 @@ class Trial:
         model = llmkick.load_model(str(self.folder / "dense"), dtype="float32", device="cpu")
         dense = {name: tensor.clone() for name, tensor in model.network.state_dict().items()}
         calibration = llmkick.calibrate(model, source=str(self.folder / "text.txt"), **PLAN)
-        compressed, _report = llmkick.compress(model, row.recipe, calibration=calibration)
+        compressed, report = llmkick.compress(model, row.recipe, calibration=calibration)
+        row.stated_share = report.block_share
         if self.needs_more_than_text:
             raise Fault(f"compressed, although {self.needs_more_than_text}")
         logits = self.logits(compressed.network)
@@ -267,6 +272,8 @@ def check_weights(row: Row, dense: dict[str, Tensor], network: Any) -> None:
                 broken.append(name)
     row.share, row.zeros = round(touched / max(total, 1), 4), round(zeros / max(touched, 1), 4)
     faults = []
+    if row.stated_share is None or abs(row.share - row.stated_share) > 0.1:
+        faults.append(f"the report states a share of {row.stated_share}, and it is {row.share:.2f}")
     if row.share < LEAST_SHARE:
         faults.append(f"{row.share:.2f} of the block weights compressed, not {', '.join(kinds_of(untouched)[:4])}")
     if row.routers_changed:
@@ -364,4 +371,6 @@ def files_lost(dense: Path, folder: Path) -> list[str]:
 def one_line(error: BaseException) -> str:
     """A message on one line, without the folders of this run."""
     text = " ".join(str(error).split()) or type(error).__name__
+    if packages := re.search(r"requires the (PIL|timm) library", text):
+        return f"its vision tower needs the package {packages[1]}"
     return re.sub(r"/tmp/\S*?/(dense|text|magnitude|wanda|gptq)", r"\1", text)[:300]

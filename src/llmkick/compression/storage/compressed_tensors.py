@@ -69,6 +69,12 @@ def check_storable(model: TransformersModel, blocks: list[Block]) -> None:
             f"{name} is stored merged with other layers, or split, in checkpoints of this architecture; "
             "compressed-tensors cannot hold it here; use --packed"
         )
+    made = (group.targets[0] for group in stored.form.groups if group.converter is not None)
+    if (name := next(made, None)) is not None:
+        raise ConfigError(
+            f"{name} is stored merged with other tensors, or split, in checkpoints of this architecture, which "
+            "transformers does not read beside compressed-tensors; use --packed"
+        )
     patches: Mapping[str, Any] = MODULES_TO_PATCH_FOR_QUANTIZATION
     replaced = {
         name

@@ -104,11 +104,17 @@ def meta_network(config: Any, *, dtype: torch.dtype | None = None) -> Any:
 def read_config(folder: Path) -> Any:
     """The Hugging Face configuration in a folder, without a quantization whose weights are read as plain ones.
 
-    Raises the errors of transformers.
+    Raises ModelError for a model that is no causal language model, and the errors of transformers.
     """
-    from transformers import AutoConfig
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
 
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise ModelError(
+            f"{folder}: {(config.architectures or ['the model'])[0]} (type {config.model_type}) is no model that "
+            "transformers runs on text alone (AutoModelForCausalLM); encoder-decoder and most image models are not "
+            "supported: give a causal language model, or the text part of this one as a folder of its own"
+        )
     if method_of(quantization_of(folder)) in DEQUANTIZED:
         for part in (config, config.get_text_config(decoder=True)):
             if hasattr(part, "quantization_config"):
