@@ -171,7 +171,7 @@ def test_missing_tensors_are_not_made_up(folder: Path):
 
 def test_a_tensor_of_the_wrong_shape(folder: Path):
     edit(folder, lambda weights: weights.update({"lm_head.weight": torch.zeros(3, 16)}))
-    with pytest.raises(ModelError, match="cannot load toy"):
+    with pytest.raises(ModelError, match=r"lm_head.weight has shape \(3, 16\), but config.json asks for \(\d+, 16\)"):
         load(folder)
 
 
@@ -410,7 +410,8 @@ REVISION = "0123456789abcdef0123456789abcdef01234567"
 def hub(folder: Path) -> Iterator[str]:
     """The address of a server that lays out `folder` as the hub does the repository me/toy."""
     (folder / "pytorch_model.bin").write_bytes(b"never fetched")
-    (folder / "README.md").write_text("never fetched")
+    (folder / "modeling_toy.py").write_text("never fetched")
+    (folder / "README.md").write_text("# Toy")
 
     def etag_of(file: Path) -> str:
         return hashlib.sha1(file.read_bytes()).hexdigest()
@@ -434,7 +435,7 @@ def hub(folder: Path) -> Iterator[str]:
                 ]
                 self.send(json.dumps(tree).encode(), {}, body=body)
             elif path.startswith(f"/me/toy/resolve/{REVISION}/") and (folder / Path(path).name).is_file():
-                if path.endswith((".bin", ".md")):
+                if path.endswith((".bin", ".py")):
                     raise AssertionError(path)
                 file = folder / Path(path).name
                 headers = {"ETag": f'"{etag_of(file)}"', "X-Repo-Commit": REVISION}
@@ -498,10 +499,10 @@ def test_hub_models_are_fetched_once_and_then_found_without_a_network(hub: str, 
     assert unknown.startswith("cannot get 'me/unknown' from the hub, and it is not cached: 404 Client Error")
     assert "Repository Not Found" in unknown.splitlines()[0]
     assert "smollm2-135m-instruct" in unknown
-    # Weights that are pickles, and what no model needs, stay where they are.
+    # Weights that are pickles, and code, stay where they are; the model card travels with compressed weights.
     names = {path.name for path in Path(latest[3]).iterdir()}
-    assert {"config.json", "model.safetensors", "tokenizer.json"} <= names
-    assert not names & {"pytorch_model.bin", "README.md"}
+    assert {"config.json", "model.safetensors", "tokenizer.json", "README.md"} <= names
+    assert not names & {"pytorch_model.bin", "modeling_toy.py"}
     assert load(latest[3]).info.parameters == 18544
 
     offline, unreachable = located("http://127.0.0.1:9", "me/toy", "me/unknown")

@@ -28,6 +28,8 @@ from llmkick.models.weights import check_finite
 # While transformers loads a network it replaces functions of its own, such as the tying of weights, for the whole
 # process: two loads at once can leave them replaced for good, and every later model without its output head.
 _LOADING = threading.Lock()
+# These predict tokens in any order, and see later ones.
+PERMUTING = ("xlnet", "flaubert")
 
 
 def load_model(reference: str, *, dtype: str = "auto", device: str = "auto") -> TransformersModel:
@@ -115,11 +117,26 @@ def read_config(folder: Path) -> Any:
             "transformers runs on text alone (AutoModelForCausalLM); encoder-decoder and most image models are not "
             "supported: give a causal language model, or the text part of this one as a folder of its own"
         )
+    if _reads_both_ways(config):
+        raise ModelError(
+            f"{folder}: a model of type {config.model_type} reads text in both directions unless config.json says "
+            '"is_decoder": true; it gives no probability of the next token, so it is no causal language model'
+        )
     if method_of(quantization_of(folder)) in DEQUANTIZED:
         for part in (config, config.get_text_config(decoder=True)):
             if hasattr(part, "quantization_config"):
                 del part.quantization_config
     return config
+
+
+def _reads_both_ways(config: Any) -> bool:
+    """Whether a token sees those after it, as in an encoder such as BERT; transformers loads it as a decoder too."""
+    from transformers import MODEL_FOR_MASKED_LM_MAPPING
+
+    if config.model_type in PERMUTING:
+        return True
+    is_decoder = getattr(config, "is_decoder", False) or getattr(config, "causal", False) or config.is_encoder_decoder
+    return type(config) in MODEL_FOR_MASKED_LM_MAPPING and not is_decoder
 
 
 def read_generation_config(folder: Path, network: Any) -> None:
