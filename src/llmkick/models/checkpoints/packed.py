@@ -214,7 +214,10 @@ def write_packed(file: Path, weights: Mapping[str, Packed]) -> None:
     from safetensors.torch import save_file
 
     tensors = {f"{name}:{key}": part for name, packed in weights.items() for key, part in packed.parts.items()}
-    layouts = {name: _fields(packed.layout) for name, packed in weights.items()}
+    layouts = {name: asdict(packed.layout) for name, packed in weights.items()}
+    for place in (fields["place"] for fields in layouts.values() if fields["place"] is not None):
+        if not place["flat"]:
+            del place["flat"]  # versions that do not know it can read the file
     temporary = file.with_name(f".{file.name}.{os.getpid()}")
     try:
         save_file(tensors, temporary, metadata={"format": "pt", "llmkick": json.dumps(layouts)})
@@ -223,13 +226,6 @@ def write_packed(file: Path, weights: Mapping[str, Packed]) -> None:
         temporary.replace(file)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _fields(layout: Layout) -> dict[str, Any]:
-    fields = asdict(layout)
-    if layout.place is not None and not layout.place.flat:
-        del fields["place"]["flat"]  # versions that do not know it can read the file
-    return fields
 
 
 def read_packed(file: Path) -> Iterator[tuple[str, Tensor]]:
@@ -289,17 +285,14 @@ def unpack_folder(folder: Path) -> dict[str, Tensor]:
     """The state dict of the packed model in a folder. Raises ModelError naming the file and the weight."""
     files = [folder / name for name in packed_files(folder)]
     weights: dict[str, Tensor] = {}
-    experts: dict[str, dict[int, Tensor]] = {}
-    flat: set[str] = set()
+    experts: dict[tuple[str, bool], dict[int, Tensor]] = {}
     for file in files:
         for _, place, weight in read_placed(file):
             stored = weight.t().contiguous() if place.transposed else weight
             if place.expert is None:
                 weights[place.parameter] = stored
                 continue
-            experts.setdefault(place.parameter, {})[place.expert] = stored
-            flat |= {place.parameter} if place.flat else set()
-    for parameter, members in experts.items():
-        together = torch.stack([members[number] for number in range(len(members))])
-        weights[parameter] = together.flatten(0, 1) if parameter in flat else together
+            experts.setdefault((place.parameter, place.flat), {})[place.expert] = stored
+    for (parameter, is_flat), members in experts.items():
+        weights[parameter] = (torch.cat if is_flat else torch.stack)([members[n] for n in range(len(members))])
     return weights
