@@ -9,7 +9,7 @@ WORKERS ?= $(shell cores=$$(nproc 2>/dev/null || echo 2); echo $$((cores < 8 ? c
 RUN_TESTS = $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadgroup
 PYTEST ?= -m "not slow"
 
-.PHONY: help demo test test-all check lint types clean
+.PHONY: help demo test test-all check lint types docs wheel check-wheel clean
 
 help:  ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -31,7 +31,7 @@ test: $(VENV)/.installed  ## Run the tests
 test-all: $(VENV)/.installed  ## Run the tests, the slow ones too
 	$(RUN_TESTS)
 
-check: lint types test  ## Everything that must pass before a change lands
+check: lint types docs check-wheel test  ## Everything that must pass before a change lands
 
 lint: $(VENV)/.installed  ## Style
 	$(BIN)/ruff check .
@@ -40,5 +40,21 @@ lint: $(VENV)/.installed  ## Style
 types: $(VENV)/.installed  ## Types
 	$(BIN)/mypy
 
+$(VENV)/.docs-installed: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
+	@touch $@
+
+# Without --quiet, which would hide the warnings from --strict. The variable drops an advertisement for Zensical, the
+# successor of the theme, which is maintained until May 2027.
+docs: $(VENV)/.docs-installed  ## Write the documentation as a site to site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+wheel: $(VENV)/.installed  ## Build the wheel into dist/
+	@rm -rf build dist/llmkick-*.whl  # files of an earlier build would get into it
+	$(BIN)/python -m pip wheel . --quiet --disable-pip-version-check --no-deps --no-build-isolation --wheel-dir dist
+
+check-wheel: wheel  ## Install the wheel into an empty environment, and run a study there
+	$(BIN)/python .ci/check_wheel.py dist/llmkick-*.whl
+
 clean:  ## Remove what the targets built (not runs/)
-	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) build dist site src/*.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -24,6 +24,7 @@ from llmkick.compression.storage.compress_to_disk import CalibrationPlan, Form, 
 from llmkick.errors import KickError
 from llmkick.models.checkpoints.meta_model import load_meta_model
 from tiny import EXPERTS, save_tiny
+from tiny_overrides import UNTRIED
 
 FORMS: tuple[Form, ...] = ("folder", "packed", "compressed-tensors")
 PLAN = {"sequences": 8, "length": 64}
@@ -46,6 +47,7 @@ class Row:
     outcome: str = "ok"
     reason: str = ""
     share: float | None = None
+    stated_share: float | None = None
     zeros: float | None = None
     routers_changed: int | None = None
     difference_kick: float | None = None
@@ -82,6 +84,8 @@ def try_family(family: str, architecture: str, recipes: Sequence[str]) -> Iterat
         text.write_text(calibration_text(), encoding="utf-8")
         row, started = Row(family=family, architecture=architecture), time.monotonic()
         try:
+            if family in UNTRIED:
+                raise Fault(UNTRIED[family])
             dense = save_tiny(Path(name, "dense"), family)
             trial = Trial(family, architecture, Path(name), dense)
         except Exception as error:
@@ -121,8 +125,9 @@ class Trial:
             if not bool(torch.isfinite(logits).all()):
                 raise Fault("the logits of the tiny model are not finite")
             if not torch.equal(logits, self.logits(self.dense)):
-                raise Fault("two forwards of the tiny model differ")
+                self.needs_more_than_text = "two forwards of it differ"
         self.memory: dict[str, tuple[Any, Tensor]] = {}
+        self.changed: dict[str, int] = {}
 
     @functools.cached_property
     def streamed(self) -> bool:
@@ -145,13 +150,17 @@ class Trial:
 
     def in_memory(self, row: Row) -> None:
         model = llmkick.load_model(str(self.folder / "dense"), dtype="float32", device="cpu")
-        dense = {name: parameter.clone() for name, parameter in model.network.named_parameters()}
+        dense = {name: tensor.clone() for name, tensor in model.network.state_dict().items()}
         calibration = llmkick.calibrate(model, source=str(self.folder / "text.txt"), **PLAN)
-        compressed, _report = llmkick.compress(model, row.recipe, calibration=calibration)
+        compressed, report = llmkick.compress(model, row.recipe, calibration=calibration)
+        row.stated_share = report.block_share
         if self.needs_more_than_text:
             raise Fault(f"compressed, although {self.needs_more_than_text}")
         logits = self.logits(compressed.network)
         self.memory[row.recipe] = compressed.network, logits
+        self.changed[row.recipe] = sum(
+            not torch.equal(dense.get(name, tensor), tensor) for name, tensor in compressed.network.state_dict().items()
+        )
         check_weights(row, dense, compressed.network)
         if not bool(torch.isfinite(logits).all()):
             raise Fault("logits in memory are not finite")
@@ -194,7 +203,7 @@ class Trial:
             return
         row.difference_plain = self.difference(self.logits(plain), expected)
         exact, missing = row.form != "compressed-tensors", plain._missing
-        row.lost = max(row.lost or 0, len(missing) + changed_beside(self.dense, plain, network))
+        row.lost = max(row.lost or 0, len(missing) + changed_beside(self.dense, plain, self.changed[row.recipe]))
         if type(plain) is type(network):
             row.lost = max(row.lost, lost_tensors(network, plain, exact=exact))
         if missing:
@@ -243,9 +252,9 @@ class Trial:
 
 def check_weights(row: Row, dense: dict[str, Tensor], network: Any) -> None:
     """Share, zeros and routers of a model that was compressed in memory. Raises Fault."""
-    after = dict(network.named_parameters())
-    if set(after) != set(dense):
-        raise Fault(f"{len(set(after) ^ set(dense))} parameters came or went: tied weights were parted")
+    after = network.state_dict()
+    if parted := parted_twins(network):
+        raise Fault(f"tied weights were parted: {', '.join(kinds_of(parted)[:3])}")
     matrices, routers = block_matrices(network)
     row.routers_changed = sum(not torch.equal(dense[name], after[name]) for name in routers)
     total = touched = zeros = 0
@@ -263,6 +272,8 @@ def check_weights(row: Row, dense: dict[str, Tensor], network: Any) -> None:
                 broken.append(name)
     row.share, row.zeros = round(touched / max(total, 1), 4), round(zeros / max(touched, 1), 4)
     faults = []
+    if row.stated_share is None or abs(row.share - row.stated_share) > 0.1:
+        faults.append(f"the report states a share of {row.stated_share}, and it is {row.share:.2f}")
     if row.share < LEAST_SHARE:
         faults.append(f"{row.share:.2f} of the block weights compressed, not {', '.join(kinds_of(untouched)[:4])}")
     if row.routers_changed:
@@ -277,6 +288,13 @@ def check_weights(row: Row, dense: dict[str, Tensor], network: Any) -> None:
         faults.append(f"changed outside the blocks: {', '.join(kinds_of(outside)[:3])}")
     if faults:
         raise Fault("; ".join(faults))
+
+
+def parted_twins(network: Any) -> list[str]:
+    """Tied tensors that are no longer equal to the tensor that they are tied to."""
+    state = network.state_dict()
+    twins = getattr(network, "all_tied_weights_keys", {})
+    return [name for name, twin in twins.items() if not torch.equal(state[name], state[twin])]
 
 
 def block_matrices(network: nn.Module) -> tuple[list[str], list[str]]:
@@ -294,7 +312,7 @@ def block_matrices(network: nn.Module) -> tuple[list[str], list[str]]:
             continue
         if parameter.dim() == 2 and (ROUTER_NAMES.search(name) or EXPERTS in parameter.shape or 1 in parameter.shape):
             routers.append(name)
-        elif parameter.shape[-1] >= 16 and parameter.shape[-2] >= 16 and "conv" not in name:
+        elif parameter.shape[-1] >= 16 and parameter.shape[-2] >= 16 and not re.search(r"conv|A_log|position_bias|embed", name):
             matrices.append(name)
     return matrices, routers
 
@@ -325,14 +343,12 @@ def lost_tensors(expected: nn.Module, network: nn.Module, *, exact: bool) -> int
     return lost
 
 
-def changed_beside(dense: nn.Module, plain: nn.Module, compressed: nn.Module) -> int:
-    """Tensors outside the language model's matrices in which the folder differs from the dense model."""
-    state, changed = plain.state_dict(), 0
-    matrices, _routers = block_matrices(dense)
+def changed_beside(dense: nn.Module, plain: nn.Module, changed: int) -> int:
+    """Tensors in which the folder differs from the dense model, beyond those that the compression changed."""
+    state, differing = plain.state_dict(), 0
     for name, tensor in dense.state_dict().items():
-        if name not in matrices and type(plain) is not type(compressed):
-            changed += name not in state or not torch.equal(state[name], tensor)
-    return changed
+        differing += name not in state or not torch.equal(state[name], tensor)
+    return abs(differing - changed)
 
 
 def files_lost(dense: Path, folder: Path) -> list[str]:
@@ -355,4 +371,6 @@ def files_lost(dense: Path, folder: Path) -> list[str]:
 def one_line(error: BaseException) -> str:
     """A message on one line, without the folders of this run."""
     text = " ".join(str(error).split()) or type(error).__name__
+    if packages := re.search(r"requires the (PIL|timm) library", text):
+        return f"its vision tower needs the package {packages[1]}"
     return re.sub(r"/tmp/\S*?/(dense|text|magnitude|wanda|gptq)", r"\1", text)[:300]

@@ -46,7 +46,7 @@ def main() -> int:
     if unknown := set(options.only) - set(names):
         parser.error(f"no decoder family of this transformers: {', '.join(sorted(unknown))}")
     rows = read_rows(journal)
-    waiting = [name for name in names if options.again or name not in {row["family"] for row in rows}]
+    waiting = [name for name in names if options.again or not is_tried(name, rows, options.recipes)]
     started = time.monotonic()
     run_families({name: names[name] for name in waiting}, journal, options)
     rows = [row for row in read_rows(journal) if row["family"] in names]
@@ -77,12 +77,22 @@ def preload() -> None:
 
 
 def read_rows(journal: Path) -> list[dict[str, Any]]:
-    """The rows of each family's last trial."""
+    """The last row of each family, recipe and form."""
     if not journal.is_file():
         return []
-    rows = [json.loads(line) for line in journal.read_text(encoding="utf-8").splitlines()]
-    last = {row["family"]: row["trial"] for row in rows}
-    return [row for row in rows if row["trial"] == last[row["family"]]]
+    last: dict[tuple[str, str, str], dict[str, Any]] = {}
+    for line in journal.read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        if row["form"] == "build":  # what an earlier build led to is no longer true
+            last = {key: other for key, other in last.items() if key[0] != row["family"] or other["recipe"] not in row["recipes"]}
+        last[row["family"], row["recipe"], row["form"]] = row
+    return list(last.values())
+
+
+def is_tried(family: str, rows: list[dict[str, Any]], recipes: list[str]) -> bool:
+    """Whether a family has rows of all these recipes, or cannot be built."""
+    own = [row for row in rows if row["family"] == family]
+    return set(recipes) <= {row["recipe"] for row in own} or any(row["outcome"] == "unbuilt" for row in own)
 
 
 def run_families(families: dict[str, str], journal: Path, options: argparse.Namespace) -> None:
@@ -104,7 +114,7 @@ def run_families(families: dict[str, str], journal: Path, options: argparse.Name
                 _, status = os.waitpid(pid, 0)
             if ended or late:
                 del running[pid]
-                finish_family(name, families[name], own, journal, status)
+                finish_family(name, families[name], own, journal, status, options.recipes)
 
 
 def start_family(name: str, architecture: str, own: Path, recipes: list[str]) -> int:
@@ -124,7 +134,9 @@ def start_family(name: str, architecture: str, own: Path, recipes: list[str]) ->
         os._exit(0)
 
 
-def finish_family(name: str, architecture: str, own: Path, journal: Path, status: int) -> None:
+def finish_family(
+    name: str, architecture: str, own: Path, journal: Path, status: int, recipes: list[str]
+) -> None:
     """Move a family's rows to the journal and print what they say."""
     rows = [json.loads(line) for line in own.read_text(encoding="utf-8").splitlines()]
     own.unlink()
@@ -132,9 +144,8 @@ def finish_family(name: str, architecture: str, own: Path, journal: Path, status
         reason = f"no end within {TIMEOUT} s" if status == signal.SIGKILL else f"the process died with status {status}"
         rows.append({"family": name, "architecture": architecture, "recipe": "", "form": "", "outcome": "fault",
                      "reason": reason, "seconds": 0.0})  # fmt: skip
-    trial = time.time()
     with journal.open("a", encoding="utf-8") as stream:
-        stream.writelines(json.dumps({**row, "trial": trial}) + "\n" for row in rows)
+        stream.writelines(json.dumps({**row, "recipes": recipes}) + "\n" for row in rows)
     counts = Counter(row["outcome"] for row in rows)
     seconds = sum(row["seconds"] for row in rows)
     first = next((row for row in rows if row["outcome"] != "ok"), None)

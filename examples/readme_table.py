@@ -1,4 +1,4 @@
-"""Print a run's verdicts as the Markdown table that the README shows.
+"""Print a run's verdicts as the Markdown table of benchmarks/results/quickstart.md; the README shows some of its cells.
 
 python examples/readme_table.py runs/quickstart
 """

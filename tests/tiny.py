@@ -193,8 +193,10 @@ def fill(network: nn.Module, generator: torch.Generator) -> None:
                 parameter.copy_(noise)
             else:
                 parameter.copy_(noise * 1.2 / math.sqrt(min(HIDDEN, parameter[0].numel())))
-        for buffer in network.buffers():
-            if buffer.is_floating_point() and not bool(torch.isfinite(buffer).all()):
+        for name, buffer in network.named_buffers():
+            if name.endswith("tid2eid"):  # a table from tokens to experts
+                buffer.copy_(torch.randint(EXPERTS, buffer.shape, generator=generator))
+            elif buffer.is_floating_point() and not bool(torch.isfinite(buffer).all()):
                 buffer.zero_()
 
 
@@ -203,8 +205,9 @@ def save_tiny(folder: Path, model_type: str, *, seed: int = 0) -> Any:
     network = tiny_network(model_type, seed=seed)
     network.save_pretrained(folder)
     toy_tokenizer(chat=True).save_pretrained(folder)
-    generation = {"eos_token_id": [1, 3], "bos_token_id": 0, "do_sample": True, "temperature": 0.7, "top_p": 0.9}
-    (folder / "generation_config.json").write_text(json.dumps(generation))
+    if model_type != "diffusion_gemma":  # which has settings of its own
+        generation = {"eos_token_id": [1, 3], "bos_token_id": 0, "do_sample": True, "temperature": 0.7, "top_p": 0.9}
+        (folder / "generation_config.json").write_text(json.dumps(generation))
     (folder / "LICENSE").write_text("a licence\n")
     (folder / "README.md").write_text("---\nlicense: mit\n---\n# a model card\n")
     return network

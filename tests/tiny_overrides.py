@@ -6,6 +6,14 @@ _MOE = {"n_routed_experts": 6, "num_experts_per_tok": 2, "n_shared_experts": 1, 
 _SAM = {"output_channels": 32, "downsample_channels": [32, 32], "mlp_dim": 96, "global_attn_indexes": [1]}
 _DECODER = {"is_decoder": True}
 
+# Families that are not tried, and why.
+UNTRIED = {
+    "gemma4_assistant": "drafts for another model, of which it reads the keys and values",
+    "musicgen": "generates audio; its configuration is that of an encoder, a decoder and an audio codec",
+    "musicgen_melody": "generates audio; its configuration is that of an encoder, a decoder and an audio codec",
+    "shieldgemma2": "a classifier; transformers does not read the folder that it writes of it",
+}
+
 OVERRIDES: dict[str, dict[str, Any]] = {
     "blt": {"encoder_hash_byte_group_vocab": 64, "encoder_hash_byte_group_size": [3, 4]},
     "chameleon": {"vocabulary_map": {"<image>": 300, "IMGIMGA": 301}},
@@ -25,7 +33,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "deepseek_ocr2_sam_vision_model": _SAM,
     "deepseek_ocr2_text": {**_MOE, "mlp_layer_types": ["dense", "sparse", "sparse", "sparse"]},
     "deepseek_v2": {"num_experts_per_tok": 2},
-    "deepseek_vl_hybrid": {},
+    "deepseek_v4": {"hc_mult": 2, "moe_intermediate_size": 192, "o_groups": 2, "o_lora_rank": 32},
     "diffusion_gemma_text": {"num_experts": 6, "top_k_experts": 2, "moe_intermediate_size": 32},
     "dots1": _MOE,
     "dots3_note_audio_encoder": {"adapter_input_size": 64, "adapter_out_dim": 64, "downsample_hidden_size": 32},
@@ -48,6 +56,14 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "hunyuan_v1_dense": {"head_dim": 16},
     "hunyuan_v1_moe": {"head_dim": 16, "num_experts": 6, "moe_topk": 2},
     "hunyuan_vl_text": {"head_dim": 16},
+    "inkling2_text": {"rel_extent": 16},
+    "inkling_text": {"rel_extent": 16},
+    "falcon_mamba": {"time_step_rank": 4},
+    "mamba": {"time_step_rank": 4},
+    "moshi": {"ffn_dim": 128},
+    "recurrent_gemma": {"intermediate_size": 128},
+    "longcat_flash": {"zero_expert_num": 2, "moe_topk": 4},
+    "zaya": {"router_hidden_size": 16, "num_hidden_layers": 4},
     "janus_vqgan": {
         "base_channels": 32, "channel_multiplier": [1, 1], "num_res_blocks": 1, "embed_dim": 8, "image_token_embed_dim": 64,
     },

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from llmkick.errors import ConfigError
 from llmkick.models.checkpoints.loading import load_model
 from llmkick.models.checkpoints.meta_model import load_meta_model
 from llmkick.models.checkpoints.packed import pack
-from toy import UNUSUAL, save_toy, toy_model
+from toy import save_toy, toy_model
 
 pytest.importorskip("compressed_tensors", reason="the compressed-tensors package is not installed")
 
@@ -210,8 +211,26 @@ def test_a_refusal_comes_before_the_calibration(
     assert not (tmp_path / "out").exists()
 
 
-def test_modules_that_transformers_replaces_when_it_reads_the_format_are_refused(monkeypatch: pytest.MonkeyPatch):
-    experts = {"intermediate_size_mlp": 32, "num_local_experts": 4, "interleave_moe_layer_step": 2, "head_dim": 4}
-    monkeypatch.setitem(UNUSUAL, "llama4", ("llama4_text", {**experts, "intermediate_size": 32}))
-    with pytest.raises(ConfigError, match=r"layers\.1\.feed_forward\.experts: transformers puts other layers in"):
+def test_a_weight_that_two_blocks_share_is_refused():
+    first, second, _ = decoder_blocks(toy_model().network)
+    shared = replace(first, layers=(replace(first.layers[0], twins=(second.layers[0],)),))
+    with pytest.raises(ConfigError, match=r"layers\.0\.self_attn\.q_proj shares its weight with model\.layers\.1\."):
+        check_exportable(parse_recipe("rtn@4b"), [shared])
+
+
+def test_modules_that_transformers_replaces_when_it_reads_the_format_are_refused():
+    with pytest.raises(ConfigError, match=r"layers\.0\.feed_forward\.experts: transformers puts other layers in"):
         check_storable(toy_model("llama4"), [])
+
+
+@pytest.mark.parametrize("architecture", COMPOSITES)
+def test_such_a_folder_can_be_compressed_into_a_plain_one(tmp_path: Path, architecture: str):
+    save_composite(tmp_path / "model", architecture)
+    compressed(tmp_path / "model", tmp_path / "rounded", "compressed-tensors", "rtn@4b")
+    expected, _ = compress(load_model(str(tmp_path / "rounded"), dtype="float32"), "magnitude@0.5")
+    compressed(tmp_path / "rounded", tmp_path / "out")
+    ids = torch.from_numpy(WINDOWS)
+    with torch.no_grad():
+        wanted = expected.network(ids).logits
+        assert torch.equal(open_whole(tmp_path / "out", architecture)(input_ids=ids).logits, wanted)
+    assert "quantization_config" not in json.loads((tmp_path / "out" / "config.json").read_text())

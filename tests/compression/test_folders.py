@@ -118,7 +118,7 @@ def test_a_head_of_its_own_stays_whatever_the_configuration_says(tmp_path: Path)
 # Sources that are stored quantized
 
 
-def store_fp8(folder: Path, *, ending: str = "_proj.weight") -> None:
+def store_fp8(folder: Path, *, ending: str | tuple[str, ...]) -> None:
     """Store weights in blocks of 8-bit floats, as DeepSeek-V3 and Qwen3-FP8 are."""
     stored, size = {}, 16
     for name, tensor in tensors_in(folder).items():
@@ -168,7 +168,7 @@ def test_a_source_in_mxfp4_is_written_as_the_plain_weights_in_memory(tmp_path: P
     plain, generator = tensors_in(tmp_path / "model"), torch.Generator().manual_seed(0)
     stored = {}
     for name, tensor in plain.items():
-        if name.endswith("experts.gate_up_proj") or name.endswith("experts.down_proj"):
+        if name.endswith(("experts.gate_up_proj", "experts.down_proj")):
             experts, inputs, outputs = tensor.shape
             size = experts, outputs, inputs // 32
             stored[f"{name}_blocks"] = torch.randint(0, 256, (*size, 16), dtype=torch.uint8, generator=generator)
@@ -212,6 +212,20 @@ def test_a_packed_composite_model_can_be_written_as_a_folder_again(tmp_path: Pat
     compressed(tmp_path / "packed", tmp_path / "out", recipe="magnitude@0.75")
     assert torch.equal(logits(open_whole(tmp_path / "out", architecture)), logits(expected))
     assert tensors_in(tmp_path / "out").keys() == tensors_in(tmp_path / "model").keys()
+
+
+@pytest.mark.parametrize("architecture", COMPOSITES)
+def test_a_composite_model_in_fp8_becomes_plain_as_a_whole(tmp_path: Path, architecture: str):
+    """The vision tower too, also where the network that is compressed does not have it."""
+    save_composite(tmp_path / "model", architecture)
+    names = tensors_in(tmp_path / "model").keys()
+    store_fp8(tmp_path / "model", ending=("mlp.down_proj.weight", "linear_fc1.weight", "fc1.weight"))
+    expected = in_memory(tmp_path / "model")
+    compressed(tmp_path / "model", tmp_path / "out")
+    assert tensors_in(tmp_path / "out").keys() == names
+    assert {tensor.dtype for tensor in tensors_in(tmp_path / "out").values()} == {torch.float32}
+    assert torch.equal(logits(open_whole(tmp_path / "out", architecture)), logits(expected))
+    assert "quantization_config" not in json.loads((tmp_path / "out" / "config.json").read_text())
 
 
 def test_packed_weights_alone_count_as_the_size_of_a_packed_model(tmp_path: Path):

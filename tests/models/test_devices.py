@@ -15,12 +15,13 @@ import torch
 from accelerate import dispatch_model
 from accelerate.hooks import ModelHook, add_hook_to_module
 from accelerate.utils import send_to_device
-from transformers import AutoModelForCausalLM
+from transformers import LlamaForCausalLM
 
 from llmkick.compression.walk.compress import compress, compress_many
 from llmkick.errors import ConfigError, ModelError
 from llmkick.models.checkpoints import loading
 from llmkick.models.checkpoints.loading import load_model, refuse_offloaded
+from llmkick.models.engine import batch_budget
 from llmkick.models.engine.batch_budget import devices_of, free_bytes, is_spread, token_budget
 from llmkick.models.engine.runner import Runner
 from llmkick.models.language_model import ContinuationScore, GenerateRequest, ScoreRequest
@@ -157,9 +158,9 @@ def test_the_budget_counts_the_memory_of_all_devices(monkeypatch: pytest.MonkeyP
     network: Any = SimpleNamespace(
         parameters=lambda: iter(parameters),
         hf_device_map={"a": 0, "b": 1},
-        config=toy_model(num_hidden_layers=2).network.config,
         dtype=torch.bfloat16,
     )
+    monkeypatch.setattr(batch_budget, "cache_bytes_a_token", lambda _network: 2 * 2 * 2 * 8 * 2)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda card: ({0: 5, 1: 3}[card.index], each))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _card: 0)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _card: 0)
@@ -190,13 +191,13 @@ def test_balanced_begins_at_the_first_gpu(monkeypatch: pytest.MonkeyPatch):
 
 def test_the_device_map_reaches_transformers(tmp_path: Any, monkeypatch: pytest.MonkeyPatch):
     toy = save_toy(tmp_path / "toy")
-    original, seen = AutoModelForCausalLM.from_pretrained, []
+    original, seen = LlamaForCausalLM.from_pretrained, []
 
     def reading(*args: Any, device_map: Any = None, **kwargs: Any) -> Any:
         seen.append(device_map)
         return original(*args, device_map={"": "cpu"}, **kwargs)
 
-    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", reading)
+    monkeypatch.setattr(LlamaForCausalLM, "from_pretrained", reading)
     monkeypatch.setattr(loading, "resolve_device", lambda _device: torch.device("cpu"))
     loaded = load_model(str(tmp_path / "toy"), dtype="float32", device="balanced")
     assert loaded.logprobs(REQUESTS) == toy.logprobs(REQUESTS)

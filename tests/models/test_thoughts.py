@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from llmkick.models.thoughts import Separated, closing_of, separate
+from llmkick.models.thoughts import Separated, closing_of, may_begin_thought, separate
 
 # Text → its answer, and whether it ends inside a thought.
 TEXTS = {
@@ -17,6 +17,10 @@ TEXTS = {
     "reasoning": ("<reasoning>Lyon</reasoning>\nParis", "Paris", False),
     "thought": ("<thought>Lyon</thought>Paris", "Paris", False),
     "capitals": ("<THINK>Lyon</THINK>Paris", "Paris", False),
+    "spaces in the marks": ("<think >Lyon</think >Paris", "Paris", False),
+    "an attribute": ('<think effort="high">Lyon</think>Paris', "Paris", False),
+    "bars": ("<|thinking|>Lyon<|/thinking|>Paris", "Paris", False),
+    "two names": ("<think>Lyon</thinking>Paris", "Paris", False),
     "seed": ("<seed:think>Lyon</seed:think>Paris", "Paris", False),
     "Mistral": ("[THINK]Lyon[/THINK]Paris", "Paris", False),
     "Cohere": ("<|START_THINKING|>Lyon<|END_THINKING|><|START_RESPONSE|>Paris<|END_RESPONSE|>", "Paris", False),
@@ -97,6 +101,8 @@ def test_an_empty_answer_is_told_from_a_thought_alone(text: str, only: bool):
         ("<|Assistant|><think>", "</think>"),
         ("[INST]x[/INST][THINK]", "[/THINK]"),
         ("<|START_THINKING|>", "<|END_THINKING|>"),
+        ("<|think|>", "<|/think|>"),
+        ('<think effort="high">\n', "</think>"),
         ("◁think▷", "◁/think▷"),
         ("<|channel>thought\n", "<channel|>"),
         ("<|im_start|>assistant\n<think>\n\n</think>\n\n", None),
@@ -108,3 +114,11 @@ def test_what_closes_the_thought_that_a_prompt_opens(prompt: str, closing: str |
     assert closing_of(prompt) == closing
     if closing is not None:
         assert separate(f"Lyon{closing}Paris").answer == "Paris"
+
+
+@pytest.mark.parametrize(
+    ("text", "may"),
+    [("<", True), ("<th", True), ("[", True), (" <Think", True), ("", False), ("B", False), ("<b", False)],
+)
+def test_a_token_that_may_begin_a_mark(text: str, may: bool):
+    assert may_begin_thought(text) is may

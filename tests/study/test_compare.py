@@ -333,6 +333,22 @@ def test_a_server_may_be_the_dense_model(models: Path, tmp_path: Path, behind: S
     assert {entry.lost + entry.gained for entry in result.comparisons} == {0}
 
 
+def test_equal_models_keep_a_row_each(models: Path, tmp_path: Path, behind: Serving):
+    """Two servers with one address, or two folders with the same weights, give the same answers under two labels."""
+    folder = str(models / "other")
+    twins = run_study(study_of(models, f"a={folder}", f"b={folder}", tasks=ASKED[:1]), out=tmp_path / "folders")
+    assert [row.recipe for row in twins.results] == ["dense", "a", "b"]
+    assert [row.value for row in twins.results[1:]] == [twins.results[1].value] * 2
+    assert [comparison.recipe for comparison in twins.comparisons] == ["a", "b"]
+    with serving(behind) as server:
+        served = server.reference()
+        study = study_of(models, f"twin={served}", model=served, tasks=ASKED[:1])
+        result = run_study(study, out=tmp_path / "servers")
+    assert [row.recipe for row in result.results] == ["dense", "twin"]
+    assert result.comparisons[0].compressed == result.comparisons[0].dense
+    assert [model.label for model in result.models] == ["dense", "twin"]
+
+
 @pytest.mark.parametrize("lives", [6, 10])
 def test_a_server_that_goes_away_loses_one_batch_at_most(models: Path, tmp_path: Path, behind: Serving, lives: int):
     with serving(behind) as server:

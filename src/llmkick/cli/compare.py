@@ -21,6 +21,7 @@ from llmkick.cli.options import (
     Quiet,
     Source,
     TaskNames,
+    ThinkingOption,
     Timeout,
 )
 from llmkick.errors import ConfigError
@@ -40,6 +41,7 @@ def compare(
     source: Source = "pocket",
     protocol: ProtocolOption = "strict",
     prompting: PromptingOption = "auto",
+    thinking: ThinkingOption = "off",
     margin: Margin = 0.05,
     dtype: DtypeOption = "auto",
     device: Device = "auto",
@@ -80,6 +82,7 @@ def compare(
         others=others,
         tasks=task_specs(task, source=source, protocol=protocol, limit=limit),
         prompting=prompting,
+        thinking=thinking,
         margin=margin,
         dtype=dtype,
         device=device,

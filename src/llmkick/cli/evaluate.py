@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -25,6 +26,7 @@ from llmkick.cli.options import (
     SampleSeed,
     Source,
     TaskNames,
+    ThinkingOption,
     Timeout,
 )
 from llmkick.errors import ConfigError
@@ -62,6 +64,7 @@ def evaluate(
     of: Of = None,
     records_file: RecordsFile = None,
     prompting: PromptingOption = "auto",
+    thinking: ThinkingOption = "off",
     dtype: DtypeOption = "auto",
     device: Device = "auto",
     timeout: Timeout = 120.0,
@@ -93,14 +96,14 @@ def evaluate(
         raise ConfigError("--of says what to average by group; give --by too, for example --by category")
     if records_file is not None:
         check_file_target(records_file)
-    settings = ServerSettings(timeout=timeout, concurrency=concurrency)
+    settings = ServerSettings(timeout=timeout, concurrency=concurrency, thinking=thinking)
     with TerminalProgress(err, quiet=quiet) as progress:
         progress.stage(f"loading {model}", 1)
         loaded = open_model(model, dtype=dtype, device=device, server=settings)
         for selected in tasks:
             refuse_unanswerable(loaded, selected, prompting=prompting)
-        notes = list(loaded.notes)
         answered = [(selected, _records(loaded, selected, prompting, progress)) for selected in tasks]
+    notes = list(loaded.notes)
     if records_file is not None:
         _write_records(records_file, answered)
     _print_scores(answered)
@@ -153,7 +156,11 @@ def _notes(task: Task, records: Sequence[Record]) -> list[str]:
     """What a reader of a task's score has to know, such as how options were chosen."""
     ways = {str(record.details["chosen_by"]) for record in records if "chosen_by" in record.details}
     chosen = [f"{task.name}: options were chosen by {way}" for way in sorted(ways)]
-    return [*(f"{task.name}: {note}" for note in task.notes), *chosen]
+    counts = Counter(str(record.unscored_reason) for record in records if record.score is None)
+    missing = [f"{task.name}: {count} unscored: {reason}" for reason, count in counts.most_common(3)]
+    thoughts = sum(bool(record.details.get("thought_removed")) for record in records)
+    removed = [f"{task.name}: {thoughts} answers were scored without the thoughts before them"] if thoughts else []
+    return [*(f"{task.name}: {note}" for note in task.notes), *chosen, *missing, *removed]
 
 
 def _print_groups(answered: Answered, by: str, of: str | None) -> None:

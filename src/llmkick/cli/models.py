@@ -11,7 +11,8 @@ EVERY_COMMAND = "run, compress, eval, compare"
 MODEL_KINDS = (
     ("smollm2-135m-instruct", "built in, see above", EVERY_COMMAND),
     ("./folder", "Hugging Face folder, also pruned by other tools", EVERY_COMMAND),
-    ("./folder", "quantized: gptq, awq, bitsandbytes, torchao, compressed-tensors, …", "eval, compare"),
+    ("./folder", "quantized: fp8, mxfp4, compressed-tensors (read as plain weights)", EVERY_COMMAND),
+    ("./folder", "quantized: gptq, awq, bitsandbytes, torchao, …", "eval, compare"),
     ("./folder", "packed by kick compress", EVERY_COMMAND),
     ("owner/name[@revision]", "the same, on the hub", "as the folder"),
     ("./file.gguf", "any quantization that transformers reads", EVERY_COMMAND),

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from llmkick.models.thoughts import Thinking
 from llmkick.tasks.prompting import PromptingChoice
 from llmkick.tasks.task import TaskProtocol
 
@@ -40,6 +41,10 @@ ProtocolOption = Annotated[
 PromptingOption = Annotated[
     PromptingChoice,
     typer.Option("--prompting", help="Chat template or raw text. auto: chat if there is one.", rich_help_panel=STUDY),
+]
+ThinkingOption = Annotated[
+    Thinking,
+    typer.Option("--thinking", help="Whether models that can think first are to do so.", rich_help_panel=STUDY),
 ]
 Margin = Annotated[
     float, typer.Option(help="Largest relative loss that still counts as matching.", rich_help_panel=STUDY)

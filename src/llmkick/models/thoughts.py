@@ -24,7 +24,8 @@ THOUGHT_TOKENS = 4096
 _NAMES = r"(?:think|thinking|thoughts?|reason|reasoning|reflection|scratchpad|(?:seed|mm):think|longcat_think)"
 # Opening and closing marks.
 _MARKS = (
-    (rf"<{_NAMES}>", rf"</{_NAMES}>"),
+    (rf"<{_NAMES}(?:\s[^<>]*)?>", rf"</{_NAMES}\s*>"),
+    (r"<\|(?:think|thinking|thought|reasoning)\|>", r"<\|/(?:think|thinking|thought|reasoning)\|>"),
     (r"\[(?:THINK|THINKING|REASONING)\]", r"\[/(?:THINK|THINKING|REASONING)\]"),
     (r"<\|(?:begin_of_thought|thought_start)\|>", r"<\|(?:end_of_thought|thought_end)\|>"),
     (r"<\|(?:START_THINKING|think_start)\|>", r"<\|(?:END_THINKING|think_end)\|>"),
@@ -35,6 +36,16 @@ _MARKS = (
 )
 _MARK = re.compile(
     "|".join(f"(?P<o{n}>{opening})|(?P<c{n}>{closing})" for n, (opening, closing) in enumerate(_MARKS)), re.IGNORECASE
+)
+_BEGINNINGS = (
+    "<think>",
+    "<reasoning>",
+    "<reflection>",
+    "<scratchpad>",
+    "<seed:think>",
+    "[think]",
+    "<|channel|>",
+    "◁think▷",
 )
 # Around a mark that a text speaks of.
 _QUOTES = "`'\"“”‘’«»"
@@ -107,7 +118,16 @@ def closing_of(prompt: str) -> str | None:
     ):
         if mark == opening:
             return closing
-    return f"{mark[0]}/{mark[1:]}"
+    if mark.startswith("<|"):
+        return f"<|/{mark[2:]}"
+    name = re.match(r"<[\w:]+", mark)
+    return f"</{name[0][1:]}>" if name else f"{mark[0]}/{mark[1:]}"
+
+
+def may_begin_thought(text: str) -> bool:
+    """Whether a text of one token, such as "<", may be the beginning of an opening mark."""
+    begun = text.strip().lower()
+    return bool(begun) and any(mark.startswith(begun) for mark in _BEGINNINGS)
 
 
 def is_mark(token: str) -> bool:

@@ -114,6 +114,16 @@ class TransformersModel:
         encoder = PromptEncoder(tokenizer=self.tokenizer, model_name=self.info.name, thinking=thinking)
         return replace(self, engine=replace(self.engine, encoder=encoder))
 
+    @property
+    def thinking_in_prompts(self) -> Thinking | None:
+        """`thinking`, where it is "on" or changes the prompts of conversations; otherwise None."""
+        return self.engine.encoder.thinking_in_prompts
+
     def with_network(self, network: Any, *, digest: str) -> TransformersModel:
         """The same tokenizer and name around other weights."""
         return replace(self, engine=self.engine.with_network(network), info=replace(self.info, digest=digest))
+
+
+def thinking_of_prompts(tokenizer: Any, thinking: Thinking) -> Thinking | None:
+    """`TransformersModel.thinking_in_prompts` of a model with this tokenizer, which need not be loaded."""
+    return PromptEncoder(tokenizer=tokenizer, model_name="", thinking=thinking).thinking_in_prompts

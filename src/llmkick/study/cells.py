@@ -79,11 +79,13 @@ def cells_of(
     prompting: Prompting,
     reference: Mapping[str, object] | None = None,
     batches: Mapping[str, object] | None = None,
+    conversations: Mapping[str, object] | None = None,
 ) -> list[Cell]:
     """Return the cells of a variant; `weights` holds the inputs that determine its weights.
 
     `prompting` is the prompting style of the study. `reference` identifies the dense model, which reads the answers of
     some tasks. `batches` describes the batches of tasks whose items are not asked in the default order.
+    `conversations` holds inputs that change answers only of tasks that are asked as conversations.
     """
     return [
         Cell(
@@ -98,6 +100,7 @@ def cells_of(
                     "engine": ENGINE_VERSION,
                     "batch": (batches or {}).get(task.name, BATCH_ITEMS),
                     **({"reference": reference} if isinstance(task, ReadByReference) else {}),
+                    **((conversations or {}) if style_of(task, prompting) == "chat" else {}),
                 }
             ),
         )

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from llmkick.compression.storage.compress_to_disk import CalibrationPlan, compress_checkpoint
 from llmkick.errors import ModelError
-from llmkick.models.checkpoints.accounting import match_names
+from llmkick.models.checkpoints.accounting import match_names, refuse_unknown
 from llmkick.models.checkpoints.loading import load_model, meta_network, read_config
 from llmkick.models.checkpoints.meta_model import load_meta_model
 from llmkick.models.checkpoints.weight_files import TensorFiles
@@ -83,7 +83,9 @@ def test_the_tensors_of_every_kind_of_network_are_all_used(tmp_path: Path, archi
 def test_a_tensor_that_would_be_left_out_is_named(tmp_path: Path, name: str):
     save_toy(tmp_path / "toy")
     edit(tmp_path / "toy", lambda weights: weights.update({name: torch.ones(4)}))
-    refused(tmp_path / "toy", rf"model\.safetensors holds {name}, and would be read without them: a LlamaForCausalLM")
+    refused(
+        tmp_path / "toy", rf"model\.safetensors holds {name}, for which a LlamaForCausalLM has no place: it would be"
+    )
 
 
 def test_biases_that_the_configuration_denies(tmp_path: Path):
@@ -118,6 +120,25 @@ def test_tensors_that_no_answer_depends_on_change_nothing(tmp_path: Path, archit
     load_meta_model(str(tmp_path / "toy"), dtype="float32", device="cpu")
 
 
+def test_a_bias_of_zeros_is_no_bias(tmp_path: Path):
+    saved = save_toy(tmp_path / "toy")
+    name = "model.layers.0.mlp.up_proj.bias"
+    edit(tmp_path / "toy", lambda weights: weights.update({name: torch.zeros(32)}))
+    assert same_weights(load(tmp_path / "toy"), saved)
+    edit(tmp_path / "toy", lambda weights: weights.update({name: torch.zeros(32).index_fill_(0, torch.tensor(7), 1)}))
+    refused(tmp_path / "toy", rf"holds {name}")
+
+
+def test_what_a_composite_model_has_for_images_is_not_for_text(tmp_path: Path):
+    saved = save_toy(tmp_path / "toy")
+    tower = {"vision_tower.layers.0.weight": torch.ones(4, 4), "multi_modal_projector.weight": torch.ones(4, 4)}
+    edit(tmp_path / "toy", lambda weights: weights.update(tower))
+    refused(tmp_path / "toy", r"holds multi_modal_projector\.weight and 1 more")
+    configure(tmp_path / "toy", vision_config={"hidden_size": 4})
+    network = meta_network(saved.network.config)
+    refuse_unknown(network, TensorFiles(tmp_path / "toy"), sorted(tower))
+
+
 def test_a_bias_is_no_mask(tmp_path: Path):
     save_toy(tmp_path / "toy")
     edit(tmp_path / "toy", lambda weights: weights.update({"model.layers.0.self_attn.bias": torch.ones(16)}))
@@ -147,6 +168,13 @@ def test_missing_tensors_are_named_before_a_compression_begins(tmp_path: Path):
     save_toy(tmp_path / "toy")
     edit(tmp_path / "toy", lambda weights: weights.pop("model.layers.1.mlp.up_proj.weight"))
     refused(tmp_path / "toy", r"lacks 1 tensors of a LlamaForCausalLM, among them .*1\.mlp\.up_proj")
+
+
+def test_a_tensor_of_another_shape_is_named(tmp_path: Path):
+    save_toy(tmp_path / "toy")
+    name = "model.layers.1.mlp.up_proj.weight"
+    edit(tmp_path / "toy", lambda weights: weights.update({name: weights[name][:5].clone()}))
+    refused(tmp_path / "toy", rf"{name} has shape \(5, 16\), but config.json asks for \(\d+, 16\)")
 
 
 # Codes instead of values

@@ -296,7 +296,7 @@ def test_scales_that_fit_no_blocks(tmp_path: Path, shape: tuple[int, ...]):
 def test_scales_of_weights_that_are_not_quantized(tmp_path: Path):
     quantize(tmp_path / "toy", BLOCKS, in_blocks)
     store(tmp_path / "toy", lambda tensors: tensors.update({"lm_head.weight_scale_inv": torch.ones(36, 2)}))
-    with pytest.raises(ModelError, match=r"holds lm_head\.weight_scale_inv, .*quantized weights"):
+    with pytest.raises(ModelError, match=r"holds lm_head\.weight_scale_inv, which belongs to quantized weights"):
         load(tmp_path / "toy")
 
 
@@ -351,3 +351,89 @@ def test_packed_integers_are_not_compressed(tmp_path: Path, method: str, monkeyp
     monkeypatch.setattr(quantized, "_is_installed", lambda module: True)
     with pytest.raises(ModelError, match=rf"toy cannot be compressed: its weights, quantized by {method}, stay packed"):
         compress_checkpoint(str(tmp_path / "toy"), "rtn@8b", tmp_path / "out", observer=Silent())
+
+
+# compressed-tensors
+
+GROUPS = {
+    "group_0": {
+        "targets": [r"re:.*self_attn\..*_proj"], "format": "pack-quantized",
+        "weights": {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "group", "group_size": 8},
+    },
+    "group_1": {
+        "targets": ["Linear"], "format": "int-quantized",
+        "weights": {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "channel"},
+    },
+}  # fmt: skip
+MIXED = {
+    "quant_method": "compressed-tensors", "format": "mixed-precision", "quantization_status": "compressed",
+    "config_groups": GROUPS, "ignore": ["lm_head"],
+}  # fmt: skip
+
+
+def in_integers(name: str, weight: Tensor) -> Parts:
+    """Attention in four bits, eight codes a word, with a scale for 8 inputs; the rest in eight bits, one a row."""
+    rows, columns = weight.shape
+    layer = name.removesuffix(".weight")
+    generator = torch.Generator().manual_seed(len(name))
+    if "self_attn" not in name:
+        scale = torch.rand(rows, 1, generator=generator)
+        codes = torch.randint(-128, 128, (rows, columns), generator=generator)
+        return {name: codes.to(torch.int8), f"{layer}.weight_scale": scale}, blockwise(codes, scale, 1, columns)
+    scale = torch.rand(rows, columns // 8, generator=generator)
+    codes = torch.randint(-8, 8, (rows, columns), generator=generator)
+    words = torch.zeros(rows, columns // 8, dtype=torch.int64)
+    for column in range(columns):
+        words[:, column // 8] |= (codes[:, column] + 8) << (column % 8 * 4)
+    packed = torch.tensor(words.numpy().astype("uint32").astype("int32"))
+    parts = {f"{layer}.weight_packed": packed, f"{layer}.weight_scale": scale}
+    return parts | {f"{layer}.weight_shape": torch.tensor([rows, columns])}, blockwise(codes, scale, 1, 8)
+
+
+def test_every_layer_of_compressed_tensors_has_its_own_scheme(tmp_path: Path):
+    pytest.importorskip("compressed_tensors")
+    truth = quantize(tmp_path / "toy", MIXED, in_integers)
+    model, meta = load(tmp_path / "toy"), load_meta_model(str(tmp_path / "toy"), dtype="float32", device="cpu")
+    state = model.network.state_dict()
+    for name, values in truth.items():
+        torch.testing.assert_close(state[name], values, rtol=1e-6, atol=0)
+        assert torch.equal(meta.files.read(name).float(), state[name])
+        assert meta.files.shape(name) == tuple(values.shape)
+    assert (meta.obstacle, meta.info) == (None, model.info)
+    model.network.save_pretrained(tmp_path / "saved")
+    saved = load_file(tmp_path / "saved" / "model.safetensors")
+    assert all(torch.equal(saved[name], state[name]) for name in truth)
+
+
+def test_columns_in_the_order_of_their_activations(tmp_path: Path):
+    pytest.importorskip("compressed_tensors")
+    truth = quantize(tmp_path / "toy", MIXED, in_integers)
+    name = "model.layers.1.self_attn.q_proj.weight_g_idx"
+    store(tmp_path / "toy", lambda tensors: tensors.update({name: torch.arange(16) // 8}))
+    assert torch.allclose(
+        load(tmp_path / "toy").network.model.layers[1].self_attn.q_proj.weight, truth[name.removesuffix("_g_idx")]
+    )
+    store(tmp_path / "toy", lambda tensors: tensors.update({name: (torch.arange(16) // 8).flip(0)}))
+    with pytest.raises(ModelError, match=rf"columns in the order of their activations \({name}\), which the installed"):
+        load(tmp_path / "toy")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"sparsity_config": {"format": "sparse-24-bitmask"}}, "with the sparse format sparse-24-bitmask"),
+        ({"transform_config": {"config_groups": {"R1": {"type": "hadamard"}}}}, "with rotations of activations"),
+        ({"config_groups": {}}, "with a quantization_config without config_groups"),
+        ({"config_groups": {"a": {**GROUPS["group_0"], "format": "marlin-24"}, "b": GROUPS["group_1"]}}, "marlin-24"),
+        ({"config_groups": {"a": GROUPS["group_0"]}}, "has 0 groups for model.layers.0.mlp"),
+        (
+            {"config_groups": {**GROUPS, "c": {**GROUPS["group_1"], "weights": GROUPS["group_0"]["weights"]}}},
+            "has 2 groups for model.layers.0.mlp",
+        ),
+    ],
+)
+def test_what_the_package_does_not_read(tmp_path: Path, change: dict[str, Any], message: str):
+    pytest.importorskip("compressed_tensors")
+    quantize(tmp_path / "toy", {**MIXED, **change}, in_integers)
+    with pytest.raises(ModelError, match=message):
+        load(tmp_path / "toy")

@@ -10,11 +10,19 @@ from typing import Any
 import gguf
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from transformers.integrations.bitnet import BitLinear, pack_weights
 
 from llmkick.errors import ModelError
 from llmkick.models.checkpoints import quantized
 from llmkick.models.checkpoints.loading import load_model
-from llmkick.models.checkpoints.quantized import READERS, method_of, precision_of
+from llmkick.models.checkpoints.quantized import (
+    READERS,
+    has_packed_integers,
+    method_of,
+    precision_of,
+    refuse_packed_integers,
+)
 from llmkick.models.checkpoints.references import locate
 from llmkick.models.checkpoints.sparsity import zeros_of
 from llmkick.models.language_model import ScoreRequest
@@ -104,6 +112,43 @@ def test_a_torchao_folder_is_asked_like_any_other(tmp_path: Path):
     from transformers import AutoModelForCausalLM, TorchAoConfig
 
     check_quantized(tmp_path, AutoModelForCausalLM, TorchAoConfig(Int8WeightOnlyConfig()), "torchao")
+
+
+def save_bitnet(folder: Path) -> Any:
+    """A toy in the packed integers of BitNet, which needs no other package; returns the dense one."""
+    dense = save_toy(folder)
+    tensors = load_file(folder / "model.safetensors")
+    for name in [name for name in tensors if "proj.weight" in name]:
+        scale = 1 / tensors[name].abs().mean()
+        tensors[name] = pack_weights((tensors[name] * scale).round().clamp(-1, 1))
+        tensors[f"{name}_scale"] = scale.reshape(1)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "bitnet", "linear_class": "bitlinear"}
+    (folder / "config.json").write_text(json.dumps(config))
+    return dense
+
+
+def test_packed_integers_stay_packed(tmp_path: Path):
+    dense = save_bitnet(tmp_path / "q")
+    found = load_model(str(tmp_path / "q"), dtype="float32", device="cpu")
+    assert isinstance(found.network.model.layers[0].mlp.up_proj, BitLinear)
+    assert found.network.model.layers[0].mlp.up_proj.weight.dtype == torch.uint8
+    assert (found.info.parameters, found.info.source_precision) == (dense.info.parameters, "bitnet")
+    assert has_packed_integers(locate(str(tmp_path / "q")))
+    with pytest.raises(
+        ModelError, match=r"q cannot be compressed: its weights, quantized by bitnet, stay packed integ"
+    ):
+        refuse_packed_integers(locate(str(tmp_path / "q")))
+
+
+def test_a_tensor_that_packed_integers_have_no_place_for(tmp_path: Path):
+    save_bitnet(tmp_path / "q")
+    tensors = load_file(tmp_path / "q" / "model.safetensors")
+    name = "model.layers.1.mlp.up_proj.qzeros"
+    save_file({**tensors, name: torch.ones(4)}, tmp_path / "q" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=rf"holds {name}, which belongs to quantized weights"):
+        load_model(str(tmp_path / "q"), dtype="float32", device="cpu")
 
 
 def check_quantized(folder: Path, kind: Any, config: Any, precision: str) -> None:

@@ -25,6 +25,7 @@ from llmkick.files import new_folder
 from llmkick.models.checkpoints import references
 from llmkick.models.checkpoints.gguf_files import gguf_precision
 from llmkick.models.checkpoints.loading import load_model
+from llmkick.models.checkpoints.meta_model import load_meta_model
 from llmkick.models.checkpoints.references import SOURCE_FILE, locate
 from llmkick.models.engine.network import end_tokens_of
 from llmkick.models.language_model import ScoreRequest
@@ -70,6 +71,20 @@ def test_every_kind_of_folder_loads(tmp_path: Path, architecture: str):
     saved = save_toy(tmp_path / "toy", architecture, tie_word_embeddings=True)  # one tensor of two is stored
     request = [ScoreRequest("the and", " on")]
     assert load(tmp_path / "toy").logprobs(request) == saved.logprobs(request)
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_end_tokens_come_from_the_folder_however_it_is_read(folder: Path, own: bool):
+    settings = {"eos_token_id": [1, 3], "bos_token_id": 0}
+    if own:
+        (folder / "generation_config.json").write_text(json.dumps(settings))
+    else:  # as in folders that are older than that file
+        (folder / "generation_config.json").unlink()
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**config, **settings}))
+    meta = load_meta_model(str(folder), dtype="float32", device="cpu")
+    for network in (load(folder).network, meta.model.network):
+        assert network.generation_config.eos_token_id == [1, 3]
 
 
 def test_the_same_files_have_the_same_digest_wherever_they_lie(folder: Path, tmp_path: Path):

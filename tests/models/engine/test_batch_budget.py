@@ -186,7 +186,7 @@ def failing_above(monkeypatch: pytest.MonkeyPatch, cells: int) -> list[tuple[int
 
 def score_requests() -> list[ScoreRequest]:
     generator = random.Random(0)
-    prompts = ["".join(generator.choices("QxyzABC ", k=generator.randint(5, 40))) for _ in range(20)]
+    prompts = ["".join(generator.choices("QxyzABC ", k=generator.randint(5, 40))) for _ in range(10)]
     requests = [ScoreRequest(prompt, option) for prompt in prompts for option in ("A", "B", "long one", "the and")]
     return [*requests, *(ScoreRequest("", tuple(range(4, 4 + length))) for length in (9, 30, 41))]
 
@@ -195,7 +195,7 @@ def generate_requests() -> list[GenerateRequest]:
     generator = random.Random(1)
     return [
         GenerateRequest("".join(generator.choices("QxyzABC ", k=generator.randint(5, 40))), max_new_tokens=new)
-        for new in (3, 20, 1, 8) * 6
+        for new in (3, 20, 1, 8) * 3
     ]
 
 

@@ -44,6 +44,11 @@ def check_exportable(recipe: Recipe, blocks: list[Block]) -> None:
         for layer in block.layers:
             if layer.form != "linear":
                 raise ConfigError(f"{layer.name} is no plain linear layer; compressed-tensors cannot hold it here")
+            if layer.twins:
+                raise ConfigError(
+                    f"{layer.name} shares its weight with {layer.twins[0].name}, which compressed-tensors cannot "
+                    "state; use --packed"
+                )
             width = layer.weight.shape[1]
             if group is not None and width % group:
                 raise ConfigError(
@@ -63,6 +68,12 @@ def check_storable(model: TransformersModel, blocks: list[Block]) -> None:
         raise ConfigError(
             f"{name} is stored merged with other layers, or split, in checkpoints of this architecture; "
             "compressed-tensors cannot hold it here; use --packed"
+        )
+    made = (group.targets[0] for group in stored.form.groups if group.converter is not None)
+    if (name := next(made, None)) is not None:
+        raise ConfigError(
+            f"{name} is stored merged with other tensors, or split, in checkpoints of this architecture, which "
+            "transformers does not read beside compressed-tensors; use --packed"
         )
     patches: Mapping[str, Any] = MODULES_TO_PATCH_FOR_QUANTIZATION
     replaced = {

@@ -24,7 +24,8 @@ from llmkick.compression.walk.unchanged import names_outside_layers
 from llmkick.errors import ConfigError, ModelError
 from llmkick.files import new_folder, require_space
 from llmkick.models.checkpoints.meta_model import MetaModel
-from llmkick.models.checkpoints.packed import pack, read_placed, write_manifest, write_packed
+from llmkick.models.checkpoints.packed import pack, read_placed, write_packed
+from llmkick.models.checkpoints.packed_folder import write_manifest
 from llmkick.models.checkpoints.references import SOURCE_FILE
 from llmkick.models.transformers_model import TransformersModel
 from llmkick.models.weights import digest_of

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from llmkick.errors import ModelError
-from llmkick.models.checkpoints.packed import MANIFEST
+from llmkick.models.checkpoints.packed_folder import MANIFEST
 from llmkick.models.checkpoints.references import SOURCE_FILE
 
 REPORT_FILE = "llmkick_compression.json"

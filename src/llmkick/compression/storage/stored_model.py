@@ -13,7 +13,7 @@ from torch import Tensor
 
 from llmkick.compression.storage.checkpoint_form import CheckpointForm, same_bits
 from llmkick.compression.storage.shards import size_of
-from llmkick.models.checkpoints.packed import MANIFEST
+from llmkick.models.checkpoints.packed_folder import MANIFEST
 from llmkick.models.checkpoints.plain_tensors import open_tensors
 from llmkick.models.checkpoints.weight_files import TensorFiles, read_tensor
 from llmkick.models.transformers_model import TransformersModel

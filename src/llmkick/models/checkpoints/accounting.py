@@ -81,6 +81,7 @@ def account(network: Any, files: TensorFiles, dtype: torch.dtype) -> set[str]:
     _refuse_codes(network, files, matching)
     _untie(network, files, matching, dtype)
     if not matching.converts:  # otherwise it shows when the tensors are made from others
+        _refuse_shapes(network, files, matching)
         _refuse_copies(files, matching)
         _refuse_missing(network, files, matching)
     return files.names - set(matching.unmatched)
@@ -95,6 +96,17 @@ def _refuse_codes(network: Any, files: TensorFiles, matching: Matching) -> None:
                     f"{files.file_of(name)}: {name} is stored as {files.headers[name].dtype}, which are codes and not "
                     "the values of a weight, and config.json does not say how to read them (quantization_config): "
                     "give the original model"
+                )
+
+
+def _refuse_shapes(network: Any, files: TensorFiles, matching: Matching) -> None:
+    """Raise ModelError for a tensor of another shape than the configuration asks for."""
+    for taken, wanted in network.state_dict().items():
+        for name in matching.sources.get(taken, []):
+            if files.shape(name) != tuple(wanted.shape):
+                raise ModelError(
+                    f"{files.file_of(name)}: {name} has shape {files.shape(name)}, but config.json asks for "
+                    f"{tuple(wanted.shape)}: weights and configuration are of different models"
                 )
 
 
@@ -123,21 +135,24 @@ def refuse_unknown(network: Any, files: TensorFiles, names: Iterable[str]) -> No
         return
     first = unknown[0]
     more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
+    place = files.file_of(first) if first in files.names else files.folder
     if QUANTIZATION.search(first):
-        reason = "they belong to quantized weights, which config.json does not describe (quantization_config)"
-        advice = "give the original model"
-    else:
-        reason = f"a {type(network).__name__} has no such tensors"
-        advice = "config.json may be that of another model; if they are not needed, remove them from the files"
-    raise ModelError(f"{files.file_of(first)} holds {first}{more}, and would be read without them: {reason}. {advice}")
+        why = "belongs to quantized weights that config.json does not describe (quantization_config). Give the original"
+        raise ModelError(f"{place} holds {first}{more}, which {why} model")
+    raise ModelError(
+        f"{place} holds {first}{more}, for which a {type(network).__name__} has no place: it would be left out. "
+        "config.json may be that of another model; remove what is not needed from the file"
+    )
 
 
 def _is_useless(network: Any, files: TensorFiles, name: str) -> bool:
     ignored = network._keys_to_ignore_on_load_unexpected or ()
     if any(re.search(pattern, name) for pattern in ignored) or COMPUTED.search(name) or LATER_TOKENS.search(name):
         return True
+    if name.endswith(".bias") and name in files.names and not files.read(name).any():
+        return True  # GPTQ writes such biases for every layer
     if MASKS.search(name):
-        return len(files.shape(name)) != 1 or files.shape(name) == (1,)
+        return name in files.names and (len(files.shape(name)) != 1 or files.shape(name) == (1,))
     config = network.config
     if OTHER_SENSES.search(name):
         stated = config_json(files.folder)

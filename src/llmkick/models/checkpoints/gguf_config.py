@@ -100,7 +100,7 @@ def settled_config(config: Any, metadata: Mapping[str, Any], factors: Mapping[st
 
 
 def _changed(config: Any, changes: Mapping[str, Any], path: Path) -> Any:
-    changes = {name: value for name, value in changes.items() if not _equal(getattr(config, name, None), value)}
+    changes = {name: value for name, value in changes.items() if not _equal(_stated(config, name), value)}
     if not changes:
         return config
     try:
@@ -121,13 +121,14 @@ def _change(config: Any, architecture: str, entry: str, value: Any, path: Path) 
     if special is not None:
         return special
     value = _single(value)
-    names = [name for name in NAMES.get(entry, ()) if getattr(config, name, None) is not None]
-    names = names or [name for name in NAMES.get(entry, ()) if hasattr(config, name)]
-    if any(_equal(getattr(config, name), value) for name in names) or _is_neutral(entry, value, names):
+    entries = config.to_dict()
+    names = [name for name in NAMES.get(entry, ()) if _stated(config, name) is not None]
+    names = names or [name for name in NAMES.get(entry, ()) if name in entries]
+    if any(_equal(_stated(config, name), value) for name in names) or _is_neutral(entry, value, names):
         return {}
     if not names or entry in READ or (entry == "attention.sliding_window" and _lacks_sliding_layers(config)):
         return _refuse(path, architecture, entry, value)
-    return {names[0]: type(getattr(config, names[0]) or value)(value)}
+    return {names[0]: type(_stated(config, names[0]) or value)(value)}
 
 
 def _lacks_sliding_layers(config: Any) -> bool:
@@ -137,8 +138,8 @@ def _lacks_sliding_layers(config: Any) -> bool:
 
 def _refuse(path: Path, architecture: str, entry: str, value: Any) -> dict[str, Any]:
     raise ModelError(
-        f"{path.name}: its metadata say {architecture}.{entry} = {value}, which transformers would ignore when it makes "
-        f"a network of the file: {ADVICE}"
+        f"{path.name}: its metadata say {architecture}.{entry} = {value}, which transformers would ignore when it "
+        f"makes a network of the file: {ADVICE}"
     )
 
 
@@ -148,7 +149,7 @@ def _special(config: Any, architecture: str, entry: str, value: Any) -> dict[str
         case "attention.scale" if hasattr(config, "query_pre_attn_scalar"):
             return {"query_pre_attn_scalar": type(config.query_pre_attn_scalar)(round(1 / value**2))}
         case "attention.scale":
-            head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+            head = _stated(config, "head_dim") or config.hidden_size // config.num_attention_heads
             return {} if value == 0 or math.isclose(value, head**-0.5, rel_tol=1e-5) else None
         case "attention.sliding_window_pattern" if getattr(config, "layer_types", None):
             count = config.num_hidden_layers
@@ -166,17 +167,29 @@ def _special(config: Any, architecture: str, entry: str, value: Any) -> dict[str
         case "attention.key_length" if architecture == "gemma4":
             return {"global_head_dim": value}
         case "attention.value_length" if architecture == "gemma4":
-            return {} if value == config.global_head_dim else None
+            return {} if value == _stated(config, "global_head_dim") else None
         case "attention.key_length_swa" | "attention.value_length_swa" if architecture == "gemma4":
             return {"head_dim": value}
-        case "block_count" if architecture.startswith("qwen35"):
-            return {}  # with the layers for later tokens, which transformers subtracts
+        case "block_count" | "full_attention_interval" if architecture.startswith("qwen35"):
+            return {}  # transformers makes its layers of them, without those for later tokens
+        case "attention.head_count" | "feed_forward_length" if value == 0:
+            return {}  # a network without attention
+        case "feed_forward_length" if architecture == "bloom" and value == 4 * config.hidden_size:
+            return {}
         case "ssm.inner_size":
             width = getattr(config, "linear_value_head_dim", 0) * getattr(config, "linear_num_value_heads", 0)
             return {} if value in (width, getattr(config, "intermediate_size", None)) else None
-        case "attention.key_length" | "attention.value_length" if not hasattr(config, "head_dim"):
+        case "attention.key_length" | "attention.value_length" if _stated(config, "head_dim") is None:
             return {} if value == config.hidden_size // config.num_attention_heads else None
     return None
+
+
+def _stated(config: Any, name: str) -> Any:
+    """An entry of a configuration; None where it has none. One that differs between layers has no attribute."""
+    try:
+        return getattr(config, name, None)
+    except RuntimeError:
+        return config.to_dict().get(name)
 
 
 def _single(value: Any) -> Any:

@@ -123,8 +123,8 @@ def _refuse_unused(path: Path, reader: Any, network: Any, unexpected: list[str])
     if is_gguf_arch_supported(architecture):
         unused = sorted(unexpected)
     else:
-        processor = TENSOR_PROCESSORS.get(architecture, TensorProcessor)(config=network.config.to_dict())
-        taken = get_gguf_hf_weights_map(network, processor)
+        kind: Any = TENSOR_PROCESSORS.get(architecture, TensorProcessor)
+        taken = get_gguf_hf_weights_map(network, kind(config=network.config.to_dict()))
         named = [tensor.name for tensor in reader.tensors]
         unused = [name for name in named if name not in taken and (architecture, name) != ("gpt2", "output.weight")]
     unused = [name for name in unused if name not in ROTARY and not COMPUTED.search(name)]

@@ -60,6 +60,9 @@ def _by_kind(
         if scaling:
             raise _unknown(path, f"scaled rotary positions ({scaling['rope_type']})")
         return None
+    full = stated["full_attention"]
+    if scaling.get("rope_type") == "longrope" and _is_partial(scaling["short_factor"], full):
+        scaling = {}
     full, sliding = dict(stated["full_attention"]), dict(stated.get("sliding_attention") or {})
     full["rope_theta"] = float(own.get("freq_base", full["rope_theta"]))
     if sliding:
@@ -67,6 +70,14 @@ def _by_kind(
     if scaling and full.get("rope_type") != "default":
         raise _unknown(path, f"scaled rotary positions ({scaling['rope_type']})")
     return {**stated, "full_attention": {**full, **scaling}, **({"sliding_attention": sliding} if sliding else {})}
+
+
+def _is_partial(divisors: Sequence[float], stated: Mapping[str, Any]) -> bool:
+    """Whether divisors stop the rotation of all but a first part of a head, as the parameters say already (Gemma 4)."""
+    turning = [value == 1 for value in divisors]
+    stopped = all(value == 1 or value > 1e20 for value in divisors)
+    share = stated.get("partial_rotary_factor", 1.0)
+    return stopped and turning == sorted(turning, reverse=True) and sum(turning) == round(share * len(turning))
 
 
 def _rotary_part(config: Any, stated: Mapping[str, Any], own: Mapping[str, Any], path: Path) -> dict[str, Any]:

@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
-from llmkick.errors import ModelError
+from llmkick.errors import ModelError, one_line
 from llmkick.models.checkpoint import Checkpoint
 from llmkick.models.checkpoints.accounting import account, refuse_missing, refuse_unknown
-from llmkick.models.checkpoints.packed import unpack_folder
+from llmkick.models.checkpoints.packed_folder import unpack_folder
 from llmkick.models.checkpoints.plain_tensors import open_tensors
 from llmkick.models.checkpoints.quantized import DEQUANTIZED, has_packed_integers, method_of, quantization_of
 from llmkick.models.checkpoints.references import locate
@@ -104,11 +104,17 @@ def meta_network(config: Any, *, dtype: torch.dtype | None = None) -> Any:
 def read_config(folder: Path) -> Any:
     """The Hugging Face configuration in a folder, without a quantization whose weights are read as plain ones.
 
-    Raises the errors of transformers.
+    Raises ModelError for a model that is no causal language model, and the errors of transformers.
     """
-    from transformers import AutoConfig
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
 
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise ModelError(
+            f"{folder}: {(config.architectures or ['the model'])[0]} (type {config.model_type}) is no model that "
+            "transformers runs on text alone (AutoModelForCausalLM); encoder-decoder and most image models are not "
+            "supported: give a causal language model, or the text part of this one as a folder of its own"
+        )
     if method_of(quantization_of(folder)) in DEQUANTIZED:
         for part in (config, config.get_text_config(decoder=True)):
             if hasattr(part, "quantization_config"):
@@ -146,7 +152,7 @@ def tokenizer_in(folder: Path) -> Any:
 
 def cannot_load(checkpoint: Checkpoint, error: Exception) -> ModelError:
     """The error that says which files could not be loaded, and why."""
-    return ModelError(f"cannot load {checkpoint.name} from {checkpoint.folder}: {error}")
+    return ModelError(f"cannot load {checkpoint.name} from {checkpoint.folder}: {one_line(error, 600)}")
 
 
 def _read(checkpoint: Checkpoint, dtype: torch.dtype, device_map: str | None = None) -> tuple[Any, Any]:

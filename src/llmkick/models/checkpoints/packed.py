@@ -12,7 +12,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,6 @@ from llmkick.models.checkpoints.bit_streams import pack_bits, pattern_bits, rank
 from llmkick.models.weights import bytes_of, digest_of
 
 FORMAT = 1
-MANIFEST = "llmkick_packed.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,10 +213,7 @@ def write_packed(file: Path, weights: Mapping[str, Packed]) -> None:
     from safetensors.torch import save_file
 
     tensors = {f"{name}:{key}": part for name, packed in weights.items() for key, part in packed.parts.items()}
-    layouts = {name: asdict(packed.layout) for name, packed in weights.items()}
-    for place in (fields["place"] for fields in layouts.values() if fields["place"] is not None):
-        if not place["flat"]:
-            del place["flat"]  # versions that do not know it can read the file
+    layouts = {name: _fields(packed.layout) for name, packed in weights.items()}
     temporary = file.with_name(f".{file.name}.{os.getpid()}")
     try:
         save_file(tensors, temporary, metadata={"format": "pt", "llmkick": json.dumps(layouts)})
@@ -226,6 +222,13 @@ def write_packed(file: Path, weights: Mapping[str, Packed]) -> None:
         temporary.replace(file)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _fields(layout: Layout) -> dict[str, Any]:
+    fields = asdict(layout)
+    if layout.place is not None and not layout.place.flat:
+        del fields["place"]["flat"]  # versions that do not know it can read the file
+    return fields
 
 
 def read_packed(file: Path) -> Iterator[tuple[str, Tensor]]:
@@ -261,38 +264,3 @@ def read_parts(file: Path) -> Iterator[tuple[str, Packed]]:
         raise ModelError(
             f"{file}: {name} cannot be read ({error}): the file is cut short or damaged; make it again"
         ) from error
-
-
-def write_manifest(folder: Path, files: Sequence[str], **facts: Any) -> None:
-    """Write the list of packed files, in order, that make up the model in a folder."""
-    text = json.dumps({"format": FORMAT, "files": list(files), **facts}, indent=1, ensure_ascii=False)
-    (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
-
-
-def packed_files(folder: Path) -> list[str]:
-    """The names of the packed files in a folder, in order. Raises ModelError for another format."""
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        form, files = manifest["format"], [str(name) for name in manifest["files"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{folder / MANIFEST} cannot be read ({error}): make the folder again") from error
-    if form != FORMAT:
-        raise ModelError(f"{folder} is packed in format {form}; this version reads {FORMAT}: update llmkick")
-    return files
-
-
-def unpack_folder(folder: Path) -> dict[str, Tensor]:
-    """The state dict of the packed model in a folder. Raises ModelError naming the file and the weight."""
-    files = [folder / name for name in packed_files(folder)]
-    weights: dict[str, Tensor] = {}
-    experts: dict[tuple[str, bool], dict[int, Tensor]] = {}
-    for file in files:
-        for _, place, weight in read_placed(file):
-            stored = weight.t().contiguous() if place.transposed else weight
-            if place.expert is None:
-                weights[place.parameter] = stored
-                continue
-            experts.setdefault((place.parameter, place.flat), {})[place.expert] = stored
-    for (parameter, is_flat), members in experts.items():
-        weights[parameter] = (torch.cat if is_flat else torch.stack)([members[n] for n in range(len(members))])
-    return weights

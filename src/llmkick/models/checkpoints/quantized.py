@@ -136,7 +136,7 @@ def refuse_packed_integers(checkpoint: Checkpoint) -> None:
     if has_packed_integers(checkpoint):
         raise ModelError(
             f"{checkpoint.name} cannot be compressed: its weights, quantized by {checkpoint.quantization}, stay packed "
-            "when it is loaded (it can be evaluated); give the model that it was made from"
+            "integers when it is loaded (it can be evaluated); give the model that it was made from"
         )
 
 

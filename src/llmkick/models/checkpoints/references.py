@@ -14,7 +14,7 @@ from llmkick.files import cache_folder, new_folder, require_space, sha256_of_fil
 from llmkick.models.checkpoint import Checkpoint
 from llmkick.models.checkpoints.builtin import BUILTIN_MODELS, builtin_gguf
 from llmkick.models.checkpoints.gguf_files import convert_gguf, gguf_precision, refuse_part
-from llmkick.models.checkpoints.packed import MANIFEST
+from llmkick.models.checkpoints.packed_folder import MANIFEST
 from llmkick.models.checkpoints.quantized import (
     method_of,
     precision_of,

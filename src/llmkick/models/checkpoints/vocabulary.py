@@ -42,14 +42,15 @@ def _tokens_of_prompts(model: TransformersModel) -> Iterator[tuple[int, str]]:
         for conversation in CONVERSATIONS:
             for token in _rendered(model, tuple(Message(role, content) for role, content in conversation)):
                 yield token, "the chat template writes"
-    added = model.tokenizer.added_tokens_decoder
-    largest = max((token for token in model.tokenizer.get_vocab().values() if token not in added), default=0)
-    yield largest, "the vocabulary of the tokenizer has"
+    added = getattr(model.tokenizer, "added_tokens_decoder", None)  # not every kind of tokenizer tells
+    if added is not None:
+        words = (token for token in model.tokenizer.get_vocab().values() if token not in added)
+        yield max(words, default=0), "the vocabulary of the tokenizer has"
 
 
 def _rendered(model: TransformersModel, conversation: tuple[Message, ...]) -> list[int]:
     """The tokens of a conversation; none of one that the template refuses, which no task can ask then either."""
     try:
         return model.encode(conversation)
-    except Exception:  # templates raise what they like: jinja2's errors, TypeError, ValueError
+    except Exception:  # noqa: BLE001 - templates raise what they like: errors of jinja2, TypeError, ValueError
         return []

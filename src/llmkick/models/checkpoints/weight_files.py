@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from llmkick.errors import ModelError
-from llmkick.models.checkpoints.packed import MANIFEST, packed_files
+from llmkick.models.checkpoints.packed_folder import MANIFEST, packed_files
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -66,7 +66,7 @@ def _named_by_config(folder: Path) -> str | None:
 
 
 def config_json(folder: Path) -> dict[str, Any]:
-    """The entries of a folder's config.json; none for a damaged file, which loading refuses with an error of its own."""
+    """The entries of a folder's config.json; none for a damaged file, which loading refuses with its own error."""
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -247,7 +247,7 @@ def _headers(files: list[Path]) -> dict[str, TensorHeader]:
     for file in files:
         try:
             with safe_open(file, framework="pt") as stream:
-                parts = {name: stream.get_slice(name) for name in stream.keys()}
+                parts = {name: stream.get_slice(name) for name in stream.keys()}  # noqa: SIM118
                 found = {
                     name: TensorHeader(file, part.get_dtype(), tuple(part.get_shape())) for name, part in parts.items()
                 }

@@ -40,15 +40,15 @@ def bytes_a_token(network: Any) -> int:
     vectors of the model's width, four of the inner width (four times the width where none is named).
     """
     config = network.config.get_text_config(decoder=True)
-    width = stated(config, "hidden_size") or network.get_input_embeddings().weight.shape[1]
-    inner = stated(config, "intermediate_size")
+    width = _stated(config, "hidden_size") or network.get_input_embeddings().weight.shape[1]
+    inner = _stated(config, "intermediate_size")
     inner = inner if isinstance(inner, int) else max(4 * width, *inner) if inner else 4 * width
     return int(2 * cache_bytes_a_token(network) + (12 * width + 4 * inner) * network.dtype.itemsize)
 
 
-def stated(config: Any, name: str) -> Any:
-    """An entry of a configuration; None where it has none, or one for each layer that is no single number."""
+def _stated(config: Any, name: str) -> Any:
+    """An entry of a configuration; None where it has none, or one for each layer."""
     try:
         return getattr(config, name, None)
-    except Exception:  # transformers raises an error of its own, a plain ValueError in some versions
+    except RuntimeError:  # transformers' error for an entry that differs between layers
         return None

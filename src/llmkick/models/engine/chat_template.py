@@ -66,6 +66,8 @@ class ChatTemplate:
         messages of one role in a row become one where the template wants turns; `notes` say so. Raises ConfigError
         for a conversation that the template refuses nevertheless.
         """
+        if self.changed_by_thinking:
+            self._note(f"thinking is {self.thinking} in conversations")
         rendered = self._rendered_somehow(messages)
         closing = closing_of(rendered) if self.thinking == "off" and messages[-1].role != "assistant" else None
         return rendered if closing is None else f"{rendered.rstrip()}\n\n{closing}\n\n"
@@ -88,7 +90,9 @@ class ChatTemplate:
                 continue
             # Some templates leave a system message out without a word.
             if all(message.role != "system" or message.content.strip() in rendered for message in turns):
-                self._note(change)
+                for step, note in ((without_system, FOLDED), (joined_turns, JOINED)):
+                    if step in change:
+                        self._note(note)
                 return rendered
         if refusal is None:  # the template writes a system message in its own way
             return self._rendered(messages, self.options)
@@ -97,14 +101,19 @@ class ChatTemplate:
             'use prompting = "raw"'
         ) from refusal
 
-    def _note(self, change: Sequence[object]) -> None:
-        for step, note in ((without_system, FOLDED), (joined_turns, JOINED)):
-            line = f"{self.model_name}: {note}"
-            if step in change and line not in self.notes:
-                self.notes.append(line)
+    def _note(self, note: str) -> None:
+        line = f"{self.model_name}: {note}"
+        if line not in self.notes:
+            self.notes.append(line)
 
     def _plain_prompt(self, options: Mapping[str, Any]) -> str:
-        return self._rendered(_PLAIN, options)
+        """The prompt of a plain question; empty where the template refuses even that."""
+        from jinja2 import TemplateError
+
+        try:
+            return self._rendered(_PLAIN, options)
+        except (TemplateError, TypeError, ValueError, LookupError):
+            return ""
 
     def _rendered(self, messages: Sequence[Message], options: Mapping[str, Any]) -> str:
         continues = messages[-1].role == "assistant"

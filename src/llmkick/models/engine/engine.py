@@ -46,7 +46,8 @@ class Engine:
         # The module imports transformers, which takes a second: a plan of a study does without.
         from llmkick.models.engine.scoring import score_requests
 
-        return score_requests(requests, network=self.network, encoder=self.encoder, budget=self.budget)
+        encoder = self.encoder.without_thinking
+        return score_requests(requests, network=self.network, encoder=encoder, budget=self.budget)
 
     def generate(self, requests: Sequence[GenerateRequest]) -> list[Generation | Unanswered]:
         """One generation for each request, in order; see `llmkick.models.engine.generation`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -85,6 +85,16 @@ class PromptEncoder:
         return ChatTemplate(
             tokenizer=self.tokenizer, model_name=self.model_name, thinking=self.thinking, notes=self.notes
         )
+
+    @property
+    def thinking_in_prompts(self) -> Thinking | None:
+        """`thinking`, where it is "on" or changes the prompts of conversations; otherwise None."""
+        return self.thinking if self.has_chat_template and self.template.changed_by_thinking else None
+
+    @cached_property
+    def without_thinking(self) -> PromptEncoder:
+        """The encoder for prompts whose continuation is given: what is scored follows no thought."""
+        return self if self.thinking == "off" else replace(self, thinking="off")
 
     def decode(self, tokens: list[int]) -> str:
         """The text of an answer's tokens, without special tokens except those that mark a thought."""

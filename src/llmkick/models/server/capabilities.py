@@ -13,7 +13,7 @@ from llmkick.models.server.differences import TEMPLATE_OPTIONS
 from llmkick.models.server.endpoint import Endpoint, RefusedError
 from llmkick.models.server.log_probabilities import begins_likeliest, echoed_score, likeliest_first
 from llmkick.models.server.replies import final_text, new_tokens
-from llmkick.models.thoughts import Thinking
+from llmkick.models.thoughts import Thinking, may_begin_thought
 
 # Variables of chat templates that turn thoughts on and off, the most common first.
 SWITCHES = ("enable_thinking", "thinking")
@@ -116,11 +116,11 @@ def _with_switch(endpoint: Endpoint, basic: Capabilities, chat: Callable[..., An
 
 
 def _thinks(reply: Any) -> bool:
-    """Whether a reply of one token has begun a thought: it shows one, or shows nothing of the token."""
+    """Whether a reply of one token has begun a thought: it shows one, a part of its mark, or nothing of the token."""
     if reply is None:
         return False
     final = final_text(reply)
-    return final.has_thought or (final.cut and not final.raw)
+    return final.has_thought or may_begin_thought(final.raw) or (final.cut and not final.raw)
 
 
 def _penalties_taken(endpoint: Endpoint, request: Callable[..., Any]) -> tuple[str, ...]:

@@ -14,6 +14,8 @@ from llmkick.models.clean_text import clean_text
 from llmkick.models.server.log_probabilities import plain
 from llmkick.models.thoughts import Separated, Thinking, separate, why_no_answer
 
+# Fields of a server's model entry that change although the model is the same.
+CHANGING_FACTS = {"created", "permission", "status"}
 # Fields of a message that hold its thought.
 _THOUGHT_FIELDS = ("reasoning_content", "reasoning", "reasoning_details", "thinking", "thinking_blocks", "thoughts")
 # Types of parts that are text for the user.
@@ -112,6 +114,19 @@ def model_entries(body: Any) -> list[dict[str, Any]] | None:
             name = next((entry[key] for key in ("id", "name", "model") if isinstance(entry.get(key), str)), None)
             entries += [{**entry, "id": name}] if name else []
     return entries
+
+
+def unchanging_facts(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """What an entry says of its model, without what changes although the model is the same."""
+    return {key: value for key, value in entry.items() if key not in CHANGING_FACTS}
+
+
+def whole_number(facts: Mapping[str, Any], *names: str) -> int | None:
+    """The first of the named facts that is a whole number above 0."""
+    values = (facts.get(name) for name in names)
+    return next(
+        (value for value in values if isinstance(value, int) and not isinstance(value, bool) and value > 0), None
+    )
 
 
 def _text_and_thought(content: Any) -> tuple[str, bool, str]:

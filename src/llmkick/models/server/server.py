@@ -33,8 +33,9 @@ from llmkick.models.server.capabilities import CHAT_TOKENS, ECHO, GREEDY, TEXT_T
 from llmkick.models.server.endpoint import Endpoint, Refused
 from llmkick.models.server.log_probabilities import echoed_score
 from llmkick.models.server.outcomes import generation_of, letters_by, letters_of, stopped_early
-from llmkick.models.server.replies import new_tokens
+from llmkick.models.server.replies import new_tokens, unchanging_facts, whole_number
 from llmkick.models.thoughts import THOUGHT_TOKENS, Thinking
+from llmkick.models.transformers_model import TransformersModel
 
 # The longest prompt plus answer of a server that reports no limit; it refuses longer requests.
 ASSUMED_TOKENS = 4096
@@ -44,8 +45,6 @@ BYTES_A_TOKEN = 3
 LETTER_TOKENS = 8
 # The most stop strings that the interface takes; the answer is cut at the others afterwards.
 MOST_STOPS = 4
-# Fields of a server's model entry that change although the model is the same.
-CHANGING_FACTS = {"created", "permission", "status"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -251,7 +250,7 @@ def connect(reference: str, settings: ServerSettings = ServerSettings()) -> Serv
     capabilities = probe_capabilities(endpoint, settings.thinking)
     meta = entry.get("meta") if isinstance(entry.get("meta"), dict) else {}
     facts = {**(meta or {}), **entry}
-    identity = {"url": address.url, "name": address.name, "listed": _unchanging(entry)}
+    identity = {"url": address.url, "name": address.name, "listed": unchanging_facts(entry)}
     if settings.thinking == "on" or capabilities.switch is not None:
         identity["thinking"] = settings.thinking
     info = ModelInfo(
@@ -259,11 +258,11 @@ def connect(reference: str, settings: ServerSettings = ServerSettings()) -> Serv
         revision=address.url,
         digest=hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest(),
         architecture="server",
-        parameters=_whole_number(facts, "n_params") or 0,
+        parameters=whole_number(facts, "n_params") or 0,
         dtype="server",
         source_precision="unknown",
     )
-    tokens = _whole_number(facts, "max_model_len", "n_ctx", "context_length", "n_ctx_train") or ASSUMED_TOKENS
+    tokens = whole_number(facts, "max_model_len", "n_ctx", "context_length", "n_ctx_train") or ASSUMED_TOKENS
     return ServerModel(
         endpoint=endpoint, info=info, capabilities=capabilities, max_tokens=tokens, thinking=settings.thinking
     )
@@ -272,8 +271,14 @@ def connect(reference: str, settings: ServerSettings = ServerSettings()) -> Serv
 def open_model(
     reference: str, *, dtype: str = "auto", device: str = "auto", server: ServerSettings = ServerSettings()
 ) -> LanguageModel:
-    """A model that answers requests: loaded as by `load_model`, or behind a server (`openai:URL#name`)."""
-    return connect(reference, server) if is_server(reference) else load_model(reference, dtype=dtype, device=device)
+    """A model that answers requests: loaded as by `load_model`, or behind a server (`openai:URL#name`).
+
+    `server.thinking` holds for both; the model of a plug-in decides for itself.
+    """
+    if is_server(reference):
+        return connect(reference, server)
+    model: LanguageModel = load_model(reference, dtype=dtype, device=device)
+    return model.with_thinking(server.thinking) if isinstance(model, TransformersModel) else model
 
 
 def _by_prompt(requests: Sequence[ScoreRequest]) -> dict[Prompt, list[str | tuple[int, ...]]]:
@@ -285,14 +290,3 @@ def _by_prompt(requests: Sequence[ScoreRequest]) -> dict[Prompt, list[str | tupl
 
 def _stops_of(request: GenerateRequest) -> dict[str, Any]:
     return {"stop": list(request.stops[:MOST_STOPS])} if request.stops else {}
-
-
-def _unchanging(entry: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in entry.items() if key not in CHANGING_FACTS}
-
-
-def _whole_number(facts: Mapping[str, Any], *names: str) -> int | None:
-    values = (facts.get(name) for name in names)
-    return next(
-        (value for value in values if isinstance(value, int) and not isinstance(value, bool) and value > 0), None
-    )

@@ -36,7 +36,9 @@ TASK_KEYS: Mapping[str, str] = {
     "judge_reading": "versions of the reader of its replies",
 }
 # Settings that may differ but are reported: the difference is often the purpose of the comparison.
-STUDY_FACTS = ("seeds", "calibration", "propagate", "dtype")
+STUDY_FACTS = ("seeds", "calibration", "propagate", "dtype", "thinking")
+# What a result had before it named the setting.
+EARLIER: Mapping[str, JsonValue] = {"thinking": "off"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +96,7 @@ def task_refusal(first: StudyResult, second: StudyResult, name: str) -> str:
     differing = [
         f"{words} ({_short(settings.get(key))}, {_short(others.get(key))})"
         for key, words in TASK_KEYS.items()
-        if settings.get(key) != others.get(key)
+        if settings.get(key, EARLIER.get(key)) != others.get(key, EARLIER.get(key))
     ]
     if differing:
         return f"different {', '.join(differing)}"
@@ -209,7 +211,7 @@ def _notes(a: StudyResult, b: StudyResult) -> list[str]:
         if settings[key] != others[key]
     ]
     notes += [
-        f"other {key}: {_short(settings.get(key))}, {_short(others.get(key))}"
+        f"other {key}: {_short(settings.get(key, EARLIER.get(key)))}, {_short(others.get(key, EARLIER.get(key)))}"
         for key in STUDY_FACTS
         if settings.get(key) != others.get(key)
     ]

@@ -76,7 +76,7 @@ class RayExecutor:
                 f"choose from: {', '.join(DEVICES)}"
             )
         store = store_at(self.artifacts)
-        model = remote_model_spec(study.model)
+        model = remote_model_spec(study.model, study.thinking)
         self._joined = connect(self.address)
         config = WorkerConfig(
             study=study.model_copy(update={"model": model.reference}),

@@ -19,6 +19,7 @@ from llmkick.models.language_model import (
     ScoreRequest,
     Unanswered,
 )
+from llmkick.models.thoughts import Thinking
 from llmkick.models.transformers_model import TransformersModel
 
 # Requests of one kind, or the answers to them.
@@ -57,6 +58,7 @@ class RemoteModelSpec:
     reference: str
     network: Any
     tokenizer: Any
+    thinking: Thinking = "off"
 
     @property
     def parameters(self) -> int:
@@ -65,11 +67,11 @@ class RemoteModelSpec:
 
     def model(self, info: ModelInfo, place: torch.device, ask: Ask) -> RemoteModel:
         """Return the proxy for the model on a worker."""
-        local = TransformersModel.wrap(self.network, self.tokenizer, info)
+        local = TransformersModel.wrap(self.network, self.tokenizer, info).with_thinking(self.thinking)
         return RemoteModel(info=info, engine=local.engine, place=place, ask=ask)
 
 
-def remote_model_spec(reference: str) -> RemoteModelSpec:
+def remote_model_spec(reference: str, thinking: Thinking = "off") -> RemoteModelSpec:
     """Return the specification of the model that `reference` names.
 
     Raises ModelError if its tokenizer or configuration cannot be read on this machine.
@@ -83,7 +85,10 @@ def remote_model_spec(reference: str) -> RemoteModelSpec:
             f"the tokenizer and configuration of {reference!r} are needed on this machine too: {one_line(error)}"
         ) from error
     return RemoteModelSpec(
-        reference=_elsewhere(reference, structure.folder), network=structure.network, tokenizer=structure.tokenizer
+        reference=_elsewhere(reference, structure.folder),
+        network=structure.network,
+        tokenizer=structure.tokenizer,
+        thinking=thinking,
     )
 
 

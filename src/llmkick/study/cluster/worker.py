@@ -58,6 +58,7 @@ class Worker:
         # The last bits of compressed weights depend on how sums are split between threads.
         torch.set_num_threads(threads)
         self._warnings: list[str] = []
+        self._told: list[str] = []  # notes about prompts, which are passed on once
 
     def versions(self) -> dict[str, str]:
         """Return the versions of the packages that can change the answers."""
@@ -66,7 +67,7 @@ class Worker:
     def load(self, study: Study, *, dtype: str, device: str, artifacts: str | None) -> WorkerInfo:
         """Load the dense model; raises the errors of `load_model`."""
         self._study = study
-        self._dense = load_model(study.model, dtype=dtype, device=device)
+        self._dense = load_model(study.model, dtype=dtype, device=device).with_thinking(study.thinking)
         self._compressor = StudyCompressor(
             model=self._dense,
             propagate=study.propagate,
@@ -110,7 +111,9 @@ class Worker:
             answers = model.logprobs([request for request in requests if isinstance(request, ScoreRequest)])
         else:
             answers = model.generate([request for request in requests if isinstance(request, GenerateRequest)])
-        return answers, self._taken(model.engine.budget.notes)
+        new = [note for note in model.engine.encoder.notes if note not in self._told]
+        self._told += new
+        return answers, [*self._taken(model.engine.budget.notes), *new]
 
     def _taken(self, lines: list[str]) -> list[str]:
         taken = list(lines)

@@ -14,7 +14,7 @@ FEWEST_TOKENS = 16
 
 
 def warnings_of(records: pd.DataFrame) -> list[str]:
-    """Return warnings about unscored items, merged tokens, choices without log-probabilities, and cut prompts."""
+    """Return warnings about unscored items, merged tokens, kinds of choices, changed answers, and cut prompts."""
     warnings = []
     unscored = records[records["score"].isna()]
     if len(unscored):
@@ -22,7 +22,20 @@ def warnings_of(records: pd.DataFrame) -> list[str]:
     moved = sum(bool(details.get("boundary_moved")) for details in records["details"])
     if moved:
         warnings.append(f"{moved} records have options whose tokens merge with the prompt's last token")
-    return [*warnings, *_how_chosen(records), *_cut_otherwise(records)]
+    return [*warnings, *_how_chosen(records), *_changed_answers(records), *_cut_otherwise(records)]
+
+
+def _changed_answers(records: pd.DataFrame) -> list[str]:
+    """Return warnings about answers without their thoughts, and answers of servers with broken characters."""
+    warnings = []
+    for (label, task), rows in records.groupby(["recipe", "task"], sort=False):
+        thoughts = sum(bool(details.get("thought_removed")) for details in rows["details"])
+        broken = sum(bool(details.get("replaced_characters")) for details in rows["details"])
+        if thoughts:
+            warnings.append(f"{label} on {task}: {thoughts} answers were scored without the thoughts before them")
+        if broken:
+            warnings.append(f"{label} on {task}: {broken} answers came with broken characters, which are replaced")
+    return warnings
 
 
 def _how_chosen(records: pd.DataFrame) -> list[str]:

@@ -118,6 +118,8 @@ class StudyContext:
         checkpoint = self.keys.external_models.checkpoints.get(label)
         if checkpoint is not None:
             return checkpoint.digest == self.model.info.digest
+        if label in self.keys.external_models.live:
+            return False  # nobody can see the weights of a server
         return self.has_dense_weights(v for v in self.variants() if v.is_recipe and v.label == label)
 
     @contextmanager

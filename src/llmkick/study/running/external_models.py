@@ -20,7 +20,8 @@ from llmkick.models.language_model import LanguageModel
 from llmkick.models.plugin_models import plugin_of
 from llmkick.models.precision import resolve_device, resolve_dtype
 from llmkick.models.server.server import ServerSettings, open_model
-from llmkick.models.transformers_model import TransformersModel
+from llmkick.models.thoughts import Thinking
+from llmkick.models.transformers_model import TransformersModel, thinking_of_prompts
 from llmkick.study.cells import Variant, style_of, variants_of
 from llmkick.study.results.records import ComparedModel, CompressionSummary
 from llmkick.study.spec.study import Study
@@ -39,6 +40,7 @@ class ExternalModels:
     study: Study
     checkpoints: dict[str, Checkpoint] = field(default_factory=dict)
     live: dict[str, LanguageModel] = field(default_factory=dict)  # models of servers and plug-ins: open after `find`
+    _thinking: dict[str, Thinking | None] = field(default_factory=dict)
 
     def find(self) -> None:
         """Locate every model and contact every server, so that missing models fail before any work.
@@ -68,7 +70,18 @@ class ExternalModels:
         if variant.label in self.live:
             return self.live[variant.label]
         gc.collect()  # reference cycles may hold the previous model in memory
-        return load_located(self.checkpoints[variant.label], dtype=self.study.dtype, device=self.study.device)
+        model = load_located(self.checkpoints[variant.label], dtype=self.study.dtype, device=self.study.device)
+        return model.with_thinking(self.study.thinking)
+
+    def thinking_in_prompts(self, variant: Variant) -> Thinking | None:
+        """Return `thinking` where it is "on" or changes the prompts of a model; the digest of a server covers it."""
+        if variant.label in self.live:
+            model = self.live[variant.label]
+            return model.thinking_in_prompts if isinstance(model, TransformersModel) else None
+        if variant.label not in self._thinking:
+            tokenizer = read_tokenizer(self.checkpoints[variant.label])
+            self._thinking[variant.label] = thinking_of_prompts(tokenizer, self.study.thinking)
+        return self._thinking[variant.label]
 
     def prompting(self, dense: LanguageModel) -> Prompting:
         """Return the prompting style for all models: `auto` selects chat if every model has a chat template.
@@ -111,7 +124,7 @@ def answers_key(model: LanguageModel) -> dict[str, object]:
 
 def settings_of(study: Study) -> ServerSettings:
     """Return the settings for requests to the servers of a study."""
-    return ServerSettings(**study.server.model_dump())
+    return ServerSettings(**study.server.model_dump(), thinking=study.thinking)
 
 
 def tokenizer_digest(tokenizer: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -9,7 +10,7 @@ from llmkick.compression.walk.calibration import Calibration
 from llmkick.compression.walk.compress import artifact_key
 from llmkick.models.language_model import LanguageModel
 from llmkick.models.transformers_model import TransformersModel
-from llmkick.study.cells import Cell, Variant, cells_of, digest_of
+from llmkick.study.cells import Cell, Variant, cells_of, digest_of, variants_of
 from llmkick.study.running.early_stopping import StoppingRule
 from llmkick.study.running.external_models import ExternalModels, answers_key
 from llmkick.study.spec.study import Study
@@ -44,13 +45,25 @@ class StudyKeys:
     def weights_key(self, variant: Variant) -> dict[str, object]:
         """Return all inputs that determine the weights of a variant."""
         if variant.reference:
-            return self.external_models.weights_key(variant)
+            return self._external_key(variant)
         if not isinstance(self.model, TransformersModel):
             return answers_key(self.model)
         calibration = self.calibration_of(variant)
         return artifact_key(
             self.model.info, self.model.device, variant.recipe, calibration, propagate=variant.propagate
         )
+
+    def _external_key(self, variant: Variant) -> dict[str, object]:
+        """Return the key of an external model; the label tells apart models that would give the same answers.
+
+        Without the label, the records of two equal models would be the records of one.
+        """
+        key = self.external_models.weights_key(variant)
+        earlier = itertools.takewhile(lambda other: other.label != variant.label, variants_of(self.study))
+        earlier_keys = [self.external_models.weights_key(other) for other in earlier if other.reference]
+        if not isinstance(self.model, TransformersModel):
+            earlier_keys.append(answers_key(self.model))
+        return {**key, "label": variant.label} if key in earlier_keys else key
 
     def report_key(self, variant: Variant) -> str:
         """Return the journal key of the digest and the report of a variant."""
@@ -66,4 +79,16 @@ class StudyKeys:
             prompting=self.prompting,
             reference={"digest": info.digest, "dtype": info.dtype},
             batches={name: rule.key for name, rule in self.rules.items()},
+            conversations=self._thinking_key(variant),
         )
+
+    def _thinking_key(self, variant: Variant) -> dict[str, str]:
+        """Return whether the model thinks, where that changes its prompts, or those of the model that reads answers."""
+        dense = self.model if isinstance(self.model, TransformersModel) else None
+        if not variant.reference:
+            own = None if dense is None else dense.thinking_in_prompts
+            return {} if own is None else {"thinking": own}
+        other = self.external_models.thinking_in_prompts(variant)
+        reading = None if dense is None else dense.with_thinking("off").thinking_in_prompts
+        given = {"thinking": other, "reference_thinking": reading}
+        return {name: value for name, value in given.items() if value is not None}

@@ -19,6 +19,7 @@ from llmkick.compression.registry import parse_recipe
 from llmkick.errors import ConfigError, KickError
 from llmkick.models.checkpoints.references import is_server
 from llmkick.models.precision import DTYPES
+from llmkick.models.thoughts import Thinking
 from llmkick.study.spec.choices import Correction, Stop
 from llmkick.study.spec.model_names import label_others, parse_if_server
 from llmkick.study.spec.sections import CalibrationSpec, Frozen, JudgeSpec, ServerSpec, TaskSpec
@@ -35,6 +36,8 @@ class Study(Frozen):
     dtype: str = "auto"
     device: str = "auto"
     prompting: PromptingChoice = "auto"
+    # Whether models that can think before they answer are to do so.
+    thinking: Thinking = "off"
     recipes: tuple[str, ...] = ()
     # External models for the comparison with the dense model: `reference` or `name=reference`.
     others: tuple[str, ...] = ()
@@ -197,7 +200,7 @@ class Study(Frozen):
         """
         content = self.model_dump(mode="json", exclude={"name", "server", "judge", "allow_partial"})
         # Defaults of these options are left out, because new options must not change the hash of older studies.
-        for option in ("stop", "correction"):
+        for option in ("stop", "correction", "thinking"):
             if content[option] == Study.model_fields[option].default:
                 del content[option]
         if not self.others:
