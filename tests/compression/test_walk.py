@@ -35,8 +35,8 @@ from toy import toy_model
 
 ARCHITECTURES = ("llama", "qwen2", "gemma", "gemma3", "mistral", "opt", "gpt_neox", "gpt2", "mixtral")
 UNUSUAL = ("deepseek_v3", "lfm2", "gpt_oss", "gpt_neo", "bloom")
-# Shared keys and values, tokens chosen by an earlier block, states of a router, hidden states of earlier blocks.
-HANDING_ON = ("gemma3n", "gemma4", "glm_moe_dsa", "zaya", "inkling2", "qwen2_moe")
+# Shared keys and values, tokens chosen by an earlier block, hidden states of earlier blocks; gates of shared experts.
+HANDING_ON = ("gemma3n", "gemma4", "glm_moe_dsa", "inkling2", "qwen2_moe")
 ROUTERS = ("router", "expert_gate", ".gate.")
 RECIPES = ("wanda@0.5", "wanda@2:4", "magnitude@0.25", "rtn@4b", "rtn@3b-g8", "sparsegpt@0.5", "gptq@4b")
 BLOCKS = {

@@ -106,6 +106,7 @@ def test_every_default(tmp_path: Path):
         "seeds": [0],
         "calibration": {"source": "self", "sequences": 32, "length": 512},
         "propagate": True,
+        "allow_partial": False,
         "server": {"timeout": 120.0, "concurrency": 8, "attempts": 5},
         "judge": None,
         "margin": 0.05,
@@ -132,6 +133,7 @@ def test_every_key(tmp_path: Path):
         "seeds": [3, 1],
         "calibration": {"source": "c4", "sequences": 4, "length": 16},
         "propagate": False,
+        "allow_partial": False,
         "server": {"timeout": 120.0, "concurrency": 8, "attempts": 5},
         "margin": 0.1,
         "alpha": 0.01,
@@ -455,10 +457,11 @@ CHANGES = {
 
 
 def test_everything_else_changes_the_hash():
-    assert {*CHANGES, "name", "judge", "server", "stop"} == set(Study.model_fields)
+    assert {*CHANGES, "name", "judge", "server", "stop", "allow_partial"} == set(Study.model_fields)
     base = values_of(FULL)
     hashes = {make_study({**base, key: value}).hash() for key, value in CHANGES.items()}
     assert len(hashes | {make_study(base).hash()}) == len(CHANGES) + 1
+    assert make_study({**base, "allow_partial": True}).hash() == make_study(base).hash()  # it changes no weight
     one_seed = {**base, "seeds": [1]}
     assert make_study({**one_seed, "stop": "decided"}).hash() != make_study(one_seed).hash()
 
