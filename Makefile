@@ -5,8 +5,8 @@ BIN := $(VENV)/bin
 OUT ?= runs/quickstart
 # As many workers as cores, eight at most: each needs about 1 GB. WORKERS=0 is one process without workers.
 WORKERS ?= $(shell cores=$$(nproc 2>/dev/null || echo 2); echo $$((cores < 8 ? cores : 8)))
-# loadgroup: tests that share a fixture stay on one worker (tests/conftest.py says which).
-RUN_TESTS = $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadgroup
+# A file's tests share its fixtures and stay on one worker. (pytest-xdist 3.8 groups nothing by mark with pytest 9.2.)
+RUN_TESTS = $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 PYTEST ?= -m "not slow"
 
 .PHONY: help demo test test-all check lint types docs wheel check-wheel clean

@@ -22,19 +22,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Send the tests that share a fixture of their module or folder to one worker, which then makes it once."""
-    for item in items:
-        if not isinstance(item, pytest.Function) or item.get_closest_marker("xdist_group"):
-            continue
-        if home := _home_of_shared_fixtures(item):
-            item.add_marker(pytest.mark.xdist_group(home))
-
-
-def _home_of_shared_fixtures(item: pytest.Function) -> str:
-    """Where the widest of the test's shared fixtures is defined: a module or a folder; "" without one."""
-    definitions = item._fixtureinfo.name2fixturedefs.values()
-    homes = {found[-1].baseid for found in definitions if found[-1].scope in ("module", "package", "session")}
-    return min((home for home in homes if home), key=len, default="")
+    """Put the files that run the built-in model first: they take longest, and no worker shall begin one at the end."""
+    with_model = {item.path for item in items if item.get_closest_marker("model")}
+    items.sort(key=lambda item: item.path not in with_model)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

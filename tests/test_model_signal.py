@@ -15,6 +15,8 @@ from llmkick.tasks.task import summary_value
 
 pytestmark = [pytest.mark.model, pytest.mark.timeout(900)]
 LIMIT = 120
+# Its long passages take half a minute; the model is more than three standard errors of 60 items above what is asked.
+LIMIT_OF_PASSAGES = 60
 
 Accuracy = Callable[[str], float]
 
@@ -25,8 +27,9 @@ def accuracy() -> Accuracy:
 
     @cache
     def of(name: str) -> float:
-        records = evaluate(model, get_task(name, limit=LIMIT))
-        assert len(records) == LIMIT
+        limit = LIMIT_OF_PASSAGES if name.startswith("context_qa") else LIMIT
+        records = evaluate(model, get_task(name, limit=limit))
+        assert len(records) == limit
         assert all(record.score is not None for record in records), "an item is unscored"
         value = summary_value("accuracy", records)
         assert value is not None
