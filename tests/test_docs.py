@@ -1,5 +1,6 @@
 """The pages say what is true: the help of the commands, the public names, links that lead somewhere."""
 
+import json
 import posixpath
 import re
 import subprocess
@@ -18,22 +19,38 @@ PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "be
 COMMANDS = [command.name or command.callback.__name__ for command in app.registered_commands if command.callback]
 
 
+# One process for all of them: starting the command takes longer than its help.
+PROGRAM = """
+import contextlib, io, json, sys
+from llmkick.cli import main
+
+pages = {}
+for command in json.loads(sys.argv[1]):
+    sys.argv = [part for part in ("kick", command, "--help") if part]
+    text = io.StringIO()
+    with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
+        main()
+    pages[command] = text.getvalue()
+print(json.dumps(pages))
+"""
+
+
 def help_page() -> str:
     parts = ["# The `kick` command\n\nWritten by `python tests/test_docs.py`; a test keeps it true.\n"]
-    for command in ("", *COMMANDS):
-        title = f"kick {command}".strip()
-        parts.append(f"## `{title}`\n\n```text\n{help_of(command)}\n```\n")
+    for command, text in help_texts().items():
+        lines = "\n".join(line.rstrip() for line in text.splitlines()).strip()
+        parts.append(f"## `{f'kick {command}'.strip()}`\n\n```text\n{lines}\n```\n")
     return "\n".join(parts)
 
 
-def help_of(command: str) -> str:
-    arguments = [sys.executable, "-m", "llmkick.cli", *([command] if command else []), "--help"]
+def help_texts() -> dict[str, str]:
+    """The help of `kick` (under "") and of each command, as in a plain terminal of 100 columns."""
     source = str(Path(llmkick.__file__).parents[1])  # these sources, where another copy is installed too
     plain = {"COLUMNS": "100", "NO_COLOR": "1", "TERM": "dumb", "PATH": "", "PYTHONIOENCODING": "utf-8"}
+    arguments = [sys.executable, "-c", PROGRAM, json.dumps(["", *COMMANDS])]
     environment = {"PYTHONPATH": source, **plain}
     done = subprocess.run(arguments, capture_output=True, text=True, check=True, env=environment)
-    lines = [line.rstrip() for line in done.stdout.replace("python -m llmkick.cli", "kick").splitlines()]
-    return "\n".join(lines).strip()
+    return dict(json.loads(done.stdout))
 
 
 @pytest.mark.timeout(120)

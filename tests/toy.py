@@ -155,11 +155,11 @@ BLOCKS: dict[str, tuple[str, dict[str, Any]]] = {
                                 "shared_expert_intermediate_size": 24}),
     "zamba": ("zamba", {"num_hidden_layers": 6, "intermediate_size": 32, "num_key_value_heads": 4,
                         "attn_layer_period": 2, "attn_layer_offset": 1, "mamba_d_state": 4, "mamba_dt_rank": 4,
-                        "n_mamba_heads": 2, "use_mamba_kernels": False}),
+                        "n_mamba_heads": 2, "use_mamba_kernels": False, "tie_word_embeddings": True}),
     "zamba2": ("zamba2", {"num_hidden_layers": 6, "layers_block_type": ["mamba", "hybrid"] * 3, "num_mem_blocks": 2,
                           "intermediate_size": 32, "num_key_value_heads": 4, "adapter_rank": 4, "n_mamba_heads": 4,
                           "mamba_headdim": 8, "mamba_ngroups": 1, "mamba_d_state": 4,
-                          "use_shared_attention_adapter": True}),
+                          "use_shared_attention_adapter": True, "tie_word_embeddings": True}),
     "zaya": ("zaya", {**_GATED, "num_experts": 4, "num_experts_per_tok": 1, "router_hidden_size": 8}),
 }  # fmt: skip
 
@@ -173,7 +173,7 @@ def toy_model(
     **config: Any,
 ) -> TransformersModel:
     """A toy model; the same arguments give the same weights. `config` overrides the model's configuration."""
-    model_type, own = {**ARCHITECTURES, **UNUSUAL, **BLOCKS}[architecture]
+    model_type, own = {**BLOCKS, **ARCHITECTURES, **UNUSUAL}[architecture]
     settings = CONFIG_MAPPING[model_type](**{**_COMMON, **own, **config})
     with torch.random.fork_rng(devices=[]):  # the constructors draw numbers that are thrown away
         network = AutoModelForCausalLM.from_config(settings)

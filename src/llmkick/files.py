@@ -63,11 +63,22 @@ def new_folder(target: Path) -> Iterator[Path]:
     temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
         yield temporary
-        # Two processes may build the same entry: the first to finish wins, both are identical.
-        with contextlib.suppress(OSError):
+        # mkdtemp makes folders private; a result's folder follows the user's umask like any other.
+        temporary.chmod(0o777 & ~_umask())
+        try:
             temporary.replace(target)
+        except OSError:
+            # Two processes may build the same entry: the first to finish wins, both are identical.
+            if not target.exists():
+                raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _umask() -> int:
+    umask = os.umask(0)
+    os.umask(umask)
+    return umask
 
 
 def write_text_atomically(path: Path, text: str, *, errors: str = "strict") -> None:
@@ -85,9 +96,7 @@ def write_text_atomically(path: Path, text: str, *, errors: str = "strict") -> N
             stream.flush()
             os.fsync(stream.fileno())
         # mkstemp makes files private; a result file follows the user's umask like any other.
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
+        temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -168,7 +168,7 @@ def test_a_source_in_mxfp4_is_written_as_the_plain_weights_in_memory(tmp_path: P
     plain, generator = tensors_in(tmp_path / "model"), torch.Generator().manual_seed(0)
     stored = {}
     for name, tensor in plain.items():
-        if name.endswith("experts.gate_up_proj") or name.endswith("experts.down_proj"):
+        if name.endswith(("experts.gate_up_proj", "experts.down_proj")):
             experts, inputs, outputs = tensor.shape
             size = experts, outputs, inputs // 32
             stored[f"{name}_blocks"] = torch.randint(0, 256, (*size, 16), dtype=torch.uint8, generator=generator)

@@ -26,7 +26,7 @@ from llmkick.models.transformers_model import TransformersModel
 from llmkick.models.weights import weights_digest
 from toy import save_toy, toy_model
 
-STREAMED = ("llama", "qwen2", "gemma", "gemma3", "mistral", "opt", "gpt2")
+STREAMED = ("llama", "qwen2", "gemma", "gemma3", "mistral", "opt", "gpt2", "gpt_oss", "dbrx", "gemma4", "zamba")
 RECIPES = ("wanda@0.5", "wanda@2:4", "gptq@4b-g8", "sparsegpt@0.5+4b", "rtn@3b", "magnitude@0.25")
 
 

@@ -170,6 +170,13 @@ def test_missing_tensors_are_named_before_a_compression_begins(tmp_path: Path):
     refused(tmp_path / "toy", r"lacks 1 tensors of a LlamaForCausalLM, among them .*1\.mlp\.up_proj")
 
 
+def test_a_tensor_of_another_shape_is_named(tmp_path: Path):
+    save_toy(tmp_path / "toy")
+    name = "model.layers.1.mlp.up_proj.weight"
+    edit(tmp_path / "toy", lambda weights: weights.update({name: weights[name][:5].clone()}))
+    refused(tmp_path / "toy", rf"{name} has shape \(5, 16\), but config.json asks for \(\d+, 16\)")
+
+
 # Codes instead of values
 
 

@@ -201,3 +201,9 @@ def test_a_draft_alone_is_no_verdict():
 )
 def test_the_final_scores_of_a_text_count(text: str, kind: str, expected: object):
     assert parse_scores(text, kind) == expected
+
+
+@pytest.mark.parametrize("protocol", ["paper", "strict"])
+@pytest.mark.parametrize("reply", ["", "<think>Both answers are", "Assistant 1 is", "10 0\n10"])
+def test_a_reply_that_was_cut_before_its_verdict_says_so(reply: str, protocol: JudgeProtocol):
+    assert read_reply(reply, "summary", protocol, cut=True) == CUT

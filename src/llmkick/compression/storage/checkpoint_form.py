@@ -147,8 +147,8 @@ class CheckpointForm:
         """Raise ModelError when there is a tensor that transformers would not read back."""
         if self.unreadable:
             raise ModelError(
-                f"{self.unreadable[0]} cannot be written: transformers {_version()} reads it under no name that follows "
-                "from those of the checkpoint; use --packed, which stores the tensors of the network itself"
+                f"{self.unreadable[0]} cannot be written: transformers {_version()} reads it under no name that "
+                "follows from those of the checkpoint; use --packed, which stores the tensors of the network itself"
             )
 
     def name_of(self, target: str) -> str | None:

@@ -39,9 +39,10 @@ def write_companions(model: TransformersModel, report: CompressionReport, folder
 def _note(model: TransformersModel, report: CompressionReport, form: str) -> str:
     source = model.info.name + (f", revision {model.info.revision}" if model.info.revision else "")
     calibrated = "" if report.calibration_source is None else f", calibrated on {report.calibration_source}"
+    version = importlib.metadata.version("llmkick")
     return (
         f"## Compression\n\n"
-        f"The weights in this folder are compressed by llmkick {importlib.metadata.version('llmkick')}. The text above describes the model "
+        f"The weights in this folder are compressed by llmkick {version}. The text above describes the model "
         f"before compression.\n\n"
         f"- source: {source}\n"
         f"- recipe: `{report.recipe}`{calibrated}\n"
@@ -51,9 +52,9 @@ def _note(model: TransformersModel, report: CompressionReport, form: str) -> str
 
 
 def _base_model(checkpoint: Checkpoint) -> str:
-    """The name of the source on the hub where it is known, else the name under which it was given."""
+    """The name of the source on the hub; empty where it is not known, as for a folder of one's own."""
     for part in reversed(checkpoint.folder.absolute().parts):
         cached = _HUB_CACHE.fullmatch(part)
         if cached is not None:
             return f"{cached[1]}/{cached[2]}"
-    return checkpoint.name
+    return checkpoint.name if "/" in checkpoint.name else ""

@@ -46,8 +46,8 @@ def check_exportable(recipe: Recipe, blocks: list[Block]) -> None:
                 raise ConfigError(f"{layer.name} is no plain linear layer; compressed-tensors cannot hold it here")
             if layer.twins:
                 raise ConfigError(
-                    f"{layer.name} shares its weight with {layer.twins[0].name}, which compressed-tensors cannot state; "
-                    "use --packed"
+                    f"{layer.name} shares its weight with {layer.twins[0].name}, which compressed-tensors cannot "
+                    "state; use --packed"
                 )
             width = layer.weight.shape[1]
             if group is not None and width % group:

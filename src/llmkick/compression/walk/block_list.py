@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -53,8 +54,10 @@ def find_blocks(network: nn.Module) -> tuple[str, nn.ModuleList]:
 def _only_one_that_runs(network: nn.Module, lists: list[tuple[str, nn.ModuleList]]) -> tuple[str, nn.ModuleList]:
     """The only list whose modules run on text: those of a vision tower do not."""
     modules = [module for _, entry in lists for module in entry]
-    ran = {id(modules[number]) for number in text_forward(network, modules).runs}
-    running = [(name, entry) for name, entry in lists if any(id(module) in ran for module in entry)]
+    running = []
+    with contextlib.suppress(ModelError):  # where it cannot be told, all lists are named
+        ran = {id(modules[number]) for number in text_forward(network, modules).runs}
+        running = [(name, entry) for name, entry in lists if any(id(module) in ran for module in entry)]
     if len(running) == 1:
         return running[0]
     raise ModelError(

@@ -66,16 +66,8 @@ def compress(
     output = RecipeOutput(recipe=recipe, blocks=decoder_blocks(network), finished=finished)
     if finished is not None and not propagate:
         output.blocks = None
-    calibrated_network = network if propagate else model.network
-    _walk(
-        model,
-        calibrated_network,
-        [output],
-        windows,
-        propagate=propagate,
-        allow_partial=allow_partial,
-        progress=progress,
-    )
+    calibrated = network if propagate else model.network
+    _walk(model, calibrated, [output], windows, propagate=propagate, allow_partial=allow_partial, progress=progress)
     if finished is not None and not propagate:
         _put_all(network, finished)
     report = _finish(model, network, output, windows, seed=seed, propagate=propagate)

@@ -47,10 +47,19 @@ class InputRecord:
     """Statistics and a sample of the inputs of layers, once for each distinct input.
 
     Layers that share an input (q, k and v; gate and up) share its statistics, which belong to the first of them, the
-    owner. batches: the number of forwards, from all of which the sample is taken evenly.
+    owner, unless `shares_inputs` is off: layers that share an input in some forwards only need statistics of their own.
+    batches: the number of forwards, from all of which the sample is taken evenly.
     """
 
-    def __init__(self, layers: Sequence[LinearLayer], *, hessian: bool, squares: bool = True, batches: int) -> None:
+    def __init__(
+        self,
+        layers: Sequence[LinearLayer],
+        *,
+        hessian: bool,
+        squares: bool = True,
+        batches: int,
+        shares_inputs: bool = True,
+    ) -> None:
         self._hessian, self._squares = hessian, squares
         self._sample_a_batch = -(-ERROR_TOKENS // max(1, batches))
         self._owner: dict[str, str] = {}
@@ -58,7 +67,7 @@ class InputRecord:
         self._samples: dict[str, list[Tensor]] = {}
         # Inputs of the current forward with their owners, kept alive so that an id names one tensor only.
         self._live: dict[int, tuple[Tensor, str]] = {}
-        self._may_share = {layer.name for layer in layers if layer.form != "expert"}
+        self._may_share = {layer.name for layer in layers if shares_inputs and layer.form != "expert"}
         self.order: list[str] = []  # names of the layers in the order of their first run
 
     def add(self, forward: Iterable[tuple[LinearLayer, Tensor]]) -> None:

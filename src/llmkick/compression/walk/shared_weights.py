@@ -33,7 +33,9 @@ def record_shared(
     shared = shared_layers(blocks)
     users = {user: layer for layer in shared for user in (layer, *layer.twins)}
     uses = max(1 + len(layer.twins) for layer in shared)
-    record = InputRecord(shared, hessian=hessian, squares=squares, batches=uses * len(batches.batches))
+    count = uses * len(batches.batches)
+    # Adapters of a shared layer run beside it in one of the blocks only.
+    record = InputRecord(shared, hessian=hessian, squares=squares, batches=count, shares_inputs=False)
     states = CalibrationPass(network, blocks, batches, propagate=False)
     here = [{user: layer for user, layer in users.items() if user.name.startswith(f"{b.name}.")} for b in blocks]
     last = max(index for index, layers in enumerate(here) if layers)

@@ -81,6 +81,7 @@ def account(network: Any, files: TensorFiles, dtype: torch.dtype) -> set[str]:
     _refuse_codes(network, files, matching)
     _untie(network, files, matching, dtype)
     if not matching.converts:  # otherwise it shows when the tensors are made from others
+        _refuse_shapes(network, files, matching)
         _refuse_copies(files, matching)
         _refuse_missing(network, files, matching)
     return files.names - set(matching.unmatched)
@@ -95,6 +96,17 @@ def _refuse_codes(network: Any, files: TensorFiles, matching: Matching) -> None:
                     f"{files.file_of(name)}: {name} is stored as {files.headers[name].dtype}, which are codes and not "
                     "the values of a weight, and config.json does not say how to read them (quantization_config): "
                     "give the original model"
+                )
+
+
+def _refuse_shapes(network: Any, files: TensorFiles, matching: Matching) -> None:
+    """Raise ModelError for a tensor of another shape than the configuration asks for."""
+    for taken, wanted in network.state_dict().items():
+        for name in matching.sources.get(taken, []):
+            if files.shape(name) != tuple(wanted.shape):
+                raise ModelError(
+                    f"{files.file_of(name)}: {name} has shape {files.shape(name)}, but config.json asks for "
+                    f"{tuple(wanted.shape)}: weights and configuration are of different models"
                 )
 
 

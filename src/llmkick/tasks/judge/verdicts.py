@@ -83,7 +83,7 @@ def read_reply(text: str, kind: Kind, protocol: JudgeProtocol, *, cut: bool = Fa
     """
     said = without_thoughts(text)
     if said is None:
-        return ONLY_THOUGHTS
+        return CUT if cut else ONLY_THOUGHTS
     if protocol == "strict":
         begun, found = _json_verdict(said, kind)
         if found is not None:
@@ -92,7 +92,8 @@ def read_reply(text: str, kind: Kind, protocol: JudgeProtocol, *, cut: bool = Fa
     # The maths prompt asks for the scores after the solution, so a truncated reply does not contain them.
     if cut and (protocol == "strict" or kind == "maths"):
         return CUT
-    return _text_verdict(said, kind)
+    verdict = _text_verdict(said, kind)
+    return CUT if cut and isinstance(verdict, Unreadable) else verdict
 
 
 def without_thoughts(text: str) -> str | None:
