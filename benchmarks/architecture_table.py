@@ -93,10 +93,10 @@ def shortened(reason: str) -> str:
     return reason if len(reason) <= 200 else f"{reason[:200].rsplit(' ', 1)[0]} …"
 
 
-def write_section(page: Path, version: str, rows: Iterable[Row]) -> None:
-    """Put summary and table between the marks of a page."""
+def write_section(page: Path, versions: str, rows: Iterable[Row]) -> None:
+    """Put summary and table between the marks of a page, after the versions that they were made with."""
     rows = list(rows)
     before, rest = page.read_text(encoding="utf-8").split(START, 1)
     after = rest.split(END, 1)[1]
-    text = f"transformers {version}. {summary(rows)}\n\n{table(rows)}"
+    text = f"{versions}. {summary(rows)}\n\n{table(rows)}"
     page.write_text(f"{before}{START}\n\n{text}\n\n{END}{after}", encoding="utf-8")

@@ -53,9 +53,12 @@ def main() -> int:
     import transformers
     from architecture_table import summary, write_section
 
+    from compression import commit
+
     print(f"{summary(rows)} {dict(Counter(row['outcome'] for row in rows))}; {time.monotonic() - started:.0f} s")
     if options.write_docs:
-        write_section(ROOT / "docs" / "models.md", transformers.__version__, rows)
+        versions = f"transformers {transformers.__version__}, commit {commit()}"
+        write_section(ROOT / "docs" / "models.md", versions, rows)
     return int(any(row["outcome"] == "fault" for row in rows))
 
 
