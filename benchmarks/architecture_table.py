@@ -11,6 +11,15 @@ from typing import Any
 Row = Mapping[str, Any]
 START = "<!-- written by python benchmarks/architectures.py --write-docs -->"
 END = "<!-- end of the table -->"
+# What the column says already, and the advice that follows a reason.
+NOISE = (
+    r"^(cannot load dense from )?dense(/\S+)?:? ",
+    r"^[\w@:.-]+: (?=\S+ has \d)",
+    r"; compressed-tensors cannot.*",
+    r", as compressed-tensors needs.*",
+    r"; encoder-decoder and most.*",
+    r"; use --packed.*",
+)
 FORMS = ("folder", "packed", "compressed-tensors")
 
 
@@ -41,7 +50,10 @@ def kind_of(rows: list[Row]) -> str:
 
 def table(rows: Iterable[Row]) -> str:
     """The section of docs/models.md between the two marks."""
-    lines = ["| family | of block weights | streamed | folder | packed | compressed-tensors | otherwise |", "| --- " * 7 + "|"]
+    lines = [
+        "| family | of block weights | streamed | folder | packed | compressed-tensors | otherwise |",
+        "| --- " * 7 + "|",
+    ]
     lines += [line_of(family, own) for family, own in by_family(rows).items()]
     return "\n".join(lines)
 
@@ -55,7 +67,9 @@ def line_of(family: str, rows: list[Row]) -> str:
     cells.append({(True,): "yes", (False,): "no"}.get(tuple(streamed), "–") if kind == "works" else "–")
     for form in FORMS:
         outcomes = {row["outcome"] for row in tried if row["form"] == form}
-        cells.append("fault" if "fault" in outcomes else "yes" if outcomes == {"ok"} else "some" if "ok" in outcomes else "–")
+        cells.append(
+            "fault" if "fault" in outcomes else "yes" if outcomes == {"ok"} else "some" if "ok" in outcomes else "–"
+        )
     return f"| {' | '.join([*cells, reason_of(rows)])} |"
 
 
@@ -74,15 +88,15 @@ def reason_of(rows: list[Row]) -> str:
 
 def shortened(reason: str) -> str:
     """A reason without what differs from run to run."""
-    reason = re.sub(r"^cannot load dense from dense: ", "", reason)
-    reason = re.sub(r"(for this kind of AutoModel: \w+)\..*", r"\1", reason)
+    for pattern in NOISE:
+        reason = re.sub(pattern, "", reason)
     return reason if len(reason) <= 200 else f"{reason[:200].rsplit(' ', 1)[0]} …"
 
 
-def write_section(page: Path, version: str, rows: Iterable[Row]) -> None:
-    """Put summary and table between the marks of a page."""
+def write_section(page: Path, versions: str, rows: Iterable[Row]) -> None:
+    """Put summary and table between the marks of a page, after the versions that they were made with."""
     rows = list(rows)
     before, rest = page.read_text(encoding="utf-8").split(START, 1)
     after = rest.split(END, 1)[1]
-    text = f"transformers {version}. {summary(rows)}\n\n{table(rows)}"
+    text = f"{versions}. {summary(rows)}\n\n{table(rows)}"
     page.write_text(f"{before}{START}\n\n{text}\n\n{END}{after}", encoding="utf-8")

@@ -16,23 +16,21 @@ from typing import Any
 
 import torch
 import transformers
-from torch import Tensor, nn
-from transformers import CompressedTensorsConfig, GenerationConfig
+from architecture_weights import Fault, changed_beside, check_weights, files_lost, lost_tensors
+from torch import Tensor
+from transformers import CompressedTensorsConfig
 
 import llmkick
 from llmkick.compression.storage.compress_to_disk import CalibrationPlan, Form, compress_checkpoint
 from llmkick.errors import KickError
 from llmkick.models.checkpoints.meta_model import load_meta_model
-from tiny import EXPERTS, save_tiny
+from tiny import save_tiny
 from tiny_overrides import UNTRIED
 
 FORMS: tuple[Form, ...] = ("folder", "packed", "compressed-tensors")
 PLAN = {"sequences": 8, "length": 64}
-LEAST_SHARE = 0.9
 TOLERANCE = 1e-5  # of the largest logit; weights are compared bit for bit where the form allows it
 ROUNDED_TOLERANCE = 1e-3  # compressed-tensors restores scale × code with its own arithmetic
-OTHER_TOWERS = re.compile(r"vision|visual|audio|image|speech|video|projector|resampler|aligner|qformer|patcher")
-ROUTER_NAMES = re.compile(r"router|expert_gate|(^|\.)gate\.(weight|wg)|(^|\.)gate$")
 
 
 @dataclass(kw_only=True)
@@ -72,10 +70,6 @@ class Stages:
         self.working = self.working or (self.compressing and done > 0)
 
 
-class Fault(Exception):  # noqa: N818
-    """What is wrong, in one line."""
-
-
 def try_family(family: str, architecture: str, recipes: Sequence[str]) -> Iterator[dict[str, Any]]:
     """The rows of a family, as they are made."""
     with tempfile.TemporaryDirectory() as name:
@@ -88,7 +82,7 @@ def try_family(family: str, architecture: str, recipes: Sequence[str]) -> Iterat
                 raise Fault(UNTRIED[family])
             dense = save_tiny(Path(name, "dense"), family)
             trial = Trial(family, architecture, Path(name), dense)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - whatever goes wrong is a row
             row.outcome, row.reason = "unbuilt", one_line(error)
             yield asdict(row)
             return
@@ -119,7 +113,7 @@ class Trial:
         self.needs_more_than_text = ""
         try:
             logits = self.logits(self.dense)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - whatever goes wrong is a row
             self.needs_more_than_text = f"its forward needs more than text ({one_line(error)})"
         else:
             if not bool(torch.isfinite(logits).all()):
@@ -135,15 +129,21 @@ class Trial:
         return load_meta_model(str(self.folder / "dense"), dtype="float32", device="cpu").obstacle is None
 
     def row(self, recipe: str, form: str, run: Callable[[Row], None]) -> Row:
-        row, started = Row(family=self.family, architecture=self.architecture, recipe=recipe, form=form), time.monotonic()
+        row, started = (
+            Row(family=self.family, architecture=self.architecture, recipe=recipe, form=form),
+            time.monotonic(),
+        )
         try:
             run(row)
         except Fault as fault:
             row.outcome, row.reason = "fault", str(fault)
         except KickError as error:
             late = getattr(error, "late", False)
-            row.outcome, row.reason = ("fault" if late else "refused"), ("after the work: " if late else "") + one_line(error)
-        except Exception as error:
+            row.outcome, row.reason = (
+                ("fault" if late else "refused"),
+                ("after the work: " if late else "") + one_line(error),
+            )
+        except Exception as error:  # noqa: BLE001 - whatever goes wrong is a row
             row.outcome, row.reason = "fault", f"{type(error).__name__}: {one_line(error)}"
         row.seconds = round(time.monotonic() - started, 2)
         return row
@@ -188,7 +188,7 @@ class Trial:
             again = llmkick.load_model(str(out), dtype="float32", device="cpu").network
             row.difference_kick = self.difference(self.logits(again), expected)
             row.lost = lost_tensors(network, again, exact=exact)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - whatever goes wrong is a row
             faults.append(f"kick cannot open it: {one_line(error)}")
         if row.form != "packed":
             self.check_plain(row, out, network, expected, faults)
@@ -198,7 +198,7 @@ class Trial:
     def check_plain(self, row: Row, out: Path, network: Any, expected: Tensor, faults: list[str]) -> None:
         try:
             plain = self.plain(out, refuse=False)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - whatever goes wrong is a row
             faults.append(f"transformers cannot open it: {one_line(error)}")
             return
         row.difference_plain = self.difference(self.logits(plain), expected)
@@ -248,124 +248,6 @@ class Trial:
         """The largest difference, as a share of the largest expected logit; NaN and Inf count as 1e9."""
         change = torch.nan_to_num((logits - expected).abs(), 1e9, 1e9, 1e9).max()
         return float(change / expected.abs().max())
-
-
-def check_weights(row: Row, dense: dict[str, Tensor], network: Any) -> None:
-    """Share, zeros and routers of a model that was compressed in memory. Raises Fault."""
-    after = network.state_dict()
-    if parted := parted_twins(network):
-        raise Fault(f"tied weights were parted: {', '.join(kinds_of(parted)[:3])}")
-    matrices, routers = block_matrices(network)
-    row.routers_changed = sum(not torch.equal(dense[name], after[name]) for name in routers)
-    total = touched = zeros = 0
-    untouched: list[str] = []
-    broken: list[str] = []
-    for name in matrices:
-        for before, now in zip(slices(dense[name]), slices(after[name]), strict=True):
-            total += now.numel()
-            if torch.equal(before, now):
-                untouched.append(name)
-                continue
-            touched += now.numel()
-            zeros += int((now == 0).sum())
-            if row.recipe == "wanda@2:4" and not (is_two_of_four(now) or is_two_of_four(now.t())):
-                broken.append(name)
-    row.share, row.zeros = round(touched / max(total, 1), 4), round(zeros / max(touched, 1), 4)
-    faults = []
-    if row.stated_share is None or abs(row.share - row.stated_share) > 0.1:
-        faults.append(f"the report states a share of {row.stated_share}, and it is {row.share:.2f}")
-    if row.share < LEAST_SHARE:
-        faults.append(f"{row.share:.2f} of the block weights compressed, not {', '.join(kinds_of(untouched)[:4])}")
-    if row.routers_changed:
-        changed = [name for name in routers if not torch.equal(dense[name], after[name])]
-        faults.append(f"routers changed: {', '.join(kinds_of(changed))}")
-    if not row.recipe.startswith("gptq") and abs(row.zeros - 0.5) > 0.01:
-        faults.append(f"{row.zeros:.1%} zeros")
-    if broken:
-        faults.append(f"no 2:4 pattern: {', '.join(kinds_of(broken)[:3])}")
-    outside = [n for n in dense if n not in matrices and n not in routers and not torch.equal(dense[n], after[n])]
-    if outside := [name for name in outside if not re.search(r"\.\d+\.", name) or OTHER_TOWERS.search(name)]:
-        faults.append(f"changed outside the blocks: {', '.join(kinds_of(outside)[:3])}")
-    if faults:
-        raise Fault("; ".join(faults))
-
-
-def parted_twins(network: Any) -> list[str]:
-    """Tied tensors that are no longer equal to the tensor that they are tied to."""
-    state = network.state_dict()
-    twins = getattr(network, "all_tied_weights_keys", {})
-    return [name for name, twin in twins.items() if not torch.equal(state[name], state[twin])]
-
-
-def block_matrices(network: nn.Module) -> tuple[list[str], list[str]]:
-    """Names of the weight matrices and of the routers in the decoder blocks, told apart by shape and name only."""
-    matrices, routers = [], []
-    modules = dict(network.named_modules())
-    both = any("decoder." in name for name in modules)  # an encoder beside a decoder is another tower
-    for name, parameter in network.named_parameters():
-        module = modules[name.rpartition(".")[0]]
-        if both and re.search(r"(^|\.)encoder\.", name):
-            continue
-        if not re.search(r"\.\d+\.", name) or OTHER_TOWERS.search(name) or parameter.dim() < 2:
-            continue
-        if isinstance(module, nn.Embedding | nn.modules.conv._ConvNd):
-            continue
-        if parameter.dim() == 2 and (ROUTER_NAMES.search(name) or EXPERTS in parameter.shape or 1 in parameter.shape):
-            routers.append(name)
-        elif parameter.shape[-1] >= 16 and parameter.shape[-2] >= 16 and not re.search(r"conv|A_log|position_bias|embed", name):
-            matrices.append(name)
-    return matrices, routers
-
-
-def slices(parameter: Tensor) -> list[Tensor]:
-    """The matrices of a parameter; those of experts are stacked."""
-    return list(parameter.reshape(-1, *parameter.shape[-2:]))
-
-
-def is_two_of_four(matrix: Tensor) -> bool:
-    if matrix.shape[-1] % 4:
-        return False
-    return bool((matrix.reshape(matrix.shape[0], -1, 4) == 0).sum(-1).ge(2).all())
-
-
-def kinds_of(names: list[str]) -> list[str]:
-    """Names without their numbers, each once."""
-    return list(dict.fromkeys(re.sub(r"\.\d+(?=\.|$)", ".N", name) for name in names))
-
-
-def lost_tensors(expected: nn.Module, network: nn.Module, *, exact: bool) -> int:
-    """Tensors of the expected state dict that a network lacks or holds with other values."""
-    state, lost = network.state_dict(), 0
-    for name, tensor in expected.state_dict().items():
-        twin = state.get(name)
-        same = torch.equal if exact else lambda a, b: torch.allclose(a, b, rtol=1e-3, atol=1e-5)
-        lost += twin is None or twin.shape != tensor.shape or not same(twin.float(), tensor.float())
-    return lost
-
-
-def changed_beside(dense: nn.Module, plain: nn.Module, changed: int) -> int:
-    """Tensors in which the folder differs from the dense model, beyond those that the compression changed."""
-    state, differing = plain.state_dict(), 0
-    for name, tensor in dense.state_dict().items():
-        differing += name not in state or not torch.equal(state[name], tensor)
-    return abs(differing - changed)
-
-
-def files_lost(dense: Path, folder: Path) -> list[str]:
-    """What stands beside the weights of the dense folder and is not in the compressed one."""
-    lost = []
-    for file in sorted(dense.iterdir()):
-        if file.suffix == ".safetensors" or file.name.endswith(".index.json"):
-            continue
-        if not (folder / file.name).is_file():
-            lost.append(file.name)
-    if "generation_config.json" not in lost:
-        before, after = (GenerationConfig.from_pretrained(path).to_diff_dict() for path in (dense, folder))
-        if {k: v for k, v in before.items() if k != "transformers_version"} != {
-            k: v for k, v in after.items() if k != "transformers_version"
-        }:
-            lost.append("settings of generation_config.json")
-    return lost
 
 
 def one_line(error: BaseException) -> str:

@@ -53,9 +53,12 @@ def main() -> int:
     import transformers
     from architecture_table import summary, write_section
 
+    from compression import commit
+
     print(f"{summary(rows)} {dict(Counter(row['outcome'] for row in rows))}; {time.monotonic() - started:.0f} s")
     if options.write_docs:
-        write_section(ROOT / "docs" / "models.md", transformers.__version__, rows)
+        versions = f"transformers {transformers.__version__}, commit {commit()}"
+        write_section(ROOT / "docs" / "models.md", versions, rows)
     return int(any(row["outcome"] == "fault" for row in rows))
 
 
@@ -70,6 +73,7 @@ def preload() -> None:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     from architecture_trial import try_family
+
     from tiny import families
 
     for family in ("llama", "mixtral"):
@@ -84,7 +88,11 @@ def read_rows(journal: Path) -> list[dict[str, Any]]:
     for line in journal.read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
         if row["form"] == "build":  # what an earlier build led to is no longer true
-            last = {key: other for key, other in last.items() if key[0] != row["family"] or other["recipe"] not in row["recipes"]}
+            last = {
+                key: other
+                for key, other in last.items()
+                if key[0] != row["family"] or other["recipe"] not in row["recipes"]
+            }
         last[row["family"], row["recipe"], row["form"]] = row
     return list(last.values())
 
@@ -134,9 +142,7 @@ def start_family(name: str, architecture: str, own: Path, recipes: list[str]) ->
         os._exit(0)
 
 
-def finish_family(
-    name: str, architecture: str, own: Path, journal: Path, status: int, recipes: list[str]
-) -> None:
+def finish_family(name: str, architecture: str, own: Path, journal: Path, status: int, recipes: list[str]) -> None:
     """Move a family's rows to the journal and print what they say."""
     rows = [json.loads(line) for line in own.read_text(encoding="utf-8").splitlines()]
     own.unlink()

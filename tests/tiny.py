@@ -24,38 +24,43 @@ from toy import toy_tokenizer
 HIDDEN, INNER, EXPERT_INNER, HEADS, HEAD_DIM, LAYERS, EXPERTS, VOCABULARY = 64, 96, 32, 4, 16, 4, 6, 320
 _SIZES: tuple[tuple[int, tuple[str, ...]], ...] = (
     (HIDDEN, (
-        "hidden_size", "d_model", "n_embd", "embed_dim", "emb_dim", "word_embed_proj_dim", "embedding_size", "out_hidden_size",
-        "text_hidden_size", "projector_hidden_size", "projection_dim", "encoder_hidden_size", "embedding_dim",
-        "attention_hidden_size", "hidden_size_global", "lru_width", "output_dim", "backbone_hidden_size",
-        "moe_hidden_size", "decoder_hidden_size", "input_embedding_size", "output_embedding_size", "mamba_d_ssm",
+        "hidden_size", "d_model", "n_embd", "embed_dim", "emb_dim", "word_embed_proj_dim", "embedding_size",
+        "out_hidden_size", "text_hidden_size", "projector_hidden_size", "projection_dim", "encoder_hidden_size",
+        "embedding_dim", "attention_hidden_size", "hidden_size_global", "lru_width", "output_dim",
+        "backbone_hidden_size", "moe_hidden_size", "decoder_hidden_size", "input_embedding_size",
+        "output_embedding_size", "mamba_d_ssm",
     )),
     (INNER, (
-        "intermediate_size", "ffn_dim", "n_inner", "d_inner", "dff", "d_ff", "dim_ff", "ffn_hidden_size", "mlp_dim",
-        "encoder_ffn_dim", "decoder_ffn_dim", "feed_forward_size", "intermediate_size_mlp", "dense_intermediate_size",
-        "image_text_hidden_size", "prompt_mid_dim", "alignment_intermediate_size",
+        "intermediate_size", "ffn_dim", "n_inner", "d_inner", "dff", "d_ff", "dim_ff", "ffn_hidden_size",
+        "mlp_dim", "encoder_ffn_dim", "decoder_ffn_dim", "feed_forward_size", "intermediate_size_mlp",
+        "dense_intermediate_size", "image_text_hidden_size", "prompt_mid_dim", "alignment_intermediate_size",
     )),
     (EXPERT_INNER, (
-        "moe_intermediate_size", "shared_expert_intermediate_size", "shared_experts_intermediate_size", "expert_ffn_hidden_size",
-        "shared_intermediate_size", "moe_shared_expert_intermediate_size", "share_expert_dim", "q_lora_rank",
-        "kv_lora_rank", "o_lora_rank", "time_step_rank", "mamba_dt_rank", "laurel_rank", "hidden_size_per_layer_input",
-        "router_hidden_size", "adapter_rank", "hc_lowrank", "ple_embed_dim", "index_head_dim", "gated_norm_rank",
+        "moe_intermediate_size", "shared_expert_intermediate_size", "shared_experts_intermediate_size",
+        "expert_ffn_hidden_size", "shared_intermediate_size", "moe_shared_expert_intermediate_size",
+        "share_expert_dim", "q_lora_rank", "kv_lora_rank", "o_lora_rank", "time_step_rank", "mamba_dt_rank",
+        "laurel_rank", "hidden_size_per_layer_input", "router_hidden_size", "adapter_rank", "hc_lowrank",
+        "ple_embed_dim", "index_head_dim", "gated_norm_rank",
     )),
     (HEADS, (
-        "num_attention_heads", "n_head", "n_heads", "num_heads", "decoder_attention_heads", "encoder_attention_heads",
-        "attention_heads", "linear_num_value_heads", "linear_num_heads", "index_n_heads", "n_mamba_heads", "mamba_n_heads",
-        "swa_num_attention_heads", "num_sliding_attention_heads", "num_encoder_attention_heads",
-        "num_decoder_attention_heads", "mamba_num_heads", "resampler_n_heads", "resampler_heads",
+        "num_attention_heads", "n_head", "n_heads", "num_heads", "decoder_attention_heads",
+        "encoder_attention_heads", "attention_heads", "linear_num_value_heads", "linear_num_heads",
+        "index_n_heads", "n_mamba_heads", "mamba_n_heads", "swa_num_attention_heads",
+        "num_sliding_attention_heads", "num_encoder_attention_heads", "num_decoder_attention_heads",
+        "mamba_num_heads", "resampler_n_heads", "resampler_heads",
     )),
     (HEAD_DIM, (
-        "head_dim", "kv_channels", "d_kv", "d_head", "dim_head", "qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim",
-        "swa_head_dim", "linear_key_head_dim", "linear_value_head_dim", "linear_head_dim", "attention_head_size", "rotary_dim",
-        "query_pre_attn_scalar", "mamba_d_state", "state_size", "ssm_state_size", "d_rel", "resampler_head_dim",
-        "resampler_dim_head", "block_multiple_of", "global_head_dim", "chunk_size",
+        "head_dim", "kv_channels", "d_kv", "d_head", "dim_head", "qk_rope_head_dim", "qk_nope_head_dim",
+        "v_head_dim", "swa_head_dim", "linear_key_head_dim", "linear_value_head_dim", "linear_head_dim",
+        "attention_head_size", "rotary_dim", "query_pre_attn_scalar", "mamba_d_state", "state_size",
+        "ssm_state_size", "d_rel", "resampler_head_dim", "resampler_dim_head", "block_multiple_of",
+        "global_head_dim", "chunk_size",
     )),
     (2 * HEAD_DIM, ("qk_head_dim", "mamba_d_head", "mamba_head_dim", "mamba_headdim")),
     (LAYERS, (
-        "num_hidden_layers", "n_layer", "n_layers", "num_layers", "depth", "decoder_layers", "encoder_layers", "layers",
-        "num_encoder_layers", "num_decoder_layers", "max_window_layers", "num_blocks", "resampler_depth", "conf_num_hidden_layers",
+        "num_hidden_layers", "n_layer", "n_layers", "num_layers", "depth", "decoder_layers", "encoder_layers",
+        "layers", "num_encoder_layers", "num_decoder_layers", "max_window_layers", "num_blocks",
+        "resampler_depth", "conf_num_hidden_layers",
     )),
     (EXPERTS, ("num_experts", "n_routed_experts", "num_local_experts", "moe_num_experts")),
     (2, (
@@ -64,8 +69,8 @@ _SIZES: tuple[tuple[int, tuple[str, ...]], ...] = (
     )),
     (1, ("n_group", "topk_group", "num_expert_group", "first_k_dense_replace", "num_dense_layers")),
     (VOCABULARY, (
-        "vocab_size", "vocab_size_per_layer_input", "decoder_vocab_size", "unpadded_vocab_size", "audio_vocab_size",
-        "pronunciation_vocab_size", "shape_vocab_size",
+        "vocab_size", "vocab_size_per_layer_input", "decoder_vocab_size", "unpadded_vocab_size",
+        "audio_vocab_size", "pronunciation_vocab_size", "shape_vocab_size",
     )),
     (256, (
         "max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "model_max_length", "context_length",
@@ -79,8 +84,8 @@ _SIZES: tuple[tuple[int, tuple[str, ...]], ...] = (
 SIZES = {name: size for size, names in _SIZES for name in names}
 DEPTHS = next(names for _size, names in _SIZES if "num_hidden_layers" in names)
 AT_MOST_TWO = (
-    "num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_top_k", "moe_k", "num_kv_shared_layers", "n_shared_experts",
-    "num_shared_experts", "moe_num_shared_experts", "num_nextn_predict_layers",
+    "num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_top_k", "moe_k", "num_kv_shared_layers",
+    "n_shared_experts", "num_shared_experts", "moe_num_shared_experts", "num_nextn_predict_layers",
 )  # fmt: skip
 FIRST_FREE_TOKEN = 290  # the toy tokenizer's text uses the ids below
 

@@ -38,14 +38,20 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "dots1": _MOE,
     "dots3_note_audio_encoder": {"adapter_input_size": 64, "adapter_out_dim": 64, "downsample_hidden_size": 32},
     "dots3_note_text": {
-        "num_key_value_heads": 4, "swa_num_attention_heads": 4, "swa_num_key_value_heads": 4, "swa_q_lora_rank": 32, "swa_kv_lora_rank": 32,
+        "num_key_value_heads": 4, "swa_num_attention_heads": 4, "swa_num_key_value_heads": 4,
+        "swa_q_lora_rank": 32, "swa_kv_lora_rank": 32,
         "swa_head_dim": 32, "swa_qk_nope_head_dim": 16, "swa_v_head_dim": 16,
         "layer_types": ["indexed_attention", "sliding_attention"] * 2,
     },
     "dots3_note_vision_encoder": {"adapter_in_dim": 64, "adapter_out_dim": 64},
-    "ernie4_5_vl_moe_text": {"rope_parameters": {"rope_type": "default", "rope_theta": 500000.0, "mrope_section": [3, 3, 2]}},
+    "ernie4_5_vl_moe_text": {
+        "rope_parameters": {"rope_type": "default", "rope_theta": 5e5, "mrope_section": [3, 3, 2]},
+    },
     "emu3": {"vocabulary_map": {"<image>": 300, "<|extra_200|>": 301}},
-    "emu3_vqgan": {"base_channels": 32, "channel_multiplier": [1, 1], "latent_channels": 4, "codebook_size": 32, "num_res_blocks": 1},
+    "emu3_vqgan": {
+        "base_channels": 32, "channel_multiplier": [1, 1], "latent_channels": 4, "codebook_size": 32,
+        "num_res_blocks": 1,
+    },
     "falcon_h1": {"mamba_d_ssm": 128},
     "florence_vision": {
         "depths": [1] * 4, "embed_dim": [32] * 4, "num_heads": [2] * 4, "num_groups": [2] * 4, "projection_dim": 64,
@@ -65,7 +71,8 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "longcat_flash": {"zero_expert_num": 2, "moe_topk": 4},
     "zaya": {"router_hidden_size": 16, "num_hidden_layers": 4},
     "janus_vqgan": {
-        "base_channels": 32, "channel_multiplier": [1, 1], "num_res_blocks": 1, "embed_dim": 8, "image_token_embed_dim": 64,
+        "base_channels": 32, "channel_multiplier": [1, 1], "num_res_blocks": 1, "embed_dim": 8,
+        "image_token_embed_dim": 64,
     },
     "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv", "full_attention"]},
     "llama4_vision_model": {"vision_output_dim": 64, "projector_input_dim": 64, "projector_output_dim": 64},
@@ -76,7 +83,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "muse_spark_audio": {"hidden_sizes": [32] * 4, "depths": [1] * 4},
     "nemotron": {"head_dim": 16, "num_key_value_heads": 2},
     "nemotron_h_omni": {"vision_config": {"video_temporal_patch_size": 2}},
-    "paddleocr_vl_text": {"rope_parameters": {"rope_type": "default", "rope_theta": 500000.0, "mrope_section": [2, 3, 3]}},
+    "paddleocr_vl_text": {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5, "mrope_section": [2, 3, 3]}},
     "qwen4_exp_text": {
         "indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 16, "indexer_budget": 16,
         "indexer_compress_ratio": 4, "ngram_vocab_size_base": 50, "ple_embed_dim": 64, "split_ngram_parts": 2,
