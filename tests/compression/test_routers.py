@@ -37,7 +37,7 @@ ROUTERS: dict[str, set[str] | frozenset[str]] = {
     **dict.fromkeys(("jamba", "llama4_text"), frozenset({"feed_forward.router.weight"})),
     "afmoe": {"mlp.router.gate.weight"},
     "dbrx": {"ffn.router.layer.weight"},
-    "gemma3n_text": {"altup.modality_router.weight"},
+    "gemma3n_text": {"altup.modality_router.weight", "per_layer_input_gate.weight"},
     "hunyuan_v1_moe": {"mlp.gate.wg.weight"},
     "jetmoe": {"mlp.router.layer.weight", "self_attention.experts.router.layer.weight"},
     "lfm2_moe": {"feed_forward.gate.weight"},
@@ -67,7 +67,7 @@ def test_routers_of_every_family_are_found_by_name(model_type: str):
 @pytest.mark.parametrize(
     ("architecture", "settings", "names"),
     [
-        ("gemma4_moe", {}, {"router.proj.weight"}),
+        ("gemma4_moe", {}, {"router.proj.weight", "per_layer_input_gate.weight"}),
         ("deepseek_v3", {"num_key_value_heads": 4}, {GATE}),
     ],
 )

@@ -27,6 +27,7 @@ from llmkick.compression.walk.recipe_output import RecipeOutput
 from llmkick.compression.walk.report import CompressionReport
 from llmkick.compression.walk.versions import walk_version
 from llmkick.compression.walk.walk import Progress, Walk
+from llmkick.models.checkpoints.quantized import refuse_packed_integers
 from llmkick.models.language_model import ModelInfo
 from llmkick.models.transformers_model import TransformersModel
 from llmkick.models.weights import check_finite, weights_digest
@@ -187,6 +188,8 @@ def check_all(
 ) -> Calibration | None:
     """The calibration, after all checks: raises ConfigError, ModelError or NumericalError before any work is done."""
     windows = None if calibration is None else as_calibration(calibration)
+    if model.checkpoint is not None:
+        refuse_packed_integers(model.checkpoint)
     blocks = decoder_blocks(model.network)
     if not all(isinstance(recipe, Dense) for recipe in recipes):
         check_compressible(model.network, blocks, allow_partial=allow_partial)

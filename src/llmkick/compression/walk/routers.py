@@ -1,10 +1,10 @@
 """What is a router: the only place that says so. Routers stay dense, and the report lists them.
 
-A router decides which experts a token goes to, or how much of a shared expert it gets. It is small, and an error in it
-sends tokens elsewhere. A module of a block is a router, with all that is inside it, when
+A router decides which experts a token goes to, or how much of a shared expert or of a layer's own embedding it gets. It
+is small, and an error in it sends tokens elsewhere. A module of a block is a router, with all that is inside it, when
 
 1. its class is called a router or a gate of experts (`MixtralTopKRouter`, `JetMoeTopKGating`, `HunYuanMoEV1Gate`), or
-   it goes by the name of one: `router`, `…_router`, `router_…`, `shared_expert_gate`;
+   it goes by the name of one: `router`, `…_router`, `router_…`, `shared_expert_gate`, `per_layer_input_gate`;
 2. it stands directly in a mixture of experts and goes by the name of a gate: `gate`, `wg`, …; or
 3. it is a linear layer directly in a mixture of experts that gives one number for each expert, or a single one, and is
    not called a projection.
@@ -21,7 +21,7 @@ from collections.abc import Mapping
 from torch import nn
 
 _CLASS = re.compile(r"Rout(er|ing)(?![a-z])|Gating$|(TopK|Topk|MoEV?\d*|Moe|Experts?)Gate$")
-_NAME = re.compile(r"(^|_)router(_|$)|(^|_)experts?_gate$")
+_NAME = re.compile(r"(^|_)router(_|$)|(^|_)experts?_gate$|^per_layer_input_gate$")
 _NAME_AMONG_EXPERTS = re.compile(r"^(gate|wg|w_gate|gating|switch|classifier)$")
 _PROJECTION = re.compile(r"proj|linear|dense|fc|up|down|latent|query|key|value|^w\d|^[qkvo]$")
 
