@@ -14,7 +14,7 @@ from tiny import EXPERTS
 
 LEAST_SHARE = 0.9
 OTHER_TOWERS = re.compile(r"vision|visual|audio|image|speech|video|projector|resampler|aligner|qformer|patcher")
-ROUTER_NAMES = re.compile(r"router|expert_gate|(^|\.)gate\.(weight|wg)|(^|\.)gate$")
+ROUTER_NAMES = re.compile(r"router|expert_gate|input_gate|(^|\.)gate\.(weight|wg)|(^|\.)gate$")
 
 
 class Fault(Exception):  # noqa: N818

@@ -79,7 +79,7 @@ KINDS = {
         compressed_tensors=False,
     ),
     "sliding window": Kind("gemma2", f"{ATTENTION}|{GATED}"),
-    "keys of other blocks": Kind("gemma4_text", rf"{ATTENTION}|{GATED}|per_layer_(input_gate|projection)\.weight"),
+    "keys of other blocks": Kind("gemma4_text", rf"{ATTENTION}|{GATED}|per_layer_projection\.weight", routers=4),
     "recurrent": Kind("bamba", rf"{ATTENTION}|mamba\.(in|out)_proj\.weight|feed_forward\.(gate|up|down)_proj\.weight"),
     # with a vision tower of as many layers, which have names of the same kind
     "multimodal": Kind("gemma3", f"{ATTENTION}|{GATED}", blocks=r"language_model\.layers\.\d\."),
