@@ -267,7 +267,7 @@ def report(recipe: str, seed: int | None, blocks: int) -> dict[str, Any]:
         "calibration": None if seed is None else "c" * 64, "calibration_source": None if seed is None else "self",
         "propagate": True, "digest": digest_of(recipe, seed),
         "dense_bytes": 212_336_640, "stored_bytes": int(212_336_640 * (0.3 if rounding else 0.9)),
-        "layers": layers,
+        "layers": layers, "block_share": 1.0, "model_share": 0.79,
         "warnings": ["few tokens: a layer was calibrated on 3 tokens"] if recipe == "wanda@2:4" else [],
     }  # fmt: skip
 

@@ -70,6 +70,7 @@ def test_compression_is_weighted_by_layer_size(plain):
     assert row["worst_layer"] == "model.layers.1.mlp.down_proj"
     assert row["seed"] == 0
     assert pd.isna(table.loc["rtn@8b", "seed"])
+    assert (row["block_share"], row["model_share"]) == (1.0, 0.79)
 
 
 def test_unscored_items_are_counted_by_reason(result):

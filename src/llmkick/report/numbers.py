@@ -70,6 +70,7 @@ def compression(result: StudyResult) -> list[Payload]:
             "recipe": row["recipe"],
             "seed": formatting.NOTHING if row["seed"] is None else str(row["seed"]),
             "rounded": is_rounded_twice(result, row["recipe"]),
+            "compressed": _coverage(row["block_share"], row["model_share"]),
             "sparsity": formatting.percent(row["realised_sparsity"]),
             "mean_error": _error(row["mean_output_error"]),
             "max_error": _error(row["max_output_error"]),
@@ -83,6 +84,13 @@ def compression(result: StudyResult) -> list[Payload]:
         }
         for row in plain_rows(compression_table(result))
     ]
+
+
+def _coverage(block_share: float | None, model_share: float | None) -> str:
+    """The share of the weights that were compressed; nothing where it was not counted."""
+    if block_share is None or model_share is None:
+        return formatting.NOTHING
+    return f"{formatting.percent(block_share)} of blocks, {formatting.percent(model_share)} of all"
 
 
 def layers_payload(result: StudyResult) -> Payload:

@@ -43,7 +43,8 @@ PERPLEXITY = (
     "outcome", "p_within", "p_beyond", "margin", "alpha", "notes",
 )  # fmt: skip
 COMPRESSION = (
-    "recipe", "seed", "layers", "realised_sparsity", "mean_output_error", "max_output_error", "worst_layer",
+    "recipe", "seed", "layers", "block_share", "model_share", "realised_sparsity", "mean_output_error",
+    "max_output_error", "worst_layer",
     "dense_bytes", "stored_bytes", "seconds", "calibration", "digest", "warnings",
 )  # fmt: skip
 LAYERS = (
@@ -119,6 +120,8 @@ def _compression_row(report: CompressionSummary, seconds: Mapping[str, float]) -
         **{key: report[key] for key in ("recipe", "dense_bytes", "stored_bytes", "digest")},
         "seed": report.calibration_seed,
         "layers": len(report.layers),
+        "block_share": report.block_share,
+        "model_share": report.model_share,
         "realised_sparsity": zeros / sum(weights) if weights else None,
         "mean_output_error": sum(errors.values()) / len(errors) if errors else None,
         "max_output_error": max(errors.values()) if errors else None,

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers.integrations.bitnet import BitLinear, pack_weights
 
+from llmkick.compression.walk.compress import compress
 from llmkick.errors import ModelError
 from llmkick.models.checkpoints import quantized
 from llmkick.models.checkpoints.loading import load_model
@@ -140,6 +141,8 @@ def test_packed_integers_stay_packed(tmp_path: Path):
         ModelError, match=r"q cannot be compressed: its weights, quantized by bitnet, stay packed integ"
     ):
         refuse_packed_integers(locate(str(tmp_path / "q")))
+    with pytest.raises(ModelError, match="q cannot be compressed"):
+        compress(found, "magnitude@0.5")
 
 
 def test_a_tensor_that_packed_integers_have_no_place_for(tmp_path: Path):

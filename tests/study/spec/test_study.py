@@ -107,6 +107,7 @@ def test_every_default(tmp_path: Path):
         "calibration": {"source": "self", "sequences": 32, "length": 512},
         "propagate": True,
         "allow_partial": False,
+        "thinking": "off",
         "server": {"timeout": 120.0, "concurrency": 8, "attempts": 5},
         "judge": None,
         "margin": 0.05,
@@ -134,6 +135,7 @@ def test_every_key(tmp_path: Path):
         "calibration": {"source": "c4", "sequences": 4, "length": 16},
         "propagate": False,
         "allow_partial": False,
+        "thinking": "off",
         "server": {"timeout": 120.0, "concurrency": 8, "attempts": 5},
         "margin": 0.1,
         "alpha": 0.01,
@@ -453,6 +455,7 @@ CHANGES = {
     "margin": 0.2,
     "alpha": 0.02,
     "correction": "holm",
+    "thinking": "on",
 }
 
 

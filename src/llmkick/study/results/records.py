@@ -199,7 +199,11 @@ class OverallVerdict(OpenRecord):
 
 
 class CompressionSummary(OpenRecord):
-    """The compression by one recipe and seed, layer by layer. Sizes are in bytes of the compact form."""
+    """The compression by one recipe and seed, layer by layer. Sizes are in bytes of the compact form.
+
+    `block_share` and `model_share` are the shares of the weights in the blocks, and of all weights, that were
+    compressed; None in files of version 0.1.0.
+    """
 
     recipe: str
     seed: int
@@ -210,6 +214,8 @@ class CompressionSummary(OpenRecord):
     stored_bytes: int
     layers: tuple[LayerReport, ...]
     warnings: tuple[str, ...]
+    block_share: float | None = None
+    model_share: float | None = None
 
     @property
     def calibration_seed(self) -> int | None:

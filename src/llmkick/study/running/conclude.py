@@ -9,6 +9,7 @@ from typing import cast
 
 import pandas as pd
 
+from llmkick.compression.walk.checks import LEAST_SHARE
 from llmkick.models.language_model import LanguageModel
 from llmkick.study.cells import style_of
 from llmkick.study.results.comparisons import cell_results, compare_all, describe_task, overall_by_recipe
@@ -156,9 +157,7 @@ class _Conclusion:
         for variant in self.context.variants():
             if variant.reference:
                 model = self.context.journal.artifact(self.context.keys.report_key(variant), ComparedModel)
-                if model is None:  # the records of another model with the same key were enough: a server given twice
-                    live = self.context.keys.external_models.live[variant.label]
-                    model = describe_model(variant.label, live, variant.reference)
+                assert model is not None, f"{variant} was never opened"
                 models.append(model)
         return models
 
@@ -191,6 +190,11 @@ def _warnings(
     if len(study.labels()) > 1:
         warnings.append(correction_note(study.labels(), study.correction, study.alpha))
     for compression in compressions:
+        if compression.block_share is not None and compression.block_share < LEAST_SHARE:
+            warnings.append(
+                f"{compression.recipe}: {compression.block_share:.1%} of the block weights were compressed, "
+                "the others are those of the dense model (allow_partial)"
+            )
         warnings += [f"{compression.recipe}: {warning}" for warning in compression.warnings]
     warnings += loops(records)
     return list(dict.fromkeys([*warnings, *warnings_of(records)]))
