@@ -13,7 +13,7 @@ START = "<!-- written by python benchmarks/architectures.py --write-docs -->"
 END = "<!-- end of the table -->"
 # What the column says already, and the advice that follows a reason.
 NOISE = (
-    r"^(cannot load dense from )?dense(/\S+)?:? ",
+    r"^(cannot load dense from dense: )?(dense(/\S+)?:? )?",
     r"^[\w@:.-]+: (?=\S+ has \d)",
     r"; compressed-tensors cannot.*",
     r", as compressed-tensors needs.*",
