@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from llmkick.errors import ModelError
 from llmkick.models.checkpoint import Checkpoint
 from llmkick.models.checkpoints.accounting import account
 from llmkick.models.checkpoints.loading import (
@@ -86,6 +87,8 @@ def _empty_network(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
     try:
         network = meta_network(read_config(checkpoint.folder), dtype=dtype)
         read_generation_config(checkpoint.folder, network)
+    except ModelError:
+        raise
     except Exception as error:
         raise cannot_load(checkpoint, error) from error
     return network
