@@ -28,6 +28,7 @@ from llmkick.compression.walk.report import CompressionReport
 from llmkick.compression.walk.size import compact_bytes
 from llmkick.compression.walk.weight import compress_weight
 from llmkick.errors import ConfigError, NumericalError
+from llmkick.models.checkpoints.loading import on_the_meta_device
 from llmkick.models.engine.runner import Runner
 from llmkick.models.transformers_model import TransformersModel
 from llmkick.models.weights import weights_digest
@@ -37,7 +38,7 @@ ARCHITECTURES = ("llama", "qwen2", "gemma", "gemma3", "mistral", "opt", "gpt_neo
 UNUSUAL = ("deepseek_v3", "lfm2", "gpt_oss", "gpt_neo", "bloom")
 # Shared keys and values, tokens chosen by an earlier block, hidden states of earlier blocks; gates of shared experts.
 HANDING_ON = ("gemma3n", "gemma4", "glm_moe_dsa", "inkling2", "qwen2_moe")
-ROUTERS = ("router", "expert_gate", ".gate.")
+ROUTERS = ("router", "expert_gate", ".gate.", "per_layer_input_gate")
 RECIPES = ("wanda@0.5", "wanda@2:4", "magnitude@0.25", "rtn@4b", "rtn@3b-g8", "sparsegpt@0.5", "gptq@4b")
 BLOCKS = {
     "opt": "model.decoder.layers",
@@ -189,6 +190,16 @@ def test_the_walk_equals_the_obvious_procedure(architecture: str, text: str, pro
     changed = {name for name, parameter in found.network.named_parameters() if parameter is not parameters[name]}
     assert changed == {f"{n}.weight" if f"{n}.weight" in parameters else n.rsplit(".", 1)[0] for n in before}
     check_report(report, model, recipe, before, weights, inputs)
+
+
+def test_a_network_that_is_built_meanwhile_takes_no_weights_away():
+    """Building on the meta device replaces how parameters are registered, for all threads of the process."""
+    model = toy_model("llama")
+    expected, _ = compress(model, "magnitude@0.5")
+    with on_the_meta_device():
+        found, _ = compress(model, "magnitude@0.5")
+    assert not any(parameter.is_meta for parameter in found.network.parameters())
+    assert found.info.digest == expected.info.digest
 
 
 def check_report(

@@ -21,6 +21,7 @@ from llmkick.compression.walk.blocks import Block, decoder_blocks
 from llmkick.compression.walk.finished_blocks import FinishedBlocks
 from llmkick.compression.walk.report import CompressionReport
 from llmkick.errors import ConfigError
+from llmkick.models.checkpoints.loading import on_the_meta_device
 from llmkick.models.checkpoints.meta_model import MetaModel
 from llmkick.models.checkpoints.packed import Codes, Packed, codes_of, read_parts, unpack
 from llmkick.models.transformers_model import TransformersModel
@@ -242,7 +243,6 @@ def _whole_network(model: TransformersModel) -> Any:
     A model of text and images may be loaded for its language model alone.
     """
     import transformers
-    from accelerate import init_empty_weights
 
     if model.checkpoint is None:
         return None
@@ -253,5 +253,5 @@ def _whole_network(model: TransformersModel) -> Any:
     config = transformers.AutoConfig.from_pretrained(
         model.checkpoint.folder, local_files_only=True, trust_remote_code=False
     )
-    with init_empty_weights(include_buffers=False):
+    with on_the_meta_device():
         return whole(config)

@@ -88,7 +88,16 @@ def replace_weights(weights: Iterable[tuple[LinearLayer, Tensor]]) -> None:
         else:
             new = (weight.t() if layer.form == "conv1d" else weight).to(stored.device, stored.dtype).contiguous()
         parameter = nn.Parameter(new, requires_grad=False)
-        setattr(layer.module, layer.parameter, parameter)
+        put_parameter(layer.module, layer.parameter, parameter)
         for twin in layer.twins:
             if stored.is_meta or not twin.stored.is_meta:  # a block that is not in memory reads its weights when opened
-                setattr(twin.module, twin.parameter, parameter)
+                put_parameter(twin.module, twin.parameter, parameter)
+
+
+def put_parameter(module: nn.Module, name: str, parameter: nn.Parameter) -> None:
+    """Replace a parameter of a module.
+
+    Not by assignment: while any thread builds a network on the meta device, every parameter that is assigned in this
+    process, whatever its network, is moved there.
+    """
+    module._parameters[name] = parameter

@@ -21,7 +21,7 @@ from llmkick.compression.walk.checks import (
 )
 from llmkick.compression.walk.compress import kept_blocks, make_report
 from llmkick.compression.walk.finished_blocks import FinishedBlocks
-from llmkick.compression.walk.linear_layer import LinearLayer, replace_weights
+from llmkick.compression.walk.linear_layer import LinearLayer, put_parameter, replace_weights
 from llmkick.compression.walk.recipe_output import RecipeOutput
 from llmkick.compression.walk.unchanged import names_outside_blocks, output_heads
 from llmkick.compression.walk.walk import Progress, Walk
@@ -191,4 +191,7 @@ def _get(network: nn.Module, name: str) -> Tensor:
 
 def _put(network: nn.Module, name: str, tensor: Tensor) -> None:
     owner, _, key = name.rpartition(".")
-    setattr(network.get_submodule(owner), key, tensor)
+    if isinstance(tensor, nn.Parameter):
+        put_parameter(network.get_submodule(owner), key, tensor)
+    else:
+        setattr(network.get_submodule(owner), key, tensor)

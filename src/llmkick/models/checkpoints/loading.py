@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import threading
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,9 @@ from llmkick.models.transformers_model import TransformersModel
 from llmkick.models.weights import check_finite
 
 # While transformers loads a network it replaces functions of its own, such as the tying of weights, for the whole
-# process: two loads at once can leave them replaced for good, and every later model without its output head.
-_LOADING = threading.Lock()
+# process: two loads at once can leave them replaced for good, and every later model without its output head. While a
+# network is built on the meta device, the parameters of any other that is loaded meanwhile would go there too.
+_LOADING = threading.RLock()
 # These predict tokens in any order, and see later ones.
 PERMUTING = ("xlnet", "flaubert")
 
@@ -92,15 +94,23 @@ def meta_network(config: Any, *, dtype: torch.dtype | None = None) -> Any:
 
     Buffers, such as rotary frequencies, have their values: they are computed, not read from a file.
     """
-    from accelerate import init_empty_weights
     from transformers import AutoModelForCausalLM
 
     auto: Any = AutoModelForCausalLM
     given = {} if dtype is None else {"dtype": dtype}
-    with init_empty_weights(include_buffers=False):
+    with on_the_meta_device():
         network = auto.from_config(config, trust_remote_code=False, **given)
     network.tie_weights()
     return network.eval().requires_grad_(False)
+
+
+@contextlib.contextmanager
+def on_the_meta_device() -> Iterator[None]:
+    """Parameters of networks built in this block are on the meta device; no other network is loaded meanwhile."""
+    from accelerate import init_empty_weights
+
+    with _LOADING, init_empty_weights(include_buffers=False):
+        yield
 
 
 def read_config(folder: Path) -> Any:
