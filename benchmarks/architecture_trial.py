@@ -255,4 +255,5 @@ def one_line(error: BaseException) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
     if packages := re.search(r"requires the (PIL|timm) library", text):
         return f"its vision tower needs the package {packages[1]}"
-    return re.sub(r"/tmp/\S*?/(dense|text|magnitude|wanda|gptq)", r"\1", text)[:300]
+    temporary = re.escape(tempfile.gettempdir())
+    return re.sub(rf"{temporary}/\S*?/(dense|text|magnitude|wanda|gptq)", r"\1", text)[:300]
