@@ -139,6 +139,18 @@ def test_what_a_composite_model_has_for_images_is_not_for_text(tmp_path: Path):
     refuse_unknown(network, TensorFiles(tmp_path / "toy"), sorted(tower))
 
 
+def test_sizes_count_what_is_loaded(tmp_path: Path):
+    save_toy(tmp_path / "toy", "deepseek_v3")
+    alone = load(tmp_path / "toy").checkpoint.stored_bytes
+    assert alone == (tmp_path / "toy" / "model.safetensors").stat().st_size
+    configure(tmp_path / "toy", num_nextn_predict_layers=1)
+    later = {"model.layers.3.eh_proj.weight": torch.ones(100, 64), "model.layers.3.enorm.weight": torch.ones(64).half()}
+    edit(tmp_path / "toy", lambda weights: weights.update(later))
+    with_later = load(tmp_path / "toy").checkpoint.stored_bytes
+    assert (tmp_path / "toy" / "model.safetensors").stat().st_size > alone + 4 * 6400
+    assert with_later - alone < 1000  # names in the header
+
+
 def test_a_bias_is_no_mask(tmp_path: Path):
     save_toy(tmp_path / "toy")
     edit(tmp_path / "toy", lambda weights: weights.update({"model.layers.0.self_attn.bias": torch.ones(16)}))

@@ -7,6 +7,7 @@ import copy
 import threading
 import warnings
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -57,12 +58,13 @@ def load_located(checkpoint: Checkpoint, *, dtype: str = "auto", device: str = "
     precision = resolve_dtype(dtype, target)
     spread = device == BALANCED
     with _LOADING:
-        network, tokenizer = _read(checkpoint, precision, BALANCED if spread else None)
+        network, tokenizer, unused_bytes = _read(checkpoint, precision, BALANCED if spread else None)
         network.eval().requires_grad_(False)
         check_finite(network)
         info = describe(network, checkpoint, precision)
     placed = network if spread else network.to(target)
-    model = TransformersModel.wrap(placed, tokenizer, info, checkpoint=checkpoint)
+    taken = replace(checkpoint, stored_bytes=checkpoint.stored_bytes - unused_bytes)
+    model = TransformersModel.wrap(placed, tokenizer, info, checkpoint=taken)
     check_vocabulary(model)
     return model
 
@@ -182,8 +184,8 @@ def cannot_load(checkpoint: Checkpoint, error: Exception) -> ModelError:
     return ModelError(f"cannot load {checkpoint.name} from {checkpoint.folder}: {one_line(error, 600)}")
 
 
-def _read(checkpoint: Checkpoint, dtype: torch.dtype, device_map: str | None = None) -> tuple[Any, Any]:
-    """The network and the tokenizer of a checkpoint."""
+def _read(checkpoint: Checkpoint, dtype: torch.dtype, device_map: str | None = None) -> tuple[Any, Any, int]:
+    """The network and the tokenizer of a checkpoint, and the bytes of stored tensors that the network does not take."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
@@ -193,27 +195,28 @@ def _read(checkpoint: Checkpoint, dtype: torch.dtype, device_map: str | None = N
         options["device_map"] = device_map
     read = _read_packed if checkpoint.packed else _read_integers if has_packed_integers(checkpoint) else _read_plain
     try:
-        network = read(checkpoint, options)
+        network, unused_bytes = read(checkpoint, options)
     except ModelError:
         raise
     except Exception as error:
         raise cannot_load(checkpoint, error) from error
     refuse_offloaded(checkpoint.name, network)
-    return network, tokenizer
+    return network, tokenizer, unused_bytes
 
 
-def _read_packed(checkpoint: Checkpoint, options: dict[str, Any]) -> Any:
-    """The network of a folder in our compact form."""
+def _read_packed(checkpoint: Checkpoint, options: dict[str, Any]) -> tuple[Any, int]:
+    """The network of a folder in our compact form; `locate` counts its weights only."""
     empty = meta_network(read_config(checkpoint.folder))
-    return _filled(empty, unpack_folder(checkpoint.folder), checkpoint.folder, options)
+    return _filled(empty, unpack_folder(checkpoint.folder), checkpoint.folder, options), 0
 
 
-def _read_plain(checkpoint: Checkpoint, options: dict[str, Any]) -> Any:
-    """The network of a folder whose tensors are plain weights, or are read as such."""
+def _read_plain(checkpoint: Checkpoint, options: dict[str, Any]) -> tuple[Any, int]:
+    """The network of a folder whose tensors are plain weights, or are read as such, and the bytes of unused ones."""
     files, empty = open_tensors(checkpoint.folder), meta_network(read_config(checkpoint.folder))
     taken = account(empty, files, options["dtype"])
+    unused_bytes = sum(map(files.size_of, files.names - taken))
     with files.slices() as weights:
-        return _filled(empty, {name: weights[name] for name in taken}, checkpoint.folder, options)
+        return _filled(empty, {name: weights[name] for name in taken}, checkpoint.folder, options), unused_bytes
 
 
 def _filled(empty: Any, weights: Mapping[str, Any], folder: Path, options: dict[str, Any]) -> Any:
@@ -229,7 +232,7 @@ def _filled(empty: Any, weights: Mapping[str, Any], folder: Path, options: dict[
     return network
 
 
-def _read_integers(checkpoint: Checkpoint, options: dict[str, Any]) -> Any:
+def _read_integers(checkpoint: Checkpoint, options: dict[str, Any]) -> tuple[Any, int]:
     """The network of a folder whose weights stay packed integers, in the modules of the package that reads them."""
     from transformers import AutoModelForCausalLM
 
@@ -240,7 +243,7 @@ def _read_integers(checkpoint: Checkpoint, options: dict[str, Any]) -> Any:
         )
     refuse_missing(checkpoint.folder, network, loading_info["missing_keys"])
     refuse_unknown(network, open_tensors(checkpoint.folder), sorted(loading_info["unexpected_keys"]))
-    return network
+    return network, 0
 
 
 def refuse_offloaded(name: str, network: Any) -> None:

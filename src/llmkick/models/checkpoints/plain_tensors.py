@@ -59,6 +59,11 @@ class PlainTensors(TensorFiles):
         weight = self.weights.get(name)
         return super().shape(name) if weight is None else weight.shape
 
+    def size_of(self, name: str) -> int:
+        """The bytes that a tensor takes in its file, for a quantized weight with its scales."""
+        weight = self.weights.get(name)
+        return super().size_of(name) if weight is None else sum(map(super().size_of, weight.parts.values()))
+
     def is_float(self, name: str) -> bool:
         """Whether a tensor can be used as floating-point values as it is read."""
         return name in self.weights or super().is_float(name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +22,8 @@ LFS_POINTER = b"version https://git-lfs"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 ADAPTER = "adapter_model.safetensors"
 PLAIN_TYPES = ("F64", "F32", "F16", "BF16")
+# Bytes of a value of the types with more than one.
+BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -200,6 +203,11 @@ class TensorFiles:
     def stored_bytes(self) -> int:
         """The size of the files."""
         return sum(path.stat().st_size for path in self.files)
+
+    def size_of(self, name: str) -> int:
+        """The bytes that a tensor takes in its file."""
+        header = self.headers[name]
+        return math.prod(header.shape) * BYTES.get(header.dtype, 1)
 
     def read(self, name: str) -> Tensor:
         """A tensor on the CPU, mapped from its file: memory is taken as its pages are touched."""
