@@ -130,9 +130,11 @@ def read_config(folder: Path) -> Any:
             "supported: give a causal language model, or the text part of this one as a folder of its own"
         )
     if _reads_both_ways(config):
+        setting = "causal" if hasattr(config, "causal") else "is_decoder"
+        unless = "" if config.model_type in PERMUTING else f' unless config.json says "{setting}": true'
         raise ModelError(
-            f"{folder}: a model of type {config.model_type} reads text in both directions unless config.json says "
-            '"is_decoder": true; it gives no probability of the next token, so it is no causal language model'
+            f"{folder}: a model of type {config.model_type} reads text in both directions{unless}; it gives no "
+            "probability of the next token, so it is no causal language model"
         )
     if method_of(quantization_of(folder)) in DEQUANTIZED:
         for part in (config, config.get_text_config(decoder=True)):
