@@ -31,8 +31,8 @@ from llmkick.models.weights import check_finite
 # process: two loads at once can leave them replaced for good, and every later model without its output head. While a
 # network is built on the meta device, the parameters of any other that is loaded meanwhile would go there too.
 _LOADING = threading.RLock()
-# These predict tokens in any order, and see later ones.
-PERMUTING = ("xlnet", "flaubert")
+# Families whose tokens see later ones, whatever their configuration says.
+BOTH_WAYS = ("xlnet", "flaubert", "cpmant", "prophetnet")
 
 
 def load_model(reference: str, *, dtype: str = "auto", device: str = "auto") -> TransformersModel:
@@ -131,7 +131,7 @@ def read_config(folder: Path) -> Any:
         )
     if _reads_both_ways(config):
         setting = "causal" if hasattr(config, "causal") else "is_decoder"
-        unless = "" if config.model_type in PERMUTING else f' unless config.json says "{setting}": true'
+        unless = "" if config.model_type in BOTH_WAYS else f' unless config.json says "{setting}": true'
         raise ModelError(
             f"{folder}: a model of type {config.model_type} reads text in both directions{unless}; it gives no "
             "probability of the next token, so it is no causal language model"
@@ -147,7 +147,7 @@ def _reads_both_ways(config: Any) -> bool:
     """Whether a token sees those after it, as in an encoder such as BERT; transformers loads it as a decoder too."""
     from transformers import MODEL_FOR_MASKED_LM_MAPPING
 
-    if config.model_type in PERMUTING:
+    if config.model_type in BOTH_WAYS:
         return True
     is_decoder = getattr(config, "is_decoder", False) or getattr(config, "causal", False) or config.is_encoder_decoder
     return type(config) in MODEL_FOR_MASKED_LM_MAPPING and not is_decoder
