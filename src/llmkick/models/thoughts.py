@@ -103,10 +103,10 @@ def separate(text: str, *, opened: bool = False) -> Separated:
 
 def closing_of(prompt: str) -> str | None:
     """The mark that closes the thought which a prompt leaves open at its end; None where it opens none."""
-    found = _ENDS_OPEN.search(prompt)
-    if found is None:
+    unclosed = _ENDS_OPEN.search(prompt)
+    if unclosed is None:
         return None
-    mark = found["mark"]
+    mark = unclosed["mark"]
     for opening, closing in (
         ("<|begin_of_thought|>", "<|end_of_thought|>"),
         ("<|thought_start|>", "<|thought_end|>"),
@@ -176,7 +176,7 @@ def _separate_marked(text: str, *, opened: bool) -> Separated | None:
 def _is_quoted(text: str, mark: re.Match[str]) -> bool:
     """Whether a mark stands between quotation marks: the text speaks of it."""
     around = text[mark.start() - 1 : mark.start()], text[mark.end() : mark.end() + 1]
-    return mark.start() > 0 and all(one and one in _QUOTES for one in around)
+    return mark.start() > 0 and all(neighbour and neighbour in _QUOTES for neighbour in around)
 
 
 def _is_closed(text: str, start: int, kind: str) -> bool:

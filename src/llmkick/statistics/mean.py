@@ -250,8 +250,8 @@ def _tilt_to_zero(weighted: Floats, value: Floats, limits: Range) -> float:
             mean = float(np.add.reduce(weighted / np.maximum(1 + tilt * value, 1e-12)))
         else:
             mean = 0.0
-            for numerator, one in terms:
-                denominator = 1 + tilt * one
+            for numerator, term in terms:
+                denominator = 1 + tilt * term
                 mean += numerator / (denominator if denominator > 1e-12 else 1e-12)
         below, above = (tilt, above) if mean > 0 else (below, tilt)
     return tilt

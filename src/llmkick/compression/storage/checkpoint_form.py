@@ -171,8 +171,8 @@ class CheckpointForm:
         if pieces is not None and _is_restored(group, pieces, tensors, self.network):
             return pieces
         # transformers also reads the names of its networks, unless a conversion of them comes in between.
-        own = self.reader.groups(group.targets)
-        if all(other.converter is None and other.sources == other.targets for other in own) and len(own) == len(
+        groups = self.reader.groups(group.targets)
+        if all(other.converter is None and other.sources == other.targets for other in groups) and len(groups) == len(
             tensors
         ):
             return dict(tensors)

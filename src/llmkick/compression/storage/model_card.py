@@ -29,15 +29,15 @@ def _with_base_model(text: str, base_model: str, end: str) -> str:
         return text
     # As JSON, which is YAML too: a bare name such as 1e5 or yes would be another type.
     line = f'base_model: "{base_model}"{end}'
-    found = _FRONT_MATTER.match(text)
-    if found is None:
+    match = _FRONT_MATTER.match(text)
+    if match is None:
         return f"---{end}{line}---{end}{end}{text}"
-    values = _mapping(found[2])
+    values = _mapping(match[2])
     if values is None or "base_model" in values:
         return text
-    if _mapping(found[2] + line) != {**values, "base_model": base_model}:
+    if _mapping(match[2] + line) != {**values, "base_model": base_model}:
         return text
-    return found[1] + found[2] + line + text[found.start(3) :]
+    return match[1] + match[2] + line + text[match.start(3) :]
 
 
 def _mapping(text: str) -> dict[Any, Any] | None:

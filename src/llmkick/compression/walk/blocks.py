@@ -58,9 +58,9 @@ def _block(name: str, module: nn.Module, width: int | None) -> Block:
     left: dict[bool, list[DenseMatrix]] = {True: [], False: []}  # in a router or not
     for inner_name, inner in module.named_modules():
         full = f"{name}.{inner_name}" if inner_name else name
-        found = [] if inner_name in routers else list(_layers(full, inner, width))
-        layers += found
-        taken = {layer.parameter for layer in found}
+        layers_inside = [] if inner_name in routers else list(_layers(full, inner, width))
+        layers += layers_inside
+        taken = {layer.parameter for layer in layers_inside}
         for key, parameter in inner.named_parameters(recurse=False):
             if parameter.dim() >= 2 and key not in taken and not is_bias(key):
                 reason = "a router" if inner_name in routers else f"no linear layer, but a {type(inner).__name__}"

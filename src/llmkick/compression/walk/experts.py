@@ -59,15 +59,15 @@ def is_of_heads(module: nn.Module, key: str) -> bool:
 
 def mixtures(block: nn.Module, width: int | None) -> dict[str, int]:
     """Names of the modules of a block in which experts stand side by side → the number of experts."""
-    found: dict[str, int] = {}
+    counts: dict[str, int] = {}
     for name, module in block.named_modules():
         if isinstance(module, nn.ModuleList) and "expert" in name.rpartition(".")[2] and len(module) > 1:
-            found[name.rpartition(".")[0]] = len(module)
+            counts[name.rpartition(".")[0]] = len(module)
         for key, _ in module.named_parameters(recurse=False):
             layout = expert_layout(module, key, width)
             if layout is not None and not is_of_heads(module, key):
-                found |= dict.fromkeys(_around(block, name), layout.experts)
-    return found
+                counts |= dict.fromkeys(_around(block, name), layout.experts)
+    return counts
 
 
 def _around(block: nn.Module, name: str) -> Iterator[str]:

@@ -41,12 +41,12 @@ def router_modules(block: nn.Module, experts_in: Mapping[str, int]) -> set[str]:
 def _is_router(name: str, module: nn.Module, experts_in: Mapping[str, int]) -> bool:
     if name in experts_in or not any(parameter.dim() >= 2 for parameter in module.parameters()):
         return False
-    parent, _, own = name.rpartition(".")
-    if _CLASS.search(type(module).__name__) or _NAME.search(own):
+    parent, _, last_name = name.rpartition(".")
+    if _CLASS.search(type(module).__name__) or _NAME.search(last_name):
         return True
     if parent not in experts_in:
         return False
-    if _NAME_AMONG_EXPERTS.search(own):
+    if _NAME_AMONG_EXPERTS.search(last_name):
         return True
     outputs = module.out_features if isinstance(module, nn.Linear) else None
-    return outputs in (1, experts_in[parent]) and not _PROJECTION.search(own)
+    return outputs in (1, experts_in[parent]) and not _PROJECTION.search(last_name)

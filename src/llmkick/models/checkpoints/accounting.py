@@ -185,13 +185,13 @@ def _untie(network: Any, files: TensorFiles, matching: Matching, dtype: torch.dt
     Values that are equal in `dtype`, the precision in which the network is used, are tied.
     """
     for name, twin in list(network.all_tied_weights_keys.items()):
-        one, other = (matching.sources.get(key, []) for key in (name, twin))
-        if len(one) != 1 or len(other) != 1:
+        names_of_tied, names_of_twin = (matching.sources.get(key, []) for key in (name, twin))
+        if len(names_of_tied) != 1 or len(names_of_twin) != 1:
             continue
-        if torch.equal(files.read(one[0]).to(dtype), files.read(other[0]).to(dtype)):
+        if torch.equal(files.read(names_of_tied[0]).to(dtype), files.read(names_of_twin[0]).to(dtype)):
             continue
         owner, _, key = name.rpartition(".")
-        weight = torch.empty(files.shape(one[0]), dtype=network.get_parameter(twin).dtype, device="meta")
+        weight = torch.empty(files.shape(names_of_tied[0]), dtype=network.get_parameter(twin).dtype, device="meta")
         setattr(network.get_submodule(owner), key, nn.Parameter(weight, requires_grad=False))
         del network.all_tied_weights_keys[name]
     if network._tied_weights_keys and not network.all_tied_weights_keys:

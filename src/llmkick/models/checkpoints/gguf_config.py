@@ -83,19 +83,21 @@ def settled_config(config: Any, metadata: Mapping[str, Any], factors: Mapping[st
     entry that changes the computation in a way that the network of transformers does not follow.
     """
     architecture = metadata["general.architecture"]
-    own = {key.removeprefix(f"{architecture}."): v for key, v in metadata.items() if key.startswith(f"{architecture}.")}
-    if own.get("attention.value_length") == own.get("attention.key_length"):
-        own.pop("attention.value_length", None)
+    entries = {
+        key.removeprefix(f"{architecture}."): v for key, v in metadata.items() if key.startswith(f"{architecture}.")
+    }
+    if entries.get("attention.value_length") == entries.get("attention.key_length"):
+        entries.pop("attention.value_length", None)
     changes: dict[str, Any] = {}
-    for entry, value in own.items():
+    for entry, value in entries.items():
         if entry not in WITHOUT_EFFECT and not entry.startswith("rope."):
             changes |= _change(config, architecture, entry, value, path)
-    if architecture in WIDE_QUERIES and "attention.scale" not in own:
+    if architecture in WIDE_QUERIES and "attention.scale" not in entries:
         wide = config.num_hidden_layers == WIDE_QUERIES[architecture]
-        head = own.get("attention.key_length", config.hidden_size // config.num_attention_heads)
+        head = entries.get("attention.key_length", config.hidden_size // config.num_attention_heads)
         changes["query_pre_attn_scalar"] = config.hidden_size // config.num_attention_heads if wide else head
     changed = _changed(config, changes, path)
-    rope = rope_parameters(changed, own, factors, path)
+    rope = rope_parameters(changed, entries, factors, path)
     return changed if rope is None else _changed(changed, {"rope_parameters": rope}, path)
 
 
@@ -206,4 +208,6 @@ def _is_neutral(entry: str, value: Any, names: Sequence[str]) -> bool:
     if names or entry not in NEUTRAL:
         return False
     neutral = NEUTRAL[entry]
-    return any(_equal(value, known) for known in (neutral if isinstance(neutral, tuple) else (neutral,)))
+    return any(
+        _equal(value, neutral_value) for neutral_value in (neutral if isinstance(neutral, tuple) else (neutral,))
+    )

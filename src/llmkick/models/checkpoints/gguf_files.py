@@ -144,9 +144,9 @@ def _refuse_architecture(path: Path, error: Exception) -> None:
     if "architecture" not in str(error) or "not supported" not in str(error):
         return
     field = _reader(path).fields.get("general.architecture")
-    known = sorted(set(GGUF_SUPPORTED_ARCHITECTURES) - {"general", "tokenizer"})
+    architectures = sorted(set(GGUF_SUPPORTED_ARCHITECTURES) - {"general", "tokenizer"})
     raise ModelError(
         f"{path.name} is a GGUF file of architecture {'unknown' if field is None else field.contents()!r}, which "
-        f"transformers cannot read (it reads {', '.join(known)}). Give the original Hugging Face folder, or serve the "
-        "file with llama.cpp and give its address, openai:URL#NAME"
+        f"transformers cannot read (it reads {', '.join(architectures)}). Give the original Hugging Face folder, or "
+        "serve the file with llama.cpp and give its address, openai:URL#NAME"
     ) from error

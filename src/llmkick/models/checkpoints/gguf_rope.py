@@ -31,23 +31,23 @@ def rope_parameters(
     `entries` are the file's metadata without the prefix of the architecture; `factors` the tensors by which it divides
     the rotary frequencies. Raises ModelError naming what transformers cannot express.
     """
-    own = {key.removeprefix("rope."): value for key, value in entries.items() if key.startswith("rope.")}
-    unknown = sorted(own.keys() - KNOWN)
+    rope_entries = {key.removeprefix("rope."): value for key, value in entries.items() if key.startswith("rope.")}
+    unknown = sorted(rope_entries.keys() - KNOWN)
     if unknown:
-        raise _unknown(path, f"rope.{unknown[0]} = {own[unknown[0]]}")
+        raise _unknown(path, f"rope.{unknown[0]} = {rope_entries[unknown[0]]}")
     stated = getattr(config, "rope_parameters", None)
-    scaling = _scaling(config, own, factors, path)
+    scaling = _scaling(config, rope_entries, factors, path)
     if not stated:
-        if scaling or own.get("freq_base"):
+        if scaling or rope_entries.get("freq_base"):
             raise _unknown(path, "rotary positions, of which its architecture has none")
         return None
     if not stated.get("rope_type"):  # one entry for each kind of layer, or settings beside the type
-        return _by_kind(stated, own, scaling, path)
-    base = float(own.get("freq_base", DEFAULT_BASE))
-    for entry, value in (("freq_base_swa", base), ("dimension_count_swa", own.get("dimension_count"))):
-        if own.get(entry, value) != value:
-            raise _unknown(path, f"rope.{entry} = {own[entry]}, other than that of the other layers")
-    part = _rotary_part(config, stated, own, path)
+        return _by_kind(stated, rope_entries, scaling, path)
+    base = float(rope_entries.get("freq_base", DEFAULT_BASE))
+    for entry, value in (("freq_base_swa", base), ("dimension_count_swa", rope_entries.get("dimension_count"))):
+        if rope_entries.get(entry, value) != value:
+            raise _unknown(path, f"rope.{entry} = {rope_entries[entry]}, other than that of the other layers")
+    part = _rotary_part(config, stated, rope_entries, path)
     kept = {"truncate": stated["truncate"]} if "truncate" in stated and scaling.get("rope_type") == "yarn" else {}
     return {"rope_type": "default", "rope_theta": base, **part, **scaling, **kept}
 
@@ -137,7 +137,7 @@ def _divided(config: Any, own: Mapping[str, Any], divisors: Sequence[float]) -> 
     lengths = (own.get("scaling.original_context_length"), *LENGTHS, int(config.max_position_embeddings / largest))
     for factor, length in itertools.product((largest,), [length for length in lengths if length]):
         made = _llama3_divisors(base, len(divisors), factor, length)
-        if all(math.isclose(one, other, rel_tol=1e-5) for one, other in zip(made, divisors, strict=True)):
+        if all(math.isclose(computed, divisor, rel_tol=1e-5) for computed, divisor in zip(made, divisors, strict=True)):
             return {
                 "rope_type": "llama3", "factor": float(factor), "low_freq_factor": LOW, "high_freq_factor": HIGH,
                 "original_max_position_embeddings": int(length),

@@ -160,9 +160,9 @@ def read_generation_config(folder: Path, network: Any) -> None:
     """
     from transformers import GenerationConfig
 
-    own = (folder / "generation_config.json").is_file()
+    has_file = (folder / "generation_config.json").is_file()
     # Older folders have such settings in config.json.
-    options: dict[str, Any] = {} if own else {"config_file_name": "config.json", "_from_model_config": True}
+    options: dict[str, Any] = {} if has_file else {"config_file_name": "config.json", "_from_model_config": True}
     network.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True, **options)
 
 

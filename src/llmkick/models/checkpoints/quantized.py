@@ -82,11 +82,11 @@ def require_description(files: TensorFiles, stated: Mapping[str, Any]) -> None:
     folder, method = files.folder, method_of(stated)
     advice = "give the original model, or ask this one through a server (openai:URL#NAME)"
     if method:
-        known = [*AUTO_QUANTIZATION_CONFIG_MAPPING, "bitsandbytes"]
-        if method not in known:
+        methods = [*AUTO_QUANTIZATION_CONFIG_MAPPING, "bitsandbytes"]
+        if method not in methods:
             raise ModelError(
                 f"{folder / 'config.json'} states the quantization {method!r}, which transformers does not read (it "
-                f"reads {', '.join(sorted(known))}): {advice}"
+                f"reads {', '.join(sorted(methods))}): {advice}"
             )
         return
     config = config_json(folder)

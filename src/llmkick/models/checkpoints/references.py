@@ -170,14 +170,14 @@ def _from_gguf(path: Path, *, name: str, revision: str, pinned: str = "") -> Che
 
 def _converted(folder: Path, source: Path, *, name: str, revision: str, digest: str) -> Checkpoint:
     """The checkpoint in a folder that was made from a GGUF file, whose size is the stored size."""
-    found = _from_folder(folder, name=name, revision=revision, digest=digest)
-    return replace(found, stored_bytes=source.stat().st_size)
+    checkpoint = _from_folder(folder, name=name, revision=revision, digest=digest)
+    return replace(checkpoint, stored_bytes=source.stat().st_size)
 
 
 def _is_whole(folder: Path) -> bool:
     """Whether a converted folder still contains the weights that were written to it."""
     try:
         weights = json.loads((folder / SOURCE_FILE).read_text(encoding="utf-8"))["weights"]
-        return bool(weights) and all(sha256_of_file(folder / name) == known for name, known in weights.items())
+        return bool(weights) and all(sha256_of_file(folder / name) == expected for name, expected in weights.items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False

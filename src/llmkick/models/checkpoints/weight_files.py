@@ -88,8 +88,8 @@ def _one_of_two(folder: Path) -> list[Path]:
     single = _checked(folder, [SINGLE], "")
     if not any(map(_is_there, shards)):
         return single
-    one, several = TensorFiles(folder, single), TensorFiles(folder, _checked(folder, names, INDEX))
-    odd = _first_difference(one, several)
+    alone, several = TensorFiles(folder, single), TensorFiles(folder, _checked(folder, names, INDEX))
+    odd = _first_difference(alone, several)
     if odd is None:
         return single
     raise ModelError(
@@ -256,16 +256,16 @@ def _headers(files: list[Path]) -> dict[str, TensorHeader]:
         try:
             with safe_open(file, framework="pt") as stream:
                 parts = {name: stream.get_slice(name) for name in stream.keys()}  # noqa: SIM118
-                found = {
+                headers_of_file = {
                     name: TensorHeader(file, part.get_dtype(), tuple(part.get_shape())) for name, part in parts.items()
                 }
         except (SafetensorError, OSError, ValueError) as error:
             raise ModelError(f"{file} cannot be read ({error}): it is cut short or damaged; fetch it again") from error
-        for name in sorted(found.keys() & headers.keys()):
+        for name in sorted(headers_of_file.keys() & headers.keys()):
             if not _same(read_tensor(file, name), read_tensor(headers[name].file, name)):
                 raise ModelError(
                     f"{headers[name].file} and {file.name} both hold {name}, with different values: files of two "
                     "models are mixed up in this folder; fetch it again"
                 )
-        headers = found | headers
+        headers = headers_of_file | headers
     return headers

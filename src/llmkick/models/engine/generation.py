@@ -160,8 +160,8 @@ class _Decoder:
             by_prefix.setdefault(row.prefix, []).append(row)
         batches = []
         for prefix, rows in by_prefix.items():
-            own = [len(row.text) - len(prefix or ()) for row in rows]
-            plan = plan_batches(own, own, budget=sum(own) * len(own), max_rows=len(rows))
+            lengths = [len(row.text) - len(prefix or ()) for row in rows]
+            plan = plan_batches(lengths, lengths, budget=sum(lengths) * len(lengths), max_rows=len(rows))
             batches += [[rows[index] for index in batch] for batch in plan]
         return batches
 

@@ -70,8 +70,8 @@ class AttentionByPrompt:
         output = query.new_empty(1, query.shape[2], heads, value.shape[-1])
         start = 0
         for length in self._lengths:
-            own, end = slice(prefix + start, prefix + start + length), prefix + length
-            keys[:, :, prefix:end], values[:, :, prefix:end] = key[:, :, own], value[:, :, own]
+            tail, end = slice(prefix + start, prefix + start + length), prefix + length
+            keys[:, :, prefix:end], values[:, :, prefix:end] = key[:, :, tail], value[:, :, tail]
             # The queries of the heads that share a key head are stacked.
             queries = query[0, :, start : start + length].reshape(key_heads, rows, length, -1)
             grouped = queries.transpose(1, 2).reshape(1, key_heads, rows * length, -1)

@@ -127,9 +127,9 @@ class _Scorer:
         self, prefix: Prefix, questions: list[Question], score: Callable[[list[Question], Prefix], None]
     ) -> None:
         def plan(questions: Sequence[Question], budget: int) -> Iterator[list[int]]:
-            own = [len(question[0].prompt) - len(prefix) for question in questions]
+            lengths = [len(question[0].prompt) - len(prefix) for question in questions]
             columns = [_columns(question) for question in questions]
-            return plan_batches(own, columns, budget=budget, max_rows=MAX_QUESTIONS)
+            return plan_batches(lengths, columns, budget=budget, max_rows=MAX_QUESTIONS)
 
         self._run(questions, plan=plan, work=lambda batch: score(batch, prefix))
 
@@ -153,8 +153,8 @@ class _Scorer:
         """Score in packed rows; returns the questions that have to be scored another way."""
 
         def plan(questions: Sequence[Question], budget: int) -> Iterator[list[int]]:
-            own = [len(question[0].prompt) - len(prefix) for question in questions]
-            return plan_packed_rows(own, most=min(MAX_PACKED_TOKENS, budget - len(prefix)))
+            lengths = [len(question[0].prompt) - len(prefix) for question in questions]
+            return plan_packed_rows(lengths, most=min(MAX_PACKED_TOKENS, budget - len(prefix)))
 
         def work(batch: list[Question]) -> None:
             if not self.runner.packs_prompts:

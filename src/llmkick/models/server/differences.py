@@ -186,8 +186,8 @@ def _named(failure: BaseException | None, said: str, request: Mapping[str, Any])
 
 
 def _first(said: str, names: Sequence[str], pattern: str) -> str | None:
-    found = [(match.start(), -len(name), name) for name in names if (match := re.search(pattern.format(name), said))]
-    return min(found)[2] if found else None
+    mentions = [(match.start(), -len(name), name) for name in names if (match := re.search(pattern.format(name), said))]
+    return min(mentions)[2] if mentions else None
 
 
 def _places(failure: BaseException | None) -> list[str]:

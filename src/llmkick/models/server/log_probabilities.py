@@ -64,7 +64,7 @@ def likeliest_first(reply: Any) -> Mapping[str, float]:
 
     Some servers put a position without numbers, for the end of the prompt, before the first.
     """
-    return next((one.likeliest for one in positions_of(reply.choices[0]) if one.likeliest), {})
+    return next((position.likeliest for position in positions_of(reply.choices[0]) if position.likeliest), {})
 
 
 def echoed_score(choice: Any, prompt: str, continuation: str, *, generated: int) -> ContinuationScore | Unanswered:

@@ -147,7 +147,7 @@ class Judging:
         settings = {name: self._settings[name] for name in ("judge", "protocol", "prompt")}
         wanted = {asked.question.key: asked for plan in plans for asked in plan.questions}
         self._ask(wanted, settings)
-        known = self.journal.judgements()
+        judgements = self.journal.judgements()
         failed = self._failed
         for task in self.judged:
             self.journal.add_items(task.name + SUFFIX, items[task.name])
@@ -158,9 +158,9 @@ class Judging:
                 recipe=cell.label,
                 seed=cell.seed,
                 task=cell.task + SUFFIX,
-                records=[plan.record(item, known, failed, self.spec) for item in items[cell.task]],
+                records=[plan.record(item, judgements, failed, self.spec) for item in items[cell.task]],
             )
-        self._conclude(wanted, known)
+        self._conclude(wanted, judgements)
         if not failed:
             self.journal.note("judged", self._identity())
 
@@ -177,34 +177,40 @@ class Judging:
         for item in items:
             plan.responses[item.id] = answers[item.id][0]
             reason = missing_in(item, by_id, answers, "the answer") or missing_in(item, by_id, against, "the reference")
-            own, other = transcript(item, by_id, answers), transcript(item, by_id, against)
+            answer_text, reference_text = transcript(item, by_id, answers), transcript(item, by_id, against)
             if reason is not None:
                 plan.settled[item.id] = (None, reason)
             elif not answers[item.id][0]:
                 plan.settled[item.id] = (0.0, None)
-            elif own == other and self.spec.protocol == "strict":
+            elif answer_text == reference_text and self.spec.protocol == "strict":
                 plan.settled[item.id] = (0.5, None)
             else:
                 plan.questions_by_item[item.id] = list(
                     questions_about(
-                        task, item, by_id, answer=own, reference=other, spec=self.spec, settings=self._settings
+                        task,
+                        item,
+                        by_id,
+                        answer=answer_text,
+                        reference=reference_text,
+                        spec=self.spec,
+                        settings=self._settings,
                     )
                 )
         return plan
 
     def _ask(self, wanted: Mapping[str, PlacedQuestion], settings: Mapping[str, object]) -> None:
         """Write each reply to the journal at once; note the reason for each missing reply."""
-        known = self.journal.judgements()
-        spent = sum(one.prompt_tokens + one.completion_tokens for one in known.values())
+        judgements = self.journal.judgements()
+        spent = sum(judgement.prompt_tokens + judgement.completion_tokens for judgement in judgements.values())
         questions = [asked.question for asked in wanted.values()]
         self.observer.stage(f"judging with {self.spec.model}", len(wanted))
-        done = sum(key in known for key in wanted)
+        done = sum(key in judgements for key in wanted)
         self.observer.advance(done)
 
         def afford() -> bool:
             return self.spec.budget is None or spent < self.spec.budget
 
-        for key, reply in self.judge.ask(questions, known=known.keys(), afford=afford):
+        for key, reply in self.judge.ask(questions, known=judgements.keys(), afford=afford):
             asked = wanted[key]
             if isinstance(reply, NoReply):
                 self._failed[key] = reply.reason
@@ -235,8 +241,8 @@ class Judging:
         read = {key: read_judgement(asked, known[key], self.spec) for key, asked in wanted.items() if key in known}
         by_task: dict[str, Reliability] = {}
         for task in self.judged:
-            own = {key: asked for key, asked in wanted.items() if asked.task == task.name}
-            by_task[task.name] = reliability(own, read)
+            of_task = {key: asked for key, asked in wanted.items() if asked.task == task.name}
+            by_task[task.name] = reliability(of_task, read)
         self.summary = JudgeSummary.model_validate(
             {
                 "model": self.spec.model,
@@ -261,4 +267,4 @@ class Judging:
 
 
 def _dense_of(cell: Answered, cells: Sequence[Answered]) -> Answered:
-    return next(one for one in cells if one.task == cell.task and one.label == "dense")
+    return next(answered for answered in cells if answered.task == cell.task and answered.label == "dense")

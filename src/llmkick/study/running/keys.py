@@ -86,8 +86,8 @@ class StudyKeys:
         """Return whether the model thinks, where that changes its prompts, or those of the model that reads answers."""
         dense = self.model if isinstance(self.model, TransformersModel) else None
         if not variant.reference:
-            own = None if dense is None else dense.thinking_in_prompts
-            return {} if own is None else {"thinking": own}
+            thinking = None if dense is None else dense.thinking_in_prompts
+            return {} if thinking is None else {"thinking": thinking}
         other = self.external_models.thinking_in_prompts(variant)
         reading = None if dense is None else dense.with_thinking("off").thinking_in_prompts
         given = {"thinking": other, "reference_thinking": reading}

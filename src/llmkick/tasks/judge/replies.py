@@ -113,9 +113,9 @@ def read_scores(text: str, kind: Kind) -> Pairs | Unreadable:
     lines = _lines(text)
     if not lines:
         return Unreadable("the reply is empty")
-    found = _read_summary(lines) if kind == "summary" else _read_pair(lines, kind)
-    if isinstance(found, Unreadable) or in_scale(found):
-        return found
+    scores = _read_summary(lines) if kind == "summary" else _read_pair(lines, kind)
+    if isinstance(scores, Unreadable) or in_scale(scores):
+        return scores
     return OUTSIDE
 
 
@@ -142,8 +142,8 @@ def _lines(text: str) -> list[_Line]:
 def _numbers(match: re.Match[str]) -> list[float]:
     """The scores in a match: the values of its unnamed groups."""
     named = set(match.re.groupindex.values())
-    found = [match[number] for number in range(1, match.re.groups + 1) if number not in named]
-    return [float(one.replace("−", "-")) for one in found if one is not None]
+    numbers = [match[number] for number in range(1, match.re.groups + 1) if number not in named]
+    return [float(number_text.replace("−", "-")) for number_text in numbers if number_text is not None]
 
 
 def _own_line(line: _Line) -> tuple[tuple[float, float], bool] | None:
@@ -187,10 +187,10 @@ def _pair_lines(lines: Sequence[_Line], kind: Kind) -> Iterator[tuple[float, flo
     """The score pairs of lines that contain only two scores."""
     blocks = [line.fence for line in lines]
     for index, line in enumerate(lines):
-        found = _own_line(line)
-        if found is None or _reversed(lines, index):
+        line_pair = _own_line(line)
+        if line_pair is None or _reversed(lines, index):
             continue
-        pair, titled = found
+        pair, titled = line_pair
         # Code and its output can also contain lines of two numbers.
         alone = line.fence is None or blocks.count(line.fence) == 1
         at_an_end = index in (0, len(lines) - 1)
@@ -217,14 +217,14 @@ def _read_summary(lines: Sequence[_Line]) -> Pairs | Unreadable:
     bare: list[int] = []
     for index, line in enumerate(lines):
         text = line.text[match.end() :] if (match := _ENUMERATED.match(line.text)) else line.text
-        own = _own_line(line)
+        line_pair = _own_line(line)
         labelled = _ASPECT_PAIR.fullmatch(text)
-        if own is not None and not own[1]:
+        if line_pair is not None and not line_pair[1]:
             header = _ASPECT_ALONE.fullmatch(lines[index - 1].text) if index else None
             if header is None:
                 bare.append(index)
             else:
-                named.setdefault(header["aspect"].lower(), set()).add(own[0])
+                named.setdefault(header["aspect"].lower(), set()).add(line_pair[0])
         elif labelled is not None:
             first, second = _numbers(labelled)
             named.setdefault(labelled["aspect"].lower(), set()).add((first, second))
@@ -247,5 +247,5 @@ def _read_summary(lines: Sequence[_Line]) -> Pairs | Unreadable:
         return Unreadable(f"{len(bare)} lines of two scores, not {len(ASPECTS)}") if bare else NO_SCORES
     if bare[-1] - bare[0] != len(ASPECTS) - 1:
         return Unreadable("its four lines of two scores do not stand together")
-    found = [_own_line(lines[index]) for index in bare]
-    return tuple(one[0] for one in found if one is not None)
+    bare_pairs = [_own_line(lines[index]) for index in bare]
+    return tuple(bare_pair[0] for bare_pair in bare_pairs if bare_pair is not None)

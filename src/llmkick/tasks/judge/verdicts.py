@@ -69,10 +69,10 @@ def parse_scores(text: str, kind: Kind) -> tuple[float, float] | tuple[tuple[flo
     consistency, fluency and relevance. The result is None if the reply is ambiguous or has no scores; `read_reply`
     gives the reason.
     """
-    found = read_reply(text, kind, "paper")
-    if isinstance(found, Unreadable):
+    scores = read_reply(text, kind, "paper")
+    if isinstance(scores, Unreadable):
         return None
-    return found if kind == "summary" else found[0]
+    return scores if kind == "summary" else scores[0]
 
 
 def read_reply(text: str, kind: Kind, protocol: JudgeProtocol, *, cut: bool = False) -> Pairs | Unreadable:
@@ -85,9 +85,9 @@ def read_reply(text: str, kind: Kind, protocol: JudgeProtocol, *, cut: bool = Fa
     if said is None:
         return CUT if cut else ONLY_THOUGHTS
     if protocol == "strict":
-        begun, found = _json_verdict(said, kind)
-        if found is not None:
-            return CUT if cut and found == ONLY_A_DRAFT else found
+        begun, verdict_of_json = _json_verdict(said, kind)
+        if verdict_of_json is not None:
+            return CUT if cut and verdict_of_json == ONLY_A_DRAFT else verdict_of_json
         said = said[begun:]
     # The maths prompt asks for the scores after the solution, so a truncated reply does not contain them.
     if cut and (protocol == "strict" or kind == "maths"):
@@ -117,14 +117,14 @@ def _is_json(text: str) -> bool:
 
 def _text_verdict(text: str, kind: Kind) -> Pairs | Unreadable:
     """The scores in free text; the last ones that it calls final if the whole text cannot be read."""
-    found = read_scores(text, kind)
-    if not isinstance(found, Unreadable):
-        return found
+    scores = read_scores(text, kind)
+    if not isinstance(scores, Unreadable):
+        return scores
     for announcement in reversed(list(_FINAL.finditer(text))):
         final = read_scores(text[announcement.end() :], kind)
         if not isinstance(final, Unreadable):
             return final
-    return found
+    return scores
 
 
 @dataclass(frozen=True)
@@ -166,7 +166,7 @@ def _json_verdict(text: str, kind: Kind) -> tuple[int, Pairs | Unreadable | None
 
 def _complete_verdicts(text: str, kind: Kind) -> tuple[list[_Verdict], int]:
     """The JSON objects with scores, in order, and the end of the last one."""
-    decoder, found, last_end = json.JSONDecoder(), list[_Verdict](), 0
+    decoder, verdicts, last_end = json.JSONDecoder(), list[_Verdict](), 0
     start = text.find("{")
     while start >= 0:
         try:
@@ -176,10 +176,10 @@ def _complete_verdicts(text: str, kind: Kind) -> tuple[list[_Verdict], int]:
         else:
             pairs = _pairs_of(value, kind)
             if pairs is not None:
-                found.append(_Verdict(pairs, _label(text[last_end:start])))
+                verdicts.append(_Verdict(pairs, _label(text[last_end:start])))
                 last_end = end
         start = text.find("{", end)
-    return found, last_end
+    return verdicts, last_end
 
 
 def _pairs_of(value: Any, kind: Kind) -> Pairs | None:
