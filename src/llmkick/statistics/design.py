@@ -99,7 +99,8 @@ class Design:
         dense = rng.random(codes.size) < right
         fate = self._fates(codes.size, rng)
         share = np.clip(falling[None] + shift[:, None] / self.accuracy, 0, 1)
-        return dense * 1.0, np.where(dense[None], fate >= share, fate < rising) * 1.0
+        compressed = np.where(dense[None], fate >= share, fate < rising)
+        return dense.astype(np.float64), compressed.astype(np.float64)
 
     def _graded(self, codes: Codes, net: float, shift: Floats, rng: np.random.Generator) -> tuple[Floats, Floats]:
         spread = min(GRADED_SPREAD, 0.9 * math.sqrt(self.accuracy * (1 - self.accuracy)))

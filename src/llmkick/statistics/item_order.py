@@ -39,9 +39,9 @@ class ItemOrder:
 
 def order_items(
     ids: Sequence[str],
+    clusters: Mapping[str, Hashable] | None = None,
     *,
     strata: Mapping[str, Hashable] | None = None,
-    clusters: Mapping[str, Hashable] | None = None,
     seed: int = 0,
     look: int = LOOK_ITEMS,
 ) -> ItemOrder:

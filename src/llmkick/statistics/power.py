@@ -36,9 +36,8 @@ def verdict_power(
     if items < 1:
         raise ConfigError(f"{items} items have no power; give at least 1")
     deviation, assumed = _standard_deviations(accuracy, chance, loss, discordance, margin)
-    distance = (accuracy - chance) * abs(margin - loss) * math.sqrt(items / design_effect) - stats.norm.isf(
-        alpha
-    ) * assumed
+    net = (accuracy - chance) * abs(margin - loss)
+    distance = net * math.sqrt(items / design_effect) - stats.norm.isf(alpha) * assumed
     return float(stats.norm.cdf(distance / deviation)) if deviation > 0 else float(distance > 0)
 
 

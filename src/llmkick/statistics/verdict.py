@@ -14,8 +14,8 @@ from llmkick.statistics.variance import Codes, Floats, Range
 Verdict = Literal["matching", "not matching", "undecided", "no signal", "incomplete"]
 
 # Graded items that were not seen lose this part of the way from the worst observed loss to their whole score. At a
-# half, 30 answers with F1-like scores err in 6.6 % of draws; at 1, thirty dialogues of which none lost anything are rarely
-# shown to match (benchmarks/statistics.py).
+# half, 30 answers with F1-like scores err in 6.6 % of draws; at 1, thirty dialogues of which none lost anything are
+# rarely shown to match (benchmarks/statistics.py).
 WHOLE_LOSS = 2 / 3
 
 
