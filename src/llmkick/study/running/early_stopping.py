@@ -7,7 +7,7 @@ records are the only state. They determine where a cell stops, so a resumed run 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from llmkick.statistics import (
     EarlyStop,
@@ -52,6 +52,10 @@ class StoppingRule:
     def key(self) -> dict[str, object]:
         """The inputs that determine the batch of an item; the stopping point does not change a record."""
         return {"look": LOOK_ITEMS, "order": self.seed, "clusters": self.order.largest_cluster}
+
+    def at(self, alpha: float) -> StoppingRule:
+        """The rule with another error rate; it asks the same batches, and more of them if alpha is smaller."""
+        return replace(self, alpha=alpha)
 
     def settle_signal(self, dense: Asked) -> bool:
         """Ask the dense model until it is above chance or has no items left; return whether it is above chance."""
