@@ -8,7 +8,6 @@ import pytest
 from llmkick.errors import ConfigError
 from llmkick.statistics import (
     Design,
-    compare,
     detectable_loss,
     items_for_power,
     items_needed,
@@ -16,13 +15,15 @@ from llmkick.statistics import (
     verdict_power,
 )
 from llmkick.statistics.design import cluster_sizes
+from llmkick.statistics.verdict import PairedScores, decide
 
 DRAWS = 400
 
 
 def share_right(draws: list[tuple[np.ndarray, np.ndarray, np.ndarray]], verdict: str) -> float:
-    verdicts = [compare(d, c, clusters=g, same_model=False, explain=False).verdict for d, c, g in draws]
-    return verdicts.count(verdict) / len(verdicts)
+    drawn = (PairedScores(dense=d, compressed=c[None] * 1.0, cluster=g, low=0.0, high=1.0) for d, c, g in draws)
+    verdicts = [decide(scores, margin=0.05, chance=0.0, alpha=0.05, same_model=False) for scores in drawn]
+    return verdicts.count(verdict) / len(verdicts)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("items", "loss", "verdict"), [(300, 0.0, "matching"), (200, 0.2, "not matching")])
@@ -56,7 +57,7 @@ def test_few_clusters_against_urns() -> None:
             balls[int(returned[k])] += 1
         return returned
 
-    lost = (0.1 / 2 + 0.0) / accuracy
+    lost = 0.05 / accuracy
     draws = []
     for _ in range(DRAWS):
         dense, falling = (np.concatenate([urn(share, 10) for _ in range(12)]) for share in (accuracy, lost))

@@ -87,7 +87,7 @@ def test_compare_takes_the_declaration() -> None:
     assert drawn.clusters == SUBJECTS
     assert drawn.interval is not None
     assert fixed.interval is not None
-    assert drawn.interval[1] - drawn.interval[0] > 1.1 * (fixed.interval[1] - fixed.interval[0])
+    assert drawn.interval[1] - drawn.interval[0] > 1.02 * (fixed.interval[1] - fixed.interval[0])
     both = compare(dense, compressed, strata=LABELS, clusters=np.arange(ITEMS) // 4, explain=False)
     assert (both.clusters, both.strata) == (math.ceil(ITEMS / 4), SUBJECTS)
 
