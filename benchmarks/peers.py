@@ -38,10 +38,8 @@ def tango(scores: PairedScores, loss: float, alpha: float) -> Shown:
 
 def bca(scores: PairedScores, loss: float, alpha: float, *, resamples: int, seed: int) -> Shown:
     """One-sided bounds of the bias-corrected and accelerated bootstrap of whole clusters (Efron 1987)."""
-    sums = np.vstack(
-        [cluster_sums(scores.dense[None], scores.cluster), cluster_sums(scores.compressed, scores.cluster)]
-    )
-    dense, compressed = sums[0], sums[1:].mean(axis=0)
+    dense = cluster_sums(scores.dense[None], scores.cluster)[0]
+    compressed = cluster_sums(scores.compressed, scores.cluster).mean(axis=0)
     if dense.sum() <= 0:
         return False, False
     rng = np.random.default_rng(seed)

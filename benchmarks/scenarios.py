@@ -271,10 +271,9 @@ def frontier_draw(items: int, truth: Floats, shared: float, rng: Rng) -> tuple[F
 
 
 def subjects(n: int, count: int, loss: float, spread: float) -> tuple[Callable[[Rng], PairedScores], float]:
-    """Fixed subjects of MMLU's kind whose losses differ by `spread` points, and the variance of t by stratified theory."""
+    """Fixed subjects whose losses differ by `spread` points, and the variance of the mean of t by stratified theory."""
     fixed = np.random.default_rng(57)
-    sizes = np.maximum(20, (n * fixed.dirichlet(np.full(count, 2.0))).round().astype(int))
-    sizes[sizes.argmax()] += n - sizes.sum()
+    sizes = 10 + fixed.multinomial(n - 10 * count, fixed.dirichlet(np.full(count, 2.0)))
     accuracy = fixed.uniform(0.3, 0.7, count)
     weight = sizes / n
     points = loss * accuracy + spread * fixed.normal(size=count)

@@ -548,10 +548,10 @@ def main() -> None:
         f"{time.perf_counter() - start:.0f} s\n\n"
         f"{processor()}, {os.cpu_count()} cores · Python {platform.python_version()}, "
         f"numpy {np.__version__}, scipy {scipy.__version__}\n\n"
-        f"“Upper misses”: the upper bound is below the true loss, which at the margin is the verdict “matching”. “Lower "
-        f"misses”: the lower bound is above it, “not matching” at the margin. Each is to happen in at most 5 %; the "
-        f"Monte-Carlo standard error of a 5 % rate is {100 * (0.05 * 0.95 / count) ** 0.5:.1f} points (BCa: a quarter of "
-        f"the draws, 400 resamples)."
+        f"“Upper misses”: the upper bound is below the true loss, which at the margin is the verdict “matching”. "
+        f"“Lower misses”: the lower bound is above it, “not matching” at the margin. Each is to happen in at most 5 %; "
+        f"the Monte-Carlo standard error of a 5 % rate is {100 * (0.05 * 0.95 / count) ** 0.5:.1f} points (BCa: a "
+        f"quarter of the draws, 400 resamples)."
     )
     report = "\n\n".join([head, *tables]) + "\n"
     sys.stdout.write(report)

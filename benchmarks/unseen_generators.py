@@ -76,7 +76,7 @@ def heavy_tails(n: int, loss: float) -> Callable[[Rng], PairedScores]:
 
 
 def dialogue_grades(dialogues: int, loss: float) -> Callable[[Rng], PairedScores]:
-    """Two turns a dialogue, graded 1 to 10 by a judge; a share of the compressed answers falls by one to five grades."""
+    """Two turns a dialogue, graded 1 to 10 by a judge; a share of the compressed answers falls by 1 to 5 grades."""
     falls = np.array([1, 2, 3, 4, 5])
     chance = np.array([0.4, 0.25, 0.15, 0.1, 0.1])
     base = np.arange(3, 11)
@@ -146,7 +146,7 @@ def strata(n: int, count: int, spread: float, loss: float, seed: int) -> Callabl
 
 
 def calibrated(seeds: int, n: int, spread: float, heavy: bool) -> Callable[[Rng], PairedScores]:
-    """Calibration seeds whose loss varies around 5 points of 100, normally or with heavy tails; items fall in common."""
+    """Calibration seeds whose loss varies around the margin, normally or with heavy tails; items fall in common."""
 
     def draw(rng: Rng) -> PairedScores:
         dense = rng.random(n) < 0.7
