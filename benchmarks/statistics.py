@@ -331,10 +331,10 @@ def frontier_table(replications: int) -> list[str]:
     return [f"## Frontier by bisection ({count} runs)\n\n{table(header, rows)}"]
 
 
-def subjects_table(replications: int) -> list[str]:
+def subjects_table(replications: int, sizes: Sequence[int] = (2000, 5000, 14_042)) -> list[str]:
     """57 fixed subjects: how often a true loss of 3 % of 14,042 items matches, beside what stratified theory says."""
     count, rows = max(20, replications // 10), []
-    for n in (2000, 5000, 14_042):
+    for n in sizes:
         draw, variance = subjects(n, 57, 0.03, 0.03)
         rng = np.random.default_rng([8, n])
         fixed = stopped = clusters = 0
@@ -556,7 +556,8 @@ def main() -> None:
         f"the Monte-Carlo standard error of a 5 % rate is {100 * (0.05 * 0.95 / count) ** 0.5:.1f} points (BCa: a "
         f"quarter of the draws, 400 resamples)."
     )
-    report = "\n\n".join([head, *tables]) + "\n"
+    notes = (HERE / "statistics_notes.md").read_text(encoding="utf-8")
+    report = "\n\n".join([head, *tables, notes])
     if arguments.write:
         target = Path(__file__).parent / "results" / "statistics.md"
         target.parent.mkdir(exist_ok=True)
