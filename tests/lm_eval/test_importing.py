@@ -1,4 +1,4 @@
-"""Verdicts from lm-eval's logged samples: pairing, metrics, filters, clusters, and everything that can be wrong."""
+"""Verdicts from lm-eval's logged samples: pairing, metrics, filters, groups, and everything that can be wrong."""
 
 from __future__ import annotations
 
@@ -75,35 +75,70 @@ def test_the_verdict_is_that_of_our_statistics_on_the_same_pairs(pair: Pair):
     ids = [str(number) for number in range(80)]
     expected = compare(
         dict(zip(ids, dense, strict=True)), dict(zip(ids, compressed, strict=True)),
-        clusters={i: f"subject {int(i) % 4}" for i in ids}, chance=0.25, task="capitals", recipe="compressed", seeds=(),
+        strata={i: f"subject {int(i) % 4}" for i in ids}, chance=0.25, task="capitals", recipe="compressed", seeds=(),
     )  # fmt: skip
     assert found.comparison == expected
     assert (found.comparison.verdict, found.comparison.gained, found.comparison.lost) == ("not matching", 2, 30)
     assert found.label == "capitals"
     assert found.scores[79] == (0, 0)
-    assert "documents clustered by 'subject' (4)" in found.notes
+    assert "'subject' gives 4 fixed strata: the verdict is about these" in found.notes
     assert "guessing scores 0.25" in found.notes
 
 
 @pytest.mark.parametrize(
-    ("wanted", "clusters", "note"),
-    [(None, 4, "'subject' (4)"), ("none", 8, None), ("subject", 4, "'subject' (4)"), ("question", 8, "'question' (8)")],
+    ("declared", "clusters", "strata", "notes"),
+    [
+        ({}, 8, 4, ["'subject' gives 4 fixed strata"]),
+        ({"cluster": "none"}, 8, 4, ["'subject' gives 4 fixed strata"]),
+        ({"strata": "none"}, 8, None, []),
+        ({"cluster": "none", "strata": "none"}, 8, None, []),
+        ({"cluster": "subject"}, 4, None, ["'subject' gives 4 drawn clusters"]),
+        ({"strata": "question"}, 8, 8, ["'question' gives 8 fixed strata"]),
+        ({"cluster": "story"}, 2, None, ["'story' gives 2 drawn clusters"]),
+        ({"cluster": "story", "strata": "subject"}, 2, 4, ["'story' gives 2 drawn", "'subject' gives 4 fixed"]),
+    ],
 )
-def test_clusters(pair: Pair, wanted: str | None, clusters: int, note: str | None):
-    found = compare_one(pair(accuracies([1] * 8), accuracies([1] * 8)), cluster=wanted)
-    assert found.comparison.clusters == clusters
-    assert [one for one in found.notes if "clustered" in one] == (
-        [] if note is None else [f"documents clustered by {note}"]
-    )
+def test_groups(pair: Pair, declared: dict[str, str], clusters: int, strata: int | None, notes: list[str]):
+    lines = accuracies([1] * 8)
+    for number, one in enumerate(lines):
+        one["doc"]["story"] = f"story {number // 4}"
+    found = compare_one(pair(lines, lines), **declared)
+    assert (found.comparison.clusters, found.comparison.strata) == (clusters, strata)
+    given = [note for note in found.notes if " gives " in note]
+    assert len(given) == len(notes)
+    assert all(note.startswith(start) for note, start in zip(given, notes, strict=True))
 
 
-def test_a_field_that_tells_all_or_none_apart_is_no_cluster(pair: Pair):
+def test_drawn_clusters_claim_less_than_strata(pair: Pair):
+    """All of one subject lost: proof about these four, and none about subjects like them."""
+    dense, compressed = accuracies([1] * 400), accuracies([float(number % 4 > 0) for number in range(400)])
+    files = pair(dense, compressed)
+    assert compare_one(files).comparison.verdict == "not matching"
+    assert compare_one(files, cluster="subject").comparison.verdict == "undecided"
+
+
+def test_groups_that_are_both_or_no_field(pair: Pair):
+    files = pair(accuracies([1, 0, 1]), accuracies([1, 0, 1]))
+    with pytest.raises(ConfigError, match="cannot name both clusters and strata"):
+        compare_one(files, cluster="subject", strata="subject")
+    for kind in ("cluster", "strata"):
+        with pytest.raises(ConfigError, match="not every document has a field 'topic'; all have id, question, subject"):
+            compare_one(files, **{kind: "topic"})
+
+
+def test_a_usual_field_that_tells_all_or_none_apart_gives_no_groups(pair: Pair):
     lines = accuracies([1, 0, 1, 1])
     for number, one in enumerate(lines):
         one["doc"] = {"cluster": number, "subject": "all the same", "category": number // 2}
-    assert "documents clustered by 'category' (2)" in compare_one(pair(lines, lines)).notes
+    found = compare_one(pair(lines, lines))
+    assert [(groups.kind, groups.field) for groups in found.groups] == [("strata", "category")]
+    for one in lines:
+        one["doc"]["cluster"] //= 2
+    found = compare_one(pair(lines, lines))
+    assert [(groups.kind, groups.field) for groups in found.groups] == [("clusters", "cluster")]
     lines[0]["doc"].pop("category")
-    assert compare_one(pair(lines, lines)).clusters is None
+    lines[0]["doc"].pop("cluster")
+    assert compare_one(pair(lines, lines)).groups == ()
 
 
 @pytest.mark.parametrize(
@@ -273,13 +308,14 @@ def test_results_are_written_as_json_csv_or_a_folder(pair: Pair, tmp_path: Path)
     with as_csv.open(newline="") as stream:
         (row,) = csv.DictReader(stream)
     assert row["verdict"] == comparison["verdict"]
-    assert "documents clustered by 'subject' (4); 3 of 12 documents have NaN" in row["notes"]
+    assert "'subject' gives 4 fixed strata: the verdict is about these; 3 of 12 documents have NaN" in row["notes"]
     names = [path.name for path in write_imported(found, tmp_path / "folder")]
     assert names == ["verdicts.json", "verdicts.csv", "scores.csv"]
     with (tmp_path / "folder" / "scores.csv").open(newline="") as stream:
         scores = list(csv.DictReader(stream))
     assert len(scores) == 12
     assert (scores[2]["doc_id"], scores[2]["dense"], scores[2]["compressed"]) == ("2", "", "1.0")
+    assert (scores[2]["cluster"], scores[2]["stratum"]) == ("", "subject 2")
     with pytest.raises(ConfigError, match=r"verdicts are written as .json, as .csv, or into a folder"):
         write_imported(found, tmp_path / "verdicts.xlsx")
 
@@ -291,7 +327,7 @@ def test_the_command(kick: Kick, pair: Pair, tmp_path: Path):
     assert (code, err) == (0, "")
     assert "capitals" in out
     assert "✓ matching" in out
-    assert "note: every task: documents clustered by 'subject' (4)" in out
+    assert "note: every task: 'subject' gives 4 fixed strata" in out
     assert (tmp_path / "verdicts.csv").is_file()
     code, out, err = kick("import-lm-eval", dense, compressed, "--metric", "f1")
     assert (code, out) == (2, "")
@@ -315,7 +351,7 @@ def test_files_that_lm_eval_wrote(tmp_path: Path):
     assert {one.label: one.scores for one in found} == EXPECTED
     by_label = {one.label: one.comparison for one in found}
     assert by_label["own_words"].chance == 0.25
-    assert by_label["own_words"].clusters == 3
+    assert (by_label["own_words"].strata, by_label["own_words"].clusters) == (3, by_label["own_words"].n)
     assert by_label["own_sums (strict)"].chance == 0
     samples = read_samples(next((REAL / "dense").glob("samples_own_words_*")))
     assert set(samples["none"][0].metrics) == {"acc", "acc_norm"}

@@ -283,10 +283,9 @@ def task_comparison(**values: Any) -> Comparison:
     common: dict[str, Any] = {
         "task": "factoid_qa", "recipe": "wanda@0.5", "seeds": (), "n": 9, "unscored": 0, "clusters": 9, "dense": 0.5,
         "compressed": 0.5, "relative_drop": 0.0, "drop_bounds": None, "interval": (-0.1, 0.1), "interval_method": "",
-        "bootstrap_interval": None, "gained": 0.0, "lost": 0.0, "mcnemar_p": None, "verdict": "undecided",
-        "paper_verdict": "matching", "p_matching": None, "p_not_matching": None, "drop_above_chance": None,
-        "interval_above_chance": None, "smallest_detectable_loss": 0.2, "margin": 0.05, "alpha": 0.05, "chance": 0.0,
-        "notes": (),
+        "gained": 0.0, "lost": 0.0, "mcnemar_p": None, "verdict": "undecided", "paper_verdict": "matching",
+        "p_matching": None, "p_not_matching": None, "smallest_detectable_loss": 0.2, "margin": 0.05, "alpha": 0.05,
+        "chance": 0.0, "notes": (),
     }  # fmt: skip
     return Comparison(**{**common, **values})
 
@@ -295,7 +294,7 @@ def perplexity_comparison(**values: Any) -> PerplexityComparison:
     """A comparison of perplexity of which only some values matter."""
     common: dict[str, Any] = {
         "task": "perplexity", "recipe": "wanda@0.5", "seeds": (), "n": 9, "dense": 20.0, "compressed": 20.0,
-        "relative_increase": 0.0, "interval": None, "interval_method": "", "bootstrap_interval": None,
-        "outcome": "undecided", "p_within": None, "p_beyond": None, "margin": 0.05, "alpha": 0.05, "notes": (),
+        "relative_increase": 0.0, "interval": None, "interval_method": "", "outcome": "undecided",
+        "p_within": None, "p_beyond": None, "margin": 0.05, "alpha": 0.05, "notes": (),
     }  # fmt: skip
     return PerplexityComparison(**{**common, **values})

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from llmkick.errors import ConfigError
 from llmkick.statistics import Verdict, find_frontier
+from llmkick.statistics.frontier import looks
 
 
 def recorded(verdicts: dict[object, Verdict]) -> tuple[Callable[[object], Verdict], list[object]]:
@@ -69,19 +70,41 @@ def test_violations_are_shown() -> None:
     assert any("not monotone" in note for note in result.notes)
 
 
-def test_confirmation_steps_to_milder_levels() -> None:
-    evaluate, _ = recorded(monotone(6, 0, 4))
+def test_only_levels_that_passed_a_second_look_are_reported() -> None:
+    """A match that is not confirmed gives way to the next milder one that was judged, a failure to the next severer."""
+    evaluate, calls = recorded(monotone(6, 0, 4))
     confirmed: list[object] = []
+    refuted: list[object] = []
 
     def confirm(level: int) -> Verdict:
         confirmed.append(level)
-        return "matching" if level <= 3 else "undecided"
+        return "matching" if level <= 4 else "undecided"
 
-    result = find_frontier(range(10), evaluate, confirm=confirm)
-    assert confirmed == [5, 4, 3]
-    assert result.strongest_matching == 3
-    assert result.weakest_not_matching == 6
-    assert dict(result.verdicts)[5] == "undecided"
+    def refute(level: int) -> Verdict:
+        refuted.append(level)
+        return "not matching" if level >= 7 else "undecided"
+
+    result = find_frontier(range(10), evaluate, confirm=confirm, refute=refute)
+    assert (confirmed, refuted) == ([5, 4], [6, 7])
+    assert (result.strongest_matching, result.weakest_not_matching) == (4, 7)
+    assert dict(result.verdicts)[5] == dict(result.verdicts)[6] == "undecided"
+    nothing = find_frontier(range(10), evaluate, confirm=lambda _: "undecided", refute=lambda _: "undecided")
+    assert (nothing.strongest_matching, nothing.weakest_not_matching) == (None, None)
+    assert set(confirmed + refuted) <= set(calls)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.sampled_from(["matching", "undecided", "not matching"]), min_size=1, max_size=40))
+def test_a_search_looks_as_often_as_its_alpha_is_divided(verdicts: list[Verdict]) -> None:
+    """Whatever the verdicts are, no more levels than `looks` can end the interval on either side."""
+    again: dict[str, list[object]] = {"confirm": [], "refute": []}
+
+    def second(kind: str) -> Callable[[object], Verdict]:
+        return lambda level: again[kind].append(level) or "undecided"
+
+    evaluate, _ = recorded(dict(enumerate(verdicts)))
+    find_frontier(range(len(verdicts)), evaluate, confirm=second("confirm"), refute=second("refute"))
+    assert max(map(len, again.values())) <= looks(len(verdicts))
 
 
 def test_ends_of_the_grid() -> None:

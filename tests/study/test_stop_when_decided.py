@@ -18,6 +18,7 @@ from llmkick.errors import ConfigError, DataError
 from llmkick.models.checkpoints.loading import load_model
 from llmkick.models.transformers_model import TransformersModel
 from llmkick.statistics import compare, compare_stopped, order_items
+from llmkick.statistics.frontier import looks
 from llmkick.study.frontier.result import FRONTIER_FILE, read_frontier
 from llmkick.study.frontier.search import PERPLEXITY_MARGINS, run_frontier
 from llmkick.study.journal.database import JOURNAL_FILE
@@ -122,16 +123,17 @@ def of_facts(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def test_each_recipe_stops_where_it_is_decided(toy: Path, answers: MadeUp, tmp_path: Path):
-    run_study(study_of(toy), out=tmp_path)
+    tasks = [{"name": "factoid_qa", "limit": 360}, {"name": "perplexity", "window": 48, "limit": 2}]
+    run_study(study_of(toy, tasks=tasks), out=tmp_path)
     found = of_facts(tmp_path)
     assert [found[recipe]["verdict"] for recipe in found] == ["matching", "undecided", "not matching"]
     for comparison in found.values():
         stopping = comparison["stopping"]
         assert comparison["n"] == stopping["items"]
-        assert (stopping["of"], stopping["unit"]) == (480, "item")
+        assert (stopping["of"], stopping["unit"]) == (360, "item")
     assert found["magnitude@0.9"]["stopping"]["items"] <= 64
     assert found["magnitude@0.4"]["stopping"] | {"p_matching": 0, "p_not_matching": 0} == {
-        "outcome": "undecided", "stopped": False, "items": 480, "of": 480, "unscored": 0, "unit": "item",
+        "outcome": "undecided", "stopped": False, "items": 360, "of": 360, "unscored": 0, "unit": "item",
         "decided_after": None, "p_matching": 0, "p_not_matching": 0,
     }  # fmt: skip
     # Perplexity has no verdict to wait for.
@@ -240,33 +242,41 @@ def test_a_turn_is_never_parted_from_the_one_before():
 LEVELS = "magnitude@" + ",".join(f"{tenth / 10}" for tenth in range(1, 10))
 
 
-def brute_force(answers: MadeUp) -> tuple[dict[str, str], dict[str, str]]:
+def brute_force(answers: MadeUp, alpha: float) -> tuple[dict[str, str], dict[str, str]]:
     """The verdict of every level where it would stop, and on all items."""
     task = get_task("factoid_qa", limit=480)
     items = task.items()
-    clusters = {item.id: item.cluster for item in items}
-    order = order_items(list(clusters), clusters)
+    strata = {item.id: item.cluster for item in items}
+    order = order_items(list(strata), strata=strata)
     dense = {item.id: answers._record(task, item, 0.0).score for item in items}
     stopped, fixed = {}, {}
     for tenth in range(1, 10):
         scores = {item.id: answers._record(task, item, (tenth / 10) ** 3).score for item in items}
-        stopped[f"0.{tenth}"] = compare_stopped(order, dense, scores).verdict
-        fixed[f"0.{tenth}"] = compare(dense, scores, clusters=clusters, resamples=0, same_model=False).verdict
+        stopped[f"0.{tenth}"] = compare_stopped(order, dense, scores, alpha=alpha).verdict
+        fixed[f"0.{tenth}"] = compare(
+            dense, scores, strata=strata, explain=False, same_model=False, alpha=alpha
+        ).verdict
     return stopped, fixed
 
 
 def test_a_search_finds_what_the_full_grid_says(toy: Path, answers: MadeUp, tmp_path: Path):
+    """Both ends hold at an alpha divided by the looks of the search: matching on all items, failing where it stops."""
     result = run_frontier(values_of(toy), [LEVELS], out=tmp_path)
     facts = result.frontiers[0]
-    stopped, fixed = brute_force(answers)
-    strongest = max(level for level in stopped if stopped[level] == fixed[level] == "matching")
+    searched, _ = brute_force(answers, 0.05)
+    stopped, fixed = brute_force(answers, 0.05 / looks(9))
+    strongest = max(level for level in searched if searched[level] == fixed[level] == "matching")
     assert facts["strongest_matching"] == strongest
     assert facts["weakest_not_matching"] == min(level for level in stopped if stopped[level] == "not matching")
+    # The search alone would have said more.
+    assert max(level for level in searched if searched[level] == "matching") > strongest
     assert facts["violations"] == ()
+    matching = {row["level"]: row for row in facts["verdicts"] if row["verdict"] == "matching"}
     for row in facts["verdicts"]:
-        assert row["verdict"] == (fixed if row["confirmed"] else stopped)[row["level"]]
-    (confirmed,) = [row for row in facts["verdicts"] if row["confirmed"] and row["verdict"] == "matching"]
-    assert (confirmed["level"], confirmed["items"], confirmed["of"]) == (strongest, 480, 480)
+        confirmed = {fixed[row["level"]], stopped[row["level"]]}
+        assert row["verdict"] in (confirmed if row["confirmed"] else {searched[row["level"]]})
+    assert [level for level, row in matching.items() if row["confirmed"]] == [strongest]
+    assert (matching[strongest]["items"], matching[strongest]["of"]) == (480, 480)
     # One task: over all tasks the same.
     assert result.overall[0]["strongest_matching"] == facts["strongest_matching"]
     assert result.overall[0]["weakest_not_matching"] == facts["weakest_not_matching"]
@@ -338,9 +348,9 @@ def test_searched_without_propagation_and_confirmed_with_it_and_with_other_seeds
     assert result.settings["search_propagate"] is False
     assert any("searched without propagation" in warning for warning in result.warnings)
     (facts,) = result.frontiers
-    assert facts["strongest_matching"] == "0.1"
+    assert (facts["strongest_matching"], facts["weakest_not_matching"]) == ("0.3", "0.9")
     records = journalled(tmp_path)
-    cells = records[records["recipe"] == "wanda@0.1"].groupby("run_key")
+    cells = records[records["recipe"] == "wanda@0.3"].groupby("run_key")
     # The search's cell, and one propagated for each seed with every item.
     assert sorted(len(cell) for _, cell in cells)[1:] == [480, 480]
     assert sorted(int(cell["seed"].iloc[0]) for _, cell in cells) == [0, 0, 1]

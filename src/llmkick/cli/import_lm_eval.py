@@ -30,7 +30,11 @@ Filters = Annotated[
 ]
 Cluster = Annotated[
     str | None,
-    typer.Option(help="Document field that names the cluster. Default: no clusters.", rich_help_panel=STUDY),
+    typer.Option(help="Field of drawn groups (passages, stories), or none. Default: cluster.", rich_help_panel=STUDY),
+]
+Strata = Annotated[
+    str | None,
+    typer.Option(help="Field of fixed groups, or none. Default: subject, category.", rich_help_panel=STUDY),
 ]
 Chance = Annotated[
     float | None,
@@ -53,6 +57,7 @@ def import_lm_eval(
     task: Tasks = None,
     filter_: Filters = None,
     cluster: Cluster = None,
+    strata: Strata = None,
     chance: Chance = None,
     highest: Highest = 1.0,
     margin: Margin = 0.05,
@@ -75,7 +80,7 @@ def import_lm_eval(
         check_file_target(target if target.suffix else target / "verdicts.csv")
     imported = importing.import_lm_eval(
         dense, compressed, metrics=metric or (), tasks=task or (), filters=filter_ or (), cluster=cluster,
-        chance=chance, highest=highest, margin=margin, alpha=alpha,
+        strata=strata, chance=chance, highest=highest, margin=margin, alpha=alpha,
     )  # fmt: skip
     _print_verdicts(imported)
     if target is not None:

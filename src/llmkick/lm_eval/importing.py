@@ -14,21 +14,22 @@ import pandas as pd
 
 from llmkick.errors import ConfigError, DataError
 from llmkick.files import write_text_atomically
-from llmkick.lm_eval.pairing import Clusters, SamplePair, listed
+from llmkick.lm_eval.pairing import DocumentGroups, SamplePair, listed
 from llmkick.lm_eval.samples import NO_FILTER, find_samples, read_samples
 from llmkick.statistics import Comparison, compare
+from llmkick.statistics.pairing import GroupsArgument
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImportedTask:
-    """One task with one filter: the verdict, doc_id → (dense, compressed) score, doc_id → cluster, and notes."""
+    """One task with one filter: the verdict, doc_id → (dense, compressed) score, groups of documents, and notes."""
 
     task: str
     filter: str
     metric: str
     comparison: Comparison
     scores: Mapping[int, tuple[float | None, float | None]]
-    clusters: Mapping[int, str] | None
+    groups: tuple[DocumentGroups, ...]
     notes: tuple[str, ...]
 
     @property
@@ -45,6 +46,7 @@ def import_lm_eval(
     tasks: Sequence[str] = (),
     filters: Sequence[str] = (),
     cluster: str | None = None,
+    strata: str | None = None,
     chance: float | None = None,
     highest: float = 1.0,
     margin: float = 0.05,
@@ -54,8 +56,8 @@ def import_lm_eval(
 
     `dense` and `compressed` are samples files, or folders of samples files. The compared metric is the first of
     `metrics` that the task has; if `metrics` is empty, it is "acc" or the task's only metric. `cluster` names the
-    document field that gives the cluster; "none" makes every document its own cluster; None takes the first of
-    `CLUSTER_FIELDS` that groups the documents. `chance` is the expected score of guessing; None takes one over
+    document field of clusters that were drawn (passages, stories), `strata` that of fixed groups (subjects); "none"
+    means that there are none, and None takes a usual field that groups the documents (`GROUP_FIELDS`). `chance` is the expected score of guessing; None takes one over
     the number of scored options, or 0 for other tasks. `highest` is the maximum score of a document.
     Raises ConfigError for a missing task, filter, metric or field; DataError, with file and line, for damaged files,
     and for outputs that cannot be paired.
@@ -75,7 +77,7 @@ def import_lm_eval(
                 task=task, files=(first, second), dense=dense_samples[name], compressed=compressed_samples[name]
             )
             metric = pair.metric(metrics)
-            groups = pair.clusters(cluster)
+            groups = pair.groups(cluster=cluster, strata=strata)
             imported.append(
                 _compared(pair, name, metric, groups, chance=chance, highest=highest, margin=margin, alpha=alpha)
             )
@@ -102,7 +104,7 @@ def _compared(
     pair: SamplePair,
     filter_name: str,
     metric: str,
-    groups: Clusters | None,
+    groups: tuple[DocumentGroups, ...],
     *,
     chance: float | None,
     highest: float,
@@ -119,10 +121,13 @@ def _compared(
                 f"{pair.task}: {metric} of doc_id {outside[0][0]} in {file} is {outside[0][1]:g}, outside 0 to "
                 f"{highest:g}; give --highest, the best that a document can have"
             )
+    arguments: GroupsArgument = {}
+    for declared in groups:
+        arguments |= declared.argument
     comparison = compare(
         {str(number): score for number, score in dense.items()},
         {str(number): score for number, score in compressed.items()},
-        clusters=None if groups is None else {str(number): value for number, value in groups[1].items()},
+        **arguments,
         chance=pair.chance(metric) if chance is None else chance,
         margin=margin,
         alpha=alpha,
@@ -137,7 +142,7 @@ def _compared(
         metric=metric,
         comparison=comparison,
         scores={number: (dense[number], compressed[number]) for number in dense},
-        clusters=None if groups is None else groups[1],
+        groups=groups,
         notes=(*_notes(pair, dense, compressed, groups, comparison.chance), *comparison.notes),
     )
 
@@ -146,13 +151,12 @@ def _notes(
     pair: SamplePair,
     dense: Mapping[int, float | None],
     compressed: Mapping[int, float | None],
-    groups: Clusters | None,
+    groups: tuple[DocumentGroups, ...],
     chance: float,
 ) -> Iterator[str]:
     if chance:
         yield f"guessing scores {chance:.3g}"
-    if groups is not None:
-        yield f"documents clustered by {groups[0]!r} ({len(set(groups[1].values()))})"
+    yield from (declared.note for declared in groups)
     unscored = sum(dense[number] is None or compressed[number] is None for number in dense)
     if unscored:
         yield f"{unscored} of {len(dense)} documents have NaN for a score and count as unscored"
@@ -210,5 +214,7 @@ def _cell(value: object) -> object:
 def _score_rows(imported: ImportedTask) -> Iterator[dict[str, object]]:
     names = {"task": imported.task, "filter": imported.filter, "metric": imported.metric}
     for doc_id, (dense, compressed) in imported.scores.items():
-        cluster = "" if imported.clusters is None else imported.clusters[doc_id]
-        yield {**names, "doc_id": doc_id, "cluster": cluster, "dense": dense, "compressed": compressed}
+        groups = {"cluster": "", "stratum": ""}
+        for declared in imported.groups:
+            groups["stratum" if declared.kind == "strata" else "cluster"] = declared.of[doc_id]
+        yield {**names, "doc_id": doc_id, **groups, "dense": dense, "compressed": compressed}

@@ -1,4 +1,4 @@
-"""The samples of two models on one task, paired by document, with their common metric, clusters and chance level."""
+"""The samples of two models on one task, paired by document, with their common metric, groups and chance level."""
 
 from __future__ import annotations
 
@@ -10,16 +10,36 @@ from typing import TypeGuard
 
 from llmkick.errors import ConfigError, DataError
 from llmkick.lm_eval.samples import Sample
-from llmkick.statistics.pairing import some_of
+from llmkick.statistics import groups_argument
+from llmkick.statistics.pairing import Grouping, GroupsArgument, some_of
 
-# Document fields that can give the cluster, in order of preference.
-CLUSTER_FIELDS = ("cluster", "subject", "category")
+# Document fields that give the groups if nothing else is declared, in order of preference. Subjects and categories are
+# fixed: a benchmark is about these. What a task calls a cluster was drawn together.
+GROUP_FIELDS: Mapping[Grouping, tuple[str, ...]] = {"clusters": ("cluster",), "strata": ("subject", "category")}
 # Metrics for which a lower value is better, so a decrease would be a gain.
 LOWER_IS_BETTER = ("perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte", "brier_score", "ter", "wer")
 
 
-# The name of a document field, and doc_id → the value of the field.
-Clusters = tuple[str, Mapping[int, str]]
+@dataclass(frozen=True, kw_only=True)
+class DocumentGroups:
+    """The groups of documents: fixed strata or drawn clusters, by a field of the documents."""
+
+    kind: Grouping
+    field: str
+    of: Mapping[int, str]  # doc_id → the value of the field
+
+    @property
+    def argument(self) -> GroupsArgument:
+        """The groups as the argument of `compare`."""
+        return groups_argument(self.kind, {str(number): value for number, value in self.of.items()})
+
+    @property
+    def note(self) -> str:
+        """What the groups are, for a reader of the verdict."""
+        count = len(set(self.of.values()))
+        if self.kind == "strata":
+            return f"{self.field!r} gives {count} fixed strata: the verdict is about these"
+        return f"{self.field!r} gives {count} drawn clusters: the verdict is about others like them"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,15 +102,26 @@ class SamplePair:
             scores[number] = None if math.isnan(value) else float(value)
         return scores
 
-    def clusters(self, wanted: str | None) -> Clusters | None:
-        """The cluster field, and doc_id → its value; None if every document is its own cluster."""
-        if wanted == "none":
+    def groups(self, *, cluster: str | None = None, strata: str | None = None) -> tuple[DocumentGroups, ...]:
+        """The declared groups of the documents; of a kind that is not declared (None), those of a usual field.
+
+        Usual fields are taken only if they group the documents, strata only without clusters; "none" stands for no
+        groups of a kind.
+        """
+        if cluster == strata is not None and cluster != "none":
+            raise ConfigError(f"{self.task}: {cluster!r} cannot name both clusters and strata: were they drawn, or fixed?")
+        drawn = self._groups("clusters", cluster, usual=strata in (None, "none"))
+        fixed = self._groups("strata", strata, usual=drawn is None)
+        return tuple(groups for groups in (drawn, fixed) if groups is not None)
+
+    def _groups(self, kind: Grouping, wanted: str | None, *, usual: bool) -> DocumentGroups | None:
+        if wanted == "none" or (wanted is None and not usual):
             return None
-        for field in CLUSTER_FIELDS if wanted is None else (wanted,):
+        for field in GROUP_FIELDS[kind] if wanted is None else (wanted,):
             if all(field in sample.fields for sample in self.dense.values()):
                 values = {number: sample.fields[field] for number, sample in self.dense.items()}
                 if wanted is not None or 1 < len(set(values.values())) < len(values):
-                    return field, values
+                    return DocumentGroups(kind=kind, field=field, of=values)
         if wanted is None:
             return None
         there = sorted(set.intersection(*(set(sample.fields) for sample in self.dense.values())))

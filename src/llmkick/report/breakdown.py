@@ -62,7 +62,7 @@ def measures_table(run: Run) -> pd.DataFrame:
         for recipe, cells in _cells(run, task.name).items() if wanted else ():
             frames = [_details(run, cell) for cell in cells]
             for measure in wanted:
-                rows.append({"task": task.name, "measure": measure, "recipe": recipe, **_mean(run, frames, measure)})
+                rows.append({"task": task.name, "measure": measure, "recipe": recipe, **_mean(run, task, frames, measure)})
     return pd.DataFrame(rows, columns=list(MEASURE_COLUMNS))
 
 
@@ -134,14 +134,15 @@ def _scores(run: Run, cell: CellEntry) -> dict[str, float | None]:
     return {row[0]: row[2] for row in run.journal.answers(cell.run_key)}
 
 
-def _mean(run: Run, frames: list[pd.DataFrame], measure: str) -> Payload:
-    """Mean over items and seeds with a cluster-robust interval; empty if no record has the measure."""
+def _mean(run: Run, task: TaskSummary, frames: list[pd.DataFrame], measure: str) -> Payload:
+    """Mean over items and seeds with its pair of one-sided bounds; empty if no record has the measure."""
     measured = [frame.set_index("item_id") for frame in frames if measure in frame]
     whole = pd.concat([frame[measure].rename(str(i)) for i, frame in enumerate(measured)], axis=1) if measured else None
     whole = None if whole is None else whole.astype(float).dropna()
     if whole is None or whole.empty:
         return {"n": 0, "value": None, "low": None, "high": None}
-    clusters = pd.factorize(measured[0].loc[whole.index, "cluster"])[0]
+    drawn = task.groups == "clusters"
+    clusters = pd.factorize(measured[0].loc[whole.index, "cluster"])[0] if drawn else np.arange(len(whole))
     value = float(whole.to_numpy().mean())
     mean: Payload = {"n": len(whole), "value": value, "low": None, "high": None}
     if clusters.max() > 0:

@@ -57,14 +57,14 @@ WORSE = cell("magnitude@0.5", 0.1, range(12))
 
 
 def test_a_loss_that_nothing_missing_could_change_is_incomplete_all_the_same():
-    verdicts = compared(DENSE, WORSE, cell("rtn@8b", 0.5, range(1)))
-    worse = verdicts["magnitude@0.5"]
+    worse = compared(DENSE, WORSE)["magnitude@0.5"]
     assert worse.verdict == "incomplete"
     assert worse.notes[-1] == (
         "12 of 200 judgements are missing, and 0 of the dense model's (p < 0.001): what is missing depends on the model"
     )
     assert not any("cannot change" in note for note in worse.notes)
-    assert verdicts["rtn@8b"].verdict == "matching"
+    one = compared(cell("dense", 1.0, ()), cell("rtn@8b", 1.0, range(1)))["rtn@8b"]
+    assert (one.verdict, one.unscored) == ("matching", 1)
     assert compared(DENSE, WORSE, of=task(judge=None))["magnitude@0.5"].verdict == "not matching"
 
 

@@ -18,7 +18,7 @@ RECIPES = ["wanda@0.1", "wanda@0.3", "wanda@0.5", "rtn@8b", "rtn@4b"]
 def found(recipe: str, task: str, lost: int, *, right: int = 600, **options: Any) -> Comparison:
     dense = [1.0] * right + [0.0] * (1000 - right)
     compressed = [0.0] * lost + dense[lost:]
-    return compare(dense, compressed, recipe=recipe, task=task, resamples=0, **options)
+    return compare(dense, compressed, recipe=recipe, task=task, explain=False, **options)
 
 
 def matching(families_: list[Family], scope: str) -> dict[str, bool]:
@@ -71,7 +71,7 @@ def test_a_sequence_stops_at_each_methods_first_failure():
 
 def test_what_has_no_verdict_claims_nothing():
     silent = found("rtn@8b", "nothing", 0, right=0)
-    incomplete = compare([1.0] * 100, [None] * 40 + [1.0] * 60, recipe="rtn@8b", task="gaps", resamples=0)
+    incomplete = compare([1.0] * 100, [None] * 40 + [1.0] * 60, recipe="rtn@8b", task="gaps")
     assert (silent.verdict, incomplete.verdict) == ("no signal", "incomplete")
     got = families([silent, incomplete], ["rtn@8b"], correction="holm", alpha=0.05)
     assert {scope: matching(got, scope) for scope in ("nothing", "gaps", ALL_TASKS)} == {
@@ -83,12 +83,12 @@ def test_what_has_no_verdict_claims_nothing():
 
 
 def test_the_same_weights_need_no_p():
-    few = compare([1.0] * 10, [1.0] * 10, recipe="rtn@8b", task="facts", resamples=0, same_model=True)
+    few = compare([1.0] * 10, [1.0] * 10, recipe="rtn@8b", task="facts", same_model=True)
     assert matching(families([few], ["rtn@8b"], correction="holm", alpha=0.05), "facts") == {"rtn@8b": True}
 
 
 def test_perplexity_and_no_correction_make_no_family():
-    text = compare_perplexity([1.0, 2.0, 3.0], [1.1, 2.1, 3.1], recipe="rtn@8b", task="text", resamples=0)
+    text = compare_perplexity([1.0, 2.0, 3.0], [1.1, 2.1, 3.1], recipe="rtn@8b", task="text")
     assert families([text], ["rtn@8b"], correction="holm", alpha=0.05) == []
     assert families([found("rtn@8b", "facts", 5)], ["rtn@8b"], correction="none", alpha=0.05) == []
 
