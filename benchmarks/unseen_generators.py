@@ -4,10 +4,10 @@ Each solves one of its parameters so that the true relative loss is exact, by in
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scenarios import Scenario, paired
 from scipy import optimize, special, stats
 
 from llmkick.statistics.verdict import PairedScores
@@ -18,24 +18,6 @@ Floats = NDArray[np.float64]
 # Latent values that stand for a whole population when a parameter is solved for.
 _POPULATION = stats.norm.ppf((np.arange(20_000) + 0.5) / 20_000)
 _PAIRS = stats.qmc.Sobol(2, seed=11).random_base2(14)
-
-
-@dataclass(frozen=True)
-class Scenario:
-    """A way to draw paired scores whose true relative loss is known."""
-
-    name: str
-    loss: float
-    draw: Callable[[Rng], PairedScores]
-    knowable: bool = True  # whether the design can show what decides the loss
-
-
-def paired(dense: Floats, compressed: Floats, cluster: NDArray[np.int64] | None = None) -> PairedScores:
-    """Scores in [0, 1]; compressed (items,) or (seeds, items)."""
-    codes = np.arange(dense.size) if cluster is None else np.unique(cluster, return_inverse=True)[1]
-    return PairedScores(
-        dense=dense * 1.0, compressed=np.atleast_2d(compressed) * 1.0, cluster=codes, low=0.0, high=1.0
-    )
 
 
 def ability(n: int, shift_of: float, noise: float) -> Callable[[Rng], PairedScores]:
@@ -94,7 +76,7 @@ def heavy_tails(n: int, loss: float) -> Callable[[Rng], PairedScores]:
 
 
 def dialogue_grades(dialogues: int, loss: float) -> Callable[[Rng], PairedScores]:
-    """Two turns a dialogue, graded 1 to 10 by a judge; a share of the compressed answers falls by one to five grades."""
+    """Two turns a dialogue, graded 1 to 10 by a judge; a share of the compressed answers falls by 1 to 5 grades."""
     falls = np.array([1, 2, 3, 4, 5])
     chance = np.array([0.4, 0.25, 0.15, 0.1, 0.1])
     base = np.arange(3, 11)
@@ -115,7 +97,11 @@ def dialogue_grades(dialogues: int, loss: float) -> Callable[[Rng], PairedScores
         jitter = np.where(rng.random(2 * dialogues) < 0.5, 1, -1) * (rng.random(2 * dialogues) < 0.2)
         jitter = np.where((dense >= 10) | (dense <= 1), 0, jitter)
         scores = np.where(falling, compressed, dense)
-        return paired(dense / 10, np.clip(np.where(falling, scores, scores + jitter), 1, 10) / 10, np.repeat(np.arange(dialogues), 2))
+        return paired(
+            dense / 10,
+            np.clip(np.where(falling, scores, scores + jitter), 1, 10) / 10,
+            np.repeat(np.arange(dialogues), 2),
+        )
 
     return draw
 
@@ -141,7 +127,7 @@ def strata(n: int, count: int, spread: float, loss: float, seed: int) -> Callabl
     accuracy = fixed.uniform(0.3, 0.8, count)
     points = loss * accuracy + spread * fixed.normal(size=count)
     weight = sizes / sizes.sum()
-    points += (loss * (weight * accuracy).sum() - (weight * points).sum())
+    points += loss * (weight * accuracy).sum() - (weight * points).sum()
     gain = 0.05
     lost = np.clip(points + gain, 0, accuracy)
     gained = np.clip(lost - points, 0, 1 - accuracy)
@@ -160,7 +146,7 @@ def strata(n: int, count: int, spread: float, loss: float, seed: int) -> Callabl
 
 
 def calibrated(seeds: int, n: int, spread: float, heavy: bool) -> Callable[[Rng], PairedScores]:
-    """Calibration seeds whose loss varies around 5 points of 100, normally or with heavy tails; items fall in common."""
+    """Calibration seeds whose loss varies around the margin, normally or with heavy tails; items fall in common."""
 
     def draw(rng: Rng) -> PairedScores:
         dense = rng.random(n) < 0.7
@@ -210,27 +196,37 @@ UNSEEN = [
         for spread in (0.3, 0.8)
         for loss in (0.0, 0.05, 0.15)
     ),
-    *(Scenario(f"heavy tails, {n} items, loss {loss:.0%}", loss, heavy_tails(n, loss)) for n in (100, 500) for loss in (0.05, 0.15)),
+    *(
+        Scenario(f"heavy tails, {n} items, loss {loss:.0%}", loss, heavy_tails(n, loss))
+        for n in (100, 500)
+        for loss in (0.05, 0.15)
+    ),
     *(
         Scenario(f"judge's grades, {n} dialogues of 2, loss {loss:.0%}", loss, dialogue_grades(n, loss))
         for n in (30, 80)
         for loss in (0.0, 0.05, 0.12)
     ),
-    *(Scenario(f"summaries, {n}, loss {loss:.0%}", loss, summaries(n, loss)) for n in (40, 150) for loss in (0.02, 0.05, 0.1)),
+    *(
+        Scenario(f"summaries, {n}, loss {loss:.0%}", loss, summaries(n, loss))
+        for n in (40, 150)
+        for loss in (0.02, 0.05, 0.1)
+    ),
     *(
         Scenario(f"{n} items in {count} fixed strata, spread {spread}", 0.05, strata(n, count, spread, 0.05, n + count))
         for n, count in ((300, 12), (1000, 57))
         for spread in (0.03, 0.08)
     ),
     *(
-        Scenario(f"{k} seeds, spread {spread}, {'heavy' if heavy else 'normal'}", 0.05, calibrated(k, 300, spread, heavy))
+        Scenario(
+            f"{k} seeds, spread {spread}, {'heavy' if heavy else 'normal'}", 0.05, calibrated(k, 300, spread, heavy)
+        )
         for k in (2, 3, 6)
         for spread, heavy in ((0.01, False), (0.025, False), (0.02, True))
     ),
 ]
 # What no sample of this size can show.
 UNKNOWABLE = [
-    Scenario("20 clusters of 10, a twentieth of which lose all", 0.05, all_or_nothing(20, 10, 0.05), knowable=False),
-    Scenario("40 clusters of 10, a twentieth of which lose all", 0.05, all_or_nothing(40, 10, 0.05), knowable=False),
-    Scenario("2 seeds of which one in five loses a quarter", 0.05, bad_seed(400), knowable=False),
+    Scenario("20 clusters of 10, a twentieth of which lose all", 0.05, all_or_nothing(20, 10, 0.05)),
+    Scenario("40 clusters of 10, a twentieth of which lose all", 0.05, all_or_nothing(40, 10, 0.05)),
+    Scenario("2 seeds of which one in five loses a quarter", 0.05, bad_seed(400)),
 ]

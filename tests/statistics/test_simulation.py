@@ -33,75 +33,69 @@ def most(rate: float, draws: int) -> float:
     return rate + 3 * math.sqrt(rate * (1 - rate) / draws)
 
 
-def least(rate: float, draws: int) -> float:
-    """And at least."""
-    return rate - 3 * math.sqrt(rate * (1 - rate) / draws)
-
-
-# Fewer than two answers are expected to differ, and whole numbers cannot miss in 3 % of draws.
-FEW = {f"n=60, accuracy {accuracy}, gained 0.0" for accuracy in (0.3, 0.45)}
-
-
-def check_coverage(covered: float, draws: int = DRAWS, *, highest: float = 0.97) -> None:
-    assert least(0.93, draws) <= covered <= most(highest, draws)
-
-
 def named(scenarios: list[object], *parts: str) -> list[object]:
     return [s for s in scenarios if all(part in s.name for part in parts)]  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("scenario", benchmark.FIXED, ids=lambda s: s.name)
-def test_error_at_the_margin(scenario: object) -> None:
-    rates = benchmark.error_rates(scenario, DRAWS)
-    assert rates.matching <= most(0.05, DRAWS)
-    assert rates.not_matching <= most(0.05, DRAWS)
-    check_coverage(rates.covered, highest=1.0 if scenario.name in FEW else 0.97)  # type: ignore[attr-defined]
+def check(scenario: object, draws: int = DRAWS) -> tuple[float, float]:
+    """Both bounds miss the true loss in at most 5 %; at the margin these are the errors of the verdicts."""
+    upper, lower = benchmark.errors(scenario, draws)["ours"]
+    assert upper <= most(0.05, draws)
+    assert lower <= most(0.05, draws)
+    return upper, lower
+
+
+@pytest.mark.parametrize("kind", ["independent", "losses", "clusters", "cluster losses", "very uneven", "seeds"])
+def test_bounds_miss_the_truth_rarely(kind: str) -> None:
+    for scenario in benchmark.SCENARIOS[kind]:
+        check(scenario, DRAWS if kind == "independent" else 200)
+
+
+@pytest.mark.parametrize("part", range(3))
+def test_bounds_of_generators_that_served_to_choose_nothing(part: int) -> None:
+    for scenario in benchmark.SCENARIOS["unseen"][part::3]:
+        check(scenario, 200)
+
+
+def test_bounds_of_clusters_drawn_by_a_seed() -> None:
+    for scenario in benchmark.SCENARIOS["drawn clusters"]:
+        check(scenario, 150)
+
+
+def test_what_no_sample_can_show_is_listed() -> None:
+    """Rare clusters that lose everything are easily not among those asked: no test of these scores can know."""
+    (rare, *_) = benchmark.SCENARIOS["unknowable"]
+    assert benchmark.errors(rare, DRAWS)["ours"][0] > 0.2
 
 
 @pytest.mark.parametrize("scenario", named(benchmark.FIXED, "n=1000", "gained 0.03"), ids=lambda s: s.name)
 def test_neither_is_it_too_careful(scenario: object) -> None:
-    """With enough discordant items the errors come close to their 5 %, and coverage to 95 %."""
-    rates = benchmark.error_rates(scenario, 2 * DRAWS)
-    assert min(rates.matching, rates.not_matching) >= 0.025
-    assert 0.93 <= rates.covered <= 0.97
+    """With enough discordant items the errors come close to their 5 %."""
+    assert min(check(scenario, 2 * DRAWS)) >= 0.025
 
 
-def test_coverage_by_the_answers_expected_to_differ() -> None:
-    (report,) = benchmark.coverage_by_changes(100)
+def test_errors_by_the_answers_expected_to_differ() -> None:
+    (report,) = benchmark.errors_by_changes(60)
     rows = [[cell.strip(" %") for cell in line.split("|")[1:-1]] for line in report.splitlines()[4:]]
     assert [row[0] for row in rows] == ["0 to 3", "3 to 6", "6 to 10", "10 to 20", "20 and more"]
     assert sum(int(row[1]) for row in rows) >= 250
-    for few, _, lowest, mean, highest in rows:
-        assert float(lowest) >= 100 * least(0.93, 100)
-        assert 94 <= float(mean) <= (99 if few == "0 to 3" else 96.5)
-        # Whole numbers: 98 % where fewer than six differ, all draws where fewer than three do.
-        assert float(highest) <= {"0 to 3": 100, "3 to 6": 100 * most(0.98, 100)}.get(few, 100 * most(0.97, 100))
+    for _, _, upper, most_upper, lower, most_lower in rows:
+        assert max(float(upper), float(lower)) <= 5.5
+        assert max(float(most_upper), float(most_lower)) <= 100 * most(0.05, 60)
 
 
-def test_the_guard_is_needed() -> None:
-    (scenario,) = named(benchmark.FIXED, "n=200, accuracy 0.75, gained 0.0")[:1]
-    rates = benchmark.error_rates(scenario, DRAWS)
-    assert rates.t_alone > most(0.05, DRAWS)
+def test_the_guards_are_needed() -> None:
+    """Student's t errs where losses are few, and on few clusters most of all."""
+    (few,) = named(benchmark.FIXED, "n=200, accuracy 0.75, gained 0.0")[:1]
+    assert benchmark.errors(few, DRAWS)["cluster t"][0] > most(0.05, DRAWS)
+    (clusters,) = named(benchmark.VERY_UNEVEN, "10 even clusters of 40")
+    assert benchmark.errors(clusters, DRAWS)["cluster t"][0] > most(0.05, DRAWS)
 
 
-@pytest.mark.parametrize("scenario", benchmark.LOSSES, ids=lambda s: s.name)
-def test_coverage_away_from_the_margin(scenario: object) -> None:
-    rates = benchmark.error_rates(scenario, DRAWS, resamples=200)
-    check_coverage(rates.covered)
-    # 200 resamples and few items: the bootstrap runs a little short.
-    assert rates.covered_by_bootstrap >= 0.90
-
-
-@pytest.mark.parametrize("scenario", benchmark.CLUSTERED + benchmark.VERY_UNEVEN, ids=lambda s: s.name)
-def test_clusters(scenario: object) -> None:
-    """Skewed effects on few clusters are the hardest case: Student's t errs in 20-30 % of draws.
-
-    Of very uneven ones a few lose nearly all and are easily not among those asked.
-    """
-    rates = benchmark.error_rates(scenario, DRAWS)
-    assert rates.matching <= most(0.05, DRAWS)
-    assert rates.not_matching <= most(0.05, DRAWS)
-    check_coverage(rates.covered)
+def test_graded_scores_decide() -> None:
+    """A judge's grades of 30 dialogues that lost nothing are shown to match far more often than now and then."""
+    (scenario,) = [s for s in benchmark.SCENARIOS["power"] if s.name.startswith("30 dialogues") and s.loss == 0]
+    assert benchmark.shown_by(scenario, 200, benchmark.MARGIN)["ours"][0] >= 0.35
 
 
 def test_clusters_need_fewer_degrees_of_freedom() -> None:
@@ -111,35 +105,20 @@ def test_clusters_need_fewer_degrees_of_freedom() -> None:
         rng = np.random.default_rng([1, *scenario.name.encode()])  # type: ignore[attr-defined]
         for _ in range(3 * DRAWS):
             test = loss_test(scenario.draw(rng), benchmark.MARGIN)  # type: ignore[attr-defined]
-            wrong += test.p_above < 0.05, replace(test, df_above=None).p_above < 0.05
+            wrong += test.p_above < 0.05, replace(test, df_above=test.df).p_above < 0.05
             draws += 1
     ours, all_of_them = wrong / draws
     assert ours <= most(0.05, draws)
     assert all_of_them > most(0.05, draws)
 
 
-@pytest.mark.parametrize("scenario", benchmark.CLUSTER_LOSSES + benchmark.VERY_UNEVEN_LOSSES, ids=lambda s: s.name)
-def test_coverage_of_clusters_away_from_the_margin(scenario: object) -> None:
-    check_coverage(benchmark.error_rates(scenario, 150).covered, 150)
-
-
-def test_coverage_of_clusters_that_served_to_choose_nothing() -> None:
-    (report,) = benchmark.coverage_of_drawn_clusters(120)
-    few, more = [[cell.strip(" %") for cell in line.split("|")[1:-1]] for line in report.splitlines()[4:6]]
-    assert (few[0], more[0]) == ("0 to 6", "6 and more")
-    assert int(few[1]) + int(more[1]) == 48
-    assert int(more[1]) >= 40
-    assert float(more[2]) >= 100 * least(0.93, 30)
-    assert 94 <= float(more[3]) <= 96.5
-
-
-@pytest.mark.parametrize("scenario", benchmark.SEEDED, ids=lambda s: s.name)
-def test_calibration_seeds(scenario: object) -> None:
-    """Of two seeds the variance is hardly known: intervals are wide, and `compare` says that it is few."""
-    rates = benchmark.error_rates(scenario, DRAWS)
-    assert rates.matching <= most(0.05, DRAWS)
-    assert rates.not_matching <= most(0.05, DRAWS)
-    check_coverage(rates.covered)
+def test_fixed_subjects_match_as_often_as_stratified_theory_says() -> None:
+    (report,) = benchmark.subjects_table(600, (2000,))
+    for line in report.splitlines()[4:]:
+        _, theory, fixed, stopped, _ = (cell.strip(" %").replace(",", "") for cell in line.split("|")[1:-1])
+        allowed = 100 * (most(0.5, 60) - 0.5)
+        assert abs(float(fixed) - float(theory)) <= allowed
+        assert abs(float(stopped) - float(theory)) <= allowed + 8  # bets take a share of alpha
 
 
 @pytest.mark.parametrize("stream", [benchmark.binary_stream, benchmark.stratified_stream])
@@ -169,15 +148,17 @@ def test_sequential_savings(loss: float, items: int) -> None:
 def test_stopping_when_decided(scenario: object) -> None:
     """Bets and the last test together: both errors at the margin."""
     rng, draws = np.random.default_rng(0), 80
-    outcomes = [benchmark.stopping_run(scenario.draw, rng)[0] for _ in range(draws)]  # type: ignore[attr-defined]
+    outcomes = [benchmark.stopping_run(scenario, rng)[0] for _ in range(draws)]
     assert outcomes.count("matching") <= most(0.05, draws) * draws
     assert outcomes.count("not matching") <= most(0.05, draws) * draws
 
 
-def test_the_level_found_is_rarely_too_severe_and_costs_a_part_of_the_grid() -> None:
+@pytest.mark.parametrize("name", ["loss ~ level²", "flat at the margin", "nothing, then a plateau at the margin"])
+def test_the_level_found_is_rarely_too_severe_and_costs_a_part_of_the_grid(name: str) -> None:
     rng, draws = np.random.default_rng(0), 16
-    runs = np.array([benchmark.frontier_run(480, 38, 3.0, rng) for _ in range(draws)], dtype=float)
+    truth = benchmark.CURVES[name](38)
+    runs = np.array([benchmark.frontier_run(480, truth, 0.5, rng) for _ in range(draws)], dtype=float)
     too_severe, too_mild, share = runs.mean(axis=0)
     assert too_severe <= most(0.05, draws)
     assert too_mild <= most(0.05, draws)
-    assert share <= 0.27
+    assert share <= 0.3

@@ -75,11 +75,8 @@ def find_frontier(
     for neighbour in (matching - 1, failing + 1):
         if 0 <= neighbour < len(levels):
             verdict(neighbour)
-    candidates = [index for index in range(matching, -1, -1) if verdicts.get(index) == "matching"]
-    violating = [
-        index for index in sorted(verdicts, reverse=True) if index > matching and verdicts[index] == "matching"
-    ]
-    strongest = ends_at(confirm, "matching", [*violating, *candidates])
+    candidates = [index for index in sorted(verdicts, reverse=True) if verdicts[index] == "matching"]
+    strongest = ends_at(confirm, "matching", candidates)
     failures = [index for index in sorted(verdicts) if verdicts[index] == "not matching"]
     weakest = ends_at(refute, "not matching", failures)
     return _frontier(levels, verdicts, strongest, weakest)

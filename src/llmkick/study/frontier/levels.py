@@ -49,7 +49,7 @@ class LevelJudge:
         self.writer = JournalWriter(context=self.context, schedule=Schedule(cells=(), pending=()))
 
     def confirm(self, grid: LevelGrid, recipe: Recipe, task: Task, *, margin: float) -> Judged:
-        """Judge a level that seems to match on every item, with every seed, at an alpha that the search cannot spoil."""
+        """Judge a level that seems to match on every item, with every seed, at an alpha that allows for the search."""
         alpha = self.context.study.alpha / looks(len(grid.recipes))
         return self.judge(grid, recipe, task, margin=margin, alpha=alpha, confirming=True, every_item=True)
 
