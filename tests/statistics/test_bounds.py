@@ -56,7 +56,9 @@ def cases(draw: st.DrawFn) -> dict[str, Any]:
     groups = np.arange(items) % clusters if clusters else np.arange(items)
     lost = np.clip(loss * (1 + (clusters > 0) * rng.standard_normal(items)[groups]), 0, 1)
     rows = []
-    dense = (rng.random(items) < accuracy) * 1.0 if kind == "binary" else rng.beta(4 * accuracy, 4.5 - 4 * accuracy, items)
+    dense = (
+        (rng.random(items) < accuracy) * 1.0 if kind == "binary" else rng.beta(4 * accuracy, 4.5 - 4 * accuracy, items)
+    )
     for _ in range(seeds):
         if kind == "binary":
             gained = rng.random(items) < draw(st.sampled_from([0.0, 0.05]))
@@ -97,9 +99,7 @@ class TestAgreement:
 
     @pytest.mark.parametrize("whole", [False, True])
     @pytest.mark.parametrize("chance", [0.0, 0.25])
-    def test_a_stopped_comparison_agrees_too(
-        self, chance: float, whole: bool, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_a_stopped_comparison_agrees_too(self, chance: float, whole: bool, monkeypatch: pytest.MonkeyPatch) -> None:
         reason = Undecided(reason="few items", more_items=None)  # its simulation is slow, and no part of this
         monkeypatch.setattr(early_stopped_comparison, "explain_undecided", lambda *_, **__: reason)
         rng = np.random.default_rng(int(whole))
@@ -208,9 +208,7 @@ class TestEachSideHoldsTheTruth:
         assert np.max(missed) <= most(DRAWS)
 
     @pytest.mark.parametrize("draw", SCENARIOS, ids=lambda f: f.__name__)
-    def test_the_bounds_are_where_the_test_turns(
-        self, draw: Callable[[np.random.Generator, float], Drawn]
-    ) -> None:
+    def test_the_bounds_are_where_the_test_turns(self, draw: Callable[[np.random.Generator, float], Drawn]) -> None:
         """For any truth: it is outside the bounds if and only if the test rejects it."""
         rng = np.random.default_rng([8, *draw.__name__.encode()])
         for _ in range(8):

@@ -37,9 +37,7 @@ def test_independent_items_against_tables_of_counts(items: int, loss: float, ver
     draws = []
     for _ in range(DRAWS):
         counts = rng.multinomial(items, cells)
-        draws.append(
-            (np.repeat([1.0, 1, 0, 0], counts), np.repeat([1.0, 0, 1, 0], counts), np.arange(items))
-        )
+        draws.append((np.repeat([1.0, 1, 0, 0], counts), np.repeat([1.0, 0, 1, 0], counts), np.arange(items)))
     design = Design.of_items(items, accuracy=accuracy)
     power = simulated_power(design, loss=loss, draws=DRAWS)
     assert power == pytest.approx(share_right(draws, verdict), abs=0.05 + 0.05)
