@@ -1,4 +1,4 @@
-"""The bounds: they never contradict the verdict, each misses the truth in at most alpha, and chance counts for nothing."""
+"""The bounds never contradict the verdict, each misses the truth in at most alpha, and chance counts for nothing."""
 
 from __future__ import annotations
 
