@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmkick.errors import DataError
-from llmkick.statistics import early_stopping
 from llmkick.statistics import (
     EarlyStop,
     ItemOrder,
@@ -21,6 +20,7 @@ from llmkick.statistics import (
     compare,
     compare_stopped,
     confidence_sequence,
+    early_stopping,
     order_items,
     signal_after,
 )

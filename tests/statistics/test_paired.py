@@ -1,6 +1,5 @@
 """Pairing, the numbers of a comparison against scipy and brute force, perplexity and choice agreement."""
 
-import itertools
 import math
 import time
 from typing import Any
@@ -13,7 +12,7 @@ from scipy import optimize, stats
 
 from llmkick.errors import ConfigError, DataError
 from llmkick.statistics import choice_agreement, compare, compare_perplexity, overall_verdict
-from llmkick.statistics.verdict import PairedScores, loss_bounds, loss_test, where_rejected
+from llmkick.statistics.verdict import PairedScores, loss_test, where_rejected
 
 binary = st.sampled_from([0.0, 1.0])
 
@@ -125,9 +124,7 @@ class TestNumbers:
         dense, compressed = scores_of(50, 12, 3, 35)
         cluster = np.arange(100) % clusters
         low, high = compare(dense, compressed, clusters=cluster, alpha=0.1).interval or (0, 0)
-        scores = PairedScores(
-            dense=np.array(dense), compressed=np.array([compressed]), cluster=cluster, low=0, high=1
-        )
+        scores = PairedScores(dense=np.array(dense), compressed=np.array([compressed]), cluster=cluster, low=0, high=1)
         assert loss_test(scores, low).p_below == pytest.approx(0.1, abs=1e-4)
         assert loss_test(scores, high).p_above == pytest.approx(0.1, abs=1e-4)
         assert compare(dense, compressed, clusters=cluster, alpha=0.1, margin=low - 1e-4).verdict == "not matching"
@@ -165,7 +162,11 @@ class TestNumbers:
             end = start + 0.6 * (limit - start)
             slope = 0.475 / max(abs(end - start), 1e-9)
             found = where_rejected(
-                lambda r, a=start, k=slope: 0.5 - k * abs(r - a), start, 0.025, limit=limit, margin=margin  # type: ignore[misc]
+                lambda r, a=start, k=slope: 0.5 - k * abs(r - a),
+                start,
+                0.025,
+                limit=limit,
+                margin=margin,  # type: ignore[misc]
             )
             assert found is None or found == pytest.approx(end, abs=1e-6)
             assert (found is None) == (abs(limit - start) < 1e-9)

@@ -19,8 +19,7 @@ from llmkick.statistics.mean import (
     null_variance,
 )
 from llmkick.statistics.variance import clustered_mean
-from llmkick.statistics.verdict import PairedScores, has_signal, loss_bounds, loss_test
-
+from llmkick.statistics.verdict import PairedScores, loss_bounds, loss_test
 
 
 def table(right: int, lost: int, gained: int, wrong: int) -> tuple[np.ndarray, np.ndarray]:
@@ -321,7 +320,7 @@ class TestMeanTest:
         assert null_variance(mixed, low, high) == pytest.approx(seen)
 
     def test_unobserved_by_hand(self) -> None:
-        """Where items lost, others lose two thirds of the way from the worst of them to all; gains are as any change."""
+        """Where items lost, others lose two thirds of the way from the worst to all; gains are as any change."""
 
         def scores(dense: list[float], compressed: list[float]) -> PairedScores:
             c = np.array([compressed])
