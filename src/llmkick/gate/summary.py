@@ -1,0 +1,99 @@
+"""The summary of a gate as Markdown, for a pull request or the summary page of a GitHub job."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from llmkick.gate.result import Flip, GateResult, Outcome, TaskOutcome
+from llmkick.gate.text import markdown
+from llmkick.report import formatting
+
+# Flipped items of a task that are shown; all of them are in gate.json. A summary of a GitHub job holds 1 MB.
+MOST_FLIPS = 20
+SYMBOLS: dict[Outcome, str] = {"matches": "✅", "loses": "❌", "undecided": "❔", "unmeasured": "⚠️"}
+HEADS: dict[Outcome, str] = {
+    "matches": "is shown to match",
+    "loses": "is shown to lose more than the margin",
+    "undecided": "is undecided within the budget",
+    "unmeasured": "could not be measured",
+}
+
+
+def summary(result: GateResult) -> str:
+    """Return the verdict, a table of the tasks with bounds, n and margin, and the items that flipped."""
+    return "\n".join(_lines(result)).rstrip() + "\n"
+
+
+def _lines(result: GateResult) -> Iterator[str]:
+    candidate = markdown(result.candidate) if result.candidate else markdown(result.name)
+    yield f"## {SYMBOLS[result.outcome]} {candidate} {HEADS[result.outcome]}"
+    yield ""
+    if result.error is not None:
+        yield f"The gate could not run: {markdown(result.error, limit=2000)}"
+        return
+    assert result.margin is not None, "a gate that ran has a margin"
+    assert result.alpha is not None, "a gate that ran has an alpha"
+    yield (
+        f"Compared with {markdown(result.reference)}, item by item. Margin: a loss of "
+        f"{formatting.setting(result.margin)} of the reference's score. Error rate of a verdict: "
+        f"{formatting.setting(result.alpha)}."
+    )
+    yield ""
+    yield "| task | verdict | reference | candidate | loss | bounds | n | of |"
+    yield "| --- | --- | --- | --- | --- | --- | --- | --- |"
+    for entry in result.tasks:
+        yield _row(entry)
+    yield ""
+    for entry in result.tasks:
+        yield f"- {markdown(entry.task)}: {markdown(entry.reason, limit=500)}"
+    yield ""
+    for entry in result.tasks:
+        yield from _flips(entry)
+    if result.warnings:
+        yield "<details><summary>Notes</summary>\n"
+        yield from (f"- {markdown(warning, limit=1000)}" for warning in result.warnings)
+        yield "\n</details>\n"
+    if result.asked is not None:
+        asked = f"{result.asked.reference_questions:,} questions of the reference"
+        yield f"Asked in {result.seconds:.0f} s: {result.asked.candidate_items:,} items of the candidate, {asked}."
+
+
+def _row(entry: TaskOutcome) -> str:
+    cells = (
+        markdown(entry.task),
+        f"{SYMBOLS[entry.outcome]} {entry.outcome}",
+        formatting.score(entry.reference_score),
+        formatting.score(entry.candidate_score),
+        formatting.percent(entry.loss),
+        formatting.NOTHING if entry.bounds is None else f"{formatting.interval(entry.bounds)} %",
+        f"{entry.scored:,}",
+        f"{entry.items:,}",
+    )
+    return f"| {' | '.join(cells)} |"
+
+
+def _flips(entry: TaskOutcome) -> Iterator[str]:
+    """Yield the items of a task whose score changed, the lost ones first."""
+    if not entry.flips:
+        return
+    lost = [flip for flip in entry.flips if flip.is_lost]
+    gained = [flip for flip in entry.flips if not flip.is_lost]
+    yield f"<details><summary>{markdown(entry.task)}: {len(lost)} items lost, {len(gained)} gained</summary>\n"
+    yield "| item | question | reference | candidate |"
+    yield "| --- | --- | --- | --- |"
+    for flip in _shown(lost, gained):
+        yield (
+            f"| {markdown(flip.item_id)} | {markdown(flip.question)} | {_answer(flip.reference_answer, flip.reference_score)} "
+            f"| {_answer(flip.candidate_answer, flip.candidate_score)} |"
+        )
+    if len(entry.flips) > MOST_FLIPS:
+        yield f"\n{len(entry.flips) - MOST_FLIPS} more are in gate.json."
+    yield "\n</details>\n"
+
+
+def _shown(lost: Sequence[Flip], gained: Sequence[Flip]) -> list[Flip]:
+    return [*lost, *gained][:MOST_FLIPS]
+
+
+def _answer(text: str, score: float) -> str:
+    return f"{markdown(text)} ({score:.3g})"
