@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from llmkick.errors import ConfigError
 from llmkick.gate.evidence import can_match, items_to_match
 from llmkick.gate.policy import GatePolicy
+from llmkick.statistics import ItemOrder
 from llmkick.study.running.early_stopping import stopping_rules
 from llmkick.study.spec.study import Study
 from llmkick.tasks.task import Item, ReadByReference, Task
@@ -24,20 +25,20 @@ def check_tasks(policy: GatePolicy, study: Study, *, is_same: Callable[[], bool]
         raise ConfigError(f"{empty[0]} has no items: there is nothing to ask; leave it out or give another source")
     hopeless = _hopeless(policy, tasks, items)
     if hopeless and not is_same():
-        name, count = next(iter(hopeless.items()))
-        needed = items_to_match(margin=policy.margin, alpha=policy.alpha)
-        more = "give it more items, or another task" if needed is None else f"it takes about {needed:,} at least"
+        name, order = next(iter(hopeless.items()))
+        needed = items_to_match(order, margin=policy.margin, alpha=policy.alpha)
+        more = "take another task" if needed is None else f"it takes about {needed:,} at least"
         raise ConfigError(
-            f"{name} cannot be decided with its {count:,} items: even a candidate that answers all of them as a perfect "
-            f"reference does is not shown to match at a margin of {100 * policy.margin:g} % (alpha {policy.alpha:g}); "
+            f"{name} cannot be decided with its {len(order.ids):,} items: even a candidate that is right on all of them, as "
+            f"its reference is, is not shown to match at a margin of {100 * policy.margin:g} % (alpha {policy.alpha:g}); "
             f"{more} (budget.items, limit)"
         )
 
 
-def _hopeless(policy: GatePolicy, tasks: Sequence[Task], items: Mapping[str, Sequence[Item]]) -> dict[str, int]:
+def _hopeless(policy: GatePolicy, tasks: Sequence[Task], items: Mapping[str, Sequence[Item]]) -> dict[str, ItemOrder]:
     rules = stopping_rules(tasks, items, margin=policy.margin, alpha=policy.alpha)
     return {
-        name: len(items[name])
+        name: rule.order
         for name, rule in rules.items()
         if not can_match(rule.order, margin=policy.margin, alpha=policy.alpha)
     }

@@ -15,7 +15,7 @@ MOST_ITEMS = 100_000
 
 
 def can_match(order: ItemOrder, *, margin: float, alpha: float) -> bool:
-    """Return whether a candidate that is right wherever its reference is, which is always, is shown to match."""
+    """Return whether the best of all candidates is shown to match: it and its reference are right on every item."""
     right = dict.fromkeys(order.ids, 1.0)
     rule = EarlyStop(order, margin=margin, alpha=alpha)
     while rule.batch is not None:
@@ -23,14 +23,20 @@ def can_match(order: ItemOrder, *, margin: float, alpha: float) -> bool:
     return rule.state.outcome == "matching"
 
 
-def items_to_match(*, margin: float, alpha: float) -> int | None:
-    """Return the number of independent items, within a tenth, that can show a match; None if there are too many."""
-    count = 2
+def items_to_match(order: ItemOrder, *, margin: float, alpha: float) -> int | None:
+    """Return about how many items like those of the order can show a match; None if there are too many.
+
+    Clusters that the order keeps whole become more; others, such as subjects, become larger.
+    """
+    clusters, count = len(set(order.clusters.values())), len(order.clusters)
     while count <= MOST_ITEMS:
-        ids = [str(number) for number in range(count)]
-        if can_match(order_items(ids, dict(zip(ids, ids, strict=True))), margin=margin, alpha=alpha):
-            return count
         count = max(count + 1, round(1.1 * count))
+        ids = [str(number) for number in range(count)]
+        size = order.largest_cluster
+        labels = [number % clusters if size is None else number // size for number in range(count)]
+        whole = order_items(ids, dict(zip(ids, labels, strict=True)), whole_clusters=size is not None)
+        if can_match(whole, margin=margin, alpha=alpha):
+            return count
     return None
 
 

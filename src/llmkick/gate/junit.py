@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 
 from llmkick.gate.result import Flip, GateResult, TaskOutcome
 from llmkick.gate.summary import MOST_FLIPS
-from llmkick.gate.text import xml
+from llmkick.report.escaping import xml
 
 # The elements of JUnit. A skipped case does not make a report fail, so "undecided" is one: the exit code tells it apart.
 ELEMENTS = {"loses": "failure", "undecided": "skipped", "unmeasured": "error"}

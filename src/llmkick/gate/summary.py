@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from llmkick.gate.result import Flip, GateResult, Outcome, TaskOutcome
-from llmkick.gate.text import markdown
+from llmkick.report.escaping import markdown
 from llmkick.report import formatting
 
 # Flipped items of a task that are shown; all of them are in gate.json. A summary of a GitHub job holds 1 MB.

@@ -1,4 +1,4 @@
-"""Text of models and users made fit for the files of a gate: Markdown, in which nothing is markup, and XML."""
+"""Text of models and users made fit for files: Markdown, in which nothing of it is markup, and XML."""
 
 from __future__ import annotations
 
