@@ -14,7 +14,7 @@ from typer.core import TyperCommand
 
 from llmkick.cli.common import STUDIES, app, check_file_target, err, out, print_line, print_notes
 from llmkick.cli.options import OUTPUT, STUDY, Json, Quiet
-from llmkick.errors import ConfigError, KickError
+from llmkick.errors import KickError
 
 if TYPE_CHECKING:
     from llmkick.gate.policy import GatePolicy
@@ -101,12 +101,15 @@ def gate(
     """
     overrides = {"model": model, "reference": reference, "budget": {"items": items, "minutes": minutes}}
     try:
-        if store_reference is not None:
-            _store(policy, overrides, store_reference, quiet=quiet)
-            return
-        for path in (junit, summary):
+        for path in (junit, summary, store_reference):
             if path is not None:
                 check_file_target(path)
+    except KickError as error:
+        _end(error)
+    if store_reference is not None:
+        _store(policy, overrides, store_reference, quiet=quiet)
+        return
+    try:
         result = _run(policy, overrides, folder, refresh=refresh_reference, quiet=quiet)
     except Exception as error:  # noqa: BLE001 - Python's exit code of an error is that of a shown loss
         result = _failed(error, policy, overrides)
@@ -119,10 +122,9 @@ def _store(path: Path, overrides: Mapping[str, object], target: Path, *, quiet: 
     from llmkick.cli.progress import TerminalProgress
     from llmkick.gate.run import store_reference
 
-    check_file_target(target)
     try:
         with TerminalProgress(err, quiet=quiet) as progress:
-            asked = store_reference(_policy(path, overrides, without_model=True), target, observer=progress)
+            asked = store_reference(_policy(path, overrides, needs_model=False), target, observer=progress)
     except KickError as error:
         _end(error)
     print_line(f"{asked:,} new answers: {target}")
@@ -130,13 +132,13 @@ def _store(path: Path, overrides: Mapping[str, object], target: Path, *, quiet: 
 
 def _end(error: Exception) -> NoReturn:
     err.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
-    raise typer.Exit(COULD_NOT_RUN)
+    raise typer.Exit(COULD_NOT_RUN) from error
 
 
-def _policy(path: Path, overrides: Mapping[str, object], *, without_model: bool = False) -> GatePolicy:
+def _policy(path: Path, overrides: Mapping[str, object], *, needs_model: bool = True) -> GatePolicy:
     from llmkick.gate.policy import load_policy
 
-    return load_policy(path, overrides, needs_model=not without_model)
+    return load_policy(path, overrides, needs_model=needs_model)
 
 
 def _run(

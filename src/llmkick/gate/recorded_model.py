@@ -131,7 +131,7 @@ class RecordedModel:
         }
         missing = [place for place, key in enumerate(keys) if key not in given]
         if missing:
-            model = self._model(f"{str(requests[missing[0]].prompt)[-60:]!r}")
+            model = self._model(f"{_end(requests[missing[0]].prompt)!r}")
             self.before_asking()
             self.header  # noqa: B018 - the first line of the file
             answers = ask(model, [requests[place] for place in missing])
@@ -154,6 +154,11 @@ class RecordedModel:
 
 
 Request = TypeVar("Request", ScoreRequest, GenerateRequest)
+
+
+def _end(prompt: Prompt) -> str:
+    """Return the last characters of a prompt, by which a reader recognises it."""
+    return (prompt if isinstance(prompt, str) else prompt[-1].content)[-60:]
 
 
 def _encoded(answer: object) -> JsonValue:

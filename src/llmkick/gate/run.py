@@ -105,8 +105,8 @@ class _Gate:
         minutes = self.policy.budget.minutes
         deadline = Deadline(seconds=None if minutes is None else 60 * minutes)
         study = self.policy.study()
-        check_tasks(self.policy, study, is_same=lambda: has_same_weights(self.policy))
         reference = recorded_reference(self.policy, refresh=refresh)
+        check_tasks(self.policy, study, is_same=lambda: self._is_same_model(reference))
         with self._prepared(reference, deadline) as (context, executor):
             if reference.open_model is None:
                 refuse_reading(context.tasks, self.policy.reference)
@@ -166,6 +166,13 @@ class _Gate:
                 "`kick gate --store-reference FILE`"
             ) from error
 
+    def _is_same_model(self, reference: RecordedModel) -> bool:
+        """Return whether candidate and reference are known to have the same weights."""
+        (candidate,) = self.policy.study().labelled_others().values()
+        if is_server(candidate) or plugin_of(candidate) is not None:
+            return False
+        return reference.identity.get("weights") == locate(candidate).digest
+
     def _result(
         self, study: StudyResult, outcomes: list[TaskOutcome], asked: Asked, earlier: int, seconds: float
     ) -> GateResult:
@@ -194,11 +201,3 @@ def _candidate_items(context: StudyContext) -> int:
     """Return the number of items that the candidate has answered."""
     cells = [cell for variant in context.variants() if variant.reference for cell in context.cells(variant)]
     return sum(len(context.journal.done(cell.run_key)) for cell in cells)
-
-
-def has_same_weights(policy: GatePolicy) -> bool:
-    """Return whether candidate and reference are known to have the same weights; models that cannot be seen are not."""
-    references = [policy.reference, next(iter(policy.study().labelled_others().values()))]
-    if any(is_stored(text) or is_server(text) or plugin_of(text) is not None for text in references):
-        return False
-    return locate(references[0]).digest == locate(references[1]).digest
