@@ -10,7 +10,6 @@ candidate that changes some answers both ways and loses a number of points. The 
 from __future__ import annotations
 
 import argparse
-import os
 import platform
 import sys
 import time
@@ -118,22 +117,22 @@ def table(points: int, nights: int) -> list[str]:
 
 def report(nights: int, words: Sequence[str]) -> str:
     """The whole page."""
-    started = time.perf_counter()
+    started = time.process_time()
     tables = [line for points in POINTS for line in table(points, nights)]
-    seconds = time.perf_counter() - started
+    seconds = time.process_time() - started
     return "\n".join(
         [
             "# Nightly gates: errors of `kick gate` and of point rules\n",
             f"`python benchmarks/gate.py {' '.join(words)}`".replace(" `", "`")
-            + f" · {seconds:.0f} s on one core of {os.cpu_count()} · Python {platform.python_version()}\n",
-            f"{nights:,} simulated nights for each row. The reference is right on {100 * ACCURACY:.0f} % of the items. A "
-            f"lossless candidate gains {100 * GAINED:.0f} % of the items and loses as many. Margin {100 * MARGIN:.0f} % of "
-            f"the reference's score ({100 * MARGIN * ACCURACY:.1f} points), alpha {100 * ALPHA:.0f} %. Items are "
-            "independent and drawn anew each night.",
+            + f" · {seconds:.0f} s of CPU time · Python {platform.python_version()}\n",
+            f"{nights:,} simulated nights for each row. The reference is right on {100 * ACCURACY:.0f} % of the items. "
+            f"A lossless candidate gains {100 * GAINED:.0f} % of the items and loses as many. Margin "
+            f"{100 * MARGIN:.0f} % of the reference's score ({100 * MARGIN * ACCURACY:.1f} points), alpha "
+            f"{100 * ALPHA:.0f} %. Items are independent and drawn anew each night.",
             *tables,
-            "\nThe gate passes a model beyond the margin, and fails one within it, in at most alpha of the nights. Where the "
-            "items do not suffice, it says so (exit code 2) instead of guessing. A point rule has no such answer: near its "
-            "threshold it decides like the toss of a coin.",
+            "\nThe gate passes a model beyond the margin, and fails one within it, in at most alpha of the nights. "
+            "Where the items do not suffice, it says so (exit code 2) instead of guessing. A point rule has no such answer: "
+            "near its threshold it decides like the toss of a coin.",
         ]
     ) + "\n"  # fmt: skip
 

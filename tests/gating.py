@@ -37,7 +37,9 @@ class Knowing:
 
     def __call__(self, path: str, body: dict[str, Any]) -> Any:
         prompt = body["messages"][-1]["content"] if "messages" in body else body["prompt"]
-        question = next((text for text in reversed(prompt.splitlines()) if text.removeprefix("Question: ") in QUESTIONS), "")
+        question = next(
+            (text for text in reversed(prompt.splitlines()) if text.removeprefix("Question: ") in QUESTIONS), ""
+        )
         question = question.removeprefix("Question: ")
         text = QUESTIONS.get(question, "Hello")
         if question:

@@ -62,7 +62,7 @@ def test_names_cannot_break_the_card(result: StudyResult):
 def test_what_a_card_cannot_be_of_is_refused(result: StudyResult, tmp_path: Path):
     with pytest.raises(ConfigError, match="choose it with --recipe: "):
         card(result)
-    with pytest.raises(ConfigError, match="'wanda@0.99' is not in .* choose from: "):
+    with pytest.raises(ConfigError, match=r"'wanda@0\.99' is not in .* choose from: "):
         card(result, "wanda@0.99")
     without = result.model_copy(update={"comparisons": ()})
     with pytest.raises(DataError, match="no verdict on any task"):

@@ -66,9 +66,7 @@ Folder = Annotated[
     typer.Option("--out", "-o", help="Folder of the run. Default: a new one in runs/.", rich_help_panel=OUTPUT),
 ]
 Junit = Annotated[Path | None, typer.Option("--junit", help="JUnit XML file to write.", rich_help_panel=OUTPUT)]
-Summary = Annotated[
-    Path | None, typer.Option("--summary", help="Markdown summary to write.", rich_help_panel=OUTPUT)
-]
+Summary = Annotated[Path | None, typer.Option("--summary", help="Markdown summary to write.", rich_help_panel=OUTPUT)]
 
 
 @app.command(cls=GateCommand, rich_help_panel=STUDIES)
@@ -141,9 +139,7 @@ def _policy(path: Path, overrides: Mapping[str, object], *, needs_model: bool = 
     return load_policy(path, overrides, needs_model=needs_model)
 
 
-def _run(
-    path: Path, overrides: Mapping[str, object], folder: Path | None, *, refresh: bool, quiet: bool
-) -> GateResult:
+def _run(path: Path, overrides: Mapping[str, object], folder: Path | None, *, refresh: bool, quiet: bool) -> GateResult:
     from llmkick.cli.progress import TerminalProgress
     from llmkick.gate.run import run_gate
 

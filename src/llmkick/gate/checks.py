@@ -29,9 +29,9 @@ def check_tasks(policy: GatePolicy, study: Study, *, is_same: Callable[[], bool]
         needed = items_to_match(order, margin=policy.margin, alpha=policy.alpha)
         more = "take another task" if needed is None else f"it takes about {needed:,} at least"
         raise ConfigError(
-            f"{name} cannot be decided with its {len(order.ids):,} items: even a candidate that is right on all of them, as "
-            f"its reference is, is not shown to match at a margin of {100 * policy.margin:g} % (alpha {policy.alpha:g}); "
-            f"{more} (budget.items, limit)"
+            f"{name} cannot be decided with its {len(order.ids):,} items: even a candidate that is right on all of "
+            f"them, as its reference is, is not shown to match at a margin of {100 * policy.margin:g} % "
+            f"(alpha {policy.alpha:g}); {more} (budget.items, limit)"
         )
 
 

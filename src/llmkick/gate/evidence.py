@@ -45,9 +45,7 @@ def interrupted_comparison(rule: StoppingRule, reference: Scores, candidate: Sco
 
     The verdict is "undecided": the clock ended the evaluation, not the rule. The bounds hold at any time.
     """
-    batches = [
-        batch for batch in rule.order.batches if all(item in reference and item in candidate for item in batch)
-    ]
+    batches = [batch for batch in rule.order.batches if all(item in reference and item in candidate for item in batch)]
     if not batches:
         return None
     state = EarlyStop(rule.order, margin=rule.margin, alpha=rule.alpha).state

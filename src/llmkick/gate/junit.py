@@ -8,7 +8,7 @@ from llmkick.gate.result import Flip, GateResult, TaskOutcome
 from llmkick.gate.summary import MOST_FLIPS
 from llmkick.report.escaping import xml
 
-# The elements of JUnit. A skipped case does not make a report fail, so "undecided" is one: the exit code tells it apart.
+# The elements of JUnit. A skipped case does not fail a report; the exit code tells "undecided" from a match.
 ELEMENTS = {"loses": "failure", "undecided": "skipped", "unmeasured": "error"}
 COUNTED = {"failure": "failures", "skipped": "skipped", "error": "errors"}
 

@@ -20,10 +20,9 @@ SAME_WEIGHTS = "the weights are the reference's and so is every score: it matche
 def task_outcomes(context: StudyContext, result: StudyResult) -> list[TaskOutcome]:
     """Return the outcome of every task of a study with one external model, the candidate."""
     candidate = next(variant for variant in context.variants() if variant.reference)
-    return [
-        _TaskRecords(context=context, candidate=candidate, reference_cell=reference, candidate_cell=cell).outcome(result)
-        for reference, cell in zip(context.cells(Variant()), context.cells(candidate), strict=True)
-    ]
+    pairs = zip(context.cells(Variant()), context.cells(candidate), strict=True)
+    records = [_TaskRecords(context=context, reference_cell=before, candidate_cell=after) for before, after in pairs]
+    return [of_task.outcome(result) for of_task in records]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +30,6 @@ class _TaskRecords:
     """The records of both models on one task."""
 
     context: StudyContext
-    candidate: Variant
     reference_cell: Cell
     candidate_cell: Cell
 
@@ -41,7 +39,9 @@ class _TaskRecords:
 
     def outcome(self, result: StudyResult) -> TaskOutcome:
         task = self.candidate_cell.task.name
-        reference, candidate = (self.journal.scores(cell.run_key) for cell in (self.reference_cell, self.candidate_cell))
+        reference, candidate = (
+            self.journal.scores(cell.run_key) for cell in (self.reference_cell, self.candidate_cell)
+        )
         comparison = next(
             (c for c in result.comparisons if isinstance(c, Comparison) and c.task == task),
             None,
@@ -71,7 +71,7 @@ class _TaskRecords:
 
     def _is_same(self, reference: dict[str, float | None], candidate: dict[str, float | None]) -> bool:
         identical = all(reference.get(item, score) == score for item, score in candidate.items())
-        return identical and self.context.left_the_weights(self.candidate.label)
+        return identical and self.context.left_the_weights(self.candidate_cell.variant.label)
 
     def _flips(self) -> list[Flip]:
         """Return the items with different scores: the greatest losses first, in the order of the items."""

@@ -123,18 +123,17 @@ def make_policy(values: Mapping[str, object], *, text: str = "", origin: str = "
     values = {key: value for key, value in values.items() if value is not None}
     if "model" not in values:
         raise ConfigError(f"{origin}: model is missing: name the candidate in the policy or with --model")
-    sections = {"tasks": TaskSpec, "server": ServerSpec, "budget": Budget}
+    sections: dict[str, type[Frozen]] = {"tasks": TaskSpec, "server": ServerSpec, "budget": Budget}
     policy = validated(GatePolicy, values, sections=sections, text=text, origin=origin)
     policy._study(text=text, origin=origin)
     return policy
 
 
-def load_policy(
-    path: Path, overrides: Mapping[str, object] | None = None, *, needs_model: bool = True
-) -> GatePolicy:
+def load_policy(path: Path, overrides: Mapping[str, object] | None = None, *, needs_model: bool = True) -> GatePolicy:
     """Read a policy file; `overrides` replace its values, and those that are None do not.
 
-    Without a candidate, `needs_model=False` takes the reference for one. Raises ConfigError with the file, line and key of the wrong value.
+    Without a candidate, `needs_model=False` takes the reference for one.
+    Raises ConfigError with the file, line and key of the wrong value.
     """
     try:
         text = path.read_text(encoding="utf-8")

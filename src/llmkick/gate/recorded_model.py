@@ -34,9 +34,9 @@ class MissingAnswerError(DataError):
 class RecordedModel:
     """A LanguageModel that opens its model only for questions without a recorded answer.
 
-    Without `open_model`, such a question raises MissingAnswerError. `before_asking` is called before the model is asked;
-    `asked` counts the scores and texts that the model gave. `keeps_unanswered` says that a question without an answer
-    would have none the next time either, which is not so for a server.
+    Without `open_model`, such a question raises MissingAnswerError. `before_asking` is called before the model is
+    asked; `asked` counts the scores and texts that the model gave. `keeps_unanswered` says that a question without an
+    answer would have none the next time either, which is not so for a server.
     """
 
     file: AnswerFile
@@ -163,7 +163,7 @@ def _end(prompt: Prompt) -> str:
 
 def _encoded(answer: object) -> JsonValue:
     """Return an answer as JSON; one without an answer is `{"reason": …}`."""
-    return cast(JsonValue, {name: value for name, value in vars(answer).items()})
+    return cast(JsonValue, dict(vars(answer)))
 
 
 def _decoded(value: JsonValue, of: type[Answer]) -> Answer | Unanswered:

@@ -39,10 +39,10 @@ def run_gate(
 ) -> GateResult:
     """Ask a candidate and its reference the items of a policy until every task is decided or the budget is spent.
 
-    `policy` is a GatePolicy, its values as a mapping, or the path of a policy file. `out` is the folder of the run, which
-    is continued if it holds an unfinished one; without it the records are not kept. The answers of the reference are
-    recalled from the cache; `refresh` asks them anew.
-    Raises KickError if the gate cannot run; nothing has been asked then.
+    `policy` is a GatePolicy, its values as a mapping, or the path of a policy file. `out` is the folder of the run,
+    which is continued if it holds an unfinished one; without it the records are not kept. The answers of the reference
+    are recalled from the cache; `refresh` asks them anew.
+    Raises KickError if the gate cannot run.
     """
     policy = _policy_of(policy)
     with _folder(out) as folder:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from llmkick.gate.result import Flip, GateResult, Outcome, TaskOutcome
-from llmkick.report.escaping import markdown
 from llmkick.report import formatting
+from llmkick.report.escaping import markdown
 
 # Flipped items of a task that are shown; all of them are in gate.json. A summary of a GitHub job holds 1 MB.
 MOST_FLIPS = 20
@@ -82,10 +82,11 @@ def _flips(entry: TaskOutcome) -> Iterator[str]:
     yield "| item | question | reference | candidate |"
     yield "| --- | --- | --- | --- |"
     for flip in _shown(lost, gained):
-        yield (
-            f"| {markdown(flip.item_id)} | {markdown(flip.question)} | {_answer(flip.reference_answer, flip.reference_score)} "
-            f"| {_answer(flip.candidate_answer, flip.candidate_score)} |"
+        answers = (
+            _answer(flip.reference_answer, flip.reference_score),
+            _answer(flip.candidate_answer, flip.candidate_score),
         )
+        yield f"| {' | '.join([markdown(flip.item_id), markdown(flip.question), *answers])} |"
     if len(entry.flips) > MOST_FLIPS:
         yield f"\n{len(entry.flips) - MOST_FLIPS} more are in gate.json."
     yield "\n</details>\n"

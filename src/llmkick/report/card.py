@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from llmkick.errors import ConfigError, DataError
 from llmkick.files import write_text
@@ -13,6 +14,9 @@ from llmkick.report.lookup import task_comparisons
 from llmkick.statistics import Comparison
 from llmkick.study.results.records import TaskSummary
 from llmkick.study.results.results import StudyResult
+
+if TYPE_CHECKING:
+    from huggingface_hub import EvalResult
 
 TITLE = "## What this model lost"
 # Facts of a task that determine its items and prompts; the hub has a place of its own for the name and the data.
@@ -81,33 +85,32 @@ def _section(result: StudyResult, label: str, comparisons: Sequence[Comparison])
 
 
 def _metadata(result: StudyResult, label: str, comparisons: Sequence[Comparison]) -> str:
-    from huggingface_hub import EvalResult, ModelCardData
+    from huggingface_hub import ModelCardData
 
     tasks = {task.name: task for task in result.tasks}
-    entries = [
-        EvalResult(**_dataset(tasks[entry.task]), metric_value=entry.compressed, metric_args=_arguments(result, entry))
-        for entry in comparisons
-        if entry.compressed is not None
-    ]
+    entries = [_evaluation(result, tasks[entry.task], entry) for entry in comparisons if entry.compressed is not None]
     if not entries:
         return f"{ModelCardData()}\n"
     return f"{ModelCardData(model_name=label, eval_results=entries)}\n"
 
 
-def _dataset(task: TaskSummary) -> dict[str, object]:
-    """Return the hub's description of a task: its data set with its SHA-256, its protocol and its metric."""
+def _evaluation(result: StudyResult, task: TaskSummary, entry: Comparison) -> EvalResult:
+    """Return the hub's entry of a comparison: the data set with its SHA-256, the protocol, the score, the verdict."""
+    from huggingface_hub import EvalResult
+
     facts = task.facts
-    source = str(facts.get("source", "pocket"))
-    return {
-        "task_type": "text-generation",
-        "task_name": task.name,
-        "dataset_type": f"llmkick/{task.name}",
-        "dataset_name": f"{task.name} ({source})",
-        "dataset_revision": facts.get("data"),
-        "dataset_args": {name: facts[name] for name in PROTOCOL_FACTS if facts.get(name) is not None},
-        "metric_type": task.metric,
-        "metric_name": f"{task.metric} on {task.name}",
-    }
+    return EvalResult(
+        task_type="text-generation",
+        task_name=task.name,
+        dataset_type=f"llmkick/{task.name}",
+        dataset_name=f"{task.name} ({facts.get('source', 'pocket')})",
+        dataset_revision=None if facts.get("data") is None else str(facts["data"]),
+        dataset_args={name: facts[name] for name in PROTOCOL_FACTS if facts.get(name) is not None},
+        metric_type=task.metric,
+        metric_name=f"{task.metric} on {task.name}",
+        metric_value=entry.compressed,
+        metric_args=_arguments(result, entry),
+    )
 
 
 def _arguments(result: StudyResult, entry: Comparison) -> dict[str, object]:

@@ -12,8 +12,8 @@ REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 def markdown(text: str, *, limit: int = 200) -> str:
     """Return a text as one line of Markdown that shows it as it is: no markup, no links, no mentions, no HTML.
 
-    Every other punctuation character becomes a numeric entity, because entities never start markup. Line breaks are shown
-    as ⏎. A text of more than `limit` characters is cut.
+    Punctuation that may mean something becomes a numeric entity, because entities never start markup. Line breaks are
+    shown as ⏎. A text of more than `limit` characters is cut.
     """
     cut = _shown(text, limit)
     lines = cut.replace("\r\n", "\n").replace("\r", "\n").replace("\n", " ⏎ ").replace("\t", " ")
