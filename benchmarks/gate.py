@@ -131,8 +131,8 @@ def report(nights: int, words: Sequence[str]) -> str:
             f"{100 * ALPHA:.0f} %. Items are independent and drawn anew each night.",
             *tables,
             "\nThe gate passes a model beyond the margin, and fails one within it, in at most alpha of the nights. "
-            "Where the items do not suffice, it says so (exit code 2) instead of guessing. A point rule has no such answer: "
-            "near its threshold it decides like the toss of a coin.",
+            "Where the items do not suffice, it says so (exit code 2) instead of guessing. A point rule has no such "
+            "answer: near its threshold it decides like the toss of a coin.",
         ]
     ) + "\n"  # fmt: skip
 
