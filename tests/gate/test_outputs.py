@@ -75,6 +75,13 @@ def test_flipped_items_are_shown_with_both_answers_up_to_a_number():
     assert "6 more are in gate.json" in text
 
 
+def test_the_summary_of_many_tasks_fits_on_the_page_of_github():
+    flips = tuple(flip(number, text="|" * 5000) for number in range(60))
+    text = summary(result_of(*(task("loses", name=f"task-{number}", flips=flips) for number in range(57))))
+    assert len(text.encode()) < 2**20
+    assert "task&#45;56: 60 items lost, 0 gained" in text
+
+
 def test_nothing_of_an_answer_is_markup():
     hostile = result_of(task("loses", flips=(flip(0, text=HOSTILE),), reason=HOSTILE), name=HOSTILE)
     plain = result_of(task("loses", flips=(flip(0),), reason="x"), name="x")

@@ -78,6 +78,7 @@ def test_a_candidate_in_a_folder_called_dense_has_another_name(tmp_path: Path):
         ("budget.items = 0", r"line 2: budget.items: Input should be greater than or equal to 1"),
         ("budget.minutes = -1", r"line 2: budget.minutes: Input should be greater than 0"),
         ("budget.minutes = inf", r"line 2: budget.minutes: Input should be a finite number"),
+        ("budget = 5", r"line 2: budget: Input should be a valid dictionary"),
         ("budget.hours = 1", r"line 2: budget.hours: unknown key; choose from: items, minutes"),
         ("server.tries = 1", r"line 2: server.tries: unknown key; choose from: timeout, concurrency, attempts"),
     ],
@@ -85,7 +86,7 @@ def test_a_candidate_in_a_folder_called_dense_has_another_name(tmp_path: Path):
 def test_a_wrong_value_is_named_with_its_line(tmp_path: Path, line: str, said: str):
     path = written(tmp_path, f'model = "a"\n{line}\nreference = "b"\ntasks = ["factoid_qa"]\n')
     with pytest.raises(ConfigError, match=said) as error:
-        load_policy(path)
+        load_policy(path, {"model": "c", "budget": {"items": None, "minutes": None}})
     assert str(error.value).startswith(str(path))
     assert "\n" not in str(error.value)
 

@@ -151,6 +151,7 @@ def test_dense_against_itself_matches_whatever_the_task_shows(toys: Path, dtype:
         result = run_gate(policy)
         assert result.exit_code == 0, result
         assert [entry.outcome for entry in result.tasks] == ["matches", "matches"]
+        assert all("matches by definition" in entry.reason for entry in result.tasks)
 
 
 def test_another_model_without_signal_could_not_be_measured(toys: Path):
@@ -318,7 +319,18 @@ def test_stored_answers_of_other_settings_or_damaged_ones_are_refused(tmp_path: 
 
 
 def test_stored_answers_cannot_read_those_of_the_candidate(tmp_path: Path):
-    with served() as (dense, _):
-        values = policy_of("openai:http://127.0.0.1:9/v1#a", dense.reference(), tasks=["summarization"], margin=0.9)
-        with pytest.raises(ConfigError, match="summarization has the reference read"):
-            store_reference(make_policy(values), tmp_path / "reference.jsonl")
+    policy, _ = stored(tmp_path)
+    reading = {**policy, "tasks": ["factoid_qa", "instruction"], "margin": 0.9}
+    with pytest.raises(ConfigError, match="instruction has the reference read"):
+        run_gate(reading)
+    with pytest.raises(ConfigError, match="instruction has the reference read"):
+        store_reference(make_policy({**reading, "reference": "openai:http://127.0.0.1:9/v1#a"}), tmp_path / "b.jsonl")
+
+
+def test_a_file_of_something_else_is_not_overwritten(tmp_path: Path):
+    target = tmp_path / "data.jsonl"
+    target.write_text('{"question": "mine"}\n')
+    values = policy_of("openai:http://127.0.0.1:9/v1#a", "openai:http://127.0.0.1:9/v1#b")
+    with pytest.raises(ConfigError, match="exists and holds no stored answers"):
+        store_reference(make_policy(values), target)
+    assert target.read_text() == '{"question": "mine"}\n'

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import traceback
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -145,7 +146,8 @@ def _run(path: Path, overrides: Mapping[str, object], folder: Path | None, *, re
 
     policy = _policy(path, overrides)
     if folder is None:
-        folder = Path("runs") / f"gate-{policy.name}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+        name = re.sub(r"[^\w.-]+", "-", policy.name)
+        folder = Path("runs") / f"gate-{name}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
     with TerminalProgress(err, quiet=quiet) as progress:
         return run_gate(policy, out=folder, refresh=refresh, observer=progress)
 

@@ -44,9 +44,9 @@ def _hopeless(policy: GatePolicy, tasks: Sequence[Task], items: Mapping[str, Seq
     }
 
 
-def refuse_reading(tasks: Sequence[Task], file: str) -> None:
+def refuse_reading(study: Study, file: str) -> None:
     """Raise ConfigError for a task whose answers the reference has to read, which stored answers cannot."""
-    reading = [task.name for task in tasks if isinstance(task, ReadByReference)]
+    reading = [spec.name for spec in study.tasks if isinstance(spec.make(), ReadByReference)]
     if reading:
         raise ConfigError(
             f"{reading[0]} has the reference read the answers of the candidate, which the stored answers in {file} "

@@ -8,6 +8,7 @@ from llmkick.gate.evidence import interrupted_comparison
 from llmkick.gate.executor import OUT_OF_TIME
 from llmkick.gate.result import OUTCOME_OF, Flip, Outcome, TaskOutcome
 from llmkick.report import formatting
+from llmkick.report.lookup import task_comparisons
 from llmkick.statistics import Comparison
 from llmkick.study.cells import Cell, Variant
 from llmkick.study.journal.journal import Journal
@@ -42,15 +43,12 @@ class _TaskRecords:
         reference, candidate = (
             self.journal.scores(cell.run_key) for cell in (self.reference_cell, self.candidate_cell)
         )
-        comparison = next(
-            (c for c in result.comparisons if isinstance(c, Comparison) and c.task == task),
-            None,
-        )
+        comparison = next((entry for entry in task_comparisons(result) if entry.task == task), None)
         if comparison is None:
             comparison = interrupted_comparison(self.context.rules[task], reference, candidate, task)
         outcome: Outcome = "undecided" if comparison is None else OUTCOME_OF[comparison.verdict]
         reason = OUT_OF_TIME if comparison is None else _reason(comparison)
-        if outcome in ("undecided", "unmeasured") and self._is_same(reference, candidate):
+        if outcome != "loses" and self._is_same(reference, candidate):
             outcome, reason = "matches", SAME_WEIGHTS
         return TaskOutcome(
             task=task,
@@ -114,7 +112,7 @@ def _reason(comparison: Comparison) -> str:
         )
     if comparison.verdict == "incomplete":
         return f"{comparison.unscored:,} items have no score, which could change the verdict"
-    ended = OUT_OF_TIME if comparison.stopping is not None and _was_interrupted(comparison) else "the items ran out"
+    ended = OUT_OF_TIME if _was_interrupted(comparison) else "the items ran out"
     return f"{ended} before it was decided: loss {change} on {asked}, margin {margin}"
 
 

@@ -144,11 +144,10 @@ def load_policy(path: Path, overrides: Mapping[str, object] | None = None, *, ne
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
     for key, value in (overrides or {}).items():
-        given = values.get(key)
-        if isinstance(value, Mapping) and isinstance(given, Mapping):
-            values[key] = {**given, **{name: entry for name, entry in value.items() if entry is not None}}
-        elif isinstance(value, Mapping):
-            values[key] = {name: entry for name, entry in value.items() if entry is not None}
+        if isinstance(value, Mapping):
+            given, changes = values.get(key, {}), {name: entry for name, entry in value.items() if entry is not None}
+            if changes:
+                values[key] = {**given, **changes} if isinstance(given, Mapping) else changes
         elif value is not None:
             values[key] = value
     if not needs_model:

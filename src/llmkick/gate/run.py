@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from llmkick.errors import ConfigError, DataError, KickError
+from llmkick.gate.answer_file import AnswerFile
 from llmkick.gate.checks import check_tasks, refuse_reading
 from llmkick.gate.deadline import Deadline
 from llmkick.gate.executor import GateExecutor
@@ -72,6 +73,8 @@ def store_reference(policy: GatePolicy, target: Path, *, observer: Observer | No
         raise ConfigError(f"{policy.reference} is a file of stored answers already; name the model that gave them")
     if not is_stored(target.name):
         raise ConfigError(f"{target} must end in .jsonl, so that a policy can tell it from a model")
+    if target.exists() and target.stat().st_size and AnswerFile.read(target, strict=False).header is None:
+        raise ConfigError(f"{target} exists and holds no stored answers; give another file")
     policy = policy.model_copy(update={"model": policy.reference})
     with _folder(None) as folder:
         gate = _Gate(policy=policy, folder=folder, observer=observer or Silent())
@@ -107,9 +110,10 @@ class _Gate:
         study = self.policy.study()
         reference = recorded_reference(self.policy, refresh=refresh)
         check_tasks(self.policy, study, is_same=lambda: self._is_same_model(reference))
+        if reference.open_model is None:
+            refuse_reading(study, self.policy.reference)
         with self._prepared(reference, deadline) as (context, executor):
             if reference.open_model is None:
-                refuse_reading(context.tasks, self.policy.reference)
                 self._recall_all(context, reference)
             reference.before_asking = deadline.check
             earlier = _candidate_items(context)
@@ -124,8 +128,8 @@ class _Gate:
 
     def store(self, reference: RecordedModel) -> int:
         """Ask the reference every item, so that its file holds every answer."""
+        refuse_reading(self.policy.study(), str(reference.file.path))
         with self._prepared(reference, Deadline(seconds=None)) as (context, _):
-            refuse_reading(context.tasks, str(reference.file.path))
             for cell in context.cells(Variant()):
                 context.evaluation.fill_every_item(reference, cell)
                 unscored = context.journal.scores(cell.run_key).values()

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
-from llmkick.gate.result import Flip, GateResult, Outcome, TaskOutcome
+from llmkick.gate.result import GateResult, Outcome, TaskOutcome
 from llmkick.report import formatting
 from llmkick.report.escaping import markdown
 
-# Flipped items of a task that are shown; all of them are in gate.json. A summary of a GitHub job holds 1 MB.
-MOST_FLIPS = 20
+# Flipped items that are shown, of a task and of all tasks; all of them are in gate.json. GitHub shows at most 1 MiB,
+# and an item takes up to 4 kB.
+MOST_FLIPS, MOST_OF_ALL_TASKS = 20, 100
 SYMBOLS: dict[Outcome, str] = {"matches": "✅", "loses": "❌", "undecided": "❔", "unmeasured": "⚠️"}
 HEADS: dict[Outcome, str] = {
     "matches": "is shown to match",
@@ -47,8 +48,10 @@ def _lines(result: GateResult) -> Iterator[str]:
     for entry in result.tasks:
         yield f"- {markdown(entry.task)}: {markdown(entry.reason, limit=500)}"
     yield ""
+    left = MOST_OF_ALL_TASKS
     for entry in result.tasks:
-        yield from _flips(entry)
+        yield from _flips(entry, min(left, MOST_FLIPS))
+        left -= min(left, MOST_FLIPS, len(entry.flips))
     if result.warnings:
         yield "<details><summary>Notes</summary>\n"
         yield from (f"- {markdown(warning, limit=1000)}" for warning in result.warnings)
@@ -72,28 +75,25 @@ def _row(entry: TaskOutcome) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _flips(entry: TaskOutcome) -> Iterator[str]:
-    """Yield the items of a task whose score changed, the lost ones first."""
-    if not entry.flips:
+def _flips(entry: TaskOutcome, most: int) -> Iterator[str]:
+    """Yield up to `most` items of a task whose score changed, the lost ones first."""
+    lost = sum(flip.is_lost for flip in entry.flips)
+    count = f"{markdown(entry.task)}: {lost:,} items lost, {len(entry.flips) - lost:,} gained"
+    if not entry.flips or not most:
+        yield from [f"{count}\n"] if entry.flips else []
         return
-    lost = [flip for flip in entry.flips if flip.is_lost]
-    gained = [flip for flip in entry.flips if not flip.is_lost]
-    yield f"<details><summary>{markdown(entry.task)}: {len(lost)} items lost, {len(gained)} gained</summary>\n"
+    yield f"<details><summary>{count}</summary>\n"
     yield "| item | question | reference | candidate |"
     yield "| --- | --- | --- | --- |"
-    for flip in _shown(lost, gained):
+    for flip in entry.flips[:most]:
         answers = (
             _answer(flip.reference_answer, flip.reference_score),
             _answer(flip.candidate_answer, flip.candidate_score),
         )
         yield f"| {' | '.join([markdown(flip.item_id), markdown(flip.question), *answers])} |"
-    if len(entry.flips) > MOST_FLIPS:
-        yield f"\n{len(entry.flips) - MOST_FLIPS} more are in gate.json."
+    if len(entry.flips) > most:
+        yield f"\n{len(entry.flips) - most:,} more are in gate.json."
     yield "\n</details>\n"
-
-
-def _shown(lost: Sequence[Flip], gained: Sequence[Flip]) -> list[Flip]:
-    return [*lost, *gained][:MOST_FLIPS]
 
 
 def _answer(text: str, score: float) -> str:
