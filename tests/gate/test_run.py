@@ -142,6 +142,16 @@ def test_the_weights_of_the_reference_are_loaded_once_for_the_same_questions(
     assert loads.by(policy) == 1
 
 
+def test_a_reference_that_reads_is_loaded_for_answers_that_it_has_not_read(
+    toys: Path, monkeypatch: pytest.MonkeyPatch
+):
+    tasks = [{"name": "instruction", "limit": 16, "max_new_tokens": 8}]
+    loads, policy = Loads(monkeypatch), toy_policy(toys, tasks=tasks, margin=0.9, alpha=0.4)
+    assert [loads.by(policy), loads.by(policy)] == [1, 0]
+    save_toy(toys / "other", seed=3, max_position_embeddings=512, chat=True)
+    assert [loads.by(policy), loads.by(policy)] == [1, 0]
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_dense_against_itself_matches_whatever_the_task_shows(toys: Path, dtype: str):
     """The toy model has no signal on these tasks, and few items would decide nothing."""
