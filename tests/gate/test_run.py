@@ -142,9 +142,7 @@ def test_the_weights_of_the_reference_are_loaded_once_for_the_same_questions(
     assert loads.by(policy) == 1
 
 
-def test_a_reference_that_reads_is_loaded_for_answers_that_it_has_not_read(
-    toys: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_reference_that_reads_is_loaded_for_answers_that_it_has_not_read(toys: Path, monkeypatch: pytest.MonkeyPatch):
     tasks = [{"name": "instruction", "limit": 16, "max_new_tokens": 8}]
     loads, policy = Loads(monkeypatch), toy_policy(toys, tasks=tasks, margin=0.9, alpha=0.4)
     assert [loads.by(policy), loads.by(policy)] == [1, 0]
@@ -226,6 +224,16 @@ def test_answers_that_a_server_owes_make_it_incomplete(tmp_path: Path):
         result = run_gate(policy_of(server.reference(), dense.reference(), margin=0.1))
     assert (result.exit_code, result.tasks[0].outcome) == (3, "unmeasured")
     assert "have no score, which could change the verdict" in result.tasks[0].reason
+
+
+def test_a_refreshed_reference_is_asked_in_a_folder_that_has_its_answers_too(tmp_path: Path):
+    with served() as (dense, of_dense), served() as (server, of_candidate):
+        policy = policy_of(server.reference(), dense.reference(), budget={"items": 100}, margin=0.1)
+        first = run_gate(policy, out=tmp_path / "run")
+        asked = [len(knowing.asked) for knowing in (of_dense, of_candidate)]
+        again = run_gate(policy, out=tmp_path / "run", refresh=True)
+        assert [len(knowing.asked) for knowing in (of_dense, of_candidate)] == [2 * asked[0], asked[1]]
+        assert again.tasks == first.tasks
 
 
 # What cannot run

@@ -113,6 +113,8 @@ class _Gate:
         if reference.open_model is None:
             refuse_reading(study, self.policy.reference)
         with self._prepared(reference, deadline) as (context, executor):
+            if refresh:  # the folder may hold the earlier answers too
+                context.journal.forget([cell.run_key for cell in context.cells(Variant())])
             if reference.open_model is None:
                 self._recall_all(context, reference)
             reference.before_asking = deadline.check
