@@ -7,8 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from llmkick.errors import ConfigError
 from llmkick.gate.evidence import can_match, items_to_match
 from llmkick.gate.policy import GatePolicy
-from llmkick.statistics import ItemOrder
-from llmkick.study.running.early_stopping import stopping_rules
+from llmkick.study.running.early_stopping import StoppingRule, stopping_rules
 from llmkick.study.spec.study import Study
 from llmkick.tasks.task import Item, ReadByReference, Task
 
@@ -25,22 +24,24 @@ def check_tasks(policy: GatePolicy, study: Study, *, is_same: Callable[[], bool]
         raise ConfigError(f"{empty[0]} has no items: there is nothing to ask; leave it out or give another source")
     hopeless = _hopeless(policy, tasks, items)
     if hopeless and not is_same():
-        name, order = next(iter(hopeless.items()))
-        needed = items_to_match(order, margin=policy.margin, alpha=policy.alpha)
+        name, rule = next(iter(hopeless.items()))
+        needed = items_to_match(rule.order, margin=policy.margin, alpha=policy.alpha, chance=rule.chance)
         more = "take another task" if needed is None else f"it takes about {needed:,} at least"
         raise ConfigError(
-            f"{name} cannot be decided with its {len(order.ids):,} items: even a candidate that is right on all of "
+            f"{name} cannot be decided with its {len(rule.order.ids):,} items: even a candidate that is right on all of "
             f"them, as its reference is, is not shown to match at a margin of {100 * policy.margin:g} % "
             f"(alpha {policy.alpha:g}); {more} (budget.items, limit)"
         )
 
 
-def _hopeless(policy: GatePolicy, tasks: Sequence[Task], items: Mapping[str, Sequence[Item]]) -> dict[str, ItemOrder]:
+def _hopeless(
+    policy: GatePolicy, tasks: Sequence[Task], items: Mapping[str, Sequence[Item]]
+) -> dict[str, StoppingRule]:
     rules = stopping_rules(tasks, items, margin=policy.margin, alpha=policy.alpha)
     return {
-        name: rule.order
+        name: rule
         for name, rule in rules.items()
-        if not can_match(rule.order, margin=policy.margin, alpha=policy.alpha)
+        if not can_match(rule.order, margin=policy.margin, alpha=policy.alpha, chance=rule.chance)
     }
 
 

@@ -14,28 +14,26 @@ Scores = Mapping[str, float | None]
 MOST_ITEMS = 100_000
 
 
-def can_match(order: ItemOrder, *, margin: float, alpha: float) -> bool:
+def can_match(order: ItemOrder, *, margin: float, alpha: float, chance: float = 0.0) -> bool:
     """Return whether the best of all candidates is shown to match: it and its reference are right on every item."""
     right = dict.fromkeys(order.ids, 1.0)
-    rule = EarlyStop(order, margin=margin, alpha=alpha)
+    rule = EarlyStop(order, margin=margin, alpha=alpha, chance=chance)
     while rule.batch is not None:
         rule.feed(right, right)
     return rule.state.outcome == "matching"
 
 
-def items_to_match(order: ItemOrder, *, margin: float, alpha: float) -> int | None:
+def items_to_match(order: ItemOrder, *, margin: float, alpha: float, chance: float = 0.0) -> int | None:
     """Return about how many items like those of the order can show a match; None if there are too many.
 
-    Clusters that the order keeps whole become more; others, such as subjects, become larger.
+    Clusters become more and keep their size.
     """
-    clusters, count = len(set(order.clusters.values())), len(order.clusters)
+    count, size = len(order.clusters), order.largest_cluster
     while count <= MOST_ITEMS:
         count = max(count + 1, round(1.1 * count))
         ids = [str(number) for number in range(count)]
-        size = order.largest_cluster
-        labels = [number % clusters if size is None else number // size for number in range(count)]
-        whole = order_items(ids, dict(zip(ids, labels, strict=True)), whole_clusters=size is not None)
-        if can_match(whole, margin=margin, alpha=alpha):
+        clusters = None if size is None else {name: number // size for number, name in enumerate(ids)}
+        if can_match(order_items(ids, clusters), margin=margin, alpha=alpha, chance=chance):
             return count
     return None
 
@@ -48,8 +46,8 @@ def interrupted_comparison(rule: StoppingRule, reference: Scores, candidate: Sco
     batches = [batch for batch in rule.order.batches if all(item in reference and item in candidate for item in batch)]
     if not batches:
         return None
-    state = EarlyStop(rule.order, margin=rule.margin, alpha=rule.alpha).state
-    asked = EarlyStop(rule.order, margin=rule.margin, alpha=rule.alpha)
+    state = EarlyStop(rule.order, margin=rule.margin, alpha=rule.alpha, chance=rule.chance).state
+    asked = EarlyStop(rule.order, margin=rule.margin, alpha=rule.alpha, chance=rule.chance)
     for _ in batches:
         state = asked.feed(reference, candidate)
     # All clusters stay in the order, so that the comparison does not take the last batch for the end of the items.

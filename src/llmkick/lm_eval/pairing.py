@@ -109,7 +109,9 @@ class SamplePair:
         groups of a kind.
         """
         if cluster == strata is not None and cluster != "none":
-            raise ConfigError(f"{self.task}: {cluster!r} cannot name both clusters and strata: were they drawn, or fixed?")
+            raise ConfigError(
+                f"{self.task}: {cluster!r} cannot name both clusters and strata: were they drawn, or fixed?"
+            )
         drawn = self._groups("clusters", cluster, usual=strata in (None, "none"))
         fixed = self._groups("strata", strata, usual=drawn is None)
         return tuple(groups for groups in (drawn, fixed) if groups is not None)

@@ -62,7 +62,9 @@ def measures_table(run: Run) -> pd.DataFrame:
         for recipe, cells in _cells(run, task.name).items() if wanted else ():
             frames = [_details(run, cell) for cell in cells]
             for measure in wanted:
-                rows.append({"task": task.name, "measure": measure, "recipe": recipe, **_mean(run, task, frames, measure)})
+                rows.append(
+                    {"task": task.name, "measure": measure, "recipe": recipe, **_mean(run, task, frames, measure)}
+                )
     return pd.DataFrame(rows, columns=list(MEASURE_COLUMNS))
 
 
