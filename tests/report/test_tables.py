@@ -2,6 +2,7 @@ import csv
 import math
 import sqlite3
 
+import numpy as np
 import pandas as pd
 import pytest
 from rich.console import Console
@@ -40,7 +41,13 @@ def test_losses_and_flips_are_those_of_the_records(plain):
         dense, other = (scores_of(plain, recipe, row["task"])[0] for recipe in ("dense", row["recipe"]))
         lost = sum(other[item] < dense[item] for item in dense)
         gained = sum(other[item] > dense[item] for item in dense)
-        assert row["loss"] == pytest.approx(1 - sum(other.values()) / sum(dense.values()), abs=1e-12)
+        means = [sum(scores.values()) / len(scores) for scores in (dense, other)]
+        above = [mean - row["chance"] for mean in means]
+        if above[0] > 0:
+            assert row["loss"] == pytest.approx(1 - above[1] / above[0], abs=1e-12)
+        else:
+            assert np.isnan(row["loss"])
+        assert row["raw_loss"] == pytest.approx(1 - means[1] / means[0], abs=1e-12)
         assert (row["lost"], row["gained"], row["n"]) == (lost, gained, len(dense))
         p = stats.binomtest(lost, lost + gained).pvalue if lost + gained else 1.0
         assert row["mcnemar_p"] == pytest.approx(p)

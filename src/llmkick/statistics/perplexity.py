@@ -166,7 +166,8 @@ def compare_increase(
             )
         )
         lower, upper = next(ends), next(ends)
-        interval = None if lower is None or upper is None else (lower, upper)
+        # No metric falls by more than all of it.
+        interval = None if upper is None else (-1.0 if lower is None else lower, upper)
     p_within, p_beyond = (test.p_above, test.p_below) if test else (None, None)
     return PerplexityComparison(
         task=task,

@@ -158,10 +158,10 @@ def _check(chance: float, **shares: float) -> None:
 
     Accuracy, margin, alpha and power exclude 0.
     """
-    if not 0 <= chance < shares["accuracy"]:
-        raise ConfigError(f"chance {chance} must be 0 or more and below the accuracy {shares['accuracy']}")
     for name, value in shares.items():
         closed_below = name in ("discordance", "loss")
         closed_above = name in ("discordance", "loss", "accuracy")
         if not (0 < value < 1 or (value == 0 and closed_below) or (value == 1 and closed_above)):
             raise ConfigError(f"{name}={value} is out of range; give a share between 0 and 1")
+    if not 0 <= chance < shares["accuracy"]:
+        raise ConfigError(f"chance {chance} must be 0 or more and below the accuracy {shares['accuracy']}")
