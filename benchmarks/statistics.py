@@ -19,10 +19,8 @@ from itertools import pairwise, product
 from pathlib import Path
 
 # Behind the standard library, whose `statistics` this file would hide.
-sys.path = [
-    *(entry for entry in sys.path if Path(entry).resolve() != Path(__file__).parent),
-    str(Path(__file__).parent),
-]
+HERE = Path(__file__).resolve().parent
+sys.path = [*(entry for entry in sys.path if Path(entry).resolve() != HERE), str(HERE)]
 
 import numpy as np  # noqa: E402
 import scipy  # noqa: E402
