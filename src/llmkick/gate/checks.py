@@ -27,8 +27,9 @@ def check_tasks(policy: GatePolicy, study: Study, *, is_same: Callable[[], bool]
         name, rule = next(iter(hopeless.items()))
         needed = items_to_match(rule.order, margin=policy.margin, alpha=policy.alpha, chance=rule.chance)
         more = "take another task" if needed is None else f"it takes about {needed:,} at least"
+        there = len(rule.order.ids)
         raise ConfigError(
-            f"{name} cannot be decided with its {len(rule.order.ids):,} items: even a candidate that is right on all of "
+            f"{name} cannot be decided with its {there:,} items: even a candidate that is right on all of "
             f"them, as its reference is, is not shown to match at a margin of {100 * policy.margin:g} % "
             f"(alpha {policy.alpha:g}); {more} (budget.items, limit)"
         )
