@@ -12,17 +12,15 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from itertools import pairwise, product
 from pathlib import Path
 
 # Behind the standard library, whose `statistics` this file would hide.
-sys.path = [
-    *(entry for entry in sys.path if Path(entry).resolve() != Path(__file__).parent),
-    str(Path(__file__).parent),
-]
+HERE = Path(__file__).resolve().parent
+sys.path = [*(entry for entry in sys.path if Path(entry).resolve() != HERE), str(HERE)]
 
 import numpy as np  # noqa: E402
 import scipy  # noqa: E402

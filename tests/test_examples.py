@@ -10,7 +10,7 @@ import pytest
 from llmkick.study.spec.study import load_study
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
-STUDIES = sorted(path for path in EXAMPLES.rglob("*.toml") if path.name != "pyproject.toml")
+STUDIES = sorted(path for path in EXAMPLES.rglob("*.toml") if path.name not in ("pyproject.toml", "gate.toml"))
 
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.name)

@@ -102,6 +102,10 @@ MAY_IMPORT = {
     "report.figures": {"report", "study.results", "study.frontier", "compression", "statistics", "files"},
     "report.page": {"report", "report.figures", "study.journal", "study.results", "files"},
     "report.several": {"report", "report.figures", "report.page", "study.results", "statistics", "files"},
+    "gate": {
+        *("study", "study.spec", "study.journal", "study.running", "study.results", "report", "statistics", "tasks"),
+        *("models", "models.engine", "models.checkpoints", "models.server", "files"),
+    },
 }
 # A module that stands above folders beside it, which may not import it in turn.
 ABOVE = {"llmkick.models.transformers_model": {"models.engine"}}

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from llmkick.compression.walk.report import CompressionReport
     from llmkick.compression.walk.weight import compress_weight
     from llmkick.errors import ConfigError, DataError, JudgeError, KickError, ModelError, NumericalError
+    from llmkick.gate.policy import GatePolicy, load_policy
+    from llmkick.gate.result import GateResult
+    from llmkick.gate.run import run_gate
     from llmkick.models.checkpoints.loading import load_model
     from llmkick.models.language_model import GenerateRequest, LanguageModel, Message, ModelInfo, ScoreRequest
     from llmkick.report.page.page import write_report
@@ -46,6 +49,9 @@ _HOME = {
     "llmkick.compression.registry": ("parse_recipe",),
     "llmkick.compression.walk.weight": ("compress_weight",),
     "llmkick.errors": ("ConfigError", "DataError", "JudgeError", "KickError", "ModelError", "NumericalError"),
+    "llmkick.gate.policy": ("GatePolicy", "load_policy"),
+    "llmkick.gate.result": ("GateResult",),
+    "llmkick.gate.run": ("run_gate",),
     "llmkick.models.language_model": (
         "GenerateRequest",
         "LanguageModel",
@@ -71,6 +77,8 @@ __all__ = [
     "CompressionReport",
     "ConfigError",
     "DataError",
+    "GatePolicy",
+    "GateResult",
     "GenerateRequest",
     "Item",
     "JudgeError",
@@ -94,9 +102,11 @@ __all__ = [
     "evaluate",
     "get_task",
     "load_model",
+    "load_policy",
     "load_study",
     "parse_recipe",
     "perplexity",
+    "run_gate",
     "run_study",
     "write_report",
 ]

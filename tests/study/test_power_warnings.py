@@ -2,41 +2,76 @@
 
 from __future__ import annotations
 
+import re
+from types import SimpleNamespace
+from typing import cast
+
 import pytest
 
-from llmkick.statistics import items_needed, verdict_power
-from llmkick.study.power_warnings import ACCURACY, warn_of_low_power
-from llmkick.tasks.task import Item
+from llmkick.statistics import simulated_power
+from llmkick.study.power_warnings import design_of, warn_of_low_power
+from llmkick.tasks.task import Grouping, Item, Task
+
+Judged = tuple[Task, list[Item]]
 
 
-def items(count: int, clusters: int | None = None) -> list[Item]:
-    return [Item(id=str(k), cluster=str(k % (clusters or count)), question="?") for k in range(count)]
+def task(
+    name: str, count: int, groups: int | None = None, *, grouping: Grouping = "clusters", chance: float = 0.0,
+    metric: str = "accuracy",
+) -> Judged:  # fmt: skip
+    items = [Item(id=str(k), cluster=str(k % (groups or count)), question="?") for k in range(count)]
+    described = SimpleNamespace(name=name, metric=metric, chance_level=chance, groups=grouping)
+    return cast(Task, described), items
 
 
-def told(**judged: list[Item]) -> list[str]:
-    return warn_of_low_power(judged, margin=0.05, alpha=0.05)
+def told(*judged: Judged, seeds: int = 1, margin: float = 0.05) -> list[str]:
+    return warn_of_low_power(judged, seeds=seeds, margin=margin, alpha=0.05)
+
+
+def power_in(line: str, name: str) -> float:
+    found = re.search(rf"{re.escape(name)} \(\d+ items: (\d+)%", line)
+    assert found is not None, line
+    return int(found[1]) / 100
 
 
 def test_enough_items_need_no_warning():
-    assert told(plenty=items(items_needed(ACCURACY))) == []
+    assert told(task("plenty", 900)) == []
     assert told() == []
 
 
 def test_too_few_to_call_anything_matching():
-    (line,) = told(few=items(100), plenty=items(1000))
-    share = verdict_power(100, ACCURACY)
-    assert f"few (100 items: {share:.0%}" in line
+    few, plenty = task("few", 100), task("plenty", 900)
+    (line,) = told(few, plenty)
+    truth = simulated_power(design_of(*few, seeds=1), seed=7)
+    assert power_in(line, "few") == pytest.approx(truth, abs=0.05)
     assert "plenty" not in line
-    assert f"{items_needed(ACCURACY)} items would do it" in line
+    needed = re.search(r"([\d,]+) would do it in 80 %", line)
+    assert needed is not None
+    assert 380 <= int(needed[1].replace(",", "")) <= 560
 
 
-@pytest.mark.parametrize("some", [items(1), items(2), items(500, clusters=1)], ids=["one", "two", "one cluster"])
-def test_nothing_can_be_decided(some: list[Item]):
-    (line,) = told(hopeless=some)
+def test_the_design_counts():
+    """The same items tell less in few clusters, with several seeds, where guessing scores; strata cost nothing."""
+    (alone,) = told(task("items", 240))
+    (clusters,) = told(task("items", 240, 12))
+    (seeds,) = told(task("items", 240), seeds=2)
+    (guessing,) = told(task("items", 240, chance=0.5))
+    (strata,) = told(task("items", 240, 12, grouping="strata"))
+    assert max(power_in(line, "items") for line in (clusters, seeds, guessing)) < power_in(alone, "items") - 0.1
+    assert power_in(strata, "items") == power_in(alone, "items")
+
+
+@pytest.mark.parametrize(
+    "some",
+    [task("hopeless", 1), task("hopeless", 2), task("hopeless", 500, 1)],
+    ids=["one", "two", "one cluster"],
+)
+def test_nothing_can_be_decided(some: Judged):
+    (line,) = told(some)
     assert line.startswith("this study cannot decide anything: hopeless: ")
-    first, *_ = told(hopeless=some, plenty=items(1000))
+    first, *_ = told(some, task("plenty", 900))
     assert first.startswith("hopeless cannot be decided: ")
 
 
 def test_a_wide_margin_needs_fewer():
-    assert warn_of_low_power({"few": items(100)}, margin=0.2, alpha=0.05) == []
+    assert told(task("few", 100), margin=0.2) == []

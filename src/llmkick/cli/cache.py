@@ -16,7 +16,7 @@ def cache(
     clear: Annotated[bool, typer.Option("--clear", help="Delete the compressed models.")] = False,
     everything: Annotated[
         bool,
-        typer.Option("--all", help="With --clear: fetched and converted models and calibration texts too."),
+        typer.Option("--all", help="With --clear: fetched and converted models, calibration texts and answers too."),
     ] = False,
 ) -> None:
     """List the compressed models that are kept for later runs, and what else is cached.

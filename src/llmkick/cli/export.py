@@ -14,7 +14,7 @@ from llmkick.errors import ConfigError
 if TYPE_CHECKING:
     from llmkick.report.run_folder import Run
 
-Format = Literal["markdown", "latex", "csv", "parquet", "mlflow", "wandb"]
+Format = Literal["markdown", "latex", "csv", "parquet", "card", "mlflow", "wandb"]
 
 TRACKERS = ("mlflow", "wandb")
 
@@ -28,7 +28,7 @@ def export(
         typer.Option(
             "--out",
             "-o",
-            help="File to write; csv: folder. Default for markdown and latex: the terminal.",
+            help="File to write; csv: folder. Default for markdown, latex and card: the terminal.",
             rich_help_panel=OUTPUT,
         ),
     ] = None,
@@ -39,8 +39,12 @@ def export(
     project: Annotated[
         str, typer.Option(help="mlflow: the experiment; wandb: the project.", rich_help_panel=OUTPUT)
     ] = "llmkick",
+    recipe: Annotated[
+        str | None,
+        typer.Option(help="card: the recipe or model, if the run has several.", rich_help_panel=OUTPUT),
+    ] = None,
 ) -> None:
-    """Export a run: a table for a paper, every record as parquet, or the results to MLflow or Weights & Biases.
+    """Export a run: a table for a paper, every record as parquet, a card, or the results to MLflow or Weights & Biases.
 
     The numbers are those of the report. MLflow and Weights & Biases need `llmkick[mlflow]` and `llmkick[wandb]`.
 
@@ -50,6 +54,8 @@ def export(
 
         kick export runs/quickstart --to parquet -o records.parquet
 
+        kick export runs/quickstart --to card --recipe wanda@0.25 -o card.md
+
         kick export runs/quickstart --to mlflow --uri file:./mlruns
     """
     from llmkick.report.run_folder import opened_run
@@ -58,10 +64,24 @@ def export(
         raise ConfigError(f"--out is for files; {to} takes --uri and --project")
     if to not in TRACKERS and uri is not None:
         raise ConfigError("--uri is for mlflow and wandb")
+    if to != "card" and recipe is not None:
+        raise ConfigError("--recipe is for card")
     if target is not None and to != "csv":
         check_file_target(target)
     with opened_run(folder) as run:
-        _export(run, to, target, uri=uri, project=project)
+        if to == "card":
+            _export_card(run, target, recipe)
+        else:
+            _export(run, to, target, uri=uri, project=project)
+
+
+def _export_card(run: Run, target: Path | None, recipe: str | None) -> None:
+    from llmkick.report import card
+
+    if target is None:
+        typer.echo(card.card(run.result, recipe), nl=False)
+    else:
+        print_line(f"card: {card.write_card(run.result, target, recipe)}")
 
 
 def _export(run: Run, to: Format, target: Path | None, *, uri: str | None, project: str) -> None:

@@ -109,7 +109,8 @@ def agreement(records: pd.DataFrame, recipes: Sequence[str]) -> list[AgreementRo
     log-likelihoods. The choice of a model is the response in its record; for cloze this is the option with the largest
     length-normalised likelihood.
     """
-    with_choices = records[[_finite(details.get("choice_logprobs")) for details in records["details"]]]
+    # With `loc`, the mask of no records at all selects no rows instead of no columns.
+    with_choices = records.loc[[_finite(details.get("choice_logprobs")) for details in records["details"]]]
     rows = []
     for task, of_task in with_choices.groupby("task", sort=False):
         dense = of_task[of_task["recipe"] == "dense"].set_index("item_id")

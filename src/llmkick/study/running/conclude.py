@@ -39,9 +39,14 @@ from llmkick.study.running.study_run import CompletedRun
 from llmkick.study.spec.study import Study
 
 
-def conclude(context: StudyContext, executor: Executor, run: CompletedRun, *, started: str) -> StudyResult:
-    """Compute the results of a run and write results.json; `started` is the start time of this session (ISO 8601)."""
-    return _Conclusion(context=context, executor=executor, run=run).result(started)
+def conclude(
+    context: StudyContext, executor: Executor, run: CompletedRun, *, started: str, noise: bool = True
+) -> StudyResult:
+    """Compute the results of a run and write results.json; `started` is the start time of this session (ISO 8601).
+
+    `noise` says whether to measure the noise floor, for which the dense model is asked again.
+    """
+    return _Conclusion(context=context, executor=executor, run=run, noise=noise).result(started)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +54,7 @@ class _Conclusion:
     context: StudyContext
     executor: Executor
     run: CompletedRun
+    noise: bool
 
     def result(self, started: str) -> StudyResult:
         study = self.context.study
@@ -111,7 +117,7 @@ class _Conclusion:
 
     def _noise(self, records: pd.DataFrame) -> list[NoiseRow]:
         """Return the noise floor of every task with choices; float32 has no noise floor."""
-        if self.context.model.info.dtype not in HALF_PRECISIONS:
+        if not self.noise or self.context.model.info.dtype not in HALF_PRECISIONS:
             return []
         rows = []
         dense = records[records["recipe"] == "dense"]

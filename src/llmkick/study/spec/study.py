@@ -8,11 +8,10 @@ import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import Annotated
 
 import tomli_w
-from pydantic import Field, ValidationError, field_validator, model_validator
-from pydantic_core import ErrorDetails
+from pydantic import Field, field_validator, model_validator
 
 from llmkick.compression.recipe import Dense, Recipe
 from llmkick.compression.registry import parse_recipe
@@ -23,7 +22,8 @@ from llmkick.models.thoughts import Thinking
 from llmkick.study.spec.choices import Correction, Stop
 from llmkick.study.spec.model_names import label_others, parse_if_server
 from llmkick.study.spec.sections import CalibrationSpec, Frozen, JudgeSpec, ServerSpec, TaskSpec
-from llmkick.study.spec.source_lines import LocatedError, errors_at, place_of
+from llmkick.study.spec.source_lines import LocatedError, errors_at
+from llmkick.study.spec.validation import validated
 from llmkick.tasks.judge.prompts import Judgeable
 from llmkick.tasks.prompting import PromptingChoice, refuse_contradiction
 
@@ -229,7 +229,7 @@ def _refuse_repeats(key: str, values: Sequence[str | int]) -> None:
 
 def make_study(values: Mapping[str, object]) -> Study:
     """Return a Study from plain values. Raises ConfigError with the key of the wrong value."""
-    return _validated(dict(values), text="", origin="study")
+    return validated_study(values, text="", origin="study")
 
 
 def load_study(path: Path) -> Study:
@@ -242,17 +242,12 @@ def load_study(path: Path) -> Study:
         values = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
-    return _validated({"name": path.stem, **values}, text=text, origin=str(path))
+    return validated_study({"name": path.stem, **values}, text=text, origin=str(path))
 
 
-def _validated(values: dict[str, object], *, text: str, origin: str) -> Study:
-    try:
-        return Study.model_validate(values)
-    except ValidationError as error:
-        problems = [_describe(problem, text, values, origin) for problem in error.errors()]
-        raise ConfigError("\n".join(problems)) from error
-    except LocatedError as error:
-        raise ConfigError(f"{place_of(error.location, text, values, origin)}: {error}") from error
+def validated_study(values: Mapping[str, object], *, text: str, origin: str) -> Study:
+    """Return the Study of the values in a file with this text; errors name the line and the key there."""
+    return validated(Study, values, sections=_SECTIONS, text=text, origin=origin)
 
 
 _SECTIONS: Mapping[str, type[Frozen]] = {
@@ -261,30 +256,3 @@ _SECTIONS: Mapping[str, type[Frozen]] = {
     "server": ServerSpec,
     "judge": JudgeSpec,
 }
-
-
-def _describe(problem: ErrorDetails, text: str, values: Mapping[str, object], origin: str) -> str:
-    """Return one line for one problem from pydantic: the location in the file, then the problem."""
-    location = problem["loc"]
-    place = place_of(location, text, values, origin)
-    section = _SECTIONS[str(location[0])] if len(location) > 1 and location[0] in _SECTIONS else Study
-    if problem["type"] == "extra_forbidden":
-        return f"{place}: unknown key; choose from: {', '.join(section.model_fields)}"
-    if problem["type"] == "missing":
-        return f"{place}: is missing"
-    if problem["type"] == "literal_error":
-        key = str(location[-1])
-        choices = ", ".join(get_args(section.model_fields[key].annotation))
-        return f"{place}: unknown {key} {problem['input']!r}{_section_name(location, values)}; choose from: {choices}"
-    return f"{place}: {problem['msg']}, got {problem['input']!r}"
-
-
-def _section_name(location: tuple[int | str, ...], values: Mapping[str, object]) -> str:
-    """Return " for factoid_qa" for a value of that task, and " of the judge" for a value of the judge."""
-    if location[0] == "judge":
-        return " of the judge"
-    tasks = values.get("tasks")
-    if location[0] != "tasks" or not isinstance(tasks, list | tuple):
-        return ""
-    task = tasks[int(location[1])]
-    return f" for {task['name']}" if isinstance(task, dict) and "name" in task else ""

@@ -1,0 +1,125 @@
+"""A file of a model's answers by content: JSON lines, to which a run appends, and which a later run reads."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import BinaryIO, Self
+
+from filelock import FileLock
+from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
+
+from llmkick.errors import DataError
+from llmkick.files import write_text
+from llmkick.models.language_model import LanguageModel, ModelInfo
+
+SCHEMA = 1
+
+
+class AnswerHeader(BaseModel):
+    """The first line: the schema, whose answers these are, and what tasks need to know about that model.
+
+    `identity` holds everything besides the question that can change an answer.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    llmkick_answers: int = SCHEMA
+    identity: dict[str, JsonValue]
+    info: ModelInfo
+    max_tokens: int
+    has_chat_template: bool
+    answers_all_requests: bool
+    notes: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, model: LanguageModel, identity: Mapping[str, JsonValue]) -> Self:
+        """Return the header for the answers of a model."""
+        return cls(
+            identity=dict(identity),
+            info=model.info,
+            max_tokens=model.max_tokens,
+            has_chat_template=model.has_chat_template,
+            answers_all_requests=model.answers_all_requests,
+            notes=tuple(model.notes),
+        )
+
+
+@dataclass(kw_only=True)
+class AnswerFile:
+    """The answers in a file, by key. `header` is None while there is no file."""
+
+    path: Path
+    header: AnswerHeader | None = None
+    answers: dict[str, JsonValue] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, path: Path, *, strict: bool) -> Self:
+        """Read a file, or return one without answers if there is none.
+
+        A damaged line, such as the last one of a run that was killed, is left out. If `strict`, it raises DataError, as
+        does a missing header.
+        """
+        file = cls(path=path)
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+            for number, line in enumerate(lines, start=1):
+                file._take(line, number, strict=strict)
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"cannot read the stored answers {path}: {error}") from error
+        if strict and file.header is None:
+            raise DataError(f"{path} holds no stored answers; `kick gate --store-reference FILE` writes them")
+        return file
+
+    def _take(self, line: str, number: int, *, strict: bool) -> None:
+        try:
+            entry = json.loads(line)
+            if number == 1:
+                self.header = _header(entry, self.path)
+            elif self.header is not None:
+                self.answers[str(entry["key"])] = entry["answer"]
+        except (ValueError, KeyError, TypeError) as error:
+            if strict:
+                raise DataError(f"{self.path}, line {number}: not a stored answer ({type(error).__name__})") from error
+
+    def begin(self, header: AnswerHeader) -> None:
+        """Write the header of a new file, unless another process has begun the file meanwhile."""
+        with FileLock(f"{self.path}.lock"):
+            begun = type(self).read(self.path, strict=False)
+            self.header, self.answers = begun.header or header, begun.answers
+            if begun.header is None:
+                content = {**header.model_dump(mode="json"), "info": asdict(header.info)}
+                write_text(self.path, json.dumps(content) + "\n")
+
+    def add(self, answers: Sequence[tuple[str, JsonValue]]) -> None:
+        """Append answers in one write, so that processes can share a file."""
+        if not answers:
+            return
+        self.answers.update(answers)
+        text = "".join(json.dumps({"key": key, "answer": answer}) + "\n" for key, answer in answers)
+        try:
+            with FileLock(f"{self.path}.lock"), self.path.open("ab+") as stream:
+                if stream.seek(0, 2) and not _ends_a_line(stream):
+                    text = "\n" + text
+                stream.write(text.encode())
+        except OSError as error:
+            raise DataError(f"cannot write the stored answers {self.path}: {error}") from error
+
+
+def _ends_a_line(stream: BinaryIO) -> bool:
+    """Return whether the last byte of a stream is a line break; a killed run may have left half a line."""
+    stream.seek(-1, 2)
+    return stream.read(1) == b"\n"
+
+
+def _header(entry: object, path: Path) -> AnswerHeader:
+    """Return the header in a first line. Raises DataError for another schema and ValueError for anything else."""
+    schema = entry.get("llmkick_answers") if isinstance(entry, dict) else None
+    if schema is not None and schema != SCHEMA:
+        raise DataError(f"{path} has schema {schema}; this version reads {SCHEMA}: store the answers anew")
+    try:
+        return AnswerHeader.model_validate(entry)
+    except ValidationError as error:
+        raise ValueError(f"no header: {error.errors()[0]['msg']}") from error

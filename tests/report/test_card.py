@@ -1,0 +1,74 @@
+"""The verdict card: read back with the hub's own library, it says what the study says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from huggingface_hub import ModelCard
+
+from llmkick.errors import ConfigError, DataError
+from llmkick.report.card import card, write_card
+from llmkick.report.lookup import task_comparisons
+from llmkick.study.results.results import StudyResult
+
+
+@pytest.mark.parametrize("by", ["first", "last"])
+def test_the_hub_reads_the_verdicts_as_they_are(result: StudyResult, by: str, tmp_path: Path):
+    label = result.labels[0 if by == "first" else -1]
+    path = write_card(result, tmp_path / "card.md", label)
+    loaded = ModelCard.load(path)
+    assert loaded.data.model_name == label
+    comparisons = {entry.task: entry for entry in task_comparisons(result) if entry.recipe == label}
+    entries = {entry.task_name: entry for entry in loaded.data.eval_results}
+    assert set(entries) == {task for task, entry in comparisons.items() if entry.compressed is not None}
+    facts = {task.name: task.facts for task in result.tasks}
+    assert entries
+    for task, entry in entries.items():
+        comparison, said = comparisons[task], entry.metric_args
+        assert entry.metric_value == comparison.compressed
+        assert (said["verdict"], said["n"], said["margin"]) == (comparison.verdict, comparison.n, comparison.margin)
+        assert said.get("relative_loss") == comparison.relative_drop
+        bounds = (said.get("relative_loss_low"), said.get("relative_loss_high"))
+        assert bounds == (comparison.interval or (None, None))
+        assert (said["alpha"], said["reference"]) == (comparison.alpha, result.model.name)
+        assert entry.dataset_revision == facts[task].get("data")
+    # Written once more by the library, nothing is lost.
+    assert ModelCard(str(loaded)).data.to_dict() == loaded.data.to_dict()
+
+
+def test_the_section_has_a_row_for_each_task(result: StudyResult):
+    label = result.labels[0]
+    rows = [line for line in card(result, label).splitlines() if line.startswith("| ") and "---" not in line]
+    comparisons = [entry for entry in task_comparisons(result) if entry.recipe == label]
+    assert len(rows) == 1 + len(comparisons)
+    for row, comparison in zip(rows[1:], comparisons, strict=True):
+        assert comparison.verdict in row
+        assert f"| {comparison.n:,} |" in row
+        assert row.count("|") == rows[0].count("|")
+
+
+def test_names_cannot_break_the_card(result: StudyResult):
+    name = "a|b\n---\n<img src=x> [l](http://e.com) : #"
+    renamed = result.model_copy(update={"model": result.model.model_copy(update={"name": name})})
+    text = card(renamed, result.labels[0])
+    loaded: Any = ModelCard(text)
+    assert {entry.metric_args["reference"] for entry in loaded.data.eval_results} == {name}
+    assert "<img" not in loaded.text
+    assert "](" not in loaded.text
+
+
+def test_what_a_card_cannot_be_of_is_refused(result: StudyResult, tmp_path: Path):
+    with pytest.raises(ConfigError, match="choose it with --recipe: "):
+        card(result)
+    with pytest.raises(ConfigError, match=r"'wanda@0\.99' is not in .* choose from: "):
+        card(result, "wanda@0.99")
+    without = result.model_copy(update={"comparisons": ()})
+    with pytest.raises(DataError, match="no verdict on any task"):
+        card(without, result.labels[0])
+    readme = tmp_path / "README.md"
+    readme.write_text("# My model\n")
+    with pytest.raises(ConfigError, match="exists and is not a verdict card"):
+        write_card(result, readme, result.labels[0])
+    assert readme.read_text() == "# My model\n"
