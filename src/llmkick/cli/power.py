@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
@@ -11,6 +11,9 @@ from rich.table import Table
 from llmkick.cli.common import STUDIES, app, check_file_target, err, out, print_line
 from llmkick.cli.options import OUTPUT, STUDY, Alpha, Margin
 from llmkick.errors import ConfigError
+
+if TYPE_CHECKING:
+    from llmkick.statistics import Design
 
 Accuracy = Annotated[
     float, typer.Option("--accuracy", "-a", help="Score of the dense model, from 0 to 1.", rich_help_panel=STUDY)
@@ -72,7 +75,7 @@ def power(
 
         kick power --accuracy 0.75 --items 120 --plot power.svg
     """
-    from llmkick.statistics import Design, detectable_loss, items_for_power, simulated_power
+    from llmkick.statistics import Design
     from llmkick.statistics.pairing import check_settings
 
     if plot is not None:
@@ -99,21 +102,29 @@ def power(
         seeds=seeds,
         graded=graded,
     )
-    right = "matching" if loss < margin else "not matching"
-    table = Table("question", "answer")
     with err.status("simulating studies"):
-        needed = items_for_power(design, loss=loss, margin=margin, alpha=alpha, power=chance)
-        number = "more than a million, or no number: seeds that differ set a limit" if needed is None else f"{needed:,}"
-        table.add_row(f"items to call a true loss of {loss:.0%} “{right}” in {chance:.0%} of runs", number)
-        if items is not None:
-            share = simulated_power(design, loss=loss, margin=margin, alpha=alpha)
-            table.add_row(f"chance that {items:,} items call it “{right}”", f"{share:.0%}")
-            smallest = detectable_loss(design, margin=margin, alpha=alpha, power=chance)
-            answer = "none, not even a loss of everything" if smallest is None else f"{smallest:.1%}"
-            table.add_row(f"smallest loss that {items:,} items call “not matching” in {chance:.0%} of runs", answer)
+        table = _answers(design, items, loss=loss, margin=margin, alpha=alpha, wanted=chance)
     out.print(table)
     if plot is not None:
         from llmkick.report.figures.power import power_chart, write_chart
 
         chart = power_chart(accuracy, loss=loss, discordance=discordance, margin=margin, alpha=alpha)
         print_line(f"drawn: {write_chart(chart, plot)}")
+
+
+def _answers(design: Design, items: int | None, *, loss: float, margin: float, alpha: float, wanted: float) -> Table:
+    """The items that the verdict needs; of a number of items, their power and the loss that they detect."""
+    from llmkick.statistics import detectable_loss, items_for_power, simulated_power
+
+    right = "matching" if loss < margin else "not matching"
+    table = Table("question", "answer")
+    needed = items_for_power(design, loss=loss, margin=margin, alpha=alpha, power=wanted)
+    number = "more than a million, or no number: seeds that differ set a limit" if needed is None else f"{needed:,}"
+    table.add_row(f"items to call a true loss of {loss:.0%} “{right}” in {wanted:.0%} of runs", number)
+    if items is not None:
+        share = simulated_power(design, loss=loss, margin=margin, alpha=alpha)
+        table.add_row(f"chance that {items:,} items call it “{right}”", f"{share:.0%}")
+        smallest = detectable_loss(design, margin=margin, alpha=alpha, power=wanted)
+        answer = "none, not even a loss of everything" if smallest is None else f"{smallest:.1%}"
+        table.add_row(f"smallest loss that {items:,} items call “not matching” in {wanted:.0%} of runs", answer)
+    return table

@@ -12,7 +12,7 @@ from llmkick.statistics.betting import Stopping, confidence_sequence
 from llmkick.statistics.early_stopping import BETS_SHARE, EarlyStop, Scores, cluster_codes, filled, signal_after
 from llmkick.statistics.item_order import ItemOrder
 from llmkick.statistics.paired import Comparison, compare
-from llmkick.statistics.undecided import explain_undecided
+from llmkick.statistics.undecided import Undecided, explain_undecided
 from llmkick.statistics.variance import Floats, Range
 from llmkick.statistics.verdict import PairedScores, loss_bounds
 
@@ -71,10 +71,9 @@ def compare_stopped(
         )
     undecided, reasons = None, list[str]()
     if state.outcome == "undecided" and not same_model and fixed.clusters > 1:
-        scored = [item for item in asked if dense[item] is not None and compressed[item] is not None]
-        scores = _paired(order, filled(scored, dense, 0.0), filled(scored, compressed, 0.0), scored, score_range)
-        undecided = explain_undecided(scores, margin=margin, alpha=(1 - BETS_SHARE) * alpha, chance=chance)
-        reasons = [undecided.sentence(scores)]
+        undecided, reasons = _explained(
+            order, asked, dense, compressed, margin=margin, alpha=alpha, chance=chance, score_range=score_range
+        )
     return replace(
         fixed,
         verdict="matching" if same_model else state.outcome,
@@ -87,6 +86,24 @@ def compare_stopped(
         notes=(*_kept_notes(fixed), *reasons, *_stopping_notes(state)),
         stopping=state,
     )
+
+
+def _explained(
+    order: ItemOrder,
+    asked: Sequence[str],
+    dense: Scores,
+    compressed: Scores,
+    *,
+    margin: float,
+    alpha: float,
+    chance: float,
+    score_range: Range,
+) -> tuple[Undecided, list[str]]:
+    """Why the fixed-sample test of the scored items decides nothing at its share of alpha, also as a note."""
+    scored = [item for item in asked if dense[item] is not None and compressed[item] is not None]
+    scores = _paired(order, filled(scored, dense, 0.0), filled(scored, compressed, 0.0), scored, score_range)
+    undecided = explain_undecided(scores, margin=margin, alpha=(1 - BETS_SHARE) * alpha, chance=chance)
+    return undecided, [undecided.sentence(scores)]
 
 
 def _bounds(
