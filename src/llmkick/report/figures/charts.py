@@ -9,6 +9,8 @@ from typing import Self, cast
 import altair as alt
 import pandas as pd
 
+from llmkick.report import formatting
+
 # A panel of a figure, or one of the layers of a panel.
 Layer = alt.Chart | alt.LayerChart | alt.FacetChart
 
@@ -24,6 +26,7 @@ OTHER_STYLES = (("#56b4e9", "cross"), ("#8c6d31", "triangle-right"), ("#7f7f7f",
 GREY = "#808080"  # readable on white and on black
 INK, PAPER, FAINT = "#333333", "#ffffff", "#888888"  # page.js replaces the first two with the colours of the page
 TIPS = ("recipe:N", "task:N", alt.Tooltip("value:N", title="score"), "change:N", "verdict:N")
+LOSS_TITLE = f"relative loss ({formatting.GAIN_SIGN})"
 LOWEST_LOSS, HIGHEST_LOSS = -0.3, 1.05
 HEIGHT = 190
 
@@ -66,7 +69,13 @@ def loss_axis(cells: pd.DataFrame) -> alt.Y:
     """The loss axis, the same for every task: it contains every point, but intervals extend it only to a limit."""
     lowest = min([-0.05, cells["y"].min() - 0.05, *cells["low"].dropna().clip(lower=LOWEST_LOSS)])
     scale = alt.Scale(domain=[lowest, HIGHEST_LOSS], nice=False)
-    return alt.Y("y:Q", title="relative loss", axis=alt.Axis(format="~%", tickCount=5), scale=scale)
+    return alt.Y("y:Q", title=LOSS_TITLE, axis=loss_ticks(), scale=scale)
+
+
+def loss_ticks() -> alt.Axis:
+    """The ticks of an axis of losses; those below nothing are gains."""
+    label = f"(datum.value < 0 ? '{formatting.GAIN}' : '') + format(abs(datum.value), '~%')"
+    return alt.Axis(labelExpr=label, tickCount=5)
 
 
 def score_axis(cells: pd.DataFrame) -> alt.Y:

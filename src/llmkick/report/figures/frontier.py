@@ -161,9 +161,16 @@ def _point(row: FrontierRow, level: LevelRow) -> dict[str, str]:
         "level": level.level,
         "recipe": level.recipe,
         "verdict": level.verdict,
-        "loss": f"{formatting.percent(level.loss)} {formatting.interval(level.interval)}".strip(),
+        "loss": str(_change(row, level)),
         "asked": f"{level.items} of {level.of}{sure}",
     }
+
+
+def _change(row: FrontierRow, level: LevelRow) -> formatting.Change:
+    """The loss at a level, or the rise of perplexity."""
+    if row.metric != "perplexity":
+        return formatting.relative_loss(level.loss, level.interval)
+    return formatting.Change(value=formatting.percent(level.loss), interval=formatting.interval(level.interval))
 
 
 def write_frontier_figure(result: FrontierResult) -> list[Path]:

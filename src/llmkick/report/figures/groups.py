@@ -148,7 +148,7 @@ def _change(verdict: str, loss: float | None, low: float | None, high: float | N
         return formatting.NOTHING
     lower, upper = _number(low), _number(high)
     bounds = None if lower is None or upper is None else (lower, upper)
-    return str(formatting.relative_loss(_number(loss), bounds))
+    return formatting.stated_loss(_number(loss), bounds)
 
 
 def _number(value: float | None) -> float | None:

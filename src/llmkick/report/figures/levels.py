@@ -12,7 +12,7 @@ from llmkick.report import formatting
 from llmkick.report.figures import charts
 from llmkick.report.figures.figure import Figure
 from llmkick.report.level_axes import KINDS
-from llmkick.report.lookup import comparisons_by_cell, dense_scores, ordered_tasks, task_comparisons
+from llmkick.report.lookup import comparisons_by_cell, dense_scores, judged_loss, ordered_tasks, task_comparisons
 from llmkick.report.payload import Payload
 from llmkick.statistics import Comparison, PerplexityComparison, Verdict
 from llmkick.study.results.records import AnyComparison, TaskSummary
@@ -70,13 +70,13 @@ def _control_height(comparison: PerplexityComparison) -> tuple[object, ...]:
 
 def _score_height(comparison: Comparison) -> tuple[object, ...]:
     verdict, dense = comparison.verdict, comparison.dense
-    silent = verdict == "no signal"
-    bounds = None if silent else comparison.interval
+    silent, judged = verdict == "no signal", judged_loss(comparison)
+    bounds = None if silent else judged.interval
     low, high = None, None
     if dense is not None and bounds is not None:
         low, high = (dense * (1 - bound) for bound in reversed(bounds))
-    loss = (None if silent else comparison.relative_drop, *(bounds or (None, None)))
-    texts = (formatting.score(comparison.compressed), str(formatting.loss(comparison)))
+    loss = (None if silent else judged.share, *(bounds or (None, None)))
+    texts = (formatting.score(comparison.compressed), formatting.loss_sentence(comparison) or formatting.NOTHING)
     sign = f"{formatting.mark(verdict).symbol} {verdict}"
     return "score", comparison.compressed, low, high, *loss, *texts, sign, dense, comparison.chance
 

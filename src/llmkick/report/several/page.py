@@ -16,7 +16,7 @@ from llmkick.files import write_text
 from llmkick.report import formatting, matrix
 from llmkick.report.figures import charts
 from llmkick.report.figures.figures import Figure
-from llmkick.report.lookup import ordered_tasks, task_comparisons
+from llmkick.report.lookup import judged_loss, ordered_tasks, task_comparisons
 from llmkick.report.matrix import ControlCell, Matrix, TaskCell
 from llmkick.report.page.embedding import packed
 from llmkick.report.page.page import PAGE_FILE, figure_payload, page_environment, page_parts
@@ -164,13 +164,14 @@ def _figures(names: Sequence[str], runs: Sequence[Run]) -> list[Figure]:
     """Relative loss of every recipe, studies side by side, on the tasks that are identical in all of them."""
     rows = [
         {
-            "study": name, "recipe": entry.recipe, "task": entry.task, "loss": entry.relative_drop,
-            "low": (entry.interval or (None, None))[0], "high": (entry.interval or (None, None))[1],
-            "verdict": entry.verdict, "change": str(formatting.loss(entry)),
+            "study": name, "recipe": entry.recipe, "task": entry.task, "loss": judged_loss(entry).share,
+            "low": (judged_loss(entry).interval or (None, None))[0],
+            "high": (judged_loss(entry).interval or (None, None))[1],
+            "verdict": entry.verdict, "change": formatting.loss_sentence(entry),
         }
         for name, run in zip(names, runs, strict=True)
         for entry in task_comparisons(run.result)
-        if entry.verdict != "no signal" and entry.relative_drop is not None
+        if entry.verdict != "no signal" and judged_loss(entry).share is not None
     ]  # fmt: skip
     frame = pd.DataFrame(rows, columns=["study", "recipe", "task", "loss", "low", "high", "verdict", "change"])
     alike = [
@@ -199,7 +200,7 @@ def _panel(frame: pd.DataFrame, task: str, names: Sequence[str], first: Run) -> 
     panel = frame[frame["task"] == task]
     recipes = list(dict.fromkeys(frame["recipe"]))
     scale = alt.Scale(domain=[charts.LOWEST_LOSS, charts.HIGHEST_LOSS], nice=False)
-    x = alt.X("loss:Q", title="relative loss", axis=alt.Axis(format="~%", tickCount=5), scale=scale)
+    x = alt.X("loss:Q", title=charts.LOSS_TITLE, axis=charts.loss_ticks(), scale=scale)
     low = x.copy()
     low.shorthand = "low:Q"
     y = alt.Y("recipe:N", title=None, sort=recipes, axis=alt.Axis(labelLimit=170))
