@@ -22,6 +22,7 @@ class Mark:
     symbol: str
     style: str  # of rich
     meaning: str
+    legend: str  # the same in a few words
 
 
 VERDICTS: Mapping[str, Mark] = {
@@ -29,25 +30,35 @@ VERDICTS: Mapping[str, Mark] = {
         symbol="✓",
         style="cyan",
         meaning="shown to keep all but the margin of the dense score",
+        legend="shown to keep all but the margin",
     ),
-    "not matching": Mark(symbol="✗", style="bold red", meaning="shown to have lost more than the margin"),
-    "undecided": Mark(symbol="?", style="yellow", meaning="too few items to tell"),
+    "not matching": Mark(
+        symbol="✗",
+        style="bold red",
+        meaning="shown to have lost more than the margin",
+        legend="shown to have lost more",
+    ),
+    "undecided": Mark(
+        symbol="?", style="yellow", meaning="too few items to tell", legend="too few items to tell"
+    ),
     "no signal": Mark(
         symbol="∅",
         style="dim",
         meaning="the dense model is not shown to be above chance, so there is nothing to forget",
+        legend="the dense model is at chance",
     ),
     "incomplete": Mark(
         symbol="…",
         style="magenta",
         meaning="items without a score could change the verdict, or which judgements are missing depends on the model",
+        legend="missing scores could change it",
     ),
 }
 
 
 def mark(verdict: str) -> Mark:
     """The mark of a verdict; a verdict that this version does not know is shown by its name."""
-    return VERDICTS.get(verdict, Mark(symbol="•", style="default", meaning=verdict))
+    return VERDICTS.get(verdict, Mark(symbol="•", style="default", meaning=verdict, legend=verdict))
 
 
 def percent(share: float | None, *, signed: bool = False) -> str:
@@ -148,6 +159,11 @@ def increase(comparison: PerplexityComparison, *, signed: bool = True) -> Change
         return Change(value=percent(share, signed=signed), interval=interval(bounds))
     factors = "" if bounds is None else f"[{1 + bounds[0]:.3g}, {1 + bounds[1]:.3g}]"
     return Change(value=f"×{1 + share:.3g}", interval=factors)
+
+
+def factor(ratio: float) -> str:
+    """A perplexity over that of the dense model: "×1.14", "×24"."""
+    return f"×{ratio:.2f}" if ratio < TIMES_FROM else f"×{ratio:.3g}"
 
 
 def difference(value: float | None, bounds: Sequence[float] | None) -> str:

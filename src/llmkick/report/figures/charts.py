@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self, cast
 
@@ -23,6 +23,11 @@ STYLES: Mapping[str, tuple[str, str]] = {
     "gptq": ("#cc79a7", "triangle-down"),
 }
 OTHER_STYLES = (("#56b4e9", "cross"), ("#8c6d31", "triangle-right"), ("#7f7f7f", "triangle-left"))
+# The same shapes as signs of a text.
+GLYPHS: Mapping[str, str] = {
+    "square": "■", "circle": "●", "triangle-up": "▲", "diamond": "◆", "triangle-down": "▼", "cross": "✚",
+    "triangle-right": "▶", "triangle-left": "◀",
+}  # fmt: skip
 GREY = "#808080"  # readable on white and on black
 INK, PAPER, FAINT = "#333333", "#ffffff", "#888888"  # page.js replaces the first two with the colours of the page
 TIPS = ("recipe:N", "task:N", alt.Tooltip("value:N", title="score"), "change:N", "verdict:N")
@@ -42,7 +47,12 @@ class Methods:
     @classmethod
     def of(cls, frame: pd.DataFrame) -> Self:
         """The methods that occur in a frame, with those of STYLES first."""
-        present = list(dict.fromkeys(frame["method"]))
+        return cls.named(dict.fromkeys(frame["method"]))
+
+    @classmethod
+    def named(cls, present: Iterable[str]) -> Self:
+        """The methods of these names, with those of STYLES first."""
+        present = list(present)
         others = [method for method in present if method not in STYLES]
         names = (*(method for method in STYLES if method in present), *others)
         style = {**STYLES, **{method: OTHER_STYLES[i % len(OTHER_STYLES)] for i, method in enumerate(others)}}
@@ -122,13 +132,14 @@ def ratio_axis(panel: pd.DataFrame) -> alt.Y:
     return alt.Y("y:Q", title="perplexity ÷ dense", axis=axis, scale=scale)
 
 
-def rise_axis(rise: pd.Series[float], margin: float) -> alt.X:
-    """The axis of the relative rise of perplexity: linear up to the margin, logarithmic beyond it."""
+def rise_axis(rise: pd.Series[float], margin: float) -> tuple[alt.X, float, float]:
+    """The axis of the relative rise of perplexity, linear up to the margin, logarithmic beyond it; and its ends."""
     low, high = min(0.0, float(rise.min())), max(2 * margin, float(rise.max()))
     marks = [share for share in (0, margin, 0.2, 0.5, 1, 2, 5, 10, 30, 100, 1000) if share <= high]
     scale = alt.Scale(type="symlog", constant=margin, domain=[low - 0.01, high * 1.25], nice=False)
-    axis = alt.Axis(format="+~%", values=marks, labelOverlap="greedy")
-    return alt.X("x:Q", title="rise in perplexity", scale=scale, axis=axis)
+    axis = alt.Axis(labelExpr="datum.value ? format(datum.value, '+~%') : '0'", values=marks, labelOverlap="greedy")
+    x = alt.X("rise:Q", title="rise in perplexity", scale=scale, axis=axis)
+    return x, low - 0.01, high * 1.25
 
 
 def with_intervals(base: alt.Chart, y: alt.Y, methods: Methods, *extra_tips: alt.Tooltip) -> list[alt.Chart]:

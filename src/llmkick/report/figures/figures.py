@@ -11,6 +11,7 @@ from llmkick.report.figures.book import book_figures
 from llmkick.report.figures.figure import VEGA_LITE, Figure, write_svg
 from llmkick.report.figures.frontier import frontier_chart
 from llmkick.report.figures.groups import group_figures, measure_figures
+from llmkick.report.figures.kept import kept_figure
 from llmkick.report.figures.layers import layer_figure, size_figure
 from llmkick.report.figures.levels import cells_frame, control_figure, level_figures
 from llmkick.study.frontier.result import FRONTIER_FILE, read_frontier
@@ -24,8 +25,10 @@ def figures(
 ) -> list[Figure]:
     """Every figure that the study has data for; `groups` and `measures` are the tables of `report.breakdown`."""
     cells = cells_frame(result)
+    kept = kept_figure(result)
     both = {"score", "perplexity"} <= set(cells["metric"])
     return [
+        *([kept] if kept is not None else []),
         *([control_figure(result, cells)] if both else []),
         *level_figures(result, cells),
         *book_figures(result, cells),

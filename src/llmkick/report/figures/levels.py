@@ -176,9 +176,9 @@ def control_figure(result: StudyResult, cells: pd.DataFrame) -> Figure:
     rise = cells.loc[cells["task"] == control, ["recipe", "loss", "change", "verdict"]]
     lost = cells[(cells["metric"] == "score") & cells["loss"].notna()]
     lost = lost.assign(y=lost["loss"], low=lost["loss_low"], high=lost["loss_high"])
-    renamed = rise.rename(columns={"loss": "x", "change": "perplexity", "verdict": "outcome"})
+    renamed = rise.rename(columns={"loss": "rise", "change": "perplexity", "verdict": "outcome"})
     both = lost.merge(renamed, on="recipe")
-    x, y, methods = charts.rise_axis(rise["loss"], margin), charts.loss_axis(lost), charts.Methods.of(cells)
+    (x, _, _), y, methods = charts.rise_axis(rise["loss"], margin), charts.loss_axis(lost), charts.Methods.of(cells)
     tasks = [task.name for task in ordered_tasks(result) if (both["task"] == task.name).any()]
     lost_cells = _cells_with(result, "not matching")
     panels = [
@@ -188,7 +188,7 @@ def control_figure(result: StudyResult, cells: pd.DataFrame) -> Figure:
         for task in tasks
     ]
     cut = (both["low"] < charts.LOWEST_LOSS).any()
-    saved = both[["task", "recipe", "x", "y", "low", "high", "verdict", "outcome"]]
+    saved = both[["task", "recipe", "rise", "y", "low", "high", "verdict", "outcome"]]
     return Figure(
         name="perplexity-against-loss",
         title="What perplexity would have said",
@@ -197,7 +197,7 @@ def control_figure(result: StudyResult, cells: pd.DataFrame) -> Figure:
         "where knowledge is lost and perplexity does not tell; losses shown to be there are named."
         + (" Intervals are cut at the end of the axis." if cut else ""),
         chart=charts.themed(panels, columns=4 if len(panels) == 4 else 3),
-        rows=saved.rename(columns={"x": "rise", "y": "loss", "low": "loss_low", "high": "loss_high"}),
+        rows=saved.rename(columns={"y": "loss", "low": "loss_low", "high": "loss_high"}),
     )
 
 
@@ -210,8 +210,8 @@ def _against_rise(
     frame: pd.DataFrame, x: alt.X, y: alt.Y, methods: charts.Methods, margin: float, *, lost: Collection[str]
 ) -> alt.LayerChart:
     """One task; `lost` are the recipes with a proven loss above the margin."""
-    upright = alt.Chart(pd.DataFrame([{"x": margin}])).mark_rule(strokeDash=[4, 3], color=charts.GREY).encode(x=x)
-    corner = alt.Chart(pd.DataFrame([{"x": -1, "x2": margin, "y": margin, "y2": charts.HIGHEST_LOSS}]))
+    upright = alt.Chart(pd.DataFrame([{"rise": margin}])).mark_rule(strokeDash=[4, 3], color=charts.GREY).encode(x=x)
+    corner = alt.Chart(pd.DataFrame([{"rise": -1, "x2": margin, "y": margin, "y2": charts.HIGHEST_LOSS}]))
     shade = corner.mark_rect(clip=True, opacity=0.13, color="#d55e00").encode(x=x, x2="x2", y=y, y2="y2")
     base = alt.Chart(frame).encode(x=x, color=methods.colour)
     tips = (alt.Tooltip("perplexity:N"), alt.Tooltip("outcome:N", title="by perplexity"))
