@@ -184,7 +184,9 @@ def _loses(result: StudyResult, entry: Comparison, level: Level) -> str:
     control = _control(result, comparisons_by_cell(result), entry.recipe)
     if entry.interval is None or entry.interval[0] <= 0:
         margin = formatting.setting(result.study.margin)
-        text = f"at {level.label} loses more than {margin} of {entry.task} (estimate: {formatting.loss_sentence(entry)})"
+        text = (
+            f"at {level.label} loses more than {margin} of {entry.task} (estimate: {formatting.loss_sentence(entry)})"
+        )
     else:
         text = f"at {level.label} loses {formatting.loss(entry)} of {entry.task}"
     if control is None:

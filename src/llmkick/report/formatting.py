@@ -38,9 +38,7 @@ VERDICTS: Mapping[str, Mark] = {
         meaning="shown to have lost more than the margin",
         legend="shown to have lost more",
     ),
-    "undecided": Mark(
-        symbol="?", style="yellow", meaning="too few items to tell", legend="too few items to tell"
-    ),
+    "undecided": Mark(symbol="?", style="yellow", meaning="too few items to tell", legend="too few items to tell"),
     "no signal": Mark(
         symbol="∅",
         style="dim",

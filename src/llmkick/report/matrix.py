@@ -21,7 +21,6 @@ from llmkick.statistics import Comparison, PerplexityComparison
 from llmkick.study.results.records import ResultRow, TaskSummary
 from llmkick.study.results.results import StudyResult
 
-
 # The bounds between the steps of the colour scale of losses, in margins.
 LOSS_STEPS = (0.5, 1, 2, 4, 8, 12, 16)
 
@@ -230,7 +229,9 @@ def _details(entry: Comparison) -> tuple[str, ...]:
                 f"{entry.recipe} on {entry.task}",
                 f"{mark.symbol} {entry.verdict}: {mark.meaning}",
                 formatting.loss_words(judged.share).capitalize() if judged.share is not None else "",
-                f"{named.capitalize()}: {formatting.loss_range(judged.interval)}" if judged.interval is not None else "",
+                f"{named.capitalize()}: {formatting.loss_range(judged.interval)}"
+                if judged.interval is not None
+                else "",
                 f"Score {formatting.score(entry.compressed)}, dense {formatting.score(entry.dense)}",
                 f"{formatting.counted(entry.n, 'item')}: {entry.lost:g} lost, {entry.gained:g} gained"
                 + (f" (McNemar p {p if p.startswith('<') else f'= {p}'})" if entry.mcnemar_p is not None else ""),

@@ -146,13 +146,23 @@ def _by_method(frame: pd.DataFrame, margin: float) -> alt.LayerChart:
     several = frame[frame.groupby("method")["recipe"].transform("size") > 1]
     step = 34
     place = {
-        room: _Rows(low=bottom, high=top, width=room, height=step * len(methods.names), rows={name: step * (i + 0.5) for i, name in enumerate(methods.names)})
+        room: _Rows(
+            low=bottom,
+            high=top,
+            width=room,
+            height=step * len(methods.names),
+            rows={name: step * (i + 0.5) for i, name in enumerate(methods.names)},
+        )
         for room in ROOMS
     }
     names = _names(several, place, x, y, taken=(0, 0, 0, 0)) if not several.empty else []
-    colour = alt.Color("method:N", scale=alt.Scale(domain=list(methods.names), range=list(methods.colours)), legend=None)
+    colour = alt.Color(
+        "method:N", scale=alt.Scale(domain=list(methods.names), range=list(methods.colours)), legend=None
+    )
     shape = alt.Shape("method:N", scale=alt.Scale(domain=list(methods.names), range=list(methods.shapes)), legend=None)
-    points = base.mark_point(filled=True, size=62, opacity=1).encode(color=colour, shape=shape, tooltip=_tips(perplexity=False))
+    points = base.mark_point(filled=True, size=62, opacity=1).encode(
+        color=colour, shape=shape, tooltip=_tips(perplexity=False)
+    )
     layers: list[charts.Layer] = [limit.encode(x=x), points, *names]
     return alt.layer(*layers).properties(width=WIDTH, height=alt.Step(step))
 
@@ -249,7 +259,12 @@ def _placed(
             "below": (x - wide / 2, y + 6, x + wide / 2, y + 18),
         }
         for side, box in sides.items():
-            if 0 <= box[0] and box[2] <= width + 10 and box[3] <= height and not any(_touch(box, other) for other in boxes):
+            if (
+                box[0] >= 0
+                and box[2] <= width + 10
+                and box[3] <= height
+                and not any(_touch(box, other) for other in boxes)
+            ):
                 boxes.append(box)
                 yield row, side
                 break
@@ -257,5 +272,3 @@ def _placed(
 
 def _touch(one: Box, other: Box) -> bool:
     return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
-
-

@@ -50,9 +50,13 @@ def tally(result: StudyResult) -> list[Tally]:
     ]
 
 
-def headline(findings: Sequence[Finding]) -> tuple[Finding, list[Finding]]:
-    """The sentence of the first screen, and the other findings: a loss that perplexity does not show comes first."""
-    lead = next((finding for finding in findings if finding.topic == "perplexity"), findings[0])
+def headline(findings: Sequence[Finding], *, recipes: int) -> tuple[Finding, list[Finding]]:
+    """The sentence of the first screen, and the other findings.
+
+    A loss that perplexity does not show comes first. Of a single recipe, what it keeps or loses says more than a count.
+    """
+    topics = ("perplexity", "method") if recipes == 1 else ("perplexity",)
+    lead = next((finding for topic in topics for finding in findings if finding.topic == topic), findings[0])
     return lead, [finding for finding in findings if finding is not lead]
 
 

@@ -75,7 +75,7 @@ def page_environment() -> Environment:
 
 def _context(run: Run, drawn: list[Figure], environment: Environment) -> Payload:
     result = run.result
-    lead, findings = first_screen.headline(find(result))
+    lead, findings = first_screen.headline(find(result), recipes=len(result.labels))
     table = matrix.matrix(result)
     sizes = [size_figure(result)] if result.compression else []
     figure_data = {figure.name: figure_payload(figure) for figure in [*drawn, *sizes]}
@@ -179,7 +179,9 @@ def _breakable(text: str) -> Markup:
 def _quiet(text: str) -> Markup:
     """A sentence whose bounds in brackets stand back."""
     parts = re.split(r"(\[[^\[\]]*\])", text)
-    return Markup().join(Markup("<span class=bounds>{}</span>").format(part) if i % 2 else part for i, part in enumerate(parts))
+    return Markup().join(
+        Markup("<span class=bounds>{}</span>").format(part) if i % 2 else part for i, part in enumerate(parts)
+    )
 
 
 def _short_hash(text: str) -> str | Markup:

@@ -51,7 +51,7 @@ function arrange(place) {
     const half = Math.ceil(shown.length / 2);
     if (sorted.by !== "method") return half;
     const changes = shown.map((row, i) => i).filter((i) => i > 0 && shown[i].dataset.method !== shown[i - 1].dataset.method);
-    const near = changes.filter((i) => Math.abs(i - half) <= 3);
+    const near = changes.filter((i) => Math.abs(i - half) <= 1);
     return near.sort((a, b) => Math.abs(a - half) - Math.abs(b - half))[0] ?? half;
   }
 
