@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Self, cast
+from typing import Any, Self, cast
 
 import altair as alt
 import pandas as pd
 
 from llmkick.report import formatting
-
-# A panel of a figure, or one of the layers of a panel.
-Layer = alt.Chart | alt.LayerChart | alt.FacetChart
+from llmkick.report.figures.board import Board, Layer, Panel
 
 # Okabe & Ito's palette (jfly.uni-koeln.de/color) for colour-blind readers; shapes repeat the distinction.
 STYLES: Mapping[str, tuple[str, str]] = {
@@ -30,7 +28,11 @@ GLYPHS: Mapping[str, str] = {
 }  # fmt: skip
 GREY = "#808080"  # readable on white and on black
 INK, PAPER, FAINT = "#333333", "#ffffff", "#888888"  # page.js replaces the first two with the colours of the page
-TIPS = ("recipe:N", "task:N", alt.Tooltip("value:N", title="score"), "change:N", "verdict:N")
+# As objects: altair takes long to make one of a text.
+TIPS = (
+    alt.Tooltip("recipe:N"), alt.Tooltip("task:N"), alt.Tooltip("value:N", title="score"), alt.Tooltip("change:N"),
+    alt.Tooltip("verdict:N"),
+)  # fmt: skip
 LOSS_TITLE = f"relative loss ({formatting.GAIN_SIGN})"
 LOWEST_LOSS, HIGHEST_LOSS = -0.3, 1.05
 HEIGHT = 190
@@ -107,7 +109,7 @@ def level_line(height: float, *, dotted: bool = False) -> alt.Chart:
     """A thin horizontal line across a panel."""
     dash = [1, 3] if dotted else [1, 0]
     line = alt.Chart(pd.DataFrame([{"y": height}])).mark_rule(color=GREY if dotted else FAINT, strokeDash=dash)
-    drawn: alt.Chart = line.encode(y="y:Q")
+    drawn: alt.Chart = line.encode(y=alt.Y("y:Q"))
     return drawn
 
 
@@ -120,7 +122,7 @@ def bars(frame: pd.DataFrame, y: alt.Y, methods: Methods, dense: float) -> list[
     low.shorthand = "low:Q"
     bar: alt.Chart = base.mark_bar(opacity=0.85, clip=True).encode(y=bar_y, color=methods.colour, tooltip=list(TIPS))
     whisker = base.transform_filter("isValid(datum.low)").mark_rule(strokeWidth=1.5, clip=True, color=INK)
-    return [level_line(dense), bar, cast(alt.Chart, whisker.encode(y=low, y2="high:Q"))]
+    return [level_line(dense), bar, cast(alt.Chart, whisker.encode(y=low, y2=alt.Y2("high:Q")))]
 
 
 def ratio_axis(panel: pd.DataFrame) -> alt.Y:
@@ -148,16 +150,17 @@ def with_intervals(base: alt.Chart, y: alt.Y, methods: Methods, *extra_tips: alt
     low = y.copy()
     low.shorthand = "low:Q"
     return [
-        base.transform_filter("isValid(datum.low)").mark_rule(strokeWidth=1.5, clip=True).encode(y=low, y2="high:Q"),
+        base.transform_filter("isValid(datum.low)")
+        .mark_rule(strokeWidth=1.5, clip=True)
+        .encode(y=low, y2=alt.Y2("high:Q")),
         base.mark_point(filled=True, size=55, opacity=1, clip=True).encode(y=y, shape=methods.shape, tooltip=tips),
     ]
 
 
-def with_margin(layers: Sequence[Layer], limit: float) -> alt.LayerChart:
+def with_margin(layers: Sequence[Layer], limit: float, *, title: alt.TitleParams) -> Panel:
     """A panel with a dashed line at the margin."""
-    rule = alt.Chart(pd.DataFrame([{"y": limit}])).mark_rule(strokeDash=[4, 3], color=GREY).encode(y="y:Q")
-    panel = cast(alt.LayerChart, alt.layer(rule, *layers))
-    return panel.properties(width=260, height=HEIGHT)
+    rule = alt.Chart(pd.DataFrame([{"y": limit}])).mark_rule(strokeDash=[4, 3], color=GREY).encode(y=alt.Y("y:Q"))
+    return Panel(layers=[rule, *layers], width=260, height=HEIGHT, title=title)
 
 
 def heat_map(frame: pd.DataFrame, field: str, title: str) -> alt.Chart:
@@ -184,27 +187,41 @@ def heat_map(frame: pd.DataFrame, field: str, title: str) -> alt.Chart:
 
 
 def themed(
-    panels: Sequence[Layer], *, columns: int = 3, minimum: int = 170, shared_colour: bool = True
-) -> alt.ConcatChart:
-    """Panels side by side, with thin lines and small type. `minimum` is the smallest panel width on the page."""
-    chart = alt.concat(*panels, columns=columns, usermeta={"minimum": minimum})
+    panels: Sequence[Panel | Layer],
+    *,
+    columns: int = 3,
+    minimum: int = 170,
+    shared_colour: bool = True,
+    usermeta: Mapping[str, Any] | None = None,
+    rest: Mapping[str, Any] | None = None,
+) -> Board:
+    """Panels side by side, with thin lines and small type.
+
+    `minimum` is the smallest panel width on the page; `usermeta` is further news for the page, `rest` for Vega-Lite.
+    """
     # Each panel reserves room only for the methods that it shows.
-    chart = chart.resolve_scale(xOffset="independent")
-    if not shared_colour:
-        chart = chart.resolve_scale(color="independent")
-    themed: alt.ConcatChart = chart.configure(
-        font="-apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', 'Noto Sans', 'Liberation Sans', Arial, sans-serif",
-        background=PAPER,
-        padding=8,
-        view=alt.ViewConfig(stroke=None),
-        axis=alt.AxisConfig(
-            labelColor=INK, titleColor=INK, titleFontWeight="normal", titleFontSize=11, labelFontSize=11,
-            gridColor=FAINT, gridOpacity=0.25, domainColor=FAINT, tickColor=FAINT, titlePadding=8,
-        ),
-        title=alt.TitleConfig(
-            anchor="start", frame="group", fontSize=13, subtitleFontSize=11, color=INK, subtitleColor=INK, offset=8
-        ),
-        legend=alt.LegendConfig(orient="top", labelFontSize=12, symbolSize=70, labelColor=INK, titleColor=INK),
-        concat=alt.CompositionConfig(spacing=22),
-    )  # fmt: skip
-    return themed
+    scale = {"xOffset": "independent", **({} if shared_colour else {"color": "independent"})}
+    return Board(
+        panels=panels,
+        columns=columns,
+        usermeta={"minimum": minimum, **(usermeta or {})},
+        rest={"resolve": {"scale": scale}, "config": THEME, **(rest or {})},
+    )
+
+
+THEME: Mapping[str, Any] = {
+    "font": "-apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', 'Noto Sans', 'Liberation Sans', Arial, sans-serif",
+    "background": PAPER,
+    "padding": 8,
+    "view": {"stroke": None, "continuousWidth": 300, "continuousHeight": 300},
+    "axis": {
+        "labelColor": INK, "titleColor": INK, "titleFontWeight": "normal", "titleFontSize": 11, "labelFontSize": 11,
+        "gridColor": FAINT, "gridOpacity": 0.25, "domainColor": FAINT, "tickColor": FAINT, "titlePadding": 8,
+    },
+    "title": {
+        "anchor": "start", "frame": "group", "fontSize": 13, "subtitleFontSize": 11, "color": INK,
+        "subtitleColor": INK, "offset": 8,
+    },
+    "legend": {"orient": "top", "labelFontSize": 12, "symbolSize": 70, "labelColor": INK, "titleColor": INK},
+    "concat": {"spacing": 22},
+}  # fmt: skip

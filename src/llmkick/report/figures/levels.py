@@ -10,6 +10,7 @@ import pandas as pd
 from llmkick.compression.levels import LevelKind
 from llmkick.report import formatting
 from llmkick.report.figures import charts
+from llmkick.report.figures.board import Layer, Panel
 from llmkick.report.figures.figure import Figure
 from llmkick.report.level_axes import KINDS
 from llmkick.report.lookup import comparisons_by_cell, dense_scores, judged_loss, ordered_tasks, task_comparisons
@@ -108,7 +109,7 @@ def _level_figure(result: StudyResult, cells: pd.DataFrame, kind: LevelKind) -> 
 
 def _panel(
     result: StudyResult, task: TaskSummary, panel: pd.DataFrame, kind: LevelKind, methods: charts.Methods
-) -> alt.LayerChart:
+) -> Panel:
     control = task.is_control
     dense = dense_scores(result).get(task.name)
     start = 1.0 if control else float(panel["dense"].iloc[0])
@@ -126,7 +127,7 @@ def _panel(
     said = f"dense {formatting.score(dense, task.metric)}" + (f", chance {chance:g}" if chance else "")
     title = alt.TitleParams(task.name, subtitle=said + (": no signal" if silent else ""))
     marks = [charts.level_line(chance, dotted=True)] if chance else []
-    return charts.with_margin([*marks, *layers], limit).properties(title=title)
+    return charts.with_margin([*marks, *layers], limit, title=title)
 
 
 def _caption(result: StudyResult, cells: pd.DataFrame, kind: LevelKind) -> str:
@@ -149,7 +150,7 @@ def _caption(result: StudyResult, cells: pd.DataFrame, kind: LevelKind) -> str:
     return " ".join(sentences)
 
 
-def against_sparsity(frame: pd.DataFrame, y: alt.Y, methods: charts.Methods, start: float) -> list[charts.Layer]:
+def against_sparsity(frame: pd.DataFrame, y: alt.Y, methods: charts.Methods, start: float) -> list[Layer]:
     """Lines over the share of zeros, from the dense model on."""
     most = float(frame["sparsity"].max())
     place = {method: i - (len(methods.names) - 1) / 2 for i, method in enumerate(methods.names)}
@@ -162,7 +163,7 @@ def against_sparsity(frame: pd.DataFrame, y: alt.Y, methods: charts.Methods, sta
     return [line.encode(x=x, y=y, color=methods.colour), *charts.with_intervals(base, y, methods)]
 
 
-def against_levels(frame: pd.DataFrame, y: alt.Y, methods: charts.Methods, start: float) -> list[charts.Layer]:
+def against_levels(frame: pd.DataFrame, y: alt.Y, methods: charts.Methods, start: float) -> list[Layer]:
     """Points over named levels, mild to severe, methods side by side; the grid begins at `start`."""
     x, side = charts.level_axis(frame, methods)
     base = alt.Chart(frame).encode(x=x, xOffset=side, color=methods.colour)
@@ -208,11 +209,13 @@ def _cells_with(result: StudyResult, verdict: Verdict) -> set[tuple[str, str]]:
 
 def _against_rise(
     frame: pd.DataFrame, x: alt.X, y: alt.Y, methods: charts.Methods, margin: float, *, lost: Collection[str]
-) -> alt.LayerChart:
+) -> Panel:
     """One task; `lost` are the recipes with a proven loss above the margin."""
     upright = alt.Chart(pd.DataFrame([{"rise": margin}])).mark_rule(strokeDash=[4, 3], color=charts.GREY).encode(x=x)
     corner = alt.Chart(pd.DataFrame([{"rise": -1, "x2": margin, "y": margin, "y2": charts.HIGHEST_LOSS}]))
-    shade = corner.mark_rect(clip=True, opacity=0.13, color="#d55e00").encode(x=x, x2="x2", y=y, y2="y2")
+    shade = corner.mark_rect(clip=True, opacity=0.13, color="#d55e00").encode(
+        x=x, x2=alt.X2("x2"), y=y, y2=alt.Y2("y2")
+    )
     base = alt.Chart(frame).encode(x=x, color=methods.colour)
     tips = (alt.Tooltip("perplexity:N"), alt.Tooltip("outcome:N", title="by perplexity"))
     hidden = list(frame.loc[frame["recipe"].isin(list(lost)) & (frame["outcome"] == "within margin"), "recipe"])
@@ -220,4 +223,4 @@ def _against_rise(
     said = f"hidden losses: {names}" if hidden else "no hidden loss is shown"
     title = alt.TitleParams(str(frame["task"].iloc[0]), subtitle=said)
     layers = [shade, upright, *charts.with_intervals(base, y, methods, *tips)]
-    return charts.with_margin(layers, margin).properties(title=title)
+    return charts.with_margin(layers, margin, title=title)
