@@ -155,8 +155,8 @@ def test_layers_whose_error_was_never_measured_can_be_drawn(folder):
     """Magnitude and rounding need no calibration, and without any there is nothing to measure on."""
     result = build_run(folder, recipes=["magnitude@0.5"], items=20)
     (report,) = result.compression
-    layers = tuple(replace(layer, relative_output_error=None) for layer in report.layers)
-    result = result.model_copy(update={"compression": (report.model_copy(update={"layers": layers}),)})
+    unmeasured = tuple(replace(layer, relative_output_error=None) for layer in report.layers)
+    result = result.model_copy(update={"compression": (report.model_copy(update={"layers": unmeasured}),)})
     spec = figures.layer_figure(result).spec
     (_, rows), *_ = layers(json.loads(json.dumps(spec, allow_nan=False)))
     assert rows[0]["relative_output_error"] is None
