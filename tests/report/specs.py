@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import altair as alt
+
+from llmkick.report.figures import figures
+from llmkick.report.figures.figure import Figure
+from llmkick.study.results.results import StudyResult
+
+
+def write_figures(result: StudyResult, drawn: Sequence[Figure] | None = None) -> list[Path]:
+    """Write every figure of a study to its folder."""
+    with figures.figures_drawn(result, figures.figures(result) if drawn is None else drawn) as write:
+        return write()
 
 
 def validate(spec: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from llmkick.report.figures import figures
 from llmkick.report.figures.charts import OTHER_STYLES, STYLES, Methods
-from report.specs import layers, points, validate
+from report.specs import layers, points, validate, write_figures
 from report.synthetic import RECIPES, build_run
 
 
@@ -135,7 +135,7 @@ def test_colours_and_shapes_are_distinct_and_stay_with_their_method():
 )
 def test_sparse_studies_can_be_drawn(folder, options):
     result = build_run(folder, **{"items": 60, **options})
-    for path in figures.write_figures(result, folder):
+    for path in write_figures(result):
         texts(path)
 
 
@@ -148,7 +148,7 @@ def test_a_loss_that_is_undefined_has_no_interval(folder):
     result = result.model_copy(update={"comparisons": tuple(changed)})
     *_, figure = figures.figures(result)
     assert {row["low"] for row in points(figure.spec)} == {None}
-    figures.write_figures(result, folder)
+    write_figures(result)
 
 
 def test_layers_whose_error_was_never_measured_can_be_drawn(folder):
@@ -160,4 +160,4 @@ def test_layers_whose_error_was_never_measured_can_be_drawn(folder):
     spec = figures.layer_figure(result).spec
     (_, rows), *_ = layers(json.loads(json.dumps(spec, allow_nan=False)))
     assert rows[0]["relative_output_error"] is None
-    figures.write_figures(result, folder)
+    write_figures(result)

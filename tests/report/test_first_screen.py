@@ -7,13 +7,12 @@ from dataclasses import replace
 import pytest
 
 import browser as chromium
-from llmkick.report.figures import figures
 from llmkick.report.figures.kept import KEPT, kept_figure
 from llmkick.report.findings import Finding
 from llmkick.report.matrix import loss_step, matrix
 from llmkick.report.page.first_screen import density, headline, methods, page_rows, tally
 from llmkick.report.page.page import write_report
-from report.specs import layers, points, validate
+from report.specs import layers, points, validate, write_figures
 from report.synthetic import SEVERITY, build_run
 
 MANY = [
@@ -59,7 +58,7 @@ def test_without_perplexity_the_figure_has_a_row_for_each_method(folder):
     validate(figure.spec)
     assert figure.title == "What each method keeps"
     assert {row["recipe"] for row in points(figure.spec)} == set(result.labels)
-    assert figures.write_figures(result, folder)
+    assert write_figures(result)
 
 
 @pytest.mark.parametrize("options", [{"tasks": ("perplexity",)}, {"recipes": []}], ids=str)
@@ -121,8 +120,9 @@ def test_colours_are_steps_of_the_margin(share, step):
 
 browsed = pytest.mark.skipif(bool(chromium.missing()), reason=chromium.missing())
 ROWS = """
-const rows = () => [...document.querySelectorAll("#matrices tr.row")].map((row) => row.cells[0].title);
-const values = (column) => [...document.querySelectorAll("#matrices tr.row")].map((row) => row.cells[column + 2].dataset.value);
+const lines = () => [...document.querySelectorAll("#matrices tr.row")];
+const rows = () => lines().map((row) => row.cells[0].title);
+const values = (column) => lines().map((row) => row.cells[column + 2].dataset.value);
 const sort = (by) => document.querySelector(`.sort[data-sort="${by}"]`);
 const chip = (method) => document.querySelector(`.chip[data-method="${method}"]`);
 const tip = () => { const one = document.getElementById("tip"); return one.hidden ? "" : one.innerText; };

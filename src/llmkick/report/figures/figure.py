@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import altair as alt
 import pandas as pd
-import vl_convert
 
 from llmkick.files import write_text
 from llmkick.report.figures.board import Board, Spec
+from llmkick.report.figures.svg import drawn_aside
 
 VEGA_LITE = ".".join(alt.SCHEMA_VERSION.lstrip("v").split(".")[:2])
 
@@ -39,12 +40,20 @@ class Figure:
         return "" if self.rows.empty else str(self.rows.to_csv(index=False, lineterminator="\n"))
 
 
-def write_svg(drawn: Sequence[Figure], folder: Path) -> list[Path]:
-    """Write every figure to `folder/NAME.svg` and its numbers to `NAME.csv`, without a browser or a network."""
-    written = []
-    for figure in drawn:
-        svg = vl_convert.vegalite_to_svg(json.dumps(figure.spec), vl_version=VEGA_LITE)
-        written.append(write_text(folder / f"{figure.name}.svg", svg))
-        if figure.csv:
-            write_text(folder / f"{figure.name}.csv", figure.csv)
-    return written
+@contextlib.contextmanager
+def drawn_meanwhile(drawn: Sequence[Figure], folder: Path) -> Iterator[Callable[[], list[Path]]]:
+    """Begin to draw figures; what is yielded writes each to `folder/NAME.svg`, and its numbers to `NAME.csv`.
+
+    Neither a browser nor a network is needed.
+    """
+    with drawn_aside([json.dumps(figure.spec) for figure in drawn], VEGA_LITE) as finish:
+
+        def write() -> list[Path]:
+            written = []
+            for figure, svg in zip(drawn, finish(), strict=True):
+                written.append(write_text(folder / f"{figure.name}.svg", svg))
+                if figure.csv:
+                    write_text(folder / f"{figure.name}.csv", figure.csv)
+            return written
+
+        yield write
