@@ -107,7 +107,6 @@ def _against_rise(frame: pd.DataFrame, margin: float) -> Panel:
     y, bottom, top = _kept_axis(frame["kept"])
     corner = pd.DataFrame([{"rise": low, "x2": margin, "kept": 1 - margin, "y2": bottom}])
     limits = alt.Chart(corner)
-    dashed = {"strokeDash": [4, 3], "color": charts.GREY}
     dense = pd.DataFrame(
         [{"method": method, "kind": kind, "rise": 0.0, "kept": 1.0} for method, kind in _series(frame)]
     )
@@ -121,8 +120,9 @@ def _against_rise(frame: pd.DataFrame, margin: float) -> Panel:
     layers: list[Layer] = [
         limits.mark_rect(opacity=0.1, color=LOSS_COLOUR, clip=True)
         .encode(x=x, x2=alt.X2("x2:Q"), y=y, y2=alt.Y2("y2:Q")),
-        limits.mark_rule(**dashed).encode(y=y),
-        alt.Chart(corner[["x2"]].rename(columns={"x2": "rise"})).mark_rule(**dashed).encode(x=x),
+        limits.mark_rule(strokeDash=[4, 3], color=charts.GREY).encode(y=y),
+        alt.Chart(corner[["x2"]].rename(columns={"x2": "rise"}))
+        .mark_rule(strokeDash=[4, 3], color=charts.GREY).encode(x=x),
         limits.mark_text(
             align="left", dx=6, dy=-22, fontSize=11, lineHeight=13, color=charts.INK,
             text=["lost, but perplexity", "does not tell"],

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import altair as alt
 import pandas as pd
@@ -19,6 +20,17 @@ Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels
 
 
 @dataclass(frozen=True, kw_only=True)
+class Point:
+    """A recipe, the text beside its point, and what it is placed by."""
+
+    recipe: str
+    label: str
+    method: str
+    kept: float
+    rise: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class RiseScale:
     """The place of a row on a panel whose horizontal axis is that of `charts.rise_axis`."""
 
@@ -30,11 +42,11 @@ class RiseScale:
     height: int
     constant: float
 
-    def at(self, row: Mapping[str, float]) -> tuple[float, float]:
+    def at(self, point: Point) -> tuple[float, float]:
         """Pixels from the left and from the top."""
-        low, high, value = (self._log(number) for number in (self.low, self.high, row["rise"]))
+        low, high, value = (self._log(number) for number in (self.low, self.high, point.rise))
         x = self.width * (value - low) / (high - low)
-        return x, self.height * (self.top - row["kept"]) / (self.top - self.bottom)
+        return x, self.height * (self.top - point.kept) / (self.top - self.bottom)
 
     def _log(self, value: float) -> float:
         return math.copysign(math.log1p(abs(value) / self.constant), value)
@@ -50,25 +62,33 @@ class MethodRows:
     height: int
     rows: Mapping[str, float]
 
-    def at(self, row: Mapping[str, float]) -> tuple[float, float]:
+    def at(self, point: Point) -> tuple[float, float]:
         """Pixels from the left and from the top."""
-        return self.width * (row["kept"] - self.low) / (self.high - self.low), self.rows[str(row["method"])]
+        return self.width * (point.kept - self.low) / (self.high - self.low), self.rows[point.method]
 
 
 def point_names(
     frame: pd.DataFrame, place: Mapping[int, RiseScale | MethodRows], x: alt.X, y: alt.Y, *, taken: Box
 ) -> list[Layer]:
     """The labels of the levels beside their points, as many as have room at each width."""
-    rows = frame.to_dict("records")
+    columns = [frame[name].tolist() for name in ("recipe", "label", "method", "kept", "rise")]
+    points = [
+        Point(recipe=recipe, label=label, method=method, kept=kept, rise=rise)
+        for recipe, label, method, kept, rise in zip(*columns, strict=True)
+    ]
     placed = [
-        {"recipe": row["recipe"], "label": row["label"], "kept": row["kept"], "rise": row["rise"],
-         "method": row["method"], "room": room, "side": side}
+        {**vars(point), "room": room, "side": side}
         for room, scale in place.items()
-        for row, side in _placed(rows, [scale.at(row) for row in rows], scale.width, scale.height, taken)
-    ]  # fmt: skip
+        for point, side in _placed(points, scale, taken)
+    ]
     names = pd.DataFrame(placed, columns=["recipe", "label", "kept", "rise", "method", "room", "side"])
     base = alt.Chart(names).transform_filter("datum.room === room")
-    looks = {"right": ("left", 8, 0), "left": ("right", -8, 0), "above": ("center", 0, -11), "below": ("center", 0, 12)}
+    looks: Mapping[str, tuple[Literal["left", "center", "right"], int, int]] = {
+        "right": ("left", 8, 0),
+        "left": ("right", -8, 0),
+        "above": ("center", 0, -11),
+        "below": ("center", 0, 12),
+    }
     return [
         base.transform_filter(f"datum.side === '{side}'")
         .mark_text(align=align, dx=dx, dy=dy, fontSize=10.5, color=charts.INK, opacity=0.85, baseline="middle")
@@ -78,13 +98,12 @@ def point_names(
     ]  # fmt: skip
 
 
-def _placed(
-    rows: Sequence[Mapping[str, str]], points: Sequence[tuple[float, float]], width: int, height: int, taken: Box
-) -> Iterable[tuple[Mapping[str, str], str]]:
-    """The rows whose labels touch no other label, no point and no edge, with the side; severe levels first."""
-    boxes: list[Box] = [taken, *((x - POINT / 2, y - POINT / 2, x + POINT / 2, y + POINT / 2) for x, y in points)]
-    for row, (x, y) in reversed(list(zip(rows, points, strict=True))):
-        wide = LETTER * len(row["label"])
+def _placed(points: Sequence[Point], scale: RiseScale | MethodRows, taken: Box) -> Iterator[tuple[Point, str]]:
+    """The points whose labels touch no other label, no point and no edge, with the side; severe levels first."""
+    places = [scale.at(point) for point in points]
+    boxes: list[Box] = [taken, *((x - POINT / 2, y - POINT / 2, x + POINT / 2, y + POINT / 2) for x, y in places)]
+    for point, (x, y) in reversed(list(zip(points, places, strict=True))):
+        wide = LETTER * len(point.label)
         sides = {
             "right": (x + 7, y - LINE / 2, x + 8 + wide, y + LINE / 2),
             "left": (x - 8 - wide, y - LINE / 2, x - 7, y + LINE / 2),
@@ -92,14 +111,10 @@ def _placed(
             "below": (x - wide / 2, y + 6, x + wide / 2, y + 18),
         }
         for side, box in sides.items():
-            if (
-                box[0] >= 0
-                and box[2] <= width + 10
-                and box[3] <= height
-                and not any(_touch(box, other) for other in boxes)
-            ):
+            inside = box[0] >= 0 and box[2] <= scale.width + 10 and box[3] <= scale.height
+            if inside and not any(_touch(box, other) for other in boxes):
                 boxes.append(box)
-                yield row, side
+                yield point, side
                 break
 
 

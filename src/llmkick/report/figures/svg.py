@@ -23,7 +23,7 @@ def drawn_aside(specs: Sequence[str], version: str) -> Iterator[Callable[[], lis
         given.seek(0)
         # -P: this file's folder holds modules whose names hide others.
         command = [sys.executable, "-P", __file__]
-        process = subprocess.Popen(command, stdin=given, stdout=got, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(command, stdin=given, stdout=got, stderr=subprocess.DEVNULL)  # noqa: S603
 
         def finish() -> list[str]:
             if process.wait() != 0:

@@ -36,7 +36,7 @@ class Tally(VerdictText):
 
 def tally(result: StudyResult) -> list[Tally]:
     """How many recipes have each overall verdict."""
-    count = Counter(row.verdict for row in result.overall)
+    count = Counter[str](row.verdict for row in result.overall)
     words = {
         "matching": "match the dense model",
         "not matching": f"lost more than {formatting.setting(result.study.margin)}",
