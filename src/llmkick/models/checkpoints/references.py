@@ -24,7 +24,7 @@ from llmkick.models.checkpoints.quantized import (
 )
 from llmkick.models.checkpoints.weight_files import TensorFiles, refuse_unreadable
 from llmkick.models.plugin_models import plugin_of
-from llmkick.models.server.scheme import is_server
+from llmkick.models.server_scheme import is_server
 
 # Part of the cache key of converted files: raise it whenever the conversion changes.
 CONVERSION_VERSION = 3

@@ -33,7 +33,7 @@ from llmkick.models.server.endpoint import Endpoint, Refused
 from llmkick.models.server.log_probabilities import echoed_score
 from llmkick.models.server.outcomes import generation_of, letters_by, letters_of, stopped_early
 from llmkick.models.server.replies import new_tokens, unchanging_facts, whole_number
-from llmkick.models.server.scheme import is_server
+from llmkick.models.server_scheme import is_server
 from llmkick.models.thoughts import THOUGHT_TOKENS, Thinking
 from llmkick.models.transformers_model import TransformersModel
 

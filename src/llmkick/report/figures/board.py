@@ -15,7 +15,7 @@ import pandas as pd
 # The Vega-Lite specification of a chart.
 Spec = dict[str, Any]
 # The rows of a chart, as objects.
-Rows = list[dict[str, Any]]
+Rows = list[Spec]
 # A layer of a panel.
 Layer = alt.Chart | alt.LayerChart | alt.FacetChart
 
@@ -46,7 +46,7 @@ class Board:
 
     panels: Sequence[Panel | Layer]
     columns: int
-    usermeta: Mapping[str, Any]
+    usermeta: Mapping[str, object]
     rest: Spec = field(default_factory=dict)
 
     def to_dict(self) -> Spec:
@@ -81,22 +81,25 @@ def plain_values(frame: pd.DataFrame) -> Rows:
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
-def _value(value: Any) -> Any:
+def _value(value: object) -> object:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if value is None or isinstance(value, str | int):
         return value
     if isinstance(value, np.generic):
         return _value(value.item())
-    return None if value is pd.NA else [_value(part) for part in value]
+    if isinstance(value, list | tuple):
+        return [_value(part) for part in value]
+    assert value is pd.NA, value
+    return None
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     return value.to_dict(validate=False) if isinstance(value, alt.SchemaBase) else value
 
 
 @contextlib.contextmanager
-def _transforming(transformer: Callable[[Any], Spec]) -> Iterator[None]:
+def _transforming(transformer: Callable[[pd.DataFrame], Spec]) -> Iterator[None]:
     """Pass the data of every chart through a function."""
     alt.data_transformers.register("llmkick", cast(Any, transformer))
     with alt.data_transformers.enable("llmkick", consolidate_datasets=False):

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self, cast
+from typing import Self, cast
 
 import altair as alt
 import pandas as pd
 
 from llmkick.report import formatting
-from llmkick.report.figures.board import Board, Layer, Panel
+from llmkick.report.figures.board import Board, Layer, Panel, Spec
 
 # Okabe & Ito's palette (jfly.uni-koeln.de/color) for colour-blind readers; shapes repeat the distinction.
 STYLES: Mapping[str, tuple[str, str]] = {
@@ -192,8 +192,8 @@ def themed(
     columns: int = 3,
     minimum: int = 170,
     shared_colour: bool = True,
-    usermeta: Mapping[str, Any] | None = None,
-    rest: Mapping[str, Any] | None = None,
+    usermeta: Mapping[str, object] | None = None,
+    rest: Spec | None = None,
 ) -> Board:
     """Panels side by side, with thin lines and small type.
 
@@ -209,7 +209,7 @@ def themed(
     )
 
 
-THEME: Mapping[str, Any] = {
+THEME: Spec = {
     "font": "-apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', 'Noto Sans', 'Liberation Sans', Arial, sans-serif",
     "background": PAPER,
     "padding": 8,

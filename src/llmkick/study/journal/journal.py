@@ -219,10 +219,8 @@ class Journal(JournalFile):
 
     def calibration(self, key: str) -> Calibration | None:
         """Return the calibration windows under a key, or None for an unknown key."""
-        rows = self.rows(
-            "SELECT source, seed, sequences, length, tokens FROM calibrations WHERE calibration_key = ?", (key,)
-        )
-        if not rows:
+        query = "SELECT source, seed, sequences, length, tokens FROM calibrations WHERE calibration_key = ?"
+        if not (rows := self.rows(query, (key,))):
             return None
         from llmkick.compression.walk.calibration import Calibration  # it imports torch; a report needs neither
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from llmkick.errors import ConfigError
 from llmkick.models.server.address import parse_address
-from llmkick.models.server.scheme import is_server
+from llmkick.models.server_scheme import is_server
 
 
 def label_others(references: Sequence[str], *, taken: Collection[str]) -> dict[str, str]:

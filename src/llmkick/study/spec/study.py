@@ -18,7 +18,7 @@ from llmkick.compression.recipe import Dense, Recipe
 from llmkick.compression.registry import parse_recipe
 from llmkick.errors import ConfigError, KickError
 from llmkick.models.precision import DTYPES
-from llmkick.models.server.scheme import is_server
+from llmkick.models.server_scheme import is_server
 from llmkick.models.thoughts import Thinking
 from llmkick.study.spec.choices import Correction, Stop
 from llmkick.study.spec.model_names import label_others, parse_if_server
