@@ -112,7 +112,7 @@ def newest(cells: Sequence[CellEntry]) -> list[CellEntry]:
 
 
 def _study(notes: Notes, folder: Path) -> Study:
-    from llmkick.study.spec.study import make_study  # it imports torch, which a report of a complete run needs not
+    from llmkick.study.spec.study import make_study  # it imports much that a report of a complete run needs not
 
     if notes.schema not in (None, str(JOURNAL_SCHEMA)):
         raise DataError(f"{folder}: the journal has schema {notes.schema}; this version reads {JOURNAL_SCHEMA}")
