@@ -1,7 +1,4 @@
-"""Clients for a judge: an OpenAI-compatible endpoint or a local model.
-
-`llmkick.models.server.endpoint` connects, sends the key and retries; this module adds the judge-specific parts.
-"""
+"""Clients for a judge: a local model, or an endpoint, which `models.server.endpoint` connects to and retries."""
 
 from __future__ import annotations
 
