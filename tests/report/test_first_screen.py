@@ -226,7 +226,7 @@ def test_a_cell_says_its_bounds_on_hover_focus_and_tap(driver, result):
     entry = next(e for e in result.comparisons if (e.recipe, e.task) == ("magnitude@0.25", "factoid_qa"))
     said = run("return tip()")
     assert "magnitude@0.25 on factoid_qa" in said
-    assert "95 % interval: a loss of" in said
+    assert "95 % bounds: a loss of" in said
     assert f"The paper's rule, without bounds: {entry.paper_verdict}" in said
     ActionChains(driver).move_to_element(driver.find_element("tag name", "h1")).perform()
     assert run("return tip()") == ""

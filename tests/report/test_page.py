@@ -182,7 +182,7 @@ def test_the_matrix_says_verdicts_in_words(result, elements):
         assert f"The paper's rule, without bounds: {entry.paper_verdict}" in details
         if entry.verdict != "no signal":
             assert formatting.loss_number(entry.relative_drop) in said
-            assert f"95 % interval: {formatting.loss_range(entry.interval)}" in details
+            assert f"95 % bounds: {formatting.loss_range(entry.interval)}" in details
     for tag, attrs, _ in elements.found[matrix:]:
         if tag == "th":
             assert "scope" in attrs

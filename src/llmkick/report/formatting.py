@@ -141,13 +141,17 @@ def loss_range(bounds: Sequence[float]) -> str:
 
 
 def interval_name(alpha: float) -> str:
-    """What the interval of a comparison is called, wherever it is shown: "95 % interval"."""
-    return f"{setting(1 - alpha)} interval"
+    """What the bounds of a comparison are called, wherever they are shown: "95 % bounds"."""
+    return f"{setting(1 - alpha)} bounds"
 
 
 def interval_note(alpha: float) -> str:
-    """How the interval of a comparison and its verdict go together, in one sentence."""
-    return f"A verdict is a one-sided test at {setting(alpha)}; the interval is two-sided and so a little wider."
+    """How the bounds of a comparison and its verdict go together, in a few words."""
+    return (
+        f"The loss is above the lower bound and below the upper one, each with {setting(1 - alpha)} confidence. Matching "
+        "means that the upper bound is below the margin, not matching that the lower one is above it. Where guessing "
+        "scores, the loss is that of the part above chance."
+    )
 
 
 def increase(comparison: PerplexityComparison, *, signed: bool = True) -> Change:
