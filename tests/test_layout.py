@@ -74,7 +74,7 @@ MAY_IMPORT = {
     },
     "study.judging": {
         *("study", "study.journal", "study.results", "study.spec", "tasks", "tasks.data", "tasks.judge"),
-        *("models.checkpoints", "models.server", "files"),
+        *("models", "models.server", "files"),
     },
     "study.running": {
         *("study", "study.journal", "study.judging", "study.results", "study.spec"),

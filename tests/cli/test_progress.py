@@ -45,7 +45,7 @@ def test_the_pace_counts_what_this_session_did(clock):
 
 
 def test_verdicts_are_told_in_words_and_signs():
-    assert verdict_line(LOST).plain == "✗ wanda@0.5 on factoid_qa: not matching, 0.09, loss 84 % [70, 95]"
+    assert verdict_line(LOST).plain == "✗ wanda@0.5 on factoid_qa: not matching, 0.09, loss of 84 % [70, 95]"
     assert verdict_line(CONTROL).plain == "· wanda@0.5 on perplexity: 99.8, +138 % [102, 181], beyond margin"
     silent = replace(LOST, verdict="no signal", interval=None)
     assert verdict_line(silent).plain == "∅ wanda@0.5 on factoid_qa: no signal, 0.09"
@@ -77,7 +77,7 @@ def test_elsewhere_there_are_plain_lines(clock):
     assert text.getvalue().splitlines() == [
         "[0/4 cells] dense on factoid_qa",
         "[0/4 cells] dense on factoid_qa, 62 of 100, 2/s, 2:49 left",
-        "✗ wanda@0.5 on factoid_qa: not matching, 0.09, loss 84 % [70, 95]",
+        "✗ wanda@0.5 on factoid_qa: not matching, 0.09, loss of 84 % [70, 95]",
     ]
 
 

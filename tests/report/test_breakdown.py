@@ -5,6 +5,7 @@ from llmkick.report.breakdown import groups_table, measures_table
 from llmkick.report.figures import figures
 from llmkick.report.run_folder import opened_run
 from llmkick.statistics import compare
+from report.specs import validate, write_figures
 from report.synthetic import build_run
 
 TASKS = ("multiple_choice:cloze", "summarization", "instruction")
@@ -65,10 +66,10 @@ def test_parts_and_measures_are_drawn(parts):
         "answers-summarization": 1 * 3,
     }  # fmt: skip
     for name, panels in wanted.items():
-        drawn[name].chart.to_dict(validate=True)
+        validate(drawn[name].spec)
         assert len(drawn[name].spec["concat"]) == panels
         assert len(drawn[name].csv.splitlines()) > panels
-    figures.write_figures(result, result.folder, drawn=list(drawn.values()))
+    write_figures(result, list(drawn.values()))
 
 
 def test_a_study_without_parts_has_none(plain):

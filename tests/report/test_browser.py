@@ -26,6 +26,10 @@ const pick = (value) => {
   radio.checked = true;
   radio.dispatchEvent(new Event("input", { bubbles: true }));
 };
+const answersOf = (recipe, task) => {
+  document.querySelector(`td[data-recipe="${recipe}"][data-task="${task}"]`).click();
+  document.querySelector("#tip a").click();
+};
 const list = () => document.querySelectorAll("#answers-list > li").length;
 const tags = () => [...new Set([...document.querySelectorAll("#answers-list .tag")].map((tag) => tag.textContent))];
 const status = () => $("answers-status").textContent;
@@ -96,14 +100,14 @@ def saved(downloads: Path, name: str) -> bytes:
 
 
 def test_the_page_draws_every_part_of_itself(seen):
-    assert seen("return document.querySelectorAll('svg.marks').length") == 6
+    assert seen("return document.querySelectorAll('svg.marks').length") == 7
     assert seen("return list()") == 10
     assert "could not be drawn" not in seen("return document.body.innerText")
 
 
 def test_filters_search_and_pages_work(seen, driver, result):
     entry = next(e for e in result.comparisons if (e.recipe, e.task) == ("magnitude@0.25", "factoid_qa"))
-    seen('document.querySelector(\'a[data-recipe="magnitude@0.25"][data-task="factoid_qa"]\').click()')
+    seen("answersOf('magnitude@0.25', 'factoid_qa')")
     chromium.wait_for(driver, IDS + "return $('answers-task').selectedOptions[0].text === 'factoid_qa' && list()")
     assert seen("return $('answers-variant').selectedOptions[0].text") == "magnitude@0.25"
     seen("pick('lost')")
@@ -119,7 +123,7 @@ def test_filters_search_and_pages_work(seen, driver, result):
     seen("input('answers-search', 'no such words')")
     assert seen("return [list(), status()]") == [0, "No question fits these filters, of 60 questions."]
     seen("input('answers-search', '');")
-    seen('document.querySelector(\'a[data-recipe="wanda@0.25"][data-task="context_qa:open"]\').click()')
+    seen("answersOf('wanda@0.25', 'context_qa:open')")
     chromium.wait_for(driver, IDS + "return document.querySelector('input[value=unscored]')")
     seen("pick('unscored')")
     assert seen("return [list(), document.querySelector('.answer.right, .answer .empty').textContent]")[0] == 3
@@ -203,7 +207,7 @@ def test_the_keyboard_reaches_everything_in_order(seen, driver):
       const able = [...document.querySelectorAll('a[href], button, select, input, summary, [tabindex="0"]')];
       return able.filter((one) => !one.checkVisibility || one.checkVisibility())
         .filter((one) => !(one.textContent.trim() || one.getAttribute('aria-label') || one.closest('label')
-          || one.getAttribute('aria-labelledby'))).map((one) => one.outerHTML);
+          || one.getAttribute('aria-labelledby') || one.cellIndex !== undefined)).map((one) => one.outerHTML);
     """
     assert seen(bad) == []
     seen("$('answers-variant').focus()")

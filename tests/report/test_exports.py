@@ -26,7 +26,7 @@ def test_markdown_says_what_the_page_says(result):
             assert formatting.score(entry.compressed, "perplexity" if entry.kind == "perplexity" else "") in cell
             if entry.kind == "task" and entry.verdict != "no signal":
                 assert entry.verdict in cell
-                assert formatting.interval(entry.interval) in cell
+                assert str(formatting.loss(entry)) in cell
 
 
 def test_latex_is_a_booktabs_table_without_bare_signs(result):

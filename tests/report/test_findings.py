@@ -90,7 +90,7 @@ def test_a_gap_in_the_levels_ends_what_is_kept(plain):
 def test_a_loss_whose_interval_holds_zero_is_told_by_its_margin(plain):
     some = [entry("wanda@0.5", "not matching", drop=1.0, interval=(-0.17, 1.0))]
     assert texts(with_comparisons(plain, some))["method"] == (
-        "wanda at 0.5 loses more than 5 % of factoid_qa (estimate 100 % [−17, 100])."
+        "wanda at 0.5 loses more than 5 % of factoid_qa (estimate: loss of 100 % [+17, 100])."
     )
     without = [entry("wanda@0.5", "not matching", drop=0.4, interval=None)]
     assert "more than 5 %" in texts(with_comparisons(plain, without))["method"]

@@ -45,6 +45,28 @@ def test_loss_and_increase_carry_their_intervals():
     assert formatting.percent_range(0.2, 0.2001) == "20 %"
 
 
+@pytest.mark.parametrize(
+    ("drop", "bounds", "column", "words", "inside"),
+    [
+        (0.31, (0.22, 0.402), "31 % [22, 40]", "loss of 31 %", "a loss of 22 to 40 %"),
+        (-0.16, (-0.2, -0.12), "+16 % [+20, +12]", "gain of 16 %", "a gain of 12 to 20 %"),
+        (-0.04, (-0.1, 0.02), "+4.0 % [+10, 2.0]", "gain of 4.0 %", "from a gain of 10 % to a loss of 2.0 %"),
+        (0.0, (0.0, 0.0), "0.0 % [0.0, 0.0]", "loss of 0.0 %", "a loss of 0.0 %"),
+        (-0.0001, (-0.0002, 0.03), "0.0 % [0.0, 3.0]", "loss of 0.0 %", "a loss of 0.0 to 3.0 %"),
+    ],
+)
+def test_a_negative_loss_is_a_gain(drop, bounds, column, words, inside):
+    assert str(formatting.relative_loss(drop, bounds)) == column
+    assert formatting.loss_words(drop) == words
+    assert formatting.loss_range(bounds) == inside
+    assert formatting.loss_number(drop) == column.split()[0]
+    assert formatting.MINUS not in column
+    comparison = task_comparison(relative_drop=drop, interval=bounds, verdict="undecided")
+    assert formatting.loss_sentence(comparison) == f"{words} [{column.split(' [')[1]}"
+    assert formatting.loss_sentence(replace(comparison, verdict="no signal")) == ""
+    assert formatting.loss_sentence(replace(comparison, relative_drop=None)) == ""
+
+
 def test_scores_and_perplexities():
     assert formatting.score(0.415) == "0.41"
     assert formatting.score(None) == "–"

@@ -6,6 +6,7 @@ from html.parser import HTMLParser
 
 import pytest
 
+from llmkick.report import formatting
 from llmkick.report.page.answers import answers_payload
 from llmkick.report.page.embedding import PLAIN_LIMIT, embedded, packed
 from llmkick.report.page.page import write_report
@@ -120,7 +121,7 @@ def test_a_perplexity_that_cannot_be_compared_says_so(folder):
     ]
     path.write_text(json.dumps(content), encoding="utf-8")
     text = write_report(folder).read_text(encoding="utf-8")
-    assert text.count("not comparable") == 1
+    assert text.count('<span class="hidden"> not comparable</span>') == 1
 
 
 def test_names_and_warnings_are_escaped_too(folder):
@@ -165,11 +166,23 @@ def test_a_long_passage_is_cut_and_says_so(folder):
 
 def test_the_matrix_says_verdicts_in_words(result, elements):
     matrix = next(i for i, (tag, attrs, _) in enumerate(elements.found) if attrs.get("class") == "matrix")
-    words = [text for tag, attrs, text in elements.found[matrix:] if tag == "a" and "data-task" in attrs]
-    links = [attrs for tag, attrs, _ in elements.found[matrix:] if tag == "a" and "data-task" in attrs]
-    expected = [(recipe, task["name"]) for recipe in RECIPES for task in result.tasks if task["metric"] != "perplexity"]
-    assert [(link["data-recipe"], link["data-task"]) for link in links] == expected
-    assert len(words) == len(expected)
+    entries = {(e.recipe, e.task): e for e in result.comparisons if e.kind == "task"}
+    cells = [
+        i for i, (tag, attrs, _) in enumerate(elements.found) if i > matrix and tag == "td" and "data-task" in attrs
+    ]
+    assert {(elements.found[i][1]["data-recipe"], elements.found[i][1]["data-task"]) for i in cells} == set(entries)
+    for i in cells:
+        attrs = elements.found[i][1]
+        entry = entries[attrs["data-recipe"], attrs["data-task"]]
+        said = "".join("".join(text) for _, _, text in elements.found[i : i + 4])
+        assert f"{entry.verdict}, " in said
+        details = attrs["title"].split("\n")
+        assert details[0] == f"{entry.recipe} on {entry.task}"
+        assert entry.verdict in details[1]
+        assert f"The paper's rule, without bounds: {entry.paper_verdict}" in details
+        if entry.verdict != "no signal":
+            assert formatting.loss_number(entry.relative_drop) in said
+            assert f"95 % bounds: {formatting.loss_range(entry.interval)}" in details
     for tag, attrs, _ in elements.found[matrix:]:
         if tag == "th":
             assert "scope" in attrs

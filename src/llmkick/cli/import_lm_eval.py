@@ -91,7 +91,14 @@ def import_lm_eval(
 def _print_verdicts(imported: list[ImportedTask]) -> None:
     from llmkick.report import formatting
 
-    table = Table(Column("task", overflow="fold"), "metric", "items", "dense → compressed", "loss", "verdict")
+    table = Table(
+        Column("task", overflow="fold"),
+        "metric",
+        "items",
+        "dense → compressed",
+        f"loss ({formatting.GAIN_SIGN})",
+        "verdict",
+    )
     labels_by_note: dict[str, list[str]] = {}
     for task in imported:
         comparison = task.comparison

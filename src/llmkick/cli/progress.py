@@ -209,7 +209,7 @@ class JsonProgress:
 
 
 def verdict_line(comparison: AnyComparison) -> Text:
-    """A verdict in a line, such as "✗ wanda@0.5 on factoid_qa: not matching, 0.09, loss 84 % [70, 95]"."""
+    """A verdict in a line, such as "✗ wanda@0.5 on factoid_qa: not matching, 0.09, loss of 84 % [70, 95]"."""
     from llmkick.report import formatting
 
     label = f"{comparison.recipe} on {comparison.task}"
@@ -217,11 +217,11 @@ def verdict_line(comparison: AnyComparison) -> Text:
         score = formatting.score(comparison.compressed, "perplexity")
         return Text(f"· {label}: {score}, {formatting.increase(comparison)}, {comparison.outcome}", style="dim")
     mark = formatting.mark(comparison.verdict)
-    score, loss = formatting.score(comparison.compressed), formatting.loss(comparison)
+    score, loss = formatting.score(comparison.compressed), formatting.loss_sentence(comparison)
     line = Text(f"{mark.symbol} ", style=mark.style)
     line.append(f"{label}: ")
     line.append(comparison.verdict, style=mark.style)
-    line.append(f", {score}" + (f", loss {loss}" if loss.value != formatting.NOTHING else ""))
+    line.append(f", {score}" + (f", {loss}" if loss else ""))
     return line
 
 

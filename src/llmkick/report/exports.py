@@ -156,10 +156,10 @@ def _cell_text(cell: ControlCell | TaskCell | None, *, symbols: bool) -> str:
 
 
 def _note(result: StudyResult) -> str:
-    level, margin = formatting.setting(1 - result.study.alpha), formatting.setting(result.study.margin)
+    interval, margin = formatting.interval_name(result.study.alpha), formatting.setting(result.study.margin)
     return (
-        f"{result.model.name}: score, verdict, relative loss with its {level} interval; matching means a loss of at "
-        f"most {margin} is shown. Perplexity has no say."
+        f"{result.model.name}: score, verdict, relative loss ({formatting.GAIN_SIGN}) with its {interval}; matching "
+        f"means a loss of at most {margin} is shown. Perplexity has no say."
     )
 
 

@@ -95,16 +95,10 @@ def _silent_perplexity(result: StudyResult) -> Iterator[Finding]:
     # Prefer cases in which perplexity stays within its margin, then the largest distance between the two.
     _, entry, control = max(silent, key=lambda triple: (triple[2].outcome == "within margin", triple[0]))
     others = len(silent) - 1
-    yield Finding(
-        topic="perplexity",
-        text=f"{_contrast(entry, control)} of {entry.task}."
-        + (
-            f" Perplexity also moves less than the score in {formatting.counted(others, 'other loss')}."
-            if others
-            else ""
-        ),
-        claims=(_claim(entry),),
-    )
+    yield Finding(topic="perplexity", text=f"{_contrast(entry, control)} of {entry.task}.", claims=(_claim(entry),))
+    if others:
+        counted = formatting.counted(others, "other loss")
+        yield Finding(topic="other losses", text=f"Perplexity also moves less than the score in {counted}.")
 
 
 def _contrast(entry: Comparison, control: PerplexityComparison) -> str:
@@ -190,7 +184,9 @@ def _loses(result: StudyResult, entry: Comparison, level: Level) -> str:
     control = _control(result, comparisons_by_cell(result), entry.recipe)
     if entry.interval is None or entry.interval[0] <= 0:
         margin = formatting.setting(result.study.margin)
-        text = f"at {level.label} loses more than {margin} of {entry.task} (estimate {formatting.loss(entry)})"
+        text = (
+            f"at {level.label} loses more than {margin} of {entry.task} (estimate: {formatting.loss_sentence(entry)})"
+        )
     else:
         text = f"at {level.label} loses {formatting.loss(entry)} of {entry.task}"
     if control is None:

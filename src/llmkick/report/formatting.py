@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from llmkick.report.lookup import judged_loss
 from llmkick.statistics import Comparison, PerplexityComparison
 
 NOTHING = "–"
 MINUS = "−"
+GAIN = "+"  # before a number of a column of losses
+GAIN_SIGN = "+ is a gain"  # for the header of such a column
 TIMES_FROM = 10.0  # an increase of 1,000 % or more is easier to read as a factor
 
 
@@ -19,6 +22,7 @@ class Mark:
     symbol: str
     style: str  # of rich
     meaning: str
+    legend: str  # the same in a few words
 
 
 VERDICTS: Mapping[str, Mark] = {
@@ -26,25 +30,33 @@ VERDICTS: Mapping[str, Mark] = {
         symbol="✓",
         style="cyan",
         meaning="shown to keep all but the margin of the dense score",
+        legend="shown to keep all but the margin",
     ),
-    "not matching": Mark(symbol="✗", style="bold red", meaning="shown to have lost more than the margin"),
-    "undecided": Mark(symbol="?", style="yellow", meaning="too few items to tell"),
+    "not matching": Mark(
+        symbol="✗",
+        style="bold red",
+        meaning="shown to have lost more than the margin",
+        legend="shown to have lost more",
+    ),
+    "undecided": Mark(symbol="?", style="yellow", meaning="too few items to tell", legend="too few items to tell"),
     "no signal": Mark(
         symbol="∅",
         style="dim",
         meaning="the dense model is not shown to be above chance, so there is nothing to forget",
+        legend="the dense model is at chance",
     ),
     "incomplete": Mark(
         symbol="…",
         style="magenta",
         meaning="items without a score could change the verdict, or which judgements are missing depends on the model",
+        legend="missing scores could change it",
     ),
 }
 
 
 def mark(verdict: str) -> Mark:
     """The mark of a verdict; a verdict that this version does not know is shown by its name."""
-    return VERDICTS.get(verdict, Mark(symbol="•", style="default", meaning=verdict))
+    return VERDICTS.get(verdict, Mark(symbol="•", style="default", meaning=verdict, legend=verdict))
 
 
 def percent(share: float | None, *, signed: bool = False) -> str:
@@ -83,15 +95,63 @@ class Change:
 
 
 def loss(comparison: Comparison) -> Change:
-    """Relative loss with its interval: "31 % [22, 40]"; empty for a task without a signal."""
+    """Relative loss with its interval: "31 % [22, 40]", a gain as "+16 % [+20, +12]"; empty without a signal."""
     if comparison.verdict == "no signal":
         return Change(value=NOTHING)
-    return relative_loss(comparison.relative_drop, comparison.interval)
+    judged = judged_loss(comparison)
+    return relative_loss(judged.share, judged.interval)
 
 
 def relative_loss(drop: float | None, bounds: Sequence[float] | None) -> Change:
-    """A share of the dense score with its interval: "31 % [22, 40]"."""
-    return Change(value=percent(drop), interval=interval(bounds))
+    """A loss for a narrow column, whose header says GAIN_SIGN: "31 % [22, 40]", or "+16 % [+20, 3.1]" for a gain."""
+    inside = "" if bounds is None else f"[{_loss_points(bounds[0])}, {_loss_points(bounds[1])}]"
+    return Change(value=NOTHING if drop is None else f"{_loss_points(drop)} %", interval=inside)
+
+
+def loss_number(drop: float | None) -> str:
+    """The number of a loss alone, in percent: "31", "4.6", "+16" for a gain."""
+    return NOTHING if drop is None else _loss_points(drop)
+
+
+def loss_words(drop: float) -> str:
+    """ "loss of 31 %" or "gain of 16 %", for a sentence."""
+    return f"{'gain' if _is_gain(drop) else 'loss'} of {_loss_points(drop).removeprefix(GAIN)} %"
+
+
+def loss_sentence(comparison: Comparison) -> str:
+    """ "loss of 31 % [22, 40]" or "gain of 16 % [+20, +12]"; empty without a number."""
+    judged = judged_loss(comparison)
+    return "" if comparison.verdict == "no signal" else stated_loss(judged.share, judged.interval)
+
+
+def stated_loss(drop: float | None, bounds: Sequence[float] | None) -> str:
+    """A loss and its interval for a sentence: "loss of 31 % [22, 40]"; empty without a number."""
+    return "" if drop is None else f"{loss_words(drop)} {relative_loss(drop, bounds).interval}".strip()
+
+
+def loss_range(bounds: Sequence[float]) -> str:
+    """The bounds of a loss in words: "a loss of 22 to 40 %", "from a gain of 20 % to a loss of 12 %"."""
+    low, high = bounds
+    if _is_gain(low) != _is_gain(high):
+        return f"from a {loss_words(low)} to a {loss_words(high)}"
+    if _is_gain(low):
+        low, high = -high, -low
+        return f"a gain of {percent_range(low, high)}"
+    return f"a loss of {percent_range(low, high)}"
+
+
+def interval_name(alpha: float) -> str:
+    """What the bounds of a comparison are called, wherever they are shown: "95 % bounds"."""
+    return f"{setting(1 - alpha)} bounds"
+
+
+def interval_note(alpha: float) -> str:
+    """How the bounds of a comparison and its verdict go together, in a few words."""
+    return (
+        f"The loss is above the lower bound and below the upper one, each with {setting(1 - alpha)} confidence. Matching "
+        "means that the upper bound is below the margin, not matching that the lower one is above it. Where guessing "
+        "scores, the loss is that of the part above chance."
+    )
 
 
 def increase(comparison: PerplexityComparison, *, signed: bool = True) -> Change:
@@ -101,6 +161,11 @@ def increase(comparison: PerplexityComparison, *, signed: bool = True) -> Change
         return Change(value=percent(share, signed=signed), interval=interval(bounds))
     factors = "" if bounds is None else f"[{1 + bounds[0]:.3g}, {1 + bounds[1]:.3g}]"
     return Change(value=f"×{1 + share:.3g}", interval=factors)
+
+
+def factor(ratio: float) -> str:
+    """A perplexity over that of the dense model: "×1.14", "×24"."""
+    return f"×{ratio:.2f}" if ratio < TIMES_FROM else f"×{ratio:.3g}"
 
 
 def difference(value: float | None, bounds: Sequence[float] | None) -> str:
@@ -152,6 +217,15 @@ def counted(number: int, noun: str) -> str:
     """ "1 item", "12 items", "2 studies"."""
     plural = f"{noun[:-1]}ies" if noun.endswith("dy") else f"{noun}es" if noun.endswith("s") else f"{noun}s"
     return f"{number:,} {noun if number == 1 else plural}"
+
+
+def _is_gain(drop: float) -> bool:
+    """Whether a loss, as it is shown, is below nothing."""
+    return _points(drop).startswith(MINUS)
+
+
+def _loss_points(drop: float) -> str:
+    return _points(drop).replace(MINUS, GAIN)
 
 
 def _points(share: float) -> str:

@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 
 from llmkick.paper import SETTINGS
 from llmkick.statistics import Comparison, PerplexityComparison
 from llmkick.study.results.records import AnyComparison, TaskSummary
 from llmkick.study.results.results import StudyResult
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgedLoss:
+    """The loss that a verdict is about, as a share, and its interval."""
+
+    share: float | None
+    interval: tuple[float, float] | None
+
+
+def judged_loss(comparison: Comparison) -> JudgedLoss:
+    """The loss that a comparison's verdict is about: every table, figure and sentence takes it from here."""
+    return JudgedLoss(share=comparison.relative_drop, interval=comparison.interval)
 
 
 def task_comparisons(result: StudyResult) -> list[Comparison]:

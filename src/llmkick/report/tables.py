@@ -250,9 +250,9 @@ def verdict_table(result: StudyResult) -> Table:
 
 def _frame_of(result: StudyResult) -> Payload:
     """Title, caption and lines of the table."""
-    level, margin = formatting.setting(1 - result.study.alpha), formatting.setting(result.study.margin)
+    interval, margin = formatting.interval_name(result.study.alpha), formatting.setting(result.study.margin)
     return {
-        "title": f"What {result.model.name} lost: score, relative loss [{level} interval]",
+        "title": f"What {result.model.name} lost: score, relative loss ({formatting.GAIN_SIGN}) [{interval}]",
         "caption": f"Matching: a loss of at most {margin} is shown. Perplexity has no say in the overall verdict.",
         "box": box.SIMPLE_HEAD,
         "pad_edge": False,

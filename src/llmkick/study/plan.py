@@ -15,9 +15,9 @@ from llmkick.compression.recipe import Recipe
 from llmkick.errors import ConfigError, KickError, one_line
 from llmkick.models.checkpoints.builtin import BUILTIN_MODELS, is_cached
 from llmkick.models.checkpoints.meta_model import load_structure
-from llmkick.models.checkpoints.references import is_server
 from llmkick.models.language_model import GenerateRequest, ModelInfo, ScoreRequest
 from llmkick.models.precision import resolve_device, resolve_dtype
+from llmkick.models.server_scheme import is_server
 from llmkick.models.transformers_model import TransformersModel
 from llmkick.study.judging.questions import Estimate, estimate
 from llmkick.study.power_warnings import calibrated_seeds, warn_of_low_power

@@ -20,6 +20,7 @@ from llmkick.report.figures.frontier import (
 )
 from llmkick.report.tables import plain_rows
 from llmkick.study.frontier.result import FrontierResult, FrontierRow
+from report.specs import validate
 
 LEVELS = ["0.1", "0.2", "0.3", "0.4"]
 
@@ -96,7 +97,7 @@ def test_the_page_of_the_same_folder_shows_it(result: FrontierResult):
     assert frontier_figures(result.folder) == []
     result.write()
     (figure,) = frontier_figures(result.folder)
-    figure.chart.to_dict(validate=True)
+    validate(figure.spec)
     found = [row["strongest_matching"] for row in plain_rows(figure.rows)]
     assert found == [row["strongest_matching"] for row in result.frontiers]
 

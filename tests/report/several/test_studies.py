@@ -115,7 +115,7 @@ def test_the_page_of_several_says_what_is_not_paired(first, second, tmp_path):
     text = page.read_text(encoding="utf-8")
     assert "different questions (aaaaaaaaaaaa…, bbbbbbbbbbbb…)" in text
     assert "Left out, because it was not asked alike: factoid_qa." in text
-    assert text.count('class="study"') == 2 * 3
+    assert text.count('scope="row" class="study"') == 2 * 3
 
 
 def test_folders_have_short_names_that_tell_them_apart(tmp_path):

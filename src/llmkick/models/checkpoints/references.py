@@ -24,20 +24,15 @@ from llmkick.models.checkpoints.quantized import (
 )
 from llmkick.models.checkpoints.weight_files import TensorFiles, refuse_unreadable
 from llmkick.models.plugin_models import plugin_of
+from llmkick.models.server_scheme import is_server
 
 # Part of the cache key of converted files: raise it whenever the conversion changes.
 CONVERSION_VERSION = 3
 SOURCE_FILE = "llmkick_source.json"
-SERVER_SCHEME = "openai:"
 SMALL_FILES = ["*.json", "tokenizer*", "*.jinja", "*.model", "*.txt"]
 # What no answer depends on, but belongs to a model: a compressed one is given away with it.
 ABOUT_FILES = ["*.md", "LICEN[CS]E*", "NOTICE*", "USE_POLICY*", "COPYING*", "*.tiktoken"]
 HUB_FILES = ["*.safetensors", "*.safetensors.index.json", *SMALL_FILES, *ABOUT_FILES]
-
-
-def is_server(reference: str) -> bool:
-    """Whether a model reference names a server (`openai:URL#name`), whose files are not on this machine."""
-    return reference.startswith(SERVER_SCHEME)
 
 
 def locate(reference: str) -> Checkpoint:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from llmkick.errors import ConfigError
-from llmkick.models.checkpoints.references import SERVER_SCHEME, is_server
+from llmkick.models.server_scheme import SERVER_SCHEME, is_server
 
 # The first is set for llmkick alone. The second is used by many programs, so it is not sent to just any host.
 KEY_VARIABLE, COMMON_KEY_VARIABLE = "LLMKICK_API_KEY", "OPENAI_API_KEY"

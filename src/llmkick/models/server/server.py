@@ -16,7 +16,6 @@ from typing import Any
 
 from llmkick.errors import ConfigError
 from llmkick.models.checkpoints.loading import load_model
-from llmkick.models.checkpoints.references import is_server
 from llmkick.models.language_model import (
     ContinuationScore,
     GenerateRequest,
@@ -34,6 +33,7 @@ from llmkick.models.server.endpoint import Endpoint, Refused
 from llmkick.models.server.log_probabilities import echoed_score
 from llmkick.models.server.outcomes import generation_of, letters_by, letters_of, stopped_early
 from llmkick.models.server.replies import new_tokens, unchanging_facts, whole_number
+from llmkick.models.server_scheme import is_server
 from llmkick.models.thoughts import THOUGHT_TOKENS, Thinking
 from llmkick.models.transformers_model import TransformersModel
 

@@ -7,7 +7,8 @@ import pandas as pd
 
 from llmkick.report import formatting
 from llmkick.report.figures import charts
-from llmkick.report.figures.figure import Figure, Spec
+from llmkick.report.figures.board import Layer, Panel, Spec
+from llmkick.report.figures.figure import Figure
 from llmkick.report.figures.levels import DODGE, LABEL_WIDTH, SAVED
 from llmkick.report.level_axes import KINDS
 from llmkick.study.results.results import StudyResult
@@ -40,9 +41,7 @@ def _figure(cells: pd.DataFrame, base: str) -> Figure:
             title = alt.TitleParams(KINDS[kind], subtitle=said)
             lines = [charts.level_line(float(value), dotted=book == "closed book") for book, value in dense.items()]
             panels.append(
-                alt.layer(*lines, *_pairs(panel, kind, y, methods)).properties(
-                    title=title, width=260, height=charts.HEIGHT
-                )
+                Panel(layers=[*lines, *_pairs(panel, kind, y, methods)], title=title, width=260, height=charts.HEIGHT)
             )
     labels = max(cells.loc[cells["kind"] != "sparsity", "label"].nunique(), 4)
     return Figure(
@@ -56,7 +55,7 @@ def _figure(cells: pd.DataFrame, base: str) -> Figure:
     )
 
 
-def _pairs(frame: pd.DataFrame, kind: str, y: alt.Y, methods: charts.Methods) -> list[charts.Layer]:
+def _pairs(frame: pd.DataFrame, kind: str, y: alt.Y, methods: charts.Methods) -> list[Layer]:
     """The two scores of each recipe, joined by a line."""
     if kind == "sparsity":
         most = float(frame["sparsity"].max())
@@ -76,7 +75,9 @@ def _pairs(frame: pd.DataFrame, kind: str, y: alt.Y, methods: charts.Methods) ->
         y=y, color=methods.colour, shape=methods.shape, tooltip=list(charts.TIPS), **encoding
     )
     rule = (
-        alt.Chart(wide).mark_rule(strokeWidth=1.5, opacity=0.6).encode(y=y, y2="y2", color=methods.colour, **encoding)
+        alt.Chart(wide)
+        .mark_rule(strokeWidth=1.5, opacity=0.6)
+        .encode(y=y, y2=alt.Y2("y2"), color=methods.colour, **encoding)
     )
     return [
         rule,

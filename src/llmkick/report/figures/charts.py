@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self, cast
 
 import altair as alt
 import pandas as pd
 
-# A panel of a figure, or one of the layers of a panel.
-Layer = alt.Chart | alt.LayerChart | alt.FacetChart
+from llmkick.report import formatting
+from llmkick.report.figures.board import Board, Layer, Panel, Spec
 
 # Okabe & Ito's palette (jfly.uni-koeln.de/color) for colour-blind readers; shapes repeat the distinction.
 STYLES: Mapping[str, tuple[str, str]] = {
@@ -21,9 +21,19 @@ STYLES: Mapping[str, tuple[str, str]] = {
     "gptq": ("#cc79a7", "triangle-down"),
 }
 OTHER_STYLES = (("#56b4e9", "cross"), ("#8c6d31", "triangle-right"), ("#7f7f7f", "triangle-left"))
+# The same shapes as signs of a text.
+GLYPHS: Mapping[str, str] = {
+    "square": "■", "circle": "●", "triangle-up": "▲", "diamond": "◆", "triangle-down": "▼", "cross": "✚",
+    "triangle-right": "▶", "triangle-left": "◀",
+}  # fmt: skip
 GREY = "#808080"  # readable on white and on black
 INK, PAPER, FAINT = "#333333", "#ffffff", "#888888"  # page.js replaces the first two with the colours of the page
-TIPS = ("recipe:N", "task:N", alt.Tooltip("value:N", title="score"), "change:N", "verdict:N")
+# As objects: altair takes long to make one of a text.
+TIPS = (
+    alt.Tooltip("recipe:N"), alt.Tooltip("task:N"), alt.Tooltip("value:N", title="score"), alt.Tooltip("change:N"),
+    alt.Tooltip("verdict:N"),
+)  # fmt: skip
+LOSS_TITLE = f"relative loss ({formatting.GAIN_SIGN})"
 LOWEST_LOSS, HIGHEST_LOSS = -0.3, 1.05
 HEIGHT = 190
 
@@ -39,7 +49,12 @@ class Methods:
     @classmethod
     def of(cls, frame: pd.DataFrame) -> Self:
         """The methods that occur in a frame, with those of STYLES first."""
-        present = list(dict.fromkeys(frame["method"]))
+        return cls.named(dict.fromkeys(frame["method"]))
+
+    @classmethod
+    def named(cls, present: Iterable[str]) -> Self:
+        """The methods of these names, with those of STYLES first."""
+        present = list(present)
         others = [method for method in present if method not in STYLES]
         names = (*(method for method in STYLES if method in present), *others)
         style = {**STYLES, **{method: OTHER_STYLES[i % len(OTHER_STYLES)] for i, method in enumerate(others)}}
@@ -66,7 +81,13 @@ def loss_axis(cells: pd.DataFrame) -> alt.Y:
     """The loss axis, the same for every task: it contains every point, but intervals extend it only to a limit."""
     lowest = min([-0.05, cells["y"].min() - 0.05, *cells["low"].dropna().clip(lower=LOWEST_LOSS)])
     scale = alt.Scale(domain=[lowest, HIGHEST_LOSS], nice=False)
-    return alt.Y("y:Q", title="relative loss", axis=alt.Axis(format="~%", tickCount=5), scale=scale)
+    return alt.Y("y:Q", title=LOSS_TITLE, axis=loss_ticks(), scale=scale)
+
+
+def loss_ticks() -> alt.Axis:
+    """The ticks of an axis of losses; those below nothing are gains."""
+    label = f"(datum.value < 0 ? '{formatting.GAIN}' : '') + format(abs(datum.value), '~%')"
+    return alt.Axis(labelExpr=label, tickCount=5)
 
 
 def score_axis(cells: pd.DataFrame) -> alt.Y:
@@ -88,7 +109,7 @@ def level_line(height: float, *, dotted: bool = False) -> alt.Chart:
     """A thin horizontal line across a panel."""
     dash = [1, 3] if dotted else [1, 0]
     line = alt.Chart(pd.DataFrame([{"y": height}])).mark_rule(color=GREY if dotted else FAINT, strokeDash=dash)
-    drawn: alt.Chart = line.encode(y="y:Q")
+    drawn: alt.Chart = line.encode(y=alt.Y("y:Q"))
     return drawn
 
 
@@ -101,7 +122,7 @@ def bars(frame: pd.DataFrame, y: alt.Y, methods: Methods, dense: float) -> list[
     low.shorthand = "low:Q"
     bar: alt.Chart = base.mark_bar(opacity=0.85, clip=True).encode(y=bar_y, color=methods.colour, tooltip=list(TIPS))
     whisker = base.transform_filter("isValid(datum.low)").mark_rule(strokeWidth=1.5, clip=True, color=INK)
-    return [level_line(dense), bar, cast(alt.Chart, whisker.encode(y=low, y2="high:Q"))]
+    return [level_line(dense), bar, cast(alt.Chart, whisker.encode(y=low, y2=alt.Y2("high:Q")))]
 
 
 def ratio_axis(panel: pd.DataFrame) -> alt.Y:
@@ -113,13 +134,14 @@ def ratio_axis(panel: pd.DataFrame) -> alt.Y:
     return alt.Y("y:Q", title="perplexity ÷ dense", axis=axis, scale=scale)
 
 
-def rise_axis(rise: pd.Series[float], margin: float) -> alt.X:
-    """The axis of the relative rise of perplexity: linear up to the margin, logarithmic beyond it."""
+def rise_axis(rise: pd.Series[float], margin: float) -> tuple[alt.X, float, float]:
+    """The axis of the relative rise of perplexity, linear up to the margin, logarithmic beyond it; and its ends."""
     low, high = min(0.0, float(rise.min())), max(2 * margin, float(rise.max()))
     marks = [share for share in (0, margin, 0.2, 0.5, 1, 2, 5, 10, 30, 100, 1000) if share <= high]
     scale = alt.Scale(type="symlog", constant=margin, domain=[low - 0.01, high * 1.25], nice=False)
-    axis = alt.Axis(format="+~%", values=marks, labelOverlap="greedy")
-    return alt.X("x:Q", title="rise in perplexity", scale=scale, axis=axis)
+    axis = alt.Axis(labelExpr="datum.value ? format(datum.value, '+~%') : '0'", values=marks, labelOverlap="greedy")
+    x = alt.X("rise:Q", title="rise in perplexity", scale=scale, axis=axis)
+    return x, low - 0.01, high * 1.25
 
 
 def with_intervals(base: alt.Chart, y: alt.Y, methods: Methods, *extra_tips: alt.Tooltip) -> list[alt.Chart]:
@@ -128,16 +150,17 @@ def with_intervals(base: alt.Chart, y: alt.Y, methods: Methods, *extra_tips: alt
     low = y.copy()
     low.shorthand = "low:Q"
     return [
-        base.transform_filter("isValid(datum.low)").mark_rule(strokeWidth=1.5, clip=True).encode(y=low, y2="high:Q"),
+        base.transform_filter("isValid(datum.low)")
+        .mark_rule(strokeWidth=1.5, clip=True)
+        .encode(y=low, y2=alt.Y2("high:Q")),
         base.mark_point(filled=True, size=55, opacity=1, clip=True).encode(y=y, shape=methods.shape, tooltip=tips),
     ]
 
 
-def with_margin(layers: Sequence[Layer], limit: float) -> alt.LayerChart:
+def with_margin(layers: Sequence[Layer], limit: float, *, title: alt.TitleParams) -> Panel:
     """A panel with a dashed line at the margin."""
-    rule = alt.Chart(pd.DataFrame([{"y": limit}])).mark_rule(strokeDash=[4, 3], color=GREY).encode(y="y:Q")
-    panel = cast(alt.LayerChart, alt.layer(rule, *layers))
-    return panel.properties(width=260, height=HEIGHT)
+    rule = alt.Chart(pd.DataFrame([{"y": limit}])).mark_rule(strokeDash=[4, 3], color=GREY).encode(y=alt.Y("y:Q"))
+    return Panel(layers=[rule, *layers], width=260, height=HEIGHT, title=title)
 
 
 def heat_map(frame: pd.DataFrame, field: str, title: str) -> alt.Chart:
@@ -164,27 +187,41 @@ def heat_map(frame: pd.DataFrame, field: str, title: str) -> alt.Chart:
 
 
 def themed(
-    panels: Sequence[Layer], *, columns: int = 3, minimum: int = 170, shared_colour: bool = True
-) -> alt.ConcatChart:
-    """Panels side by side, with thin lines and small type. `minimum` is the smallest panel width on the page."""
-    chart = alt.concat(*panels, columns=columns, usermeta={"minimum": minimum})
+    panels: Sequence[Panel | Layer],
+    *,
+    columns: int = 3,
+    minimum: int = 170,
+    shared_colour: bool = True,
+    usermeta: Mapping[str, object] | None = None,
+    rest: Spec | None = None,
+) -> Board:
+    """Panels side by side, with thin lines and small type.
+
+    `minimum` is the smallest panel width on the page; `usermeta` is further news for the page, `rest` for Vega-Lite.
+    """
     # Each panel reserves room only for the methods that it shows.
-    chart = chart.resolve_scale(xOffset="independent")
-    if not shared_colour:
-        chart = chart.resolve_scale(color="independent")
-    themed: alt.ConcatChart = chart.configure(
-        font="-apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', 'Noto Sans', 'Liberation Sans', Arial, sans-serif",
-        background=PAPER,
-        padding=8,
-        view=alt.ViewConfig(stroke=None),
-        axis=alt.AxisConfig(
-            labelColor=INK, titleColor=INK, titleFontWeight="normal", titleFontSize=11, labelFontSize=11,
-            gridColor=FAINT, gridOpacity=0.25, domainColor=FAINT, tickColor=FAINT, titlePadding=8,
-        ),
-        title=alt.TitleConfig(
-            anchor="start", frame="group", fontSize=13, subtitleFontSize=11, color=INK, subtitleColor=INK, offset=8
-        ),
-        legend=alt.LegendConfig(orient="top", labelFontSize=12, symbolSize=70, labelColor=INK, titleColor=INK),
-        concat=alt.CompositionConfig(spacing=22),
-    )  # fmt: skip
-    return themed
+    scale = {"xOffset": "independent", **({} if shared_colour else {"color": "independent"})}
+    return Board(
+        panels=panels,
+        columns=columns,
+        usermeta={"minimum": minimum, **(usermeta or {})},
+        rest={"resolve": {"scale": scale}, "config": THEME, **(rest or {})},
+    )
+
+
+THEME: Spec = {
+    "font": "-apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', 'Noto Sans', 'Liberation Sans', Arial, sans-serif",
+    "background": PAPER,
+    "padding": 8,
+    "view": {"stroke": None, "continuousWidth": 300, "continuousHeight": 300},
+    "axis": {
+        "labelColor": INK, "titleColor": INK, "titleFontWeight": "normal", "titleFontSize": 11, "labelFontSize": 11,
+        "gridColor": FAINT, "gridOpacity": 0.25, "domainColor": FAINT, "tickColor": FAINT, "titlePadding": 8,
+    },
+    "title": {
+        "anchor": "start", "frame": "group", "fontSize": 13, "subtitleFontSize": 11, "color": INK,
+        "subtitleColor": INK, "offset": 8,
+    },
+    "legend": {"orient": "top", "labelFontSize": 12, "symbolSize": 70, "labelColor": INK, "titleColor": INK},
+    "concat": {"spacing": 22},
+}  # fmt: skip

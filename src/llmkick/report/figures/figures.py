@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pandas as pd
 
 from llmkick.report.figures.book import book_figures
-from llmkick.report.figures.figure import VEGA_LITE, Figure, write_svg
+from llmkick.report.figures.figure import VEGA_LITE, Figure, drawn_meanwhile
 from llmkick.report.figures.frontier import frontier_chart
 from llmkick.report.figures.groups import group_figures, measure_figures
+from llmkick.report.figures.kept import kept_figure
 from llmkick.report.figures.layers import layer_figure, size_figure
 from llmkick.report.figures.levels import cells_frame, control_figure, level_figures
 from llmkick.study.frontier.result import FRONTIER_FILE, read_frontier
 from llmkick.study.results.results import StudyResult
 
-__all__ = ["VEGA_LITE", "Figure", "figures", "frontier_figures", "layer_figure", "size_figure", "write_figures"]
+__all__ = ["VEGA_LITE", "Figure", "figures", "figures_drawn", "frontier_figures", "layer_figure", "size_figure"]
 
 
 def figures(
@@ -24,8 +26,10 @@ def figures(
 ) -> list[Figure]:
     """Every figure that the study has data for; `groups` and `measures` are the tables of `report.breakdown`."""
     cells = cells_frame(result)
+    kept = kept_figure(result)
     both = {"score", "perplexity"} <= set(cells["metric"])
     return [
+        *([kept] if kept is not None else []),
         *([control_figure(result, cells)] if both else []),
         *level_figures(result, cells),
         *book_figures(result, cells),
@@ -57,7 +61,9 @@ def frontier_figures(folder: Path) -> list[Figure]:
     ]
 
 
-def write_figures(result: StudyResult, folder: Path, *, drawn: Sequence[Figure] | None = None) -> list[Path]:
-    """Write every figure to `folder/figures/NAME.svg` and its numbers beside it; returns the paths of the figures."""
+@contextlib.contextmanager
+def figures_drawn(result: StudyResult, drawn: Sequence[Figure]) -> Iterator[Callable[[], list[Path]]]:
+    """Begin to draw figures and those of the compressed models; what is yielded writes them to `figures/`."""
     of_layers = [layer_figure(result), size_figure(result)] if result.compression else []
-    return write_svg([*(figures(result) if drawn is None else drawn), *of_layers], folder / "figures")
+    with drawn_meanwhile([*drawn, *of_layers], result.folder / "figures") as write:
+        yield write

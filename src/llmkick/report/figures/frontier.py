@@ -16,6 +16,7 @@ from rich.text import Text
 
 from llmkick.files import write_text
 from llmkick.report import formatting
+from llmkick.report.figures.board import Board
 from llmkick.report.figures.charts import GREY, INK, themed
 from llmkick.report.figures.figure import VEGA_LITE
 from llmkick.report.level_axes import KINDS
@@ -78,12 +79,12 @@ def _share(result: FrontierResult, name: str) -> str:
     return f"{asked:,} of {full:,} ({formatting.percent(asked / full)})" if full else formatting.NOTHING
 
 
-def frontier_chart(result: FrontierResult) -> alt.ConcatChart:
+def frontier_chart(result: FrontierResult) -> Board:
     """One panel per method: tasks as rows, levels from mild to severe as columns; a bar shows an unknown range."""
     panels = [_panel(result, name) for name in dict.fromkeys(row.name for row in result.frontiers)]
     # The reader's font may be wider than the font used for the layout, so task names get extra room.
     room = {"left": 28, "right": 8, "top": 8, "bottom": 8}
-    return themed(panels, columns=2).properties(padding=room)
+    return themed(panels, columns=2, rest={"padding": room})
 
 
 def _panel(result: FrontierResult, name: str) -> alt.LayerChart:
@@ -161,9 +162,16 @@ def _point(row: FrontierRow, level: LevelRow) -> dict[str, str]:
         "level": level.level,
         "recipe": level.recipe,
         "verdict": level.verdict,
-        "loss": f"{formatting.percent(level.loss)} {formatting.interval(level.interval)}".strip(),
+        "loss": str(_change(row, level)),
         "asked": f"{level.items} of {level.of}{sure}",
     }
+
+
+def _change(row: FrontierRow, level: LevelRow) -> formatting.Change:
+    """The loss at a level, or the rise of perplexity."""
+    if row.metric != "perplexity":
+        return formatting.relative_loss(level.loss, level.interval)
+    return formatting.Change(value=formatting.percent(level.loss), interval=formatting.interval(level.interval))
 
 
 def write_frontier_figure(result: FrontierResult) -> list[Path]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import cast
 
 import altair as alt
 import pandas as pd
@@ -12,6 +11,7 @@ from llmkick.compression.levels import LevelKind
 from llmkick.report import formatting
 from llmkick.report.breakdown import GROUPS, MEASURES
 from llmkick.report.figures import charts
+from llmkick.report.figures.board import Layer, Panel
 from llmkick.report.figures.figure import Figure
 from llmkick.report.figures.levels import LABEL_WIDTH, against_levels, against_sparsity
 from llmkick.report.level_axes import KINDS
@@ -54,7 +54,7 @@ def _group_figure(result: StudyResult, frame: pd.DataFrame, task: str, detail: s
                 title = alt.TitleParams(name, subtitle=f"{SHORT[kind]}: dense {formatting.score(dense)}, n = {n}")
                 lines = [charts.level_line(dense, dotted=True)] if kind == "sparsity" else []
                 layers = [*lines, *draw(panel, y, methods, dense)]
-                panels.append(alt.layer(*layers).properties(title=title, width=200, height=150))
+                panels.append(Panel(layers=layers, title=title, width=200, height=150))
     return Figure(
         name=f"{detail}-{task.replace(':', '-')}",
         title=f"{task} {GROUPS[detail]}",
@@ -88,7 +88,7 @@ def _columns(measures: int) -> int:
     return measures if measures > 1 else 3
 
 
-def _measure_panels(result: StudyResult, frame: pd.DataFrame) -> Iterator[alt.LayerChart]:
+def _measure_panels(result: StudyResult, frame: pd.DataFrame) -> Iterator[Panel]:
     dense = frame[frame["recipe"] == "dense"].set_index("measure")["value"]
     compressed = frame[(frame["recipe"] != "dense") & frame["value"].notna()]
     cells = _placed(result, compressed).assign(
@@ -109,16 +109,14 @@ def _measure_panels(result: StudyResult, frame: pd.DataFrame) -> Iterator[alt.La
                 yield _measure_panel(panel, measure, kind, start, methods)
 
 
-def _measure_panel(
-    panel: pd.DataFrame, measure: str, kind: LevelKind, start: float, methods: charts.Methods
-) -> alt.LayerChart:
+def _measure_panel(panel: pd.DataFrame, measure: str, kind: LevelKind, start: float, methods: charts.Methods) -> Panel:
     top = max(panel[["y", "high"]].max().max(), start if start == start else 0.0)
     y = alt.Y("y:Q", title=MEASURES[measure], scale=alt.Scale(domain=[0, top * 1.06 or 1], nice=False))
-    layers: list[charts.Layer] = [] if start != start else [charts.level_line(start, dotted=True)]
+    layers: list[Layer] = [] if start != start else [charts.level_line(start, dotted=True)]
     draw = against_sparsity if kind == "sparsity" and start == start else against_levels
     title = alt.TitleParams(KINDS[kind], subtitle="" if start != start else f"dense {start:.3g}")
     layers += draw(panel, y, methods, start if start == start else 0.0)
-    return cast(alt.LayerChart, alt.layer(*layers).properties(title=title, width=240, height=charts.HEIGHT))
+    return Panel(layers=layers, title=title, width=240, height=charts.HEIGHT)
 
 
 def _against(dense: float | None, value: float) -> str:
@@ -148,7 +146,7 @@ def _change(verdict: str, loss: float | None, low: float | None, high: float | N
         return formatting.NOTHING
     lower, upper = _number(low), _number(high)
     bounds = None if lower is None or upper is None else (lower, upper)
-    return str(formatting.relative_loss(_number(loss), bounds))
+    return formatting.stated_loss(_number(loss), bounds)
 
 
 def _number(value: float | None) -> float | None:

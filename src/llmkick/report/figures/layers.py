@@ -9,7 +9,8 @@ import pandas as pd
 
 from llmkick.report import formatting
 from llmkick.report.figures import charts
-from llmkick.report.figures.figure import Figure, Spec
+from llmkick.report.figures.board import Panel, Spec
+from llmkick.report.figures.figure import Figure
 from llmkick.report.tables import compression_table, layer_means, layers_table
 from llmkick.study.results.results import StudyResult
 
@@ -58,15 +59,20 @@ def size_figure(result: StudyResult) -> Figure:
     y = alt.Y("recipe:N", title=None, sort=None, axis=alt.Axis(labelLimit=220))
     scale = alt.Scale(domain=[0, max(1.0, float(frame["share"].max() or 1))])
     x = alt.X("share:Q", title="stored size ÷ dense size", axis=alt.Axis(format="~%", tickCount=5), scale=scale)
-    tips = ("recipe:N", alt.Tooltip("stored:N"), alt.Tooltip("dense:N"), alt.Tooltip("share:Q", format=".1%"))
+    tips = (
+        alt.Tooltip("recipe:N"),
+        alt.Tooltip("stored:N"),
+        alt.Tooltip("dense:N"),
+        alt.Tooltip("share:Q", format=".1%"),
+    )
     columns = ["recipe", "method", "share", "stored", "dense"]
-    base = alt.Chart(frame[columns], width=420, height=alt.Step(17))
+    base = alt.Chart(frame[columns])
     bars = base.mark_bar(height={"band": 0.7}).encode(x=x, y=y, color=methods.colour, tooltip=list(tips))
     label = base.mark_text(align="left", dx=4, color=charts.INK).encode(x=x, y=y, text="stored:N")
     return Figure(
         name="sizes",
         title="Size of the compressed layers",
         caption="In compact form (packed codes, kept values and their places), over the size of the dense layers.",
-        chart=charts.themed([alt.layer(bars, label)], columns=1, minimum=420),
+        chart=charts.themed([Panel(layers=[bars, label], width=420, height=alt.Step(17))], columns=1, minimum=420),
         rows=table[["recipe", "seed", "dense_bytes", "stored_bytes", "realised_sparsity"]],
     )

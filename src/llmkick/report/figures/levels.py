@@ -10,9 +10,10 @@ import pandas as pd
 from llmkick.compression.levels import LevelKind
 from llmkick.report import formatting
 from llmkick.report.figures import charts
+from llmkick.report.figures.board import Layer, Panel
 from llmkick.report.figures.figure import Figure
 from llmkick.report.level_axes import KINDS
-from llmkick.report.lookup import comparisons_by_cell, dense_scores, ordered_tasks, task_comparisons
+from llmkick.report.lookup import comparisons_by_cell, dense_scores, judged_loss, ordered_tasks, task_comparisons
 from llmkick.report.payload import Payload
 from llmkick.statistics import Comparison, PerplexityComparison, Verdict
 from llmkick.study.results.records import AnyComparison, TaskSummary
@@ -70,13 +71,13 @@ def _control_height(comparison: PerplexityComparison) -> tuple[object, ...]:
 
 def _score_height(comparison: Comparison) -> tuple[object, ...]:
     verdict, dense, chance = comparison.verdict, comparison.dense, comparison.chance
-    silent = verdict == "no signal"
-    bounds = None if silent else comparison.interval
+    silent, judged = verdict == "no signal", judged_loss(comparison)
+    bounds = None if silent else judged.interval
     low, high = None, None
     if dense is not None and bounds is not None:
         low, high = (chance + (dense - chance) * (1 - bound) for bound in reversed(bounds))
-    loss = (None if silent else comparison.relative_drop, *(bounds or (None, None)))
-    texts = (formatting.score(comparison.compressed), str(formatting.loss(comparison)))
+    loss = (None if silent else judged.share, *(bounds or (None, None)))
+    texts = (formatting.score(comparison.compressed), formatting.loss_sentence(comparison) or formatting.NOTHING)
     sign = f"{formatting.mark(verdict).symbol} {verdict}"
     return "score", comparison.compressed, low, high, *loss, *texts, sign, dense, chance
 
@@ -108,7 +109,7 @@ def _level_figure(result: StudyResult, cells: pd.DataFrame, kind: LevelKind) -> 
 
 def _panel(
     result: StudyResult, task: TaskSummary, panel: pd.DataFrame, kind: LevelKind, methods: charts.Methods
-) -> alt.LayerChart:
+) -> Panel:
     control = task.is_control
     dense = dense_scores(result).get(task.name)
     start = 1.0 if control else float(panel["dense"].iloc[0])
@@ -126,7 +127,7 @@ def _panel(
     said = f"dense {formatting.score(dense, task.metric)}" + (f", chance {chance:g}" if chance else "")
     title = alt.TitleParams(task.name, subtitle=said + (": no signal" if silent else ""))
     marks = [charts.level_line(chance, dotted=True)] if chance else []
-    return charts.with_margin([*marks, *layers], limit).properties(title=title)
+    return charts.with_margin([*marks, *layers], limit, title=title)
 
 
 def _caption(result: StudyResult, cells: pd.DataFrame, kind: LevelKind) -> str:
@@ -149,7 +150,7 @@ def _caption(result: StudyResult, cells: pd.DataFrame, kind: LevelKind) -> str:
     return " ".join(sentences)
 
 
-def against_sparsity(frame: pd.DataFrame, y: alt.Y, methods: charts.Methods, start: float) -> list[charts.Layer]:
+def against_sparsity(frame: pd.DataFrame, y: alt.Y, methods: charts.Methods, start: float) -> list[Layer]:
     """Lines over the share of zeros, from the dense model on."""
     most = float(frame["sparsity"].max())
     place = {method: i - (len(methods.names) - 1) / 2 for i, method in enumerate(methods.names)}
@@ -162,7 +163,7 @@ def against_sparsity(frame: pd.DataFrame, y: alt.Y, methods: charts.Methods, sta
     return [line.encode(x=x, y=y, color=methods.colour), *charts.with_intervals(base, y, methods)]
 
 
-def against_levels(frame: pd.DataFrame, y: alt.Y, methods: charts.Methods, start: float) -> list[charts.Layer]:
+def against_levels(frame: pd.DataFrame, y: alt.Y, methods: charts.Methods, start: float) -> list[Layer]:
     """Points over named levels, mild to severe, methods side by side; the grid begins at `start`."""
     x, side = charts.level_axis(frame, methods)
     base = alt.Chart(frame).encode(x=x, xOffset=side, color=methods.colour)
@@ -176,9 +177,9 @@ def control_figure(result: StudyResult, cells: pd.DataFrame) -> Figure:
     rise = cells.loc[cells["task"] == control, ["recipe", "loss", "change", "verdict"]]
     lost = cells[(cells["metric"] == "score") & cells["loss"].notna()]
     lost = lost.assign(y=lost["loss"], low=lost["loss_low"], high=lost["loss_high"])
-    renamed = rise.rename(columns={"loss": "x", "change": "perplexity", "verdict": "outcome"})
+    renamed = rise.rename(columns={"loss": "rise", "change": "perplexity", "verdict": "outcome"})
     both = lost.merge(renamed, on="recipe")
-    x, y, methods = charts.rise_axis(rise["loss"], margin), charts.loss_axis(lost), charts.Methods.of(cells)
+    (x, _, _), y, methods = charts.rise_axis(rise["loss"], margin), charts.loss_axis(lost), charts.Methods.of(cells)
     tasks = [task.name for task in ordered_tasks(result) if (both["task"] == task.name).any()]
     lost_cells = _cells_with(result, "not matching")
     panels = [
@@ -188,7 +189,7 @@ def control_figure(result: StudyResult, cells: pd.DataFrame) -> Figure:
         for task in tasks
     ]
     cut = (both["low"] < charts.LOWEST_LOSS).any()
-    saved = both[["task", "recipe", "x", "y", "low", "high", "verdict", "outcome"]]
+    saved = both[["task", "recipe", "rise", "y", "low", "high", "verdict", "outcome"]]
     return Figure(
         name="perplexity-against-loss",
         title="What perplexity would have said",
@@ -197,7 +198,7 @@ def control_figure(result: StudyResult, cells: pd.DataFrame) -> Figure:
         "where knowledge is lost and perplexity does not tell; losses shown to be there are named."
         + (" Intervals are cut at the end of the axis." if cut else ""),
         chart=charts.themed(panels, columns=4 if len(panels) == 4 else 3),
-        rows=saved.rename(columns={"x": "rise", "y": "loss", "low": "loss_low", "high": "loss_high"}),
+        rows=saved.rename(columns={"y": "loss", "low": "loss_low", "high": "loss_high"}),
     )
 
 
@@ -208,11 +209,13 @@ def _cells_with(result: StudyResult, verdict: Verdict) -> set[tuple[str, str]]:
 
 def _against_rise(
     frame: pd.DataFrame, x: alt.X, y: alt.Y, methods: charts.Methods, margin: float, *, lost: Collection[str]
-) -> alt.LayerChart:
+) -> Panel:
     """One task; `lost` are the recipes with a proven loss above the margin."""
-    upright = alt.Chart(pd.DataFrame([{"x": margin}])).mark_rule(strokeDash=[4, 3], color=charts.GREY).encode(x=x)
-    corner = alt.Chart(pd.DataFrame([{"x": -1, "x2": margin, "y": margin, "y2": charts.HIGHEST_LOSS}]))
-    shade = corner.mark_rect(clip=True, opacity=0.13, color="#d55e00").encode(x=x, x2="x2", y=y, y2="y2")
+    upright = alt.Chart(pd.DataFrame([{"rise": margin}])).mark_rule(strokeDash=[4, 3], color=charts.GREY).encode(x=x)
+    corner = alt.Chart(pd.DataFrame([{"rise": -1, "x2": margin, "y": margin, "y2": charts.HIGHEST_LOSS}]))
+    shade = corner.mark_rect(clip=True, opacity=0.13, color="#d55e00").encode(
+        x=x, x2=alt.X2("x2"), y=y, y2=alt.Y2("y2")
+    )
     base = alt.Chart(frame).encode(x=x, color=methods.colour)
     tips = (alt.Tooltip("perplexity:N"), alt.Tooltip("outcome:N", title="by perplexity"))
     hidden = list(frame.loc[frame["recipe"].isin(list(lost)) & (frame["outcome"] == "within margin"), "recipe"])
@@ -220,4 +223,4 @@ def _against_rise(
     said = f"hidden losses: {names}" if hidden else "no hidden loss is shown"
     title = alt.TitleParams(str(frame["task"].iloc[0]), subtitle=said)
     layers = [shade, upright, *charts.with_intervals(base, y, methods, *tips)]
-    return charts.with_margin(layers, margin).properties(title=title)
+    return charts.with_margin(layers, margin, title=title)

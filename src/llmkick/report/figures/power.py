@@ -12,6 +12,7 @@ import vl_convert
 
 from llmkick.errors import ConfigError
 from llmkick.files import write_text
+from llmkick.report.figures.board import Board
 from llmkick.report.figures.charts import GREY, themed
 from llmkick.report.figures.figure import VEGA_LITE
 from llmkick.statistics import smallest_detectable_loss, verdict_power
@@ -44,7 +45,7 @@ def power_frame(
 
 def power_chart(
     accuracy: float, *, loss: float = 0.0, discordance: float = 0.1, margin: float = 0.05, alpha: float = 0.05
-) -> alt.ConcatChart:
+) -> Board:
     """Two panels over the number of items, a line for each dense accuracy."""
     others = [other for other in ACCURACIES if abs(other - accuracy) > 0.05]
     frame = power_frame(
@@ -82,7 +83,7 @@ def power_chart(
     return themed(panels, columns=2)
 
 
-def write_chart(chart: alt.ConcatChart, path: Path) -> Path:
+def write_chart(chart: Board, path: Path) -> Path:
     """Write a chart as SVG, as a page of its own, or as its specification, by the name's ending."""
     if path.suffix not in FORMS:
         raise ConfigError(f"{path} should end in one of: {', '.join(FORMS)}")

@@ -17,10 +17,11 @@ from markupsafe import Markup
 from llmkick.files import cache_folder, write_text, write_text_atomically
 from llmkick.report import formatting, matrix, multiplicity, numbers
 from llmkick.report.breakdown import groups_table, measures_table
-from llmkick.report.figures.figures import VEGA_LITE, Figure, figures, size_figure, write_figures
+from llmkick.report.figures.figures import VEGA_LITE, Figure, figures, figures_drawn, size_figure
+from llmkick.report.figures.kept import KEPT
 from llmkick.report.figures.layers import model_heat_maps
 from llmkick.report.findings import Finding, find
-from llmkick.report.page import provenance
+from llmkick.report.page import first_screen, provenance
 from llmkick.report.page.answers import write_answers
 from llmkick.report.page.embedding import embedded, packed, sha256
 from llmkick.report.payload import Payload
@@ -29,7 +30,7 @@ from llmkick.report.tables import comparisons_table, compression_table, perplexi
 from llmkick.study.results.results import StudyResult
 
 PAGE_FILE = "report.html"
-SHOWN_FINDINGS = 3  # the others are collapsed, so that the verdicts are visible
+SHOWN_FINDINGS = 2  # the others are collapsed, so that the verdicts are visible
 
 
 def write_report(folder: Path) -> Path:
@@ -49,8 +50,10 @@ def write_report_of(run: Run) -> Path:
     groups, measures = groups_table(run), measures_table(run)
     write_tables(result, result.folder, more={"groups": groups, "answers": measures})
     drawn = figures(result, groups=groups, measures=measures)
-    write_figures(result, result.folder, drawn=drawn)
-    return write_text(result.folder / PAGE_FILE, render(run, drawn))
+    with figures_drawn(result, drawn) as write_figures:
+        text = render(run, drawn)
+        write_figures()
+    return write_text(result.folder / PAGE_FILE, text)
 
 
 def render(run: Run, drawn: list[Figure]) -> str:
@@ -68,13 +71,14 @@ def page_environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(counted=formatting.counted, breakable=_breakable, short_hash=_short_hash)
+    environment.filters.update(quiet=_quiet, counted=formatting.counted, breakable=_breakable, short_hash=_short_hash)
     return environment
 
 
 def _context(run: Run, drawn: list[Figure], environment: Environment) -> Payload:
     result = run.result
-    findings = find(result)
+    lead, findings = first_screen.headline(find(result), recipes=len(result.labels))
+    table = matrix.matrix(result)
     sizes = [size_figure(result)] if result.compression else []
     figure_data = {figure.name: figure_payload(figure) for figure in [*drawn, *sizes]}
     build = _build(run, figure_data)
@@ -83,20 +87,26 @@ def _context(run: Run, drawn: list[Figure], environment: Environment) -> Payload
         "result": result,
         "missing": run.missing,
         "margin": formatting.setting(result.study.margin),
-        "level": formatting.setting(1 - result.study.alpha),
-        "alpha": formatting.setting(result.study.alpha),
+        "interval_name": formatting.interval_name(result.study.alpha),
+        "interval_note": formatting.interval_note(result.study.alpha),
+        "gain_sign": formatting.GAIN_SIGN,
         "questions": len(run.items),
-        "lead": findings[0],
-        "findings": findings[1 : 1 + SHOWN_FINDINGS],
-        "more_findings": findings[1 + SHOWN_FINDINGS :],
-        "matrix": matrix.matrix(result),
-        "legend": matrix.legend(),
+        "tally": first_screen.tally(result),
+        "lead": lead,
+        "findings": findings[:SHOWN_FINDINGS],
+        "more_findings": findings[SHOWN_FINDINGS:],
+        "hero": next((figure for figure in drawn if figure.name == KEPT), None),
+        "matrix": table,
+        "rows": first_screen.page_rows(result, table),
+        "methods": first_screen.methods(result),
+        "density": first_screen.density(len(table.rows)),
+        "marks": matrix.legend([table]),
         "numbers": numbers.numbers(result),
         "notes": numbers.notes(result),
         "correction": multiplicity.correction_sentence(result),
         "families": multiplicity.families(result),
         "control_numbers": numbers.control_numbers(result),
-        "figures": drawn,
+        "figures": [figure for figure in drawn if figure.name != KEPT],
         "sizes": sizes,
         "compression": numbers.compression(result),
         "unscored": numbers.unscored(result),
@@ -109,10 +119,10 @@ def _context(run: Run, drawn: list[Figure], environment: Environment) -> Payload
             "figures": packed(figure_data),
             "tables": packed(_tables(result)),
             "layers": packed(layers),
-            "answers": write_answers(run, result.folder, _start(findings), build),
+            "answers": write_answers(run, result.folder, _start([lead, *findings]), build),
         },
         "nonce": build,
-        **page_parts(environment, ("page.js", "page_figures.js", "page_answers.js", "page_start.js")),
+        **page_parts(environment, ("page.js", "page_matrix.js", "page_figures.js", "page_answers.js", "page_start.js")),
     }
 
 
@@ -166,6 +176,14 @@ def _start(findings: list[Finding]) -> dict[str, str]:
 def _breakable(text: str) -> Markup:
     """A name with optional line breaks after its punctuation, which copying does not include."""
     return Markup("<wbr>").join(re.split(r"(?<=[@:_+])", text))
+
+
+def _quiet(text: str) -> Markup:
+    """A sentence whose bounds in brackets stand back."""
+    parts = re.split(r"(\[[^\[\]]*\])", text)
+    return Markup().join(
+        Markup("<span class=bounds>{}</span>").format(part) if i % 2 else part for i, part in enumerate(parts)
+    )
 
 
 def _short_hash(text: str) -> str | Markup:

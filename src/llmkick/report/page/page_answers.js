@@ -334,14 +334,14 @@ async function answers() {
   };
   byId("answers-previous").addEventListener("click", step(-1));
   byId("answers-next").addEventListener("click", step(1));
-  for (const link of document.querySelectorAll("a[data-task]")) {
-    link.addEventListener("click", () => {
-      page = 0;
-      search.value = "";
-      cluster.value = "";
-      choose(link.dataset.recipe, link.dataset.task);
-      choosePair();
-    });
-  }
+  document.addEventListener("click", (event) => {
+    const link = event.target.closest("a[data-task]");
+    if (!link) return;
+    page = 0;
+    search.value = "";
+    cluster.value = "";
+    choose(link.dataset.recipe, link.dataset.task);
+    choosePair();
+  });
   await choosePair();
 }

@@ -5,18 +5,20 @@ const GAP = 22;
 // As many columns as leave each panel its least width, rows as even as can be.
 function fitted(spec, width, asPage) {
   const panels = spec.concat;
-  const { minimum = 170, axes = AXES } = spec.usermeta || {};
+  const { minimum = 170, widest = 460, axes = AXES, rooms = [] } = spec.usermeta || {};
   const room = (columns) => Math.floor((width - 24 - columns * axes - (columns - 1) * GAP) / columns);
   let columns = Math.min(spec.columns || panels.length, panels.length);
   while (columns > 1 && room(columns) < minimum) columns -= 1;
   columns = Math.ceil(panels.length / Math.ceil(panels.length / columns));
-  const panel = Math.min(room(columns), 460);
+  const panel = Math.min(room(columns), widest);
   // The ink of the files in figures/ becomes the page's own, so that dark mode and print need no second drawing.
   const text = JSON.stringify({ config: spec.config, concat: panels.map((one) => ({ ...one, width: panel })) });
   const inked = asPage ? text.replaceAll("#333333", "currentColor").replaceAll('"#ffffff"', '"transparent"') : text;
   const { config, concat } = JSON.parse(inked);
   if (width < 560) config.legend = { ...config.legend, columns: 3 };
-  return { ...spec, config, columns, concat };
+  // Names of points are placed for a few widths beforehand; the widest that fits is shown.
+  const params = (spec.params || []).map((one) => (one.name === "room" ? { ...one, value: rooms.findLast((width) => width <= panel) || 0 } : one));
+  return { ...spec, config, columns, concat, ...(params.length ? { params } : {}) };
 }
 
 async function draw(target, spec) {

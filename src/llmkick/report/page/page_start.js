@@ -1,5 +1,6 @@
 // ---- Every part on its own: one that fails leaves the others standing.
 const parts = [
+  matrices().catch(failed("verdicts")),
   figures().catch(failed("figures")),
   layers().catch(failed("compression")),
   tables().catch(failed("verdicts")),

@@ -1,4 +1,4 @@
 // ---- A page of several studies has figures and tables, and no answers of its own.
-Promise.all([figures().catch(failed("figures")), tables().catch(failed("pairs"))]).then(() =>
+Promise.all([matrices().catch(failed("verdicts")), figures().catch(failed("figures")), tables().catch(failed("pairs"))]).then(() =>
   document.documentElement.setAttribute("data-ready", ""),
 );

@@ -16,7 +16,7 @@ from llmkick.files import write_text
 from llmkick.report import formatting, matrix
 from llmkick.report.figures import charts
 from llmkick.report.figures.figures import Figure
-from llmkick.report.lookup import ordered_tasks, task_comparisons
+from llmkick.report.lookup import judged_loss, ordered_tasks, task_comparisons
 from llmkick.report.matrix import ControlCell, Matrix, TaskCell
 from llmkick.report.page.embedding import packed
 from llmkick.report.page.page import PAGE_FILE, figure_payload, page_environment, page_parts
@@ -25,7 +25,7 @@ from llmkick.report.payload import Payload
 from llmkick.report.run_folder import Run, opened_run
 from llmkick.report.several.studies import Difference, Paired, labels, pair, task_refusal
 
-SCRIPTS = ("page.js", "page_figures.js", "page_start_studies.js")
+SCRIPTS = ("page.js", "page_matrix.js", "page_figures.js", "page_start_studies.js")
 # The palette of Okabe & Ito, as for methods; each study has one colour.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6d31", "#7f7f7f")
 SHAPES = ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross", "triangle-right", "triangle-left")
@@ -47,12 +47,13 @@ def write_studies(folders: Sequence[Path], target: Path) -> Path:
 
 def _render(names: Sequence[str], runs: Sequence[Run], paired: Sequence[Paired], target: Path) -> str:
     environment = page_environment()
-    drawn = _figures(names, runs)
+    drawn, matrices = _figures(names, runs), [matrix.matrix(run.result) for run in runs]
     figure_data = {figure.name: figure_payload(figure) for figure in drawn}
     context = {
         "studies": [_study(name, run, target) for name, run in zip(names, runs, strict=True)],
-        "matrix": _matrix(names, runs),
-        "legend": matrix.legend(),
+        "matrix": _matrix(names, matrices, runs),
+        "marks": matrix.legend(matrices),
+        "gain_sign": formatting.GAIN_SIGN,
         "paired": [_texts(pairs) for pairs in paired],
         "figures": drawn,
         "data": {"figures": packed(figure_data), "tables": packed({"differences": _saved(paired)})},
@@ -76,10 +77,9 @@ def _study(name: str, run: Run, target: Path) -> Payload:
     }
 
 
-def _matrix(names: Sequence[str], runs: Sequence[Run]) -> Payload:
+def _matrix(names: Sequence[str], matrices: Sequence[Matrix], runs: Sequence[Run]) -> Payload:
     """Recipes × tasks, one line per study; marks the tasks that cannot be paired with the first study."""
     tasks = _tasks(runs)
-    matrices = [matrix.matrix(run.result) for run in runs]
     recipes = list(dict.fromkeys(recipe for run in runs for recipe in run.result.labels))
     refused = {
         task: [task_refusal(runs[0].result, run.result, task) if place else "" for place, run in enumerate(runs)]
@@ -164,13 +164,14 @@ def _figures(names: Sequence[str], runs: Sequence[Run]) -> list[Figure]:
     """Relative loss of every recipe, studies side by side, on the tasks that are identical in all of them."""
     rows = [
         {
-            "study": name, "recipe": entry.recipe, "task": entry.task, "loss": entry.relative_drop,
-            "low": (entry.interval or (None, None))[0], "high": (entry.interval or (None, None))[1],
-            "verdict": entry.verdict, "change": str(formatting.loss(entry)),
+            "study": name, "recipe": entry.recipe, "task": entry.task, "loss": judged_loss(entry).share,
+            "low": (judged_loss(entry).interval or (None, None))[0],
+            "high": (judged_loss(entry).interval or (None, None))[1],
+            "verdict": entry.verdict, "change": formatting.loss_sentence(entry),
         }
         for name, run in zip(names, runs, strict=True)
         for entry in task_comparisons(run.result)
-        if entry.verdict != "no signal" and entry.relative_drop is not None
+        if entry.verdict != "no signal" and judged_loss(entry).share is not None
     ]  # fmt: skip
     frame = pd.DataFrame(rows, columns=["study", "recipe", "task", "loss", "low", "high", "verdict", "change"])
     alike = [
@@ -199,7 +200,7 @@ def _panel(frame: pd.DataFrame, task: str, names: Sequence[str], first: Run) -> 
     panel = frame[frame["task"] == task]
     recipes = list(dict.fromkeys(frame["recipe"]))
     scale = alt.Scale(domain=[charts.LOWEST_LOSS, charts.HIGHEST_LOSS], nice=False)
-    x = alt.X("loss:Q", title="relative loss", axis=alt.Axis(format="~%", tickCount=5), scale=scale)
+    x = alt.X("loss:Q", title=charts.LOSS_TITLE, axis=charts.loss_ticks(), scale=scale)
     low = x.copy()
     low.shorthand = "low:Q"
     y = alt.Y("recipe:N", title=None, sort=recipes, axis=alt.Axis(labelLimit=170))

@@ -17,9 +17,9 @@ import torch
 
 from llmkick.compression.walk.calibration import Calibration
 from llmkick.errors import ConfigError, KickError
-from llmkick.models.checkpoints.references import is_server
 from llmkick.models.plugin_models import plugin_of
 from llmkick.models.precision import BALANCED, DTYPES
+from llmkick.models.server_scheme import is_server
 from llmkick.models.transformers_model import TransformersModel
 from llmkick.study.cells import Cell
 from llmkick.study.cluster.remote_model import Batch, RemoteModelSpec, remote_model_spec

@@ -5,18 +5,20 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import NamedTuple, TypeVar, overload
+from typing import TYPE_CHECKING, NamedTuple, TypeVar, overload
 
 import numpy as np
 import pandas as pd
 from pydantic import BaseModel
 
-from llmkick.compression.walk.calibration import Calibration
 from llmkick.errors import ConfigError
 from llmkick.study.journal.database import JOURNAL_SCHEMA, JournalFile
 from llmkick.study.journal.notes import JsonNote, Notes, TextNote, decoded_notes, difference, encoded_note
 from llmkick.study.journal.prompts import PromptPart
 from llmkick.tasks.task import Item, Record
+
+if TYPE_CHECKING:
+    from llmkick.compression.walk.calibration import Calibration
 
 # The record type of a stored entry, which its reader names: the journal stores, and does not interpret.
 Entry = TypeVar("Entry", bound=BaseModel)
@@ -217,11 +219,11 @@ class Journal(JournalFile):
 
     def calibration(self, key: str) -> Calibration | None:
         """Return the calibration windows under a key, or None for an unknown key."""
-        rows = self.rows(
-            "SELECT source, seed, sequences, length, tokens FROM calibrations WHERE calibration_key = ?", (key,)
-        )
-        if not rows:
+        query = "SELECT source, seed, sequences, length, tokens FROM calibrations WHERE calibration_key = ?"
+        if not (rows := self.rows(query, (key,))):
             return None
+        from llmkick.compression.walk.calibration import Calibration  # it imports torch; a report needs neither
+
         source, seed, sequences, length, blob = rows[0]
         tokens = np.frombuffer(blob, dtype="<i4").astype(np.int64).reshape(sequences, length)
         return Calibration(tokens=tokens, source=source, seed=seed)

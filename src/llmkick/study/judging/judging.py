@@ -13,8 +13,8 @@ from functools import cached_property
 from pathlib import Path
 
 from llmkick.files import sha256_of_file
-from llmkick.models.checkpoints.references import is_server
 from llmkick.models.server.address import parse_address
+from llmkick.models.server_scheme import is_server
 from llmkick.study.cells import digest_of
 from llmkick.study.journal.journal import Journal, Judgement
 from llmkick.study.judging.questions import (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 from pydantic import ValidationError
@@ -26,7 +27,9 @@ from llmkick.study.results.records import (
 )
 from llmkick.study.results.result_file import first_problem
 from llmkick.study.results.results import RESULTS_FILE, StudyResult
-from llmkick.study.spec.study import Study, make_study
+
+if TYPE_CHECKING:
+    from llmkick.study.spec.study import Study
 
 COLUMNS = ("model", "recipe", "seed", "task", "item_id", "cluster", "score", "unscored_reason", "tokens", "truncated")
 
@@ -109,6 +112,8 @@ def newest(cells: Sequence[CellEntry]) -> list[CellEntry]:
 
 
 def _study(notes: Notes, folder: Path) -> Study:
+    from llmkick.study.spec.study import make_study  # it imports much that a report of a complete run needs not
+
     if notes.schema not in (None, str(JOURNAL_SCHEMA)):
         raise DataError(f"{folder}: the journal has schema {notes.schema}; this version reads {JOURNAL_SCHEMA}")
     if notes.study is None:

@@ -14,12 +14,13 @@ import torch
 from llmkick.errors import ConfigError
 from llmkick.models.checkpoint import Checkpoint
 from llmkick.models.checkpoints.loading import load_located, read_tokenizer
-from llmkick.models.checkpoints.references import is_server, locate
+from llmkick.models.checkpoints.references import locate
 from llmkick.models.checkpoints.sparsity import zeros_of
 from llmkick.models.language_model import LanguageModel
 from llmkick.models.plugin_models import plugin_of
 from llmkick.models.precision import resolve_device, resolve_dtype
 from llmkick.models.server.server import ServerSettings, open_model
+from llmkick.models.server_scheme import is_server
 from llmkick.models.thoughts import Thinking
 from llmkick.models.transformers_model import TransformersModel, thinking_of_prompts
 from llmkick.study.cells import Variant, style_of, variants_of

@@ -11,5 +11,7 @@ from typing import Literal
 Stop = Literal["never", "decided"]
 # How verdicts are adjusted for the number of comparisons.
 Correction = Literal["none", "holm", "fixed sequence"]
+# The precision of the weights while a model runs: the names of `models.precision`, which imports torch.
+Precision = Literal["auto", "float32", "bfloat16", "float16"]
 # The executor that fills the cells of a study: this process, or the workers of a Ray cluster.
 ExecutorName = Literal["local", "ray"]

@@ -8,8 +8,8 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from llmkick.errors import ConfigError
-from llmkick.models.checkpoints.references import is_server
 from llmkick.models.server.address import parse_address
+from llmkick.models.server_scheme import is_server
 
 
 def label_others(references: Sequence[str], *, taken: Collection[str]) -> dict[str, str]:

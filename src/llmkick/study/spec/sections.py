@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from llmkick.errors import ConfigError
-from llmkick.models.checkpoints.references import is_server
+from llmkick.models.server_scheme import is_server
 from llmkick.study.spec.model_names import parse_if_server
 from llmkick.study.spec.source_lines import errors_at
 from llmkick.tasks.judge.clients import DEFAULT_KEY_ENV

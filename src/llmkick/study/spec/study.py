@@ -8,7 +8,7 @@ import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
 import tomli_w
 from pydantic import Field, field_validator, model_validator
@@ -16,10 +16,9 @@ from pydantic import Field, field_validator, model_validator
 from llmkick.compression.recipe import Dense, Recipe
 from llmkick.compression.registry import parse_recipe
 from llmkick.errors import ConfigError, KickError
-from llmkick.models.checkpoints.references import is_server
-from llmkick.models.precision import DTYPES
+from llmkick.models.server_scheme import is_server
 from llmkick.models.thoughts import Thinking
-from llmkick.study.spec.choices import Correction, Stop
+from llmkick.study.spec.choices import Correction, Precision, Stop
 from llmkick.study.spec.model_names import label_others, parse_if_server
 from llmkick.study.spec.sections import CalibrationSpec, Frozen, JudgeSpec, ServerSpec, TaskSpec
 from llmkick.study.spec.source_lines import LocatedError, errors_at
@@ -70,7 +69,7 @@ class Study(Frozen):
     @field_validator("dtype")
     @classmethod
     def _known_dtype(cls, value: str) -> str:
-        choices = ("auto", *DTYPES)
+        choices = get_args(Precision)
         if value not in choices:
             with errors_at("dtype"):
                 raise ConfigError(f"unknown dtype {value!r}; choose from: {', '.join(choices)}")

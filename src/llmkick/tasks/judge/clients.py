@@ -1,7 +1,4 @@
-"""Clients for a judge: an OpenAI-compatible endpoint or a local model.
-
-`llmkick.models.server.endpoint` connects, sends the key and retries; this module adds the judge-specific parts.
-"""
+"""Clients for a judge: a local model, or an endpoint, which `models.server.endpoint` connects to and retries."""
 
 from __future__ import annotations
 
@@ -14,8 +11,6 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
 from llmkick.errors import JudgeError, KickError
-from llmkick.models.checkpoints.loading import load_model
-from llmkick.models.checkpoints.references import locate
 from llmkick.models.language_model import GenerateRequest, Generation, LanguageModel, Message, Unanswered
 from llmkick.models.thoughts import THOUGHT_TOKENS
 
@@ -254,6 +249,8 @@ class LocalJudge:
     @cached_property
     def identity(self) -> str:
         """The digest of the model's files."""
+        from llmkick.models.checkpoints.references import locate
+
         try:
             return locate(self.reference).digest
         except KickError as error:
@@ -274,6 +271,8 @@ class LocalJudge:
                 yield from ((key, NoReply(reason=OVER_BUDGET)) for key in new)
                 continue
             if self._model is None:
+                from llmkick.models.checkpoints.loading import load_model  # it imports torch, which few judges need
+
                 self._model = load_model(self.reference, dtype=self.dtype, device=self.device)
             requests = [self._request(self._model, question) for question in batch]
             for question, request, answer in zip(batch, requests, self._model.generate(requests), strict=True):

@@ -1,0 +1,44 @@
+"""What the tests read of a Vega-Lite specification."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import altair as alt
+
+from llmkick.report.figures import figures
+from llmkick.report.figures.figure import Figure
+from llmkick.study.results.results import StudyResult
+
+
+def write_figures(result: StudyResult, drawn: Sequence[Figure] | None = None) -> list[Path]:
+    """Write every figure of a study to its folder."""
+    with figures.figures_drawn(result, figures.figures(result) if drawn is None else drawn) as write:
+        return write()
+
+
+def validate(spec: dict[str, Any]) -> None:
+    """Raises if a specification is no valid Vega-Lite."""
+    alt.ConcatChart.from_dict({key: value for key, value in spec.items() if key != "description"}, validate=True)
+
+
+def rows_of(spec: dict[str, Any], part: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows of a layer or a panel."""
+    data = part.get("data", {})
+    return data.get("values") or spec["datasets"].get(data.get("name"), [])
+
+
+def layers(spec: dict[str, Any]) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
+    """Every layer of every panel with its rows."""
+    for panel in spec["concat"]:
+        for layer in panel.get("layer", [panel]):
+            yield layer, rows_of(spec, layer) or rows_of(spec, panel)
+
+
+def points(spec: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The rows of data that a figure shows as points or bars."""
+    for layer, rows in layers(spec):
+        if isinstance(layer["mark"], dict) and layer["mark"].get("type") in ("point", "bar"):
+            yield from rows
