@@ -62,8 +62,7 @@ def compare_stopped(
         explain=False,
     )
     if state.outcome == "no signal":
-        note = f"the dense score is not shown to be above chance ({chance:g}): nothing to forget, one batch was asked"
-        return replace(fixed, verdict="no signal", p_matching=None, p_not_matching=None, notes=(note,), stopping=state)
+        return _without_signal(fixed, state)
     answers = _Asked(
         order, asked, dense, compressed, margin=margin, alpha=alpha, chance=chance, score_range=score_range
     )
@@ -82,6 +81,13 @@ def compare_stopped(
         notes=(*_kept_notes(fixed), *reasons, *_stopping_notes(state)),
         stopping=state,
     )
+
+
+def _without_signal(fixed: Comparison, state: Stopping) -> Comparison:
+    """The comparison that ended because the dense model shows no signal."""
+    missing = f"the dense score is not shown to be above chance ({fixed.chance:g})"
+    note = f"{missing}: nothing to forget, one batch was asked"
+    return replace(fixed, verdict="no signal", p_matching=None, p_not_matching=None, notes=(note,), stopping=state)
 
 
 @dataclass(frozen=True)
