@@ -12,6 +12,7 @@ import pandas as pd
 from llmkick.compression.walk.checks import LEAST_SHARE
 from llmkick.models.language_model import LanguageModel
 from llmkick.study.cells import style_of
+from llmkick.study.expected_work import STATISTICS
 from llmkick.study.results.comparisons import cell_results, compare_all, describe_task, overall_by_recipe
 from llmkick.study.results.judge_summary import JudgeSummary, MissingJudgements
 from llmkick.study.results.missing_judgements import missing_judgements, warnings_of_missing
@@ -51,8 +52,13 @@ class _Conclusion:
     run: CompletedRun
 
     def result(self, started: str) -> StudyResult:
-        study = self.context.study
+        """Compute and write the results."""
         self.context.observer.stage("statistics", 1)
+        with self.context.forecast.working(STATISTICS):
+            return self._result(started)
+
+    def _result(self, started: str) -> StudyResult:
+        study = self.context.study
         records = self._records()
         noise = self._noise(records)
         tasks = [describe_task(task, self.context.prompting) for task in self.context.tasks]

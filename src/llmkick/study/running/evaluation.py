@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,6 +10,8 @@ from dataclasses import dataclass, field
 from llmkick.compression.recipe import Dense
 from llmkick.models.language_model import LanguageModel
 from llmkick.study.cells import Cell, Variant, style_of
+from llmkick.study.expected_work import cell_key
+from llmkick.study.forecast import Forecast
 from llmkick.study.journal.journal import Journal
 from llmkick.study.progress import Observer
 from llmkick.study.running.early_stopping import Asked, Scores, StoppingRule
@@ -34,6 +37,7 @@ class Evaluation:
     dense: LanguageModel
     dense_keys: Mapping[str, str]
     rules: Mapping[str, StoppingRule] = field(default_factory=dict)
+    forecast: Forecast = field(default_factory=lambda: Forecast(()))
 
     def is_complete(self, cell: Cell) -> bool:
         """Return whether a cell has a record for every item, or enough records for its verdict."""
@@ -53,6 +57,10 @@ class Evaluation:
         """Ask the model the items that have no record in the cell."""
         rule = self.rules.get(cell.task.name)
         self._begin(cell)
+        self._ask_needed(model, cell, rule)
+        self.forecast.end(cell_key(cell.variant, cell.task.name))
+
+    def _ask_needed(self, model: LanguageModel, cell: Cell, rule: StoppingRule | None) -> None:
         if rule is None:
             self._fill_in_batches(model, cell)
         elif cell.variant.is_dense:
@@ -61,12 +69,22 @@ class Evaluation:
             dense = self._asked(self.dense, self.dense_cell(cell))
             rule.until_decided(dense, self._asked(model, cell), watch=self.observer.advance)
 
+    def fill_first_batch(self, model: LanguageModel, cell: Cell) -> None:
+        """Ask the first batch of a cell without records, which tells how fast the task is."""
+        rule = self.rules.get(cell.task.name)
+        self._begin(cell)
+        if rule is None:
+            self._fill_in_batches(model, cell, batches=1)
+        elif rule.order.batches:
+            self._asked(model, cell).need(rule.order.batches[0])
+
     def fill_every_item(self, model: LanguageModel, cell: Cell) -> None:
         """Ask the items that the verdict of the cell did not need, in the same batches."""
         rule = self.rules.get(cell.task.name)
         self._begin(cell)
         if rule is None:
             self._fill_in_batches(model, cell)
+            self.forecast.end(cell_key(cell.variant, cell.task.name))
             return
         asked = self._asked(model, cell)
         dense = asked if cell.variant.is_dense else self._asked(self.dense, self.dense_cell(cell))
@@ -74,6 +92,7 @@ class Evaluation:
             dense.need(batch)
             asked.need(batch)
             self.observer.advance(len(asked.scores))
+        self.forecast.end(cell_key(cell.variant, cell.task.name))
 
     def dense_cell(self, cell: Cell) -> Cell:
         """Return the cell of the dense model on the same task."""
@@ -81,18 +100,20 @@ class Evaluation:
 
     def _begin(self, cell: Cell) -> None:
         done = self.journal.done(cell.run_key)
+        self.forecast.begin(cell_key(cell.variant, cell.task.name))
         self.observer.stage(f"{cell.variant.label} on {cell.task.name}", len(self.items[cell.task.name]))
         if done:
             self.observer.advance(len(done))  # so that the pace counts only the items of this session
 
-    def _fill_in_batches(self, model: LanguageModel, cell: Cell) -> None:
+    def _fill_in_batches(self, model: LanguageModel, cell: Cell, *, batches: int | None = None) -> None:
+        """Ask the batches that have items without a record, or only the first few of them."""
         done = self.journal.done(cell.run_key)
         started = time.perf_counter()
         style = style_of(cell.task, self.prompting)
-        batches = evaluate_in_batches(
+        answered = evaluate_in_batches(
             model, cell.task, prompting=style, done=done, reference=self._reference(model, cell)
         )
-        for records in batches:
+        for records in itertools.islice(answered, batches):
             self._keep(model, cell, records, time.perf_counter() - started)
             started = time.perf_counter()
             done |= {record.item_id for record in records}
@@ -121,6 +142,7 @@ class Evaluation:
             records=records,
         )
         self.journal.add_seconds("evaluate", cell.task.name, seconds)
+        self.forecast.work(cell_key(cell.variant, cell.task.name), len(records), seconds)
 
     def _reference(self, model: LanguageModel, cell: Cell) -> Reference | None:
         """Return the dense model with its answers as the reference, for tasks that need a reference.
