@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -184,7 +185,8 @@ def _run_as_json(study: Study, folder: Path, executor: Executor, *, quiet: bool)
     if not quiet:
         _announce_judge(study)
     events = JsonProgress(sys.stdout)
-    result = run_study(study, out=folder, observer=Silent() if quiet else events, executor=executor)
+    with contextlib.nullcontext() if quiet else events:
+        result = run_study(study, out=folder, observer=Silent() if quiet else events, executor=executor)
     page = write_report(folder)
     results = result.model_dump(mode="json", include={"comparisons", "overall", "failures"})
     events.emit("finished", report=str(page), warnings=list(result.warnings), **results)

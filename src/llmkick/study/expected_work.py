@@ -27,6 +27,10 @@ WRITTEN_SHARE = 0.6
 COLUMN_SECONDS, LAYER_SECONDS = 2e-4, 2e-3
 # The share of a compression that loading its finished model takes.
 LOADING_SHARE = 0.05
+# Expected seconds of a comparison as the run goes, and of one at its end with all that is computed beside it.
+VERDICT_SECONDS, STATISTICS_SECONDS = 0.05, 0.15
+# Expected seconds to read a token of a calibration text.
+READ_SECONDS = 1e-5
 # Expected seconds of a request to a server or a judge.
 REQUEST_SECONDS = 1.0
 
@@ -178,10 +182,8 @@ def block_seconds(
 
 def calibrating(seeds: Iterable[int], calibration: CalibrationSpec, *, speed: ModelSpeed | None) -> ExpectedWork:
     """The calibration texts of these seeds; a step a token."""
-    sampled = calibration.source == "self"
-    if speed is None or not sampled:
-        cost = 1e-5
-    else:
+    cost = READ_SECONDS
+    if speed is not None and calibration.source == "self":
         cost = speed.token_seconds + speed.pass_seconds / calibration.sequences
     tokens = calibration.sequences * calibration.length
     parts = [
@@ -191,10 +193,14 @@ def calibrating(seeds: Iterable[int], calibration: CalibrationSpec, *, speed: Mo
     return ExpectedWork(parts=parts, items=0, tokens=0)
 
 
-def comparing(variants: Sequence[Variant], tasks: int, *, seconds: float) -> ExpectedWork:
+def comparing(variants: Sequence[Variant], tasks: int) -> ExpectedWork:
     """The verdicts as the run goes, and the statistics at its end."""
     cells = tasks * sum(not variant.is_dense for variant in variants)
-    parts = [Part(key=key, pool=("compare", key), steps=cells, cost=seconds) for key in (VERDICTS, STATISTICS) if cells]
+    parts = [
+        Part(key=key, pool=(key,), steps=cells, cost=cost)
+        for key, cost in ((VERDICTS, VERDICT_SECONDS), (STATISTICS, STATISTICS_SECONDS))
+        if cells
+    ]
     return ExpectedWork(parts=parts, items=0, tokens=0)
 
 

@@ -19,6 +19,8 @@ from dataclasses import dataclass, replace
 PRIOR_WEIGHT = 0.05
 # The weight of the pool against what was measured of the part itself, as a share of the part.
 POOL_WEIGHT = 0.25
+# The kinds of work that run a network: how much faster or slower than expected one is says something of the others.
+NETWORK_KINDS = ("ask", "compress", "calibrate")
 # The expected share of the items that a cell with early stopping asks, until cells have ended.
 STOPPING_SHARE = 0.5
 
@@ -100,6 +102,11 @@ class Forecast:
         self._began: float | None = None
         self._last = 0.0
         for part in parts:
+            self.add(part)
+
+    def add(self, part: Part) -> None:
+        """Add a part to the work."""
+        with self._lock:
             self._states[part.key] = _State(part=part)
 
     def resize(self, key: str, steps: float) -> None:
@@ -171,24 +178,14 @@ class Forecast:
             states = list(self._states.values())
             if not self.is_rated and not any(state.seconds and state.done for state in states):
                 return None
-            ratios = _Ratios(states)
+            ratios = _Ratios(states, is_rated=self.is_rated)
             left = {state.part.key: ratios.seconds_left(state) for state in states}
             pace = self._wall_per_worked(states, sum(left.values()))
             total = sum(left.values()) * pace
             if self._began is None or not self._active:
                 return total
             current = sum(left.get(key, 0.0) for key in set(self._active)) * pace
-            return total - _consumed(self._clock() - self._last, current)
-
-    @property
-    def share_done(self) -> float:
-        """The share of the work that is done, by expected seconds; 1 for a run without work."""
-        with self._lock:
-            states = list(self._states.values())
-            ratios = _Ratios(states)
-            done = sum(ratios.seconds_done(state) for state in states)
-            left = sum(map(ratios.seconds_left, states))
-            return 1.0 if done + left <= 0 else done / (done + left)
+            return max(0.0, total - _consumed(self._clock() - self._last, current))
 
     def _wall_per_worked(self, states: Sequence[_State], left: float) -> float:
         """Seconds on the clock per second of work: above 1 for what no part counts, below 1 with several workers."""
@@ -228,8 +225,8 @@ class _StepTimer:
 class _Ratios:
     """Measured against expected seconds, by pool, and the shares of items that cells with early stopping ask."""
 
-    def __init__(self, states: Sequence[_State]) -> None:
-        self._states = states
+    def __init__(self, states: Sequence[_State], *, is_rated: bool) -> None:
+        self._is_rated = is_rated
         self._evidence: dict[tuple[str, ...], _Evidence] = defaultdict(_Evidence)
         self._models: dict[str, _Evidence] = defaultdict(_Evidence)
         self._sizes: dict[tuple[str, ...], list[float]] = defaultdict(list)
@@ -237,7 +234,7 @@ class _Ratios:
             part, expected = state.part, state.done * state.part.cost
             for depth in range(len(part.pool) + 1):
                 self._sizes[part.pool[:depth]].append(part.steps * part.cost)
-                if not part.model:
+                if not part.model and (depth or part.pool[0] in NETWORK_KINDS):
                     self._evidence[part.pool[:depth]].add(expected, state.seconds)
         self._weights = {pool: PRIOR_WEIGHT * sum(sizes) / len(sizes) for pool, sizes in self._sizes.items()}
         self._known: dict[tuple[str, ...], float] = {}
@@ -250,9 +247,18 @@ class _Ratios:
     def of_pool(self, pool: tuple[str, ...]) -> float:
         """The ratio of a pool; without evidence of its own, that of the pool around it."""
         if pool not in self._known:
-            around = self.of_pool(pool[:-1]) if pool else 1.0
-            self._known[pool] = self._evidence[pool].ratio(around, self._weights[pool])
+            self._known[pool] = self._evidence[pool].ratio(self._around(pool), self._weights[pool])
         return self._known[pool]
+
+    def _around(self, pool: tuple[str, ...]) -> float:
+        """The ratio that is expected of a pool without evidence of its own."""
+        if not pool:
+            return 1.0
+        around = self.of_pool(pool[:-1])
+        if len(pool) > 1 or not self._is_rated:
+            return around
+        # Half of what one kind of work takes beyond the expectation is the machine's; half is that kind's own.
+        return math.sqrt(around) if pool[0] in NETWORK_KINDS else 1.0
 
     def of_part(self, state: _State) -> float:
         """The ratio of a part, at its own speed as far as it is done."""
@@ -269,9 +275,6 @@ class _Ratios:
         steps = max(0.0, self._shares.expected_steps(state) - state.position)
         chance = 1.0 if state.is_begun or state.position else state.part.chance
         return chance * steps * state.part.cost * self.of_part(state)
-
-    def seconds_done(self, state: _State) -> float:
-        return state.position * state.part.cost * self.of_part(state)
 
 
 class _Shares:

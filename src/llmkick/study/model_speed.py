@@ -16,6 +16,8 @@ from llmkick.models.transformers_model import TransformersModel
 MATRIX, EFFICIENCY = 1024, 0.4
 # Tokens of a short pass, which costs a model's weights rather than its tokens, and of longer ones.
 SHORT, LONG = 8, (64, 256)
+# How fast a processor reads weights, about.
+BYTES_A_SECOND = 1e10
 # No longer pass is tried that would take more than this many seconds.
 LONGEST_TRIAL = 0.4
 
@@ -62,16 +64,14 @@ def _seconds(engine: Engine, tokens: int) -> float:
     return time.perf_counter() - started
 
 
-def expected_speed(parameters: int, operations_a_second: float, weight_bytes: float) -> ModelSpeed:
+def expected_speed(parameters: int, operations_a_second: float, dtype: torch.dtype) -> ModelSpeed:
     """The speed of a model that is not loaded, from the speed of a matrix product."""
     token = 2 * parameters / operations_a_second
     return ModelSpeed(
-        pass_seconds=weight_bytes / BYTES_A_SECOND, token_seconds=token, operations_a_second=operations_a_second
+        pass_seconds=parameters * dtype.itemsize / BYTES_A_SECOND,
+        token_seconds=token,
+        operations_a_second=operations_a_second,
     )
-
-
-# How fast a processor reads weights, about.
-BYTES_A_SECOND = 1e10
 
 
 def machine_speed(dtype: torch.dtype, device: torch.device) -> float:

@@ -13,7 +13,6 @@ from llmkick.compression.storage.cache import folder_of
 from llmkick.compression.walk.compress import kept_key
 from llmkick.compression.walk.finished_blocks import STATE_FILE
 from llmkick.errors import KickError
-from llmkick.models.language_model import LanguageModel
 from llmkick.models.transformers_model import TransformersModel
 from llmkick.study.advice import advice_for
 from llmkick.study.announcement import Announcement, announce
@@ -21,6 +20,8 @@ from llmkick.study.cells import Cell, Variant, style_of, variants_of
 from llmkick.study.expected_work import (
     JUDGING,
     LOADING_SHARE,
+    STATISTICS,
+    VERDICTS,
     ExpectedWork,
     asking,
     calibrating,
@@ -39,11 +40,7 @@ from llmkick.study.model_speed import ModelSpeed, expected_speed, machine_speed,
 from llmkick.study.results.records import Artifact
 from llmkick.study.running.context import StudyContext
 from llmkick.study.running.keys import StudyKeys
-from llmkick.study.spec.study import Study
 from llmkick.tasks.task import Item
-
-# Expected seconds of a comparison, before any was made.
-COMPARISON_SECONDS = 0.1
 
 
 def forecast_study(
@@ -71,7 +68,7 @@ def forecast_study(
 
 
 def _is_searched(part: Part) -> bool:
-    return part.pool[0] in ("compress", "compare") or (part.pool[0] == "ask" and part.pool[2] != "dense")
+    return part.pool[0] in ("compress", VERDICTS, STATISTICS) or (part.pool[0] == "ask" and part.pool[2] != "dense")
 
 
 def _expected(
@@ -83,11 +80,11 @@ def _expected(
     work = asking(model, keys.tasks, items, styles, variants, speed=speed, stopping=keys.rules)
     if isinstance(model, TransformersModel) and study.recipes:
         relative = speed or expected_speed(
-            model.info.parameters, machine_speed(torch.float32, torch.device("cpu")), 4.0 * model.info.parameters
+            model.info.parameters, machine_speed(torch.float32, torch.device("cpu")), torch.float32
         )
         work += compressing(model, variants, study.calibration, speed=relative)
         work += calibrating(seeds, study.calibration, speed=speed)
-    work += comparing(variants, len(keys.tasks), seconds=COMPARISON_SECONDS)
+    work += comparing(variants, len(keys.tasks))
     if study.judge is not None:
         with suppress(KickError):
             work += judging(estimate(study, models=len(variants)).requests)
