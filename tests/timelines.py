@@ -14,9 +14,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from llmkick.study.forecast import Forecast, Part
+from llmkick.study.forecast import Forecast
+from llmkick.study.part_ratios import Part
 
-TOLD = ("resize", "skip", "skip_share", "begin", "work", "end")
+TOLD = ("expect_share", "resize", "skip", "skip_share", "begin", "work", "end")
 FOLDER = Path(__file__).parent / "study" / "timelines"
 
 
@@ -78,7 +79,10 @@ def recorded() -> Iterator[list[Timeline]]:
 def save(timeline: Timeline, path: Path) -> None:
     """Write a timeline; a line an event, with the index of the part in place of its key."""
     index = {part.key: place for place, part in enumerate(timeline.parts)}
-    events = [[at, name, index.get(key, key), *rest] for at, name, (key, *rest) in timeline.events]
+    events = [
+        [at, name, key if isinstance(key, tuple) else index.get(key, key), *rest]
+        for at, name, (key, *rest) in timeline.events
+    ]
     events = [[round(value, 4) if isinstance(value, float) else value for value in event] for event in events]
     parts = [asdict(part) for part in timeline.parts]
     rows = ",\n".join(json.dumps(event) for event in events)
@@ -94,10 +98,15 @@ def load(path: Path) -> Timeline:
     """Read a timeline."""
     facts = json.loads(path.read_text(encoding="utf-8"))
     parts = [Part(**{**part, "pool": tuple(part["pool"])}) for part in facts["parts"]]
-    events = [
-        (at, name, [parts[key].key if isinstance(key, int) else key, *rest]) for at, name, key, *rest in facts["events"]
-    ]
+    events = [(at, name, [_told_of(key, parts), *rest]) for at, name, key, *rest in facts["events"]]
     return Timeline(parts, events, facts["seconds"], facts["is_rated"])
+
+
+def _told_of(key: Any, parts: list[Part]) -> Any:
+    """A pool, or the key of a part."""
+    if isinstance(key, list):
+        return tuple(key)
+    return parts[key].key if isinstance(key, int) else key
 
 
 def stated(timeline: Timeline) -> list[Stated]:
@@ -133,6 +142,9 @@ def worst_factor(answers: list[Stated], *, ignored_seconds: float = 0.0) -> floa
 
 if __name__ == "__main__":
     from llmkick.study.run import run_study
+
+    # Seconds of the processor: what else the machine does is no part of the timeline.
+    time.perf_counter = time.monotonic = time.process_time
 
     with recorded() as timelines:
         run_study(Path(sys.argv[2]), out=Path(sys.argv[3]))

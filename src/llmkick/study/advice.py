@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from llmkick.study.expected_work import ExpectedWork
-from llmkick.study.forecast import Part
+from llmkick.study.part_ratios import Part
 from llmkick.study.spec.study import Study
 
 # A part of this share of the expected seconds is worth a word.

@@ -11,9 +11,10 @@ from llmkick.compression.walk.blocks import decoder_blocks
 from llmkick.models.language_model import LanguageModel
 from llmkick.models.transformers_model import TransformersModel
 from llmkick.study.cells import Variant
-from llmkick.study.forecast import Part
 from llmkick.study.model_speed import ModelSpeed
+from llmkick.study.part_ratios import Part
 from llmkick.study.request_tokens import RequestTokens, request_tokens
+from llmkick.study.results.noise_floor import HALF_PRECISIONS, NOISE_ITEMS
 from llmkick.study.spec.sections import CalibrationSpec
 from llmkick.tasks.evaluate import BATCH_ITEMS
 from llmkick.tasks.prompting import Prompting
@@ -23,12 +24,16 @@ from llmkick.tasks.task import Item, Task
 COUNTED_ITEMS = 16
 # The share of the tokens that an answer may have which it has, before any was measured.
 WRITTEN_SHARE = 0.6
+# Items after which early stopping sees a large loss, and after which it sees that there is none.
+ITEMS_FOR_A_LOSS, ITEMS_FOR_A_MATCH = 100, 600
 # Seconds for a column of a column-by-column method beside its arithmetic, and for a layer of any method.
 COLUMN_SECONDS, LAYER_SECONDS = 2e-4, 2e-3
 # The share of a compression that loading its finished model takes.
 LOADING_SHARE = 0.05
-# Expected seconds of a comparison as the run goes, and of one at its end with all that is computed beside it.
-VERDICT_SECONDS, STATISTICS_SECONDS = 0.05, 0.15
+# Expected seconds of a compression beside its blocks, and of the first one of a process.
+COMPRESSION_SECONDS, FIRST_SECONDS = 0.1, 0.5
+# Expected seconds of a comparison, and of all that is computed beside the comparisons at the end.
+VERDICT_SECONDS, STATISTICS_SECONDS = 0.02, 0.2
 # Expected seconds to read a token of a calibration text.
 READ_SECONDS = 1e-5
 # Expected seconds of a request to a server or a judge.
@@ -53,6 +58,11 @@ def pass_key(seed: int | None) -> str:
 def calibration_key(seed: int) -> str:
     """The key of the part that samples the calibration text of a seed."""
     return f"calibration {seed}"
+
+
+def noise_key(task: str) -> str:
+    """The key of the part that measures the noise floor of a task."""
+    return f"noise floor of {task}"
 
 
 VERDICTS, STATISTICS, JUDGING = "verdicts", "statistics", "judging"
@@ -110,6 +120,7 @@ def asking(
                     steps=count,
                     cost=_item_seconds(size, count, speed),
                     stops_early=task.name in stopping,
+                    stopping_share=stopping_share(count),
                     is_reference=task.name in stopping and variant.is_dense,
                     model=variant.label if variant.reference else "",
                 )
@@ -117,6 +128,12 @@ def asking(
     return ExpectedWork(
         parts=parts, items=sum(int(part.steps) for part in parts), tokens=round(tokens), stops_early=bool(stopping)
     )
+
+
+def stopping_share(items: int) -> float:
+    """The expected share of a task's items after which a verdict is known: half of the recipes lose much."""
+    shares = [min(1.0, needed / max(1, items)) for needed in (ITEMS_FOR_A_LOSS, ITEMS_FOR_A_MATCH)]
+    return sum(shares) / len(shares)
 
 
 def _tokens_of(task: Task, items: Sequence[Item], style: Prompting, model: TransformersModel | None) -> RequestTokens:
@@ -148,6 +165,7 @@ def compressing(
     blocks = decoder_blocks(model.network)
     layers = [(layer.weight.shape[0], layer.weight.shape[1]) for layer in blocks[0].layers] if blocks else []
     costs = {v: block_seconds(v.recipe, layers, len(blocks), calibration, speed) for v in recipes}
+    costs[recipes[0]] += FIRST_SECONDS / max(1, len(blocks))
     together: dict[int | None, list[float]] = {}
     parts = []
     for variant, cost in costs.items():
@@ -171,7 +189,9 @@ def block_seconds(
     sequences = calibration.sequences if recipe.needs_calibration else min(ERROR_SEQUENCES, calibration.sequences)
     # Each block runs twice, before and after it is compressed; a sum of second moments costs about one pass more.
     passes = 2 + recipe.needs_hessian
-    seconds = passes * (sequences * calibration.length * speed.token_seconds / max(1, blocks))
+    seconds = COMPRESSION_SECONDS / max(1, blocks) + passes * (
+        sequences * calibration.length * speed.token_seconds / max(1, blocks)
+    )
     for rows, columns in layers:
         seconds += LAYER_SECONDS + 20 * rows * columns / speed.operations_a_second
         if recipe.needs_hessian:
@@ -198,9 +218,31 @@ def comparing(variants: Sequence[Variant], tasks: int) -> ExpectedWork:
     cells = tasks * sum(not variant.is_dense for variant in variants)
     parts = [
         Part(key=key, pool=(key,), steps=cells, cost=cost)
-        for key, cost in ((VERDICTS, VERDICT_SECONDS), (STATISTICS, STATISTICS_SECONDS))
+        for key, cost in (
+            (VERDICTS, VERDICT_SECONDS),
+            (STATISTICS, VERDICT_SECONDS + STATISTICS_SECONDS / max(1, cells)),
+        )
         if cells
     ]
+    return ExpectedWork(parts=parts, items=0, tokens=0)
+
+
+def measuring_noise(
+    model: LanguageModel,
+    tasks: Sequence[Task],
+    items: Mapping[str, Sequence[Item]],
+    styles: Mapping[str, Prompting],
+    *,
+    speed: ModelSpeed | None,
+) -> ExpectedWork:
+    """The noise floors of choices in half precision: some questions, each in a batch of its own."""
+    local = model if isinstance(model, TransformersModel) else None
+    parts = []
+    for task in tasks:
+        count = min(NOISE_ITEMS, len(items[task.name]))
+        if model.info.dtype in HALF_PRECISIONS and count and items[task.name][0].choices:
+            cost = _item_seconds(_tokens_of(task, items[task.name], styles[task.name], local), 1, speed)
+            parts.append(Part(key=noise_key(task.name), pool=("ask", task.name, "noise"), steps=count, cost=cost))
     return ExpectedWork(parts=parts, items=0, tokens=0)
 
 

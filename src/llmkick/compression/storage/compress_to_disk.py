@@ -83,8 +83,8 @@ def compress_checkpoint(
 
     Blocks are read, compressed and kept one at a time if the files allow it (see `MetaModel.obstacle`).
     form: "folder" for a Hugging Face checkpoint, "packed" for the compact form of llmkick, or "compressed-tensors".
-    on_model: called with the structure of the model before the work starts. Other arguments and errors as in `calibrate`, `compress` and `load_model`; errors are raised before any work where
-    possible.
+    on_model: called with the structure of the model before the work starts. Other arguments and errors as in
+    `calibrate`, `compress` and `load_model`; errors are raised before any work where possible.
     """
     recipe = parse_recipe(recipe) if isinstance(recipe, str) else recipe
     plan = calibration or CalibrationPlan()

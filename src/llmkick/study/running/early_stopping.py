@@ -9,12 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from llmkick.statistics import EarlyStop, ItemOrder, Stopping, order_items, signal_after
+from llmkick.statistics import EarlyStop, ItemOrder, Stopping, items_needed, order_items, signal_after
 from llmkick.statistics.item_order import LOOK_ITEMS
 from llmkick.study.results.records import CONTROL_METRICS
 from llmkick.tasks.task import Item, Task
 
 Scores = Mapping[str, float | None]
+# For the expected share of items: a loss that is called large, and how many times the items of a single look a rule
+# that looks again and again needs.
+LARGE_LOSS, LOOKS_COST = 0.4, 1.5
 
 
 @dataclass(kw_only=True)
@@ -77,6 +80,23 @@ class StoppingRule:
         except _NotAskedError:
             return False
         return True
+
+    def expected_share(self, dense: Scores) -> float:
+        """The expected share of the items after which a verdict is known, from the dense scores so far.
+
+        Half of the recipes are taken to lose much, and half nothing.
+        """
+        items = sum(map(len, self.order.batches))
+        if self._signal(dense) is False:
+            return len(self.order.batches[0]) / items  # "no signal" is the verdict of any recipe
+        scores = [score for score in dense.values() if score is not None]
+        accuracy = min(0.95, max(0.05, sum(scores) / max(1, len(scores))))
+        needed = [
+            max(LOOK_ITEMS, items_needed(accuracy, loss=loss, margin=self.margin, alpha=self.alpha))
+            for loss in (max(LARGE_LOSS, 2 * self.margin), 0.0)
+            if loss < 1
+        ]
+        return sum(min(1.0, LOOKS_COST * count / items) for count in needed) / len(needed)
 
     def _signal(self, dense: Scores) -> bool | None:
         return signal_after(self.order, dense, chance=self.chance, alpha=self.alpha)

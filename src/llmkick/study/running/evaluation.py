@@ -64,7 +64,9 @@ class Evaluation:
         if rule is None:
             self._fill_in_batches(model, cell)
         elif cell.variant.is_dense:
-            rule.settle_signal(self._asked(model, cell))
+            asked = self._asked(model, cell)
+            rule.settle_signal(asked)
+            self.forecast.expect_share(("ask", cell.task.name), rule.expected_share(asked.scores))
         else:
             dense = self._asked(self.dense, self.dense_cell(cell))
             rule.until_decided(dense, self._asked(model, cell), watch=self.observer.advance)

@@ -31,12 +31,14 @@ from llmkick.study.expected_work import (
     compressing,
     compression_key,
     judging,
+    measuring_noise,
     pass_key,
 )
-from llmkick.study.forecast import Forecast, Part
+from llmkick.study.forecast import Forecast
 from llmkick.study.journal.journal import Journal
 from llmkick.study.judging.questions import estimate
 from llmkick.study.model_speed import ModelSpeed, expected_speed, machine_speed, measured_speed
+from llmkick.study.part_ratios import Part
 from llmkick.study.results.records import Artifact
 from llmkick.study.running.context import StudyContext
 from llmkick.study.running.keys import StudyKeys
@@ -84,6 +86,7 @@ def _expected(
         )
         work += compressing(model, variants, study.calibration, speed=relative)
         work += calibrating(seeds, study.calibration, speed=speed)
+    work += measuring_noise(model, keys.tasks, items, styles, speed=speed)
     work += comparing(variants, len(keys.tasks))
     if study.judge is not None:
         with suppress(KickError):
@@ -158,6 +161,10 @@ def skip_done(context: StudyContext, cells: Iterable[Cell], pending: Iterable[Ce
     wanted: dict[Variant, bool] = {}
     for cell in cells:
         forecast.skip(cell_key(cell.variant, cell.task.name), len(context.journal.done(cell.run_key)))
+        rule = context.rules.get(cell.task.name)
+        if rule is not None and cell.variant.is_dense:
+            share = rule.expected_share(context.journal.scores(cell.run_key))
+            forecast.expect_share(("ask", cell.task.name), share)
         if context.evaluation.is_complete(cell):
             forecast.end(cell_key(cell.variant, cell.task.name))
         wanted[cell.variant] = wanted.get(cell.variant, False) or cell.run_key in waiting
