@@ -120,7 +120,7 @@ def asking(
                     steps=count,
                     cost=_item_seconds(size, count, speed),
                     stops_early=task.name in stopping,
-                    stopping_share=stopping_share(count),
+                    stopping_share=0.0 if variant.is_dense else stopping_share(count),
                     is_reference=task.name in stopping and variant.is_dense,
                     model=variant.label if variant.reference else "",
                 )

@@ -197,7 +197,8 @@ class _Shares:
         task = state.part.pool[:2]
         count = len(self._open[task])
         if not count:
-            return state.position if state.is_ended else state.part.steps * self.of_part(state.part)
+            return state.position if state.is_ended else state.part.steps
         # The largest of several shares, as if they were spread evenly around their mean.
-        share = float(self.of_part(state.part) ** (2 / (count + 1)))
+        longest = max(self.of_part(other.part) for other in self._open[task])
+        share = max(float(longest ** (2 / (count + 1))), 0.0 if state.is_ended else state.part.stopping_share)
         return max(state.position, state.part.steps * share)

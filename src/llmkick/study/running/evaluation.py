@@ -66,7 +66,7 @@ class Evaluation:
         elif cell.variant.is_dense:
             asked = self._asked(model, cell)
             rule.settle_signal(asked)
-            self.forecast.expect_share(("ask", cell.task.name), rule.expected_share(asked.scores))
+            self.expect_shares(cell.task.name, asked.scores)
         else:
             dense = self._asked(self.dense, self.dense_cell(cell))
             rule.until_decided(dense, self._asked(model, cell), watch=self.observer.advance)
@@ -78,7 +78,9 @@ class Evaluation:
         if rule is None:
             self._fill_in_batches(model, cell, batches=1)
         elif rule.order.batches:
-            self._asked(model, cell).need(rule.order.batches[0])
+            asked = self._asked(model, cell)
+            asked.need(rule.order.batches[0])
+            self.expect_shares(cell.task.name, asked.scores)
 
     def fill_every_item(self, model: LanguageModel, cell: Cell) -> None:
         """Ask the items that the verdict of the cell did not need, in the same batches."""
@@ -95,6 +97,14 @@ class Evaluation:
             asked.need(batch)
             self.observer.advance(len(asked.scores))
         self.forecast.end(cell_key(cell.variant, cell.task.name))
+
+    def expect_shares(self, task: str, dense: Scores) -> None:
+        """Tell the forecast how far the cells of a task with early stopping will go, by the dense scores so far."""
+        rule = self.rules.get(task)
+        if rule is not None and dense:
+            compared, reference = rule.expected_shares(dense)
+            self.forecast.expect_share(("ask", task, "compared"), compared)
+            self.forecast.expect_share(("ask", task, "dense"), reference)
 
     def dense_cell(self, cell: Cell) -> Cell:
         """Return the cell of the dense model on the same task."""

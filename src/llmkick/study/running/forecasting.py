@@ -161,10 +161,8 @@ def skip_done(context: StudyContext, cells: Iterable[Cell], pending: Iterable[Ce
     wanted: dict[Variant, bool] = {}
     for cell in cells:
         forecast.skip(cell_key(cell.variant, cell.task.name), len(context.journal.done(cell.run_key)))
-        rule = context.rules.get(cell.task.name)
-        if rule is not None and cell.variant.is_dense:
-            share = rule.expected_share(context.journal.scores(cell.run_key))
-            forecast.expect_share(("ask", cell.task.name), share)
+        if cell.variant.is_dense:
+            context.evaluation.expect_shares(cell.task.name, context.journal.scores(cell.run_key))
         if context.evaluation.is_complete(cell):
             forecast.end(cell_key(cell.variant, cell.task.name))
         wanted[cell.variant] = wanted.get(cell.variant, False) or cell.run_key in waiting
