@@ -17,6 +17,8 @@ from typing import Any
 from llmkick.study.forecast import Forecast
 from llmkick.study.part_ratios import Part
 
+# What is stated for less than this many seconds is not seen.
+SEEN_SECONDS = 0.02
 TOLD = ("expect_share", "resize", "skip", "skip_share", "begin", "work", "end")
 FOLDER = Path(__file__).parent / "study" / "timelines"
 
@@ -124,7 +126,7 @@ def stated(timeline: Timeline) -> list[Stated]:
         first = first or (started is not None and name == "end" and arguments[0] in cells)
         for moment in (at, (at + later) / 2):
             now[0] = moment
-            if started is not None:
+            if started is not None and later - at >= SEEN_SECONDS:
                 share = (moment - started) / (timeline.seconds - started)
                 answers.append(Stated(moment, forecast.seconds_left, timeline.seconds - moment, first, share))
     return answers

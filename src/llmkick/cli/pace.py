@@ -11,6 +11,8 @@ if TYPE_CHECKING:  # scipy and pandas would slow every command down
 
 # Steps reported within this time of the start of a stage were done before it, and do not count for its rate.
 WARM_UP_SECONDS = 0.5
+# Expected seconds to write the report of a run.
+REPORT_SECONDS, REPORT_SECONDS_A_CELL = 1.0, 0.02
 
 
 @dataclass(kw_only=True)
@@ -48,6 +50,15 @@ class Pace:
         if done and self._busy:
             self.worked += 1
         self.finished, self.total, self._busy, self.done = done, total, False, 0
+
+    def plan(self, forecast: Forecast, *, cells: int, reports: bool) -> None:
+        """The work of the run is known; a report of all its cells may follow it."""
+        from llmkick.study.part_ratios import Part
+
+        self.forecast = forecast
+        if reports:
+            seconds = REPORT_SECONDS + REPORT_SECONDS_A_CELL * cells
+            forecast.add(Part(key="report", pool=("report",), steps=1, cost=seconds))
 
     @property
     def rate(self) -> float | None:

@@ -31,8 +31,9 @@ JSON_SECONDS = 1.0
 class TerminalProgress:
     """Shows a run to a person: two bars and the verdicts as they come on a terminal, plain lines elsewhere."""
 
-    def __init__(self, console: Console, *, quiet: bool = False) -> None:
+    def __init__(self, console: Console, *, quiet: bool = False, reports: bool = False) -> None:
         self._console = console
+        self._reports = reports  # whether a report is written after the run
         self._quiet = quiet
         self._pace = Pace()
         self._bars: Progress | None = None
@@ -83,7 +84,7 @@ class TerminalProgress:
 
     def plan(self, forecast: Forecast, announcement: Announcement) -> None:
         """The plan of the run, before its work starts."""
-        self._pace.forecast = forecast
+        self._pace.plan(forecast, cells=announcement.cells, reports=self._reports)
         for line in announcement.lines():
             self._print(line)
 
@@ -152,8 +153,9 @@ class JsonProgress:
     As a context manager it also tells the progress while a step takes long.
     """
 
-    def __init__(self, stream: IO[str]) -> None:
+    def __init__(self, stream: IO[str], *, reports: bool = False) -> None:
         self._stream = stream
+        self._reports = reports  # whether a report is written after the run
         self._pace = Pace()
         self._last = 0.0
         self._turn = threading.RLock()  # the heartbeat writes too
@@ -212,7 +214,7 @@ class JsonProgress:
 
     def plan(self, forecast: Forecast, announcement: Announcement) -> None:
         """The plan of the run, before its work starts."""
-        self._pace.forecast = forecast
+        self._pace.plan(forecast, cells=announcement.cells, reports=self._reports)
         self.emit("plan", **asdict(announcement))
 
 

@@ -33,7 +33,7 @@ LOADING_SHARE = 0.05
 # Expected seconds of a compression beside its blocks, and of the first one of a process.
 COMPRESSION_SECONDS, FIRST_SECONDS = 0.1, 0.5
 # Expected seconds of a comparison, and of all that is computed beside the comparisons at the end.
-VERDICT_SECONDS, STATISTICS_SECONDS = 0.02, 0.2
+VERDICT_SECONDS, STATISTICS_SECONDS = 0.015, 0.1
 # Expected seconds to read a token of a calibration text.
 READ_SECONDS = 1e-5
 # Expected seconds of a request to a server or a judge.
@@ -165,7 +165,6 @@ def compressing(
     blocks = decoder_blocks(model.network)
     layers = [(layer.weight.shape[0], layer.weight.shape[1]) for layer in blocks[0].layers] if blocks else []
     costs = {v: block_seconds(v.recipe, layers, len(blocks), calibration, speed) for v in recipes}
-    costs[recipes[0]] += FIRST_SECONDS / max(1, len(blocks))
     together: dict[int | None, list[float]] = {}
     parts = []
     for variant, cost in costs.items():
@@ -173,7 +172,8 @@ def compressing(
         if not variant.propagate:
             together.setdefault(variant.seed, []).append(cost)
             pool, cost = ("load",), LOADING_SHARE * cost
-        parts.append(Part(key=compression_key(variant), pool=pool, steps=len(blocks), cost=cost))
+        start = COMPRESSION_SECONDS + (FIRST_SECONDS if variant == recipes[0] else 0.0)
+        parts.append(Part(key=compression_key(variant), pool=pool, steps=len(blocks), cost=cost, start=start))
     for seed, each in together.items():
         # The calibration text passes once for all recipes.
         once = block_seconds(Dense(), [], len(blocks), calibration, speed)
@@ -189,9 +189,7 @@ def block_seconds(
     sequences = calibration.sequences if recipe.needs_calibration else min(ERROR_SEQUENCES, calibration.sequences)
     # Each block runs twice, before and after it is compressed; a sum of second moments costs about one pass more.
     passes = 2 + recipe.needs_hessian
-    seconds = COMPRESSION_SECONDS / max(1, blocks) + passes * (
-        sequences * calibration.length * speed.token_seconds / max(1, blocks)
-    )
+    seconds = passes * (sequences * calibration.length * speed.token_seconds / max(1, blocks))
     for rows, columns in layers:
         seconds += LAYER_SECONDS + 20 * rows * columns / speed.operations_a_second
         if recipe.needs_hessian:

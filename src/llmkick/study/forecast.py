@@ -107,8 +107,8 @@ class Forecast:
             before = self._states[key].position if key in self._states else 0.0
         timer = _StepTimer(self, key, before, self._clock)
         yield timer.advance
-        timer.finish()
         self.end(key)
+        timer.finish()
 
     def _tick(self) -> None:
         now = self._clock()

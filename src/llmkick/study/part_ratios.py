@@ -15,6 +15,10 @@ from dataclasses import dataclass
 PRIOR_WEIGHT = 0.05
 # The weight of the pool against what was measured of the part itself, as a share of the part.
 POOL_WEIGHT = 0.25
+# The weight of the largest of spread shares against the shares of cells that ended, in cells.
+SPREAD_WEIGHT = 0.25
+# The share of the seconds of a part that its steps took at least, however long its start was expected to take.
+LEAST_STEP_SHARE = 0.2
 # The kinds of work that run a network: how much faster or slower than expected one is says something of the others.
 NETWORK_KINDS = ("ask", "compress", "calibrate")
 # The weight of the pool around against one neighbour, for what is expected of a kind, of a task or method, of a model.
@@ -23,7 +27,7 @@ ANCHORS = (1.0, 1.0, 0.02)
 # The largest ratio that is believed of neighbours.
 EXTREME = 1e3
 # The weight of the expected share of a cell with early stopping against the shares of cells that ended, in cells.
-SHARE_WEIGHT = 0.35
+SHARE_WEIGHT = 0.2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +38,8 @@ class Part:
     part may end before its last step, after `stopping_share` of them as expected. is_reference: with early
     stopping, the cell of the dense model, which is asked
     as far as the other cells of its task need it. model: parts of a model of unknown size share a factor of their own.
-    chance: how likely it is that the part is done at all, if nothing of it was done yet.
+    chance: how likely it is that the part is done at all, if nothing of it was done yet. start: expected seconds before
+    the first step.
     """
 
     key: str
@@ -46,6 +51,7 @@ class Part:
     is_reference: bool = False
     model: str = ""
     chance: float = 1.0
+    start: float = 0.0
 
 
 @dataclass(kw_only=True)
@@ -58,6 +64,11 @@ class PartState:
     seconds: float = 0.0
     is_begun: bool = False
     is_ended: bool = False
+
+    @property
+    def step_seconds(self) -> float:
+        """The seconds of the steps of this session, without the start."""
+        return max(self.seconds - self.part.start, LEAST_STEP_SHARE * self.seconds)
 
     @property
     def position(self) -> float:
@@ -94,14 +105,14 @@ class Ratios:
             part = state.part
             sizes[part.pool].append(part.steps * part.cost)
             if not part.model:
-                self._evidence[part.pool].add(state.done * part.cost, state.seconds)
+                self._evidence[part.pool].add(state.done * part.cost, state.step_seconds)
         self._weights = {pool: PRIOR_WEIGHT * sum(some) / len(some) for pool, some in sizes.items()}
         self._levels = _levels(self._evidence)
         self._ratios: dict[tuple[str, ...], float] = {}
         for state in states:
             if state.part.model:
                 expected = state.done * state.part.cost * self.of_pool(state.part.pool)
-                self._models[state.part.model].add(expected, state.seconds)
+                self._models[state.part.model].add(expected, state.step_seconds)
         self._shares = _Shares(states)
 
     def of_pool(self, pool: tuple[str, ...]) -> float:
@@ -130,14 +141,15 @@ class Ratios:
         if part.model:
             prior *= self._models[part.model].ratio(1.0, PRIOR_WEIGHT * size)
         own = _Evidence()
-        own.add(state.done * part.cost, state.seconds)
+        own.add(state.done * part.cost, state.step_seconds)
         return own.ratio(prior, POOL_WEIGHT * size)
 
     def seconds_left(self, state: PartState) -> float:
         """The seconds that a part is expected to take from now on."""
         steps = max(0.0, self._shares.expected_steps(state) - state.position)
         chance = 1.0 if state.is_begun or state.position else state.part.chance
-        return chance * steps * state.part.cost * self.of_part(state)
+        start = 0.0 if state.seconds or state.is_ended else state.part.start
+        return chance * (start + steps * state.part.cost * self.of_part(state))
 
 
 def _levels(evidence: Mapping[tuple[str, ...], _Evidence]) -> dict[tuple[str, ...], float]:
@@ -198,7 +210,10 @@ class _Shares:
         count = len(self._open[task])
         if not count:
             return state.position if state.is_ended else state.part.steps
-        # The largest of several shares, as if they were spread evenly around their mean.
-        longest = max(self.of_part(other.part) for other in self._open[task])
-        share = max(float(longest ** (2 / (count + 1))), 0.0 if state.is_ended else state.part.stopping_share)
+        expected = max(self.of_part(other.part) for other in self._open[task])
+        # The largest of several shares, as if they were spread evenly around their mean, until cells have ended.
+        spread = float(expected ** max(0.5, 2 / (count + 1)))
+        ended = sum(map(len, self._ended.values()))
+        share = (ended * expected + SPREAD_WEIGHT * spread) / (ended + SPREAD_WEIGHT)
+        share = max(share, 0.0 if state.is_ended else state.part.stopping_share)
         return max(state.position, state.part.steps * share)
