@@ -15,8 +15,8 @@ from timelines import FOLDER, Stated, Timeline, load, stated, worst_factor
 RECORDED = sorted(path.stem for path in FOLDER.glob("*.json"))
 # The factors of which a forecast is right: after the first cell, and after a tenth of the work.
 AFTER_FIRST_CELL, AFTER_A_TENTH = 1.5, 1.2
-# The last share of a run, where a second more or less is a large factor of little.
-END = 0.9
+# The share of a run after which a second more or less is a large factor of little.
+END = 0.8
 
 
 def ask(task: str, variant: str, *, items: int = 100, cost: float = 1.0, **options: Any) -> Part:

@@ -33,7 +33,10 @@ class Announcement:
     def lines(self) -> list[str]:
         """The announcement as lines of text."""
         most = "at most " if self.is_upper_bound else ""
-        parts = [f"{self.items:,} items in {self.cells:,} cells, {self.tokens:,} tokens"] if self.cells else []
+        cells = f"{self.cells:,} cell{'s' * (self.cells > 1)}"
+        parts = [f"{self.items:,} items in {cells}, {self.tokens:,} tokens"] if self.cells else []
+        if self.tokens and not self.cells:
+            parts.append(f"{self.tokens:,} calibration tokens")
         if self.compressions:
             parts.append(f"{self.compressions} compression{'s' * (self.compressions > 1)}")
         if self.judgements:

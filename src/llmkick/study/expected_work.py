@@ -240,7 +240,7 @@ def measuring_noise(
         count = min(NOISE_ITEMS, len(items[task.name]))
         if model.info.dtype in HALF_PRECISIONS and count and items[task.name][0].choices:
             cost = _item_seconds(_tokens_of(task, items[task.name], styles[task.name], local), 1, speed)
-            parts.append(Part(key=noise_key(task.name), pool=("ask", task.name, "noise"), steps=count, cost=cost))
+            parts.append(Part(key=noise_key(task.name), pool=("noise", task.name), steps=count, cost=cost))
     return ExpectedWork(parts=parts, items=0, tokens=0)
 
 

@@ -20,7 +20,7 @@ SPREAD_WEIGHT = 0.25
 # The share of the seconds of a part that its steps took at least, however long its start was expected to take.
 LEAST_STEP_SHARE = 0.2
 # The kinds of work that run a network: how much faster or slower than expected one is says something of the others.
-NETWORK_KINDS = ("ask", "compress", "calibrate")
+NETWORK_KINDS = ("ask", "compress", "calibrate", "noise")
 # The weight of the pool around against one neighbour, for what is expected of a kind, of a task or method, of a model.
 # The compared models take what the dense one takes, but two methods have little in common.
 ANCHORS = (1.0, 1.0, 0.02)
@@ -129,7 +129,7 @@ class Ratios:
         beside = [
             level
             for other, level in self._levels.items()
-            if other[:-1] == pool[:-1] and other != pool and (len(pool) > 1 or other[0] in NETWORK_KINDS)
+            if other[:-1] == pool[:-1] and other != pool and (len(pool) > 1 or _is_alike(other[0], pool[0]))
         ]
         return (anchor * around + sum(beside)) / (anchor + len(beside))
 
@@ -150,6 +150,11 @@ class Ratios:
         chance = 1.0 if state.is_begun or state.position else state.part.chance
         start = 0.0 if state.seconds or state.is_ended else state.part.start
         return chance * (start + steps * state.part.cost * self.of_part(state))
+
+
+def _is_alike(kind: str, other: str) -> bool:
+    """Whether the speed of one kind of work says something of another's; single questions are asked like others."""
+    return kind in NETWORK_KINDS and ("noise" not in (kind, other) or "ask" in (kind, other))
 
 
 def _levels(evidence: Mapping[tuple[str, ...], _Evidence]) -> dict[tuple[str, ...], float]:
@@ -202,7 +207,12 @@ class _Shares:
             return state.position
         if not part.stops_early:
             return part.steps
-        return state.position + (part.steps - state.position) * self.of_part(part)
+        share = self.of_part(part)
+        expected = share * part.steps
+        # A cell that is about to ask more than expected may ask as many again.
+        overdue = min(1.0, state.position / expected) ** 4 if expected > 0 else 1.0
+        longer = max(expected, state.position)
+        return longer + overdue * share * (part.steps - longer)
 
     def _reference_steps(self, state: PartState) -> float:
         """The dense model is asked as far as the longest of the cells that are compared with it."""
