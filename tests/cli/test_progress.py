@@ -118,7 +118,7 @@ def planned(seconds: float) -> tuple[Forecast, Announcement]:
     part = Part(key="dense on factoid_qa", pool=("ask", "factoid_qa", "dense"), steps=100, cost=seconds / 100)
     work = ExpectedWork(parts=[part], items=100, tokens=12_000)
     forecast = Forecast(work.parts)
-    return forecast, announce(work, forecast, cells=1, advice=["--limit 50"])
+    return forecast, announce(work, forecast, advice=["--limit 50"])
 
 
 def test_the_plan_says_what_the_work_takes_and_for_long_work_what_is_shorter():

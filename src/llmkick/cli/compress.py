@@ -83,7 +83,6 @@ def compress(
     from llmkick.compression.registry import parse_recipe
     from llmkick.compression.storage.compress_to_disk import CalibrationPlan, compress_checkpoint
     from llmkick.study.compression_forecast import CompressionProgress
-    from llmkick.study.spec.sections import CalibrationSpec
 
     if not 0 <= seed < 2**32:
         raise ConfigError(f"seed must be a whole number from 0 to 4294967295; got {seed}")
@@ -92,9 +91,10 @@ def compress(
     plan = CalibrationPlan(source=calibration, sequences=sequences, length=length, seed=seed)
     form: Form = "packed" if packed else "compressed-tensors" if compressed_tensors else "folder"
     parsed = parse_recipe(recipe)
-    spec = CalibrationSpec(source=calibration, sequences=sequences, length=length)
     with TerminalProgress(err, quiet=quiet) as progress:
-        observer = CompressionProgress(observer=progress, recipe=parsed, calibration=spec)
+        observer = CompressionProgress(
+            observer=progress, recipe=parsed, source=calibration, sequences=sequences, length=length
+        )
         report = compress_checkpoint(
             model, parsed, folder, form=form, calibration=plan, propagate=propagate, allow_partial=allow_partial,
             dtype=dtype, device=device, observer=observer, on_model=observer.plan,

@@ -85,7 +85,7 @@ class TerminalProgress:
     def plan(self, forecast: Forecast, announcement: Announcement) -> None:
         """The plan of the run, before its work starts."""
         self._pace.plan(forecast, cells=announcement.cells, reports=self._reports)
-        for line in announcement.lines():
+        for line in [] if announcement.is_empty else announcement.lines():
             self._print(line)
 
     def cells(self, done: int, total: int) -> None:
@@ -215,7 +215,8 @@ class JsonProgress:
     def plan(self, forecast: Forecast, announcement: Announcement) -> None:
         """The plan of the run, before its work starts."""
         self._pace.plan(forecast, cells=announcement.cells, reports=self._reports)
-        self.emit("plan", **asdict(announcement))
+        if not announcement.is_empty:
+            self.emit("plan", **asdict(announcement))
 
 
 def verdict_line(comparison: AnyComparison) -> Text:

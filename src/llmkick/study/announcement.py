@@ -26,6 +26,11 @@ class Announcement:
     advice: Sequence[str]
 
     @property
+    def is_empty(self) -> bool:
+        """Whether nothing is left to do."""
+        return not (self.cells or self.compressions)
+
+    @property
     def is_long(self) -> bool:
         """Whether it takes minutes, or nobody knows."""
         return self.seconds is None or self.seconds > LONG_SECONDS
@@ -48,13 +53,15 @@ class Announcement:
         return lines
 
 
-def announce(work: ExpectedWork, forecast: Forecast, *, cells: int, advice: Sequence[str] = ()) -> Announcement:
-    """The announcement of a run with this work."""
+def announce(work: ExpectedWork, forecast: Forecast, *, advice: Sequence[str] = ()) -> Announcement:
+    """The announcement of what is left of a run with this work."""
+    open_cells, items = forecast.left("ask")
+    passes, loads = forecast.left("compress")[0], forecast.left("load")[0]
     return Announcement(
-        cells=cells,
-        items=work.items,
-        tokens=work.tokens,
-        compressions=work.compressions,
+        cells=open_cells,
+        items=items,
+        tokens=round(work.tokens * items / work.items) if work.items else work.tokens,
+        compressions=loads or passes,
         judgements=work.judgements,
         seconds=forecast.seconds_left,
         is_upper_bound=work.stops_early,

@@ -28,24 +28,29 @@ class CompressionProgress:
 
     observer: Observer
     recipe: Recipe
-    calibration: CalibrationSpec
+    source: str
+    sequences: int
+    length: int
     _forecast: Forecast = field(default_factory=lambda: Forecast(()))
     _part: str = ""
     _done: int = 0
     _since: float = 0.0
 
     def plan(self, meta_model: MetaModel) -> None:
-        """Announce the compression of a model whose structure is known."""
+        """Announce the compression of a model whose structure is known; sizes out of range are refused elsewhere."""
+        if self.sequences < 1 or self.length < 2:
+            return
         dtype = next(meta_model.model.network.parameters()).dtype
         speed = expected_speed(meta_model.info.parameters, machine_speed(dtype, meta_model.device), dtype)
-        work, advice, spec = NO_WORK, [], self.calibration
+        work, advice = NO_WORK, list[str]()
+        spec = CalibrationSpec(source=self.source, sequences=self.sequences, length=self.length)
         if self.recipe.needs_calibration:
             work = replace(calibrating([0], spec, speed=speed), tokens=spec.sequences * spec.length)
             if spec.sequences > FEW_SEQUENCES:
                 advice = [f"--sequences {FEW_SEQUENCES} (now {spec.sequences})"]
         work += compressing(meta_model.model, [self._variant], spec, speed=speed)
         self._forecast = Forecast(work.parts)
-        show_plan(self.observer, self._forecast, announce(work, self._forecast, cells=0, advice=advice))
+        show_plan(self.observer, self._forecast, announce(work, self._forecast, advice=advice))
 
     @property
     def _variant(self) -> Variant:

@@ -76,7 +76,6 @@ class ExpectedWork:
     items: int
     tokens: int
     stops_early: bool = False
-    compressions: int = 0
     judgements: int = 0
 
     def __add__(self, other: ExpectedWork) -> ExpectedWork:
@@ -86,7 +85,6 @@ class ExpectedWork:
             items=self.items + other.items,
             tokens=self.tokens + other.tokens,
             stops_early=self.stops_early or other.stops_early,
-            compressions=self.compressions + other.compressions,
             judgements=self.judgements + other.judgements,
         )
 
@@ -168,7 +166,7 @@ def compressing(
     together: dict[int | None, list[float]] = {}
     parts = []
     for variant, cost in costs.items():
-        pool = ("compress", variant.recipe.method)
+        pool: tuple[str, ...] = ("compress", variant.recipe.method)
         if not variant.propagate:
             together.setdefault(variant.seed, []).append(cost)
             pool, cost = ("load",), LOADING_SHARE * cost
@@ -179,7 +177,7 @@ def compressing(
         once = block_seconds(Dense(), [], len(blocks), calibration, speed)
         cost = sum(each) - (len(each) - 1) * min(min(each), once)
         parts.append(Part(key=pass_key(seed), pool=("compress", "one pass"), steps=len(blocks), cost=cost))
-    return ExpectedWork(parts=parts, items=0, tokens=0, compressions=len(recipes))
+    return ExpectedWork(parts=parts, items=0, tokens=0)
 
 
 def block_seconds(

@@ -116,6 +116,12 @@ class Forecast:
             self._began = now
         self._last = now
 
+    def left(self, kind: str) -> tuple[int, int]:
+        """The parts of a kind of work that have not ended, and their steps that are left at most."""
+        with self._lock:
+            states = [s for s in self._states.values() if s.part.pool[0] == kind and not s.is_ended]
+            return len(states), round(sum(state.part.steps - state.position for state in states))
+
     @property
     def seconds_left(self) -> float | None:
         """Seconds until the work is done; None until there is a rate."""

@@ -23,7 +23,7 @@ def forecast_tasks(
     speed = measured_speed(model)
     work = asking(model, tasks, items, styles, [Variant()], speed=speed)
     forecast = Forecast(work.parts, is_rated=speed is not None)
-    return forecast, announce(work, forecast, cells=len(tasks), advice=advice_on_tasks(work.parts))
+    return forecast, announce(work, forecast, advice=advice_on_tasks(work.parts))
 
 
 def task_key(task: Task) -> str:

@@ -89,7 +89,7 @@ def left_of_run(journal: Journal, folder: Path, cells: Sequence[CellEntry]) -> s
     notes = journal.notes()
     study = _study(notes, folder)
     names = [task.name for task in _tasks(notes, study)]
-    items = {name: len(rows) for name, rows in journal.items().groupby("task") if name in names}
+    items = {str(name): len(rows) for name, rows in journal.items().groupby("task") if name in names}
     compressed = sum(artifact.recipe in study.recipes for artifact in journal.artifacts(Artifact))
     asked = [cell for cell in cells if cell.task in names]
     return what_is_left(study, asked, items, journal.seconds(), compressed=compressed)

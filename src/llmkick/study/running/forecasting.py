@@ -66,7 +66,7 @@ def forecast_study(
             forecast.end(calibration_key(seed))
     variants = list(variants_of(study))
     advice = advice_for(study, work, calibrated=any(variant.seed is not None for variant in variants))
-    return forecast, announce(work, forecast, cells=len(variants) * len(keys.tasks), advice=advice)
+    return forecast, announce(work, forecast, advice=advice)
 
 
 def _is_searched(part: Part) -> bool:
