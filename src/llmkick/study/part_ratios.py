@@ -18,7 +18,7 @@ POOL_WEIGHT = 0.25
 # The weight of the largest of spread shares against the shares of cells that ended, in cells.
 SPREAD_WEIGHT = 0.25
 # The share of the seconds of a part that its steps took at least, however long its start was expected to take.
-LEAST_STEP_SHARE = 0.2
+LEAST_STEP_SHARE = 0.1
 # The kinds of work that run a network: how much faster or slower than expected one is says something of the others.
 NETWORK_KINDS = ("ask", "compress", "calibrate", "noise")
 # The weight of the pool around against one neighbour, for what is expected of a kind, of a task or method, of a model.
@@ -210,7 +210,7 @@ class _Shares:
         share = self.of_part(part)
         expected = share * part.steps
         # A cell that is about to ask more than expected may ask as many again.
-        overdue = min(1.0, state.position / expected) ** 4 if expected > 0 else 1.0
+        overdue = min(1.0, state.position / expected) ** 8 if expected > 0 else 1.0
         longer = max(expected, state.position)
         return longer + overdue * share * (part.steps - longer)
 
