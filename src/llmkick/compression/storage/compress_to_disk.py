@@ -77,13 +77,14 @@ def compress_checkpoint(
     dtype: str = "auto",
     device: str = "auto",
     observer: StageObserver,
+    on_model: Callable[[MetaModel], None] = lambda model: None,
 ) -> CompressionReport:
     """Compress a model into a new folder. Called again after it was stopped, it continues at the unfinished block.
 
     Blocks are read, compressed and kept one at a time if the files allow it (see `MetaModel.obstacle`).
     form: "folder" for a Hugging Face checkpoint, "packed" for the compact form of llmkick, or "compressed-tensors".
-    Other arguments and errors as in `calibrate`, `compress` and `load_model`; errors are raised before any work where
-    possible.
+    on_model: called with the structure of the model before the work starts. Other arguments and errors as in
+    `calibrate`, `compress` and `load_model`; errors are raised before any work where possible.
     """
     recipe = parse_recipe(recipe) if isinstance(recipe, str) else recipe
     plan = calibration or CalibrationPlan()
@@ -101,6 +102,7 @@ def compress_checkpoint(
     if form == "compressed-tensors":
         check_exportable(recipe, blocks)
         check_storable(meta_model.model, blocks)
+    on_model(meta_model)
     windows = _windows(meta_model, plan, observer) if recipe.needs_calibration else None
     key = kept_key(meta_model.info, meta_model.device, recipe, windows, propagate=propagate)
     with _work_folder(key, meta_model.bytes, folder) as work:
