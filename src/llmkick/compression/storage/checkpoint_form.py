@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from llmkick.errors import ModelError
@@ -163,6 +164,25 @@ class CheckpointForm:
         """
         for group in dict.fromkeys(self._group_of[name] for name in tensors if name in self._group_of):
             yield from self._pieces(group, {name: tensors[name] for name in group.targets}).items()
+
+    def planned(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What `stored` will give for all tensors, on the meta device: names, types and shapes.
+
+        state: the tensors of the network. Those on the meta device do not show whether transformers can put them
+        together again; `stored` finds out.
+        """
+        planned: dict[str, Tensor] = {}
+        for group in self.groups:
+            tensors = {name: state[name] for name in group.targets}
+            pieces: Mapping[str, Tensor] | None
+            if group.converter is None:
+                pieces = {group.sources[0]: tensors[group.targets[0]]}
+            elif any(tensor.is_meta for tensor in tensors.values()):
+                pieces = _taken_apart(group, tensors, self.network) or tensors
+            else:
+                pieces = self._pieces(group, tensors)
+            planned |= {n: torch.empty(piece.shape, dtype=piece.dtype, device="meta") for n, piece in pieces.items()}
+        return planned
 
     def _pieces(self, group: StoredGroup, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if group.converter is None:

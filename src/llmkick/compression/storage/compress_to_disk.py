@@ -16,7 +16,7 @@ from llmkick.compression.recipe import Dense, Recipe
 from llmkick.compression.registry import parse_recipe
 from llmkick.compression.storage.cache import entry_for, folder_of
 from llmkick.compression.storage.compressed_tensors import check_exportable, check_storable, save_compressed_tensors
-from llmkick.compression.storage.folder import check_target, report_of, save_folder, save_packed, save_streamed
+from llmkick.compression.storage.folder import StreamedFolder, check_target, report_of, save_folder, save_packed
 from llmkick.compression.storage.stored_model import StoredModel
 from llmkick.compression.walk.blocks import decoder_blocks
 from llmkick.compression.walk.calibration import Calibration, as_calibration, calibrate
@@ -112,6 +112,11 @@ def compress_checkpoint(
             "allow_partial": allow_partial,
             "progress": _progress_of(observer),
         }
+        if meta_model.obstacle is None and form == "folder":
+            with StreamedFolder(meta_model, folder) as target:
+                kept = compress_streamed(meta_model, recipe, work, calibration=windows, sink=target.put, **options)
+                observer.stage(f"writing {folder}", 1)
+                return target.finish(report_of(kept))
         if meta_model.obstacle is None:
             compress_streamed(meta_model, recipe, work, calibration=windows, **options)
         else:
@@ -130,8 +135,7 @@ def _save(
         case "compressed-tensors":
             return save_compressed_tensors(model, recipe, finished, folder)
         case "folder":
-            if isinstance(model, MetaModel):
-                return save_streamed(model, finished, folder)
+            assert isinstance(model, TransformersModel), "a meta model is written while it is compressed"
             return save_folder(model, report_of(finished), folder)
 
 

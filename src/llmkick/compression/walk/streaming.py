@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from llmkick.compression.recipe import Recipe
+from llmkick.compression.walk.background import BackgroundWorker
 from llmkick.compression.walk.block_sources import put_layers
 from llmkick.compression.walk.blocks import Block, decoder_blocks
 from llmkick.compression.walk.calibration import Calibration
@@ -20,7 +22,7 @@ from llmkick.compression.walk.checks import (
     count_weights,
 )
 from llmkick.compression.walk.compress import kept_blocks, make_report
-from llmkick.compression.walk.finished_blocks import FinishedBlocks
+from llmkick.compression.walk.finished_blocks import BlockFinish, FinishedBlocks
 from llmkick.compression.walk.linear_layer import LinearLayer, put_parameter, replace_weights
 from llmkick.compression.walk.recipe_output import RecipeOutput
 from llmkick.compression.walk.unchanged import names_outside_blocks, output_heads
@@ -28,8 +30,12 @@ from llmkick.compression.walk.walk import Progress, Walk
 from llmkick.errors import ModelError, NumericalError
 from llmkick.models.allocator import give_back_freed_memory
 from llmkick.models.checkpoints.meta_model import MetaModel
+from llmkick.models.checkpoints.packed import Layout, Packed, Place
 from llmkick.models.finite import all_finite
 from llmkick.models.weights import combined_digest, digest_of
+
+# Is given tensors of a compressed network by name.
+TensorSink = Callable[[Mapping[str, Tensor]], None]
 
 
 def compress_streamed(
@@ -42,12 +48,14 @@ def compress_streamed(
     propagate: bool = True,
     allow_partial: bool = False,
     progress: Progress | None = None,
+    sink: TensorSink | None = None,
 ) -> FinishedBlocks:
     """Compress a model that is on the meta device, block by block, into a folder of finished blocks.
 
-    The weights equal those of `compress` bit for bit. Memory holds one block, the hidden states of the calibration, the
-    second moments of one block's inputs and the network's parts before its blocks. Called again after it was stopped,
-    it continues at the first block that is not finished.
+    The weights equal those of `compress` bit for bit. Memory holds a block at work, the next one, one or two that are
+    being packed and written, the hidden states of the calibration, the second moments of one block's inputs and the
+    network's parts before its blocks. Called again after it was stopped, it continues at the first block that is not
+    finished. sink: is given all tensors of the compressed network by name, some at a time and each once, in a thread.
     Raises ModelError when its blocks cannot be read one by one; other errors as in `compress`.
     """
     if meta_model.obstacle is not None:
@@ -59,10 +67,15 @@ def compress_streamed(
         check_calibration_fits(calibration, meta_model.model)
     finished = kept_blocks(meta_model.info, meta_model.device, recipe, calibration, folder, propagate=propagate)
     if finished.report is not None:
+        if sink is not None:
+            for tensors in source.compressed_tensors(finished):
+                sink(tensors)
         return finished
-    source.finished = finished
+    source.finished, source.sink = finished, sink
     output = RecipeOutput(recipe=recipe, finished=finished)
-    with source.surroundings():
+    source.take_up(finished)
+    with finished.writing(), source.surroundings():
+        outside = finished.soon(source.take_outside)
         Walk(
             network=meta_model.model.network,
             source=source,
@@ -72,9 +85,7 @@ def compress_streamed(
             allow_partial=allow_partial,
             progress=progress,
         ).run(calibration)
-    digests = {name: digest_of(source.read(name)) for name in source.names_outside()}
-    for tensors in source.compressed_blocks(finished):
-        digests |= {name: digest_of(tensor) for name, tensor in tensors.items()}
+    digests = outside.result() | finished.digests
     for name, twin in meta_model.tied.items():
         digests[name] = digests[twin]
     digest = combined_digest(digests)
@@ -85,13 +96,24 @@ def compress_streamed(
 
 
 class StreamedBlocks:
-    """The blocks of a network on the meta device, which are read from their files while they are open."""
+    """The blocks of a network on the meta device, which are read from their files while they are open.
+
+    While one is open, a thread reads the next. sink: see `compress_streamed`.
+    """
+
+    drops_blocks = True
 
     def __init__(self, meta_model: MetaModel) -> None:
         self.meta_model = meta_model
         self.network: Any = meta_model.model.network
         self.blocks = decoder_blocks(self.network)
+        # Other threads read while blocks are put into the network.
+        self._dtypes = {name: tensor.dtype for name, tensor in self.network.state_dict().items()}
         self.finished: FinishedBlocks | None = None
+        self.sink: TensorSink | None = None
+        self._reader = BackgroundWorker("reading ahead")
+        self._ahead: tuple[int, Future[dict[str, Tensor]]] | None = None
+        self._reads_ahead = False
         self._shows_finished = False
         shared = [(index, layer) for index, block in enumerate(self.blocks) for layer in block.layers if layer.twins]
         # Block → the layers in it whose weight belongs to an earlier block, the number of that block, its layer's name.
@@ -113,10 +135,61 @@ class StreamedBlocks:
     def open(self, index: int) -> Iterator[Block]:
         """Block `index` with its weights on the device. Raises NumericalError when they are not finite."""
         block = self.blocks[index]
-        names = [f"{block.name}.{name}" for name in block.module.state_dict()]
-        with self._filled(names, self._read):
+        if self._ahead is None or self._ahead[0] != index:
+            self._read_ahead(index)
+        assert self._ahead is not None
+        tensors, self._ahead = self._ahead[1].result(), None
+        if self._reads_ahead and index + 1 < len(self.blocks):
+            self._read_ahead(index + 1)
+        with self._filled(tensors):
+            del tensors
             self._put_borrowed(block)
             yield block
+
+    def _read_ahead(self, index: int) -> None:
+        block = self.blocks[index]
+        names = [f"{block.name}.{name}" for name in block.module.state_dict()]
+        self._ahead = index, self._reader.submit(lambda: {name: self._read(name) for name in names})
+
+    def finish(self, block: Block) -> BlockFinish | None:
+        """Digests of all tensors of an open block, which go to the sink."""
+        tensors = self._tensors_of(block)
+
+        def finish(packed: Mapping[str, Packed]) -> dict[str, str]:
+            # A layer that is stored as (out, in) is hashed already.
+            places = {name: layout.place or Place(parameter=name) for name, layout in _layouts(packed)}
+            digests = {
+                places[name].parameter: layout.digest
+                for name, layout in _layouts(packed)
+                if places[name].expert is None and not places[name].transposed
+            }
+            if self.sink is not None:
+                self.sink(tensors)
+            return {name: digests.get(name) or digest_of(tensor) for name, tensor in tensors.items()}
+
+        return finish
+
+    def take_up(self, finished: FinishedBlocks) -> None:
+        """The blocks that are finished already: they go to the sink, and have digests afterwards."""
+        for index in range(finished.count):
+            missing = any(name not in finished.digests for name in self._names_of(self.blocks[index]))
+            if self.sink is None and not missing:
+                continue
+            tensors = self._compressed_block(finished, index)
+            if missing:
+                finished.digests |= {name: digest_of(tensor) for name, tensor in tensors.items()}
+            if self.sink is not None:
+                self.sink(tensors)
+
+    def take_outside(self) -> dict[str, str]:
+        """Digests of the tensors outside the blocks, which go to the sink."""
+        digests = {}
+        for name in self.names_outside():
+            tensor = self.read(name)
+            digests[name] = digest_of(tensor)
+            if self.sink is not None:
+                self.sink({name: tensor})
+        return digests
 
     def _put_borrowed(self, block: Block) -> None:
         """Put the compressed weights of finished blocks into the layers that share them."""
@@ -130,8 +203,14 @@ class StreamedBlocks:
     def surroundings(self) -> Iterator[None]:
         """Hold the weights outside the blocks in memory, without those of the output head, which never runs."""
         unused = output_heads(self.network)
-        with self._filled([n for n in self.names_outside() if n.rpartition(".")[0] not in unused], self._map):
-            yield
+        names = [name for name in self.names_outside() if name.rpartition(".")[0] not in unused]
+        self._reads_ahead = True
+        try:
+            with self._filled({name: self._map(name) for name in names}):
+                yield
+        finally:
+            self._reads_ahead, self._ahead = False, None
+            self._reader.close()
 
     def release_memory(self) -> None:
         """Give freed memory back to the system."""
@@ -143,24 +222,40 @@ class StreamedBlocks:
 
     def read(self, name: str) -> Tensor:
         """A tensor of the state dict in the model's precision, on the CPU."""
-        dtype = self.network.state_dict()[name].dtype
-        return self.meta_model.files.read(self.meta_model.tied.get(name, name)).to(dtype)
+        return self.meta_model.files.read(self.meta_model.tied.get(name, name)).to(self._dtypes[name])
 
-    def compressed_blocks(self, finished: FinishedBlocks) -> Iterator[dict[str, Tensor]]:
-        """The state dict of each block after compression, on the device, one block at a time, without tied weights."""
+    def compressed_tensors(self, finished: FinishedBlocks) -> Iterator[dict[str, Tensor]]:
+        """All tensors of the compressed network by name, a block at a time, without tied weights."""
+        for name in self.names_outside():
+            yield {name: self.read(name)}
         for index in range(finished.count):
-            with self.open(index) as block:
-                put_layers(block, finished.weights(index))
-                named = ((f"{block.name}.{name}", tensor) for name, tensor in block.module.state_dict().items())
-                yield {name: tensor for name, tensor in named if name not in self.meta_model.tied}
+            yield self._compressed_block(finished, index)
+
+    def _compressed_block(self, finished: FinishedBlocks, index: int) -> dict[str, Tensor]:
+        """The tensors of a block after compression, on the device."""
+        with self.open(index) as block:
+            put_layers(block, finished.weights(index))
+            return self._tensors_of(block)
+
+    def _tensors_of(self, block: Block) -> dict[str, Tensor]:
+        """The tensors of an open block by their names in the network, without tied weights."""
+        state = block.module.state_dict()
+        return {name: state[name.removeprefix(f"{block.name}.")] for name in self._names_of(block)}
+
+    def _names_of(self, block: Block) -> list[str]:
+        names = [f"{block.name}.{name}" for name in block.module.state_dict()]
+        return [name for name in names if name not in self.meta_model.tied]
 
     @contextlib.contextmanager
-    def _filled(self, names: list[str], read: Callable[[str], Tensor]) -> Iterator[None]:
-        """Read these tensors into the network; afterwards they are on the meta device again."""
-        meta_tensors = {name: _get(self.network, name) for name in names}
+    def _filled(self, tensors: dict[str, Tensor]) -> Iterator[None]:
+        """Put these tensors into the network; afterwards they are on the meta device again. The dictionary is emptied.
+
+        Nothing else holds them then, so that the memory of a layer is free as soon as the layer is replaced.
+        """
+        meta_tensors = {name: _get(self.network, name) for name in tensors}
         try:
             for name, meta_tensor in meta_tensors.items():
-                tensor = read(name).to(self.meta_model.device)
+                tensor = tensors.pop(name).to(self.meta_model.device)
                 _put(
                     self.network, name, nn.Parameter(tensor, False) if isinstance(meta_tensor, nn.Parameter) else tensor
                 )
@@ -181,6 +276,10 @@ class StreamedBlocks:
         """A tensor mapped from its file: only the used rows of a large embedding take memory."""
         self._read(name)  # checks that it is finite; the copy is freed at once
         return self.read(name)
+
+
+def _layouts(packed: Mapping[str, Packed]) -> Iterator[tuple[str, Layout]]:
+    return ((name, layer.layout) for name, layer in packed.items())
 
 
 def _get(network: nn.Module, name: str) -> Tensor:

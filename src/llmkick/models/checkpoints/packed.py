@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -23,7 +22,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from llmkick.errors import ModelError
-from llmkick.models.checkpoints.bit_streams import binomials, pack_bits, pattern_bits, rank_patterns, unpack_bits, unrank_patterns
+from llmkick.models.checkpoints.bit_streams import (
+    binomials,
+    pack_bits,
+    pattern_bits,
+    rank_patterns,
+    unpack_bits,
+    unrank_patterns,
+)
+from llmkick.models.checkpoints.tensor_writer import write_tensors
 from llmkick.models.weights import bytes_of, digest_of
 
 FORMAT = 1
@@ -250,18 +257,9 @@ def _raw(tensor: Tensor) -> Tensor:
 
 def write_packed(file: Path, weights: Mapping[str, Packed]) -> None:
     """Write weights into a file atomically: a reader never sees a partial file, even after a crash."""
-    from safetensors.torch import save_file
-
     tensors = {f"{name}:{key}": part for name, packed in weights.items() for key, part in packed.parts.items()}
     layouts = {name: _fields(packed.layout) for name, packed in weights.items()}
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        save_file(tensors, temporary, metadata={"format": "pt", "llmkick": json.dumps(layouts)})
-        with temporary.open("rb+") as stream:
-            os.fsync(stream.fileno())
-        temporary.replace(file)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_tensors(file, tensors, {"llmkick": json.dumps(layouts)})
 
 
 def _fields(layout: Layout) -> dict[str, Any]:
