@@ -116,7 +116,7 @@ def make_checkpoint(shape: Shape, folder: Path) -> None:
 def work(folder: str, recipe: str, out: str, streamed: str) -> None:
     """In a separate process: compress, write, and print the peak memory in bytes and the seconds."""
     from llmkick.compression.registry import parse_recipe
-    from llmkick.compression.storage.folder import save_folder, save_streamed
+    from llmkick.compression.storage.folder import StreamedFolder, report_of, save_folder
     from llmkick.compression.walk.calibration import as_calibration
     from llmkick.compression.walk.compress import compress
     from llmkick.compression.walk.streaming import compress_streamed
@@ -128,11 +128,12 @@ def work(folder: str, recipe: str, out: str, streamed: str) -> None:
     base = peak()
     if streamed == "yes":
         meta_model = load_meta_model(folder, dtype="bfloat16", device="cpu")
-        finished = compress_streamed(
-            meta_model, parse_recipe(recipe), Path(out + ".work"), calibration=windows,
-            progress=lambda done, total: print(f"block {done} of {total}", file=sys.stderr, flush=True),
-        )  # fmt: skip
-        save_streamed(meta_model, finished, Path(out))
+        with StreamedFolder(meta_model, Path(out)) as target:
+            finished = compress_streamed(
+                meta_model, parse_recipe(recipe), Path(out + ".work"), calibration=windows, sink=target.put,
+                progress=lambda done, total: print(f"block {done} of {total}", file=sys.stderr, flush=True),
+            )  # fmt: skip
+            target.finish(report_of(finished))
     else:
         model, report = compress(load_model(folder, dtype="bfloat16", device="cpu"), recipe, calibration=windows)
         save_folder(model, report, Path(out))

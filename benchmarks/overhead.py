@@ -1,4 +1,4 @@
-"""Time that a compression spends outside its arithmetic: python benchmarks/overhead.py [--scale "0.3 B"] [--write NAME].
+"""Time of a compression outside its arithmetic: python benchmarks/overhead.py [--scale "0.3 B"] [--write TITLE].
 
 Makes a random-weight Llama-shaped checkpoint in bfloat16 and compresses it to a folder and in compact form, each in a
 process of its own with an empty cache. Reports the seconds by stage, and the time outside forwards and kernels beside a
@@ -49,8 +49,8 @@ STAGES = {
         "safetensors.torch:save_file",
         "os:fsync",
         "models.checkpoints.packed:write_packed",
-        "storage.shards:write_shard",
-        "walk.finished_blocks:FinishedBlocks.save_hidden",
+        "models.checkpoints.tensor_writer:TensorWriter._write",
+        "models.checkpoints.tensor_writer:TensorWriter.close",
     ),
     "calibration text": ("walk.calibration:calibrate",),
 }

@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM
 
 from forwards import count_forwards
 from llmkick.compression.registry import parse_recipe
-from llmkick.compression.storage.folder import save_folder, save_packed, save_streamed
-from llmkick.compression.walk import batches, recipe_output
+from llmkick.compression.storage.folder import StreamedFolder, report_of, save_folder, save_packed
+from llmkick.compression.walk import batches, finished_blocks, recipe_output
 from llmkick.compression.walk.calibration import as_calibration
 from llmkick.compression.walk.compress import compress, compress_into, compress_many, kept_blocks
 from llmkick.compression.walk.finished_blocks import FinishedBlocks
@@ -83,8 +83,14 @@ def test_what_is_streamed_to_disk_opens_as_the_same_model(tmp_path: Path, archit
     expected, _ = compress(model, "gptq@3b-g8", calibration=windows())
     meta_model = load_meta_model(str(tmp_path / "model"), dtype="float32")
     recipe = parse_recipe("gptq@3b-g8")
-    finished = compress_streamed(meta_model, recipe, tmp_path / "kept", calibration=as_calibration(windows()))
-    (save_packed if packed else save_streamed)(meta_model, finished, tmp_path / "out")
+    kept, calibration = tmp_path / "kept", as_calibration(windows())
+    if packed:
+        save_packed(meta_model, compress_streamed(meta_model, recipe, kept, calibration=calibration), tmp_path / "out")
+    else:
+        with StreamedFolder(meta_model, tmp_path / "out") as target:
+            target.finish(
+                report_of(compress_streamed(meta_model, recipe, kept, calibration=calibration, sink=target.put))
+            )
     again = load_model(str(tmp_path / "out"), dtype="float32")
     assert weights_digest(again.network) == weights_digest(expected.network)
     ids = torch.from_numpy(windows())
@@ -126,10 +132,12 @@ def test_an_original_that_was_rounded_is_remembered(tmp_path: Path):
 
 @pytest.mark.parametrize("propagate", [True, False])
 @pytest.mark.parametrize("streamed", [True, False])
-@pytest.mark.parametrize("lose_states", [True, False])
+@pytest.mark.parametrize("states", ["kept", "lost", "not kept"])
 def test_a_stopped_compression_goes_on_at_its_block(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, propagate: bool, streamed: bool, lose_states: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, propagate: bool, streamed: bool, states: str
 ):
+    if states != "not kept":
+        monkeypatch.setattr(finished_blocks, "STATES_SECONDS", 0)
     model = saved(tmp_path / "model", "llama")
     expected, report = compress(model, "gptq@4b-g8", calibration=windows(), propagate=propagate)
     meta_model = load_meta_model(str(tmp_path / "model"), dtype="float32")
@@ -149,7 +157,8 @@ def test_a_stopped_compression_goes_on_at_its_block(
     for done in (1, 2):
         with pytest.raises(Stopped):
             go(stop_after(done))
-        if lose_states:
+        assert len(list((tmp_path / "kept").glob("hidden-*"))) == (states != "not kept")
+        if states == "lost":
             for file in (tmp_path / "kept").glob("hidden-*"):
                 file.write_bytes(file.read_bytes()[:50])
     solved: list[str] = []
@@ -168,6 +177,66 @@ def test_a_stopped_compression_goes_on_at_its_block(
     solved.clear()
     assert go(None).report == finished.report
     assert not solved
+
+
+@pytest.mark.parametrize("propagate", [True, False])
+@pytest.mark.parametrize("streamed", [True, False])
+def test_hidden_states_of_an_earlier_block_are_enough(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, propagate: bool, streamed: bool
+):
+    model = saved(tmp_path / "model", "llama")
+    _, expected = compress(model, "wanda@2:4", calibration=windows(), propagate=propagate)
+    meta_model = load_meta_model(str(tmp_path / "model"), dtype="float32")
+
+    def go(progress: Any) -> str:
+        arguments: dict[str, Any] = {"propagate": propagate, "progress": progress}
+        recipe, calibration = parse_recipe("wanda@2:4"), as_calibration(windows())
+        if streamed:
+            kept = compress_streamed(meta_model, recipe, tmp_path / "kept", calibration=calibration, **arguments)
+            return report_of(kept).digest
+        return compress(model, recipe, calibration=calibration, keep=tmp_path / "kept", **arguments)[1].digest
+
+    for done, seconds in ((1, 0), (2, 1e9)):
+        monkeypatch.setattr(finished_blocks, "STATES_SECONDS", seconds)
+        with pytest.raises(Stopped):
+            go(stop_after(done))
+    assert [file.name for file in (tmp_path / "kept").glob("hidden-*")] == ["hidden-00001.safetensors"]
+    calls: list[int] = []
+    count_forwards(monkeypatch, calls)
+    assert go(None) == expected.digest
+    assert calls == [1] * 4 + [2] * 4  # four batches: block 1 is run again, block 2 is recorded
+
+
+@pytest.mark.parametrize("sink", [True, False])
+def test_a_resumed_compression_gives_all_tensors_to_the_sink_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sink: bool
+):
+    save_toy(tmp_path / "model", "gpt2")
+    meta_model = load_meta_model(str(tmp_path / "model"), dtype="float32")
+    recipe, calibration = parse_recipe("gptq@4b-g8"), as_calibration(windows())
+    with pytest.raises(Stopped):
+        compress_streamed(
+            meta_model, recipe, tmp_path / "kept", calibration=calibration, progress=stop_after(2),
+            sink=(lambda _: None) if sink else None,
+        )  # fmt: skip
+    if not sink:  # as an earlier version left it
+        file = tmp_path / "kept" / "compression.json"
+        state = json.loads(file.read_text())
+        del state["digests"]
+        file.write_text(json.dumps(state))
+    given: dict[str, torch.Tensor] = {}
+
+    def take(tensors: Any) -> None:
+        assert not given.keys() & tensors.keys()
+        given.update({name: tensor.clone() for name, tensor in tensors.items()})
+
+    finished = compress_streamed(meta_model, recipe, tmp_path / "kept", calibration=calibration, sink=take)
+    model = load_model(str(tmp_path / "model"), dtype="float32")
+    expected, report = compress(model, recipe, calibration=windows())
+    assert report_of(finished).digest == report.digest
+    state_dict = expected.network.state_dict()
+    assert given.keys() == state_dict.keys() - meta_model.tied.keys()
+    assert all(torch.equal(tensor, state_dict[name]) for name, tensor in given.items())
 
 
 def test_a_folder_of_another_compression_is_not_mixed(tmp_path: Path):

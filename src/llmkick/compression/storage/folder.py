@@ -107,14 +107,6 @@ class StreamedFolder:
         shutil.rmtree(self._hidden, ignore_errors=True)
 
 
-def save_streamed(meta_model: MetaModel, finished: FinishedBlocks, folder: Path) -> CompressionReport:
-    """As `save_folder`, from finished blocks of a meta model; reads and writes one block at a time."""
-    with StreamedFolder(meta_model, folder) as target:
-        for tensors in StreamedBlocks(meta_model).compressed_tensors(finished):
-            target.put(tensors)
-        return target.finish(report_of(finished))
-
-
 def save_packed(model: TransformersModel | MetaModel, finished: FinishedBlocks, folder: Path) -> CompressionReport:
     """Write a compressed model in compact form, see `models.checkpoints.packed`.
 

@@ -133,7 +133,7 @@ class Walk:
     def _compress_block(
         self, index: int, block: Block, outputs: list[RecipeOutput], record: InputRecord
     ) -> list[dict[str, Future[Packed]]]:
-        """Compress all layers by all recipes; put them in place where that is to be. The compact forms of each output."""
+        """Compress all layers by all recipes, and put them in place where they belong. The compact forms by output."""
         packed: list[dict[str, Future[Packed]]] = [{} for _ in outputs]
         replaced: list[tuple[LinearLayer, Tensor]] = []
         for place, layer in enumerate(block.layers):

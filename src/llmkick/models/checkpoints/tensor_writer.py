@@ -1,4 +1,4 @@
-"""Writing of safetensors files whose tensors need not be in memory together: each goes to its place when it is there."""
+"""Writing of safetensors files: each tensor goes to its place when it is there, so not all need be in memory."""
 
 from __future__ import annotations
 
@@ -73,11 +73,6 @@ class TensorWriter:
         left = memoryview(data)
         while len(left):
             left = left[self._stream.write(left) :]
-
-    @property
-    def is_full(self) -> bool:
-        """Whether every tensor was put."""
-        return not self._places
 
     def close(self, *, durable: bool = False) -> None:
         """Finish the file; durable: it survives a power failure. Raises ModelError where it is not what was planned."""
