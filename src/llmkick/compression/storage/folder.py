@@ -81,11 +81,15 @@ class StreamedFolder:
         require_space(self._folder, self._size + OTHER_BYTES, f"saving {self._meta_model.info.name}")
         self._hidden.mkdir(parents=True)
         self._shards = ShardWriter(self._hidden, self._stored.planned())
+        self._waiting: dict[str, Tensor] = {}
         return self
 
     def put(self, tensors: Mapping[str, Tensor]) -> None:
-        """Write tensors of the network: whole blocks, or single tensors outside them."""
-        self._shards.put(self._stored.tensors(tensors))
+        """Write tensors of the network; those that are stored merged with others wait for these."""
+        waiting = {**self._waiting, **tensors}
+        whole = {name for group in self._stored.form.groups_of(waiting) for name in group.targets}
+        self._shards.put(self._stored.tensors({name: waiting[name] for name in whole}))
+        self._waiting = {name: waiting[name] for name in waiting.keys() - whole}
 
     def finish(self, report: CompressionReport) -> CompressionReport:
         """The complete folder. Result and errors as in `save_folder`."""

@@ -8,6 +8,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from llmkick.compression.recipe import Recipe
@@ -34,6 +35,8 @@ from llmkick.models.checkpoints.packed import Layout, Packed, Place
 from llmkick.models.finite import all_finite
 from llmkick.models.weights import combined_digest, digest_of
 
+# At multiples of so many bytes torch begins its tensors; those mapped from a file begin anywhere.
+ALIGNMENT = 64
 # Is given tensors of a compressed network by name.
 TensorSink = Callable[[Mapping[str, Tensor]], None]
 
@@ -107,8 +110,6 @@ class StreamedBlocks:
         self.meta_model = meta_model
         self.network: Any = meta_model.model.network
         self.blocks = decoder_blocks(self.network)
-        # Other threads read while blocks are put into the network.
-        self._dtypes = {name: tensor.dtype for name, tensor in self.network.state_dict().items()}
         self.finished: FinishedBlocks | None = None
         self.sink: TensorSink | None = None
         self._reader = BackgroundWorker("reading ahead")
@@ -149,7 +150,7 @@ class StreamedBlocks:
     def _read_ahead(self, index: int) -> None:
         block = self.blocks[index]
         names = [f"{block.name}.{name}" for name in block.module.state_dict()]
-        self._ahead = index, self._reader.submit(lambda: {name: self._read(name) for name in names})
+        self._ahead = index, self._reader.submit(self._read_all, names)
 
     def finish(self, block: Block) -> BlockFinish | None:
         """Digests of all tensors of an open block, which go to the sink."""
@@ -222,7 +223,7 @@ class StreamedBlocks:
 
     def read(self, name: str) -> Tensor:
         """A tensor of the state dict in the model's precision, on the CPU."""
-        return self.meta_model.files.read(self.meta_model.tied.get(name, name)).to(self._dtypes[name])
+        return dict(self.meta_model.read([name]))[name]
 
     def compressed_tensors(self, finished: FinishedBlocks) -> Iterator[dict[str, Tensor]]:
         """All tensors of the compressed network by name, a block at a time, without tied weights."""
@@ -265,17 +266,32 @@ class StreamedBlocks:
                 _put(self.network, name, meta_tensor)
             self.release_memory()
 
-    def _read(self, name: str) -> Tensor:
-        """A copy of a tensor: pages mapped from the file would count as memory of this process until it is closed."""
-        tensor = self.read(name).clone()
-        if tensor.is_floating_point() and not all_finite(tensor):
-            raise NumericalError(f"the weights of {name} hold NaN or Inf values: the checkpoint is damaged")
-        return tensor
+    def _read_all(self, names: list[str]) -> dict[str, Tensor]:
+        """Copies of tensors: pages mapped from a file would count as memory of this process until it is closed."""
+        tensors = {}
+        for name, tensor in self.meta_model.read(names):
+            _check_finite(name, tensor)
+            # Where the model could also be loaded whole, results must not depend on which was done.
+            tensors[name] = _copy_as_placed(tensor) if self.meta_model.groups else tensor.clone()
+        return tensors
 
     def _map(self, name: str) -> Tensor:
         """A tensor mapped from its file: only the used rows of a large embedding take memory."""
-        self._read(name)  # checks that it is finite; the copy is freed at once
+        _check_finite(name, self.read(name).clone())  # the copy is freed at once
         return self.read(name)
+
+
+def _copy_as_placed(tensor: Tensor) -> Tensor:
+    """A copy that begins as far after a multiple of 64 bytes: matrix products round by where their operands begin."""
+    flat = tensor.contiguous().view(-1)
+    start = flat.data_ptr() % ALIGNMENT // flat.element_size()
+    memory = torch.empty(start + len(flat), dtype=flat.dtype)  # begins at a multiple
+    return memory[start:].copy_(flat).view(tensor.shape)
+
+
+def _check_finite(name: str, tensor: Tensor) -> None:
+    if tensor.is_floating_point() and not all_finite(tensor):
+        raise NumericalError(f"the weights of {name} hold NaN or Inf values: the checkpoint is damaged")
 
 
 def _layouts(packed: Mapping[str, Packed]) -> Iterator[tuple[str, Layout]]:
