@@ -36,8 +36,8 @@ STAGES = {
     "kernels": ("walk.weight:compress_with_statistics", "walk.weight:relative_output_error"),
     "reading": (
         "models.checkpoints.weight_files:read_tensor",
-        "walk.streaming:StreamedBlocks._read",
-        "walk.streaming:StreamedBlocks._map",
+        "walk.streamed_blocks:StreamedBlocks._read_all",
+        "walk.streamed_blocks:StreamedBlocks._map",
     ),
     "hashing": (
         "models.weights:digest_of",

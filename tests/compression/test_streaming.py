@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from compressing import compressed
 from forwards import count_forwards
 from llmkick.compression.registry import parse_recipe
 from llmkick.compression.storage.folder import StreamedFolder, report_of, save_folder, save_packed
@@ -343,3 +346,23 @@ def test_damaged_weights_are_named_before_they_are_used(tmp_path: Path):
     with pytest.raises(NumericalError, match=r"model\.layers\.1\.mlp\.up_proj\.weight hold NaN"):
         compress_streamed(meta_model, parse_recipe("rtn@4b"), tmp_path / "kept", calibration=None)
     assert all(parameter.is_meta for parameter in meta_model.model.network.parameters())
+
+
+@pytest.mark.parametrize("architecture", ["mixtral", "llama"])
+def test_a_model_that_must_be_loaded_whole_asks_for_what_that_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, architecture: str
+):
+    monkeypatch.setenv("LLMKICK_CACHE", str(tmp_path / "cache"))
+    save_toy(tmp_path / "model", architecture)
+    compressed(tmp_path / "model", tmp_path / "packed", "packed")
+    size = load_meta_model(str(tmp_path / "packed"), dtype="float32").bytes
+    stored = sum(file.stat().st_size for file in (tmp_path / "packed").glob("packed-*"))
+    needed = size + stored + 1.5 * size
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=needed - 1000))
+    with pytest.raises(ConfigError, match=r"needs 0\.0 GB on .*must be loaded whole: it is already packed"):
+        compressed(tmp_path / "packed", tmp_path / "out", recipe="magnitude@0.75")
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=needed + 1000))
+    compressed(tmp_path / "packed", tmp_path / "out", recipe="magnitude@0.75")
+    # What is read block by block asks for nothing.
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=0))
+    compressed(tmp_path / "model", tmp_path / "again", recipe="magnitude@0.75")

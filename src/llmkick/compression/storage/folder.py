@@ -20,7 +20,7 @@ from llmkick.compression.storage.stored_model import NAMES, OTHER, LazyTensors, 
 from llmkick.compression.walk.blocks import decoder_blocks
 from llmkick.compression.walk.finished_blocks import FinishedBlocks
 from llmkick.compression.walk.report import CompressionReport
-from llmkick.compression.walk.streaming import StreamedBlocks
+from llmkick.compression.walk.streamed_blocks import StreamedBlocks
 from llmkick.compression.walk.unchanged import names_outside_layers
 from llmkick.errors import ConfigError
 from llmkick.files import new_folder, require_space

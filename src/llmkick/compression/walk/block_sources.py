@@ -1,4 +1,4 @@
-"""Where a walk gets its blocks from: a network in memory, or in `streaming` the files of a checkpoint."""
+"""Where a walk gets its blocks from: a network in memory, or in `streamed_blocks` the files of a checkpoint."""
 
 from __future__ import annotations
 

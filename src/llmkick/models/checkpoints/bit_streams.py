@@ -75,6 +75,14 @@ def pattern_bits(kept: int, of: int) -> int:
     return (math.comb(of, kept) - 1).bit_length()
 
 
+def filled_up(filled: Tensor, kept: int) -> Tensor | None:
+    """A mask (groups, M) with exactly N places set, all non-zeros among them; None when a group has more."""
+    missing = kept - filled.sum(dim=1, keepdim=True)
+    if bool((missing < 0).any()):
+        return None
+    return filled | (~filled & ((~filled).cumsum(dim=1) <= missing))
+
+
 def rank_patterns(mask: Tensor) -> Tensor:
     """Number of each pattern in the combinatorial number system: (groups, M) bool → (groups,) int64.
 

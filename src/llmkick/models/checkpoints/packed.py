@@ -161,20 +161,12 @@ def _of_patterns(bits: Tensor, values: Tensor, kept: int, of: int) -> tuple[Tens
     The first zeros of a group belong to its pattern where there are fewer than N others.
     """
     if bits.device.type != "cpu":
-        places = _exactly((bits != 0).view(-1, of), kept)
+        places = filled_up((bits != 0).view(-1, of), kept)
         return None if places is None else (rank_patterns(places), values[places.flatten()])
     from llmkick.models.checkpoints.compiled_packing import select_patterns
 
     chosen = select_patterns(bits.numpy(), _raw(values).numpy(), kept, binomials(of).numpy())
     return None if chosen is None else (torch.from_numpy(chosen[0]), torch.from_numpy(chosen[1]).view(values.dtype))
-
-
-def _exactly(filled: Tensor, kept: int) -> Tensor | None:
-    """A mask (groups, M) with exactly N places set, all non-zeros among them; None when a group has more."""
-    missing = kept - filled.sum(dim=1, keepdim=True)
-    if bool((missing < 0).any()):
-        return None
-    return filled | (~filled & ((~filled).cumsum(dim=1) <= missing))
 
 
 def unpack(packed: Packed) -> Tensor:
