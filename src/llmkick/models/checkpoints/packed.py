@@ -24,6 +24,7 @@ from torch import Tensor
 from llmkick.errors import ModelError
 from llmkick.models.checkpoints.bit_streams import (
     binomials,
+    filled_up,
     pack_bits,
     pattern_bits,
     rank_patterns,
@@ -147,7 +148,7 @@ def _gives(codes: Codes, weight: Tensor) -> bool:
 
 def _under(mask: Tensor, values: Tensor) -> Tensor:
     """The values, (places,), where the mask is set."""
-    if mask.device.type != "cpu":
+    if not _is_on_the_host(mask):
         return values[mask]
     from llmkick.models.checkpoints.compiled_packing import select
 
@@ -155,12 +156,16 @@ def _under(mask: Tensor, values: Tensor) -> Tensor:
     return torch.from_numpy(select(_raw(values).numpy(), flags, int(np.count_nonzero(flags)))).view(values.dtype)
 
 
+def _is_on_the_host(tensor: Tensor) -> bool:
+    return tensor.device.type == "cpu"
+
+
 def _of_patterns(bits: Tensor, values: Tensor, kept: int, of: int) -> tuple[Tensor, Tensor] | None:
     """Numbers of the patterns, and the values in them; None when a group has more than N non-zeros. bits: of a weight.
 
     The first zeros of a group belong to its pattern where there are fewer than N others.
     """
-    if bits.device.type != "cpu":
+    if not _is_on_the_host(bits):
         places = filled_up((bits != 0).view(-1, of), kept)
         return None if places is None else (rank_patterns(places), values[places.flatten()])
     from llmkick.models.checkpoints.compiled_packing import select_patterns
