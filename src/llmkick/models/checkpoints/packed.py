@@ -171,7 +171,7 @@ def _of_patterns(bits: Tensor, values: Tensor, kept: int, of: int) -> tuple[Tens
     from llmkick.models.checkpoints.compiled_packing import select_patterns
 
     chosen = select_patterns(bits.numpy(), _raw(values).numpy(), kept, binomials(of).numpy())
-    return None if chosen is None else (torch.from_numpy(chosen[0]), torch.from_numpy(chosen[1]).view(values.dtype))
+    return chosen and (torch.from_numpy(chosen[0]), torch.from_numpy(chosen[1]).view(values.dtype))
 
 
 def unpack(packed: Packed) -> Tensor:
