@@ -43,7 +43,9 @@ class HessianFactor:
 
     def without_dead(self, weight: Tensor) -> Tensor:
         """The weight in float32 with 0 for dead inputs: (out, in) → same, which may be the given tensor itself."""
-        return weight.float().masked_fill(self.dead, 0) if bool(self.dead.any()) else weight.float()
+        # Only a CPU knows at once whether there are any.
+        is_needed = self.dead.device.type != "cpu" or bool(self.dead.any())
+        return weight.float().masked_fill(self.dead, 0) if is_needed else weight.float()
 
 
 class InputStatistics:
