@@ -17,11 +17,12 @@ WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "_unique2", "equal
 class Launches(TorchDispatchMode):
     """Counts operations on meta tensors, and those of them for which the processor would have to wait.
 
-    A number that is read from a tensor is 0, and a copy to the CPU is zeros.
+    Whatever is read from a tensor is `number`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, number: int = 0) -> None:
         super().__init__()
+        self._number = number
         self.operations: Counter[str] = Counter()
         self.synchronisations: Counter[str] = Counter()
 
@@ -35,9 +36,9 @@ class Launches(TorchDispatchMode):
             if to_cpu or name in WAITING:
                 self.synchronisations[name] += 1
             if name == "_local_scalar_dense":
-                return torch.zeros((), dtype=given[0].dtype).tolist()
+                return torch.full((), self._number, dtype=given[0].dtype).tolist()
             if to_cpu:
-                return torch.zeros(given[0].shape, dtype=kwargs.get("dtype") or given[0].dtype)
+                return torch.full(given[0].shape, self._number, dtype=kwargs.get("dtype") or given[0].dtype)
         result = func(*args, **kwargs)
         made = [one for one in tree_leaves(result) if isinstance(one, Tensor)]
         moves_data = not func.is_view and not name.startswith(("empty", "new_empty"))

@@ -7,11 +7,13 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from torch import Tensor
 
+from llmkick.compression.kernels import masks
 from llmkick.compression.kernels.masks import (
     LONG,
     SAMPLED,
     zero_lowest_per_group,
     zero_lowest_per_row,
+    zero_lowest_without_waiting,
     zero_up_to_quantile,
 )
 from llmkick.compression.recipe import NM
@@ -43,6 +45,23 @@ def test_rows_lose_exactly_the_count_and_ties_go_first_come_first(scores: Tensor
     mask = zero_lowest_per_row(scores, count)
     assert torch.equal(mask, lowest_by_sort(scores, count))
     assert mask.sum(dim=1).tolist() == [count] * 5
+
+
+@given(tied, st.integers(1, 12))
+def test_a_gpu_takes_the_same_without_being_asked_for_ties(scores: Tensor, count: int) -> None:
+    wide = torch.cat([scores, scores.flip(1)], dim=1)  # sorted, where the few are compared in pairs
+    for some in (scores, wide, wide.T):
+        few = min(count, some.shape[1])
+        assert torch.equal(zero_lowest_without_waiting(some, few), lowest_by_sort(some, few))
+
+
+@pytest.mark.parametrize("columns", [masks.FEW, masks.FEW + 1])
+def test_a_gpu_takes_some_rows_at_a_time(monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
+    scores = torch.randint(0, 4, (13, columns), generator=torch.Generator().manual_seed(0)).float()
+    scores[2, 3] = torch.inf
+    for values in (1, 3 * columns, 13 * columns):
+        monkeypatch.setattr(masks, "SORTED_VALUES", values)
+        assert torch.equal(zero_lowest_without_waiting(scores, 5), lowest_by_sort(scores, 5))
 
 
 @given(tied, st.sampled_from([(1, 2), (2, 4), (1, 3), (5, 6), (1, 12)]))

@@ -91,7 +91,7 @@ class Columns:
         return Replacement(zeroed=zeroed, grids=replacement.grids)
 
     def _sweep_by_blocks(self, choose: Replacement | Chooser, group: int) -> None:
-        """Runs as long as they can be, a block where `choose` allows: a GPU waits for nothing, and is given few steps."""
+        """Runs as long as `choose` allows, up to a whole block: a GPU is given few steps, and waits for nothing."""
         values, unit = self._values, self._factor.unit
         errors, replace = torch.empty_like(values[:BLOCK]), replacer_for(values.device)
         chosen, replacement = 0, choose if isinstance(choose, Replacement) else Replacement()

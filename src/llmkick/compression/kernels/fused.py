@@ -25,7 +25,15 @@ OPTIONS = {"num_warps": 1, "num_stages": 1, "enable_fp_fusion": False}
 
 
 def _compensated(
-    now: tl.tensor, column: tl.tensor, start: tl.tensor, stop: tl.tensor, errors: tl.tensor, unit: tl.tensor, unit_row: tl.tensor, unit_column: tl.tensor, place: tl.tensor
+    now: tl.tensor,
+    column: tl.tensor,
+    start: tl.tensor,
+    stop: tl.tensor,
+    errors: tl.tensor,
+    unit: tl.tensor,
+    unit_row: tl.tensor,
+    unit_column: tl.tensor,
+    place: tl.tensor,
 ) -> tl.tensor:
     """A column less its shares of the errors of the columns start … stop, in this order."""
     rows, row, inside = place
@@ -38,7 +46,20 @@ def _compensated(
     return now
 
 
-compensated = triton.jit(_compensated)
+def _nearest(value: tl.tensor, scale: tl.tensor, low: tl.tensor, high: tl.tensor, place: tl.tensor) -> tl.tensor:
+    """The grid point nearest to each value, as `grid.nearest_point` finds it."""
+    _, row, inside = place
+    distance = tl.load(scale + row, mask=inside, other=1.0)
+    lowest, highest = tl.load(low + row, mask=inside), tl.load(high + row, mask=inside)
+    steps = tl.div_rn(value, distance)
+    # Clamped before it is rounded, which is the same, because the bounds are whole numbers. NaN stays NaN.
+    steps = tl.where(steps < lowest, lowest, steps)
+    steps = tl.where(steps > highest, highest, steps)
+    return (steps + WHOLE_NUMBERS - WHOLE_NUMBERS) * distance
+
+
+# The names by which the kernel calls them.
+compensated, nearest = triton.jit(_compensated), triton.jit(_nearest)
 
 
 def _replace_columns(
@@ -94,14 +115,8 @@ def _replace_columns(
             if has_mask:
                 new = tl.where(tl.load(zeroed + spot, mask=inside, other=0) != 0, 0.0, new)
             if has_grids:
-                grid = tl.load(number + column) * rows + row
-                distance = tl.load(scale + grid, mask=inside, other=1.0)
-                lowest, highest = tl.load(low + grid, mask=inside), tl.load(high + grid, mask=inside)
-                steps = tl.div_rn(new, distance)
-                # Clamped before it is rounded, which is the same, because the bounds are whole numbers.
-                steps = tl.where(steps < lowest, lowest, steps)
-                steps = tl.where(steps > highest, highest, steps)
-                new = (steps + WHOLE_NUMBERS - WHOLE_NUMBERS) * distance
+                grid = tl.load(number + column) * rows
+                new = nearest(new, scale + grid, low + grid, high + grid, place)
             tl.store(values + spot, new, mask=inside)
             tl.store(errors + spot, new - tl.load(dense + spot, mask=inside, other=0.0), mask=inside)
             tl.debug_barrier()
@@ -149,7 +164,10 @@ def try_on(device: torch.device) -> None:
     replacement = Replacement(
         lowest=LowestOfGroups(count=2, group=4, size=torch.ones(columns, device=device)),
         grids=ColumnGrids(
-            number=torch.zeros(columns, dtype=torch.int64, device=device), scale=scale, low=torch.full_like(scale, -7), high=torch.full_like(scale, 8)
+            number=torch.zeros(columns, dtype=torch.int64, device=device),
+            scale=scale,
+            low=torch.full_like(scale, -7),
+            high=torch.full_like(scale, 8),
         ),
     )
     results = []
