@@ -76,7 +76,6 @@ def power(
         kick power --accuracy 0.75 --items 120 --plot power.svg
     """
     from llmkick.statistics import Design
-    from llmkick.statistics.pairing import check_settings
 
     if plot is not None:
         from llmkick.report.figures.power import FORMS
@@ -84,14 +83,7 @@ def power(
         if plot.suffix not in FORMS:
             raise ConfigError(f"{plot} should end in one of: {', '.join(FORMS)}")
         check_file_target(plot)
-    if loss == margin:
-        raise ConfigError(f"a loss of exactly the margin ({margin}) is never decided; give another loss")
-    if cluster_size < 1 or seeds < 1 or (items is not None and items < 1):
-        raise ConfigError("items, cluster size and seeds must be whole numbers of at least 1")
-    check_settings(margin, alpha)
-    for name, share in (("loss", loss), ("power", chance)):
-        if not 0 <= share <= 1:
-            raise ConfigError(f"{name} {share} must be a share between 0 and 1")
+    _check(items, cluster_size, seeds, loss=loss, margin=margin, alpha=alpha, wanted=chance)
     design = Design.of_items(
         items or 10 * cluster_size,
         cluster_size=cluster_size,
@@ -110,6 +102,22 @@ def power(
 
         chart = power_chart(accuracy, loss=loss, discordance=discordance, margin=margin, alpha=alpha)
         print_line(f"drawn: {write_chart(chart, plot)}")
+
+
+def _check(
+    items: int | None, cluster_size: int, seeds: int, *, loss: float, margin: float, alpha: float, wanted: float
+) -> None:
+    """Raise ConfigError for values that no simulation has a meaning for."""
+    from llmkick.statistics.pairing import check_settings
+
+    if loss == margin:
+        raise ConfigError(f"a loss of exactly the margin ({margin}) is never decided; give another loss")
+    if cluster_size < 1 or seeds < 1 or (items is not None and items < 1):
+        raise ConfigError("items, cluster size and seeds must be whole numbers of at least 1")
+    check_settings(margin, alpha)
+    for name, share in (("loss", loss), ("power", wanted)):
+        if not 0 <= share <= 1:
+            raise ConfigError(f"{name} {share} must be a share between 0 and 1")
 
 
 def _answers(design: Design, items: int | None, *, loss: float, margin: float, alpha: float, wanted: float) -> Table:

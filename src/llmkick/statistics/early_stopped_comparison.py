@@ -6,7 +6,7 @@ The stopping rule itself is in `early_stopping`, which decides during a run and 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import KW_ONLY, dataclass, replace
 
 from llmkick.statistics.betting import Stopping, confidence_sequence
 from llmkick.statistics.early_stopping import BETS_SHARE, EarlyStop, Scores, cluster_codes, filled, signal_after
@@ -62,18 +62,13 @@ def compare_stopped(
         explain=False,
     )
     if state.outcome == "no signal":
-        note = f"the dense score is not shown to be above chance ({chance:g}): nothing to forget, one batch was asked"
-        return replace(fixed, verdict="no signal", p_matching=None, p_not_matching=None, notes=(note,), stopping=state)
-    interval: Range | None = (0.0, 0.0)
-    if not same_model:
-        interval = _bounds(
-            order, asked, dense, compressed, margin=margin, alpha=alpha, chance=chance, score_range=score_range
-        )
-    undecided, reasons = None, list[str]()
-    if state.outcome == "undecided" and not same_model and fixed.clusters > 1:
-        undecided, reasons = _explained(
-            order, asked, dense, compressed, margin=margin, alpha=alpha, chance=chance, score_range=score_range
-        )
+        return _without_signal(fixed, state)
+    answers = _Asked(
+        order, asked, dense, compressed, margin=margin, alpha=alpha, chance=chance, score_range=score_range
+    )
+    interval = (0.0, 0.0) if same_model else answers.bounds()
+    open_verdict = state.outcome == "undecided" and not same_model and fixed.clusters > 1
+    undecided, reasons = answers.explained() if open_verdict else (None, list[str]())
     return replace(
         fixed,
         verdict="matching" if same_model else state.outcome,
@@ -88,63 +83,65 @@ def compare_stopped(
     )
 
 
-def _explained(
-    order: ItemOrder,
-    asked: Sequence[str],
-    dense: Scores,
-    compressed: Scores,
-    *,
-    margin: float,
-    alpha: float,
-    chance: float,
-    score_range: Range,
-) -> tuple[Undecided, list[str]]:
-    """Why the fixed-sample test of the scored items decides nothing at its share of alpha, also as a note."""
-    scored = [item for item in asked if dense[item] is not None and compressed[item] is not None]
-    scores = _paired(order, filled(scored, dense, 0.0), filled(scored, compressed, 0.0), scored, score_range)
-    undecided = explain_undecided(scores, margin=margin, alpha=(1 - BETS_SHARE) * alpha, chance=chance)
-    return undecided, [undecided.sentence(scores)]
+def _without_signal(fixed: Comparison, state: Stopping) -> Comparison:
+    """The comparison that ended because the dense model shows no signal."""
+    missing = f"the dense score is not shown to be above chance ({fixed.chance:g})"
+    note = f"{missing}: nothing to forget, one batch was asked"
+    return replace(fixed, verdict="no signal", p_matching=None, p_not_matching=None, notes=(note,), stopping=state)
 
 
-def _bounds(
-    order: ItemOrder,
-    asked: Sequence[str],
-    dense: Scores,
-    compressed: Scores,
-    *,
-    margin: float,
-    alpha: float,
-    chance: float,
-    score_range: Range,
-) -> Range | None:
-    """The bounds by betting; if all items were asked, the narrower of these and those of the fixed-sample test.
+@dataclass(frozen=True)
+class _Asked:
+    """The scores of the items asked, and the settings of the tests."""
 
-    Each may miss the truth in its share of alpha, as in the verdict. Unscored items are at their best for the lower
-    bound and at their worst for the upper one.
-    """
-    low, high = score_range
-    labels = [order.clusters[item] for item in asked]
-    whole = order.largest_cluster is not None
-    ends: list[float] = []
-    for side, (if_dense, if_compressed) in enumerate(((low, high), (high, low))):
-        d, c = filled(asked, dense, if_dense), filled(asked, compressed, if_compressed)
-        sequence = confidence_sequence(
-            d,
-            c,
-            alpha=BETS_SHARE * alpha,
-            chance=chance,
-            clusters=labels if whole else None,
-            largest_cluster=order.largest_cluster,
-            score_range=score_range,
-        )
-        bounds = [] if sequence is None else [sequence[side]]
-        if len(asked) == len(order.clusters):
-            paired = _paired(order, d, c, asked, score_range)
-            fixed = loss_bounds(paired, margin=margin, alpha=(1 - BETS_SHARE) * alpha, chance=chance)
-            bounds += [] if fixed is None else [fixed[side]]
-        if bounds:
-            ends.append(min(bounds) if side else max(bounds))
-    return (ends[0], ends[1]) if len(ends) == 2 and ends[0] <= ends[1] else None
+    order: ItemOrder
+    items: Sequence[str]
+    dense: Scores
+    compressed: Scores
+    _: KW_ONLY
+    margin: float
+    alpha: float
+    chance: float
+    score_range: Range
+
+    def bounds(self) -> Range | None:
+        """The bounds by betting; if all items were asked, the narrower of these and those of the fixed-sample test.
+
+        Each may miss the truth in its share of alpha, as in the verdict. Unscored items are at their best for the
+        lower bound and at their worst for the upper one.
+        """
+        (low, high), order = self.score_range, self.order
+        labels = [order.clusters[item] for item in self.items]
+        ends: list[float] = []
+        for side, (if_dense, if_compressed) in enumerate(((low, high), (high, low))):
+            d, c = filled(self.items, self.dense, if_dense), filled(self.items, self.compressed, if_compressed)
+            sequence = confidence_sequence(
+                d,
+                c,
+                alpha=BETS_SHARE * self.alpha,
+                chance=self.chance,
+                clusters=None if order.largest_cluster is None else labels,
+                largest_cluster=order.largest_cluster,
+                score_range=self.score_range,
+            )
+            bounds = [] if sequence is None else [sequence[side]]
+            if len(self.items) == len(order.clusters):
+                paired = _paired(order, d, c, self.items, self.score_range)
+                share = (1 - BETS_SHARE) * self.alpha
+                fixed = loss_bounds(paired, margin=self.margin, alpha=share, chance=self.chance)
+                bounds += [] if fixed is None else [fixed[side]]
+            if bounds:
+                ends.append(min(bounds) if side else max(bounds))
+        return (ends[0], ends[1]) if len(ends) == 2 and ends[0] <= ends[1] else None
+
+    def explained(self) -> tuple[Undecided, list[str]]:
+        """Why the fixed-sample test of the scored items decides nothing at its share of alpha, also as a note."""
+        scored = [item for item in self.items if self.dense[item] is not None and self.compressed[item] is not None]
+        dense, compressed = filled(scored, self.dense, 0.0), filled(scored, self.compressed, 0.0)
+        scores = _paired(self.order, dense, compressed, scored, self.score_range)
+        share = (1 - BETS_SHARE) * self.alpha
+        undecided = explain_undecided(scores, margin=self.margin, alpha=share, chance=self.chance)
+        return undecided, [undecided.sentence(scores)]
 
 
 def _paired(
