@@ -111,8 +111,7 @@ def pack(
     weight = weight.detach().contiguous()
     dtype = str(weight.dtype).removeprefix("torch.")
     layout = Layout(shape=tuple(weight.shape), dtype=dtype, digest=digest_of(weight), place=place)
-    if codes is not None and not _gives(codes, weight):
-        codes = None
+    codes = codes if codes is None or _gives(codes, weight) else None
     # On the device of the weight, so that only what is kept leaves it.
     values, parts = weight.flatten() if codes is None else codes.codes.to(weight.device).flatten(), {}
     if codes is not None:
