@@ -9,7 +9,7 @@ WORKERS ?= $(shell cores=$$(nproc 2>/dev/null || echo 2); echo $$((cores < 8 ? c
 RUN_TESTS = $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 PYTEST ?= -m "not slow"
 
-.PHONY: help demo test test-all check lint types docs wheel check-wheel clean
+.PHONY: help demo study test test-all check lint types docs wheel check-wheel clean
 
 help:  ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -24,6 +24,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: $(VENV)/.installed  ## Run the quickstart study and write its report
 	$(BIN)/kick run examples/quickstart.toml --out $(OUT)
 	@echo "Open $(OUT)/report.html in a browser."
+
+study: $(VENV)/.installed  ## Run the long study and write its report
+	$(BIN)/kick run examples/full.toml --out runs/full
+	@echo "Open runs/full/report.html in a browser."
 
 test: $(VENV)/.installed  ## Run the tests
 	$(RUN_TESTS) $(PYTEST)

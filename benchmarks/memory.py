@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -113,10 +114,46 @@ def make_checkpoint(shape: Shape, folder: Path) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
 
 
+def make_mixture(folder: Path) -> int:
+    """A folder of a Mixtral with 8 experts and random weights, which transformers merges; returns its bytes."""
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    config = MixtralConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=512,
+        intermediate_size=1024,
+        num_hidden_layers=16,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        num_local_experts=8,
+        max_position_embeddings=2048,
+        dtype="bfloat16",
+    )
+    network = MixtralForCausalLM(config).to(torch.bfloat16)
+    network.save_pretrained(folder)
+    for file in locate("smollm2-135m-instruct").folder.glob("*token*"):
+        shutil.copy(file, folder)
+    return sum(parameter.numel() * parameter.element_size() for parameter in network.parameters())
+
+
+def measure_mixture(temporary: Path, recipes: Sequence[str]) -> Iterator[str]:
+    """Lines of a table: a mixture of experts block by block and loaded whole."""
+    size = make_mixture(temporary / "mixture")
+    yield "| recipe | weights alone | block by block | loaded whole | in sizes of the weights, without Python |"
+    yield "| --- | --- | --- | --- | --- |"
+    for recipe in recipes:
+        streamed, whole = (run(temporary / "mixture", recipe, temporary / "out", streamed=s) for s in (True, False))
+        copies = [f"{(result['peak'] - result['base']) / size:.1f}" for result in (streamed, whole)]
+        yield (
+            f"| {recipe} | {size / 1e9:.2f} GB | **{streamed['peak'] / 1e9:.2f} GB** | {whole['peak'] / 1e9:.2f} GB "
+            f"| {copies[0]} and {copies[1]} |"
+        )
+
+
 def work(folder: str, recipe: str, out: str, streamed: str) -> None:
     """In a separate process: compress, write, and print the peak memory in bytes and the seconds."""
     from llmkick.compression.registry import parse_recipe
-    from llmkick.compression.storage.folder import save_folder, save_streamed
+    from llmkick.compression.storage.folder import StreamedFolder, report_of, save_folder
     from llmkick.compression.walk.calibration import as_calibration
     from llmkick.compression.walk.compress import compress
     from llmkick.compression.walk.streaming import compress_streamed
@@ -128,11 +165,12 @@ def work(folder: str, recipe: str, out: str, streamed: str) -> None:
     base = peak()
     if streamed == "yes":
         meta_model = load_meta_model(folder, dtype="bfloat16", device="cpu")
-        finished = compress_streamed(
-            meta_model, parse_recipe(recipe), Path(out + ".work"), calibration=windows,
-            progress=lambda done, total: print(f"block {done} of {total}", file=sys.stderr, flush=True),
-        )  # fmt: skip
-        save_streamed(meta_model, finished, Path(out))
+        with StreamedFolder(meta_model, Path(out)) as target:
+            finished = compress_streamed(
+                meta_model, parse_recipe(recipe), Path(out + ".work"), calibration=windows, sink=target.put,
+                progress=lambda done, total: print(f"block {done} of {total}", file=sys.stderr, flush=True),
+            )  # fmt: skip
+            target.finish(report_of(finished))
     else:
         model, report = compress(load_model(folder, dtype="bfloat16", device="cpu"), recipe, calibration=windows)
         save_folder(model, report, Path(out))
@@ -173,6 +211,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="the smallest shape only")
     parser.add_argument("--shape", action="append", choices=[shape.name for shape in SHAPES], help="some of the shapes")
+    parser.add_argument("--mixture", action="store_true", help="only a small mixture of experts, also loaded whole")
     parser.add_argument("--recipe", action="append", help=f"others than {', '.join(RECIPES)}")
     parser.add_argument("--write", action="store_true", help=f"store the table in {RESULTS}")
     parser.add_argument("--folder", type=Path, help="where the checkpoints go (about 15 GB); default: a temporary one")
@@ -180,6 +219,11 @@ def main() -> None:
     options = parser.parse_args()
     if options.work:
         work(*options.work)
+        return
+    if options.mixture:
+        with tempfile.TemporaryDirectory(dir=options.folder) as temporary:
+            for line in measure_mixture(Path(temporary), options.recipe or RECIPES):
+                print(line, flush=True)
         return
     lines = [
         "| parameters | weights alone | largest H | recipe | peak memory | without streaming | seconds |",

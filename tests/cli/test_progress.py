@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import io
 import json
+import threading
 import time
 from dataclasses import replace
 
 import pytest
 from rich.console import Console
 
+from llmkick.cli import progress
 from llmkick.cli.progress import JsonProgress, Pace, TerminalProgress, verdict_line
+from llmkick.study.announcement import Announcement, announce
+from llmkick.study.expected_work import ExpectedWork
+from llmkick.study.forecast import Forecast
+from llmkick.study.part_ratios import Part
 from plain import as_json
 from report.synthetic import perplexity_comparison, task_comparison
 
@@ -101,8 +107,79 @@ def test_json_is_one_event_a_line(clock):
     events.verdict(LOST)
     lines = [json.loads(line) for line in stream.getvalue().splitlines()]
     assert [line["event"] for line in lines][:2] == ["cells", "stage"]
-    progress = [line["done"] for line in lines if line["event"] == "progress"]
-    assert progress[-1] == 10
-    assert len(progress) < 6
+    done = [line["done"] for line in lines if line["event"] == "progress"]
+    assert done[-1] == 10
+    assert len(done) < 6
     assert lines[-1] == {"event": "verdict", "comparison": as_json(LOST)}
     assert lines[-2]["seconds_left"] == pytest.approx(3.0)
+
+
+def planned(seconds: float) -> tuple[Forecast, Announcement]:
+    part = Part(key="dense on factoid_qa", pool=("ask", "factoid_qa", "dense"), steps=100, cost=seconds / 100)
+    work = ExpectedWork(parts=[part], items=100, tokens=12_000)
+    forecast = Forecast(work.parts)
+    return forecast, announce(work, forecast, advice=["--limit 50"])
+
+
+def test_the_plan_says_what_the_work_takes_and_for_long_work_what_is_shorter():
+    text = io.StringIO()
+    with TerminalProgress(Console(file=text, width=140)) as watcher:
+        watcher.plan(*planned(45))
+        watcher.plan(*planned(600))
+    assert text.getvalue().splitlines() == [
+        "to do: 100 items in 1 cell, 12,000 tokens: about 45 seconds",
+        "to do: 100 items in 1 cell, 12,000 tokens: about 10 minutes",
+        "shorter: --limit 50",
+    ]
+
+
+def test_the_forecast_takes_the_place_of_the_mean_cell(clock):
+    forecast, announcement = planned(600)
+    text, stream = io.StringIO(), io.StringIO()
+    views = [TerminalProgress(Console(file=text, width=140)), JsonProgress(stream)]
+    for view in views:
+        view.plan(forecast, announcement)
+        view.cells(0, 1)
+        view.stage("dense on factoid_qa", 100)
+    forecast.begin("dense on factoid_qa")
+    clock[0] += 30
+    forecast.work("dense on factoid_qa", 10, 30.0)
+    for view in views:
+        view.advance(10)
+    left = forecast.seconds_left
+    assert 270 <= left <= 400
+    assert text.getvalue().splitlines()[-1].endswith(f", {int(left // 60)}:{round(left % 60):02} left")
+    events = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert events[0]["event"] == "plan"
+    assert events[0]["seconds"] == pytest.approx(600)
+    assert events[-1]["seconds_left"] == pytest.approx(left)
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_a_line_comes_while_a_step_takes_long_and_none_after_the_end(monkeypatch, as_json: bool):
+    monkeypatch.setattr(progress, "QUIET_SECONDS", 0.15)
+    stream = io.StringIO()
+    view = JsonProgress(stream) if as_json else TerminalProgress(Console(file=stream, width=140))
+    with view:
+        view.stage("compressing wanda@0.5", 30)
+        time.sleep(1.0)
+    lines = stream.getvalue().splitlines()
+    assert len(lines) >= 4
+    assert all("compressing wanda@0.5" in line for line in lines)
+    time.sleep(0.4)
+    assert stream.getvalue().splitlines() == lines
+
+
+def test_a_view_that_fails_ends_its_thread(monkeypatch):
+    monkeypatch.setattr(progress, "QUIET_SECONDS", 0.1)
+    before = threading.active_count()
+    view = TerminalProgress(Console(file=io.StringIO()))
+
+    def fail() -> None:
+        with view:
+            view.stage("dense on factoid_qa", 10)
+            raise ValueError("stop")
+
+    with pytest.raises(ValueError, match="stop"):
+        fail()
+    assert threading.active_count() == before

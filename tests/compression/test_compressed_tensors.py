@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, CompressedTensorsConfig
 
 from composites import COMPOSITES, open_whole, save_composite
 from compressing import compressed
+from llmkick.compression.kernels.layer import WeightResult
 from llmkick.compression.registry import parse_recipe
 from llmkick.compression.storage import compress_to_disk
 from llmkick.compression.storage.compressed_tensors import check_exportable, check_storable, save_compressed_tensors
@@ -25,7 +26,6 @@ from llmkick.compression.walk.streaming import compress_streamed
 from llmkick.errors import ConfigError
 from llmkick.models.checkpoints.loading import load_model
 from llmkick.models.checkpoints.meta_model import load_meta_model
-from llmkick.models.checkpoints.packed import pack
 from toy import save_toy, toy_model
 
 pytest.importorskip("compressed_tensors", reason="the compressed-tensors package is not installed")
@@ -173,16 +173,18 @@ def test_layers_of_few_rows_are_read_back(tmp_path: Path, head_dim: int, text: s
 def test_a_layer_that_was_left_dense_stays_dense(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """As an expert that no calibration token reached: it has no codes."""
     save_toy(tmp_path / "model")
-    name, pack_result = "model.layers.1.mlp.up_proj", recipe_output.pack_result
+    layer, solve = "model.layers.1.mlp.up_proj", recipe_output.compress_with_statistics
 
-    def without_codes(layer: Any, result: Any, recipe: Any) -> Any:
-        return pack(layer.weight, place=layer.place) if layer.name == name else pack_result(layer, result, recipe)
+    def without_codes(weight: Any, statistics: Any, recipe: Any, *, name: str) -> Any:
+        return WeightResult(weight.detach()) if name == layer else solve(weight, statistics, recipe, name=name)
 
-    monkeypatch.setattr(recipe_output, "pack_result", without_codes)
+    monkeypatch.setattr(recipe_output, "compress_with_statistics", without_codes)
     compressed(tmp_path / "model", tmp_path / "out", "compressed-tensors", "rtn@4b")
-    assert ignored(tmp_path / "out") == {"lm_head", name}
+    assert ignored(tmp_path / "out") == {"lm_head", layer}
     dense = load_model(str(tmp_path / "model"), dtype="float32").network
-    assert torch.equal(opened(tmp_path / "out").get_parameter(f"{name}.weight"), dense.get_parameter(f"{name}.weight"))
+    assert torch.equal(
+        opened(tmp_path / "out").get_parameter(f"{layer}.weight"), dense.get_parameter(f"{layer}.weight")
+    )
 
 
 # Refusals before the work

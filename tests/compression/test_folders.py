@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import numpy as np
 import pytest
-import safetensors.torch
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -21,6 +21,7 @@ from llmkick.compression.storage.folder import save_folder
 from llmkick.compression.walk.compress import compress
 from llmkick.errors import ModelError
 from llmkick.models.checkpoints.loading import load_model
+from llmkick.models.checkpoints.tensor_writer import TensorWriter
 from llmkick.models.weights import weights_digest
 from toy import save_toy, toy_model
 
@@ -236,52 +237,90 @@ def test_packed_weights_alone_count_as_the_size_of_a_packed_model(tmp_path: Path
     assert checkpoint.stored_bytes == sum(file.stat().st_size for file in (tmp_path / "out").glob("packed-*"))
 
 
-# Read back after writing
+# Written while it is compressed
 
 
-def damage(tensors: dict[str, Tensor], how: str, name: str) -> dict[str, Tensor]:
-    if name not in tensors:
-        return tensors
-    if how == "missing":
-        return {key: tensor for key, tensor in tensors.items() if key != name}
-    tensor = tensors[name].clone()
-    if how == "type":
-        return {**tensors, name: tensor.to(torch.float64)}
-    if how == "shape":
-        return {**tensors, name: tensor[1:]}
-    tensor.view(-1)[0] = tensor.view(-1)[0] + 1
-    return {**tensors, name: tensor}
+def damaged_writing(monkeypatch: pytest.MonkeyPatch, how: str, damaged: str) -> None:
+    """Something goes wrong on the way of a tensor to its file."""
+    put = TensorWriter.put
+
+    def wrong(writer: TensorWriter, name: str, tensor: Tensor) -> None:
+        match how if name == damaged else "":
+            case "missing":
+                return
+            case "type":
+                put(writer, name, tensor.to(torch.float64))
+            case "shape":
+                put(writer, name, tensor[1:])
+            case "twice":
+                put(writer, name, tensor)
+                put(writer, name, tensor)
+            case _:
+                put(writer, name, tensor)
+
+    monkeypatch.setattr(TensorWriter, "put", wrong)
 
 
-@pytest.mark.parametrize("how", ["value", "missing", "type", "shape"])
-@pytest.mark.parametrize("architecture", ["llama", "mixtral"])  # streamed, and written from memory
-def test_a_tensor_that_is_not_written_as_it_was_is_named(
+@pytest.mark.parametrize("how", ["missing", "type", "shape", "twice"])
+@pytest.mark.parametrize("architecture", ["llama", "gpt_neox"])  # streamed, and written from memory
+def test_a_tensor_that_is_not_written_as_planned_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, architecture: str, how: str
 ):
     save_toy(tmp_path / "model", architecture)
-    name = "model.layers.1.self_attn.q_proj.weight"
-    monkeypatch.setattr(
-        safetensors.torch,
-        "save_file",
-        lambda tensors, file, metadata=None: save_file(damage(tensors, how, name), file, metadata=metadata),
-    )
-    with pytest.raises(ModelError, match=f"{name} is (missing|not what was written)"):
+    name = {"llama": "model.layers.1.self_attn.q_proj.weight", "gpt_neox": "gpt_neox.final_layer_norm.weight"}
+    damaged_writing(monkeypatch, how, name[architecture])
+    with pytest.raises(ModelError, match=name[architecture]):
         compressed(tmp_path / "model", tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "model"]
 
 
-def test_a_packed_tensor_that_is_not_written_as_it_was_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_packed_tensor_that_is_not_written_as_planned_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     save_toy(tmp_path / "model")
-    monkeypatch.setattr(
-        safetensors.torch,
-        "save_file",
-        lambda tensors, file, metadata=None: save_file(
-            damage(tensors, "value", "model.norm.weight:values"), file, metadata=metadata
-        ),
-    )
+    damaged_writing(monkeypatch, "type", "model.norm.weight:values")
     with pytest.raises(ModelError, match=r"model\.norm\.weight"):
         compressed(tmp_path / "model", tmp_path / "out", "packed")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "model"]
+
+
+def test_what_a_killed_compression_left_beside_the_folder_is_gone_afterwards(tmp_path: Path):
+    save_toy(tmp_path / "model")
+    (tmp_path / ".out.weights.partial").mkdir()
+    (tmp_path / ".out.weights.partial" / "model-00009-of-00009.safetensors").write_bytes(b"of another size")
+    compressed(tmp_path / "model", tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "model", "out"]
+    assert [path.name for path in (tmp_path / "out").glob("*.safetensors")] == ["model.safetensors"]
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt_neox"])
+def test_the_files_are_those_that_the_hub_would_make(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, architecture: str
+):
+    save_toy(tmp_path / "model", architecture)
+    split = huggingface_hub.split_torch_state_dict_into_shards
+    monkeypatch.setattr(
+        huggingface_hub, "split_torch_state_dict_into_shards", lambda tensors: split(tensors, max_shard_size=20_000)
+    )
+    compressed(tmp_path / "model", tmp_path / "out")
+    index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
+    tensors = tensors_in(tmp_path / "out")
+    assert len(set(index["weight_map"].values())) > 2
+    assert index["metadata"]["total_size"] == sum(tensor.nbytes for tensor in tensors.values())
+    for name, file in index["weight_map"].items():
+        assert name in load_file(tmp_path / "out" / file)
+    expected = in_memory(tmp_path / "model")
+    assert weights_digest(opened(tmp_path / "out")) == weights_digest(expected)
+
+
+@pytest.mark.parametrize("form", ["folder", "packed"])
+@pytest.mark.parametrize("recipe", ["rtn@8b", "magnitude@0.5", "wanda@2:4"])
+def test_a_compression_that_is_in_the_cache_gives_the_same_files(tmp_path: Path, form: Form, recipe: str):
+    save_toy(tmp_path / "model", dtype=torch.bfloat16)
+    first = compressed(tmp_path / "model", tmp_path / "one", form, recipe, "bfloat16")
+    again = compressed(tmp_path / "model", tmp_path / "two", form, recipe, "bfloat16")
+    assert first == again
+    names = sorted(path.name for path in (tmp_path / "one").iterdir())
+    assert names == sorted(path.name for path in (tmp_path / "two").iterdir())
+    assert all((tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes() for name in names)
 
 
 # Settings for generation

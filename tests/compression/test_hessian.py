@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from launches import Launches
+from llmkick.compression.kernels import moments
 from llmkick.compression.kernels.hessian import HessianFactor, InputStatistics, factorise
 from llmkick.errors import ConfigError, NumericalError
 
@@ -203,3 +205,91 @@ def test_squares_that_nobody_asks_for_are_the_diagonal():
     inputs[2, 5, 40] = math.nan
     with pytest.raises(NumericalError, match="the first of them in column 40"):
         statistics.add(inputs)
+
+
+# What a GPU does in another way, here on a CPU.
+
+
+@pytest.fixture
+def _checked_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llmkick.compression.kernels.hessian.is_checked_at_once", lambda _device: False)
+
+
+@pytest.mark.usefixtures("_checked_later")
+@pytest.mark.parametrize("has_hessian", [True, False])
+@pytest.mark.parametrize("value", [math.nan, -math.inf, 1e25])
+def test_inputs_that_are_checked_later_are_named_too(value: float, has_hessian: bool) -> None:
+    inputs = correlated_inputs(2, 10, 12)
+    good, bad = (InputStatistics(12, hessian=has_hessian, name=name) for name in ("q_proj", "down_proj"))
+    for one in (good, bad):
+        one.add(inputs)
+    InputStatistics.check_finite([good, bad])
+    inputs[1, 3, 7] = value
+    bad.add(inputs)
+    bad.add(correlated_inputs(2, 10, 12))  # nothing that follows hides it
+    uses = [lambda: InputStatistics.check_finite([good, bad]), bad.mean_square]
+    for use in [*uses, bad.hessian, bad.factor, lambda: bad.factor(act_order=True)][: 5 if has_hessian else 2]:
+        with pytest.raises(NumericalError, match=r"down_proj: inputs are NaN or Inf.* first of them in column 7"):
+            use()
+    InputStatistics.check_finite([good])
+
+
+@pytest.mark.usefixtures("_checked_later")
+def test_statistics_without_inputs_are_an_error_later_too() -> None:
+    with pytest.raises(NumericalError, match="no calibration input has reached this layer"):
+        InputStatistics(12, hessian=True).mean_square()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_halves_go_to_the_tensor_cores_as_they_are(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
+    monkeypatch.setattr(moments, "has_half_products", lambda _rows: True)
+    statistics = InputStatistics(2500, hessian=True)
+    with Launches(number=1) as counted:
+        statistics.add(torch.empty(2, 100, 2500, dtype=dtype, device="meta"))
+        assert statistics.hessian().dtype == torch.float32
+    assert counted.operations["addmm"] == 3  # panels of 1,024
+    assert counted.operations["_to_copy"] == 0
+
+
+def test_panels_of_halves_add_up_to_the_moments(monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = correlated_inputs(3, 50, 300).bfloat16()
+    expected = statistics_of(inputs).hessian()
+    seen: list[torch.dtype] = []
+
+    def product(total: Tensor, left: Tensor, right: Tensor) -> None:
+        seen.append(right.dtype)
+        total += left.float() @ right.float()
+
+    monkeypatch.setattr(moments, "has_half_products", lambda _rows: True)
+    monkeypatch.setattr(moments, "_add_half_product", product)
+    found = statistics_of(inputs).hessian()
+    assert seen == [torch.bfloat16] * 3
+    assert torch.allclose(found, expected, rtol=1e-5, atol=1e-5 * float(expected.max()))
+
+
+def test_only_tensor_cores_get_halves() -> None:
+    rows = torch.ones(2, 2)
+    assert not moments.has_half_products(rows)
+    assert not moments.has_half_products(rows.bfloat16())
+
+
+def test_products_of_halves_are_tried_before_they_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    trial, place = moments.sums_halves_in_float32.__wrapped__, torch.device("cpu")
+    assert not trial(place, torch.bfloat16)  # torch has no such product on a CPU
+
+    def in_float32(total: Tensor, left: Tensor, right: Tensor) -> None:
+        total += left.float() @ right.float()
+
+    def in_halves(total: Tensor, left: Tensor, right: Tensor) -> None:
+        total += left @ right
+
+    for product, is_exact in ((in_float32, True), (in_halves, False)):
+        monkeypatch.setattr(moments, "_add_half_product", product)
+        assert trial(place, torch.bfloat16) == is_exact
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_squares_of_one_call_are_those_of_pieces(dtype: torch.dtype) -> None:
+    rows = correlated_inputs(1, 200, 40)[0].to(dtype)
+    found = torch.linalg.vector_norm(rows, dim=0, dtype=torch.float32).square_()
+    assert torch.allclose(found, moments.sums_of_squares(rows), rtol=1e-5)

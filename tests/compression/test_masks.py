@@ -2,16 +2,18 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from torch import Tensor
 
+from llmkick.compression.kernels import masks
 from llmkick.compression.kernels.masks import (
     LONG,
     SAMPLED,
     zero_lowest_per_group,
     zero_lowest_per_row,
+    zero_lowest_without_waiting,
     zero_up_to_quantile,
 )
 from llmkick.compression.recipe import NM
@@ -38,6 +40,7 @@ def test_rows_of_many_scores_and_scores_stored_by_column() -> None:
 tied = arrays("float32", (5, 12), elements=st.integers(0, 4)).map(torch.from_numpy)
 
 
+@settings(deadline=None)  # the first call loads the compiler
 @given(tied, st.integers(0, 12))
 def test_rows_lose_exactly_the_count_and_ties_go_first_come_first(scores: Tensor, count: int) -> None:
     mask = zero_lowest_per_row(scores, count)
@@ -45,6 +48,25 @@ def test_rows_lose_exactly_the_count_and_ties_go_first_come_first(scores: Tensor
     assert mask.sum(dim=1).tolist() == [count] * 5
 
 
+@settings(deadline=None)  # the first call loads the compiler
+@given(tied, st.integers(1, 12))
+def test_a_gpu_takes_the_same_without_being_asked_for_ties(scores: Tensor, count: int) -> None:
+    wide = torch.cat([scores, scores.flip(1)], dim=1)  # sorted, where the few are compared in pairs
+    for some in (scores, wide, wide.T):
+        few = min(count, some.shape[1])
+        assert torch.equal(zero_lowest_without_waiting(some, few), lowest_by_sort(some, few))
+
+
+@pytest.mark.parametrize("columns", [masks.FEW, masks.FEW + 1])
+def test_a_gpu_takes_some_rows_at_a_time(monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
+    scores = torch.randint(0, 4, (13, columns), generator=torch.Generator().manual_seed(0)).float()
+    scores[2, 3] = torch.inf
+    for values in (1, 3 * columns, 13 * columns):
+        monkeypatch.setattr(masks, "SORTED_VALUES", values)
+        assert torch.equal(zero_lowest_without_waiting(scores, 5), lowest_by_sort(scores, 5))
+
+
+@settings(deadline=None)  # the first call loads the compiler
 @given(tied, st.sampled_from([(1, 2), (2, 4), (1, 3), (5, 6), (1, 12)]))
 def test_groups_keep_exactly_n_of_m(scores: Tensor, pattern: tuple[int, int]) -> None:
     kept, group = pattern
@@ -52,6 +74,7 @@ def test_groups_keep_exactly_n_of_m(scores: Tensor, pattern: tuple[int, int]) ->
     assert torch.equal(mask.reshape(-1, group), lowest_by_sort(scores.reshape(-1, group), group - kept))
 
 
+@settings(deadline=None)  # the first call loads the compiler
 @given(tied, st.floats(0.01, 0.99))
 def test_the_quantile_is_a_threshold_with_all_its_ties(scores: Tensor, sparsity: float) -> None:
     threshold = sorted(scores.flatten().tolist())[int(scores.numel() * sparsity)]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from llmkick.compression.registry import parse_recipe
-from llmkick.compression.storage.folder import save_folder, save_packed, save_streamed
+from llmkick.compression.storage.folder import StreamedFolder, report_of, save_folder, save_packed
 from llmkick.compression.walk.blocks import decoder_blocks
 from llmkick.compression.walk.calibration import as_calibration
 from llmkick.compression.walk.compress import compress, compress_many
@@ -89,12 +89,15 @@ def test_streamed_packed_and_written_as_in_memory(tmp_path: Path, architecture: 
     meta_model = load_meta_model(str(tmp_path / "model"), dtype="float32")
     if meta_model.obstacle is None:
         recipe = parse_recipe(text)
-        finished = compress_streamed(meta_model, recipe, tmp_path / "kept", calibration=as_calibration(windows()))
+        with StreamedFolder(meta_model, tmp_path / "streamed") as target:
+            finished = compress_streamed(
+                meta_model, recipe, tmp_path / "kept", calibration=as_calibration(windows()), sink=target.put
+            )
+            target.finish(report_of(finished))
         assert finished.report is not None
         assert (finished.report.digest, finished.report.layers) == (report.digest, report.layers)
         assert all(parameter.is_meta for parameter in meta_model.model.network.parameters())
         save_packed(meta_model, finished, tmp_path / "packed")
-        save_streamed(meta_model, finished, tmp_path / "streamed")
     for place in ("folder", "packed", "streamed"):
         if (tmp_path / place).exists():
             assert weights_digest(load_model(str(tmp_path / place), dtype="float32").network) == report.digest, place

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from compressing import compressed
 from forwards import count_forwards
 from llmkick.compression.registry import parse_recipe
-from llmkick.compression.storage.folder import save_folder, save_packed, save_streamed
-from llmkick.compression.walk import batches, recipe_output
+from llmkick.compression.storage.folder import StreamedFolder, report_of, save_folder, save_packed
+from llmkick.compression.walk import batches, finished_blocks, recipe_output
 from llmkick.compression.walk.calibration import as_calibration
 from llmkick.compression.walk.compress import compress, compress_into, compress_many, kept_blocks
 from llmkick.compression.walk.finished_blocks import FinishedBlocks
@@ -26,7 +29,8 @@ from llmkick.models.transformers_model import TransformersModel
 from llmkick.models.weights import weights_digest
 from toy import save_toy, toy_model
 
-STREAMED = ("llama", "qwen2", "gemma", "gemma3", "mistral", "opt", "gpt2", "llama4", "dbrx", "gemma4", "zamba")
+STREAMED = ("llama", "qwen2", "gemma", "gemma3", "mistral", "opt", "gpt2", "llama4", "dbrx", "gemma4", "zamba",
+    "mixtral", "gpt_neox", "qwen2_moe", "deepseek_v3", "gpt_oss", "minimax")  # fmt: skip
 RECIPES = ("wanda@0.5", "wanda@2:4", "gptq@4b-g8", "sparsegpt@0.5+4b", "rtn@3b", "magnitude@0.25")
 
 
@@ -83,8 +87,14 @@ def test_what_is_streamed_to_disk_opens_as_the_same_model(tmp_path: Path, archit
     expected, _ = compress(model, "gptq@3b-g8", calibration=windows())
     meta_model = load_meta_model(str(tmp_path / "model"), dtype="float32")
     recipe = parse_recipe("gptq@3b-g8")
-    finished = compress_streamed(meta_model, recipe, tmp_path / "kept", calibration=as_calibration(windows()))
-    (save_packed if packed else save_streamed)(meta_model, finished, tmp_path / "out")
+    kept, calibration = tmp_path / "kept", as_calibration(windows())
+    if packed:
+        save_packed(meta_model, compress_streamed(meta_model, recipe, kept, calibration=calibration), tmp_path / "out")
+    else:
+        with StreamedFolder(meta_model, tmp_path / "out") as target:
+            target.finish(
+                report_of(compress_streamed(meta_model, recipe, kept, calibration=calibration, sink=target.put))
+            )
     again = load_model(str(tmp_path / "out"), dtype="float32")
     assert weights_digest(again.network) == weights_digest(expected.network)
     ids = torch.from_numpy(windows())
@@ -126,10 +136,12 @@ def test_an_original_that_was_rounded_is_remembered(tmp_path: Path):
 
 @pytest.mark.parametrize("propagate", [True, False])
 @pytest.mark.parametrize("streamed", [True, False])
-@pytest.mark.parametrize("lose_states", [True, False])
+@pytest.mark.parametrize("states", ["kept", "lost", "not kept"])
 def test_a_stopped_compression_goes_on_at_its_block(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, propagate: bool, streamed: bool, lose_states: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, propagate: bool, streamed: bool, states: str
 ):
+    if states != "not kept":
+        monkeypatch.setattr(finished_blocks, "STATES_SECONDS", 0)
     model = saved(tmp_path / "model", "llama")
     expected, report = compress(model, "gptq@4b-g8", calibration=windows(), propagate=propagate)
     meta_model = load_meta_model(str(tmp_path / "model"), dtype="float32")
@@ -149,7 +161,8 @@ def test_a_stopped_compression_goes_on_at_its_block(
     for done in (1, 2):
         with pytest.raises(Stopped):
             go(stop_after(done))
-        if lose_states:
+        assert len(list((tmp_path / "kept").glob("hidden-*"))) == (states != "not kept")
+        if states == "lost":
             for file in (tmp_path / "kept").glob("hidden-*"):
                 file.write_bytes(file.read_bytes()[:50])
     solved: list[str] = []
@@ -168,6 +181,66 @@ def test_a_stopped_compression_goes_on_at_its_block(
     solved.clear()
     assert go(None).report == finished.report
     assert not solved
+
+
+@pytest.mark.parametrize("propagate", [True, False])
+@pytest.mark.parametrize("streamed", [True, False])
+def test_hidden_states_of_an_earlier_block_are_enough(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, propagate: bool, streamed: bool
+):
+    model = saved(tmp_path / "model", "llama")
+    _, expected = compress(model, "wanda@2:4", calibration=windows(), propagate=propagate)
+    meta_model = load_meta_model(str(tmp_path / "model"), dtype="float32")
+
+    def go(progress: Any) -> str:
+        arguments: dict[str, Any] = {"propagate": propagate, "progress": progress}
+        recipe, calibration = parse_recipe("wanda@2:4"), as_calibration(windows())
+        if streamed:
+            kept = compress_streamed(meta_model, recipe, tmp_path / "kept", calibration=calibration, **arguments)
+            return report_of(kept).digest
+        return compress(model, recipe, calibration=calibration, keep=tmp_path / "kept", **arguments)[1].digest
+
+    for done, seconds in ((1, 0), (2, 1e9)):
+        monkeypatch.setattr(finished_blocks, "STATES_SECONDS", seconds)
+        with pytest.raises(Stopped):
+            go(stop_after(done))
+    assert [file.name for file in (tmp_path / "kept").glob("hidden-*")] == ["hidden-00001.safetensors"]
+    calls: list[int] = []
+    count_forwards(monkeypatch, calls)
+    assert go(None) == expected.digest
+    assert calls == [1] * 4 + [2] * 4  # four batches: block 1 is run again, block 2 is recorded
+
+
+@pytest.mark.parametrize("sink", [True, False])
+def test_a_resumed_compression_gives_all_tensors_to_the_sink_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sink: bool
+):
+    save_toy(tmp_path / "model", "gpt2")
+    meta_model = load_meta_model(str(tmp_path / "model"), dtype="float32")
+    recipe, calibration = parse_recipe("gptq@4b-g8"), as_calibration(windows())
+    with pytest.raises(Stopped):
+        compress_streamed(
+            meta_model, recipe, tmp_path / "kept", calibration=calibration, progress=stop_after(2),
+            sink=(lambda _: None) if sink else None,
+        )  # fmt: skip
+    if not sink:  # as an earlier version left it
+        file = tmp_path / "kept" / "compression.json"
+        state = json.loads(file.read_text())
+        del state["digests"]
+        file.write_text(json.dumps(state))
+    given: dict[str, torch.Tensor] = {}
+
+    def take(tensors: Any) -> None:
+        assert not given.keys() & tensors.keys()
+        given.update({name: tensor.clone() for name, tensor in tensors.items()})
+
+    finished = compress_streamed(meta_model, recipe, tmp_path / "kept", calibration=calibration, sink=take)
+    model = load_model(str(tmp_path / "model"), dtype="float32")
+    expected, report = compress(model, recipe, calibration=windows())
+    assert report_of(finished).digest == report.digest
+    state_dict = expected.network.state_dict()
+    assert given.keys() == state_dict.keys() - meta_model.tied.keys()
+    assert all(torch.equal(tensor, state_dict[name]) for name, tensor in given.items())
 
 
 def test_a_folder_of_another_compression_is_not_mixed(tmp_path: Path):
@@ -246,9 +319,14 @@ def test_a_stopped_pass_goes_on_for_every_recipe(tmp_path: Path):
 # What cannot be done
 
 
-@pytest.mark.parametrize("architecture", ["mixtral", "gpt_neox"])
-def test_what_transformers_renames_or_assembles_cannot_be_streamed(tmp_path: Path, architecture: str):
-    save_toy(tmp_path / "model", architecture)
+def test_what_cannot_be_assembled_from_the_files_cannot_be_streamed(tmp_path: Path):
+    from safetensors.torch import load_file, save_file
+
+    save_toy(tmp_path / "model", "mixtral")
+    file = tmp_path / "model" / "model.safetensors"
+    tensors = load_file(file)
+    tensors.pop(next(name for name in tensors if ".1.block_sparse_moe.experts.0.w1" in name))  # one expert less
+    save_file(tensors, file, metadata={"format": "pt"})
     meta_model = load_meta_model(str(tmp_path / "model"))
     assert meta_model.obstacle is not None
     assert "out of other tensors" in meta_model.obstacle
@@ -268,3 +346,23 @@ def test_damaged_weights_are_named_before_they_are_used(tmp_path: Path):
     with pytest.raises(NumericalError, match=r"model\.layers\.1\.mlp\.up_proj\.weight hold NaN"):
         compress_streamed(meta_model, parse_recipe("rtn@4b"), tmp_path / "kept", calibration=None)
     assert all(parameter.is_meta for parameter in meta_model.model.network.parameters())
+
+
+@pytest.mark.parametrize("architecture", ["mixtral", "llama"])
+def test_a_model_that_must_be_loaded_whole_asks_for_what_that_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, architecture: str
+):
+    monkeypatch.setenv("LLMKICK_CACHE", str(tmp_path / "cache"))
+    save_toy(tmp_path / "model", architecture)
+    compressed(tmp_path / "model", tmp_path / "packed", "packed")
+    size = load_meta_model(str(tmp_path / "packed"), dtype="float32").bytes
+    stored = sum(file.stat().st_size for file in (tmp_path / "packed").glob("packed-*"))
+    needed = size + stored + 1.5 * size
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=needed - 1000))
+    with pytest.raises(ConfigError, match=r"needs 0\.0 GB on .*must be loaded whole: it is already packed"):
+        compressed(tmp_path / "packed", tmp_path / "out", recipe="magnitude@0.75")
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=needed + 1000))
+    compressed(tmp_path / "packed", tmp_path / "out", recipe="magnitude@0.75")
+    # What is read block by block asks for nothing.
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=0))
+    compressed(tmp_path / "model", tmp_path / "again", recipe="magnitude@0.75")

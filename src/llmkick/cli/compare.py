@@ -98,7 +98,7 @@ def _run_and_report(study: Study, folder: Path, *, quiet: bool) -> None:
     from llmkick.report.tables import verdict_table
     from llmkick.study.run import run_study
 
-    with TerminalProgress(err, quiet=quiet) as progress:
+    with TerminalProgress(err, quiet=quiet, reports=True) as progress:
         result = run_study(study, out=folder, observer=progress)
     with spinner(err, "writing the report", quiet=quiet):
         page = write_report(folder)

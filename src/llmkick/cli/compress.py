@@ -80,7 +80,9 @@ def compress(
         kick compress ./my-llama gptq@4b-g128 -o models/my-llama-ct --compressed-tensors
     """
     from llmkick.cli.progress import TerminalProgress
+    from llmkick.compression.registry import parse_recipe
     from llmkick.compression.storage.compress_to_disk import CalibrationPlan, compress_checkpoint
+    from llmkick.study.compression_forecast import CompressionProgress
 
     if not 0 <= seed < 2**32:
         raise ConfigError(f"seed must be a whole number from 0 to 4294967295; got {seed}")
@@ -88,10 +90,14 @@ def compress(
         raise ConfigError("--packed and --compressed-tensors are two ways to write a model; choose one")
     plan = CalibrationPlan(source=calibration, sequences=sequences, length=length, seed=seed)
     form: Form = "packed" if packed else "compressed-tensors" if compressed_tensors else "folder"
+    parsed = parse_recipe(recipe)
     with TerminalProgress(err, quiet=quiet) as progress:
+        observer = CompressionProgress(
+            observer=progress, recipe=parsed, source=calibration, sequences=sequences, length=length
+        )
         report = compress_checkpoint(
-            model, recipe, folder, form=form, calibration=plan, propagate=propagate, allow_partial=allow_partial,
-            dtype=dtype, device=device, observer=progress,
+            model, parsed, folder, form=form, calibration=plan, propagate=propagate, allow_partial=allow_partial,
+            dtype=dtype, device=device, observer=observer, on_model=observer.plan,
         )  # fmt: skip
     print_notes(report.warnings)
     if report.routers:

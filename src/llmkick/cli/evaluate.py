@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import time
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -34,6 +36,7 @@ from llmkick.errors import ConfigError
 if TYPE_CHECKING:
     from llmkick.cli.progress import TerminalProgress
     from llmkick.models.language_model import LanguageModel
+    from llmkick.study.forecast import Forecast
     from llmkick.tasks.task import Record, Task
 
     Answered = Sequence[tuple[Task, Sequence[Record]]]
@@ -102,7 +105,7 @@ def evaluate(
         loaded = open_model(model, dtype=dtype, device=device, server=settings)
         for selected in tasks:
             refuse_unanswerable(loaded, selected, prompting=prompting)
-        answered = [(selected, _records(loaded, selected, prompting, progress)) for selected in tasks]
+        answered = _answered(loaded, tasks, prompting, progress)
     notes = list(loaded.notes)
     if records_file is not None:
         _write_records(records_file, answered)
@@ -112,16 +115,61 @@ def evaluate(
     print_notes([*notes, *(note for selected, records in answered for note in _notes(selected, records))])
 
 
-def _records(model: LanguageModel, task: Task, prompting: str, progress: TerminalProgress) -> list[Record]:
-    """The records of all items of a task."""
+def _answered(model: LanguageModel, tasks: Sequence[Task], prompting: str, progress: TerminalProgress) -> Answered:
+    """The records of all items of each task; the first batch of every task comes first, and tells its speed."""
+    from llmkick.study.task_forecast import forecast_tasks
     from llmkick.tasks.evaluate import evaluate_in_batches
 
-    progress.stage(task.name, len(task.items(model)))
-    records: list[Record] = []
-    for batch in evaluate_in_batches(model, task, prompting=prompting):
-        records += batch
-        progress.advance(len(records))
-    return records
+    items = {task.name: task.items(model) for task in tasks}
+    forecast, announcement = forecast_tasks(model, tasks, items, prompting=prompting)
+    progress.plan(forecast, announcement)
+    asked = [
+        _AskedTask(
+            task=task,
+            items=len(items[task.name]),
+            batches=evaluate_in_batches(model, task, prompting=prompting),
+            forecast=forecast,
+            progress=progress,
+        )
+        for task in tasks
+    ]
+    for each in asked if len(asked) > 1 else []:
+        each.ask(1)
+    for done, each in enumerate(asked):
+        progress.cells(done, len(asked))
+        each.ask(None)
+    progress.cells(len(asked), len(asked))
+    return [(each.task, each.records) for each in asked]
+
+
+@dataclass(kw_only=True)
+class _AskedTask:
+    """A task, and the records of those of its batches that were asked."""
+
+    task: Task
+    items: int
+    batches: Iterator[Sequence[Record]]
+    forecast: Forecast
+    progress: TerminalProgress
+    records: list[Record] = field(default_factory=list)
+
+    def ask(self, batches: int | None) -> None:
+        """Ask some of the batches that are left, or all."""
+        from llmkick.study.task_forecast import task_key
+
+        key = task_key(self.task)
+        self.progress.stage(self.task.name, self.items)
+        if self.records:
+            self.progress.advance(len(self.records))
+        self.forecast.begin(key)
+        started = time.perf_counter()
+        for batch in itertools.islice(self.batches, batches):
+            self.records += batch
+            self.forecast.work(key, len(batch), time.perf_counter() - started)
+            self.progress.advance(len(self.records))
+            started = time.perf_counter()
+        if batches is None:
+            self.forecast.end(key)
 
 
 def _write_records(path: Path, answered: Answered) -> None:

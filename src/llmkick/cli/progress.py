@@ -4,89 +4,44 @@ from __future__ import annotations
 
 import contextlib
 import json
+import threading
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from typing import IO, TYPE_CHECKING, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
 from rich.text import Text
 
+from llmkick.cli.heartbeat import Heartbeat
+from llmkick.cli.pace import Pace
+
 if TYPE_CHECKING:  # scipy and pandas would slow every command down
+    from llmkick.study.announcement import Announcement
+    from llmkick.study.forecast import Forecast
     from llmkick.study.results.records import AnyComparison
 
-# Outside a terminal, a line tells the progress at most this often.
-QUIET_SECONDS = 30.0
-# Steps reported within this time of the start of a stage were done before it, and do not count for its rate.
-WARM_UP_SECONDS = 0.5
-
-
-@dataclass(kw_only=True)
-class Pace:
-    """The speed of a run: steps per second of the current stage, and seconds left of the whole plan.
-
-    Cells that an earlier run completed take no time and say nothing about the time of those to come.
-    """
-
-    finished: int = 0
-    total: int = 0
-    title: str = ""
-    steps: int = 0
-    done: int = 0
-    worked: int = 0  # cells that this run completed
-    began: float = field(default_factory=lambda: time.monotonic())
-    _first: tuple[float, int] = (0.0, 0)
-    _busy: bool = False
-
-    def stage(self, title: str, total: int) -> None:
-        """A stage of `total` steps begins."""
-        self.title, self.steps, self.done = title, total, 0
-        self._first = (time.monotonic(), 0)
-
-    def advance(self, done: int) -> None:
-        """This many steps of the stage are done."""
-        if time.monotonic() - self._first[0] < WARM_UP_SECONDS:
-            self._first = (self._first[0], done)
-        self.done, self._busy = done, True
-
-    def cells(self, done: int, total: int) -> None:
-        """This many cells of the plan are done."""
-        if done and self._busy:
-            self.worked += 1
-        self.finished, self.total, self._busy, self.done = done, total, False, 0
-
-    @property
-    def rate(self) -> float | None:
-        """Steps per second of the current stage; None until it can be measured."""
-        seconds, steps = time.monotonic() - self._first[0], self.done - self._first[1]
-        return steps / seconds if steps > 0 and seconds > WARM_UP_SECONDS else None
-
-    @property
-    def share(self) -> float:
-        """The share of the current cell that is done."""
-        return min(1.0, self.done / self.steps) if self.steps and self._busy else 0.0
-
-    @property
-    def seconds_left(self) -> float | None:
-        """Seconds until the plan is done, at the mean time per cell so far; None until a step is done."""
-        worked = self.worked + self.share
-        if worked <= 0 or not self.total:
-            return None
-        return (time.monotonic() - self.began) / worked * max(0.0, self.total - self.finished - self.share)
+# Outside a terminal, a line tells the progress this often, and never less than every 30 seconds.
+QUIET_SECONDS = 25.0
+# JSON tells the progress of a stage at most this often.
+JSON_SECONDS = 1.0
 
 
 class TerminalProgress:
     """Shows a run to a person: two bars and the verdicts as they come on a terminal, plain lines elsewhere."""
 
-    def __init__(self, console: Console, *, quiet: bool = False) -> None:
+    def __init__(self, console: Console, *, quiet: bool = False, reports: bool = False) -> None:
         self._console = console
+        self._reports = reports  # whether a report is written after the run
         self._quiet = quiet
         self._pace = Pace()
         self._bars: Progress | None = None
         self._whole: TaskID | None = None
         self._stage: TaskID | None = None
         self._last_line = 0.0
+        self._turn = threading.RLock()  # the heartbeat prints too
+        self._heartbeat = Heartbeat(self._beat)
 
     def __enter__(self) -> Self:
         self._pace.began = time.monotonic()
@@ -96,11 +51,14 @@ class TerminalProgress:
                 _PaceColumn(self._pace), console=self._console, transient=True,
             )  # fmt: skip
             self._bars.start()
+        elif not self._quiet:
+            self._heartbeat.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._bars is not None:
             self._bars.stop()
+        self._heartbeat.stop()
 
     def stage(self, title: str, total: int) -> None:
         """A stage of `total` steps begins."""
@@ -122,8 +80,13 @@ class TerminalProgress:
 
     def warn(self, text: str) -> None:
         """A warning before the work starts."""
-        if not self._quiet:
-            self._console.print(f"warning: {text}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+        self._print(f"warning: {text}", style="yellow")
+
+    def plan(self, forecast: Forecast, announcement: Announcement) -> None:
+        """The plan of the run, before its work starts."""
+        self._pace.plan(forecast, cells=announcement.cells, reports=self._reports)
+        for line in [] if announcement.is_empty else announcement.lines():
+            self._print(line)
 
     def cells(self, done: int, total: int) -> None:
         """This many cells of the plan are done."""
@@ -135,13 +98,28 @@ class TerminalProgress:
 
     def verdict(self, comparison: AnyComparison) -> None:
         """A recipe was compared with the dense model on one task."""
+        self._print(verdict_line(comparison))
+
+    def _print(self, text: str | Text, *, style: str | None = None) -> None:
         if not self._quiet:
-            self._console.print(verdict_line(comparison), highlight=False, soft_wrap=True)
+            with self._turn:
+                self._console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+
+    def _beat(self) -> float:
+        """Print a line if one is due, and return the seconds until the next is."""
+        if not self._pace.title:
+            return QUIET_SECONDS
+        self._line()
+        return max(0.1, QUIET_SECONDS - (time.monotonic() - self._last_line))
 
     def _line(self) -> None:
-        if self._quiet or time.monotonic() - self._last_line < QUIET_SECONDS:
-            return
-        self._last_line = time.monotonic()
+        with self._turn:
+            if self._quiet or time.monotonic() - self._last_line < QUIET_SECONDS:
+                return
+            self._last_line = time.monotonic()
+            self._print(self._progress_line())
+
+    def _progress_line(self) -> str:
         pace = self._pace
         parts = [f"[{pace.finished}/{pace.total} cells] {pace.title}"]
         if pace.done:
@@ -150,7 +128,7 @@ class TerminalProgress:
             parts.append(f"{pace.rate:.3g}/s")
         if pace.seconds_left is not None:
             parts.append(f"{_clock(pace.seconds_left)} left")
-        self._console.print(", ".join(parts), markup=False, highlight=False, soft_wrap=True)
+        return ", ".join(parts)
 
 
 class _PaceColumn(ProgressColumn):
@@ -170,17 +148,31 @@ class _PaceColumn(ProgressColumn):
 
 
 class JsonProgress:
-    """Writes the events of a run, one JSON object per line: warning, stage, progress, cells, verdict."""
+    """Writes the events of a run, one JSON object per line: warning, plan, stage, progress, cells, verdict.
 
-    def __init__(self, stream: IO[str]) -> None:
+    As a context manager it also tells the progress while a step takes long.
+    """
+
+    def __init__(self, stream: IO[str], *, reports: bool = False) -> None:
         self._stream = stream
+        self._reports = reports  # whether a report is written after the run
         self._pace = Pace()
         self._last = 0.0
+        self._turn = threading.RLock()  # the heartbeat writes too
+        self._heartbeat = Heartbeat(self._beat)
+
+    def __enter__(self) -> Self:
+        self._heartbeat.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._heartbeat.stop()
 
     def emit(self, event: str, **facts: object) -> None:
         """Write one event."""
-        self._stream.write(json.dumps({"event": event, **facts}, ensure_ascii=True) + "\n")
-        self._stream.flush()
+        with self._turn:
+            self._stream.write(json.dumps({"event": event, **facts}, ensure_ascii=True) + "\n")
+            self._stream.flush()
 
     def stage(self, title: str, total: int) -> None:
         """A stage of `total` steps begins."""
@@ -190,9 +182,22 @@ class JsonProgress:
     def advance(self, done: int) -> None:
         """This many steps of the stage are done; written at most once a second, and at the end."""
         self._pace.advance(done)
-        if done >= self._pace.steps or time.monotonic() - self._last >= 1:
-            self._last = time.monotonic()
-            self.emit("progress", title=self._pace.title, done=done, total=self._pace.steps, rate=self._pace.rate)
+        if done >= self._pace.steps or time.monotonic() - self._last >= JSON_SECONDS:
+            self._progress()
+
+    def _progress(self) -> None:
+        with self._turn:
+            self._last, pace = time.monotonic(), self._pace
+            facts = {"title": pace.title, "done": pace.done, "total": pace.steps, "rate": pace.rate}
+            self.emit("progress", **facts, seconds_left=pace.seconds_left)
+
+    def _beat(self) -> float:
+        """Tell the progress if that is due, and return the seconds until the next time."""
+        if not self._pace.title:
+            return QUIET_SECONDS
+        if time.monotonic() - self._last >= QUIET_SECONDS:
+            self._progress()
+        return max(0.1, QUIET_SECONDS - (time.monotonic() - self._last))
 
     def cells(self, done: int, total: int) -> None:
         """This many cells of the plan are done."""
@@ -206,6 +211,12 @@ class JsonProgress:
     def warn(self, text: str) -> None:
         """A warning before the work starts."""
         self.emit("warning", text=text)
+
+    def plan(self, forecast: Forecast, announcement: Announcement) -> None:
+        """The plan of the run, before its work starts."""
+        self._pace.plan(forecast, cells=announcement.cells, reports=self._reports)
+        if not announcement.is_empty:
+            self.emit("plan", **asdict(announcement))
 
 
 def verdict_line(comparison: AnyComparison) -> Text:

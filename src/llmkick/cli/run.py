@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -183,8 +184,9 @@ def _run_as_json(study: Study, folder: Path, executor: Executor, *, quiet: bool)
 
     if not quiet:
         _announce_judge(study)
-    events = JsonProgress(sys.stdout)
-    result = run_study(study, out=folder, observer=Silent() if quiet else events, executor=executor)
+    events = JsonProgress(sys.stdout, reports=True)
+    with contextlib.nullcontext() if quiet else events:
+        result = run_study(study, out=folder, observer=Silent() if quiet else events, executor=executor)
     page = write_report(folder)
     results = result.model_dump(mode="json", include={"comparisons", "overall", "failures"})
     events.emit("finished", report=str(page), warnings=list(result.warnings), **results)
@@ -200,7 +202,7 @@ def _run_and_report(study: Study, folder: Path, executor: Executor, *, quiet: bo
 
     if not quiet:
         _announce_judge(study)
-    with TerminalProgress(err, quiet=quiet) as progress:
+    with TerminalProgress(err, quiet=quiet, reports=True) as progress:
         result = run_study(study, out=folder, observer=progress, executor=executor)
     with spinner(err, "writing the report", quiet=quiet):
         page = write_report(folder)

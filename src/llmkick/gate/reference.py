@@ -14,13 +14,14 @@ from llmkick.gate.answer_file import SCHEMA, AnswerFile
 from llmkick.gate.policy import GatePolicy, is_stored
 from llmkick.gate.recorded_model import RecordedModel
 from llmkick.models.checkpoints.loading import load_located
+from llmkick.models.checkpoints.references import locate
 from llmkick.models.engine.runner import ENGINE_VERSION
 from llmkick.models.language_model import LanguageModel
 from llmkick.models.plugin_models import plugin_of
 from llmkick.models.precision import resolve_device, resolve_dtype
 from llmkick.models.server.address import parse_address
 from llmkick.models.server.server import ServerSettings, open_model
-from llmkick.models.server_scheme import is_server, locate
+from llmkick.models.server_scheme import is_server
 from llmkick.study.cells import digest_of
 
 # Packages that compute the answers of a local model: the candidate is asked with the same versions.

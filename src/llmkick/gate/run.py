@@ -20,8 +20,9 @@ from llmkick.gate.policy import GatePolicy, is_stored, load_policy, make_policy
 from llmkick.gate.recorded_model import MissingAnswerError, RecordedModel
 from llmkick.gate.reference import recorded_reference
 from llmkick.gate.result import EXIT_CODES, Asked, GateResult, TaskOutcome, overall_outcome
+from llmkick.models.checkpoints.references import locate
 from llmkick.models.plugin_models import plugin_of
-from llmkick.models.server_scheme import is_server, locate
+from llmkick.models.server_scheme import is_server
 from llmkick.study.cells import Variant
 from llmkick.study.progress import LockedObserver, Observer, Silent
 from llmkick.study.results.results import StudyResult

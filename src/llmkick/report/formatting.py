@@ -148,9 +148,9 @@ def interval_name(alpha: float) -> str:
 def interval_note(alpha: float) -> str:
     """How the bounds of a comparison and its verdict go together, in a few words."""
     return (
-        f"The loss is above the lower bound and below the upper one, each with {setting(1 - alpha)} confidence. Matching "
-        "means that the upper bound is below the margin, not matching that the lower one is above it. Where guessing "
-        "scores, the loss is that of the part above chance."
+        f"The loss is above the lower bound and below the upper one, each with {setting(1 - alpha)} confidence. "
+        "Matching means that the upper bound is below the margin, not matching that the lower one is above it. Where "
+        "guessing scores, the loss is that of the part above chance."
     )
 
 

@@ -17,7 +17,7 @@ from llmkick.study.frontier.result import FRONTIER_FILE
 from llmkick.study.journal.database import JOURNAL_FILE
 from llmkick.study.journal.journal import CellEntry, Journal
 from llmkick.study.journal.recovery import recover_journal
-from llmkick.study.results.from_journal import newest, partial_result
+from llmkick.study.results.from_journal import left_of_run, newest, partial_result
 from llmkick.study.results.results import RESULTS_FILE, StudyResult, read_results
 
 
@@ -100,7 +100,7 @@ def _sound_cells(journal: Journal) -> Sequence[CellEntry]:
 
 
 def _read(folder: Path, journal: Journal | None, cells: Sequence[CellEntry], missing: list[str]) -> Run:
-    result, more = _result(folder, journal)
+    result, more = _result(folder, journal, cells)
     missing += more
     if journal is None:
         return Run(result=result, items=_NO_ITEMS, cells=(), journal=None, missing=missing)
@@ -112,7 +112,7 @@ def _read(folder: Path, journal: Journal | None, cells: Sequence[CellEntry], mis
     return Run(result=result, items=journal.items(), cells=cells, journal=journal, missing=missing)
 
 
-def _result(folder: Path, journal: Journal | None) -> tuple[StudyResult, list[str]]:
+def _result(folder: Path, journal: Journal | None, cells: Sequence[CellEntry]) -> tuple[StudyResult, list[str]]:
     """The results in results.json or, without it, computed from the journal; and a list of what is missing."""
     problem = ""
     if (folder / RESULTS_FILE).is_file():
@@ -127,7 +127,10 @@ def _result(folder: Path, journal: Journal | None) -> tuple[StudyResult, list[st
     if not problem and (folder / FRONTIER_FILE).is_file():
         problem = "this is a search for the frontier, which asks only the levels that it needs"
     elif not problem:
-        problem = f"the run is not finished; to finish it, run `kick run {folder / 'study.toml'} --out {folder}`"
+        left = left_of_run(journal, folder, cells)
+        problem = (
+            f"the run is not finished: {left}; to finish it, run `kick run {folder / 'study.toml'} --out {folder}`"
+        )
     return result, [problem, *result.warnings]
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
+from llmkick.study.announcement import Announcement
+from llmkick.study.forecast import Forecast
 from llmkick.study.results.records import AnyComparison
 
 
@@ -31,6 +34,21 @@ class Observer(Protocol):
     def warn(self, text: str) -> None:
         """Handle a warning before the work starts."""
         ...
+
+
+@runtime_checkable
+class ForecastObserver(Protocol):
+    """An observer that also shows how long the run will take."""
+
+    def plan(self, forecast: Forecast, announcement: Announcement) -> None:
+        """Handle the plan of the run before its work starts; the forecast is up to date at any later time."""
+        ...
+
+
+def show_plan(observer: Observer, forecast: Forecast, announcement: Announcement) -> None:
+    """Show the plan of a run to an observer that can show it."""
+    if isinstance(observer, ForecastObserver):
+        observer.plan(forecast, announcement)
 
 
 class Silent:
@@ -83,6 +101,42 @@ class LockedObserver:
         """Handle a warning before the work starts."""
         with self._turn:
             self.observer.warn(text)
+
+    def plan(self, forecast: Forecast, announcement: Announcement) -> None:
+        """Handle the plan of the run before its work starts."""
+        with self._turn:
+            show_plan(self.observer, forecast, announcement)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepObserver:
+    """An observer that also calls `on_total` with the steps of a stage, and `on_step` with those that are finished."""
+
+    observer: Observer
+    on_step: Callable[[int], None]
+    on_total: Callable[[int], None] = lambda total: None
+
+    def stage(self, title: str, total: int) -> None:
+        """Handle the start of a stage with `total` steps."""
+        self.on_total(total)
+        self.observer.stage(title, total)
+
+    def advance(self, done: int) -> None:
+        """Handle progress: `done` steps of the stage are complete."""
+        self.on_step(done)
+        self.observer.advance(done)
+
+    def cells(self, done: int, total: int) -> None:
+        """Handle progress: `done` of `total` cells of the study are complete."""
+        self.observer.cells(done, total)
+
+    def verdict(self, comparison: AnyComparison) -> None:
+        """Handle the interim comparison of a recipe whose answers to one task are complete."""
+        self.observer.verdict(comparison)
+
+    def warn(self, text: str) -> None:
+        """Handle a warning before the work starts."""
+        self.observer.warn(text)
 
 
 @dataclass(kw_only=True)

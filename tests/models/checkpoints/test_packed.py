@@ -158,3 +158,15 @@ def test_a_file_that_is_not_ours_is_refused(tmp_path: Path):
     save_file({"x": torch.ones(2)}, tmp_path / "x.safetensors")
     with pytest.raises(ModelError, match=r"x\.safetensors: its header cannot be read"):
         list(read_packed(tmp_path / "x.safetensors"))
+
+
+@pytest.mark.parametrize("text", [text for text in RECIPES if "gptq" not in text])
+def test_other_devices_pack_the_same(monkeypatch: pytest.MonkeyPatch, text: str):
+    for dtype in DTYPES:
+        result, recipe = compressed(text, (24, 120), dtype)
+        layer = layer_of(result.weight)
+        on_the_host = pack_result(layer, result, recipe)
+        with monkeypatch.context() as patched:
+            patched.setattr("llmkick.models.checkpoints.packed._is_on_the_host", lambda _: False)
+            elsewhere = pack_result(layer, result, recipe)
+        assert elsewhere.layout == on_the_host.layout

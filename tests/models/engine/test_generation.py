@@ -13,7 +13,7 @@ import torch
 
 from llmkick.errors import ConfigError
 from llmkick.models.engine import batch_budget as memory
-from llmkick.models.engine import generation
+from llmkick.models.engine import generation, kv_cache
 from llmkick.models.engine.answers import first_stop
 from llmkick.models.engine.network import end_tokens_of
 from llmkick.models.engine.runner import Runner
@@ -147,6 +147,29 @@ def test_finished_rows_leave_the_batch(monkeypatch: pytest.MonkeyPatch):
     assert run == sorted(run, reverse=True)
     alive = [12, *range(11, 0, -1)]
     assert all(rows <= math.ceil(needed / 0.75) for rows, needed in zip(run, alive, strict=True))
+
+
+def test_decoding_allocates_once_for_all_tokens_to_come(monkeypatch: pytest.MonkeyPatch):
+    model = toy_model(chat=True)
+    prompts = ("the cat and the dog sing", "on the hill", "12", "a song of the sea")
+    requests = [GenerateRequest(prompt, max_new_tokens=3 * kv_cache.GROWTH) for prompt in prompts]
+    grown: list[tuple[int, int]] = []
+    original = kv_cache._grown
+
+    def counted(buffer: torch.Tensor, used: int, columns: int) -> torch.Tensor:
+        grown.append((used, columns))
+        return original(buffer, used, columns)
+
+    monkeypatch.setattr(kv_cache, "_grown", counted)
+    monkeypatch.setattr(generation, "end_tokens_of", lambda *_arguments: frozenset())
+    answers = model.generate(requests)
+    assert {answer.tokens for answer in answers if isinstance(answer, Generation)} == {3 * kv_cache.GROWTH}
+    longest = max(len(model.encode(prompt)) for prompt in prompts)
+    assert grown == [(longest, longest + 3 * kv_cache.GROWTH)] * 2 * 3  # keys and values of three layers
+    monkeypatch.setattr(generation, "MOST_ROOM", 0)  # room as it is needed
+    grown.clear()
+    assert model.generate(requests) == answers
+    assert len(grown) > 2 * 3
 
 
 def test_waiting_requests_take_the_places_of_finished_ones(monkeypatch: pytest.MonkeyPatch):

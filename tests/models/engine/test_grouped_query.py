@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from llmkick.models.engine import grouped_query as shared_keys
@@ -131,3 +132,13 @@ def test_layers_of_several_precisions_have_masks_of_their_own() -> None:
     found, _ = attention(layer(3), query.double(), key.double(), value.double(), mask)
     expected, _ = sdpa_attention_forward(layer(3), query.double(), key.double(), value.double(), mask)
     torch.testing.assert_close(found[mask.any(-1)[:, 0]], expected[mask.any(-1)[:, 0]])
+
+
+@pytest.mark.parametrize(("device", "applies"), [("cpu", True), ("cuda", True), ("mps", False), ("meta", False)])
+def test_where_heads_are_grouped(device: str, applies: bool) -> None:
+    with FakeTensorMode():
+        key = torch.empty(3, 2, 17, 8, device=device)
+        for tokens, expected in ((5, applies), (1, False)):  # a single token has a path of its own
+            query = torch.empty(3, 6, tokens, 8, device=device)
+            mask = torch.empty(3, 1, tokens, 17, dtype=torch.bool, device=device)
+            assert shared_keys._is_worthwhile(query, key, mask) == expected

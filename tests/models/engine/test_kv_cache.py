@@ -15,6 +15,7 @@ from llmkick.models.engine.kv_cache import (
     empty_cache,
     join_caches,
     repeat_prefix,
+    reserve,
     rotary_limit,
 )
 from toy import toy_model
@@ -102,6 +103,23 @@ def test_appending_seldom_copies():
         layer.update(torch.zeros(1, 1, 1, 2), torch.zeros(1, 1, 1, 2))
         places.add(layer.keys.data_ptr())
     assert len(places) <= 3
+
+
+def test_within_the_room_that_is_reserved_nothing_moves():
+    cache, usual = filled(2, 4), filled(2, 4)
+    cache.layers.append(PreallocatedLayer())  # one that borrows another's keys
+    reserve(cache, 4 + 3 * GROWTH)
+    reserve(cache, 6)  # there is room already
+    assert all(torch.equal(one, other) for one, other in zip(states(cache)[:4], states(usual), strict=True))
+    places = {tensor.data_ptr() for tensor in states(cache)[:4]}
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(3 * GROWTH):
+        new = torch.randn(2, 2, 1, 3, generator=generator)
+        for one in (cache, usual):
+            one.update(new, new + 1, 0)
+            one.update(new - 1, new, 1)
+    assert {tensor.data_ptr() for tensor in states(cache)[:4]} == places
+    assert all(torch.equal(one, other) for one, other in zip(states(cache)[:4], states(usual), strict=True))
 
 
 @pytest.mark.parametrize("shifts", [[0, 0, 0], [0, 2, 9]])

@@ -88,6 +88,31 @@ def test_final_logits_are_those_of_each_prompt_alone(architecture: str):
     assert torch.allclose(shared.next_logits[0], expected[1], atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    "architecture", ["llama", "gemma", "opt", "gpt_neox", "gpt2", "mixtral", "mistral", "gemma3", "gpt_neo"]
+)
+def test_padding_behind_the_tokens_needs_no_mask(architecture: str, monkeypatch: pytest.MonkeyPatch):
+    """As on a GPU, whose fastest kernels take none."""
+    model = toy_model(architecture, **WINDOWS.get(architecture, {}))
+    runner = Runner(model.network, model.device, reusable=True)
+    assert runner.masks_padding_behind
+    generator = random.Random(3)
+    prompts = [tuple(generator.randrange(284) for _ in range(length)) for length in (21, 29, 24, 60)]
+    forward, masks = model.network.forward, list[torch.Tensor]()
+
+    def watching(*, attention_mask: torch.Tensor, **options: Any) -> Any:
+        masks.append(attention_mask)
+        return forward(attention_mask=attention_mask, **options)
+
+    with torch.inference_mode():
+        expected = runner.final_logits(prompts)
+        runner.masks_padding_behind = False
+        monkeypatch.setattr(model.network, "forward", watching)
+        found = runner.final_logits(prompts)
+    assert [bool(mask.all()) for mask in masks] == [True]
+    assert torch.allclose(found, expected, atol=1e-5)
+
+
 def test_the_head_sees_one_column_a_row():
     model = toy_model()
     runner = Runner(model.network, model.device, reusable=True)

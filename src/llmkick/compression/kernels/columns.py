@@ -3,51 +3,25 @@
 The core that SparseGPT and GPTQ share: they differ only in what replaces a column.
 """
 
+import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
 
-from llmkick.compression.kernels.grid import FittedGrid, nearest_point
 from llmkick.compression.kernels.hessian import HessianFactor
+from llmkick.compression.kernels.replacement import Replacement, replace_plainly
 
 BLOCK = 128  # the errors of so many columns are added to the columns after the block in one wide matrix product
-PANEL = 32  # the errors of so many columns are added to the rest of their block in one narrow matrix product
+PANEL = 32  # on a CPU, the errors of so many columns are added to the rest of their block in one narrow matrix product
 NO_MASK = torch.empty(0, 0, dtype=torch.bool, device="cpu")
 NO_NUMBER = torch.empty(0, dtype=torch.int64, device="cpu")
 NO_GRIDS = (NO_NUMBER, *(torch.empty(0, 0, dtype=torch.float32, device="cpu"),) * 3)
 
-
-@dataclass(frozen=True, kw_only=True)
-class ColumnGrids:
-    """The grid of each column: the point nearest to w is round(w / scale) clamped to low … high, times scale."""
-
-    number: Tensor  # (columns,) int64 on the CPU, the grid of each column
-    scale: Tensor  # (grids, out) float32, as low and high
-    low: Tensor  # the lowest code less the zero
-    high: Tensor  # the highest code less the zero
-
-    @classmethod
-    def of(cls, fitted: FittedGrid, number: Tensor) -> "ColumnGrids":
-        """From fitted grids (out, grids) and the number of each column's grid (columns,)."""
-        scale, zero = fitted.scale.T.contiguous(), fitted.zero.T.contiguous()
-        return cls(number=number, scale=scale, low=-zero, high=fitted.top - zero)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Replacement:
-    """What replaces some consecutive columns: zeroed weights are 0, the others are rounded if there are grids."""
-
-    zeroed: Tensor | None = None  # (columns, out) bool
-    grids: ColumnGrids | None = None
-
-    def __getitem__(self, span: slice) -> "Replacement":
-        """The replacement of a part of these columns, counted from the first of them."""
-        zeroed, grids = self.zeroed, self.grids
-        if grids is not None:
-            grids = ColumnGrids(number=grids.number[span], scale=grids.scale, low=grids.low, high=grids.high)
-        return Replacement(zeroed=None if zeroed is None else zeroed[span], grids=grids)
+Chooser = Callable[[int, int], Replacement]
+# Replaces columns of (values, dense, errors, unit), as `replace_plainly` does.
+Replacer = Callable[[Tensor, Tensor, Tensor, Tensor, Replacement], None]
 
 
 class Columns:
@@ -73,29 +47,63 @@ class Columns:
         dense = self._dense[start:stop]
         return torch.addmm(dense, self._factor.inverse_within(start, stop), self._values[start:stop] - dense)
 
-    def sweep(self, choose: Callable[[int, int], Replacement], *, group: int = 1) -> None:
-        """Replace all columns in order. `choose(start, stop)` gives the replacement of each run of `group` columns.
+    def sweep(self, choose: Replacement | Chooser, *, group: int = 1) -> None:
+        """Replace all columns in order, by a replacement of them all, or of some as `choose(start, stop)` gives it.
 
-        It is called when all columns before `start` are replaced; with groups of 1 for BLOCK columns at a time.
+        `choose` is called for each run of `group` columns, when all columns before `start` are replaced; with groups of
+        1 for BLOCK columns at a time.
 
         The error of a replaced column is e = q − w, its new value less its original value. Column j is replaced when
-        it is w_j − Σ e_i M_ij over all columns i before it. These sums are vector products within a run, narrow matrix
-        products within a block and wide matrix products beyond it.
+        it is w_j − Σ e_i M_ij over all columns i before it. These sums are vector products within a run and matrix
+        products beyond it.
         """
-        self._values = values = self._dense.clone()
-        unit = self._factor.unit
+        self._values = self._dense.clone()
+        if isinstance(choose, Replacement) and choose.lowest is not None:
+            group = choose.lowest.group
+        if is_compiled_for(self._values.device):
+            self._sweep_by_panels(choose.part if isinstance(choose, Replacement) else choose, group)
+        else:
+            self._sweep_by_blocks(choose, group)
+
+    def _sweep_by_panels(self, choose: Chooser, group: int) -> None:
+        """Small runs, and narrow products within a block, which stay in the caches of a processor."""
+        values, unit = self._values, self._factor.unit
         run_width = group if 1 < group <= PANEL else PANEL
         errors = torch.empty_like(values[:BLOCK])
-        replacer = Replacer(values, self._dense, errors, unit)
+        replacer = CompiledReplacer(values, self._dense, errors, unit)
         for start, stop in spans(0, len(values), BLOCK, group):
             replacer.first = start
             for first, last in spans(start, stop, PANEL, group):
                 for a, b in spans(first, last, run_width, group):
                     if a == start if group == 1 else a % group == 0:
-                        replacer.choose(choose(a, stop if group == 1 else min(a + group, len(values))), a)
+                        end = stop if group == 1 else min(a + group, len(values))
+                        replacer.choose(self._with_mask(choose(a, end), a, end), a)
                     replacer.replace(a, b)
                     _spread(values[b:last], unit[a:b, b:last], errors[a - start : b - start])
                 _spread(values[last:stop], unit[first:last, last:stop], errors[first - start : last - start])
+            _spread(values[stop:], unit[start:stop, stop:], errors[: stop - start])
+
+    def _with_mask(self, replacement: Replacement, start: int, stop: int) -> Replacement:
+        """The replacement of one group, with a mask in place of the rule that chooses its lowest weights."""
+        if replacement.lowest is None:
+            return replacement
+        zeroed = replacement.lowest.zeroed(self.settled(start, stop))
+        return Replacement(zeroed=zeroed, grids=replacement.grids)
+
+    def _sweep_by_blocks(self, choose: Replacement | Chooser, group: int) -> None:
+        """Runs as long as `choose` allows, up to a whole block: a GPU is given few steps, and waits for nothing."""
+        values, unit = self._values, self._factor.unit
+        errors, replace = torch.empty_like(values[:BLOCK]), replacer_for(values.device)
+        chosen, replacement = 0, choose if isinstance(choose, Replacement) else Replacement()
+        run_width = BLOCK if isinstance(choose, Replacement) or group == 1 else min(group, BLOCK)
+        for start, stop in spans(0, len(values), BLOCK, group):
+            for a, b in spans(start, stop, run_width, group):
+                if not isinstance(choose, Replacement) and (group == 1 or a % group == 0):
+                    chosen, replacement = a, choose(a, b if group == 1 else min(a + group, len(values)))
+                run, run_errors = slice(a, b), errors[a - start : b - start]
+                own = replacement.part(a - chosen, b - chosen)
+                replace(values[run], self._dense[run], run_errors, unit[run, run], own)
+                _spread(values[b:stop], unit[run, b:stop], run_errors)
             _spread(values[stop:], unit[start:stop, stop:], errors[: stop - start])
 
 
@@ -115,57 +123,57 @@ def spans(start: int, stop: int, width: int, group: int) -> list[tuple[int, int]
     ]
 
 
-class Replacer:
-    """Replaces the columns of a block run by run; each error is compensated in the later columns of its run.
+class CompiledReplacer:
+    """Replaces the columns of a block on a CPU, run by run; each error is compensated in the later columns of its run.
 
     values, dense: (columns, out), the weight at work and the original weight. unit: (columns, columns), M. errors:
     (columns of a block, out), the errors of the columns from `first` on, which are filled in.
     """
 
     def __init__(self, values: Tensor, dense: Tensor, errors: Tensor, unit: Tensor) -> None:
+        # Imported with the first weight, because the import loads the compiler.
+        from llmkick.compression.kernels.compiled import replace_columns
+
         self.first = 0
-        self._matrices = values, dense, errors, unit
-        self._is_compiled = is_compiled_for(values.device)
-        if self._is_compiled:
-            self._arrays = [matrix.numpy() for matrix in self._matrices]
+        self._replace_columns = replace_columns
+        self._arrays = [matrix.numpy() for matrix in (values, dense, errors, unit)]
 
     def choose(self, replacement: Replacement, start: int) -> None:
-        """Set the replacement of the columns from `start` on."""
-        self._replacement, self._start = replacement, start
-        if self._is_compiled:
-            zeroed = NO_MASK if replacement.zeroed is None else replacement.zeroed
-            grids = replacement.grids
-            rounding = NO_GRIDS if grids is None else (grids.number, grids.scale, grids.low, grids.high)
-            self._rule = [each.numpy() for each in (zeroed, *rounding)]
+        """Set the replacement of the columns from `start` on; its lowest weights are in a mask already."""
+        self._start = start
+        zeroed = NO_MASK if replacement.zeroed is None else replacement.zeroed
+        grids = replacement.grids
+        rounding = NO_GRIDS if grids is None else (grids.number, grids.scale, grids.low, grids.high)
+        self._rule = [each.numpy() for each in (zeroed, *rounding)]
 
     def replace(self, start: int, stop: int) -> None:
         """Replace these columns, one after another."""
-        if self._is_compiled:
-            # Imported with the first weight, because the import loads the compiler.
-            from llmkick.compression.kernels.compiled import replace_columns
-
-            replace_columns(*self._arrays, *self._rule, start, stop, self.first, self._start)
-            return
-        values, dense, errors, unit = self._matrices
-        run, replacement = slice(start, stop), self._replacement[start - self._start : stop - self._start]
-        run_errors = errors[start - self.first : stop - self.first]
-        replace_plainly(values[run], dense[run], run_errors, unit[run, run], replacement)
+        self._replace_columns(*self._arrays, *self._rule, start, stop, self.first, self._start)
 
 
 def is_compiled_for(device: torch.device) -> bool:
-    """Whether the loop over columns runs as compiled code on the device."""
+    """Whether the loop over columns runs as compiled code of the processor."""
     return device.type == "cpu"
 
 
-def replace_plainly(values: Tensor, dense: Tensor, errors: Tensor, unit: Tensor, replacement: Replacement) -> None:
-    """Replace a few columns one by one: (columns, out) in place, on any device."""
-    for column in range(len(values)):
-        new = values[column]
-        if replacement.zeroed is not None:
-            new = new.masked_fill(replacement.zeroed[column], 0)
-        if replacement.grids is not None:
-            number, grids = int(replacement.grids.number[column]), replacement.grids
-            new = nearest_point(new, grids.scale[number], grids.low[number], grids.high[number])
-        values[column] = new
-        errors[column] = new - dense[column]
-        values[column + 1 :].addr_(unit[column, column + 1 :], errors[column], alpha=-1)
+@cache
+def replacer_for(device: torch.device) -> Replacer:
+    """What replaces columns on a device that is no CPU: one kernel where it runs and is exact, or plain operations.
+
+    The kernel is tried on a small example first. Warns where it cannot be used.
+    """
+    if device.type != "cuda":
+        return replace_plainly
+    try:
+        from llmkick.compression.kernels.fused import replace_columns, try_on
+
+        try_on(device)
+    except Exception as error:  # noqa: BLE001 - a package, a compiler or a driver may be missing or fail
+        warnings.warn(
+            f"SparseGPT and GPTQ replace columns one by one on {device}, because the kernel that does it at once does "
+            f"not run ({type(error).__name__}: {error}); the weights are the same, but it takes much longer. The "
+            "kernel needs the package triton, a C compiler and an NVIDIA GPU",
+            stacklevel=2,
+        )
+        return replace_plainly
+    return replace_columns

@@ -79,7 +79,7 @@ def _replace_columns(
     first: int,
     chosen: int,
 ) -> None:
-    """Do what `columns.replace_plainly` does, for the columns start … stop.
+    """Do what `replacement.replace_plainly` does, for the columns start … stop.
 
     errors begin with column `first`; zeroed and number with column `chosen`. An empty `zeroed` zeroes nothing, an empty
     `number` rounds nothing.

@@ -5,10 +5,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from llmkick.compression.kernels.columns import ColumnGrids, Columns, Replacement
+from llmkick.compression.kernels.columns import Columns
 from llmkick.compression.kernels.grid import FittedGrid, fit_grid
 from llmkick.compression.kernels.hessian import HessianFactor
 from llmkick.compression.kernels.patterns import Grid
+from llmkick.compression.kernels.replacement import ColumnGrids, Replacement
 
 
 def gptq(
@@ -30,7 +31,7 @@ def gptq(
     alive = factor.without_dead(weight)
     fitted = fit_beforehand(weight, alive, grid)
     fit_on_the_way = grid.group_size is not None and not static_groups and factor.order is None
-    order = torch.arange(width, device="cpu") if factor.order is None else factor.order.cpu()
+    order = torch.arange(width, device=weight.device) if factor.order is None else factor.order
     grids = ColumnGrids.of(fitted, order // group)
     pruned = None if zeroed is None else (zeroed.T if factor.order is None else zeroed.T[factor.order]).contiguous()
     whole = Replacement(zeroed=pruned, grids=grids)
@@ -38,15 +39,16 @@ def gptq(
     del alive
 
     def choose(start: int, stop: int) -> Replacement:
-        if fit_on_the_way:
-            fresh = fit_grid(columns.settled(start, stop).T, replace(grid, group_size=None))
-            number = start // group
-            fitted.scale[:, number], fitted.zero[:, number] = fresh.scale[:, 0], fresh.zero[:, 0]
-            group_grid = ColumnGrids.of(fresh, torch.zeros(stop - start, dtype=torch.int64, device="cpu"))
-            return replace(whole[start:stop], grids=group_grid)
-        return whole[start:stop]
+        fresh = fit_grid(columns.settled(start, stop).T, replace(grid, group_size=None))
+        number = start // group
+        fitted.scale[:, number], fitted.zero[:, number] = fresh.scale[:, 0], fresh.zero[:, 0]
+        group_grid = ColumnGrids.of(fresh, torch.zeros(stop - start, dtype=torch.int64, device=weight.device))
+        return replace(whole.part(start, stop), grids=group_grid)
 
-    columns.sweep(choose, group=group if fit_on_the_way else 1)
+    if fit_on_the_way:
+        columns.sweep(choose, group=group)
+    else:
+        columns.sweep(whole)
     return columns.weight(), fitted
 
 

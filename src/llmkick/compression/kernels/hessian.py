@@ -1,19 +1,19 @@
 """Second moments of a layer's inputs, and the factorisation of them that SparseGPT and GPTQ use."""
 
-import contextlib
-from collections.abc import Callable, Iterator
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from llmkick.compression.kernels.moments import add_moments, sums_of_squares
 from llmkick.errors import ConfigError, NumericalError
 from llmkick.models.finite import all_finite
 
 DAMPING = 0.01  # share of the mean diagonal added to the diagonal, as in both papers' code
 DAMPING_TRIES = 4  # 0.01, 0.1, 1, 10: beyond that the inputs no longer matter
-PANEL, PANEL_CPU = 256, 128  # columns of the second moments computed at a time
-CACHED_VALUES = 2**19  # inputs squared at a time on a CPU: 2 MiB in float32, which its caches hold
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,9 @@ class HessianFactor:
 
     def without_dead(self, weight: Tensor) -> Tensor:
         """The weight in float32 with 0 for dead inputs: (out, in) → same, which may be the given tensor itself."""
-        return weight.float().masked_fill(self.dead, 0) if bool(self.dead.any()) else weight.float()
+        # Only a CPU knows at once whether there are any.
+        is_needed = self.dead.device.type != "cpu" or bool(self.dead.any())
+        return weight.float().masked_fill(self.dead, 0) if is_needed else weight.float()
 
 
 class InputStatistics:
@@ -65,11 +67,13 @@ class InputStatistics:
         self._squares: Tensor | None = None  # (in,)
         self._sums: Tensor | None = None  # (in, in) of which only the upper triangle is filled, with `hessian`
         self._factors: dict[bool, HessianFactor] = {}
+        self._is_checked = True
 
     def add(self, inputs: Tensor) -> None:
         """Add a batch (sequences, tokens, in) of any floating dtype.
 
-        Raises ConfigError for another shape or dtype, NumericalError when the batch or its squares are not finite.
+        Raises ConfigError for another shape or dtype, NumericalError when the batch or its squares are not finite; on a
+        GPU, which should not wait after each batch, the error comes from `check_finite` or the first use.
         """
         if inputs.dim() != 3 or inputs.shape[2] != self.width:
             shape = tuple(inputs.shape)
@@ -78,29 +82,47 @@ class InputStatistics:
             raise ConfigError(f"{self.name}: inputs are {inputs.dtype}; activations in floating point are needed")
         rows = inputs.detach().reshape(-1, self.width)
         if self._sums_squares:
-            squares = _sums_of_squares(rows)
+            squares = sums_of_squares(rows)
             self._squares = squares if self._squares is None else self._squares + squares
         if self.has_hessian:
             if self._sums is None:
                 self._sums = torch.zeros(self.width, self.width, dtype=torch.float32, device=rows.device)
-            exact = rows.device.type == "cpu" and rows.dtype == torch.bfloat16
-            with _products_of_bfloat16() if exact else contextlib.nullcontext():
-                _add_upper_moments(self._sums, rows.float())
+            add_moments(self._sums, rows)
         self._factors.clear()
         self.sequences += inputs.shape[0]
         self.tokens += rows.shape[0]
-        # NaN and Inf of the inputs reach the sums of squares, which are much smaller than the inputs.
-        if not all_finite(self._square_sums()):
+        # NaN and Inf of the inputs reach the sums of squares, which are much smaller than the inputs, and stay there.
+        self._is_checked = is_checked_at_once(rows.device)
+        if self._is_checked and not all_finite(self._square_sums()):
             raise NumericalError(f"{self.name}: {_describe_not_finite(rows)}")
+
+    @staticmethod
+    def check_finite(several: Iterable[InputStatistics]) -> None:
+        """Raise NumericalError that names the first of several statistics whose sums are not finite.
+
+        A GPU is waited for once, not for each of them.
+        """
+        unchecked = [one for one in several if not one._is_checked]
+        flags: dict[torch.device, list[Tensor]] = {}
+        for one in unchecked:
+            sums = one._square_sums()
+            flags.setdefault(sums.device, []).append(torch.isfinite(sums).all())
+        finite = {device: iter(torch.stack(some).tolist()) for device, some in flags.items()}
+        for one in unchecked:
+            one._is_checked = next(finite[one._square_sums().device])
+            if not one._is_checked:
+                raise NumericalError(f"{one.name}: {_describe_sums(one._square_sums())}")
 
     def mean_square(self) -> Tensor:
         """Σ x² / sequences of each input: (in,) float32. Half the diagonal of `hessian()`; called s in Wanda's code."""
+        self.check_finite([self])
         return self._square_sums() / self._counted_sequences()
 
     def hessian(self) -> Tensor:
         """H = 2/sequences · Σ x xᵀ: (in, in) float32."""
         if not self.has_hessian:
             raise ConfigError(f"{self.name}: only Σ x² was collected; use InputStatistics(…, hessian=True)")
+        self.check_finite([self])
         moments = self._collected().triu().mul_(2 / self._counted_sequences())
         return moments.add_(moments.triu(1).T)
 
@@ -117,6 +139,7 @@ class InputStatistics:
         """The same as `factorise(self.hessian())` with one matrix less in memory: from the upper triangle alone."""
         if not self.has_hessian:
             self.hessian()  # raises the error
+        self.check_finite([self])
         sums, share = self._collected(), 2 / self._counted_sequences()
         unit, size, used = _factor(lambda: sums.flip(0, 1).mul_(share), sums.diagonal() * share, DAMPING, self.name)
         return HessianFactor(unit=unit, size=size, dead=sums.diagonal() == 0, order=None, damping=used)
@@ -139,45 +162,17 @@ class InputStatistics:
         return self._squares
 
 
-def _sums_of_squares(rows: Tensor) -> Tensor:
-    """Σ x² of each input in float32: (tokens, in) → (in,).
-
-    On a CPU in pieces that fit its caches, because it would spend most of the time on fetching new pages of memory for
-    the squares of all rows. A GPU is faster with one call.
-    """
-    piece_rows = max(1, CACHED_VALUES // rows.shape[1]) if rows.device.type == "cpu" else len(rows)
-    sums = torch.zeros(rows.shape[1], dtype=torch.float32, device=rows.device)
-    for piece in torch.split(rows, max(1, piece_rows)):
-        sums += piece.float().square().sum(dim=0)
-    return sums
+def is_checked_at_once(device: torch.device) -> bool:
+    """Whether sums are checked after each batch, which would make a GPU wait."""
+    return device.type == "cpu"
 
 
-def _add_upper_moments(moments: Tensor, rows: Tensor) -> None:
-    """Add the upper triangle of rowsᵀ rows, panel by panel: (in, in) in place, (tokens, in).
-
-    For wide inputs this is half the work of the full product. The symmetric update of scipy's BLAS is no faster, runs
-    on the CPU only and brings a second pool of threads into the process.
-    """
-    width = PANEL_CPU if rows.device.type == "cpu" else PANEL
-    for start in range(0, rows.shape[1], width):
-        panel = rows[:, start : start + width]
-        moments[start : start + width, start:].addmm_(panel.T, rows[:, start:])
-
-
-@contextlib.contextmanager
-def _products_of_bfloat16() -> Iterator[None]:
-    """Let oneDNN multiply float32 matrices as bfloat16 and sum in float32: exact for values that fit bfloat16.
-
-    Processors with bfloat16 tiles then multiply several times faster; on others oneDNN uses its float32 product. The
-    setting belongs to the process and would round float32 products of other threads, so it is on for the sums only.
-    """
-    setting = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
-    before = setting.fp32_precision
-    setting.fp32_precision = "bf16"
-    try:
-        yield
-    finally:
-        setting.fp32_precision = before
+def _describe_sums(sums: Tensor) -> str:
+    column = int((~torch.isfinite(sums)).nonzero()[0])
+    return (
+        f"inputs are NaN or Inf, or too large to be squared in float32, the first of them in column {column};"
+        " run the model in bfloat16 or float32 (float16 overflows at 65504)"
+    )
 
 
 def _describe_not_finite(rows: Tensor) -> str:

@@ -12,6 +12,7 @@ from llmkick.compression.kernels.patterns import NM
 FloatArray = npt.NDArray[np.floating[Any]]
 
 FEW = 16  # up to so many values of a row are compared pairwise
+SORTED_VALUES = 2**25  # values that are sorted, or compared, at a time: some 500 MiB to work with
 LONG = 2**13  # from so many values on, a sample is taken first
 SAMPLED = 17  # every 17th value is sampled; a prime, so that it is not the same row of every column
 SLACK = 2.5  # margin around the expected place in the sample, times √(its size): five standard deviations at least
@@ -32,7 +33,9 @@ def zero_lowest_per_row(scores: Tensor, count: int) -> Tensor:
     """Zero exactly the `count` lowest scores of each row; of equal scores the first ones: (rows, columns) → same."""
     if count == 0:
         return torch.zeros_like(scores, dtype=torch.bool)
-    if scores.device.type == "cpu" and scores.shape[1] <= FEW and scores.dtype == torch.float32:
+    if scores.device.type != "cpu":
+        return zero_lowest_without_waiting(scores, count)
+    if scores.shape[1] <= FEW and scores.dtype == torch.float32:
         from llmkick.compression.kernels.compiled import zero_lowest_of_few
 
         few = torch.empty_like(scores, dtype=torch.bool)
@@ -49,6 +52,29 @@ def zero_lowest_per_row(scores: Tensor, count: int) -> Tensor:
     return below | (ties & (ties.cumsum(dim=1) <= places))
 
 
+def zero_lowest_without_waiting(scores: Tensor, count: int) -> Tensor:
+    """Do the same on a GPU, which need not tell the processor whether there are ties: (rows, columns) → same."""
+    choose = _lowest_by_pairs if scores.shape[1] <= FEW else _lowest_by_sort
+    pieces = torch.split(scores, max(1, SORTED_VALUES // scores.shape[1]))
+    return choose(pieces[0], count) if len(pieces) == 1 else torch.cat([choose(piece, count) for piece in pieces])
+
+
+def _lowest_by_pairs(scores: Tensor, count: int) -> Tensor:
+    """The mask of the `count` lowest of a few scores in each row, by the number of scores before each."""
+    place = torch.arange(scores.shape[1], device=scores.device)
+    before = torch.zeros(scores.shape, dtype=torch.uint8, device=scores.device)
+    for other in range(scores.shape[1]):
+        score = scores[:, other : other + 1]
+        before += torch.where(place > other, score <= scores, score < scores)
+    return before < count
+
+
+def _lowest_by_sort(scores: Tensor, count: int) -> Tensor:
+    """The mask of the `count` lowest scores in each row, by a stable sort, which is a radix sort on a GPU."""
+    lowest = scores.sort(dim=1, stable=True).indices[:, :count]
+    return torch.zeros(scores.shape, dtype=torch.bool, device=scores.device).scatter_(1, lowest, True)
+
+
 def zero_lowest_per_group(scores: Tensor, pattern: NM) -> Tensor:
     """Zero all but the `kept` highest scores of each `group` consecutive inputs: (out, in) → same.
 
@@ -60,7 +86,10 @@ def zero_lowest_per_group(scores: Tensor, pattern: NM) -> Tensor:
 
 def _kth_lowest(scores: Tensor, count: int) -> Tensor:
     """The score at place `count` (from 1) of each row in ascending order: (rows, columns) → (rows, 1)."""
-    if scores.device.type != "cpu" or scores.dtype != torch.float32:
+    if scores.device.type != "cpu":
+        # A GPU sorts with all its cores, but selects the k-th of a row with one of them.
+        return scores.sort(dim=1).values[:, count - 1 : count]
+    if scores.dtype != torch.float32:
         return scores.kthvalue(count, dim=1, keepdim=True).values
     values = scores.detach().numpy()
     if len(values) == 1 and values.size >= LONG:

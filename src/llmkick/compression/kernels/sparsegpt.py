@@ -5,12 +5,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from llmkick.compression.kernels.columns import ColumnGrids, Columns, Replacement
+from llmkick.compression.kernels.columns import Columns
 from llmkick.compression.kernels.gptq import fit_beforehand
 from llmkick.compression.kernels.grid import FittedGrid
 from llmkick.compression.kernels.hessian import HessianFactor
-from llmkick.compression.kernels.masks import zero_lowest_per_group, zero_up_to_quantile
+from llmkick.compression.kernels.masks import zero_up_to_quantile
 from llmkick.compression.kernels.patterns import NM, Grid, Pattern
+from llmkick.compression.kernels.replacement import ColumnGrids, LowestOfGroups, Replacement
 
 
 def sparsegpt(
@@ -25,22 +26,20 @@ def sparsegpt(
     """
     alive = factor.without_dead(weight)
     fitted = None if grid is None else fit_beforehand(weight, alive, grid)
-    whole = Replacement()
+    grids = lowest = None
     if fitted is not None:
-        whole = Replacement(grids=ColumnGrids.of(fitted, torch.arange(weight.shape[1], device="cpu") // fitted.group))
-    columns, size = Columns(alive, factor), factor.size[:, None]
+        grids = ColumnGrids.of(fitted, torch.arange(weight.shape[1], device=weight.device) // fitted.group)
+    if isinstance(pattern, NM):
+        lowest = LowestOfGroups(count=pattern.group - pattern.kept, group=pattern.group, size=factor.size)
+    whole, columns = Replacement(lowest=lowest, grids=grids), Columns(alive, factor)
     del alive
+    if isinstance(pattern, NM):
+        columns.sweep(whole)
+        return columns.weight(), fitted
 
     def choose(start: int, stop: int) -> Replacement:
-        scores = columns.settled(start, stop).abs_().mul_(size[start:stop])
-        return replace(whole[start:stop], zeroed=_mask(scores, pattern))
+        scores = columns.settled(start, stop).abs_().mul_(factor.size[start:stop, None])
+        return replace(whole.part(start, stop), zeroed=zero_up_to_quantile(scores, pattern.sparsity))
 
-    columns.sweep(choose, group=pattern.group if isinstance(pattern, NM) else 1)
+    columns.sweep(choose)
     return columns.weight(), fitted
-
-
-def _mask(scores: Tensor, pattern: Pattern) -> Tensor:
-    """The mask of the weights to zero: (columns, out) → same."""
-    if isinstance(pattern, NM):
-        return zero_lowest_per_group(scores.T, pattern).T.contiguous()
-    return zero_up_to_quantile(scores, pattern.sparsity)

@@ -16,7 +16,7 @@ from llmkick.compression.recipe import Dense, Recipe
 from llmkick.compression.registry import parse_recipe
 from llmkick.compression.storage.cache import entry_for, folder_of
 from llmkick.compression.storage.compressed_tensors import check_exportable, check_storable, save_compressed_tensors
-from llmkick.compression.storage.folder import check_target, report_of, save_folder, save_packed, save_streamed
+from llmkick.compression.storage.folder import StreamedFolder, check_target, report_of, save_folder, save_packed
 from llmkick.compression.storage.stored_model import StoredModel
 from llmkick.compression.walk.blocks import decoder_blocks
 from llmkick.compression.walk.calibration import Calibration, as_calibration, calibrate
@@ -32,6 +32,11 @@ from llmkick.models.checkpoints.meta_model import MetaModel, load_meta_model
 from llmkick.models.checkpoints.quantized import refuse_packed_integers
 from llmkick.models.precision import BALANCED
 from llmkick.models.transformers_model import TransformersModel
+
+# Memory that a compression takes beside a model that is loaded whole, in sizes of its weights (measured with
+# `benchmarks/memory.py --mixture`): a compressed copy, and on the host what is being packed.
+COPIES_OF_COMPRESSION = 1.5
+COPIES_ON_CUDA = 2.1  # with the model itself
 
 Form = Literal["folder", "packed", "compressed-tensors"]
 
@@ -77,13 +82,14 @@ def compress_checkpoint(
     dtype: str = "auto",
     device: str = "auto",
     observer: StageObserver,
+    on_model: Callable[[MetaModel], None] = lambda model: None,
 ) -> CompressionReport:
     """Compress a model into a new folder. Called again after it was stopped, it continues at the unfinished block.
 
     Blocks are read, compressed and kept one at a time if the files allow it (see `MetaModel.obstacle`).
     form: "folder" for a Hugging Face checkpoint, "packed" for the compact form of llmkick, or "compressed-tensors".
-    Other arguments and errors as in `calibrate`, `compress` and `load_model`; errors are raised before any work where
-    possible.
+    on_model: called with the structure of the model before the work starts. Other arguments and errors as in
+    `calibrate`, `compress` and `load_model`; errors are raised before any work where possible.
     """
     recipe = parse_recipe(recipe) if isinstance(recipe, str) else recipe
     plan = calibration or CalibrationPlan()
@@ -101,24 +107,36 @@ def compress_checkpoint(
     if form == "compressed-tensors":
         check_exportable(recipe, blocks)
         check_storable(meta_model.model, blocks)
+    on_model(meta_model)
     windows = _windows(meta_model, plan, observer) if recipe.needs_calibration else None
     key = kept_key(meta_model.info, meta_model.device, recipe, windows, propagate=propagate)
+    observer.stage(f"compressing {recipe}", len(blocks))
+    options: _WalkOptions = {
+        "seed": plan.seed,
+        "propagate": propagate,
+        "allow_partial": allow_partial,
+        "progress": _progress_of(observer),
+    }
     with _work_folder(key, meta_model.bytes, folder) as work:
-        observer.stage(f"compressing {recipe}", len(blocks))
-        model: MetaModel | TransformersModel = meta_model
-        options: _WalkOptions = {
-            "seed": plan.seed,
-            "propagate": propagate,
-            "allow_partial": allow_partial,
-            "progress": _progress_of(observer),
-        }
-        if meta_model.obstacle is None:
-            compress_streamed(meta_model, recipe, work, calibration=windows, **options)
-        else:
-            model, _ = compress(_loaded(meta_model), recipe, calibration=windows, keep=work, **options)
+        if meta_model.obstacle is None and form == "folder":
+            with StreamedFolder(meta_model, folder) as target:
+                kept = compress_streamed(meta_model, recipe, work, calibration=windows, sink=target.put, **options)
+                observer.stage(f"writing {folder}", 1)
+                return target.finish(report_of(kept))
+        model = _compressed(meta_model, recipe, work, windows, options)
         finished = kept_blocks(meta_model.info, meta_model.device, recipe, windows, work, propagate=propagate)
         observer.stage(f"writing {folder}", 1)
         return _save(model, recipe, finished, folder, form)
+
+
+def _compressed(
+    meta_model: MetaModel, recipe: Recipe, work: Path, windows: Calibration | None, options: _WalkOptions
+) -> MetaModel | TransformersModel:
+    """Compress into a folder of finished blocks; returns the model with the weights that no recipe changes."""
+    if meta_model.obstacle is None:
+        compress_streamed(meta_model, recipe, work, calibration=windows, **options)
+        return meta_model
+    return compress(_loaded(meta_model, to_compress=True), recipe, calibration=windows, keep=work, **options)[0]
 
 
 def _save(
@@ -130,8 +148,7 @@ def _save(
         case "compressed-tensors":
             return save_compressed_tensors(model, recipe, finished, folder)
         case "folder":
-            if isinstance(model, MetaModel):
-                return save_streamed(model, finished, folder)
+            assert isinstance(model, TransformersModel), "a meta model is written while it is compressed"
             return save_folder(model, report_of(finished), folder)
 
 
@@ -141,7 +158,7 @@ def _windows(meta_model: MetaModel, plan: CalibrationPlan, observer: StageObserv
     model = meta_model.model
     size = {"sequences": plan.sequences, "length": plan.length, "seed": plan.seed}
     if plan.source == "self" and not is_sampled(model, **size):
-        model = _loaded(meta_model)
+        model = _loaded(meta_model, to_compress=False)
     return calibrate(model, source=plan.source, progress=_progress_of(observer), **size)
 
 
@@ -149,17 +166,28 @@ def _progress_of(observer: StageObserver) -> Callable[[int, int], None]:
     return lambda done, _total: observer.advance(done)
 
 
-def _loaded(meta_model: MetaModel) -> TransformersModel:
+def _loaded(meta_model: MetaModel, *, to_compress: bool) -> TransformersModel:
     """The whole model in memory. Raises ConfigError where it cannot fit."""
     device = meta_model.placement
-    free = _free_bytes(meta_model)
-    if meta_model.bytes > free:
-        why = meta_model.obstacle or "it is to sample its own calibration text; give --calibration FILE, a folder or c4"
+    free, needed = _free_bytes(meta_model), _needed_bytes(meta_model, to_compress=to_compress)
+    if needed > free:
+        why = "it is to sample its own calibration text; give --calibration FILE, a folder or c4"
         raise ConfigError(
-            f"{meta_model.info.name} needs {meta_model.bytes / 1e9:.1f} GB on {device}, of which {free / 1e9:.1f} GB "
-            f"are free, and must be loaded whole: {why}"
+            f"{meta_model.info.name} needs {needed / 1e9:.1f} GB on {device}, of which {free / 1e9:.1f} GB "
+            f"are free, and must be loaded whole: {meta_model.obstacle if to_compress else why}"
         )
     return load_located(meta_model.checkpoint, dtype=meta_model.info.dtype, device=device)
+
+
+def _needed_bytes(meta_model: MetaModel, *, to_compress: bool) -> int:
+    """Memory that the whole model takes, and its compression where it cannot be read block by block."""
+    if meta_model.device.type == "cuda":
+        return int((COPIES_ON_CUDA if to_compress else 1) * meta_model.bytes)
+    stored = meta_model.files.stored_bytes
+    # Files are mapped, and of tensors that are used as they are stored there is no other copy.
+    is_mapped = not meta_model.groups and not meta_model.checkpoint.packed and stored <= 1.1 * meta_model.bytes
+    loaded = meta_model.bytes + (0 if is_mapped else stored)
+    return loaded + int(COPIES_OF_COMPRESSION * meta_model.bytes if to_compress else 0)
 
 
 def _free_bytes(meta_model: MetaModel) -> int:

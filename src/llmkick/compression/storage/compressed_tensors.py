@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from llmkick.compression.recipe import Grid, Recipe
-from llmkick.compression.storage.checkpoint_form import NameReader
 from llmkick.compression.storage.configuration import write_config
 from llmkick.compression.storage.folder import UnchangedWeights, report_of, write_model
 from llmkick.compression.storage.shards import bundles, write_shards
@@ -24,6 +23,7 @@ from llmkick.errors import ConfigError
 from llmkick.models.checkpoints.loading import on_the_meta_device
 from llmkick.models.checkpoints.meta_model import MetaModel
 from llmkick.models.checkpoints.packed import Codes, Packed, codes_of, read_parts, unpack
+from llmkick.models.checkpoints.stored_groups import NameReader
 from llmkick.models.transformers_model import TransformersModel
 
 FORMAT = "pack-quantized"

@@ -5,30 +5,31 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import TracebackType
 
 from torch import Tensor
 
 from llmkick.compression.storage.companions import write_companions
 from llmkick.compression.storage.configuration import write_config
-from llmkick.compression.storage.shards import bundles, check_file, size_of, write_json, write_shards
+from llmkick.compression.storage.shards import ShardWriter, bundles, size_of, write_json
 from llmkick.compression.storage.source_files import REPORT_FILE
 from llmkick.compression.storage.stored_model import NAMES, OTHER, LazyTensors, StoredModel
 from llmkick.compression.walk.blocks import decoder_blocks
 from llmkick.compression.walk.finished_blocks import FinishedBlocks
 from llmkick.compression.walk.report import CompressionReport
-from llmkick.compression.walk.streaming import StreamedBlocks
+from llmkick.compression.walk.streamed_blocks import StreamedBlocks
 from llmkick.compression.walk.unchanged import names_outside_layers
-from llmkick.errors import ConfigError, ModelError
+from llmkick.errors import ConfigError
 from llmkick.files import new_folder, require_space
 from llmkick.models.checkpoints.meta_model import MetaModel
-from llmkick.models.checkpoints.packed import pack, read_placed, write_packed
+from llmkick.models.checkpoints.packed import pack, write_packed
 from llmkick.models.checkpoints.packed_folder import write_manifest
 from llmkick.models.checkpoints.references import SOURCE_FILE
+from llmkick.models.checkpoints.tensor_writer import write_tensors
 from llmkick.models.transformers_model import TransformersModel
-from llmkick.models.weights import digest_of
 
 # Room for configuration, tokenizer and report.
 OTHER_BYTES = 50_000_000
@@ -44,37 +45,70 @@ def save_folder(model: TransformersModel, report: CompressionReport, folder: Pat
     """Write weights in the model's dtype, the other files of its source and the report, which is returned.
 
     The folder appears complete or not at all. Warnings are added to the report for what cannot travel.
-    Raises ConfigError when the folder is not empty or the disk is too small, ModelError when what is read back is not
-    what was to be written.
+    Raises ConfigError when the folder is not empty or the disk is too small, ModelError for a model that cannot be
+    written so that transformers reads it back.
     """
     stored, state = StoredModel(model), model.network.state_dict()
     stored.form.refuse_unreadable()
 
     def write(temporary: Path) -> list[str]:
-        write_shards(temporary, bundles(itertools.chain(stored.tensors(state), stored.other_tensors())))
+        with ShardWriter(temporary, stored.planned()) as shards:
+            shards.put(itertools.chain(stored.tensors(state), stored.other_tensors()))
+            shards.close()
         return write_config(model, temporary)
 
     size = sum(size_of(state[name]) for name in stored.names) + stored.other_bytes
     return write_model(model, report, folder, size, write, form=f"{model.info.dtype} weights")
 
 
-def save_streamed(meta_model: MetaModel, finished: FinishedBlocks, folder: Path) -> CompressionReport:
-    """As `save_folder`, but reads and writes one block at a time."""
-    source, stored = StreamedBlocks(meta_model), StoredModel(meta_model.model)
-    stored.form.refuse_unreadable()
+class StreamedFolder:
+    """A folder that is being written while a meta model is compressed; otherwise as `save_folder`.
 
-    def shards() -> Iterator[dict[str, Tensor]]:
-        outside = LazyTensors(source.names_outside(), source.read)
-        yield from bundles(itertools.chain(stored.tensors(outside), stored.other_tensors()))
-        for block in source.compressed_blocks(finished):
-            yield dict(stored.tensors(block))
+    Its weights go into a hidden folder beside it. A context: afterwards, or when another compression to the same folder
+    begins, the hidden folder is gone.
+    """
 
-    def write(temporary: Path) -> list[str]:
-        write_shards(temporary, shards())
-        return write_config(meta_model.model, temporary)
+    def __init__(self, meta_model: MetaModel, folder: Path) -> None:
+        check_target(folder)
+        self._meta_model, self._folder = meta_model, folder
+        self._stored = StoredModel(meta_model.model)
+        self._stored.form.refuse_unreadable()
+        self._size = meta_model.bytes + self._stored.other_bytes
+        self._hidden = folder.parent / f".{folder.name}.weights.partial"
 
-    size, form = meta_model.bytes + stored.other_bytes, f"{meta_model.info.dtype} weights"
-    return write_model(meta_model.model, report_of(finished), folder, size, write, form=form)
+    def __enter__(self) -> StreamedFolder:
+        shutil.rmtree(self._hidden, ignore_errors=True)  # of a compression that was killed
+        require_space(self._folder, self._size + OTHER_BYTES, f"saving {self._meta_model.info.name}")
+        self._hidden.mkdir(parents=True)
+        self._shards = ShardWriter(self._hidden, self._stored.planned())
+        self._waiting: dict[str, Tensor] = {}
+        return self
+
+    def put(self, tensors: Mapping[str, Tensor]) -> None:
+        """Write tensors of the network; those that are stored merged with others wait for these."""
+        waiting = {**self._waiting, **tensors}
+        whole = {name for group in self._stored.form.groups_of(waiting) for name in group.targets}
+        self._shards.put(self._stored.tensors({name: waiting[name] for name in whole}))
+        self._waiting = {name: waiting[name] for name in waiting.keys() - whole}
+
+    def finish(self, report: CompressionReport) -> CompressionReport:
+        """The complete folder. Result and errors as in `save_folder`."""
+        self._shards.put(self._stored.other_tensors())
+        self._shards.close()
+
+        def write(temporary: Path) -> list[str]:
+            for file in self._hidden.iterdir():
+                file.replace(temporary / file.name)
+            return write_config(self._meta_model.model, temporary)
+
+        model = self._meta_model.model
+        return write_model(model, report, self._folder, 0, write, form=f"{self._meta_model.info.dtype} weights")
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._shards.__exit__(kind, error, trace)
+        shutil.rmtree(self._hidden, ignore_errors=True)
 
 
 def save_packed(model: TransformersModel | MetaModel, finished: FinishedBlocks, folder: Path) -> CompressionReport:
@@ -91,7 +125,6 @@ def save_packed(model: TransformersModel | MetaModel, finished: FinishedBlocks, 
         for file in finished.files():
             files.append(f"packed-{file.name}")
             _link_or_copy(file, temporary / files[-1])
-            _check_packed(temporary / files[-1])
         facts: dict[str, object] = {"recipe": report.recipe, "dtype": unchanged.model.info.dtype}
         if stored.others:
             facts |= {OTHER: _write_other_parts(stored, temporary)}
@@ -107,9 +140,7 @@ def _write_unchanged(unchanged: UnchangedWeights, folder: Path) -> list[str]:
     files: list[str] = []
     for number, bundle in enumerate(bundles(unchanged.items())):
         files.append(f"packed-rest-{number:05d}.safetensors")
-        digests = {name: digest_of(tensor) for name, tensor in bundle.items()}
         write_packed(folder / files[-1], {name: pack(tensor) for name, tensor in bundle.items()})
-        _check_packed(folder / files[-1], digests)
     return files
 
 
@@ -118,24 +149,9 @@ def _write_other_parts(stored: StoredModel, folder: Path) -> str:
 
     It is no .safetensors file, because those are the weights of the packed model.
     """
-    from safetensors.torch import save_file
-
-    tensors = dict(stored.other_tensors())
     file = folder / "other-parts.tensors"
-    save_file(tensors, file, metadata={"format": "pt"})
-    check_file(file, {name: digest_of(tensor) for name, tensor in tensors.items()})
+    write_tensors(file, dict(stored.other_tensors()))
     return file.name
-
-
-def _check_packed(file: Path, digests: Mapping[str, str] | None = None) -> None:
-    """Read a packed file back, weight by weight; every weight is compared with its digest in the file, and with these.
-
-    Raises ModelError, naming the file and the weight.
-    """
-    read = {name: digest_of(weight) for name, _, weight in read_placed(file)}
-    if digests is not None and read != digests:
-        odd = sorted(name for name in read.keys() | digests.keys() if read.get(name) != digests.get(name))[0]
-        raise ModelError(f"{file.name}, read back after writing: {odd} is not what was written; run the command again")
 
 
 class UnchangedWeights(LazyTensors):

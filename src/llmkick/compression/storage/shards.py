@@ -1,39 +1,79 @@
-"""Weight files of a Hugging Face folder, written one at a time and read back before they count."""
+"""Weight files of a Hugging Face folder, written tensor by tensor."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from torch import Tensor
 
 from llmkick.errors import ModelError
-from llmkick.models.weights import digest_of
+from llmkick.models.checkpoints.tensor_writer import TensorWriter, write_tensors
 
-# Bytes of tensors in a file, unless a single tensor is larger.
+# Bytes of tensors in a file of the compact form, unless a single tensor is larger.
 SHARD_BYTES = 250_000_000
 
 
-def write_shards(folder: Path, shards: Iterable[Mapping[str, Tensor]]) -> None:
-    """Write a Hugging Face checkpoint, one file for each shard; only one shard is in memory at a time.
+class ShardWriter:
+    """A Hugging Face checkpoint that is being written into a folder, each tensor when it is there, in any order.
 
-    Afterwards every tensor is read back. Raises ModelError, naming the tensor, when it is not what was to be written.
+    planned: all tensors, which may be on the meta device. The files are those that huggingface_hub would make of them.
+    A context: an error closes the files as they are. One thread at a time may write.
     """
-    from safetensors.torch import save_file
 
-    digests: dict[str, str] = {}
+    def __init__(self, folder: Path, planned: Mapping[str, Tensor]) -> None:
+        from huggingface_hub import split_torch_state_dict_into_shards
+
+        split = split_torch_state_dict_into_shards(dict(planned))
+        self._folder, self._planned = folder, planned
+        self._names_of = {file: list(names) for file, names in split.filename_to_tensors.items()}
+        self._file_of = {name: file for file, names in self._names_of.items() for name in names}
+        self._open: dict[str, TensorWriter] = {}
+        if split.is_sharded:
+            index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+            write_json(folder / "model.safetensors.index.json", index)
+
+    def put(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
+        """Write tensors by name. Raises ModelError, naming the tensor, for one that was not planned like this."""
+        for name, tensor in tensors:
+            file = self._file_of.get(name)
+            if file is None:
+                raise ModelError(f"{name} was not to be written: transformers reads other names than it seemed")
+            if file not in self._open:
+                planned = {name: self._planned[name] for name in self._names_of[file]}
+                self._open[file] = TensorWriter(self._folder / file, planned, {"format": "pt"})
+            self._open[file].put(name, tensor)
+
+    def close(self) -> None:
+        """Finish all files. Raises ModelError, naming a tensor that is missing."""
+        for file, names in self._names_of.items():
+            if file not in self._open:
+                raise ModelError(f"{names[0]}, which was to be in {file}, is missing; run the command again")
+            self._open[file].close()
+
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for writer in self._open.values():
+            writer.abandon()
+
+
+def write_shards(folder: Path, shards: Iterable[Mapping[str, Tensor]]) -> None:
+    """Write a Hugging Face checkpoint, one file for each shard, whose tensors need not be known before."""
     shard_of: dict[str, int] = {}
     total = 0
     for number, shard in enumerate((shard for shard in shards if shard), start=1):
-        tensors = _apart({name: tensor.cpu().contiguous() for name, tensor in shard.items()})
-        twice = sorted(shard_of.keys() & tensors.keys())
+        twice = sorted(shard_of.keys() & shard.keys())
         assert not twice, f"two shards hold {twice}"
-        digests |= {name: digest_of(tensor) for name, tensor in tensors.items()}
-        save_file(tensors, folder / f"{number}.safetensors", metadata={"format": "pt"})
-        shard_of |= dict.fromkeys(tensors, number)
-        total += sum(map(size_of, tensors.values()))
+        write_tensors(folder / f"{number}.safetensors", shard)
+        shard_of |= dict.fromkeys(shard, number)
+        total += sum(map(size_of, shard.values()))
     count = max(shard_of.values())
     names = {
         n: f"model-{n:05d}-of-{count:05d}.safetensors" if count > 1 else "model.safetensors"
@@ -44,46 +84,6 @@ def write_shards(folder: Path, shards: Iterable[Mapping[str, Tensor]]) -> None:
     if count > 1:
         index = {"metadata": {"total_size": total}, "weight_map": {name: names[n] for name, n in shard_of.items()}}
         write_json(folder / "model.safetensors.index.json", index)
-    for number, file in names.items():
-        check_file(folder / file, {name: digests[name] for name, n in shard_of.items() if n == number})
-
-
-def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors, those that share their memory with one before as copies: a file holds each of them."""
-    places: set[int] = set()
-    apart = {}
-    for name, tensor in tensors.items():
-        apart[name] = tensor.clone() if tensor.data_ptr() in places else tensor
-        places.add(tensor.data_ptr())
-    return apart
-
-
-def check_file(file: Path, digests: Mapping[str, str]) -> None:
-    """Compare the tensors of a file with the digests of those that were to be written, one at a time.
-
-    Raises ModelError, naming the first tensor that is missing, unexpected or different in type, shape or values.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    name = "its header"
-    try:
-        with safe_open(file, framework="pt") as stream:
-            odd = sorted(set(stream.keys()) ^ set(digests))
-            if odd:
-                name = odd[0]
-                raise ModelError(_damaged(file, name, "missing" if name in digests else "not expected"))
-            for name in sorted(digests):
-                if digest_of(stream.get_tensor(name)) != digests[name]:
-                    raise ModelError(_damaged(file, name, "not what was written"))
-    except (SafetensorError, OSError) as error:
-        raise ModelError(_damaged(file, name, f"unreadable ({error})")) from error
-
-
-def _damaged(file: Path, name: str, reason: str) -> str:
-    return (
-        f"{file.name}, read back after writing: {name} is {reason}. Nothing was kept; check the disk and its file "
-        "system, and run the command again"
-    )
 
 
 def bundles(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[dict[str, Tensor]]:

@@ -41,6 +41,11 @@ class StoredModel:
         self.form = CheckpointForm(network, self.names, self._source.names)
         self.others = self._left_over()
 
+    def planned(self) -> dict[str, Tensor]:
+        """All tensors of the checkpoint by name, on the meta device, which have their types and shapes."""
+        others = {name: tensor.to("meta") for name, tensor in self.other_tensors()}
+        return {**self.form.planned(self._state), **others}
+
     def tensors(self, of_network: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
         """(name in the checkpoint, tensor) for tensors of the network, see `CheckpointForm.stored`."""
         wanted = set(self.names)

@@ -10,12 +10,17 @@ from torch import Tensor
 
 from llmkick.compression.walk.blocks import Block
 from llmkick.compression.walk.calibration import Calibration
+from llmkick.models.engine.batch_budget import free_bytes
 
 # Calibration tokens that run through a block at a time, and values of its widest layer's input among them. A CPU is
-# busy with 2,048 tokens already, and more of them leave its cache.
+# busy with 2,048 tokens already, and more of them leave its cache. An NVIDIA GPU is given 16 windows of 2,048, or half
+# as many until they take no more than a quarter of its free memory.
 BATCH_TOKENS = 8192
 BATCH_TOKENS_CPU = 2048
+BATCH_TOKENS_CUDA = 32768
 BATCH_VALUES = 2**24
+MEMORY_SHARE = 0.25
+EXPERTS_OF_A_TOKEN = 8  # so many at most in nearly all mixtures of experts
 # Sequences that run only to measure the output error of a method that needs no calibration.
 ERROR_SEQUENCES = 4
 
@@ -42,11 +47,32 @@ def calibration_batches(
         tokens = tokens[:ERROR_SEQUENCES]
     count, length = tokens.shape
     widest = max(layer.weight.shape[1] for block in blocks for layer in block.layers)
-    batch_tokens, workers = BATCH_TOKENS, 1
+    batch_tokens, workers, limit = BATCH_TOKENS, 1, BATCH_VALUES // widest
+    if device.type == "cuda":
+        batch_tokens = limit = tokens_that_fit(blocks, free_bytes(device))
     if device.type == "cpu":
         batch_tokens = min(BATCH_TOKENS, BATCH_TOKENS_CPU)
         workers = max(1, min(torch.get_num_threads(), count, BATCH_VALUES // (widest * length)))
-    budget = min(batch_tokens, BATCH_VALUES // widest // workers)
+    budget = min(batch_tokens, limit // workers)
     rounds = -(-count // (workers * max(1, budget // length)))
     batches = torch.tensor_split(tokens, min(count, rounds * workers))
     return CalibrationBatches(batches=[batch.to(device) for batch in batches], workers=workers)
+
+
+def tokens_that_fit(blocks: Sequence[Block], free: int | None) -> int:
+    """Tokens that a GPU runs through a block at a time: BATCH_TOKENS_CUDA, or a half, a quarter … that fits."""
+    tokens, bytes_a_token = BATCH_TOKENS_CUDA, max(map(_bytes_a_token, blocks))
+    while free is not None and tokens > 1 and tokens * bytes_a_token > MEMORY_SHARE * free:
+        tokens //= 2
+    return tokens
+
+
+def _bytes_a_token(block: Block) -> int:
+    """Bytes of all inputs and outputs of the layers for one token, which are alive together while they are recorded."""
+    plain = sum(
+        sum(layer.weight.shape) * layer.weight.element_size() for layer in block.layers if layer.form != "expert"
+    )
+    experts = [
+        sum(layer.weight.shape) * layer.weight.element_size() for layer in block.layers if layer.form == "expert"
+    ]
+    return plain + EXPERTS_OF_A_TOKEN * max(experts, default=0)

@@ -86,7 +86,7 @@ class BlockRunner:
         def run(ids: Tensor, given: BlockOutput | None) -> BlockOutput | None:
             self._thread.given = given
             try:
-                with CausalByPieces():
+                with CausalByPieces() if ids.device.type == "cpu" else contextlib.nullcontext():
                     self._network(input_ids=ids, use_cache=False)
             except ForwardEnded as ended:
                 output: BlockOutput | None = ended.output

@@ -1,4 +1,4 @@
-"""Where a walk gets its blocks from: a network in memory, or in `streaming` the files of a checkpoint."""
+"""Where a walk gets its blocks from: a network in memory, or in `streamed_blocks` the files of a checkpoint."""
 
 from __future__ import annotations
 
@@ -10,16 +10,25 @@ from typing import Protocol
 from torch import Tensor
 
 from llmkick.compression.walk.blocks import Block
+from llmkick.compression.walk.finished_blocks import BlockFinish
 from llmkick.compression.walk.linear_layer import replace_weights
 
 
 class BlockSource(Protocol):
-    """The blocks of the network at work, which have their weights in memory while they are open."""
+    """The blocks of the network at work, which have their weights in memory while they are open.
+
+    drops_blocks: a block that was closed is read again when it is opened, so its layers may be replaced in any case.
+    """
 
     blocks: list[Block]
+    drops_blocks: bool
 
     def open(self, index: int) -> contextlib.AbstractContextManager[Block]:
         """Block `index` with its weights in memory, as long as the context lasts."""
+        ...
+
+    def finish(self, block: Block) -> BlockFinish | None:
+        """What is to be done with a block, open and compressed, beside keeping its layers; see `FinishedBlocks.add`."""
         ...
 
     def release_memory(self) -> None:
@@ -36,10 +45,14 @@ class BlocksInMemory:
     """The blocks of a network that is loaded."""
 
     blocks: list[Block]
+    drops_blocks: bool = False
 
     def open(self, index: int) -> contextlib.AbstractContextManager[Block]:
         """The block itself."""
         return contextlib.nullcontext(self.blocks[index])
+
+    def finish(self, block: Block) -> BlockFinish | None:
+        """Nothing: the network keeps the block."""
 
     def release_memory(self) -> None:
         """Do nothing: the network itself is much larger than what the walk drops."""

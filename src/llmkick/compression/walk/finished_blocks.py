@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 
+from llmkick.compression.walk.background import BackgroundWorker
 from llmkick.compression.walk.report import CompressionReport, LayerReport
 from llmkick.errors import ConfigError, ModelError
 from llmkick.files import write_text_atomically
-from llmkick.models.checkpoints.packed import FORMAT, Packed, pack, read_packed, write_packed
+from llmkick.models.checkpoints.packed import FORMAT, Packed, read_packed, write_packed
+from llmkick.models.checkpoints.tensor_writer import write_tensors
+from llmkick.models.checkpoints.weight_files import TensorFiles, read_tensor
 
 STATE_FILE = "compression.json"
+# Hidden states are kept when as much time has passed: what a stopped walk computes again takes less.
+STATES_SECONDS = 60.0
+
+Result = TypeVar("Result")
+# What is done with the compact forms of a block's layers, by name, beside keeping them; returns digests of tensors.
+BlockFinish = Callable[[Mapping[str, Packed]], dict[str, str]]
 
 
 @dataclass(kw_only=True)
@@ -33,7 +45,10 @@ class FinishedBlocks:
     """A folder with the compressed layers of each finished block, the tally, and at the end the report.
 
     `key` identifies the compression: a folder with another key raises ConfigError, a damaged one ModelError. The folder
-    is consistent after every `add`: even if the process is killed, all blocks that it counts are complete.
+    is consistent at any moment: even if the process is killed, all blocks that it counts are complete. A thread of its
+    own packs and writes, in the order in which blocks are added.
+
+    digests: of tensors of the network by name, as far as they were computed when their block was finished.
     """
 
     def __init__(self, folder: Path, key: Mapping[str, Any]) -> None:
@@ -42,6 +57,10 @@ class FinishedBlocks:
         self.count = 0
         self.tally = Tally()
         self.report: CompressionReport | None = None
+        self.digests: dict[str, str] = {}
+        self._worker = BackgroundWorker(f"packing for {folder.name}")
+        self._states_at = time.monotonic()  # when hidden states were last kept, or the walk began
+        self._states_wait = STATES_SECONDS
         folder.mkdir(parents=True, exist_ok=True)
         if (folder / STATE_FILE).is_file():
             self._read_state()
@@ -53,6 +72,7 @@ class FinishedBlocks:
             key, form, self.count = state["key"], state["format"], int(state["finished"])
             layers = [LayerReport(**{**layer, "shape": tuple(layer["shape"])}) for layer in state["tally"]["layers"]]
             self.tally = Tally(**{**state["tally"], "layers": layers})
+            self.digests = dict(state.get("digests", {}))
             self.report = None if state["report"] is None else CompressionReport.from_json(state["report"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ModelError(f"{file} is damaged ({error}): delete the folder {self.folder}") from error
@@ -61,47 +81,90 @@ class FinishedBlocks:
                 f"{self.folder} holds another compression ({key.get('recipe', 'unknown')}), not this one; delete it"
             )
 
-    def add(self, index: int, layers: Mapping[str, Packed], tally: Tally) -> None:
-        """Keep the compressed layers of block `index`, the next one."""
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Afterwards all that was given to the thread is on disk; an error of its is raised here at the latest."""
+        try:
+            yield
+        finally:
+            self._worker.close()
+
+    def soon(self, function: Callable[..., Result], *arguments: Any) -> Future[Result]:
+        """Call a function in the thread, after all that it was given before."""
+        return self._worker.submit(function, *arguments)
+
+    def add(
+        self, index: int, layers: Mapping[str, Future[Packed]], tally: Tally, finish: BlockFinish | None = None
+    ) -> None:
+        """Keep the compressed layers of block `index`, the next one, when they are packed.
+
+        finish: is given them in the thread, and returns digests. While the block before is not on disk, this waits, so
+        that the weights of two blocks at most are held for the thread.
+        """
         assert index == self.count, f"block {index} after {self.count} finished ones"
-        write_packed(self._file("block", index), layers)
+        self._worker.wait_for_earlier()
         self.count, self.tally = index + 1, tally
-        self._write_state()
+        as_now = replace(tally, layers=list(tally.layers), warnings=list(tally.warnings))
+        self._worker.submit_last(self._keep, index, layers, as_now, finish)
+
+    def _keep(self, index: int, layers: Mapping[str, Future[Packed]], tally: Tally, finish: BlockFinish | None) -> None:
+        packed = {name: layer.result() for name, layer in layers.items()}
+        write_packed(self._file("block", index), packed)
+        if finish is not None:
+            self.digests |= finish(packed)
+        self._write_state(index + 1, tally)
 
     def complete(self, report: CompressionReport) -> None:
         """Keep the report when all blocks are finished, and delete the hidden states that only a resumed walk needs."""
+        self._worker.close()
         self.report = report
-        self._write_state()
+        self._write_state(self.count, self.tally)
         for file in self.folder.glob("hidden-*"):
             file.unlink()
 
-    def _write_state(self) -> None:
+    def _write_state(self, count: int, tally: Tally) -> None:
         report = None if self.report is None else asdict(self.report)
-        state = {"format": FORMAT, "key": self._key, "finished": self.count, "tally": asdict(self.tally)}
-        text = json.dumps({**state, "report": report}, ensure_ascii=False, indent=1)
+        state = {"format": FORMAT, "key": self._key, "finished": count, "tally": asdict(tally)}
+        # Without line breaks: thousands of experts make it long, and it is written for every block.
+        text = json.dumps({**state, "digests": self.digests, "report": report}, ensure_ascii=False)
         write_text_atomically(self.folder / STATE_FILE, text + "\n")
 
     def weights(self, index: int) -> Iterator[tuple[str, Tensor]]:
         """Layer names and weights of a finished block, on the CPU."""
+        self._worker.wait()
         return read_packed(self._file("block", index))
 
     def files(self) -> list[Path]:
         """The files of all finished blocks, in order."""
         return [self._file("block", index) for index in range(self.count)]
 
-    def save_hidden(self, index: int, hidden: Sequence[Tensor]) -> None:
-        """Keep the hidden states that block `index` is given, and delete older ones."""
-        write_packed(self._file("hidden", index), {str(n): pack(states) for n, states in enumerate(hidden)})
+    def keep_hidden(self, index: int, hidden: Sequence[Tensor]) -> None:
+        """Keep the hidden states that block `index` is given, unless it is cheaper to compute them again.
+
+        That is so if only few seconds have passed since others were kept; a walk that goes on computes them from those.
+        """
+        if time.monotonic() - self._states_at >= self._states_wait:
+            self._states_at = time.monotonic()
+            self._worker.submit(self._save_hidden, index, list(hidden))
+
+    def _save_hidden(self, index: int, hidden: Sequence[Tensor]) -> None:
+        started = time.monotonic()
+        write_tensors(self._file("hidden", index), {str(n): states for n, states in enumerate(hidden)})
         for file in self.folder.glob("hidden-*"):
             if file != self._file("hidden", index):
                 file.unlink()
+        # On a slow disk more rarely: writing them takes a twentieth of the time at most.
+        self._states_wait = max(STATES_SECONDS, 20 * (time.monotonic() - started))
 
     def load_hidden(self, index: int) -> tuple[int, list[Tensor]] | None:
-        """`index` and the hidden states that this block is given; None when they must be computed again."""
-        try:
-            return index, [states for _, states in read_packed(self._file("hidden", index))]
-        except ModelError:  # missing, or incomplete after a power failure
-            return None
+        """The last block up to `index` whose hidden states were kept, and these; None when there is none."""
+        for file in sorted(self.folder.glob("hidden-*.safetensors"), reverse=True):
+            block = int(file.stem.removeprefix("hidden-"))
+            with contextlib.suppress(ModelError, ValueError):  # incomplete, or of an older version
+                states = {int(name): read_tensor(file, name) for name in TensorFiles(self.folder, [file]).names}
+                if block <= index:
+                    return block, [states[number] for number in sorted(states)]
+        return None
 
     def _file(self, kind: str, index: int) -> Path:
         return self.folder / f"{kind}-{index:05d}.safetensors"

@@ -102,6 +102,10 @@ class InputRecord:
         sample = tokens[::step][: self._sample_a_batch]
         self._samples[name].append(sample.to(torch.float32, copy=True))  # a view would keep all rows alive
 
+    def check_finite(self) -> None:
+        """Raise NumericalError that names a layer whose inputs were not finite, where that has not been checked yet."""
+        InputStatistics.check_finite(self._statistics.values())
+
     def statistics_of(self, layer: LinearLayer) -> InputStatistics | None:
         """Statistics of a layer's inputs, None when it never ran."""
         return self._statistics.get(self._owner.get(layer.name, ""))

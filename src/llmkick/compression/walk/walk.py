@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 import torch
@@ -51,7 +53,12 @@ class Walk:
         if self.device.type == "cpu":
             keep_freed_memory()
         blocks = self.source.blocks
-        with torch.inference_mode(False), torch.no_grad(), experts_one_by_one(self.network):
+        with contextlib.ExitStack() as stack:
+            for context in (torch.inference_mode(False), torch.no_grad(), experts_one_by_one(self.network)):
+                stack.enter_context(context)
+            for output in self.outputs:
+                if output.finished is not None:
+                    stack.enter_context(output.finished.writing())
             batches = calibration_batches(calibration, blocks, self.device, for_errors_only=not self._is_calibrated)
             self._record_shared(batches)
             if self.propagate:
@@ -116,17 +123,18 @@ class Walk:
             packed = self._compress_block(index, block, outputs, record)
             if self.propagate and index + 1 < len(self.source.blocks):
                 states.advance(index)
+            finish = self.source.finish(block)
         seconds = (time.perf_counter() - started) / len(self.outputs)
         for output, layers in zip(outputs, packed, strict=True):
-            output.finish_block(index, self.source.blocks[index], layers, seconds)
+            output.finish_block(index, self.source.blocks[index], layers, seconds, finish)
         self._keep_hidden(index + 1, states)
         self._report_progress(index + 1)
 
     def _compress_block(
         self, index: int, block: Block, outputs: list[RecipeOutput], record: InputRecord
-    ) -> list[dict[str, Packed]]:
-        """Compress all layers by all recipes; with propagation put them in place. The compact forms of each output."""
-        packed: list[dict[str, Packed]] = [{} for _ in outputs]
+    ) -> list[dict[str, Future[Packed]]]:
+        """Compress all layers by all recipes, and put them in place where they belong. The compact forms by output."""
+        packed: list[dict[str, Future[Packed]]] = [{} for _ in outputs]
         replaced: list[tuple[LinearLayer, Tensor]] = []
         for place, layer in enumerate(block.layers):
             inputs = self._record_of(layer, record)
@@ -134,12 +142,11 @@ class Walk:
                 weight = output.compress_layer(layer, inputs, layers)
                 if weight is None:
                     continue
-                if self.propagate:
+                if self.propagate or self.source.drops_blocks:
                     replaced.append((layer, weight))
                 elif output.blocks is not None:
                     output.blocks[index].layers[place].replace_weight(weight)
             inputs.forget(layer, block.layers[place + 1 :])
-            self.source.release_memory()
         replace_weights(replaced)
         return packed
 
@@ -147,7 +154,7 @@ class Walk:
         """Keep the hidden states that block `index` needs, for a walk that is stopped."""
         finished, hidden = self.outputs[0].finished, states.hidden_states
         if finished is not None and hidden and index < len(self.source.blocks):
-            finished.save_hidden(index, hidden)
+            finished.keep_hidden(index, hidden)
 
     def _report_progress(self, done: int) -> None:
         if self.progress is not None:

@@ -65,13 +65,18 @@ def relative_output_error(original: Tensor, compressed: Tensor, inputs: Tensor) 
     original W, compressed Ŵ: (out, in); inputs X: (tokens, in).
     """
     rows = inputs.detach().float()
-    output_square = change_square = 0.0
+    squares: list[Tensor] = []
     # Some outputs at a time: a wide layer in float32 would take as much memory as everything else together.
     for start in range(0, len(original), OUTPUTS_AT_ONCE):
         dense = original[start : start + OUTPUTS_AT_ONCE].detach().float()
         change = compressed[start : start + OUTPUTS_AT_ONCE].detach().float() - dense
-        output_square += float((rows @ dense.T).square().sum(dtype=torch.float64))
-        change_square += float((rows @ change.T).square().sum(dtype=torch.float64))
+        both = [(rows @ matrix.T).square().sum(dtype=torch.float64) for matrix in (dense, change)]
+        squares.append(torch.stack(both))
+    # Numbers are read once, because a GPU has to be waited for.
+    output_square = change_square = 0.0
+    for output, changed in torch.stack(squares).tolist():
+        output_square += output
+        change_square += changed
     return None if output_square == 0 else (change_square / output_square) ** 0.5
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -19,19 +20,42 @@ def pack_bits(values: Tensor, bits: int) -> Tensor:
     """
     count = values.numel()
     if bits > 8:
-        shifts = torch.arange(bits, dtype=torch.int64)
+        shifts = torch.arange(bits, dtype=torch.int64, device=values.device)
         pieces = [(piece[:, None] >> shifts & 1).flatten() for piece in torch.split(values.to(torch.int64), CHUNK)]
-        return pack_bits(torch.cat(pieces), 1) if pieces else torch.empty(0, dtype=torch.uint8)
+        return pack_bits(torch.cat(pieces), 1) if pieces else torch.empty(0, dtype=torch.uint8, device=values.device)
+    if bits == 8:
+        return values.to(torch.uint8, copy=True)
+    if bits == 1 and values.device.type == "cpu":
+        return torch.from_numpy(np.packbits(values.to(torch.uint8).numpy(), bitorder="little"))
+    # Some at a time: what they need in between stays in the processor's caches.
+    pieces = [_pack_words(piece, bits) for piece in torch.split(values, CHUNK)]
+    stream = torch.cat(pieces) if pieces else torch.empty(0, dtype=torch.uint8, device=values.device)
+    return stream[: -(-count * bits // 8)]
+
+
+def _pack_words(values: Tensor, bits: int) -> Tensor:
+    """`pack_bits` of values to which as many zeros are added as make their number a multiple of 8."""
+    padded = F.pad(values.to(torch.uint8), (0, -values.numel() % 8))
+    if bits in (2, 4):  # values do not cross bytes
+        places = padded.view(-1, 8 // bits)
+        stream = places[:, 0].clone()
+        for place in range(1, 8 // bits):
+            stream |= places[:, place] << (bits * place)
+        return stream
     # Eight values make a word of as many bytes as they have bits.
-    padded = F.pad(values.to(torch.uint8), (0, -count % 8)).view(-1, 8)
-    words = torch.zeros(len(padded), dtype=torch.int64)
+    places = padded.view(-1, 8)
+    words = torch.zeros(len(places), dtype=torch.int64, device=values.device)
     for place in range(8):
-        words |= padded[:, place].to(torch.int64) << (bits * place)
-    return words.view(torch.uint8).view(-1, 8)[:, :bits].flatten()[: -(-count * bits // 8)].clone()
+        words |= places[:, place].to(torch.int64) << (bits * place)
+    return words.view(torch.uint8).view(-1, 8)[:, :bits].flatten()
 
 
 def unpack_bits(stream: Tensor, bits: int, count: int) -> Tensor:
     """Undo `pack_bits`: → (count,) uint8, or int64 above 8 bits."""
+    if bits == 8:
+        return stream[:count].clone()
+    if bits == 1 and stream.device.type == "cpu":
+        return torch.from_numpy(np.unpackbits(stream.numpy(), count=count, bitorder="little"))
     if bits > 8:
         planes = unpack_bits(stream, 1, bits * count).view(-1, bits)
         shifts = torch.arange(bits, dtype=torch.int64)
@@ -51,15 +75,23 @@ def pattern_bits(kept: int, of: int) -> int:
     return (math.comb(of, kept) - 1).bit_length()
 
 
+def filled_up(filled: Tensor, kept: int) -> Tensor | None:
+    """A mask (groups, M) with exactly N places set, all non-zeros among them; None when a group has more."""
+    missing = kept - filled.sum(dim=1, keepdim=True)
+    if bool((missing < 0).any()):
+        return None
+    return filled | (~filled & ((~filled).cumsum(dim=1) <= missing))
+
+
 def rank_patterns(mask: Tensor) -> Tensor:
     """Number of each pattern in the combinatorial number system: (groups, M) bool → (groups,) int64.
 
     With places p₁ < p₂ < … the number is Σ C(pᵢ, i): patterns of as many places have consecutive numbers from 0.
     """
     of = mask.shape[1]
-    table = _binomials(of)
-    counted = torch.zeros(len(mask), dtype=torch.int64)
-    rank = torch.zeros(len(mask), dtype=torch.int64)
+    table = binomials(of).to(mask.device)
+    counted = torch.zeros(len(mask), dtype=torch.int64, device=mask.device)
+    rank = torch.zeros_like(counted)
     for place in range(of):
         counted += mask[:, place]
         rank += torch.where(mask[:, place], table[place][counted], 0)
@@ -68,7 +100,7 @@ def rank_patterns(mask: Tensor) -> Tensor:
 
 def unrank_patterns(rank: Tensor, kept: int, of: int) -> Tensor:
     """Undo `rank_patterns`: (groups,) → (groups, M) bool with N set in each."""
-    table = _binomials(of)
+    table = binomials(of)
     left, rank = torch.full_like(rank, kept, dtype=torch.int64), rank.to(torch.int64)
     mask = torch.zeros(len(rank), of, dtype=torch.bool)
     for place in reversed(range(of)):
@@ -80,6 +112,6 @@ def unrank_patterns(rank: Tensor, kept: int, of: int) -> Tensor:
     return mask
 
 
-def _binomials(of: int) -> Tensor:
+def binomials(of: int) -> Tensor:
     """C(p, k) for p < M and k ≤ M: (M, M + 1) int64, which is wide enough up to M = 64."""
     return torch.tensor([[math.comb(p, k) for k in range(of + 1)] for p in range(of)])

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from llmkick.errors import ModelError
 from llmkick.models.checkpoint import Checkpoint
@@ -23,6 +26,7 @@ from llmkick.models.checkpoints.loading import (
 from llmkick.models.checkpoints.plain_tensors import open_tensors
 from llmkick.models.checkpoints.quantized import has_packed_integers
 from llmkick.models.checkpoints.references import locate, small_files
+from llmkick.models.checkpoints.stored_groups import NameReader, StoredGroup, assembled
 from llmkick.models.checkpoints.vocabulary import check_vocabulary
 from llmkick.models.checkpoints.weight_files import TensorFiles
 from llmkick.models.language_model import ModelInfo
@@ -35,7 +39,8 @@ class MetaModel:
     """A model whose network is on the meta device, its files, and the device on which to compute.
 
     `obstacle` says why its blocks cannot be read one by one, None when they can; `placement` is the `device` argument
-    with which `load_model` would load the whole model.
+    with which `load_model` would load the whole model. groups: tensor of the network → the tensors of the files from
+    which it is made, where it is not one of the same name.
     """
 
     model: TransformersModel
@@ -43,6 +48,7 @@ class MetaModel:
     device: torch.device
     placement: str
     obstacle: str | None
+    groups: Mapping[str, StoredGroup]
 
     @property
     def checkpoint(self) -> Checkpoint:
@@ -60,6 +66,31 @@ class MetaModel:
         """Names in the state dict of tied tensors → the name of the tensor they are tied to."""
         tied: dict[str, str] = self.model.network.all_tied_weights_keys
         return tied
+
+    def read(self, names: Collection[str]) -> Iterator[tuple[str, Tensor]]:
+        """Tensors of the network by name, in its precision, on the CPU; those of one group are made together."""
+        dtypes = self._dtypes
+        left = dict.fromkeys(names)
+        while left:
+            name = next(iter(left))
+            stored = self.tied.get(name, name)
+            group = self.groups.get(stored)
+            if group is None:
+                del left[name]
+                yield name, self.files.read(stored).to(dtypes[name])
+                continue
+            # As transformers does: first the precision, then the conversion.
+            sources = {source: self.files.read(source).to(dtypes[stored]) for source in group.sources}
+            made = assembled(group, sources, self.model.network)
+            assert made is not None, f"{stored} could be made without values"
+            for target in (other for other in list(left) if self.tied.get(other, other) in made):
+                del left[target]
+                yield target, made[self.tied.get(target, target)]
+
+    @cached_property
+    def _dtypes(self) -> dict[str, torch.dtype]:
+        """Types by name, for threads that read while tensors are put into the network."""
+        return {name: tensor.dtype for name, tensor in self.model.network.state_dict().items()}
 
     @property
     def bytes(self) -> int:
@@ -79,14 +110,16 @@ def load_meta_model(reference: str, *, dtype: str = "auto", device: str = "auto"
     info = describe(network, checkpoint, precision)
     model = TransformersModel.wrap(network, read_tokenizer(checkpoint), info, checkpoint=checkpoint)
     check_vocabulary(model)
-    obstacle = _obstacle(network, files, checkpoint, precision)
-    return MetaModel(model=model, files=files, device=target, placement=device, obstacle=obstacle)
+    groups = _groups(network, files)
+    obstacle = _obstacle(network, files, groups, checkpoint)
+    return MetaModel(model=model, files=files, device=target, placement=device, obstacle=obstacle, groups=groups)
 
 
 def _empty_network(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
     try:
         network = meta_network(read_config(checkpoint.folder), dtype=dtype)
         read_generation_config(checkpoint.folder, network)
+        _keep_in_float32(network, dtype)
     except ModelError:
         raise
     except Exception as error:
@@ -94,18 +127,53 @@ def _empty_network(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
     return network
 
 
-def _obstacle(network: Any, files: TensorFiles, checkpoint: Checkpoint, dtype: torch.dtype) -> str | None:
+def _keep_in_float32(network: Any, dtype: torch.dtype) -> None:
+    """Give those tensors float32 that transformers keeps in it whatever the precision, such as biases of routers."""
+    from transformers.core_model_loading import build_glob_alternation
+
+    plan = network._get_dtype_plan(dtype)
+    if not plan:
+        return
+    pattern = build_glob_alternation(list(plan))[0]
+    for owner_name, module in network.named_modules():
+        for own in (module._parameters, module._buffers):
+            for key, tensor in own.items():
+                if tensor is not None and tensor.is_floating_point() and pattern.search(f"{owner_name}.{key}"):
+                    wide = tensor.detach().to(torch.float32)
+                    own[key] = nn.Parameter(wide, False) if isinstance(tensor, nn.Parameter) else wide
+
+
+def _groups(network: Any, files: TensorFiles) -> dict[str, StoredGroup]:
+    """How the tensors are made that the files do not hold under their own name."""
+    names = files.names
+    wanted = set(network.state_dict()) - names - set(network.all_tied_weights_keys)
+    if not wanted:
+        return {}
+    groups = {target: group for group in NameReader(network).groups(names) for target in group.targets}
+    return {name: groups[name] for name in wanted if name in groups}
+
+
+def _shapes(group: StoredGroup, network: Any, files: TensorFiles) -> dict[str, tuple[int, ...]]:
+    """The shapes of what is made of a group's tensors; none where it cannot be made."""
+    sources = {name: torch.empty(files.shape(name), device="meta") for name in group.sources}
+    made = assembled(group, sources, network) or {}
+    return {name: tuple(tensor.shape) for name, tensor in made.items()}
+
+
+def _obstacle(
+    network: Any, files: TensorFiles, groups: Mapping[str, StoredGroup], checkpoint: Checkpoint
+) -> str | None:
     if checkpoint.packed:
         return "it is already packed"
     if has_packed_integers(checkpoint):
         return "its weights are stored quantized"
-    kept = getattr(network, "_keep_in_fp32_modules", None) or getattr(network, "_keep_in_fp32_modules_strict", None)
-    if kept and dtype != torch.float32:
-        return "parts of it stay in float32 whatever the precision"
     names, tied = files.names, set(network.all_tied_weights_keys)
+    shapes: dict[str, tuple[int, ...]] = {}
+    for group in {id(group): group for group in groups.values()}.values():
+        shapes |= _shapes(group, network, files)
     for name, tensor in network.state_dict().items():
-        if name not in names and name not in tied:
-            return f"transformers makes its {name} out of other tensors when it loads them"
+        if name not in names and name not in tied and shapes.get(name) != tuple(tensor.shape):
+            return f"transformers makes its {name} out of other tensors when it loads them, in a way of its own"
         if name in names and files.shape(name) != tuple(tensor.shape):
             return f"its {name} has shape {files.shape(name)} on disk, but {tuple(tensor.shape)} in the network"
     return None

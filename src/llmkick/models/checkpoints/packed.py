@@ -11,21 +11,32 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from llmkick.errors import ModelError
-from llmkick.models.checkpoints.bit_streams import pack_bits, pattern_bits, rank_patterns, unpack_bits, unrank_patterns
+from llmkick.models.checkpoints.bit_streams import (
+    binomials,
+    filled_up,
+    pack_bits,
+    pattern_bits,
+    rank_patterns,
+    unpack_bits,
+    unrank_patterns,
+)
+from llmkick.models.checkpoints.tensor_writer import write_tensors
 from llmkick.models.weights import bytes_of, digest_of
 
 FORMAT = 1
+# Values that are decoded together: what they need in between stays in the processor's caches.
+VALUES_AT_ONCE = 1 << 18
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,37 +108,69 @@ def pack(
     A weight that would not come back bit for bit is stored in a wider form: as values where the codes do not give
     the weight, under a mask where a group has more than N non-zeros. −0 does not count as a zero.
     """
-    weight = weight.detach().cpu().contiguous()
+    weight = weight.detach().contiguous()
     dtype = str(weight.dtype).removeprefix("torch.")
     layout = Layout(shape=tuple(weight.shape), dtype=dtype, digest=digest_of(weight), place=place)
-    if codes is not None and not torch.equal(_raw(_decode(codes).to(weight.dtype)), _raw(weight)):
-        codes = None
-    values, parts = weight.flatten(), {}
+    codes = codes if codes is None or _gives(codes, weight) else None
+    # On the device of the weight, so that only what is kept leaves it.
+    values, parts = weight.flatten() if codes is None else codes.codes.to(weight.device).flatten(), {}
     if codes is not None:
-        values = codes.codes.cpu().flatten()
         layout = replace(layout, bits=codes.bits, group=codes.group, symmetric=codes.symmetric)
-        parts["scale"] = codes.scale.cpu().float().contiguous()
+        parts["scale"] = codes.scale.float().contiguous()
         if not codes.symmetric:
-            parts["zero"] = pack_bits(codes.zero.cpu().flatten(), codes.bits)
-    filled = _raw(weight).flatten() != 0
-    if pattern is not None:
-        places = _exactly(filled.view(-1, pattern[1]), pattern[0])
-        if places is not None:
-            parts["places"] = pack_bits(rank_patterns(places), pattern_bits(*pattern))
-            layout, values = replace(layout, kept=pattern[0], of=pattern[1]), values[places.flatten()]
-    if "places" not in parts and (masked or pattern is not None):
+            parts["zero"] = pack_bits(codes.zero.flatten(), codes.bits)
+    bits = _raw(weight).flatten()
+    chosen = None if pattern is None else _of_patterns(bits, values, *pattern)
+    if chosen is not None and pattern is not None:
+        ranks, values = chosen
+        parts["places"] = pack_bits(ranks, pattern_bits(*pattern))
+        layout = replace(layout, kept=pattern[0], of=pattern[1])
+    elif masked or pattern is not None:
+        filled = bits != 0
         parts["places"] = pack_bits(filled, 1)
-        layout, values = replace(layout, masked=True), values[filled]
-    parts["values"] = values.clone() if codes is None else pack_bits(values, codes.bits)
+        layout, values = replace(layout, masked=True), _under(filled, values)
+    parts["values"] = (values.clone() if chosen is None else values) if codes is None else pack_bits(values, codes.bits)
+    parts = {name: part.cpu() for name, part in parts.items()}
     return Packed(layout=replace(layout, checksum=_checksum(parts)), parts=parts)
 
 
-def _exactly(filled: Tensor, kept: int) -> Tensor | None:
-    """A mask (groups, M) with exactly N places set, all non-zeros among them; None when a group has more."""
-    missing = kept - filled.sum(dim=1, keepdim=True)
-    if bool((missing < 0).any()):
-        return None
-    return filled | (~filled & ((~filled).cumsum(dim=1) <= missing))
+def _gives(codes: Codes, weight: Tensor) -> bool:
+    """Whether the codes stand for a weight, bit for bit."""
+    rows = max(1, VALUES_AT_ONCE // weight.shape[1])
+    for start in range(0, len(weight), rows):
+        part = slice(start, start + rows)
+        some = replace(codes, codes=codes.codes[part], scale=codes.scale[part], zero=codes.zero[part])
+        if not torch.equal(_raw(_decode(some).to(weight.dtype)).cpu(), _raw(weight[part]).cpu()):
+            return False
+    return True
+
+
+def _under(mask: Tensor, values: Tensor) -> Tensor:
+    """The values, (places,), where the mask is set."""
+    if not _is_on_the_host(mask):
+        return values[mask]
+    from llmkick.models.checkpoints.compiled_packing import select
+
+    flags = mask.view(torch.uint8).numpy()
+    return torch.from_numpy(select(_raw(values).numpy(), flags, int(np.count_nonzero(flags)))).view(values.dtype)
+
+
+def _is_on_the_host(tensor: Tensor) -> bool:
+    return tensor.device.type == "cpu"
+
+
+def _of_patterns(bits: Tensor, values: Tensor, kept: int, of: int) -> tuple[Tensor, Tensor] | None:
+    """Numbers of the patterns, and the values in them; None when a group has more than N non-zeros. bits: of a weight.
+
+    The first zeros of a group belong to its pattern where there are fewer than N others.
+    """
+    if not _is_on_the_host(bits):
+        places = filled_up((bits != 0).view(-1, of), kept)
+        return None if places is None else (rank_patterns(places), values[places.flatten()])
+    from llmkick.models.checkpoints.compiled_packing import select_patterns
+
+    chosen = select_patterns(bits.numpy(), _raw(values).numpy(), kept, binomials(of).numpy())
+    return chosen and (torch.from_numpy(chosen[0]), torch.from_numpy(chosen[1]).view(values.dtype))
 
 
 def unpack(packed: Packed) -> Tensor:
@@ -189,8 +232,8 @@ def _spread(values: Tensor, places: Tensor | None, blank: Tensor) -> Tensor:
 def _decode(codes: Codes) -> Tensor:
     """Codes → weights (out, in) float32, by the same operations in the same order as in the rounding."""
     rows, columns = codes.codes.shape
-    padded = F.pad(codes.codes.cpu().float(), (0, -columns % codes.group)).view(rows, -1, codes.group)
-    weights = (padded - codes.zero.cpu().float()[..., None]).mul_(codes.scale.cpu().float()[..., None])
+    padded = F.pad(codes.codes.float(), (0, -columns % codes.group)).view(rows, -1, codes.group)
+    weights = (padded - codes.zero.float()[..., None]).mul_(codes.scale.float()[..., None])
     return weights.view(rows, -1)[:, :columns]
 
 
@@ -210,18 +253,9 @@ def _raw(tensor: Tensor) -> Tensor:
 
 def write_packed(file: Path, weights: Mapping[str, Packed]) -> None:
     """Write weights into a file atomically: a reader never sees a partial file, even after a crash."""
-    from safetensors.torch import save_file
-
     tensors = {f"{name}:{key}": part for name, packed in weights.items() for key, part in packed.parts.items()}
     layouts = {name: _fields(packed.layout) for name, packed in weights.items()}
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        save_file(tensors, temporary, metadata={"format": "pt", "llmkick": json.dumps(layouts)})
-        with temporary.open("rb+") as stream:
-            os.fsync(stream.fileno())
-        temporary.replace(file)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_tensors(file, tensors, {"llmkick": json.dumps(layouts)})
 
 
 def _fields(layout: Layout) -> dict[str, Any]:

@@ -22,6 +22,8 @@ from llmkick.models.thoughts import THOUGHT_TOKENS
 MAX_ROWS = 64
 # Cutting the cache takes about as long as a decoding step: it is worth it once a quarter of the rows are done.
 KEEP_SHARE = 0.75
+# Columns that are allocated for tokens to come; a long thought allocates so many again and again.
+MOST_ROOM = 512
 
 
 def generate_requests(
@@ -111,8 +113,8 @@ class _Decoder:
             return
         if len(alive) <= KEEP_SHARE * len(self.active):
             kept = torch.tensor(alive, device=self.runner.device)
-            self.state, chosen = self.state.select(kept), chosen[kept]
             self.active = [self.active[index] for index in alive]
+            self.state, chosen = self.state.select(kept, room=_room(self.active)), chosen[kept]
         self.runner.step(self.state, chosen[:, None])
 
     def _admit(self) -> None:
@@ -133,9 +135,10 @@ class _Decoder:
             chosen = [torch.arange(len(state.lengths), device=self.runner.device) for state in states]
             if self.state is not None:
                 chosen[0] = torch.tensor(keep, dtype=torch.long, device=self.runner.device)
-            self.state = join_states(states, chosen)
+            self.state = join_states(states, chosen, room=_room(rows))
         else:
             self.state = states[0]
+            self.state.reserve(_room(rows))
         self.active = rows
         for _ in new:
             self.waiting.popleft()
@@ -180,6 +183,11 @@ class _Decoder:
             first.outcome = Unanswered(reason=reason)
         else:
             self.budget.shrink(self.runner.network, self.runner.device, shortage, decoding=True)
+
+
+def _room(rows: Sequence[Row]) -> int:
+    """Columns for the tokens that these rows may still get."""
+    return min(MOST_ROOM, max(row.most_new - len(row.tokens) for row in rows))
 
 
 def _decode_whole(runner: Runner, answers: Answers, row: Row) -> None:

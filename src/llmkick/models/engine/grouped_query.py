@@ -1,4 +1,4 @@
-"""Masked grouped-query attention on a CPU: the same sums from fewer and larger matrix products.
+"""Masked grouped-query attention on CPUs and NVIDIA GPUs: the same sums from fewer and larger matrix products.
 
 For grouped-query attention with a mask, transformers copies the keys and values once for each query head, and torch
 converts the boolean mask into numbers, both in every layer. Here the queries of the heads that share a key head are
@@ -17,7 +17,7 @@ from llmkick.models.engine.attention import default_attention, is_plain
 
 # The converted mask, for all query heads of a key head, is larger than the boolean one: beyond this size the default
 # attention runs.
-MASK_BYTES = 2**27
+MASK_BYTES, MASK_BYTES_CUDA = 2**27, 2**30
 
 
 class GroupedQueryAttention:
@@ -60,8 +60,9 @@ class GroupedQueryAttention:
 
 
 def _is_worthwhile(query: Tensor, key: Tensor, mask: Tensor) -> bool:
-    """Whether several query heads share a key head, for several tokens on a CPU, under one mask for all heads."""
+    """Whether several query heads share a key head, for several tokens, under one mask for all heads."""
+    most = {"cpu": MASK_BYTES, "cuda": MASK_BYTES_CUDA}.get(query.device.type, 0)
     shared = query.shape[1] // key.shape[1]
     size = mask.numel() * shared * query.element_size()
     several = shared > 1 and query.shape[2] > 1 and mask.dim() == 4 and mask.shape[1] == 1
-    return several and query.device.type == "cpu" and size <= MASK_BYTES
+    return several and size <= most

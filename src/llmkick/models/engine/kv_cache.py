@@ -45,6 +45,12 @@ class PreallocatedLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         self.fill(keys, values, end)
         return keys[:, :, :end], values[:, :, :end]
 
+    def reserve(self, columns: int) -> None:
+        """Make room for so many columns in all, unless there is room or the layer is empty."""
+        if self._buffers and self._buffers[0].shape[-2] < columns:
+            keys, values = (_grown(buffer, self._columns, columns) for buffer in self._buffers)
+            self.fill(keys, values, self._columns)
+
 
 def _grown(buffer: Tensor, used: int, columns: int) -> Tensor:
     grown = buffer.new_empty(*buffer.shape[:2], columns, buffer.shape[-1])
@@ -114,6 +120,13 @@ def repeat_prefix(prefix: Any, shifts: Tensor, room: int) -> Any:
 def first_columns(cache: Any, columns: int) -> Any:
     """A copy of the first `columns` columns of every row."""
     return _build_cache([cache], columns, lambda parts, kept: parts[0][:, :, :kept].clone())
+
+
+def reserve(cache: Any, columns: int) -> None:
+    """Make room for so many columns in all layers, so that nothing is allocated while they are filled."""
+    for layer in cache.layers:
+        if isinstance(layer, PreallocatedLayer):
+            layer.reserve(columns)
 
 
 def join_caches(caches: Sequence[Any], rows: Sequence[Tensor], columns: int, *, room: int = 0) -> Any:

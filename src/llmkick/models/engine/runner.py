@@ -35,20 +35,26 @@ class Prefilled:
     mask: Tensor
     lengths: Tensor
 
-    def select(self, rows: Tensor) -> Prefilled:
-        """A copy with these rows, in this order, without the columns that none of them needs."""
-        return join_states([self], [rows])
+    def select(self, rows: Tensor, *, room: int = 0) -> Prefilled:
+        """A copy with these rows, in this order, without the columns that none of them needs; `room` for new ones."""
+        return join_states([self], [rows], room=room)
+
+    def reserve(self, room: int) -> None:
+        """Make room for so many new columns."""
+        from llmkick.models.engine.kv_cache import reserve
+
+        reserve(self.cache, self.mask.shape[1] + room)
 
 
-def join_states(states: Sequence[Prefilled], rows: Sequence[Tensor]) -> Prefilled:
-    """Chosen rows of several batches as one batch, in order, all ending in the same column."""
+def join_states(states: Sequence[Prefilled], rows: Sequence[Tensor], *, room: int = 0) -> Prefilled:
+    """Chosen rows of several batches as one batch, in order, ending in the same column, with `room` for new columns."""
     from llmkick.models.engine.kv_cache import join_caches
 
     lengths = torch.cat([state.lengths[chosen] for state, chosen in zip(states, rows, strict=True)])
     columns = int(lengths.max())
     return Prefilled(
         next_logits=torch.cat([state.next_logits[chosen] for state, chosen in zip(states, rows, strict=True)]),
-        cache=join_caches([state.cache for state in states], rows, columns),
+        cache=join_caches([state.cache for state in states], rows, columns, room=room),
         mask=(torch.arange(columns, device=lengths.device) >= columns - lengths[:, None]).long(),
         lengths=lengths,
     )
@@ -69,6 +75,8 @@ class Runner:
         self._takes_positions = "position_ids" in accepted
         self._takes_keep = "logits_to_keep" in accepted
         self.packs_prompts = reusable and can_pack_prompts(network, device)
+        # A GPU has kernels for causal attention that take no mask; padding behind a token is hidden from it anyway.
+        self.masks_padding_behind = device.type != "cuda"
         supports = getattr(network, "_supports_default_dynamic_cache", lambda: True)
         self.takes_cache: bool = "past_key_values" in accepted and supports()
 
@@ -130,7 +138,7 @@ class Runner:
         from llmkick.models.engine.attention import attention_replaced_by  # transformers takes long to import
         from llmkick.models.engine.grouped_query import GroupedQueryAttention
 
-        if function is None and tokens > 1 and self.device.type == "cpu":
+        if function is None and tokens > 1:
             function = GroupedQueryAttention()  # transformers has a path of its own for a single token
         return nullcontext() if function is None else attention_replaced_by(function)
 
@@ -178,6 +186,8 @@ class Runner:
         ids, mask = pad(prompts, self.device, left=False)
         positions = torch.arange(ids.shape[1], device=self.device)[None].expand(len(ids), -1)
         column = mask.sum(1, keepdim=True) - 1 - prefix
+        if not prefix and not self.masks_padding_behind:
+            mask = torch.ones_like(mask)
         cache = None
         if prefix:
             cache = repeat_prefix(prefix_cache, torch.zeros_like(column[:, 0]), room=ids.shape[1] - prefix)

@@ -25,6 +25,7 @@ from llmkick.study.cells import Cell
 from llmkick.study.cluster.remote_model import Batch, RemoteModelSpec, remote_model_spec
 from llmkick.study.cluster.resources import Demand, connect, cpus_a_gpu, demand, has_gpus, living_nodes, worker_count
 from llmkick.study.cluster.worker_handle import NoRoomError, PermanentError, TransientError, WorkerConfig, WorkerHandle
+from llmkick.study.expected_work import compression_key
 from llmkick.study.progress import CombinedProgress, Observer
 from llmkick.study.results.records import Environment, WorkerMachine
 from llmkick.study.running.context import StudyContext
@@ -149,6 +150,7 @@ class RayExecutor:
         combined = CombinedProgress(observer=self.observer, workers=len(handles), total=items)
         if not handles:
             return
+        context.forecast.workers = len(handles)
         with ThreadPoolExecutor(len(handles)) as pool:
             for handle in handles:
                 handle.observer = combined.member(handle.name)
@@ -195,7 +197,7 @@ class RayExecutor:
             return
         if variant != handle.loaded:
             handle.loaded = None
-            with context.timed("compress", variant.label):
+            with context.timed("compress", variant.label), context.forecast.working(compression_key(variant)):
                 try:
                     digest = context.recorded_digest(variant)
                     report, said = handle.call("compress", variant, context.keys.calibration_of(variant), digest)

@@ -9,6 +9,7 @@ of the run's folder, so the same command resumes an interrupted search.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -18,6 +19,7 @@ from llmkick.compression.recipe import Recipe
 from llmkick.errors import ConfigError
 from llmkick.statistics import Verdict, find_frontier
 from llmkick.statistics.frontier import looks
+from llmkick.study.expected_work import cell_key, compression_key
 from llmkick.study.frontier.levels import LevelJudge
 from llmkick.study.frontier.result import (
     UNKNOWN,
@@ -82,8 +84,9 @@ def run_frontier(
     try:
         started = datetime.now(UTC).isoformat(timespec="seconds")
         context = prepare(
-            resolved, folder=folder, journal=journal, observer=watcher, source=executor, seeds=tuple(seeds)
-        )
+            resolved, folder=folder, journal=journal, observer=watcher, source=executor,
+            seeds=tuple(seeds), visited_share=_visited_share(grids),
+        )  # fmt: skip
         judge = LevelJudge(
             context=context,
             executor=executor,
@@ -93,6 +96,12 @@ def run_frontier(
         return FrontierSearch(context=context, judge=judge, grids=grids).search(started)
     finally:
         journal.close()
+
+
+def _visited_share(grids: Sequence[LevelGrid]) -> float:
+    """The share of all levels that bisections are expected to visit, with a confirmation of each result."""
+    levels = [len(grid.recipes) for grid in grids]
+    return min(1.0, sum(math.ceil(math.log2(count + 1)) + 1 for count in levels) / sum(levels))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,9 +124,20 @@ class FrontierSearch:
             for margin in margins:
                 row, verdicts[grid.name, task.name] = self._search_task(grid, task, margin)
                 rows.append(row)
+            self._end_forecast(grid, task)
             observer.cells(number, len(searches))
         overall = [self._overall(grid, verdicts) for grid in self.grids]
         return self._result(started, rows, overall)
+
+    def _end_forecast(self, grid: LevelGrid, task: Task) -> None:
+        """Nothing is left of the levels of a method on a task; after the last task, of its models."""
+        forecast, is_last = self.context.forecast, task is self.context.tasks[-1]
+        recipes = {str(recipe) for recipe in grid.recipes}
+        for variant in self.context.variants():
+            if variant.label in recipes:
+                forecast.end(cell_key(variant, task.name))
+                if is_last:
+                    forecast.end(compression_key(variant))
 
     def _search_task(self, grid: LevelGrid, task: Task, margin: float) -> tuple[FrontierRow, dict[str, Judged]]:
         judged: dict[str, Judged] = {}

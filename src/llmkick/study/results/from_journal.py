@@ -27,6 +27,7 @@ from llmkick.study.results.records import (
 )
 from llmkick.study.results.result_file import first_problem
 from llmkick.study.results.results import RESULTS_FILE, StudyResult
+from llmkick.study.results.unfinished import what_is_left
 
 if TYPE_CHECKING:
     from llmkick.study.spec.study import Study
@@ -84,6 +85,17 @@ def _partial_result(journal: Journal, folder: Path) -> StudyResult:
         ),
         warnings=tuple(_missing(study, tasks, cells, items)),
     )
+
+
+def left_of_run(journal: Journal, folder: Path, cells: Sequence[CellEntry]) -> str:
+    """Return how far an unfinished run is and what is left of it; `cells` are the newest cells of its journal."""
+    notes = journal.notes()
+    study = _study(notes, folder)
+    names = [task.name for task in _tasks(notes, study)]
+    items = {str(name): len(rows) for name, rows in journal.items().groupby("task") if name in names}
+    compressed = sum(artifact.recipe in study.recipes for artifact in journal.artifacts(Artifact))
+    asked = [cell for cell in cells if cell.task in names]
+    return what_is_left(study, asked, items, journal.seconds(), compressed=compressed)
 
 
 def _in_order(rows: Sequence[ResultRow], study: Study, tasks: Sequence[str]) -> list[ResultRow]:

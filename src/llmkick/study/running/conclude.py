@@ -12,6 +12,7 @@ import pandas as pd
 from llmkick.compression.walk.checks import LEAST_SHARE
 from llmkick.models.language_model import LanguageModel
 from llmkick.study.cells import style_of
+from llmkick.study.expected_work import STATISTICS, noise_key
 from llmkick.study.results.comparisons import cell_results, compare_all, describe_task, overall_by_recipe
 from llmkick.study.results.judge_summary import JudgeSummary, MissingJudgements
 from llmkick.study.results.missing_judgements import missing_judgements, warnings_of_missing
@@ -57,10 +58,15 @@ class _Conclusion:
     noise: bool
 
     def result(self, started: str) -> StudyResult:
-        study = self.context.study
+        """Compute and write the results."""
         self.context.observer.stage("statistics", 1)
         records = self._records()
         noise = self._noise(records)
+        with self.context.forecast.working(STATISTICS):
+            return self._result(started, records, noise)
+
+    def _result(self, started: str, records: pd.DataFrame, noise: Sequence[NoiseRow]) -> StudyResult:
+        study = self.context.study
         tasks = [describe_task(task, self.context.prompting) for task in self.context.tasks]
         if self.context.judging is not None:
             tasks += self.context.judging.task_summaries()
@@ -126,10 +132,9 @@ class _Conclusion:
             of_task = dense[dense["task"] == cell.task.name].set_index("item_id")
             if row is None and not of_task.empty:
                 recorded = cast(Mapping[str, RecordedAnswer], of_task[["response", "details"]].to_dict("index"))
-                items = self.context.items[cell.task.name]
-                row = noise_of_choices(
-                    self.context.model, cell.task, items, style_of(cell.task, self.context.prompting), recorded
-                )
+                items, style = self.context.items[cell.task.name], style_of(cell.task, self.context.prompting)
+                with self.context.forecast.working(noise_key(cell.task.name)):
+                    row = noise_of_choices(self.context.model, cell.task, items, style, recorded)
                 if row is not None:
                     self.context.journal.add_noise(cell.run_key, row)
             rows += [row] if row is not None else []

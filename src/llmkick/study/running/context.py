@@ -15,6 +15,7 @@ from llmkick.models.language_model import LanguageModel
 from llmkick.models.transformers_model import TransformersModel
 from llmkick.statistics import ItemOrder
 from llmkick.study.cells import Cell, Variant, variants_of
+from llmkick.study.forecast import Forecast
 from llmkick.study.journal.journal import Journal
 from llmkick.study.judging.judging import Judging
 from llmkick.study.progress import Observer
@@ -31,7 +32,8 @@ class StudyContext:
     """A study with a claimed folder, a loaded model and sampled items.
 
     keys: run keys and calibration windows. evaluation: asks a model the missing items of a cell and writes the records
-    to the journal. dense_digest: computes the digest of the dense weights. warnings: warnings from the preparation for
+    to the journal. dense_digest: computes the digest of the dense weights. forecast: the work left, kept up to date by
+    all that do it. warnings: warnings from the preparation for
     the reader of the results.
     """
 
@@ -43,6 +45,7 @@ class StudyContext:
     keys: StudyKeys
     evaluation: Evaluation
     dense_digest: Callable[[], str]
+    forecast: Forecast
     warnings: tuple[str, ...]
 
     @property

@@ -6,6 +6,7 @@ records are the only state. They determine where a cell stops, so a resumed run 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -15,6 +16,7 @@ from llmkick.statistics import (
     SignalTest,
     Stopping,
     groups_argument,
+    items_needed,
     order_items,
     signal_after,
 )
@@ -23,6 +25,11 @@ from llmkick.study.results.records import CONTROL_METRICS
 from llmkick.tasks.task import Item, Task, groups_of
 
 Scores = Mapping[str, float | None]
+# For the expected share of items: a loss that is called large, and how many times the items of a single look a rule
+# that looks again and again needs.
+LARGE_LOSS, LOOKS_COST = 0.4, 1.5
+# Standard errors above chance at which a signal is expected in the end.
+SIGNAL_ERRORS = 1.64
 
 
 @dataclass(kw_only=True)
@@ -90,6 +97,39 @@ class StoppingRule:
         except _NotAskedError:
             return False
         return True
+
+    def expected_shares(self, dense: Scores) -> tuple[float, float]:
+        """The expected shares of the items that a recipe and the dense model are asked, from the dense scores so far.
+
+        Half of the recipes are taken to lose much, and half nothing.
+        """
+        items = sum(map(len, self.order.batches))
+        scores = [score for score in dense.values() if score is not None]
+        accuracy = min(0.95, max(0.05, sum(scores) / max(1, len(scores))))
+        signal = self._signal(dense)
+        if signal is None:
+            error = math.sqrt(max(0.01, self.chance * (1 - self.chance)) / items)
+            signal = len(dense) < items and accuracy > max(0.05, self.chance) + SIGNAL_ERRORS * error
+        if not signal:  # that is the verdict of any recipe, after the first batch
+            return len(self.order.batches[0]) / items, 1.0
+        needed = [
+            max(
+                LOOK_ITEMS,
+                items_needed(
+                    max(accuracy, self.chance + 0.01),
+                    loss=loss,
+                    margin=self.margin,
+                    alpha=self.alpha,
+                    chance=self.chance,
+                ),
+            )
+            for loss in (LARGE_LOSS, 0.0)
+            if loss != self.margin
+        ]
+        return sum(min(1.0, LOOKS_COST * count / items) for count in needed) / len(needed), 0.0
+
+    def _signal(self, dense: Scores) -> bool | None:
+        return signal_after(self.order, dense, chance=self.chance, alpha=self.alpha)
 
 
 class _NotAskedError(Exception):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -9,6 +10,8 @@ from dataclasses import dataclass, field, replace
 from llmkick.compression.recipe import Dense
 from llmkick.models.language_model import LanguageModel
 from llmkick.study.cells import Cell, Variant, style_of
+from llmkick.study.expected_work import cell_key
+from llmkick.study.forecast import Forecast
 from llmkick.study.journal.journal import Journal
 from llmkick.study.progress import Observer
 from llmkick.study.running.early_stopping import Asked, Scores, StoppingRule
@@ -34,6 +37,7 @@ class Evaluation:
     dense: LanguageModel
     dense_keys: Mapping[str, str]
     rules: Mapping[str, StoppingRule] = field(default_factory=dict)
+    forecast: Forecast = field(default_factory=lambda: Forecast(()))
 
     def at(self, alpha: float) -> Evaluation:
         """The evaluation with another error rate of early stopping."""
@@ -57,13 +61,30 @@ class Evaluation:
         """Ask the model the items that have no record in the cell."""
         rule = self.rules.get(cell.task.name)
         self._begin(cell)
+        self._ask_needed(model, cell, rule)
+        self.forecast.end(cell_key(cell.variant, cell.task.name))
+
+    def _ask_needed(self, model: LanguageModel, cell: Cell, rule: StoppingRule | None) -> None:
         if rule is None:
             self._fill_in_batches(model, cell)
         elif cell.variant.is_dense:
-            rule.settle_signal(self._asked(model, cell))
+            asked = self._asked(model, cell)
+            rule.settle_signal(asked)
+            self.expect_shares(cell.task.name, asked.scores)
         else:
             dense = self._asked(self.dense, self.dense_cell(cell))
             rule.until_decided(dense, self._asked(model, cell), watch=self.observer.advance)
+
+    def fill_first_batch(self, model: LanguageModel, cell: Cell) -> None:
+        """Ask the first batch of a cell without records, which tells how fast the task is."""
+        rule = self.rules.get(cell.task.name)
+        self._begin(cell)
+        if rule is None:
+            self._fill_in_batches(model, cell, batches=1)
+        elif rule.order.batches:
+            asked = self._asked(model, cell)
+            asked.need(rule.order.batches[0])
+            self.expect_shares(cell.task.name, asked.scores)
 
     def fill_every_item(self, model: LanguageModel, cell: Cell) -> None:
         """Ask the items that the verdict of the cell did not need, in the same batches."""
@@ -71,6 +92,7 @@ class Evaluation:
         self._begin(cell)
         if rule is None:
             self._fill_in_batches(model, cell)
+            self.forecast.end(cell_key(cell.variant, cell.task.name))
             return
         asked = self._asked(model, cell)
         dense = asked if cell.variant.is_dense else self._asked(self.dense, self.dense_cell(cell))
@@ -78,6 +100,15 @@ class Evaluation:
             dense.need(batch)
             asked.need(batch)
             self.observer.advance(len(asked.scores))
+        self.forecast.end(cell_key(cell.variant, cell.task.name))
+
+    def expect_shares(self, task: str, dense: Scores) -> None:
+        """Tell the forecast how far the cells of a task with early stopping will go, by the dense scores so far."""
+        rule = self.rules.get(task)
+        if rule is not None and dense:
+            compared, reference = rule.expected_shares(dense)
+            self.forecast.expect_share(("ask", task, "compared"), compared)
+            self.forecast.expect_share(("ask", task, "dense"), reference)
 
     def dense_cell(self, cell: Cell) -> Cell:
         """Return the cell of the dense model on the same task."""
@@ -85,18 +116,20 @@ class Evaluation:
 
     def _begin(self, cell: Cell) -> None:
         done = self.journal.done(cell.run_key)
+        self.forecast.begin(cell_key(cell.variant, cell.task.name))
         self.observer.stage(f"{cell.variant.label} on {cell.task.name}", len(self.items[cell.task.name]))
         if done:
             self.observer.advance(len(done))  # so that the pace counts only the items of this session
 
-    def _fill_in_batches(self, model: LanguageModel, cell: Cell) -> None:
+    def _fill_in_batches(self, model: LanguageModel, cell: Cell, *, batches: int | None = None) -> None:
+        """Ask the batches that have items without a record, or only the first few of them."""
         done = self.journal.done(cell.run_key)
         started = time.perf_counter()
         style = style_of(cell.task, self.prompting)
-        batches = evaluate_in_batches(
+        answered = evaluate_in_batches(
             model, cell.task, prompting=style, done=done, reference=self._reference(model, cell)
         )
-        for records in batches:
+        for records in itertools.islice(answered, batches):
             self._keep(model, cell, records, time.perf_counter() - started)
             started = time.perf_counter()
             done |= {record.item_id for record in records}
@@ -125,6 +158,7 @@ class Evaluation:
             records=records,
         )
         self.journal.add_seconds("evaluate", cell.task.name, seconds)
+        self.forecast.work(cell_key(cell.variant, cell.task.name), len(records), seconds)
 
     def _reference(self, model: LanguageModel, cell: Cell) -> Reference | None:
         """Return the dense model with its answers as the reference, for tasks that need a reference.

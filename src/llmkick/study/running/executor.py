@@ -20,7 +20,8 @@ from llmkick.models.server.server import open_model
 from llmkick.models.transformers_model import TransformersModel
 from llmkick.models.weights import weights_digest
 from llmkick.study.cells import Cell, Variant
-from llmkick.study.progress import Observer
+from llmkick.study.expected_work import compression_key, pass_key
+from llmkick.study.progress import Observer, StepObserver
 from llmkick.study.results.records import Environment
 from llmkick.study.running.compressor import StudyCompressor
 from llmkick.study.running.context import StudyContext
@@ -46,6 +47,10 @@ class RecordWriter(Protocol):
 
     def fill(self, cell: Cell, model: LanguageModel, dense: LanguageModel, observer: Observer) -> None:
         """Ask a model the missing items of a cell and write every batch to the journal."""
+        ...
+
+    def fill_first_batch(self, cell: Cell, model: LanguageModel, observer: Observer) -> None:
+        """Ask the dense model the first batch of a cell and write it to the journal."""
         ...
 
     def close_cell(self, cell: Cell, *, filled: bool) -> None:
@@ -111,6 +116,7 @@ class LocalExecutor:
 
     def run(self, schedule: Schedule, context: StudyContext, writer: RecordWriter) -> None:
         """Fill the cells one after another."""
+        self._ask_first_batches(schedule, context, writer)
         loaded, model = None, self.model
         while (cell := schedule.take(HERE, loaded)) is not None:
             if cell.variant != loaded:
@@ -120,6 +126,15 @@ class LocalExecutor:
             writer.fill(cell, model, self.model, self.observer)
             schedule.done(HERE)
             writer.close_cell(cell, filled=True)
+
+    def _ask_first_batches(self, schedule: Schedule, context: StudyContext, writer: RecordWriter) -> None:
+        """Ask the dense model one batch of every task first, so that the forecast soon knows the speed of each.
+
+        The batches are those that its cells ask anyway.
+        """
+        fresh = [cell for cell in schedule.pending if cell.variant.is_dense and not context.journal.done(cell.run_key)]
+        for cell in fresh if len(fresh) > 1 else []:
+            writer.fill_first_batch(cell, self.model, self.observer)
 
     def _open(self, variant: Variant, context: StudyContext, writer: RecordWriter) -> LanguageModel:
         if variant.is_dense:
@@ -132,9 +147,10 @@ class LocalExecutor:
         """Return the model of a recipe from the cache or a new compression, and pass its report to the writer."""
         compressor = replace(self.compressor, propagate=variant.propagate)
         self.observer.stage(f"compressing {variant}", len(decoder_blocks(self.dense.network)))
-        with context.timed("compress", variant.label):
+        with context.timed("compress", variant.label), context.forecast.working(compression_key(variant)) as advance:
             calibration, expected = context.keys.calibration_of(variant), context.recorded_digest(variant)
-            model, report = compressor.compressed(variant.recipe, variant.seed, calibration, expected=expected)
+            told = replace(compressor, observer=StepObserver(observer=self.observer, on_step=advance))
+            model, report = told.compressed(variant.recipe, variant.seed, calibration, expected=expected)
         writer.add_report(HERE, variant, report)
         return model
 
@@ -144,11 +160,17 @@ class LocalExecutor:
             return
         self._compressed_seeds.add(first.seed)
         wanted = context.wanted(first.seed)
-        if len(wanted) > 1:
+        if len(wanted) < 2:
+            context.forecast.end(pass_key(first.seed))
+        else:
             self.observer.stage(f"compressing {len(wanted)} recipes", len(decoder_blocks(self.dense.network)))
-            with context.timed("compress", "one pass"):
+            with (
+                context.timed("compress", "one pass"),
+                context.forecast.working(pass_key(first.seed)) as advance,
+            ):
                 recipes = [variant.recipe for variant in wanted]
-                self.compressor.compress_together(recipes, first.seed, context.keys.calibration_of(first))
+                told = replace(self.compressor, observer=StepObserver(observer=self.observer, on_step=advance))
+                told.compress_together(recipes, first.seed, context.keys.calibration_of(first))
 
     def dense_digest(self) -> str:
         """Return the digest of the dense weights."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
@@ -18,20 +18,23 @@ from llmkick.files import require_space, write_text_atomically
 from llmkick.models.language_model import LanguageModel
 from llmkick.models.transformers_model import TransformersModel
 from llmkick.study.cells import Variant, digest_of, style_of, variants_of
+from llmkick.study.expected_work import calibration_key
+from llmkick.study.forecast import Forecast
 from llmkick.study.journal.journal import Journal
 from llmkick.study.judging.judging import Judging, judge_of
 from llmkick.study.power_warnings import calibrated_seeds, warn_of_low_power
-from llmkick.study.progress import Observer
+from llmkick.study.progress import Observer, StepObserver, show_plan
 from llmkick.study.results.records import CONTROL_METRICS
 from llmkick.study.running.context import StudyContext
-from llmkick.study.running.early_stopping import stopping_rules
+from llmkick.study.running.early_stopping import StoppingRule, stopping_rules
 from llmkick.study.running.evaluation import Evaluation
 from llmkick.study.running.external_models import ExternalModels
+from llmkick.study.running.forecasting import forecast_study
 from llmkick.study.running.keys import StudyKeys
 from llmkick.study.running.metadata import note_run
 from llmkick.study.spec.study import Study
 from llmkick.tasks.evaluate import refuse_unanswerable
-from llmkick.tasks.task import Task
+from llmkick.tasks.task import Item, Task
 
 # Bytes: a journal and a report rarely need more.
 SPACE_NEEDED = 200_000_000
@@ -88,26 +91,29 @@ def prepare(
     observer: Observer,
     source: ModelSource,
     seeds: Sequence[int] = (),
+    visited_share: float = 1.0,
 ) -> StudyContext:
     """Load and check everything that a study needs, including calibration windows for the additional `seeds`.
 
+    `visited_share` is the share of the compressed models that a search is expected to visit.
     Raises ConfigError, ModelError or DataError before the long computations start.
     """
     tasks = [spec.make() for spec in study.tasks]
     judging = _judging(study, tasks, journal, observer)
     keys, warnings = _load(study, tasks, journal=journal, observer=observer, source=source)
-    # A missing or short calibration text must fail before the dense model is asked anything.
-    keys = replace(keys, calibrations=_calibrations(keys, seeds, journal=journal, observer=observer, source=source))
     items = {task.name: task.items(keys.model) for task in keys.tasks}
+    keys = replace(keys, rules=_rules(keys, items, judging))
+    windows = _recorded_calibrations(keys, seeds, journal)
+    known = replace(keys, calibrations={seed: window for seed, (_, window) in windows.items() if window is not None})
+    forecast, announcement = forecast_study(known, items, journal, seeds=windows, chance=visited_share)
+    show_plan(observer, forecast, announcement)
+    # A missing or short calibration text must fail before the dense model is asked anything.
+    calibrations = _calibrations(keys, windows, journal=journal, observer=observer, source=source, forecast=forecast)
+    keys = replace(keys, calibrations=calibrations)
     note_run(journal, model=keys.model, tasks=keys.tasks, items=items, prompting=keys.prompting)
     judged = [(task, items[task.name]) for task in keys.tasks if task.metric not in CONTROL_METRICS]
     for line in warn_of_low_power(judged, seeds=calibrated_seeds(study), margin=study.margin, alpha=study.alpha):
         observer.warn(line)
-    if study.stop == "decided":
-        # A judge reads the answers of both models to every item, so judged tasks cannot stop early.
-        names = [task.name for task in judging.judged] if judging is not None else []
-        stopping = [task for task in keys.tasks if task.name not in names]
-        keys = replace(keys, rules=stopping_rules(stopping, items, margin=study.margin, alpha=study.alpha))
     evaluation = Evaluation(
         journal=journal,
         model_name=keys.model.info.name,
@@ -117,6 +123,7 @@ def prepare(
         dense=keys.model,
         dense_keys={cell.task.name: cell.run_key for cell in keys.cells(Variant())},
         rules=keys.rules,
+        forecast=forecast,
     )
     return StudyContext(
         study=study,
@@ -127,8 +134,19 @@ def prepare(
         keys=keys,
         evaluation=evaluation,
         dense_digest=source.dense_digest,
+        forecast=forecast,
         warnings=tuple(warnings),
     )
+
+
+def _rules(keys: StudyKeys, items: Mapping[str, Sequence[Item]], judging: Judging | None) -> dict[str, StoppingRule]:
+    study = keys.study
+    if study.stop != "decided":
+        return {}
+    # A judge reads the answers of both models to every item, so judged tasks cannot stop early.
+    names = [task.name for task in judging.judged] if judging is not None else []
+    stopping = [task for task in keys.tasks if task.name not in names]
+    return stopping_rules(stopping, items, margin=study.margin, alpha=study.alpha)
 
 
 def _judging(study: Study, tasks: Sequence[Task], journal: Journal, observer: Observer) -> Judging | None:
@@ -207,20 +225,40 @@ def _check_recipes(study: Study, model: LanguageModel) -> None:
         )
 
 
-def _calibrations(
-    keys: StudyKeys, seeds: Sequence[int], *, journal: Journal, observer: Observer, source: ModelSource
-) -> dict[int, Calibration]:
-    """Return the calibration windows of every seed that a recipe of the study needs, and of the other `seeds`."""
+def _recorded_calibrations(
+    keys: StudyKeys, seeds: Sequence[int], journal: Journal
+) -> dict[int, tuple[str, Calibration | None]]:
+    """Return the journal key of each seed's calibration windows, and the windows if the journal has them.
+
+    The seeds are those that a recipe of the study needs, and the other `seeds`.
+    """
     study, spec = keys.study, keys.study.calibration
     used = [study.seeds[0] if v.seed is None else v.seed for v in variants_of(study) if v.is_recipe]
-    calibrations = {}
+    recorded = {}
     for seed in dict.fromkeys([*used, *seeds]):
         key = digest_of([keys.model.info.digest, spec.model_dump(), seed])
-        calibration = journal.calibration(key)
+        recorded[seed] = (key, journal.calibration(key))
+    return recorded
+
+
+def _calibrations(
+    keys: StudyKeys,
+    recorded: Mapping[int, tuple[str, Calibration | None]],
+    *,
+    journal: Journal,
+    observer: Observer,
+    source: ModelSource,
+    forecast: Forecast,
+) -> dict[int, Calibration]:
+    """Return the calibration windows of every seed; make those that the journal does not have."""
+    study, spec = keys.study, keys.study.calibration
+    calibrations = {}
+    for seed, (key, calibration) in recorded.items():
         if calibration is None:
             observer.stage(f"calibration text ({spec.source}, seed {seed})", spec.sequences * spec.length)
             started = time.perf_counter()
-            calibration = source.calibrate(study, seed, observer)
+            with forecast.working(calibration_key(seed)) as advance:
+                calibration = source.calibrate(study, seed, StepObserver(observer=observer, on_step=advance))
             journal.add_seconds("calibrate", f"{spec.source}, seed {seed}", time.perf_counter() - started)
             journal.add_calibration(key, calibration)
         calibrations[seed] = calibration

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from llmkick.compression.walk.report import CompressionReport
 from llmkick.models.language_model import LanguageModel
 from llmkick.study.cells import Cell, Variant
+from llmkick.study.expected_work import JUDGING, VERDICTS, cell_key
 from llmkick.study.judging.questions import Answered
-from llmkick.study.progress import Observer
+from llmkick.study.progress import Observer, StepObserver
 from llmkick.study.results.comparisons import describe_task
 from llmkick.study.results.records import JournalledCompression
 from llmkick.study.running.context import StudyContext
 from llmkick.study.running.executor import Executor
 from llmkick.study.running.external_models import describe_model
+from llmkick.study.running.forecasting import skip_done
 from llmkick.study.running.interim_verdicts import InterimVerdicts
 from llmkick.study.running.schedule import OtherWeightsError, Schedule
 
@@ -51,6 +54,7 @@ def run_cells(context: StudyContext, executor: Executor) -> CompletedRun:
         pending += missing or (of_variant[:1] if context.is_wanted(variant) else [])
     schedule = Schedule(cells=all_cells, pending=pending)
     writer = JournalWriter(context=context, schedule=schedule, verdicts=verdicts)
+    skip_done(context, all_cells, pending)
     writer.show_progress()
     executor.run(schedule, context, writer)
     judged, judge_warnings = _judge(context, schedule, variants)
@@ -78,11 +82,20 @@ class JournalWriter:
         if not evaluation.is_complete(cell):
             replace(evaluation, dense=dense, observer=observer).fill(model, cell)
 
+    def fill_first_batch(self, cell: Cell, model: LanguageModel, observer: Observer) -> None:
+        """Ask the dense model the first batch of a cell and write it to the journal."""
+        replace(self.context.evaluation, dense=model, observer=observer).fill_first_batch(model, cell)
+
     def close_cell(self, cell: Cell, *, filled: bool) -> None:
         """Handle a cell that was filled or given up."""
         if filled and self.verdicts is not None:
             with self._lock:
+                started = time.perf_counter()
                 self.verdicts.after(cell, filled=True)
+                if not cell.variant.is_dense:
+                    self.context.forecast.work(VERDICTS, 1, time.perf_counter() - started)
+        elif not filled:
+            self.context.forecast.end(cell_key(cell.variant, cell.task.name))
         self.show_progress()
 
     def show_progress(self) -> None:
@@ -141,7 +154,12 @@ def _judge(context: StudyContext, schedule: Schedule, variants: Sequence[Variant
         for cell in context.cells(variant)
         if cell.task.name in judged and cell.run_key not in given_up
     ]
-    with context.timed("judge", judging.spec.model):
+    forecast = context.forecast
+    forecast.skip(JUDGING, len(context.journal.judgements()))
+    with context.timed("judge", judging.spec.model), forecast.working(JUDGING) as advance:
+        judging.observer = StepObserver(
+            observer=context.observer, on_step=advance, on_total=lambda total: forecast.resize(JUDGING, total)
+        )
         judging.run(cells, context.items, context.model.info.name)
     return {judging.cell_key(cell, cells) for cell in cells}, judging.warnings
 

@@ -1,0 +1,79 @@
+"""The forecast of one compression into a folder, of a model that need not be in memory."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field, replace
+
+from llmkick.compression.recipe import Recipe
+from llmkick.models.checkpoints.meta_model import MetaModel
+from llmkick.study.announcement import announce
+from llmkick.study.cells import Variant
+from llmkick.study.expected_work import NO_WORK, calibrating, calibration_key, compressing, compression_key
+from llmkick.study.forecast import Forecast
+from llmkick.study.model_speed import expected_speed, machine_speed
+from llmkick.study.progress import Observer, show_plan
+from llmkick.study.spec.sections import CalibrationSpec
+
+# With fewer calibration sequences than this the statistics of a layer are thin.
+FEW_SEQUENCES = 16
+
+
+@dataclass(kw_only=True)
+class CompressionProgress:
+    """The observer of a compression that shows how long it will take.
+
+    Its stages are known by the first word of their titles, which a reader sees too.
+    """
+
+    observer: Observer
+    recipe: Recipe
+    source: str
+    sequences: int
+    length: int
+    _forecast: Forecast = field(default_factory=lambda: Forecast(()))
+    _part: str = ""
+    _done: int = 0
+    _since: float = 0.0
+
+    def plan(self, meta_model: MetaModel) -> None:
+        """Announce the compression of a model whose structure is known; sizes out of range are refused elsewhere."""
+        if self.sequences < 1 or self.length < 2:
+            return
+        dtype = next(meta_model.model.network.parameters()).dtype
+        speed = expected_speed(meta_model.info.parameters, machine_speed(dtype, meta_model.device), dtype)
+        work, advice = NO_WORK, list[str]()
+        spec = CalibrationSpec(source=self.source, sequences=self.sequences, length=self.length)
+        if self.recipe.needs_calibration:
+            work = replace(calibrating([0], spec, speed=speed), tokens=spec.sequences * spec.length)
+            if spec.sequences > FEW_SEQUENCES:
+                advice = [f"--sequences {FEW_SEQUENCES} (now {spec.sequences})"]
+        work += compressing(meta_model.model, [self._variant], spec, speed=speed)
+        self._forecast = Forecast(work.parts)
+        show_plan(self.observer, self._forecast, announce(work, self._forecast, advice=advice))
+
+    @property
+    def _variant(self) -> Variant:
+        return Variant(recipe=self.recipe)
+
+    def stage(self, title: str, total: int) -> None:
+        """A stage of `total` steps begins."""
+        self._count(self._done)
+        self._forecast.end(self._part)
+        parts = {"calibration": calibration_key(0), "compressing": compression_key(self._variant)}
+        self._part = parts.get(title.partition(" ")[0], "")
+        self._done, self._since = 0, time.monotonic()
+        if self._part:
+            self._forecast.begin(self._part)
+        self.observer.stage(title, total)
+
+    def advance(self, done: int) -> None:
+        """This many steps of the stage are done."""
+        self._count(done)
+        self.observer.advance(done)
+
+    def _count(self, done: int) -> None:
+        now = time.monotonic()
+        if self._part:
+            self._forecast.work(self._part, done - self._done, now - self._since)
+        self._done, self._since = done, now

@@ -1,0 +1,248 @@
+"""The expected work of a study: its cells, compressions and calibration texts as parts of a forecast."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from llmkick.compression.recipe import Dense, Recipe
+from llmkick.compression.walk.batches import ERROR_SEQUENCES
+from llmkick.compression.walk.blocks import decoder_blocks
+from llmkick.models.language_model import LanguageModel
+from llmkick.models.transformers_model import TransformersModel
+from llmkick.study.cells import Variant
+from llmkick.study.model_speed import ModelSpeed
+from llmkick.study.part_ratios import Part
+from llmkick.study.request_tokens import RequestTokens, request_tokens
+from llmkick.study.results.noise_floor import HALF_PRECISIONS, NOISE_ITEMS
+from llmkick.study.spec.sections import CalibrationSpec
+from llmkick.tasks.evaluate import BATCH_ITEMS
+from llmkick.tasks.prompting import Prompting
+from llmkick.tasks.task import Item, Task
+
+# Number of items whose tokens are counted for an expectation.
+COUNTED_ITEMS = 16
+# The share of the tokens that an answer may have which it has, before any was measured.
+WRITTEN_SHARE = 0.6
+# Items after which early stopping sees a large loss, and after which it sees that there is none.
+ITEMS_FOR_A_LOSS, ITEMS_FOR_A_MATCH = 100, 600
+# Seconds for a column of a column-by-column method beside its arithmetic, and for a layer of any method.
+COLUMN_SECONDS, LAYER_SECONDS = 2e-4, 2e-3
+# The share of a compression that loading its finished model takes.
+LOADING_SHARE = 0.05
+# Expected seconds of a compression beside its blocks, and of the first one of a process.
+COMPRESSION_SECONDS, FIRST_SECONDS = 0.1, 0.5
+# Expected seconds of a comparison, and of all that is computed beside the comparisons at the end.
+VERDICT_SECONDS, STATISTICS_SECONDS = 0.015, 0.1
+# Expected seconds to read a token of a calibration text.
+READ_SECONDS = 1e-5
+# Expected seconds of a request to a server or a judge.
+REQUEST_SECONDS = 1.0
+
+
+def cell_key(variant: Variant, task: str) -> str:
+    """The key of the part that fills a cell."""
+    return f"{variant} on {task}"
+
+
+def compression_key(variant: Variant) -> str:
+    """The key of the part that makes or loads the model of a variant."""
+    return f"model {variant}"
+
+
+def pass_key(seed: int | None) -> str:
+    """The key of the pass that compresses all recipes of a seed together."""
+    return f"all models of seed {seed}"
+
+
+def calibration_key(seed: int) -> str:
+    """The key of the part that samples the calibration text of a seed."""
+    return f"calibration {seed}"
+
+
+def noise_key(task: str) -> str:
+    """The key of the part that measures the noise floor of a task."""
+    return f"noise floor of {task}"
+
+
+VERDICTS, STATISTICS, JUDGING = "verdicts", "statistics", "judging"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpectedWork:
+    """The parts of a run, with the numbers for a person: items and tokens, each at most."""
+
+    parts: Sequence[Part]
+    items: int
+    tokens: int
+    stops_early: bool = False
+    judgements: int = 0
+
+    def __add__(self, other: ExpectedWork) -> ExpectedWork:
+        """The work of both."""
+        return ExpectedWork(
+            parts=(*self.parts, *other.parts),
+            items=self.items + other.items,
+            tokens=self.tokens + other.tokens,
+            stops_early=self.stops_early or other.stops_early,
+            judgements=self.judgements + other.judgements,
+        )
+
+
+NO_WORK = ExpectedWork(parts=(), items=0, tokens=0)
+
+
+def asking(
+    model: LanguageModel,
+    tasks: Sequence[Task],
+    items: Mapping[str, Sequence[Item]],
+    styles: Mapping[str, Prompting],
+    variants: Iterable[Variant],
+    *,
+    speed: ModelSpeed | None,
+    stopping: Iterable[str] = (),
+) -> ExpectedWork:
+    """The cells of variants; `stopping` names the tasks whose cells end as soon as their verdict is known."""
+    local = model if isinstance(model, TransformersModel) else None
+    counted = {task.name: _tokens_of(task, items[task.name], styles[task.name], local) for task in tasks}
+    stopping, parts, tokens = set(stopping), list[Part](), 0.0
+    every = list(variants)
+    for variant in every:
+        for task in tasks:
+            count, size = len(items[task.name]), counted[task.name]
+            tokens += count * (size.read + size.written)
+            parts.append(
+                Part(
+                    key=cell_key(variant, task.name),
+                    pool=("ask", task.name, "dense" if variant.is_dense else "compared"),
+                    steps=count,
+                    cost=_item_seconds(size, count, speed),
+                    stops_early=task.name in stopping,
+                    stopping_share=0.0 if variant.is_dense else stopping_share(count),
+                    is_reference=task.name in stopping and variant.is_dense,
+                    model=variant.label if variant.reference else "",
+                )
+            )
+    return ExpectedWork(
+        parts=parts, items=sum(int(part.steps) for part in parts), tokens=round(tokens), stops_early=bool(stopping)
+    )
+
+
+def stopping_share(items: int) -> float:
+    """The expected share of a task's items after which a verdict is known: half of the recipes lose much."""
+    shares = [min(1.0, needed / max(1, items)) for needed in (ITEMS_FOR_A_LOSS, ITEMS_FOR_A_MATCH)]
+    return sum(shares) / len(shares)
+
+
+def _tokens_of(task: Task, items: Sequence[Item], style: Prompting, model: TransformersModel | None) -> RequestTokens:
+    step = max(1, len(items) // COUNTED_ITEMS)
+    counted = request_tokens(task, items[::step][:COUNTED_ITEMS], style, model)
+    return counted or RequestTokens(requests=0, read=0, written=0)
+
+
+def _item_seconds(size: RequestTokens, items: int, speed: ModelSpeed | None) -> float:
+    if speed is None:
+        return REQUEST_SECONDS * size.requests
+    batch = max(1, min(items, BATCH_ITEMS))
+    # The answers of a batch grow together, a token a pass.
+    writing = WRITTEN_SHARE * size.written * (speed.pass_seconds / batch + speed.token_seconds)
+    return size.read * speed.token_seconds + 2 * speed.pass_seconds / batch + writing
+
+
+def compressing(
+    model: TransformersModel,
+    variants: Iterable[Variant],
+    calibration: CalibrationSpec,
+    *,
+    speed: ModelSpeed,
+) -> ExpectedWork:
+    """The compressions of recipes: a step a block. Without propagation, one pass a seed compresses all of them."""
+    recipes = [variant for variant in variants if variant.is_recipe]
+    if not recipes:
+        return NO_WORK
+    blocks = decoder_blocks(model.network)
+    layers = [(layer.weight.shape[0], layer.weight.shape[1]) for layer in blocks[0].layers] if blocks else []
+    costs = {v: block_seconds(v.recipe, layers, len(blocks), calibration, speed) for v in recipes}
+    together: dict[int | None, list[float]] = {}
+    parts = []
+    for variant, cost in costs.items():
+        pool: tuple[str, ...] = ("compress", variant.recipe.method)
+        if not variant.propagate:
+            together.setdefault(variant.seed, []).append(cost)
+            pool, cost = ("load",), LOADING_SHARE * cost
+        start = COMPRESSION_SECONDS + (FIRST_SECONDS if variant == recipes[0] else 0.0)
+        parts.append(Part(key=compression_key(variant), pool=pool, steps=len(blocks), cost=cost, start=start))
+    for seed, each in together.items():
+        # The calibration text passes once for all recipes.
+        once = block_seconds(Dense(), [], len(blocks), calibration, speed)
+        cost = sum(each) - (len(each) - 1) * min(min(each), once)
+        parts.append(Part(key=pass_key(seed), pool=("compress", "one pass"), steps=len(blocks), cost=cost))
+    return ExpectedWork(parts=parts, items=0, tokens=0)
+
+
+def block_seconds(
+    recipe: Recipe, layers: Sequence[tuple[int, int]], blocks: int, calibration: CalibrationSpec, speed: ModelSpeed
+) -> float:
+    """The expected seconds of one block: passes of the calibration text, and the method's work on each layer."""
+    sequences = calibration.sequences if recipe.needs_calibration else min(ERROR_SEQUENCES, calibration.sequences)
+    # Each block runs twice, before and after it is compressed; a sum of second moments costs about one pass more.
+    passes = 2 + recipe.needs_hessian
+    seconds = passes * (sequences * calibration.length * speed.token_seconds / max(1, blocks))
+    for rows, columns in layers:
+        seconds += LAYER_SECONDS + 20 * rows * columns / speed.operations_a_second
+        if recipe.needs_hessian:
+            operations = 2 * rows * columns**2 + 3 * columns**3
+            seconds += columns * COLUMN_SECONDS + operations / speed.operations_a_second
+    return seconds
+
+
+def calibrating(seeds: Iterable[int], calibration: CalibrationSpec, *, speed: ModelSpeed | None) -> ExpectedWork:
+    """The calibration texts of these seeds; a step a token."""
+    cost = READ_SECONDS
+    if speed is not None and calibration.source == "self":
+        cost = speed.token_seconds + speed.pass_seconds / calibration.sequences
+    tokens = calibration.sequences * calibration.length
+    parts = [
+        Part(key=calibration_key(seed), pool=("calibrate", calibration.source), steps=tokens, cost=cost)
+        for seed in seeds
+    ]
+    return ExpectedWork(parts=parts, items=0, tokens=0)
+
+
+def comparing(variants: Sequence[Variant], tasks: int) -> ExpectedWork:
+    """The verdicts as the run goes, and the statistics at its end."""
+    cells = tasks * sum(not variant.is_dense for variant in variants)
+    parts = [
+        Part(key=key, pool=(key,), steps=cells, cost=cost)
+        for key, cost in (
+            (VERDICTS, VERDICT_SECONDS),
+            (STATISTICS, VERDICT_SECONDS + STATISTICS_SECONDS / max(1, cells)),
+        )
+        if cells
+    ]
+    return ExpectedWork(parts=parts, items=0, tokens=0)
+
+
+def measuring_noise(
+    model: LanguageModel,
+    tasks: Sequence[Task],
+    items: Mapping[str, Sequence[Item]],
+    styles: Mapping[str, Prompting],
+    *,
+    speed: ModelSpeed | None,
+) -> ExpectedWork:
+    """The noise floors of choices in half precision: some questions, each in a batch of its own."""
+    local = model if isinstance(model, TransformersModel) else None
+    parts = []
+    for task in tasks:
+        count = min(NOISE_ITEMS, len(items[task.name]))
+        if model.info.dtype in HALF_PRECISIONS and count and items[task.name][0].choices:
+            cost = _item_seconds(_tokens_of(task, items[task.name], styles[task.name], local), 1, speed)
+            parts.append(Part(key=noise_key(task.name), pool=("noise", task.name), steps=count, cost=cost))
+    return ExpectedWork(parts=parts, items=0, tokens=0)
+
+
+def judging(judgements: int) -> ExpectedWork:
+    """The questions to a judge, at most."""
+    part = Part(key=JUDGING, pool=("judge",), steps=judgements, cost=REQUEST_SECONDS)
+    return ExpectedWork(parts=(part,), items=0, tokens=0, judgements=judgements)

@@ -1,0 +1,97 @@
+"""The kernel for GPUs without a GPU: its results in Triton's interpreter, and its machine code."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from interpreted import CASES
+from llmkick.compression.kernels import columns
+from llmkick.compression.kernels.replacement import replace_plainly
+
+TESTS = Path(__file__).resolve().parents[1]
+NAMES = [f"{recipe} of {rows} × {width}" for recipe, rows, width in CASES]
+
+
+def require_triton() -> None:
+    pytest.importorskip("triton", reason="Triton is not installed: pip install triton (Linux only)")
+
+
+@pytest.fixture(scope="module")
+def interpreted() -> dict[str, dict[str, Any]]:
+    """What the interpreter found for each case."""
+    require_triton()
+    path = os.pathsep.join([str(TESTS), str(TESTS.parent / "src"), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": path}
+    command = [sys.executable, str(TESTS / "interpreted.py")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    results: dict[str, dict[str, Any]] = json.loads(done.stdout)
+    return results
+
+
+@pytest.mark.parametrize("case", NAMES)
+def test_the_kernel_equals_the_plain_loop_bit_for_bit(interpreted: dict[str, dict[str, Any]], case: str):
+    result = interpreted[case]
+    assert result["calls"] > 0
+    assert result["equal"]
+    assert result["signs"]
+
+
+# Tensors and numbers of the kernel as in a launch, and what a recipe fixes when it is compiled.
+KINDS = {
+    "gptq": {"count": 0, "group": 128, "has_mask": False, "has_grids": True},
+    "sparsegpt": {"count": 0, "group": 128, "has_mask": True, "has_grids": False},
+    "2:4": {"count": 2, "group": 4, "has_mask": False, "has_grids": False},
+    "4:8 and a grid": {"count": 4, "group": 8, "has_mask": False, "has_grids": True},
+    "32:64": {"count": 32, "group": 64, "has_mask": False, "has_grids": False},
+}
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_kernel_compiles_and_rounds_each_operation(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: str, capability: int
+):
+    require_triton()
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from llmkick.compression.kernels import fused
+
+    fixed = {**KINDS[kind], "width": fused.ROWS}
+    types = dict.fromkeys(fused.TENSORS, "*fp32") | {"zeroed": "*i1", "number": "*i64"}
+    types |= dict.fromkeys(fused.NUMBERS, "i32")
+    names = fused.kernel.arg_names
+    assert set(names) == {*types, *fixed}
+    source = ASTSource(
+        fused.kernel,
+        {name: types.get(name, "constexpr") for name in names},
+        {(names.index(name),): value for name, value in fixed.items()},
+    )
+    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=fused.OPTIONS)
+    assert compiled.asm["cubin"].startswith(b"\x7fELF")
+    code = compiled.asm["ptx"]
+    assert f".target sm_{capability}" in code
+    # No product merged with a sum, no approximate quotient, no small number flushed to 0.
+    assert not re.search(r"\bfma\b|div\.(full|approx)|\.ftz", code)
+    assert len(re.findall(r"div\.rn\.f32", code)) == fixed["has_grids"]
+    assert re.findall(r"(?:mul|sub)(?:\.rn)?\.f32", code)
+
+
+def test_without_a_gpu_the_plain_loop_is_used_and_said():
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    with pytest.warns(UserWarning, match=r"replace columns one by one on cuda, because .* needs the package triton"):
+        assert columns.replacer_for.__wrapped__(torch.device("cuda")) is replace_plainly
+    assert columns.replacer_for(torch.device("mps")) is replace_plainly

@@ -1,0 +1,72 @@
+"""The command that measures everything on a GPU, run on a toy without one."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
+    # Behind the standard library: there is a statistics.py among the benchmarks.
+    monkeypatch.setattr(sys, "path", [*sys.path, str(BENCHMARKS)])
+    import gpu
+
+    return gpu
+
+
+def test_the_command_works_on_a_toy(gpu: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    before = transformers.logging.get_verbosity()
+    recipes = ["magnitude@0.5", "wanda@2:4", "gptq@4b"]
+    try:
+        code = gpu.main(["--device", "cpu", "--tiny", "--recipes", ",".join(recipes), "--out", str(tmp_path)])
+    finally:
+        transformers.logging.set_verbosity(before)
+    results = json.loads((tmp_path / "gpu.json").read_text(encoding="utf-8"))
+    text = (tmp_path / "gpu.md").read_text(encoding="utf-8")
+    assert code == 0
+    assert capsys.readouterr().out == text
+    assert results["notes"] == []
+    kernels = results["kernels"]["recipes"]
+    assert all(row["same_as_cpu"] == 1 and row["error_ratio"] in (1, None) for row in kernels)
+    compression = results["compression"]["recipes"]
+    assert [row["recipe"] for row in compression] == recipes
+    for row in compression:
+        assert sum(row["stages"].values()) == pytest.approx(row["seconds"])
+        assert (row["stages"]["factors"] > 0) == (row["recipe"] == "gptq@4b")
+        assert min(row["stages"][stage] for stage in ("forwards", "statistics", "weights", "error", "digest")) > 0
+        assert 0 < row["floor"] < row["seconds"]
+        assert f"| `{row['recipe']}` | {row['seconds']:.2f} |" in text
+    assert results["scoring"]["scoring"]["largest_difference"] < 0.2
+    for name, items in (("scoring", 4), ("generation", 4)):
+        assert results["scoring"][name]["items"] == items
+        assert set(results["scoring"][name]["seconds"]) == {"llmkick", "transformers"}
+        assert f"## {name.capitalize()}: 4 " in text
+
+
+def test_what_is_wrong_fails_and_what_is_slow_does_not(gpu: Any):
+    row = {"recipe": "gptq@4b", "equal_plain": True, "error_ratio": 1.001}
+    good = {"recipes": [row], "moments": {"difference": 1e-7}}
+    assert gpu.failures({"kernels": good, "scoring": {"scoring": {"largest_difference": 0.1}}}) == []
+    assert gpu.failures({}) == []
+    for bad in ({"equal_plain": False}, {"error_ratio": 1.3}, {"error_ratio": 0.5}):
+        assert len(gpu.failures({"kernels": {**good, "recipes": [{**row, **bad}]}})) == 1
+    assert len(gpu.failures({"kernels": {**good, "moments": {"difference": 0.01}}})) == 1
+    assert len(gpu.failures({"scoring": {"scoring": {"largest_difference": 3.0}}})) == 1
+
+
+def test_without_a_gpu_the_command_says_how_to_try_it(gpu: Any, capsys: pytest.CaptureFixture[str]):
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    with pytest.raises(SystemExit) as ended:
+        gpu.main([])
+    assert ended.value.code == 2
+    assert "`--device cpu --tiny` tries the command without one" in capsys.readouterr().err
