@@ -27,6 +27,8 @@ CORRELATION, SEED_SPREAD, COMMON_SHARE = 0.05, 0.01, 0.5
 # Graded scores of the dense model have this standard deviation at most (F1, judge's grades over 10).
 GRADED_SPREAD = 0.25
 MANY_ITEMS, MOST_ITEMS = 3_000, 1_000_000
+# Seeds limit power if this many doublings of the items have not raised it.
+PLATEAU = 4
 
 
 @dataclass(frozen=True, kw_only=True)
