@@ -14,6 +14,7 @@ from llmkick.statistics import (
     simulated_power,
     verdict_power,
 )
+from llmkick.statistics import design as design_module
 from llmkick.statistics.design import cluster_sizes
 from llmkick.statistics.verdict import PairedScores, decide
 
@@ -86,7 +87,19 @@ def test_seeds_that_differ_limit_power() -> None:
     two = simulated_power(Design.of_items(2000, accuracy=0.7, seeds=2, seed_spread=0.05), draws=100)
     assert one > 0.95
     assert two < 0.5
-    assert items_for_power(Design.of_items(2000, accuracy=0.7, seeds=2, seed_spread=0.2), draws=4) is None
+
+
+def test_a_limit_that_seeds_set_is_noticed_long_before_a_million_items(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    simulated = design_module.simulated_power
+    monkeypatch.setattr(
+        design_module, "simulated_power", lambda design, **k: asked.append(design.items) or simulated(design, **k)
+    )
+    limited = Design.of_items(60, accuracy=0.5, seeds=2, seed_spread=0.1)
+    assert items_for_power(limited, draws=50) is None
+    assert max(asked) < 50_000
+    # Seeds that hardly differ set none.
+    assert items_for_power(Design.of_items(60, accuracy=0.75, seeds=3, seed_spread=0.0), draws=50) is not None
 
 
 @pytest.mark.parametrize(

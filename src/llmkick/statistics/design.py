@@ -169,8 +169,9 @@ def items_for_power(
     """The number of items, in clusters like the design's, that give the right verdict with probability `power`.
 
     It is found by bisection on the logarithm, to a twentieth. Thousands of independent right-or-wrong answers need no
-    simulation: there the normal approximation holds. None if a million items do not suffice: calibration seeds that
-    differ set a limit that items cannot lift. Raises ConfigError for a loss of exactly the margin.
+    simulation: there the normal approximation holds. None if a million items do not suffice, or if power has stopped to
+    grow: calibration seeds that differ set a limit that items cannot lift. Raises ConfigError for a loss of exactly the
+    margin.
     """
     start = items_needed(
         design.accuracy,
@@ -186,18 +187,22 @@ def items_for_power(
     if plain and start > MANY_ITEMS:
         return start
 
-    def enough(items: int) -> bool:
+    def power_of(items: int) -> float:
         scaled = design.scaled(items)
-        return simulated_power(scaled, loss=loss, margin=margin, alpha=alpha, draws=draws, seed=seed) >= power
+        return simulated_power(scaled, loss=loss, margin=margin, alpha=alpha, draws=draws, seed=seed)
 
     below, above = 1, max(4, start)
-    while not enough(above):
+    reached: list[float] = []
+    while (share := power_of(above)) < power:
+        reached.append(share)
+        # Two standard errors of the difference between two shares.
+        stalled = len(reached) > PLATEAU and share < reached[-1 - PLATEAU] + math.sqrt(2 / draws)
         below, above = above, 2 * above
-        if above > MOST_ITEMS:
+        if above > MOST_ITEMS or (stalled and design.seeds > 1):
             return None
     while above > 1.05 * below and above - below > 1:
         middle = round(math.sqrt(below * above))
-        below, above = (below, middle) if enough(middle) else (middle, above)
+        below, above = (below, middle) if power_of(middle) >= power else (middle, above)
     return design.scaled(above).items
 
 

@@ -6,7 +6,7 @@ The stopping rule itself is in `early_stopping`, which decides during a run and 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import KW_ONLY, dataclass, replace
+from dataclasses import dataclass, replace
 
 from llmkick.statistics.betting import Stopping, confidence_sequence
 from llmkick.statistics.early_stopping import BETS_SHARE, EarlyStop, Scores, cluster_codes, filled, signal_after
@@ -63,9 +63,7 @@ def compare_stopped(
     )
     if state.outcome == "no signal":
         return _without_signal(fixed, state)
-    answers = _Asked(
-        order, asked, dense, compressed, margin=margin, alpha=alpha, chance=chance, score_range=score_range
-    )
+    answers = _Asked(order, asked, dense, compressed, margin, alpha, chance, score_range)
     interval = (0.0, 0.0) if same_model else answers.bounds()
     open_verdict = state.outcome == "undecided" and not same_model and fixed.clusters > 1
     undecided, reasons = answers.explained() if open_verdict else (None, list[str]())
@@ -98,7 +96,6 @@ class _Asked:
     items: Sequence[str]
     dense: Scores
     compressed: Scores
-    _: KW_ONLY
     margin: float
     alpha: float
     chance: float
