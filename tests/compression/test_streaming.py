@@ -142,6 +142,7 @@ def test_a_stopped_compression_goes_on_at_its_block(
 ):
     if states != "not kept":
         monkeypatch.setattr(finished_blocks, "STATES_SECONDS", 0)
+        monkeypatch.setattr(finished_blocks, "STATES_TIMES_WRITTEN", 0)
     model = saved(tmp_path / "model", "llama")
     expected, report = compress(model, "gptq@4b-g8", calibration=windows(), propagate=propagate)
     meta_model = load_meta_model(str(tmp_path / "model"), dtype="float32")
@@ -200,6 +201,7 @@ def test_hidden_states_of_an_earlier_block_are_enough(
             return report_of(kept).digest
         return compress(model, recipe, calibration=calibration, keep=tmp_path / "kept", **arguments)[1].digest
 
+    monkeypatch.setattr(finished_blocks, "STATES_TIMES_WRITTEN", 0)
     for done, seconds in ((1, 0), (2, 1e9)):
         monkeypatch.setattr(finished_blocks, "STATES_SECONDS", seconds)
         with pytest.raises(Stopped):

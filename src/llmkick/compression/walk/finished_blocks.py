@@ -24,6 +24,8 @@ from llmkick.models.checkpoints.weight_files import TensorFiles, read_tensor
 STATE_FILE = "compression.json"
 # Hidden states are kept when as much time has passed: what a stopped walk computes again takes less.
 STATES_SECONDS = 60.0
+# … and at least so many times as long as writing them took: on a slow disk that is a twentieth of the time at most.
+STATES_TIMES_WRITTEN = 20
 
 Result = TypeVar("Result")
 # What is done with the compact forms of a block's layers, by name, beside keeping them; returns digests of tensors.
@@ -153,8 +155,7 @@ class FinishedBlocks:
         for file in self.folder.glob("hidden-*"):
             if file != self._file("hidden", index):
                 file.unlink()
-        # On a slow disk more rarely: writing them takes a twentieth of the time at most.
-        self._states_wait = max(STATES_SECONDS, 20 * (time.monotonic() - started))
+        self._states_wait = max(STATES_SECONDS, STATES_TIMES_WRITTEN * (time.monotonic() - started))
 
     def load_hidden(self, index: int) -> tuple[int, list[Tensor]] | None:
         """The last block up to `index` whose hidden states were kept, and these; None when there is none."""
