@@ -328,7 +328,7 @@ def test_sampled_text_is_cached_and_the_cache_is_not_trusted_blindly(cache: Path
 
 @pytest.mark.parametrize("architecture", ["llama", "mistral", "gemma3", "gpt2", "opt", "mixtral", "mamba", "minimax"])
 def test_sampled_text_follows_the_models_probabilities(architecture: str):
-    """Drawn again from whole forwards, row by row: neither the cache of keys and values nor the batch changes a token."""
+    """Drawn again from whole forwards, row by row: neither the cache nor the batch changes a token."""
     model = toy_model(architecture)  # windows of 12 where there are any
     found = calibrate(model, sequences=2, length=30, seed=7).tokens
     for row in range(2):

@@ -183,9 +183,7 @@ def test_sampled_text_is_sampled_once_for_all_counts(
 
 def test_too_many_windows_for_the_text_are_refused_before_anything_is_asked(toy: Path, text: Path, tmp_path: Path):
     calibration = {"source": str(text), "sequences": [2, 5000], "length": 32}
-    with pytest.raises(
-        DataError, match=r"calibration\.sequences 5000: as many windows of 32 tokens are 160,000 tokens"
-    ):
+    with pytest.raises(DataError, match=r"calibration\.sequences 5000: as many windows of 32 tokens are 160,000"):
         run_study(study_of(toy, text, calibration=calibration), out=tmp_path / "run")
     journal = Journal(tmp_path / "run")
     try:

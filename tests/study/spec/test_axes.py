@@ -102,22 +102,24 @@ TASK = SMALL + "[[tasks]]\n"
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        (CALIBRATION + "sequences = []", "line 5: calibration.sequences: an empty list; give a value, or several values"),
+        (CALIBRATION + "sequences = []", "line 5: calibration.sequences: an empty list; give a value"),
         (CALIBRATION + "sequences = [8, 1, 8]", "line 5: calibration.sequences.2: 8 is listed twice"),
-        (CALIBRATION + "sequences = [8, 0]", "line 5: calibration.sequences.1: Input should be greater than or equal to 1"),
+        (CALIBRATION + "sequences = [8, 0]", "line 5: calibration.sequences.1: Input should be greater"),
         (CALIBRATION + 'sequences = [8, "1"]', "line 5: calibration.sequences.1: Input should be a valid integer"),
         (CALIBRATION + "length = [16, 1]", "line 5: calibration.length.1: Input should be greater than or equal to 2"),
         (CALIBRATION + 'source = ["c4", "c4"]', "line 5: calibration.source.1: c4 is listed twice"),
         (CALIBRATION + 'source = ["c4", 1]', "line 5: calibration.source.1: Input should be a valid string"),
         (TASK + 'name = "multiple_choice"\nshots = []', "line 5: tasks.0.shots: an empty list"),
         (TASK + 'name = "multiple_choice"\nshots = [0, 2, 0]', "line 5: tasks.0.shots.2: 0 is listed twice"),
-        (TASK + 'name = "multiple_choice"\nshots = [0, 7]', "line 5: tasks.0.shots: shots of multiple_choice:letter must be "
-         "a whole number from 0 to 5; got 7"),
+        (TASK + 'name = "multiple_choice"\nshots = [0, 7]', "line 5: tasks.0.shots: shots of multiple_choice:letter "
+         "must be a whole number from 0 to 5; got 7"),
         (TASK + 'name = "factoid_qa"\nshots = [0, 2]', "line 5: tasks.0.shots: unknown option 'shots' of factoid_qa"),
         (TASK + 'name = "factoid_qa"\nid = "a [b]"', "line 5: tasks.0.id: 'a [b]' is not a name for a task"),
         (TASK + 'name = "factoid_qa"\nid = ""', "line 5: tasks.0.id: '' is not a name for a task"),
-        (TASK + 'name = "factoid_qa"\n[[tasks]]\nname = "perplexity"\nid = "factoid_qa"', "tasks.1: factoid_qa is listed twice"),
-        (TASK + 'name = "factoid_qa"\nid = "a"\n[[tasks]]\nname = "perplexity"\nid = "a"', "tasks.1: a is listed twice"),
+        (TASK + 'name = "factoid_qa"\n[[tasks]]\nname = "perplexity"\nid = "factoid_qa"',
+         "tasks.1: factoid_qa is listed twice"),
+        (TASK + 'name = "factoid_qa"\nid = "a"\n[[tasks]]\nname = "perplexity"\nid = "a"',
+         "tasks.1: a is listed twice"),
     ],
 )  # fmt: skip
 def test_what_is_refused(tmp_path: Path, text: str, expected: str):
