@@ -11,12 +11,14 @@ import pytest
 
 from llmkick.compression.walk import self_sampling
 from llmkick.errors import ConfigError, DataError
+from llmkick.models.transformers_model import TransformersModel
 from llmkick.study.journal.database import JOURNAL_FILE
 from llmkick.study.journal.journal import Journal
 from llmkick.study.plan import plan_study
 from llmkick.study.results.from_journal import partial_result
 from llmkick.study.results.results import RESULTS_FILE, StudyResult, read_results
 from llmkick.study.run import run_study
+from llmkick.study.running import compressor as compressor_module
 from llmkick.study.spec.study import Study, make_study
 from llmkick.tasks import evaluate as asking
 from toy import save_toy
@@ -157,6 +159,26 @@ def test_the_plan_counts_every_level(toy: Path, text: Path):
     assert plan.cells == plan.models * 3
     assert plan.calibration_tokens == 6 * 32, "smaller counts are part of the largest"
     assert any("magnitude has no calibration: run once" in line for line in plan.lines())
+
+
+def test_without_propagation_one_pass_serves_all_counts(
+    toy: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("LLMKICK_CACHE", str(tmp_path / "cache"))
+    passes: list[list[tuple[str, int]]] = []
+    together = compressor_module.compress_into
+
+    def counting(model: TransformersModel, jobs: Any, **options: Any) -> Any:
+        passes.append(sorted((str(job.recipe), len(job.windows.tokens)) for job in jobs))
+        return together(model, jobs, **options)
+
+    monkeypatch.setattr(compressor_module, "compress_into", counting)
+    found = run_study(study_of(toy, text, propagate=False), out=tmp_path / "run")
+    assert passes == [sorted((recipe, count) for recipe in ("wanda@0.5", "sparsegpt@0.5") for count in COUNTS)]
+    monkeypatch.setenv("LLMKICK_CACHE_LIMIT", "0")
+    one_by_one = run_study(study_of(toy, text, propagate=False), out=tmp_path / "one-by-one")
+    assert found.results == one_by_one.results
+    assert [row.digest for row in found.compression] == [row.digest for row in one_by_one.compression]
 
 
 def test_sampled_text_is_sampled_once_for_all_counts(

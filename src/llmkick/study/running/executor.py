@@ -26,6 +26,7 @@ from llmkick.study.running.compressor import StudyCompressor
 from llmkick.study.running.context import StudyContext
 from llmkick.study.running.environment import environment
 from llmkick.study.running.external_models import settings_of
+from llmkick.study.running.keys import CalibrationText
 from llmkick.study.running.preparation import ModelSource
 from llmkick.study.running.schedule import Schedule
 from llmkick.study.spec.axes import CalibrationSetting
@@ -81,7 +82,7 @@ class LocalExecutor:
 
     artifacts: str | None = None
     warnings: list[str] = field(default_factory=list)
-    _compressed_seeds: set[tuple[CalibrationSetting | None, int | None]] = field(default_factory=set)
+    _compressed_texts: set[CalibrationText] = field(default_factory=set)
     _digest: str | None = None
 
     def load(self, study: Study, observer: Observer) -> LanguageModel:
@@ -140,17 +141,19 @@ class LocalExecutor:
         return model
 
     def _compress_together(self, first: Variant, context: StudyContext) -> None:
-        """Compress all recipes of a seed in one pass and cache the models; this needs `propagate = false`."""
-        windows_of_first = (first.calibration, first.seed)
-        if first.propagate or not first.is_recipe or windows_of_first in self._compressed_seeds:
+        """Compress all recipes of a seed, with all numbers of windows, in one pass; this needs `propagate = false`."""
+        if first.propagate or not first.is_recipe:
             return
-        self._compressed_seeds.add(windows_of_first)
-        wanted = context.wanted(*windows_of_first)
+        text = context.keys.text_of(first)
+        if text in self._compressed_texts:
+            return
+        self._compressed_texts.add(text)
+        wanted = context.wanted_on(text)
         if len(wanted) > 1:
             self.observer.stage(f"compressing {len(wanted)} recipes", len(decoder_blocks(self.dense.network)))
             with context.timed("compress", "one pass"):
-                recipes = [variant.recipe for variant in wanted]
-                self.compressor.compress_together(recipes, first.seed, context.keys.calibration_of(first))
+                recipes = [(variant.recipe, context.keys.calibration_of(variant)) for variant in wanted]
+                self.compressor.compress_together(recipes, first.seed)
 
     def dense_digest(self) -> str:
         """Return the digest of the dense weights."""

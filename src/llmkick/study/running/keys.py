@@ -20,6 +20,15 @@ from llmkick.tasks.task import Task
 
 
 @dataclass(frozen=True, kw_only=True)
+class CalibrationText:
+    """The text of calibration windows without their number; `seed` is None for a method without calibration."""
+
+    source: str
+    length: int
+    seed: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class StudyKeys:
     """All inputs of the run keys of a study.
 
@@ -46,6 +55,11 @@ class StudyKeys:
         """Return the calibration setting and the seed of the windows of a variant."""
         setting = variant.calibration or calibration_settings(self.study.calibration)[0]
         return setting, self.study.seeds[0] if variant.seed is None else variant.seed
+
+    def text_of(self, variant: Variant) -> CalibrationText:
+        """Return what the variants have in common whose windows are the beginning of one text."""
+        setting, _ = self.windows_of(variant)
+        return CalibrationText(source=setting.source, length=setting.length, seed=variant.seed)
 
     def weights_key(self, variant: Variant) -> dict[str, object]:
         """Return all inputs that determine the weights of a variant."""
