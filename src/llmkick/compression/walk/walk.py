@@ -118,10 +118,8 @@ class Walk:
         outputs = [output for output in self.outputs if not output.has(index)]
         with self.source.open(index) as block:
             records = states.record(index, block, **self._statistics)
-            for count in records if self._is_calibrated and not self.allow_partial else ():
-                check_seen(
-                    block, lambda layer, n=count: self._record_of(layer, records, n).statistics_of(layer) is not None
-                )
+            if self._is_calibrated and not self.allow_partial:
+                self._check_seen(block, records)
             self.source.release_memory()
             packed = self._compress_block(index, block, outputs, records)
             if self.propagate and index + 1 < len(self.source.blocks):
@@ -131,6 +129,12 @@ class Walk:
             output.finish_block(index, self.source.blocks[index], layers, seconds)
         self._keep_hidden(index + 1, states)
         self._report_progress(index + 1)
+
+    def _check_seen(self, block: Block, records: Records) -> None:
+        """Refuse a block of which some number of windows does not reach a large part."""
+        for count in records:
+            seen = [layer for layer in block.layers if self._record_of(layer, records, count).statistics_of(layer)]
+            check_seen(block, seen.__contains__)
 
     def _compress_block(
         self, index: int, block: Block, outputs: list[RecipeOutput], records: Records
