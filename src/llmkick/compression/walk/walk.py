@@ -133,8 +133,11 @@ class Walk:
     def _check_seen(self, block: Block, records: Records) -> None:
         """Refuse a block of which some number of windows does not reach a large part."""
         for count in records:
-            seen = [layer for layer in block.layers if self._record_of(layer, records, count).statistics_of(layer)]
-            check_seen(block, seen.__contains__)
+
+            def is_seen(layer: LinearLayer, count: int = count) -> bool:
+                return self._record_of(layer, records, count).statistics_of(layer) is not None
+
+            check_seen(block, is_seen)
 
     def _compress_block(
         self, index: int, block: Block, outputs: list[RecipeOutput], records: Records
