@@ -52,11 +52,11 @@ def test_too_few_to_call_anything_matching():
 
 def test_the_design_counts():
     """The same items tell less in few clusters, with several seeds, where guessing scores; strata cost nothing."""
-    (alone,) = told(task("items", 240))
-    (clusters,) = told(task("items", 240, 12))
-    (seeds,) = told(task("items", 240), seeds=2)
-    (guessing,) = told(task("items", 240, chance=0.5))
-    (strata,) = told(task("items", 240, 12, grouping="strata"))
+    (alone,) = told(task("items", 200))
+    (clusters,) = told(task("items", 200, 12))
+    (seeds,) = told(task("items", 200), seeds=2)
+    (guessing,) = told(task("items", 200, chance=0.5))
+    (strata,) = told(task("items", 200, 12, grouping="strata"))
     assert max(power_in(line, "items") for line in (clusters, seeds, guessing)) < power_in(alone, "items") - 0.1
     assert power_in(strata, "items") == power_in(alone, "items")
 

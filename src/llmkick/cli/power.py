@@ -127,7 +127,7 @@ def _answers(design: Design, items: int | None, *, loss: float, margin: float, a
     right = "matching" if loss < margin else "not matching"
     table = Table("question", "answer")
     needed = items_for_power(design, loss=loss, margin=margin, alpha=alpha, power=wanted)
-    number = "more than a million, or no number: seeds that differ set a limit" if needed is None else f"{needed:,}"
+    number = "no realistic number: seeds that differ set a limit" if needed is None else f"{needed:,}"
     table.add_row(f"items to call a true loss of {loss:.0%} “{right}” in {wanted:.0%} of runs", number)
     if items is not None:
         share = simulated_power(design, loss=loss, margin=margin, alpha=alpha)

@@ -26,7 +26,12 @@ DRAWS, SEARCH_DRAWS = 1000, 400
 CORRELATION, SEED_SPREAD, COMMON_SHARE = 0.05, 0.01, 0.5
 # Graded scores of the dense model have this standard deviation at most (F1, judge's grades over 10).
 GRADED_SPREAD = 0.25
-MANY_ITEMS, MOST_ITEMS = 3_000, 1_000_000
+# Above this number of independent right-or-wrong answers the normal approximation holds. A search for a number of items
+# ends at this many times the number of independent ones: clusters multiply it by their design effect, but calibration
+# seeds that differ set a limit that no number of items lifts.
+MANY_ITEMS, MOST_TIMES = 3_000, 30
+# Items drawn in all for one look of a search, in at least so many draws.
+_LOOK_ITEMS, _FEWEST_DRAWS = 1_000_000, 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,9 +174,8 @@ def items_for_power(
     """The number of items, in clusters like the design's, that give the right verdict with probability `power`.
 
     It is found by bisection on the logarithm, to a twentieth. Thousands of independent right-or-wrong answers need no
-    simulation: there the normal approximation holds. None if a million items do not suffice, or if power has stopped to
-    grow: calibration seeds that differ set a limit that items cannot lift. Raises ConfigError for a loss of exactly the
-    margin.
+    simulation: there the normal approximation holds. None if no realistic number suffices: calibration seeds that
+    differ set a limit that items cannot lift. Raises ConfigError for a loss of exactly the margin.
     """
     start = items_needed(
         design.accuracy,
@@ -189,17 +193,15 @@ def items_for_power(
 
     def power_of(items: int) -> float:
         scaled = design.scaled(items)
-        return simulated_power(scaled, loss=loss, margin=margin, alpha=alpha, draws=draws, seed=seed)
+        count = max(_FEWEST_DRAWS, min(draws, _LOOK_ITEMS // max(1, items * design.seeds)))
+        return simulated_power(scaled, loss=loss, margin=margin, alpha=alpha, draws=count, seed=seed)
 
     below, above = 1, max(4, start)
-    reached: list[float] = []
-    while (share := power_of(above)) < power:
-        reached.append(share)
-        # Two standard errors of the difference between two shares.
-        stalled = len(reached) > PLATEAU and share < reached[-1 - PLATEAU] + math.sqrt(2 / draws)
-        below, above = above, 2 * above
-        if above > MOST_ITEMS or (stalled and design.seeds > 1):
+    most = MOST_TIMES * above
+    while power_of(above) < power:
+        if above >= most:
             return None
+        below, above = above, min(most, 3 * above)
     while above > 1.05 * below and above - below > 1:
         middle = round(math.sqrt(below * above))
         below, above = (below, middle) if power_of(middle) >= power else (middle, above)
