@@ -16,8 +16,7 @@ from llmkick.statistics import Comparison
 from llmkick.study.results.results import StudyResult
 
 # One row for each comparison at a level of an axis. `line` has what stays the same along the axis but the task: the
-# recipe, and the levels of the other axes. Shares are of the dense model's score above chance,
-# asked alike.
+# recipe, and the levels of the other axes. Shares are of the dense model's score above chance, asked alike.
 AXIS_COLUMNS = (
     "axis", "level", "line", "recipe", "task", "base_task", "other_axes", "dense", "compressed",
     "kept", "kept_low", "kept_high", "loss", "loss_low", "loss_high", "verdict",
@@ -103,8 +102,9 @@ def _figure(result: StudyResult, axis: str, frame: pd.DataFrame) -> Figure:
     return Figure(
         name=f"axis-{axis.replace('.', '-')}",
         title=f"Kept against {TITLES.get(axis, axis)}",
-        caption="The share of the dense score above chance that is kept, with its interval. Every level is compared with the dense "
-        f"model asked alike; the dashed line is a loss of {margin}."
+        caption="The share of the dense score above chance that is kept, with its "
+        f"{formatting.interval_name(result.study.alpha)}. Every level is compared with the dense model asked alike; the "
+        f"dashed line is a loss of {margin}."
         + (f" Without a signal, so nothing can be lost: {formatting.listed(silent)}." if silent else "")
         + (" A method without calibration has no level and is not drawn." if _left_out(result, axis) else ""),
         chart=charts.themed(panels, columns=3, minimum=200),
