@@ -103,8 +103,8 @@ def _figure(result: StudyResult, axis: str, frame: pd.DataFrame) -> Figure:
         name=f"axis-{axis.replace('.', '-')}",
         title=f"Kept against {TITLES.get(axis, axis)}",
         caption="The share of the dense score above chance that is kept, with its "
-        f"{formatting.interval_name(result.study.alpha)}. Every level is compared with the dense model asked alike; the "
-        f"dashed line is a loss of {margin}."
+        f"{formatting.interval_name(result.study.alpha)}. Every level is compared with the dense model asked alike; "
+        f"the dashed line is a loss of {margin}."
         + (f" Without a signal, so nothing can be lost: {formatting.listed(silent)}." if silent else "")
         + (" A method without calibration has no level and is not drawn." if _left_out(result, axis) else ""),
         chart=charts.themed(panels, columns=3, minimum=200),

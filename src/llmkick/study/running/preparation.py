@@ -115,14 +115,9 @@ def prepare(
     )
     keys = replace(keys, calibrations=calibrations)
     notes = pocket_notes(calibrations, keys.model, keys.tasks)
-    warnings += notes
-    for line in notes:
-        observer.warn(line)
     summaries = summaries_of(study, keys.tasks, keys.prompting)
     note_run(journal, model=keys.model, tasks=keys.tasks, summaries=summaries, items=items, prompting=keys.prompting)
-    judged = [(task, items[task.name]) for task in keys.tasks if task.metric not in CONTROL_METRICS]
-    for line in warn_of_low_power(judged, seeds=calibrated_seeds(study), margin=study.margin, alpha=study.alpha):
-        observer.warn(line)
+    _warn(study, keys, items, observer, notes=notes)
     evaluation = Evaluation(
         journal=journal,
         model_name=keys.model.info.name,
@@ -144,8 +139,18 @@ def prepare(
         evaluation=evaluation,
         dense_digest=source.dense_digest,
         forecast=forecast,
-        warnings=tuple(warnings),
+        warnings=(*warnings, *notes),
     )
+
+
+def _warn(
+    study: Study, keys: StudyKeys, items: Mapping[str, Sequence[Item]], observer: Observer, *, notes: Sequence[str]
+) -> None:
+    """Warn before the work starts: of what the calibration is, and of tasks that have too few items."""
+    judged = [(task, items[task.name]) for task in keys.tasks if task.metric not in CONTROL_METRICS]
+    power = warn_of_low_power(judged, seeds=calibrated_seeds(study), margin=study.margin, alpha=study.alpha)
+    for line in (*notes, *power):
+        observer.warn(line)
 
 
 def _rules(keys: StudyKeys, items: Mapping[str, Sequence[Item]], judging: Judging | None) -> dict[str, StoppingRule]:
