@@ -12,11 +12,15 @@ import pytest
 from llmkick.compression.walk import self_sampling
 from llmkick.errors import ConfigError, DataError
 from llmkick.models.transformers_model import TransformersModel
+from llmkick.study.announcement import Announcement
+from llmkick.study.forecast import Forecast
 from llmkick.study.journal.database import JOURNAL_FILE
 from llmkick.study.journal.journal import Journal
 from llmkick.study.plan import plan_study
+from llmkick.study.progress import Silent
 from llmkick.study.results.from_journal import partial_result
 from llmkick.study.results.results import RESULTS_FILE, StudyResult, read_results
+from llmkick.study.results.unfinished import what_is_left
 from llmkick.study.run import run_study
 from llmkick.study.running import compressor as compressor_module
 from llmkick.study.spec.study import Study, make_study
@@ -156,6 +160,41 @@ def test_the_plan_counts_every_level(toy: Path, text: Path):
     assert plan.cells == plan.models * 3
     assert plan.calibration_tokens == 6 * 32, "smaller counts are part of the largest"
     assert any("magnitude has no calibration: run once" in line for line in plan.lines())
+
+
+class Watching(Silent):
+    """An observer that keeps the plan of a run, and how much of each kind of work it begins with."""
+
+    def plan(self, forecast: Forecast, announcement: Announcement) -> None:
+        self.forecast, self.announcement = forecast, announcement
+        self.begun = {kind: forecast.left(kind) for kind in ("calibrate", "compress", "ask")}
+
+
+@pytest.mark.parametrize("propagate", [True, False])
+def test_the_forecast_has_parts_for_every_level_and_all_of_them_end(
+    toy: Path, text: Path, tmp_path: Path, propagate: bool
+):
+    calibration = {"source": str(text), "sequences": list(COUNTS), "length": [16, 32]}
+    study = study_of(toy, text, calibration=calibration, propagate=propagate, seeds=[0, 1])
+    watching = Watching()
+    run_study(study, out=tmp_path / "run", observer=watching)
+    models = 1 + 2 * 3 * 2 * 2
+    assert watching.announcement.cells == (1 + models) * 3
+    assert watching.announcement.compressions == models
+    assert watching.begun["calibrate"] == (2 * 2, 2 * 6 * (16 + 32)), "smaller counts are part of the largest"
+    passes = 1 + 2 * 2
+    assert watching.begun["compress"][0] == (models if propagate else passes)
+    assert {kind: watching.forecast.left(kind)[1] for kind in watching.begun} == dict.fromkeys(watching.begun, 0)
+    again = Watching()
+    run_study(study, out=tmp_path / "run", observer=again)
+    assert again.announcement.is_empty
+    assert again.begun["calibrate"][0] == 0
+
+
+def test_what_is_left_counts_every_level(toy: Path, text: Path):
+    study = study_of(toy, text)
+    said = what_is_left(study, [], {}, {}, compressed=0)
+    assert said.startswith(f"0 of {(1 + 1 + 2 * 3) * 3} cells are done")
 
 
 def test_without_propagation_one_pass_serves_all_counts(
