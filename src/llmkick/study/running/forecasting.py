@@ -148,6 +148,7 @@ def _skip_recorded(forecast: Forecast, keys: StudyKeys, items: Mapping[str, Sequ
     """Skip the records of earlier sessions, as far as they can be told before the calibration is known."""
     records = {(entry.recipe, entry.seed, entry.task): entry.records for entry in journal.cells()}
     labels = {artifact.recipe for artifact in journal.artifacts(Artifact)}
+    done: dict[CalibrationText, bool] = {}
     for variant in variants_of(keys.study):
         left = False
         for task in keys.tasks:
@@ -158,8 +159,14 @@ def _skip_recorded(forecast: Forecast, keys: StudyKeys, items: Mapping[str, Sequ
                 forecast.end(cell_key(variant, task.name))
             else:
                 left = True
-        if not left and variant.label in labels:
+        is_done = not left and variant.label in labels
+        if is_done:
             forecast.end(compression_key(variant))
+        if variant.is_recipe:
+            text = keys.text_of(variant)
+            done[text] = done.get(text, True) and is_done
+    for text in (text for text, is_done in done.items() if is_done):
+        forecast.end(pass_key(text))
 
 
 def skip_done(context: StudyContext, cells: Iterable[Cell], pending: Iterable[Cell]) -> None:
@@ -175,14 +182,17 @@ def skip_done(context: StudyContext, cells: Iterable[Cell], pending: Iterable[Ce
         wanted[cell.variant] = wanted.get(cell.variant, False) or cell.run_key in waiting
     shares: dict[CalibrationText, list[float]] = {}
     for variant, is_wanted in wanted.items():
+        of_text = shares.setdefault(context.keys.text_of(variant), []) if variant.is_recipe else []
         if not is_wanted:
             forecast.end(compression_key(variant))
         elif variant.is_recipe:
-            share = _share_in_cache(context, variant)
-            shares.setdefault(context.keys.text_of(variant), []).append(share)
-            forecast.skip_share(compression_key(variant), share)
+            of_text.append(_share_in_cache(context, variant))
+            forecast.skip_share(compression_key(variant), of_text[-1])
     for text, of_text in shares.items():
-        forecast.skip_share(pass_key(text), min(of_text))
+        if of_text:
+            forecast.skip_share(pass_key(text), min(of_text))
+        else:
+            forecast.end(pass_key(text))
     if context.judging is None:
         forecast.end(JUDGING)
 
