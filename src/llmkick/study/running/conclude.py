@@ -9,6 +9,8 @@ from typing import cast
 
 import pandas as pd
 
+from llmkick.claims.assess import assess
+from llmkick.claims.runs import ClaimRun
 from llmkick.compression.walk.checks import LEAST_SHARE
 from llmkick.models.language_model import LanguageModel
 from llmkick.study.cells import style_of
@@ -106,6 +108,9 @@ class _Conclusion:
             agreement=tuple(agreement(records, study.labels())),
             failures=tuple(FailedCell.model_validate(failure.as_row()) for failure in self.run.schedule.failures),
         )
+        with self.context.timed("statistics", "claims"):
+            run = ClaimRun(name=study.name, result=result, records=lambda: records)
+            result = result.model_copy(update={"claims": tuple(assess([run]))})
         result.write()
         return result
 
