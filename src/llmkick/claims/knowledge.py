@@ -78,9 +78,7 @@ def n_m_keeps_nothing(model: ModelRuns) -> Evidence:
             parts.append(above(loss_of(cell.comparison), FACTS_LOST, text, cell.run.name, "relative loss"))
     if parts and not n_m_cells(model.cells(is_factoid)):
         parts.append(unasked("an N:M pattern loses half of factoid QA", model.name, model.alpha))
-    return _all_or_not_asked(
-        parts, "no knowledge task with a signal has an N:M pattern that keeps half or less"
-    )
+    return _all_or_not_asked(parts, "no knowledge task with a signal has an N:M pattern that keeps half or less")
 
 
 def n_m_cells(cells: Sequence[Cell]) -> list[Cell]:
