@@ -217,7 +217,8 @@ class Study(Frozen):
 
 
 _HASHED_WHERE_USED = (
-    "unit", "evidence_tokens", "words", "bucket_words", "max_new_tokens", "split", "revision", "sha256",
+    "unit", "evidence_tokens", "words", "bucket_words", "per_bucket", "answer_line", "max_new_tokens", "split",
+    "revision", "sha256",
 )  # fmt: skip
 
 
