@@ -16,32 +16,40 @@ from llmkick.errors import ConfigError
 Scale = Literal["paper", "small"]
 
 
+Model = Annotated[str | None, typer.Option("--model", "-m", help="Model to compress. Default: that of the paper.")]
+ScaleOption = Annotated[
+    Scale, typer.Option("--scale", help="small: questions of the package, few of them, few recipes, one seed.")
+]
+ItemLimit = Annotated[int | None, typer.Option("--limit", min=1, help="Items of each task; stories of each length.")]
+Others = Annotated[
+    list[str] | None,
+    typer.Option("--other", help="External model as NAME=MODEL, e.g. the small dense one. May be repeated."),
+]
+Sparsity = Annotated[
+    float | None, typer.Option("--sparsity", min=0.0, max=1.0, help="section-4: 1 - parameters of small / of large.")
+]
+Judge = Annotated[str | None, typer.Option("--judge", help="Judge of texts: a model, or openai:URL#MODEL.")]
+References = Annotated[
+    list[str] | None,
+    typer.Option("--reference", help="Answers that the judge sees beside ours, as TASK=FILE. May be repeated."),
+]
+Target = Annotated[
+    Path | None, typer.Option("--out", "-o", help="Study file to write. Default: print it.", rich_help_panel=OUTPUT)
+]
+
+
 @app.command(rich_help_panel=STUDIES)
 def paper(
     context: typer.Context,
     experiment: Annotated[str | None, typer.Argument(help="Experiment, as the list names it.")] = None,
-    model: Annotated[
-        str | None, typer.Option("--model", "-m", help="Model to compress. Default: that of the paper.")
-    ] = None,
-    scale: Annotated[
-        Scale, typer.Option(help="small: questions of the package, few of them, few recipes, one seed.")
-    ] = "paper",
-    limit: Annotated[int | None, typer.Option(min=1, help="Items of each task; stories of each length.")] = None,
-    other: Annotated[
-        list[str] | None,
-        typer.Option("--other", help="External model as NAME=MODEL, e.g. the small dense one. May be repeated."),
-    ] = None,
-    sparsity: Annotated[
-        float | None, typer.Option(min=0.0, max=1.0, help="section-4: 1 - parameters of small / of large.")
-    ] = None,
-    judge: Annotated[str | None, typer.Option(help="Judge of texts: a model, or openai:URL#MODEL.")] = None,
-    reference: Annotated[
-        list[str] | None,
-        typer.Option("--reference", help="Answers that the judge sees beside ours, as TASK=FILE. May be repeated."),
-    ] = None,
-    target: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Study file to write. Default: print it.", rich_help_panel=OUTPUT)
-    ] = None,
+    model: Model = None,
+    scale: ScaleOption = "paper",
+    limit: ItemLimit = None,
+    other: Others = None,
+    sparsity: Sparsity = None,
+    judge: Judge = None,
+    reference: References = None,
+    target: Target = None,
     as_json: Json = False,
 ) -> None:
     """List the experiments of the paper, or write the study file of one, for any model and for small budgets.
@@ -60,18 +68,15 @@ def paper(
         return
     if as_json:
         raise ConfigError("--json is for the list; the study of an experiment is a TOML file")
-    from llmkick.paper.experiments import MODELS
     from llmkick.paper.study_files import StudyOptions, experiment_of, study_text
     from llmkick.study.spec.study import make_study
 
     chosen = experiment_of(experiment)
-    text = study_text(
-        chosen,
-        StudyOptions(
-            model=model or MODELS[chosen.models[0]], scale=scale, limit=limit, judge=judge, others=other,
-            sparsity=sparsity, references=_references(reference or []), file=str(target or f"{experiment}.toml"),
-        ),
+    options = StudyOptions(
+        model=model or chosen.paper_model, scale=scale, limit=limit, judge=judge, others=other, sparsity=sparsity,
+        references=_references(reference or []), file=str(target or f"{experiment}.toml"),
     )  # fmt: skip
+    text = study_text(chosen, options)
     make_study({"name": experiment, **tomllib.loads(text)})  # an option can be wrong for it
     if target is None:
         print_line(text.rstrip())

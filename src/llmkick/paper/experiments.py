@@ -59,6 +59,11 @@ class Experiment:
     samples: tuple[int, ...] = ()  # counts of calibration windows; empty: one count
     judged: bool = False
 
+    @property
+    def paper_model(self) -> str:
+        """The reference of the first of the paper's models."""
+        return MODELS[self.models[0]]
+
 
 def _grid(methods: Sequence[str], levels: Sequence[str]) -> list[tuple[str, Sequence[str]]]:
     return [(method, levels) for method in methods]
