@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from judges import Answer, answering, is_probe
+from judges import KEY, Answer, answering, is_probe
 from llmkick.errors import ConfigError
 from llmkick.paper.experiments import EXPERIMENTS, MODELS
 from llmkick.paper.numbers import paper_claims
@@ -85,7 +85,7 @@ def test_an_unknown_experiment() -> None:
 def surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LLMKICK_CACHE", str(tmp_path_factory.mktemp("cache")))
-        patch.setenv("OPENAI_API_KEY", "sk-test")
+        patch.setenv("OPENAI_API_KEY", KEY)
         yield
 
 
