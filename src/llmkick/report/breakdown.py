@@ -10,7 +10,7 @@ import pandas as pd
 from llmkick.report.lookup import ordered_tasks, task_comparisons
 from llmkick.report.payload import Payload
 from llmkick.report.run_folder import Run
-from llmkick.statistics import compare
+from llmkick.statistics import compare, groups_argument
 from llmkick.statistics.mean import mean_test
 from llmkick.study.journal.journal import CellEntry
 from llmkick.study.results.records import TaskSummary
@@ -111,11 +111,11 @@ def _comparison(
     comparison = compare(
         dense,
         by_seed if len(by_seed) > 1 else next(iter(by_seed.values())),
-        clusters={item: cluster_of[item] for item in dense},
+        **groups_argument(task.groups, {item: cluster_of[item] for item in dense}),
         margin=study.margin,
         alpha=study.alpha,
         chance=task.chance_level,
-        resamples=0,
+        explain=False,
     )
     low, high = comparison.interval or (None, None)
     return {
@@ -145,8 +145,8 @@ def _mean(run: Run, frames: list[pd.DataFrame], measure: str) -> Payload:
     value = float(whole.to_numpy().mean())
     mean: Payload = {"n": len(whole), "value": value, "low": None, "high": None}
     if clusters.max() > 0:
-        test = mean_test(whole.to_numpy().T, clusters.astype(np.intp), (-np.inf, np.inf))
-        width = test.critical(run.result.study.alpha / 2)
+        test = mean_test(whole.to_numpy().T, clusters.astype(np.intp))
+        width = test.critical(run.result.study.alpha, test.df)
         mean |= {"low": value - width, "high": value + width}
     return mean
 

@@ -8,7 +8,6 @@ from llmkick.report.matrix import is_rounded_twice, verdict_text
 from llmkick.report.multiplicity import AgreementText, agreements, items_asked
 from llmkick.report.payload import Payload
 from llmkick.report.tables import compression_table, layer_means, plain_rows, unscored_table
-from llmkick.statistics import Comparison
 from llmkick.study.results.results import StudyResult
 
 
@@ -31,7 +30,7 @@ def numbers(result: StudyResult) -> list[Payload]:
             "compressed": _three(entry.compressed),
             "loss": formatting.percent(entry.relative_drop),
             "interval": formatting.interval(entry.interval) or formatting.NOTHING,
-            "above_chance": _above_chance(entry),
+            "raw_loss": formatting.percent(entry.raw_drop),
             "verdict": verdict_text(entry.verdict),
             "paper": entry.paper_verdict or formatting.NOTHING,
             "lost": f"{entry.lost:g}",
@@ -133,12 +132,6 @@ def missing_judgements(result: StudyResult) -> list[Payload]:
         }
         for row in result.missing_judgements
     ]
-
-
-def _above_chance(entry: Comparison) -> str:
-    if entry.drop_above_chance is None:
-        return formatting.NOTHING
-    return str(formatting.relative_loss(entry.drop_above_chance, entry.interval_above_chance))
 
 
 def _three(value: float | None) -> str:

@@ -35,7 +35,7 @@ SCORES = (
 COMPARISONS = (
     "task", "recipe", "seeds", "n", "unscored", "clusters", "dense", "compressed", "loss", "loss_low",
     "loss_high", "verdict", "paper_verdict", "gained", "lost", "mcnemar_p", "p_matching", "p_not_matching",
-    "smallest_detectable_loss", "loss_above_chance", "loss_above_chance_low", "loss_above_chance_high",
+    "smallest_detectable_loss", "raw_loss",
     "chance", "margin", "alpha", "notes",
 )  # fmt: skip
 PERPLEXITY = (
@@ -69,7 +69,6 @@ def comparisons_table(result: StudyResult) -> pd.DataFrame:
     rows = []
     for entry in task_comparisons(result):
         low, high = entry.interval or (None, None)
-        above_low, above_high = entry.interval_above_chance or (None, None)
         entries = {key: value for key, value in vars(entry).items() if key in COMPARISONS}
         rows.append(
             {
@@ -79,9 +78,7 @@ def comparisons_table(result: StudyResult) -> pd.DataFrame:
                 "loss": entry.relative_drop,
                 "loss_low": low,
                 "loss_high": high,
-                "loss_above_chance": entry.drop_above_chance,
-                "loss_above_chance_low": above_low,
-                "loss_above_chance_high": above_high,
+                "raw_loss": entry.raw_drop,
             }
         )
     return _frame(rows, COMPARISONS)

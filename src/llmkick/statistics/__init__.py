@@ -7,20 +7,24 @@ from llmkick.statistics.betting import (
     Stopping,
     confidence_sequence,
 )
+from llmkick.statistics.design import Design, detectable_loss, items_for_power, simulated_power
 from llmkick.statistics.early_stopped_comparison import compare_stopped
-from llmkick.statistics.early_stopping import EarlyStop, signal_after
+from llmkick.statistics.early_stopping import EarlyStop, SignalTest, signal_after
 from llmkick.statistics.frontier import Frontier, find_frontier
 from llmkick.statistics.item_order import ItemOrder, order_items, stratified_order, whole_cluster_order
 from llmkick.statistics.missing import MissingScores, missing_scores
 from llmkick.statistics.multiplicity import fixed_sequence, holm, overall_verdict
 from llmkick.statistics.paired import Comparison, as_incomplete, compare
+from llmkick.statistics.pairing import groups_argument
 from llmkick.statistics.perplexity import PerplexityComparison, compare_bits_per_byte, compare_perplexity
 from llmkick.statistics.power import items_needed, smallest_detectable_loss, verdict_power
+from llmkick.statistics.undecided import Undecided
 from llmkick.statistics.verdict import Verdict
 
 __all__ = [
     "ChoiceAgreement",
     "Comparison",
+    "Design",
     "EarlyStop",
     "Frontier",
     "ItemOrder",
@@ -28,7 +32,9 @@ __all__ = [
     "PerplexityComparison",
     "SequentialState",
     "SequentialTest",
+    "SignalTest",
     "Stopping",
+    "Undecided",
     "Verdict",
     "as_incomplete",
     "choice_agreement",
@@ -37,14 +43,18 @@ __all__ = [
     "compare_perplexity",
     "compare_stopped",
     "confidence_sequence",
+    "detectable_loss",
     "find_frontier",
     "fixed_sequence",
+    "groups_argument",
     "holm",
+    "items_for_power",
     "items_needed",
     "missing_scores",
     "order_items",
     "overall_verdict",
     "signal_after",
+    "simulated_power",
     "smallest_detectable_loss",
     "stratified_order",
     "verdict_power",

@@ -6,12 +6,14 @@ strategy gains in expectation, so by Ville's inequality the wealth ever reaches 
 runs, however often it is looked at (Waudby-Smith & Ramdas 2024, arXiv:2010.09686). The wealth is spread evenly over
 constant fractions.
 
+Scores count above chance, as in `compare`: t = (c − chance) − (1 − margin)·(d − chance).
+
 The test is about E[t], as in `compare`. A bet is on an item or on a whole cluster:
 
-- Few large clusters (subjects): `stratified_order`, one bet per item. The clusters are fixed strata. With a constant λ,
-  the product over strata is at most what their common mean would give (arithmetic over geometric mean), so differences
-  between strata make the bet safer, up to the rounding of the share of each stratum.
-- Many small clusters sampled from more of their kind (passages, stories): `whole_cluster_order`, one bet per cluster,
+- Strata, which are fixed (subjects): `stratified_order`, one bet per item. With a constant λ, the product over strata
+  is at most what their common mean would give (arithmetic over geometric mean), so differences between strata make the
+  bet safer, up to the rounding of the share of each stratum.
+- Clusters, which are drawn (passages, stories): `whole_cluster_order`, one bet per cluster,
   `SequentialTest(largest_cluster=…)`. Clusters of very different sizes lead to small bets.
 """
 
@@ -77,6 +79,7 @@ class SequentialTest:
         *,
         margin: float = 0.05,
         alpha: float = 0.05,
+        chance: float = 0.0,
         score_range: tuple[float, float] = (0.0, 1.0),
         largest_cluster: int | None = None,
     ) -> None:
@@ -85,12 +88,14 @@ class SequentialTest:
             raise ConfigError(f"margin {margin} must lie in (0, 1) and alpha {alpha} in (0, 0.5)")
         if not 0 <= low < high:
             raise ConfigError(f"score range {score_range} must start at 0 or above and end higher")
+        if not 0 <= chance < high:
+            raise ConfigError(f"chance {chance} must be 0 or more and below the highest score {high}")
         if largest_cluster is not None and largest_cluster < 1:
             raise ConfigError(f"largest_cluster {largest_cluster} must be at least 1 item")
-        self._range, self._kept = score_range, 1 - margin
+        self._range, self._margin, self._chance = score_range, margin, chance
         self._largest = largest_cluster
         self._threshold = -math.log(alpha)
-        self._stakes = _stakes(self._kept, score_range)
+        self._stakes = _stakes(margin, chance, score_range)
         # Log wealth of each stake and the largest total so far: [against "margin or more", against "margin or less"].
         self._wealth = [np.zeros(STAKES.size), np.zeros(STAKES.size)]
         self._best = [0.0, 0.0]
@@ -114,7 +119,7 @@ class SequentialTest:
         d, c = self._checked(dense), self._checked(compressed)
         if d.size != c.size:
             raise DataError(f"{d.size} dense scores against {c.size} compressed ones; give pairs")
-        shortfall = c - self._kept * d
+        shortfall = _shortfall(d, c, self._margin, self._chance)
         if (clusters is None) != (self._largest is None):
             raise ConfigError("give clusters exactly when the test was made with largest_cluster")
         if clusters is not None:
@@ -128,7 +133,9 @@ class SequentialTest:
     def state(self) -> SequentialState:
         """The decision so far, with its scores and p values."""
         dense, compressed = (total / self._items if self._items else None for total in self._sums)
-        drop = 1 - compressed / dense if dense and compressed is not None else None
+        drop = None
+        if dense is not None and compressed is not None and dense > self._chance:
+            drop = 1 - (compressed - self._chance) / (dense - self._chance)
         return SequentialState(
             decision=self._decision,
             items=self._items,
@@ -145,9 +152,9 @@ class SequentialTest:
         """Bet on values (bets,) in order; the first wealth that reaches 1 / alpha decides for good."""
         crossed = []
         for side, stakes in enumerate(self._stakes):
-            path = self._wealth[side] + np.cumsum(np.log1p(np.outer(values, stakes)), axis=0)
             if not values.size:
                 continue
+            path = log_wealth(values, stakes, self._wealth[side])
             total = np.logaddexp.reduce(path, axis=1) - math.log(stakes.size)
             self._wealth[side] = path[-1]
             self._best[side] = max(self._best[side], float(total.max()))
@@ -190,18 +197,34 @@ def cluster_bets(values: Floats, clusters: Sequence[Hashable], largest: int) -> 
     return sums
 
 
-def _stakes(kept: float, score_range: tuple[float, float]) -> tuple[Floats, Floats]:
-    """Stakes on t = c − kept·d: against "the loss is the margin or more", and against "the margin or less"."""
-    low, high = score_range
-    return STAKES / (kept * high - low), -STAKES / (high - kept * low)
+def _shortfall(dense: Floats, compressed: Floats, relative_loss: float, chance: float) -> Floats:
+    """t = c − (1 − r)·d with scores above chance."""
+    return (compressed - chance) - (1 - relative_loss) * (dense - chance)
+
+
+def _stakes(relative_loss: float, chance: float, score_range: tuple[float, float]) -> tuple[Floats, Floats]:
+    """Stakes on t: against "the loss is r or more", and against "r or less"; none can lose everything."""
+    ends = np.array(score_range)
+    corners = _shortfall(ends[:, None], ends[None], relative_loss, chance)
+    return STAKES / -corners.min(), -STAKES / corners.max()
+
+
+def log_wealth(values: Floats, stakes: Floats, before: Floats) -> Floats:
+    """Logarithm of the wealth of each stake after every bet: (bets, stakes), from `before` (stakes,)."""
+    path: Floats = before + np.cumsum(np.log1p(np.outer(values, stakes)), axis=0)
+    return path
+
+
+def largest_evidence(path: Floats) -> float:
+    """Logarithm of the largest total wealth on a path (bets, stakes), evenly spread at the start; at least 0."""
+    if not path.size:
+        return 0.0
+    return max(0.0, float(np.logaddexp.reduce(path, axis=1).max()) - math.log(path.shape[1]))
 
 
 def log_evidence(values: Floats, stakes: Floats) -> float:
     """Logarithm of the largest wealth reached with evenly spread constant stakes; at least 0."""
-    if not values.size:
-        return 0.0
-    path = np.cumsum(np.log1p(np.outer(values, stakes)), axis=0)
-    return max(0.0, float(np.logaddexp.reduce(path, axis=1).max()) - math.log(stakes.size))
+    return largest_evidence(log_wealth(values, stakes, np.zeros(stakes.size)))
 
 
 def confidence_sequence(
@@ -209,30 +232,34 @@ def confidence_sequence(
     compressed: Floats,
     *,
     alpha: float,
+    chance: float = 0.0,
     clusters: Sequence[Hashable] | None = None,
     largest_cluster: int | None = None,
     score_range: tuple[float, float] = (0.0, 1.0),
 ) -> tuple[float, float] | None:
-    """Interval of the relative losses that no bet at alpha / 2 per side rejects; valid at any stopping time.
+    """The pair of bounds of the relative loss that the bets leave open, each at alpha; valid at any stopping time.
 
-    Scores are in the order in which the items were asked. None if the dense scores are too low to bound the interval,
-    or (in at most a share alpha of runs) if it is empty.
+    Scores are in the order in which the items were asked. None if the dense scores are too low to bound the loss, or
+    (in at most a share 2 · alpha of runs) if the bounds cross.
     """
 
     def evidence(relative_loss: float, side: int) -> float:
-        kept = 1 - relative_loss
-        shortfall = compressed - kept * dense
+        shortfall = _shortfall(dense, compressed, relative_loss, chance)
         if clusters is not None:
             shortfall = cluster_bets(shortfall, clusters, largest_cluster or 1)
-        return log_evidence(shortfall, _stakes(kept, score_range)[side]) - math.log(2 / alpha)
+        return log_evidence(shortfall, _stakes(relative_loss, chance, score_range)[side]) - math.log(1 / alpha)
 
-    most, least = 1 - 1e-9, -1.0
+    excess = float(dense.mean()) - chance
+    if excess <= 0:
+        return None
+    # The loss is largest at the lowest score, which is below chance where chance is not the lowest.
+    most, least = 1 + (chance - score_range[0]) / excess - 1e-9, -1.0
     while evidence(least, 1) <= 0:  # evidence that more is lost: falls with the loss
         least *= 2
         if least < -256:
             return None
-    lower = float(optimize.brentq(evidence, least, most, args=(1,), xtol=1e-6)) if evidence(most, 1) < 0 else 1.0
-    upper = 1.0
+    lower = float(optimize.brentq(evidence, least, most, args=(1,), xtol=1e-6)) if evidence(most, 1) < 0 else most
+    upper = most
     if evidence(most, 0) > 0:  # evidence that less is lost: rises with the loss
         upper = float(optimize.brentq(evidence, least, most, args=(0,), xtol=1e-6))
     return (lower, upper) if lower <= upper else None

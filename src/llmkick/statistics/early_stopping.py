@@ -14,7 +14,15 @@ from collections.abc import Hashable, Mapping, Sequence
 import numpy as np
 
 from llmkick.errors import DataError
-from llmkick.statistics.betting import STAKES, Floats, SequentialTest, Stopping, cluster_bets, log_evidence
+from llmkick.statistics.betting import (
+    STAKES,
+    Floats,
+    SequentialTest,
+    Stopping,
+    cluster_bets,
+    largest_evidence,
+    log_wealth,
+)
 from llmkick.statistics.item_order import ItemOrder
 from llmkick.statistics.variance import Codes, Range
 from llmkick.statistics.verdict import PairedScores, Verdict, has_signal, loss_test
@@ -26,6 +34,58 @@ Scores = Mapping[str, float | None]
 BETS_SHARE = 0.3
 
 
+class SignalTest:
+    """Whether the dense model is above chance: fed batch by batch, each score is read once.
+
+    Bets decide early, and if the items run out without proof, the fixed-sample test of `compare`; together they err in
+    alpha. A chance of 0 needs a single success.
+    """
+
+    def __init__(
+        self, order: ItemOrder, *, chance: float = 0.0, alpha: float = 0.05, score_range: Range = (0.0, 1.0)
+    ) -> None:
+        self._order, self._chance, self._alpha, self._range = order, chance, alpha, score_range
+        self._wealth: Floats = np.zeros(STAKES.size)
+        self._scored: list[str] = []
+        self._values: list[float] = []
+        self._next = 0
+        self.outcome: bool | None = None if order.batches else False  # None while it is open
+
+    def feed(self, dense: Scores) -> bool | None:
+        """Take the scores of the next batch, which may be among others; return the outcome."""
+        batch = self._order.batches[self._next]
+        self._next += 1
+        scored = [(item, score) for item in batch if (score := dense[item]) is not None]
+        self._scored += [item for item, _ in scored]
+        self._values += [score for _, score in scored]
+        if self.outcome is None:
+            self.outcome = self._judge(np.array([score for _, score in scored], dtype=np.float64), scored)
+        return self.outcome
+
+    def _judge(self, values: Floats, scored: Sequence[tuple[str, float]]) -> bool | None:
+        low, high = self._range
+        if self._chance <= low:
+            if (values > low).any():
+                return True
+        elif values.size:
+            excess = values - self._chance
+            if self._order.largest_cluster is not None:
+                labels = [self._order.clusters[item] for item, _ in scored]
+                excess = cluster_bets(excess, labels, self._order.largest_cluster)
+            path = log_wealth(excess, STAKES / (self._chance - low), self._wealth)
+            self._wealth = path[-1]
+            if largest_evidence(path) >= -np.log(BETS_SHARE * self._alpha):
+                return True
+        if self._next < len(self._order.batches):
+            return None
+        if not self._values:
+            return False
+        every = np.array(self._values, dtype=np.float64)
+        codes = cluster_codes([self._order.clusters[item] for item in self._scored])
+        dense_only = PairedScores(dense=every, compressed=every[None], cluster=codes, low=low, high=high)
+        return has_signal(dense_only, self._chance, (1 - BETS_SHARE) * self._alpha)
+
+
 def signal_after(
     order: ItemOrder,
     dense: Scores,
@@ -34,31 +94,13 @@ def signal_after(
     alpha: float = 0.05,
     score_range: Range = (0.0, 1.0),
 ) -> bool | None:
-    """Whether the dense model is above chance: True as soon as the scores prove it, None while that is open.
-
-    `dense` holds the scores of the first batches. There is a bet at every look; if the items run out without proof, the
-    fixed-sample test decides, as in `compare`.
-    """
-    asked = [item for batch in order.batches if all(item in dense for item in batch) for item in batch]
-    scored = [item for item in asked if dense[item] is not None]
-    values = np.array([dense[item] for item in scored], dtype=np.float64)
-    low, high = score_range
-    if chance <= low:
-        if (values > low).any():
-            return True
-    else:
-        excess = values - chance
-        if order.largest_cluster is not None:
-            excess = cluster_bets(excess, [order.clusters[item] for item in scored], order.largest_cluster)
-        if log_evidence(excess, STAKES / (chance - low)) >= -np.log(alpha):
-            return True
-    if len(asked) < len(order.clusters):
-        return None
-    if not scored:
-        return False
-    codes = cluster_codes([order.clusters[item] for item in scored])
-    dense_only = PairedScores(dense=values, compressed=values[None], cluster=codes, low=low, high=high)
-    return has_signal(dense_only, chance, alpha)
+    """Whether the dense model is above chance, from the scores of the first batches; None while that is open."""
+    test = SignalTest(order, chance=chance, alpha=alpha, score_range=score_range)
+    for batch in order.batches:
+        if test.outcome is not None or not all(item in dense for item in batch):
+            break
+        test.feed(dense)
+    return test.outcome
 
 
 class EarlyStop:
@@ -75,11 +117,12 @@ class EarlyStop:
         *,
         margin: float = 0.05,
         alpha: float = 0.05,
+        chance: float = 0.0,
         signal: bool = True,
         score_range: Range = (0.0, 1.0),
     ) -> None:
         self._order, self._signal, self._range = order, signal, score_range
-        self._margin, self._alpha = margin, alpha
+        self._margin, self._alpha, self._chance = margin, alpha, chance
         self._clusters = len(set(order.clusters.values()))
         low, high = score_range
         # The scores that replace those of an unscored item: (dense, compressed); None leaves the item out.
@@ -93,6 +136,7 @@ class EarlyStop:
         return SequentialTest(
             margin=self._margin,
             alpha=BETS_SHARE * self._alpha,
+            chance=self._chance,
             score_range=self._range,
             largest_cluster=self._order.largest_cluster,
         )
@@ -124,7 +168,9 @@ class EarlyStop:
         possible = self._signal and self._clusters > 1
 
         def p_values(side: _Side) -> tuple[float, float]:
-            return side.p_values(margin=self._margin, possible=possible and ended, score_range=self._range)
+            return side.p_values(
+                margin=self._margin, chance=self._chance, possible=possible and ended, score_range=self._range
+            )
 
         p_matching, p_not_matching = p_values(self._worst)[0], p_values(self._best)[1]
         bets: list[tuple[int, Verdict]] = []
@@ -179,7 +225,7 @@ class _Side:
         state = self._test.state
         return state.decided_after or 0 if state.decision == decision else 0
 
-    def p_values(self, *, margin: float, possible: bool, score_range: Range) -> tuple[float, float]:
+    def p_values(self, *, margin: float, chance: float, possible: bool, score_range: Range) -> tuple[float, float]:
         """The p values of "matching" and "not matching", each divided by the share of alpha that its test has.
 
         They are those of the bets or, if `possible` and smaller, those of the fixed-sample test.
@@ -190,9 +236,8 @@ class _Side:
             codes = cluster_codes(self._labels)
             dense, compressed = np.concatenate(self._dense), np.concatenate(self._compressed)
             low, high = score_range
-            test = loss_test(
-                PairedScores(dense=dense, compressed=compressed[None], cluster=codes, low=low, high=high), margin
-            )
+            scores = PairedScores(dense=dense, compressed=compressed[None], cluster=codes, low=low, high=high)
+            test = loss_test(scores, margin, chance)
             share = 1 - BETS_SHARE
             p = [min(p[0], test.p_above / share), min(p[1], test.p_below / share)]
         return min(1.0, p[0]), min(1.0, p[1])

@@ -1,5 +1,6 @@
 """The strongest compression that still matches: a bisection over levels ordered from mild to severe."""
 
+import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -22,23 +23,31 @@ class Frontier(Generic[Level]):
     notes: tuple[str, ...]
 
 
+def looks(levels: int) -> int:
+    """The largest number of levels at which a search of this many can end up wrongly, in either direction.
+
+    A bisection looks at ⌈log₂(n + 1)⌉ levels, and one neighbour is looked at beside it. Each look at a level beyond the
+    frontier is another opportunity to err. A confirmation at alpha divided by this number, on the items of the search,
+    therefore errs in at most alpha, also where the loss is flat at the margin (benchmarks/statistics.py).
+    """
+    return math.ceil(math.log2(levels + 1)) + 1
+
+
 def find_frontier(
     levels: Sequence[Level],
     evaluate: Callable[[Level], Verdict],
     *,
     confirm: Callable[[Level], Verdict] | None = None,
+    refute: Callable[[Level], Verdict] | None = None,
 ) -> Frontier[Level]:
     """Bisect for the strongest level that matches and for the weakest that does not.
 
     Levels go from mild to severe: sparsities, N:M patterns, bits downwards. Each is evaluated at most once. `confirm`
-    evaluates the strongest matching level a second time, for example on all items or with other calibration seeds; if
-    its verdict is not "matching", the search continues with the next milder match. Loss is assumed to grow with the
-    level. To check that, the neighbours outside the interval are evaluated too, and levels that contradict it are
-    returned as violations. Raises ConfigError for no levels or repeated ones.
-
-    A search is several tests at alpha each: two bisections and two neighbours, so at most 2 · ⌈log₂(n + 1)⌉ + 2 of n
-    levels. Confirming on fresh items keeps the error rate of the strongest level at alpha; without a confirmation,
-    divide alpha by that number.
+    evaluates the strongest matching level a second time, at a lower alpha (see `looks`), on all items, or with other
+    calibration seeds; if its verdict is not "matching", the next milder match is confirmed. `refute` does the same for
+    the weakest level that does not match. With them, only levels that passed are reported as ends of the interval. Loss
+    is assumed to grow with the level. To check that, the neighbours outside the interval are evaluated too, and levels
+    that contradict it are returned as violations. Raises ConfigError for no levels or repeated ones.
     """
     if not levels or len(set(levels)) < len(levels):
         raise ConfigError(f"give distinct levels, at least one, from mild to severe; got {list(levels)}")
@@ -49,21 +58,28 @@ def find_frontier(
             verdicts[index] = evaluate(levels[index])
         return verdicts[index]
 
+    def ends_at(again: Callable[[Level], Verdict] | None, wanted: Verdict, indices: Sequence[int]) -> int | None:
+        """The first index whose verdict is as wanted, also on the second look."""
+        for index in indices:
+            if again is not None:
+                verdicts[index] = again(levels[index])
+            if verdicts[index] == wanted:
+                return index
+        return None
+
     # A missing signal is a property of the dense model: no other level needs to be compressed.
     if verdict((len(levels) - 1) // 2) == "no signal":
-        return _frontier(levels, verdicts)
+        return _frontier(levels, verdicts, None, None)
     matching = _last(len(levels), lambda index: verdict(index) == "matching")
     failing = _last(len(levels), lambda index: verdict(index) != "not matching") + 1
     for neighbour in (matching - 1, failing + 1):
         if 0 <= neighbour < len(levels):
             verdict(neighbour)
-    if confirm is not None:
-        for index in range(matching, -1, -1):
-            if verdict(index) == "matching":
-                verdicts[index] = confirm(levels[index])
-                if verdicts[index] == "matching":
-                    break
-    return _frontier(levels, verdicts)
+    candidates = [index for index in sorted(verdicts, reverse=True) if verdicts[index] == "matching"]
+    strongest = ends_at(confirm, "matching", candidates)
+    failures = [index for index in sorted(verdicts) if verdicts[index] == "not matching"]
+    weakest = ends_at(refute, "not matching", failures)
+    return _frontier(levels, verdicts, strongest, weakest)
 
 
 def _last(count: int, holds: Callable[[int], bool]) -> int:
@@ -75,8 +91,10 @@ def _last(count: int, holds: Callable[[int], bool]) -> int:
     return low
 
 
-def _frontier(levels: Sequence[Level], verdicts: dict[int, Verdict]) -> Frontier[Level]:
-    """The frontier that follows from the verdicts of the evaluated levels, by index."""
+def _frontier(
+    levels: Sequence[Level], verdicts: dict[int, Verdict], strongest: int | None, weakest: int | None
+) -> Frontier[Level]:
+    """The frontier with these ends, and what the verdicts of the evaluated levels, by index, say about it."""
     ordered = sorted(verdicts.items())
     matching = [index for index, verdict in ordered if verdict == "matching"]
     failing = [index for index, verdict in ordered if verdict == "not matching"]
@@ -86,13 +104,13 @@ def _frontier(levels: Sequence[Level], verdicts: dict[int, Verdict]) -> Frontier
         notes.append("severity is not monotone here: a severer level matches where a milder one does not")
     if all(verdict == "no signal" for verdict in verdicts.values()):
         notes.append("the dense model shows no signal on this task: there is no frontier to find")
-    if verdicts.get(len(levels) - 1) == "matching":
+    if strongest == len(levels) - 1:
         notes.append("even the severest level matches: extend the grid")
-    if verdicts.get(0) == "not matching":
+    if weakest == 0:
         notes.append("even the mildest level does not match: extend the grid")
     return Frontier(
-        strongest_matching=levels[matching[-1]] if matching else None,
-        weakest_not_matching=levels[failing[0]] if failing else None,
+        strongest_matching=None if strongest is None else levels[strongest],
+        weakest_not_matching=None if weakest is None else levels[weakest],
         verdicts=tuple((levels[index], verdict) for index, verdict in ordered),
         order=tuple(levels[index] for index in verdicts),
         violations=violations,

@@ -15,9 +15,6 @@ Id = TypeVar("Id", bound=Hashable)
 
 # Items between two looks. A small number wastes few items between the decision and the next look.
 LOOK_ITEMS = 32
-# Many small clusters (the questions on a passage) are a sample of more of their kind: each is a bet. Few or large
-# clusters (subjects) would leave too few bets: they are fixed strata, each represented evenly from the start.
-LARGEST_BET, FEWEST_BETS = 8, 30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,8 +22,9 @@ class ItemOrder:
     """The batches in which items are asked; a comparison may stop after each of them."""
 
     batches: tuple[tuple[str, ...], ...]
-    clusters: Mapping[str, Hashable]
-    largest_cluster: int | None  # None: one bet per item, clusters are strata
+    clusters: Mapping[str, Hashable]  # the independent unit of each item: its cluster, or itself
+    largest_cluster: int | None  # None: one bet per item
+    strata: Mapping[str, Hashable] | None = None  # the fixed group of each item
 
     @property
     def ids(self) -> tuple[str, ...]:
@@ -41,30 +39,33 @@ class ItemOrder:
 
 def order_items(
     ids: Sequence[str],
-    clusters: Mapping[str, Hashable],
+    clusters: Mapping[str, Hashable] | None = None,
     *,
+    strata: Mapping[str, Hashable] | None = None,
     seed: int = 0,
     look: int = LOOK_ITEMS,
-    whole_clusters: bool = False,
 ) -> ItemOrder:
-    """A random order, stratified by cluster or small clusters kept whole, in batches of `look` items or a few more.
+    """A random order in batches of `look` items or a few more.
 
-    `whole_clusters` keeps clusters whole whatever their number: a turn of a conversation needs the turn before it.
+    Clusters, which are drawn, are kept whole, and each is a bet; a turn of a conversation follows the turn before it.
+    Without clusters, or where each is a single item, every item is a bet, and strata, which are fixed, are represented
+    evenly from the start.
     """
-    sizes = Counter(clusters[item] for item in ids)
+    sizes = Counter(clusters[item] for item in ids) if clusters else Counter()
     largest = max(sizes.values(), default=1)
-    whole = largest > 1 and (whole_clusters or (largest <= LARGEST_BET and len(sizes) >= FEWEST_BETS))
-    order = whole_cluster_order(ids, clusters, seed) if whole else stratified_order(ids, clusters, seed)
+    drawn = clusters if largest > 1 else None
+    order = whole_cluster_order(ids, drawn, seed) if drawn else stratified_order(ids, strata or clusters, seed)
     batches: list[list[str]] = []
     for item in order:
         full = not batches or len(batches[-1]) >= look
-        if full and not (whole and batches and clusters[batches[-1][-1]] == clusters[item]):
+        if full and not (drawn and batches and drawn[batches[-1][-1]] == drawn[item]):
             batches.append([])
         batches[-1].append(item)
     return ItemOrder(
         batches=tuple(map(tuple, batches)),
-        clusters={item: clusters[item] for item in ids},
-        largest_cluster=largest if whole else None,
+        clusters={item: drawn[item] if drawn else item for item in ids},
+        largest_cluster=largest if drawn else None,
+        strata=None if strata is None else {item: strata[item] for item in ids},
     )
 
 

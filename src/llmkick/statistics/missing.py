@@ -32,7 +32,7 @@ def missing_scores(
     A cluster counts for the model that lacks more of its scores. With one item in each cluster this is McNemar's exact
     test. Without a relation to the model, either side is equally likely. Raises DataError for items that do not match.
     """
-    pairs = pair_scores(dense, compressed, clusters, None)
+    pairs = pair_scores(dense, compressed, None, clusters=clusters)
     gaps = np.isnan(pairs.dense), np.isnan(pairs.compressed[0])
     counts = [np.bincount(pairs.cluster, weights=gap) for gap in gaps]
     more_dense, more_compressed = int((counts[0] > counts[1]).sum()), int((counts[1] > counts[0]).sum())

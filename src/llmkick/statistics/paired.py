@@ -8,17 +8,18 @@ from scipy import stats
 
 from llmkick.errors import ConfigError
 from llmkick.statistics.betting import Stopping
-from llmkick.statistics.bootstrap import bootstrap_interval
 from llmkick.statistics.mean import MeanTest
-from llmkick.statistics.pairing import Clusters, Pairs, Scores, SeedScores, check_settings, pair_scores, sampling_notes
+from llmkick.statistics.pairing import Groups, Pairs, Scores, SeedScores, check_settings, pair_scores, sampling_notes
 from llmkick.statistics.power import observed_detectable_loss
+from llmkick.statistics.undecided import Undecided, explain_undecided
 from llmkick.statistics.variance import Range
-from llmkick.statistics.verdict import PairedScores, Verdict, decide, loss_interval, loss_test
+from llmkick.statistics.verdict import PairedScores, Verdict, decide, loss_bounds, loss_test
 
 PaperVerdict = Literal["matching", "not matching"]
 
 # The end of a note on unscored items.
 CANNOT_CHANGE = "cannot change the verdict"
+BOUNDS = "pair of one-sided bounds, by the test of the verdict"
 PAPER_SHARE = 0.95  # The rule of LLM-KICK (arXiv:2310.01382): at least 95 % of the dense score.
 
 
@@ -31,14 +32,13 @@ class Comparison:
     seeds: tuple[int | str, ...]
     n: int  # items scored by both models, in every seed
     unscored: int
-    clusters: int
+    clusters: int  # independent units: clusters, or items that no cluster joins
     dense: float | None
     compressed: float | None  # mean over items and seeds
-    relative_drop: float | None  # 1 − compressed / dense
+    relative_drop: float | None  # 1 − (compressed − chance) / (dense − chance): what the verdict is about
     drop_bounds: Range | None  # the same with every unscored item at its best, and at its worst
-    interval: Range | None  # two-sided on relative_drop, level 1 − alpha
+    interval: Range | None  # one-sided bounds of relative_drop, each at level 1 − alpha
     interval_method: str
-    bootstrap_interval: Range | None  # a second estimate of the same
     gained: float  # number of items; the mean over seeds
     lost: float  # number of items; the mean over seeds
     mcnemar_p: float | None
@@ -46,13 +46,14 @@ class Comparison:
     paper_verdict: PaperVerdict | None
     p_matching: float | None  # one-sided, H0: the relative drop is the margin or more
     p_not_matching: float | None  # one-sided, H0: the relative drop is the margin or less
-    drop_above_chance: float | None
-    interval_above_chance: Range | None
     smallest_detectable_loss: float | None  # at 80 % power, as a relative drop
     margin: float
     alpha: float
     chance: float
     notes: tuple[str, ...]
+    raw_drop: float | None = None  # 1 − compressed / dense, the loss of the paper's rule
+    strata: int | None = None  # number of fixed groups, if the task declares them
+    undecided: Undecided | None = None  # why, if the verdict is "undecided"
     stopping: Stopping | None = None  # for comparisons that stop as soon as the verdict is known
     kind: Literal["task"] = "task"  # tells it apart from a PerplexityComparison in a file
 
@@ -62,31 +63,34 @@ def compare(
     compressed_scores: SeedScores,
     *,
     margin: float = 0.05,
-    clusters: Clusters | None = None,
+    strata: Groups | None = None,
+    clusters: Groups | None = None,
     chance: float = 0.0,
     alpha: float = 0.05,
     task: str = "",
     recipe: str = "",
     seeds: Sequence[int | str] | None = None,
     score_range: Range = (0.0, 1.0),
-    resamples: int = 10_000,
-    seed: int = 0,
     same_model: bool | None = None,
+    explain: bool = True,
 ) -> Comparison:
-    """Did the compressed model keep at least 1 − margin of the dense score?
+    """Did the compressed model keep at least 1 − margin of the dense score, or of its part above chance?
 
-    Scores are paired by id or by position, clusters are resampled whole, and every score lies in `score_range`. `seeds`
-    names the calibration seeds; an empty sequence means that the method is not calibrated. The verdict rests on
-    one-sided tests of E[c − (1 − margin)·d] at alpha; see `mean_test` for the test and benchmarks/results/statistics.md
-    for its error rates. `resamples=0` skips the bootstrap. `same_model` says whether both models are known to have the
-    same weights; if that is unknown (None), scores that are identical on every item match by definition.
+    Scores are paired by id or by position, and every score lies in `score_range`. Declare what the items' groups are:
+    `strata` are fixed (the subjects of MMLU: the claim is about these), `clusters` are drawn (passages, stories,
+    dialogues: the claim is about others like them, so clusters are the units). `seeds` names the calibration seeds; an
+    empty sequence means that the method is not calibrated. The verdict rests on one-sided tests of
+    E[(c − chance) − (1 − margin)·(d − chance)] at alpha, and `interval` is the pair of one-sided bounds of the same
+    test; see `mean_test` for the test and benchmarks/results/statistics.md for its error rates. `same_model` says
+    whether both models are known to have the same weights; if that is unknown (None), scores that are identical on
+    every item match by definition. `explain` simulates how many more items would decide an undecided verdict.
     Raises ConfigError for settings out of range, DataError for scores that cannot be paired.
     """
-    check_settings(margin, alpha, resamples)
+    check_settings(margin, alpha)
     low, high = score_range
     if not 0 <= low < high or not 0 <= chance < high:
         raise ConfigError(f"score_range {score_range} must start at 0 or above and end above chance {chance}")
-    pairs = pair_scores(dense_scores, compressed_scores, clusters, seeds)
+    pairs = pair_scores(dense_scores, compressed_scores, seeds, clusters=clusters, strata=strata)
     pairs.check_range(low, high)
     scores = pairs.complete(low, high)
     verdict = _verdict(pairs, scores, margin=margin, chance=chance, alpha=alpha, same_model=same_model)
@@ -95,15 +99,17 @@ def compare(
         pairs=pairs,
         scores=scores,
         verdict=verdict,
-        test=loss_test(scores, margin) if decidable else None,
-        interval=loss_interval(scores, alpha=alpha),
+        test=loss_test(scores, margin, chance) if decidable else None,
+        interval=loss_bounds(scores, margin=margin, alpha=alpha, chance=chance, same_model=same_model),
         margin=margin,
         alpha=alpha,
         chance=chance,
         same_model=same_model,
+        undecided=explain_undecided(scores, margin=margin, alpha=alpha, chance=chance)
+        if explain and verdict == "undecided" and decidable
+        else None,
     )
-    bootstrap = bootstrap_interval(scores, alpha=alpha, resamples=resamples, seed=seed)
-    return _comparison(outcome, bootstrap, task=task, recipe=recipe)
+    return _comparison(outcome, task=task, recipe=recipe)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +125,7 @@ class _Outcome:
     alpha: float
     chance: float
     same_model: bool | None
+    undecided: Undecided | None
 
     @property
     def unscored(self) -> int:
@@ -126,7 +133,7 @@ class _Outcome:
         return int(self.pairs.dense.size - self.scores.dense.size)
 
 
-def _comparison(outcome: _Outcome, bootstrap: Range | None, *, task: str, recipe: str) -> Comparison:
+def _comparison(outcome: _Outcome, *, task: str, recipe: str) -> Comparison:
     """The outcome as a comparison, with the descriptive statistics of the scores."""
     pairs, scores, test, chance = outcome.pairs, outcome.scores, outcome.test, outcome.chance
     gained, lost, mcnemar_p = _flips(scores)
@@ -140,11 +147,12 @@ def _comparison(outcome: _Outcome, bootstrap: Range | None, *, task: str, recipe
         clusters=scores.clusters,
         dense=dense,
         compressed=compressed,
-        relative_drop=relative_loss(dense, compressed),
-        drop_bounds=_drop_bounds(pairs, scores.low, scores.high),
+        strata=pairs.strata,
+        relative_drop=relative_loss(dense, compressed, chance),
+        raw_drop=relative_loss(dense, compressed),
+        drop_bounds=_drop_bounds(pairs, scores.low, scores.high, chance),
         interval=outcome.interval,
-        interval_method="none" if outcome.interval is None else "Fieller, cluster-robust",
-        bootstrap_interval=bootstrap,
+        interval_method="none" if outcome.interval is None else BOUNDS,
         gained=gained,
         lost=lost,
         mcnemar_p=mcnemar_p,
@@ -152,13 +160,14 @@ def _comparison(outcome: _Outcome, bootstrap: Range | None, *, task: str, recipe
         paper_verdict=_paper_verdict(dense, compressed),
         p_matching=test.p_above if test else None,
         p_not_matching=test.p_below if test else None,
-        drop_above_chance=relative_loss(dense, compressed, chance) if chance else None,
-        interval_above_chance=loss_interval(scores, alpha=outcome.alpha, chance=chance) if chance else None,
-        smallest_detectable_loss=observed_detectable_loss(scores, test, outcome.margin, outcome.alpha),
+        smallest_detectable_loss=observed_detectable_loss(
+            scores, test, margin=outcome.margin, alpha=outcome.alpha, chance=chance
+        ),
         margin=outcome.margin,
         alpha=outcome.alpha,
         chance=chance,
         notes=_notes(outcome),
+        undecided=outcome.undecided,
     )
 
 
@@ -190,9 +199,9 @@ def relative_loss(dense: float | None, compressed: float | None, chance: float =
     return 1 - (compressed - chance) / (dense - chance)
 
 
-def _drop_bounds(pairs: Pairs, low: float, high: float) -> Range | None:
+def _drop_bounds(pairs: Pairs, low: float, high: float, chance: float) -> Range | None:
     """The relative loss with the unscored items at their best and at their worst for the compressed model."""
-    best, worst = (relative_loss(*pairs.filled(low, high, worst=end).means) for end in (False, True))
+    best, worst = (relative_loss(*pairs.filled(low, high, worst=end).means, chance) for end in (False, True))
     return None if best is None or worst is None else (best, worst)
 
 
@@ -226,10 +235,10 @@ def _notes(outcome: _Outcome) -> tuple[str, ...]:
     if verdict == "no signal":
         notes.append(f"the dense score is not shown to be above chance ({outcome.chance:g}): nothing to forget")
     notes += _notes_on_identity(outcome)
+    if outcome.undecided is not None:
+        notes.append(outcome.undecided.sentence(scores))
     if interval is None and scores.clusters > 1 and verdict != "no signal":
-        notes.append("the dense score is not clearly above 0: no bounded interval")
-    if interval is not None and verdict == "undecided" and not interval[0] <= outcome.margin <= interval[1]:
-        notes.append("the interval leaves the margin out, but with so few clusters or losses a verdict has to be surer")
+        notes.append(f"the dense score is not clearly above {outcome.chance:g}: no bounds")
     if not scores.binary:
         notes.append("scores are not all right or wrong: gained and lost count items that rose and that fell")
     return tuple(notes)

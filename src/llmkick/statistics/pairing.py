@@ -4,7 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,24 @@ from llmkick.statistics.verdict import PairedScores
 Scores = Mapping[str, float | None] | Sequence[float | None] | Sequence[tuple[str, float | None]] | NDArray[Any]
 # The above, or the above for every calibration seed: a mapping seed → scores, or the rows of a 2-d array.
 SeedScores = Scores | Mapping[int, Scores] | Mapping[str, Scores] | Sequence[Scores]
-Clusters = Mapping[str, Hashable] | Sequence[Hashable] | NDArray[Any]
+# The label of each item's group, by id or by position.
+Groups = Mapping[str, Hashable] | Sequence[Hashable] | NDArray[Any]
+
+
+# What the groups of a task's items are: fixed strata, or drawn clusters.
+Grouping = Literal["strata", "clusters"]
+
+
+class GroupsArgument(TypedDict, total=False):
+    """The groups of items by id, as the argument of `compare` and `order_items`."""
+
+    strata: Mapping[str, Hashable]
+    clusters: Mapping[str, Hashable]
+
+
+def groups_argument(grouping: Grouping, groups: Mapping[str, Hashable]) -> GroupsArgument:
+    """The groups of items by id, under the name of what they are."""
+    return {"strata": groups} if grouping == "strata" else {"clusters": groups}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +47,7 @@ class Pairs:
     dense: Floats
     compressed: Floats
     cluster: Codes
+    strata: int | None = None  # number of fixed groups; None if none were declared
 
     def check_range(self, low: float, high: float) -> None:
         """Raise DataError for a score outside low … high."""
@@ -58,10 +76,18 @@ class Pairs:
 
 
 def pair_scores(
-    dense: Scores, compressed: SeedScores, clusters: Clusters | None, seeds: Sequence[int | str] | None
+    dense: Scores,
+    compressed: SeedScores,
+    seeds: Sequence[int | str] | None,
+    *,
+    clusters: Groups | None = None,
+    strata: Groups | None = None,
 ) -> Pairs:
-    """Align scores and clusters by id if they have ids, otherwise by position.
+    """Align scores and groups by id if they have ids, otherwise by position.
 
+    Items of a cluster were drawn together, so clusters are the independent units. Strata are fixed: the claim is about
+    these, so items stay independent within them, and what differs between strata is no error. (The variance keeps it:
+    the test is a little more careful than stratified theory, by the square of the losses' spread between strata.)
     Raises DataError for items that do not match or have no valid score, ConfigError for a wrong number of seeds.
     """
     ids, values = column_of(dense, "dense scores")
@@ -81,7 +107,8 @@ def pair_scores(
         calibrated=seeds is None or len(seeds) > 0,
         dense=values,
         compressed=np.stack(aligned),
-        cluster=_cluster_codes(clusters, ids, values.size),
+        cluster=np.arange(values.size) if clusters is None else _codes(clusters, ids, values.size, "cluster"),
+        strata=None if strata is None else int(_codes(strata, ids, values.size, "stratum").max()) + 1,
     )
 
 
@@ -151,21 +178,19 @@ def same_items(wanted: Collection[Hashable], given: Collection[Hashable], name: 
         raise DataError(f"{name} are of other items: missing {some_of(missing)}; not in dense {some_of(extra)}")
 
 
-def _cluster_codes(clusters: Clusters | None, ids: tuple[str, ...] | None, items: int) -> Codes:
-    """The cluster of each item as a number from 0; without clusters, each item is its own cluster."""
-    if clusters is None:
-        return np.arange(items)
-    if isinstance(clusters, Mapping) != (ids is not None):
-        raise DataError("clusters and scores must both be by id or both by position")
-    if isinstance(clusters, Mapping):
-        without = [key for key in ids or () if key not in clusters]
+def _codes(groups: Groups, ids: tuple[str, ...] | None, items: int, name: str) -> Codes:
+    """The group of each item as a number from 0, in order of appearance."""
+    if isinstance(groups, Mapping) != (ids is not None):
+        raise DataError(f"{name} labels and scores must both be by id or both by position")
+    if isinstance(groups, Mapping):
+        without = [key for key in ids or () if key not in groups]
         if without:
-            raise DataError(f"items without a cluster: {some_of(without)}")
-        clusters = [clusters[key] for key in ids or ()]
-    if len(clusters) != items:
-        raise DataError(f"{len(clusters)} clusters for {items} items; give each item a cluster")
+            raise DataError(f"items without a {name}: {some_of(without)}")
+        groups = [groups[key] for key in ids or ()]
+    if len(groups) != items:
+        raise DataError(f"{len(groups)} {name} labels for {items} items; give each item one")
     codes: dict[Hashable, int] = {}
-    return np.array([codes.setdefault(label, len(codes)) for label in clusters], dtype=np.int64)
+    return np.array([codes.setdefault(label, len(codes)) for label in groups], dtype=np.int64)
 
 
 def some_of(ids: Sequence[Hashable]) -> str:
@@ -173,14 +198,12 @@ def some_of(ids: Sequence[Hashable]) -> str:
     return ", ".join(repr(key) for key in ids[:3]) + (f" and {len(ids) - 3} more" if len(ids) > 3 else "") or "none"
 
 
-def check_settings(margin: float, alpha: float, resamples: int) -> None:
-    """Raise ConfigError for a margin, error rate or number of resamples out of range."""
+def check_settings(margin: float, alpha: float) -> None:
+    """Raise ConfigError for a margin or an error rate out of range."""
     if not 0 < margin < 1:
         raise ConfigError(f"margin {margin} must lie between 0 and 1; 0.05 allows a relative loss of 5 %")
     if not 0 < alpha < 0.5:
         raise ConfigError(f"alpha {alpha} must lie between 0 and 0.5; 0.05 is customary")
-    if resamples < 0:
-        raise ConfigError(f"resamples {resamples} must be 0 (no bootstrap) or more")
 
 
 def sampling_notes(pairs: Pairs, scores: PairedScores, unit: str) -> tuple[str, ...]:

@@ -1,10 +1,11 @@
 """Power of a verdict: its probability, the number of items it needs, and the smallest loss that items detect.
 
-Before a run, the model is a binary score per item: `accuracy` of the dense model, `discordance` (the share of items
-that exactly one of the two models gets right) and a true relative loss r, so that lost − gained = r · accuracy. The
-functions use the normal approximation to the test of `verdict`; `design_effect` is the variance of a mean over
-clustered items divided by that over independent items. After a
-run, `observed_detectable_loss` uses the variance of the scores.
+The model is a binary score per item: `accuracy` of the dense model, `discordance` (the share of items that exactly one
+of the two models gets right) and a true relative loss r of the part above chance, so that lost − gained =
+r · (accuracy − chance). The functions use the normal approximation to the test of `verdict`, which holds for many
+independent items; `design_effect` is the variance of a mean over clustered items divided by that over independent
+items. For a design as it is (clusters, seeds, graded scores) there is a simulation in `design`. After a run,
+`observed_detectable_loss` uses the variance of the scores.
 """
 
 import math
@@ -27,14 +28,16 @@ def verdict_power(
     discordance: float = 0.1,
     margin: float = 0.05,
     alpha: float = 0.05,
+    chance: float = 0.0,
     design_effect: float = 1.0,
 ) -> float:
     """Probability of the right verdict: "matching" for a loss below the margin, "not matching" above it."""
-    _check(accuracy=accuracy, discordance=discordance, margin=margin, alpha=alpha, loss=loss)
+    _check(chance, accuracy=accuracy, discordance=discordance, margin=margin, alpha=alpha, loss=loss)
     if items < 1:
         raise ConfigError(f"{items} items have no power; give at least 1")
-    deviation, assumed = _standard_deviations(accuracy, loss, discordance, margin)
-    distance = accuracy * abs(margin - loss) * math.sqrt(items / design_effect) - stats.norm.isf(alpha) * assumed
+    deviation, assumed = _standard_deviations(accuracy, chance, loss, discordance, margin)
+    net = (accuracy - chance) * abs(margin - loss)
+    distance = net * math.sqrt(items / design_effect) - stats.norm.isf(alpha) * assumed
     return float(stats.norm.cdf(distance / deviation)) if deviation > 0 else float(distance > 0)
 
 
@@ -46,14 +49,17 @@ def items_needed(
     margin: float = 0.05,
     alpha: float = 0.05,
     power: float = POWER,
+    chance: float = 0.0,
     design_effect: float = 1.0,
 ) -> int:
     """The number of items that give the right verdict with probability `power`."""
-    _check(accuracy=accuracy, discordance=discordance, margin=margin, alpha=alpha, loss=loss, power=power)
+    _check(chance, accuracy=accuracy, discordance=discordance, margin=margin, alpha=alpha, loss=loss, power=power)
     if loss == margin:
         raise ConfigError(f"a loss of exactly the margin ({margin}) is never decided; give another loss")
-    deviation, assumed = _standard_deviations(accuracy, loss, discordance, margin)
-    needed = float(stats.norm.isf(alpha) * assumed + stats.norm.ppf(power) * deviation) / (accuracy * (margin - loss))
+    deviation, assumed = _standard_deviations(accuracy, chance, loss, discordance, margin)
+    needed = float(stats.norm.isf(alpha) * assumed + stats.norm.ppf(power) * deviation) / (
+        (accuracy - chance) * (margin - loss)
+    )
     return max(1, math.ceil(design_effect * needed**2))
 
 
@@ -65,81 +71,95 @@ def smallest_detectable_loss(
     margin: float = 0.05,
     alpha: float = 0.05,
     power: float = POWER,
+    chance: float = 0.0,
     design_effect: float = 1.0,
 ) -> float | None:
     """The smallest true relative loss called "not matching" with probability `power`; None if no loss is."""
 
     def excess(loss: float) -> float:
-        chance = verdict_power(
+        probability = verdict_power(
             items,
             accuracy,
             loss=loss,
             discordance=discordance,
             margin=margin,
             alpha=alpha,
+            chance=chance,
             design_effect=design_effect,
         )
-        return chance - power
+        return probability - power
 
-    _check(accuracy=accuracy, discordance=discordance, margin=margin, alpha=alpha, power=power)
+    _check(chance, accuracy=accuracy, discordance=discordance, margin=margin, alpha=alpha, power=power)
     return float(optimize.brentq(excess, margin, 1.0)) if excess(1.0) > 0 else None
 
 
-def observed_detectable_loss(scores: PairedScores, test: MeanTest | None, margin: float, alpha: float) -> float | None:
+def observed_detectable_loss(
+    scores: PairedScores, test: MeanTest | None, *, margin: float, alpha: float, chance: float = 0.0
+) -> float | None:
     """The smallest loss called "not matching" in 80 % of draws with the variance of these scores; None if no loss is.
 
     `test` is the test at the margin, None if nothing can be decided.
     """
-    dense = scores.means[0]
-    if not dense or test is None:
+    if test is None or not scores.dense.size or scores.dense.mean() <= chance:
         return None
-    loss: float | None = margin + (test.critical(alpha) + test.critical(1 - POWER)) / dense
+    excess = float(scores.dense.mean()) - chance
+    loss: float | None = margin + (test.critical(alpha, test.df) + test.critical(1 - POWER, test.df)) / excess
     if not scores.binary:
-        even = _even_loss(scores, margin, alpha)
+        even = _even_loss(scores, margin, alpha, chance)
         loss = None if loss is None or even is None else max(loss, even)
     return loss if loss is not None and loss <= 1 else None
 
 
-def _even_loss(scores: PairedScores, margin: float, alpha: float) -> float | None:
+def _even_loss(scores: PairedScores, margin: float, alpha: float, chance: float) -> float | None:
     """The smallest loss that the test rejects if every item keeps the same share of its dense score.
 
     The test allows for graded scores that were not observed. If a few scores lie close together, it can therefore leave
     a loss undecided that is well beyond their standard error.
     """
     mean, low = float(scores.dense.mean()), scores.low
-    most = 1 - low / mean
+    most = (mean - low) / (mean - chance)
 
     def p_below(loss: float) -> float:
-        share = (most - loss) / most
-        even = low + (scores.dense - low) * share
-        return loss_test(replace(scores, compressed=even[None]), margin).p_below
+        even = low + (scores.dense - low) * (most - loss) / most
+        return loss_test(replace(scores, compressed=even[None]), margin, chance).p_below
 
     if most <= margin or p_below(most) >= alpha:
         return None
     return float(optimize.brentq(lambda loss: p_below(loss) - alpha, margin, most, xtol=1e-4))
 
 
-def _standard_deviations(accuracy: float, loss: float, discordance: float, margin: float) -> tuple[float, float]:
+def _standard_deviations(
+    accuracy: float, chance: float, loss: float, discordance: float, margin: float
+) -> tuple[float, float]:
     """Standard deviation of t, and the one that the test assumes, which is at least that of a loss at the margin."""
-    deviation = math.sqrt(max(0.0, _item_variance(accuracy, loss, discordance, margin)))
-    return deviation, max(deviation, math.sqrt(_item_variance(accuracy, margin, discordance, margin)))
+    deviation = math.sqrt(max(0.0, _item_variance(accuracy, chance, loss, discordance, margin)))
+    return deviation, max(deviation, math.sqrt(_item_variance(accuracy, chance, margin, discordance, margin)))
 
 
-def _item_variance(accuracy: float, loss: float, discordance: float, margin: float) -> float:
-    """Variance of t = c − (1 − margin)·d of an item; the discordance is at least what the loss needs."""
-    net = loss * accuracy
+def changes(accuracy: float, net: float, discordance: float) -> tuple[float, float]:
+    """Shares of items lost and gained, at least as many as a net loss needs."""
     changed = max(discordance, net)
-    lost, gained = (changed + net) / 2, (changed - net) / 2
     # Only wrong items can be gained, and only right items can be lost.
-    gained = min(gained, 1 - accuracy, accuracy - net)
-    lost = gained + net
+    gained = min((changed - net) / 2, 1 - accuracy, accuracy - net)
+    return gained + net, gained
+
+
+def _item_variance(accuracy: float, chance: float, loss: float, discordance: float, margin: float) -> float:
+    """Variance of t = c − (1 − margin)·d of an item."""
+    net = loss * (accuracy - chance)
+    lost, gained = changes(accuracy, net, discordance)
     kept = 1 - margin
     square = margin**2 * (accuracy - lost) + kept**2 * lost + gained
-    return square - (accuracy * (margin - loss)) ** 2
+    return square - (margin * accuracy - net) ** 2
 
 
-def _check(**shares: float) -> None:
-    """Raise ConfigError unless every argument is a share; accuracy, margin, alpha and power exclude 0."""
+def _check(chance: float, **shares: float) -> None:
+    """Raise ConfigError unless every argument is a share and chance is below the accuracy.
+
+    Accuracy, margin, alpha and power exclude 0.
+    """
+    if not 0 <= chance < shares["accuracy"]:
+        raise ConfigError(f"chance {chance} must be 0 or more and below the accuracy {shares['accuracy']}")
     for name, value in shares.items():
         closed_below = name in ("discordance", "loss")
         closed_above = name in ("discordance", "loss", "accuracy")

@@ -19,7 +19,6 @@ class ClusteredMean:
     """A mean over clustered items, its CR2 variance and degrees of freedom, and the sums they are computed from."""
 
     per_item: Floats  # (items,), mean over seeds
-    item_residual: Floats  # (items,), per_item − mean
     sums: Floats  # (clusters,)
     sizes: Floats  # (clusters,)
     residual: Floats  # (clusters,), sums − sizes · mean
@@ -64,7 +63,6 @@ def clustered_mean(values: Floats, cluster: Codes, scale: float) -> ClusteredMea
     variance, df = _cluster_variance(residual, sizes, independent_variance)
     return ClusteredMean(
         per_item=per_item,
-        item_residual=item_residual,
         sums=sums,
         sizes=sizes,
         residual=residual,

@@ -27,12 +27,16 @@ LARGEST_NATS = 700.0
 TaskProtocol = Literal["strict", "paper"]
 PROTOCOLS: tuple[TaskProtocol, ...] = get_args(TaskProtocol)
 
+# What the groups of a task's items are. Strata are fixed: the claim is about these (the subjects of MMLU, the topics of
+# the pocket questions). Clusters are drawn: the claim is about others like them (passages, stories, dialogues).
+Grouping = Literal["strata", "clusters"]
+
 Answer = ContinuationScore | Generation | Unanswered
 
 
 @dataclass(frozen=True, kw_only=True)
 class Item:
-    """A question. Items of the same `cluster` share a subject, a passage, a story or a domain.
+    """A question. Items of the same `cluster` share a subject, a passage, a story or a domain (see `Grouping`).
 
     `details` holds values that tables group by (discipline, popularity) and how the prompt was made to fit (shots,
     evidence tokens); a task copies them into the record. `follows` is the id of the previous item of the same
@@ -130,6 +134,21 @@ class Conversational(Protocol):
     ) -> Sequence[ScoreRequest | GenerateRequest]:
         """The requests of an item; `earlier` has the model's answers to the preceding items, oldest first."""
         ...
+
+
+@runtime_checkable
+class Grouped(Protocol):
+    """A task that declares what the groups of its items are."""
+
+    @property
+    def groups(self) -> Grouping:
+        """Whether the items' `cluster` names a stratum or a cluster."""
+        ...
+
+
+def groups_of(task: Task) -> Grouping:
+    """What the groups of a task's items are; clusters, which claim less, unless the task declares otherwise."""
+    return task.groups if isinstance(task, Grouped) else "clusters"
 
 
 @runtime_checkable

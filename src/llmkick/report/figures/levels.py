@@ -69,16 +69,16 @@ def _control_height(comparison: PerplexityComparison) -> tuple[object, ...]:
 
 
 def _score_height(comparison: Comparison) -> tuple[object, ...]:
-    verdict, dense = comparison.verdict, comparison.dense
+    verdict, dense, chance = comparison.verdict, comparison.dense, comparison.chance
     silent = verdict == "no signal"
     bounds = None if silent else comparison.interval
     low, high = None, None
     if dense is not None and bounds is not None:
-        low, high = (dense * (1 - bound) for bound in reversed(bounds))
+        low, high = (chance + (dense - chance) * (1 - bound) for bound in reversed(bounds))
     loss = (None if silent else comparison.relative_drop, *(bounds or (None, None)))
     texts = (formatting.score(comparison.compressed), str(formatting.loss(comparison)))
     sign = f"{formatting.mark(verdict).symbol} {verdict}"
-    return "score", comparison.compressed, low, high, *loss, *texts, sign, dense, comparison.chance
+    return "score", comparison.compressed, low, high, *loss, *texts, sign, dense, chance
 
 
 def level_figures(result: StudyResult, cells: pd.DataFrame) -> list[Figure]:
@@ -121,7 +121,7 @@ def _panel(
         layers = charts.bars(panel, y, methods, start)
     margin = result.study.margin
     chance = float(panel["chance"].iloc[0])
-    limit = start + margin if control else start * (1 - margin)
+    limit = start + margin if control else chance + (start - chance) * (1 - margin)
     silent = any((recipe, task.name) in _cells_with(result, "no signal") for recipe in panel["recipe"])
     said = f"dense {formatting.score(dense, task.metric)}" + (f", chance {chance:g}" if chance else "")
     title = alt.TitleParams(task.name, subtitle=said + (": no signal" if silent else ""))

@@ -9,7 +9,7 @@ from pathlib import Path
 from llmkick.errors import ConfigError
 from llmkick.report.lookup import comparisons_by_cell, verdict_or_outcome
 from llmkick.report.run_folder import Run
-from llmkick.statistics import compare
+from llmkick.statistics import compare, groups_argument
 from llmkick.study.results.records import TaskSummary
 from llmkick.study.results.results import StudyResult
 from llmkick.study.results.task_settings import EARLIER, differing_settings, short_value
@@ -110,7 +110,9 @@ def _difference(first: Run, second: Run, recipe: str, task: str) -> Difference |
     summary = _task(first.result, task)
     if summary is not None and summary.is_control:
         return _of_perplexity(first.result, second.result, recipe, task, len(ours), verdicts, ours == theirs)
-    comparison = compare(ours, theirs, clusters=_clusters(first, task), alpha=first.result.study.alpha, resamples=0)
+    grouping = "clusters" if summary is None else summary.groups
+    groups = groups_argument(grouping, _groups(first, task))
+    comparison = compare(ours, theirs, **groups, alpha=first.result.study.alpha, explain=False)
     dense, other, bounds = comparison.dense, comparison.compressed, comparison.interval
     return Difference(
         recipe=recipe, task=task, n=comparison.n, first=dense, second=other,
@@ -149,7 +151,7 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return sum(values_given) / len(values_given) if len(values_given) == len(values) else None
 
 
-def _clusters(run: Run, task: str) -> dict[str, str]:
+def _groups(run: Run, task: str) -> dict[str, str]:
     items = run.items[run.items["task"] == task]
     return dict(zip(items["item_id"], items["cluster"], strict=True))
 

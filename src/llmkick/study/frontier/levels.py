@@ -10,11 +10,14 @@ import psutil
 
 from llmkick.compression.recipe import Recipe
 from llmkick.models.transformers_model import TransformersModel
+from llmkick.statistics.frontier import looks
 from llmkick.study.cells import Cell, Variant
 from llmkick.study.frontier.result import Judged, verdict_of
 from llmkick.study.levels import LevelGrid
 from llmkick.study.results.comparisons import compare_cell, describe_task, is_comparable
+from llmkick.study.results.records import CONTROL_METRICS
 from llmkick.study.running.context import StudyContext
+from llmkick.study.running.evaluation import Evaluation
 from llmkick.study.running.executor import LocalExecutor
 from llmkick.study.running.schedule import Schedule
 from llmkick.study.running.study_run import JournalWriter
@@ -45,21 +48,47 @@ class LevelJudge:
     def __post_init__(self) -> None:
         self.writer = JournalWriter(context=self.context, schedule=Schedule(cells=(), pending=()))
 
-    def judge(self, grid: LevelGrid, recipe: Recipe, task: Task, *, margin: float, confirming: bool = False) -> Judged:
-        """Judge one level on one task until the verdict is decided.
+    def confirm(self, grid: LevelGrid, recipe: Recipe, task: Task, *, margin: float) -> Judged:
+        """Judge a level that seems to match on every item, with every seed, at an alpha that allows for the search."""
+        alpha = self.context.study.alpha / looks(len(grid.recipes))
+        return self.judge(grid, recipe, task, margin=margin, alpha=alpha, confirming=True, every_item=True)
 
-        A confirmation uses every item, every seed, and the `propagate` setting of the study.
+    def refute(self, grid: LevelGrid, recipe: Recipe, task: Task, *, margin: float) -> Judged:
+        """Judge a level that seems not to match, with every seed, until that is decided at such an alpha.
+
+        Over all tasks the weakest level fails on any of them, so alpha is also divided by their number.
+        """
+        tasks = sum(task.metric not in CONTROL_METRICS for task in self.context.tasks)
+        alpha = self.context.study.alpha / looks(len(grid.recipes)) / max(1, tasks)
+        every = len(self.seeds) > 1 and recipe.needs_calibration  # seeds are compared on the same items
+        return self.judge(grid, recipe, task, margin=margin, alpha=alpha, confirming=True, every_item=every)
+
+    def judge(
+        self,
+        grid: LevelGrid,
+        recipe: Recipe,
+        task: Task,
+        *,
+        margin: float,
+        alpha: float | None = None,
+        confirming: bool = False,
+        every_item: bool = False,
+    ) -> Judged:
+        """Judge one level on one task until the verdict is decided, or on every item.
+
+        A confirmation uses every seed and the `propagate` setting of the study. `alpha` replaces that of the study.
         """
         context = self.context
-        evaluation, rule = context.evaluation, context.rules.get(task.name)
+        level = context.study.alpha if alpha is None else alpha
+        evaluation, rule = context.evaluation.at(level), context.rules.get(task.name)
         propagate = context.study.propagate if confirming else self.search_propagate
         seeds: Sequence[int | None] = (
             (self.seeds if confirming else self.seeds[:1]) if recipe.needs_calibration else [None]
         )
         variants = [Variant(recipe=recipe, seed=seed, propagate=propagate) for seed in seeds]
-        cells = [self._filled(variant, task, every_item=confirming) for variant in variants]
+        cells = [self._filled(variant, task, evaluation, every_item=every_item) for variant in variants]
         dense_cell = evaluation.dense_cell(cells[0])
-        if confirming or rule is None:
+        if every_item or rule is None:
             evaluation.fill_every_item(context.model, dense_cell)
         dense = context.journal.cell_records(dense_cell.run_key).set_index("item_id")
         records = pd.concat([context.journal.cell_records(cell.run_key) for cell in cells], ignore_index=True)
@@ -71,10 +100,10 @@ class LevelJudge:
                 str(recipe),
                 dense,
                 records,
-                order=None if confirming or rule is None else rule.order,
+                order=None if every_item or rule is None else rule.order,
                 same_weights=lambda _: context.has_dense_weights(variants),
                 margin=margin,
-                alpha=context.study.alpha,
+                alpha=level,
             )
         self.run_keys.setdefault((grid.name, task.name), set()).update(cell.run_key for cell in cells)
         self.recipes.setdefault(grid.name, set()).add(str(recipe))
@@ -86,9 +115,8 @@ class LevelJudge:
             confirmed=confirming,
         )
 
-    def _filled(self, variant: Variant, task: Task, *, every_item: bool) -> Cell:
+    def _filled(self, variant: Variant, task: Task, evaluation: Evaluation, *, every_item: bool) -> Cell:
         """Return the cell after filling it with all records that the verdict needs."""
-        evaluation = self.context.evaluation
         (cell,) = [cell for cell in self.context.cells(variant) if cell.task.name == task.name]
         is_filled = evaluation.has_every_item(cell) if every_item else evaluation.is_complete(cell)
         if not is_filled or self.context.recorded_digest(variant) is None:

@@ -37,7 +37,7 @@ _OUTCOMES: Mapping[str, Verdict] = {"within margin": "matching", "beyond margin"
 
 
 class LevelRow(OpenRecord):
-    """The verdict on one level of a method on one task; `confirmed` means on every item and every seed."""
+    """The verdict on one level of a method on one task; `confirmed` means with every seed and at the divided alpha."""
 
     level: str
     recipe: str
@@ -147,8 +147,15 @@ UNKNOWN = Judged(verdict="undecided", comparison=None, items=0, of=0, confirmed=
 
 
 def matches(judged: Mapping[str, Judged], recipe: Recipe) -> bool:
-    """Return whether a level was judged with the verdict "matching"."""
-    return judged.get(str(recipe), UNKNOWN).verdict == "matching"
+    """Return whether a level is confirmed to match."""
+    level = judged.get(str(recipe), UNKNOWN)
+    return level.confirmed and level.verdict == "matching"
+
+
+def fails(judged: Mapping[str, Judged], recipe: Recipe) -> bool:
+    """Return whether a level is confirmed not to match."""
+    level = judged.get(str(recipe), UNKNOWN)
+    return level.confirmed and level.verdict == "not matching"
 
 
 def verdict_of(comparison: Comparison | PerplexityComparison | None) -> Verdict:

@@ -17,6 +17,7 @@ from pathlib import Path
 from llmkick.compression.recipe import Recipe
 from llmkick.errors import ConfigError
 from llmkick.statistics import Verdict, find_frontier
+from llmkick.statistics.frontier import looks
 from llmkick.study.frontier.levels import LevelJudge
 from llmkick.study.frontier.result import (
     UNKNOWN,
@@ -27,6 +28,7 @@ from llmkick.study.frontier.result import (
     SearchCost,
     SearchedStudy,
     SearchSettings,
+    fails,
     frontier_row,
     matches,
 )
@@ -125,10 +127,14 @@ class FrontierSearch:
             return judged[str(recipe)].verdict
 
         def confirm(recipe: Recipe) -> Verdict:
-            judged[str(recipe)] = self.judge.judge(grid, recipe, task, margin=margin, confirming=True)
+            judged[str(recipe)] = self.judge.confirm(grid, recipe, task, margin=margin)
             return judged[str(recipe)].verdict
 
-        frontier = find_frontier(grid.recipes, evaluate, confirm=confirm)
+        def refute(recipe: Recipe) -> Verdict:
+            judged[str(recipe)] = self.judge.refute(grid, recipe, task, margin=margin)
+            return judged[str(recipe)].verdict
+
+        frontier = find_frontier(grid.recipes, evaluate, confirm=confirm, refute=refute)
         return frontier_row(grid, task, margin, frontier, judged), judged
 
     def _overall(self, grid: LevelGrid, verdicts: Mapping[tuple[str, str], dict[str, Judged]]) -> OverallFrontier:
@@ -144,19 +150,18 @@ class FrontierSearch:
             for task in self.context.tasks
             if task.name in judged and any(level.verdict != "no signal" for level in judged[task.name].values())
         ]
-        failing = [
-            recipe
-            for recipe in grid.recipes
-            if any(judged[task.name].get(str(recipe), UNKNOWN).verdict == "not matching" for task in tasks)
-        ]
+        failing = [recipe for recipe in grid.recipes if any(fails(judged[task.name], recipe) for task in tasks)]
         matching = [
             max((i for i, r in enumerate(grid.recipes) if matches(judged[t.name], r)), default=-1) for t in tasks
         ]
         strongest = None
-        for recipe in reversed(grid.recipes[: min(matching, default=-1) + 1]):
+        mildest = min(matching, default=-1)
+        # As many confirmations as the divided alpha allows for.
+        for recipe in reversed(grid.recipes[max(0, mildest + 1 - looks(len(grid.recipes))) : mildest + 1]):
             for task in tasks:
-                if str(recipe) not in judged[task.name]:
-                    judged[task.name][str(recipe)] = self.judge.judge(
+                level = judged[task.name].get(str(recipe), UNKNOWN)
+                if not level.confirmed and level.verdict in ("matching", UNKNOWN.verdict):
+                    judged[task.name][str(recipe)] = self.judge.confirm(
                         grid, recipe, task, margin=self.context.study.margin
                     )
             if all(matches(judged[task.name], recipe) for task in tasks):

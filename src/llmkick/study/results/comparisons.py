@@ -14,12 +14,13 @@ from llmkick.statistics import (
     compare_bits_per_byte,
     compare_perplexity,
     compare_stopped,
+    groups_argument,
     overall_verdict,
 )
 from llmkick.study.results.missing_judgements import missing_judgements, with_missing_judgements
 from llmkick.study.results.records import CONTROL_METRICS, AnyComparison, OverallVerdict, ResultRow, TaskSummary
 from llmkick.tasks.registry import full_key
-from llmkick.tasks.task import LARGEST_NATS, Record, Task, summary_value
+from llmkick.tasks.task import LARGEST_NATS, Record, Task, groups_of, summary_value
 
 
 class Groups(TypedDict, total=False):
@@ -43,6 +44,7 @@ def describe_task(task: Task, prompting: str) -> TaskSummary:
             **full_key(task),
             "metric": task.metric,
             "chance_level": task.chance_level,
+            "groups": groups_of(task),
             "setting": task.setting,
             "prompting": task.prompting or prompting,
         }
@@ -202,7 +204,7 @@ def compare_cell(
     return compare(
         dense_scores,
         compressed,
-        clusters={str(item): str(cluster) for item, cluster in dense["cluster"].items()},
+        **groups_argument(task.groups, {str(item): str(group) for item, group in dense["cluster"].items()}),
         chance=task.chance_level,
         same_model=same_model,
         **common,

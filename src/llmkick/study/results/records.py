@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -165,6 +165,7 @@ class TaskSummary(OpenRecord):
     metric: str
     setting: str
     chance_level: float
+    groups: Literal["strata", "clusters"] = "clusters"  # what the items' groups are: fixed strata, or drawn clusters
     judge: str | None = None  # the model that scores the answers
 
     @property

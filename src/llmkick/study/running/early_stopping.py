@@ -7,12 +7,20 @@ records are the only state. They determine where a cell stops, so a resumed run 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from llmkick.statistics import EarlyStop, ItemOrder, Stopping, order_items, signal_after
+from llmkick.statistics import (
+    EarlyStop,
+    ItemOrder,
+    SignalTest,
+    Stopping,
+    groups_argument,
+    order_items,
+    signal_after,
+)
 from llmkick.statistics.item_order import LOOK_ITEMS
 from llmkick.study.results.records import CONTROL_METRICS
-from llmkick.tasks.task import Item, Task
+from llmkick.tasks.task import Item, Task, groups_of
 
 Scores = Mapping[str, float | None]
 
@@ -45,21 +53,26 @@ class StoppingRule:
         """The inputs that determine the batch of an item; the stopping point does not change a record."""
         return {"look": LOOK_ITEMS, "order": self.seed, "clusters": self.order.largest_cluster}
 
+    def at(self, alpha: float) -> StoppingRule:
+        """The rule with another error rate; it asks the same batches, and more of them if alpha is smaller."""
+        return replace(self, alpha=alpha)
+
     def settle_signal(self, dense: Asked) -> bool:
         """Ask the dense model until it is above chance or has no items left; return whether it is above chance."""
+        test = SignalTest(self.order, chance=self.chance, alpha=self.alpha)
         for batch in self.order.batches:
-            signal = self._signal(dense.scores)
-            if signal is not None:
-                return signal
+            if test.outcome is not None:
+                break
             dense.need(batch)
-        return bool(self._signal(dense.scores))
+            test.feed(dense.scores)
+        return bool(test.outcome)
 
     def until_decided(
         self, dense: Asked, compressed: Asked, *, watch: Callable[[int], None] = lambda asked: None
     ) -> Stopping:
         """Ask both models, batch by batch, until the verdict is decided."""
         signal = self.settle_signal(dense)
-        rule = EarlyStop(self.order, margin=self.margin, alpha=self.alpha, signal=signal)
+        rule = EarlyStop(self.order, margin=self.margin, alpha=self.alpha, chance=self.chance, signal=signal)
         while rule.batch is not None:
             dense.need(rule.batch)
             compressed.need(rule.batch)
@@ -68,7 +81,7 @@ class StoppingRule:
 
     def is_settled(self, dense: Scores) -> bool:
         """Return whether the dense scores are enough to decide if the dense model is above chance."""
-        return self._signal(dense) is not None
+        return signal_after(self.order, dense, chance=self.chance, alpha=self.alpha) is not None
 
     def is_decided(self, dense: Scores, compressed: Scores) -> bool:
         """Return whether the scores are enough for the verdict."""
@@ -77,9 +90,6 @@ class StoppingRule:
         except _NotAskedError:
             return False
         return True
-
-    def _signal(self, dense: Scores) -> bool | None:
-        return signal_after(self.order, dense, chance=self.chance, alpha=self.alpha)
 
 
 class _NotAskedError(Exception):
@@ -103,9 +113,8 @@ def stopping_rules(
         if task.metric not in CONTROL_METRICS and some:
             order = order_items(
                 [item.id for item in some],
-                {item.id: item.cluster for item in some},
+                **groups_argument(groups_of(task), {item.id: item.cluster for item in some}),
                 seed=seed,
-                whole_clusters=any(getattr(item, "follows", "") for item in some),
             )
             rules[task.name] = StoppingRule(
                 order=order, seed=seed, margin=margin, alpha=alpha, chance=task.chance_level

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from llmkick.compression.recipe import Dense
 from llmkick.models.language_model import LanguageModel
@@ -34,6 +34,10 @@ class Evaluation:
     dense: LanguageModel
     dense_keys: Mapping[str, str]
     rules: Mapping[str, StoppingRule] = field(default_factory=dict)
+
+    def at(self, alpha: float) -> Evaluation:
+        """The evaluation with another error rate of early stopping."""
+        return replace(self, rules={name: rule.at(alpha) for name, rule in self.rules.items()})
 
     def is_complete(self, cell: Cell) -> bool:
         """Return whether a cell has a record for every item, or enough records for its verdict."""

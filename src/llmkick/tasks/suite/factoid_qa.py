@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 from llmkick.errors import ConfigError
 from llmkick.models.language_model import GenerateRequest, LanguageModel, ScoreRequest
@@ -16,7 +16,7 @@ from llmkick.tasks.data.readers.popqa import read_popqa
 from llmkick.tasks.data.sources import Origin, origin_of, read_pocket, stratified_sample
 from llmkick.tasks.prompting import SENTENCE_EXAMPLES, Prompting, question_prompt
 from llmkick.tasks.question_answering import MAX_NEW_TOKENS, score_answer, score_anywhere
-from llmkick.tasks.task import Answer, Item, Record, content_hash, task_key
+from llmkick.tasks.task import Answer, Grouping, Item, Record, content_hash, task_key
 
 # Where the paper's prompt asks for the answer → what stands between the question and "The answer is".
 ANSWER_LINES: Mapping[str, str] = {"same": " ", "new": "\n"}
@@ -45,6 +45,7 @@ class FactoidQA:
     version = 1
     metric = "accuracy"
     chance_level = 0.0
+    groups: ClassVar[Grouping] = "strata"
     setting = "knowledge"
 
     def __post_init__(self) -> None:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 from llmkick.errors import ConfigError, DataError
 from llmkick.models.language_model import (
@@ -24,7 +24,7 @@ from llmkick.tasks.data.readers.mmlu import LETTERS, read_mmlu
 from llmkick.tasks.data.sources import Origin, origin_of, read_pocket, stratified_sample
 from llmkick.tasks.fitting import fewer_shots, styles
 from llmkick.tasks.prompting import PHRASE_EXAMPLES, Prompting, conversation, question_prompt
-from llmkick.tasks.task import Answer, Item, Record, content_hash, is_whole, task_key, unscored
+from llmkick.tasks.task import Answer, Grouping, Item, Record, content_hash, is_whole, task_key, unscored
 
 # Number of worked examples per subject, both in MMLU and in the pocket suite.
 MOST_SHOTS = 5
@@ -57,6 +57,7 @@ class MultipleChoice:
     version = 1
     metric = "accuracy"
     chance_level = 0.25
+    groups: ClassVar[Grouping] = "strata"
     setting = "knowledge"
 
     def __post_init__(self) -> None:
