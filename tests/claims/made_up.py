@@ -152,10 +152,10 @@ def _compressed(
 
 def _comparison(dense: pd.DataFrame, other: pd.DataFrame, task: str, recipe: str, chance: float) -> Comparison:
     scores = [dict(zip(frame["item_id"], frame["score"], strict=True)) for frame in (dense, other)]
-    return compare(scores[0], scores[1], task=task, recipe=recipe, chance=chance, resamples=0)
+    return compare(scores[0], scores[1], task=task, recipe=recipe, chance=chance, explain=False)
 
 
 def _perplexity(recipe: str, rise: float, rng: np.random.Generator, windows: int = 60) -> AnyComparison:
     dense = 2.0 + 0.1 * rng.standard_normal(windows)
     other = dense + np.log1p(rise) + 0.01 * rng.standard_normal(windows)
-    return compare_perplexity(list(dense), list(other), task="perplexity", recipe=recipe, resamples=0)
+    return compare_perplexity(list(dense), list(other), task="perplexity", recipe=recipe)

@@ -13,15 +13,18 @@ from claims.made_up import made_up_run, summary, with_result
 from llmkick.claims import axes, knowledge, texts
 from llmkick.claims.evidence import Evidence
 from llmkick.claims.runs import ClaimRun, ModelRuns
-from llmkick.statistics import Comparison, PerplexityComparison
+from llmkick.statistics import Comparison, PerplexityComparison, compare, compare_perplexity
 from llmkick.study.levels import level_of_text
-from report.synthetic import perplexity_comparison, task_comparison
 
 DRAWS, ERROR, ALPHA, MARGIN = 1000, 0.03, 0.05, 0.05
 # 1,000 draws of an error rate of 5 % show more than this in one of a thousand tests.
 MOST = float(stats.binom.ppf(0.999, DRAWS, ALPHA)) / DRAWS
-Z = float(stats.norm.ppf(1 - ALPHA / 2))
+Z = float(stats.norm.ppf(1 - ALPHA))
 FACTS, CHOICE, OPEN, CLOSED = "factoid_qa", "multiple_choice:letter", "context_qa:open", "context_qa:closed"
+
+# Comparisons of which the draws replace what matters.
+TASK = compare([1.0, 1.0, 0.0], [1.0, 0.0, 0.0], margin=MARGIN, alpha=ALPHA, explain=False)
+TEXT = compare_perplexity([2.0, 2.1], [2.2, 2.1], margin=MARGIN, alpha=ALPHA)
 
 # (recipe, task) → true relative loss; for perplexity the true rise, on the scale of logarithms.
 Truth = Mapping[tuple[str, str], float]
@@ -37,12 +40,12 @@ def drawn(truth: Truth, rng: np.random.Generator, *, shared: float) -> list[Comp
         if task == "perplexity":
             rise, *bounds = np.expm1([value, low, high])
             drawn_comparisons.append(
-                perplexity_comparison(recipe=recipe, relative_increase=rise, interval=(bounds[0], bounds[1]))
+                replace(TEXT, recipe=recipe, relative_increase=rise, interval=(bounds[0], bounds[1]))
             )
             continue
         p = float(stats.norm.cdf((value - MARGIN) / ERROR))
         verdict = "matching" if p < ALPHA else "not matching" if 1 - p < ALPHA else "undecided"
-        comparison = task_comparison(recipe=recipe, task=task, relative_drop=value, interval=(low, high))
+        comparison = replace(TASK, recipe=recipe, task=task, relative_drop=value, interval=(low, high))
         drawn_comparisons.append(replace(comparison, verdict=verdict, p_matching=p, p_not_matching=1 - p))
     return drawn_comparisons
 

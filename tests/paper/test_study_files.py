@@ -36,11 +36,13 @@ def test_the_examples_are_those_of_the_package() -> None:
 @pytest.mark.parametrize("name", FILES)
 def test_every_file_says_its_place_in_the_paper_and_is_a_study(name: str) -> None:
     study, text = load_study(EXAMPLES / name), (EXAMPLES / name).read_text(encoding="utf-8")
-    experiment = next(e for e in EXPERIMENTS.values() if name.startswith(f"{e.name}-") and name[len(e.name) + 1 :-5] in MODELS)
+    experiment = next(
+        e for e in EXPERIMENTS.values() if name.startswith(f"{e.name}-") and name[len(e.name) + 1 : -5] in MODELS
+    )
     assert text.startswith(f"# {experiment.place} of the paper, ")
     assert study.model == MODELS[name[len(experiment.name) + 1 : -5]]
     assert max(map(len, text.splitlines())) <= 120
-    assert all(f"{claim}. {paper_claims()[claim].title}".split()[0] in text for claim in experiment.claims)
+    assert all(f" {claim}. " in text for claim in experiment.claims)
 
 
 def test_every_row_of_the_paper_has_a_study_for_its_models() -> None:
@@ -112,7 +114,9 @@ def small_study(name: str, toys: tuple[Path, Path], judge: str = "") -> Study:
         task |= {"limit": 1, "per_bucket": None} if "per_bucket" in task else {}
     values["tasks"] = [{key: value for key, value in task.items() if value is not None} for task in values["tasks"]]
     recipes = values["recipes"]
-    return make_study({"name": name, "dtype": "float32", "device": "cpu", **values, "recipes": [recipes[0], recipes[-1]]})
+    return make_study(
+        {"name": name, "dtype": "float32", "device": "cpu", **values, "recipes": [recipes[0], recipes[-1]]}
+    )
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)

@@ -10,7 +10,7 @@ import pandas as pd
 
 from llmkick.claims.evidence import Estimate, Evidence, NotAskedError, Statement, evidence_of
 from llmkick.claims.runs import Cell, ClaimRun
-from llmkick.statistics import Comparison, compare
+from llmkick.statistics import Comparison, compare, groups_argument
 from llmkick.statistics.mean import mean_test
 from llmkick.study.results.records import TaskSummary
 
@@ -84,13 +84,13 @@ def _compare(
     return compare(
         _scores(dense, items),
         by_seed if len(by_seed) > 1 else next(iter(by_seed.values())),
-        clusters={item: str(dense.at[item, "cluster"]) for item in items},
+        **groups_argument(task.groups, {item: str(dense.at[item, "cluster"]) for item in items}),
         margin=run.result.study.margin,
         alpha=run.result.study.alpha,
         chance=task.chance_level,
         task=task.name,
         recipe=recipe,
-        resamples=0,
+        explain=False,
     )
 
 
@@ -107,7 +107,7 @@ def measure_rises(run: ClaimRun, recipe: str, task: str, measure: str, *, sign: 
     if len(table) < 2:
         raise NotAskedError(f"the answers to {task} in {run.name} have no {measure}")
     change = sign * (table.iloc[:, 1:].to_numpy() - table.iloc[:, :1].to_numpy()).T
-    clusters = dense[0].loc[table.index, "cluster"]
+    clusters = dense[0].loc[table.index, "cluster"]  # dialogues, which are drawn
     return _mean_above_zero(
         change, change, clusters, quantity=f"change of {measure.replace('_', ' ')}", text=text, run=run, sign=sign
     )
@@ -134,8 +134,10 @@ def gains_more_than_margin(
     seeds, above_chance = len(before), scores[0] - task.chance_level
     gain = scores[1 + seeds :] - scores[1 : 1 + seeds]
     beyond = gain - run.result.study.margin * above_chance
+    # The subjects of multiple choice are fixed: the items are the units, unless the task says otherwise.
+    units = pd.Series(table.index) if task.groups == "strata" else dense.loc[table.index, "cluster"]
     return _mean_above_zero(
-        beyond, gain / above_chance.mean(), dense.loc[table.index, "cluster"],
+        beyond, gain / above_chance.mean(), units,
         quantity="gain, of the dense score", text=text, run=run, sign=1,
     )  # fmt: skip
 
@@ -154,8 +156,8 @@ def _mean_above_zero(
     alpha, codes = run.result.study.alpha, pd.factorize(cluster)[0].astype(np.intp)
     if codes.max() < 1:
         raise NotAskedError(f"{run.name} has one cluster of items only")
-    unbounded = (-np.inf, np.inf)
-    test, width = mean_test(tested, codes, unbounded), mean_test(shown, codes, unbounded).critical(alpha / 2)
+    test, of_shown = mean_test(tested, codes), mean_test(shown, codes)
+    width = of_shown.critical(alpha, of_shown.df)
     value = sign * float(shown.mean())
     return evidence_of(
         Statement(

@@ -24,7 +24,7 @@ class NotAskedError(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """A quantity with its two-sided interval at the level 1 − alpha; without an interval it decides nothing."""
+    """A quantity with its one-sided bounds, each at the level 1 − alpha; without them it decides nothing."""
 
     value: float | None
     interval: tuple[float, float] | None
@@ -37,7 +37,7 @@ class Estimate:
         """
         if self.value is None or self.interval is None or not all(map(math.isfinite, self.interval)):
             return None
-        return abs(self.value - self.interval[side]) / float(special.ndtri(1 - self.alpha / 2))
+        return abs(self.value - self.interval[side]) / float(special.ndtri(1 - self.alpha))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,14 +97,7 @@ def unasked(text: str, run: str, alpha: float) -> Evidence:
 
 
 def loss_of(comparison: Comparison) -> Estimate:
-    """The relative loss of a comparison: above chance where chance is not 0, as its verdict.
-
-    A comparison that stopped early has a confidence sequence only for the loss of the whole score.
-    """
-    if comparison.chance and comparison.stopping is None:
-        return Estimate(
-            value=comparison.drop_above_chance, interval=comparison.interval_above_chance, alpha=comparison.alpha
-        )
+    """The relative loss that the verdict of a comparison is about, with its bounds."""
     return Estimate(value=comparison.relative_drop, interval=comparison.interval, alpha=comparison.alpha)
 
 
@@ -167,7 +160,7 @@ def difference_of(first: Estimate, second: Estimate) -> Estimate:
         errors = first.standard_error(side), second.standard_error(1 - side)
         if errors[0] is None or errors[1] is None:
             return Estimate(value=value, interval=None, alpha=alpha)
-        width = float(special.ndtri(1 - alpha / 2)) * math.hypot(errors[0], errors[1])
+        width = float(special.ndtri(1 - alpha)) * math.hypot(errors[0], errors[1])
         ends.append(value + (width if side else -width))
     return Estimate(value=value, interval=(ends[0], ends[1]), alpha=alpha)
 

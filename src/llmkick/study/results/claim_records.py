@@ -12,8 +12,8 @@ ClaimOutcome = Literal["supported", "contradicted", "undecided", "not asked"]
 class ClaimStatement(OpenRecord):
     """A statement that a claim is made of, and the numbers that speak for or against it.
 
-    `value` and `low` to `high` are the quantity and its interval at the study's level; None where undefined. `p_for` is
-    the p-value of the hypothesis that the statement is false, `p_against` of the hypothesis that it is true.
+    `value` is the quantity, `low` and `high` are its one-sided bounds at the study's level; None where undefined.
+    `p_for` is the p-value of the hypothesis that the statement is false, `p_against` of the hypothesis that it is true.
     """
 
     statement: str
