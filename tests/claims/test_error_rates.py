@@ -6,18 +6,20 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import stats
 
 from claims.made_up import made_up_run, summary, with_result
 from llmkick.claims import axes, knowledge, texts
+from llmkick.claims.answers import gains_more_than_margin
 from llmkick.claims.evidence import Evidence
 from llmkick.claims.runs import ClaimRun, ModelRuns
 from llmkick.statistics import Comparison, PerplexityComparison, compare, compare_perplexity
 from llmkick.study.levels import level_of_text
 
-DRAWS, ERROR, ALPHA, MARGIN = 1000, 0.03, 0.05, 0.05
-# 1,000 draws of an error rate of 5 % show more than this in one of a thousand tests.
+DRAWS, ERROR, ALPHA, MARGIN = 600, 0.03, 0.05, 0.05
+# So many draws of an error rate of 5 % show more than this in one of a thousand tests.
 MOST = float(stats.binom.ppf(0.999, DRAWS, ALPHA)) / DRAWS
 Z = float(stats.norm.ppf(1 - ALPHA))
 FACTS, CHOICE, OPEN, CLOSED = "factoid_qa", "multiple_choice:letter", "context_qa:open", "context_qa:closed"
@@ -164,3 +166,24 @@ def test_samples_on_the_border(sparsegpt: float, wanda: float) -> None:
         evidence = axes.sparsegpt_needs_samples(ModelRuns(name="toy", parameters=1, runs=tuple(runs)))
         supported += evidence.p_for < ALPHA
     assert supported / DRAWS <= MOST
+
+
+def test_worked_examples_on_the_border() -> None:
+    """A gain of exactly the margin, item by item: 300 questions, a tenth of the answers change."""
+    rng = np.random.default_rng(3)
+    run = made_up_run({(CHOICE, CHOICE): 0.0}, items=2)
+    task, items = summary(CHOICE, groups="strata"), 300
+    right = np.arange(items) < 0.6 * items
+    dense = pd.DataFrame({"score": right.astype(float), "cluster": "subject"})
+    gain = MARGIN * (0.6 - 0.25)
+    outcomes = []
+    for _ in range(DRAWS):
+        before = rng.random(items) < 0.4
+        lost, gained = rng.random(items) < 0.1, rng.random(items) < (gain + 0.1 * 0.4) / 0.6
+        after = np.where(before, ~lost, gained)
+        frames = [pd.DataFrame({"score": answers.astype(float)}) for answers in (before, after)]
+        evidence = gains_more_than_margin(frames[:1], frames[1:], dense, task=task, run=run, text="")
+        outcomes.append((evidence.p_for < ALPHA, evidence.p_against < ALPHA))
+    supported, contradicted = np.mean(outcomes, axis=0)
+    assert supported <= MOST
+    assert contradicted <= MOST

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
+import pandas as pd
 from rich import box
 from rich.table import Table
 from rich.text import Text
@@ -29,10 +31,14 @@ def claims_of(runs: Sequence[Run], names: Sequence[str]) -> list[ClaimRow]:
     """The claims on runs together. Raises DataError for runs that must not be read together."""
     return assess(
         [
-            ClaimRun(name=name, result=run.result, records=lambda run=run: run.records if run.journal else None)
+            ClaimRun(name=name, result=run.result, records=partial(_records, run))
             for name, run in zip(names, runs, strict=True)
         ]
     )
+
+
+def _records(run: Run) -> pd.DataFrame | None:
+    return None if run.journal is None else run.records
 
 
 def claims_of_run(run: Run) -> Sequence[ClaimRow]:
