@@ -43,7 +43,7 @@ def test_json_has_outcome_rule_numbers_and_the_papers_numbers(kick: Kick, run: P
 def test_one_claim_in_full(kick: Kick, run: Path) -> None:
     code, out, _ = kick("claims", run, "--claim", "9")
     assert code == 0
-    assert "magnitude@0.1 loses at most 5% of the dense score more than wanda@0.1 on factoid_qa" in out
+    assert "magnitude@0.1 loses at most 5 % of the dense score more than wanda@0.1 on factoid_qa" in out
     assert "Table 3, factoid QA, magnitude" in out
     assert kick("claims", run, "--claim", "12")[0] == 2
 

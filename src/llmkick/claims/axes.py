@@ -14,6 +14,7 @@ from llmkick.claims.evidence import (
     every,
     loss_of,
     opposite,
+    percent,
     unasked,
 )
 from llmkick.claims.runs import Cell, ClaimRun, ModelRuns, by_method, is_choice, largest_between
@@ -36,7 +37,7 @@ def sparsegpt_needs_samples(model: ModelRuns) -> Evidence:
         if len(by_count) > 1:
             parts[method].append(_gains_from_samples(by_count, needed=NEEDS_SAMPLES[method]))
     if not any(parts.values()):
-        raise NotAskedError("no multiple choice with a signal has SparseGPT or Wanda with two counts of samples")
+        raise NotAskedError("needs multiple choice with a signal and two counts of calibration samples")
     missing = [unasked(f"{method} with two counts", model.name, model.alpha) for method in parts if not parts[method]]
     return every([*(part for of_method in parts.values() for part in of_method), *missing])
 
@@ -54,7 +55,7 @@ def _gains_from_samples(by_count: Mapping[int, Cell], *, needed: bool) -> Eviden
     first, last = by_count[few].comparison, by_count[many].comparison
     gain, margin = difference_of(loss_of(first), loss_of(last)), first.margin
     less = "more than" if needed else "at most"
-    text = f"{last.recipe} gains {less} {margin:.0%} on {last.task} from {few} to {many} samples"
+    text = f"{last.recipe} gains {less} {percent(margin)} on {last.task} from {few} to {many} samples"
     side = above if needed else below
     return side(gain, margin, text, by_count[many].run.name, "difference of losses")
 
@@ -73,7 +74,7 @@ def examples_help_sparse(model: ModelRuns) -> Evidence:
                 parts += [_gain(run, cell.comparison.recipe, none, most) for cell in sparse if cell.run is run]
     if not parts:
         raise NotAskedError(
-            "no multiple choice with a signal was asked with and without worked examples at 30 to 60 % sparsity"
+            "needs multiple choice with a signal, with and without worked examples at 30 to 60 % sparsity"
         )
     return every(parts)
 
@@ -92,12 +93,12 @@ def _gain(run: ClaimRun, recipe: str, none: TaskSummary, most: TaskSummary) -> E
     margin = run.result.study.margin
     return gains_more_than_margin(
         answers_to(run, recipe, none.name), answers_to(run, recipe, most.name), answers_to(run, DENSE, none.name)[0],
-        task=none, run=run, text=f"{recipe} gains more than {margin:.0%} {_from(none, most)}",
+        task=none, run=run, text=f"{recipe} gains more than {percent(margin)} {_from(none, most)}",
     )  # fmt: skip
 
 
 def _at_most(run: ClaimRun, none: TaskSummary, most: TaskSummary) -> str:
-    return f"gains at most {run.result.study.margin:.0%} {_from(none, most)}"
+    return f"gains at most {percent(run.result.study.margin)} {_from(none, most)}"
 
 
 def _from(none: TaskSummary, most: TaskSummary) -> str:

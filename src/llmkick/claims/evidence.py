@@ -183,3 +183,8 @@ def opposite(evidence: Evidence, text: str) -> Evidence:
     """The opposite of a single statement, in words of its own."""
     statement = evidence.statements[0]
     return evidence_of(replace(statement, text=text, p_for=evidence.p_against, p_against=evidence.p_for))
+
+
+def percent(share: float) -> str:
+    """A share of a rule as text: 0.05 → "5 %"."""
+    return f"{100 * share:g} %"

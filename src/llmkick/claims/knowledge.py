@@ -19,6 +19,7 @@ from llmkick.claims.evidence import (
     every,
     loss_of,
     matches,
+    percent,
     rise_of,
     unasked,
 )
@@ -57,12 +58,12 @@ def facts_go_first(model: ModelRuns) -> Evidence:
         parts.append(_rises_less(*control))
     return _all_or_not_asked(
         parts,
-        "no method has factoid QA with a signal at 25 to 35 % sparsity and below, and perplexity at the former",
+        "needs factoid QA with a signal at 25 to 35 % sparsity and below, and perplexity",
     )
 
 
 def _rises_less(run: ClaimRun, comparison: PerplexityComparison) -> Evidence:
-    text = f"{comparison.recipe} raises perplexity by less than {PERPLEXITY_RISE:.0%}"
+    text = f"{comparison.recipe} raises perplexity by less than {percent(PERPLEXITY_RISE)}"
     evidence = below(rise_of(comparison), math.log1p(PERPLEXITY_RISE), text, run.name, "rise of perplexity")
     shown = Estimate(value=comparison.relative_increase, interval=comparison.interval, alpha=comparison.alpha)
     return replace(evidence, statements=(replace(evidence.statements[0], estimate=shown),))
@@ -74,11 +75,11 @@ def n_m_keeps_nothing(model: ModelRuns) -> Evidence:
     for cell in n_m_cells(model.cells(is_knowledge)):
         parts.append(does_not_match(cell.comparison, cell.run.name))
         if is_factoid(cell.task):
-            text = f"{cell.comparison.recipe} loses at least {FACTS_LOST:.0%} of {cell.comparison.task}"
+            text = f"{cell.comparison.recipe} loses at least {percent(FACTS_LOST)} of {cell.comparison.task}"
             parts.append(above(loss_of(cell.comparison), FACTS_LOST, text, cell.run.name, "relative loss"))
     if parts and not n_m_cells(model.cells(is_factoid)):
         parts.append(unasked("an N:M pattern loses half of factoid QA", model.name, model.alpha))
-    return _all_or_not_asked(parts, "no knowledge task with a signal has an N:M pattern that keeps half or less")
+    return _all_or_not_asked(parts, "needs N:M patterns that keep half or less on a knowledge task with a signal")
 
 
 def n_m_cells(cells: Sequence[Cell]) -> list[Cell]:
@@ -93,7 +94,7 @@ def rounding_keeps_more(model: ModelRuns) -> Evidence:
     rounded = [cell for cell in choice if bits_of(cell) == bits]
     facts = [cell for cell in model.cells(is_factoid) if bits_of(cell) == 8]
     if not rounded or not facts:
-        raise NotAskedError(f"no run has {bits} bits on multiple choice and 8 bits on factoid QA, both with a signal")
+        raise NotAskedError(f"needs {bits} bits on multiple choice and 8 bits on factoid QA, with a signal")
     parts = [matches(cell.comparison, cell.run.name) for cell in rounded]
     parts += [does_not_match(cell.comparison, cell.run.name) for cell in facts]
     halved = [cell for cell in choice if cell.level.kind == "sparsity" and abs(cell.sparsity - HALF) < 1e-9]
@@ -133,9 +134,7 @@ def open_book_lasts(model: ModelRuns) -> Evidence:
                 parts += [_loses_less_open(cell, other) for other in pairs]
     if not parts:
         low, high = OPEN_BOOK[model.is_large]
-        raise NotAskedError(
-            f"no method has open and closed book, both with a signal, at a sparsity from {low:.0%} to {high:.0%}"
-        )
+        raise NotAskedError(f"needs open and closed book with a signal at {100 * low:g} to {100 * high:g} % sparsity")
     patterns = n_m_cells(opened)
     parts += [does_not_match(cell.comparison, cell.run.name) for cell in patterns]
     if not patterns:
@@ -162,8 +161,7 @@ def humanities_lose_more(model: ModelRuns) -> Evidence:
                     parts.append(above(difference, 0.0, text, cell.run.name, "difference of losses"))
     return _all_or_not_asked(
         parts,
-        "no method has multiple choice at 30 to 50 % sparsity with a signal in STEM and in one of the humanities and "
-        "the social sciences",
+        "needs multiple choice at 30 to 50 % sparsity, with a signal in the disciplines",
     )
 
 
@@ -178,17 +176,14 @@ def magnitude_is_as_good(model: ModelRuns) -> Evidence:
                 if alike and cell.sparsity < STOPS_FROM - 1e-9:
                     parts.append(_loses_no_more(cell, other))
     return _all_or_not_asked(
-        parts, "no knowledge task with a signal has magnitude and another method at a sparsity below 25 %"
+        parts, "needs a knowledge task with a signal, magnitude and another method below 25 % sparsity"
     )
 
 
 def _loses_no_more(cell: Cell, other: Cell) -> Evidence:
-    margin = cell.comparison.margin
-    text = (
-        f"{cell.comparison.recipe} loses at most {margin:.0%} of the dense score more than {other.comparison.recipe} "
-        f"on {cell.task.name}"
-    )
-    difference = difference_of(loss_of(cell.comparison), loss_of(other.comparison))
+    a, b, margin = cell.comparison, other.comparison, cell.comparison.margin
+    text = f"{a.recipe} loses at most {percent(margin)} of the dense score more than {b.recipe} on {a.task}"
+    difference = difference_of(loss_of(a), loss_of(b))
     return below(difference, margin, text, cell.run.name, "difference of losses")
 
 

@@ -22,8 +22,7 @@ def sparse_is_no_better(models: Sequence[ModelRuns]) -> Evidence:
                     parts += _no_better(cell, run, label)
     if not parts:
         raise NotAskedError(
-            "no run prunes a model to the parameters (within 5 %) of a smaller dense one that was asked the same "
-            "multiple choice, as another model of the run or in a run of its own"
+            "needs multiple choice, with a signal, of a pruned model and of a dense one with as many parameters"
         )
     return every(parts)
 

@@ -48,7 +48,7 @@ def fluent_but_empty(model: ModelRuns) -> Evidence:
             parts += [does_not_match(cell.comparison, cell.run.name) for cell in severe]
             parts += [part for cell in severe for part in _measures(cell)]
     if not parts:
-        raise NotAskedError("no method has instruction following up to 25 % sparsity and beyond")
+        raise NotAskedError("needs instruction following at up to 25 % sparsity and beyond")
     return every(parts)
 
 
@@ -68,7 +68,7 @@ def summaries_hold_up(model: ModelRuns) -> Evidence:
     methods = by_method(cells).values()
     held = [cell for levels in methods for cell in largest_between(levels, *SUMMARIES_AT)]
     if not held:
-        raise NotAskedError("no method has summaries with a signal at 25 to 35 % sparsity")
+        raise NotAskedError("needs summaries with a signal at 25 to 35 % sparsity")
     lengths = [part for levels in methods for cell in largest_between(levels, *LENGTHS_AT) for part in _lengths(cell)]
     rounded = [cell for cell in cells if bits_of(cell) is not None]
     gains = [some_rounding_gains(rounded)] if rounded else []
