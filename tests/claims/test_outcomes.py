@@ -96,6 +96,16 @@ def sample_runs(few: Mapping[str, float], many: float = 0.1, **options: Any) -> 
     ]  # fmt: skip
 
 
+def samples_axis() -> ClaimRun:
+    """Both counts in one run, whose recipes are labelled with them."""
+    losses = {
+        (f"{method}@0.5 [sequences={count}]", CHOICE): 0.4 if (method, count) == ("sparsegpt", 1) else 0.1
+        for method in ("sparsegpt", "wanda")
+        for count in (1, 128)
+    }
+    return made_up_run(losses, study={"calibration": {"source": "c4", "sequences": [1, 128], "length": 128}})
+
+
 def shots_run(dense_gain: float = 0.0, sparse_gain: float = 0.3, **options: Any) -> ClaimRun:
     """The dense model's score rises by a share of what it has above chance; the sparse model loses so much less."""
     before = 0.6
@@ -172,6 +182,7 @@ TRUTHS: list[tuple[int, str, Callable[[], Sequence[ClaimRun]]]] = [
     (10, "contradicted", lambda: sample_runs({}, items=6000)),
     (10, "undecided", lambda: sample_runs({"sparsegpt": 0.4}, items=FEW)),
     (10, "not asked", lambda: sample_runs({"sparsegpt": 0.4})[:1]),
+    (10, "supported", lambda: [samples_axis()]),
     (11, "supported", lambda: [shots_run()]),
     (11, "contradicted", lambda: [shots_run(sparse_gain=0.0)]),
     (11, "contradicted", lambda: [shots_run(dense_gain=0.3)]),
@@ -187,3 +198,13 @@ def test_outcome(claim: int, expected: str, runs: Callable[[], Sequence[ClaimRun
     assert bool(row.statements) == (expected != "not asked")
     assert row.reason
     assert row.paper
+
+
+def test_the_most_samples_count_where_a_run_varies_them() -> None:
+    """Claim 2 is about recipes as they are meant, not about those with one window of calibration."""
+    losses = {("wanda@2:4 [sequences=1]", FACTS): 0.0, ("wanda@2:4 [sequences=128]", FACTS): 0.8}
+    row = outcome(2, made_up_run(losses))
+    assert row.outcome == "supported"
+    assert {line.statement for line in row.statements if "match" in line.statement} == {
+        "wanda@2:4 [sequences=128] does not match on factoid_qa"
+    }

@@ -173,4 +173,6 @@ def _mean_above_zero(
 
 def task_settings(task: TaskSummary) -> Mapping[str, object]:
     """What identifies a task apart from its name and its number of worked examples."""
-    return {key: cast(object, value) for key, value in task.facts.items() if key not in ("name", "shots", "id")}
+    return {
+        key: cast(object, value) for key, value in task.facts.items() if key not in ("name", "shots", "task", "axes")
+    }

@@ -30,7 +30,7 @@ def sparsegpt_needs_samples(model: ModelRuns) -> Evidence:
     parts: dict[str, list[Evidence]] = {method: [] for method in NEEDS_SAMPLES}
     levels: dict[tuple[str, float, str], dict[int, Cell]] = {}
     for cell in model.cells(is_choice, every_run=True):
-        count = samples_of(cell)
+        count = cell.samples
         if cell.level.kind == "sparsity" and cell.level.method in NEEDS_SAMPLES and count is not None:
             levels.setdefault((cell.level.method, cell.sparsity, cell.task.name), {}).setdefault(count, cell)
     for (method, _, _), by_count in levels.items():
@@ -40,13 +40,6 @@ def sparsegpt_needs_samples(model: ModelRuns) -> Evidence:
         raise NotAskedError("needs multiple choice with a signal and two counts of calibration samples")
     missing = [unasked(f"{method} with two counts", model.name, model.alpha) for method in parts if not parts[method]]
     return every([*(part for of_method in parts.values() for part in of_method), *missing])
-
-
-def samples_of(cell: Cell) -> int | None:
-    """The number of calibration windows of a cell."""
-    calibration = cell.run.result.study.facts.get("calibration")
-    count = calibration.get("sequences") if isinstance(calibration, dict) else None
-    return count if isinstance(count, int) else None
 
 
 def _gains_from_samples(by_count: Mapping[int, Cell], *, needed: bool) -> Evidence:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -39,6 +40,16 @@ class Cell:
     comparison: Comparison
 
     @property
+    def samples(self) -> int | None:
+        """The number of calibration windows; None if the run does not say it."""
+        axis = re.search(r"\[(?:.*, )?sequences=(\d+)", self.comparison.recipe)
+        calibration = self.run.result.study.facts.get("calibration")
+        count = calibration.get("sequences") if isinstance(calibration, dict) else None
+        if axis is not None:
+            return int(axis[1])
+        return count if isinstance(count, int) else None
+
+    @property
     def sparsity(self) -> float:
         """The share of zeros of an unstructured recipe."""
         assert self.level.sparsity is not None, self.level
@@ -64,9 +75,10 @@ class ModelRuns:
         return self.runs[0].result.study.alpha
 
     def cells(self, wanted: Callable[[TaskSummary], bool], *, every_run: bool = False) -> list[Cell]:
-        """The comparisons with a verdict on the wanted tasks, first run first; tasks without a signal are left out.
+        """The comparisons with a verdict on the wanted tasks; tasks without a signal are left out.
 
-        Of several runs with the same recipe on the same task, the first counts, unless `every_run` is wanted.
+        Of several cells of a recipe on a task the one with the most calibration samples counts, then one that did not
+        stop early, then the first; with `every_run`, all of them.
         """
         found: dict[tuple[str, str, str], Cell] = {}
         for run in self.runs:
@@ -76,11 +88,13 @@ class ModelRuns:
                     cell = Cell(
                         run=run,
                         task=tasks[comparison.task],
-                        level=run.result.level(comparison.recipe),
+                        level=run.result.level(base_recipe(comparison.recipe)),
                         comparison=comparison,
                     )
-                    place = run.name if every_run else ""
-                    found.setdefault((comparison.recipe, comparison.task, place), cell)
+                    place = f"{run.name} {comparison.recipe}" if every_run else ""
+                    key = (cell.level.recipe, comparison.task, place)
+                    if key not in found or _preference(cell) > _preference(found[key]):
+                        found[key] = cell
         return [cell for cell in found.values() if cell.comparison.verdict != "no signal"]
 
     def perplexity(self, recipe: str) -> tuple[ClaimRun, PerplexityComparison] | None:
@@ -90,6 +104,15 @@ class ModelRuns:
                 if isinstance(comparison, PerplexityComparison) and comparison.recipe == recipe:
                     return run, comparison
         return None
+
+
+def base_recipe(label: str) -> str:
+    """The recipe of a label with the levels of calibration axes: `wanda@0.5 [sequences=8]` → wanda@0.5."""
+    return label.partition(" [")[0]
+
+
+def _preference(cell: Cell) -> tuple[int, bool]:
+    return cell.samples or 0, cell.comparison.stopping is None
 
 
 def models_of(runs: Sequence[ClaimRun]) -> list[ModelRuns]:
@@ -137,13 +160,13 @@ def _protocols(result: StudyResult) -> list[str]:
 
 
 def base_of(task: TaskSummary) -> str:
-    """The name of the task in the registry, without its variant and without the name that a study gives it."""
-    return task.name.partition(":")[0]
+    """The name of the task in the registry without its variant; studies can name a task otherwise."""
+    return str(task.facts.get("task", task.name)).partition(":")[0]
 
 
 def is_factoid(task: TaskSummary) -> bool:
     """Whether a task asks for facts without choices or passages (the paper's FreebaseQA)."""
-    return base_of(task) == "factoid_qa"
+    return base_of(task) == "factoid_qa" and not task.name.startswith("factoid_qa:popqa")
 
 
 def is_choice(task: TaskSummary) -> bool:
