@@ -526,7 +526,7 @@ TABLES: dict[str, Callable[[int], list[str]]] = {
 
 
 def main() -> None:
-    """Run everything, print the report, write it with --write."""
+    """Run everything, print each table as it is made, write the report with --write."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("replications", nargs="?", type=int, default=2000)
     parser.add_argument("--tables", default=",".join(TABLES), help="which tables to make; default: %(default)s")
@@ -540,7 +540,10 @@ def main() -> None:
     start = time.perf_counter()
     tables = []
     for name in names:
-        tables += TABLES[name](count)
+        made = TABLES[name](count)
+        sys.stdout.write("\n\n".join(made) + "\n\n")
+        sys.stdout.flush()
+        tables += made
         sys.stderr.write(f"{name}: {time.perf_counter() - start:.0f} s\n")
     head = (
         f"# Statistics: errors and power\n\n"
@@ -554,7 +557,6 @@ def main() -> None:
         f"quarter of the draws, 400 resamples)."
     )
     report = "\n\n".join([head, *tables]) + "\n"
-    sys.stdout.write(report)
     if arguments.write:
         target = Path(__file__).parent / "results" / "statistics.md"
         target.parent.mkdir(exist_ok=True)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from llmkick.cli.common import STUDIES, app, check_file_target, out, print_line
+from llmkick.cli.common import STUDIES, app, check_file_target, err, out, print_line
 from llmkick.cli.options import OUTPUT, STUDY, Alpha, Margin
 from llmkick.errors import ConfigError
 
@@ -29,8 +29,15 @@ Discordance = Annotated[
 Power = Annotated[
     float, typer.Option("--power", help="Wanted probability of the right verdict.", rich_help_panel=STUDY)
 ]
-DesignEffect = Annotated[
-    float, typer.Option(help="Factor by which clusters increase the variance.", rich_help_panel=STUDY)
+ChanceLevel = Annotated[float, typer.Option(help="Score of guessing: 0.25 with four options.", rich_help_panel=STUDY)]
+ClusterSize = Annotated[
+    int, typer.Option(help="Items in a cluster (a passage, a dialogue). 1: independent items.", rich_help_panel=STUDY)
+]
+Correlation = Annotated[float, typer.Option(help="Correlation of losses within a cluster.", rich_help_panel=STUDY)]
+Seeds = Annotated[int, typer.Option(help="Number of calibration seeds.", rich_help_panel=STUDY)]
+Graded = Annotated[
+    bool,
+    typer.Option("--graded", help="Graded scores (F1, a judge's) instead of right or wrong.", rich_help_panel=STUDY),
 ]
 Plot = Annotated[Path | None, typer.Option(help="File for a chart: .svg, .html or .json.", rich_help_panel=OUTPUT)]
 
@@ -44,10 +51,16 @@ def power(
     margin: Margin = 0.05,
     alpha: Alpha = 0.05,
     chance: Power = 0.8,
-    design_effect: DesignEffect = 1.0,
+    chance_level: ChanceLevel = 0.0,
+    cluster_size: ClusterSize = 1,
+    correlation: Correlation = 0.05,
+    seeds: Seeds = 1,
+    graded: Graded = False,
     plot: Plot = None,
 ) -> None:
     """Tell how many items a verdict needs, or what a number of items can tell.
+
+    Studies of this design are simulated and go through the test of the verdicts.
 
     Examples:
 
@@ -55,9 +68,12 @@ def power(
 
         kick power --accuracy 0.45 --loss 0.15 --discordance 0.2
 
+        kick power --accuracy 0.6 --items 120 --cluster-size 10
+
         kick power --accuracy 0.75 --items 120 --plot power.svg
     """
-    from llmkick.statistics import items_needed, smallest_detectable_loss, verdict_power
+    from llmkick.statistics import Design, detectable_loss, items_for_power, simulated_power
+    from llmkick.statistics.pairing import check_settings
 
     if plot is not None:
         from llmkick.report.figures.power import FORMS
@@ -65,19 +81,36 @@ def power(
         if plot.suffix not in FORMS:
             raise ConfigError(f"{plot} should end in one of: {', '.join(FORMS)}")
         check_file_target(plot)
-    if not 1 <= design_effect < float("inf"):
-        raise ConfigError(f"design effect {design_effect} must be a number of at least 1: clusters never tell more")
-    common = {"discordance": discordance, "margin": margin, "alpha": alpha, "design_effect": design_effect}
+    if loss == margin:
+        raise ConfigError(f"a loss of exactly the margin ({margin}) is never decided; give another loss")
+    if cluster_size < 1 or seeds < 1 or (items is not None and items < 1):
+        raise ConfigError("items, cluster size and seeds must be whole numbers of at least 1")
+    check_settings(margin, alpha)
+    for name, share in (("loss", loss), ("power", chance)):
+        if not 0 <= share <= 1:
+            raise ConfigError(f"{name} {share} must be a share between 0 and 1")
+    design = Design.of_items(
+        items or 10 * cluster_size,
+        cluster_size=cluster_size,
+        accuracy=accuracy,
+        discordance=discordance,
+        chance=chance_level,
+        correlation=correlation,
+        seeds=seeds,
+        graded=graded,
+    )
     right = "matching" if loss < margin else "not matching"
     table = Table("question", "answer")
-    needed = items_needed(accuracy, loss=loss, power=chance, **common)
-    table.add_row(f"items to call a true loss of {loss:.0%} “{right}” in {chance:.0%} of runs", f"{needed:,}")
-    if items is not None:
-        share = verdict_power(items, accuracy, loss=loss, **common)
-        table.add_row(f"chance that {items:,} items call it “{right}”", f"{share:.0%}")
-        smallest = smallest_detectable_loss(items, accuracy, power=chance, **common)
-        answer = "none, not even a loss of everything" if smallest is None else f"{smallest:.1%}"
-        table.add_row(f"smallest loss that {items:,} items call “not matching” in {chance:.0%} of runs", answer)
+    with err.status("simulating studies"):
+        needed = items_for_power(design, loss=loss, margin=margin, alpha=alpha, power=chance)
+        number = "more than a million, or no number: seeds that differ set a limit" if needed is None else f"{needed:,}"
+        table.add_row(f"items to call a true loss of {loss:.0%} “{right}” in {chance:.0%} of runs", number)
+        if items is not None:
+            share = simulated_power(design, loss=loss, margin=margin, alpha=alpha)
+            table.add_row(f"chance that {items:,} items call it “{right}”", f"{share:.0%}")
+            smallest = detectable_loss(design, margin=margin, alpha=alpha, power=chance)
+            answer = "none, not even a loss of everything" if smallest is None else f"{smallest:.1%}"
+            table.add_row(f"smallest loss that {items:,} items call “not matching” in {chance:.0%} of runs", answer)
     out.print(table)
     if plot is not None:
         from llmkick.report.figures.power import power_chart, write_chart

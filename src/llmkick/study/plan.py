@@ -20,11 +20,11 @@ from llmkick.models.language_model import GenerateRequest, ModelInfo, ScoreReque
 from llmkick.models.precision import resolve_device, resolve_dtype
 from llmkick.models.transformers_model import TransformersModel
 from llmkick.study.judging.questions import Estimate, estimate
-from llmkick.study.power_warnings import warn_of_low_power
+from llmkick.study.power_warnings import calibrated_seeds, warn_of_low_power
 from llmkick.study.results.records import CONTROL_METRICS
 from llmkick.study.spec.study import Study
 from llmkick.tasks.prompting import resolve_prompting
-from llmkick.tasks.task import ReadByReference, Task
+from llmkick.tasks.task import Item, ReadByReference, Task
 
 # Number of items whose tokens are counted; the plan extrapolates to the other items.
 COUNTED_ITEMS = 64
@@ -146,12 +146,12 @@ def _judging(study: Study, models: int, unknown: list[str]) -> Estimate | None:
 
 
 def _warnings(tasks: Sequence[Task], study: Study) -> list[str]:
-    judged = {}
+    judged: list[tuple[Task, Sequence[Item]]] = []
     for task in tasks:
         if task.metric not in CONTROL_METRICS:
             with contextlib.suppress(KickError):  # no local data: `_plan_task` reports the task as unknown
-                judged[task.name] = task.items()
-    return warn_of_low_power(judged, margin=study.margin, alpha=study.alpha)
+                judged.append((task, task.items()))
+    return warn_of_low_power(judged, seeds=calibrated_seeds(study), margin=study.margin, alpha=study.alpha)
 
 
 def _runs(recipe: Recipe, study: Study) -> int:

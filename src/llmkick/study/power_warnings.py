@@ -1,53 +1,82 @@
-"""Warnings before a run about tasks with too few items for a verdict."""
+"""Warnings before a run about tasks with too few items for a verdict, by simulation of the study's design."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-from llmkick.statistics import items_needed, smallest_detectable_loss, verdict_power
-from llmkick.tasks.task import Item
+from llmkick.compression.registry import parse_recipe
+from llmkick.statistics import Design, detectable_loss, items_for_power, simulated_power
+from llmkick.statistics.design import cluster_sizes
+from llmkick.study.spec.study import Study
+from llmkick.tasks.task import Item, Task, groups_of
 
-# The dense score is not known before the run. A high score, few changed answers and independent items are favourable
-# assumptions. A task that is undecided under these assumptions cannot be decided at all.
+# The dense score is not known before the run. A high score and few changed answers are favourable assumptions. A task
+# that is undecided under these assumptions cannot be decided at all.
 ACCURACY, DISCORDANCE = 0.75, 0.1
 # Warn if a model without any loss gets the verdict "matching" with a lower probability.
 LEAST_POWER = 0.5
+# Draws of a simulated study: the standard error of a share is 3 points at most.
+_DRAWS = 300
 
 
-def warn_of_low_power(judged: Mapping[str, Sequence[Item]], *, margin: float, alpha: float) -> list[str]:
+def warn_of_low_power(
+    judged: Sequence[tuple[Task, Sequence[Item]]], *, seeds: int, margin: float, alpha: float
+) -> list[str]:
     """Return warnings about tasks whose items never or rarely give a verdict.
 
-    `judged` holds the items of every task that has a verdict.
+    `judged` holds every task that has a verdict with its items, `seeds` is the number of calibration seeds.
     """
-    if not judged:
+    designs = {task.name: design_of(task, items, seeds) for task, items in judged if items}
+    if not designs:
         return []
-    hopeless = {name: _hopeless(items, margin, alpha) for name, items in judged.items()}
+    hopeless = {name: _hopeless(design, margin, alpha) for name, design in designs.items()}
     if all(hopeless.values()):
         reasons = "; ".join(f"{name}: {reason}" for name, reason in hopeless.items())
         return [f"this study cannot decide anything: {reasons}"]
     warnings = [f"{name} cannot be decided: {reason}" for name, reason in hopeless.items() if reason]
-    needed = items_needed(ACCURACY, discordance=DISCORDANCE, margin=margin, alpha=alpha)
-    few = []
-    assumed = {"discordance": DISCORDANCE, "margin": margin, "alpha": alpha}
-    for name, items in judged.items():
-        power = verdict_power(len(items), ACCURACY, **assumed)
-        if not hopeless[name] and power < LEAST_POWER:
-            smallest = smallest_detectable_loss(
-                len(items), ACCURACY, discordance=DISCORDANCE, margin=margin, alpha=alpha
-            )
-            few.append(f"{name} ({len(items)} items: {power:.0%}, and losses under {smallest or 1:.0%} stay undecided)")
-    if few:
+    few = [_few(name, design, margin, alpha) for name, design in designs.items() if not hopeless[name]]
+    if any(few):
         warnings.append(
             f"too few items to call a model that lost nothing matching in most runs, even at a dense score of "
-            f"{ACCURACY}: {', '.join(few)}; {needed:,} items would do it in 80 % (see `kick power`)"
+            f"{ACCURACY}: {', '.join(filter(None, few))} (see `kick power`)"
         )
     return warnings
 
 
-def _hopeless(items: Sequence[Item], margin: float, alpha: float) -> str:
+def calibrated_seeds(study: Study) -> int:
+    """The number of calibration seeds that a verdict of the study rests on."""
+    return len(study.seeds) if any(parse_recipe(recipe).needs_calibration for recipe in study.recipes) else 1
+
+
+def design_of(task: Task, items: Sequence[Item], seeds: int) -> Design:
+    """The design of a task, with favourable assumptions about its scores."""
+    clusters = [item.cluster if groups_of(task) == "clusters" else item.id for item in items]
+    return Design(
+        cluster_sizes=cluster_sizes(clusters),
+        accuracy=max(ACCURACY, (1 + task.chance_level) / 2),
+        discordance=DISCORDANCE,
+        chance=task.chance_level,
+        seeds=seeds,
+        graded=task.metric != "accuracy",
+    )
+
+
+def _few(name: str, design: Design, margin: float, alpha: float) -> str:
+    """What the items of a task can show, or an empty string if a model without a loss usually matches."""
+    power = simulated_power(design, margin=margin, alpha=alpha, draws=_DRAWS)
+    if power >= LEAST_POWER:
+        return ""
+    smallest = detectable_loss(design, margin=margin, alpha=alpha, draws=_DRAWS)
+    needed = items_for_power(design, margin=margin, alpha=alpha, draws=_DRAWS)
+    remedy = "no number of items would do it in 80 %" if needed is None else f"{needed:,} would do it in 80 %"
+    losses = f"losses under {smallest or 1:.0%} stay undecided"
+    return f"{name} ({design.items} items: {power:.0%}; {remedy}; {losses})"
+
+
+def _hopeless(design: Design, margin: float, alpha: float) -> str:
     """Return the reason why the items cannot even show a total loss, or an empty string if they can."""
-    if len({item.cluster for item in items}) < 2:
-        return f"{len(items)} items in one cluster do not tell how clusters differ"
-    if smallest_detectable_loss(len(items), ACCURACY, discordance=DISCORDANCE, margin=margin, alpha=alpha) is None:
-        return f"with {len(items)} items not even a loss of everything would show"
+    if len(design.cluster_sizes) < 2:
+        return f"{design.items} items in one cluster do not tell how clusters differ"
+    if simulated_power(design, loss=1.0, margin=margin, alpha=alpha, draws=50) < LEAST_POWER:
+        return f"with {design.items} items not even a loss of everything would show"
     return ""

@@ -20,7 +20,7 @@ from llmkick.models.transformers_model import TransformersModel
 from llmkick.study.cells import Variant, digest_of, style_of, variants_of
 from llmkick.study.journal.journal import Journal
 from llmkick.study.judging.judging import Judging, judge_of
-from llmkick.study.power_warnings import warn_of_low_power
+from llmkick.study.power_warnings import calibrated_seeds, warn_of_low_power
 from llmkick.study.progress import Observer
 from llmkick.study.results.records import CONTROL_METRICS
 from llmkick.study.running.context import StudyContext
@@ -100,8 +100,8 @@ def prepare(
     keys = replace(keys, calibrations=_calibrations(keys, seeds, journal=journal, observer=observer, source=source))
     items = {task.name: task.items(keys.model) for task in keys.tasks}
     note_run(journal, model=keys.model, tasks=keys.tasks, items=items, prompting=keys.prompting)
-    judged = {task.name: items[task.name] for task in keys.tasks if task.metric not in CONTROL_METRICS}
-    for line in warn_of_low_power(judged, margin=study.margin, alpha=study.alpha):
+    judged = [(task, items[task.name]) for task in keys.tasks if task.metric not in CONTROL_METRICS]
+    for line in warn_of_low_power(judged, seeds=calibrated_seeds(study), margin=study.margin, alpha=study.alpha):
         observer.warn(line)
     if study.stop == "decided":
         # A judge reads the answers of both models to every item, so judged tasks cannot stop early.
