@@ -11,6 +11,7 @@ from typing import Any
 import llmkick.plugins as plugins
 from llmkick.errors import ConfigError
 from llmkick.paper import SETTINGS
+from llmkick.tasks.renaming import registry_name
 from llmkick.tasks.task import PROTOCOLS, Task, TaskEntry, is_whole
 
 TASKS: Mapping[str, TaskEntry] = {
@@ -174,6 +175,11 @@ def _from_plugin(plugin: plugins.Plugin, factory: Any, given: Mapping[str, Any])
 
 
 def full_key(task: Task) -> dict[str, Any]:
-    """The key of a task; for a plug-in's task, also the package and its version."""
-    plugin = plugins.usable(plugins.TASKS, TASKS).get(task.name.partition(":")[0])
-    return {**task.key, **({} if plugin is None else {"plugin": plugin.origin})}
+    """The key of a task; for a renamed task, also its own name; for a plug-in's task, the package and its version."""
+    name = registry_name(task)
+    plugin = plugins.usable(plugins.TASKS, TASKS).get(name.partition(":")[0])
+    return {
+        **task.key,
+        **({} if name == task.name else {"name": task.name, "task": name}),
+        **({} if plugin is None else {"plugin": plugin.origin}),
+    }

@@ -101,6 +101,7 @@ def test_every_default(tmp_path: Path):
                 "split": None,
                 "revision": None,
                 "sha256": None,
+                "id": None,
             }
         ],
         "seeds": [0],
@@ -213,7 +214,7 @@ WRONG_TYPES = [
     ("tasks.0.limit", '"12"', 24),
     ("tasks.0.limit", "true", 24),
     ("tasks.0.seed", "1.5", 25),
-    ("tasks.0.shots", "[2]", 26),
+    ("tasks.0.shots", '["2"]', 26),
     ("tasks.1.window", '"all"', 30),
 ]
 OUT_OF_RANGE = [
@@ -331,11 +332,11 @@ def test_tasks_that_cannot_be(tmp_path: Path, task: str, key: str, reason: str):
         (FULL.replace("[3, 1]", "[3, 1, 3]"), ", line 12: seeds.2: 3 is listed twice"),
         (
             FULL.replace('"perplexity"\nwindow = 32', '"multiple_choice:letter"'),
-            ", line 28: tasks.1: multiple_choice:letter is listed twice",
+            ", line 28: tasks.1: multiple_choice:letter is listed twice; give each an `id` of its own",
         ),
         (
             SMALLEST.replace('["factoid_qa"]', '["factoid_qa", "factoid_qa"]'),
-            ", line 3: tasks.1: factoid_qa is listed twice",
+            ", line 3: tasks.1: factoid_qa is listed twice; give each an `id` of its own",
         ),
     ],
 )

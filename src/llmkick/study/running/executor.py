@@ -28,6 +28,7 @@ from llmkick.study.running.environment import environment
 from llmkick.study.running.external_models import settings_of
 from llmkick.study.running.preparation import ModelSource
 from llmkick.study.running.schedule import Schedule
+from llmkick.study.spec.axes import CalibrationSetting
 from llmkick.study.spec.study import Study
 
 HERE = "this process"
@@ -80,7 +81,7 @@ class LocalExecutor:
 
     artifacts: str | None = None
     warnings: list[str] = field(default_factory=list)
-    _compressed_seeds: set[int | None] = field(default_factory=set)
+    _compressed_seeds: set[tuple[CalibrationSetting | None, int | None]] = field(default_factory=set)
     _digest: str | None = None
 
     def load(self, study: Study, observer: Observer) -> LanguageModel:
@@ -105,9 +106,9 @@ class LocalExecutor:
         assert isinstance(self.model, TransformersModel), "the compressor refuses any other"
         return self.model
 
-    def calibrate(self, study: Study, seed: int, observer: Observer) -> Calibration:
-        """Return the calibration windows of a seed."""
-        return windows(self.dense, study, seed, observer)
+    def calibrate(self, setting: CalibrationSetting, seed: int, observer: Observer) -> Calibration:
+        """Return the calibration windows of a setting and a seed."""
+        return windows(self.dense, setting, seed, observer)
 
     def run(self, schedule: Schedule, context: StudyContext, writer: RecordWriter) -> None:
         """Fill the cells one after another."""
@@ -140,10 +141,11 @@ class LocalExecutor:
 
     def _compress_together(self, first: Variant, context: StudyContext) -> None:
         """Compress all recipes of a seed in one pass and cache the models; this needs `propagate = false`."""
-        if first.propagate or not first.is_recipe or first.seed in self._compressed_seeds:
+        windows_of_first = (first.calibration, first.seed)
+        if first.propagate or not first.is_recipe or windows_of_first in self._compressed_seeds:
             return
-        self._compressed_seeds.add(first.seed)
-        wanted = context.wanted(first.seed)
+        self._compressed_seeds.add(windows_of_first)
+        wanted = context.wanted(*windows_of_first)
         if len(wanted) > 1:
             self.observer.stage(f"compressing {len(wanted)} recipes", len(decoder_blocks(self.dense.network)))
             with context.timed("compress", "one pass"):
@@ -173,14 +175,13 @@ def store_at(place: str | None) -> ArtifactStore | None:
     return store
 
 
-def windows(model: TransformersModel, study: Study, seed: int, observer: Observer) -> Calibration:
-    """Return the calibration windows of a seed, sampled from the model in memory or read from a text."""
-    spec = study.calibration
+def windows(model: TransformersModel, setting: CalibrationSetting, seed: int, observer: Observer) -> Calibration:
+    """Return the calibration windows of a setting and a seed, sampled from the model in memory or read from a text."""
     return calibrate(
         model,
-        source=spec.source,
-        sequences=spec.sequences,
-        length=spec.length,
+        source=setting.source,
+        sequences=setting.sequences,
+        length=setting.length,
         seed=seed,
         progress=lambda done, _total: observer.advance(done),
     )

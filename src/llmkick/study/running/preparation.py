@@ -17,18 +17,21 @@ from llmkick.errors import ConfigError
 from llmkick.files import require_space, write_text_atomically
 from llmkick.models.language_model import LanguageModel
 from llmkick.models.transformers_model import TransformersModel
-from llmkick.study.cells import Variant, digest_of, style_of, variants_of
+from llmkick.study.cells import Variant, style_of
 from llmkick.study.journal.journal import Journal
 from llmkick.study.judging.judging import Judging, judge_of
 from llmkick.study.power_warnings import calibrated_seeds, warn_of_low_power
 from llmkick.study.progress import Observer
+from llmkick.study.results.axes import summaries_of
 from llmkick.study.results.records import CONTROL_METRICS
+from llmkick.study.running.calibrations import calibration_windows, windows_wanted
 from llmkick.study.running.context import StudyContext
 from llmkick.study.running.early_stopping import stopping_rules
 from llmkick.study.running.evaluation import Evaluation
 from llmkick.study.running.external_models import ExternalModels
 from llmkick.study.running.keys import StudyKeys
 from llmkick.study.running.metadata import note_run
+from llmkick.study.spec.axes import CalibrationSetting, calibration_settings
 from llmkick.study.spec.study import Study
 from llmkick.tasks.evaluate import refuse_unanswerable
 from llmkick.tasks.task import Task
@@ -44,8 +47,8 @@ class ModelSource(Protocol):
         """Load the dense model, or return a proxy whose answers come from workers."""
         ...
 
-    def calibrate(self, study: Study, seed: int, observer: Observer) -> Calibration:
-        """Return the calibration windows of a seed."""
+    def calibrate(self, setting: CalibrationSetting, seed: int, observer: Observer) -> Calibration:
+        """Return the calibration windows of a setting and a seed."""
         ...
 
     def dense_digest(self) -> str:
@@ -93,13 +96,17 @@ def prepare(
 
     Raises ConfigError, ModelError or DataError before the long computations start.
     """
-    tasks = [spec.make() for spec in study.tasks]
+    tasks = [spec.make() for spec in study.task_specs()]
     judging = _judging(study, tasks, journal, observer)
     keys, warnings = _load(study, tasks, journal=journal, observer=observer, source=source)
-    # A missing or short calibration text must fail before the dense model is asked anything.
-    keys = replace(keys, calibrations=_calibrations(keys, seeds, journal=journal, observer=observer, source=source))
+    # Items with too few worked examples must fail before calibration text is sampled, which can take long, and a missing
+    # or short calibration text before the dense model is asked anything.
     items = {task.name: task.items(keys.model) for task in keys.tasks}
-    note_run(journal, model=keys.model, tasks=keys.tasks, items=items, prompting=keys.prompting)
+    wanted = windows_wanted(keys, seeds)
+    calibrations = calibration_windows(wanted, keys.model, journal=journal, observer=observer, source=source)
+    keys = replace(keys, calibrations=calibrations)
+    summaries = summaries_of(study, keys.tasks, keys.prompting)
+    note_run(journal, model=keys.model, tasks=keys.tasks, summaries=summaries, items=items, prompting=keys.prompting)
     judged = [(task, items[task.name]) for task in keys.tasks if task.metric not in CONTROL_METRICS]
     for line in warn_of_low_power(judged, seeds=calibrated_seeds(study), margin=study.margin, alpha=study.alpha):
         observer.warn(line)
@@ -184,7 +191,7 @@ def _with_comparable_units(
     """
     converted = {
         place: spec.model_copy(update={"unit": "bytes"}).make()
-        for place, spec in enumerate(study.tasks)
+        for place, spec in enumerate(study.task_specs())
         if different and spec.name.startswith("perplexity") and not spec.unit
     }
     warnings = [
@@ -200,28 +207,8 @@ def _check_recipes(study: Study, model: LanguageModel) -> None:
     placeholder = Calibration(tokens=torch.zeros(1, 2, dtype=torch.long).numpy(), source="", seed=0)
     for recipe in study.parsed_recipes():
         check_recipe_fits(recipe, blocks, placeholder)
-    if study.calibration.length > model.max_tokens:
+    longest = max(setting.length for setting in calibration_settings(study.calibration))
+    if longest > model.max_tokens:
         raise ConfigError(
-            f"calibration length {study.calibration.length} exceeds the context of "
-            f"{model.info.name}, {model.max_tokens} tokens"
+            f"calibration length {longest} exceeds the context of {model.info.name}, {model.max_tokens} tokens"
         )
-
-
-def _calibrations(
-    keys: StudyKeys, seeds: Sequence[int], *, journal: Journal, observer: Observer, source: ModelSource
-) -> dict[int, Calibration]:
-    """Return the calibration windows of every seed that a recipe of the study needs, and of the other `seeds`."""
-    study, spec = keys.study, keys.study.calibration
-    used = [study.seeds[0] if v.seed is None else v.seed for v in variants_of(study) if v.is_recipe]
-    calibrations = {}
-    for seed in dict.fromkeys([*used, *seeds]):
-        key = digest_of([keys.model.info.digest, spec.model_dump(), seed])
-        calibration = journal.calibration(key)
-        if calibration is None:
-            observer.stage(f"calibration text ({spec.source}, seed {seed})", spec.sequences * spec.length)
-            started = time.perf_counter()
-            calibration = source.calibrate(study, seed, observer)
-            journal.add_seconds("calibrate", f"{spec.source}, seed {seed}", time.perf_counter() - started)
-            journal.add_calibration(key, calibration)
-        calibrations[seed] = calibration
-    return calibrations

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,14 +15,16 @@ from pydantic_core import ErrorDetails
 
 from llmkick.compression.recipe import Dense, Recipe
 from llmkick.compression.registry import parse_recipe
-from llmkick.errors import ConfigError, KickError
+from llmkick.errors import ConfigError
 from llmkick.models.checkpoints.references import is_server
 from llmkick.models.precision import DTYPES
 from llmkick.models.thoughts import Thinking
+from llmkick.study.spec.axes import RecipeLevel, TaskLevel, recipe_levels, task_levels
 from llmkick.study.spec.choices import Correction, Stop
 from llmkick.study.spec.model_names import label_others, parse_if_server
-from llmkick.study.spec.sections import CalibrationSpec, Frozen, JudgeSpec, ServerSpec, TaskSpec
+from llmkick.study.spec.sections import FORMS, CalibrationSpec, Frozen, JudgeSpec, ServerSpec, TaskSpec
 from llmkick.study.spec.source_lines import LocatedError, errors_at, place_of
+from llmkick.study.spec.task_checks import check_tasks
 from llmkick.tasks.judge.prompts import Judgeable
 from llmkick.tasks.prompting import PromptingChoice, refuse_contradiction
 
@@ -90,16 +91,7 @@ class Study(Frozen):
     @field_validator("tasks")
     @classmethod
     def _tasks_can_be_made(cls, value: tuple[TaskSpec, ...]) -> tuple[TaskSpec, ...]:
-        names = []
-        for index, spec in enumerate(value):
-            try:
-                names.append(spec.make().name)
-            except KickError as error:
-                # An error message of get_task begins with the key of the wrong value, or with "unknown" and the key.
-                key = re.match(rf"(?:unknown )?({'|'.join(TaskSpec.model_fields)}|option '\w+'|)", str(error))
-                blamed = (key[1] if key else "").removeprefix("option ").strip("'") or "name"
-                raise LocatedError(str(error), ("tasks", index, blamed)) from error
-        _refuse_repeats("tasks", names)
+        check_tasks(value)
         with errors_at("tasks"):
             if not value:
                 raise ConfigError("a study needs at least one task; see `kick tasks`")
@@ -155,7 +147,7 @@ class Study(Frozen):
     def _something_to_judge(self) -> Study:
         if self.judge is None:
             return self
-        judged = [task.name for task in (spec.make() for spec in self.tasks) if isinstance(task, Judgeable)]
+        judged = [task.name for task in (spec.make() for spec in self.task_specs()) if isinstance(task, Judgeable)]
         with errors_at("judge"):
             if not judged:
                 raise ConfigError("none of the tasks is judged: add summarization or instruction, or leave [judge] out")
@@ -186,11 +178,23 @@ class Study(Frozen):
 
     def labelled_others(self) -> dict[str, str]:
         """Return short name → reference of the external models, in the study's order."""
-        return label_others(self.others, taken=("dense", *self.recipes))
+        return label_others(self.others, taken=("dense", *(level.label for level in self.recipe_levels())))
+
+    def recipe_levels(self) -> list[RecipeLevel]:
+        """Return the recipes with every level of the calibration's axes."""
+        return recipe_levels(self.parsed_recipes(), self.calibration)
+
+    def task_levels(self) -> list[TaskLevel]:
+        """Return the tasks with every level of their shots."""
+        return task_levels(self.tasks)
+
+    def task_specs(self) -> list[TaskSpec]:
+        """Return the specification of every task that is asked."""
+        return [level.spec for level in self.task_levels()]
 
     def labels(self) -> list[str]:
         """Return the labels of all models that are compared with the dense model: recipes, then external models."""
-        return [*self.recipes, *self.labelled_others()]
+        return [*(level.label for level in self.recipe_levels()), *self.labelled_others()]
 
     def hash(self) -> str:
         """Return the SHA-256 of the study without its name, its servers, its judge and `allow_partial`.
@@ -217,7 +221,7 @@ class Study(Frozen):
 
 
 _HASHED_WHERE_USED = (
-    "unit", "evidence_tokens", "words", "bucket_words", "per_bucket", "answer_line", "max_new_tokens", "split",
+    "id", "unit", "evidence_tokens", "words", "bucket_words", "per_bucket", "answer_line", "max_new_tokens", "split",
     "revision", "sha256",
 )  # fmt: skip
 
@@ -266,7 +270,7 @@ _SECTIONS: Mapping[str, type[Frozen]] = {
 
 def _describe(problem: ErrorDetails, text: str, values: Mapping[str, object], origin: str) -> str:
     """Return one line for one problem from pydantic: the location in the file, then the problem."""
-    location = problem["loc"]
+    location = tuple(part for part in problem["loc"] if part not in FORMS)
     place = place_of(location, text, values, origin)
     section = _SECTIONS[str(location[0])] if len(location) > 1 and location[0] in _SECTIONS else Study
     if problem["type"] == "extra_forbidden":

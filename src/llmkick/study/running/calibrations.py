@@ -1,0 +1,87 @@
+"""The calibration windows of a study, by setting and seed: from its journal, or read or sampled once for all counts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import Protocol
+
+from llmkick.compression.walk.calibration import Calibration
+from llmkick.errors import ConfigError
+from llmkick.models.language_model import LanguageModel
+from llmkick.study.cells import digest_of, variants_of
+from llmkick.study.journal.journal import Journal
+from llmkick.study.progress import Observer
+from llmkick.study.running.keys import StudyKeys
+from llmkick.study.spec.axes import CalibrationSetting
+
+Windows = tuple[CalibrationSetting, int]
+
+
+class WindowSource(Protocol):
+    """Provides calibration windows."""
+
+    def calibrate(self, setting: CalibrationSetting, seed: int, observer: Observer) -> Calibration:
+        """Return the calibration windows of a setting and a seed."""
+        ...
+
+
+def windows_wanted(keys: StudyKeys, seeds: Sequence[int]) -> list[Windows]:
+    """Return the setting and seed of all windows that a recipe of the study needs, and those of the other `seeds`."""
+    used = [keys.windows_of(variant) for variant in variants_of(keys.study) if variant.is_recipe]
+    settings = dict.fromkeys(setting for setting, _ in used)
+    return list(dict.fromkeys([*used, *((setting, seed) for seed in seeds for setting in settings)]))
+
+
+def calibration_windows(
+    wanted: Iterable[Windows], model: LanguageModel, *, journal: Journal, observer: Observer, source: WindowSource
+) -> dict[Windows, Calibration]:
+    """Return the windows by setting and seed.
+
+    A smaller number of windows is the beginning of a larger one, so the largest number is read or sampled for all.
+    Raises ConfigError if two settings give the same windows.
+    """
+    calibrations: dict[Windows, Calibration] = {}
+    missing: list[Windows] = []
+    for setting, seed in wanted:
+        known = journal.calibration(_key(model, setting, seed))
+        if known is None:
+            missing.append((setting, seed))
+        else:
+            calibrations[setting, seed] = known
+    for setting, seed in sorted(missing, key=lambda windows: -windows[0].sequences):
+        larger = [windows for windows in calibrations if _begins_with(windows, (setting, seed))]
+        if larger:
+            whole = calibrations[larger[0]]
+            calibration = replace(whole, tokens=whole.tokens[: setting.sequences])
+        else:
+            observer.stage(f"calibration text ({setting.source}, seed {seed})", setting.sequences * setting.length)
+            started = time.perf_counter()
+            calibration = source.calibrate(setting, seed, observer)
+            journal.add_seconds("calibrate", f"{setting.source}, seed {seed}", time.perf_counter() - started)
+        journal.add_calibration(_key(model, setting, seed), calibration)
+        calibrations[setting, seed] = calibration
+    _refuse_equal(calibrations)
+    return calibrations
+
+
+def _key(model: LanguageModel, setting: CalibrationSetting, seed: int) -> str:
+    return digest_of([model.info.digest, asdict(setting), seed])
+
+
+def _begins_with(larger: Windows, smaller: Windows) -> bool:
+    (one, seed), (other, other_seed) = larger, smaller
+    same_text = (one.source, one.length, seed) == (other.source, other.length, other_seed)
+    return same_text and one.sequences >= other.sequences
+
+
+def _refuse_equal(calibrations: Mapping[Windows, Calibration]) -> None:
+    """Refuse two settings with the same windows: they would be one model under two labels."""
+    seen: dict[tuple[str, int], CalibrationSetting] = {}
+    for (setting, seed), calibration in calibrations.items():
+        earlier = seen.setdefault((calibration.digest, seed), setting)
+        if earlier != setting:
+            raise ConfigError(
+                f"calibration.source: {earlier.source} and {setting.source} are the same text; leave one out"
+            )
