@@ -14,6 +14,7 @@ from llmkick.claims.runs import ClaimRun
 from llmkick.statistics import Comparison, compare, compare_perplexity
 from llmkick.study.results.records import AnyComparison, TaskSummary
 from llmkick.study.results.results import StudyResult
+from llmkick.study.results.variants import VariantRow
 from report.synthetic import facts
 
 DENSE_SCORE = 0.6
@@ -85,10 +86,17 @@ def made_up_run(
         tasks=(*tasks.values(), *((summary("perplexity"),) if rises else ())),
         results=(),
         comparisons=tuple(comparisons),
+        variants=tuple(map(variant, recipes)) if any("[" in recipe for recipe in recipes) else (),
         overall=(),
         compression=(),
     )
     return ClaimRun(name=name, result=result, records=lambda: records)
+
+
+def variant(label: str) -> VariantRow:
+    """`wanda@0.5 [sequences=8]` with its recipe and its axis."""
+    recipe, _, count = label.removesuffix("]").partition(" [sequences=")
+    return VariantRow(label=label, recipe=recipe, axes={"calibration.sequences": int(count)} if count else {})
 
 
 def with_result(run: ClaimRun, **changes: Any) -> ClaimRun:

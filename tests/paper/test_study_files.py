@@ -36,13 +36,14 @@ def test_the_examples_are_those_of_the_package() -> None:
 @pytest.mark.parametrize("name", FILES)
 def test_every_file_says_its_place_in_the_paper_and_is_a_study(name: str) -> None:
     study, text = load_study(EXAMPLES / name), (EXAMPLES / name).read_text(encoding="utf-8")
-    experiment = next(
-        e for e in EXPERIMENTS.values() if name.startswith(f"{e.name}-") and name[len(e.name) + 1 : -5] in MODELS
+    experiment, nick = next(
+        (e, nick) for e in EXPERIMENTS.values() for nick in e.models if name == f"{e.name}-{nick}.toml"
     )
-    assert text.startswith(f"# {experiment.place} of the paper, ")
-    assert study.model == MODELS[name[len(experiment.name) + 1 : -5]]
+    assert text.startswith(f"# {experiment.place} of the paper, {nick}: ")
+    assert study.model == MODELS[nick]
     assert max(map(len, text.splitlines())) <= 120
-    assert all(f" {claim}. " in text for claim in experiment.claims)
+    comment = text.replace("\n#", "")
+    assert all(f"{claim}. {paper_claims()[claim].title}" in comment for claim in experiment.claims)
 
 
 def test_every_row_of_the_paper_has_a_study_for_its_models() -> None:

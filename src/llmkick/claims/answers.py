@@ -172,7 +172,6 @@ def _mean_above_zero(
 
 
 def task_settings(task: TaskSummary) -> Mapping[str, object]:
-    """What identifies a task apart from its name and its number of worked examples."""
-    return {
-        key: cast(object, value) for key, value in task.facts.items() if key not in ("name", "shots", "task", "axes")
-    }
+    """What identifies a task apart from its worked examples; a level of an axis has a name of its own."""
+    examples = ("name", "shots", "axes")
+    return {key: cast(object, value) for key, value in task.facts.items() if key not in examples}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -42,11 +41,9 @@ class Cell:
     @property
     def samples(self) -> int | None:
         """The number of calibration windows; None if the run does not say it."""
-        axis = re.search(r"\[(?:.*, )?sequences=(\d+)", self.comparison.recipe)
         calibration = self.run.result.study.facts.get("calibration")
         count = calibration.get("sequences") if isinstance(calibration, dict) else None
-        if axis is not None:
-            return int(axis[1])
+        count = self.run.result.axes_of(self.comparison.recipe, self.task.name).get("calibration.sequences", count)
         return count if isinstance(count, int) else None
 
     @property
@@ -83,12 +80,13 @@ class ModelRuns:
         found: dict[tuple[str, str, str], Cell] = {}
         for run in self.runs:
             tasks = {task.name: task for task in run.result.tasks if wanted(task)}
+            recipes = {variant.label: variant.recipe for variant in run.result.variants}
             for comparison in run.result.comparisons:
                 if isinstance(comparison, Comparison) and comparison.task in tasks:
                     cell = Cell(
                         run=run,
                         task=tasks[comparison.task],
-                        level=run.result.level(base_recipe(comparison.recipe)),
+                        level=run.result.level(recipes.get(comparison.recipe, comparison.recipe)),
                         comparison=comparison,
                     )
                     place = f"{run.name} {comparison.recipe}" if every_run else ""
@@ -104,11 +102,6 @@ class ModelRuns:
                 if isinstance(comparison, PerplexityComparison) and comparison.recipe == recipe:
                     return run, comparison
         return None
-
-
-def base_recipe(label: str) -> str:
-    """The recipe of a label with the levels of calibration axes: `wanda@0.5 [sequences=8]` → wanda@0.5."""
-    return label.partition(" [")[0]
 
 
 def _preference(cell: Cell) -> tuple[int, bool]:
@@ -161,7 +154,7 @@ def _protocols(result: StudyResult) -> list[str]:
 
 def base_of(task: TaskSummary) -> str:
     """The name of the task in the registry without its variant; studies can name a task otherwise."""
-    return str(task.facts.get("task", task.name)).partition(":")[0]
+    return (task.task or task.name).partition(":")[0]
 
 
 def is_factoid(task: TaskSummary) -> bool:
