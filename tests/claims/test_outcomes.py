@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from claims.made_up import Loss, made_up_run, without_answers
+from claims.made_up import Loss, made_up_run, with_result, without_answers
 from llmkick.claims.assess import assess
 from llmkick.claims.runs import ClaimRun
+from llmkick.statistics import Stopping
 from llmkick.study.results.claim_records import ClaimRow
 
 FACTS, CHOICE, OPEN, CLOSED = "factoid_qa", "multiple_choice:letter", "context_qa:open", "context_qa:closed"
@@ -208,3 +210,19 @@ def test_the_most_samples_count_where_a_run_varies_them() -> None:
     assert {line.statement for line in row.statements if "match" in line.statement} == {
         "wanda@2:4 [sequences=128] does not match on factoid_qa"
     }
+
+
+def test_what_stopped_early_is_not_read_item_by_item() -> None:
+    """The parts of a task are compared on items that every model was asked, whatever its verdict."""
+    run = discipline_run(items=6000)
+    stopping = Stopping(
+        outcome="not matching", stopped=True, items=50, of=6000, unscored=0, unit="item", decided_after=1,
+        p_matching=1.0, p_not_matching=0.01,
+    )  # fmt: skip
+    stopped = tuple(replace(comparison, stopping=stopping) for comparison in run.result.comparisons)
+    row = outcome(8, with_result(run, comparisons=stopped))
+    assert row.outcome == "not asked"
+    assert 'stop = "never"' in row.reason
+    parts = {"stem": 0.0, "humanities": 0.6, "social_sciences": 0.6}
+    full = made_up_run(every_method("0.5", "multiple_choice:few", parts), items=6000, name="full")
+    assert outcome(8, with_result(run, comparisons=stopped), full).outcome == "supported"

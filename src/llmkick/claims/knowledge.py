@@ -27,6 +27,7 @@ from llmkick.claims.runs import (
     Cell,
     ClaimRun,
     ModelRuns,
+    asked_in_full,
     by_method,
     is_choice,
     is_closed_book,
@@ -151,7 +152,7 @@ def _loses_less_open(opened: Cell, closed: Cell) -> Evidence:
 def humanities_lose_more(model: ModelRuns) -> Evidence:
     """Claim 8: the humanities and the social sciences lose a larger share than STEM."""
     parts: list[Evidence] = []
-    for levels in by_method(model.cells(is_choice)).values():
+    for levels in by_method(asked_in_full(model.cells(is_choice))).values():
         for cell in largest_between(levels, 0.3, HALF):
             by_name = {name.replace("_", " "): part for name, part in parts_of(cell, "discipline").items()}
             for name in ("humanities", "social sciences"):

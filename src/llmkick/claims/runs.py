@@ -187,6 +187,11 @@ def judged_or_not(cells: Sequence[Cell]) -> list[Cell]:
     return [cell for cell in cells if cell.task.judge is not None] or list(cells)
 
 
+def asked_in_full(cells: Sequence[Cell]) -> list[Cell]:
+    """The cells that did not stop early, which can be read item by item; if all of them stopped, all cells."""
+    return [cell for cell in cells if cell.comparison.stopping is None] or list(cells)
+
+
 def by_method(cells: Iterable[Cell]) -> Mapping[str, list[Cell]]:
     """Method → cells of its unstructured recipes, from mild to severe."""
     methods: dict[str, list[Cell]] = {}

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from llmkick.claims.answers import DENSE, compare_models
 from llmkick.claims.evidence import Evidence, NotAskedError, above, every, loss_of
-from llmkick.claims.runs import Cell, ClaimRun, ModelRuns, by_method, is_choice
+from llmkick.claims.runs import Cell, ClaimRun, ModelRuns, asked_in_full, by_method, is_choice
 
 SAME_SIZE = 0.05  # two models have as many parameters if they differ by at most this share
 
@@ -16,7 +16,7 @@ def sparse_is_no_better(models: Sequence[ModelRuns]) -> Evidence:
     parts: list[Evidence] = []
     for large in models:
         small = [candidate for model in models for candidate in _dense_models(model, beside=large)]
-        for cell in (cell for cells in by_method(large.cells(is_choice)).values() for cell in cells):
+        for cell in (cell for cells in by_method(asked_in_full(large.cells(is_choice))).values() for cell in cells):
             for run, label, parameters in small:
                 if parameters and any(abs(left / parameters - 1) <= SAME_SIZE for left in _parameters_left(cell)):
                     parts += _no_better(cell, run, label)

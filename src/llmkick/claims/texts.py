@@ -19,7 +19,16 @@ from llmkick.claims.evidence import (
     unasked,
 )
 from llmkick.claims.knowledge import bits_of
-from llmkick.claims.runs import JUDGED, Cell, ModelRuns, base_of, by_method, judged_or_not, largest_between
+from llmkick.claims.runs import (
+    JUDGED,
+    Cell,
+    ModelRuns,
+    asked_in_full,
+    base_of,
+    by_method,
+    judged_or_not,
+    largest_between,
+)
 from llmkick.study.results.records import TaskSummary
 
 INSTRUCTIONS_UP_TO = 0.25
@@ -40,7 +49,7 @@ def is_summary(task: TaskSummary) -> bool:
 def fluent_but_empty(model: ModelRuns) -> Evidence:
     """Claim 4: instruction following matches up to 25 % only; beyond, fewer unique tokens and more repetition."""
     parts: list[Evidence] = []
-    for levels in by_method(judged_or_not(model.cells(is_instruction))).values():
+    for levels in by_method(asked_in_full(judged_or_not(model.cells(is_instruction)))).values():
         mild = largest_between(levels, 0.0, INSTRUCTIONS_UP_TO)
         severe = largest_between([cell for cell in levels if cell.sparsity > INSTRUCTIONS_UP_TO + 1e-9], 0.0, 1.0)
         if mild and severe:
@@ -64,7 +73,7 @@ def _measures(cell: Cell) -> list[Evidence]:
 
 def summaries_hold_up(model: ModelRuns) -> Evidence:
     """Claim 7: summaries match at about 30 %; long stories lose more; rounding sometimes gains; 2:4 fails."""
-    cells = judged_or_not(model.cells(is_summary))
+    cells = asked_in_full(judged_or_not(model.cells(is_summary)))
     methods = by_method(cells).values()
     held = [cell for levels in methods for cell in largest_between(levels, *SUMMARIES_AT)]
     if not held:

@@ -25,7 +25,7 @@ ABOUT: Mapping[Scale, str] = {
 }
 C4 = "128 windows of C4, as in the code of Wanda, SparseGPT and GPTQ. The paper calibrated GPTQ on WikiText-2."
 COUNTS = "Windows of C4; a smaller count is the first of a larger one."
-SELF = "The dense model samples its own calibration text, so no corpus is needed."
+POCKET = "Calibration text of the package: no corpus is needed, and nothing is sampled."
 WIDTH = 118
 
 
@@ -124,7 +124,7 @@ def _calibration(experiment: Experiment, *, small: bool) -> str:
     counts = experiment.samples or (16 if small else 128,)
     if small and experiment.samples:
         counts = (*experiment.samples[:2], 16)
-    about, source, length = (SELF, "self", 128) if small else (COUNTS if experiment.samples else C4, "c4", 2048)
+    about, source, length = (POCKET, "pocket", 128) if small else (COUNTS if experiment.samples else C4, "c4", 2048)
     sequences = list(counts) if len(counts) > 1 else counts[0]
     lines = ["[calibration]", f'source = "{source}"', f"sequences = {sequences}", f"length = {length}"]
     return "\n".join([*_comment(about), *lines])
