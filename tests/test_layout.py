@@ -44,6 +44,7 @@ MAY_IMPORT = {
         "models",
         "models.engine",
         "models.checkpoints",
+        "tasks.pocket",  # texts, no code
         "files",
     },
     "compression.storage": {"compression", "compression.walk", "models", "models.checkpoints", "files"},

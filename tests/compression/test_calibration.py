@@ -220,7 +220,7 @@ def test_text_that_is_not_utf8(tmp_path: Path):
 
 
 def test_sources_that_are_not_there(tmp_path: Path):
-    with pytest.raises(ConfigError, match=r"calibration source .*missing\.txt' is neither self, c4, a file nor"):
+    with pytest.raises(ConfigError, match=r"calibration source .*missing\.txt' is neither self, pocket, auto, c4,"):
         calibrate(MODEL, source=str(tmp_path / "missing.txt"), sequences=1, length=8)
     with pytest.raises(DataError, match=r"holds no \.txt, \.jsonl, \.json or \.gz file"):
         calibrate(MODEL, source=str(tmp_path), sequences=1, length=8)

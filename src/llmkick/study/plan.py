@@ -124,10 +124,11 @@ def plan_study(study: Study) -> Plan:
         unknown.append(f"the sizes of {', '.join(study.labelled_others())}: counted as large as the dense model")
     compressing = None
     if parameters is not None:
-        work = [_operations(level.recipe, parameters, _tokens_of(level.calibration)) for level in levels]
-        compressing = (
-            sum(of * _runs(level.recipe, study) for of, level in zip(work, levels, strict=True)) / speed / 3600
+        work = sum(
+            _operations(level.recipe, parameters, _tokens_of(level.calibration)) * _runs(level.recipe, study)
+            for level in levels
         )
+        compressing = work / speed / 3600
     models = 1 + sum(_runs(level.recipe, study) for level in levels) + len(study.others)
     return Plan(
         study=study,

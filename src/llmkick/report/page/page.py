@@ -18,6 +18,7 @@ from llmkick.files import cache_folder, write_text, write_text_atomically
 from llmkick.report import formatting, matrix, multiplicity, numbers
 from llmkick.report.breakdown import groups_table, measures_table
 from llmkick.report.claims import claim_payload, claims_of_run
+from llmkick.report.figures.axes import axes_table
 from llmkick.report.figures.figures import VEGA_LITE, Figure, figures, size_figure, write_figures
 from llmkick.report.figures.layers import model_heat_maps
 from llmkick.report.findings import Finding, find
@@ -48,7 +49,7 @@ def write_report_of(run: Run) -> Path:
     """As `write_report`, for a run that is open."""
     result = run.result
     groups, measures = groups_table(run), measures_table(run)
-    write_tables(result, result.folder, more={"groups": groups, "answers": measures})
+    write_tables(result, result.folder, more={"groups": groups, "answers": measures, "axes": axes_table(result)})
     drawn = figures(result, groups=groups, measures=measures)
     write_figures(result, result.folder, drawn=drawn)
     return write_text(result.folder / PAGE_FILE, render(run, drawn))

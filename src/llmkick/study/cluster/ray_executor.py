@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from llmkick.compression.walk.calibration import Calibration
+from llmkick.compression.walk.calibration import Calibration, chosen_source
 from llmkick.errors import ConfigError, KickError
 from llmkick.models.checkpoints.references import is_server
 from llmkick.models.plugin_models import plugin_of
@@ -131,7 +131,7 @@ class RayExecutor:
 
         This process reads text sources; for the source `self` the first worker samples the text from the model.
         """
-        if setting.source != "self":
+        if chosen_source(setting.source, self._model.info, self._model.device) != "self":
             return windows(self._model, setting, seed, observer)
         try:
             calibration: Calibration = self.handles[0].call("calibrate", setting, seed)

@@ -205,7 +205,7 @@ class OverallVerdict(OpenRecord):
 class CompressionSummary(OpenRecord):
     """The compression by one recipe and seed, layer by layer. Sizes are in bytes of the compact form.
 
-    `block_share`, `model_share`: the compressed share of the blocks' weights and of all; None in files of version 0.1.0.
+    `block_share`, `model_share`: the compressed share of the weights in blocks and of all; None in files of 0.1.0.
     """
 
     recipe: str

@@ -18,10 +18,8 @@ def uncalibrated(study: Study) -> list[str]:
     """Return a warning about each recipe without calibration in a study whose calibration has axes."""
     levels = study.recipe_levels()
     axes = dict.fromkeys(axis for level in levels for axis in level.axes)
-    methods = dict.fromkeys(level.recipe.method for level in levels if not level.axes)
-    return [
-        f"{method} has no calibration: run once, not for each level of {', '.join(axes)}" for method in methods if axes
-    ]
+    methods = dict.fromkeys(level.recipe.method for level in levels if axes and not level.axes)
+    return [f"{method} has no calibration: run once, not for each level of {', '.join(axes)}" for method in methods]
 
 
 def warnings_of(records: pd.DataFrame) -> list[str]:

@@ -7,16 +7,22 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Protocol
 
-from llmkick.compression.walk.calibration import Calibration
+from llmkick.compression.walk.calibration import Calibration, chosen_source, refuse_small_corpus
+from llmkick.compression.walk.pocket_text import pocket_text
 from llmkick.errors import ConfigError
 from llmkick.models.language_model import LanguageModel
+from llmkick.models.transformers_model import TransformersModel
 from llmkick.study.cells import digest_of, variants_of
 from llmkick.study.journal.journal import Journal
 from llmkick.study.progress import Observer
 from llmkick.study.running.keys import StudyKeys
 from llmkick.study.spec.axes import CalibrationSetting
+from llmkick.tasks.renaming import registry_name
+from llmkick.tasks.task import Task
 
 Windows = tuple[CalibrationSetting, int]
+# Tasks whose pocket data are the passages and stories of the calibration source "pocket".
+_SAME_TEXTS = ("perplexity", "context_qa:closed", "context_qa:open", "summarization")
 
 
 class WindowSource(Protocol):
@@ -40,8 +46,10 @@ def calibration_windows(
     """Return the windows by setting and seed.
 
     A smaller number of windows is the beginning of a larger one, so the largest number is read or sampled for all.
-    Raises ConfigError if two settings give the same windows.
+    Raises ConfigError if two settings give the same windows, DataError if a text is too short for several numbers.
     """
+    wanted = list(wanted)
+    counts = {setting.sequences for setting, _ in wanted}
     calibrations: dict[Windows, Calibration] = {}
     missing: list[Windows] = []
     for setting, seed in wanted:
@@ -56,6 +64,8 @@ def calibration_windows(
             whole = calibrations[larger[0]]
             calibration = replace(whole, tokens=whole.tokens[: setting.sequences])
         else:
+            if len(counts) > 1:
+                _refuse_small(setting, model)
             observer.stage(f"calibration text ({setting.source}, seed {seed})", setting.sequences * setting.length)
             started = time.perf_counter()
             calibration = source.calibrate(setting, seed, observer)
@@ -64,6 +74,14 @@ def calibration_windows(
         calibrations[setting, seed] = calibration
     _refuse_equal(calibrations)
     return calibrations
+
+
+def _refuse_small(setting: CalibrationSetting, model: LanguageModel) -> None:
+    """Refuse an axis of counts whose windows would repeat the text: they would not be of so many windows."""
+    assert isinstance(model, TransformersModel), "the compressor refuses any other"
+    if chosen_source(setting.source, model.info, model.device) != "self":
+        size = {"sequences": setting.sequences, "length": setting.length}
+        refuse_small_corpus(setting.source, model.tokenize, **size)
 
 
 def _key(model: LanguageModel, setting: CalibrationSetting, seed: int) -> str:
@@ -82,6 +100,23 @@ def _refuse_equal(calibrations: Mapping[Windows, Calibration]) -> None:
     for (setting, seed), calibration in calibrations.items():
         earlier = seen.setdefault((calibration.digest, seed), setting)
         if earlier != setting:
-            raise ConfigError(
-                f"calibration.source: {earlier.source} and {setting.source} are the same text; leave one out"
-            )
+            both = f"{earlier.source} and {setting.source}"
+            raise ConfigError(f"calibration.source: {both} give the same windows; leave one out")
+
+
+def pocket_notes(calibrations: Mapping[Windows, Calibration], model: LanguageModel, tasks: Sequence[Task]) -> list[str]:
+    """Return what a reader must know of calibration on the pocket texts: that they were used, and what that means."""
+    used = [(setting, found) for (setting, _), found in calibrations.items() if found.source == "pocket"]
+    if not used or not isinstance(model, TransformersModel):
+        return []
+    auto = any(setting.source == "auto" for setting, _ in used)
+    why = ' (source = "auto": this model would sample its own text slowly here)' if auto else ""
+    notes = [f"calibrated on the pocket texts of this package{why}"]
+    tokens = len(model.tokenize(pocket_text()))
+    wanted = max(setting.sequences * setting.length for setting, _ in used)
+    if wanted > tokens:
+        notes.append(f"the pocket texts have {tokens:,} tokens and the windows {wanted:,}: windows overlap")
+    same = [task.name for task in tasks if task.key.get("source") == "pocket" and registry_name(task) in _SAME_TEXTS]
+    if same:
+        notes.append(f"{', '.join(same)}: asked about the texts that calibrated, which flatters calibrated recipes")
+    return notes

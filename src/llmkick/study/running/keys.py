@@ -23,7 +23,8 @@ from llmkick.tasks.task import Task
 class StudyKeys:
     """All inputs of the run keys of a study.
 
-    calibrations: the calibration windows by setting and seed. rules: the stopping rules by task, for `stop = "decided"`.
+    calibrations: the calibration windows by setting and seed. rules: the stopping rules by task, for
+    `stop = "decided"`.
     """
 
     study: Study

@@ -24,7 +24,7 @@ from llmkick.study.power_warnings import calibrated_seeds, warn_of_low_power
 from llmkick.study.progress import Observer
 from llmkick.study.results.axes import summaries_of
 from llmkick.study.results.records import CONTROL_METRICS
-from llmkick.study.running.calibrations import calibration_windows, windows_wanted
+from llmkick.study.running.calibrations import calibration_windows, pocket_notes, windows_wanted
 from llmkick.study.running.context import StudyContext
 from llmkick.study.running.early_stopping import stopping_rules
 from llmkick.study.running.evaluation import Evaluation
@@ -99,11 +99,15 @@ def prepare(
     tasks = [spec.make() for spec in study.task_specs()]
     judging = _judging(study, tasks, journal, observer)
     keys, warnings = _load(study, tasks, journal=journal, observer=observer, source=source)
-    # Items with too few worked examples must fail before calibration text is sampled, which can take long, and a missing
-    # or short calibration text before the dense model is asked anything.
+    # Too few worked examples must fail before calibration text is sampled, which can take long, and a missing or short
+    # calibration text before the dense model is asked anything.
     items = {task.name: task.items(keys.model) for task in keys.tasks}
     wanted = windows_wanted(keys, seeds)
     calibrations = calibration_windows(wanted, keys.model, journal=journal, observer=observer, source=source)
+    notes = pocket_notes(calibrations, keys.model, keys.tasks)
+    warnings += notes
+    for line in notes:
+        observer.warn(line)
     keys = replace(keys, calibrations=calibrations)
     summaries = summaries_of(study, keys.tasks, keys.prompting)
     note_run(journal, model=keys.model, tasks=keys.tasks, summaries=summaries, items=items, prompting=keys.prompting)

@@ -9,12 +9,15 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from llmkick.compression.recipe import Recipe
 from llmkick.study.spec.sections import CalibrationSpec, TaskSpec
 
 # Axis → the value of a level: {"calibration.sequences": 8} of a model, {"shots": 3} of a task.
 Axes = Mapping[str, int | str]
+
+Value = TypeVar("Value", int, str)
 
 CALIBRATION_AXES = ("source", "sequences", "length")
 
@@ -48,7 +51,7 @@ class TaskLevel:
 
 def calibration_settings(spec: CalibrationSpec) -> list[CalibrationSetting]:
     """Return every combination of the values of a [calibration] section, in the order of the file."""
-    values = itertools.product(*(_levels(getattr(spec, axis)) for axis in CALIBRATION_AXES))
+    values = itertools.product(_levels(spec.source), _levels(spec.sequences), _levels(spec.length))
     return [CalibrationSetting(source=source, sequences=count, length=length) for source, count, length in values]
 
 
@@ -88,7 +91,7 @@ def task_levels(specs: Sequence[TaskSpec]) -> list[TaskLevel]:
     return levels
 
 
-def _levels(value: object) -> list[object]:
+def _levels(value: Value | list[Value]) -> list[Value]:
     return value if isinstance(value, list) else [value]
 
 
