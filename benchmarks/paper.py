@@ -118,22 +118,25 @@ def written(label: str, wanted: Mapping[str, Study], folder: Path, options: argp
         if compared:
             parts.append(f"## Claims\n\n{claims_markdown(claims_of(list(compared.values()), list(compared)))}")
         parts += [f"## Study {name}\n\n{markdown(run.result)}" for name, run in compared.items()]
-        parts.append(f"## Cells left\n\n{_left(wanted, runs)}")
+        parts.append(f"## Cells left or undecided\n\n{_left(wanted, runs)}")
         parts.append(f"## Time\n\n{_time(runs.values())}")
     return "\n\n".join(parts) + "\n"
 
 
 def _left(wanted: Mapping[str, Study], runs: Mapping[str, Run]) -> str:
-    """The cells of each study that have no comparison yet."""
+    """The cells of each study that were not asked yet, and those that all their items did not decide."""
     lines = []
     for name, study in wanted.items():
-        done = {(row.recipe, row.task) for row in runs[name].result.comparisons} if name in runs else set()
+        outcomes = {
+            (row.recipe, row.task): "undecided" if getattr(row, "verdict", "") == "undecided" else "decided"
+            for row in (runs[name].result.comparisons if name in runs else ())
+        }
         labels = list(dict.fromkeys(variant.label for variant in variants_of(study) if not variant.is_dense))
-        tasks = [task.name for task in runs[name].result.tasks] if name in runs else [spec.name for spec in study.tasks]
-        for task in tasks:
-            left = [label for label in labels if (label, task) not in done]
-            if left:
-                lines.append(f"- {name}, {task}: {len(left)} of {len(labels)} ({', '.join(left)})")
+        for task in (spec.make().name for spec in study.task_specs()):
+            for outcome, words in ((None, "left"), ("undecided", "undecided")):
+                cells = [label for label in labels if outcomes.get((label, task)) == outcome]
+                if cells:
+                    lines.append(f"- {name}, {task}: {len(cells)} of {len(labels)} {words} ({', '.join(cells)})")
     return "\n".join(lines) or "None."
 
 
