@@ -226,3 +226,16 @@ def test_what_stopped_early_is_not_read_item_by_item() -> None:
     parts = {"stem": 0.0, "humanities": 0.6, "social_sciences": 0.6}
     full = made_up_run(every_method("0.5", "multiple_choice:few", parts), items=6000, name="full")
     assert outcome(8, with_result(run, comparisons=stopped), full).outcome == "supported"
+
+
+@pytest.mark.parametrize(("claim", "run"), [(4, instruction_run), (8, discipline_run), (11, shots_run)])
+@pytest.mark.parametrize("recipe", ["dense", "wanda@0.5"])
+def test_cells_that_were_given_up_are_named(claim: int, run: Callable[[], ClaimRun], recipe: str) -> None:
+    """A run concludes without the records of cells that it gave up."""
+    whole = run()
+    records = whole.records()
+    assert records is not None
+    left = records[records["recipe"] != recipe]
+    row = outcome(claim, ClaimRun(name="run", result=whole.result, records=lambda: left))
+    assert row.outcome == "not asked"
+    assert f"no complete answers of {recipe} to" in row.reason

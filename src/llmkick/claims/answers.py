@@ -20,7 +20,8 @@ DENSE = "dense"
 def answers_to(run: ClaimRun, recipe: str, task: str) -> list[pd.DataFrame]:
     """The records of a model on a task, one frame for each calibration seed, by item.
 
-    Raises NotAskedError if the run's answers are gone, or if cells stopped early: their items depend on the verdict.
+    There is at least one. Raises NotAskedError if the run's answers are gone or incomplete, or if cells stopped early:
+    their items depend on the verdict.
     """
     records = run.records()
     if records is None:
@@ -36,14 +37,18 @@ def answers_to(run: ClaimRun, recipe: str, task: str) -> list[pd.DataFrame]:
             '(stop = "never")'
         )
     cells = records[(records["recipe"] == recipe) & (records["task"] == task)]
-    return [cell.set_index("item_id") for _, cell in cells.groupby("seed", dropna=False)]
+    if cells.empty:
+        raise NotAskedError(f"{run.name} holds no complete answers of {recipe} to {task}")
+    # A folder can hold answers of an earlier version beside those that count, which are the last.
+    by_seed = (cell.drop_duplicates("item_id", keep="last") for _, cell in cells.groupby("seed", dropna=False))
+    return [cell.set_index("item_id") for cell in by_seed]
 
 
 def parts_of(cell: Cell, detail: str) -> dict[str, Comparison]:
     """Part of the task (a discipline, a length) → the comparison on its items; parts without a signal are left out."""
     run, task = cell.run, cell.task
     dense, compressed = answers_to(run, DENSE, task.name), answers_to(run, cell.comparison.recipe, task.name)
-    if not dense or not compressed or not all(detail in details for details in dense[0]["details"]):
+    if not all(detail in details for details in dense[0]["details"]):
         raise NotAskedError(f"the answers to {task.name} in {run.name} do not say their {detail}")
     part = pd.Series([str(details[detail]) for details in dense[0]["details"]], index=dense[0].index)
     comparisons = {}
@@ -61,8 +66,6 @@ def compare_models(first: tuple[ClaimRun, str], second: tuple[ClaimRun, str], ta
     Raises NotAskedError if the runs asked other items.
     """
     a, b = answers_to(*first, task.name), answers_to(*second, task.name)
-    if not a or not b:
-        return None
     if any(set(frame.index) != set(a[0].index) for frame in b):
         raise NotAskedError(f"{first[0].name} and {second[0].name} asked other items of {task.name}")
     comparison = _compare(a[0], b, list(a[0].index), task, second[0], recipe=second[1])
@@ -102,8 +105,7 @@ def _scores(frame: pd.DataFrame, items: Sequence[str]) -> dict[str, float | None
 def measure_rises(run: ClaimRun, recipe: str, task: str, measure: str, *, sign: int, text: str) -> Evidence:
     """That a measure of the answers is higher (sign 1) or lower (−1) than in the dense model's answers."""
     dense, compressed = answers_to(run, DENSE, task), answers_to(run, recipe, task)
-    frames = [_measured(frame, measure) for frame in (*dense[:1], *compressed)]
-    table = pd.concat(frames, axis=1).dropna() if len(frames) > 1 else pd.DataFrame()
+    table = pd.concat([_measured(frame, measure) for frame in (dense[0], *compressed)], axis=1).dropna()
     if len(table) < 2:
         raise NotAskedError(f"the answers to {task} in {run.name} have no {measure}")
     change = sign * (table.iloc[:, 1:].to_numpy() - table.iloc[:, :1].to_numpy()).T
@@ -125,7 +127,7 @@ def gains_more_than_margin(
 
     `before` and `after` are its answers under two prompts, a frame for each seed, `dense` the dense model's before.
     """
-    if not before or len(before) != len(after):
+    if len(before) != len(after):
         raise NotAskedError(f"{run.name} has not the same seeds under both prompts")
     table = pd.concat([frame["score"] for frame in (dense, *before, *after)], axis=1).astype(float).dropna()
     if len(table) < 2 or any(set(frame.index) != set(dense.index) for frame in (*before, *after)):
