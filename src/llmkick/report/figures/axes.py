@@ -123,9 +123,8 @@ def _panel(
     frame: pd.DataFrame, task: str, axis: str, order: Sequence[str], methods: charts.Methods, margin: float
 ) -> alt.LayerChart:
     x = alt.X("level:N", title=TITLES.get(axis, axis), sort=list(order), axis=alt.Axis(labelAngle=0))
-    highest = (
-        max(1.1, min(HIGHEST, float(frame[["y", "high"]].max().max()) * 1.05)) if frame["y"].notna().any() else 1.1
-    )
+    best = float(frame[["y", "high"]].max().max()) if frame["y"].notna().any() else 1.0
+    highest = max(1.1, min(HIGHEST, best * 1.05))
     y = alt.Y(
         "y:Q",
         title="share of the dense score",
