@@ -100,7 +100,10 @@ MAY_IMPORT = {
             "files",
         ),
     },
-    "report": {"claims", "study.journal", "study.results", "study.frontier", "compression", "statistics", "paper", "files"},
+    "report": {
+        *("claims", "study.journal", "study.results", "study.frontier", "compression", "statistics", "paper"),
+        "files",
+    },
     "report.figures": {"report", "study.results", "study.frontier", "compression", "statistics", "files"},
     "report.page": {"report", "report.figures", "study.journal", "study.results", "files"},
     "report.several": {"claims", "report", "report.figures", "report.page", "study.results", "statistics", "files"},

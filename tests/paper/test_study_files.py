@@ -1,7 +1,4 @@
-"""The study files of the paper's experiments: valid, as the examples have them, planned, and run to their end.
-
-`python tests/paper/test_study_files.py` writes examples/paper.
-"""
+"""The study files of the paper's experiments: valid, as the examples have them, planned, and run to their end."""
 
 from __future__ import annotations
 
@@ -30,7 +27,7 @@ FILES = sorted(ready_files())
 
 def test_the_examples_are_those_of_the_package() -> None:
     written = {path.name: path.read_text(encoding="utf-8") for path in EXAMPLES.glob("*.toml")}
-    assert written == ready_files(), "run: python tests/paper/test_study_files.py"
+    assert written == ready_files(), "run: python examples/paper_studies.py"
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -159,14 +156,3 @@ def check(result: StudyResult, judged: bool) -> None:
     assert result.comparisons
     assert [row.id for row in result.claims] == list(range(1, 12))
     assert (result.judge is not None) == judged
-
-
-def write() -> None:
-    for old in EXAMPLES.glob("*.toml"):
-        old.unlink()
-    for name, text in ready_files().items():
-        (EXAMPLES / name).write_text(text, encoding="utf-8")
-
-
-if __name__ == "__main__":
-    write()

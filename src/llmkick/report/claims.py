@@ -12,6 +12,7 @@ from rich.text import Text
 
 from llmkick.claims.assess import assess
 from llmkick.claims.runs import ClaimRun
+from llmkick.paper.numbers import paper_source
 from llmkick.report import formatting
 from llmkick.report.formatting import Mark
 from llmkick.report.payload import Payload
@@ -91,7 +92,7 @@ def claim_lines(row: ClaimRow) -> list[str]:
     for line in row.statements:
         p = f"p for {formatting.p_value(line.p_for)}, against {formatting.p_value(line.p_against)}"
         lines.append(f"{STATES[line.outcome]} {line.statement} ({line.run}): {statement_numbers(line)}; {p}")
-    return [*lines, *([""] if row.statements else []), *(f"paper: {sentence}" for sentence in row.paper)]
+    return [*lines, *([""] if row.statements else []), *row.paper, f"({paper_source()})"]
 
 
 def claims_markdown(rows: Sequence[ClaimRow]) -> str:

@@ -182,9 +182,7 @@ class Summarization:
     def _sampled(self) -> list[Item]:
         """The stories that are asked: a proportional sample, or as many of each length."""
         if self.per_bucket is None:
-            return stratified_sample(
-                self._bucketed, self.limit, self.seed, by=lambda item: str(item.details["bucket"])
-            )
+            return stratified_sample(self._bucketed, self.limit, self.seed, by=lambda item: str(item.details["bucket"]))
         chosen: set[str] = set()
         for bucket in BUCKETS:
             stories = [item for item in self._bucketed if item.details["bucket"] == bucket]
