@@ -78,7 +78,8 @@ def statement_numbers(line: ClaimStatement) -> str:
 def claims_table(rows: Sequence[ClaimRow]) -> Table:
     """The claims for a terminal of 80 columns: outcome and reason."""
     table = Table("", "claim of the paper", "outcome", "why", box=box.SIMPLE_HEAD, pad_edge=False)
-    table.columns[2].no_wrap = True
+    for column in (table.columns[0], table.columns[2]):
+        column.no_wrap, column.overflow = True, "fold"
     for row in rows:
         mark = OUTCOMES[row.outcome]
         outcome = Text(f"{mark.symbol} {row.outcome}", style=mark.style)

@@ -111,15 +111,15 @@ class _Conclusion:
             variants=variants,
             failures=tuple(FailedCell.model_validate(failure.as_row()) for failure in self.run.schedule.failures),
         )
-        result = self._with_claims(result, records)
-        result.write()
-        return result
+        return self._written(result, records)
 
-    def _with_claims(self, result: StudyResult, records: pd.DataFrame) -> StudyResult:
-        """Return the result with what it says about the claims of the paper."""
+    def _written(self, result: StudyResult, records: pd.DataFrame) -> StudyResult:
+        """Write the result with what it says about the claims of the paper."""
         with self.context.timed("statistics", "claims"):
             run = ClaimRun(name=self.context.study.name, result=result, records=lambda: records)
-            return result.model_copy(update={"claims": tuple(assess([run]))})
+            result = result.model_copy(update={"claims": tuple(assess([run]))})
+        result.write()
+        return result
 
     def _noise(self, records: pd.DataFrame) -> list[NoiseRow]:
         """Return the noise floor of every task with choices; float32 has no noise floor."""
