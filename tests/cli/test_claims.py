@@ -25,7 +25,7 @@ def test_every_claim_has_a_row(kick: Kick, run: Path) -> None:
     assert code == 0
     for outcome in ("contradicted", "supported", "not asked"):
         assert outcome in out
-    numbered = [int(line[:2]) for line in out.splitlines() if line[:2].strip().isdigit()]
+    numbered = [int(line[:3]) for line in out.splitlines() if line[:3].strip().isdigit()]
     assert numbered == list(range(1, 12))
 
 

@@ -34,7 +34,7 @@ def test_the_table_fits_80_columns(plain: StudyResult) -> None:
     Console(file=text, width=80).print(claims_table(rows_of(plain)))
     lines = text.getvalue().splitlines()
     assert max(map(len, lines)) <= 80
-    assert [line.split()[0] for line in lines if line[:2].strip().isdigit()] == [str(n) for n in range(1, 12)]
+    assert [line.split()[0] for line in lines if line[:3].strip().isdigit()] == [str(n) for n in range(1, 12)]
 
 
 def test_markdown_has_a_row_for_each_claim(plain: StudyResult) -> None:
