@@ -97,6 +97,8 @@ def test_every_default(tmp_path: Path):
                 "evidence_tokens": None,
                 "words": None,
                 "bucket_words": None,
+                "per_bucket": None,
+                "answer_line": None,
                 "max_new_tokens": None,
                 "split": None,
                 "revision": None,
@@ -307,7 +309,7 @@ def test_recipes_that_cannot_be(tmp_path: Path, recipe: str, reason: str):
         ('name = "context_qa:ajar"', "name", "unknown task 'context_qa:ajar'"),
         ('source = "freebase"', "source", "unknown source 'freebase' for factoid_qa: neither pocket, hub nor a folder"),
         ('protocol = "loose"', "protocol", "unknown protocol 'loose' for factoid_qa; choose from: strict"),
-        ("shots = 3", "shots", "unknown option 'shots' of factoid_qa; choose from: split, revision, sha256"),
+        ("shots = 3", "shots", "unknown option 'shots' of factoid_qa; choose from: answer_line, split, revision"),
         ("limit = 0", "limit", "limit of factoid_qa must be a whole number of at least 1; got 0"),
     ],
 )

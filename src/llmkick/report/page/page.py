@@ -17,6 +17,7 @@ from markupsafe import Markup
 from llmkick.files import cache_folder, write_text, write_text_atomically
 from llmkick.report import formatting, matrix, multiplicity, numbers
 from llmkick.report.breakdown import groups_table, measures_table
+from llmkick.report.claims import claim_payload, claims_of_run
 from llmkick.report.figures.axes import axes_table
 from llmkick.report.figures.figures import VEGA_LITE, Figure, figures, figures_drawn, size_figure
 from llmkick.report.figures.kept import KEPT
@@ -107,6 +108,8 @@ def _context(run: Run, drawn: list[Figure], environment: Environment) -> Payload
         "correction": multiplicity.correction_sentence(result),
         "families": multiplicity.families(result),
         "control_numbers": numbers.control_numbers(result),
+        "claims": claim_payload(claims_of_run(run)),
+        "alpha": formatting.setting(result.study.alpha),
         "figures": [figure for figure in drawn if figure.name != KEPT],
         "sizes": sizes,
         "compression": numbers.compression(result),

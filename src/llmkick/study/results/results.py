@@ -11,6 +11,7 @@ from pydantic import Discriminator, Tag, model_validator
 from llmkick.compression.levels import Level
 from llmkick.statistics import Comparison, PerplexityComparison
 from llmkick.study.levels import level_of_text
+from llmkick.study.results.claim_records import ClaimRow
 from llmkick.study.results.judge_summary import JudgeSummary, MissingJudgements
 from llmkick.study.results.records import (
     AgreementRow,
@@ -75,6 +76,7 @@ class StudyResult(ResultFile):
     agreement: tuple[AgreementRow, ...] = ()
     failures: tuple[FailedCell, ...] = ()
     recipes: tuple[Level, ...] = ()
+    claims: tuple[ClaimRow, ...] = ()  # empty in files of earlier versions, and for unfinished runs
     variants: tuple[VariantRow, ...] = ()  # only in studies with an axis of calibration
 
     @model_validator(mode="after")

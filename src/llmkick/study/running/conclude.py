@@ -9,6 +9,8 @@ from typing import cast
 
 import pandas as pd
 
+from llmkick.claims.assess import assess
+from llmkick.claims.runs import ClaimRun
 from llmkick.compression.walk.checks import LEAST_SHARE
 from llmkick.models.language_model import LanguageModel
 from llmkick.study.cells import style_of
@@ -121,6 +123,13 @@ class _Conclusion:
             variants=variants,
             failures=tuple(FailedCell.model_validate(failure.as_row()) for failure in self.run.schedule.failures),
         )
+        return self._written(result, records)
+
+    def _written(self, result: StudyResult, records: pd.DataFrame) -> StudyResult:
+        """Write the result with what it says about the claims of the paper."""
+        with self.context.timed("statistics", "claims"):
+            run = ClaimRun(name=self.context.study.name, result=result, records=lambda: records)
+            result = result.model_copy(update={"claims": tuple(assess([run]))})
         result.write()
         return result
 

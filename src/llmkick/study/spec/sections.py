@@ -77,6 +77,8 @@ class TaskSpec(Frozen):
     evidence_tokens: int | None = None
     words: int | None = None
     bucket_words: list[int] | None = None
+    per_bucket: int | None = None
+    answer_line: str | None = None
     max_new_tokens: int | None = None
     split: str | None = None
     revision: str | None = None

@@ -220,7 +220,8 @@ class Study(Frozen):
 
 
 _HASHED_WHERE_USED = (
-    "id", "unit", "evidence_tokens", "words", "bucket_words", "max_new_tokens", "split", "revision", "sha256",
+    "id", "unit", "evidence_tokens", "words", "bucket_words", "per_bucket", "answer_line", "max_new_tokens", "split",
+    "revision", "sha256",
 )  # fmt: skip
 
 
