@@ -107,7 +107,8 @@ class CalibrationPass:
                         record.add(inputs)
                 if not self._propagate:
                     self._outputs[number] = output
-        record.check_finite()
+        for record in records.values():
+            record.check_finite()
 
     def advance(self, index: int) -> None:
         """Run block `index`, with the weights that it has now, and keep its outputs for the next block."""
