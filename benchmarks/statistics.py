@@ -2,7 +2,7 @@
 
 Every draw has a known true loss. A bound that misses it is an error, to happen in at most 5 % of draws; at the margin
 these are the verdicts "matching" (the upper bound misses) and "not matching" (the lower one). The scenarios are in
-scenarios.py, those that served to choose nothing in unseen_generators.py, other tests in peers.py. tests/statistics
+scenarios.py, those that served to choose nothing in unseen_generators.py, other tests in other_tests.py. The suite
 runs the same with fewer replications.
 """
 
@@ -25,7 +25,7 @@ sys.path = [*(entry for entry in sys.path if Path(entry).resolve() != HERE), str
 import numpy as np  # noqa: E402
 import scipy  # noqa: E402
 from numpy.typing import NDArray  # noqa: E402
-from peers import bca, cluster_t, tango  # noqa: E402
+from other_tests import bca, cluster_t, tango  # noqa: E402
 from scenarios import (  # noqa: E402
     CLUSTER_LOSSES,
     CLUSTERED,

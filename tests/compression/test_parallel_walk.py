@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from forwards import count_forwards
-from llmkick.compression.walk import batches
+from llmkick.compression.walk import batches, finished_blocks
 from llmkick.compression.walk.compress import compress
 from llmkick.errors import NumericalError
 from toy import toy_model
@@ -87,6 +87,7 @@ def test_a_network_that_fails_in_a_lane_says_so_and_stays_usable():
 
 def test_a_walk_goes_on_with_another_number_of_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(batches, "BATCH_TOKENS_CPU", 60)
+    monkeypatch.setattr(finished_blocks, "STATES_SECONDS", 0)
     model = toy_model()
     expected, _ = compress(model, "wanda@0.5", calibration=windows())
 

@@ -45,7 +45,7 @@ def test_gates_pass_and_fail_as_tests_and_the_example_says_why(tmp_path: Path):
         save_toy(tmp_path / name, seed=seed, max_position_embeddings=512, chat=True)
     (tmp_path / "gate.toml").write_text(
         'model = "./dense"\nreference = "./dense"\ndtype = "float32"\ndevice = "cpu"\n'
-        'tasks = [{name = "multiple_choice:letter", limit = 80, shots = 0}]\n'
+        'tasks = [{name = "multiple_choice:letter", limit = 96, shots = 0}]\n'
     )
     example = (ROOT / "examples" / "gate" / "test_gate.py").read_text(encoding="utf-8")
     (tmp_path / "test_example.py").write_text(example)

@@ -102,7 +102,7 @@ def toys(tmp_path: Path) -> Path:
 
 
 def toy_policy(toys: Path, **changes: Any) -> dict[str, Any]:
-    tasks = [{"name": "multiple_choice:letter", "limit": 80, "shots": 0}]
+    tasks = [{"name": "multiple_choice:letter", "limit": 96, "shots": 0}]
     values = policy_of(str(toys / "other"), str(toys / "dense"), tasks=tasks, dtype="float32", device="cpu")
     return {**values, **changes}
 
@@ -134,7 +134,7 @@ def test_the_weights_of_the_reference_are_loaded_once_for_the_same_questions(
     assert loads.by({**policy, "prompting": "raw"}) == 1
     assert loads.by({**policy, "dtype": "bfloat16"}) == 1
     assert loads.by({**policy, "dtype": "bfloat16"}) == 0
-    shots = [{"name": "multiple_choice:letter", "limit": 80, "shots": 1}]
+    shots = [{"name": "multiple_choice:letter", "limit": 96, "shots": 1}]
     assert loads.by({**policy, "tasks": shots}) == 1
     save_toy(toys / "dense", seed=2, max_position_embeddings=512, chat=True)
     assert [loads.by(policy), loads.by(policy)] == [1, 0]

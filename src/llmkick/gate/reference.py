@@ -15,7 +15,7 @@ from llmkick.gate.policy import GatePolicy, is_stored
 from llmkick.gate.recorded_model import RecordedModel
 from llmkick.models.checkpoints.loading import load_located
 from llmkick.models.checkpoints.references import locate
-from llmkick.models.engine.runner import ENGINE_VERSION
+from llmkick.models.engine.version import ENGINE_VERSION
 from llmkick.models.language_model import LanguageModel
 from llmkick.models.plugin_models import plugin_of
 from llmkick.models.precision import resolve_device, resolve_dtype

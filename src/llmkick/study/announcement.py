@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from llmkick.study.expected_work import ExpectedWork
 from llmkick.study.forecast import Forecast
+
+if TYPE_CHECKING:
+    from llmkick.study.expected_work import ExpectedWork
 
 # A run that is expected to take less than this many seconds needs no advice.
 LONG_SECONDS = 120.0

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from llmkick.compression.recipe import Dense, Recipe
-from llmkick.models.engine.runner import ENGINE_VERSION
+from llmkick.models.engine.version import ENGINE_VERSION
 from llmkick.study.spec.axes import CalibrationSetting
 from llmkick.study.spec.study import Study
 from llmkick.tasks.evaluate import BATCH_ITEMS

@@ -18,9 +18,6 @@ from llmkick.models.engine.packed_prompts import AttentionByPrompt, UnsupportedA
 if TYPE_CHECKING:
     from llmkick.models.engine.attention import AttentionFunction
 
-# Part of every run key: raise it whenever the engine could answer differently.
-ENGINE_VERSION = 4
-
 
 @dataclass
 class Prefilled:

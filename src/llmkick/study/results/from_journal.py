@@ -28,7 +28,6 @@ from llmkick.study.results.records import (
 )
 from llmkick.study.results.result_file import first_problem
 from llmkick.study.results.results import RESULTS_FILE, StudyResult
-from llmkick.study.results.unfinished import what_is_left
 
 if TYPE_CHECKING:
     from llmkick.study.spec.study import Study
@@ -97,6 +96,8 @@ def left_of_run(journal: Journal, folder: Path, cells: Sequence[CellEntry]) -> s
     items = {str(name): len(rows) for name, rows in journal.items().groupby("task") if name in names}
     compressed = sum(artifact.recipe in study.recipes for artifact in journal.artifacts(Artifact))
     asked = [cell for cell in cells if cell.task in names]
+    from llmkick.study.results.unfinished import what_is_left  # it reads the structure of models, which needs torch
+
     return what_is_left(study, asked, items, journal.seconds(), compressed=compressed)
 
 
