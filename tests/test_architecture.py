@@ -12,7 +12,10 @@ SOURCE = Path(llmkick.__file__).parent
 PAGE = ROOT / "docs" / "architecture.md"
 START, END = "<!-- modules: python tests/test_architecture.py -->", "<!-- end of modules -->"
 # In the order in which data flows; a package's modules stand before those of its sub-packages.
-PACKAGES = ("", "models", "compression", "tasks", "study", "statistics", "report", "gate", "lm_eval", "cli")
+PACKAGES = (
+    *("", "models", "compression", "tasks", "study", "statistics", "paper", "claims", "report", "gate", "lm_eval"),
+    "cli",
+)
 
 
 def module_pages() -> str:

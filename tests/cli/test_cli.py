@@ -321,7 +321,11 @@ def test_a_mistake_in_a_study_file_is_located(kick: Kick, tmp_path: Path):
         (["{toy}", "magnitude@0.5", "-o", "{taken}/file"], 2, "exists and is not empty; choose another folder"),
         (["no-such-model", "magnitude@0.5", "-o", "{new}"], 1, "unknown model 'no-such-model': not a built-in"),
         (["{taken}", "magnitude@0.5", "-o", "{new}"], 1, "is not a Hugging Face model folder: it has no config.json"),
-        (["{toy}", "wanda@0.5", "--calibration", "{new}/text", "-o", "{new}"], 2, "is neither self, c4, a file nor"),
+        (
+            ["{toy}", "wanda@0.5", "--calibration", "{new}/text", "-o", "{new}"],
+            2,
+            "is neither self, pocket, auto, c4,",
+        ),
         (["{toy}", "wanda@0.5", "--calibration", "{taken}", "-o", "{new}"], 1, "holds no .txt, .jsonl, .json or .gz"),
         (["{toy}", "wanda@0.5", "--sequences", "0", "-o", "{new}"], 2, "needs sequences >= 1 and length >= 2; got 0"),
         (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import json
 import math
@@ -18,8 +19,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmkick.compression.walk import calibration, self_sampling
-from llmkick.compression.walk.calibration import Calibration, as_calibration, calibrate, draw_windows
+from llmkick.compression.walk.calibration import (
+    Calibration,
+    as_calibration,
+    calibrate,
+    chosen_source,
+    draw_windows,
+    refuse_small_corpus,
+)
 from llmkick.compression.walk.documents import read_documents
+from llmkick.compression.walk.pocket_text import pocket_text
 from llmkick.errors import ConfigError, DataError, ModelError, NumericalError
 from llmkick.models.transformers_model import TransformersModel
 from toy import toy_model, toy_tokenizer
@@ -220,7 +229,7 @@ def test_text_that_is_not_utf8(tmp_path: Path):
 
 
 def test_sources_that_are_not_there(tmp_path: Path):
-    with pytest.raises(ConfigError, match=r"calibration source .*missing\.txt' is neither self, c4, a file nor"):
+    with pytest.raises(ConfigError, match=r"calibration source .*missing\.txt' is neither self, pocket, auto, c4,"):
         calibrate(MODEL, source=str(tmp_path / "missing.txt"), sequences=1, length=8)
     with pytest.raises(DataError, match=r"holds no \.txt, \.jsonl, \.json or \.gz file"):
         calibrate(MODEL, source=str(tmp_path), sequences=1, length=8)
@@ -319,16 +328,108 @@ def test_sampled_text_is_cached_and_the_cache_is_not_trusted_blindly(cache: Path
 
 @pytest.mark.parametrize("architecture", ["llama", "mistral", "gemma3", "gpt2", "opt", "mixtral", "mamba", "minimax"])
 def test_sampled_text_follows_the_models_probabilities(architecture: str):
-    """Drawn again from whole forwards with the same generator: the cache of keys and values changes nothing."""
+    """Drawn again from whole forwards, row by row: neither the cache nor the batch changes a token."""
     model = toy_model(architecture)  # windows of 12 where there are any
     found = calibrate(model, sequences=2, length=30, seed=7).tokens
-    generator = torch.Generator().manual_seed(7)
-    ids = torch.zeros(2, 1, dtype=torch.long)  # <s>
-    with torch.no_grad():
-        for _ in range(29):
-            probabilities = torch.softmax(model.network(ids).logits[:, -1].float(), dim=-1)
-            ids = torch.cat([ids, torch.multinomial(probabilities, 1, generator=generator)], dim=1)
-    assert ids.tolist() == found.tolist()
+    for row in range(2):
+        uniform = np.random.default_rng([7, row]).random(29)
+        ids = [0]  # <s>
+        with torch.no_grad():
+            for draw in uniform:
+                logits = model.network(torch.tensor([ids])).logits[0, -1]
+                reached = np.cumsum(torch.softmax(logits.double(), dim=-1).numpy())
+                ids.append(int((reached <= draw).sum()))
+        assert ids == found[row].tolist()
+
+
+def test_tokens_are_drawn_as_often_as_they_are_likely():
+    probabilities = torch.tensor([0.5, 0.0, 0.3, 0.2])
+    uniform = torch.linspace(0, 1 - 1e-9, 10_001, dtype=torch.float64)
+    chosen = self_sampling.chosen_tokens(probabilities.log().expand(len(uniform), 4), uniform)
+    counts = torch.bincount(chosen, minlength=4) / len(uniform)
+    assert counts.tolist() == pytest.approx([0.5, 0.0, 0.3, 0.2], abs=2e-4)
+    assert counts[1] == 0
+
+
+def test_a_smaller_number_of_windows_is_the_beginning_of_a_larger_one(cache: Path):
+    alone = calibrate(MODEL, sequences=3, length=12, seed=5).tokens
+    (file,) = (cache / "calibration").iterdir()
+    file.unlink()
+    many = calibrate(MODEL, sequences=7, length=12, seed=5).tokens
+    assert np.array_equal(many[:3], alone)
+    assert np.array_equal(calibrate(MODEL, sequences=3, length=12, seed=5).tokens, alone)
+    assert len(calibrate(MODEL, sequences=9, length=12, seed=5).tokens) == 9  # two rows more, in the same file
+    assert len(list((cache / "calibration").iterdir())) == 1
+
+
+@pytest.mark.parametrize("architecture", ["llama", "mistral", "mamba"])
+def test_sampling_that_was_stopped_goes_on(architecture: str, cache: Path, monkeypatch: pytest.MonkeyPatch):
+    model = toy_model(architecture)
+    whole = calibrate(model, sequences=3, length=40, seed=2).tokens
+    for file in (cache / "calibration").iterdir():
+        file.unlink()
+    monkeypatch.setattr(self_sampling, "KEEP_EVERY", 8)
+    told: list[int] = []
+
+    def stop(done: int, _total: int) -> None:
+        told.append(done)
+        if done >= 3 * 30:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        calibrate(model, sequences=3, length=40, seed=2, progress=stop)
+    (partial,) = (cache / "calibration").iterdir()
+    assert np.array_equal(np.load(partial), whole[:, :25])
+    told.clear()
+    again = calibrate(model, sequences=3, length=40, seed=2, progress=lambda done, _: told.append(done))
+    assert np.array_equal(again.tokens, whole)
+    assert told == [3 * position for position in range(26, 41)], "only what was missing is sampled"
+    assert not list((cache / "calibration").glob("*.part.npy"))
+
+
+def test_a_damaged_beginning_is_sampled_anew(cache: Path):
+    whole = calibrate(MODEL, sequences=2, length=20).tokens
+    (file,) = (cache / "calibration").iterdir()
+    file.unlink()
+    partial = file.with_suffix(".0-2.part.npy")
+    for beginning in (b"pickle", None):
+        if beginning is None:
+            np.save(partial, whole[:1, :5])  # of another number of rows
+        else:
+            partial.write_bytes(beginning)
+        assert np.array_equal(calibrate(MODEL, sequences=2, length=20).tokens, whole)
+        file.unlink()
+
+
+# The pocket texts
+
+
+def test_the_pocket_texts_calibrate_without_a_network_and_without_sampling(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(self_sampling, "_sample", lambda *_: pytest.fail("sampled"))
+    found = calibrate(MODEL, source="pocket", sequences=4, length=64, seed=1)
+    assert (found.source, found.tokens.shape) == ("pocket", (4, 64))
+    text = MODEL.tokenize(pocket_text())
+    starts = {tuple(text[start : start + 64]) for start in range(len(text) - 63)}
+    assert all(tuple(window) in starts for window in found.tokens.tolist())
+    more = calibrate(MODEL, source="pocket", sequences=9, length=64, seed=1)
+    assert np.array_equal(more.tokens[:4], found.tokens)
+
+
+def test_auto_is_the_pocket_texts_for_a_large_model_on_a_cpu(monkeypatch: pytest.MonkeyPatch):
+    assert calibrate(MODEL, source="auto", sequences=2, length=8).source == "self"
+    large = dataclasses.replace(MODEL.info, parameters=1_500_000_000)
+    assert chosen_source("auto", large, torch.device("cpu")) == "pocket"
+    assert chosen_source("auto", large, torch.device("cuda")) == "self"
+    assert chosen_source("c4", large, torch.device("cpu")) == "c4"
+
+
+def test_a_text_shorter_than_its_windows_is_refused_where_counts_are_compared(tmp_path: Path):
+    file = tmp_path / "short.txt"
+    file.write_text("a b c d e f g h " * 40, encoding="utf-8")
+    tokens = len(MODEL.tokenize(file.read_text(encoding="utf-8")))
+    refuse_small_corpus(str(file), MODEL.tokenize, sequences=tokens // 16, length=16)
+    with pytest.raises(DataError, match=rf"calibration\.sequences {tokens // 16 + 1}: .*short\.txt has {tokens:,} in"):
+        refuse_small_corpus(str(file), MODEL.tokenize, sequences=tokens // 16 + 1, length=16)
 
 
 def test_many_sequences_are_sampled_in_parts(monkeypatch: pytest.MonkeyPatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,8 +19,10 @@ from forwards import count_forwards
 from llmkick.compression.registry import parse_recipe
 from llmkick.compression.storage.folder import StreamedFolder, report_of, save_folder, save_packed
 from llmkick.compression.walk import batches, finished_blocks, recipe_output
-from llmkick.compression.walk.calibration import as_calibration
-from llmkick.compression.walk.compress import compress, compress_into, compress_many, kept_blocks
+from llmkick.compression.walk.blocks import decoder_blocks
+from llmkick.compression.walk.calibration import Calibration, as_calibration
+from llmkick.compression.walk.compress import compress, compress_many, kept_blocks
+from llmkick.compression.walk.compress_into import Job, compress_into
 from llmkick.compression.walk.finished_blocks import FinishedBlocks
 from llmkick.compression.walk.streaming import compress_streamed
 from llmkick.errors import ConfigError, ModelError, NumericalError
@@ -284,12 +287,83 @@ def test_a_full_disk_leaves_what_is_finished(tmp_path: Path, monkeypatch: pytest
 SWEEP = ("wanda@0.25", "wanda@2:4", "sparsegpt@0.5", "gptq@4b", "gptq@3b-g8-act", "rtn@4b", "magnitude@0.5", "dense")
 
 
+def jobs(folders: dict[str, Path]) -> list[Job]:
+    text = as_calibration(windows())
+    return [Job(recipe=parse_recipe(recipe), windows=text, folder=folder) for recipe, folder in folders.items()]
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "mixtral", "zamba"])
+@pytest.mark.parametrize("batch_tokens", [None, 24])
+def test_many_numbers_of_windows_in_one_pass_are_each_as_alone(
+    tmp_path: Path, architecture: str, batch_tokens: int | None, monkeypatch: pytest.MonkeyPatch
+):
+    """Counts that share all their batches and counts that share none: sums of the same terms in the same order."""
+    if batch_tokens is not None:
+        monkeypatch.setattr(batches, "BATCH_TOKENS_CPU", batch_tokens)
+    model = toy_model(architecture)
+    whole = as_calibration(windows())
+    together = [
+        Job(
+            recipe=parse_recipe(text),
+            windows=replace(whole, tokens=whole.tokens[:count]),
+            folder=tmp_path / f"{text}-{count}",
+        )
+        for text in ("wanda@0.5", "sparsegpt@0.5", "gptq@4b", "rtn@4b")
+        for count in (1, 3, len(whole.tokens))
+    ]
+    with pytest.raises(Stopped):
+        compress_into(model, together, allow_partial=True, progress=stop_after(1))
+    for job, report in zip(together, compress_into(model, together, allow_partial=True), strict=True):
+        _, alone = compress(model, job.recipe, calibration=job.windows, propagate=False, allow_partial=True)
+        assert report.digest == alone.digest
+        assert report.layers == alone.layers
+        assert report.calibration == alone.calibration
+
+
+def test_a_pass_runs_every_batch_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    calls: list[int] = []
+    count_forwards(monkeypatch, calls)
+    whole = as_calibration(windows())
+    together = [
+        Job(
+            recipe=parse_recipe("wanda@0.5"),
+            windows=replace(whole, tokens=whole.tokens[:count]),
+            folder=tmp_path / str(count),
+        )
+        for count in (2, len(whole.tokens))
+    ]
+    compress_into(toy_model(), together)
+    assert len(calls) == len(set(calls)) * len(batches_of(whole, 2, len(whole.tokens)))
+
+
+def batches_of(whole: Calibration, *counts: int) -> set[tuple[int, int]]:
+    """The batches of each number of windows on its own, each batch once."""
+    blocks = decoder_blocks(toy_model().network)
+    spans: set[tuple[int, int]] = set()
+    for count in counts:
+        start = 0
+        part = replace(whole, tokens=whole.tokens[:count])
+        cut = batches.calibration_batches(part, blocks, torch.device("cpu"), for_errors_only=False)
+        for batch in cut.batches:
+            spans.add((start, start := start + len(batch)))
+    return spans
+
+
+def test_windows_of_two_texts_are_no_pass(tmp_path: Path):
+    whole = as_calibration(windows())
+    other = replace(whole, tokens=whole.tokens[::-1][:2])
+    recipe = parse_recipe("wanda@0.5")
+    pair = [Job(recipe=recipe, windows=w, folder=tmp_path / str(n)) for n, w in enumerate((whole, other))]
+    with pytest.raises(ConfigError, match="the beginning of one text"):
+        compress_into(toy_model(), pair)
+
+
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "mixtral"])
 def test_many_recipes_in_one_pass_are_each_as_alone(tmp_path: Path, architecture: str):
     model = toy_model(architecture)
     alone = [compress(model, text, calibration=windows(), propagate=False) for text in SWEEP]
     together = compress_many(model, SWEEP, calibration=windows())
-    kept = compress_into(model, {t: tmp_path / t for t in SWEEP if t != "dense"}, calibration=windows())
+    kept = compress_into(model, jobs({t: tmp_path / t for t in SWEEP if t != "dense"}))
     for (one, report), (other, another) in zip(alone, together, strict=True):
         assert report.layers == another.layers
         assert report.warnings == another.warnings
@@ -309,9 +383,9 @@ def test_a_stopped_pass_goes_on_for_every_recipe(tmp_path: Path):
     model = toy_model()
     folders = {text: tmp_path / text for text in ("wanda@0.25", "gptq@4b", "rtn@4b-g12")}
     with pytest.raises(Stopped):
-        compress_into(model, folders, calibration=windows(), progress=stop_after(2))
+        compress_into(model, jobs(folders), progress=stop_after(2))
     # One of them got a block further before the power went.
-    reports = compress_into(model, folders, calibration=windows())
+    reports = compress_into(model, jobs(folders))
     for text, report in zip(folders, reports, strict=True):
         expected, alone = compress(model, text, calibration=windows(), propagate=False)
         assert report.digest == expected.info.digest

@@ -224,7 +224,7 @@ def test_sparse_studies_have_a_page(folder, options):
     result = build_run(folder, **{"recipes": ["wanda@0.25", "rtn@8b"], "items": 12, **options})
     text = write_report(result.folder).read_text(encoding="utf-8")
     found = Elements(text)
-    assert len(found.all("h2")) == 5
+    assert len(found.all("h2")) == 6
     assert "None" not in "".join(value for _, value in found.all("td"))
 
 

@@ -83,18 +83,13 @@ def test_the_papers_studies_can_be_planned(path: Path, tmp_path: Path, monkeypat
     monkeypatch.setenv("LLMKICK_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.snapshot_download", unreachable)
     loaded = load_study(path)
-    assert loaded.prompting == "raw"
+    assert loaded.prompting == ("auto" if any(task.name == "instruction" for task in loaded.tasks) else "raw")
     assert loaded.seeds == (0, 1, 2)
-    plan = plan_study(loaded)
-    calibrated = sum(recipe.needs_calibration for recipe in loaded.parsed_recipes())
-    assert plan.models == 1 + 3 * calibrated + len(loaded.recipes) - calibrated
+    plan, levels = plan_study(loaded), loaded.recipe_levels()
+    calibrated = sum(level.recipe.needs_calibration for level in levels)
+    compressed = len(loaded.seeds) * calibrated + len(levels) - calibrated
+    assert plan.models == 1 + compressed + len(loaded.others)
     assert plan.memory_bytes is not None
-
-
-def test_there_are_studies_of_both_models_and_all_kinds():
-    assert [path.stem for path in PAPER] == [
-        f"vicuna-{size}-{kind}" for size in ("13b", "7b") for kind in ("bits", "n-m", "unstructured")
-    ]
 
 
 def test_the_protocols_never_share_a_study():

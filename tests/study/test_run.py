@@ -697,9 +697,9 @@ def test_without_propagation_one_pass_serves_all_recipes(toy: Path, tmp_path: Pa
     passes: list[list[str]] = []
     together = compressor_module.compress_into
 
-    def counting(model: TransformersModel, folders: Any, **options: Any) -> Any:
-        passes.append(sorted(folders))
-        return together(model, folders, **options)
+    def counting(model: TransformersModel, jobs: Any, **options: Any) -> Any:
+        passes.append(sorted(str(job.recipe) for job in jobs))
+        return together(model, jobs, **options)
 
     monkeypatch.setattr(compressor_module, "compress_into", counting)
     found = run_study(study, out=tmp_path / "run")

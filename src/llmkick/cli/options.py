@@ -55,7 +55,9 @@ Alpha = Annotated[float, typer.Option(help="Error rate of a verdict.", rich_help
 CalibrationSource = Annotated[
     str,
     typer.Option(
-        "--calibration", help="Calibration text: self, c4, or a file or folder of text.", rich_help_panel=CALIBRATION
+        "--calibration",
+        help="Calibration text: self, pocket, auto, c4, or a file or folder of text.",
+        rich_help_panel=CALIBRATION,
     ),
 ]
 Sequences = Annotated[int, typer.Option(help="Number of calibration windows.", rich_help_panel=CALIBRATION)]

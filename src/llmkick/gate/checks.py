@@ -17,7 +17,7 @@ def check_tasks(policy: GatePolicy, study: Study, *, is_same: Callable[[], bool]
 
     `is_same` tells whether candidate and reference have the same weights; such a candidate matches by definition.
     """
-    tasks = [spec.make() for spec in study.tasks]
+    tasks = [spec.make() for spec in study.task_specs()]
     items = {task.name: task.items() for task in tasks}
     empty = [name for name, some in items.items() if not some]
     if empty:
@@ -48,7 +48,7 @@ def _hopeless(
 
 def refuse_reading(study: Study, file: str) -> None:
     """Raise ConfigError for a task whose answers the reference has to read, which stored answers cannot."""
-    reading = [spec.name for spec in study.tasks if isinstance(spec.make(), ReadByReference)]
+    reading = [spec.name for spec in study.task_specs() if isinstance(spec.make(), ReadByReference)]
     if reading:
         raise ConfigError(
             f"{reading[0]} has the reference read the answers of the candidate, which the stored answers in {file} "

@@ -11,6 +11,7 @@ from pydantic import Field, field_validator, model_validator
 from llmkick.errors import ConfigError
 from llmkick.models.thoughts import Thinking
 from llmkick.study.results.records import CONTROL_METRICS
+from llmkick.study.spec.axes import task_levels
 from llmkick.study.spec.model_names import label_others, parse_if_server
 from llmkick.study.spec.sections import Frozen, ServerSpec, TaskSpec
 from llmkick.study.spec.source_lines import errors_at
@@ -100,7 +101,7 @@ class GatePolicy(Frozen):
     def _study(self, *, text: str, origin: str) -> Study:
         study = validated_study(self.study_values(), text=text, origin=origin)
         for index, spec in enumerate(study.tasks):
-            if spec.make().metric in CONTROL_METRICS:
+            if any(level.spec.make().metric in CONTROL_METRICS for level in task_levels([spec])):
                 raise ConfigError(f"{origin}: tasks.{index}: {spec.name} has no verdict, so a gate cannot ask it")
         return study
 

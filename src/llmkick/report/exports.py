@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pyarrow as pa
@@ -125,7 +126,8 @@ def _first_seed(result: StudyResult, recipe: str) -> int | None:
 
 
 def _plain(task: str) -> str:
-    return task.replace(":", ".")
+    """The name of a task with the signs that trackers accept in names: `mmlu [shots=3]` → `mmlu.shots.3`."""
+    return re.sub(r"[^\w/-]+", ".", task).strip(".")
 
 
 def _texts(result: StudyResult, *, symbols: bool) -> tuple[list[str], list[list[str]]]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from llmkick.study.expected_work import ExpectedWork
 from llmkick.study.part_ratios import Part
+from llmkick.study.spec.axes import calibration_settings
 from llmkick.study.spec.study import Study
 
 # A part of this share of the expected seconds is worth a word.
@@ -22,8 +23,9 @@ def advice_for(study: Study, work: ExpectedWork, *, calibrated: bool) -> list[st
     if seconds["ask"] >= WORTH_SHARE * total:
         advice += advice_on_tasks([part for part in work.parts if part.pool[0] == "ask"], study)
     if seconds["compress"] >= WORTH_SHARE * total and calibrated:
-        if study.calibration.sequences > 8:
-            advice.append(f"fewer calibration sequences (now {study.calibration.sequences})")
+        most = max(setting.sequences for setting in calibration_settings(study.calibration))
+        if most > 8:
+            advice.append(f"fewer calibration sequences (now {most})")
         if len(study.seeds) > 1:
             advice.append(f"fewer calibration seeds (now {len(study.seeds)})")
         if study.propagate and len(study.recipes) > 2:
@@ -48,16 +50,17 @@ def advice_on_tasks(parts: Sequence[Part], study: Study | None = None) -> list[s
         advice.append(f"without {longest}, which is {tasks[longest] / total:.0%} of the asking")
     if study is not None and study.stop == "never" and (study.recipes or study.others):
         advice.append('stop = "decided" (--stop decided), which asks until the verdict is known')
-    if any(name.partition(":")[0] == "multiple_choice" and _shots(name, study) for name in tasks):
+    if _shows_solved_questions(tasks, study):
         advice.append("fewer shots (shots = 0)")
     return advice
 
 
-def _shots(name: str, study: Study | None) -> bool:
-    """Whether a task shows solved questions before each question."""
+def _shows_solved_questions(tasks: Collection[str], study: Study | None) -> bool:
+    """Whether a task shows solved questions before each question, and their number is no axis of the study."""
     if study is None:
-        return True
-    return any(spec.make().name == name and spec.shots != 0 for spec in study.tasks)
+        return any(name.partition(":")[0] == "multiple_choice" for name in tasks)
+    specs = [spec for spec in study.tasks if spec.name.partition(":")[0] == "multiple_choice" and spec.shots != 0]
+    return any(not isinstance(spec.shots, list) and spec.make().name in tasks for spec in specs)
 
 
 def _seconds(parts: Sequence[Part], kind: str) -> float:

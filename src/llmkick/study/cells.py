@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from llmkick.compression.recipe import Dense, Recipe
 from llmkick.models.engine.version import ENGINE_VERSION
+from llmkick.study.spec.axes import CalibrationSetting
 from llmkick.study.spec.study import Study
 from llmkick.tasks.evaluate import BATCH_ITEMS
 from llmkick.tasks.prompting import Prompting
@@ -20,8 +21,9 @@ from llmkick.tasks.task import ReadByReference, Task
 class Variant:
     """The dense model, a recipe with its calibration seed if it needs calibration, or an external model.
 
-    An external model has a `reference` (folder, file, hub id, server) and a `name` for the tables. `propagate` tells
-    whether each block is calibrated on the compressed blocks before it.
+    An external model has a `reference` (folder, file, hub id, server) and a `name` for the tables, and so has a level
+    of a calibration axis. `propagate` tells whether each block is calibrated on the compressed blocks before it.
+    `calibration` is None for a study's only setting.
     """
 
     recipe: Recipe = field(default_factory=Dense)
@@ -29,6 +31,7 @@ class Variant:
     propagate: bool = True
     reference: str = ""
     name: str = ""
+    calibration: CalibrationSetting | None = None
 
     @property
     def is_dense(self) -> bool:
@@ -50,14 +53,20 @@ class Variant:
 
 
 def variants_of(study: Study) -> Iterator[Variant]:
-    """Yield the dense model, the recipes, and the external models.
+    """Yield the dense model, the recipes with every level of the calibration's axes, and the external models.
 
-    A method without calibration has no seed and runs once.
+    A method without calibration has no seed and no level, and runs once.
     """
     yield Variant()
-    for recipe in study.parsed_recipes():
-        for seed in study.seeds if recipe.needs_calibration else (None,):
-            yield Variant(recipe=recipe, seed=seed, propagate=study.propagate)
+    for level in study.recipe_levels():
+        for seed in study.seeds if level.recipe.needs_calibration else (None,):
+            yield Variant(
+                recipe=level.recipe,
+                seed=seed,
+                propagate=study.propagate,
+                name=level.label if level.axes else "",
+                calibration=level.calibration if level.axes else None,
+            )
     for name, reference in study.labelled_others().items():
         yield Variant(reference=reference, name=name)
 

@@ -13,7 +13,7 @@ from llmkick.study.expected_work import NO_WORK, calibrating, calibration_key, c
 from llmkick.study.forecast import Forecast
 from llmkick.study.model_speed import expected_speed, machine_speed
 from llmkick.study.progress import Observer, show_plan
-from llmkick.study.spec.sections import CalibrationSpec
+from llmkick.study.spec.axes import CalibrationSetting
 
 # With fewer calibration sequences than this the statistics of a layer are thin.
 FEW_SEQUENCES = 16
@@ -43,12 +43,13 @@ class CompressionProgress:
         dtype = next(meta_model.model.network.parameters()).dtype
         speed = expected_speed(meta_model.info.parameters, machine_speed(dtype, meta_model.device), dtype)
         work, advice = NO_WORK, list[str]()
-        spec = CalibrationSpec(source=self.source, sequences=self.sequences, length=self.length)
+        setting = self._setting
         if self.recipe.needs_calibration:
-            work = replace(calibrating([0], spec, speed=speed), tokens=spec.sequences * spec.length)
-            if spec.sequences > FEW_SEQUENCES:
-                advice = [f"--sequences {FEW_SEQUENCES} (now {spec.sequences})"]
-        work += compressing(meta_model.model, [self._variant], spec, speed=speed)
+            text = calibrating([(setting, 0)], meta_model.info, meta_model.device, speed=speed)
+            work = replace(text, tokens=setting.sequences * setting.length)
+            if setting.sequences > FEW_SEQUENCES:
+                advice = [f"--sequences {FEW_SEQUENCES} (now {setting.sequences})"]
+        work += compressing(meta_model.model, [self._variant], setting, speed=speed)
         self._forecast = Forecast(work.parts)
         show_plan(self.observer, self._forecast, announce(work, self._forecast, advice=advice))
 
@@ -56,11 +57,15 @@ class CompressionProgress:
     def _variant(self) -> Variant:
         return Variant(recipe=self.recipe)
 
+    @property
+    def _setting(self) -> CalibrationSetting:
+        return CalibrationSetting(source=self.source, sequences=self.sequences, length=self.length)
+
     def stage(self, title: str, total: int) -> None:
         """A stage of `total` steps begins."""
         self._count(self._done)
         self._forecast.end(self._part)
-        parts = {"calibration": calibration_key(0), "compressing": compression_key(self._variant)}
+        parts = {"calibration": calibration_key(self._setting.text(0)), "compressing": compression_key(self._variant)}
         self._part = parts.get(title.partition(" ")[0], "")
         self._done, self._since = 0, time.monotonic()
         if self._part:

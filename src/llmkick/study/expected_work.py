@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
+
 from llmkick.compression.recipe import Dense, Recipe
 from llmkick.compression.walk.batches import ERROR_SEQUENCES
 from llmkick.compression.walk.blocks import decoder_blocks
-from llmkick.models.language_model import LanguageModel
+from llmkick.compression.walk.calibration import chosen_source
+from llmkick.models.language_model import LanguageModel, ModelInfo
 from llmkick.models.transformers_model import TransformersModel
 from llmkick.study.cells import Variant
 from llmkick.study.model_speed import ModelSpeed
 from llmkick.study.part_ratios import Part
 from llmkick.study.request_tokens import RequestTokens, request_tokens
 from llmkick.study.results.noise_floor import HALF_PRECISIONS, NOISE_ITEMS
-from llmkick.study.spec.sections import CalibrationSpec
+from llmkick.study.spec.axes import CalibrationSetting, CalibrationText, Windows
 from llmkick.tasks.evaluate import BATCH_ITEMS
 from llmkick.tasks.prompting import Prompting
 from llmkick.tasks.task import Item, Task
@@ -50,14 +53,18 @@ def compression_key(variant: Variant) -> str:
     return f"model {variant}"
 
 
-def pass_key(seed: int | None) -> str:
-    """The key of the pass that compresses all recipes of a seed together."""
-    return f"all models of seed {seed}"
+def pass_key(text: CalibrationText) -> str:
+    """The key of the pass that compresses all recipes of a calibration text together, whatever number of windows."""
+    return f"all models of {_described(text)}"
 
 
-def calibration_key(seed: int) -> str:
-    """The key of the part that samples the calibration text of a seed."""
-    return f"calibration {seed}"
+def calibration_key(text: CalibrationText) -> str:
+    """The key of the part that reads or samples a calibration text."""
+    return f"calibration {_described(text)}"
+
+
+def _described(text: CalibrationText) -> str:
+    return f"seed {text.seed}, {text.source}, windows of {text.length}"
 
 
 def noise_key(task: str) -> str:
@@ -152,36 +159,40 @@ def _item_seconds(size: RequestTokens, items: int, speed: ModelSpeed | None) -> 
 def compressing(
     model: TransformersModel,
     variants: Iterable[Variant],
-    calibration: CalibrationSpec,
+    calibration: CalibrationSetting,
     *,
     speed: ModelSpeed,
 ) -> ExpectedWork:
-    """The compressions of recipes: a step a block. Without propagation, one pass a seed compresses all of them."""
+    """The compressions of recipes: a step a block. Without propagation, one pass a text compresses all of them.
+
+    `calibration` is the setting of variants that are no level of an axis.
+    """
     recipes = [variant for variant in variants if variant.is_recipe]
     if not recipes:
         return NO_WORK
     blocks = decoder_blocks(model.network)
     layers = [(layer.weight.shape[0], layer.weight.shape[1]) for layer in blocks[0].layers] if blocks else []
-    costs = {v: block_seconds(v.recipe, layers, len(blocks), calibration, speed) for v in recipes}
-    together: dict[int | None, list[float]] = {}
+    settings = {variant: variant.calibration or calibration for variant in recipes}
+    costs = {v: block_seconds(v.recipe, layers, len(blocks), settings[v], speed) for v in recipes}
+    together: dict[CalibrationText, list[Variant]] = {}
     parts = []
     for variant, cost in costs.items():
         pool: tuple[str, ...] = ("compress", variant.recipe.method)
         if not variant.propagate:
-            together.setdefault(variant.seed, []).append(cost)
+            together.setdefault(settings[variant].text(variant.seed), []).append(variant)
             pool, cost = ("load",), LOADING_SHARE * cost
         start = COMPRESSION_SECONDS + (FIRST_SECONDS if variant == recipes[0] else 0.0)
         parts.append(Part(key=compression_key(variant), pool=pool, steps=len(blocks), cost=cost, start=start))
-    for seed, each in together.items():
+    for text, each in together.items():
         # The calibration text passes once for all recipes.
-        once = block_seconds(Dense(), [], len(blocks), calibration, speed)
-        cost = sum(each) - (len(each) - 1) * min(min(each), once)
-        parts.append(Part(key=pass_key(seed), pool=("compress", "one pass"), steps=len(blocks), cost=cost))
+        passes = [block_seconds(Dense(), [], len(blocks), settings[variant], speed) for variant in each]
+        cost = sum(costs[variant] for variant in each) - (sum(passes) - max(passes))
+        parts.append(Part(key=pass_key(text), pool=("compress", "one pass"), steps=len(blocks), cost=cost))
     return ExpectedWork(parts=parts, items=0, tokens=0)
 
 
 def block_seconds(
-    recipe: Recipe, layers: Sequence[tuple[int, int]], blocks: int, calibration: CalibrationSpec, speed: ModelSpeed
+    recipe: Recipe, layers: Sequence[tuple[int, int]], blocks: int, calibration: CalibrationSetting, speed: ModelSpeed
 ) -> float:
     """The expected seconds of one block: passes of the calibration text, and the method's work on each layer."""
     sequences = calibration.sequences if recipe.needs_calibration else min(ERROR_SEQUENCES, calibration.sequences)
@@ -196,17 +207,31 @@ def block_seconds(
     return seconds
 
 
-def calibrating(seeds: Iterable[int], calibration: CalibrationSpec, *, speed: ModelSpeed | None) -> ExpectedWork:
-    """The calibration texts of these seeds; a step a token."""
-    cost = READ_SECONDS
-    if speed is not None and calibration.source == "self":
-        cost = speed.token_seconds + speed.pass_seconds / calibration.sequences
-    tokens = calibration.sequences * calibration.length
-    parts = [
-        Part(key=calibration_key(seed), pool=("calibrate", calibration.source), steps=tokens, cost=cost)
-        for seed in seeds
-    ]
+def calibrating(
+    wanted: Iterable[Windows], info: ModelInfo, device: torch.device, *, speed: ModelSpeed | None
+) -> ExpectedWork:
+    """The calibration texts of these windows; a step a token. The largest number of windows of a text has all others.
+
+    The model with this `info` is asked on this `device`.
+    """
+    parts = []
+    for text, calibration in largest_of_texts(wanted).items():
+        cost = READ_SECONDS
+        if speed is not None and chosen_source(text.source, info, device) == "self":
+            cost = speed.token_seconds + speed.pass_seconds / calibration.sequences
+        tokens = calibration.sequences * calibration.length
+        parts.append(Part(key=calibration_key(text), pool=("calibrate", text.source), steps=tokens, cost=cost))
     return ExpectedWork(parts=parts, items=0, tokens=0)
+
+
+def largest_of_texts(wanted: Iterable[Windows]) -> dict[CalibrationText, CalibrationSetting]:
+    """The setting with the largest number of windows of each text."""
+    largest: dict[CalibrationText, CalibrationSetting] = {}
+    for setting, seed in wanted:
+        text = setting.text(seed)
+        if text not in largest or largest[text].sequences < setting.sequences:
+            largest[text] = setting
+    return largest
 
 
 def comparing(variants: Sequence[Variant], tasks: int) -> ExpectedWork:

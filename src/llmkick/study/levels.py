@@ -39,8 +39,13 @@ _GRID_OPTIONS = ("gN", "sym", "act", "static")
 def level_of_text(text: str) -> Level:
     """Return the level of a recipe text; the label of an external model or an unknown level has the kind "other".
 
-    The method need not be installed: the level of `a@0.5+4b` is a pattern and a grid for every method `a`.
+    The method need not be installed: the level of `a@0.5+4b` is a pattern and a grid for every method `a`. A level of a
+    calibration axis counts as a method of its own: `wanda@0.5 [sequences=8]` → method `wanda [sequences=8]`, label 0.5.
     """
+    of_axis = re.fullmatch(r"([^ ]+@[^ ]+)( \[[^\[\]]+\])", text)
+    if of_axis is not None:
+        level = level_of_text(of_axis[1])
+        return replace(level, recipe=text, method=level.method + of_axis[2])
     steps = [step.partition("@") for step in re.split(r"\+(?=[^+@]*@)", text)]
     label = "+".join(level for _, _, level in steps)
     try:

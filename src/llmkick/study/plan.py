@@ -22,6 +22,8 @@ from llmkick.models.transformers_model import TransformersModel
 from llmkick.study.judging.questions import Estimate, estimate
 from llmkick.study.power_warnings import calibrated_seeds, warn_of_low_power
 from llmkick.study.results.records import CONTROL_METRICS
+from llmkick.study.results.warnings import uncalibrated
+from llmkick.study.spec.axes import CalibrationSetting
 from llmkick.study.spec.study import Study
 from llmkick.tasks.prompting import resolve_prompting
 from llmkick.tasks.task import Item, ReadByReference, Task
@@ -73,8 +75,9 @@ class Plan:
         requests, tokens, hours = self.total("requests"), self.total("tokens"), self.total("hours")
         both = None if hours is None or self.compression_hours is None else hours + self.compression_hours
         memory = psutil.virtual_memory().total
+        levels = " and calibration" if any(level.axes for level in self.study.recipe_levels()) else ""
         return [
-            f"{self.models} models (the dense one, each recipe with each seed, each other model) × "
+            f"{self.models} models (the dense one, each recipe with each seed{levels}, each other model) × "
             f"{len(self.tasks)} tasks = {self.cells} cells",
             f"requests: {_count(requests)}; tokens: {_count(tokens)} asked and answered, "
             f"{self.calibration_tokens:,} a seed to calibrate",
@@ -109,20 +112,24 @@ def plan_study(study: Study) -> Plan:
     model = _weightless(study.model, unknown)
     parameters = model.info.parameters if model is not None else _guessed_parameters(study.model, unknown)
     speed = _operations_a_second(dtype, device)
-    recipes = study.parsed_recipes()
-    made = [spec.make() for spec in study.tasks]
+    levels = study.recipe_levels()
+    specs = study.task_specs()
+    made = [spec.make() for spec in specs]
     tasks = [
         _plan_task(task, spec.limit, model, study, parameters, speed, unknown)
-        for task, spec in zip(made, study.tasks, strict=True)
+        for task, spec in zip(made, specs, strict=True)
     ]
-    calibration = study.calibration.sequences * study.calibration.length if recipes else 0
+    calibration = _calibration_tokens([level.calibration for level in levels])
     if study.others:
         unknown.append(f"the sizes of {', '.join(study.labelled_others())}: counted as large as the dense model")
     compressing = None
     if parameters is not None:
-        work = sum(_operations(recipe, parameters, calibration) * _runs(recipe, study) for recipe in recipes)
+        work = sum(
+            _operations(level.recipe, parameters, _tokens_of(level.calibration)) * _runs(level.recipe, study)
+            for level in levels
+        )
         compressing = work / speed / 3600
-    models = 1 + sum(_runs(recipe, study) for recipe in recipes) + len(study.others)
+    models = 1 + sum(_runs(level.recipe, study) for level in levels) + len(study.others)
     return Plan(
         study=study,
         tasks=tasks,
@@ -130,10 +137,12 @@ def plan_study(study: Study) -> Plan:
         parameters=parameters,
         calibration_tokens=calibration,
         compression_hours=compressing,
-        memory_bytes=_memory(parameters, dtype, model, calibration),
+        memory_bytes=_memory(
+            parameters, dtype, model, max((_tokens_of(level.calibration) for level in levels), default=0)
+        ),
         judging=None if study.judge is None else _judging(study, models, unknown),
         unknown=tuple(dict.fromkeys(unknown)),
-        warnings=tuple(_warnings(made, study)),
+        warnings=(*uncalibrated(study), *_warnings(made, study)),
     )
 
 
@@ -156,6 +165,19 @@ def _warnings(tasks: Sequence[Task], study: Study) -> list[str]:
 
 def _runs(recipe: Recipe, study: Study) -> int:
     return len(study.seeds) if recipe.needs_calibration else 1
+
+
+def _tokens_of(setting: CalibrationSetting) -> int:
+    return setting.sequences * setting.length
+
+
+def _calibration_tokens(settings: Sequence[CalibrationSetting]) -> int:
+    """Return the tokens that are read or sampled for a seed: a smaller number of windows is part of a larger one."""
+    largest: dict[tuple[str, int], int] = {}
+    for setting in settings:
+        text = setting.source, setting.length
+        largest[text] = max(largest.get(text, 0), _tokens_of(setting))
+    return sum(largest.values())
 
 
 def _plan_task(

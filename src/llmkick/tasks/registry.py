@@ -11,6 +11,7 @@ from typing import Any
 import llmkick.plugins as plugins
 from llmkick.errors import ConfigError
 from llmkick.paper import SETTINGS
+from llmkick.tasks.renaming import registry_name
 from llmkick.tasks.task import PROTOCOLS, Task, TaskEntry, is_whole
 
 TASKS: Mapping[str, TaskEntry] = {
@@ -130,9 +131,9 @@ def get_task(
        `source` is "pocket" (this package), "hub" (the published data sets) or a folder with their files; for
        perplexity it can be a text file. `protocol` is "strict", or "paper" for the paper's prompts and metrics. `limit`
        is the size of a seeded sample, stratified by cluster. Further options: `split`, `revision` and
-       `sha256` of published data; `shots` of multiple_choice:letter; `evidence_tokens` of context_qa:open; `words`
-       and `bucket_words` of summarization; `max_new_tokens` of summarization and instruction; `window`
-       and `unit` (tokens, bytes) of perplexity.
+       `sha256` of published data; `answer_line` of factoid_qa; `shots` of multiple_choice:letter; `evidence_tokens` of
+       context_qa:open; `words`, `bucket_words` and `per_bucket` of summarization; `max_new_tokens` of summarization and
+       instruction; `window` and `unit` (tokens, bytes) of perplexity.
     Raises ConfigError for an unknown name, variant, protocol, source or option, and for a limit below 1.
     """
     entry, variant = entry_of(name), name.partition(":")[2]
@@ -174,6 +175,11 @@ def _from_plugin(plugin: plugins.Plugin, factory: Any, given: Mapping[str, Any])
 
 
 def full_key(task: Task) -> dict[str, Any]:
-    """The key of a task; for a plug-in's task, also the package and its version."""
-    plugin = plugins.usable(plugins.TASKS, TASKS).get(task.name.partition(":")[0])
-    return {**task.key, **({} if plugin is None else {"plugin": plugin.origin})}
+    """The key of a task; for a renamed task, also its own name; for a plug-in's task, the package and its version."""
+    name = registry_name(task)
+    plugin = plugins.usable(plugins.TASKS, TASKS).get(name.partition(":")[0])
+    return {
+        **task.key,
+        **({} if name == task.name else {"name": task.name, "task": name}),
+        **({} if plugin is None else {"plugin": plugin.origin}),
+    }

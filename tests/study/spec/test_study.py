@@ -97,10 +97,13 @@ def test_every_default(tmp_path: Path):
                 "evidence_tokens": None,
                 "words": None,
                 "bucket_words": None,
+                "per_bucket": None,
+                "answer_line": None,
                 "max_new_tokens": None,
                 "split": None,
                 "revision": None,
                 "sha256": None,
+                "id": None,
             }
         ],
         "seeds": [0],
@@ -213,7 +216,7 @@ WRONG_TYPES = [
     ("tasks.0.limit", '"12"', 24),
     ("tasks.0.limit", "true", 24),
     ("tasks.0.seed", "1.5", 25),
-    ("tasks.0.shots", "[2]", 26),
+    ("tasks.0.shots", '["2"]', 26),
     ("tasks.1.window", '"all"', 30),
 ]
 OUT_OF_RANGE = [
@@ -306,7 +309,7 @@ def test_recipes_that_cannot_be(tmp_path: Path, recipe: str, reason: str):
         ('name = "context_qa:ajar"', "name", "unknown task 'context_qa:ajar'"),
         ('source = "freebase"', "source", "unknown source 'freebase' for factoid_qa: neither pocket, hub nor a folder"),
         ('protocol = "loose"', "protocol", "unknown protocol 'loose' for factoid_qa; choose from: strict"),
-        ("shots = 3", "shots", "unknown option 'shots' of factoid_qa; choose from: split, revision, sha256"),
+        ("shots = 3", "shots", "unknown option 'shots' of factoid_qa; choose from: answer_line, split, revision"),
         ("limit = 0", "limit", "limit of factoid_qa must be a whole number of at least 1; got 0"),
     ],
 )
@@ -331,11 +334,11 @@ def test_tasks_that_cannot_be(tmp_path: Path, task: str, key: str, reason: str):
         (FULL.replace("[3, 1]", "[3, 1, 3]"), ", line 12: seeds.2: 3 is listed twice"),
         (
             FULL.replace('"perplexity"\nwindow = 32', '"multiple_choice:letter"'),
-            ", line 28: tasks.1: multiple_choice:letter is listed twice",
+            ", line 28: tasks.1: multiple_choice:letter is listed twice; give each an `id` of its own",
         ),
         (
             SMALLEST.replace('["factoid_qa"]', '["factoid_qa", "factoid_qa"]'),
-            ", line 3: tasks.1: factoid_qa is listed twice",
+            ", line 3: tasks.1: factoid_qa is listed twice; give each an `id` of its own",
         ),
     ],
 )

@@ -83,6 +83,21 @@ def test_an_alias_across_words_counts():
     assert both(FactoidQA, "the car trips") == both(ContextQA, "the car trips") == (0, 1)
 
 
+def test_the_place_of_the_answer_in_the_prompt_of_factoid_qa():
+    """The paper asked quantized models with a line break before "The answer is", and the others with a space."""
+    prompts = [
+        FactoidQA(protocol="paper", answer_line=line).requests(ART, "raw")[0].prompt for line in (None, "same", "new")
+    ]
+    question = f"Please give answer to this question: {ART.question}"
+    assert prompts == [f"{question} The answer is", f"{question} The answer is", f"{question}\nThe answer is"]
+    keys = [FactoidQA(protocol="paper", answer_line=line).key for line in (None, "new")]
+    assert keys[1] == {**keys[0], "answer_line": "new"}
+    with pytest.raises(ConfigError, match="answer_line of factoid_qa 'next' is unknown; choose from: same, new"):
+        FactoidQA(protocol="paper", answer_line="next")
+    with pytest.raises(ConfigError, match="answer_line of factoid_qa is of the paper's prompt"):
+        FactoidQA(answer_line="new")
+
+
 def test_the_whole_output_counts_in_factoid_qa_and_the_first_line_in_context_qa():
     assert both(FactoidQA, "unknown.\nQ: next?\nA: art") == (0, 1)
     assert both(ContextQA, "unknown.\nQ: next?\nA: art") == (0, 0)

@@ -193,6 +193,20 @@ def test_cutting_back_to_sentences():
     assert to_whole_sentences("One. Two! Thr") == "One. Two!"
 
 
+def test_as_many_stories_of_each_length(tmp_path: Path):
+    """A proportional sample of one short, two medium and nine long stories would hold hardly a short one."""
+    lengths = (20, 50, 60, *range(100, 109))
+    stories = [article(number, words) for number, words in enumerate(lengths)]
+    task = Summarization(source=folder_of(tmp_path, stories), bucket_words=(30, 70), per_bucket=1)
+    items = task.items()
+    assert Counter(item.details["bucket"] for item in items) == {"short": 1, "medium": 1, "long": 1}
+    assert items == task.items()
+    assert task.key["per_bucket"] == 1
+    assert "per_bucket" not in Summarization(source=str(tmp_path)).key
+    with pytest.raises(DataError, match=r"per_bucket asks for 2 short stories; .* has 1"):
+        Summarization(source=str(tmp_path), bucket_words=(30, 70), per_bucket=2).items()
+
+
 # Bad input
 
 
@@ -202,6 +216,8 @@ def test_cutting_back_to_sentences():
         ({"words": 0}, "words of summarization must be a whole number of at least 1; got 0"),
         ({"max_new_tokens": True}, "max_new_tokens of summarization must be"),
         ({"protocol": "paper", "words": 60}, "words of summarization are 150 in protocol paper; got 60"),
+        ({"per_bucket": 0}, "per_bucket of summarization must be a whole number of at least 1; got 0"),
+        ({"per_bucket": 2, "limit": 6}, "limit of summarization and per_bucket do not go together"),
         ({"bucket_words": [5]}, "bucket_words of summarization are two rising whole numbers"),
         ({"bucket_words": [9, 5]}, "bucket_words of summarization are two rising whole numbers"),
         ({"source": "no-such-folder"}, "unknown source 'no-such-folder' for summarization"),

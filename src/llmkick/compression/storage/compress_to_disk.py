@@ -19,7 +19,7 @@ from llmkick.compression.storage.compressed_tensors import check_exportable, che
 from llmkick.compression.storage.folder import StreamedFolder, check_target, report_of, save_folder, save_packed
 from llmkick.compression.storage.stored_model import StoredModel
 from llmkick.compression.walk.blocks import decoder_blocks
-from llmkick.compression.walk.calibration import Calibration, as_calibration, calibrate
+from llmkick.compression.walk.calibration import Calibration, as_calibration, calibrate, chosen_source
 from llmkick.compression.walk.checks import check_compressible, check_recipe_fits
 from llmkick.compression.walk.compress import compress, kept_blocks, kept_key
 from llmkick.compression.walk.finished_blocks import FinishedBlocks
@@ -157,9 +157,10 @@ def _windows(meta_model: MetaModel, plan: CalibrationPlan, observer: StageObserv
     observer.stage("calibration text", plan.sequences * plan.length)
     model = meta_model.model
     size = {"sequences": plan.sequences, "length": plan.length, "seed": plan.seed}
-    if plan.source == "self" and not is_sampled(model, **size):
+    source = chosen_source(plan.source, meta_model.info, meta_model.device)
+    if source == "self" and not is_sampled(model, **size):
         model = _loaded(meta_model, to_compress=False)
-    return calibrate(model, source=plan.source, progress=_progress_of(observer), **size)
+    return calibrate(model, source=source, progress=_progress_of(observer), **size)
 
 
 def _progress_of(observer: StageObserver) -> Callable[[int, int], None]:

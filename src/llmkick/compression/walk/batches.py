@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -27,36 +27,61 @@ ERROR_SEQUENCES = 4
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrationBatches:
-    """Token ids on the device, (sequences, tokens) each, and how many batches run in parallel."""
+    """Token ids on the device, (sequences, tokens) each, and how many batches run in parallel.
+
+    counts: number of windows → the batches, by place, of which it consists. Several numbers share the batches that they
+    would have alone, so that their statistics are sums of the same terms in the same order.
+    """
 
     batches: Sequence[Tensor]
     workers: int
+    counts: Mapping[int, Sequence[int]]
 
 
 def calibration_batches(
-    calibration: Calibration | None, blocks: Sequence[Block], device: torch.device, *, for_errors_only: bool
+    calibration: Calibration | None,
+    blocks: Sequence[Block],
+    device: torch.device,
+    *,
+    for_errors_only: bool,
+    counts: Collection[int] = (),
 ) -> CalibrationBatches:
     """Cut the windows into batches whose sizes differ by one sequence at most; without calibration there are none.
 
     for_errors_only: no recipe needs the calibration, so a few sequences are enough to measure the output error.
+    counts: numbers of windows, from the first on, that are calibrated each on its own; by default all of them.
     """
     if calibration is None:
-        return CalibrationBatches(batches=[], workers=1)
+        return CalibrationBatches(batches=[], workers=1, counts={0: []})
     tokens = torch.from_numpy(calibration.tokens)
     if for_errors_only:
         tokens = tokens[:ERROR_SEQUENCES]
-    count, length = tokens.shape
     widest = max(layer.weight.shape[1] for block in blocks for layer in block.layers)
-    batch_tokens, workers, limit = BATCH_TOKENS, 1, BATCH_VALUES // widest
-    if device.type == "cuda":
-        batch_tokens = limit = tokens_that_fit(blocks, free_bytes(device))
+    limit = tokens_that_fit(blocks, free_bytes(device)) if device.type == "cuda" else BATCH_VALUES // widest
+    spans = {count: _spans(count, tokens.shape[1], widest, device, limit=limit) for count in (counts or [len(tokens)])}
+    places = sorted({span for of_count, _ in spans.values() for span in of_count})
+    return CalibrationBatches(
+        batches=[tokens[start:stop].to(device) for start, stop in places],
+        workers=max(workers for _, workers in spans.values()),
+        counts={count: [places.index(span) for span in of_count] for count, (of_count, _) in spans.items()},
+    )
+
+
+def _spans(
+    count: int, length: int, widest: int, device: torch.device, *, limit: int
+) -> tuple[list[tuple[int, int]], int]:
+    """The first and last sequence of each batch of `count` windows, and how many batches run in parallel.
+
+    limit: tokens that all batches which run in parallel have at most.
+    """
+    batch_tokens, workers = limit if device.type == "cuda" else BATCH_TOKENS, 1
     if device.type == "cpu":
         batch_tokens = min(BATCH_TOKENS, BATCH_TOKENS_CPU)
         workers = max(1, min(torch.get_num_threads(), count, BATCH_VALUES // (widest * length)))
     budget = min(batch_tokens, limit // workers)
     rounds = -(-count // (workers * max(1, budget // length)))
-    batches = torch.tensor_split(tokens, min(count, rounds * workers))
-    return CalibrationBatches(batches=[batch.to(device) for batch in batches], workers=workers)
+    pieces = torch.tensor_split(torch.arange(count), min(count, rounds * workers))
+    return [(int(piece[0]), int(piece[-1]) + 1) for piece in pieces], workers
 
 
 def tokens_that_fit(blocks: Sequence[Block], free: int | None) -> int:

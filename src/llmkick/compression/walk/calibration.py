@@ -10,11 +10,17 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from llmkick.compression.walk.documents import c4_shard, read_documents
+from llmkick.compression.walk.pocket_text import pocket_text
 from llmkick.compression.walk.self_sampling import TokenIds, self_sampled
 from llmkick.errors import ConfigError, DataError
+from llmkick.models.language_model import ModelInfo
 from llmkick.models.transformers_model import TransformersModel
+
+# A CPU takes minutes for a thousand tokens of a model with more parameters.
+SLOW_PARAMETERS = 1_000_000_000
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -58,8 +64,10 @@ def calibrate(
 ) -> Calibration:
     """Draw `sequences` windows of `length` tokens.
 
-    source: "self" (text that the model samples; it is cached), "c4" (the first training shard, from the hub), or a
-    .txt, .json(l) or .gz file or a folder of such files. Documents that are not longer than a window are skipped.
+    source: "self" (text that the model samples; it is cached), "pocket" (texts of this package), "auto" (one of the
+    two, see `chosen_source`), "c4" (the first training shard, from the hub), or a .txt, .json(l) or .gz file or a
+    folder of such files. Documents that are not longer than a window are skipped. A smaller number of windows is the
+    beginning of a larger one.
     progress: called with the number of sampled tokens and of all tokens. Raises ConfigError for settings that do not
     fit the model, DataError for a source with too few long documents, ModelError when C4 cannot be fetched.
     """
@@ -67,14 +75,50 @@ def calibrate(
         raise ConfigError(f"calibration needs sequences >= 1 and length >= 2; got {sequences} and {length}")
     if length > model.max_tokens:
         raise ConfigError(f"calibration length {length} exceeds the model's context of {model.max_tokens} tokens")
+    source = chosen_source(source, model.info, model.device)
     if source == "self":
         tokens = self_sampled(model, sequences=sequences, length=length, seed=seed, progress=progress)
     else:
-        path = c4_shard() if source == "c4" else Path(source).expanduser()
-        tokens = draw_windows(
-            list(read_documents(path)), model.tokenize, sequences=sequences, length=length, seed=seed, origin=str(path)
-        )
+        origin, documents = _documents(source)
+        tokens = draw_windows(documents, model.tokenize, sequences=sequences, length=length, seed=seed, origin=origin)
     return Calibration(tokens=tokens, source=source, seed=seed)
+
+
+def _documents(source: str) -> tuple[str, list[str]]:
+    """The name of a text source for messages, and its documents."""
+    if source == "pocket":
+        return "the pocket texts", [pocket_text()]
+    path = c4_shard() if source == "c4" else Path(source).expanduser()
+    return str(path), list(read_documents(path))
+
+
+def refuse_small_corpus(source: str, tokenize: Callable[[str], list[int]], *, sequences: int, length: int) -> None:
+    """Raise DataError if a text has fewer tokens than the windows, which then cannot but repeat it.
+
+    Counted are the documents that are longer than a window, as long as that takes. Sampled text has no end.
+    """
+    origin, documents = _documents(source)
+    wanted, total = sequences * length, 0
+    for document in documents:
+        tokens = len(tokenize(document))
+        total += tokens if tokens > length else 0
+        if total >= wanted:
+            return
+    raise DataError(
+        f"calibration.sequences {sequences}: as many windows of {length} tokens are {wanted:,} tokens, and "
+        f"{origin} has {total:,} in documents longer than a window; compare fewer windows, or give more text"
+    )
+
+
+def chosen_source(source: str, info: ModelInfo, device: torch.device) -> str:
+    """Return "pocket" or "self" for "auto": large models on a CPU sample slowly. Other sources are returned as given.
+
+    The choice depends on the model and the device alone, so that every run of a study makes the same.
+    """
+    if source != "auto":
+        return source
+    slow = device.type == "cpu" and info.parameters > SLOW_PARAMETERS
+    return "pocket" if slow else "self"
 
 
 def draw_windows(

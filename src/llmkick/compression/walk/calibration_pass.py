@@ -16,6 +16,9 @@ from llmkick.compression.walk.inputs import ForwardInputs, InputRecord
 from llmkick.compression.walk.linear_layer import LinearLayer
 from llmkick.compression.walk.parallel import parallel_map
 
+# Number of windows → the record of their inputs.
+Records = Mapping[int, InputRecord]
+
 
 class CalibrationPass:
     """Runs the calibration batches through one block after another.
@@ -28,7 +31,7 @@ class CalibrationPass:
     def __init__(
         self, network: nn.Module, blocks: list[Block], calibration: CalibrationBatches, *, propagate: bool
     ) -> None:
-        self._batches, self._workers = calibration.batches, calibration.workers
+        self._batches, self._workers, self._counts = calibration.batches, calibration.workers, calibration.counts
         self._outputs: list[BlockOutput | None] = [None] * len(self._batches)
         # Without calibration no block runs.
         self._runner = BlockRunner(network, blocks) if self._batches else None
@@ -42,12 +45,19 @@ class CalibrationPass:
         """The hidden states of each batch where they are all that is needed to go on later, otherwise nothing.
 
         They are when nothing else is handed on, and when they can be cut into other batches, as (sequences, tokens,
-        width).
+        width). Batches of several numbers of windows overlap, so they are not.
         """
+        if not self.can_restore:
+            return []
         outputs = [output for output in self._outputs if output is not None and output.is_plain]
         states = [output.states for output in outputs]
         sizes = [len(batch) for batch in self._batches]
         return states if [len(s) for s in states if s.dim() == 3] == sizes else []
+
+    @property
+    def can_restore(self) -> bool:
+        """Whether hidden states from disk can be used: those of one number of windows."""
+        return len(self._counts) == 1
 
     def restore(self, states: Sequence[Tensor]) -> None:
         """Go on with hidden states from disk, which may have been cut into other batches."""
@@ -55,24 +65,28 @@ class CalibrationPass:
         pieces = torch.split(torch.cat(list(states)), sizes)
         self._outputs = [BlockOutput(states=piece.to(self._batches[0].device)) for piece in pieces]
 
-    def record(self, index: int, block: Block, *, hessian: bool, squares: bool) -> InputRecord:
-        """Run the calibration through block `index` and record the inputs of its layers."""
-        record = InputRecord(block.layers, hessian=hessian, squares=squares, batches=len(self._batches))
+    def record(self, index: int, block: Block, *, hessian: bool, squares: bool) -> Records:
+        """Run the calibration through block `index` and record the inputs of its layers, for each number of windows."""
+        records = {
+            count: InputRecord(block.layers, hessian=hessian, squares=squares, batches=len(places))
+            for count, places in self._counts.items()
+        }
         names = tuple(layer.name.removeprefix(block.name) for layer in block.layers)
         # Blocks of one kind run their layers in the same order, so with propagation, where the output is not needed,
         # the forward can end at the layer that ran last before. Experts run in the order of their tokens.
         last = None
         if self._propagate and self._last is not None and self._last[0] == names:
             last = f"{block.name}{self._last[1]}"
-        self.observe(index, {layer: layer for layer in block.layers}, record, last=last)
+        self.observe(index, {layer: layer for layer in block.layers}, records, last=last)
+        record = records[max(records)]
         if record.order and not any(layer.form == "expert" for layer in block.layers):
             self._last = names, record.order[-1].removeprefix(block.name)
-        return record
+        return records
 
     def observe(
-        self, index: int, layers: Mapping[LinearLayer, LinearLayer], record: InputRecord, *, last: str | None = None
+        self, index: int, layers: Mapping[LinearLayer, LinearLayer], records: Records, *, last: str | None = None
     ) -> None:
-        """Run the calibration through block `index` and add the inputs of its layers to a record.
+        """Run the calibration through block `index` and add the inputs of its layers to the records.
 
         layers: which layers to observe → the layer in whose name they are recorded. last: where a forward may end.
         """
@@ -88,10 +102,13 @@ class CalibrationPass:
                 if inputs.changed:
                     self._copies_inputs = True
                     output, inputs = forward(number)
-                record.add(inputs)
+                for count, record in records.items():
+                    if number in self._counts[count]:
+                        record.add(inputs)
                 if not self._propagate:
                     self._outputs[number] = output
-        record.check_finite()
+        for record in records.values():
+            record.check_finite()
 
     def advance(self, index: int) -> None:
         """Run block `index`, with the weights that it has now, and keep its outputs for the next block."""

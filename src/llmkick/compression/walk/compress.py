@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,8 +70,8 @@ def compress(
     calibrated = network if propagate else model.network
     _walk(model, calibrated, [output], windows, propagate=propagate, allow_partial=allow_partial, progress=progress)
     if finished is not None and not propagate:
-        _put_all(network, finished)
-    report = _finish(model, network, output, windows, seed=seed, propagate=propagate)
+        put_all(network, finished)
+    report = finish_report(model, network, output, windows, seed=seed, propagate=propagate)
     return model.with_network(network, digest=report.digest), report
 
 
@@ -87,51 +87,18 @@ def compress_many(
     """Compress a model by several recipes in one pass over the calibration, with statistics of the dense model.
 
     The results equal those of `compress` with `propagate=False` for each recipe, with one set of forwards. All models
-    are in memory and share the weights that were not compressed; `compress_into` holds no model.
+    are in memory and share the weights that were not compressed; `compress_into.compress_into` holds no model.
     """
     parsed = [_parsed(recipe) for recipe in recipes]
     windows = check_all(model, parsed, calibration, allow_partial=allow_partial)
     networks = [shallow_copy(model.network) for _ in parsed]
     outputs = [RecipeOutput(recipe=r, blocks=decoder_blocks(n)) for r, n in zip(parsed, networks, strict=True)]
-    _walk_by_need(model, outputs, windows, allow_partial=allow_partial, progress=progress)
+    walk_by_need(model, outputs, windows, allow_partial=allow_partial, progress=progress)
     results = []
     for output, network in zip(outputs, networks, strict=True):
-        report = _finish(model, network, output, windows, seed=seed, propagate=False)
+        report = finish_report(model, network, output, windows, seed=seed, propagate=False)
         results.append((model.with_network(network, digest=report.digest), report))
     return results
-
-
-def compress_into(
-    model: TransformersModel,
-    folders: Mapping[str, Path],
-    *,
-    calibration: Calibration | npt.ArrayLike | None = None,
-    seed: int = 0,
-    allow_partial: bool = False,
-    progress: Progress | None = None,
-) -> list[CompressionReport]:
-    """As `compress_many`, but keep the finished blocks of each recipe in a folder: recipe as text → folder.
-
-    At most one compressed block of each recipe is in memory. `restore` makes models from the folders.
-    """
-    recipes = {text: parse_recipe(text) for text in folders}
-    windows = check_all(model, list(recipes.values()), calibration, allow_partial=allow_partial)
-    outputs = []
-    for text, recipe in recipes.items():
-        kept = kept_blocks(model.info, model.device, recipe, windows, folders[text], propagate=False)
-        outputs.append(RecipeOutput(recipe=recipe, finished=kept))
-    unfinished = [o for o in outputs if o.finished and o.finished.report is None]
-    _walk_by_need(model, unfinished, windows, allow_partial=allow_partial, progress=progress)
-    reports = []
-    for output in outputs:
-        assert output.finished is not None
-        report = output.finished.report
-        if report is None:
-            network = shallow_copy(model.network)
-            _put_all(network, output.finished)
-            report = _finish(model, network, output, windows, seed=seed, propagate=False)
-        reports.append(report)
-    return reports
 
 
 def kept_blocks(
@@ -151,7 +118,7 @@ def restore(model: TransformersModel, finished: FinishedBlocks) -> tuple[Transfo
     """The compressed model, from all its finished blocks and the dense model that it was made from."""
     assert finished.report is not None, f"{finished.folder} is not complete"
     network = shallow_copy(model.network)
-    _put_all(network, finished)
+    put_all(network, finished)
     return model.with_network(network, digest=finished.report.digest), finished.report
 
 
@@ -238,7 +205,7 @@ def _parsed(recipe: Recipe | str) -> Recipe:
     return parse_recipe(recipe) if isinstance(recipe, str) else recipe
 
 
-def _walk_by_need(
+def walk_by_need(
     model: TransformersModel,
     outputs: list[RecipeOutput],
     windows: Calibration | None,
@@ -275,12 +242,13 @@ def _walk(
     ).run(windows)
 
 
-def _put_all(network: nn.Module, finished: FinishedBlocks) -> None:
+def put_all(network: nn.Module, finished: FinishedBlocks) -> None:
+    """Put the weights of all finished blocks into a network."""
     for index, block in enumerate(decoder_blocks(network)[: finished.count]):
         put_layers(block, finished.weights(index))
 
 
-def _finish(
+def finish_report(
     model: TransformersModel,
     network: nn.Module,
     output: RecipeOutput,
@@ -289,6 +257,7 @@ def _finish(
     seed: int,
     propagate: bool,
 ) -> CompressionReport:
+    """The report of a recipe whose weights are in `network`; it is kept with the finished blocks."""
     digest = model.info.digest if isinstance(output.recipe, Dense) else weights_digest(network)
     weights = count_weights(network, decoder_blocks(network))
     report = make_report(output, model.info, windows, weights, seed=seed, propagate=propagate, digest=digest)

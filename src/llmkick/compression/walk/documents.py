@@ -30,7 +30,7 @@ def read_documents(path: Path) -> Iterator[str]:
             yield from read_documents(file)
         return
     if not path.is_file():
-        raise ConfigError(f"calibration source {str(path)!r} is neither self, c4, a file nor a folder")
+        raise ConfigError(f"calibration source {str(path)!r} is neither self, pocket, auto, c4, a file nor a folder")
     opening: Any = gzip.open if path.suffix == ".gz" else open
     number = 0
     try:
@@ -66,5 +66,5 @@ def c4_shard() -> Path:
     except Exception as error:
         raise ModelError(
             f"cannot get the C4 shard from the hub, and it is not cached: {one_line(error)}\n"
-            'Use calibration source "self" (offline), or a local file or folder of text.'
+            'Use calibration source "self" or "pocket" (offline), or a local file or folder of text.'
         ) from error

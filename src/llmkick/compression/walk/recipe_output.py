@@ -29,12 +29,13 @@ class RecipeOutput:
     """One recipe of a walk: where its compressed layers go, and the tally of them.
 
     blocks: of a network in memory, whose layers are replaced. finished: a folder in which finished blocks are kept,
-    and whose tally is continued.
+    and whose tally is continued. windows: how many calibration windows this output uses, from the first on; None: all.
     """
 
     recipe: Recipe
     blocks: list[Block] | None = None
     finished: FinishedBlocks | None = None
+    windows: int | None = None
     tally: Tally = field(default_factory=Tally)
 
     def __post_init__(self) -> None:

@@ -1,4 +1,8 @@
-"""Calibration text that the dense model samples itself, cached by model, size and seed."""
+"""Calibration text that the dense model samples itself, cached by model, length and seed.
+
+Every row has draws of its own, which depend on the seed, the row and the position alone. Hence a smaller number of rows
+is the beginning of a larger one, rows may be sampled together in any number, and sampling that was stopped goes on.
+"""
 
 from __future__ import annotations
 
@@ -10,99 +14,149 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import psutil
 import torch
+from torch import Tensor
 
 from llmkick.errors import ConfigError, NumericalError
 from llmkick.files import cache_folder
+from llmkick.models.engine.cache_size import bytes_a_token
 from llmkick.models.engine.runner import Runner
 from llmkick.models.transformers_model import TransformersModel
 
 TokenIds = npt.NDArray[np.int64]
+Progress = Callable[[int, int], None]
 
 # Part of the cache key of self-sampled text: raise it when the sampling changes.
-SAMPLING_VERSION = 1
-# Rows sampled together: enough to keep a processor busy, few enough for long windows in a laptop's memory.
-SAMPLING_ROWS = 16
+SAMPLING_VERSION = 2
+# Rows sampled together. A step reads all weights once, whatever the number of rows, so more rows cost little until the
+# products take longer than the reading.
+SAMPLING_ROWS = 256
+# Share of the device's memory, used or not, that the rows of a batch may take: the rows must not depend on what else
+# the machine does.
+MEMORY_SHARE = 0.15
+# Positions after which the sampled text is kept on disk.
+KEEP_EVERY = 16
 
 
 def is_sampled(model: TransformersModel, *, sequences: int, length: int, seed: int) -> bool:
     """Whether the text is cached: then the model need not be in memory to be calibrated."""
-    return _read_cached(_cache_file(model, sequences, length, seed), (sequences, length)) is not None
+    return len(_read(_cache_file(model, length, seed), length)) >= sequences
 
 
 def self_sampled(
-    model: TransformersModel,
-    *,
-    sequences: int,
-    length: int,
-    seed: int,
-    progress: Callable[[int, int], None] | None = None,
+    model: TransformersModel, *, sequences: int, length: int, seed: int, progress: Progress | None = None
 ) -> TokenIds:
     """Windows (sequences, length) of text sampled by the model at temperature 1, from the cache if they are there.
 
     progress: called with the number of sampled tokens and of all tokens. Raises ConfigError for a model that is not in
     memory, NumericalError for logits that are not finite.
     """
-    file = _cache_file(model, sequences, length, seed)
-    cached = _read_cached(file, (sequences, length))
-    if cached is not None:
-        return cached
-    if model.device.type == "meta":
+    file = _cache_file(model, length, seed)
+    tokens = _read(file, length)
+    if len(tokens) < sequences and model.device.type == "meta":
         raise ConfigError(f"{model.info.name} is not in memory, so it cannot sample text to calibrate on")
-    generator = torch.Generator().manual_seed(seed)
-    windows: list[TokenIds] = []
-    for start in range(0, sequences, SAMPLING_ROWS):
-        rows = min(SAMPLING_ROWS, sequences - start)
+    rows = _rows_together(model, length)
+    while len(tokens) < sequences:
+        start = len(tokens)
 
-        def report(positions: int, start: int = start, rows: int = rows) -> None:
+        def report(done: int, start: int = start) -> None:
             if progress is not None:
-                progress(start * length + rows * positions, sequences * length)
+                progress(start * length + done, sequences * length)
 
-        windows.append(_sample(model, rows, length, generator, report))
-    tokens = np.concatenate(windows)
-    temporary = file.with_suffix(f".{os.getpid()}.tmp.npy")
-    np.save(temporary, tokens, allow_pickle=False)
-    temporary.replace(file)
-    return tokens
+        batch = range(start, min(sequences, start + rows))
+        tokens = np.concatenate([tokens, _sample(model, batch, length, seed, _partial(file, batch), report)])
+        _write(file, tokens)
+        _partial(file, batch).unlink(missing_ok=True)
+    return tokens[:sequences]
 
 
-def _cache_file(model: TransformersModel, sequences: int, length: int, seed: int) -> Path:
-    key = f"{model.info.digest}\0{model.info.dtype}\0{sequences}\0{length}\0{seed}\0{SAMPLING_VERSION}"
+def _cache_file(model: TransformersModel, length: int, seed: int) -> Path:
+    key = f"{model.info.digest}\0{model.info.dtype}\0{length}\0{seed}\0{SAMPLING_VERSION}"
     return cache_folder("calibration") / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.npy"
 
 
-def _read_cached(file: Path, shape: tuple[int, int]) -> TokenIds | None:
-    # A damaged file counts as missing: sampling again gives the same text.
+def _partial(file: Path, batch: range) -> Path:
+    """The file of a batch whose rows have not reached their full length."""
+    return file.with_suffix(f".{batch.start}-{batch.stop}.part.npy")
+
+
+def _read(file: Path, length: int | None = None) -> TokenIds:
+    """The cached rows, none if there is no such file.
+
+    A damaged file counts as missing: sampling again gives the same text.
+    """
     with contextlib.suppress(OSError, ValueError, EOFError):
         cached: TokenIds = np.load(file, allow_pickle=False)
-        if cached.shape == shape and cached.dtype == np.int64:
+        if cached.ndim == 2 and cached.dtype == np.int64 and length in (None, cached.shape[1]):
             return cached
-    return None
+    return np.zeros((0, length or 0), dtype=np.int64)
+
+
+def _write(file: Path, tokens: TokenIds) -> None:
+    temporary = file.with_suffix(f".{os.getpid()}.tmp.npy")
+    np.save(temporary, tokens, allow_pickle=False)
+    temporary.replace(file)
+
+
+def _rows_together(model: TransformersModel, length: int) -> int:
+    """How many rows the device's memory holds: their keys, values and activations, and the draw of a token."""
+    if model.device.type == "cuda":
+        memory = torch.cuda.get_device_properties(model.device).total_memory
+    else:
+        memory = psutil.virtual_memory().total
+    vocabulary = model.network.get_input_embeddings().weight.shape[0]
+    row = bytes_a_token(model.network) * length + 32 * vocabulary
+    return max(1, min(SAMPLING_ROWS, int(memory * MEMORY_SHARE / row)))
+
+
+def draws(seed: int, row: int, count: int) -> npt.NDArray[np.float64]:
+    """Uniform numbers in [0, 1) for the tokens of a row; fewer are the beginning of more."""
+    return np.random.default_rng([seed, row]).random(count)
+
+
+def chosen_tokens(logits: Tensor, uniform: Tensor) -> Tensor:
+    """The token of each row at which the distribution function exceeds its draw: (rows, vocabulary), (rows,) → (rows,).
+
+    On the logits' device: only the draws are made elsewhere, so a seed means the same text on as many devices as
+    rounding allows.
+    """
+    precise = torch.float32 if logits.device.type == "mps" else torch.float64
+    reached = torch.softmax(logits.to(precise), dim=-1).cumsum(dim=-1)
+    wanted = uniform.to(device=logits.device, dtype=precise) * reached[:, -1]
+    # The draw is below 1 but its product may be rounded up to the last sum.
+    return torch.searchsorted(reached, wanted[:, None], right=True)[:, 0].clamp(max=logits.shape[-1] - 1)
 
 
 def _sample(
-    model: TransformersModel, rows: int, length: int, generator: torch.Generator, report: Callable[[int], None]
+    model: TransformersModel, batch: range, length: int, seed: int, partial: Path, report: Callable[[int], None]
 ) -> TokenIds:
     """Text sampled at temperature 1 from the start-of-text token: (rows, length) token ids.
 
     The first token of a window is the start token, as at the beginning of a document; after an end-of-text token the
-    model goes on with the next document. report: called with the number of positions that are sampled.
+    model goes on with the next document. `partial` keeps the positions that are sampled, from which the next call goes
+    on. report: called with the number of tokens that are sampled.
     """
     start = model.tokenizer.bos_token_id
     if start is None:
         start = model.tokenizer.eos_token_id
     runner = Runner(model.network, model.device)
-    tokens = torch.full((rows, 1), int(start or 0), dtype=torch.long)
+    uniform = torch.from_numpy(np.stack([draws(seed, row, length - 1) for row in batch]))
+    kept = _read(partial)
+    begun = kept.shape == (len(batch), kept.shape[1]) and 1 <= kept.shape[1] < length
+    tokens = torch.from_numpy(kept) if begun else torch.full((len(batch), 1), int(start or 0), dtype=torch.long)
+    tokens = tokens.to(runner.device)
     with torch.inference_mode():
-        state = runner.prefill([(int(start or 0),)] * rows, 0, None) if runner.takes_cache else None
-        for position in range(1, length):
-            logits = runner.next_logits(tokens.to(runner.device)) if state is None else state.next_logits
+        state = runner.prefill([tuple(row) for row in tokens.tolist()], 0, None) if runner.takes_cache else None
+        for position in range(tokens.shape[1], length):
+            logits = runner.next_logits(tokens) if state is None else state.next_logits
             if not bool(torch.isfinite(logits).all()):
                 raise NumericalError(f"{model.info.name} gives NaN or Inf: it cannot sample text to calibrate on")
-            # On the CPU whatever the device, so that a seed gives the same text on as many devices as possible.
-            chosen = torch.multinomial(torch.softmax(logits.cpu(), dim=-1), 1, generator=generator)
+            chosen = chosen_tokens(logits, uniform[:, position - 1])[:, None]
             tokens = torch.cat([tokens, chosen], dim=1)
-            if state is not None:
-                runner.step(state, chosen.to(runner.device))
-            report(position + 1)
-    return tokens.numpy()
+            if position % KEEP_EVERY == 0:
+                _write(partial, tokens.cpu().numpy())
+            if state is not None and position + 1 < length:
+                runner.step(state, chosen)
+            report((position + 1) * len(batch))
+    return tokens.cpu().numpy()

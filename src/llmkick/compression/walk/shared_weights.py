@@ -12,7 +12,7 @@ from torch import nn
 from llmkick.compression.walk.batches import CalibrationBatches
 from llmkick.compression.walk.block_sources import BlockSource
 from llmkick.compression.walk.blocks import Block
-from llmkick.compression.walk.calibration_pass import CalibrationPass
+from llmkick.compression.walk.calibration_pass import CalibrationPass, Records
 from llmkick.compression.walk.inputs import InputRecord
 from llmkick.compression.walk.linear_layer import LinearLayer
 
@@ -24,24 +24,26 @@ def shared_layers(blocks: list[Block]) -> list[LinearLayer]:
 
 def record_shared(
     network: nn.Module, source: BlockSource, batches: CalibrationBatches, *, hessian: bool, squares: bool
-) -> InputRecord:
+) -> Records:
     """The inputs of all layers that share a weight with a later block, in a forward of the dense model.
 
-    They are recorded in the name of the first of them.
+    They are recorded in the name of the first of them, for each number of windows.
     """
     blocks = source.blocks
     shared = shared_layers(blocks)
     users = {user: layer for layer in shared for user in (layer, *layer.twins)}
     uses = max(1 + len(layer.twins) for layer in shared)
-    count = uses * len(batches.batches)
     # Adapters of a shared layer run beside it in one of the blocks only.
-    record = InputRecord(shared, hessian=hessian, squares=squares, batches=count, shares_inputs=False)
+    records = {
+        count: InputRecord(shared, hessian=hessian, squares=squares, batches=uses * len(places), shares_inputs=False)
+        for count, places in batches.counts.items()
+    }
     states = CalibrationPass(network, blocks, batches, propagate=False)
     here = [{user: layer for user, layer in users.items() if user.name.startswith(f"{b.name}.")} for b in blocks]
     last = max(index for index, layers in enumerate(here) if layers)
     with torch.no_grad():
         for index in range(last + 1):
             with source.open(index):
-                states.observe(index, here[index], record)
+                states.observe(index, here[index], records)
             source.release_memory()
-    return record
+    return records

@@ -16,7 +16,7 @@ from llmkick.compression.walk.batches import CalibrationBatches, calibration_bat
 from llmkick.compression.walk.block_sources import BlockSource, put_layers
 from llmkick.compression.walk.blocks import Block
 from llmkick.compression.walk.calibration import Calibration
-from llmkick.compression.walk.calibration_pass import CalibrationPass
+from llmkick.compression.walk.calibration_pass import CalibrationPass, Records
 from llmkick.compression.walk.checks import check_seen, uneven_groups
 from llmkick.compression.walk.input_hooks import experts_one_by_one
 from llmkick.compression.walk.inputs import InputRecord
@@ -31,7 +31,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Walk:
-    """One pass over the blocks: for one recipe, or without propagation for several.
+    """One pass over the blocks: for one recipe, or without propagation for several recipes and numbers of windows.
 
     allow_partial: go on where calibration text does not reach a large part of a block. progress: called with the number
     of finished blocks and of all blocks.
@@ -44,7 +44,7 @@ class Walk:
     propagate: bool
     allow_partial: bool = False
     progress: Progress | None = None
-    _shared: list[InputRecord] = field(default_factory=list)  # of weights that several blocks share, if there are any
+    _shared: list[Records] = field(default_factory=list)  # of weights that several blocks share, if there are any
 
     def run(self, calibration: Calibration | None) -> None:
         """Compress all blocks in order; the tally of each output says what was done."""
@@ -59,7 +59,13 @@ class Walk:
             for output in self.outputs:
                 if output.finished is not None:
                     stack.enter_context(output.finished.writing())
-            batches = calibration_batches(calibration, blocks, self.device, for_errors_only=not self._is_calibrated)
+            batches = calibration_batches(
+                calibration,
+                blocks,
+                self.device,
+                for_errors_only=not self._is_calibrated,
+                counts={output.windows for output in self.outputs if output.windows is not None},
+            )
             self._record_shared(batches)
             if self.propagate:
                 self.source.show_finished()
@@ -87,8 +93,10 @@ class Walk:
         if self._is_calibrated and shared_layers(self.source.blocks[start:]):
             self._shared.append(record_shared(self.network, self.source, batches, **self._statistics))
 
-    def _record_of(self, layer: LinearLayer, record: InputRecord) -> InputRecord:
-        return self._shared[0] if layer.twins and self._shared else record
+    def _record_of(self, layer: LinearLayer, records: Records, windows: int | None) -> InputRecord:
+        """The inputs of a layer on the first windows; None: on all of them."""
+        chosen = self._shared[0] if layer.twins and self._shared else records
+        return chosen[max(chosen) if windows is None else windows]
 
     def _resume(self, states: CalibrationPass) -> int:
         """The first unfinished block, with its hidden states ready and the finished layers in place."""
@@ -96,7 +104,7 @@ class Walk:
         finished = self.outputs[0].finished
         if start == 0 or finished is None:
             return 0
-        first, hidden = finished.load_hidden(start) or (0, None)
+        first, hidden = (finished.load_hidden(start) if states.can_restore else None) or (0, None)
         if hidden is not None:
             states.restore(hidden)
         for index in range(start):
@@ -116,11 +124,11 @@ class Walk:
         started = time.perf_counter()
         outputs = [output for output in self.outputs if not output.has(index)]
         with self.source.open(index) as block:
-            record = states.record(index, block, **self._statistics)
+            records = states.record(index, block, **self._statistics)
             if self._is_calibrated and not self.allow_partial:
-                check_seen(block, lambda layer: self._record_of(layer, record).statistics_of(layer) is not None)
+                self._check_seen(block, records)
             self.source.release_memory()
-            packed = self._compress_block(index, block, outputs, record)
+            packed = self._compress_block(index, block, outputs, records)
             if self.propagate and index + 1 < len(self.source.blocks):
                 states.advance(index)
             finish = self.source.finish(block)
@@ -130,15 +138,24 @@ class Walk:
         self._keep_hidden(index + 1, states)
         self._report_progress(index + 1)
 
+    def _check_seen(self, block: Block, records: Records) -> None:
+        """Refuse a block of which some number of windows does not reach a large part."""
+        for count in records:
+
+            def is_seen(layer: LinearLayer, count: int = count) -> bool:
+                return self._record_of(layer, records, count).statistics_of(layer) is not None
+
+            check_seen(block, is_seen)
+
     def _compress_block(
-        self, index: int, block: Block, outputs: list[RecipeOutput], record: InputRecord
+        self, index: int, block: Block, outputs: list[RecipeOutput], records: Records
     ) -> list[dict[str, Future[Packed]]]:
         """Compress all layers by all recipes, and put them in place where they belong. The compact forms by output."""
         packed: list[dict[str, Future[Packed]]] = [{} for _ in outputs]
         replaced: list[tuple[LinearLayer, Tensor]] = []
         for place, layer in enumerate(block.layers):
-            inputs = self._record_of(layer, record)
             for output, layers in zip(outputs, packed, strict=True):
+                inputs = self._record_of(layer, records, output.windows)
                 weight = output.compress_layer(layer, inputs, layers)
                 if weight is None:
                     continue
@@ -146,7 +163,8 @@ class Walk:
                     replaced.append((layer, weight))
                 elif output.blocks is not None:
                     output.blocks[index].layers[place].replace_weight(weight)
-            inputs.forget(layer, block.layers[place + 1 :])
+            for count in records:
+                self._record_of(layer, records, count).forget(layer, block.layers[place + 1 :])
         replace_weights(replaced)
         return packed
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from llmkick.report.figures.axes import axis_figures
 from llmkick.report.figures.book import book_figures
 from llmkick.report.figures.figure import VEGA_LITE, Figure, drawn_meanwhile
 from llmkick.report.figures.frontier import frontier_chart
@@ -31,6 +32,7 @@ def figures(
     return [
         *([kept] if kept is not None else []),
         *([control_figure(result, cells)] if both else []),
+        *axis_figures(result),
         *level_figures(result, cells),
         *book_figures(result, cells),
         *(group_figures(result, groups) if groups is not None else []),

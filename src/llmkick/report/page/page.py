@@ -17,6 +17,8 @@ from markupsafe import Markup
 from llmkick.files import cache_folder, write_text, write_text_atomically
 from llmkick.report import formatting, matrix, multiplicity, numbers
 from llmkick.report.breakdown import groups_table, measures_table
+from llmkick.report.claims import claim_payload, claims_of_run
+from llmkick.report.figures.axes import axes_table
 from llmkick.report.figures.figures import VEGA_LITE, Figure, figures, figures_drawn, size_figure
 from llmkick.report.figures.kept import KEPT
 from llmkick.report.figures.layers import model_heat_maps
@@ -48,7 +50,7 @@ def write_report_of(run: Run) -> Path:
     """As `write_report`, for a run that is open."""
     result = run.result
     groups, measures = groups_table(run), measures_table(run)
-    write_tables(result, result.folder, more={"groups": groups, "answers": measures})
+    write_tables(result, result.folder, more={"groups": groups, "answers": measures, "axes": axes_table(result)})
     drawn = figures(result, groups=groups, measures=measures)
     with figures_drawn(result, drawn) as write_figures:
         text = render(run, drawn)
@@ -106,6 +108,8 @@ def _context(run: Run, drawn: list[Figure], environment: Environment) -> Payload
         "correction": multiplicity.correction_sentence(result),
         "families": multiplicity.families(result),
         "control_numbers": numbers.control_numbers(result),
+        "claims": claim_payload(claims_of_run(run)),
+        "alpha": formatting.setting(result.study.alpha),
         "figures": [figure for figure in drawn if figure.name != KEPT],
         "sizes": sizes,
         "compression": numbers.compression(result),

@@ -14,6 +14,7 @@ import pandas as pd
 from llmkick.errors import DataError
 from llmkick.files import write_text
 from llmkick.report import formatting, matrix
+from llmkick.report.claims import claim_payload, claims_of
 from llmkick.report.figures import charts
 from llmkick.report.figures.figures import Figure
 from llmkick.report.lookup import judged_loss, ordered_tasks, task_comparisons
@@ -54,12 +55,22 @@ def _render(names: Sequence[str], runs: Sequence[Run], paired: Sequence[Paired],
         "matrix": _matrix(names, matrices, runs),
         "marks": matrix.legend(matrices),
         "gain_sign": formatting.GAIN_SIGN,
+        **_claims(names, runs),
         "paired": [_texts(pairs) for pairs in paired],
         "figures": drawn,
         "data": {"figures": packed(figure_data), "tables": packed({"differences": _saved(paired)})},
         **page_parts(environment, SCRIPTS),
     }
     return environment.get_template("studies.html.jinja").render(context)
+
+
+def _claims(names: Sequence[str], runs: Sequence[Run]) -> Payload:
+    """The claims of the paper on all studies together, or why they are not read together."""
+    alpha = formatting.setting(runs[0].result.study.alpha)
+    try:
+        return {"claims": claim_payload(claims_of(runs, names)), "claims_refused": "", "alpha": alpha}
+    except DataError as error:
+        return {"claims": [], "claims_refused": str(error), "alpha": alpha}
 
 
 def _study(name: str, run: Run, target: Path) -> Payload:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-from pydantic import JsonValue
 
 from llmkick.errors import ConfigError
 from llmkick.report.lookup import comparisons_by_cell, verdict_or_outcome
@@ -14,31 +12,10 @@ from llmkick.report.run_folder import Run
 from llmkick.statistics import compare, groups_argument
 from llmkick.study.results.records import TaskSummary
 from llmkick.study.results.results import StudyResult
+from llmkick.study.results.task_settings import EARLIER, differing_settings, short_value
 
-# The properties that two tasks of the same name must share, with the words that describe a difference.
-TASK_KEYS: Mapping[str, str] = {
-    "version": "versions of the task",
-    "protocol": "protocols",
-    "source": "sources",
-    "data": "questions",
-    "limit": "samples (limit)",
-    "seed": "samples (seed)",
-    "split": "splits",
-    "shots": "numbers of worked examples",
-    "window": "windows",
-    "evidence_tokens": "lengths of evidence",
-    "prompting": "prompts",
-    "metric": "metrics",
-    "chance_level": "levels of chance",
-    "judge": "judges",
-    "judge_protocol": "protocols of the judge",
-    "judge_prompt": "versions of the judge's prompt",
-    "judge_reading": "versions of the reader of its replies",
-}
 # Settings that may differ but are reported: the difference is often the purpose of the comparison.
 STUDY_FACTS = ("seeds", "calibration", "propagate", "dtype", "thinking")
-# What a result had before it named the setting.
-EARLIER: Mapping[str, JsonValue] = {"thinking": "off"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,12 +69,7 @@ def task_refusal(first: StudyResult, second: StudyResult, name: str) -> str:
     tasks = [_task(result, name) for result in (first, second)]
     if tasks[0] is None or tasks[1] is None:
         return "only one of the studies has it"
-    settings, others = tasks[0].facts, tasks[1].facts
-    differing = [
-        f"{words} ({_short(settings.get(key))}, {_short(others.get(key))})"
-        for key, words in TASK_KEYS.items()
-        if settings.get(key, EARLIER.get(key)) != others.get(key, EARLIER.get(key))
-    ]
+    differing = differing_settings(tasks[0], tasks[1])
     if differing:
         return f"different {', '.join(differing)}"
     if tasks[0].is_control and first.model.name != second.model.name:
@@ -204,7 +176,7 @@ def _notes(a: StudyResult, b: StudyResult) -> list[str]:
     for key in ("name", "digest"):
         models = [result.model.facts.get(key) for result in (a, b)]
         if models[0] != models[1]:
-            notes.append(f"other models: {_short(models[0])}, {_short(models[1])}")
+            notes.append(f"other models: {short_value(models[0])}, {short_value(models[1])}")
             break
     settings, others = a.study.facts, b.study.facts
     notes += [
@@ -213,7 +185,7 @@ def _notes(a: StudyResult, b: StudyResult) -> list[str]:
         if settings[key] != others[key]
     ]
     notes += [
-        f"other {key}: {_short(settings.get(key, EARLIER.get(key)))}, {_short(others.get(key, EARLIER.get(key)))}"
+        f"other {key}: {', '.join(short_value(facts.get(key, EARLIER.get(key))) for facts in (settings, others))}"
         for key in STUDY_FACTS
         if settings.get(key) != others.get(key)
     ]
@@ -221,12 +193,3 @@ def _notes(a: StudyResult, b: StudyResult) -> list[str]:
     if versions[0] != versions[1]:
         notes.append(f"other versions of llmkick: {versions[0]}, {versions[1]}")
     return notes
-
-
-def _short(value: JsonValue) -> str:
-    if isinstance(value, Mapping):
-        return ", ".join(f"{key} {_short(part)}" for key, part in value.items())
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(map(_short, value)) + "]"
-    text = str(value)
-    return f"{text[:12]}…" if len(text) == 64 else text

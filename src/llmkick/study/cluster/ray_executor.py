@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from llmkick.compression.walk.calibration import Calibration
+from llmkick.compression.walk.calibration import Calibration, chosen_source
 from llmkick.errors import ConfigError, KickError
 from llmkick.models.plugin_models import plugin_of
 from llmkick.models.precision import BALANCED, DTYPES
@@ -31,6 +31,7 @@ from llmkick.study.results.records import Environment, WorkerMachine
 from llmkick.study.running.context import StudyContext
 from llmkick.study.running.executor import RecordWriter, store_at, windows
 from llmkick.study.running.schedule import OtherWeightsError, Schedule
+from llmkick.study.spec.axes import CalibrationSetting
 from llmkick.study.spec.study import Study
 
 # Timeouts in seconds for the start of a worker, and for the start of the first or the last remaining worker.
@@ -126,15 +127,15 @@ class RayExecutor:
         """Add a note about a model's answers to the dense model's notes, as with the local executor."""
         self._model.engine.budget.notes.append(note)
 
-    def calibrate(self, study: Study, seed: int, observer: Observer) -> Calibration:
-        """Return the calibration windows of a seed.
+    def calibrate(self, setting: CalibrationSetting, seed: int, observer: Observer) -> Calibration:
+        """Return the calibration windows of a setting and a seed.
 
         This process reads text sources; for the source `self` the first worker samples the text from the model.
         """
-        if study.calibration.source != "self":
-            return windows(self._model, study, seed, observer)
+        if chosen_source(setting.source, self._model.info, self._model.device) != "self":
+            return windows(self._model, setting, seed, observer)
         try:
-            calibration: Calibration = self.handles[0].call("calibrate", seed)
+            calibration: Calibration = self.handles[0].call("calibrate", setting, seed)
         except PermanentError as error:
             raise error.cause from error
         except TransientError as error:

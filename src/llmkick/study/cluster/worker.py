@@ -32,6 +32,7 @@ from llmkick.study.results.records import Environment
 from llmkick.study.running.compressor import StudyCompressor
 from llmkick.study.running.environment import environment
 from llmkick.study.running.executor import store_at, windows
+from llmkick.study.spec.axes import CalibrationSetting
 from llmkick.study.spec.study import Study
 
 Which = Literal["dense", "compressed"]
@@ -84,9 +85,9 @@ class Worker:
             environment=environment(self._dense),
         )
 
-    def calibrate(self, seed: int) -> Calibration:
+    def calibrate(self, setting: CalibrationSetting, seed: int) -> Calibration:
         """Return the calibration windows of a seed; for the source `self` the dense model samples them."""
-        return windows(self._dense, self._study, seed, Silent())
+        return windows(self._dense, setting, seed, Silent())
 
     def dense_digest(self) -> str:
         """Return the digest of the dense weights."""

@@ -42,6 +42,7 @@ from llmkick.study.running.context import StudyContext
 from llmkick.study.running.environment import environment, peak_memory
 from llmkick.study.running.executor import LocalExecutor
 from llmkick.study.running.preparation import open_journal, prepare
+from llmkick.study.spec.axes import calibration_settings
 from llmkick.study.spec.study import make_study
 from llmkick.tasks.task import Task
 
@@ -77,6 +78,8 @@ def run_frontier(
         raise ConfigError(f"give distinct calibration seeds, at least one; got {list(seeds)}")
     resolved = make_study({**study, "recipes": recipes, "seeds": list(seeds)[:1], "stop": "decided"})
     make_study({**study, "recipes": recipes, "seeds": list(seeds)})  # validates every seed
+    if len(calibration_settings(resolved.calibration)) > 1:
+        raise ConfigError("a frontier is searched with one calibration: no lists of source, sequences or length")
     if not search_propagate and not resolved.propagate:
         raise ConfigError("propagate = false leaves nothing to confirm propagated; leave one of the two out")
     folder, watcher, executor = Path(out), observer or Silent(), LocalExecutor()

@@ -93,7 +93,7 @@ def estimate(study: Study, *, models: int) -> Estimate:
     # A comparison of the dense model with itself needs no judge; the protocol "paper" does score the dense model.
     judged = models - (spec.protocol == "strict" and spec.reference == "dense")
     requests = tokens = 0
-    for task_spec in study.tasks:
+    for task_spec in study.task_specs():
         task = task_spec.make()
         if not isinstance(task, Judgeable):
             continue

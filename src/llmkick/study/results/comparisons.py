@@ -18,7 +18,14 @@ from llmkick.statistics import (
     overall_verdict,
 )
 from llmkick.study.results.missing_judgements import missing_judgements, with_missing_judgements
-from llmkick.study.results.records import CONTROL_METRICS, AnyComparison, OverallVerdict, ResultRow, TaskSummary
+from llmkick.study.results.records import (
+    CONTROL_METRICS,
+    AnyComparison,
+    OverallVerdict,
+    ResultRow,
+    TaskSummary,
+)
+from llmkick.study.results.variants import VariantRow
 from llmkick.tasks.registry import full_key
 from llmkick.tasks.task import LARGEST_NATS, Record, Task, groups_of, summary_value
 
@@ -27,6 +34,10 @@ class Groups(TypedDict, total=False):
     """The entry of a row whose records have a category or a length: group → numbers by name."""
 
     groups: dict[str, dict[str, int | float]]
+
+
+class _Axes(TypedDict, total=False):
+    axes: dict[str, int | str]
 
 
 class _CommonSettings(TypedDict):
@@ -51,8 +62,14 @@ def describe_task(task: Task, prompting: str) -> TaskSummary:
     )
 
 
-def cell_results(records: pd.DataFrame, tasks: Sequence[TaskSummary]) -> list[ResultRow]:
-    """Return one row per model × recipe × seed × task, with the value of the metric over the scored items."""
+def cell_results(
+    records: pd.DataFrame, tasks: Sequence[TaskSummary], variants: Sequence[VariantRow] = ()
+) -> list[ResultRow]:
+    """Return one row per model × recipe × seed × task, with the value of the metric over the scored items.
+
+    `variants` has the levels of the study's axes.
+    """
+    axes = {row.label: row.axes for row in variants} | {row.name: row.axes for row in tasks}
     metric = {task.name: task.metric for task in tasks}
     rows = []
     for key, cell in records.groupby(["model", "recipe", "seed", "task"], dropna=False):
@@ -74,9 +91,14 @@ def cell_results(records: pd.DataFrame, tasks: Sequence[TaskSummary]) -> list[Re
                 tokens=int(cell["tokens"].sum()),
                 details=_mean_details(cell),
                 **_groups(cell),
+                **_axes({**axes.get(recipe, {}), **axes[task]}),
             )
         )
     return rows
+
+
+def _axes(axes: dict[str, int | str]) -> _Axes:
+    return {"axes": axes} if axes else {}
 
 
 def _as_records(cell: pd.DataFrame) -> list[Record]:

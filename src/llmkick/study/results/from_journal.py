@@ -14,6 +14,7 @@ from llmkick.errors import DataError, KickError
 from llmkick.study.journal.database import JOURNAL_SCHEMA
 from llmkick.study.journal.journal import CellEntry, Journal
 from llmkick.study.journal.notes import Notes
+from llmkick.study.results.axes import variant_rows, with_axes
 from llmkick.study.results.comparisons import cell_results, compare_all, overall_by_recipe
 from llmkick.study.results.records import (
     Artifact,
@@ -74,14 +75,15 @@ def _partial_result(journal: Journal, folder: Path) -> StudyResult:
         timing=Timing(seconds=journal.seconds(), compression_seconds={}),
         model=DenseModel.model_validate(notes.model or _model(journal, cells, study)),
         tasks=tuple(tasks),
-        results=tuple(_in_order(cell_results(records, tasks), study, names)),
+        results=tuple(_in_order(cell_results(records, tasks, variant_rows(study)), study, names)),
         comparisons=tuple(comparisons),
         overall=tuple(overall_by_recipe(comparisons)),
         compression=tuple(
             CompressionSummary.model_validate(artifact.facts)
             for artifact in journal.artifacts(Artifact)
-            if artifact.recipe in study.recipes
+            if artifact.recipe in study.labels()
         ),
+        variants=variant_rows(study),
         warnings=tuple(_missing(study, tasks, cells, items)),
     )
 
@@ -142,11 +144,11 @@ def _tasks(notes: Notes, study: Study) -> list[TaskSummary]:
     if isinstance(notes.tasks, list) and notes.tasks:
         return [TaskSummary.model_validate(task) for task in notes.tasks]
     tasks = []
-    for spec in study.tasks:
-        task = spec.make()
-        settings = spec.model_dump(exclude_none=True, exclude={"name"})
+    for level in study.task_levels():
+        task = level.spec.make()
+        settings = level.spec.model_dump(exclude_none=True, exclude={"name"})
         about = {"metric": task.metric, "chance_level": task.chance_level, "setting": task.setting}
-        tasks.append(TaskSummary.model_validate({"name": task.name, **settings, **about}))
+        tasks.append(with_axes(TaskSummary.model_validate({"name": task.name, **settings, **about}), level.axes))
     return tasks
 
 

@@ -167,6 +167,8 @@ class TaskSummary(OpenRecord):
     chance_level: float
     groups: Literal["strata", "clusters"] = "clusters"  # what the items' groups are: fixed strata, or drawn clusters
     judge: str | None = None  # the model that scores the answers
+    task: str | None = None  # the name in the registry, if the study calls the task otherwise
+    axes: dict[str, int | str] = Field(default_factory=dict)  # the level of each axis, as {"shots": 3}
 
     @property
     def is_control(self) -> bool:
@@ -190,6 +192,7 @@ class ResultRow(OpenRecord):
     tokens: int
     details: dict[str, float]
     groups: dict[str, dict[str, int | float]] | None = None  # by category or length
+    axes: dict[str, int | str] = Field(default_factory=dict)  # of the model and of the task
 
 
 class OverallVerdict(OpenRecord):
@@ -202,8 +205,7 @@ class OverallVerdict(OpenRecord):
 class CompressionSummary(OpenRecord):
     """The compression by one recipe and seed, layer by layer. Sizes are in bytes of the compact form.
 
-    `block_share` and `model_share` are the shares of the weights in the blocks, and of all weights, that were
-    compressed; None in files of version 0.1.0.
+    `block_share`, `model_share`: the compressed share of the weights in blocks and of all; None in files of 0.1.0.
     """
 
     recipe: str
@@ -217,6 +219,7 @@ class CompressionSummary(OpenRecord):
     warnings: tuple[str, ...]
     block_share: float | None = None
     model_share: float | None = None
+    axes: dict[str, int | str] = Field(default_factory=dict)
 
     @property
     def calibration_seed(self) -> int | None:
@@ -230,9 +233,9 @@ class JournalledCompression(CompressionSummary):
     seconds: float
 
     @classmethod
-    def of(cls, report: CompressionReport) -> Self:
-        """Return the record of a compression report."""
-        return cls.model_validate(asdict(report))
+    def of(cls, report: CompressionReport, label: str, axes: Mapping[str, int | str]) -> Self:
+        """Return the record of a compression report under the label of its model; `axes` has the level of each axis."""
+        return cls.model_validate({**asdict(report), "recipe": label, **({"axes": dict(axes)} if axes else {})})
 
     @property
     def summary(self) -> CompressionSummary:

@@ -11,6 +11,7 @@ from pydantic import Discriminator, Tag, model_validator
 from llmkick.compression.levels import Level
 from llmkick.statistics import Comparison, PerplexityComparison
 from llmkick.study.levels import level_of_text
+from llmkick.study.results.claim_records import ClaimRow
 from llmkick.study.results.judge_summary import JudgeSummary, MissingJudgements
 from llmkick.study.results.records import (
     AgreementRow,
@@ -28,6 +29,8 @@ from llmkick.study.results.records import (
     Timing,
 )
 from llmkick.study.results.result_file import ResultFile
+from llmkick.study.results.variants import VariantRow
+from llmkick.study.spec.axes import Axes
 from llmkick.study.spec.model_names import label_others
 
 RESULTS_FILE = "results.json"
@@ -73,6 +76,8 @@ class StudyResult(ResultFile):
     agreement: tuple[AgreementRow, ...] = ()
     failures: tuple[FailedCell, ...] = ()
     recipes: tuple[Level, ...] = ()
+    claims: tuple[ClaimRow, ...] = ()  # empty in files of earlier versions, and for unfinished runs
+    variants: tuple[VariantRow, ...] = ()  # only in studies with an axis of calibration
 
     @model_validator(mode="after")
     def _know_levels(self) -> Self:
@@ -87,7 +92,8 @@ class StudyResult(ResultFile):
         labels = [model.label for model in self.models if model.label != "dense"]
         if not self.models:  # an unfinished run
             labels = list(label_others(self.study.others, taken=()))
-        return list(dict.fromkeys([*self.study.recipes, *labels]))
+        recipes = [row.label for row in self.variants] or self.study.recipes
+        return list(dict.fromkeys([*recipes, *labels]))
 
     @property
     def missing_judgements(self) -> tuple[MissingJudgements, ...]:
@@ -97,6 +103,12 @@ class StudyResult(ResultFile):
     def level(self, recipe: str) -> Level:
         """Return the method, level and severity of a recipe."""
         return next((level for level in self.recipes if level.recipe == recipe), None) or level_of_text(recipe)
+
+    def axes_of(self, recipe: str, task: str) -> Axes:
+        """Return the level of each axis of a model and a task: {"calibration.sequences": 8, "shots": 3}."""
+        of_model = next((row.axes for row in self.variants if row.label == recipe), {})
+        of_task = next((row.axes for row in self.tasks if row.name == task), {})
+        return {**of_model, **of_task}
 
 
 def read_results(folder: Path) -> StudyResult:

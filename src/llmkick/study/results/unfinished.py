@@ -24,8 +24,8 @@ def what_is_left(
     and detail. compressed: the number of models that were compressed.
     """
     variants = list(variants_of(study))
-    tasks = list(items) or [spec.make().name for spec in study.tasks]
-    total = len(variants) * max(len(tasks), len(study.tasks))
+    tasks = list(items) or [spec.make().name for spec in study.task_specs()]
+    total = len(variants) * max(len(tasks), len(study.task_specs()))
     begun = [cell for cell in cells if cell.task in tasks]
     # A cell with early stopping is over when another one was begun, whatever it has asked.
     over = [cell for cell in begun if cell.records >= items.get(cell.task, 0)]

@@ -5,12 +5,21 @@ from __future__ import annotations
 import pandas as pd
 
 from llmkick.study.results.records import Details
+from llmkick.study.spec.study import Study
 
 # An answer is a loop if the share of repeated 4-grams is at least LOOP, or if the share of distinct tokens is at most
 # DIFFERENT (a line of dots has no words). A recipe gets a warning if its share of loops exceeds the dense model's share
 # by more than MORE.
 LOOP, DIFFERENT, MORE = 0.5, 0.2, 0.1
 FEWEST_TOKENS = 16
+
+
+def uncalibrated(study: Study) -> list[str]:
+    """Return a warning about each recipe without calibration in a study whose calibration has axes."""
+    levels = study.recipe_levels()
+    axes = dict.fromkeys(axis for level in levels for axis in level.axes)
+    methods = dict.fromkeys(level.recipe.method for level in levels if axes and not level.axes)
+    return [f"{method} has no calibration: run once, not for each level of {', '.join(axes)}" for method in methods]
 
 
 def warnings_of(records: pd.DataFrame) -> list[str]:

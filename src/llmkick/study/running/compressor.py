@@ -13,7 +13,8 @@ from llmkick.compression.recipe import Recipe
 from llmkick.compression.storage.cache import entry_for, folder_of
 from llmkick.compression.storage.shared_store import ArtifactStore
 from llmkick.compression.walk.calibration import Calibration
-from llmkick.compression.walk.compress import artifact_key, compress, compress_into, kept_blocks, kept_key
+from llmkick.compression.walk.compress import artifact_key, compress, kept_blocks, kept_key
+from llmkick.compression.walk.compress_into import Job, compress_into
 from llmkick.compression.walk.report import CompressionReport
 from llmkick.errors import ConfigError, ModelError
 from llmkick.files import cache_folder
@@ -120,24 +121,28 @@ class StudyCompressor:
             with tempfile.TemporaryDirectory(dir=cache_folder("on-its-way")) as folder:
                 yield Path(folder)
 
-    def compress_together(self, recipes: Sequence[Recipe], seed: int | None, calibration: Calibration | None) -> None:
-        """Compress all recipes in one pass and cache the models, if the cache has room.
+    def compress_together(self, recipes: Sequence[tuple[Recipe, Calibration | None]], seed: int | None) -> None:
+        """Compress all recipes, each with its windows, in one pass and cache the models, if the cache has room.
 
-        One pass is enough because without propagation the calibration statistics do not depend on the recipe.
+        One pass is enough because without propagation the calibration statistics do not depend on the recipe, and
+        those of fewer windows are sums of fewer terms.
         """
-        keys = {str(recipe): self._kept_key(recipe, calibration) for recipe in recipes}
+        keys = [self._kept_key(recipe, calibration) for recipe, calibration in recipes]
         with ExitStack() as stack:
             # All processes take the locks in the same order, so that two studies cannot deadlock.
-            order = sorted(keys, key=lambda text: folder_of(keys[text]).name)
-            entries = {text: stack.enter_context(entry_for(keys[text], self._weight_bytes())) for text in order}
-            folders = {text: folder for text, folder in entries.items() if folder is not None}
-            if len(folders) < len(keys):
+            order = sorted(range(len(keys)), key=lambda place: folder_of(keys[place]).name)
+            folders = {place: stack.enter_context(entry_for(keys[place], self._weight_bytes())) for place in order}
+            jobs = [
+                Job(recipe=recipe, windows=calibration, folder=folder)
+                for place, (recipe, calibration) in enumerate(recipes)
+                if (folder := folders[place]) is not None
+            ]
+            if len(jobs) < len(keys):
                 return  # the cache has no room: the recipes are compressed one by one
             with suppress(ModelError):  # `compressed` repairs damaged entries one by one
                 compress_into(
                     self.model,
-                    folders,
-                    calibration=calibration,
+                    jobs,
                     seed=seed or 0,
                     allow_partial=self.allow_partial,
                     progress=lambda done, _total: self.observer.advance(done),

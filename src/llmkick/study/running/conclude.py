@@ -9,11 +9,14 @@ from typing import cast
 
 import pandas as pd
 
+from llmkick.claims.assess import assess
+from llmkick.claims.runs import ClaimRun
 from llmkick.compression.walk.checks import LEAST_SHARE
 from llmkick.models.language_model import LanguageModel
 from llmkick.study.cells import style_of
 from llmkick.study.expected_work import STATISTICS, noise_key
-from llmkick.study.results.comparisons import cell_results, compare_all, describe_task, overall_by_recipe
+from llmkick.study.results.axes import summaries_of, variant_rows
+from llmkick.study.results.comparisons import cell_results, compare_all, overall_by_recipe
 from llmkick.study.results.judge_summary import JudgeSummary, MissingJudgements
 from llmkick.study.results.missing_judgements import missing_judgements, warnings_of_missing
 from llmkick.study.results.multiplicity import agreement, correction_note, families
@@ -31,7 +34,7 @@ from llmkick.study.results.records import (
     Timing,
 )
 from llmkick.study.results.results import StudyResult
-from llmkick.study.results.warnings import loops, warnings_of
+from llmkick.study.results.warnings import loops, uncalibrated, warnings_of
 from llmkick.study.running.context import StudyContext
 from llmkick.study.running.environment import peak_memory
 from llmkick.study.running.executor import Executor
@@ -67,7 +70,8 @@ class _Conclusion:
 
     def _result(self, started: str, records: pd.DataFrame, noise: Sequence[NoiseRow]) -> StudyResult:
         study = self.context.study
-        tasks = [describe_task(task, self.context.prompting) for task in self.context.tasks]
+        tasks = summaries_of(study, self.context.tasks, self.context.prompting)
+        variants = variant_rows(study)
         if self.context.judging is not None:
             tasks += self.context.judging.task_summaries()
         with self.context.timed("statistics", "comparisons"):
@@ -97,7 +101,7 @@ class _Conclusion:
             ),
             model=DenseModel.of(self.context.model.info),
             tasks=tuple(tasks),
-            results=tuple(sorted(cell_results(records, tasks), key=lambda row: self._order(row, tasks))),
+            results=tuple(sorted(cell_results(records, tasks, variants), key=lambda row: self._order(row, tasks))),
             comparisons=tuple(comparisons),
             # A recipe with an incomplete cell gets no overall verdict.
             overall=tuple(overall_by_recipe([c for c in comparisons if c.recipe not in self._incomplete()])),
@@ -116,8 +120,16 @@ class _Conclusion:
             judge=self._judge(missing),
             families=tuple(families(comparisons, study.labels(), correction=study.correction, alpha=study.alpha)),
             agreement=tuple(agreement(records, study.labels())),
+            variants=variants,
             failures=tuple(FailedCell.model_validate(failure.as_row()) for failure in self.run.schedule.failures),
         )
+        return self._written(result, records)
+
+    def _written(self, result: StudyResult, records: pd.DataFrame) -> StudyResult:
+        """Write the result with what it says about the claims of the paper."""
+        with self.context.timed("statistics", "claims"):
+            run = ClaimRun(name=self.context.study.name, result=result, records=lambda: records)
+            result = result.model_copy(update={"claims": tuple(assess([run]))})
         result.write()
         return result
 
@@ -194,6 +206,7 @@ def _warnings(
             f"the dense weights of {info.name} come from a file already rounded to {info.source_precision}: "
             "rounding them again says little about rounding the original"
         )
+    warnings += uncalibrated(study)
     if not study.propagate:
         warnings.append("calibration was not propagated: every statistic comes from the dense model")
     for model in models:

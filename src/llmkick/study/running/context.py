@@ -22,6 +22,7 @@ from llmkick.study.progress import Observer
 from llmkick.study.running.early_stopping import StoppingRule
 from llmkick.study.running.evaluation import Evaluation
 from llmkick.study.running.keys import StudyKeys
+from llmkick.study.spec.axes import CalibrationText
 from llmkick.study.spec.study import Study
 from llmkick.tasks.prompting import Prompting
 from llmkick.tasks.task import Item, Task
@@ -97,9 +98,9 @@ class StudyContext:
         has_report = variant.is_dense or self.journal.digest(self.keys.report_key(variant)) is not None
         return not has_report or not all(map(self.evaluation.is_complete, self.cells(variant)))
 
-    def wanted(self, seed: int | None) -> list[Variant]:
-        """Return the variants of recipes with this seed whose models the run still needs."""
-        variants = [variant for variant in self.variants() if variant.is_recipe and variant.seed == seed]
+    def wanted_on(self, text: CalibrationText) -> list[Variant]:
+        """Return the variants of recipes calibrated on this text whose models the run still needs."""
+        variants = [v for v in self.variants() if v.is_recipe and self.keys.text_of(v) == text]
         return [variant for variant in variants if self.is_wanted(variant)]
 
     def recorded_digest(self, variant: Variant) -> str | None:

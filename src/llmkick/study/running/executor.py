@@ -29,6 +29,7 @@ from llmkick.study.running.environment import environment
 from llmkick.study.running.external_models import settings_of
 from llmkick.study.running.preparation import ModelSource
 from llmkick.study.running.schedule import Schedule
+from llmkick.study.spec.axes import CalibrationSetting, CalibrationText
 from llmkick.study.spec.study import Study
 
 HERE = "this process"
@@ -85,7 +86,7 @@ class LocalExecutor:
 
     artifacts: str | None = None
     warnings: list[str] = field(default_factory=list)
-    _compressed_seeds: set[int | None] = field(default_factory=set)
+    _compressed_texts: set[CalibrationText] = field(default_factory=set)
     _digest: str | None = None
 
     def load(self, study: Study, observer: Observer) -> LanguageModel:
@@ -110,9 +111,9 @@ class LocalExecutor:
         assert isinstance(self.model, TransformersModel), "the compressor refuses any other"
         return self.model
 
-    def calibrate(self, study: Study, seed: int, observer: Observer) -> Calibration:
-        """Return the calibration windows of a seed."""
-        return windows(self.dense, study, seed, observer)
+    def calibrate(self, setting: CalibrationSetting, seed: int, observer: Observer) -> Calibration:
+        """Return the calibration windows of a setting and a seed."""
+        return windows(self.dense, setting, seed, observer)
 
     def run(self, schedule: Schedule, context: StudyContext, writer: RecordWriter) -> None:
         """Fill the cells one after another."""
@@ -155,22 +156,22 @@ class LocalExecutor:
         return model
 
     def _compress_together(self, first: Variant, context: StudyContext) -> None:
-        """Compress all recipes of a seed in one pass and cache the models; this needs `propagate = false`."""
-        if first.propagate or not first.is_recipe or first.seed in self._compressed_seeds:
+        """Compress all recipes of a seed, with all numbers of windows, in one pass; this needs `propagate = false`."""
+        if first.propagate or not first.is_recipe:
             return
-        self._compressed_seeds.add(first.seed)
-        wanted = context.wanted(first.seed)
+        text = context.keys.text_of(first)
+        if text in self._compressed_texts:
+            return
+        self._compressed_texts.add(text)
+        wanted = context.wanted_on(text)
         if len(wanted) < 2:
-            context.forecast.end(pass_key(first.seed))
-        else:
-            self.observer.stage(f"compressing {len(wanted)} recipes", len(decoder_blocks(self.dense.network)))
-            with (
-                context.timed("compress", "one pass"),
-                context.forecast.working(pass_key(first.seed)) as advance,
-            ):
-                recipes = [variant.recipe for variant in wanted]
-                told = replace(self.compressor, observer=StepObserver(observer=self.observer, on_step=advance))
-                told.compress_together(recipes, first.seed, context.keys.calibration_of(first))
+            context.forecast.end(pass_key(text))
+            return
+        self.observer.stage(f"compressing {len(wanted)} recipes", len(decoder_blocks(self.dense.network)))
+        with context.timed("compress", "one pass"), context.forecast.working(pass_key(text)) as advance:
+            recipes = [(variant.recipe, context.keys.calibration_of(variant)) for variant in wanted]
+            told = replace(self.compressor, observer=StepObserver(observer=self.observer, on_step=advance))
+            told.compress_together(recipes, first.seed)
 
     def dense_digest(self) -> str:
         """Return the digest of the dense weights."""
@@ -195,14 +196,13 @@ def store_at(place: str | None) -> ArtifactStore | None:
     return store
 
 
-def windows(model: TransformersModel, study: Study, seed: int, observer: Observer) -> Calibration:
-    """Return the calibration windows of a seed, sampled from the model in memory or read from a text."""
-    spec = study.calibration
+def windows(model: TransformersModel, setting: CalibrationSetting, seed: int, observer: Observer) -> Calibration:
+    """Return the calibration windows of a setting and a seed, sampled from the model in memory or read from a text."""
     return calibrate(
         model,
-        source=spec.source,
-        sequences=spec.sequences,
-        length=spec.length,
+        source=setting.source,
+        sequences=setting.sequences,
+        length=setting.length,
         seed=seed,
         progress=lambda done, _total: observer.advance(done),
     )

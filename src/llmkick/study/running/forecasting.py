@@ -31,6 +31,7 @@ from llmkick.study.expected_work import (
     compressing,
     compression_key,
     judging,
+    largest_of_texts,
     measuring_noise,
     pass_key,
 )
@@ -42,28 +43,34 @@ from llmkick.study.part_ratios import Part
 from llmkick.study.results.records import Artifact
 from llmkick.study.running.context import StudyContext
 from llmkick.study.running.keys import StudyKeys
+from llmkick.study.spec.axes import CalibrationText, Windows, calibration_settings
 from llmkick.tasks.task import Item
 
 
 def forecast_study(
-    keys: StudyKeys, items: Mapping[str, Sequence[Item]], journal: Journal, *, seeds: Iterable[int], chance: float = 1.0
+    keys: StudyKeys,
+    items: Mapping[str, Sequence[Item]],
+    journal: Journal,
+    *,
+    wanted: Sequence[Windows],
+    chance: float = 1.0,
 ) -> tuple[Forecast, Announcement]:
-    """Forecast a study whose model is loaded, and announce what is left of it.
+    """Forecast a study whose model is loaded, and announce what is left of it; `keys` has the windows that are known.
 
-    seeds: of the calibration texts. chance: the share of the compressed models that a search is expected to visit.
+    wanted: all calibration windows. chance: the share of the compressed models that a search is expected to visit.
     """
     study, model = keys.study, keys.model
     speed = measured_speed(model)
-    work = _expected(keys, items, seeds, speed)
+    work = _expected(keys, items, wanted, speed)
     parts = _with_earlier_seconds(work.parts, journal)
     if chance < 1:
         parts = [replace(part, chance=chance) if _is_searched(part) else part for part in parts]
     is_known = speed is not None or any(part.cost != old.cost for part, old in zip(parts, work.parts, strict=True))
     forecast = Forecast(parts, is_rated=is_known)
     _skip_recorded(forecast, keys, items, journal)
-    for seed in seeds:
-        if seed in keys.calibrations:
-            forecast.end(calibration_key(seed))
+    for text, setting in largest_of_texts(wanted).items():
+        if (setting, text.seed) in keys.calibrations:
+            forecast.end(calibration_key(text))
     variants = list(variants_of(study))
     advice = advice_for(study, work, calibrated=any(variant.seed is not None for variant in variants))
     return forecast, announce(work, forecast, advice=advice)
@@ -74,7 +81,7 @@ def _is_searched(part: Part) -> bool:
 
 
 def _expected(
-    keys: StudyKeys, items: Mapping[str, Sequence[Item]], seeds: Iterable[int], speed: ModelSpeed | None
+    keys: StudyKeys, items: Mapping[str, Sequence[Item]], wanted: Sequence[Windows], speed: ModelSpeed | None
 ) -> ExpectedWork:
     study, model = keys.study, keys.model
     variants = list(variants_of(study))
@@ -84,8 +91,8 @@ def _expected(
         relative = speed or expected_speed(
             model.info.parameters, machine_speed(torch.float32, torch.device("cpu")), torch.float32
         )
-        work += compressing(model, variants, study.calibration, speed=relative)
-        work += calibrating(seeds, study.calibration, speed=speed)
+        work += compressing(model, variants, calibration_settings(study.calibration)[0], speed=relative)
+        work += calibrating(wanted, model.info, model.device, speed=speed)
     work += measuring_noise(model, keys.tasks, items, styles, speed=speed)
     work += comparing(variants, len(keys.tasks))
     if study.judge is not None:
@@ -141,6 +148,7 @@ def _skip_recorded(forecast: Forecast, keys: StudyKeys, items: Mapping[str, Sequ
     """Skip the records of earlier sessions, as far as they can be told before the calibration is known."""
     records = {(entry.recipe, entry.seed, entry.task): entry.records for entry in journal.cells()}
     labels = {artifact.recipe for artifact in journal.artifacts(Artifact)}
+    done: dict[CalibrationText, bool] = {}
     for variant in variants_of(keys.study):
         left = False
         for task in keys.tasks:
@@ -151,8 +159,14 @@ def _skip_recorded(forecast: Forecast, keys: StudyKeys, items: Mapping[str, Sequ
                 forecast.end(cell_key(variant, task.name))
             else:
                 left = True
-        if not left and variant.label in labels:
+        is_done = not left and variant.label in labels
+        if is_done:
             forecast.end(compression_key(variant))
+        if variant.is_recipe:
+            text = keys.text_of(variant)
+            done[text] = done.get(text, True) and is_done
+    for text in (text for text, is_done in done.items() if is_done):
+        forecast.end(pass_key(text))
 
 
 def skip_done(context: StudyContext, cells: Iterable[Cell], pending: Iterable[Cell]) -> None:
@@ -166,16 +180,19 @@ def skip_done(context: StudyContext, cells: Iterable[Cell], pending: Iterable[Ce
         if context.evaluation.is_complete(cell):
             forecast.end(cell_key(cell.variant, cell.task.name))
         wanted[cell.variant] = wanted.get(cell.variant, False) or cell.run_key in waiting
-    shares: dict[int | None, list[float]] = {}
+    shares: dict[CalibrationText, list[float]] = {}
     for variant, is_wanted in wanted.items():
+        of_text = shares.setdefault(context.keys.text_of(variant), []) if variant.is_recipe else []
         if not is_wanted:
             forecast.end(compression_key(variant))
         elif variant.is_recipe:
-            share = _share_in_cache(context, variant)
-            shares.setdefault(variant.seed, []).append(share)
-            forecast.skip_share(compression_key(variant), share)
-    for seed, of_seed in shares.items():
-        forecast.skip_share(pass_key(seed), min(of_seed))
+            of_text.append(_share_in_cache(context, variant))
+            forecast.skip_share(compression_key(variant), of_text[-1])
+    for text, of_text in shares.items():
+        if of_text:
+            forecast.skip_share(pass_key(text), min(of_text))
+        else:
+            forecast.end(pass_key(text))
     if context.judging is None:
         forecast.end(JUDGING)
 

@@ -13,6 +13,7 @@ from llmkick.models.transformers_model import TransformersModel
 from llmkick.study.cells import Cell, Variant, cells_of, digest_of, variants_of
 from llmkick.study.running.early_stopping import StoppingRule
 from llmkick.study.running.external_models import ExternalModels, answers_key
+from llmkick.study.spec.axes import CalibrationText, Windows, calibration_settings
 from llmkick.study.spec.study import Study
 from llmkick.tasks.prompting import Prompting
 from llmkick.tasks.task import Task
@@ -22,7 +23,8 @@ from llmkick.tasks.task import Task
 class StudyKeys:
     """All inputs of the run keys of a study.
 
-    calibrations: the calibration windows by seed. rules: the stopping rules by task, for `stop = "decided"`.
+    calibrations: the calibration windows by setting and seed. rules: the stopping rules by task, for
+    `stop = "decided"`.
     """
 
     study: Study
@@ -30,17 +32,24 @@ class StudyKeys:
     tasks: Sequence[Task]
     external_models: ExternalModels
     prompting: Prompting
-    calibrations: Mapping[int, Calibration]
+    calibrations: Mapping[Windows, Calibration]
     rules: Mapping[str, StoppingRule] = field(default_factory=dict)
 
     def calibration_of(self, variant: Variant) -> Calibration | None:
         """Return the calibration windows of a variant, or None for the dense model and external models.
 
-        A method without calibration measures its output error on the windows of the study's first seed.
+        A method without calibration measures its output error on the windows of the study's first setting and seed.
         """
-        if not variant.is_recipe:
-            return None
-        return self.calibrations[self.study.seeds[0] if variant.seed is None else variant.seed]
+        return self.calibrations[self.windows_of(variant)] if variant.is_recipe else None
+
+    def windows_of(self, variant: Variant) -> Windows:
+        """Return the calibration setting and the seed of the windows of a variant."""
+        setting = variant.calibration or calibration_settings(self.study.calibration)[0]
+        return setting, self.study.seeds[0] if variant.seed is None else variant.seed
+
+    def text_of(self, variant: Variant) -> CalibrationText:
+        """Return what the variants have in common whose windows are the beginning of one text."""
+        return self.windows_of(variant)[0].text(variant.seed)
 
     def weights_key(self, variant: Variant) -> dict[str, object]:
         """Return all inputs that determine the weights of a variant."""

@@ -13,8 +13,7 @@ from pathlib import Path
 from llmkick.models.language_model import LanguageModel
 from llmkick.study.journal.journal import Journal
 from llmkick.study.journal.prompts import packed_prompts
-from llmkick.study.results.comparisons import describe_task
-from llmkick.study.results.records import DenseModel
+from llmkick.study.results.records import DenseModel, TaskSummary
 from llmkick.study.running.environment import environment
 from llmkick.tasks.prompting import Prompting
 from llmkick.tasks.task import Item, Task
@@ -25,12 +24,13 @@ def note_run(
     *,
     model: LanguageModel,
     tasks: Sequence[Task],
+    summaries: Sequence[TaskSummary],
     items: Mapping[str, Sequence[Item]],
     prompting: Prompting,
 ) -> None:
     """Write the model, tasks, environment, command, items and the dense model's prompts to the journal."""
     journal.note("model", DenseModel.of(model.info).facts)
-    journal.note("tasks", [describe_task(task, prompting).facts for task in tasks])
+    journal.note("tasks", [summary.facts for summary in summaries])
     journal.note("environment", environment().facts)
     now = datetime.now(UTC).isoformat(timespec="seconds")
     journal.add_command(now, importlib.metadata.version("llmkick"), command_line(sys.argv))

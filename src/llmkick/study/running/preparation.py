@@ -17,14 +17,14 @@ from llmkick.errors import ConfigError
 from llmkick.files import require_space, write_text_atomically
 from llmkick.models.language_model import LanguageModel
 from llmkick.models.transformers_model import TransformersModel
-from llmkick.study.cells import Variant, digest_of, style_of, variants_of
-from llmkick.study.expected_work import calibration_key
-from llmkick.study.forecast import Forecast
+from llmkick.study.cells import Variant, style_of
 from llmkick.study.journal.journal import Journal
 from llmkick.study.judging.judging import Judging, judge_of
 from llmkick.study.power_warnings import calibrated_seeds, warn_of_low_power
-from llmkick.study.progress import Observer, StepObserver, show_plan
+from llmkick.study.progress import Observer, show_plan
+from llmkick.study.results.axes import summaries_of
 from llmkick.study.results.records import CONTROL_METRICS
+from llmkick.study.running.calibrations import calibration_windows, pocket_notes, recorded_windows, windows_wanted
 from llmkick.study.running.context import StudyContext
 from llmkick.study.running.early_stopping import StoppingRule, stopping_rules
 from llmkick.study.running.evaluation import Evaluation
@@ -32,6 +32,7 @@ from llmkick.study.running.external_models import ExternalModels
 from llmkick.study.running.forecasting import forecast_study
 from llmkick.study.running.keys import StudyKeys
 from llmkick.study.running.metadata import note_run
+from llmkick.study.spec.axes import CalibrationSetting, calibration_settings
 from llmkick.study.spec.study import Study
 from llmkick.tasks.evaluate import refuse_unanswerable
 from llmkick.tasks.task import Item, Task
@@ -47,8 +48,8 @@ class ModelSource(Protocol):
         """Load the dense model, or return a proxy whose answers come from workers."""
         ...
 
-    def calibrate(self, study: Study, seed: int, observer: Observer) -> Calibration:
-        """Return the calibration windows of a seed."""
+    def calibrate(self, setting: CalibrationSetting, seed: int, observer: Observer) -> Calibration:
+        """Return the calibration windows of a setting and a seed."""
         ...
 
     def dense_digest(self) -> str:
@@ -98,22 +99,25 @@ def prepare(
     `visited_share` is the share of the compressed models that a search is expected to visit.
     Raises ConfigError, ModelError or DataError before the long computations start.
     """
-    tasks = [spec.make() for spec in study.tasks]
+    tasks = [spec.make() for spec in study.task_specs()]
     judging = _judging(study, tasks, journal, observer)
     keys, warnings = _load(study, tasks, journal=journal, observer=observer, source=source)
+    # Too few worked examples must fail before calibration text is sampled, which can take long, and a missing or short
+    # calibration text before the dense model is asked anything.
     items = {task.name: task.items(keys.model) for task in keys.tasks}
     keys = replace(keys, rules=_rules(keys, items, judging))
-    windows = _recorded_calibrations(keys, seeds, journal)
-    known = replace(keys, calibrations={seed: window for seed, (_, window) in windows.items() if window is not None})
-    forecast, announcement = forecast_study(known, items, journal, seeds=windows, chance=visited_share)
+    wanted = windows_wanted(keys, seeds)
+    keys = replace(keys, calibrations=recorded_windows(wanted, keys.model, journal))
+    forecast, announcement = forecast_study(keys, items, journal, wanted=wanted, chance=visited_share)
     show_plan(observer, forecast, announcement)
-    # A missing or short calibration text must fail before the dense model is asked anything.
-    calibrations = _calibrations(keys, windows, journal=journal, observer=observer, source=source, forecast=forecast)
+    calibrations = calibration_windows(
+        wanted, keys, journal=journal, observer=observer, source=source, forecast=forecast
+    )
     keys = replace(keys, calibrations=calibrations)
-    note_run(journal, model=keys.model, tasks=keys.tasks, items=items, prompting=keys.prompting)
-    judged = [(task, items[task.name]) for task in keys.tasks if task.metric not in CONTROL_METRICS]
-    for line in warn_of_low_power(judged, seeds=calibrated_seeds(study), margin=study.margin, alpha=study.alpha):
-        observer.warn(line)
+    notes = pocket_notes(calibrations, keys.model, keys.tasks)
+    summaries = summaries_of(study, keys.tasks, keys.prompting)
+    note_run(journal, model=keys.model, tasks=keys.tasks, summaries=summaries, items=items, prompting=keys.prompting)
+    _warn(study, keys, items, observer, notes=notes)
     evaluation = Evaluation(
         journal=journal,
         model_name=keys.model.info.name,
@@ -135,8 +139,18 @@ def prepare(
         evaluation=evaluation,
         dense_digest=source.dense_digest,
         forecast=forecast,
-        warnings=tuple(warnings),
+        warnings=(*warnings, *notes),
     )
+
+
+def _warn(
+    study: Study, keys: StudyKeys, items: Mapping[str, Sequence[Item]], observer: Observer, *, notes: Sequence[str]
+) -> None:
+    """Warn before the work starts: of what the calibration is, and of tasks that have too few items."""
+    judged = [(task, items[task.name]) for task in keys.tasks if task.metric not in CONTROL_METRICS]
+    power = warn_of_low_power(judged, seeds=calibrated_seeds(study), margin=study.margin, alpha=study.alpha)
+    for line in (*notes, *power):
+        observer.warn(line)
 
 
 def _rules(keys: StudyKeys, items: Mapping[str, Sequence[Item]], judging: Judging | None) -> dict[str, StoppingRule]:
@@ -202,7 +216,7 @@ def _with_comparable_units(
     """
     converted = {
         place: spec.model_copy(update={"unit": "bytes"}).make()
-        for place, spec in enumerate(study.tasks)
+        for place, spec in enumerate(study.task_specs())
         if different and spec.name.startswith("perplexity") and not spec.unit
     }
     warnings = [
@@ -218,48 +232,8 @@ def _check_recipes(study: Study, model: LanguageModel) -> None:
     placeholder = Calibration(tokens=torch.zeros(1, 2, dtype=torch.long).numpy(), source="", seed=0)
     for recipe in study.parsed_recipes():
         check_recipe_fits(recipe, blocks, placeholder)
-    if study.calibration.length > model.max_tokens:
+    longest = max(setting.length for setting in calibration_settings(study.calibration))
+    if longest > model.max_tokens:
         raise ConfigError(
-            f"calibration length {study.calibration.length} exceeds the context of "
-            f"{model.info.name}, {model.max_tokens} tokens"
+            f"calibration length {longest} exceeds the context of {model.info.name}, {model.max_tokens} tokens"
         )
-
-
-def _recorded_calibrations(
-    keys: StudyKeys, seeds: Sequence[int], journal: Journal
-) -> dict[int, tuple[str, Calibration | None]]:
-    """Return the journal key of each seed's calibration windows, and the windows if the journal has them.
-
-    The seeds are those that a recipe of the study needs, and the other `seeds`.
-    """
-    study, spec = keys.study, keys.study.calibration
-    used = [study.seeds[0] if v.seed is None else v.seed for v in variants_of(study) if v.is_recipe]
-    recorded = {}
-    for seed in dict.fromkeys([*used, *seeds]):
-        key = digest_of([keys.model.info.digest, spec.model_dump(), seed])
-        recorded[seed] = (key, journal.calibration(key))
-    return recorded
-
-
-def _calibrations(
-    keys: StudyKeys,
-    recorded: Mapping[int, tuple[str, Calibration | None]],
-    *,
-    journal: Journal,
-    observer: Observer,
-    source: ModelSource,
-    forecast: Forecast,
-) -> dict[int, Calibration]:
-    """Return the calibration windows of every seed; make those that the journal does not have."""
-    study, spec = keys.study, keys.study.calibration
-    calibrations = {}
-    for seed, (key, calibration) in recorded.items():
-        if calibration is None:
-            observer.stage(f"calibration text ({spec.source}, seed {seed})", spec.sequences * spec.length)
-            started = time.perf_counter()
-            with forecast.working(calibration_key(seed)) as advance:
-                calibration = source.calibrate(study, seed, StepObserver(observer=observer, on_step=advance))
-            journal.add_seconds("calibrate", f"{spec.source}, seed {seed}", time.perf_counter() - started)
-            journal.add_calibration(key, calibration)
-        calibrations[seed] = calibration
-    return calibrations

@@ -13,7 +13,7 @@ from llmkick.study.cells import Cell, Variant
 from llmkick.study.expected_work import JUDGING, VERDICTS, cell_key
 from llmkick.study.judging.questions import Answered
 from llmkick.study.progress import Observer, StepObserver
-from llmkick.study.results.comparisons import describe_task
+from llmkick.study.results.axes import summaries_of
 from llmkick.study.results.records import JournalledCompression
 from llmkick.study.running.context import StudyContext
 from llmkick.study.running.executor import Executor
@@ -39,7 +39,7 @@ def run_cells(context: StudyContext, executor: Executor) -> CompletedRun:
     verdicts = InterimVerdicts(
         journal=context.journal,
         study=context.study,
-        tasks=[describe_task(task, context.prompting) for task in context.tasks],
+        tasks=summaries_of(context.study, context.tasks, context.prompting),
         observer=context.observer,
         orders=context.orders,
         same_weights=context.left_the_weights,
@@ -137,7 +137,9 @@ class JournalWriter:
             cells = context.cells(variant)
             context.journal.forget([cell.run_key for cell in cells])
             self.schedule.reopen(cells)
-        context.journal.add_artifact(context.keys.report_key(variant), report.digest, JournalledCompression.of(report))
+        axes = next((level.axes for level in context.study.recipe_levels() if level.label == variant.label), {})
+        compression = JournalledCompression.of(report, variant.label, axes)
+        context.journal.add_artifact(context.keys.report_key(variant), report.digest, compression)
 
 
 def _judge(context: StudyContext, schedule: Schedule, variants: Sequence[Variant]) -> tuple[set[str], list[str]]:

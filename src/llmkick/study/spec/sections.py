@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from llmkick.errors import ConfigError
 from llmkick.models.server_scheme import is_server
 from llmkick.study.spec.model_names import parse_if_server
-from llmkick.study.spec.source_lines import errors_at
+from llmkick.study.spec.source_lines import LocatedError, Location, errors_at
 from llmkick.tasks.judge.clients import DEFAULT_KEY_ENV
 from llmkick.tasks.judge.prompts import JudgeProtocol
 from llmkick.tasks.registry import get_task
+from llmkick.tasks.renaming import renamed
 from llmkick.tasks.task import PROTOCOLS, Task, TaskProtocol
 
 
@@ -23,28 +34,66 @@ class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
+def refuse_axis(location: Location, levels: Sequence[str | int]) -> None:
+    """Raise ConfigError for an axis without levels, or with a level that is listed twice."""
+    if not levels:
+        raise LocatedError("an empty list; give a value, or several values as an axis", location)
+    for index, level in enumerate(levels):
+        if level in levels[:index]:
+            raise LocatedError(f"{level} is listed twice", (*location, index))
+
+
+# Tags of the two forms of a setting. They are no part of the location of a wrong value.
+FORMS = ("_one value", "_several values")
+
+
+def _form(value: object) -> str:
+    return FORMS[isinstance(value, list)]
+
+
+# A setting with one value, or with a list of values, which is an axis of the study.
+_Text = Annotated[Annotated[str, Tag(FORMS[0])] | Annotated[list[str], Tag(FORMS[1])], Discriminator(_form)]
+_Count = Annotated[int, Field(ge=1)]
+_Counts = Annotated[Annotated[_Count, Tag(FORMS[0])] | Annotated[list[_Count], Tag(FORMS[1])], Discriminator(_form)]
+_Length = Annotated[int, Field(ge=2)]
+_Lengths = Annotated[Annotated[_Length, Tag(FORMS[0])] | Annotated[list[_Length], Tag(FORMS[1])], Discriminator(_form)]
+_Shots = Annotated[Annotated[int | None, Tag(FORMS[0])] | Annotated[list[int], Tag(FORMS[1])], Discriminator(_form)]
+
+
 class TaskSpec(Frozen):
-    """A task of a study; its keys are the arguments of `get_task`."""
+    """A task of a study: its keys are the arguments of `get_task`, and `id`, the task's name if it has another.
+
+    Several numbers of `shots` are an axis: `study.spec.axes.task_levels` returns a task for each.
+    """
 
     name: str
     source: str = "pocket"
     protocol: TaskProtocol = "strict"
     limit: int | None = None
     seed: int = 0
-    shots: int | None = None
+    shots: _Shots = None
     window: int | None = None
     unit: str | None = None
     evidence_tokens: int | None = None
     words: int | None = None
     bucket_words: list[int] | None = None
+    per_bucket: int | None = None
+    answer_line: str | None = None
     max_new_tokens: int | None = None
     split: str | None = None
     revision: str | None = None
     sha256: str | dict[str, str] | None = None
+    id: str | None = None
+
+    @field_validator("shots")
+    @classmethod
+    def _one_level_is_no_axis(cls, value: int | list[int] | None) -> int | list[int] | None:
+        return value[0] if isinstance(value, list) and len(value) == 1 else value
 
     def make(self) -> Task:
-        """Return the task of this specification. Raises the ConfigErrors of `get_task`."""
-        return get_task(**{key: value for key, value in self.model_dump().items() if value is not None})
+        """Return the task of this specification, named by its `id`. Raises the ConfigErrors of `get_task`."""
+        task = get_task(**{key: value for key, value in self.model_dump(exclude={"id"}).items() if value is not None})
+        return task if self.id is None else renamed(task, self.id)
 
 
 def task_specs(
@@ -63,12 +112,21 @@ def task_specs(
 class CalibrationSpec(Frozen):
     """The source and size of the calibration windows; see `llmkick.compression.walk.calibration.calibrate`.
 
-    `sequences` windows of `length` tokens each.
+    `sequences` windows of `length` tokens each. A list of values is an axis, see `study.spec.axes`.
     """
 
-    source: str = "self"
-    sequences: int = Field(default=32, ge=1)
-    length: int = Field(default=512, ge=2)
+    source: _Text = "self"
+    sequences: _Counts = 32
+    length: _Lengths = 512
+
+    @field_validator("source", "sequences", "length")
+    @classmethod
+    def _levels_differ(cls, value: str | int | list[str] | list[int], info: ValidationInfo) -> object:
+        """Refuse an axis without levels or with a level twice; a single level is no axis."""
+        if not isinstance(value, list):
+            return value
+        refuse_axis(("calibration", str(info.field_name)), value)
+        return value[0] if len(value) == 1 else value
 
 
 class ServerSpec(Frozen):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,13 +14,15 @@ from pydantic import Field, field_validator, model_validator
 
 from llmkick.compression.recipe import Dense, Recipe
 from llmkick.compression.registry import parse_recipe
-from llmkick.errors import ConfigError, KickError
+from llmkick.errors import ConfigError
 from llmkick.models.server_scheme import is_server
 from llmkick.models.thoughts import Thinking
+from llmkick.study.spec.axes import RecipeLevel, TaskLevel, recipe_levels, task_levels
 from llmkick.study.spec.choices import Correction, Precision, Stop
 from llmkick.study.spec.model_names import label_others, parse_if_server
 from llmkick.study.spec.sections import CalibrationSpec, Frozen, JudgeSpec, ServerSpec, TaskSpec
 from llmkick.study.spec.source_lines import LocatedError, errors_at
+from llmkick.study.spec.task_checks import check_tasks
 from llmkick.study.spec.validation import validated
 from llmkick.tasks.judge.prompts import Judgeable
 from llmkick.tasks.prompting import PromptingChoice, refuse_contradiction
@@ -89,16 +90,7 @@ class Study(Frozen):
     @field_validator("tasks")
     @classmethod
     def _tasks_can_be_made(cls, value: tuple[TaskSpec, ...]) -> tuple[TaskSpec, ...]:
-        names = []
-        for index, spec in enumerate(value):
-            try:
-                names.append(spec.make().name)
-            except KickError as error:
-                # An error message of get_task begins with the key of the wrong value, or with "unknown" and the key.
-                key = re.match(rf"(?:unknown )?({'|'.join(TaskSpec.model_fields)}|option '\w+'|)", str(error))
-                blamed = (key[1] if key else "").removeprefix("option ").strip("'") or "name"
-                raise LocatedError(str(error), ("tasks", index, blamed)) from error
-        _refuse_repeats("tasks", names)
+        check_tasks(value)
         with errors_at("tasks"):
             if not value:
                 raise ConfigError("a study needs at least one task; see `kick tasks`")
@@ -154,7 +146,7 @@ class Study(Frozen):
     def _something_to_judge(self) -> Study:
         if self.judge is None:
             return self
-        judged = [task.name for task in (spec.make() for spec in self.tasks) if isinstance(task, Judgeable)]
+        judged = [task.name for task in (spec.make() for spec in self.task_specs()) if isinstance(task, Judgeable)]
         with errors_at("judge"):
             if not judged:
                 raise ConfigError("none of the tasks is judged: add summarization or instruction, or leave [judge] out")
@@ -185,11 +177,23 @@ class Study(Frozen):
 
     def labelled_others(self) -> dict[str, str]:
         """Return short name → reference of the external models, in the study's order."""
-        return label_others(self.others, taken=("dense", *self.recipes))
+        return label_others(self.others, taken=("dense", *(level.label for level in self.recipe_levels())))
+
+    def recipe_levels(self) -> list[RecipeLevel]:
+        """Return the recipes with every level of the calibration's axes."""
+        return recipe_levels(self.parsed_recipes(), self.calibration)
+
+    def task_levels(self) -> list[TaskLevel]:
+        """Return the tasks with every level of their shots."""
+        return task_levels(self.tasks)
+
+    def task_specs(self) -> list[TaskSpec]:
+        """Return the specification of every task that is asked."""
+        return [level.spec for level in self.task_levels()]
 
     def labels(self) -> list[str]:
         """Return the labels of all models that are compared with the dense model: recipes, then external models."""
-        return [*self.recipes, *self.labelled_others()]
+        return [*(level.label for level in self.recipe_levels()), *self.labelled_others()]
 
     def hash(self) -> str:
         """Return the SHA-256 of the study without its name, its servers, its judge and `allow_partial`.
@@ -216,7 +220,8 @@ class Study(Frozen):
 
 
 _HASHED_WHERE_USED = (
-    "unit", "evidence_tokens", "words", "bucket_words", "max_new_tokens", "split", "revision", "sha256",
+    "id", "unit", "evidence_tokens", "words", "bucket_words", "per_bucket", "answer_line", "max_new_tokens", "split",
+    "revision", "sha256",
 )  # fmt: skip
 
 

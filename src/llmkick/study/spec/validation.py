@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from llmkick.errors import ConfigError
-from llmkick.study.spec.sections import Frozen
+from llmkick.study.spec.sections import FORMS, Frozen
 from llmkick.study.spec.source_lines import LocatedError, place_of
 
 Spec = TypeVar("Spec", bound=Frozen)
@@ -46,7 +46,7 @@ def _describe(
     origin: str,
 ) -> str:
     """Return one line for one problem from pydantic: the location in the file, then the problem."""
-    location = problem["loc"]
+    location = tuple(part for part in problem["loc"] if part not in FORMS)
     place = place_of(location, text, values, origin)
     section = sections[str(location[0])] if len(location) > 1 and location[0] in sections else kind
     if problem["type"] == "extra_forbidden":

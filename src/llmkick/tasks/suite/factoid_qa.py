@@ -18,6 +18,9 @@ from llmkick.tasks.prompting import SENTENCE_EXAMPLES, Prompting, question_promp
 from llmkick.tasks.question_answering import MAX_NEW_TOKENS, score_answer, score_anywhere
 from llmkick.tasks.task import Answer, Grouping, Item, Record, content_hash, task_key
 
+# Where the paper's prompt asks for the answer → what stands between the question and "The answer is".
+ANSWER_LINES: Mapping[str, str] = {"same": " ", "new": "\n"}
+
 
 @dataclass(frozen=True, kw_only=True)
 class FactoidQA:
@@ -25,7 +28,8 @@ class FactoidQA:
 
     In protocol `strict` an answer is correct if its first line contains an alias as whole words. Protocol `paper`
     uses the paper's prompt; an answer is correct if an alias is a substring of the whole output, after spaces are
-    removed and case is ignored.
+    removed and case is ignored. `answer_line` says where the words "The answer is" stand in that prompt: behind the
+    question, as the paper asked dense and pruned models, or on a line of their own, as it asked quantized ones.
     """
 
     data: str = ""
@@ -33,6 +37,7 @@ class FactoidQA:
     protocol: str = "strict"
     limit: int | None = None
     seed: int = 0
+    answer_line: str | None = None
     split: str | None = None
     revision: str | None = None
     sha256: str | Mapping[str, str] | None = None
@@ -46,6 +51,12 @@ class FactoidQA:
     def __post_init__(self) -> None:
         if self.data and self.source == "pocket":
             raise ConfigError(f'source of {self.name} is "hub" or a folder: the pocket suite has no such data')
+        if self.answer_line is not None and self.answer_line not in ANSWER_LINES:
+            raise ConfigError(
+                f"answer_line of {self.name} {self.answer_line!r} is unknown; choose from: {', '.join(ANSWER_LINES)}"
+            )
+        if self.answer_line is not None and self.protocol != "paper":
+            raise ConfigError(f'answer_line of {self.name} is of the paper\'s prompt; use protocol = "paper" with it')
         _ = self.origin
 
     @property
@@ -83,7 +94,8 @@ class FactoidQA:
     @property
     def key(self) -> Mapping[str, Any]:
         """All properties of the task that can change a score."""
-        return task_key(self, content_hash(self._loaded.items))
+        key = task_key(self, content_hash(self._loaded.items))
+        return key if self.answer_line is None else {**key, "answer_line": self.answer_line}
 
     def items(self, model: LanguageModel | None = None) -> Sequence[Item]:
         """The sampled questions."""
@@ -92,7 +104,8 @@ class FactoidQA:
     def requests(self, item: Item, prompting: Prompting) -> Sequence[ScoreRequest | GenerateRequest]:
         """One short generation request."""
         if self.protocol == "paper":
-            prompt = f"Please give answer to this question: {item.question} The answer is"
+            between = ANSWER_LINES[self.answer_line or "same"]
+            prompt = f"Please give answer to this question: {item.question}{between}The answer is"
             return [GenerateRequest(prompt, max_new_tokens=MAX_NEW_TOKENS)]
         asked = question_prompt(item.question, SENTENCE_EXAMPLES, prompting)
         return [GenerateRequest(asked, stops=("\n",), max_new_tokens=MAX_NEW_TOKENS)]

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from llmkick.errors import ConfigError
+from llmkick.errors import ConfigError, DataError
 from llmkick.models.language_model import (
     ContinuationScore,
     GenerateRequest,
@@ -61,6 +61,7 @@ class Summarization:
     words: int | None = None
     max_new_tokens: int | None = None
     bucket_words: tuple[int, int] | None = None
+    per_bucket: int | None = None
     split: str | None = None
     revision: str | None = None
     sha256: str | Mapping[str, str] | None = None
@@ -71,12 +72,17 @@ class Summarization:
     setting = "synthesis"
 
     def __post_init__(self) -> None:
-        for option in ("words", "max_new_tokens"):
+        for option in ("words", "max_new_tokens", "per_bucket"):
             value = getattr(self, option)
             if value is not None and not (is_whole(value) and value >= 1):
                 raise ConfigError(f"{option} of {self.name} must be a whole number of at least 1; got {value!r}")
         if self.protocol == "paper" and self.words not in (None, WORDS):
             raise ConfigError(f"words of {self.name} are {WORDS} in protocol paper; got {self.words}")
+        if self.per_bucket is not None and self.limit is not None:
+            raise ConfigError(
+                f"limit of {self.name} and per_bucket do not go together: one counts all stories, the other those of "
+                "each length; give one of them"
+            )
         if self.bucket_words is not None:
             edges = tuple(self.bucket_words)
             if not (len(edges) == 2 and all(map(is_whole, edges)) and 1 <= edges[0] < edges[1]):
@@ -164,12 +170,29 @@ class Summarization:
         key["max_new_tokens"] = self._max_new_tokens
         if self.bucket_words is not None:
             key["bucket_words"] = list(self.bucket_words)
+        if self.per_bucket is not None:
+            key["per_bucket"] = self.per_bucket
         return key
 
     def items(self, model: LanguageModel | None = None) -> Sequence[Item]:
         """The sampled stories, stratified by bucket; for a model, truncated to fit its context."""
-        items = stratified_sample(self._bucketed, self.limit, self.seed, by=lambda item: str(item.details["bucket"]))
+        items = self._sampled()
         return items if model is None else [self._fitted(item, model) for item in items]
+
+    def _sampled(self) -> list[Item]:
+        """The stories that are asked: a proportional sample, or as many of each length."""
+        if self.per_bucket is None:
+            return stratified_sample(self._bucketed, self.limit, self.seed, by=lambda item: str(item.details["bucket"]))
+        chosen: set[str] = set()
+        for bucket in BUCKETS:
+            stories = [item for item in self._bucketed if item.details["bucket"] == bucket]
+            if len(stories) < self.per_bucket:
+                raise DataError(
+                    f"{self.name}: per_bucket asks for {self.per_bucket} {bucket} stories; {self.source} has "
+                    f"{len(stories)}; give a smaller per_bucket, or other bucket_words"
+                )
+            chosen |= {item.id for item in stratified_sample(stories, self.per_bucket, self.seed)}
+        return [item for item in self._bucketed if item.id in chosen]
 
     def _fitted(self, item: Item, model: LanguageModel) -> Item:
         def prompts(story: str) -> list[Prompt]:

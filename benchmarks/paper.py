@@ -1,0 +1,198 @@
+"""The claims of the paper on two models: python benchmarks/paper.py --data DATA [--minutes N] [--model NAME].
+
+DATA holds a folder for each data set in its official layout: freebaseqa, mmlu, triviaqa, cnn_dailymail, wikitext2, c4
+(see docs/data.md). The studies of a model are run one after the other; with --minutes the run stops after that time,
+and the same command goes on where it was. At every stop results/paper/MODEL.md says what the claims are so far, and
+which cells are left.
+"""
+
+import argparse
+import platform
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import paper_model
+from rich.console import Console
+
+import llmkick
+from llmkick.cli.progress import TerminalProgress
+from llmkick.report.claims import claims_markdown, claims_of
+from llmkick.report.exports import markdown
+from llmkick.report.run_folder import Run, opened_run
+from llmkick.study.cells import variants_of
+from llmkick.study.spec.study import Study, make_study
+
+RESULTS = Path(__file__).parent / "results" / "paper"
+BUILTIN = "smollm2-135m-instruct"
+PRUNING = ("magnitude", "wanda", "sparsegpt")
+SPARSITIES, PATTERNS = (0.1, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6), ("2:4", "4:8")
+ROUNDING = tuple(f"{method}@{bits}b" for method in ("rtn", "gptq") for bits in (8, 4, 3))
+PRUNED = tuple(f"{method}@{level}" for method in PRUNING for level in (*SPARSITIES, *PATTERNS))
+SAMPLES, SHOTS = [1, 4, 16], [0, 1, 3, 5]
+
+
+class OutOfTimeProgress(TerminalProgress):
+    """Ends the run at the next step after the deadline, as Ctrl-C does: everything until then is in the journal."""
+
+    def __init__(self, console: Console, deadline: float) -> None:
+        super().__init__(console)
+        self.deadline = deadline
+
+    def advance(self, done: int) -> None:
+        """This many steps of the stage are done."""
+        super().advance(done)
+        if time.monotonic() > self.deadline:
+            raise KeyboardInterrupt
+
+
+def studies(model: str, options: argparse.Namespace) -> dict[str, Study]:
+    """The studies of a model, those first that decide most claims."""
+    data: Path = options.data
+
+    def task(name: str, folder: str, **keys: Any) -> dict[str, Any]:
+        return {"name": name, "source": str(data / folder), **keys}
+
+    facts = task("factoid_qa", "freebaseqa", limit=options.questions)
+    choice = task("multiple_choice:letter", "mmlu", limit=options.questions, shots=0)
+    closed = task("context_qa:closed", "triviaqa", split="rc", limit=options.questions)
+    opened = task("context_qa:open", "triviaqa", split="rc", limit=options.questions, evidence_tokens=options.evidence)
+    text = task("perplexity", "wikitext2", window=512, limit=options.windows)
+    stories = task(
+        "summarization", "cnn_dailymail", bucket_words=[470, 790], per_bucket=options.stories, words=60,
+        max_new_tokens=96,
+    )  # fmt: skip
+    halved = [f"{method}@0.5" for method in PRUNING]
+    texts = [f"{method}@{level}" for method in PRUNING for level in (0.3, 0.5, "2:4")]
+    plans: dict[str, dict[str, Any]] = {
+        # Claims 1, 2, 3, 6 and 9. Every cell ends as soon as its verdict is known.
+        "knowledge": {
+            "recipes": [*PRUNED, *ROUNDING], "tasks": [facts, choice, closed, opened, text], "stop": "decided",
+        },
+        # Claims 8 and 11 are read item by item: all items are asked.
+        "shots": {"recipes": halved, "tasks": [{**choice, "shots": SHOTS}]},
+        "samples": {
+            "recipes": ["wanda@0.5", "sparsegpt@0.5"], "tasks": [choice],
+            "calibration": {"source": str(data / "c4"), "sequences": SAMPLES, "length": options.length},
+        },
+        # Claim 7, without a judge.
+        "summaries": {
+            "recipes": [*texts, "rtn@8b", "gptq@8b", "gptq@4b"],
+            "tasks": [stories],
+        },
+    }  # fmt: skip
+    calibration = {"source": str(data / "c4"), "sequences": options.sequences, "length": options.length}
+    common = {"model": model, "dtype": options.dtype, "calibration": calibration}
+    return {name: make_study({**common, "name": name, **plan}) for name, plan in plans.items()}
+
+
+def run_until(deadline: float, wanted: Mapping[str, Study], folder: Path) -> bool:
+    """Run the studies in order; False if the time was up before the last one was complete."""
+    for name, study in wanted.items():
+        print(f"study {name}", flush=True)
+        try:
+            with OutOfTimeProgress(Console(stderr=True), deadline) as progress:
+                llmkick.run_study(study, out=folder / name, observer=progress)
+        except KeyboardInterrupt:
+            print(f"stopped in {name}; the same command goes on", flush=True)
+            return False
+    return True
+
+
+def written(label: str, wanted: Mapping[str, Study], folder: Path, options: argparse.Namespace) -> str:
+    """The page of a model: claims, verdicts of each study, cells left, time."""
+    names = [name for name in wanted if (folder / name / "journal.sqlite").is_file()]
+    with ExitStack() as stack:
+        runs = {name: stack.enter_context(opened_run(folder / name)) for name in names}
+        compared = {name: run for name, run in runs.items() if run.result.comparisons}
+        parts = [
+            f"# The paper's claims on {label}\n\n`python benchmarks/paper.py {' '.join(sys.argv[1:])}` · llmkick "
+            f"{llmkick.__version__} · {platform.machine()}, {options.dtype}\n\nProtocol strict. FreebaseQA, MMLU by "
+            f"letter without worked examples, TriviaQA closed and open book ({options.evidence} tokens of evidence), "
+            f"CNN/DailyMail, WikiText-2; at most {options.questions} questions of each. Calibrated on C4, "
+            f"{options.sequences} windows of {options.length} tokens, one seed."
+        ]
+        if compared:
+            parts.append(f"## Claims\n\n{claims_markdown(claims_of(list(compared.values()), list(compared)))}")
+        parts += [f"## Study {name}\n\n{markdown(run.result)}" for name, run in compared.items()]
+        parts.append(f"## Cells left or undecided\n\n{_left(wanted, runs)}")
+        parts.append(f"## Time\n\n{_time(runs.values())}")
+    return "\n\n".join(parts) + "\n"
+
+
+def _left(wanted: Mapping[str, Study], runs: Mapping[str, Run]) -> str:
+    """The cells of each study that were not asked yet, and those that all their items did not decide."""
+    lines = []
+    for name, study in wanted.items():
+        outcomes = {
+            (row.recipe, row.task): "undecided" if getattr(row, "verdict", "") == "undecided" else "decided"
+            for row in (runs[name].result.comparisons if name in runs else ())
+        }
+        labels = list(dict.fromkeys(variant.label for variant in variants_of(study) if not variant.is_dense))
+        for task in (spec.make().name for spec in study.task_specs()):
+            for outcome, words in ((None, "left"), ("undecided", "undecided")):
+                cells = [label for label in labels if outcomes.get((label, task)) == outcome]
+                if cells:
+                    lines.append(f"- {name}, {task}: {len(cells)} of {len(labels)} {words} ({', '.join(cells)})")
+    return "\n".join(lines) or "None."
+
+
+def _time(runs: Any) -> str:
+    """Wall time by stage, and tokens answered."""
+    lines = ["| study | stage | hours |", "| --- | --- | --- |"]
+    tokens = 0
+    for run in runs:
+        tokens += sum(row.tokens for row in run.result.results)
+        for stage, details in run.result.timing.seconds.items():
+            lines.append(f"| {run.result.study.name} | {stage} | {sum(details.values()) / 3600:.2f} |")
+    return "\n".join(lines) + f"\n\n{tokens:,} tokens answered or scored."
+
+
+def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The options of the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder of the data sets")
+    parser.add_argument("--model", choices=["qwen", "builtin"], action="append", help="default: both")
+    parser.add_argument(
+        "--parts", type=Path, default=Path("runs/parts"), help="folder of the wheels of the large model"
+    )
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="stop after so much time")
+    parser.add_argument("--only", action="append", help="name of a study; may be repeated")
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--questions", type=int, default=1000, help="of each data set at most")
+    parser.add_argument("--windows", type=int, default=32, help="of 512 tokens of running text")
+    parser.add_argument("--evidence", type=int, default=192, help="tokens, open book")
+    parser.add_argument("--stories", type=int, default=10, help="of each length")
+    parser.add_argument("--sequences", type=int, default=16, help="calibration windows")
+    parser.add_argument("--length", type=int, default=256, help="tokens of a calibration window")
+    parser.add_argument("--out", type=Path, default=Path("runs/paper"), help="where the run folders go")
+    parser.add_argument("--show", action="store_true", help="run nothing, write the page of what there is")
+    return parser.parse_args(arguments)
+
+
+def main() -> None:
+    """Run the studies of each model, and write its page."""
+    options = parsed()
+    deadline = time.monotonic() + 60 * options.minutes
+    for model in options.model or ["qwen", "builtin"]:
+        label = BUILTIN if model == "builtin" else paper_model.NAME
+        reference = BUILTIN if model == "builtin" else str(paper_model.model_file(options.parts))
+        every = studies(reference, options)
+        unknown = set(options.only or ()) - set(every)
+        if unknown:
+            sys.exit(f"unknown study {', '.join(sorted(unknown))}; choose from: {', '.join(every)}")
+        wanted = {name: study for name, study in every.items() if name in (options.only or every)}
+        complete = options.show or run_until(deadline, wanted, options.out / label)
+        RESULTS.mkdir(parents=True, exist_ok=True)
+        page = RESULTS / f"{label}.md"
+        page.write_text(written(label, every, options.out / label, options), encoding="utf-8")
+        print(f"written: {page}", flush=True)
+        if not complete:
+            return
+
+
+if __name__ == "__main__":
+    main()

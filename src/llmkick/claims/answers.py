@@ -1,0 +1,179 @@
+"""Item by item: parts of a task, measures of its answers, and two models or prompts on the same questions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import cast
+
+import numpy as np
+import pandas as pd
+
+from llmkick.claims.evidence import Estimate, Evidence, NotAskedError, Statement, evidence_of
+from llmkick.claims.runs import Cell, ClaimRun
+from llmkick.statistics import Comparison, compare, groups_argument
+from llmkick.statistics.mean import mean_test
+from llmkick.study.results.records import TaskSummary
+
+DENSE = "dense"
+
+
+def answers_to(run: ClaimRun, recipe: str, task: str) -> list[pd.DataFrame]:
+    """The records of a model on a task, one frame for each calibration seed, by item.
+
+    There is at least one. Raises NotAskedError if the run's answers are gone or incomplete, or if cells stopped early:
+    their items depend on the verdict.
+    """
+    records = run.records()
+    if records is None:
+        raise NotAskedError(f"{run.name} holds no answers (journal.sqlite), only their means")
+    stopped = [
+        comparison.recipe
+        for comparison in run.result.comparisons
+        if isinstance(comparison, Comparison) and comparison.task == task and comparison.stopping is not None
+    ]
+    if stopped and (recipe == DENSE or recipe in stopped):
+        raise NotAskedError(
+            f"{task} stopped as soon as a verdict was known, so what was asked depends on it; ask all items "
+            '(stop = "never")'
+        )
+    cells = records[(records["recipe"] == recipe) & (records["task"] == task)]
+    if cells.empty:
+        raise NotAskedError(f"{run.name} holds no complete answers of {recipe} to {task}")
+    # A folder can hold answers of an earlier version beside those that count, which are the last.
+    by_seed = (cell.drop_duplicates("item_id", keep="last") for _, cell in cells.groupby("seed", dropna=False))
+    return [cell.set_index("item_id") for cell in by_seed]
+
+
+def parts_of(cell: Cell, detail: str) -> dict[str, Comparison]:
+    """Part of the task (a discipline, a length) → the comparison on its items; parts without a signal are left out."""
+    run, task = cell.run, cell.task
+    dense, compressed = answers_to(run, DENSE, task.name), answers_to(run, cell.comparison.recipe, task.name)
+    if not all(detail in details for details in dense[0]["details"]):
+        raise NotAskedError(f"the answers to {task.name} in {run.name} do not say their {detail}")
+    part = pd.Series([str(details[detail]) for details in dense[0]["details"]], index=dense[0].index)
+    comparisons = {}
+    for name in dict.fromkeys(part):
+        items = list(part.index[part == name])
+        comparison = _compare(dense[0], compressed, items, task, run, recipe=cell.comparison.recipe)
+        if comparison is not None and comparison.verdict != "no signal":
+            comparisons[name] = comparison
+    return comparisons
+
+
+def compare_models(first: tuple[ClaimRun, str], second: tuple[ClaimRun, str], task: TaskSummary) -> Comparison | None:
+    """The second model's loss against the first (run, recipe), on the same items; None if the first has no signal.
+
+    Raises NotAskedError if the runs asked other items.
+    """
+    a, b = answers_to(*first, task.name), answers_to(*second, task.name)
+    if any(set(frame.index) != set(a[0].index) for frame in b):
+        raise NotAskedError(f"{first[0].name} and {second[0].name} asked other items of {task.name}")
+    comparison = _compare(a[0], b, list(a[0].index), task, second[0], recipe=second[1])
+    return None if comparison is None or comparison.verdict == "no signal" else comparison
+
+
+def _compare(
+    dense: pd.DataFrame,
+    compressed: Sequence[pd.DataFrame],
+    items: Sequence[str],
+    task: TaskSummary,
+    run: ClaimRun,
+    *,
+    recipe: str,
+) -> Comparison | None:
+    if len(items) < 2 or any(not set(items) <= set(frame.index) for frame in compressed):
+        return None
+    by_seed = {str(seed): _scores(frame, items) for seed, frame in enumerate(compressed)}
+    return compare(
+        _scores(dense, items),
+        by_seed if len(by_seed) > 1 else next(iter(by_seed.values())),
+        **groups_argument(task.groups, {item: str(dense.at[item, "cluster"]) for item in items}),
+        margin=run.result.study.margin,
+        alpha=run.result.study.alpha,
+        chance=task.chance_level,
+        task=task.name,
+        recipe=recipe,
+        explain=False,
+    )
+
+
+def _scores(frame: pd.DataFrame, items: Sequence[str]) -> dict[str, float | None]:
+    column = frame["score"].reindex(list(items))
+    return {str(item): None if pd.isna(score) else float(score) for item, score in column.items()}
+
+
+def measure_rises(run: ClaimRun, recipe: str, task: str, measure: str, *, sign: int, text: str) -> Evidence:
+    """That a measure of the answers is higher (sign 1) or lower (−1) than in the dense model's answers."""
+    dense, compressed = answers_to(run, DENSE, task), answers_to(run, recipe, task)
+    table = pd.concat([_measured(frame, measure) for frame in (dense[0], *compressed)], axis=1).dropna()
+    if len(table) < 2:
+        raise NotAskedError(f"the answers to {task} in {run.name} have no {measure}")
+    change = sign * (table.iloc[:, 1:].to_numpy() - table.iloc[:, :1].to_numpy()).T
+    clusters = dense[0].loc[table.index, "cluster"]  # dialogues, which are drawn
+    return _mean_above_zero(
+        change, change, clusters, quantity=f"change of {measure.replace('_', ' ')}", text=text, run=run, sign=sign
+    )
+
+
+def _measured(frame: pd.DataFrame, measure: str) -> pd.Series:
+    return pd.Series([details.get(measure) for details in frame["details"]], index=frame.index, dtype=float)
+
+
+def gains_more_than_margin(
+    before: Sequence[pd.DataFrame], after: Sequence[pd.DataFrame], dense: pd.DataFrame, *, task: TaskSummary,
+    run: ClaimRun, text: str,
+) -> Evidence:  # fmt: skip
+    """That a model's score rises by more than the margin, as a share of what the dense model has above chance.
+
+    `before` and `after` are its answers under two prompts, a frame for each seed, `dense` the dense model's before.
+    """
+    if len(before) != len(after):
+        raise NotAskedError(f"{run.name} has not the same seeds under both prompts")
+    table = pd.concat([frame["score"] for frame in (dense, *before, *after)], axis=1).astype(float).dropna()
+    if len(table) < 2 or any(set(frame.index) != set(dense.index) for frame in (*before, *after)):
+        raise NotAskedError(f"{run.name} has not the same items under both prompts")
+    scores = table.to_numpy().T
+    seeds, above_chance = len(before), scores[0] - task.chance_level
+    gain = scores[1 + seeds :] - scores[1 : 1 + seeds]
+    beyond = gain - run.result.study.margin * above_chance
+    # The subjects of multiple choice are fixed: the items are the units, unless the task says otherwise.
+    units = pd.Series(table.index) if task.groups == "strata" else dense.loc[table.index, "cluster"]
+    return _mean_above_zero(
+        beyond, gain / above_chance.mean(), units,
+        quantity="gain, of the dense score", text=text, run=run, sign=1,
+    )  # fmt: skip
+
+
+def _mean_above_zero(
+    tested: np.ndarray[tuple[int, ...], np.dtype[np.float64]],
+    shown: np.ndarray[tuple[int, ...], np.dtype[np.float64]],
+    cluster: pd.Series,
+    *,
+    quantity: str,
+    text: str,
+    run: ClaimRun,
+    sign: int,
+) -> Evidence:
+    """That the mean of (seeds, items) is above 0; `shown` is the quantity whose mean and interval the reader sees."""
+    alpha, codes = run.result.study.alpha, pd.factorize(cluster)[0].astype(np.intp)
+    if codes.max() < 1:
+        raise NotAskedError(f"{run.name} has one cluster of items only")
+    test, of_shown = mean_test(tested, codes), mean_test(shown, codes)
+    width = of_shown.critical(alpha, of_shown.df)
+    value = sign * float(shown.mean())
+    return evidence_of(
+        Statement(
+            text=text,
+            run=run.name,
+            quantity=quantity,
+            estimate=Estimate(value=value, interval=(value - width, value + width), alpha=alpha),
+            p_for=test.p_above,
+            p_against=test.p_below,
+        )
+    )
+
+
+def task_settings(task: TaskSummary) -> Mapping[str, object]:
+    """What identifies a task apart from its worked examples; a level of an axis has a name of its own."""
+    examples = ("name", "shots", "axes")
+    return {key: cast(object, value) for key, value in task.facts.items() if key not in examples}

@@ -1,0 +1,98 @@
+"""Claims about the count of calibration samples and about worked examples in the prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from llmkick.claims.answers import DENSE, answers_to, gains_more_than_margin, task_settings
+from llmkick.claims.evidence import (
+    Evidence,
+    NotAskedError,
+    above,
+    below,
+    difference_of,
+    every,
+    loss_of,
+    opposite,
+    percent,
+    unasked,
+)
+from llmkick.claims.runs import Cell, ClaimRun, ModelRuns, by_method, is_choice, largest_between
+from llmkick.study.results.records import TaskSummary
+
+EXAMPLES_AT = (0.3, 0.6)
+# Whether a method is said to need many calibration samples.
+NEEDS_SAMPLES: Mapping[str, bool] = {"sparsegpt": True, "wanda": False}
+
+
+def sparsegpt_needs_samples(model: ModelRuns) -> Evidence:
+    """Claim 10: from few to many samples SparseGPT gains more than the margin, and Wanda does not."""
+    parts: dict[str, list[Evidence]] = {method: [] for method in NEEDS_SAMPLES}
+    levels: dict[tuple[str, float, str], dict[int, Cell]] = {}
+    for cell in model.cells(is_choice, every_run=True):
+        count = cell.samples
+        if cell.level.kind == "sparsity" and cell.level.method in NEEDS_SAMPLES and count is not None:
+            levels.setdefault((cell.level.method, cell.sparsity, cell.task.name), {}).setdefault(count, cell)
+    for (method, _, _), by_count in levels.items():
+        if len(by_count) > 1:
+            parts[method].append(_gains_from_samples(by_count, needed=NEEDS_SAMPLES[method]))
+    if not any(parts.values()):
+        raise NotAskedError("needs multiple choice with a signal and two counts of calibration samples")
+    missing = [unasked(f"{method} with two counts", model.name, model.alpha) for method in parts if not parts[method]]
+    return every([*(part for of_method in parts.values() for part in of_method), *missing])
+
+
+def _gains_from_samples(by_count: Mapping[int, Cell], *, needed: bool) -> Evidence:
+    """That the loss with the fewest samples is, or is not, more than the margin above that with the most."""
+    few, many = min(by_count), max(by_count)
+    first, last = by_count[few].comparison, by_count[many].comparison
+    gain, margin = difference_of(loss_of(first), loss_of(last)), first.margin
+    less = "more than" if needed else "at most"
+    text = f"{last.recipe} gains {less} {percent(margin)} on {last.task} from {few} to {many} samples"
+    side = above if needed else below
+    return side(gain, margin, text, by_count[many].run.name, "difference of losses")
+
+
+def examples_help_sparse(model: ModelRuns) -> Evidence:
+    """Claim 11: worked examples raise a sparse model's score by more than the margin, the dense model's not."""
+    parts: list[Evidence] = []
+    for run in model.runs:
+        for none, most in _with_and_without_examples(run):
+            cells = model.cells(lambda task, wanted=none: task.name == wanted.name)  # type: ignore[misc]
+            sparse = [
+                cell for of_method in by_method(cells).values() for cell in largest_between(of_method, *EXAMPLES_AT)
+            ]
+            if sparse:
+                parts.append(opposite(_gain(run, DENSE, none, most), f"{DENSE}: {_at_most(run, none, most)}"))
+                parts += [_gain(run, cell.comparison.recipe, none, most) for cell in sparse if cell.run is run]
+    if not parts:
+        raise NotAskedError(
+            "needs multiple choice with a signal, with and without worked examples at 30 to 60 % sparsity"
+        )
+    return every(parts)
+
+
+def _with_and_without_examples(run: ClaimRun) -> list[tuple[TaskSummary, TaskSummary]]:
+    """Pairs of tasks that differ only in their worked examples: the fewest, the most."""
+    groups: dict[str, dict[int, TaskSummary]] = {}
+    for task in run.result.tasks:
+        shots = task.facts.get("shots")
+        if is_choice(task) and isinstance(shots, int):
+            groups.setdefault(repr(task_settings(task)), {})[shots] = task
+    return [(by_shots[min(by_shots)], by_shots[max(by_shots)]) for by_shots in groups.values() if len(by_shots) > 1]
+
+
+def _gain(run: ClaimRun, recipe: str, none: TaskSummary, most: TaskSummary) -> Evidence:
+    margin = run.result.study.margin
+    return gains_more_than_margin(
+        answers_to(run, recipe, none.name), answers_to(run, recipe, most.name), answers_to(run, DENSE, none.name)[0],
+        task=none, run=run, text=f"{recipe} gains more than {percent(margin)} {_from(none, most)}",
+    )  # fmt: skip
+
+
+def _at_most(run: ClaimRun, none: TaskSummary, most: TaskSummary) -> str:
+    return f"gains at most {percent(run.result.study.margin)} {_from(none, most)}"
+
+
+def _from(none: TaskSummary, most: TaskSummary) -> str:
+    return f"from {none.facts['shots']} to {most.facts['shots']} worked examples on {none.name}"

@@ -1,0 +1,190 @@
+"""Evidence for and against a claim: p-values of its statements, and of all or some of them together.
+
+Every statement is tested in both directions. A claim is supported if the hypothesis that it is false is rejected, and
+contradicted if the hypothesis that it is true is rejected; each errs in at most alpha of draws.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from scipy import special
+
+from llmkick.statistics import Comparison, PerplexityComparison
+
+UNKNOWN = 1.0  # the p-value of what cannot be tested
+NOT_ASKED = "not asked"  # the quantity of a part that the runs leave out
+
+
+class NotAskedError(Exception):
+    """A claim that the runs say nothing about; the message is the reason."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """A quantity with its one-sided bounds, each at the level 1 − alpha; without them it decides nothing."""
+
+    value: float | None
+    interval: tuple[float, float] | None
+    alpha: float
+
+    def standard_error(self, side: int) -> float | None:
+        """The distance to the lower (0) or upper (1) end in standard errors of a normal distribution; None if unknown.
+
+        The interval need not be symmetric: each end stands for the error on its own side (Zou & Donner 2008).
+        """
+        if self.value is None or self.interval is None or not all(map(math.isfinite, self.interval)):
+            return None
+        return abs(self.value - self.interval[side]) / float(special.ndtri(1 - self.alpha))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Statement:
+    """A statement about one model: its p-values, and the quantity that they are of."""
+
+    text: str
+    run: str
+    quantity: str
+    estimate: Estimate
+    p_for: float  # of the hypothesis that it is false
+    p_against: float  # of the hypothesis that it is true
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """The p-values of a claim, and the statements that it is made of."""
+
+    p_for: float
+    p_against: float
+    statements: tuple[Statement, ...]
+
+
+def evidence_of(statement: Statement) -> Evidence:
+    """A single statement as evidence."""
+    return Evidence(p_for=statement.p_for, p_against=statement.p_against, statements=(statement,))
+
+
+def every(parts: Sequence[Evidence]) -> Evidence:
+    """That all parts hold.
+
+    For it the largest p-value counts (intersection-union, no correction); against it the smallest, times the number of
+    parts (the first step of Holm), because any one part that fails is enough.
+    """
+    return Evidence(
+        p_for=max(part.p_for for part in parts),
+        p_against=min(1.0, len(parts) * min(part.p_against for part in parts)),
+        statements=tuple(statement for part in parts for statement in part.statements),
+    )
+
+
+def some(parts: Sequence[Evidence]) -> Evidence:
+    """That at least one part holds: the mirror image of `every`."""
+    return Evidence(
+        p_for=min(1.0, len(parts) * min(part.p_for for part in parts)),
+        p_against=max(part.p_against for part in parts),
+        statements=tuple(statement for part in parts for statement in part.statements),
+    )
+
+
+def unasked(text: str, run: str, alpha: float) -> Evidence:
+    """A part of a claim that the runs leave out: without it the claim can be contradicted, but not supported."""
+    nothing = Estimate(value=None, interval=None, alpha=alpha)
+    return evidence_of(
+        Statement(text=text, run=run, quantity=NOT_ASKED, estimate=nothing, p_for=UNKNOWN, p_against=UNKNOWN)
+    )
+
+
+def loss_of(comparison: Comparison) -> Estimate:
+    """The relative loss that the verdict of a comparison is about, with its bounds."""
+    return Estimate(value=comparison.relative_drop, interval=comparison.interval, alpha=comparison.alpha)
+
+
+def matches(comparison: Comparison, run: str, *, name: str = "") -> Evidence:
+    """That a model matches on a task: the verdict, with its p-values."""
+    shown, refuted = (comparison.verdict == verdict for verdict in ("matching", "not matching"))
+    return evidence_of(
+        Statement(
+            text=f"{name or comparison.recipe} matches on {comparison.task}",
+            run=run,
+            quantity="relative loss",
+            estimate=loss_of(comparison),
+            p_for=_as_decided(comparison.p_matching, decided=shown, alpha=comparison.alpha),
+            p_against=_as_decided(comparison.p_not_matching, decided=refuted, alpha=comparison.alpha),
+        )
+    )
+
+
+def does_not_match(comparison: Comparison, run: str, *, name: str = "") -> Evidence:
+    """That a model does not match on a task."""
+    text = f"{name or comparison.recipe} does not match on {comparison.task}"
+    return opposite(matches(comparison, run), text)
+
+
+def _as_decided(p: float | None, *, decided: bool, alpha: float) -> float:
+    """A p-value that agrees with the verdict, which knows more: equal weights, missing scores, early stopping."""
+    if decided:
+        return p if p is not None and p < alpha else 0.0
+    return UNKNOWN if p is None else max(p, alpha)
+
+
+def above(estimate: Estimate, bound: float, text: str, run: str, quantity: str) -> Evidence:
+    """That a quantity is above a bound: the p-values at which its interval would touch the bound."""
+    p_for = p_against = UNKNOWN
+    lower, upper = estimate.standard_error(0), estimate.standard_error(1)
+    if estimate.value is not None and lower is not None and upper is not None:
+        distance = estimate.value - bound
+        p_for, p_against = _tail(distance, lower), _tail(-distance, upper)
+    return evidence_of(
+        Statement(text=text, run=run, quantity=quantity, estimate=estimate, p_for=p_for, p_against=p_against)
+    )
+
+
+def below(estimate: Estimate, bound: float, text: str, run: str, quantity: str) -> Evidence:
+    """That a quantity is below a bound."""
+    return opposite(above(estimate, bound, text, run, quantity), text)
+
+
+def difference_of(first: Estimate, second: Estimate) -> Estimate:
+    """first − second with its interval, by the method of variance estimates recovery (Zou & Donner 2008).
+
+    It is exact for independent estimates and cautious for two losses against the same dense scores, whose errors
+    share a part.
+    """
+    alpha = first.alpha
+    if first.value is None or second.value is None:
+        return Estimate(value=None, interval=None, alpha=alpha)
+    value, ends = first.value - second.value, []
+    for side in (0, 1):
+        errors = first.standard_error(side), second.standard_error(1 - side)
+        if errors[0] is None or errors[1] is None:
+            return Estimate(value=value, interval=None, alpha=alpha)
+        width = float(special.ndtri(1 - alpha)) * math.hypot(errors[0], errors[1])
+        ends.append(value + (width if side else -width))
+    return Estimate(value=value, interval=(ends[0], ends[1]), alpha=alpha)
+
+
+def rise_of(comparison: PerplexityComparison) -> Estimate:
+    """The relative rise of perplexity on the scale of logarithms, on which its interval is nearly symmetric."""
+    bounds = comparison.interval
+    ends = None if bounds is None else (math.log1p(bounds[0]), math.log1p(bounds[1]))
+    return Estimate(value=math.log1p(comparison.relative_increase), interval=ends, alpha=comparison.alpha)
+
+
+def _tail(distance: float, error: float) -> float:
+    """One-sided p of a distance beyond a bound, in standard errors of the side that is tested."""
+    if error == 0:
+        return 0.0 if distance > 0 else UNKNOWN
+    return float(special.ndtr(-distance / error))
+
+
+def opposite(evidence: Evidence, text: str) -> Evidence:
+    """The opposite of a single statement, in words of its own."""
+    statement = evidence.statements[0]
+    return evidence_of(replace(statement, text=text, p_for=evidence.p_against, p_against=evidence.p_for))
+
+
+def percent(share: float) -> str:
+    """A share of a rule as text: 0.05 → "5 %"."""
+    return f"{100 * share:g} %"

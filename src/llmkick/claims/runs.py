@@ -1,0 +1,206 @@
+"""Runs as the claims read them: grouped by model, searched by task, recipe and level."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import pandas as pd
+
+from llmkick.compression.levels import Level
+from llmkick.errors import DataError
+from llmkick.statistics import Comparison, PerplexityComparison
+from llmkick.study.results.records import TaskSummary
+from llmkick.study.results.results import StudyResult
+from llmkick.study.results.task_settings import differing_settings
+
+JUDGED = ":judge"
+# A model of so many parameters counts as the paper's 13B and not as its 7B.
+LARGE = 10_000_000_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClaimRun:
+    """A run for the claims. `records` reads every answer of the run; it returns None if only its numbers are left."""
+
+    name: str
+    result: StudyResult
+    records: Callable[[], pd.DataFrame | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """A comparison with the place that it comes from."""
+
+    run: ClaimRun
+    task: TaskSummary
+    level: Level
+    comparison: Comparison
+
+    @property
+    def samples(self) -> int | None:
+        """The number of calibration windows; None if the run does not say it."""
+        calibration = self.run.result.study.facts.get("calibration")
+        count = calibration.get("sequences") if isinstance(calibration, dict) else None
+        count = self.run.result.axes_of(self.comparison.recipe, self.task.name).get("calibration.sequences", count)
+        return count if isinstance(count, int) else None
+
+    @property
+    def sparsity(self) -> float:
+        """The share of zeros of an unstructured recipe."""
+        assert self.level.sparsity is not None, self.level
+        return self.level.sparsity
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelRuns:
+    """All runs about one dense model."""
+
+    name: str
+    parameters: int | None
+    runs: tuple[ClaimRun, ...]
+
+    @property
+    def is_large(self) -> bool:
+        """Whether the model counts as the paper's 13B."""
+        return (self.parameters or 0) >= LARGE
+
+    @property
+    def alpha(self) -> float:
+        """The level of the runs' intervals, the same in all of them."""
+        return self.runs[0].result.study.alpha
+
+    def cells(self, wanted: Callable[[TaskSummary], bool], *, every_run: bool = False) -> list[Cell]:
+        """The comparisons with a verdict on the wanted tasks; tasks without a signal are left out.
+
+        Of several cells of a recipe on a task the one with the most calibration samples counts, then one that did not
+        stop early, then the first; with `every_run`, all of them.
+        """
+        found: dict[tuple[str, str, str], Cell] = {}
+        for run in self.runs:
+            tasks = {task.name: task for task in run.result.tasks if wanted(task)}
+            recipes = {variant.label: variant.recipe for variant in run.result.variants}
+            for comparison in run.result.comparisons:
+                if isinstance(comparison, Comparison) and comparison.task in tasks:
+                    cell = Cell(
+                        run=run,
+                        task=tasks[comparison.task],
+                        level=run.result.level(recipes.get(comparison.recipe, comparison.recipe)),
+                        comparison=comparison,
+                    )
+                    place = f"{run.name} {comparison.recipe}" if every_run else ""
+                    key = (cell.level.recipe, comparison.task, place)
+                    if key not in found or _preference(cell) > _preference(found[key]):
+                        found[key] = cell
+        return [cell for cell in found.values() if cell.comparison.verdict != "no signal"]
+
+    def perplexity(self, recipe: str) -> tuple[ClaimRun, PerplexityComparison] | None:
+        """The comparison of a recipe's perplexity with its run; of several texts the first."""
+        for run in self.runs:
+            for comparison in run.result.comparisons:
+                if isinstance(comparison, PerplexityComparison) and comparison.recipe == recipe:
+                    return run, comparison
+        return None
+
+
+def _preference(cell: Cell) -> tuple[int, bool]:
+    return cell.samples or 0, cell.comparison.stopping is None
+
+
+def models_of(runs: Sequence[ClaimRun]) -> list[ModelRuns]:
+    """The runs grouped by their dense model. Raises DataError for runs that must not be read together."""
+    _refuse_incomparable(runs)
+    grouped: dict[str, list[ClaimRun]] = {}
+    for run in runs:
+        model = run.result.model
+        grouped.setdefault(model.digest or model.name, []).append(run)
+    return [
+        ModelRuns(
+            name=of_model[0].result.model.name, parameters=of_model[0].result.model.parameters, runs=tuple(of_model)
+        )
+        for of_model in grouped.values()
+    ]
+
+
+def _refuse_incomparable(runs: Sequence[ClaimRun]) -> None:
+    """Raise DataError, with every reason, if two runs differ in what all claims rest on or asked a task otherwise."""
+    for first, second in combinations(runs, 2):
+        a, b = first.result, second.result
+        reasons = [
+            f"their verdicts rest on another {key} ({getattr(a.study, key):g}, {getattr(b.study, key):g})"
+            for key in ("margin", "alpha")
+            if getattr(a.study, key) != getattr(b.study, key)
+        ]
+        protocols = [_protocols(result) for result in (a, b)]
+        if all(protocols) and protocols[0] != protocols[1]:
+            reasons.append(f"other protocols ({', '.join(protocols[0])}; {', '.join(protocols[1])})")
+        by_name = {task.name: task for task in b.tasks}
+        for task in a.tasks:
+            if task.name in by_name and not reasons:
+                differing = differing_settings(task, by_name[task.name])
+                reasons += [f"{task.name} was asked with different {', '.join(differing)}"] if differing else []
+        if reasons:
+            raise DataError(
+                f"{first.name} and {second.name} cannot be assessed together: {'; '.join(reasons)}. "
+                "Give runs that asked alike, or each on its own"
+            )
+
+
+def _protocols(result: StudyResult) -> list[str]:
+    """The protocols of the tasks; judged ones are named by the task that they score."""
+    return sorted({str(task.facts["protocol"]) for task in result.tasks if "protocol" in task.facts})
+
+
+def base_of(task: TaskSummary) -> str:
+    """The name of the task in the registry without its variant; studies can name a task otherwise."""
+    return (task.task or task.name).partition(":")[0]
+
+
+def is_factoid(task: TaskSummary) -> bool:
+    """Whether a task asks for facts without choices or passages (the paper's FreebaseQA)."""
+    return base_of(task) == "factoid_qa" and not task.name.startswith("factoid_qa:popqa")
+
+
+def is_choice(task: TaskSummary) -> bool:
+    """Whether a task is multiple choice (the paper's MMLU)."""
+    return base_of(task) == "multiple_choice"
+
+
+def is_knowledge(task: TaskSummary) -> bool:
+    """Whether a task asks for knowledge that the model must have."""
+    return task.setting == "knowledge"
+
+
+def is_open_book(task: TaskSummary) -> bool:
+    """Whether the passage is in the prompt."""
+    return base_of(task) == "context_qa" and task.setting == "synthesis"
+
+
+def is_closed_book(task: TaskSummary) -> bool:
+    """Whether the same questions are asked without the passage."""
+    return base_of(task) == "context_qa" and task.setting == "knowledge"
+
+
+def judged_or_not(cells: Sequence[Cell]) -> list[Cell]:
+    """The judged cells if there are any, as in the paper; otherwise all."""
+    return [cell for cell in cells if cell.task.judge is not None] or list(cells)
+
+
+def asked_in_full(cells: Sequence[Cell]) -> list[Cell]:
+    """The cells that did not stop early, which can be read item by item; if all of them stopped, all cells."""
+    return [cell for cell in cells if cell.comparison.stopping is None] or list(cells)
+
+
+def by_method(cells: Iterable[Cell]) -> Mapping[str, list[Cell]]:
+    """Method → cells of its unstructured recipes, from mild to severe."""
+    methods: dict[str, list[Cell]] = {}
+    for cell in sorted((cell for cell in cells if cell.level.kind == "sparsity"), key=lambda cell: cell.sparsity):
+        methods.setdefault(cell.level.method, []).append(cell)
+    return methods
+
+
+def largest_between(cells: Sequence[Cell], low: float, high: float) -> list[Cell]:
+    """The cells at the largest sparsity from low to high, one for each task; empty if no level lies there."""
+    inside = [cell for cell in cells if low - 1e-9 <= cell.sparsity <= high + 1e-9]
+    return [cell for cell in inside if cell.sparsity == inside[-1].sparsity]
