@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy.typing as npt
-import torch
 from torch import nn
 
-from llmkick.compression.recipe import Dense, Recipe
-from llmkick.compression.registry import parse_recipe, plugin_origins
+from llmkick.compression.recipe import Dense, Recipe, Recovered
+from llmkick.compression.registry import parse_recipe
 from llmkick.compression.walk.block_sources import BlocksInMemory, put_layers
 from llmkick.compression.walk.blocks import decoder_blocks, shallow_copy
 from llmkick.compression.walk.calibration import Calibration, as_calibration
@@ -23,9 +21,9 @@ from llmkick.compression.walk.checks import (
     count_weights,
 )
 from llmkick.compression.walk.finished_blocks import FinishedBlocks
+from llmkick.compression.walk.keys import kept_blocks
 from llmkick.compression.walk.recipe_output import RecipeOutput
-from llmkick.compression.walk.report import CompressionReport
-from llmkick.compression.walk.versions import walk_version
+from llmkick.compression.walk.report import CompressionReport, RecoveryReport
 from llmkick.compression.walk.walk import Progress, Walk
 from llmkick.models.checkpoints.quantized import refuse_packed_integers
 from llmkick.models.language_model import ModelInfo
@@ -101,49 +99,12 @@ def compress_many(
     return results
 
 
-def kept_blocks(
-    info: ModelInfo,
-    device: torch.device,
-    recipe: Recipe,
-    windows: Calibration | None,
-    folder: Path,
-    *,
-    propagate: bool,
-) -> FinishedBlocks:
-    """The finished blocks of this compression in a folder. Raises ConfigError for a folder of another compression."""
-    return FinishedBlocks(folder, kept_key(info, device, recipe, windows, propagate=propagate))
-
-
 def restore(model: TransformersModel, finished: FinishedBlocks) -> tuple[TransformersModel, CompressionReport]:
     """The compressed model, from all its finished blocks and the dense model that it was made from."""
     assert finished.report is not None, f"{finished.folder} is not complete"
     network = shallow_copy(model.network)
     put_all(network, finished)
     return model.with_network(network, digest=finished.report.digest), finished.report
-
-
-def artifact_key(
-    info: ModelInfo, device: torch.device, recipe: Recipe, calibration: Calibration | None, *, propagate: bool
-) -> dict[str, Any]:
-    """The key of the compressed weights: everything that determines them."""
-    return {
-        "weights": info.digest,
-        "dtype": info.dtype,
-        "device": device.type,
-        "recipe": str(recipe),
-        "calibration": calibration.digest if calibration is not None and recipe.needs_calibration else None,
-        "propagate": propagate if recipe.needs_calibration else None,
-        "walk": walk_version(info.architecture),
-        **({"plugins": origins} if (origins := plugin_origins(recipe)) else {}),
-    }
-
-
-def kept_key(
-    info: ModelInfo, device: torch.device, recipe: Recipe, windows: Calibration | None, *, propagate: bool
-) -> dict[str, Any]:
-    """The key of weights and report: `artifact_key`, and the text on which output errors are measured."""
-    measured_on = None if windows is None else windows.digest
-    return {**artifact_key(info, device, recipe, windows, propagate=propagate), "measured_on": measured_on}
 
 
 def check_all(
@@ -198,6 +159,20 @@ def make_report(
         block_share=compressed / weights.blocks,
         model_share=compressed / weights.model,
         routers=weights.routers,
+        recovery=_recovery_report(output, windows),
+    )
+
+
+def _recovery_report(output: RecipeOutput, windows: Calibration | None) -> RecoveryReport | None:
+    if not isinstance(output.recipe, Recovered):
+        return None
+    extra = output.tally.adapter_bytes
+    return RecoveryReport(
+        recovery=str(output.recipe.recovery),
+        seconds=output.tally.recovery_seconds,
+        tokens=0 if windows is None else windows.tokens.size,
+        extra_bytes=extra,
+        extra_bits_per_weight=8 * extra / max(1, output.compressed_weights),
     )
 
 

@@ -34,13 +34,18 @@ BlockFinish = Callable[[Mapping[str, Packed]], dict[str, str]]
 
 @dataclass(kw_only=True)
 class Tally:
-    """What a compression has done so far: reports of its layers, warnings, bytes and seconds."""
+    """What a compression has done so far: reports of its layers, warnings, bytes and seconds.
+
+    adapter_bytes, recovery_seconds: the part of `stored_bytes` and of `seconds` that a recovery has added.
+    """
 
     layers: list[LayerReport] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     dense_bytes: int = 0
     stored_bytes: int = 0
     seconds: float = 0.0
+    adapter_bytes: int = 0
+    recovery_seconds: float = 0.0
 
 
 class FinishedBlocks:
