@@ -60,7 +60,7 @@ class FinishedBlocks:
 
     def __init__(self, folder: Path, key: Mapping[str, Any]) -> None:
         self.folder = folder
-        self._key = dict(key)
+        self.key = dict(key)
         self.count = 0
         self.tally = Tally()
         self.report: CompressionReport | None = None
@@ -83,7 +83,7 @@ class FinishedBlocks:
             self.report = None if state["report"] is None else CompressionReport.from_json(state["report"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ModelError(f"{file} is damaged ({error}): delete the folder {self.folder}") from error
-        if key != self._key or form != FORMAT:
+        if key != self.key or form != FORMAT:
             raise ConfigError(
                 f"{self.folder} holds another compression ({key.get('recipe', 'unknown')}), not this one; delete it"
             )
@@ -131,7 +131,7 @@ class FinishedBlocks:
 
     def _write_state(self, count: int, tally: Tally) -> None:
         report = None if self.report is None else asdict(self.report)
-        state = {"format": FORMAT, "key": self._key, "finished": count, "tally": asdict(tally)}
+        state = {"format": FORMAT, "key": self.key, "finished": count, "tally": asdict(tally)}
         # Without line breaks: thousands of experts make it long, and it is written for every block.
         text = json.dumps({**state, "digests": self.digests, "report": report}, ensure_ascii=False)
         write_text_atomically(self.folder / STATE_FILE, text + "\n")

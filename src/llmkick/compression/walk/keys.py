@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from llmkick.compression.recipe import Recipe, Recovered
+from llmkick.compression.recipe import Recipe, Recovered, is_trained
 from llmkick.compression.registry import plugin_origins
 from llmkick.compression.walk.calibration import Calibration
 from llmkick.compression.walk.finished_blocks import FinishedBlocks
@@ -57,5 +57,5 @@ def kept_key(
 def _recovery_key(recipe: Recovered, calibration: Calibration | None) -> dict[str, Any]:
     """What determines a recovery beside its text: the settings of a training, and the seed that it draws from."""
     settings = asdict(recipe.recovery)
-    seed = calibration.seed if recipe.is_trained and calibration is not None else None
+    seed = calibration.seed if is_trained(recipe) and calibration is not None else None
     return {"version": RECOVERY_VERSION, **settings, "seed": seed}

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from llmkick.compression.kernels.layer import LayerRecovery, WeightResult
-from llmkick.compression.recipe import NM, Dense, Grid, Recipe, Unstructured
+from llmkick.compression.recipe import NM, Dense, Grid, Recipe, Recovered, Unstructured
 from llmkick.compression.walk.blocks import Block
+from llmkick.compression.walk.calibration import Calibration
 from llmkick.compression.walk.finished_blocks import BlockFinish, FinishedBlocks, Tally
 from llmkick.compression.walk.inputs import InputRecord
 from llmkick.compression.walk.linear_layer import LinearLayer
-from llmkick.compression.walk.report import LayerReport
+from llmkick.compression.walk.report import LayerReport, RecoveryReport
 from llmkick.compression.walk.size import compact_bytes
 from llmkick.compression.walk.weight import compress_with_statistics, relative_output_error
 from llmkick.models.checkpoints.packed import Codes, Packed, pack, with_adapter
@@ -54,6 +55,19 @@ class RecipeOutput:
             return 0
         return sum(
             math.prod(layer.shape) for layer in self.tally.layers if layer.tokens or not self.recipe.needs_calibration
+        )
+
+    def recovery_report(self, windows: Calibration | None) -> RecoveryReport | None:
+        """What the recovery of a recovered recipe did to all layers; None for any other recipe."""
+        if not isinstance(self.recipe, Recovered):
+            return None
+        extra = self.tally.adapter_bytes
+        return RecoveryReport(
+            recovery=str(self.recipe.recovery),
+            seconds=self.tally.recovery_seconds,
+            tokens=0 if windows is None else windows.tokens.size,
+            extra_bytes=extra,
+            extra_bits_per_weight=8 * extra / max(1, self.compressed_weights),
         )
 
     def has(self, index: int) -> bool:

@@ -6,7 +6,7 @@ from torch import Tensor
 from llmkick.compression.kernels.grid import encode
 from llmkick.compression.kernels.hessian import InputStatistics
 from llmkick.compression.kernels.layer import Layer, WeightResult
-from llmkick.compression.recipe import Recipe, Recovered, steps_of
+from llmkick.compression.recipe import Recipe, Recovered, is_trained, steps_of
 from llmkick.compression.recover_layer import recover_layer
 from llmkick.compression.registry import method_named, parse_recipe
 from llmkick.errors import ConfigError, NumericalError
@@ -40,7 +40,7 @@ def compress_with_statistics(
     Raises ConfigError for a shape that does not fit the recipe and for missing inputs; NumericalError for NaN or Inf in
     the weight, in its inputs or in the result, and for a Hessian that cannot be factorised.
     """
-    if isinstance(recipe, Recovered) and recipe.is_trained:
+    if is_trained(recipe):
         raise ConfigError(f"{recipe} trains a whole network, which one weight is not; give compress() the model")
     _check_weight(weight, name)
     _check_fit(weight, statistics, recipe, name)
