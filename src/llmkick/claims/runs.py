@@ -72,7 +72,7 @@ class ModelRuns:
         return self.runs[0].result.study.alpha
 
     def cells(self, wanted: Callable[[TaskSummary], bool], *, every_run: bool = False) -> list[Cell]:
-        """The comparisons with a verdict on the wanted tasks; tasks without a signal and recovered recipes are left out.
+        """The comparisons with a verdict on the wanted tasks; without tasks that have no signal and recovered recipes.
 
         Of several cells of a recipe on a task the one with the most calibration samples counts, then one that did not
         stop early, then the first; with `every_run`, all of them.

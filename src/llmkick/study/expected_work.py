@@ -36,7 +36,7 @@ COLUMN_SECONDS, LAYER_SECONDS = 2e-4, 2e-3
 PASSES_OF_A_STEP = 5
 # Operations of an eigendecomposition per cube of its width, which are much slower than those of a product, and products
 # with the second moments that a refit takes.
-EIGEN_OPERATIONS, ITERATIONS_OF_A_REFIT = 100, 35
+EIGEN_OPERATIONS, ITERATIONS_OF_A_REFIT = 100, 28
 # The share of a compression that loading its finished model takes.
 LOADING_SHARE = 0.05
 # Expected seconds of a compression beside its blocks, and of the first one of a process.
@@ -214,13 +214,17 @@ def block_seconds(
             operations = recovery_operations(recipe.recovery, rows, columns)
             seconds += operations / speed.operations_a_second
     if isinstance(recipe, Recovered) and isinstance(recipe.recovery, LoRA):
-        training = recipe.recovery.training
-        tokens = training.steps * min(training.batch, calibration.sequences) * calibration.length
-        tokens = tokens if training.tokens is None else min(tokens, training.tokens)
-        took = PASSES_OF_A_STEP * tokens * speed.token_seconds
-        took = took if training.minutes is None else min(took, 60 * training.minutes)
-        seconds += took / max(1, blocks)
+        took = PASSES_OF_A_STEP * trained_tokens(recipe.recovery, calibration) * speed.token_seconds
+        minutes = recipe.recovery.training.minutes
+        seconds += (took if minutes is None else min(took, 60 * minutes)) / max(1, blocks)
     return seconds
+
+
+def trained_tokens(recovery: LoRA, calibration: CalibrationSetting) -> int:
+    """The tokens that the steps of a training read, unless a limit of minutes ends it earlier."""
+    training = recovery.training
+    tokens = training.steps * min(training.batch, calibration.sequences) * calibration.length
+    return tokens if training.tokens is None else min(tokens, training.tokens)
 
 
 def recovery_operations(recovery: Recovery, rows: int, columns: int) -> float:

@@ -20,7 +20,7 @@ from llmkick.models.language_model import GenerateRequest, ModelInfo, ScoreReque
 from llmkick.models.precision import resolve_device, resolve_dtype
 from llmkick.models.server_scheme import is_server
 from llmkick.models.transformers_model import TransformersModel
-from llmkick.study.expected_work import PASSES_OF_A_STEP
+from llmkick.study.expected_work import PASSES_OF_A_STEP, trained_tokens
 from llmkick.study.judging.questions import Estimate, estimate
 from llmkick.study.power_warnings import calibrated_seeds, warn_of_low_power
 from llmkick.study.results.records import CONTROL_METRICS
@@ -279,10 +279,7 @@ def _operations(recipe: Recipe, parameters: int, calibration: CalibrationSetting
         if not isinstance(recipe.recovery, LoRA):
             # Eigendecompositions, or the products of a refit, cost about as much as so many products of a layer.
             return max(base, 6.0 * parameters * calibration_tokens) + OPERATIONS_OF_A_RECOVERY * parameters
-        training = recipe.recovery.training
-        tokens = training.steps * min(training.batch, calibration.sequences) * calibration.length
-        tokens = tokens if training.tokens is None else min(tokens, training.tokens)
-        return base + PASSES_OF_A_STEP * 2.0 * parameters * tokens
+        return base + 2.0 * PASSES_OF_A_STEP * parameters * trained_tokens(recipe.recovery, calibration)
     if not recipe.needs_calibration:
         return 20.0 * parameters
     # Each block runs twice, before and after it is compressed.

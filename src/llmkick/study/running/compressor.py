@@ -144,7 +144,7 @@ class StudyCompressor:
         """Compress all recipes, each with its windows, in one pass and cache the models, if the cache has room.
 
         One pass is enough because without propagation the calibration statistics do not depend on the recipe, and
-        those of fewer windows are sums of fewer terms. Recipes with a training are left out; they begin with the others.
+        those of fewer windows are sums of fewer terms. Recipes that are trained are left out: they begin with others.
         """
         recipes = [(recipe, calibration) for recipe, calibration in recipes if not is_trained(recipe)]
         keys = [self._kept_key(recipe, calibration) for recipe, calibration in recipes]
