@@ -32,14 +32,14 @@ WINDOWS = Calibration(tokens=np.random.default_rng(0).integers(5, 200, (16, 24))
 
 @pytest.fixture(scope="module")
 def dense() -> TransformersModel:
-    return toy_model()
+    return toy_model(num_hidden_layers=2)
 
 
 def train(
     model: TransformersModel, text: str = "wanda@0.5+lora-r4", *, windows: Calibration = WINDOWS, keep: Any = None,
     progress: Any = None, **settings: Any,
 ) -> tuple[TransformersModel, CompressionReport, RecoveryReport]:  # fmt: skip
-    recipe = with_training(parse_recipe(text), Training(**{"steps": 20, "learning_rate": 1e-2, **settings}))
+    recipe = with_training(parse_recipe(text), Training(**{"steps": 12, "learning_rate": 1e-2, **settings}))
     recovered, report = compress(model, recipe, calibration=windows, keep=keep, progress=progress)
     assert report.recovery is not None
     return recovered, report, report.recovery
@@ -63,8 +63,8 @@ def test_a_training_brings_the_model_closer_to_the_dense_one(text: str, dense: T
     recovered, report, recovery = train(dense, text)
     assert recovery.loss_before is not None
     assert recovery.loss_after is not None
-    assert recovery.loss_after < 0.97 * recovery.loss_before
-    assert (recovery.steps, recovery.tokens, recovery.stopped) == (20, 20 * 2 * 24, "")
+    assert recovery.loss_after < 0.99 * recovery.loss_before
+    assert (recovery.steps, recovery.tokens, recovery.stopped) == (12, 12 * 2 * 24, "")
     ids = torch.from_numpy(WINDOWS.tokens[-2:])  # the windows held out for the checks
     with torch.no_grad():
         logits, other = (model.network(input_ids=ids).logits for model in (recovered, dense))
@@ -89,7 +89,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_one_others(dense: Tran
 
 
 @pytest.mark.parametrize("text", ["wanda@0.5+lora-r4", "gptq@3b-g8+lora-r4"])
-@pytest.mark.parametrize("stopped_at", [10, 17])
+@pytest.mark.parametrize("stopped_at", [11])
 def test_a_training_that_was_stopped_continues_to_the_same_weights(
     text: str, stopped_at: int, dense: TransformersModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -112,7 +112,7 @@ def test_a_training_that_was_stopped_continues_to_the_same_weights(
     _, report, recovery = train(dense, text, keep=tmp_path / "stopped")
     assert taken == -100 + 10  # it went on from the check at step 10
     assert report.digest == whole.digest
-    assert (recovery.steps, recovery.tokens) == (20, 20 * 2 * 24)
+    assert (recovery.steps, recovery.tokens) == (12, 12 * 2 * 24)
     assert not (tmp_path / "stopped" / STATE_FILE).exists()
     assert not (tmp_path / "stopped" / "base").exists()
 
@@ -122,19 +122,18 @@ def test_the_state_of_another_training_is_refused(
 ) -> None:
     monkeypatch.setattr(trainer_module, "SAVE_SECONDS", 0.0)
 
-    def stop(self: Trainer, loss: float = 0.0) -> None:
-        raise KeyboardInterrupt
+    def stop(done: int, total: int) -> None:
+        if done == total:
+            raise KeyboardInterrupt  # at the last step, after a check
 
-    monkeypatch.setattr(Trainer, "_diverge", stop)
     with pytest.raises(KeyboardInterrupt):
-        train(dense, keep=tmp_path, learning_rate=1.0, steps=60)
-    if not (tmp_path / STATE_FILE).exists():
-        pytest.fail("no state was kept before the training was stopped")
+        train(dense, keep=tmp_path, progress=stop)
+    assert (tmp_path / STATE_FILE).exists()
     with pytest.raises(ModelError, match="another training"):
-        train(dense, keep=tmp_path, learning_rate=0.5, steps=60)
+        train(dense, keep=tmp_path, learning_rate=0.5)
     (tmp_path / STATE_FILE).write_bytes(b"cut short")
     with pytest.raises(ModelError, match=r"damaged .*: delete the folder"):
-        train(dense, keep=tmp_path, learning_rate=1.0, steps=60)
+        train(dense, keep=tmp_path)
 
 
 def test_a_training_that_diverges_is_stopped_at_its_best_state(dense: TransformersModel) -> None:
@@ -143,9 +142,8 @@ def test_a_training_that_diverges_is_stopped_at_its_best_state(dense: Transforme
     assert recovery.stopped == "diverged"
     assert recovery.steps is not None
     assert recovery.steps < 200
-    assert any(
-        "training diverged and was stopped" in note and "smaller learning rate" in note for note in report.warnings
-    )
+    note = next(note for note in report.warnings if "training diverged and was stopped" in note)
+    assert "smaller learning rate (now 1)" in note
     assert recovery.loss_before is not None
     assert recovery.loss_after is not None
     assert recovery.loss_after <= recovery.loss_before
@@ -153,7 +151,7 @@ def test_a_training_that_diverges_is_stopped_at_its_best_state(dense: Transforme
         assert report.digest == before.digest
 
 
-@pytest.mark.parametrize("bad_step", [0, 13])
+@pytest.mark.parametrize("bad_step", [0, 11])
 def test_a_loss_that_is_not_a_number_stops_the_training(
     bad_step: int, dense: TransformersModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -176,22 +174,22 @@ def test_a_loss_that_is_not_a_number_stops_the_training(
 def test_what_does_not_fit_into_memory_runs_in_smaller_pieces(
     dense: TransformersModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trainer_module, "SHORTEST_PIECE", 8)
-    loss = Trainer._summed_loss
+    monkeypatch.setattr(trainer_module, "SHORTEST_PIECE", 12)
+    loss, most = Trainer._summed_loss, 12
 
     def scarce(self: Trainer, network: Any, ids: torch.Tensor) -> torch.Tensor:
-        if torch.is_grad_enabled() and ids.numel() > 12:
+        if torch.is_grad_enabled() and ids.numel() > most:
             raise RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 99 bytes")
         return loss(self, network, ids)
 
     monkeypatch.setattr(Trainer, "_summed_loss", scarce)
     _, report, recovery = train(dense)
-    assert recovery.steps == 20
+    assert recovery.steps == 12
     notes = [note for note in report.warnings if "memory ran short in the training" in note]
     assert len(notes) == 1
     assert "pieces of 12 tokens" in notes[0]
 
-    monkeypatch.setattr(trainer_module, "SHORTEST_PIECE", 16)
+    most = 4
     with pytest.raises(ConfigError, match="memory is too short for a training"):
         train(dense)
 
@@ -232,7 +230,7 @@ def test_limits_of_tokens_and_minutes_end_a_training(dense: TransformersModel) -
 def test_one_window_is_enough(dense: TransformersModel) -> None:
     windows = Calibration(tokens=WINDOWS.tokens[:1], source="test", seed=0)
     _, _, recovery = train(dense, windows=windows)
-    assert recovery.tokens == 20 * 24
+    assert recovery.tokens == 12 * 24
 
 
 def test_without_peft_there_is_one_line(dense: TransformersModel, monkeypatch: pytest.MonkeyPatch) -> None:
