@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -79,10 +80,9 @@ def recover(
     """Compress a model, recover what it lost on calibration text, and write it into a folder like `kick compress`.
 
     `--by eora` adds a low-rank matrix to each layer, `--by reconstruct` refits the weights that are left, and
-    `--by lora` trains towards the dense model (`pip install 'llmkick[recover]'`). Zeros stay zeros and codes stay
-    codes; what cannot be merged is kept beside the weights with `--packed`. If stopped, the same command continues.
-
-    The recipe `wanda@2:4+lora` is the same for `kick compress`, `kick frontier` and study files.
+    `--by lora` trains towards the dense model (`pip install 'llmkick[recover]'`). Matrices of eora, and of lora on rounded
+    weights, fill zeros and leave the grid: `--packed` keeps them beside the weights, a plain folder has the sum.
+    `kick compress`, `kick frontier` and study files take `wanda@2:4+lora`. If stopped, the same command continues.
 
     Examples:
 
@@ -92,8 +92,7 @@ def recover(
 
         kick recover ./my-llama wanda@0.5 --by reconstruct -o models/my-llama-half
     """
-    settings = {name: context.params[name] for name in (*TRAINING, "rank")}
-    recovered = _recovered(recipe, by, settings, given(context))
+    recovered = _recovered(recipe, by, context.params, given(context))
     compress_to_folder(
         model, recovered, folder, form="packed" if packed else "folder", calibration=calibration, sequences=sequences,
         length=length, seed=seed, propagate=propagate, allow_partial=allow_partial, dtype=dtype, device=device,
@@ -101,7 +100,7 @@ def recover(
     )  # fmt: skip
 
 
-def _recovered(recipe: str, by: By, settings: dict[str, object], options: list[str]) -> Recovered:
+def _recovered(recipe: str, by: By, settings: Mapping[str, object], options: list[str]) -> Recovered:
     """The recipe that the options describe; `options` are those that were typed. Raises ConfigError."""
     from llmkick.compression.recipe import Recovered
     from llmkick.compression.registry import parse_recipe
@@ -127,7 +126,7 @@ def _written(names: tuple[str, ...]) -> str:
     return ", ".join(f"--{name.replace('_', '-')}" for name in names) or "none of these"
 
 
-def _recovery(by: By, settings: dict[str, object]) -> Recovery:
+def _recovery(by: By, settings: Mapping[str, object]) -> Recovery:
     """The recovery that the options describe."""
     from dataclasses import replace
 
