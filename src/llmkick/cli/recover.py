@@ -79,9 +79,9 @@ def recover(
 ) -> None:
     """Compress a model, recover what it lost on calibration text, and write it into a folder like `kick compress`.
 
-    `--by eora` adds a low-rank matrix to each layer, `--by reconstruct` refits the weights that are left, and
-    `--by lora` trains towards the dense model (`pip install 'llmkick[recover]'`). Matrices of eora, and of lora on rounded
-    weights, fill zeros and leave the grid: `--packed` keeps them beside the weights, a plain folder has the sum.
+    `--by eora` adds a low-rank matrix to each layer, `--by reconstruct` refits the weights that are left, `--by lora`
+    trains towards the dense model (`pip install 'llmkick[recover]'`). Matrices of eora, and of lora on rounded weights,
+    fill zeros and leave the grid: `--packed` keeps them beside the weights, a plain folder has the sum.
     `kick compress`, `kick frontier` and study files take `wanda@2:4+lora`. If stopped, the same command continues.
 
     Examples:
