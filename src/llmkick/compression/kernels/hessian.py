@@ -96,6 +96,23 @@ class InputStatistics:
         if self._is_checked and not all_finite(self._square_sums()):
             raise NumericalError(f"{self.name}: {_describe_not_finite(rows)}")
 
+    def pool(self, add_up: Callable[[Tensor], None], *, sequences: int, tokens: int, device: torch.device) -> None:
+        """Become the statistics of several processes, of which each has seen a part of the inputs, or nothing.
+
+        add_up: replaces a tensor by the sum of those of all processes. sequences, tokens: those of all. device: of the
+        inputs.
+        """
+        if self._sums_squares:
+            if self._squares is None:
+                self._squares = torch.zeros(self.width, dtype=torch.float32, device=device)
+            add_up(self._squares)
+        if self.has_hessian:
+            if self._sums is None:
+                self._sums = torch.zeros(self.width, self.width, dtype=torch.float32, device=device)
+            add_up(self._sums)
+        self._factors.clear()
+        self.sequences, self.tokens, self._is_checked = sequences, tokens, False
+
     @staticmethod
     def check_finite(several: Iterable[InputStatistics]) -> None:
         """Raise NumericalError that names the first of several statistics whose sums are not finite.
