@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 import llmkick
-from llmkick.cli.torchrun import refuse_several
+from llmkick.cli.torchrun import number, refuse_several, speaking
 from llmkick.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -54,7 +54,8 @@ def kick(
     ] = False,
 ) -> None:
     """Parse the options that stand before the name of a command."""
-    refuse_several(context.invoked_subcommand)
+    with speaking(number("LOCAL_RANK") == 0):
+        refuse_several(context.invoked_subcommand)
 
 
 def given(context: typer.Context) -> list[str]:
