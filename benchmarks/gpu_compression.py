@@ -31,6 +31,7 @@ STAGES: tuple[tuple[str, Any, str], ...] = (
     ("statistics", inputs.InputRecord, "add"),
     ("factors", hessian.InputStatistics, "factor"),
     ("weights", recipe_output, "compress_with_statistics"),
+    ("weights", recipe_output, "compress_alike"),
     ("error", recipe_output, "relative_output_error"),
     ("digest", walk, "weights_digest"),
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -23,6 +23,8 @@ class HessianFactor:
     The code of both papers uses the upper Cholesky factor of H⁻¹, U = diag(size)⁻¹ M⁻¹. The same weights result
     without an inverse if the error of a column is its difference from the original column, not from the column as
     updated until its turn (QuIP, arXiv 2307.13304, theorem 6). Then 1/U_jj is `size`, and H⁻¹ is never computed.
+
+    The factors of several weights are one, with a first dimension more in each tensor, see `stacked_factors`.
     """
 
     unit: Tensor  # (in, in) float32: M, upper triangular with ones on its diagonal, rows and columns in `order`
@@ -35,17 +37,29 @@ class HessianFactor:
     def inverse_within(self, start: int, stop: int) -> Tensor:
         """Inverse of the transposed diagonal block of M at these inputs: (stop − start, same). It is cached."""
         if (start, stop) not in self._inverses:
-            triangle = self.unit[start:stop, start:stop].T
+            triangle = self.unit[..., start:stop, start:stop].mT
             identity = torch.eye(stop - start, dtype=triangle.dtype, device=triangle.device)
             inverse = torch.linalg.solve_triangular(triangle, identity, upper=False, unitriangular=True)
             self._inverses[start, stop] = inverse
         return self._inverses[start, stop]
 
     def without_dead(self, weight: Tensor) -> Tensor:
-        """The weight in float32 with 0 for dead inputs: (out, in) → same, which may be the given tensor itself."""
+        """The weight in float32 with 0 for dead inputs: (…, out, in) → same, which may be the given tensor itself."""
         # Only a CPU knows at once whether there are any.
         is_needed = self.dead.device.type != "cpu" or bool(self.dead.any())
-        return weight.float().masked_fill(self.dead, 0) if is_needed else weight.float()
+        return weight.float().masked_fill(self.dead[..., None, :], 0) if is_needed else weight.float()
+
+
+def stacked_factors(factors: Sequence[HessianFactor]) -> HessianFactor:
+    """The factors of several weights as one; all of them have an order, or none. The damping is the largest."""
+    orders = [factor.order for factor in factors if factor.order is not None]
+    return HessianFactor(
+        unit=torch.stack([factor.unit for factor in factors]),
+        size=torch.stack([factor.size for factor in factors]),
+        dead=torch.stack([factor.dead for factor in factors]),
+        order=torch.stack(orders) if orders else None,
+        damping=max(factor.damping for factor in factors),
+    )
 
 
 class InputStatistics:

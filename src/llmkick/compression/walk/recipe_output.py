@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
@@ -18,7 +19,7 @@ from llmkick.compression.walk.linear_layer import LinearLayer
 from llmkick.compression.walk.report import LayerReport
 from llmkick.compression.walk.size import compact_bytes
 from llmkick.compression.walk.solved_layer import SolvedLayer
-from llmkick.compression.walk.weight import compress_with_statistics, relative_output_error
+from llmkick.compression.walk.weight import compress_alike, compress_with_statistics, relative_output_error
 from llmkick.models.checkpoints.packed import Codes, Packed, pack
 
 # The report names an expert that was calibrated on fewer tokens than this.
@@ -63,15 +64,24 @@ class RecipeOutput:
         """Whether block `index` is finished."""
         return self.finished_count > index
 
-    def solve(self, layer: LinearLayer, record: InputRecord) -> SolvedLayer:
-        """Compress a layer, which is not changed, and describe the result."""
-        statistics = record.statistics_of(layer)
-        tokens = 0 if statistics is None else statistics.tokens
-        if self.recipe.needs_calibration and tokens == 0:
+    def solve(self, layers: Sequence[LinearLayer], record: InputRecord) -> list[SolvedLayer]:
+        """Compress layers of one shape, which are not changed, at once, and describe the results."""
+        statistics = [record.statistics_of(layer) for layer in layers]
+        tokens = [0 if own is None else own.tokens for own in statistics]
+        seen = [place for place, count in enumerate(tokens) if count or not self.recipe.needs_calibration]
+        weights, names = [layers[place].weight for place in seen], [layers[place].name for place in seen]
+        of_seen = [statistics[place] for place in seen]
+        if len(seen) == 1:
+            results = {seen[0]: compress_with_statistics(weights[0], of_seen[0], self.recipe, name=names[0])}
+        else:
+            results = dict(zip(seen, compress_alike(weights, of_seen, self.recipe, names), strict=True))
+        return [self._solved(layer, results.get(place), record, tokens[place]) for place, layer in enumerate(layers)]
+
+    def _solved(self, layer: LinearLayer, result: WeightResult | None, record: InputRecord, tokens: int) -> SolvedLayer:
+        if result is None:
             # An expert that no calibration token reached: nothing to choose by, so it stays dense and the user is told.
             warning = f"left dense: {layer.name} saw no calibration token"
             return _described(layer, WeightResult(layer.weight), record, Dense(), warning)
-        result = compress_with_statistics(layer.weight, statistics, self.recipe, name=layer.name)
         is_thin = layer.form == "expert" and self.recipe.needs_calibration and tokens < FEW_TOKENS
         warning = f"few tokens: {layer.name} was calibrated on {tokens} tokens" if is_thin else ""
         return _described(layer, result, record, self.recipe, warning)

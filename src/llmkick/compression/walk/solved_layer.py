@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,6 +14,10 @@ from llmkick.compression.kernels.layer import WeightResult
 from llmkick.compression.walk.linear_layer import LinearLayer
 from llmkick.compression.walk.processes import Processes
 from llmkick.compression.walk.report import LayerReport
+
+# What experts that are solved at once take: a factor of each in float32, and so many copies of their weights.
+AT_ONCE_BYTES = 2**31
+WEIGHT_COPIES = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +85,36 @@ class SolvedLayer:
             yield self.result.codes
 
 
+def solved_at_once(layers: Sequence[LinearLayer], places: Sequence[int]) -> Iterator[list[int]]:
+    """Places of layers, in order, in groups that are solved at once: on a GPU, the experts of one parameter.
+
+    A single expert has too few rows to keep a GPU busy. On a CPU, one after another is as fast and takes less memory.
+    """
+    group: list[int] = []
+    for place in places:
+        layer, first = layers[place], layers[group[0]] if group else None
+        fits = first is not None and layer.module is first.module and layer.parameter == first.parameter
+        if group and not (fits and len(group) < _most_at_once(layer)):
+            yield group
+            group = []
+        group.append(place)
+    if group:
+        yield group
+
+
+def _most_at_once(layer: LinearLayer) -> int:
+    """How many layers like this are solved at once."""
+    if layer.form != "expert" or not batches_experts(layer.stored.device):
+        return 1
+    rows, width = layer.weight.shape
+    return max(1, AT_ONCE_BYTES // (4 * (width * width + WEIGHT_COPIES * rows * width)))
+
+
+def batches_experts(device: torch.device) -> bool:
+    """Whether several experts are solved at once on a device."""
+    return device.type != "cpu"
+
+
 def solvers(inputs: Sequence[object], shapes: Sequence[tuple[int, int]], count: int) -> list[int]:
     """The process, of `count`, that solves each layer: those of equal inputs together, the work shared out evenly.
 
@@ -100,26 +134,22 @@ def solvers(inputs: Sequence[object], shapes: Sequence[tuple[int, int]], count: 
 def solved_by_all(
     layers: Sequence[LinearLayer],
     owners: Sequence[int],
-    solve: Callable[[int], list[SolvedLayer]],
+    own: Iterable[tuple[int, list[SolvedLayer]]],
     processes: Processes,
-) -> Iterator[list[SolvedLayer]]:
+) -> Iterator[tuple[int, list[SolvedLayer]]]:
     """The solved layers by place, one for each recipe: this process solves its own, and all of them get all.
 
-    owners: the process that solves each layer. solve: makes the solved layers of a place.
+    owners: the process that solves each layer. own: the places of this process with its solved layers.
     """
     # Only what is contiguous can be handed out, so a copy is made before others wait for it.
-    own = {
-        place: [solved.contiguous() for solved in solve(place)]
-        for place, owner in enumerate(owners)
-        if owner == processes.rank
-    }
-    facts = {str(place): [solved.facts() for solved in several] for place, several in own.items()}
+    solved_here = {place: [solved.contiguous() for solved in several] for place, several in own}
+    facts = {str(place): [solved.facts() for solved in several] for place, several in solved_here.items()}
     everyone = processes.gather(facts)
     for place, (layer, owner) in enumerate(zip(layers, owners, strict=True)):
-        solved = own.pop(place, None)
-        if solved is None:
-            solved = [SolvedLayer.unfilled(each, layer) for each in everyone[owner][str(place)]]
-        for each in solved:
+        several = solved_here.pop(place, None)
+        if several is None:
+            several = [SolvedLayer.unfilled(each, layer) for each in everyone[owner][str(place)]]
+        for each in several:
             for tensor in each.tensors():
                 processes.hand_out(tensor, owner)
-        yield solved
+        yield place, several

@@ -25,7 +25,7 @@ from llmkick.compression.walk.linear_layer import LinearLayer, replace_weights
 from llmkick.compression.walk.processes import ALONE, Processes
 from llmkick.compression.walk.recipe_output import RecipeOutput
 from llmkick.compression.walk.shared_weights import record_shared, shared_layers
-from llmkick.compression.walk.solved_layer import SolvedLayer, solved_by_all, solvers
+from llmkick.compression.walk.solved_layer import SolvedLayer, solved_at_once, solved_by_all, solvers
 from llmkick.models.allocator import keep_freed_memory
 from llmkick.models.checkpoints.packed import Packed
 
@@ -167,7 +167,7 @@ class Walk:
         """Compress all layers by all recipes, and put them in place where they belong. The compact forms by output."""
         packed: list[dict[str, Future[Packed]]] = [{} for _ in outputs]
         replaced: list[tuple[LinearLayer, Tensor]] = []
-        for place, solved_layers in enumerate(self._solved(block, outputs, records)):
+        for place, solved_layers in self._solved(block, outputs, records):
             layer = block.layers[place]
             for output, layers, solved in zip(outputs, packed, solved_layers, strict=True):
                 weight = output.keep(layer, solved, layers)
@@ -180,30 +180,40 @@ class Walk:
         replace_weights(replaced)
         return packed
 
-    def _solved(self, block: Block, outputs: list[RecipeOutput], records: Records) -> Iterator[list[SolvedLayer]]:
-        """The solved layers of each place, by output. Statistics are freed when no layer of this process needs them."""
-        own: Sequence[int] = range(len(block.layers))
-        owners = [0] * len(block.layers)
-        if self.processes.count > 1:
-            record = records[max(records)]
-            keys = [(bool(layer.twins), record.owner_of(layer)) for layer in block.layers]
-            owners = solvers(keys, [_shape(layer) for layer in block.layers], self.processes.count)
-            own = [place for place, owner in enumerate(owners) if owner == self.processes.rank]
+    def _solved(
+        self, block: Block, outputs: list[RecipeOutput], records: Records
+    ) -> Iterator[tuple[int, list[SolvedLayer]]]:
+        """Each place with its solved layers by output.
 
-        def solve(place: int) -> list[SolvedLayer]:
-            layer = block.layers[place]
-            solved = [output.solve(layer, self._record_of(layer, records, output.windows)) for output in outputs]
-            to_come = [block.layers[later] for later in own if later > place]
-            for count in records:
-                self._record_of(layer, records, count).forget(layer, to_come)
-            return solved
+        Statistics are freed when no layer that this process solves needs them.
+        """
+        layers, count = block.layers, self.processes.count
+        if count == 1:
+            return self._solved_here(layers, range(len(layers)), outputs, records)
+        record = records[max(records)]
+        keys = [(bool(layer.twins), record.owner_of(layer)) for layer in layers]
+        owners = solvers(keys, [_shape(layer) for layer in layers], count)
+        own = [place for place, owner in enumerate(owners) if owner == self.processes.rank]
+        for layer in layers:
+            self._forget(layer, [layers[place] for place in own], records)
+        return solved_by_all(layers, owners, self._solved_here(layers, own, outputs, records), self.processes)
 
-        if self.processes.count == 1:
-            return map(solve, own)
-        for layer in block.layers:  # of which others are solved by other processes
-            for count in records:
-                self._record_of(layer, records, count).forget(layer, [block.layers[place] for place in own])
-        return solved_by_all(block.layers, owners, solve, self.processes)
+    def _solved_here(
+        self, layers: Sequence[LinearLayer], own: Sequence[int], outputs: list[RecipeOutput], records: Records
+    ) -> Iterator[tuple[int, list[SolvedLayer]]]:
+        """The solved layers of some places, in order."""
+        for places in solved_at_once(layers, own):
+            # Layers that are solved at once are no twins, or all are.
+            group = [layers[place] for place in places]
+            by_output = [output.solve(group, self._record_of(group[0], records, output.windows)) for output in outputs]
+            to_come = [layers[place] for place in own if place > places[-1]]
+            for layer in group:
+                self._forget(layer, to_come, records)
+            yield from zip(places, map(list, zip(*by_output, strict=True)), strict=True)
+
+    def _forget(self, layer: LinearLayer, to_come: Sequence[LinearLayer], records: Records) -> None:
+        for count in records:
+            self._record_of(layer, records, count).forget(layer, to_come)
 
     def _keep_hidden(self, index: int, states: CalibrationPass) -> None:
         """Keep the hidden states that block `index` needs, for a walk that is stopped."""
