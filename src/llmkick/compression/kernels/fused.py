@@ -63,53 +63,26 @@ def _nearest(value: tl.tensor, scale: tl.tensor, low: tl.tensor, high: tl.tensor
 compensated, nearest = triton.jit(_compensated), triton.jit(_nearest)
 
 
+# fmt: off
 def _replace_columns(
-    values: tl.tensor,
-    dense: tl.tensor,
-    errors: tl.tensor,
-    scores: tl.tensor,
-    unit: tl.tensor,
-    zeroed: tl.tensor,
-    size: tl.tensor,
-    number: tl.tensor,
-    scale: tl.tensor,
-    low: tl.tensor,
-    high: tl.tensor,
-    rows: tl.tensor,
-    columns: tl.tensor,
-    unit_row: tl.tensor,
-    unit_column: tl.tensor,
-    next_values: tl.tensor,
-    next_errors: tl.tensor,
-    next_unit: tl.tensor,
-    next_zeroed: tl.tensor,
-    next_size: tl.tensor,
-    next_number: tl.tensor,
-    next_scale: tl.tensor,
-    count: tl.constexpr,
-    group: tl.constexpr,
-    has_mask: tl.constexpr,
-    has_grids: tl.constexpr,
-    width: tl.constexpr,
+    values: tl.tensor, dense: tl.tensor, errors: tl.tensor, scores: tl.tensor, unit: tl.tensor, zeroed: tl.tensor,
+    size: tl.tensor, number: tl.tensor, scale: tl.tensor, low: tl.tensor, high: tl.tensor,
+    rows: tl.tensor, columns: tl.tensor, unit_row: tl.tensor, unit_column: tl.tensor,
+    next_values: tl.tensor, next_errors: tl.tensor, next_unit: tl.tensor, next_zeroed: tl.tensor,
+    next_size: tl.tensor, next_number: tl.tensor, next_scale: tl.tensor,
+    count: tl.constexpr, group: tl.constexpr, has_mask: tl.constexpr, has_grids: tl.constexpr, width: tl.constexpr,
 ) -> None:
+    # fmt: on
     """Replace the columns of `width` rows. Tensors as in `replace_plainly`; scores: (…, group, out), to work with.
 
-    next_…: how far the tensor of the next weight is from that of the one before; `dense` lies as `values`, `low` and
-    `high` as `scale`.
+    next_…: how far a tensor of the next weight is; `dense` lies as `values`, `low` and `high` as `scale`.
     """
-    # Several weights together may have more entries than 32 bits count.
-    weight = tl.program_id(1).to(tl.int64)
-    values += weight * next_values
-    dense += weight * next_values
-    errors += weight * next_errors
-    scores += weight * group * rows
-    unit += weight * next_unit
-    zeroed += weight * next_zeroed
-    size += weight * next_size
-    number += weight * next_number
-    scale += weight * next_scale
-    low += weight * next_scale
-    high += weight * next_scale
+    weight = tl.program_id(1).to(tl.int64)  # several weights may have more entries than 32 bits count
+    values, dense = values + weight * next_values, dense + weight * next_values
+    errors, scores = errors + weight * next_errors, scores + weight * group * rows
+    unit, zeroed = unit + weight * next_unit, zeroed + weight * next_zeroed
+    size, number = size + weight * next_size, number + weight * next_number
+    scale, low, high = scale + weight * next_scale, low + weight * next_scale, high + weight * next_scale
     row = tl.program_id(0) * width + tl.arange(0, width)
     inside = row < rows
     place = rows, row, inside

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from llmkick import errors
+import llmkick.errors as errors
 from llmkick.errors import ConfigError, KickError, one_line
 from llmkick.models.precision import BALANCED
 

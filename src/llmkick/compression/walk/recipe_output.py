@@ -71,9 +71,10 @@ class RecipeOutput:
         seen = [place for place, count in enumerate(tokens) if count or not self.recipe.needs_calibration]
         weights, names = [layers[place].weight for place in seen], [layers[place].name for place in seen]
         of_seen = [statistics[place] for place in seen]
+        results: dict[int, WeightResult] = {}
         if len(seen) == 1:
             results = {seen[0]: compress_with_statistics(weights[0], of_seen[0], self.recipe, name=names[0])}
-        else:
+        elif seen:
             results = dict(zip(seen, compress_alike(weights, of_seen, self.recipe, names), strict=True))
         return [self._solved(layer, results.get(place), record, tokens[place]) for place, layer in enumerate(layers)]
 
