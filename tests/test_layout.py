@@ -35,7 +35,8 @@ MAY_IMPORT = {
     "models": {"files", "plugins"},
     "models.engine": {"models"},
     "models.checkpoints": {"models", "files"},
-    "models.server": {"models", "models.engine", "models.checkpoints"},
+    "models.server": {"models", "models.engine", "models.checkpoints", "models.vllm"},
+    "models.vllm": {"models", "models.engine", "models.checkpoints"},
     "compression": {"compression.kernels", "plugins"},
     "compression.kernels": {"models"},
     "compression.walk": {
@@ -80,7 +81,8 @@ MAY_IMPORT = {
     },
     "study.running": {
         *("study", "study.journal", "study.judging", "study.results", "study.spec"),
-        *("models", "models.checkpoints", "models.server", "compression", "compression.walk", "compression.storage"),
+        *("models", "models.checkpoints", "models.server", "models.vllm"),
+        *("compression", "compression.walk", "compression.storage"),
         *("tasks", "statistics", "claims", "files", "plugins"),
     },
     "study.cluster": {
