@@ -14,7 +14,8 @@ from unittest import mock
 import numpy as np
 import torch
 from gpu_machine import Machine, synchronise
-from gpu_model import Shape, random_model
+from gpu_model import random_model
+from llama_shape import Shape
 from peers.floor import floor
 
 from llmkick.compression.kernels import hessian
