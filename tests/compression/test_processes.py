@@ -248,6 +248,7 @@ def compress_shared(rank: int, source: str, out: str) -> None:
     compress_checkpoint(source, "wanda@0.5", Path(out) / "out", calibration=plan, device="cpu", observer=Silent())
 
 
+@pytest.mark.slow
 def test_weights_that_blocks_share_are_refused_from_files(tmp_path: Path):
     save_toy(tmp_path / "model", "zamba")
     answers = run_processes(compress_shared, tmp_path / "run", str(tmp_path / "model"), str(tmp_path))
@@ -295,7 +296,11 @@ def test_torchrun_compresses_and_goes_on(tmp_path: Path):
     ("arguments", "message"),
     [
         pytest.param(("compress", "nowhere/at-all", "wanda@0.5", *OPTIONS), "nowhere/at-all", marks=pytest.mark.slow),
-        (("compress", "nowhere", "wanda@0.5", "--device", "balanced"), "'balanced' spreads one model over all GPUs"),
+        pytest.param(
+            ("compress", "nowhere", "wanda@0.5", "--device", "balanced"),
+            "'balanced' spreads one model over all GPUs",
+            marks=pytest.mark.slow,
+        ),
         (("compress", "nowhere", "wonder@0.5", *OPTIONS), "unknown method 'wonder'"),
         (("run", "study.toml"), "kick run runs in one process; torchrun can start kick compress"),
     ],
