@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -19,7 +19,11 @@ from llmkick.cli.options import (
     Quiet,
     Sequences,
 )
+from llmkick.cli.torchrun import number, speaking
 from llmkick.errors import ConfigError
+
+if TYPE_CHECKING:
+    from llmkick.compression.walk.report import CompressionReport
 
 Form = Literal["folder", "packed", "compressed-tensors"]
 
@@ -69,7 +73,8 @@ def compress(
     """Compress a model block by block into a folder. If stopped, the same command continues at the block it was at.
 
     The result is a Hugging Face folder that any tool loads. With `--packed` it holds only the remaining weights and
-    their positions or codes; every `kick` command opens it.
+    their positions or codes; every `kick` command opens it. Several GPUs share the work of one compression if torchrun
+    starts a process for each.
 
     Examples:
 
@@ -78,27 +83,46 @@ def compress(
         kick compress ./my-llama gptq@4b-g128 -o models/my-llama-4bit --packed
 
         kick compress ./my-llama gptq@4b-g128 -o models/my-llama-ct --compressed-tensors
+
+        torchrun --nproc-per-node 4 -m llmkick compress ./my-llama sparsegpt@2:4 -o models/my-llama-2-4
     """
     from llmkick.cli.progress import TerminalProgress
     from llmkick.compression.registry import parse_recipe
     from llmkick.compression.storage.compress_to_disk import CalibrationPlan, compress_checkpoint
+    from llmkick.compression.walk.processes import torchrun_device
     from llmkick.study.compression_forecast import CompressionProgress
 
-    if not 0 <= seed < 2**32:
-        raise ConfigError(f"seed must be a whole number from 0 to 4294967295; got {seed}")
-    if packed and compressed_tensors:
-        raise ConfigError("--packed and --compressed-tensors are two ways to write a model; choose one")
+    with speaking(number("LOCAL_RANK") == 0):
+        form, parsed = _form(seed, packed=packed, compressed_tensors=compressed_tensors), parse_recipe(recipe)
     plan = CalibrationPlan(source=calibration, sequences=sequences, length=length, seed=seed)
-    form: Form = "packed" if packed else "compressed-tensors" if compressed_tensors else "folder"
-    parsed = parse_recipe(recipe)
-    with TerminalProgress(err, quiet=quiet) as progress:
+    is_first = number("RANK") == 0
+    with (
+        speaking(number("LOCAL_RANK") == 0),
+        torchrun_device(device) as own_device,
+        speaking(is_first),
+        TerminalProgress(err, quiet=quiet or not is_first) as progress,
+    ):
         observer = CompressionProgress(
             observer=progress, recipe=parsed, source=calibration, sequences=sequences, length=length
         )
         report = compress_checkpoint(
             model, parsed, folder, form=form, calibration=plan, propagate=propagate, allow_partial=allow_partial,
-            dtype=dtype, device=device, observer=observer, on_model=observer.plan,
+            dtype=dtype, device=own_device, observer=observer, on_model=observer.plan,
         )  # fmt: skip
+    if is_first:
+        _print_report(recipe, report, folder)
+
+
+def _form(seed: int, *, packed: bool, compressed_tensors: bool) -> Form:
+    """The form in which to write. Raises ConfigError for options out of range or that exclude each other."""
+    if not 0 <= seed < 2**32:
+        raise ConfigError(f"seed must be a whole number from 0 to 4294967295; got {seed}")
+    if packed and compressed_tensors:
+        raise ConfigError("--packed and --compressed-tensors are two ways to write a model; choose one")
+    return "packed" if packed else "compressed-tensors" if compressed_tensors else "folder"
+
+
+def _print_report(recipe: str, report: CompressionReport, folder: Path) -> None:
     print_notes(report.warnings)
     if report.routers:
         print_line(f"routers left dense: {', '.join(report.router_names)}")

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy.typing as npt
-import torch
 from torch import nn
 
 from llmkick.compression.recipe import Dense, Recipe
-from llmkick.compression.registry import parse_recipe, plugin_origins
+from llmkick.compression.registry import parse_recipe
 from llmkick.compression.walk.block_sources import BlocksInMemory, put_layers
 from llmkick.compression.walk.blocks import decoder_blocks, shallow_copy
 from llmkick.compression.walk.calibration import Calibration, as_calibration
@@ -22,10 +21,11 @@ from llmkick.compression.walk.checks import (
     check_recipe_fits,
     count_weights,
 )
-from llmkick.compression.walk.finished_blocks import FinishedBlocks
+from llmkick.compression.walk.compression_key import kept_blocks
+from llmkick.compression.walk.finished_blocks import FinishedBlocks, kept_weights
+from llmkick.compression.walk.processes import ALONE, Processes, joined_processes
 from llmkick.compression.walk.recipe_output import RecipeOutput
 from llmkick.compression.walk.report import CompressionReport
-from llmkick.compression.walk.versions import walk_version
 from llmkick.compression.walk.walk import Progress, Walk
 from llmkick.models.checkpoints.quantized import refuse_packed_integers
 from llmkick.models.language_model import ModelInfo
@@ -46,6 +46,9 @@ def compress(
 ) -> tuple[TransformersModel, CompressionReport]:
     """Compress every linear layer inside the decoder blocks. The given model is not changed.
 
+    If torch.distributed has been initialised, all processes call this with the same arguments, share the work, and
+    return the same; only the first writes to `keep`.
+
     calibration: a Calibration, or token ids (sequences, tokens). Methods that need none use a few of its sequences,
     if given, to measure the output error. seed: recorded in the report; the only randomness of a compression is that of
     its calibration. propagate: calibrate each block on the outputs of the compressed blocks before it, as all original
@@ -56,23 +59,59 @@ def compress(
     compressed one after another, NumericalError naming the layer when activations or
     weights are not finite.
     """
-    recipe = _parsed(recipe)
+    with joined_processes() as processes, processes.together():
+        return compress_in_processes(
+            processes, model, _parsed(recipe), calibration=calibration, seed=seed, propagate=propagate,
+            allow_partial=allow_partial, progress=progress, keep=keep,
+        )  # fmt: skip
+
+
+def compress_in_processes(
+    processes: Processes,
+    model: TransformersModel,
+    recipe: Recipe,
+    *,
+    calibration: Calibration | npt.ArrayLike | None,
+    seed: int,
+    propagate: bool,
+    allow_partial: bool,
+    progress: Progress | None,
+    keep: Path | None,
+) -> tuple[TransformersModel, CompressionReport]:
+    """`compress` in processes that know of each other."""
     windows = check_all(model, [recipe], calibration, allow_partial=allow_partial)
-    finished = (
-        None if keep is None else kept_blocks(model.info, model.device, recipe, windows, keep, propagate=propagate)
+    finished = None
+    if keep is not None and processes.is_first:
+        finished = kept_blocks(
+            model.info, model.device, recipe, windows, keep, propagate=propagate, processes=processes.count
+        )
+    is_kept, is_complete, resumed = processes.from_first(
+        [False, False, 0] if finished is None else [True, finished.report is not None, finished.count]
     )
-    if finished is not None and finished.report is not None:
-        return restore(model, finished)
     network = shallow_copy(model.network)
-    output = RecipeOutput(recipe=recipe, blocks=decoder_blocks(network), finished=finished)
-    if finished is not None and not propagate:
+    if is_complete:
+        report = _report_of_first(processes, None if finished is None else finished.report)
+        put_all(network, finished, processes)
+        return model.with_network(network, digest=report.digest), report
+    output = RecipeOutput(recipe=recipe, blocks=decoder_blocks(network), finished=finished, resumed=resumed)
+    if is_kept and not propagate:
         output.blocks = None
     calibrated = network if propagate else model.network
-    _walk(model, calibrated, [output], windows, propagate=propagate, allow_partial=allow_partial, progress=progress)
-    if finished is not None and not propagate:
-        put_all(network, finished)
-    report = finish_report(model, network, output, windows, seed=seed, propagate=propagate)
+    _walk(
+        model, calibrated, [output], windows, propagate=propagate, allow_partial=allow_partial, progress=progress,
+        processes=processes,
+    )  # fmt: skip
+    if is_kept and not propagate:
+        put_all(network, finished, processes)
+    report = finish_report(model, network, output, windows, seed=seed, propagate=propagate, processes=processes.count)
+    report = _report_of_first(processes, report)
     return model.with_network(network, digest=report.digest), report
+
+
+def _report_of_first(processes: Processes, report: CompressionReport | None) -> CompressionReport:
+    """The report of the first process: that of others has other seconds, and no finished blocks of an earlier start."""
+    values = processes.from_first(None if report is None else asdict(report))
+    return report if report is not None and processes.is_first else CompressionReport.from_json(values)
 
 
 def compress_many(
@@ -101,49 +140,12 @@ def compress_many(
     return results
 
 
-def kept_blocks(
-    info: ModelInfo,
-    device: torch.device,
-    recipe: Recipe,
-    windows: Calibration | None,
-    folder: Path,
-    *,
-    propagate: bool,
-) -> FinishedBlocks:
-    """The finished blocks of this compression in a folder. Raises ConfigError for a folder of another compression."""
-    return FinishedBlocks(folder, kept_key(info, device, recipe, windows, propagate=propagate))
-
-
 def restore(model: TransformersModel, finished: FinishedBlocks) -> tuple[TransformersModel, CompressionReport]:
     """The compressed model, from all its finished blocks and the dense model that it was made from."""
     assert finished.report is not None, f"{finished.folder} is not complete"
     network = shallow_copy(model.network)
-    put_all(network, finished)
+    put_all(network, finished, ALONE)
     return model.with_network(network, digest=finished.report.digest), finished.report
-
-
-def artifact_key(
-    info: ModelInfo, device: torch.device, recipe: Recipe, calibration: Calibration | None, *, propagate: bool
-) -> dict[str, Any]:
-    """The key of the compressed weights: everything that determines them."""
-    return {
-        "weights": info.digest,
-        "dtype": info.dtype,
-        "device": device.type,
-        "recipe": str(recipe),
-        "calibration": calibration.digest if calibration is not None and recipe.needs_calibration else None,
-        "propagate": propagate if recipe.needs_calibration else None,
-        "walk": walk_version(info.architecture),
-        **({"plugins": origins} if (origins := plugin_origins(recipe)) else {}),
-    }
-
-
-def kept_key(
-    info: ModelInfo, device: torch.device, recipe: Recipe, windows: Calibration | None, *, propagate: bool
-) -> dict[str, Any]:
-    """The key of weights and report: `artifact_key`, and the text on which output errors are measured."""
-    measured_on = None if windows is None else windows.digest
-    return {**artifact_key(info, device, recipe, windows, propagate=propagate), "measured_on": measured_on}
 
 
 def check_all(
@@ -177,8 +179,15 @@ def make_report(
     seed: int,
     propagate: bool,
     digest: str,
+    processes: int = 1,
 ) -> CompressionReport:
     """The report of a recipe whose blocks are all finished."""
+    notes = []
+    if processes > 1 and output.recipe.needs_calibration:
+        notes.append(
+            f"calibrated by {processes} processes, whose sums are rounded in another way than those of one process: "
+            "the weights are the same up to rounding"
+        )
     used = windows if output.recipe.needs_calibration else None
     compressed = output.compressed_weights
     return CompressionReport(
@@ -194,7 +203,7 @@ def make_report(
         dense_bytes=output.tally.dense_bytes,
         stored_bytes=output.tally.stored_bytes,
         layers=tuple(output.tally.layers),
-        warnings=tuple(output.tally.warnings),
+        warnings=(*output.tally.warnings, *notes),
         block_share=compressed / weights.blocks,
         model_share=compressed / weights.model,
         routers=weights.routers,
@@ -230,6 +239,7 @@ def _walk(
     propagate: bool,
     allow_partial: bool,
     progress: Progress | None,
+    processes: Processes = ALONE,
 ) -> None:
     Walk(
         network=network,
@@ -239,13 +249,15 @@ def _walk(
         propagate=propagate,
         allow_partial=allow_partial,
         progress=progress,
+        processes=processes,
     ).run(windows)
 
 
-def put_all(network: nn.Module, finished: FinishedBlocks) -> None:
-    """Put the weights of all finished blocks into a network."""
-    for index, block in enumerate(decoder_blocks(network)[: finished.count]):
-        put_layers(block, finished.weights(index))
+def put_all(network: nn.Module, finished: FinishedBlocks | None, processes: Processes) -> None:
+    """Put the weights of all finished blocks, which the first process has, into a network."""
+    count = processes.from_first(None if finished is None else finished.count)
+    for index, block in enumerate(decoder_blocks(network)[:count]):
+        put_layers(block, kept_weights(processes, finished, index, block))
 
 
 def finish_report(
@@ -256,11 +268,14 @@ def finish_report(
     *,
     seed: int,
     propagate: bool,
+    processes: int = 1,
 ) -> CompressionReport:
     """The report of a recipe whose weights are in `network`; it is kept with the finished blocks."""
     digest = model.info.digest if isinstance(output.recipe, Dense) else weights_digest(network)
     weights = count_weights(network, decoder_blocks(network))
-    report = make_report(output, model.info, windows, weights, seed=seed, propagate=propagate, digest=digest)
+    report = make_report(
+        output, model.info, windows, weights, seed=seed, propagate=propagate, digest=digest, processes=processes
+    )
     if output.finished is not None:
         output.finished.complete(report)
     return report

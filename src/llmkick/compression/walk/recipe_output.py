@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
@@ -17,7 +18,8 @@ from llmkick.compression.walk.inputs import InputRecord
 from llmkick.compression.walk.linear_layer import LinearLayer
 from llmkick.compression.walk.report import LayerReport
 from llmkick.compression.walk.size import compact_bytes
-from llmkick.compression.walk.weight import compress_with_statistics, relative_output_error
+from llmkick.compression.walk.solved_layer import SolvedLayer
+from llmkick.compression.walk.weight import compress_alike, compress_with_statistics, relative_output_error
 from llmkick.models.checkpoints.packed import Codes, Packed, pack
 
 # The report names an expert that was calibrated on fewer tokens than this.
@@ -30,12 +32,14 @@ class RecipeOutput:
 
     blocks: of a network in memory, whose layers are replaced. finished: a folder in which finished blocks are kept,
     and whose tally is continued. windows: how many calibration windows this output uses, from the first on; None: all.
+    resumed: how many blocks were finished before the walk began, for a process that has no folder.
     """
 
     recipe: Recipe
     blocks: list[Block] | None = None
     finished: FinishedBlocks | None = None
     windows: int | None = None
+    resumed: int = 0
     tally: Tally = field(default_factory=Tally)
 
     def __post_init__(self) -> None:
@@ -45,7 +49,7 @@ class RecipeOutput:
     @property
     def finished_count(self) -> int:
         """How many blocks were finished before this walk began, or have been since."""
-        return 0 if self.finished is None else self.finished.count
+        return self.resumed if self.finished is None else self.finished.count
 
     @property
     def compressed_weights(self) -> int:
@@ -60,18 +64,42 @@ class RecipeOutput:
         """Whether block `index` is finished."""
         return self.finished_count > index
 
-    def compress_layer(
-        self, layer: LinearLayer, record: InputRecord, packed: dict[str, Future[Packed]]
-    ) -> Tensor | None:
-        """The compressed weight (out, in), None for a layer that is left dense; both are added to the tally.
+    def solve(self, layers: Sequence[LinearLayer], record: InputRecord) -> list[SolvedLayer]:
+        """Compress layers of one shape, which are not changed, at once, and describe the results."""
+        statistics = [record.statistics_of(layer) for layer in layers]
+        tokens = [0 if own is None else own.tokens for own in statistics]
+        seen = [place for place, count in enumerate(tokens) if count or not self.recipe.needs_calibration]
+        weights, names = [layers[place].weight for place in seen], [layers[place].name for place in seen]
+        of_seen = [statistics[place] for place in seen]
+        results: dict[int, WeightResult] = {}
+        if len(seen) == 1:
+            results = {seen[0]: compress_with_statistics(weights[0], of_seen[0], self.recipe, name=names[0])}
+        elif seen:
+            results = dict(zip(seen, compress_alike(weights, of_seen, self.recipe, names), strict=True))
+        return [self._solved(layer, results.get(place), record, tokens[place]) for place, layer in enumerate(layers)]
+
+    def _solved(self, layer: LinearLayer, result: WeightResult | None, record: InputRecord, tokens: int) -> SolvedLayer:
+        if result is None:
+            # An expert that no calibration token reached: nothing to choose by, so it stays dense and the user is told.
+            warning = f"left dense: {layer.name} saw no calibration token"
+            return _described(layer, WeightResult(layer.weight), record, Dense(), warning)
+        is_thin = layer.form == "expert" and self.recipe.needs_calibration and tokens < FEW_TOKENS
+        warning = f"few tokens: {layer.name} was calibrated on {tokens} tokens" if is_thin else ""
+        return _described(layer, result, record, self.recipe, warning)
+
+    def keep(self, layer: LinearLayer, solved: SolvedLayer, packed: dict[str, Future[Packed]]) -> Tensor | None:
+        """Add a solved layer to the tally; returns its weight (out, in), None for a layer that is left dense.
 
         With a folder for finished blocks the compact form of the layer is put into `packed`, as it will be.
         """
-        result = self._compress(layer, record)
+        self.tally.layers.append(solved.report)
+        self.tally.warnings += solved.warnings
+        self.tally.dense_bytes += solved.dense_bytes
+        self.tally.stored_bytes += solved.stored_bytes
         if self.finished is not None:
-            kept, recipe = (WeightResult(layer.weight), Dense()) if result is None else (result, self.recipe)
+            kept, recipe = (WeightResult(layer.weight), Dense()) if solved.is_dense else (solved.result, self.recipe)
             packed[layer.name] = self.finished.soon(pack_result, layer, kept, recipe)
-        return None if result is None else result.weight
+        return None if solved.is_dense else solved.result.weight
 
     def finish_block(
         self,
@@ -90,38 +118,31 @@ class RecipeOutput:
         if self.finished is not None:
             self.finished.add(index, packed, self.tally, finish)
 
-    def _compress(self, layer: LinearLayer, record: InputRecord) -> WeightResult | None:
-        statistics = record.statistics_of(layer)
-        tokens = 0 if statistics is None else statistics.tokens
-        if self.recipe.needs_calibration and tokens == 0:
-            # An expert that no calibration token reached: nothing to choose by, so it stays dense and the user is told.
-            self.tally.warnings.append(f"left dense: {layer.name} saw no calibration token")
-            self._add_to_tally(layer, WeightResult(layer.weight), record, Dense())
-            return None
-        if layer.form == "expert" and self.recipe.needs_calibration and tokens < FEW_TOKENS:
-            self.tally.warnings.append(f"few tokens: {layer.name} was calibrated on {tokens} tokens")
-        result = compress_with_statistics(layer.weight, statistics, self.recipe, name=layer.name)
-        self._add_to_tally(layer, result, record, self.recipe)
-        return result
 
-    def _add_to_tally(self, layer: LinearLayer, result: WeightResult, record: InputRecord, recipe: Recipe) -> None:
-        """Report a layer before its weight is replaced; `recipe` is the one that was applied."""
-        sample, statistics = record.sample_of(layer), record.statistics_of(layer)
-        dense, weight = layer.weight, result.weight
-        rows, columns = dense.shape
-        sparsity = 1 - int(torch.count_nonzero(weight != 0)) / weight.numel()  # far faster than of 16-bit floats
-        self.tally.layers.append(
-            LayerReport(
-                name=layer.name,
-                shape=(rows, columns),
-                realised_sparsity=sparsity,
-                relative_output_error=None if sample is None else relative_output_error(dense, weight, sample),
-                damping=result.damping,
-                tokens=0 if statistics is None else statistics.tokens,
-            )
-        )
-        self.tally.dense_bytes += dense.numel() * dense.element_size()
-        self.tally.stored_bytes += compact_bytes((rows, columns), dense.element_size(), recipe, sparsity)
+def _described(
+    layer: LinearLayer, result: WeightResult, record: InputRecord, recipe: Recipe, warning: str
+) -> SolvedLayer:
+    """A result, and the report of its layer before its weight is replaced; `recipe` is the one that was applied."""
+    sample, statistics = record.sample_of(layer), record.statistics_of(layer)
+    dense, weight = layer.weight, result.weight
+    rows, columns = dense.shape
+    sparsity = 1 - int(torch.count_nonzero(weight != 0)) / weight.numel()  # far faster than of 16-bit floats
+    report = LayerReport(
+        name=layer.name,
+        shape=(rows, columns),
+        realised_sparsity=sparsity,
+        relative_output_error=None if sample is None else relative_output_error(dense, weight, sample),
+        damping=result.damping,
+        tokens=0 if statistics is None else statistics.tokens,
+    )
+    return SolvedLayer(
+        result=result,
+        report=report,
+        warnings=(warning,) if warning else (),
+        dense_bytes=dense.numel() * dense.element_size(),
+        stored_bytes=compact_bytes((rows, columns), dense.element_size(), recipe, sparsity),
+        is_dense=isinstance(recipe, Dense),
+    )
 
 
 def pack_result(layer: LinearLayer, result: WeightResult, recipe: Recipe) -> Packed:

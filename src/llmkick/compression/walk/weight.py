@@ -1,5 +1,7 @@
 """Compressing one weight by one recipe: checks, the kernels of its steps, and the error of the layer's output."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -39,22 +41,46 @@ def compress_with_statistics(
     Raises ConfigError for a shape that does not fit the recipe and for missing inputs; NumericalError for NaN or Inf in
     the weight, in its inputs or in the result, and for a Hessian that cannot be factorised.
     """
-    _check_weight(weight, name)
-    _check_fit(weight, statistics, recipe, name)
+    return compress_alike([weight], [statistics], recipe, [name])[0]
+
+
+def compress_alike(
+    weights: Sequence[Tensor], statistics: Sequence[InputStatistics | None], recipe: Recipe, names: Sequence[str]
+) -> list[WeightResult]:
+    """Compress weights of one shape (out, in), of which each has statistics of its own, at once. Errors as above."""
+    for weight, of_inputs, name in zip(weights, statistics, names, strict=True):
+        _check_weight(weight, name)
+        _check_fit(weight, of_inputs, recipe, name)
     steps = recipe.steps if isinstance(recipe, Chain) else (recipe,)
     # Empty statistics, which no step uses: recipes that need statistics have passed the check above.
-    if statistics is None:
-        statistics = InputStatistics(weight.shape[1], hessian=False, name=name)
-    result, dampings = WeightResult(weight.detach()), []
+    inputs = [
+        InputStatistics(weight.shape[1], hessian=False, name=name) if of_inputs is None else of_inputs
+        for weight, of_inputs, name in zip(weights, statistics, names, strict=True)
+    ]
+    results = [WeightResult(weight.detach()) for weight in weights]
+    dampings: list[list[float]] = [[] for _ in weights]
     for step in steps:
         # Pruned weights stay 0 in later steps of a chain: rounding with compensation would change them.
-        zeroed = None if step is steps[0] else result.weight == 0
-        layer = Layer(weight=result.weight, inputs=statistics, zeroed=zeroed, name=name)
-        result = method_named(step.method).run(step, layer)
-        dampings += [] if result.damping is None else [result.damping]
-    compressed = result.weight.to(weight.dtype)
+        layers = [
+            Layer(weight=result.weight, inputs=own, zeroed=None if step is steps[0] else result.weight == 0, name=name)
+            for result, own, name in zip(results, inputs, names, strict=True)
+        ]
+        results = method_named(step.method).run_alike(step, layers)
+        for result, used in zip(results, dampings, strict=True):
+            used += [] if result.damping is None else [result.damping]
+    return [
+        _finished(result, weight, used, recipe, name)
+        for result, weight, used, name in zip(results, weights, dampings, names, strict=True)
+    ]
+
+
+def _finished(
+    result: WeightResult, original: Tensor, dampings: Sequence[float], recipe: Recipe, name: str
+) -> WeightResult:
+    """A result in the precision of the original weight, with its codes."""
+    compressed = result.weight.to(original.dtype)
     if not all_finite(compressed):
-        raise NumericalError(f"{name}: {recipe} leads to values that {weight.dtype} cannot hold; use float32")
+        raise NumericalError(f"{name}: {recipe} leads to values that {original.dtype} cannot hold; use float32")
     codes = None if result.grid is None else encode(result.weight, result.grid)
     return WeightResult(compressed, max(dampings, default=None), result.grid, codes)
 

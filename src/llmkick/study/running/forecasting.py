@@ -10,7 +10,7 @@ from dataclasses import replace
 import torch
 
 from llmkick.compression.storage.cache import folder_of
-from llmkick.compression.walk.compress import kept_key
+from llmkick.compression.walk.compression_key import kept_key
 from llmkick.compression.walk.finished_blocks import STATE_FILE
 from llmkick.errors import KickError
 from llmkick.models.transformers_model import TransformersModel

@@ -1,0 +1,49 @@
+"""A model that is loaded whole where it cannot be read block by block, if the memory is enough."""
+
+from __future__ import annotations
+
+import psutil
+import torch
+
+from llmkick.errors import ConfigError
+from llmkick.models.checkpoints.loading import load_located
+from llmkick.models.checkpoints.meta_model import MetaModel
+from llmkick.models.precision import BALANCED
+from llmkick.models.transformers_model import TransformersModel
+
+# Memory that a compression takes beside a model that is loaded whole, in sizes of its weights (measured with
+# `benchmarks/memory.py --mixture`): a compressed copy, and on the host what is being packed.
+COPIES_OF_COMPRESSION = 1.5
+COPIES_ON_CUDA = 2.1  # with the model itself
+
+
+def load_whole(meta_model: MetaModel, *, to_compress: bool) -> TransformersModel:
+    """The whole model in memory. Raises ConfigError where it cannot fit."""
+    device = meta_model.placement
+    free, needed = _free_bytes(meta_model), _needed_bytes(meta_model, to_compress=to_compress)
+    if needed > free:
+        why = "it is to sample its own calibration text; give --calibration FILE, a folder or c4"
+        raise ConfigError(
+            f"{meta_model.info.name} needs {needed / 1e9:.1f} GB on {device}, of which {free / 1e9:.1f} GB "
+            f"are free, and must be loaded whole: {meta_model.obstacle if to_compress else why}"
+        )
+    return load_located(meta_model.checkpoint, dtype=meta_model.info.dtype, device=device)
+
+
+def _needed_bytes(meta_model: MetaModel, *, to_compress: bool) -> int:
+    """Memory that the whole model takes, and its compression where it cannot be read block by block."""
+    if meta_model.device.type == "cuda":
+        return int((COPIES_ON_CUDA if to_compress else 1) * meta_model.bytes)
+    stored = meta_model.files.stored_bytes
+    # Files are mapped, and of tensors that are used as they are stored there is no other copy.
+    is_mapped = not meta_model.groups and not meta_model.checkpoint.packed and stored <= 1.1 * meta_model.bytes
+    loaded = meta_model.bytes + (0 if is_mapped else stored)
+    return loaded + int(COPIES_OF_COMPRESSION * meta_model.bytes if to_compress else 0)
+
+
+def _free_bytes(meta_model: MetaModel) -> int:
+    """Free memory on the devices where the whole model would be loaded."""
+    if meta_model.device.type != "cuda":
+        return int(psutil.virtual_memory().available)
+    cards = range(torch.cuda.device_count()) if meta_model.placement == BALANCED else [meta_model.device]
+    return sum(torch.cuda.mem_get_info(card)[0] for card in cards)

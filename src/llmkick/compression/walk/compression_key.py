@@ -1,0 +1,69 @@
+"""The key of a compression: everything that determines its weights, and its folder of finished blocks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llmkick.compression.recipe import Recipe
+from llmkick.compression.registry import plugin_origins
+from llmkick.compression.walk.calibration import Calibration
+from llmkick.compression.walk.finished_blocks import FinishedBlocks
+from llmkick.compression.walk.versions import walk_version
+from llmkick.models.language_model import ModelInfo
+
+
+def artifact_key(
+    info: ModelInfo,
+    device: torch.device,
+    recipe: Recipe,
+    calibration: Calibration | None,
+    *,
+    propagate: bool,
+    processes: int = 1,
+) -> dict[str, Any]:
+    """The key of the compressed weights: everything that determines them."""
+    return {
+        "weights": info.digest,
+        "dtype": info.dtype,
+        "device": device.type,
+        "recipe": str(recipe),
+        "calibration": calibration.digest if calibration is not None and recipe.needs_calibration else None,
+        "propagate": propagate if recipe.needs_calibration else None,
+        "walk": walk_version(info.architecture),
+        **({"plugins": origins} if (origins := plugin_origins(recipe)) else {}),
+        # The sums of several processes are rounded in another way; recipes without calibration have none.
+        **({"processes": processes} if processes > 1 and recipe.needs_calibration else {}),
+    }
+
+
+def kept_key(
+    info: ModelInfo,
+    device: torch.device,
+    recipe: Recipe,
+    windows: Calibration | None,
+    *,
+    propagate: bool,
+    processes: int = 1,
+) -> dict[str, Any]:
+    """The key of weights and report: `artifact_key`, and the text on which output errors are measured."""
+    measured_on = None if windows is None else windows.digest
+    key = artifact_key(info, device, recipe, windows, propagate=propagate, processes=processes)
+    return {**key, "measured_on": measured_on}
+
+
+def kept_blocks(
+    info: ModelInfo,
+    device: torch.device,
+    recipe: Recipe,
+    windows: Calibration | None,
+    folder: Path,
+    *,
+    propagate: bool,
+    processes: int = 1,
+) -> FinishedBlocks:
+    """The finished blocks of this compression in a folder. Raises ConfigError for a folder of another compression."""
+    key = kept_key(info, device, recipe, windows, propagate=propagate, processes=processes)
+    return FinishedBlocks(folder, key)
