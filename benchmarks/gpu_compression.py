@@ -14,7 +14,8 @@ from unittest import mock
 import numpy as np
 import torch
 from gpu_machine import Machine, synchronise
-from gpu_model import Shape, random_model
+from gpu_model import random_model
+from llama_shape import Shape
 from peers.floor import floor
 
 from llmkick.compression.kernels import hessian
@@ -31,6 +32,7 @@ STAGES: tuple[tuple[str, Any, str], ...] = (
     ("statistics", inputs.InputRecord, "add"),
     ("factors", hessian.InputStatistics, "factor"),
     ("weights", recipe_output, "compress_with_statistics"),
+    ("weights", recipe_output, "compress_alike"),
     ("error", recipe_output, "relative_output_error"),
     ("digest", walk, "weights_digest"),
 )

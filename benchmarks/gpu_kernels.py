@@ -12,7 +12,7 @@ from llmkick.compression.kernels import columns, moments
 from llmkick.compression.kernels.hessian import InputStatistics
 from llmkick.compression.kernels.replacement import replace_plainly
 from llmkick.compression.registry import parse_recipe
-from llmkick.compression.walk.weight import compress_weight, relative_output_error
+from llmkick.compression.walk.weight import compress_alike, compress_weight, relative_output_error
 
 RECIPES = (
     *("magnitude@0.5", "magnitude@2:4", "wanda@0.5", "wanda@2:4", "rtn@4b-g128"),
@@ -21,9 +21,14 @@ RECIPES = (
 )
 
 
-def problem(rows: int, width: int) -> tuple[Tensor, Tensor]:
+# Of several weights of one shape at once, as experts are solved on a GPU.
+ALIKE = ("wanda@2:4", "gptq@4b-g128", "gptq@4b-g32-act", "sparsegpt@0.5", "sparsegpt@2:4+4b-g128")
+EXPERTS = 8
+
+
+def problem(rows: int, width: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     """A weight, and correlated inputs in bfloat16 of which some are large and one is always 0."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
     mixing = torch.eye(width) + torch.randn(width, width, generator=generator) / width**0.5
     inputs = torch.randn(4, 2 * width, width, generator=generator) @ mixing
     inputs[..., :: max(2, width // 8)] *= 20
@@ -50,7 +55,40 @@ def kernels_part(device: torch.device, *, tiny: bool) -> dict[str, Any]:
                 "error_ratio": errors[0] / errors[1] if errors[0] and errors[1] else None,
             }
         )
+    if device.type != "cpu":  # where experts are solved one by one
+        results += alike_rows(device, tiny=tiny)
     return {"recipes": results, "replacer": _replacer(device), "moments": _moments(there[1], inputs)}
+
+
+def alike_rows(device: torch.device, *, tiny: bool) -> list[dict[str, Any]]:
+    """The same of several weights at once, beside those that the CPU compresses one by one."""
+    problems = [problem(*((37, 64) if tiny else (1000, 1536)), seed) for seed in range(EXPERTS)]
+    rows = []
+    for text in ALIKE:
+        fast = _alike(text, problems, device)
+        with mock.patch.object(columns, "replacer_for", return_value=replace_plainly):
+            plain = _alike(text, problems, device)
+        here = torch.stack([compress_weight(weight, inputs, text) for weight, inputs in problems])
+        rows.append(
+            {
+                "recipe": f"{EXPERTS} × {text}",
+                "weight": " × ".join(map(str, fast.shape)),
+                "equal_plain": torch.equal(fast, plain),
+                "same_as_cpu": float(((fast - here).abs() <= 1e-5).double().mean()),
+                "error_ratio": None,
+            }
+        )
+    return rows
+
+
+def _alike(text: str, problems: list[tuple[Tensor, Tensor]], device: torch.device) -> Tensor:
+    """Several weights compressed at once on a device: (weights, out, in), on the CPU."""
+    recipe = parse_recipe(text)
+    statistics = [InputStatistics(weight.shape[1], hessian=recipe.needs_hessian) for weight, _ in problems]
+    for own, (_, inputs) in zip(statistics, problems, strict=True):
+        own.add(inputs.to(device))
+    weights, names = [weight.to(device) for weight, _ in problems], [f"expert {n}" for n in range(len(problems))]
+    return torch.stack([result.weight.cpu() for result in compress_alike(weights, statistics, recipe, names)])
 
 
 def _equals_plain(text: str, problem: tuple[Tensor, Tensor], fast: Tensor, device: torch.device) -> bool | None:

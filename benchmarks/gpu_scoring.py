@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 from gpu_machine import Machine, timed
-from gpu_model import Shape, random_model
+from gpu_model import random_model
+from llama_shape import Shape
 
 from llmkick.models.language_model import ContinuationScore, GenerateRequest, Generation, ScoreRequest
 from llmkick.models.transformers_model import TransformersModel

@@ -17,13 +17,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from llama_shape import Shape
 from safetensors.torch import save_file
-from transformers import LlamaConfig
 
 from llmkick.models.checkpoints.references import locate
 
@@ -32,30 +31,17 @@ RECIPES = ("wanda@0.5", "gptq@4b-g128")
 VOCABULARY = 49152
 
 
-@dataclass(frozen=True)
-class Shape:
-    """A Llama: hidden width, width of the feed-forward part, blocks, heads, heads of keys and values."""
-
-    name: str
-    hidden: int
-    inner: int
-    blocks: int
-    heads: int
-    shared_heads: int
-
-    @property
-    def parameters(self) -> int:
-        """All weights, embeddings and output head included."""
-        keys = self.hidden * self.shared_heads // self.heads
-        block = 2 * self.hidden * (self.hidden + keys) + 3 * self.hidden * self.inner + 2 * self.hidden
-        return self.blocks * block + 2 * VOCABULARY * self.hidden + self.hidden
-
-
-SHAPES = (
-    Shape("0.3 B", 1024, 2816, 16, 16, 8),
-    Shape("1.2 B", 2048, 5632, 22, 32, 8),
-    Shape("3.1 B", 3072, 8192, 28, 24, 8),
-)
+SHAPES = tuple(
+    Shape(
+        name=name, hidden=hidden, inner=inner, blocks=blocks, heads=heads, key_heads=8, vocabulary=VOCABULARY,
+        longest=2048,
+    )
+    for name, hidden, inner, blocks, heads in (
+        ("0.3 B", 1024, 2816, 16, 16),
+        ("1.2 B", 2048, 5632, 22, 32),
+        ("3.1 B", 3072, 8192, 28, 24),
+    )
+)  # fmt: skip
 
 
 def make_checkpoint(shape: Shape, folder: Path) -> None:
@@ -64,28 +50,10 @@ def make_checkpoint(shape: Shape, folder: Path) -> None:
     source = locate("smollm2-135m-instruct").folder
     for file in source.glob("*token*"):
         shutil.copy(file, folder)
-    config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=shape.hidden,
-        intermediate_size=shape.inner,
-        num_hidden_layers=shape.blocks,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.shared_heads,
-        max_position_embeddings=2048,
-        tie_word_embeddings=False,
-        architectures=["LlamaForCausalLM"],
-        dtype="bfloat16",
-    )
-    config.save_pretrained(folder)
-    keys = shape.hidden * shape.shared_heads // shape.heads
+    shape.config().save_pretrained(folder)
     linear = {
-        "self_attn.q_proj": (shape.hidden, shape.hidden),
-        "self_attn.k_proj": (keys, shape.hidden),
-        "self_attn.v_proj": (keys, shape.hidden),
-        "self_attn.o_proj": (shape.hidden, shape.hidden),
-        "mlp.gate_proj": (shape.inner, shape.hidden),
-        "mlp.up_proj": (shape.inner, shape.hidden),
-        "mlp.down_proj": (shape.hidden, shape.inner),
+        f"{'mlp' if name in ('gate_proj', 'up_proj', 'down_proj') else 'self_attn'}.{name}": size
+        for name, size in shape.layers().items()
     }
     generator, places = torch.Generator().manual_seed(0), {}
 

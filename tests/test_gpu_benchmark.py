@@ -23,6 +23,14 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
     return gpu
 
 
+def test_several_weights_at_once_are_compared(gpu: Any):
+    import gpu_kernels
+
+    rows = gpu_kernels.alike_rows(torch.device("cpu"), tiny=True)
+    assert all(row["equal_plain"] and row["same_as_cpu"] > 0.98 for row in rows), rows
+    assert {row["weight"] for row in rows} == {"8 × 37 × 64"}
+
+
 def test_the_command_works_on_a_toy(gpu: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     before = transformers.logging.get_verbosity()
     recipes = ["magnitude@0.5", "wanda@2:4", "gptq@4b"]

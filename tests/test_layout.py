@@ -35,7 +35,8 @@ MAY_IMPORT = {
     "models": {"files", "plugins"},
     "models.engine": {"models"},
     "models.checkpoints": {"models", "files"},
-    "models.server": {"models", "models.engine", "models.checkpoints"},
+    "models.server": {"models", "models.engine", "models.checkpoints", "models.vllm"},
+    "models.vllm": {"models", "models.engine", "models.checkpoints"},
     "compression": {"compression.kernels", "plugins"},
     "compression.kernels": {"models"},
     "compression.walk": {
@@ -87,8 +88,9 @@ MAY_IMPORT = {
     },
     "study.running": {
         *("study", "study.journal", "study.judging", "study.results", "study.spec"),
-        *("models", "models.checkpoints", "models.server", "compression", "compression.walk", "compression.storage"),
-        *("compression.training", "tasks", "statistics", "claims", "files", "plugins"),
+        *("models", "models.checkpoints", "models.server", "models.vllm"),
+        *("compression", "compression.training", "compression.walk", "compression.storage"),
+        *("tasks", "statistics", "claims", "files", "plugins"),
     },
     "study.cluster": {
         *("study", "study.running", "study.results", "study.spec"),
@@ -122,7 +124,7 @@ MAY_IMPORT = {
 # A module that stands above folders beside it, which may not import it in turn.
 ABOVE = {"llmkick.models.transformers_model": {"models.engine"}}
 # These see everything, and nothing below may see them.
-TOP = {"cli", "extend", "__init__"}
+TOP = {"cli", "extend", "__init__", "__main__"}
 # Folders with modules of their own, inside the packages.
 FOLDERS = {
     ".".join(path.parent.relative_to(SOURCE).parts) for path in SOURCE.rglob("__init__.py") if path.parent != SOURCE

@@ -22,7 +22,7 @@ from llmkick.compression.walk import recipe_output
 from llmkick.compression.walk.blocks import decoder_blocks
 from llmkick.compression.walk.calibration import as_calibration
 from llmkick.compression.walk.compress import compress
-from llmkick.compression.walk.keys import kept_blocks
+from llmkick.compression.walk.compression_key import kept_blocks
 from llmkick.compression.walk.streaming import compress_streamed
 from llmkick.errors import ConfigError
 from llmkick.models.checkpoints.loading import load_model

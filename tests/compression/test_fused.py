@@ -13,17 +13,19 @@ from typing import Any
 import pytest
 import torch
 
-from interpreted import CASES
+from interpreted import ALIKE, CASES
 from llmkick.compression.kernels import columns
 from llmkick.compression.kernels.replacement import replace_plainly
 
 TESTS = Path(__file__).resolve().parents[1]
 NAMES = [f"{recipe} of {rows} × {width}" for recipe, rows, width in CASES]
+NAMES += [f"3 × {recipe} of {rows} × {width}" for recipe, rows, width in ALIKE]
 # One of each kind. The interpreter takes about a second for each case.
 QUICK = (
     "gptq@2b of 5 × 24", "gptq@3b-sym of 5 × 24", "gptq@3b-g12 of 4 × 40", "gptq@4b-g8-act of 3 × 24",
     "gptq@4b of 33 × 9", "gptq@3b-g130 of 2 × 135", "sparsegpt@0.7 of 5 × 24", "sparsegpt@2:4 of 5 × 24",
     "sparsegpt@0.5+4b-g8 of 4 × 24", "sparsegpt@2:4+4b of 4 × 24", "wanda@2:4+gptq@3b-g8 of 5 × 24",
+    "3 × gptq@4b-g8-act of 5 × 40", "3 × sparsegpt@2:4+4b-g6-sym of 5 × 24", "3 × sparsegpt@0.5 of 1 × 135",
 )  # fmt: skip
 assert set(QUICK) < set(NAMES)
 CASES_TRIED = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in NAMES]
@@ -50,7 +52,7 @@ def interpreted(request: pytest.FixtureRequest) -> dict[str, dict[str, Any]]:
 @pytest.mark.parametrize("case", CASES_TRIED)
 def test_the_kernel_equals_the_plain_loop_bit_for_bit(interpreted: dict[str, dict[str, Any]], case: str):
     result = interpreted[case]
-    assert result["calls"] > 0
+    assert result["calls"] > 0 or ("wanda" in case and "gptq" not in case)
     assert result["equal"]
     assert result["signs"]
 

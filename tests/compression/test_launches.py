@@ -9,7 +9,7 @@ from torch import Tensor
 from launches import Launches
 from llmkick.compression.kernels import columns
 from llmkick.compression.kernels.gptq import gptq
-from llmkick.compression.kernels.hessian import HessianFactor, InputStatistics
+from llmkick.compression.kernels.hessian import HessianFactor, InputStatistics, stacked_factors
 from llmkick.compression.kernels.magnitude import magnitude
 from llmkick.compression.kernels.sparsegpt import sparsegpt
 from llmkick.compression.kernels.wanda import wanda
@@ -30,14 +30,16 @@ def factor(*, act_order: bool) -> HessianFactor:
     )
 
 
-def compressed(recipe: Recipe) -> None:
-    """The kernel of a recipe on a weight of which only the shape is there."""
-    weight = torch.empty(256, WIDTH, device="meta")
+def compressed(recipe: Recipe, weights: int = 1) -> None:
+    """The kernel of a recipe on a weight of which only the shape is there, or on several weights at once."""
+    weight = torch.empty(*([weights] if weights > 1 else []), 256, WIDTH, device="meta")
+    factors = [factor(act_order=isinstance(recipe, GPTQ) and recipe.act_order) for _ in range(weights)]
+    moments = stacked_factors(factors) if weights > 1 else factors[0]
     match recipe:
         case GPTQ():
-            gptq(weight, factor(act_order=recipe.act_order), recipe.grid, static_groups=recipe.static_groups)
+            gptq(weight, moments, recipe.grid, static_groups=recipe.static_groups)
         case SparseGPT():
-            sparsegpt(weight, factor(act_order=False), recipe.pattern, recipe.grid)
+            sparsegpt(weight, moments, recipe.pattern, recipe.grid)
         case Wanda():
             wanda(weight, torch.empty(WIDTH, device="meta"), recipe.pattern)
         case Magnitude():
@@ -56,6 +58,18 @@ def test_few_launches_a_column_and_no_wait(monkeypatch: pytest.MonkeyPatch, text
     assert counted.operations["kernel"] >= WIDTH / 128
     assert counted.operations.total() / WIDTH <= most, counted.operations
     assert not counted.synchronisations
+
+
+@pytest.mark.parametrize("text", ["gptq@4b", "gptq@4b-g128-act", "sparsegpt@0.5", "sparsegpt@2:4+4b"])
+def test_several_weights_take_the_launches_of_one(monkeypatch: pytest.MonkeyPatch, text: str):
+    totals = []
+    for weights in (1, 16):
+        with Launches() as counted:
+            monkeypatch.setattr(columns, "replacer_for", lambda _device, counted=counted: counted.kernel)
+            compressed(parse_recipe(text), weights=weights)
+        totals.append(counted.operations.total())
+        assert not counted.synchronisations
+    assert totals[1] <= totals[0] + 16 + 24  # each weight is stacked with the others
 
 
 @pytest.mark.parametrize("text", ["gptq@4b", "gptq@4b-g32", "sparsegpt@2:4", "sparsegpt@0.5", "sparsegpt@16:32+4b"])

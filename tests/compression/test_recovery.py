@@ -16,9 +16,11 @@ from llmkick.compression.registry import parse_recipe
 from llmkick.compression.storage.compress_to_disk import CalibrationPlan, compress_checkpoint
 from llmkick.compression.walk.blocks import decoder_blocks
 from llmkick.compression.walk.calibration import Calibration
+from llmkick.compression.walk.checks import refuse_several
 from llmkick.compression.walk.compress import compress, compress_many
+from llmkick.compression.walk.compression_key import artifact_key, kept_blocks
 from llmkick.compression.walk.finished_blocks import FinishedBlocks
-from llmkick.compression.walk.keys import artifact_key, kept_blocks
+from llmkick.compression.walk.processes import Processes
 from llmkick.compression.walk.report import CompressionReport
 from llmkick.compression.walk.streaming import compress_streamed
 from llmkick.errors import ConfigError
@@ -275,3 +277,11 @@ def test_a_recovery_needs_calibration(dense: TransformersModel) -> None:
         compress(dense, base)
         with pytest.raises(ConfigError, match="needs calibration"):
             compress(dense, text)
+
+
+@pytest.mark.parametrize("text", ["wanda@0.5+lora", "wanda@0.5+eora-r4"])
+def test_several_processes_do_not_share_a_recovery(text: str) -> None:
+    with pytest.raises(ConfigError, match="a recovery runs in one process, not in 2"):
+        refuse_several(parse_recipe(text), Processes(0, 2))
+    refuse_several(parse_recipe(text), Processes())
+    refuse_several(parse_recipe("wanda@0.5"), Processes(0, 2))

@@ -10,7 +10,8 @@ from typing import NoReturn
 import typer
 
 from llmkick.cli.common import app, err, out
-from llmkick.errors import ConfigError, KickError
+from llmkick.cli.exit_codes import EXIT_ERROR, EXIT_INTERRUPTED, exit_code
+from llmkick.errors import KickError
 
 # isort: off
 # Imported for the commands they define, in the order of `kick --help`.
@@ -21,7 +22,6 @@ from llmkick.cli import models, methods, tasks, cache, doctor  # noqa: F401
 
 __all__ = ["app", "err", "main", "out"]
 
-EXIT_ERROR, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 # A disk that is full, or that this user may not write to: no bug that a traceback would explain.
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
@@ -41,7 +41,7 @@ def main() -> NoReturn:
         sys.exit(stop.exit_code)
     except KickError as error:
         _print_error(error)
-        sys.exit(EXIT_USAGE if isinstance(error, ConfigError) else EXIT_ERROR)
+        sys.exit(exit_code(error))
     except (KeyboardInterrupt, typer.Abort):
         err.print("stopped; run the same command again to go on where it was", markup=False)
         sys.exit(EXIT_INTERRUPTED)

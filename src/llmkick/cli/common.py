@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 import llmkick
+from llmkick.cli.torchrun import number, refuse_several, speaking
 from llmkick.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -47,11 +48,14 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def kick(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
     ] = False,
 ) -> None:
     """Parse the options that stand before the name of a command."""
+    with speaking(number("LOCAL_RANK") == 0):
+        refuse_several(context.invoked_subcommand)
 
 
 def given(context: typer.Context) -> list[str]:

@@ -19,6 +19,7 @@ from llmkick.cli.options import (
     Quiet,
     Sequences,
 )
+from llmkick.cli.torchrun import number, speaking
 from llmkick.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -73,7 +74,8 @@ def compress(
     """Compress a model block by block into a folder. If stopped, the same command continues at the block it was at.
 
     The result is a Hugging Face folder that any tool loads. With `--packed` it holds only the remaining weights and
-    their positions or codes; every `kick` command opens it.
+    their positions or codes; every `kick` command opens it. Several GPUs share the work of one compression if torchrun
+    starts a process for each.
 
     Examples:
 
@@ -84,14 +86,15 @@ def compress(
         kick compress ./my-llama gptq@4b-g128 -o models/my-llama-ct --compressed-tensors
 
         kick compress ./my-llama wanda@2:4+lora -o models/my-llama-2-4-recovered
+
+        torchrun --nproc-per-node 4 -m llmkick compress ./my-llama sparsegpt@2:4 -o models/my-llama-2-4
     """
     from llmkick.compression.registry import parse_recipe
 
-    if packed and compressed_tensors:
-        raise ConfigError("--packed and --compressed-tensors are two ways to write a model; choose one")
-    form: Form = "packed" if packed else "compressed-tensors" if compressed_tensors else "folder"
+    with speaking(number("LOCAL_RANK") == 0):
+        form, parsed = _form(packed=packed, compressed_tensors=compressed_tensors), parse_recipe(recipe)
     compress_to_folder(
-        model, parse_recipe(recipe), folder, form=form, calibration=calibration, sequences=sequences, length=length,
+        model, parsed, folder, form=form, calibration=calibration, sequences=sequences, length=length,
         seed=seed, propagate=propagate, allow_partial=allow_partial, dtype=dtype, device=device, quiet=quiet,
     )  # fmt: skip
 
@@ -115,23 +118,43 @@ def compress_to_folder(
     """Compress a model into a folder as the options say, and print what was done."""
     from llmkick.cli.progress import TerminalProgress
     from llmkick.compression.storage.compress_to_disk import CalibrationPlan, compress_checkpoint
+    from llmkick.compression.walk.processes import torchrun_device
     from llmkick.study.compression_forecast import CompressionProgress
 
-    if not 0 <= seed < 2**32:
-        raise ConfigError(f"seed must be a whole number from 0 to 4294967295; got {seed}")
+    with speaking(number("LOCAL_RANK") == 0):
+        _check_options(seed)
     plan = CalibrationPlan(source=calibration, sequences=sequences, length=length, seed=seed)
-    with TerminalProgress(err, quiet=quiet) as progress:
+    is_first = number("RANK") == 0
+    with (
+        speaking(number("LOCAL_RANK") == 0),
+        torchrun_device(device) as own_device,
+        speaking(is_first),
+        TerminalProgress(err, quiet=quiet or not is_first) as progress,
+    ):
         observer = CompressionProgress(
             observer=progress, recipe=recipe, source=calibration, sequences=sequences, length=length
         )
         report = compress_checkpoint(
             model, recipe, folder, form=form, calibration=plan, propagate=propagate, allow_partial=allow_partial,
-            dtype=dtype, device=device, observer=observer, on_model=observer.plan,
+            dtype=dtype, device=own_device, observer=observer, on_model=observer.plan,
         )  # fmt: skip
-    print_report(report, folder)
+    if is_first:
+        _print_report(report, folder)
 
 
-def print_report(report: CompressionReport, folder: Path) -> None:
+def _check_options(seed: int) -> None:
+    if not 0 <= seed < 2**32:
+        raise ConfigError(f"seed must be a whole number from 0 to 4294967295; got {seed}")
+
+
+def _form(*, packed: bool, compressed_tensors: bool) -> Form:
+    """The form in which to write. Raises ConfigError for options that exclude each other."""
+    if packed and compressed_tensors:
+        raise ConfigError("--packed and --compressed-tensors are two ways to write a model; choose one")
+    return "packed" if packed else "compressed-tensors" if compressed_tensors else "folder"
+
+
+def _print_report(report: CompressionReport, folder: Path) -> None:
     """Print what a compression did, and where its model is."""
     print_notes(report.warnings)
     if report.routers:

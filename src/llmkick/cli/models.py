@@ -17,6 +17,7 @@ MODEL_KINDS = (
     ("owner/name[@revision]", "the same, on the hub", "as the folder"),
     ("./file.gguf", "any quantization that transformers reads", EVERY_COMMAND),
     ("openai:URL#name", "a server: vLLM, llama.cpp, SGLang, TGI, transformers serve", "eval, compare"),
+    ("vllm:PATH", "a folder, hub id or built-in model, run by vLLM where it is installed", "eval, compare"),
 )
 
 

@@ -18,7 +18,7 @@ STUDY, CALIBRATION, PLACE, OUTPUT = "Study", "Calibration", "Where it runs", "Ou
 # these choices with what a study accepts.
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
-MODEL_HELP = "Built-in name, folder, hub id, .gguf file, or a server: openai:URL#NAME."
+MODEL_HELP = "Built-in name, folder, hub id, .gguf file, vllm:PATH, or a server: openai:URL#NAME."
 CHECKPOINT_HELP = "Built-in name, folder, hub id or .gguf file."
 
 # What is studied

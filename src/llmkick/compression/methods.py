@@ -6,10 +6,10 @@ Built-in methods (`registry.METHODS`) and plug-ins are objects of the same class
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from llmkick.compression.kernels.layer import Layer, WeightResult
 from llmkick.compression.kernels.patterns import NM
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 # (recipe, layer) → the new weight (out, in), alone or as a WeightResult, with what reports and compact forms need.
 Kernel = Callable[[Any, Layer], "WeightResult | Tensor"]
+# (recipe, several layers of one shape) → what `Kernel` makes of each of them.
+KernelAlike = Callable[[Any, Sequence[Layer]], "Sequence[WeightResult]"]
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,14 +32,16 @@ class Method:
 
     summary: one line for `kick methods`. examples: recipes, each beginning with the method's name and `@`. parse: the
     text after the `@` → the recipe; it must read str(recipe) back as the same recipe. kernel: a pure function of recipe
-    and layer, or "module:function", which is imported at first use. options: names for error messages. plugin: set by
-    llmkick for a method that an entry point provides.
+    and layer, or "module:function", which is imported at first use. kernel_alike: does the same for several layers of
+    one shape at once, which keeps a GPU busy; None: they are compressed one after another. options: names for error
+    messages. plugin: set by llmkick for a method that an entry point provides.
     """
 
     summary: str
     examples: tuple[str, ...]
     parse: Callable[[str], Recipe]
     kernel: Kernel | str
+    kernel_alike: KernelAlike | str | None = None
     options: tuple[str, ...] = ()
     plugin: Plugin | None = None
 
@@ -58,12 +63,30 @@ class Method:
         _check_recipe(recipe, again, text, self.plugin)
         return recipe
 
+    def run_alike(self, recipe: Recipe, layers: Sequence[Layer]) -> list[WeightResult]:
+        """Compress several layers of one shape. Errors as in `run`."""
+        if len(layers) == 1 or self.kernel_alike is None:
+            return [self.run(recipe, layer) for layer in layers]
+        names = f"{layers[0].name} … {layers[-1].name}"
+        try:
+            results = list(_imported(self.kernel_alike)(recipe, layers))
+        except Exception as error:
+            if self.plugin is None:
+                raise
+            raise self.plugin.failed(f"on {names}", error) from error
+        if self.plugin is not None:
+            if len(results) != len(layers):
+                raise self.plugin.broken(f"made {len(results)} results of {len(layers)} layers: {names}")
+            for result, layer in zip(results, layers, strict=True):
+                _check_result(recipe, result, layer, self.plugin)
+        return results
+
     def run(self, recipe: Recipe, layer: Layer) -> WeightResult:
         """Compress one layer. An exception of a plug-in becomes a KickError that names the plug-in and the layer."""
         if self.plugin is None:
-            return _as_result(_kernel(self.kernel)(recipe, layer))
+            return _as_result(_imported(self.kernel)(recipe, layer))
         try:
-            result = _as_result(_kernel(self.kernel)(recipe, layer))
+            result = _as_result(_imported(self.kernel)(recipe, layer))
         except Exception as error:
             raise self.plugin.failed(f"on {layer.name}", error) from error
         _check_result(recipe, result, layer, self.plugin)
@@ -81,11 +104,11 @@ def plugin_method(plugin: Plugin) -> Method:
     return replace(method, plugin=plugin)
 
 
-def _kernel(kernel: Kernel | str) -> Kernel:
+def _imported(kernel: Function | str) -> Function:
     if not isinstance(kernel, str):
         return kernel
     module, _, name = kernel.partition(":")
-    function: Kernel = getattr(importlib.import_module(module), name)
+    function: Function = getattr(importlib.import_module(module), name)
     return function
 
 

@@ -65,6 +65,7 @@ METHODS: Mapping[str, Method] = {
         examples=("wanda@0.5", "wanda@2:4", "wanda@0.5+gptq@4b"),
         parse=_parse_wanda,
         kernel="llmkick.compression.apply:apply_wanda",
+        kernel_alike="llmkick.compression.apply:apply_wanda_alike",
     ),
     "sparsegpt": Method(
         summary="prune with compensation in the remaining weights, with or without rounding (arXiv 2301.00774)",
@@ -72,6 +73,7 @@ METHODS: Mapping[str, Method] = {
         options=("gN", "sym"),
         parse=_parse_sparsegpt,
         kernel="llmkick.compression.apply:apply_sparsegpt",
+        kernel_alike="llmkick.compression.apply:apply_sparsegpt_alike",
     ),
     "rtn": Method(
         summary="round to the nearest grid point: the baseline of GPTQ",
@@ -86,6 +88,7 @@ METHODS: Mapping[str, Method] = {
         options=("gN", "sym", "act", "static"),
         parse=_parse_gptq,
         kernel="llmkick.compression.apply:apply_gptq",
+        kernel_alike="llmkick.compression.apply:apply_gptq_alike",
     ),
 }
 

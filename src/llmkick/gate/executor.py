@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from llmkick.gate.deadline import Deadline, TimeSpentError, WatchedObserver
+from llmkick.gate.deadline import Deadline, TimeSpentError
 from llmkick.gate.recorded_model import RecordedModel
 from llmkick.models.language_model import LanguageModel
 from llmkick.study.cells import Cell
-from llmkick.study.progress import Observer
+from llmkick.study.progress import Observer, StepObserver
 from llmkick.study.running.context import StudyContext
 from llmkick.study.running.executor import HERE, LocalExecutor, RecordWriter
 from llmkick.study.running.schedule import Schedule
@@ -26,7 +26,7 @@ class GateExecutor(LocalExecutor):
 
     def load(self, study: Study, observer: Observer) -> LanguageModel:
         """Return the recorded reference, which opens its model when an answer is missing."""
-        self.observer: Observer = WatchedObserver(observer=observer, deadline=self.deadline)
+        self.observer: Observer = StepObserver(observer=observer, on_step=lambda _done: self.deadline.check())
         self.model = self.reference
         return self.model
 

@@ -9,7 +9,15 @@ from llmkick.models.language_model import LanguageModel
 from llmkick.plugins import Plugin
 
 # Schemes of llmkick itself, which no plug-in can take.
-BUILTIN_SCHEMES = ("openai",)
+BUILTIN_SCHEMES = ("openai", "vllm")
+# Answers of vLLM: loaded as a plug-in's model is, but it comes with llmkick.
+VLLM = Plugin(
+    group=plugins.MODELS,
+    name="vllm",
+    package="llmkick",
+    version="itself",
+    reference="llmkick.models.vllm.model:load_vllm",
+)
 # The members of `LanguageModel` that every model must have; `ModelDefaults` provides the last four.
 MEMBERS = (
     *("info", "max_tokens", "has_chat_template", "tokenize", "logprobs", "generate"),
@@ -23,8 +31,10 @@ def plugin_of(reference: str) -> Plugin | None:
     Raises ConfigError when several plug-ins offer the scheme, or its name is not valid.
     """
     scheme, colon, _ = reference.partition(":")
-    if not colon or scheme in BUILTIN_SCHEMES or Path(reference).expanduser().exists():
+    if not colon or Path(reference).expanduser().exists():
         return None
+    if scheme in BUILTIN_SCHEMES:
+        return VLLM if scheme == VLLM.name else None
     plugins.refuse_clash(plugins.MODELS, scheme, BUILTIN_SCHEMES)
     return plugins.usable(plugins.MODELS, BUILTIN_SCHEMES).get(scheme)
 

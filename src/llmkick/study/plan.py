@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import re
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -22,6 +21,7 @@ from llmkick.models.server_scheme import is_server
 from llmkick.models.transformers_model import TransformersModel
 from llmkick.study.expected_work import PASSES_OF_A_STEP, trained_tokens
 from llmkick.study.judging.questions import Estimate, estimate
+from llmkick.study.model_speed import machine_speed
 from llmkick.study.power_warnings import calibrated_seeds, warn_of_low_power
 from llmkick.study.results.records import CONTROL_METRICS
 from llmkick.study.results.warnings import uncalibrated
@@ -32,8 +32,6 @@ from llmkick.tasks.task import Item, ReadByReference, Task
 
 # Number of items whose tokens are counted; the plan extrapolates to the other items.
 COUNTED_ITEMS = 64
-# Side of the square matrices for the speed measurement, and the share of that speed that a model reaches.
-MATRIX, EFFICIENCY = 1024, 0.4
 # Operations of a recovery without training for each weight.
 OPERATIONS_OF_A_RECOVERY = 60_000.0
 
@@ -115,7 +113,7 @@ def plan_study(study: Study) -> Plan:
     dtype = resolve_dtype(study.dtype, device)
     model = _weightless(study.model, unknown)
     parameters = model.info.parameters if model is not None else _guessed_parameters(study.model, unknown)
-    speed = _operations_a_second(dtype, device)
+    speed = machine_speed(dtype, device)
     levels = study.recipe_levels()
     specs = study.task_specs()
     made = [spec.make() for spec in specs]
@@ -258,17 +256,6 @@ def _guessed_parameters(reference: str, unknown: list[str]) -> int | None:
     size = float(match[1]) * {"b": 1e9, "m": 1e6}[match[2]]
     unknown.append(f"the size of {reference}: taken from its name, {size:.3g} parameters")
     return int(size)
-
-
-def _operations_a_second(dtype: torch.dtype, device: torch.device) -> float:
-    """Return the estimated operations per second of a forward pass: a share of the speed of a matrix product."""
-    left = torch.ones(MATRIX, MATRIX, dtype=dtype, device=device)
-    float((left @ left).sum())
-    started, repeats = time.perf_counter(), 4
-    for _ in range(repeats):
-        left = (left @ left).clamp(-1, 1)
-    float(left.sum())  # waits for an accelerator
-    return EFFICIENCY * repeats * 2 * MATRIX**3 / (time.perf_counter() - started)
 
 
 def _operations(recipe: Recipe, parameters: int, calibration: CalibrationSetting) -> float:

@@ -1,6 +1,7 @@
 """Replacing the columns of a weight one by one, while the later columns compensate for each error.
 
-The core that SparseGPT and GPTQ share: they differ only in what replaces a column.
+The core that SparseGPT and GPTQ share: they differ only in what replaces a column. Several weights of one shape can be
+swept at once: each tensor then has a first dimension more, which shapes show as "…".
 """
 
 import warnings
@@ -25,27 +26,27 @@ Replacer = Callable[[Tensor, Tensor, Tensor, Tensor, Replacement], None]
 
 
 class Columns:
-    """A weight during the sweep, held as Wᵀ (in, out) in the factor's order, so that a column of W is contiguous."""
+    """A weight during the sweep, held as Wᵀ (…, in, out) in the factor's order, so that a column of W is contiguous."""
 
     def __init__(self, weight: Tensor, factor: HessianFactor) -> None:
-        """weight: (out, in) float32, which is not changed."""
+        """weight: (…, out, in) float32, which is not changed."""
         self._factor = factor
-        self._dense = (weight.T if factor.order is None else weight.T[factor.order]).contiguous()
+        self._dense = in_order(weight.mT, factor.order).contiguous()
         self._values = self._dense  # copied in `sweep`, when the caller has freed the weight
 
     def weight(self) -> Tensor:
-        """The weight with all replacements so far: (out, in)."""
+        """The weight with all replacements so far: (…, out, in)."""
         order = self._factor.order
-        values = self._values if order is None else self._values[order.argsort()]
-        return values.T.contiguous()
+        return in_order(self._values, None if order is None else order.argsort()).mT.contiguous()
 
     def settled(self, start: int, stop: int) -> Tensor:
-        """The optimal values of these columns, given the columns before them: (stop − start, out).
+        """The optimal values of these columns, given the columns before them: (…, stop − start, out).
 
         Valid when all columns before `start` are replaced, and none from it on.
         """
-        dense = self._dense[start:stop]
-        return torch.addmm(dense, self._factor.inverse_within(start, stop), self._values[start:stop] - dense)
+        dense, inverse = self._dense[..., start:stop, :], self._factor.inverse_within(start, stop)
+        add_product = torch.addmm if dense.dim() == 2 else torch.baddbmm
+        return add_product(dense, inverse, self._values[..., start:stop, :] - dense)
 
     def sweep(self, choose: Replacement | Chooser, *, group: int = 1) -> None:
         """Replace all columns in order, by a replacement of them all, or of some as `choose(start, stop)` gives it.
@@ -60,7 +61,7 @@ class Columns:
         self._values = self._dense.clone()
         if isinstance(choose, Replacement) and choose.lowest is not None:
             group = choose.lowest.group
-        if is_compiled_for(self._values.device):
+        if self._values.dim() == 2 and is_compiled_for(self._values.device):
             self._sweep_by_panels(choose.part if isinstance(choose, Replacement) else choose, group)
         else:
             self._sweep_by_blocks(choose, group)
@@ -92,25 +93,37 @@ class Columns:
 
     def _sweep_by_blocks(self, choose: Replacement | Chooser, group: int) -> None:
         """Runs as long as `choose` allows, up to a whole block: a GPU is given few steps, and waits for nothing."""
-        values, unit = self._values, self._factor.unit
-        errors, replace = torch.empty_like(values[:BLOCK]), replacer_for(values.device)
+        values, unit, columns = self._values, self._factor.unit, self._values.shape[-2]
+        errors = values.new_empty(*values.shape[:-2], min(BLOCK, columns), values.shape[-1])
+        replace = replacer_for(values.device)
         chosen, replacement = 0, choose if isinstance(choose, Replacement) else Replacement()
         run_width = BLOCK if isinstance(choose, Replacement) or group == 1 else min(group, BLOCK)
-        for start, stop in spans(0, len(values), BLOCK, group):
+        for start, stop in spans(0, columns, BLOCK, group):
             for a, b in spans(start, stop, run_width, group):
                 if not isinstance(choose, Replacement) and (group == 1 or a % group == 0):
-                    chosen, replacement = a, choose(a, b if group == 1 else min(a + group, len(values)))
-                run, run_errors = slice(a, b), errors[a - start : b - start]
+                    chosen, replacement = a, choose(a, b if group == 1 else min(a + group, columns))
+                run, run_errors = slice(a, b), errors[..., a - start : b - start, :]
                 own = replacement.part(a - chosen, b - chosen)
-                replace(values[run], self._dense[run], run_errors, unit[run, run], own)
-                _spread(values[b:stop], unit[run, b:stop], run_errors)
-            _spread(values[stop:], unit[start:stop, stop:], errors[: stop - start])
+                replace(values[..., run, :], self._dense[..., run, :], run_errors, unit[..., run, run], own)
+                _spread(values[..., b:stop, :], unit[..., run, b:stop], run_errors)
+            _spread(values[..., stop:, :], unit[..., start:stop, stop:], errors[..., : stop - start, :])
+
+
+def in_order(rows: Tensor, order: Tensor | None) -> Tensor:
+    """Rows (…, in, out) in an order (…, in); None: as they are."""
+    if order is None:
+        return rows
+    return rows[order] if order.dim() == 1 else rows.take_along_dim(order[..., None], dim=-2)
 
 
 def _spread(values: Tensor, unit: Tensor, errors: Tensor) -> None:
-    """Compensate errors (replaced, out) in later columns (later, out), in place; unit: (replaced, later) of M."""
-    if len(values):
+    """Compensate errors (…, replaced, out) in later columns (…, later, out), in place; unit: (…, replaced, later)."""
+    if not values.shape[-2]:
+        return
+    if values.dim() == 2:
         values.addmm_(unit.T, errors, alpha=-1)
+    else:
+        values.baddbmm_(unit.mT, errors, alpha=-1)
 
 
 def spans(start: int, stop: int, width: int, group: int) -> list[tuple[int, int]]:

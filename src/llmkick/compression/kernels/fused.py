@@ -1,7 +1,8 @@
 """The loop over a block of columns as one kernel for NVIDIA GPUs, compiled by Triton.
 
-Rows do not depend on each other, so each program sweeps over all columns of a few rows. Products, sums and quotients
-round one by one, in the order of `replacement.replace_plainly`: the result is the same, bit for bit.
+Rows do not depend on each other, so each program sweeps over all columns of a few rows, of one of several weights.
+Products, sums and quotients round one by one, in the order of `replacement.replace_plainly`: the result is the same,
+bit for bit.
 """
 
 from __future__ import annotations
@@ -62,29 +63,26 @@ def _nearest(value: tl.tensor, scale: tl.tensor, low: tl.tensor, high: tl.tensor
 compensated, nearest = triton.jit(_compensated), triton.jit(_nearest)
 
 
+# fmt: off
 def _replace_columns(
-    values: tl.tensor,
-    dense: tl.tensor,
-    errors: tl.tensor,
-    scores: tl.tensor,
-    unit: tl.tensor,
-    zeroed: tl.tensor,
-    size: tl.tensor,
-    number: tl.tensor,
-    scale: tl.tensor,
-    low: tl.tensor,
-    high: tl.tensor,
-    rows: tl.tensor,
-    columns: tl.tensor,
-    unit_row: tl.tensor,
-    unit_column: tl.tensor,
-    count: tl.constexpr,
-    group: tl.constexpr,
-    has_mask: tl.constexpr,
-    has_grids: tl.constexpr,
-    width: tl.constexpr,
+    values: tl.tensor, dense: tl.tensor, errors: tl.tensor, scores: tl.tensor, unit: tl.tensor, zeroed: tl.tensor,
+    size: tl.tensor, number: tl.tensor, scale: tl.tensor, low: tl.tensor, high: tl.tensor,
+    rows: tl.tensor, columns: tl.tensor, unit_row: tl.tensor, unit_column: tl.tensor,
+    next_values: tl.tensor, next_errors: tl.tensor, next_unit: tl.tensor, next_zeroed: tl.tensor,
+    next_size: tl.tensor, next_number: tl.tensor, next_scale: tl.tensor,
+    count: tl.constexpr, group: tl.constexpr, has_mask: tl.constexpr, has_grids: tl.constexpr, width: tl.constexpr,
 ) -> None:
-    """Replace the columns of `width` rows. Tensors as in `replace_plainly`; scores: (group, out), to work with."""
+    # fmt: on
+    """Replace the columns of `width` rows. Tensors as in `replace_plainly`; scores: (…, group, out), to work with.
+
+    next_…: how far a tensor of the next weight is; `dense` lies as `values`, `low` and `high` as `scale`.
+    """
+    weight = tl.program_id(1).to(tl.int64)  # several weights may have more entries than 32 bits count
+    values, dense = values + weight * next_values, dense + weight * next_values
+    errors, scores = errors + weight * next_errors, scores + weight * group * rows
+    unit, zeroed = unit + weight * next_unit, zeroed + weight * next_zeroed
+    size, number = size + weight * next_size, number + weight * next_number
+    scale, low, high = scale + weight * next_scale, low + weight * next_scale, high + weight * next_scale
     row = tl.program_id(0) * width + tl.arange(0, width)
     inside = row < rows
     place = rows, row, inside
@@ -123,30 +121,44 @@ def _replace_columns(
 
 
 TENSORS = ["values", "dense", "errors", "scores", "unit", "zeroed", "size", "number", "scale", "low", "high"]
-NUMBERS = ["rows", "columns", "unit_row", "unit_column"]
+STEPS = [f"next_{name}" for name in ("values", "errors", "unit", "zeroed", "size", "number", "scale")]
+NUMBERS = ["rows", "columns", "unit_row", "unit_column", *STEPS]
 # One machine code for all shapes, whether or not numbers and addresses are multiples of 16.
 kernel = triton.jit(_replace_columns, do_not_specialize=NUMBERS, do_not_specialize_on_alignment=TENSORS)
 
 
 def replace_columns(values: Tensor, dense: Tensor, errors: Tensor, unit: Tensor, replacement: Replacement) -> None:
     """Do what `replacement.replace_plainly` does, for at most COLUMNS columns."""
-    columns, rows = values.shape
+    columns, rows = values.shape[-2:]
+    weights = values.shape[0] if values.dim() == 3 else 1
     zeroed, lowest, grids = replacement.zeroed, replacement.lowest, replacement.grids
     assert columns <= COLUMNS, columns
-    assert all(matrix.is_contiguous() for matrix in (values, dense, errors))
+    assert all((one if one.dim() == 2 else one[0]).is_contiguous() for one in (values, dense, errors))
+    assert _step(values) == _step(dense), "they do not lie alike"
     group = COLUMNS if lowest is None else lowest.group
     # What is not used stands for what there is not: no address is empty.
-    scores = values if lowest is None else torch.empty(group, rows, dtype=torch.float32, device=values.device)
+    scores = values if lowest is None else torch.empty(weights, group, rows, dtype=torch.float32, device=values.device)
     rounding = (unit, values, values, values)
     if grids is not None:
         rounding = (grids.number, grids.scale, grids.low, grids.high)
+    mask, sizes = values if zeroed is None else zeroed, unit if lowest is None else lowest.size
+    steps = (
+        _step(values),
+        _step(errors),
+        _step(unit),
+        _step(mask),
+        _step(sizes, 1),
+        _step(rounding[0], 1),
+        _step(rounding[1]),
+    )
     with torch.cuda.device(values.device) if values.is_cuda else contextlib.nullcontext():
-        kernel[triton.cdiv(rows, ROWS),](
+        kernel[triton.cdiv(rows, ROWS), weights](
             *(values, dense, errors, scores, unit),
-            values if zeroed is None else zeroed,
-            unit if lowest is None else lowest.size,
+            mask,
+            sizes,
             *rounding,
-            *(rows, columns, unit.stride(0), unit.stride(1)),
+            *(rows, columns, unit.stride(-2), unit.stride(-1)),
+            *steps,
             count=0 if lowest is None else lowest.count,
             group=group,
             has_mask=zeroed is not None,
@@ -154,6 +166,11 @@ def replace_columns(values: Tensor, dense: Tensor, errors: Tensor, unit: Tensor,
             width=ROWS,
             **OPTIONS,
         )
+
+
+def _step(tensor: Tensor, dimensions: int = 2) -> int:
+    """How far the next weight's part of a tensor is; 0 where it has none, with `dimensions` for each weight."""
+    return tensor.stride(0) if tensor.dim() > dimensions else 0
 
 
 def try_on(device: torch.device) -> None:

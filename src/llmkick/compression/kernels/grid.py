@@ -14,7 +14,10 @@ from llmkick.compression.kernels.patterns import Grid
 
 @dataclass(frozen=True, kw_only=True)
 class FittedGrid:
-    """Grids fitted to groups of `group` inputs of each row of a weight (out, in); the last group may be smaller."""
+    """Grids fitted to groups of `group` inputs of each row of a weight (out, in); the last group may be smaller.
+
+    Of several weights (weights, out, in) the grids are (weights, out, groups).
+    """
 
     scale: Tensor  # (out, groups) float32, distance between two points
     zero: Tensor  # (out, groups) float32 of whole numbers, the code that stands for 0
@@ -30,11 +33,11 @@ class FittedGrid:
 def fit_grid(weight: Tensor, grid: Grid) -> FittedGrid:
     """Min-max grids of a weight, as in GPTQ (arXiv 2210.17323) without its search for a smaller range.
 
-    (out, in) → scales and zeros (out, groups); every grid holds an exact 0. A symmetric grid spans ± the
+    (…, out, in) → scales and zeros (…, out, groups); every grid holds an exact 0. A symmetric grid spans ± the
     largest magnitude and puts 0 at code 2^(bits − 1). As in the original, a symmetric row without negative
     weights gets half that step, which clips the upper half of its range.
     """
-    group = grid.group_size or weight.shape[1]
+    group = grid.group_size or weight.shape[-1]
     # Padding with 0 changes no range, because every range contains 0.
     groups = _in_groups(weight, group)
     low, high = groups.amin(dim=-1).clamp(max=0), groups.amax(dim=-1).clamp(min=0)
@@ -51,16 +54,16 @@ def fit_grid(weight: Tensor, grid: Grid) -> FittedGrid:
 
 
 def _in_groups(weight: Tensor, group: int) -> Tensor:
-    """(out, in) → (out, groups, group) float32, the last group padded with 0."""
+    """(…, out, in) → (…, out, groups, group) float32, the last group padded with 0."""
     return in_groups(weight.float(), group)
 
 
 def in_groups(weight: Tensor, group: int) -> Tensor:
-    """(out, in) → (out, groups, group) in the same dtype, the last group padded with 0."""
-    missing = -weight.shape[1] % group
+    """(…, out, in) → (…, out, groups, group) in the same dtype, the last group padded with 0."""
+    missing = -weight.shape[-1] % group
     # F.pad copies even if there is nothing to pad.
     padded = F.pad(weight, (0, missing)) if missing else weight
-    return padded.reshape(weight.shape[0], -1, group)
+    return padded.reshape(*weight.shape[:-1], -1, group)
 
 
 def _in_rows(groups: Tensor, columns: int) -> Tensor:

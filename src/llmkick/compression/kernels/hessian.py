@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -23,6 +23,8 @@ class HessianFactor:
     The code of both papers uses the upper Cholesky factor of H⁻¹, U = diag(size)⁻¹ M⁻¹. The same weights result
     without an inverse if the error of a column is its difference from the original column, not from the column as
     updated until its turn (QuIP, arXiv 2307.13304, theorem 6). Then 1/U_jj is `size`, and H⁻¹ is never computed.
+
+    The factors of several weights are one, with a first dimension more in each tensor, see `stacked_factors`.
     """
 
     unit: Tensor  # (in, in) float32: M, upper triangular with ones on its diagonal, rows and columns in `order`
@@ -35,17 +37,29 @@ class HessianFactor:
     def inverse_within(self, start: int, stop: int) -> Tensor:
         """Inverse of the transposed diagonal block of M at these inputs: (stop − start, same). It is cached."""
         if (start, stop) not in self._inverses:
-            triangle = self.unit[start:stop, start:stop].T
+            triangle = self.unit[..., start:stop, start:stop].mT
             identity = torch.eye(stop - start, dtype=triangle.dtype, device=triangle.device)
             inverse = torch.linalg.solve_triangular(triangle, identity, upper=False, unitriangular=True)
             self._inverses[start, stop] = inverse
         return self._inverses[start, stop]
 
     def without_dead(self, weight: Tensor) -> Tensor:
-        """The weight in float32 with 0 for dead inputs: (out, in) → same, which may be the given tensor itself."""
+        """The weight in float32 with 0 for dead inputs: (…, out, in) → same, which may be the given tensor itself."""
         # Only a CPU knows at once whether there are any.
         is_needed = self.dead.device.type != "cpu" or bool(self.dead.any())
-        return weight.float().masked_fill(self.dead, 0) if is_needed else weight.float()
+        return weight.float().masked_fill(self.dead[..., None, :], 0) if is_needed else weight.float()
+
+
+def stacked_factors(factors: Sequence[HessianFactor]) -> HessianFactor:
+    """The factors of several weights as one; all of them have an order, or none. The damping is the largest."""
+    orders = [factor.order for factor in factors if factor.order is not None]
+    return HessianFactor(
+        unit=torch.stack([factor.unit for factor in factors]),
+        size=torch.stack([factor.size for factor in factors]),
+        dead=torch.stack([factor.dead for factor in factors]),
+        order=torch.stack(orders) if orders else None,
+        damping=max(factor.damping for factor in factors),
+    )
 
 
 class InputStatistics:
@@ -95,6 +109,23 @@ class InputStatistics:
         self._is_checked = is_checked_at_once(rows.device)
         if self._is_checked and not all_finite(self._square_sums()):
             raise NumericalError(f"{self.name}: {_describe_not_finite(rows)}")
+
+    def pool(self, add_up: Callable[[Tensor], None], *, sequences: int, tokens: int, device: torch.device) -> None:
+        """Become the statistics of several processes, of which each has seen a part of the inputs, or nothing.
+
+        add_up: replaces a tensor by the sum of those of all processes. sequences, tokens: those of all. device: of the
+        inputs.
+        """
+        if self._sums_squares:
+            if self._squares is None:
+                self._squares = torch.zeros(self.width, dtype=torch.float32, device=device)
+            add_up(self._squares)
+        if self.has_hessian:
+            if self._sums is None:
+                self._sums = torch.zeros(self.width, self.width, dtype=torch.float32, device=device)
+            add_up(self._sums)
+        self._factors.clear()
+        self.sequences, self.tokens, self._is_checked = sequences, tokens, False
 
     @staticmethod
     def check_finite(several: Iterable[InputStatistics]) -> None:

@@ -40,6 +40,11 @@ class LayerRecovery(NamedTuple):
     adapter: Adapter | None = None
     base: Tensor | None = None
 
+    @property
+    def adapter_bytes(self) -> int:
+        """Bytes of what is kept beside the weight."""
+        return 0 if self.adapter is None else self.adapter.size
+
 
 class WeightResult(NamedTuple):
     """A compressed weight (out, in), in the dtype and on the device of the original.

@@ -29,6 +29,14 @@ def zero_up_to_quantile(scores: Tensor, sparsity: float) -> Tensor:
     return scores <= threshold
 
 
+def zero_up_to_quantiles(scores: Tensor, sparsity: float) -> Tensor:
+    """The same with a threshold for each of several matrices: (…, rows, columns) → same."""
+    count = scores.shape[-2] * scores.shape[-1]
+    matrices = torch.split(scores.reshape(-1, count), max(1, SORTED_VALUES // count))
+    thresholds = torch.cat([_kth_lowest(some, int(count * sparsity) + 1) for some in matrices])
+    return scores <= thresholds.view(*scores.shape[:-2], 1, 1)
+
+
 def zero_lowest_per_row(scores: Tensor, count: int) -> Tensor:
     """Zero exactly the `count` lowest scores of each row; of equal scores the first ones: (rows, columns) → same."""
     if count == 0:

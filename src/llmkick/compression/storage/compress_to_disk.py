@@ -9,37 +9,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypedDict
 
-import psutil
-import torch
-
 from llmkick.compression.recipe import Dense, Recipe, Recovered, is_trained
 from llmkick.compression.registry import parse_recipe
+from llmkick.compression.storage.assistance import WalkOptions, assist, report_to_all
 from llmkick.compression.storage.cache import entry_for, folder_of
 from llmkick.compression.storage.compressed_tensors import check_exportable, check_storable, save_compressed_tensors
 from llmkick.compression.storage.folder import StreamedFolder, check_target, report_of, save_folder, save_packed
 from llmkick.compression.storage.stored_model import StoredModel
+from llmkick.compression.storage.whole_model import check_memory, load_whole
 from llmkick.compression.training.student import import_peft
 from llmkick.compression.walk.blocks import decoder_blocks
 from llmkick.compression.walk.calibration import Calibration, as_calibration, calibrate, chosen_source
-from llmkick.compression.walk.checks import check_compressible, check_recipe_fits
-from llmkick.compression.walk.compress import compress
+from llmkick.compression.walk.checks import check_compressible, check_recipe_fits, refuse_several
+from llmkick.compression.walk.compress import compress_in_processes
+from llmkick.compression.walk.compression_key import kept_blocks, kept_key
 from llmkick.compression.walk.finished_blocks import FinishedBlocks
-from llmkick.compression.walk.keys import kept_blocks, kept_key
+from llmkick.compression.walk.processes import Processes, joined_processes
 from llmkick.compression.walk.report import CompressionReport
 from llmkick.compression.walk.self_sampling import is_sampled
 from llmkick.compression.walk.streaming import compress_streamed
 from llmkick.errors import ConfigError
-from llmkick.models.checkpoints.loading import load_located
 from llmkick.models.checkpoints.meta_model import MetaModel, load_meta_model
 from llmkick.models.checkpoints.quantized import refuse_packed_integers
-from llmkick.models.precision import BALANCED
 from llmkick.models.transformers_model import TransformersModel
-
-# Memory that a compression takes beside a model that is loaded whole, in sizes of its weights (measured with
-# `benchmarks/memory.py --mixture`): a compressed copy, and on the host what is being packed.
-COPIES_OF_COMPRESSION = 1.5
-HOST_COPIES = 0.4  # the part of these that a GPU does not hold
-COPIES_OF_TRAINING = 3.0  # the compressed and the recovered copy, and what the training keeps for its gradients
 
 Form = Literal["folder", "packed", "compressed-tensors"]
 
@@ -56,7 +48,8 @@ class StageObserver(Protocol):
         ...
 
 
-class _WalkOptions(TypedDict):
+class _StreamOptions(TypedDict):
+    calibration: Calibration | None
     seed: int
     propagate: bool
     allow_partial: bool
@@ -96,72 +89,81 @@ def compress_checkpoint(
     """
     recipe = parse_recipe(recipe) if isinstance(recipe, str) else recipe
     plan = calibration or CalibrationPlan()
-    check_target(folder)
-    if isinstance(recipe, Dense):
-        raise ConfigError("dense compresses nothing: the model's folder is what you want")
-    observer.stage(f"reading {reference}", 1)
-    meta_model = load_meta_model(reference, dtype=dtype, device=device)
-    _check(meta_model, recipe, form, allow_partial=allow_partial)
-    on_model(meta_model)
-    windows = _windows(meta_model, plan, observer) if recipe.needs_calibration else None
-    key = kept_key(meta_model.info, meta_model.device, recipe, windows, propagate=propagate)
+    walk = WalkOptions(recipe=recipe, seed=plan.seed, propagate=propagate, allow_partial=allow_partial)
+    with joined_processes() as processes, processes.together():
+        if not processes.is_first:
+            return assist(processes, reference, walk, device)
+        check_target(folder)
+        if isinstance(recipe, Dense):
+            raise ConfigError("dense compresses nothing: the model's folder is what you want")
+        observer.stage(f"reading {reference}", 1)
+        meta_model = load_meta_model(reference, dtype=dtype, device=device)
+        processes.from_first([meta_model.info.dtype, meta_model.info.digest])
+        refuse_several(recipe, processes)
+        _check_all(meta_model, walk, form)
+        on_model(meta_model)
+        windows = _windows(meta_model, plan, observer) if recipe.needs_calibration else None
+        processes.from_first(None if windows is None else [windows.tokens.tolist(), windows.source, windows.seed])
+        report = _compress_into_folder(processes, meta_model, walk, windows, folder, form, observer)
+        return report_to_all(processes, report)
+
+
+def _check_all(meta_model: MetaModel, walk: WalkOptions, form: Form) -> None:
+    """Raise what can be known before the calibration, which may take minutes."""
+    refuse_packed_integers(meta_model.checkpoint)
+    blocks = decoder_blocks(meta_model.model.network)
+    check_compressible(meta_model.model.network, blocks, allow_partial=walk.allow_partial)
+    check_recipe_fits(walk.recipe, blocks, as_calibration([[0, 0]]))
+    if is_trained(walk.recipe):
+        import_peft()
+        check_memory(meta_model, to_compress=True, trains=True)
+    if form != "packed":
+        StoredModel(meta_model.model).form.refuse_unreadable()
+    if form == "compressed-tensors":
+        check_exportable(walk.recipe, blocks)
+        check_storable(meta_model.model, blocks)
+
+
+def _compress_into_folder(
+    processes: Processes,
+    meta_model: MetaModel,
+    walk: WalkOptions,
+    windows: Calibration | None,
+    folder: Path,
+    form: Form,
+    observer: StageObserver,
+) -> CompressionReport:
+    """Compress a model, and write it into the folder in one of the forms."""
+    recipe, progress = walk.recipe, _progress_of(observer)
+    identity = meta_model.info, meta_model.device, recipe, windows
+    key = kept_key(*identity, propagate=walk.propagate, processes=processes.count)
     observer.stage(f"compressing {recipe}", len(decoder_blocks(meta_model.model.network)))
-    options: _WalkOptions = {
-        "seed": plan.seed,
-        "propagate": propagate,
-        "allow_partial": allow_partial,
-        "progress": _progress_of(observer),
+    options: _StreamOptions = {
+        "calibration": windows,
+        "seed": walk.seed,
+        "propagate": walk.propagate,
+        "allow_partial": walk.allow_partial,
+        "progress": progress,
     }
     with _work_folder(key, meta_model.bytes, folder) as work, contextlib.ExitStack() as stack:
         base: Path | None = None
         if isinstance(recipe, Recovered) and is_trained(recipe):
-            key = kept_key(meta_model.info, meta_model.device, recipe.base, windows, propagate=propagate)
-            base = stack.enter_context(_work_folder(key, meta_model.bytes, folder))
+            of_base = kept_key(*identity[:2], recipe.base, windows, propagate=walk.propagate)
+            base = stack.enter_context(_work_folder(of_base, meta_model.bytes, folder))
         elif meta_model.obstacle is None and form == "folder":
             with StreamedFolder(meta_model, folder) as target:
-                kept = compress_streamed(meta_model, recipe, work, calibration=windows, sink=target.put, **options)
+                kept = compress_streamed(meta_model, recipe, work, sink=target.put, processes=processes, **options)
                 observer.stage(f"writing {folder}", 1)
                 return target.finish(report_of(kept))
-        model = _compressed(meta_model, recipe, work, base, windows, options)
-        finished = kept_blocks(meta_model.info, meta_model.device, recipe, windows, work, propagate=propagate)
+        model: MetaModel | TransformersModel = meta_model
+        if meta_model.obstacle is None and base is None:
+            compress_streamed(meta_model, recipe, work, processes=processes, **options)
+        else:
+            whole = load_whole(meta_model, to_compress=True, trains=base is not None)
+            model, _ = compress_in_processes(processes, whole, recipe, keep=work, base=base, **options)
+        finished = kept_blocks(*identity, work, propagate=walk.propagate, processes=processes.count)
         observer.stage(f"writing {folder}", 1)
         return _save(model, recipe, finished, folder, form)
-
-
-def _check(meta_model: MetaModel, recipe: Recipe, form: Form, *, allow_partial: bool) -> None:
-    """Raise an error for what can be known to fail before the calibration, which may take minutes."""
-    refuse_packed_integers(meta_model.checkpoint)
-    blocks = decoder_blocks(meta_model.model.network)
-    check_compressible(meta_model.model.network, blocks, allow_partial=allow_partial)
-    check_recipe_fits(recipe, blocks, as_calibration([[0, 0]]))
-    if is_trained(recipe):
-        import_peft()
-        _check_memory(meta_model, COPIES_OF_TRAINING, f"{recipe} trains it as a whole")
-    if form != "packed":
-        StoredModel(meta_model.model).form.refuse_unreadable()
-    if form == "compressed-tensors":
-        check_exportable(recipe, blocks)
-        check_storable(meta_model.model, blocks)
-
-
-def _compressed(
-    meta_model: MetaModel,
-    recipe: Recipe,
-    work: Path,
-    base: Path | None,
-    windows: Calibration | None,
-    options: _WalkOptions,
-) -> MetaModel | TransformersModel:
-    """Compress into a folder of finished blocks; returns the model with the weights that no recipe changes.
-
-    base: such a folder for the compression that a trained recovery begins with.
-    """
-    if meta_model.obstacle is None and not is_trained(recipe):
-        compress_streamed(meta_model, recipe, work, calibration=windows, **options)
-        return meta_model
-    copies = COPIES_OF_COMPRESSION if base is None else COPIES_OF_TRAINING
-    model = _loaded(meta_model, copies, meta_model.obstacle or f"{recipe} trains it as a whole")
-    return compress(model, recipe, calibration=windows, keep=work, base=base, **options)[0]
 
 
 def _save(
@@ -184,48 +186,12 @@ def _windows(meta_model: MetaModel, plan: CalibrationPlan, observer: StageObserv
     size = {"sequences": plan.sequences, "length": plan.length, "seed": plan.seed}
     source = chosen_source(plan.source, meta_model.info, meta_model.device)
     if source == "self" and not is_sampled(model, **size):
-        why = "it is to sample its own calibration text; give --calibration FILE, a folder or c4"
-        model = _loaded(meta_model, 0.0, why)
+        model = load_whole(meta_model, to_compress=False)
     return calibrate(model, source=source, progress=_progress_of(observer), **size)
 
 
 def _progress_of(observer: StageObserver) -> Callable[[int, int], None]:
     return lambda done, _total: observer.advance(done)
-
-
-def _loaded(meta_model: MetaModel, copies: float, why: str) -> TransformersModel:
-    """The whole model in memory. Raises ConfigError where it cannot fit."""
-    _check_memory(meta_model, copies, why)
-    return load_located(meta_model.checkpoint, dtype=meta_model.info.dtype, device=meta_model.placement)
-
-
-def _check_memory(meta_model: MetaModel, copies: float, why: str) -> None:
-    """Raise ConfigError where the model and what is made beside it, in sizes of its weights, do not fit."""
-    free, needed = _free_bytes(meta_model), _needed_bytes(meta_model, copies)
-    if needed > free:
-        raise ConfigError(
-            f"{meta_model.info.name} needs {needed / 1e9:.1f} GB on {meta_model.placement}, of which "
-            f"{free / 1e9:.1f} GB are free, and must be loaded whole: {why}"
-        )
-
-
-def _needed_bytes(meta_model: MetaModel, copies: float) -> int:
-    """Memory that the whole model takes, and what is made beside it: on a GPU without what is packed on the host."""
-    if meta_model.device.type == "cuda":
-        return int((1 + copies - (HOST_COPIES if copies else 0)) * meta_model.bytes)
-    stored = meta_model.files.stored_bytes
-    # Files are mapped, and of tensors that are used as they are stored there is no other copy.
-    is_mapped = not meta_model.groups and not meta_model.checkpoint.packed and stored <= 1.1 * meta_model.bytes
-    loaded = meta_model.bytes + (0 if is_mapped else stored)
-    return loaded + int(copies * meta_model.bytes)
-
-
-def _free_bytes(meta_model: MetaModel) -> int:
-    """Free memory on the devices where the whole model would be loaded."""
-    if meta_model.device.type != "cuda":
-        return int(psutil.virtual_memory().available)
-    cards = range(torch.cuda.device_count()) if meta_model.placement == BALANCED else [meta_model.device]
-    return sum(torch.cuda.mem_get_info(card)[0] for card in cards)
 
 
 @contextlib.contextmanager

@@ -45,17 +45,23 @@ def calibration_batches(
     *,
     for_errors_only: bool,
     counts: Collection[int] = (),
+    part: tuple[int, int] = (0, 1),
 ) -> CalibrationBatches:
     """Cut the windows into batches whose sizes differ by one sequence at most; without calibration there are none.
 
     for_errors_only: no recipe needs the calibration, so a few sequences are enough to measure the output error.
     counts: numbers of windows, from the first on, that are calibrated each on its own; by default all of them.
+    part: (which, of how many) equal parts of the windows is cut, each of consecutive windows; with `counts` all.
     """
     if calibration is None:
         return CalibrationBatches(batches=[], workers=1, counts={0: []})
     tokens = torch.from_numpy(calibration.tokens)
     if for_errors_only:
         tokens = tokens[:ERROR_SEQUENCES]
+    assert part[1] == 1 or not counts, "several numbers of windows in several processes"
+    tokens = torch.tensor_split(tokens, part[1])[part[0]]
+    if not len(tokens):
+        return CalibrationBatches(batches=[], workers=1, counts={0: []})
     widest = max(layer.weight.shape[1] for block in blocks for layer in block.layers)
     limit = tokens_that_fit(blocks, free_bytes(device)) if device.type == "cuda" else BATCH_VALUES // widest
     spans = {count: _spans(count, tokens.shape[1], widest, device, limit=limit) for count in (counts or [len(tokens)])}

@@ -15,6 +15,7 @@ from llmkick.compression.walk.input_hooks import InputHooks
 from llmkick.compression.walk.inputs import ForwardInputs, InputRecord
 from llmkick.compression.walk.linear_layer import LinearLayer
 from llmkick.compression.walk.parallel import parallel_map
+from llmkick.compression.walk.processes import ALONE, Processes
 
 # Number of windows → the record of their inputs.
 Records = Mapping[int, InputRecord]
@@ -29,13 +30,20 @@ class CalibrationPass:
     """
 
     def __init__(
-        self, network: nn.Module, blocks: list[Block], calibration: CalibrationBatches, *, propagate: bool
+        self,
+        network: nn.Module,
+        blocks: list[Block],
+        calibration: CalibrationBatches,
+        *,
+        propagate: bool,
+        processes: Processes = ALONE,
     ) -> None:
         self._batches, self._workers, self._counts = calibration.batches, calibration.workers, calibration.counts
         self._outputs: list[BlockOutput | None] = [None] * len(self._batches)
         # Without calibration no block runs.
         self._runner = BlockRunner(network, blocks) if self._batches else None
         self._propagate = propagate
+        self._processes = processes
         # The layer names of the last recorded block, and the name of the layer that ran last in it.
         self._last: tuple[tuple[str, ...], str] | None = None
         self._copies_inputs = False  # set when the network changes a layer's input in place
@@ -56,8 +64,8 @@ class CalibrationPass:
 
     @property
     def can_restore(self) -> bool:
-        """Whether hidden states from disk can be used: those of one number of windows."""
-        return len(self._counts) == 1
+        """Whether hidden states from disk can be used: those of one number of windows, which one process runs."""
+        return len(self._counts) == 1 and self._processes.count == 1
 
     def restore(self, states: Sequence[Tensor]) -> None:
         """Go on with hidden states from disk, which may have been cut into other batches."""
@@ -68,7 +76,7 @@ class CalibrationPass:
     def record(self, index: int, block: Block, *, hessian: bool, squares: bool) -> Records:
         """Run the calibration through block `index` and record the inputs of its layers, for each number of windows."""
         records = {
-            count: InputRecord(block.layers, hessian=hessian, squares=squares, batches=len(places))
+            count: InputRecord(block.layers, hessian=hessian, squares=squares, batches=self._all(places))
             for count, places in self._counts.items()
         }
         names = tuple(layer.name.removeprefix(block.name) for layer in block.layers)
@@ -82,6 +90,10 @@ class CalibrationPass:
         if record.order and not any(layer.form == "expert" for layer in block.layers):
             self._last = names, record.order[-1].removeprefix(block.name)
         return records
+
+    def _all(self, places: Sequence[int]) -> int:
+        """About how many batches all processes run where this one runs those in these places."""
+        return self._processes.count * len(places)
 
     def observe(
         self, index: int, layers: Mapping[LinearLayer, LinearLayer], records: Records, *, last: str | None = None

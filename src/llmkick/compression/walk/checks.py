@@ -14,6 +14,7 @@ from llmkick.compression.recoveries import LowRank
 from llmkick.compression.walk.blocks import Block
 from llmkick.compression.walk.calibration import Calibration
 from llmkick.compression.walk.linear_layer import LinearLayer
+from llmkick.compression.walk.processes import Processes
 from llmkick.compression.walk.text_forward import text_forward
 from llmkick.errors import ConfigError, ModelError
 from llmkick.models.transformers_model import TransformersModel
@@ -151,3 +152,11 @@ def uneven_groups(recipe: Recipe, blocks: list[Block]) -> list[str]:
         for width in widths
         if group is not None and width % group
     ]
+
+
+def refuse_several(recipe: Recipe, processes: Processes) -> None:
+    """Raise ConfigError for a recovery that several processes are to share."""
+    if processes.count > 1 and isinstance(recipe, Recovered):
+        raise ConfigError(
+            f"{recipe}: a recovery runs in one process, not in {processes.count}; start the command without torchrun"
+        )

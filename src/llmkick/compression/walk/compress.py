@@ -2,34 +2,34 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import TypedDict
 
 import numpy.typing as npt
 from torch import nn
 
 from llmkick.compression.recipe import Dense, Recipe, Recovered, is_trained
 from llmkick.compression.registry import parse_recipe
-from llmkick.compression.training.recover import Compressed, TrainedRecovery, check_trainable
+from llmkick.compression.training.recover import check_trainable
 from llmkick.compression.walk.block_sources import BlocksInMemory, put_layers
 from llmkick.compression.walk.blocks import decoder_blocks, shallow_copy
 from llmkick.compression.walk.calibration import Calibration, as_calibration
 from llmkick.compression.walk.checks import (
-    WeightCounts,
     check_calibration_fits,
     check_compressible,
     check_recipe_fits,
     count_weights,
+    refuse_several,
 )
-from llmkick.compression.walk.finished_blocks import FinishedBlocks
-from llmkick.compression.walk.keys import kept_blocks
-from llmkick.compression.walk.recipe_output import RecipeOutput
+from llmkick.compression.walk.compress_and_train import WalkOptions, compress_and_train
+from llmkick.compression.walk.compression_key import kept_blocks
+from llmkick.compression.walk.finished_blocks import FinishedBlocks, kept_weights
+from llmkick.compression.walk.processes import ALONE, Processes, joined_processes
+from llmkick.compression.walk.recipe_output import RecipeOutput, make_report
 from llmkick.compression.walk.report import CompressionReport
 from llmkick.compression.walk.walk import Progress, Walk
 from llmkick.models.checkpoints.quantized import refuse_packed_integers
-from llmkick.models.language_model import ModelInfo
 from llmkick.models.transformers_model import TransformersModel
 from llmkick.models.weights import check_finite, weights_digest
 
@@ -48,6 +48,9 @@ def compress(
 ) -> tuple[TransformersModel, CompressionReport]:
     """Compress every linear layer inside the decoder blocks. The given model is not changed.
 
+    If torch.distributed has been initialised, all processes call this with the same arguments, share the work, and
+    return the same; only the first writes to `keep`.
+
     calibration: a Calibration, or token ids (sequences, tokens). Methods that need none use a few of its sequences,
     if given, to measure the output error. seed: recorded in the report; the only randomness of a compression is that of
     its calibration. propagate: calibrate each block on the outputs of the compressed blocks before it, as all original
@@ -59,75 +62,68 @@ def compress(
     compressed one after another, NumericalError naming the layer when activations or
     weights are not finite.
     """
-    recipe = _parsed(recipe)
+    with joined_processes() as processes, processes.together():
+        return compress_in_processes(
+            processes, model, _parsed(recipe), calibration=calibration, seed=seed, propagate=propagate,
+            allow_partial=allow_partial, progress=progress, keep=keep, base=base,
+        )  # fmt: skip
+
+
+def compress_in_processes(
+    processes: Processes,
+    model: TransformersModel,
+    recipe: Recipe,
+    *,
+    calibration: Calibration | npt.ArrayLike | None,
+    seed: int,
+    propagate: bool,
+    allow_partial: bool,
+    progress: Progress | None,
+    keep: Path | None,
+    base: Path | None = None,
+) -> tuple[TransformersModel, CompressionReport]:
+    """`compress` in processes that know of each other."""
+    refuse_several(recipe, processes)
     windows = check_all(model, [recipe], calibration, allow_partial=allow_partial)
-    finished = (
-        None if keep is None else kept_blocks(model.info, model.device, recipe, windows, keep, propagate=propagate)
+    finished = None
+    if keep is not None and processes.is_first:
+        finished = kept_blocks(
+            model.info, model.device, recipe, windows, keep, propagate=propagate, processes=processes.count
+        )
+    is_kept, is_complete, resumed = processes.from_first(
+        [False, False, 0] if finished is None else [True, finished.report is not None, finished.count]
     )
-    if finished is not None and finished.report is not None:
-        return restore(model, finished)
-    if is_trained(recipe):
+    if is_trained(recipe) and not is_complete:
         assert isinstance(recipe, Recovered), recipe
         assert windows is not None, "checked above"
-        folder = base if base is not None or finished is None else finished.folder / "base"
-        options: _Options = {"seed": seed, "propagate": propagate, "allow_partial": allow_partial}
-        result = _recovered(model, recipe, windows, finished, folder, options, progress=progress)
-        if folder is not None and base is None:
-            shutil.rmtree(folder)
-        return result
+        options: WalkOptions = {"seed": seed, "propagate": propagate, "allow_partial": allow_partial}
+        return compress_and_train(
+            partial(compress_in_processes, ALONE), model, recipe, windows, finished, base, options, progress=progress
+        )
     network = shallow_copy(model.network)
-    output = RecipeOutput(recipe=recipe, blocks=decoder_blocks(network), finished=finished)
-    if finished is not None and not propagate:
+    if is_complete:
+        report = _report_of_first(processes, None if finished is None else finished.report)
+        put_all(network, finished, processes)
+        return model.with_network(network, digest=report.digest), report
+    output = RecipeOutput(recipe=recipe, blocks=decoder_blocks(network), finished=finished, resumed=resumed)
+    if is_kept and not propagate:
         output.blocks = None
     calibrated = network if propagate else model.network
-    _walk(model, calibrated, [output], windows, propagate=propagate, allow_partial=allow_partial, progress=progress)
-    if finished is not None and not propagate:
-        put_all(network, finished)
-    report = finish_report(model, network, output, windows, seed=seed, propagate=propagate)
+    _walk(
+        model, calibrated, [output], windows, propagate=propagate, allow_partial=allow_partial, progress=progress,
+        processes=processes,
+    )  # fmt: skip
+    if is_kept and not propagate:
+        put_all(network, finished, processes)
+    report = finish_report(model, network, output, windows, seed=seed, propagate=propagate, processes=processes.count)
+    report = _report_of_first(processes, report)
     return model.with_network(network, digest=report.digest), report
 
 
-class _Options(TypedDict):
-    seed: int
-    propagate: bool
-    allow_partial: bool
-
-
-def _recovered(
-    model: TransformersModel,
-    recipe: Recovered,
-    windows: Calibration,
-    finished: FinishedBlocks | None,
-    folder: Path | None,
-    options: _Options,
-    *,
-    progress: Progress | None,
-) -> tuple[TransformersModel, CompressionReport]:
-    """Compress by the base of a trained recovery, then train. folder: for the finished blocks of the base."""
-    compressed, report = compress(
-        model, recipe.base, calibration=windows, keep=folder, progress=_half(progress, first=True), **options
-    )
-    kept = None
-    if folder is not None:
-        device, propagate = model.device, options["propagate"]
-        kept = kept_blocks(model.info, device, recipe.base, windows, folder, propagate=propagate)
-    blocks = len(decoder_blocks(model.network))
-    half = _half(progress, first=False)
-    return TrainedRecovery(
-        dense=model,
-        base=Compressed(model=compressed, report=report, finished=kept),
-        recipe=recipe,
-        windows=windows,
-        finished=finished,
-        progress=None if half is None else lambda done, total: half(done * blocks // max(1, total), blocks),
-    ).run()
-
-
-def _half(progress: Progress | None, *, first: bool) -> Progress | None:
-    """The progress of one of two parts of a compression, both of which count all blocks."""
-    if progress is None:
-        return None
-    return lambda done, total: progress((done if first else total + done) // 2, total)
+def _report_of_first(processes: Processes, report: CompressionReport | None) -> CompressionReport:
+    """The report of the first process: that of others has other seconds, and no finished blocks of an earlier start."""
+    values = processes.from_first(None if report is None else report.to_json())
+    return report if report is not None and processes.is_first else CompressionReport.from_json(values)
 
 
 def compress_many(
@@ -157,8 +153,10 @@ def compress_many(
         results[output.recipe] = (model.with_network(network, digest=report.digest), report)
     for recipe in parsed:
         if recipe not in results:
-            options: _Options = {"seed": seed, "propagate": False, "allow_partial": allow_partial}
-            results[recipe] = compress(model, recipe, calibration=windows, **options)
+            options: WalkOptions = {"seed": seed, "propagate": False, "allow_partial": allow_partial}
+            results[recipe] = compress_in_processes(
+                ALONE, model, recipe, calibration=windows, progress=None, keep=None, **options
+            )
     return [results[recipe] for recipe in parsed]
 
 
@@ -166,7 +164,7 @@ def restore(model: TransformersModel, finished: FinishedBlocks) -> tuple[Transfo
     """The compressed model, from all its finished blocks and the dense model that it was made from."""
     assert finished.report is not None, f"{finished.folder} is not complete"
     network = shallow_copy(model.network)
-    put_all(network, finished)
+    put_all(network, finished, ALONE)
     return model.with_network(network, digest=finished.report.digest), finished.report
 
 
@@ -191,40 +189,6 @@ def check_all(
         check_calibration_fits(windows, model)
     check_finite(model.network)
     return windows
-
-
-def make_report(
-    output: RecipeOutput,
-    info: ModelInfo,
-    windows: Calibration | None,
-    weights: WeightCounts,
-    *,
-    seed: int,
-    propagate: bool,
-    digest: str,
-) -> CompressionReport:
-    """The report of a recipe whose blocks are all finished."""
-    used = windows if output.recipe.needs_calibration else None
-    compressed = output.compressed_weights
-    return CompressionReport(
-        recipe=str(output.recipe),
-        model=info.name,
-        source_precision=info.source_precision,
-        seed=seed,
-        calibration=None if used is None else used.digest,
-        calibration_source=None if used is None else used.source,
-        propagate=propagate,
-        digest=digest,
-        seconds=output.tally.seconds,
-        dense_bytes=output.tally.dense_bytes,
-        stored_bytes=output.tally.stored_bytes,
-        layers=tuple(output.tally.layers),
-        warnings=tuple(output.tally.warnings),
-        block_share=compressed / weights.blocks,
-        model_share=compressed / weights.model,
-        routers=weights.routers,
-        recovery=output.recovery_report(windows),
-    )
 
 
 def _parsed(recipe: Recipe | str) -> Recipe:
@@ -256,6 +220,7 @@ def _walk(
     propagate: bool,
     allow_partial: bool,
     progress: Progress | None,
+    processes: Processes = ALONE,
 ) -> None:
     Walk(
         network=network,
@@ -265,13 +230,15 @@ def _walk(
         propagate=propagate,
         allow_partial=allow_partial,
         progress=progress,
+        processes=processes,
     ).run(windows)
 
 
-def put_all(network: nn.Module, finished: FinishedBlocks) -> None:
-    """Put the weights of all finished blocks into a network."""
-    for index, block in enumerate(decoder_blocks(network)[: finished.count]):
-        put_layers(block, finished.weights(index))
+def put_all(network: nn.Module, finished: FinishedBlocks | None, processes: Processes) -> None:
+    """Put the weights of all finished blocks, which the first process has, into a network."""
+    count = processes.from_first(None if finished is None else finished.count)
+    for index, block in enumerate(decoder_blocks(network)[:count]):
+        put_layers(block, kept_weights(processes, finished, index, block))
 
 
 def finish_report(
@@ -282,11 +249,14 @@ def finish_report(
     *,
     seed: int,
     propagate: bool,
+    processes: int = 1,
 ) -> CompressionReport:
     """The report of a recipe whose weights are in `network`; it is kept with the finished blocks."""
     digest = model.info.digest if isinstance(output.recipe, Dense) else weights_digest(network)
     weights = count_weights(network, decoder_blocks(network))
-    report = make_report(output, model.info, windows, weights, seed=seed, propagate=propagate, digest=digest)
+    report = make_report(
+        output, model.info, windows, weights, seed=seed, propagate=propagate, digest=digest, processes=processes
+    )
     if output.finished is not None:
         output.finished.complete(report)
     return report

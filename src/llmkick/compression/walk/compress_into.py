@@ -13,7 +13,8 @@ from llmkick.compression.walk.batches import ERROR_SEQUENCES
 from llmkick.compression.walk.blocks import shallow_copy
 from llmkick.compression.walk.calibration import Calibration
 from llmkick.compression.walk.compress import check_all, finish_report, put_all, walk_by_need
-from llmkick.compression.walk.keys import kept_blocks
+from llmkick.compression.walk.compression_key import kept_blocks
+from llmkick.compression.walk.processes import ALONE
 from llmkick.compression.walk.recipe_output import RecipeOutput
 from llmkick.compression.walk.report import CompressionReport
 from llmkick.compression.walk.walk import Progress
@@ -60,7 +61,7 @@ def compress_into(
         report = output.finished.report
         if report is None:
             network = shallow_copy(model.network)
-            put_all(network, output.finished)
+            put_all(network, output.finished, ALONE)
             report = finish_report(model, network, output, job.windows, seed=seed, propagate=False)
         reports.append(report)
     return reports

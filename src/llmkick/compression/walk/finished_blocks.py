@@ -11,9 +11,12 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 
 from llmkick.compression.walk.background import BackgroundWorker
+from llmkick.compression.walk.blocks import Block
+from llmkick.compression.walk.processes import Processes
 from llmkick.compression.walk.report import CompressionReport, LayerErrors, LayerReport
 from llmkick.errors import ConfigError, ModelError
 from llmkick.files import write_text_atomically
@@ -79,7 +82,7 @@ class FinishedBlocks:
         try:
             state = json.loads(file.read_text(encoding="utf-8"))
             key, form, self.count = state["key"], state["format"], int(state["finished"])
-            layers = [LayerReport(**{**layer, "shape": tuple(layer["shape"])}) for layer in state["tally"]["layers"]]
+            layers = [LayerReport.from_json(layer) for layer in state["tally"]["layers"]]
             errors = [LayerErrors(**layer) for layer in state["tally"].get("recovered", ())]
             self.tally = Tally(**{**state["tally"], "layers": layers, "recovered": errors})
             self.digests = dict(state.get("digests", {}))
@@ -179,3 +182,20 @@ class FinishedBlocks:
 
     def _file(self, kind: str, index: int) -> Path:
         return self.folder / f"{kind}-{index:05d}.safetensors"
+
+
+def kept_weights(
+    processes: Processes, finished: FinishedBlocks | None, index: int, block: Block
+) -> Iterator[tuple[str, Tensor]]:
+    """Layer names and weights of a finished block in every process, from the folder of the first."""
+    if processes.count == 1:
+        assert finished is not None
+        yield from finished.weights(index)
+        return
+    weights = {} if finished is None else {name: weight.contiguous() for name, weight in finished.weights(index)}
+    layers = {layer.name: layer for layer in block.layers}
+    for name in processes.from_first(list(weights)):
+        dense = layers[name].weight
+        weight = weights[name] if name in weights else torch.empty(dense.shape, dtype=dense.dtype, device="cpu")
+        processes.hand_out(weight, 0)
+        yield name, weight

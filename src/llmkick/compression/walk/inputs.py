@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from llmkick.compression.kernels.hessian import InputStatistics
 from llmkick.compression.walk.linear_layer import LinearLayer
+from llmkick.compression.walk.processes import Processes
+from llmkick.errors import ModelError
 
 # Calibration tokens on which a layer's output error is measured.
 ERROR_TOKENS = 128
@@ -105,6 +108,52 @@ class InputRecord:
     def check_finite(self) -> None:
         """Raise NumericalError that names a layer whose inputs were not finite, where that has not been checked yet."""
         InputStatistics.check_finite(self._statistics.values())
+
+    def pool(self, processes: Processes, device: torch.device) -> None:
+        """Become the record of all processes, each of which has recorded a part of the windows on its device.
+
+        Raises ModelError where layers share an input in some processes only, and errors as `check_finite`.
+        """
+        if processes.count == 1:
+            return
+        records = processes.gather(self._facts())
+        for facts in records:
+            for name, owner in facts["owner"].items():
+                if self._owner.setdefault(name, owner) != owner:
+                    raise ModelError(f"{name} shares its input on some calibration windows only; run one process")
+        for name in dict.fromkeys(name for facts in records for name in facts["statistics"]):
+            seen = [facts["statistics"].get(name) for facts in records]
+            width = next(own["width"] for own in seen if own)
+            sequences, tokens, rows = (
+                [own[key] if own else 0 for own in seen] for key in ("sequences", "tokens", "sampled")
+            )
+            if name not in self._statistics:
+                self._statistics[name] = InputStatistics(width, hessian=self._hessian, squares=self._squares, name=name)
+            self._statistics[name].pool(processes.add_up, sequences=sum(sequences), tokens=sum(tokens), device=device)
+            sample, before = torch.zeros(sum(rows), width, device=device), sum(rows[: processes.rank])
+            for piece in self._samples.get(name, []):
+                sample[before : before + len(piece)] = piece
+                before += len(piece)
+            processes.add_up(sample)  # of which each process has rows of its own
+            self._samples[name] = [sample]
+        self.check_finite()
+
+    def _facts(self) -> dict[str, Any]:
+        """What other processes have to know of this record."""
+        statistics = {
+            name: {
+                "width": own.width,
+                "sequences": own.sequences,
+                "tokens": own.tokens,
+                "sampled": sum(map(len, self._samples[name])),
+            }
+            for name, own in self._statistics.items()
+        }
+        return {"owner": self._owner, "statistics": statistics}
+
+    def owner_of(self, layer: LinearLayer) -> str:
+        """The name of the layer whose statistics this layer uses; its own name when it never ran."""
+        return self._owner.get(layer.name, layer.name)
 
     def statistics_of(self, layer: LinearLayer) -> InputStatistics | None:
         """Statistics of a layer's inputs, None when it never ran."""

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from llmkick.compression.kernels.layer import LayerRecovery, WeightResult
+from llmkick.compression.kernels.layer import WeightResult
 from llmkick.compression.recipe import NM, Dense, Grid, Recipe, Recovered, Unstructured
 from llmkick.compression.walk.blocks import Block
 from llmkick.compression.walk.calibration import Calibration
+from llmkick.compression.walk.checks import WeightCounts
 from llmkick.compression.walk.finished_blocks import BlockFinish, FinishedBlocks, Tally
 from llmkick.compression.walk.inputs import InputRecord
 from llmkick.compression.walk.linear_layer import LinearLayer
-from llmkick.compression.walk.report import LayerErrors, LayerReport, RecoveryReport
+from llmkick.compression.walk.report import CompressionReport, LayerErrors, LayerReport, RecoveryReport
 from llmkick.compression.walk.size import compact_bytes
-from llmkick.compression.walk.weight import compress_with_statistics, relative_output_error
+from llmkick.compression.walk.solved_layer import SolvedLayer
+from llmkick.compression.walk.weight import compress_alike, compress_with_statistics, relative_output_error
 from llmkick.models.checkpoints.packed import Codes, Packed, pack, with_adapter
+from llmkick.models.language_model import ModelInfo
 
 # The report names an expert that was calibrated on fewer tokens than this.
 FEW_TOKENS = 32
@@ -31,12 +35,14 @@ class RecipeOutput:
 
     blocks: of a network in memory, whose layers are replaced. finished: a folder in which finished blocks are kept,
     and whose tally is continued. windows: how many calibration windows this output uses, from the first on; None: all.
+    resumed: how many blocks were finished before the walk began, for a process that has no folder.
     """
 
     recipe: Recipe
     blocks: list[Block] | None = None
     finished: FinishedBlocks | None = None
     windows: int | None = None
+    resumed: int = 0
     tally: Tally = field(default_factory=Tally)
 
     def __post_init__(self) -> None:
@@ -46,7 +52,7 @@ class RecipeOutput:
     @property
     def finished_count(self) -> int:
         """How many blocks were finished before this walk began, or have been since."""
-        return 0 if self.finished is None else self.finished.count
+        return self.resumed if self.finished is None else self.finished.count
 
     @property
     def compressed_weights(self) -> int:
@@ -75,18 +81,48 @@ class RecipeOutput:
         """Whether block `index` is finished."""
         return self.finished_count > index
 
-    def compress_layer(
-        self, layer: LinearLayer, record: InputRecord, packed: dict[str, Future[Packed]]
-    ) -> Tensor | None:
-        """The compressed weight (out, in), None for a layer that is left dense; both are added to the tally.
+    def solve(self, layers: Sequence[LinearLayer], record: InputRecord) -> list[SolvedLayer]:
+        """Compress layers of one shape, which are not changed, at once, and describe the results."""
+        statistics = [record.statistics_of(layer) for layer in layers]
+        tokens = [0 if own is None else own.tokens for own in statistics]
+        seen = [place for place, count in enumerate(tokens) if count or not self.recipe.needs_calibration]
+        weights, names = [layers[place].weight for place in seen], [layers[place].name for place in seen]
+        of_seen = [statistics[place] for place in seen]
+        results: dict[int, WeightResult] = {}
+        if len(seen) == 1:
+            results = {seen[0]: compress_with_statistics(weights[0], of_seen[0], self.recipe, name=names[0])}
+        elif seen:
+            results = dict(zip(seen, compress_alike(weights, of_seen, self.recipe, names), strict=True))
+        return [self._solved(layer, results.get(place), record, tokens[place]) for place, layer in enumerate(layers)]
+
+    def _solved(self, layer: LinearLayer, result: WeightResult | None, record: InputRecord, tokens: int) -> SolvedLayer:
+        if result is None:
+            # An expert that no calibration token reached: nothing to choose by, so it stays dense and the user is told.
+            warning = f"left dense: {layer.name} saw no calibration token"
+            return _described(layer, WeightResult(layer.weight), record, Dense(), warning)
+        is_thin = layer.form == "expert" and self.recipe.needs_calibration and tokens < FEW_TOKENS
+        warning = f"few tokens: {layer.name} was calibrated on {tokens} tokens" if is_thin else ""
+        return _described(layer, result, record, self.recipe, warning)
+
+    def keep(self, layer: LinearLayer, solved: SolvedLayer, packed: dict[str, Future[Packed]]) -> Tensor | None:
+        """Add a solved layer to the tally; returns its weight (out, in), None for a layer that is left dense.
 
         With a folder for finished blocks the compact form of the layer is put into `packed`, as it will be.
         """
-        result = self._compress(layer, record)
+        self.tally.layers.append(solved.report)
+        self.tally.warnings += solved.warnings
+        self.tally.dense_bytes += solved.dense_bytes
+        self.tally.stored_bytes += solved.stored_bytes
+        recovery = solved.result.recovery
+        if recovery is not None:
+            errors = LayerErrors(name=layer.name, before=recovery.error_before, after=recovery.error_after)
+            self.tally.recovered.append(errors)
+            self.tally.recovery_seconds += recovery.seconds
+            self.tally.adapter_bytes += recovery.adapter_bytes
         if self.finished is not None:
-            kept, recipe = (WeightResult(layer.weight), Dense()) if result is None else (result, self.recipe)
+            kept, recipe = (WeightResult(layer.weight), Dense()) if solved.is_dense else (solved.result, self.recipe)
             packed[layer.name] = self.finished.soon(pack_result, layer, kept, recipe)
-        return None if result is None else result.weight
+        return None if solved.is_dense else solved.result.weight
 
     def finish_block(
         self,
@@ -105,49 +141,76 @@ class RecipeOutput:
         if self.finished is not None:
             self.finished.add(index, packed, self.tally, finish)
 
-    def _compress(self, layer: LinearLayer, record: InputRecord) -> WeightResult | None:
-        statistics = record.statistics_of(layer)
-        tokens = 0 if statistics is None else statistics.tokens
-        if self.recipe.needs_calibration and tokens == 0:
-            # An expert that no calibration token reached: nothing to choose by, so it stays dense and the user is told.
-            self.tally.warnings.append(f"left dense: {layer.name} saw no calibration token")
-            self._add_to_tally(layer, WeightResult(layer.weight), record, Dense())
-            return None
-        if layer.form == "expert" and self.recipe.needs_calibration and tokens < FEW_TOKENS:
-            self.tally.warnings.append(f"few tokens: {layer.name} was calibrated on {tokens} tokens")
-        result = compress_with_statistics(layer.weight, statistics, self.recipe, name=layer.name)
-        self._add_to_tally(layer, result, record, self.recipe)
-        return result
 
-    def _add_to_tally(self, layer: LinearLayer, result: WeightResult, record: InputRecord, recipe: Recipe) -> None:
-        """Report a layer before its weight is replaced; `recipe` is the one that was applied."""
-        sample, statistics = record.sample_of(layer), record.statistics_of(layer)
-        dense, weight = layer.weight, result.weight
-        recovery = result.recovery or LayerRecovery(None, None, 0.0)
-        rows, columns = dense.shape
-        # An adapter fills the zeros of what the network computes with, not those of what is stored.
-        stored = weight if recovery.base is None else recovery.base
-        sparsity = 1 - int(torch.count_nonzero(stored != 0)) / weight.numel()  # far faster than of 16-bit floats
-        self.tally.layers.append(
-            LayerReport(
-                name=layer.name,
-                shape=(rows, columns),
-                realised_sparsity=sparsity,
-                relative_output_error=None if sample is None else relative_output_error(dense, weight, sample),
-                damping=result.damping,
-                tokens=0 if statistics is None else statistics.tokens,
-            )
+def _described(
+    layer: LinearLayer, result: WeightResult, record: InputRecord, recipe: Recipe, warning: str
+) -> SolvedLayer:
+    """A result, and the report of its layer before its weight is replaced; `recipe` is the one that was applied."""
+    sample, statistics = record.sample_of(layer), record.statistics_of(layer)
+    dense, weight = layer.weight, result.weight
+    rows, columns = dense.shape
+    recovery = result.recovery
+    # An adapter fills the zeros of what the network computes with, not those of what is stored.
+    stored = weight if recovery is None or recovery.base is None else recovery.base
+    sparsity = 1 - int(torch.count_nonzero(stored != 0)) / weight.numel()  # far faster than of 16-bit floats
+    report = LayerReport(
+        name=layer.name,
+        shape=(rows, columns),
+        realised_sparsity=sparsity,
+        relative_output_error=None if sample is None else relative_output_error(dense, weight, sample),
+        damping=result.damping,
+        tokens=0 if statistics is None else statistics.tokens,
+    )
+    return SolvedLayer(
+        result=result,
+        report=report,
+        warnings=(warning,) if warning else (),
+        dense_bytes=dense.numel() * dense.element_size(),
+        stored_bytes=compact_bytes((rows, columns), dense.element_size(), recipe, sparsity)
+        + (0 if recovery is None else recovery.adapter_bytes),
+        is_dense=isinstance(recipe, Dense),
+    )
+
+
+def make_report(
+    output: RecipeOutput,
+    info: ModelInfo,
+    windows: Calibration | None,
+    weights: WeightCounts,
+    *,
+    seed: int,
+    propagate: bool,
+    digest: str,
+    processes: int = 1,
+) -> CompressionReport:
+    """The report of a recipe whose blocks are all finished."""
+    notes = []
+    if processes > 1 and output.recipe.needs_calibration:
+        notes.append(
+            f"calibrated by {processes} processes, whose sums are rounded in another way than those of one process: "
+            "the weights are the same up to rounding"
         )
-        if result.recovery is not None:
-            errors = LayerErrors(name=layer.name, before=recovery.error_before, after=recovery.error_after)
-            self.tally.recovered.append(errors)
-        adapter_bytes = 0 if recovery.adapter is None else recovery.adapter.size
-        self.tally.adapter_bytes += adapter_bytes
-        self.tally.recovery_seconds += recovery.seconds
-        self.tally.dense_bytes += dense.numel() * dense.element_size()
-        self.tally.stored_bytes += adapter_bytes + compact_bytes(
-            (rows, columns), dense.element_size(), recipe, sparsity
-        )
+    used = windows if output.recipe.needs_calibration else None
+    compressed = output.compressed_weights
+    return CompressionReport(
+        recipe=str(output.recipe),
+        model=info.name,
+        source_precision=info.source_precision,
+        seed=seed,
+        calibration=None if used is None else used.digest,
+        calibration_source=None if used is None else used.source,
+        propagate=propagate,
+        digest=digest,
+        seconds=output.tally.seconds,
+        dense_bytes=output.tally.dense_bytes,
+        stored_bytes=output.tally.stored_bytes,
+        layers=tuple(output.tally.layers),
+        warnings=(*output.tally.warnings, *notes),
+        block_share=compressed / weights.blocks,
+        model_share=compressed / weights.model,
+        routers=weights.routers,
+        recovery=output.recovery_report(windows),
+    )
 
 
 def pack_result(layer: LinearLayer, result: WeightResult, recipe: Recipe) -> Packed:

@@ -23,6 +23,11 @@ class LayerReport:
     damping: float | None
     tokens: int
 
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> LayerReport:
+        """The report from the JSON form of `dataclasses.asdict`."""
+        return cls(**{**values, "shape": tuple(values["shape"])})
+
 
 @dataclass(frozen=True, kw_only=True)
 class LayerErrors:
@@ -113,7 +118,7 @@ class CompressionReport:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> CompressionReport:
         """The report from its JSON form."""
-        layers = tuple(LayerReport(**{**layer, "shape": tuple(layer["shape"])}) for layer in values["layers"])
+        layers = tuple(map(LayerReport.from_json, values["layers"]))
         lists = {name: tuple(values.get(name, ())) for name in ("warnings", "routers")}
         recovery = values.get("recovery")
         recovered = None

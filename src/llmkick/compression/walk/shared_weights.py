@@ -15,6 +15,7 @@ from llmkick.compression.walk.blocks import Block
 from llmkick.compression.walk.calibration_pass import CalibrationPass, Records
 from llmkick.compression.walk.inputs import InputRecord
 from llmkick.compression.walk.linear_layer import LinearLayer
+from llmkick.compression.walk.processes import Processes
 
 
 def shared_layers(blocks: list[Block]) -> list[LinearLayer]:
@@ -23,16 +24,22 @@ def shared_layers(blocks: list[Block]) -> list[LinearLayer]:
 
 
 def record_shared(
-    network: nn.Module, source: BlockSource, batches: CalibrationBatches, *, hessian: bool, squares: bool
+    network: nn.Module,
+    source: BlockSource,
+    batches: CalibrationBatches,
+    processes: Processes,
+    *,
+    hessian: bool,
+    squares: bool,
 ) -> Records:
     """The inputs of all layers that share a weight with a later block, in a forward of the dense model.
 
-    They are recorded in the name of the first of them, for each number of windows.
+    They are recorded in the name of the first of them, for each number of windows; here on those of this process.
     """
     blocks = source.blocks
     shared = shared_layers(blocks)
     users = {user: layer for layer in shared for user in (layer, *layer.twins)}
-    uses = max(1 + len(layer.twins) for layer in shared)
+    uses = processes.count * max(1 + len(layer.twins) for layer in shared)
     # Adapters of a shared layer run beside it in one of the blocks only.
     records = {
         count: InputRecord(shared, hessian=hessian, squares=squares, batches=uses * len(places), shares_inputs=False)

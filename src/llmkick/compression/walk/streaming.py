@@ -12,13 +12,14 @@ from llmkick.compression.walk.checks import (
     check_recipe_fits,
     count_weights,
 )
-from llmkick.compression.walk.compress import make_report
+from llmkick.compression.walk.compression_key import kept_blocks
 from llmkick.compression.walk.finished_blocks import FinishedBlocks
-from llmkick.compression.walk.keys import kept_blocks
-from llmkick.compression.walk.recipe_output import RecipeOutput
+from llmkick.compression.walk.processes import ALONE, Processes
+from llmkick.compression.walk.recipe_output import RecipeOutput, make_report
+from llmkick.compression.walk.shared_weights import shared_layers
 from llmkick.compression.walk.streamed_blocks import StreamedBlocks, TensorSink
 from llmkick.compression.walk.walk import Progress, Walk
-from llmkick.errors import ModelError
+from llmkick.errors import ConfigError, ModelError
 from llmkick.models.checkpoints.meta_model import MetaModel
 from llmkick.models.weights import combined_digest
 
@@ -34,6 +35,7 @@ def compress_streamed(
     allow_partial: bool = False,
     progress: Progress | None = None,
     sink: TensorSink | None = None,
+    processes: Processes = ALONE,
 ) -> FinishedBlocks:
     """Compress a model that is on the meta device, block by block, into a folder of finished blocks.
 
@@ -41,16 +43,14 @@ def compress_streamed(
     being packed and written, the hidden states of the calibration, the second moments of one block's inputs and the
     network's parts before its blocks. Called again after it was stopped, it continues at the first block that is not
     finished. sink: is given all tensors of the compressed network by name, some at a time and each once, in a thread.
+    processes: of which this is the first; the others call `assist_streamed`.
     Raises ModelError when its blocks cannot be read one by one; other errors as in `compress`.
     """
-    if meta_model.obstacle is not None:
-        raise ModelError(f"{meta_model.info.name} cannot be read block by block: {meta_model.obstacle}; load it whole")
-    source = StreamedBlocks(meta_model)
-    check_compressible(source.network, source.blocks, allow_partial=allow_partial)
-    check_recipe_fits(recipe, source.blocks, calibration)
-    if calibration is not None:
-        check_calibration_fits(calibration, meta_model.model)
-    finished = kept_blocks(meta_model.info, meta_model.device, recipe, calibration, folder, propagate=propagate)
+    source = _checked_source(meta_model, recipe, calibration, processes, allow_partial=allow_partial)
+    finished = kept_blocks(
+        meta_model.info, meta_model.device, recipe, calibration, folder, propagate=propagate, processes=processes.count
+    )
+    processes.from_first([finished.report is not None, finished.count])
     if finished.report is not None:
         if sink is not None:
             for tensors in source.compressed_tensors(finished):
@@ -69,6 +69,7 @@ def compress_streamed(
             propagate=propagate,
             allow_partial=allow_partial,
             progress=progress,
+            processes=processes,
         ).run(calibration)
     digests = outside.result() | finished.digests
     for name, twin in meta_model.tied.items():
@@ -76,5 +77,50 @@ def compress_streamed(
     digest = combined_digest(digests)
     weights = count_weights(source.network, source.blocks)
     arguments = output, meta_model.info, calibration, weights
-    finished.complete(make_report(*arguments, seed=seed, propagate=propagate, digest=digest))
+    finished.complete(make_report(*arguments, seed=seed, propagate=propagate, digest=digest, processes=processes.count))
     return finished
+
+
+def assist_streamed(
+    meta_model: MetaModel,
+    recipe: Recipe,
+    *,
+    calibration: Calibration | None,
+    propagate: bool,
+    allow_partial: bool,
+    processes: Processes,
+) -> None:
+    """What all processes but the first do while it calls `compress_streamed`; they write nothing."""
+    source = _checked_source(meta_model, recipe, calibration, processes, allow_partial=allow_partial)
+    is_complete, count = processes.from_first()
+    if is_complete:
+        return
+    with source.surroundings():
+        Walk(
+            network=meta_model.model.network,
+            source=source,
+            outputs=[RecipeOutput(recipe=recipe, resumed=count)],
+            device=meta_model.device,
+            propagate=propagate,
+            allow_partial=allow_partial,
+            processes=processes,
+        ).run(calibration)
+
+
+def _checked_source(
+    meta_model: MetaModel, recipe: Recipe, calibration: Calibration | None, processes: Processes, *, allow_partial: bool
+) -> StreamedBlocks:
+    """The blocks of a model, after all checks."""
+    if meta_model.obstacle is not None:
+        raise ModelError(f"{meta_model.info.name} cannot be read block by block: {meta_model.obstacle}; load it whole")
+    source = StreamedBlocks(meta_model)
+    if processes.count > 1 and shared_layers(source.blocks):
+        raise ConfigError(
+            f"{meta_model.info.name} has weights that blocks share, of which each process would need those that the "
+            "first has compressed; run one process"
+        )
+    check_compressible(source.network, source.blocks, allow_partial=allow_partial)
+    check_recipe_fits(recipe, source.blocks, calibration)
+    if calibration is not None:
+        check_calibration_fits(calibration, meta_model.model)
+    return source

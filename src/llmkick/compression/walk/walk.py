@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
@@ -18,11 +18,14 @@ from llmkick.compression.walk.blocks import Block
 from llmkick.compression.walk.calibration import Calibration
 from llmkick.compression.walk.calibration_pass import CalibrationPass, Records
 from llmkick.compression.walk.checks import check_seen, uneven_groups
+from llmkick.compression.walk.finished_blocks import kept_weights
 from llmkick.compression.walk.input_hooks import experts_one_by_one
 from llmkick.compression.walk.inputs import InputRecord
 from llmkick.compression.walk.linear_layer import LinearLayer, replace_weights
+from llmkick.compression.walk.processes import ALONE, Processes
 from llmkick.compression.walk.recipe_output import RecipeOutput
 from llmkick.compression.walk.shared_weights import record_shared, shared_layers
+from llmkick.compression.walk.solved_layer import SolvedLayer, solved_at_once, solved_by_all, solvers
 from llmkick.models.allocator import keep_freed_memory
 from llmkick.models.checkpoints.packed import Packed
 
@@ -34,7 +37,8 @@ class Walk:
     """One pass over the blocks: for one recipe, or without propagation for several recipes and numbers of windows.
 
     allow_partial: go on where calibration text does not reach a large part of a block. progress: called with the number
-    of finished blocks and of all blocks.
+    of finished blocks and of all blocks. processes: those that walk together. Each runs a part of the windows through
+    its own copy of every block and solves some of its layers; all have all sums and all weights.
     """
 
     network: nn.Module
@@ -44,6 +48,7 @@ class Walk:
     propagate: bool
     allow_partial: bool = False
     progress: Progress | None = None
+    processes: Processes = ALONE
     _shared: list[Records] = field(default_factory=list)  # of weights that several blocks share, if there are any
 
     def run(self, calibration: Calibration | None) -> None:
@@ -65,11 +70,12 @@ class Walk:
                 self.device,
                 for_errors_only=not self._is_calibrated,
                 counts={output.windows for output in self.outputs if output.windows is not None},
+                part=(self.processes.rank, self.processes.count),
             )
             self._record_shared(batches)
             if self.propagate:
                 self.source.show_finished()
-            states = CalibrationPass(self.network, blocks, batches, propagate=self.propagate)
+            states = CalibrationPass(self.network, blocks, batches, propagate=self.propagate, processes=self.processes)
             for index in range(self._resume(states), len(blocks)):
                 self._step(index, states)
         for output in self.outputs:
@@ -91,7 +97,14 @@ class Walk:
         """Record the inputs of shared weights, unless all of them are compressed already."""
         start = min(output.finished_count for output in self.outputs)
         if self._is_calibrated and shared_layers(self.source.blocks[start:]):
-            self._shared.append(record_shared(self.network, self.source, batches, **self._statistics))
+            records = record_shared(self.network, self.source, batches, self.processes, **self._statistics)
+            self._shared.append(self._pooled(records))
+
+    def _pooled(self, records: Records) -> Records:
+        """The records of all processes, in each of them."""
+        for record in records.values():
+            record.pool(self.processes, self.device)
+        return records
 
     def _record_of(self, layer: LinearLayer, records: Records, windows: int | None) -> InputRecord:
         """The inputs of a layer on the first windows; None: on all of them."""
@@ -101,10 +114,11 @@ class Walk:
     def _resume(self, states: CalibrationPass) -> int:
         """The first unfinished block, with its hidden states ready and the finished layers in place."""
         start = min(output.finished_count for output in self.outputs)
-        finished = self.outputs[0].finished
-        if start == 0 or finished is None:
+        if start == 0:
             return 0
-        first, hidden = (finished.load_hidden(start) if states.can_restore else None) or (0, None)
+        finished = self.outputs[0].finished
+        kept = finished.load_hidden(start) if finished is not None and states.can_restore else None
+        first, hidden = kept or (0, None)
         if hidden is not None:
             states.restore(hidden)
         for index in range(start):
@@ -113,7 +127,7 @@ class Walk:
                 continue
             with self.source.open(index) as block:
                 if self.propagate:
-                    put_layers(block, finished.weights(index))
+                    put_layers(block, kept_weights(self.processes, finished, index, block))
                 if index >= first:
                     states.advance(index)
         self._report_progress(start)
@@ -124,7 +138,7 @@ class Walk:
         started = time.perf_counter()
         outputs = [output for output in self.outputs if not output.has(index)]
         with self.source.open(index) as block:
-            records = states.record(index, block, **self._statistics)
+            records = self._pooled(states.record(index, block, **self._statistics))
             if self._is_calibrated and not self.allow_partial:
                 self._check_seen(block, records)
             self.source.release_memory()
@@ -153,20 +167,53 @@ class Walk:
         """Compress all layers by all recipes, and put them in place where they belong. The compact forms by output."""
         packed: list[dict[str, Future[Packed]]] = [{} for _ in outputs]
         replaced: list[tuple[LinearLayer, Tensor]] = []
-        for place, layer in enumerate(block.layers):
-            for output, layers in zip(outputs, packed, strict=True):
-                inputs = self._record_of(layer, records, output.windows)
-                weight = output.compress_layer(layer, inputs, layers)
+        for place, solved_layers in self._solved(block, outputs, records):
+            layer = block.layers[place]
+            for output, layers, solved in zip(outputs, packed, solved_layers, strict=True):
+                weight = output.keep(layer, solved, layers)
                 if weight is None:
                     continue
                 if self.propagate or self.source.drops_blocks:
                     replaced.append((layer, weight))
                 elif output.blocks is not None:
                     output.blocks[index].layers[place].replace_weight(weight)
-            for count in records:
-                self._record_of(layer, records, count).forget(layer, block.layers[place + 1 :])
         replace_weights(replaced)
         return packed
+
+    def _solved(
+        self, block: Block, outputs: list[RecipeOutput], records: Records
+    ) -> Iterator[tuple[int, list[SolvedLayer]]]:
+        """Each place with its solved layers by output.
+
+        Statistics are freed when no layer that this process solves needs them.
+        """
+        layers, count = block.layers, self.processes.count
+        if count == 1:
+            return self._solved_here(layers, range(len(layers)), outputs, records)
+        record = records[max(records)]
+        keys = [(bool(layer.twins), record.owner_of(layer)) for layer in layers]
+        owners = solvers(keys, [_shape(layer) for layer in layers], count)
+        own = [place for place, owner in enumerate(owners) if owner == self.processes.rank]
+        for layer in layers:
+            self._forget(layer, [layers[place] for place in own], records)
+        return solved_by_all(layers, owners, self._solved_here(layers, own, outputs, records), self.processes)
+
+    def _solved_here(
+        self, layers: Sequence[LinearLayer], own: Sequence[int], outputs: list[RecipeOutput], records: Records
+    ) -> Iterator[tuple[int, list[SolvedLayer]]]:
+        """The solved layers of some places, in order."""
+        for places in solved_at_once(layers, own):
+            # Layers that are solved at once are no twins, or all are.
+            group = [layers[place] for place in places]
+            by_output = [output.solve(group, self._record_of(group[0], records, output.windows)) for output in outputs]
+            to_come = [layers[place] for place in own if place > places[-1]]
+            for layer in group:
+                self._forget(layer, to_come, records)
+            yield from zip(places, map(list, zip(*by_output, strict=True)), strict=True)
+
+    def _forget(self, layer: LinearLayer, to_come: Sequence[LinearLayer], records: Records) -> None:
+        for count in records:
+            self._record_of(layer, records, count).forget(layer, to_come)
 
     def _keep_hidden(self, index: int, states: CalibrationPass) -> None:
         """Keep the hidden states that block `index` needs, for a walk that is stopped."""
@@ -177,3 +224,8 @@ class Walk:
     def _report_progress(self, done: int) -> None:
         if self.progress is not None:
             self.progress(done, len(self.source.blocks))
+
+
+def _shape(layer: LinearLayer) -> tuple[int, int]:
+    rows, width = layer.weight.shape
+    return rows, width

@@ -1,5 +1,7 @@
 """Compressing one weight by one recipe: checks, the kernels of its steps, and the error of the layer's output."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -42,27 +44,54 @@ def compress_with_statistics(
     """
     if is_trained(recipe):
         raise ConfigError(f"{recipe} trains a whole network, which one weight is not; give compress() the model")
-    _check_weight(weight, name)
-    _check_fit(weight, statistics, recipe, name)
+    return compress_alike([weight], [statistics], recipe, [name])[0]
+
+
+def compress_alike(
+    weights: Sequence[Tensor], statistics: Sequence[InputStatistics | None], recipe: Recipe, names: Sequence[str]
+) -> list[WeightResult]:
+    """Compress weights of one shape (out, in), of which each has statistics of its own, at once. Errors as above."""
+    for weight, of_inputs, name in zip(weights, statistics, names, strict=True):
+        _check_weight(weight, name)
+        _check_fit(weight, of_inputs, recipe, name)
     steps = steps_of(recipe)
     # Empty statistics, which no step uses: recipes that need statistics have passed the check above.
-    if statistics is None:
-        statistics = InputStatistics(weight.shape[1], hessian=False, name=name)
-    result, dampings = WeightResult(weight.detach()), []
+    inputs = [
+        InputStatistics(weight.shape[1], hessian=False, name=name) if of_inputs is None else of_inputs
+        for weight, of_inputs, name in zip(weights, statistics, names, strict=True)
+    ]
+    results = [WeightResult(weight.detach()) for weight in weights]
+    dampings: list[list[float]] = [[] for _ in weights]
     for step in steps:
         # Pruned weights stay 0 in later steps of a chain: rounding with compensation would change them.
-        zeroed = None if step is steps[0] else result.weight == 0
-        layer = Layer(weight=result.weight, inputs=statistics, zeroed=zeroed, name=name)
-        result = method_named(step.method).run(step, layer)
-        dampings += [] if result.damping is None else [result.damping]
-    compressed = result.weight.to(weight.dtype)
+        layers = [
+            Layer(weight=result.weight, inputs=own, zeroed=None if step is steps[0] else result.weight == 0, name=name)
+            for result, own, name in zip(results, inputs, names, strict=True)
+        ]
+        results = method_named(step.method).run_alike(step, layers)
+        for result, used in zip(results, dampings, strict=True):
+            used += [] if result.damping is None else [result.damping]
+    finished = [
+        _finished(result, weight, used, recipe, name)
+        for result, weight, used, name in zip(results, weights, dampings, names, strict=True)
+    ]
+    if not isinstance(recipe, Recovered):
+        return finished
+    every = zip(weights, finished, inputs, strict=True)
+    recovered = [recover_layer(recipe.recovery, weight, result, own) for weight, result, own in every]
+    for result, name in zip(recovered, names, strict=True):
+        _check_held(result.weight, recipe, name)
+    return recovered
+
+
+def _finished(
+    result: WeightResult, original: Tensor, dampings: Sequence[float], recipe: Recipe, name: str
+) -> WeightResult:
+    """A result in the precision of the original weight, with its codes."""
+    compressed = result.weight.to(original.dtype)
     _check_held(compressed, recipe, name)
     codes = None if result.grid is None else encode(result.weight, result.grid)
-    result = WeightResult(compressed, max(dampings, default=None), result.grid, codes)
-    if isinstance(recipe, Recovered):
-        result = recover_layer(recipe.recovery, weight, result, statistics)
-        _check_held(result.weight, recipe, name)
-    return result
+    return WeightResult(compressed, max(dampings, default=None), result.grid, codes)
 
 
 def relative_output_error(original: Tensor, compressed: Tensor, inputs: Tensor) -> float | None:

@@ -23,7 +23,7 @@ from llmkick.models.checkpoints.quantized import (
     require_reader,
 )
 from llmkick.models.checkpoints.weight_files import TensorFiles, refuse_unreadable
-from llmkick.models.plugin_models import plugin_of
+from llmkick.models.plugin_models import VLLM, plugin_of
 from llmkick.models.server_scheme import is_server
 
 # Part of the cache key of converted files: raise it whenever the conversion changes.
@@ -59,7 +59,13 @@ def locate(reference: str) -> Checkpoint:
         return _from_folder(path, name=path.resolve().name, revision="")
     if re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", reference):
         return _from_hub(reference)
-    if plugin_of(reference) is not None:
+    plugin = plugin_of(reference)
+    if plugin is VLLM:
+        raise ConfigError(
+            f"{reference} is run by vLLM, which only answers (kick eval, kick compare); to load or compress the model, "
+            f"give {reference.partition(':')[2]!r}"
+        )
+    if plugin is not None:
         raise ModelError(f"{reference} comes from a plug-in and has no files to work on; `kick eval` can ask it")
     raise ModelError(
         f"unknown model {reference!r}: not a built-in ({', '.join(sorted(BUILTIN_MODELS))}), "

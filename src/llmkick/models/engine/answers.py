@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from llmkick.models.engine.batches import Ids
+from llmkick.models.engine.network import has_rows
 from llmkick.models.engine.prompt_encoder import PromptEncoder
 from llmkick.models.engine.runner import Prefix
 from llmkick.models.language_model import Finish, GenerateRequest, Generation, Unanswered
-from llmkick.models.thoughts import Separated, separate, why_no_answer
+from llmkick.models.thoughts import THOUGHT_TOKENS, Separated, separate, why_no_answer
 
 
 @dataclass(eq=False)
@@ -44,6 +45,27 @@ class Row:
     def text(self) -> Ids:
         """Prompt and answer so far: the tokens that run again when the row has lost its cache."""
         return (*self.prompt, *self.tokens)
+
+
+def rows_of(requests: Sequence[GenerateRequest], encoder: PromptEncoder, *, vocabulary: int, context: int) -> list[Row]:
+    """A row for each request; those that a model with this vocabulary and context cannot answer have an outcome."""
+    rows = []
+    for index, request in enumerate(requests):
+        row = Row(index=index, request=request, prompt=tuple(encoder.encode(request.prompt)))
+        if not row.prompt:
+            row.outcome = Unanswered(reason="the prompt is empty")
+        elif not has_rows(row.prompt, vocabulary):
+            row.outcome = Unanswered(reason=f"it holds token ids outside the vocabulary of {vocabulary}")
+        elif row.columns > context:
+            row.outcome = Unanswered(
+                reason=f"a prompt of {len(row.prompt)} tokens leaves no room for {request.max_new_tokens} new "
+                f"tokens in a context of {context}"
+            )
+        elif encoder.thinking == "on" and not isinstance(request.prompt, str):
+            row.opened = encoder.template.opens_thought
+            row.room = min(THOUGHT_TOKENS, context - row.columns)
+        rows.append(row)
+    return rows
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from llmkick.models.engine.batches import Ids
+from llmkick.models.engine.network import has_rows
 from llmkick.models.engine.prompt_encoder import PromptEncoder
-from llmkick.models.language_model import Prompt, ScoreRequest
+from llmkick.models.language_model import Prompt, ScoreRequest, Unanswered
 
 # Requests that the tokenizer gets in one call: their token ids are in memory at once.
 TOKENIZED_TOGETHER = 512
@@ -48,6 +49,25 @@ def encode_requests(encoder: PromptEncoder, requests: Sequence[ScoreRequest]) ->
         for index, request in enumerate(chunk, start):
             together = tuple(next(encoded)) if isinstance(request.continuation, str) else ()
             yield _encoded(encoder, index, request, prompts[_prompt_key(request)], together)
+
+
+def encode_answerable(
+    encoder: PromptEncoder, requests: Sequence[ScoreRequest], *, vocabulary: int, context: int
+) -> tuple[list[EncodedRequest], dict[int, Unanswered]]:
+    """The requests that a model with this vocabulary and context can score, and by place why it cannot score others."""
+    encoded: list[EncodedRequest] = []
+    unanswered: dict[int, Unanswered] = {}
+    for request in encode_requests(encoder, requests):
+        total = len(request.prompt) + len(request.continuation)
+        if request.scored_tokens < 1:
+            unanswered[request.index] = Unanswered(reason="the continuation has no token to score")
+        elif total > context:
+            unanswered[request.index] = Unanswered(reason=f"{total} tokens exceed the context of {context}")
+        elif not has_rows((*request.prompt, *request.continuation), vocabulary):
+            unanswered[request.index] = Unanswered(reason=f"it holds token ids outside the vocabulary of {vocabulary}")
+        else:
+            encoded.append(request)
+    return encoded, unanswered
 
 
 def _prompt_key(request: ScoreRequest) -> tuple[Prompt, bool]:

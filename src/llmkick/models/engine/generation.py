@@ -8,16 +8,15 @@ from typing import Any
 
 import torch
 
-from llmkick.models.engine.answers import Answers, Row
+from llmkick.models.engine.answers import Answers, Row, rows_of
 from llmkick.models.engine.batch_budget import BatchBudget, attempt
 from llmkick.models.engine.batches import plan_batches
 from llmkick.models.engine.kv_cache import can_reuse_cache
-from llmkick.models.engine.network import device_of, end_tokens_of, has_rows, max_tokens_of, vocabulary_of
+from llmkick.models.engine.network import device_of, end_tokens_of, max_tokens_of, vocabulary_of
 from llmkick.models.engine.prompt_encoder import PromptEncoder
 from llmkick.models.engine.runner import Prefilled, Prefix, Runner, join_states, prefix_groups
 from llmkick.models.finite import finite_rows
 from llmkick.models.language_model import GenerateRequest, Generation, Unanswered
-from llmkick.models.thoughts import THOUGHT_TOKENS
 
 MAX_ROWS = 64
 # Cutting the cache takes about as long as a decoding step: it is worth it once a quarter of the rows are done.
@@ -36,22 +35,7 @@ def generate_requests(
     """
     vocabulary, context = vocabulary_of(network), max_tokens_of(network)
     answers = Answers(encoder, end_tokens_of(network, encoder.tokenizer))
-    rows = []
-    for index, request in enumerate(requests):
-        row = Row(index=index, request=request, prompt=tuple(encoder.encode(request.prompt)))
-        if not row.prompt:
-            row.outcome = Unanswered(reason="the prompt is empty")
-        elif not has_rows(row.prompt, vocabulary):
-            row.outcome = Unanswered(reason=f"it holds token ids outside the vocabulary of {vocabulary}")
-        elif row.columns > context:
-            row.outcome = Unanswered(
-                reason=f"a prompt of {len(row.prompt)} tokens leaves no room for {request.max_new_tokens} new "
-                f"tokens in a context of {context}"
-            )
-        elif encoder.thinking == "on" and not isinstance(request.prompt, str):
-            row.opened = encoder.template.opens_thought
-            row.room = min(THOUGHT_TOKENS, context - row.columns)
-        rows.append(row)
+    rows = rows_of(requests, encoder, vocabulary=vocabulary, context=context)
     with torch.inference_mode():
         _generate([row for row in rows if row.outcome is None], network, answers, budget)
     return [row.outcome if row.outcome is not None else answers.finished(row, "length") for row in rows]

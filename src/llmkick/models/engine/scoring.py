@@ -15,9 +15,9 @@ from torch import Tensor
 
 from llmkick.models.engine.batch_budget import BatchBudget, run_in_batches
 from llmkick.models.engine.batches import Ids, group_by_prefix, plan_batches, plan_packed_rows
-from llmkick.models.engine.encoding import EncodedRequest, encode_requests
+from llmkick.models.engine.encoding import EncodedRequest, encode_answerable
 from llmkick.models.engine.kv_cache import can_reuse_cache, rotary_limit
-from llmkick.models.engine.network import device_of, has_rows, max_tokens_of, vocabulary_of
+from llmkick.models.engine.network import device_of, max_tokens_of, vocabulary_of
 from llmkick.models.engine.packed_prompts import MAX_PACKED_TOKENS
 from llmkick.models.engine.prompt_encoder import PromptEncoder
 from llmkick.models.engine.runner import Prefilled, Prefix, Runner, pad, prefix_groups
@@ -43,19 +43,9 @@ def score_requests(
     The outcome is Unanswered for requests without a token to score, beyond the network's context, with token ids
     outside its vocabulary, or too large for the memory even alone.
     """
-    scores: Scores = {}
-    encoded: list[EncodedRequest] = []
     vocabulary, context = vocabulary_of(network), max_tokens_of(network)
-    for request in encode_requests(encoder, requests):
-        total = len(request.prompt) + len(request.continuation)
-        if request.scored_tokens < 1:
-            scores[request.index] = Unanswered(reason="the continuation has no token to score")
-        elif total > context:
-            scores[request.index] = Unanswered(reason=f"{total} tokens exceed the context of {context}")
-        elif not has_rows((*request.prompt, *request.continuation), vocabulary):
-            scores[request.index] = Unanswered(reason=f"it holds token ids outside the vocabulary of {vocabulary}")
-        else:
-            encoded.append(request)
+    encoded, unanswered = encode_answerable(encoder, requests, vocabulary=vocabulary, context=context)
+    scores: Scores = dict(unanswered)
     if encoded:
         with torch.inference_mode():
             _Scorer(network, budget, scores).score(encoded)

@@ -36,6 +36,7 @@ from llmkick.models.server.replies import new_tokens, unchanging_facts, whole_nu
 from llmkick.models.server_scheme import is_server
 from llmkick.models.thoughts import THOUGHT_TOKENS, Thinking
 from llmkick.models.transformers_model import TransformersModel
+from llmkick.models.vllm.model import VllmModel
 
 # The longest prompt plus answer of a server that reports no limit; it refuses longer requests.
 ASSUMED_TOKENS = 4096
@@ -278,7 +279,7 @@ def open_model(
     if is_server(reference):
         return connect(reference, server)
     model: LanguageModel = load_model(reference, dtype=dtype, device=device)
-    return model.with_thinking(server.thinking) if isinstance(model, TransformersModel) else model
+    return model.with_thinking(server.thinking) if isinstance(model, TransformersModel | VllmModel) else model
 
 
 def _by_prompt(requests: Sequence[ScoreRequest]) -> dict[Prompt, list[str | tuple[int, ...]]]:

@@ -13,9 +13,10 @@ from llmkick.compression.recipe import Recipe, Recovered, is_trained
 from llmkick.compression.storage.cache import entry_for, folder_of
 from llmkick.compression.storage.shared_store import ArtifactStore
 from llmkick.compression.walk.calibration import Calibration
-from llmkick.compression.walk.compress import compress
+from llmkick.compression.walk.compress import compress_in_processes
 from llmkick.compression.walk.compress_into import Job, compress_into
-from llmkick.compression.walk.keys import artifact_key, kept_blocks, kept_key
+from llmkick.compression.walk.compression_key import artifact_key, kept_blocks, kept_key
+from llmkick.compression.walk.processes import ALONE
 from llmkick.compression.walk.report import CompressionReport
 from llmkick.errors import ConfigError, ModelError
 from llmkick.files import cache_folder
@@ -59,7 +60,8 @@ class StudyCompressor:
         """
 
         def go(keep: Path | None, base: Path | None) -> tuple[TransformersModel, CompressionReport]:
-            return compress(
+            return compress_in_processes(
+                ALONE,
                 self.model,
                 recipe,
                 calibration=calibration,

@@ -23,6 +23,7 @@ from llmkick.models.server.server import ServerSettings, open_model
 from llmkick.models.server_scheme import is_server
 from llmkick.models.thoughts import Thinking
 from llmkick.models.transformers_model import TransformersModel, thinking_of_prompts
+from llmkick.models.vllm.model import VllmModel
 from llmkick.study.cells import Variant, style_of, variants_of
 from llmkick.study.results.records import ComparedModel, CompressionSummary
 from llmkick.study.spec.study import Study
@@ -109,12 +110,16 @@ class ExternalModels:
     def with_other_tokens(self, dense: LanguageModel) -> list[str]:
         """Return the labels of models whose tokenizer differs from the dense model's tokenizer.
 
-        Live models are included, because their tokenizer is unknown.
+        Live models are included, because their tokenizer is unknown, except those that vLLM runs.
         """
         digest = tokenizer_digest(dense.tokenizer) if isinstance(dense, TransformersModel) else None
         return [
             *(label for label, files in self.checkpoints.items() if tokenizer_digest(read_tokenizer(files)) != digest),
-            *self.live,
+            *(
+                label
+                for label, model in self.live.items()
+                if not isinstance(model, VllmModel) or tokenizer_digest(model.encoder.tokenizer) != digest
+            ),
         ]
 
 

@@ -1,4 +1,4 @@
-"""The keys of compressed weights: everything that determines them. The cache and the records of a study use them."""
+"""The key of a compression: everything that determines its weights, and its folder of finished blocks."""
 
 from __future__ import annotations
 
@@ -16,21 +16,14 @@ from llmkick.compression.walk.versions import RECOVERY_VERSION, walk_version
 from llmkick.models.language_model import ModelInfo
 
 
-def kept_blocks(
+def artifact_key(
     info: ModelInfo,
     device: torch.device,
     recipe: Recipe,
-    windows: Calibration | None,
-    folder: Path,
+    calibration: Calibration | None,
     *,
     propagate: bool,
-) -> FinishedBlocks:
-    """The finished blocks of this compression in a folder. Raises ConfigError for a folder of another compression."""
-    return FinishedBlocks(folder, kept_key(info, device, recipe, windows, propagate=propagate))
-
-
-def artifact_key(
-    info: ModelInfo, device: torch.device, recipe: Recipe, calibration: Calibration | None, *, propagate: bool
+    processes: int = 1,
 ) -> dict[str, Any]:
     """The key of the compressed weights: everything that determines them."""
     return {
@@ -42,16 +35,40 @@ def artifact_key(
         "propagate": propagate if recipe.needs_calibration else None,
         "walk": walk_version(info.architecture),
         **({"plugins": origins} if (origins := plugin_origins(recipe)) else {}),
+        # The sums of several processes are rounded in another way; recipes without calibration have none.
+        **({"processes": processes} if processes > 1 and recipe.needs_calibration else {}),
         **({"recovery": _recovery_key(recipe, calibration)} if isinstance(recipe, Recovered) else {}),
     }
 
 
 def kept_key(
-    info: ModelInfo, device: torch.device, recipe: Recipe, windows: Calibration | None, *, propagate: bool
+    info: ModelInfo,
+    device: torch.device,
+    recipe: Recipe,
+    windows: Calibration | None,
+    *,
+    propagate: bool,
+    processes: int = 1,
 ) -> dict[str, Any]:
     """The key of weights and report: `artifact_key`, and the text on which output errors are measured."""
     measured_on = None if windows is None else windows.digest
-    return {**artifact_key(info, device, recipe, windows, propagate=propagate), "measured_on": measured_on}
+    key = artifact_key(info, device, recipe, windows, propagate=propagate, processes=processes)
+    return {**key, "measured_on": measured_on}
+
+
+def kept_blocks(
+    info: ModelInfo,
+    device: torch.device,
+    recipe: Recipe,
+    windows: Calibration | None,
+    folder: Path,
+    *,
+    propagate: bool,
+    processes: int = 1,
+) -> FinishedBlocks:
+    """The finished blocks of this compression in a folder. Raises ConfigError for a folder of another compression."""
+    key = kept_key(info, device, recipe, windows, propagate=propagate, processes=processes)
+    return FinishedBlocks(folder, key)
 
 
 def _recovery_key(recipe: Recovered, calibration: Calibration | None) -> dict[str, Any]:
