@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from llmkick.compression.registry import parse_recipe
+from llmkick.study.expected_work import stopping_factor
 from llmkick.study.forecast import Forecast
 from llmkick.study.part_ratios import Part, Ratios
 from timelines import FOLDER, Stated, Timeline, load, stated, worst_factor
@@ -218,3 +220,36 @@ def _wall_left(forecast: Forecast, parts: Sequence[Part]) -> float:
     states = list(forecast._states.values())
     ratios = Ratios(states, is_rated=True)
     return sum(map(ratios.seconds_left, states))
+
+
+@pytest.mark.parametrize("mild_first", [True, False])
+def test_mild_recipes_that_take_all_items_say_nothing_of_severe_ones(mild_first: bool):
+    """A run with early stopping as in the long study: mild recipes take every item, severe ones a tenth."""
+    factors = {
+        "wanda@0.1": 2.0,
+        "magnitude@0.25": 2.0,
+        "gptq@8b": 2.0,
+        "wanda@0.5": 0.2,
+        "gptq@3b": 0.2,
+        "gptq@2b": 0.2,
+    }
+    recipes = list(factors) if mild_first else list(factors)[::-1]
+    parts = [
+        replace(part, stopping_factor=factors[name], stops_early=True) if (name := part.key.split(" on ")[0]) in factors
+        else replace(part, stops_early=part.pool[0] == "ask", is_reference=part.pool[-1] == "dense")
+        for part in study(TASKS, recipes)
+    ]  # fmt: skip
+    stopped = {f"{name} on {task}": 100.0 if factors[name] > 1 else 10.0 for name in recipes for task in TASKS}
+    answers = stated(worked(parts, {}, batch=10, stopped=stopped))
+    assert worst_factor(after_a_tenth(answers)) <= AFTER_A_TENTH
+
+
+@pytest.mark.parametrize(
+    ("recipe", "factor"),
+    [
+        ("rtn@8b", 2.0), ("gptq@4b-g128", 1.0), ("gptq@3b", 0.2), ("wanda@0.1", 2.0), ("wanda@0.25", 2.0),
+        ("sparsegpt@2:4", 0.2), ("magnitude@0.9", 0.2), ("wanda@0.1+gptq@3b", 0.2), ("dense", 1.0),
+    ],
+)  # fmt: skip
+def test_severe_recipes_take_few_items(recipe: str, factor: float):
+    assert stopping_factor(parse_recipe(recipe)) == pytest.approx(factor)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 # The weight of what is expected of a part against what was measured of its pool, as a share of one part.
@@ -35,9 +35,9 @@ class Part:
     """A part of a run: `steps` steps (items, blocks, tokens) of `cost` expected seconds each.
 
     pool: from the kind of work to the parts that take alike, such as ("ask", "factoid_qa", "dense"). stops_early: the
-    part may end before its last step, after `stopping_share` of them as expected. is_reference: with early
-    stopping, the cell of the dense model, which is asked
-    as far as the other cells of its task need it. model: parts of a model of unknown size share a factor of their own.
+    part may end before its last step, after `stopping_share` of them as expected, `stopping_factor` times as many as
+    others of its task. is_reference: with early stopping, the cell of the dense model, which is asked as far as the
+    other cells of its task need it. model: parts of a model of unknown size share a factor of their own.
     chance: how likely it is that the part is done at all, if nothing of it was done yet. start: expected seconds before
     the first step.
     """
@@ -48,10 +48,16 @@ class Part:
     cost: float
     stops_early: bool = False
     stopping_share: float = 0.5
+    stopping_factor: float = 1.0
     is_reference: bool = False
     model: str = ""
     chance: float = 1.0
     start: float = 0.0
+
+    @property
+    def expected_share(self) -> float:
+        """The share of its steps after which the part is expected to end, before any part has ended."""
+        return min(1.0, self.stopping_share * self.stopping_factor)
 
 
 @dataclass(kw_only=True)
@@ -173,30 +179,39 @@ def _levels(evidence: Mapping[tuple[str, ...], _Evidence]) -> dict[tuple[str, ..
     return levels
 
 
+def _summed(pairs: Iterable[tuple[float, float]]) -> tuple[float, float]:
+    measured = expected = 0.0
+    for share, expected_share in pairs:
+        measured += share
+        expected += expected_share
+    return measured, expected
+
+
 class _Shares:
     """The shares of their steps after which parts with early stopping ended, by task."""
 
     def __init__(self, states: Sequence[PartState]) -> None:
-        self._ended: dict[tuple[str, ...], list[float]] = defaultdict(list)
+        self._ended: dict[tuple[str, ...], list[tuple[float, float]]] = defaultdict(list)  # measured and expected
         self._open: dict[tuple[str, ...], list[PartState]] = defaultdict(list)
-        expected = 0.0
         for state in states:
             task = state.part.pool[:2]
             if state.part.stops_early and not state.part.is_reference and state.part.steps:
                 if not state.is_ended:
                     self._open[task].append(state)
                     continue
-                self._ended[task].append(state.position / state.part.steps)
-                expected += state.part.stopping_share
+                self._ended[task].append((state.position / state.part.steps, state.part.expected_share))
         weight = SHARE_WEIGHT * 0.5
-        every = sum(share for shares in self._ended.values() for share in shares)
-        self._against_expected = (every + weight) / (expected + weight)
+        measured, expected = _summed(pair for ended in self._ended.values() for pair in ended)
+        self._against_expected = (measured + weight) / (expected + weight)
 
     def of_part(self, part: Part) -> float:
         """The expected share of a cell that has not begun."""
-        shares = self._ended[part.pool[:2]]
-        expected = min(1.0, part.stopping_share * self._against_expected)
-        return (sum(shares) + SHARE_WEIGHT * expected) / (len(shares) + SHARE_WEIGHT)
+        ended, weight = self._ended[part.pool[:2]], SHARE_WEIGHT * part.expected_share
+        if not part.expected_share:
+            return 0.0
+        measured, expected = _summed(ended)
+        likely = min(part.expected_share * self._against_expected, 1.0) / part.expected_share
+        return min(1.0, part.expected_share * (measured + weight * likely) / (expected + weight))
 
     def expected_steps(self, state: PartState) -> float:
         """The number of steps after which a part is expected to end."""
