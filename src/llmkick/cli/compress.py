@@ -23,7 +23,8 @@ from llmkick.cli.torchrun import number, speaking
 from llmkick.errors import ConfigError
 
 if TYPE_CHECKING:
-    from llmkick.compression.walk.report import CompressionReport
+    from llmkick.compression.recipe import Recipe
+    from llmkick.compression.walk.report import CompressionReport, RecoveryReport
 
 Form = Literal["folder", "packed", "compressed-tensors"]
 
@@ -84,16 +85,44 @@ def compress(
 
         kick compress ./my-llama gptq@4b-g128 -o models/my-llama-ct --compressed-tensors
 
+        kick compress ./my-llama wanda@2:4+lora -o models/my-llama-2-4-recovered
+
         torchrun --nproc-per-node 4 -m llmkick compress ./my-llama sparsegpt@2:4 -o models/my-llama-2-4
     """
-    from llmkick.cli.progress import TerminalProgress
     from llmkick.compression.registry import parse_recipe
+
+    with speaking(number("LOCAL_RANK") == 0):
+        form, parsed = _form(packed=packed, compressed_tensors=compressed_tensors), parse_recipe(recipe)
+    compress_to_folder(
+        model, parsed, folder, form=form, calibration=calibration, sequences=sequences, length=length,
+        seed=seed, propagate=propagate, allow_partial=allow_partial, dtype=dtype, device=device, quiet=quiet,
+    )  # fmt: skip
+
+
+def compress_to_folder(
+    model: str,
+    recipe: Recipe,
+    folder: Path,
+    *,
+    form: Form,
+    calibration: str,
+    sequences: int,
+    length: int,
+    seed: int,
+    propagate: bool,
+    allow_partial: bool,
+    dtype: str,
+    device: str,
+    quiet: bool,
+) -> None:
+    """Compress a model into a folder as the options say, and print what was done."""
+    from llmkick.cli.progress import TerminalProgress
     from llmkick.compression.storage.compress_to_disk import CalibrationPlan, compress_checkpoint
     from llmkick.compression.walk.processes import torchrun_device
     from llmkick.study.compression_forecast import CompressionProgress
 
     with speaking(number("LOCAL_RANK") == 0):
-        form, parsed = _form(seed, packed=packed, compressed_tensors=compressed_tensors), parse_recipe(recipe)
+        _check_options(seed)
     plan = CalibrationPlan(source=calibration, sequences=sequences, length=length, seed=seed)
     is_first = number("RANK") == 0
     with (
@@ -103,31 +132,54 @@ def compress(
         TerminalProgress(err, quiet=quiet or not is_first) as progress,
     ):
         observer = CompressionProgress(
-            observer=progress, recipe=parsed, source=calibration, sequences=sequences, length=length
+            observer=progress, recipe=recipe, source=calibration, sequences=sequences, length=length
         )
         report = compress_checkpoint(
-            model, parsed, folder, form=form, calibration=plan, propagate=propagate, allow_partial=allow_partial,
+            model, recipe, folder, form=form, calibration=plan, propagate=propagate, allow_partial=allow_partial,
             dtype=dtype, device=own_device, observer=observer, on_model=observer.plan,
         )  # fmt: skip
     if is_first:
-        _print_report(recipe, report, folder)
+        _print_report(report, folder)
 
 
-def _form(seed: int, *, packed: bool, compressed_tensors: bool) -> Form:
-    """The form in which to write. Raises ConfigError for options out of range or that exclude each other."""
+def _check_options(seed: int) -> None:
     if not 0 <= seed < 2**32:
         raise ConfigError(f"seed must be a whole number from 0 to 4294967295; got {seed}")
+
+
+def _form(*, packed: bool, compressed_tensors: bool) -> Form:
+    """The form in which to write. Raises ConfigError for options that exclude each other."""
     if packed and compressed_tensors:
         raise ConfigError("--packed and --compressed-tensors are two ways to write a model; choose one")
     return "packed" if packed else "compressed-tensors" if compressed_tensors else "folder"
 
 
-def _print_report(recipe: str, report: CompressionReport, folder: Path) -> None:
+def _print_report(report: CompressionReport, folder: Path) -> None:
+    """Print what a compression did, and where its model is."""
     print_notes(report.warnings)
     if report.routers:
         print_line(f"routers left dense: {', '.join(report.router_names)}")
+    if report.recovery is not None:
+        print_line(_recovery_line(report.recovery))
     print_line(
-        f"{recipe}: {report.realised_sparsity:.1%} zeros in {len(report.layers)} layers, {report.coverage}, "
+        f"{report.recipe}: {report.realised_sparsity:.1%} zeros in {len(report.layers)} layers, {report.coverage}, "
         f"{report.stored_bytes / 1e6:.1f} MB in compact form against {report.dense_bytes / 1e6:.1f} MB, "
         f"{report.seconds:.1f} s → {folder}"
     )
+
+
+def _recovery_line(recovery: RecoveryReport) -> str:
+    """What a recovery did, in one line."""
+    errors = [(layer.before, layer.after) for layer in recovery.layers]
+    measured = [(before, after) for before, after in errors if before is not None and after is not None]
+    parts = []
+    if recovery.steps is not None:
+        ended = f", stopped: {recovery.stopped}" if recovery.stopped else ""
+        parts.append(f"{recovery.steps} steps{ended}")
+    if recovery.loss_before is not None and recovery.loss_after is not None:
+        parts.append(f"loss {recovery.loss_before:.4g} → {recovery.loss_after:.4g} nats a token")
+    if measured:
+        before, after = (sum(values) / len(measured) for values in zip(*measured, strict=True))
+        parts.append(f"mean error of {len(measured)} layers {before:.1%} → {after:.1%}")
+    parts.append(f"{recovery.extra_bytes / 1e6:.1f} MB more ({recovery.extra_bits_per_weight:.2f} bits a weight)")
+    return f"{recovery.recovery}: {', '.join(parts)}, {recovery.tokens:,} tokens, {recovery.seconds:.1f} s"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -54,7 +54,7 @@ def assist(processes: Processes, reference: str, walk: WalkOptions, device: str)
 
 def report_to_all(processes: Processes, report: CompressionReport | None = None) -> CompressionReport:
     """The report of the first process, in all of them; warnings and seconds of the others are their own."""
-    values = processes.from_first(None if report is None else asdict(report))
+    values = processes.from_first(None if report is None else report.to_json())
     return CompressionReport.from_json(values) if report is None else report
 
 

@@ -9,17 +9,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypedDict
 
-from llmkick.compression.recipe import Dense, Recipe
+from llmkick.compression.recipe import Dense, Recipe, Recovered, is_trained
 from llmkick.compression.registry import parse_recipe
 from llmkick.compression.storage.assistance import WalkOptions, assist, report_to_all
 from llmkick.compression.storage.cache import entry_for, folder_of
 from llmkick.compression.storage.compressed_tensors import check_exportable, check_storable, save_compressed_tensors
 from llmkick.compression.storage.folder import StreamedFolder, check_target, report_of, save_folder, save_packed
 from llmkick.compression.storage.stored_model import StoredModel
-from llmkick.compression.storage.whole_model import load_whole
+from llmkick.compression.storage.whole_model import check_memory, load_whole
+from llmkick.compression.training.student import import_peft
 from llmkick.compression.walk.blocks import decoder_blocks
 from llmkick.compression.walk.calibration import Calibration, as_calibration, calibrate, chosen_source
-from llmkick.compression.walk.checks import check_compressible, check_recipe_fits
+from llmkick.compression.walk.checks import check_compressible, check_recipe_fits, refuse_several
 from llmkick.compression.walk.compress import compress_in_processes
 from llmkick.compression.walk.compression_key import kept_blocks, kept_key
 from llmkick.compression.walk.finished_blocks import FinishedBlocks
@@ -98,6 +99,7 @@ def compress_checkpoint(
         observer.stage(f"reading {reference}", 1)
         meta_model = load_meta_model(reference, dtype=dtype, device=device)
         processes.from_first([meta_model.info.dtype, meta_model.info.digest])
+        refuse_several(recipe, processes)
         _check_all(meta_model, walk, form)
         on_model(meta_model)
         windows = _windows(meta_model, plan, observer) if recipe.needs_calibration else None
@@ -112,6 +114,9 @@ def _check_all(meta_model: MetaModel, walk: WalkOptions, form: Form) -> None:
     blocks = decoder_blocks(meta_model.model.network)
     check_compressible(meta_model.model.network, blocks, allow_partial=walk.allow_partial)
     check_recipe_fits(walk.recipe, blocks, as_calibration([[0, 0]]))
+    if is_trained(walk.recipe):
+        import_peft()
+        check_memory(meta_model, to_compress=True, trains=True)
     if form != "packed":
         StoredModel(meta_model.model).form.refuse_unreadable()
     if form == "compressed-tensors":
@@ -140,18 +145,22 @@ def _compress_into_folder(
         "allow_partial": walk.allow_partial,
         "progress": progress,
     }
-    with _work_folder(key, meta_model.bytes, folder) as work:
-        if meta_model.obstacle is None and form == "folder":
+    with _work_folder(key, meta_model.bytes, folder) as work, contextlib.ExitStack() as stack:
+        base: Path | None = None
+        if isinstance(recipe, Recovered) and is_trained(recipe):
+            of_base = kept_key(*identity[:2], recipe.base, windows, propagate=walk.propagate)
+            base = stack.enter_context(_work_folder(of_base, meta_model.bytes, folder))
+        elif meta_model.obstacle is None and form == "folder":
             with StreamedFolder(meta_model, folder) as target:
                 kept = compress_streamed(meta_model, recipe, work, sink=target.put, processes=processes, **options)
                 observer.stage(f"writing {folder}", 1)
                 return target.finish(report_of(kept))
         model: MetaModel | TransformersModel = meta_model
-        if meta_model.obstacle is None:
+        if meta_model.obstacle is None and base is None:
             compress_streamed(meta_model, recipe, work, processes=processes, **options)
         else:
-            whole = load_whole(meta_model, to_compress=True)
-            model, _ = compress_in_processes(processes, whole, recipe, keep=work, **options)
+            whole = load_whole(meta_model, to_compress=True, trains=base is not None)
+            model, _ = compress_in_processes(processes, whole, recipe, keep=work, base=base, **options)
         finished = kept_blocks(*identity, work, propagate=walk.propagate, processes=processes.count)
         observer.stage(f"writing {folder}", 1)
         return _save(model, recipe, finished, folder, form)

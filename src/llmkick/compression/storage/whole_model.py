@@ -14,31 +14,40 @@ from llmkick.models.transformers_model import TransformersModel
 # Memory that a compression takes beside a model that is loaded whole, in sizes of its weights (measured with
 # `benchmarks/memory.py --mixture`): a compressed copy, and on the host what is being packed.
 COPIES_OF_COMPRESSION = 1.5
-COPIES_ON_CUDA = 2.1  # with the model itself
+HOST_COPIES = 0.4  # the part of these that a GPU does not hold
+# The compressed and the recovered copy, and what a training keeps for its gradients.
+COPIES_OF_TRAINING = 3.0
 
 
-def load_whole(meta_model: MetaModel, *, to_compress: bool) -> TransformersModel:
+def load_whole(meta_model: MetaModel, *, to_compress: bool, trains: bool = False) -> TransformersModel:
     """The whole model in memory. Raises ConfigError where it cannot fit."""
-    device = meta_model.placement
-    free, needed = _free_bytes(meta_model), _needed_bytes(meta_model, to_compress=to_compress)
+    check_memory(meta_model, to_compress=to_compress, trains=trains)
+    return load_located(meta_model.checkpoint, dtype=meta_model.info.dtype, device=meta_model.placement)
+
+
+def check_memory(meta_model: MetaModel, *, to_compress: bool, trains: bool = False) -> None:
+    """Raise ConfigError where the model and what is made beside it do not fit."""
+    copies = COPIES_OF_TRAINING if trains else COPIES_OF_COMPRESSION if to_compress else 0.0
+    free, needed = _free_bytes(meta_model), _needed_bytes(meta_model, copies)
     if needed > free:
         why = "it is to sample its own calibration text; give --calibration FILE, a folder or c4"
+        if to_compress:
+            why = meta_model.obstacle or "the recovery trains it as a whole"
         raise ConfigError(
-            f"{meta_model.info.name} needs {needed / 1e9:.1f} GB on {device}, of which {free / 1e9:.1f} GB "
-            f"are free, and must be loaded whole: {meta_model.obstacle if to_compress else why}"
+            f"{meta_model.info.name} needs {needed / 1e9:.1f} GB on {meta_model.placement}, of which "
+            f"{free / 1e9:.1f} GB are free, and must be loaded whole: {why}"
         )
-    return load_located(meta_model.checkpoint, dtype=meta_model.info.dtype, device=device)
 
 
-def _needed_bytes(meta_model: MetaModel, *, to_compress: bool) -> int:
-    """Memory that the whole model takes, and its compression where it cannot be read block by block."""
+def _needed_bytes(meta_model: MetaModel, copies: float) -> int:
+    """Memory of the whole model and of what is made beside it, in sizes of its weights."""
     if meta_model.device.type == "cuda":
-        return int((COPIES_ON_CUDA if to_compress else 1) * meta_model.bytes)
+        return int((1 + copies - (HOST_COPIES if copies else 0)) * meta_model.bytes)
     stored = meta_model.files.stored_bytes
     # Files are mapped, and of tensors that are used as they are stored there is no other copy.
     is_mapped = not meta_model.groups and not meta_model.checkpoint.packed and stored <= 1.1 * meta_model.bytes
     loaded = meta_model.bytes + (0 if is_mapped else stored)
-    return loaded + int(COPIES_OF_COMPRESSION * meta_model.bytes if to_compress else 0)
+    return loaded + int(copies * meta_model.bytes)
 
 
 def _free_bytes(meta_model: MetaModel) -> int:

@@ -9,10 +9,12 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from llmkick.compression.recipe import Recipe
+from llmkick.compression.recipe import Recipe, Recovered
+from llmkick.compression.recoveries import LowRank
 from llmkick.compression.walk.blocks import Block
 from llmkick.compression.walk.calibration import Calibration
 from llmkick.compression.walk.linear_layer import LinearLayer
+from llmkick.compression.walk.processes import Processes
 from llmkick.compression.walk.text_forward import text_forward
 from llmkick.errors import ConfigError, ModelError
 from llmkick.models.transformers_model import TransformersModel
@@ -106,7 +108,8 @@ def check_seen(block: Block, is_seen: Callable[[LinearLayer], bool]) -> None:
 
 
 def check_recipe_fits(recipe: Recipe, blocks: list[Block], calibration: Calibration | None) -> None:
-    """Raise ConfigError when a layer's width does not fit the recipe, or when it lacks a calibration."""
+    """Raise ConfigError when a layer's size does not fit the recipe, or when it lacks a calibration."""
+    rank = recipe.recovery.rank if isinstance(recipe, Recovered) and isinstance(recipe.recovery, LowRank) else 0
     for block in blocks:
         for layer in block.layers:
             width = layer.weight.shape[1]
@@ -114,6 +117,12 @@ def check_recipe_fits(recipe: Recipe, blocks: list[Block], calibration: Calibrat
                 raise ConfigError(
                     f"{recipe}: {layer.name} has {width} inputs, which is not a multiple of {recipe.multiple}; "
                     "choose a pattern whose M divides every layer's width"
+                )
+            if rank > (most := min(layer.weight.shape)):
+                shape = " × ".join(map(str, layer.weight.shape))
+                raise ConfigError(
+                    f"{recipe}: rank {rank} is more than {layer.name}, a matrix of {shape}, can have; "
+                    f"give at most {most}"
                 )
     if recipe.needs_calibration and calibration is None:
         raise ConfigError(f"{recipe} needs calibration: pass a Calibration or token ids (sequences, tokens)")
@@ -143,3 +152,11 @@ def uneven_groups(recipe: Recipe, blocks: list[Block]) -> list[str]:
         for width in widths
         if group is not None and width % group
     ]
+
+
+def refuse_several(recipe: Recipe, processes: Processes) -> None:
+    """Raise ConfigError for a recovery that several processes are to share."""
+    if processes.count > 1 and isinstance(recipe, Recovered):
+        raise ConfigError(
+            f"{recipe}: a recovery runs in one process, not in {processes.count}; start the command without torchrun"
+        )

@@ -3,32 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import numpy.typing as npt
 from torch import nn
 
-from llmkick.compression.recipe import Dense, Recipe
+from llmkick.compression.recipe import Dense, Recipe, Recovered, is_trained
 from llmkick.compression.registry import parse_recipe
+from llmkick.compression.training.recover import check_trainable
 from llmkick.compression.walk.block_sources import BlocksInMemory, put_layers
 from llmkick.compression.walk.blocks import decoder_blocks, shallow_copy
 from llmkick.compression.walk.calibration import Calibration, as_calibration
 from llmkick.compression.walk.checks import (
-    WeightCounts,
     check_calibration_fits,
     check_compressible,
     check_recipe_fits,
     count_weights,
+    refuse_several,
 )
+from llmkick.compression.walk.compress_and_train import WalkOptions, compress_and_train
 from llmkick.compression.walk.compression_key import kept_blocks
 from llmkick.compression.walk.finished_blocks import FinishedBlocks, kept_weights
 from llmkick.compression.walk.processes import ALONE, Processes, joined_processes
-from llmkick.compression.walk.recipe_output import RecipeOutput
+from llmkick.compression.walk.recipe_output import RecipeOutput, make_report
 from llmkick.compression.walk.report import CompressionReport
 from llmkick.compression.walk.walk import Progress, Walk
 from llmkick.models.checkpoints.quantized import refuse_packed_integers
-from llmkick.models.language_model import ModelInfo
 from llmkick.models.transformers_model import TransformersModel
 from llmkick.models.weights import check_finite, weights_digest
 
@@ -43,6 +44,7 @@ def compress(
     allow_partial: bool = False,
     progress: Progress | None = None,
     keep: Path | None = None,
+    base: Path | None = None,
 ) -> tuple[TransformersModel, CompressionReport]:
     """Compress every linear layer inside the decoder blocks. The given model is not changed.
 
@@ -54,7 +56,8 @@ def compress(
     its calibration. propagate: calibrate each block on the outputs of the compressed blocks before it, as all original
     implementations do; otherwise on those of the dense model. allow_partial: compress a model even if recipes leave
     over a tenth of the weights in its blocks dense. progress: called with the number of finished blocks and of all
-    blocks. keep: a folder for finished blocks; a walk that was stopped continues from them.
+    blocks. keep: a folder for finished blocks; a walk that was stopped continues from them. base: such a folder for the
+    compression that a trained recovery begins with, by default one inside `keep`.
     Raises ConfigError for a recipe that does not fit the model, ModelError for a model whose blocks cannot be
     compressed one after another, NumericalError naming the layer when activations or
     weights are not finite.
@@ -62,7 +65,7 @@ def compress(
     with joined_processes() as processes, processes.together():
         return compress_in_processes(
             processes, model, _parsed(recipe), calibration=calibration, seed=seed, propagate=propagate,
-            allow_partial=allow_partial, progress=progress, keep=keep,
+            allow_partial=allow_partial, progress=progress, keep=keep, base=base,
         )  # fmt: skip
 
 
@@ -77,8 +80,10 @@ def compress_in_processes(
     allow_partial: bool,
     progress: Progress | None,
     keep: Path | None,
+    base: Path | None = None,
 ) -> tuple[TransformersModel, CompressionReport]:
     """`compress` in processes that know of each other."""
+    refuse_several(recipe, processes)
     windows = check_all(model, [recipe], calibration, allow_partial=allow_partial)
     finished = None
     if keep is not None and processes.is_first:
@@ -88,6 +93,13 @@ def compress_in_processes(
     is_kept, is_complete, resumed = processes.from_first(
         [False, False, 0] if finished is None else [True, finished.report is not None, finished.count]
     )
+    if is_trained(recipe) and not is_complete:
+        assert isinstance(recipe, Recovered), recipe
+        assert windows is not None, "checked above"
+        options: WalkOptions = {"seed": seed, "propagate": propagate, "allow_partial": allow_partial}
+        return compress_and_train(
+            partial(compress_in_processes, ALONE), model, recipe, windows, finished, base, options, progress=progress
+        )
     network = shallow_copy(model.network)
     if is_complete:
         report = _report_of_first(processes, None if finished is None else finished.report)
@@ -110,7 +122,7 @@ def compress_in_processes(
 
 def _report_of_first(processes: Processes, report: CompressionReport | None) -> CompressionReport:
     """The report of the first process: that of others has other seconds, and no finished blocks of an earlier start."""
-    values = processes.from_first(None if report is None else asdict(report))
+    values = processes.from_first(None if report is None else report.to_json())
     return report if report is not None and processes.is_first else CompressionReport.from_json(values)
 
 
@@ -125,19 +137,27 @@ def compress_many(
 ) -> list[tuple[TransformersModel, CompressionReport]]:
     """Compress a model by several recipes in one pass over the calibration, with statistics of the dense model.
 
-    The results equal those of `compress` with `propagate=False` for each recipe, with one set of forwards. All models
+    The results equal those of `compress` with `propagate=False` for each recipe, with one set of forwards; recipes that
+    are trained come after it, each on its own. All models
     are in memory and share the weights that were not compressed; `compress_into.compress_into` holds no model.
     """
     parsed = [_parsed(recipe) for recipe in recipes]
     windows = check_all(model, parsed, calibration, allow_partial=allow_partial)
-    networks = [shallow_copy(model.network) for _ in parsed]
-    outputs = [RecipeOutput(recipe=r, blocks=decoder_blocks(n)) for r, n in zip(parsed, networks, strict=True)]
+    walked = [recipe for recipe in dict.fromkeys(parsed) if not is_trained(recipe)]
+    networks = [shallow_copy(model.network) for _ in walked]
+    outputs = [RecipeOutput(recipe=r, blocks=decoder_blocks(n)) for r, n in zip(walked, networks, strict=True)]
     walk_by_need(model, outputs, windows, allow_partial=allow_partial, progress=progress)
-    results = []
+    results = {}
     for output, network in zip(outputs, networks, strict=True):
         report = finish_report(model, network, output, windows, seed=seed, propagate=False)
-        results.append((model.with_network(network, digest=report.digest), report))
-    return results
+        results[output.recipe] = (model.with_network(network, digest=report.digest), report)
+    for recipe in parsed:
+        if recipe not in results:
+            options: WalkOptions = {"seed": seed, "propagate": False, "allow_partial": allow_partial}
+            results[recipe] = compress_in_processes(
+                ALONE, model, recipe, calibration=windows, progress=None, keep=None, **options
+            )
+    return [results[recipe] for recipe in parsed]
 
 
 def restore(model: TransformersModel, finished: FinishedBlocks) -> tuple[TransformersModel, CompressionReport]:
@@ -164,50 +184,11 @@ def check_all(
         check_compressible(model.network, blocks, allow_partial=allow_partial)
     for recipe in recipes:
         check_recipe_fits(recipe, blocks, windows)
+        check_trainable(recipe, model)
     if windows is not None:
         check_calibration_fits(windows, model)
     check_finite(model.network)
     return windows
-
-
-def make_report(
-    output: RecipeOutput,
-    info: ModelInfo,
-    windows: Calibration | None,
-    weights: WeightCounts,
-    *,
-    seed: int,
-    propagate: bool,
-    digest: str,
-    processes: int = 1,
-) -> CompressionReport:
-    """The report of a recipe whose blocks are all finished."""
-    notes = []
-    if processes > 1 and output.recipe.needs_calibration:
-        notes.append(
-            f"calibrated by {processes} processes, whose sums are rounded in another way than those of one process: "
-            "the weights are the same up to rounding"
-        )
-    used = windows if output.recipe.needs_calibration else None
-    compressed = output.compressed_weights
-    return CompressionReport(
-        recipe=str(output.recipe),
-        model=info.name,
-        source_precision=info.source_precision,
-        seed=seed,
-        calibration=None if used is None else used.digest,
-        calibration_source=None if used is None else used.source,
-        propagate=propagate,
-        digest=digest,
-        seconds=output.tally.seconds,
-        dense_bytes=output.tally.dense_bytes,
-        stored_bytes=output.tally.stored_bytes,
-        layers=tuple(output.tally.layers),
-        warnings=(*output.tally.warnings, *notes),
-        block_share=compressed / weights.blocks,
-        model_share=compressed / weights.model,
-        routers=weights.routers,
-    )
 
 
 def _parsed(recipe: Recipe | str) -> Recipe:

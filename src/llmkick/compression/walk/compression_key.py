@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from llmkick.compression.recipe import Recipe
+from llmkick.compression.recipe import Recipe, Recovered, is_trained
 from llmkick.compression.registry import plugin_origins
 from llmkick.compression.walk.calibration import Calibration
 from llmkick.compression.walk.finished_blocks import FinishedBlocks
-from llmkick.compression.walk.versions import walk_version
+from llmkick.compression.walk.versions import RECOVERY_VERSION, walk_version
 from llmkick.models.language_model import ModelInfo
 
 
@@ -36,6 +37,7 @@ def artifact_key(
         **({"plugins": origins} if (origins := plugin_origins(recipe)) else {}),
         # The sums of several processes are rounded in another way; recipes without calibration have none.
         **({"processes": processes} if processes > 1 and recipe.needs_calibration else {}),
+        **({"recovery": _recovery_key(recipe, calibration)} if isinstance(recipe, Recovered) else {}),
     }
 
 
@@ -67,3 +69,10 @@ def kept_blocks(
     """The finished blocks of this compression in a folder. Raises ConfigError for a folder of another compression."""
     key = kept_key(info, device, recipe, windows, propagate=propagate, processes=processes)
     return FinishedBlocks(folder, key)
+
+
+def _recovery_key(recipe: Recovered, calibration: Calibration | None) -> dict[str, Any]:
+    """What determines a recovery beside its text: the settings of a training, and the seed that it draws from."""
+    settings = asdict(recipe.recovery)
+    seed = calibration.seed if is_trained(recipe) and calibration is not None else None
+    return {"version": RECOVERY_VERSION, **settings, "seed": seed}

@@ -17,7 +17,7 @@ from torch import Tensor
 from llmkick.compression.walk.background import BackgroundWorker
 from llmkick.compression.walk.blocks import Block
 from llmkick.compression.walk.processes import Processes
-from llmkick.compression.walk.report import CompressionReport, LayerReport
+from llmkick.compression.walk.report import CompressionReport, LayerErrors, LayerReport
 from llmkick.errors import ConfigError, ModelError
 from llmkick.files import write_text_atomically
 from llmkick.models.checkpoints.packed import FORMAT, Packed, read_packed, write_packed
@@ -37,13 +37,20 @@ BlockFinish = Callable[[Mapping[str, Packed]], dict[str, str]]
 
 @dataclass(kw_only=True)
 class Tally:
-    """What a compression has done so far: reports of its layers, warnings, bytes and seconds."""
+    """What a compression has done so far: reports of its layers, warnings, bytes and seconds.
+
+    adapter_bytes, recovery_seconds: the part of `stored_bytes` and of `seconds` that a recovery has added. recovered:
+    the errors of its layers.
+    """
 
     layers: list[LayerReport] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     dense_bytes: int = 0
     stored_bytes: int = 0
     seconds: float = 0.0
+    adapter_bytes: int = 0
+    recovery_seconds: float = 0.0
+    recovered: list[LayerErrors] = field(default_factory=list)
 
 
 class FinishedBlocks:
@@ -58,7 +65,7 @@ class FinishedBlocks:
 
     def __init__(self, folder: Path, key: Mapping[str, Any]) -> None:
         self.folder = folder
-        self._key = dict(key)
+        self.key = dict(key)
         self.count = 0
         self.tally = Tally()
         self.report: CompressionReport | None = None
@@ -76,12 +83,13 @@ class FinishedBlocks:
             state = json.loads(file.read_text(encoding="utf-8"))
             key, form, self.count = state["key"], state["format"], int(state["finished"])
             layers = [LayerReport.from_json(layer) for layer in state["tally"]["layers"]]
-            self.tally = Tally(**{**state["tally"], "layers": layers})
+            errors = [LayerErrors(**layer) for layer in state["tally"].get("recovered", ())]
+            self.tally = Tally(**{**state["tally"], "layers": layers, "recovered": errors})
             self.digests = dict(state.get("digests", {}))
             self.report = None if state["report"] is None else CompressionReport.from_json(state["report"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ModelError(f"{file} is damaged ({error}): delete the folder {self.folder}") from error
-        if key != self._key or form != FORMAT:
+        if key != self.key or form != FORMAT:
             raise ConfigError(
                 f"{self.folder} holds another compression ({key.get('recipe', 'unknown')}), not this one; delete it"
             )
@@ -109,7 +117,9 @@ class FinishedBlocks:
         assert index == self.count, f"block {index} after {self.count} finished ones"
         self._worker.wait_for_earlier()
         self.count, self.tally = index + 1, tally
-        as_now = replace(tally, layers=list(tally.layers), warnings=list(tally.warnings))
+        as_now = replace(
+            tally, layers=list(tally.layers), warnings=list(tally.warnings), recovered=list(tally.recovered)
+        )
         self._worker.submit_last(self._keep, index, layers, as_now, finish)
 
     def _keep(self, index: int, layers: Mapping[str, Future[Packed]], tally: Tally, finish: BlockFinish | None) -> None:
@@ -128,8 +138,8 @@ class FinishedBlocks:
             file.unlink()
 
     def _write_state(self, count: int, tally: Tally) -> None:
-        report = None if self.report is None else asdict(self.report)
-        state = {"format": FORMAT, "key": self._key, "finished": count, "tally": asdict(tally)}
+        report = None if self.report is None else self.report.to_json()
+        state = {"format": FORMAT, "key": self.key, "finished": count, "tally": asdict(tally)}
         # Without line breaks: thousands of experts make it long, and it is written for every block.
         text = json.dumps({**state, "digests": self.digests, "report": report}, ensure_ascii=False)
         write_text_atomically(self.folder / STATE_FILE, text + "\n")

@@ -11,16 +11,19 @@ import torch
 from torch import Tensor
 
 from llmkick.compression.kernels.layer import WeightResult
-from llmkick.compression.recipe import NM, Dense, Grid, Recipe, Unstructured
+from llmkick.compression.recipe import NM, Dense, Grid, Recipe, Recovered, Unstructured
 from llmkick.compression.walk.blocks import Block
+from llmkick.compression.walk.calibration import Calibration
+from llmkick.compression.walk.checks import WeightCounts
 from llmkick.compression.walk.finished_blocks import BlockFinish, FinishedBlocks, Tally
 from llmkick.compression.walk.inputs import InputRecord
 from llmkick.compression.walk.linear_layer import LinearLayer
-from llmkick.compression.walk.report import LayerReport
+from llmkick.compression.walk.report import CompressionReport, LayerErrors, LayerReport, RecoveryReport
 from llmkick.compression.walk.size import compact_bytes
 from llmkick.compression.walk.solved_layer import SolvedLayer
 from llmkick.compression.walk.weight import compress_alike, compress_with_statistics, relative_output_error
-from llmkick.models.checkpoints.packed import Codes, Packed, pack
+from llmkick.models.checkpoints.packed import Codes, Packed, pack, with_adapter
+from llmkick.models.language_model import ModelInfo
 
 # The report names an expert that was calibrated on fewer tokens than this.
 FEW_TOKENS = 32
@@ -60,6 +63,20 @@ class RecipeOutput:
             math.prod(layer.shape) for layer in self.tally.layers if layer.tokens or not self.recipe.needs_calibration
         )
 
+    def recovery_report(self, windows: Calibration | None) -> RecoveryReport | None:
+        """What the recovery of a recovered recipe did to all layers; None for any other recipe."""
+        if not isinstance(self.recipe, Recovered):
+            return None
+        extra = self.tally.adapter_bytes
+        return RecoveryReport(
+            recovery=str(self.recipe.recovery),
+            seconds=self.tally.recovery_seconds,
+            tokens=0 if windows is None else windows.tokens.size,
+            extra_bytes=extra,
+            extra_bits_per_weight=8 * extra / max(1, self.compressed_weights),
+            layers=tuple(self.tally.recovered),
+        )
+
     def has(self, index: int) -> bool:
         """Whether block `index` is finished."""
         return self.finished_count > index
@@ -96,6 +113,12 @@ class RecipeOutput:
         self.tally.warnings += solved.warnings
         self.tally.dense_bytes += solved.dense_bytes
         self.tally.stored_bytes += solved.stored_bytes
+        recovery = solved.result.recovery
+        if recovery is not None:
+            errors = LayerErrors(name=layer.name, before=recovery.error_before, after=recovery.error_after)
+            self.tally.recovered.append(errors)
+            self.tally.recovery_seconds += recovery.seconds
+            self.tally.adapter_bytes += recovery.adapter_bytes
         if self.finished is not None:
             kept, recipe = (WeightResult(layer.weight), Dense()) if solved.is_dense else (solved.result, self.recipe)
             packed[layer.name] = self.finished.soon(pack_result, layer, kept, recipe)
@@ -126,7 +149,10 @@ def _described(
     sample, statistics = record.sample_of(layer), record.statistics_of(layer)
     dense, weight = layer.weight, result.weight
     rows, columns = dense.shape
-    sparsity = 1 - int(torch.count_nonzero(weight != 0)) / weight.numel()  # far faster than of 16-bit floats
+    recovery = result.recovery
+    # An adapter fills the zeros of what the network computes with, not those of what is stored.
+    stored = weight if recovery is None or recovery.base is None else recovery.base
+    sparsity = 1 - int(torch.count_nonzero(stored != 0)) / weight.numel()  # far faster than of 16-bit floats
     report = LayerReport(
         name=layer.name,
         shape=(rows, columns),
@@ -140,8 +166,50 @@ def _described(
         report=report,
         warnings=(warning,) if warning else (),
         dense_bytes=dense.numel() * dense.element_size(),
-        stored_bytes=compact_bytes((rows, columns), dense.element_size(), recipe, sparsity),
+        stored_bytes=compact_bytes((rows, columns), dense.element_size(), recipe, sparsity)
+        + (0 if recovery is None else recovery.adapter_bytes),
         is_dense=isinstance(recipe, Dense),
+    )
+
+
+def make_report(
+    output: RecipeOutput,
+    info: ModelInfo,
+    windows: Calibration | None,
+    weights: WeightCounts,
+    *,
+    seed: int,
+    propagate: bool,
+    digest: str,
+    processes: int = 1,
+) -> CompressionReport:
+    """The report of a recipe whose blocks are all finished."""
+    notes = []
+    if processes > 1 and output.recipe.needs_calibration:
+        notes.append(
+            f"calibrated by {processes} processes, whose sums are rounded in another way than those of one process: "
+            "the weights are the same up to rounding"
+        )
+    used = windows if output.recipe.needs_calibration else None
+    compressed = output.compressed_weights
+    return CompressionReport(
+        recipe=str(output.recipe),
+        model=info.name,
+        source_precision=info.source_precision,
+        seed=seed,
+        calibration=None if used is None else used.digest,
+        calibration_source=None if used is None else used.source,
+        propagate=propagate,
+        digest=digest,
+        seconds=output.tally.seconds,
+        dense_bytes=output.tally.dense_bytes,
+        stored_bytes=output.tally.stored_bytes,
+        layers=tuple(output.tally.layers),
+        warnings=(*output.tally.warnings, *notes),
+        block_share=compressed / weights.blocks,
+        model_share=compressed / weights.model,
+        routers=weights.routers,
+        recovery=output.recovery_report(windows),
     )
 
 
@@ -155,10 +223,14 @@ def pack_result(layer: LinearLayer, result: WeightResult, recipe: Recipe) -> Pac
         codes = Codes(
             codes=result.codes, scale=grid.scale, zero=grid.zero, bits=grid.bits, group=grid.group, symmetric=symmetric
         )
-    return pack(
-        result.weight,
+    recovery = result.recovery
+    packed = pack(
+        result.weight if recovery is None or recovery.base is None else recovery.base,
         codes=codes,
         masked=any(isinstance(part, Unstructured) for part in recipe.parts),
         pattern=None if pattern is None else (pattern.kept, pattern.group),
         place=layer.place,
     )
+    if recovery is None or recovery.adapter is None:
+        return packed
+    return with_adapter(packed, recovery.adapter, result.weight)

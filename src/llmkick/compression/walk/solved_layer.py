@@ -67,7 +67,7 @@ class SolvedLayer:
 
     def contiguous(self) -> SolvedLayer:
         """The same with tensors whose values can be handed out one after another."""
-        weight, damping, grid, codes = self.result
+        weight, damping, grid, codes, _ = self.result  # a recovery is not shared out
         if grid is not None:
             scale, zero = grid.scale.contiguous(), grid.zero.contiguous()
             grid = FittedGrid(scale=scale, zero=zero, bits=grid.bits, group=grid.group)

@@ -12,11 +12,10 @@ from llmkick.compression.walk.checks import (
     check_recipe_fits,
     count_weights,
 )
-from llmkick.compression.walk.compress import make_report
 from llmkick.compression.walk.compression_key import kept_blocks
 from llmkick.compression.walk.finished_blocks import FinishedBlocks
 from llmkick.compression.walk.processes import ALONE, Processes
-from llmkick.compression.walk.recipe_output import RecipeOutput
+from llmkick.compression.walk.recipe_output import RecipeOutput, make_report
 from llmkick.compression.walk.shared_weights import shared_layers
 from llmkick.compression.walk.streamed_blocks import StreamedBlocks, TensorSink
 from llmkick.compression.walk.walk import Progress, Walk

@@ -8,8 +8,9 @@ from torch import Tensor
 from llmkick.compression.kernels.grid import encode
 from llmkick.compression.kernels.hessian import InputStatistics
 from llmkick.compression.kernels.layer import Layer, WeightResult
-from llmkick.compression.recipe import Chain, Recipe
+from llmkick.compression.recipe import Recipe, Recovered, is_trained, steps_of
 from llmkick.compression.registry import method_named, parse_recipe
+from llmkick.compression.walk.recover_layer import recover_layer
 from llmkick.errors import ConfigError, NumericalError
 from llmkick.models.finite import all_finite
 
@@ -41,6 +42,8 @@ def compress_with_statistics(
     Raises ConfigError for a shape that does not fit the recipe and for missing inputs; NumericalError for NaN or Inf in
     the weight, in its inputs or in the result, and for a Hessian that cannot be factorised.
     """
+    if is_trained(recipe):
+        raise ConfigError(f"{recipe} trains a whole network, which one weight is not; give compress() the model")
     return compress_alike([weight], [statistics], recipe, [name])[0]
 
 
@@ -51,7 +54,7 @@ def compress_alike(
     for weight, of_inputs, name in zip(weights, statistics, names, strict=True):
         _check_weight(weight, name)
         _check_fit(weight, of_inputs, recipe, name)
-    steps = recipe.steps if isinstance(recipe, Chain) else (recipe,)
+    steps = steps_of(recipe)
     # Empty statistics, which no step uses: recipes that need statistics have passed the check above.
     inputs = [
         InputStatistics(weight.shape[1], hessian=False, name=name) if of_inputs is None else of_inputs
@@ -68,10 +71,17 @@ def compress_alike(
         results = method_named(step.method).run_alike(step, layers)
         for result, used in zip(results, dampings, strict=True):
             used += [] if result.damping is None else [result.damping]
-    return [
+    finished = [
         _finished(result, weight, used, recipe, name)
         for result, weight, used, name in zip(results, weights, dampings, names, strict=True)
     ]
+    if not isinstance(recipe, Recovered):
+        return finished
+    every = zip(weights, finished, inputs, strict=True)
+    recovered = [recover_layer(recipe.recovery, weight, result, own) for weight, result, own in every]
+    for result, name in zip(recovered, names, strict=True):
+        _check_held(result.weight, recipe, name)
+    return recovered
 
 
 def _finished(
@@ -79,8 +89,7 @@ def _finished(
 ) -> WeightResult:
     """A result in the precision of the original weight, with its codes."""
     compressed = result.weight.to(original.dtype)
-    if not all_finite(compressed):
-        raise NumericalError(f"{name}: {recipe} leads to values that {original.dtype} cannot hold; use float32")
+    _check_held(compressed, recipe, name)
     codes = None if result.grid is None else encode(result.weight, result.grid)
     return WeightResult(compressed, max(dampings, default=None), result.grid, codes)
 
@@ -111,6 +120,11 @@ def _check_weight(weight: Tensor, name: str) -> None:
         raise ConfigError(f"{name}: {tuple(weight.shape)} of {weight.dtype} is not a floating-point matrix (out, in)")
     if not all_finite(weight):
         raise NumericalError(f"{name}: the weight holds NaN or Inf; the checkpoint is damaged or overflowed")
+
+
+def _check_held(compressed: Tensor, recipe: Recipe, name: str) -> None:
+    if not all_finite(compressed):
+        raise NumericalError(f"{name}: {recipe} leads to values that {compressed.dtype} cannot hold; use float32")
 
 
 def _check_fit(weight: Tensor, statistics: InputStatistics | None, recipe: Recipe, name: str) -> None:

@@ -2,8 +2,8 @@
 
 A weight is stored in some of its places: all of them, those whose bit is set in a mask, or N of every M, each group
 with the number of its pattern. The values are stored as they are, or as integer codes with a scale and a zero point
-for each group of inputs. A safetensors file holds the parts of many weights; its metadata says how to combine them,
-with a checksum for each.
+for each group of inputs. Two thin matrices may be added to a weight, see `low_rank`. A safetensors file holds the parts
+of many weights; its metadata says how to combine them, with a checksum for each.
 """
 
 from __future__ import annotations
@@ -16,27 +16,26 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from llmkick.errors import ModelError
 from llmkick.models.checkpoints.bit_streams import (
-    binomials,
-    filled_up,
     pack_bits,
     pattern_bits,
-    rank_patterns,
     unpack_bits,
     unrank_patterns,
 )
+from llmkick.models.checkpoints.packed_places import of_patterns, raw_bits, under
 from llmkick.models.checkpoints.tensor_writer import write_tensors
+from llmkick.models.low_rank import Adapter, merged
 from llmkick.models.weights import bytes_of, digest_of
 
 FORMAT = 1
 # Values that are decoded together: what they need in between stays in the processor's caches.
 VALUES_AT_ONCE = 1 << 18
+OPTIONAL_PARTS = ("places", "scale", "zero", "adapter_a", "adapter_b")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +65,7 @@ class Layout:
     group: int | None = None
     symmetric: bool = False
     place: Place | None = None
+    rank: int | None = None  # of an adapter, with which the weight is whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +83,7 @@ class Place:
 
 @dataclass(frozen=True, kw_only=True)
 class Packed:
-    """A tensor in compact form: `parts` are "values" and, where the layout has them, "places", "scale", "zero"."""
+    """A tensor in compact form: `parts` are "values" and, where the layout has them, those of `OPTIONAL_PARTS`."""
 
     layout: Layout
     parts: dict[str, Tensor]
@@ -119,8 +119,8 @@ def pack(
         parts["scale"] = codes.scale.float().contiguous()
         if not codes.symmetric:
             parts["zero"] = pack_bits(codes.zero.flatten(), codes.bits)
-    bits = _raw(weight).flatten()
-    chosen = None if pattern is None else _of_patterns(bits, values, *pattern)
+    bits = raw_bits(weight).flatten()
+    chosen = None if pattern is None else of_patterns(bits, values, *pattern)
     if chosen is not None and pattern is not None:
         ranks, values = chosen
         parts["places"] = pack_bits(ranks, pattern_bits(*pattern))
@@ -128,10 +128,17 @@ def pack(
     elif masked or pattern is not None:
         filled = bits != 0
         parts["places"] = pack_bits(filled, 1)
-        layout, values = replace(layout, masked=True), _under(filled, values)
+        layout, values = replace(layout, masked=True), under(filled, values)
     parts["values"] = (values.clone() if chosen is None else values) if codes is None else pack_bits(values, codes.bits)
     parts = {name: part.cpu() for name, part in parts.items()}
     return Packed(layout=replace(layout, checksum=_checksum(parts)), parts=parts)
+
+
+def with_adapter(base: Packed, adapter: Adapter, weight: Tensor) -> Packed:
+    """The compact form of a weight (out, in) = base + b·a, which must be what `low_rank.merged` makes of both."""
+    parts = {**base.parts, "adapter_a": adapter.a.cpu(), "adapter_b": adapter.b.cpu()}
+    layout = replace(base.layout, rank=adapter.a.shape[0], digest=digest_of(weight), checksum=_checksum(parts))
+    return Packed(layout=layout, parts=parts)
 
 
 def _gives(codes: Codes, weight: Tensor) -> bool:
@@ -140,37 +147,9 @@ def _gives(codes: Codes, weight: Tensor) -> bool:
     for start in range(0, len(weight), rows):
         part = slice(start, start + rows)
         some = replace(codes, codes=codes.codes[part], scale=codes.scale[part], zero=codes.zero[part])
-        if not torch.equal(_raw(_decode(some).to(weight.dtype)).cpu(), _raw(weight[part]).cpu()):
+        if not torch.equal(raw_bits(_decode(some).to(weight.dtype)).cpu(), raw_bits(weight[part]).cpu()):
             return False
     return True
-
-
-def _under(mask: Tensor, values: Tensor) -> Tensor:
-    """The values, (places,), where the mask is set."""
-    if not _is_on_the_host(mask):
-        return values[mask]
-    from llmkick.models.checkpoints.compiled_packing import select
-
-    flags = mask.view(torch.uint8).numpy()
-    return torch.from_numpy(select(_raw(values).numpy(), flags, int(np.count_nonzero(flags)))).view(values.dtype)
-
-
-def _is_on_the_host(tensor: Tensor) -> bool:
-    return tensor.device.type == "cpu"
-
-
-def _of_patterns(bits: Tensor, values: Tensor, kept: int, of: int) -> tuple[Tensor, Tensor] | None:
-    """Numbers of the patterns, and the values in them; None when a group has more than N non-zeros. bits: of a weight.
-
-    The first zeros of a group belong to its pattern where there are fewer than N others.
-    """
-    if not _is_on_the_host(bits):
-        places = filled_up((bits != 0).view(-1, of), kept)
-        return None if places is None else (rank_patterns(places), values[places.flatten()])
-    from llmkick.models.checkpoints.compiled_packing import select_patterns
-
-    chosen = select_patterns(bits.numpy(), _raw(values).numpy(), kept, binomials(of).numpy())
-    return chosen and (torch.from_numpy(chosen[0]), torch.from_numpy(chosen[1]).view(values.dtype))
 
 
 def unpack(packed: Packed) -> Tensor:
@@ -185,6 +164,8 @@ def unpack(packed: Packed) -> Tensor:
         weight = _spread(parts["values"], _places(layout, parts, count), blank).view(layout.shape)
     else:
         weight = _decode(codes).to(_dtype(layout.dtype))
+    if layout.rank is not None:
+        weight = merged(weight, Adapter(b=parts["adapter_b"], a=parts["adapter_a"]))
     if digest_of(weight) != layout.digest:
         raise ModelError("its contents do not match their checksum: it was written by a faulty program")
     return weight
@@ -245,12 +226,6 @@ def _checksum(parts: Mapping[str, Tensor]) -> str:
     return total.hexdigest()
 
 
-def _raw(tensor: Tensor) -> Tensor:
-    """The bits of a float tensor as integers, so that −0 differs from 0 and NaN equals itself."""
-    integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-    return tensor.contiguous().view(integers[tensor.element_size()])
-
-
 def write_packed(file: Path, weights: Mapping[str, Packed]) -> None:
     """Write weights into a file atomically: a reader never sees a partial file, even after a crash."""
     tensors = {f"{name}:{key}": part for name, packed in weights.items() for key, part in packed.parts.items()}
@@ -260,6 +235,8 @@ def write_packed(file: Path, weights: Mapping[str, Packed]) -> None:
 
 def _fields(layout: Layout) -> dict[str, Any]:
     fields = asdict(layout)
+    if layout.rank is None:
+        del fields["rank"]  # as below
     if layout.place is not None and not layout.place.flat:
         del fields["place"]["flat"]  # versions that do not know it can read the file
     return fields
@@ -292,7 +269,7 @@ def read_parts(file: Path) -> Iterator[tuple[str, Packed]]:
             for name, fields in layouts.items():
                 place = None if fields["place"] is None else Place(**fields["place"])
                 layout = Layout(**{**fields, "shape": tuple(fields["shape"]), "place": place})
-                names = [key for key in ("places", "scale", "values", "zero") if f"{name}:{key}" in keys]
+                names = [key for key in ("values", *OPTIONAL_PARTS) if f"{name}:{key}" in keys]
                 yield name, Packed(layout=layout, parts={key: stream.get_tensor(f"{name}:{key}") for key in names})
     except (SafetensorError, OSError, TypeError, KeyError, ValueError) as error:
         raise ModelError(
