@@ -1,0 +1,146 @@
+"""What came back of a study's recovered models: by task, and by parts of it (discipline, topic, popularity)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import pandas as pd
+
+from llmkick.statistics import BackNames, CameBack, groups_argument, what_came_back
+from llmkick.study.results.records import CONTROL_METRICS, TaskSummary
+from llmkick.tasks.grouping import POPULARITY_BINS, popularity_bin
+
+# The details of a record that name a part of its task, and the orders that are not alphabetical.
+DETAILS = ("discipline", "category", "bucket", "popularity")
+TOPIC = "topic"  # the fixed groups of a task: its subjects, relations or topics
+ORDERS: Mapping[str, Sequence[str]] = {
+    "bucket": ("short", "medium", "long"),
+    "popularity": tuple(map(popularity_bin, POPULARITY_BINS)),
+}
+MOST_PARTS = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecoveredModel:
+    """A recovered model of a study by its label, the label of its base, and the name of the recovery."""
+
+    label: str
+    base: str
+    recovery: str
+
+
+def recovery_of(text: str) -> tuple[str, str] | None:
+    """Return the base of a recovered recipe and the name of its recovery; None for any other recipe."""
+    match = re.fullmatch(r"(.+@.+)\+((?:lora|eora|reconstruct)(?:-[^+@]*)?)", text)
+    return None if match is None else (match[1], match[2])
+
+
+def recovered_models(labels: Sequence[str]) -> tuple[list[RecoveredModel], list[str]]:
+    """Return the recovered models whose base is in the study too, and a warning for each other.
+
+    A model of an axis of calibration has the base of the same level, or a base without calibration.
+    """
+    models, warnings = [], []
+    for label in labels:
+        recipe, bracket, level = label.partition(" [")
+        parts = recovery_of(recipe)
+        if parts is None:
+            continue
+        base, recovery = parts
+        bases = [name for name in (base + bracket + level, base) if name in labels]
+        if bases:
+            models.append(RecoveredModel(label=label, base=bases[0], recovery=recovery))
+        else:
+            warnings.append(
+                f"{label}: {base} is not in the study, so what came back is not known; add it to the recipes"
+            )
+    return models, warnings
+
+
+def returned(
+    records: pd.DataFrame, tasks: Sequence[TaskSummary], models: Sequence[RecoveredModel], *, alpha: float
+) -> list[CameBack]:
+    """Compare each recovered model with its base and the dense model, on every task and on the parts of each.
+
+    Perplexity has no items to lose. A part has two items or more, and a task at most 20 parts of a kind.
+    """
+    rows: list[CameBack] = []
+    for model in models:
+        for task in tasks:
+            of_task = records[records["task"] == task.name]
+            scores = {name: _by_seed(of_task, name) for name in ("dense", model.base, model.label)}
+            if task.metric not in CONTROL_METRICS and all(scores.values()):
+                dense = of_task[of_task["recipe"] == "dense"].set_index("item_id")
+                rows += _of_task(task, model, scores, dense, alpha=alpha)
+    return rows
+
+
+BySeed = Mapping[int | None, Mapping[str, float | None]]
+
+
+def _by_seed(of_task: pd.DataFrame, recipe: str) -> BySeed:
+    cells = of_task[of_task["recipe"] == recipe]
+    return {
+        None if pd.isna(seed) else int(seed): {
+            str(item): None if pd.isna(score) else float(score)
+            for item, score in zip(cell["item_id"], cell["score"], strict=True)
+        }
+        for seed, cell in cast(Iterable[tuple[float, pd.DataFrame]], cells.groupby("seed", dropna=False))
+    }
+
+
+def _of_task(
+    task: TaskSummary, model: RecoveredModel, scores: Mapping[str, BySeed], dense: pd.DataFrame, *, alpha: float
+) -> Iterator[CameBack]:
+    groups: dict[str, Hashable] = {str(item): str(cluster) for item, cluster in dense["cluster"].items()}
+    if any(set(row) != set(groups) for by_seed in scores.values() for row in by_seed.values()):
+        return  # a cell that was given up, or that was asked other items
+    for detail, group, items in [("", "", list(groups)), *_parts(task, dense)]:
+        of_part = {
+            name: {seed: {item: row[item] for item in items} for seed, row in by_seed.items()}
+            for name, by_seed in scores.items()
+        }
+        yield what_came_back(
+            of_part["dense"][None],
+            of_part[model.base],
+            of_part[model.label],
+            **groups_argument(task.groups, {item: groups[item] for item in items}),
+            alpha=alpha,
+            names=BackNames(
+                task=task.name,
+                recipe=model.label,
+                base=model.base,
+                recovery=model.recovery,
+                detail=detail,
+                group=group,
+            ),
+        )
+
+
+def _parts(task: TaskSummary, dense: pd.DataFrame) -> Iterator[tuple[str, str, list[str]]]:
+    """Yield each part of a task: the kind of part, its name, and its items."""
+    names: dict[str, dict[str, str]] = {
+        detail: {
+            str(item): popularity_bin(int(values[detail])) if detail == "popularity" else str(values[detail])
+            for item, values in dense["details"].items()
+            if values.get(detail) is not None
+        }
+        for detail in DETAILS
+    }
+    if task.groups == "strata":
+        names[TOPIC] = {str(item): str(cluster) for item, cluster in dense["cluster"].items()}
+    for detail, part_of in names.items():
+        parts = _in_order(detail, set(part_of.values()))
+        if 2 <= len(parts) <= MOST_PARTS:
+            for part in parts:
+                items = [item for item, name in part_of.items() if name == part]
+                if len(items) > 1:
+                    yield detail, part, items
+
+
+def _in_order(detail: str, parts: Collection[str]) -> list[str]:
+    order = ORDERS.get(detail, ())
+    return sorted(parts, key=lambda part: (order.index(part) if part in order else len(order), part))

@@ -1,0 +1,128 @@
+"""What came back in results.json: pairs of recipes, parts of tasks, and what is not measured."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from llmkick.statistics import what_came_back
+from llmkick.study.results.records import TaskSummary
+from llmkick.study.results.returned import RecoveredModel, recovered_models, recovery_of, returned
+
+FACTOID = TaskSummary(
+    name="factoid_qa:popqa", metric="accuracy", setting="knowledge", chance_level=0.0, groups="strata"
+)
+STORIES = TaskSummary(name="context_qa:open", metric="accuracy", setting="synthesis", chance_level=0.0)
+TEXT = TaskSummary(name="perplexity", metric="perplexity", setting="control", chance_level=0.0)
+LORA = RecoveredModel(label="wanda@0.5+lora", base="wanda@0.5", recovery="lora")
+
+
+def rows(
+    task: str,
+    recipe: str,
+    scores: list[float | None],
+    *,
+    seed: int | None = None,
+    details: list[dict[str, Any]] | None = None,
+) -> list[dict[str, Any]]:
+    """Records of one cell as the journal gives them."""
+    return [
+        {
+            "recipe": recipe, "seed": seed, "task": task, "item_id": f"item-{i}", "cluster": f"cluster-{i // 2}",
+            "score": score, "details": (details or [{}] * len(scores))[i],
+        }
+        for i, score in enumerate(scores)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("wanda@2:4+lora", ("wanda@2:4", "lora")),
+        ("gptq@3b-g128+eora-r64", ("gptq@3b-g128", "eora-r64")),
+        ("wanda@0.5+gptq@4b+reconstruct", ("wanda@0.5+gptq@4b", "reconstruct")),
+        ("sparsegpt@0.5+4b", None),
+        ("wanda@0.5+gptq@4b", None),
+        ("dense", None),
+    ],
+)
+def test_the_recovery_of_a_recipe(text: str, parts: tuple[str, str] | None):
+    assert recovery_of(text) == parts
+
+
+def test_a_recovered_model_has_the_base_of_its_level():
+    labels = [
+        "wanda@0.5 [sequences=8]", "wanda@0.5 [sequences=32]", "wanda@0.5+lora [sequences=8]", "magnitude@0.5",
+        "magnitude@0.5+lora [sequences=32]", "rtn@4b+eora-r8", "a model",
+    ]  # fmt: skip
+    models, warnings = recovered_models(labels)
+    assert [(model.label, model.base, model.recovery) for model in models] == [
+        ("wanda@0.5+lora [sequences=8]", "wanda@0.5 [sequences=8]", "lora"),
+        ("magnitude@0.5+lora [sequences=32]", "magnitude@0.5", "lora"),
+    ]
+    (warning,) = warnings
+    assert "rtn@4b is not in the study" in warning
+
+
+def test_each_task_is_measured_on_the_whole_and_on_its_parts():
+    views = [{"popularity": number} for number in (5, 50, 5_000, 7_000, 20, 9_999)]
+    frame = pd.DataFrame(
+        rows("factoid_qa:popqa", "dense", [1, 1, 1, 1, 0, 1], details=views)
+        + rows("factoid_qa:popqa", "wanda@0.5", [0, 1, 0, 0, 0, 1], seed=0)
+        + rows("factoid_qa:popqa", "wanda@0.5+lora", [1, 1, 0, 1, 0, 0], seed=0)
+        + rows("perplexity", "dense", [2.0, 2.0])
+        + rows("perplexity", "wanda@0.5", [3.0, 3.0], seed=0)
+        + rows("perplexity", "wanda@0.5+lora", [2.5, 2.5], seed=0)
+    )
+    found = returned(frame, [FACTOID, TEXT], [LORA], alpha=0.05)
+    shown = [(row.task, row.detail, row.group, row.n, row.lost, row.returned.value) for row in found]
+    assert shown == [
+        ("factoid_qa:popqa", "", "", 6, 3.0, 2 / 3),
+        ("factoid_qa:popqa", "popularity", "0 to 99", 3, 1.0, 1.0),
+        ("factoid_qa:popqa", "popularity", "1,000 to 9,999", 3, 2.0, 0.5),
+        ("factoid_qa:popqa", "topic", "cluster-0", 2, 1.0, 1.0),
+        ("factoid_qa:popqa", "topic", "cluster-1", 2, 2.0, 0.5),
+        ("factoid_qa:popqa", "topic", "cluster-2", 2, 0.0, None),
+    ]
+    whole = found[0]
+    assert (whole.recipe, whole.base, whole.recovery) == ("wanda@0.5+lora", "wanda@0.5", "lora")
+
+
+def test_the_groups_of_a_task_are_those_that_it_declares():
+    dense, base, lora = [1.0] * 12, [0.0] * 12, [1.0, 1.0, 0.0, 0.0] * 3
+    frame = pd.DataFrame(
+        rows("context_qa:open", "dense", dense)
+        + rows("context_qa:open", "wanda@0.5", base, seed=0)
+        + rows("context_qa:open", "wanda@0.5+lora", lora, seed=0)
+    )
+    (row,) = returned(frame, [STORIES], [LORA], alpha=0.05)
+    named = {f"item-{i}": f"cluster-{i // 2}" for i in range(12)}
+    scores = [dict(zip(named, column, strict=True)) for column in (dense, base, lora)]
+    drawn = what_came_back(scores[0], {0: scores[1]}, {0: scores[2]}, clusters=named)
+    alone = what_came_back(scores[0], {0: scores[1]}, {0: scores[2]})
+    assert row.returned == drawn.returned
+    assert row.returned != alone.returned
+    assert row.clusters == 6
+
+
+def test_the_control_is_the_base_of_the_next_seed():
+    frame = pd.DataFrame(
+        rows("factoid_qa:popqa", "dense", [1, 1, 1])
+        + rows("factoid_qa:popqa", "wanda@0.5", [0, 0, 1], seed=0)
+        + rows("factoid_qa:popqa", "wanda@0.5", [1, 0, 0], seed=1)
+        + rows("factoid_qa:popqa", "wanda@0.5+lora", [1, 1, 1], seed=0)
+        + rows("factoid_qa:popqa", "wanda@0.5+lora", [1, 1, 0], seed=1)
+    )
+    row = returned(frame, [FACTOID], [LORA], alpha=0.05)[0]
+    assert (row.seeds, row.lost, row.returned.value) == ((0, 1), 2.0, 3 / 4)
+    assert (row.control.value, row.difference.value) == (2 / 4, 1 / 4)
+
+
+def test_cells_that_were_not_asked_are_not_compared():
+    dense = rows("factoid_qa:popqa", "dense", [1, 1, 1])
+    base = rows("factoid_qa:popqa", "wanda@0.5", [0, 0, 1], seed=0)
+    assert returned(pd.DataFrame(dense + base), [FACTOID], [LORA], alpha=0.05) == []
+    other_items = rows("factoid_qa:popqa", "wanda@0.5+lora", [1, 1], seed=0)
+    assert returned(pd.DataFrame(dense + base + other_items), [FACTOID], [LORA], alpha=0.05) == []
