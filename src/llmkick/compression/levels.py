@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from llmkick.compression.kernels.patterns import BITS, NM, Grid, Pattern, Unstructured
-from llmkick.compression.recipe import Chain, Recipe
+from llmkick.compression.recipe import Recipe, Recovered, steps_of
 from llmkick.errors import ConfigError
 
 LevelKind = Literal["sparsity", "n:m", "bits", "combined", "other"]
@@ -24,7 +24,8 @@ class Level:
     recipe: the recipe as text. method: its name before the `@`; `wanda+gptq` for a chain. kind: what its levels are
     measured in; "combined" for a recipe that prunes and rounds, "other" for one without a pattern and a grid (`dense`).
     label: the recipe without the names of its methods, `0.5`, `2:4+4b-g128`. severity: orders the levels of one kind,
-    mild first; all numbers are finite. sparsity: the share of zeros of an unstructured recipe, else None.
+    mild first; all numbers are finite. sparsity: the share of zeros of an unstructured recipe, else None. recovery: of
+    a recovered recipe, whose method is `wanda+lora` and whose other values are those of its base; else empty.
     """
 
     recipe: str
@@ -33,11 +34,15 @@ class Level:
     label: str
     severity: tuple[float, ...]
     sparsity: float | None = None
+    recovery: str = ""
 
 
 def level_of(recipe: Recipe) -> Level:
     """The level of a recipe: `gptq@4b-g128` → method gptq, kind bits, label 4b-g128."""
-    steps = recipe.steps if isinstance(recipe, Chain) else (recipe,)
+    if isinstance(recipe, Recovered):
+        base = level_of(recipe.base)
+        return replace(base, recipe=str(recipe), method=recipe.method, recovery=str(recipe.recovery))
+    steps = steps_of(recipe)
     text, parts = str(recipe), recipe.parts
     kind: LevelKind = "combined"
     if not all(step.parts for step in steps):

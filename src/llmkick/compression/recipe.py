@@ -1,10 +1,11 @@
 """Recipes: the typed, frozen form of a text such as `wanda@2:4`, which `registry.parse_recipe` reads."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 from llmkick.compression.kernels.patterns import NM, Grid, Pattern, Unstructured
+from llmkick.compression.recoveries import LoRA, Recovery, Training
 from llmkick.errors import ConfigError
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "Magnitude",
     "Pattern",
     "Recipe",
+    "Recovered",
     "SparseGPT",
     "Unstructured",
     "Wanda",
@@ -174,7 +176,8 @@ class Chain(Recipe):
 
     def __post_init__(self) -> None:
         # Other orders do not work: an update after rounding leaves the grid, a second pruning changes the sparsity.
-        if [(s.sparsity is not None, s.is_rounding) for s in self.steps] != [(True, False), (False, True)]:
+        recovered = any(isinstance(step, Recovered) for step in self.steps)
+        if recovered or [(s.sparsity is not None, s.is_rounding) for s in self.steps] != [(True, False), (False, True)]:
             raise ConfigError(
                 "a chain is one pruning step, then one rounding step (as wanda@0.5+gptq@4b),"
                 f" not {' then '.join(map(str, self.steps)) or 'empty'}"
@@ -207,3 +210,64 @@ class Chain(Recipe):
     def needs_squares(self) -> bool:
         """Whether a step needs the mean squares of the inputs."""
         return any(step.needs_squares for step in self.steps)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recovered(Recipe):
+    """A compression, then a recovery of what it lost: `wanda@2:4+lora`. Pattern and grid are those of the base."""
+
+    base: Recipe
+    recovery: Recovery
+
+    def __post_init__(self) -> None:
+        if isinstance(self.base, Dense):
+            raise ConfigError(f"dense has lost nothing that {self.recovery} could recover; write a compression first")
+        if isinstance(self.base, Recovered):
+            raise ConfigError(f"{self.base.recovery} and {self.recovery} are two recoveries; a recipe has one")
+
+    def __str__(self) -> str:
+        return f"{self.base}+{self.recovery}"
+
+    @property
+    def parts(self) -> tuple[Pattern | Grid, ...]:
+        """The pattern and the grid of the base."""
+        return self.base.parts
+
+    @property
+    def method(self) -> str:
+        """Names of the base's methods and the recovery: `wanda+lora`."""
+        return f"{self.base.method}+{self.recovery}"
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Always: every recovery reads calibration text."""
+        return True
+
+    @property
+    def needs_hessian(self) -> bool:
+        """Whether the base or the recovery needs the second moments of the inputs."""
+        return self.base.needs_hessian or self.recovery.by_layer
+
+    @property
+    def needs_squares(self) -> bool:
+        """Whether the base needs the mean squares of the inputs."""
+        return self.base.needs_squares
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether the whole network is trained after its compression."""
+        return not self.recovery.by_layer
+
+
+def with_training(recipe: Recipe, training: Training) -> Recipe:
+    """The recipe with other settings of its training; a recipe without one is returned as it is."""
+    if isinstance(recipe, Recovered) and isinstance(recipe.recovery, LoRA):
+        return replace(recipe, recovery=replace(recipe.recovery, training=training))
+    return recipe
+
+
+def steps_of(recipe: Recipe) -> tuple[Recipe, ...]:
+    """The compression steps of a recipe, without a recovery."""
+    if isinstance(recipe, Recovered):
+        return steps_of(recipe.base)
+    return recipe.steps if isinstance(recipe, Chain) else (recipe,)

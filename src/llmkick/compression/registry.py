@@ -6,7 +6,19 @@ from collections.abc import Mapping
 import llmkick.plugins as plugins
 from llmkick.compression.levels import parse_grid, parse_pattern, refuse_two_patterns
 from llmkick.compression.methods import Method, plugin_method
-from llmkick.compression.recipe import GPTQ, RTN, Chain, Dense, Magnitude, Recipe, SparseGPT, Wanda
+from llmkick.compression.recipe import (
+    GPTQ,
+    RTN,
+    Chain,
+    Dense,
+    Magnitude,
+    Recipe,
+    Recovered,
+    SparseGPT,
+    Wanda,
+    steps_of,
+)
+from llmkick.compression.recoveries import split_recovery
 from llmkick.errors import ConfigError
 
 
@@ -102,22 +114,24 @@ def all_methods() -> tuple[dict[str, Method], list[str]]:
 
 def plugin_origins(recipe: Recipe) -> dict[str, str]:
     """Method name → package and version, for the steps of a recipe that plug-ins provide."""
-    steps = recipe.steps if isinstance(recipe, Chain) else (recipe,)
-    origins = {step.method: method_named(step.method).origin for step in steps}
+    origins = {step.method: method_named(step.method).origin for step in steps_of(recipe)}
     return {name: origin for name, origin in origins.items() if origin}
 
 
 def parse_recipe(text: str) -> Recipe:
-    """Parse `method@level[-option…]`, or two of these joined by `+`. `METHODS` lists examples.
+    """Parse `method@level[-option…]`, or two of these joined by `+`, with or without a recovery at the end.
 
-    Raises ConfigError, which quotes the text, for an unknown method, level or option.
+    `METHODS` and `RECOVERY_EXAMPLES` list examples. Raises ConfigError, which quotes the text, for an unknown method,
+    level or option.
     """
     try:
         if not text.strip():
             raise ConfigError("the text is empty; write for example wanda@2:4")
+        compression, recovery = split_recovery(text.strip())
         # A plus before a `method@` joins two steps; any other plus is part of a level, as in sparsegpt@0.5+4b.
-        steps = [_parse_step(step) for step in re.split(r"\+(?=[^+@]*@)", text.strip())]
-        return steps[0] if len(steps) == 1 else Chain(steps=tuple(steps))
+        steps = [_parse_step(step) for step in re.split(r"\+(?=[^+@]*@)", compression)]
+        base = steps[0] if len(steps) == 1 else Chain(steps=tuple(steps))
+        return base if recovery is None else Recovered(base=base, recovery=recovery)
     except ConfigError as error:
         raise ConfigError(f"recipe {text!r}: {error}") from None
 

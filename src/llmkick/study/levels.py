@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 from llmkick.compression.levels import Level, LevelKind, level_of, parse_grid, parse_pattern
 from llmkick.compression.recipe import RTN, Grid, Magnitude, Pattern, Recipe, SparseGPT
+from llmkick.compression.recoveries import recovery_of
 from llmkick.compression.registry import METHODS, parse_recipe
 from llmkick.errors import ConfigError
 
@@ -46,6 +47,11 @@ def level_of_text(text: str) -> Level:
     if of_axis is not None:
         level = level_of_text(of_axis[1])
         return replace(level, recipe=text, method=level.method + of_axis[2])
+    recovered = recovery_of(text)
+    if recovered is not None:
+        level = level_of_text(recovered.base)
+        method = f"{level.method}+{recovered.recovery}"
+        return replace(level, recipe=text, method=method, recovery=recovered.recovery)
     steps = [step.partition("@") for step in re.split(r"\+(?=[^+@]*@)", text)]
     label = "+".join(level for _, _, level in steps)
     try:
