@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pandas as pd
-import pytest
 
 from llmkick.statistics import what_came_back
 from llmkick.study.results.records import TaskSummary
-from llmkick.study.results.returned import RecoveredModel, recovered_models, recovery_of, returned
+from llmkick.study.results.returned import RecoveredModel, recovered_models, returned
 
 FACTOID = TaskSummary(
     name="factoid_qa:popqa", metric="accuracy", setting="knowledge", chance_level=0.0, groups="strata"
@@ -35,21 +34,6 @@ def rows(
         }
         for i, score in enumerate(scores)
     ]  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("text", "parts"),
-    [
-        ("wanda@2:4+lora", ("wanda@2:4", "lora")),
-        ("gptq@3b-g128+eora-r64", ("gptq@3b-g128", "eora-r64")),
-        ("wanda@0.5+gptq@4b+reconstruct", ("wanda@0.5+gptq@4b", "reconstruct")),
-        ("sparsegpt@0.5+4b", None),
-        ("wanda@0.5+gptq@4b", None),
-        ("dense", None),
-    ],
-)
-def test_the_recovery_of_a_recipe(text: str, parts: tuple[str, str] | None):
-    assert recovery_of(text) == parts
 
 
 def test_a_recovered_model_has_the_base_of_its_level():

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
 import pandas as pd
 
+from llmkick.compression.recoveries import recovery_of
 from llmkick.statistics import BackNames, CameBack, groups_argument, what_came_back
 from llmkick.study.results.records import CONTROL_METRICS, TaskSummary
 from llmkick.tasks.grouping import POPULARITY_BINS, popularity_bin
@@ -32,12 +32,6 @@ class RecoveredModel:
     recovery: str
 
 
-def recovery_of(text: str) -> tuple[str, str] | None:
-    """Return the base of a recovered recipe and the name of its recovery; None for any other recipe."""
-    match = re.fullmatch(r"(.+@.+)\+((?:lora|eora|reconstruct)(?:-[^+@]*)?)", text)
-    return None if match is None else (match[1], match[2])
-
-
 def recovered_models(labels: Sequence[str]) -> tuple[list[RecoveredModel], list[str]]:
     """Return the recovered models whose base is in the study too, and a warning for each other.
 
@@ -45,17 +39,15 @@ def recovered_models(labels: Sequence[str]) -> tuple[list[RecoveredModel], list[
     """
     models, warnings = [], []
     for label in labels:
-        recipe, bracket, level = label.partition(" [")
-        parts = recovery_of(recipe)
-        if parts is None:
+        recovered = recovery_of(label)
+        if recovered is None:
             continue
-        base, recovery = parts
-        bases = [name for name in (base + bracket + level, base) if name in labels]
+        bases = [base for base in (recovered.base, recovered.base.partition(" [")[0]) if base in labels]
         if bases:
-            models.append(RecoveredModel(label=label, base=bases[0], recovery=recovery))
+            models.append(RecoveredModel(label=label, base=bases[0], recovery=recovered.recovery))
         else:
             warnings.append(
-                f"{label}: {base} is not in the study, so what came back is not known; add it to the recipes"
+                f"{label}: {recovered.base} is not in the study, so what came back is not known; add it to the recipes"
             )
     return models, warnings
 
