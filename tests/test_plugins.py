@@ -19,7 +19,7 @@ from llmkick import cli, plugins
 from llmkick.compression.kernels.layer import Layer, WeightResult
 from llmkick.compression.methods import Method, plugin_method
 from llmkick.compression.registry import METHODS, all_methods, method_named, parse_recipe, plugin_origins
-from llmkick.compression.walk.compress import artifact_key
+from llmkick.compression.walk.keys import artifact_key
 from llmkick.compression.walk.weight import compress_weight
 from llmkick.errors import ConfigError, KickError, ModelError, NumericalError
 from llmkick.models.checkpoints.loading import load_model

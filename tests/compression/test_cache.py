@@ -27,7 +27,7 @@ def fill(recipe: str, used: float, needed: int = 1000) -> Path:
     model = toy_model()
     from llmkick.compression.registry import parse_recipe
     from llmkick.compression.walk.calibration import as_calibration
-    from llmkick.compression.walk.compress import kept_key
+    from llmkick.compression.walk.keys import kept_key
 
     key = kept_key(model.info, model.device, parse_recipe(recipe), as_calibration(windows), propagate=True)
     with cache.entry_for(key, needed) as folder:

@@ -21,7 +21,8 @@ from llmkick.compression.storage.compressed_tensors import check_exportable, che
 from llmkick.compression.walk import recipe_output
 from llmkick.compression.walk.blocks import decoder_blocks
 from llmkick.compression.walk.calibration import as_calibration
-from llmkick.compression.walk.compress import compress, kept_blocks
+from llmkick.compression.walk.compress import compress
+from llmkick.compression.walk.keys import kept_blocks
 from llmkick.compression.walk.streaming import compress_streamed
 from llmkick.errors import ConfigError
 from llmkick.models.checkpoints.loading import load_model

@@ -15,8 +15,9 @@ from llmkick.compression.registry import parse_recipe
 from llmkick.compression.storage.folder import save_folder, save_packed
 from llmkick.compression.walk.blocks import decoder_blocks
 from llmkick.compression.walk.calibration import as_calibration
-from llmkick.compression.walk.compress import compress, kept_blocks
+from llmkick.compression.walk.compress import compress
 from llmkick.compression.walk.input_hooks import InputHooks, experts_one_by_one
+from llmkick.compression.walk.keys import kept_blocks
 from llmkick.compression.walk.linear_layer import LinearLayer
 from llmkick.compression.walk.weight import compress_weight
 from llmkick.errors import ModelError

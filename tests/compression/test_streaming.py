@@ -21,9 +21,10 @@ from llmkick.compression.storage.folder import StreamedFolder, report_of, save_f
 from llmkick.compression.walk import batches, finished_blocks, recipe_output
 from llmkick.compression.walk.blocks import decoder_blocks
 from llmkick.compression.walk.calibration import Calibration, as_calibration
-from llmkick.compression.walk.compress import compress, compress_many, kept_blocks
+from llmkick.compression.walk.compress import compress, compress_many
 from llmkick.compression.walk.compress_into import Job, compress_into
 from llmkick.compression.walk.finished_blocks import FinishedBlocks
+from llmkick.compression.walk.keys import kept_blocks
 from llmkick.compression.walk.streaming import compress_streamed
 from llmkick.errors import ConfigError, ModelError, NumericalError
 from llmkick.models.checkpoints.loading import load_model

@@ -253,10 +253,10 @@ class Recovered(Recipe):
         """Whether the base needs the mean squares of the inputs."""
         return self.base.needs_squares
 
-    @property
-    def is_trained(self) -> bool:
-        """Whether the whole network is trained after its compression."""
-        return not self.recovery.by_layer
+
+def is_trained(recipe: Recipe) -> bool:
+    """Whether the whole network is trained after its compression."""
+    return isinstance(recipe, Recovered) and not recipe.recovery.by_layer
 
 
 def with_training(recipe: Recipe, training: Training) -> Recipe:

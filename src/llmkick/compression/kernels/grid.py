@@ -52,9 +52,14 @@ def fit_grid(weight: Tensor, grid: Grid) -> FittedGrid:
 
 def _in_groups(weight: Tensor, group: int) -> Tensor:
     """(out, in) → (out, groups, group) float32, the last group padded with 0."""
+    return in_groups(weight.float(), group)
+
+
+def in_groups(weight: Tensor, group: int) -> Tensor:
+    """(out, in) → (out, groups, group) in the same dtype, the last group padded with 0."""
     missing = -weight.shape[1] % group
     # F.pad copies even if there is nothing to pad.
-    padded = F.pad(weight.float(), (0, missing)) if missing else weight.float()
+    padded = F.pad(weight, (0, missing)) if missing else weight
     return padded.reshape(weight.shape[0], -1, group)
 
 

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
     from llmkick.compression.kernels.grid import FittedGrid
     from llmkick.compression.kernels.hessian import InputStatistics
+    from llmkick.models.low_rank import Adapter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,15 +28,29 @@ class Layer:
     name: str = "weight"
 
 
+class LayerRecovery(NamedTuple):
+    """What a recovery did to one layer: the relative errors of its output before and after, and its seconds.
+
+    adapter, base: what is kept in place of the weight, where the recovery is kept beside it: weight = base + b·a.
+    """
+
+    error_before: float | None
+    error_after: float | None
+    seconds: float
+    adapter: Adapter | None = None
+    base: Tensor | None = None
+
+
 class WeightResult(NamedTuple):
     """A compressed weight (out, in), in the dtype and on the device of the original.
 
     damping: share of the Hessian's mean diagonal that was added to it; None where no Hessian was used. grid and codes:
     what a compact form stores; None where nothing was rounded. The codes are those of the weight in float32: in
-    bfloat16 two neighbouring points of an 8-bit grid can become one.
+    bfloat16 two neighbouring points of an 8-bit grid can become one. recovery: set by llmkick for a recovered recipe.
     """
 
     weight: Tensor
     damping: float | None = None
     grid: FittedGrid | None = None
     codes: Tensor | None = None
+    recovery: LayerRecovery | None = None

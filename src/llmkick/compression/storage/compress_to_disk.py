@@ -21,8 +21,9 @@ from llmkick.compression.storage.stored_model import StoredModel
 from llmkick.compression.walk.blocks import decoder_blocks
 from llmkick.compression.walk.calibration import Calibration, as_calibration, calibrate, chosen_source
 from llmkick.compression.walk.checks import check_compressible, check_recipe_fits
-from llmkick.compression.walk.compress import compress, kept_blocks, kept_key
+from llmkick.compression.walk.compress import compress
 from llmkick.compression.walk.finished_blocks import FinishedBlocks
+from llmkick.compression.walk.keys import kept_blocks, kept_key
 from llmkick.compression.walk.report import CompressionReport
 from llmkick.compression.walk.self_sampling import is_sampled
 from llmkick.compression.walk.streaming import compress_streamed

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from llmkick.compression.recipe import Recipe
+from llmkick.compression.recipe import Recipe, Recovered
+from llmkick.compression.recoveries import LowRank
 from llmkick.compression.walk.blocks import Block
 from llmkick.compression.walk.calibration import Calibration
 from llmkick.compression.walk.linear_layer import LinearLayer
@@ -106,7 +107,8 @@ def check_seen(block: Block, is_seen: Callable[[LinearLayer], bool]) -> None:
 
 
 def check_recipe_fits(recipe: Recipe, blocks: list[Block], calibration: Calibration | None) -> None:
-    """Raise ConfigError when a layer's width does not fit the recipe, or when it lacks a calibration."""
+    """Raise ConfigError when a layer's size does not fit the recipe, or when it lacks a calibration."""
+    rank = recipe.recovery.rank if isinstance(recipe, Recovered) and isinstance(recipe.recovery, LowRank) else 0
     for block in blocks:
         for layer in block.layers:
             width = layer.weight.shape[1]
@@ -114,6 +116,12 @@ def check_recipe_fits(recipe: Recipe, blocks: list[Block], calibration: Calibrat
                 raise ConfigError(
                     f"{recipe}: {layer.name} has {width} inputs, which is not a multiple of {recipe.multiple}; "
                     "choose a pattern whose M divides every layer's width"
+                )
+            if rank > (most := min(layer.weight.shape)):
+                shape = " × ".join(map(str, layer.weight.shape))
+                raise ConfigError(
+                    f"{recipe}: rank {rank} is more than {layer.name}, a matrix of {shape}, can have; "
+                    f"give at most {most}"
                 )
     if recipe.needs_calibration and calibration is None:
         raise ConfigError(f"{recipe} needs calibration: pass a Calibration or token ids (sequences, tokens)")

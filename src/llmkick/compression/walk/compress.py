@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy.typing as npt
-import torch
 from torch import nn
 
-from llmkick.compression.recipe import Dense, Recipe
-from llmkick.compression.registry import parse_recipe, plugin_origins
+from llmkick.compression.recipe import Dense, Recipe, Recovered, is_trained
+from llmkick.compression.registry import parse_recipe
+from llmkick.compression.training.recover import Compressed, TrainedRecovery, check_trainable
 from llmkick.compression.walk.block_sources import BlocksInMemory, put_layers
 from llmkick.compression.walk.blocks import decoder_blocks, shallow_copy
 from llmkick.compression.walk.calibration import Calibration, as_calibration
@@ -23,9 +24,9 @@ from llmkick.compression.walk.checks import (
     count_weights,
 )
 from llmkick.compression.walk.finished_blocks import FinishedBlocks
+from llmkick.compression.walk.keys import kept_blocks
 from llmkick.compression.walk.recipe_output import RecipeOutput
 from llmkick.compression.walk.report import CompressionReport
-from llmkick.compression.walk.versions import walk_version
 from llmkick.compression.walk.walk import Progress, Walk
 from llmkick.models.checkpoints.quantized import refuse_packed_integers
 from llmkick.models.language_model import ModelInfo
@@ -43,6 +44,7 @@ def compress(
     allow_partial: bool = False,
     progress: Progress | None = None,
     keep: Path | None = None,
+    base: Path | None = None,
 ) -> tuple[TransformersModel, CompressionReport]:
     """Compress every linear layer inside the decoder blocks. The given model is not changed.
 
@@ -51,7 +53,8 @@ def compress(
     its calibration. propagate: calibrate each block on the outputs of the compressed blocks before it, as all original
     implementations do; otherwise on those of the dense model. allow_partial: compress a model even if recipes leave
     over a tenth of the weights in its blocks dense. progress: called with the number of finished blocks and of all
-    blocks. keep: a folder for finished blocks; a walk that was stopped continues from them.
+    blocks. keep: a folder for finished blocks; a walk that was stopped continues from them. base: such a folder for the
+    compression that a trained recovery begins with, by default one inside `keep`.
     Raises ConfigError for a recipe that does not fit the model, ModelError for a model whose blocks cannot be
     compressed one after another, NumericalError naming the layer when activations or
     weights are not finite.
@@ -63,6 +66,15 @@ def compress(
     )
     if finished is not None and finished.report is not None:
         return restore(model, finished)
+    if is_trained(recipe):
+        assert isinstance(recipe, Recovered), recipe
+        assert windows is not None, "checked above"
+        folder = base if base is not None or finished is None else finished.folder / "base"
+        options: _Options = {"seed": seed, "propagate": propagate, "allow_partial": allow_partial}
+        result = _recovered(model, recipe, windows, finished, folder, options, progress=progress)
+        if folder is not None and base is None:
+            shutil.rmtree(folder)
+        return result
     network = shallow_copy(model.network)
     output = RecipeOutput(recipe=recipe, blocks=decoder_blocks(network), finished=finished)
     if finished is not None and not propagate:
@@ -73,6 +85,49 @@ def compress(
         put_all(network, finished)
     report = finish_report(model, network, output, windows, seed=seed, propagate=propagate)
     return model.with_network(network, digest=report.digest), report
+
+
+class _Options(TypedDict):
+    seed: int
+    propagate: bool
+    allow_partial: bool
+
+
+def _recovered(
+    model: TransformersModel,
+    recipe: Recovered,
+    windows: Calibration,
+    finished: FinishedBlocks | None,
+    folder: Path | None,
+    options: _Options,
+    *,
+    progress: Progress | None,
+) -> tuple[TransformersModel, CompressionReport]:
+    """Compress by the base of a trained recovery, then train. folder: for the finished blocks of the base."""
+    compressed, report = compress(
+        model, recipe.base, calibration=windows, keep=folder, progress=_half(progress, first=True), **options
+    )
+    kept = None
+    if folder is not None:
+        device, propagate = model.device, options["propagate"]
+        kept = kept_blocks(model.info, device, recipe.base, windows, folder, propagate=propagate)
+    blocks = len(decoder_blocks(model.network))
+    half = _half(progress, first=False)
+    return TrainedRecovery(
+        dense=model,
+        base=Compressed(model=compressed, report=report, finished=kept),
+        recipe=recipe,
+        windows=windows,
+        finished=finished,
+        progress=None if half is None else lambda done, total: half(done * blocks // max(1, total), blocks),
+    ).run()
+
+
+def _half(progress: Progress | None, *, first: bool) -> Progress | None:
+    """The progress of one of two parts of a compression, both of which count all blocks."""
+    if progress is None:
+        return None
+    return lambda done, total: progress((done if first else total + done) // 2, total)
 
 
 def compress_many(
@@ -86,32 +141,25 @@ def compress_many(
 ) -> list[tuple[TransformersModel, CompressionReport]]:
     """Compress a model by several recipes in one pass over the calibration, with statistics of the dense model.
 
-    The results equal those of `compress` with `propagate=False` for each recipe, with one set of forwards. All models
+    The results equal those of `compress` with `propagate=False` for each recipe, with one set of forwards; recipes that
+    are trained come after it, each on its own. All models
     are in memory and share the weights that were not compressed; `compress_into.compress_into` holds no model.
     """
     parsed = [_parsed(recipe) for recipe in recipes]
     windows = check_all(model, parsed, calibration, allow_partial=allow_partial)
-    networks = [shallow_copy(model.network) for _ in parsed]
-    outputs = [RecipeOutput(recipe=r, blocks=decoder_blocks(n)) for r, n in zip(parsed, networks, strict=True)]
+    walked = [recipe for recipe in dict.fromkeys(parsed) if not is_trained(recipe)]
+    networks = [shallow_copy(model.network) for _ in walked]
+    outputs = [RecipeOutput(recipe=r, blocks=decoder_blocks(n)) for r, n in zip(walked, networks, strict=True)]
     walk_by_need(model, outputs, windows, allow_partial=allow_partial, progress=progress)
-    results = []
+    results = {}
     for output, network in zip(outputs, networks, strict=True):
         report = finish_report(model, network, output, windows, seed=seed, propagate=False)
-        results.append((model.with_network(network, digest=report.digest), report))
-    return results
-
-
-def kept_blocks(
-    info: ModelInfo,
-    device: torch.device,
-    recipe: Recipe,
-    windows: Calibration | None,
-    folder: Path,
-    *,
-    propagate: bool,
-) -> FinishedBlocks:
-    """The finished blocks of this compression in a folder. Raises ConfigError for a folder of another compression."""
-    return FinishedBlocks(folder, kept_key(info, device, recipe, windows, propagate=propagate))
+        results[output.recipe] = (model.with_network(network, digest=report.digest), report)
+    for recipe in parsed:
+        if recipe not in results:
+            options: _Options = {"seed": seed, "propagate": False, "allow_partial": allow_partial}
+            results[recipe] = compress(model, recipe, calibration=windows, **options)
+    return [results[recipe] for recipe in parsed]
 
 
 def restore(model: TransformersModel, finished: FinishedBlocks) -> tuple[TransformersModel, CompressionReport]:
@@ -120,30 +168,6 @@ def restore(model: TransformersModel, finished: FinishedBlocks) -> tuple[Transfo
     network = shallow_copy(model.network)
     put_all(network, finished)
     return model.with_network(network, digest=finished.report.digest), finished.report
-
-
-def artifact_key(
-    info: ModelInfo, device: torch.device, recipe: Recipe, calibration: Calibration | None, *, propagate: bool
-) -> dict[str, Any]:
-    """The key of the compressed weights: everything that determines them."""
-    return {
-        "weights": info.digest,
-        "dtype": info.dtype,
-        "device": device.type,
-        "recipe": str(recipe),
-        "calibration": calibration.digest if calibration is not None and recipe.needs_calibration else None,
-        "propagate": propagate if recipe.needs_calibration else None,
-        "walk": walk_version(info.architecture),
-        **({"plugins": origins} if (origins := plugin_origins(recipe)) else {}),
-    }
-
-
-def kept_key(
-    info: ModelInfo, device: torch.device, recipe: Recipe, windows: Calibration | None, *, propagate: bool
-) -> dict[str, Any]:
-    """The key of weights and report: `artifact_key`, and the text on which output errors are measured."""
-    measured_on = None if windows is None else windows.digest
-    return {**artifact_key(info, device, recipe, windows, propagate=propagate), "measured_on": measured_on}
 
 
 def check_all(
@@ -162,6 +186,7 @@ def check_all(
         check_compressible(model.network, blocks, allow_partial=allow_partial)
     for recipe in recipes:
         check_recipe_fits(recipe, blocks, windows)
+        check_trainable(recipe, model)
     if windows is not None:
         check_calibration_fits(windows, model)
     check_finite(model.network)
@@ -198,6 +223,7 @@ def make_report(
         block_share=compressed / weights.blocks,
         model_share=compressed / weights.model,
         routers=weights.routers,
+        recovery=output.recovery_report(windows),
     )
 
 

@@ -12,7 +12,8 @@ from llmkick.compression.recipe import Recipe
 from llmkick.compression.walk.batches import ERROR_SEQUENCES
 from llmkick.compression.walk.blocks import shallow_copy
 from llmkick.compression.walk.calibration import Calibration
-from llmkick.compression.walk.compress import check_all, finish_report, kept_blocks, put_all, walk_by_need
+from llmkick.compression.walk.compress import check_all, finish_report, put_all, walk_by_need
+from llmkick.compression.walk.keys import kept_blocks
 from llmkick.compression.walk.recipe_output import RecipeOutput
 from llmkick.compression.walk.report import CompressionReport
 from llmkick.compression.walk.walk import Progress

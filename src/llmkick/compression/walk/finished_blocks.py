@@ -34,13 +34,18 @@ BlockFinish = Callable[[Mapping[str, Packed]], dict[str, str]]
 
 @dataclass(kw_only=True)
 class Tally:
-    """What a compression has done so far: reports of its layers, warnings, bytes and seconds."""
+    """What a compression has done so far: reports of its layers, warnings, bytes and seconds.
+
+    adapter_bytes, recovery_seconds: the part of `stored_bytes` and of `seconds` that a recovery has added.
+    """
 
     layers: list[LayerReport] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     dense_bytes: int = 0
     stored_bytes: int = 0
     seconds: float = 0.0
+    adapter_bytes: int = 0
+    recovery_seconds: float = 0.0
 
 
 class FinishedBlocks:
@@ -55,7 +60,7 @@ class FinishedBlocks:
 
     def __init__(self, folder: Path, key: Mapping[str, Any]) -> None:
         self.folder = folder
-        self._key = dict(key)
+        self.key = dict(key)
         self.count = 0
         self.tally = Tally()
         self.report: CompressionReport | None = None
@@ -78,7 +83,7 @@ class FinishedBlocks:
             self.report = None if state["report"] is None else CompressionReport.from_json(state["report"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ModelError(f"{file} is damaged ({error}): delete the folder {self.folder}") from error
-        if key != self._key or form != FORMAT:
+        if key != self.key or form != FORMAT:
             raise ConfigError(
                 f"{self.folder} holds another compression ({key.get('recipe', 'unknown')}), not this one; delete it"
             )
@@ -126,7 +131,7 @@ class FinishedBlocks:
 
     def _write_state(self, count: int, tally: Tally) -> None:
         report = None if self.report is None else asdict(self.report)
-        state = {"format": FORMAT, "key": self._key, "finished": count, "tally": asdict(tally)}
+        state = {"format": FORMAT, "key": self.key, "finished": count, "tally": asdict(tally)}
         # Without line breaks: thousands of experts make it long, and it is written for every block.
         text = json.dumps({**state, "digests": self.digests, "report": report}, ensure_ascii=False)
         write_text_atomically(self.folder / STATE_FILE, text + "\n")

@@ -9,16 +9,17 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from llmkick.compression.kernels.layer import WeightResult
-from llmkick.compression.recipe import NM, Dense, Grid, Recipe, Unstructured
+from llmkick.compression.kernels.layer import LayerRecovery, WeightResult
+from llmkick.compression.recipe import NM, Dense, Grid, Recipe, Recovered, Unstructured
 from llmkick.compression.walk.blocks import Block
+from llmkick.compression.walk.calibration import Calibration
 from llmkick.compression.walk.finished_blocks import BlockFinish, FinishedBlocks, Tally
 from llmkick.compression.walk.inputs import InputRecord
 from llmkick.compression.walk.linear_layer import LinearLayer
-from llmkick.compression.walk.report import LayerReport
+from llmkick.compression.walk.report import LayerReport, RecoveryReport
 from llmkick.compression.walk.size import compact_bytes
 from llmkick.compression.walk.weight import compress_with_statistics, relative_output_error
-from llmkick.models.checkpoints.packed import Codes, Packed, pack
+from llmkick.models.checkpoints.packed import Codes, Packed, pack, with_adapter
 
 # The report names an expert that was calibrated on fewer tokens than this.
 FEW_TOKENS = 32
@@ -54,6 +55,19 @@ class RecipeOutput:
             return 0
         return sum(
             math.prod(layer.shape) for layer in self.tally.layers if layer.tokens or not self.recipe.needs_calibration
+        )
+
+    def recovery_report(self, windows: Calibration | None) -> RecoveryReport | None:
+        """What the recovery of a recovered recipe did to all layers; None for any other recipe."""
+        if not isinstance(self.recipe, Recovered):
+            return None
+        extra = self.tally.adapter_bytes
+        return RecoveryReport(
+            recovery=str(self.recipe.recovery),
+            seconds=self.tally.recovery_seconds,
+            tokens=0 if windows is None else windows.tokens.size,
+            extra_bytes=extra,
+            extra_bits_per_weight=8 * extra / max(1, self.compressed_weights),
         )
 
     def has(self, index: int) -> bool:
@@ -108,8 +122,11 @@ class RecipeOutput:
         """Report a layer before its weight is replaced; `recipe` is the one that was applied."""
         sample, statistics = record.sample_of(layer), record.statistics_of(layer)
         dense, weight = layer.weight, result.weight
+        recovery = result.recovery or LayerRecovery(None, None, 0.0)
         rows, columns = dense.shape
-        sparsity = 1 - int(torch.count_nonzero(weight != 0)) / weight.numel()  # far faster than of 16-bit floats
+        # An adapter fills the zeros of what the network computes with, not those of what is stored.
+        stored = weight if recovery.base is None else recovery.base
+        sparsity = 1 - int(torch.count_nonzero(stored != 0)) / weight.numel()  # far faster than of 16-bit floats
         self.tally.layers.append(
             LayerReport(
                 name=layer.name,
@@ -118,10 +135,17 @@ class RecipeOutput:
                 relative_output_error=None if sample is None else relative_output_error(dense, weight, sample),
                 damping=result.damping,
                 tokens=0 if statistics is None else statistics.tokens,
+                error_before=recovery.error_before,
+                error_after=recovery.error_after,
             )
         )
+        adapter_bytes = 0 if recovery.adapter is None else recovery.adapter.size
+        self.tally.adapter_bytes += adapter_bytes
+        self.tally.recovery_seconds += recovery.seconds
         self.tally.dense_bytes += dense.numel() * dense.element_size()
-        self.tally.stored_bytes += compact_bytes((rows, columns), dense.element_size(), recipe, sparsity)
+        self.tally.stored_bytes += adapter_bytes + compact_bytes(
+            (rows, columns), dense.element_size(), recipe, sparsity
+        )
 
 
 def pack_result(layer: LinearLayer, result: WeightResult, recipe: Recipe) -> Packed:
@@ -134,10 +158,14 @@ def pack_result(layer: LinearLayer, result: WeightResult, recipe: Recipe) -> Pac
         codes = Codes(
             codes=result.codes, scale=grid.scale, zero=grid.zero, bits=grid.bits, group=grid.group, symmetric=symmetric
         )
-    return pack(
-        result.weight,
+    recovery = result.recovery
+    packed = pack(
+        result.weight if recovery is None or recovery.base is None else recovery.base,
         codes=codes,
         masked=any(isinstance(part, Unstructured) for part in recipe.parts),
         pattern=None if pattern is None else (pattern.kept, pattern.group),
         place=layer.place,
     )
+    if recovery is None or recovery.adapter is None:
+        return packed
+    return with_adapter(packed, recovery.adapter, result.weight)

@@ -13,7 +13,8 @@ class LayerReport:
     """What happened to one weight matrix.
 
     shape: (out, in). relative_output_error: ‖change of the output‖ / ‖output‖ on a sample of the calibration. damping:
-    share of the Hessian's mean diagonal. tokens: the number that the layer was calibrated on.
+    share of the Hessian's mean diagonal. tokens: the number that the layer was calibrated on. error_before,
+    error_after: of a recovered layer, the same ratio before and after its recovery, see docs/recovery.md.
     """
 
     name: str
@@ -22,6 +23,30 @@ class LayerReport:
     relative_output_error: float | None
     damping: float | None
     tokens: int
+    error_before: float | None = None
+    error_after: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecoveryReport:
+    """What a recovery did beside the compression of its base.
+
+    recovery: its text. seconds: without those of the compression. tokens: read, those of every step of a training.
+    extra_bytes, extra_bits_per_weight: of adapters kept beside the compressed weights, per weight of their layers.
+    steps, objective, loss_before, loss_after: of a training, in nats a token; None otherwise. stopped: why a training
+    ended before its last step; empty if it did not.
+    """
+
+    recovery: str
+    seconds: float
+    tokens: int
+    extra_bytes: int
+    extra_bits_per_weight: float
+    steps: int | None = None
+    objective: str | None = None
+    loss_before: float | None = None
+    loss_after: float | None = None
+    stopped: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +55,8 @@ class CompressionReport:
 
     calibration: digest of the windows, None for a recipe that needs none. digest: of the compressed weights.
     block_share, model_share: share of the weights in the blocks, and of all weights, that were compressed; None in
-    reports of versions that did not count them. routers: names of the routers' weights, which stay dense.
+    reports of versions that did not count them. routers: names of the routers' weights, which stay dense. recovery: of
+    a recovered recipe; `stored_bytes` and `seconds` include it.
     """
 
     recipe: str
@@ -49,6 +75,7 @@ class CompressionReport:
     block_share: float | None = None
     model_share: float | None = None
     routers: tuple[str, ...] = ()
+    recovery: RecoveryReport | None = None
 
     @property
     def realised_sparsity(self) -> float:
@@ -74,4 +101,6 @@ class CompressionReport:
         """The report from the JSON form of `dataclasses.asdict`."""
         layers = tuple(LayerReport(**{**layer, "shape": tuple(layer["shape"])}) for layer in values["layers"])
         lists = {name: tuple(values.get(name, ())) for name in ("warnings", "routers")}
-        return cls(**{**values, **lists, "layers": layers})
+        recovery = values.get("recovery")
+        recovered = None if recovery is None else RecoveryReport(**recovery)
+        return cls(**{**values, **lists, "layers": layers, "recovery": recovered})

@@ -12,8 +12,9 @@ from llmkick.compression.walk.checks import (
     check_recipe_fits,
     count_weights,
 )
-from llmkick.compression.walk.compress import kept_blocks, make_report
+from llmkick.compression.walk.compress import make_report
 from llmkick.compression.walk.finished_blocks import FinishedBlocks
+from llmkick.compression.walk.keys import kept_blocks
 from llmkick.compression.walk.recipe_output import RecipeOutput
 from llmkick.compression.walk.streamed_blocks import StreamedBlocks, TensorSink
 from llmkick.compression.walk.walk import Progress, Walk

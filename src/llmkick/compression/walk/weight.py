@@ -6,7 +6,8 @@ from torch import Tensor
 from llmkick.compression.kernels.grid import encode
 from llmkick.compression.kernels.hessian import InputStatistics
 from llmkick.compression.kernels.layer import Layer, WeightResult
-from llmkick.compression.recipe import Chain, Recipe
+from llmkick.compression.recipe import Recipe, Recovered, is_trained, steps_of
+from llmkick.compression.recover_layer import recover_layer
 from llmkick.compression.registry import method_named, parse_recipe
 from llmkick.errors import ConfigError, NumericalError
 from llmkick.models.finite import all_finite
@@ -39,9 +40,11 @@ def compress_with_statistics(
     Raises ConfigError for a shape that does not fit the recipe and for missing inputs; NumericalError for NaN or Inf in
     the weight, in its inputs or in the result, and for a Hessian that cannot be factorised.
     """
+    if is_trained(recipe):
+        raise ConfigError(f"{recipe} trains a whole network, which one weight is not; give compress() the model")
     _check_weight(weight, name)
     _check_fit(weight, statistics, recipe, name)
-    steps = recipe.steps if isinstance(recipe, Chain) else (recipe,)
+    steps = steps_of(recipe)
     # Empty statistics, which no step uses: recipes that need statistics have passed the check above.
     if statistics is None:
         statistics = InputStatistics(weight.shape[1], hessian=False, name=name)
@@ -53,10 +56,13 @@ def compress_with_statistics(
         result = method_named(step.method).run(step, layer)
         dampings += [] if result.damping is None else [result.damping]
     compressed = result.weight.to(weight.dtype)
-    if not all_finite(compressed):
-        raise NumericalError(f"{name}: {recipe} leads to values that {weight.dtype} cannot hold; use float32")
+    _check_held(compressed, recipe, name)
     codes = None if result.grid is None else encode(result.weight, result.grid)
-    return WeightResult(compressed, max(dampings, default=None), result.grid, codes)
+    result = WeightResult(compressed, max(dampings, default=None), result.grid, codes)
+    if isinstance(recipe, Recovered):
+        result = recover_layer(recipe.recovery, weight, result, statistics)
+        _check_held(result.weight, recipe, name)
+    return result
 
 
 def relative_output_error(original: Tensor, compressed: Tensor, inputs: Tensor) -> float | None:
@@ -85,6 +91,11 @@ def _check_weight(weight: Tensor, name: str) -> None:
         raise ConfigError(f"{name}: {tuple(weight.shape)} of {weight.dtype} is not a floating-point matrix (out, in)")
     if not all_finite(weight):
         raise NumericalError(f"{name}: the weight holds NaN or Inf; the checkpoint is damaged or overflowed")
+
+
+def _check_held(compressed: Tensor, recipe: Recipe, name: str) -> None:
+    if not all_finite(compressed):
+        raise NumericalError(f"{name}: {recipe} leads to values that {compressed.dtype} cannot hold; use float32")
 
 
 def _check_fit(weight: Tensor, statistics: InputStatistics | None, recipe: Recipe, name: str) -> None:

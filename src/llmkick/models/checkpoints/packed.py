@@ -2,8 +2,8 @@
 
 A weight is stored in some of its places: all of them, those whose bit is set in a mask, or N of every M, each group
 with the number of its pattern. The values are stored as they are, or as integer codes with a scale and a zero point
-for each group of inputs. A safetensors file holds the parts of many weights; its metadata says how to combine them,
-with a checksum for each.
+for each group of inputs. Two thin matrices may be added to a weight, see `low_rank`. A safetensors file holds the parts
+of many weights; its metadata says how to combine them, with a checksum for each.
 """
 
 from __future__ import annotations
@@ -32,11 +32,13 @@ from llmkick.models.checkpoints.bit_streams import (
     unrank_patterns,
 )
 from llmkick.models.checkpoints.tensor_writer import write_tensors
+from llmkick.models.low_rank import Adapter, merged
 from llmkick.models.weights import bytes_of, digest_of
 
 FORMAT = 1
 # Values that are decoded together: what they need in between stays in the processor's caches.
 VALUES_AT_ONCE = 1 << 18
+OPTIONAL_PARTS = ("places", "scale", "zero", "adapter_a", "adapter_b")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +68,7 @@ class Layout:
     group: int | None = None
     symmetric: bool = False
     place: Place | None = None
+    rank: int | None = None  # of an adapter, with which the weight is whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +86,7 @@ class Place:
 
 @dataclass(frozen=True, kw_only=True)
 class Packed:
-    """A tensor in compact form: `parts` are "values" and, where the layout has them, "places", "scale", "zero"."""
+    """A tensor in compact form: `parts` are "values" and, where the layout has them, those of `OPTIONAL_PARTS`."""
 
     layout: Layout
     parts: dict[str, Tensor]
@@ -132,6 +135,13 @@ def pack(
     parts["values"] = (values.clone() if chosen is None else values) if codes is None else pack_bits(values, codes.bits)
     parts = {name: part.cpu() for name, part in parts.items()}
     return Packed(layout=replace(layout, checksum=_checksum(parts)), parts=parts)
+
+
+def with_adapter(base: Packed, adapter: Adapter, weight: Tensor) -> Packed:
+    """The compact form of a weight (out, in) = base + b·a, which must be what `low_rank.merged` makes of both."""
+    parts = {**base.parts, "adapter_a": adapter.a.cpu(), "adapter_b": adapter.b.cpu()}
+    layout = replace(base.layout, rank=adapter.a.shape[0], digest=digest_of(weight), checksum=_checksum(parts))
+    return Packed(layout=layout, parts=parts)
 
 
 def _gives(codes: Codes, weight: Tensor) -> bool:
@@ -185,6 +195,8 @@ def unpack(packed: Packed) -> Tensor:
         weight = _spread(parts["values"], _places(layout, parts, count), blank).view(layout.shape)
     else:
         weight = _decode(codes).to(_dtype(layout.dtype))
+    if layout.rank is not None:
+        weight = merged(weight, Adapter(b=parts["adapter_b"], a=parts["adapter_a"]))
     if digest_of(weight) != layout.digest:
         raise ModelError("its contents do not match their checksum: it was written by a faulty program")
     return weight
@@ -260,6 +272,8 @@ def write_packed(file: Path, weights: Mapping[str, Packed]) -> None:
 
 def _fields(layout: Layout) -> dict[str, Any]:
     fields = asdict(layout)
+    if layout.rank is None:
+        del fields["rank"]  # as below
     if layout.place is not None and not layout.place.flat:
         del fields["place"]["flat"]  # versions that do not know it can read the file
     return fields
@@ -292,7 +306,7 @@ def read_parts(file: Path) -> Iterator[tuple[str, Packed]]:
             for name, fields in layouts.items():
                 place = None if fields["place"] is None else Place(**fields["place"])
                 layout = Layout(**{**fields, "shape": tuple(fields["shape"]), "place": place})
-                names = [key for key in ("places", "scale", "values", "zero") if f"{name}:{key}" in keys]
+                names = [key for key in ("values", *OPTIONAL_PARTS) if f"{name}:{key}" in keys]
                 yield name, Packed(layout=layout, parts={key: stream.get_tensor(f"{name}:{key}") for key in names})
     except (SafetensorError, OSError, TypeError, KeyError, ValueError) as error:
         raise ModelError(

@@ -13,8 +13,9 @@ from llmkick.compression.recipe import Recipe
 from llmkick.compression.storage.cache import entry_for, folder_of
 from llmkick.compression.storage.shared_store import ArtifactStore
 from llmkick.compression.walk.calibration import Calibration
-from llmkick.compression.walk.compress import artifact_key, compress, kept_blocks, kept_key
+from llmkick.compression.walk.compress import compress
 from llmkick.compression.walk.compress_into import Job, compress_into
+from llmkick.compression.walk.keys import artifact_key, kept_blocks, kept_key
 from llmkick.compression.walk.report import CompressionReport
 from llmkick.errors import ConfigError, ModelError
 from llmkick.files import cache_folder

@@ -10,8 +10,8 @@ from dataclasses import replace
 import torch
 
 from llmkick.compression.storage.cache import folder_of
-from llmkick.compression.walk.compress import kept_key
 from llmkick.compression.walk.finished_blocks import STATE_FILE
+from llmkick.compression.walk.keys import kept_key
 from llmkick.errors import KickError
 from llmkick.models.transformers_model import TransformersModel
 from llmkick.study.advice import advice_for

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from llmkick.compression.walk.calibration import Calibration
-from llmkick.compression.walk.compress import artifact_key
+from llmkick.compression.walk.keys import artifact_key
 from llmkick.models.language_model import LanguageModel
 from llmkick.models.transformers_model import TransformersModel
 from llmkick.study.cells import Cell, Variant, cells_of, digest_of, variants_of
