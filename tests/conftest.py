@@ -33,6 +33,20 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         fetch_builtin_model()
 
 
+@pytest.fixture(autouse=True)
+def few_draws(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Simulate the power of a study with few draws, except in tests of the statistics and of the numbers themselves."""
+    folder = request.path.parent.name
+    if folder == "statistics" or request.node.get_closest_marker("power"):
+        return
+    from llmkick.statistics import undecided
+    from llmkick.study import power_warnings
+
+    monkeypatch.setattr(undecided, "_DRAWS", 20)
+    monkeypatch.setattr(power_warnings, "_DRAWS", 40)
+    monkeypatch.setattr(power_warnings, "_SEARCH_DRAWS", 20)
+
+
 @functools.cache
 def fetch_builtin_model() -> None:
     """Fetch and convert the built-in model, one worker at a time: the others find it done."""

@@ -91,9 +91,11 @@ def test_seeds_that_differ_limit_power() -> None:
 
 def test_a_limit_that_seeds_set_is_noticed_long_before_a_million_items(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
-    simulated = design_module.simulated_power
+    simulated = design_module._right_verdicts
     monkeypatch.setattr(
-        design_module, "simulated_power", lambda design, **k: asked.append(design.items) or simulated(design, **k)
+        design_module,
+        "_right_verdicts",
+        lambda design, *a, **k: asked.append(design.items) or simulated(design, *a, **k),
     )
     limited = Design.of_items(60, accuracy=0.5, seeds=2, seed_spread=0.1)
     assert items_for_power(limited, draws=50) is None

@@ -12,6 +12,8 @@ from llmkick.statistics import simulated_power
 from llmkick.study.power_warnings import design_of, warn_of_low_power
 from llmkick.tasks.task import Grouping, Item, Task
 
+pytestmark = pytest.mark.power
+
 Judged = tuple[Task, list[Item]]
 
 

@@ -89,8 +89,8 @@ def test_unknown_protocols_and_sources_are_refused_with_the_choices(name: str):
 @pytest.mark.parametrize(
     ("name", "options", "choices"),
     [
-        ("factoid_qa", {"shots": 3}, "split, revision, sha256"),
-        ("factoid_qa", {"window": 512}, "split, revision, sha256"),
+        ("factoid_qa", {"shots": 3}, "answer_line, split, revision, sha256"),
+        ("factoid_qa", {"window": 512}, "answer_line, split, revision, sha256"),
         (
             "multiple_choice:cloze",
             {"variant": "letter"},

@@ -14,8 +14,9 @@ import numpy as np
 
 from llmkick.errors import ConfigError
 from llmkick.statistics.power import POWER, changes, items_needed
+from llmkick.statistics.simulated_test import SimulatedTest
 from llmkick.statistics.variance import Codes, Floats
-from llmkick.statistics.verdict import PairedScores, loss_test
+from llmkick.statistics.verdict import PairedScores
 
 # Standard error of a share of 80 % over this many draws: 1.3 points. A search for a number of items or a loss looks
 # many times, with fewer draws: 2 points.
@@ -151,14 +152,32 @@ def simulated_power(
     """Probability of the right verdict: "matching" for a true loss below the margin, "not matching" above it."""
     if len(design.cluster_sizes) < 2:
         return 0.0
+    return _right_verdicts(design, loss, margin=margin, alpha=alpha, draws=draws, seed=seed) / draws
+
+
+def _right_verdicts(
+    design: Design, loss: float, *, margin: float, alpha: float, draws: int, seed: int, enough: float = math.inf
+) -> int:
+    """The number of draws with the right verdict; draws end when `enough` is reached or out of reach."""
     rng = np.random.default_rng(seed)
+    test = SimulatedTest(margin=margin, alpha=alpha, chance=design.chance)
+    shown = test.matches if loss < margin else test.fails
     right = 0
-    for _ in range(draws):
-        scores = design.draw(loss, rng)
-        if scores.dense.mean() > design.chance:
-            test = loss_test(scores, margin, design.chance)
-            right += (test.p_above if loss < margin else test.p_below) < alpha
-    return right / draws
+    for drawn in range(draws):
+        if right >= enough or (enough < math.inf and right + draws - drawn < enough):
+            break
+        right += shown(design.draw(loss, rng))
+    return right
+
+
+def _has_power(
+    design: Design, power: float, *, loss: float, margin: float, alpha: float, draws: int, seed: int
+) -> bool:
+    """Whether `simulated_power` is at least `power`, with no more draws than that takes."""
+    if len(design.cluster_sizes) < 2:
+        return power <= 0
+    enough = power * draws
+    return _right_verdicts(design, loss, margin=margin, alpha=alpha, draws=draws, seed=seed, enough=enough) >= enough
 
 
 def items_for_power(
@@ -191,20 +210,19 @@ def items_for_power(
     if plain and start > MANY_ITEMS:
         return start
 
-    def power_of(items: int) -> float:
-        scaled = design.scaled(items)
+    def suffices(items: int) -> bool:
         count = max(_FEWEST_DRAWS, min(draws, _LOOK_ITEMS // max(1, items * design.seeds)))
-        return simulated_power(scaled, loss=loss, margin=margin, alpha=alpha, draws=count, seed=seed)
+        return _has_power(design.scaled(items), power, loss=loss, margin=margin, alpha=alpha, draws=count, seed=seed)
 
     below, above = 1, max(4, start)
     most = MOST_TIMES * above
-    while power_of(above) < power:
+    while not suffices(above):
         if above >= most:
             return None
         below, above = above, min(most, 3 * above)
     while above > 1.05 * below and above - below > 1:
         middle = round(math.sqrt(below * above))
-        below, above = (below, middle) if power_of(middle) >= power else (middle, above)
+        below, above = (below, middle) if suffices(middle) else (middle, above)
     return design.scaled(above).items
 
 
@@ -220,7 +238,7 @@ def detectable_loss(
     """The smallest true loss called "not matching" with probability `power`, to half a point; None if no loss is."""
 
     def shows(loss: float) -> bool:
-        return simulated_power(design, loss=loss, margin=margin, alpha=alpha, draws=draws, seed=seed) >= power
+        return _has_power(design, power, loss=loss, margin=margin, alpha=alpha, draws=draws, seed=seed)
 
     below, above = margin, 1.0
     if not shows(above):

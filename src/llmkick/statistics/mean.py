@@ -13,6 +13,8 @@ from llmkick.statistics.variance import Codes, Floats, Range, clustered_mean, se
 _CLUSTER_CAUTION, _LEAST_DF = 4, 2
 # Beyond this many standard errors Hall's cubic flattens and would hide any effect, however large.
 _CUBIC_LIMIT = 3.0
+# Halvings of an interval that leave less of it than a float can tell.
+_BISECTIONS = 50
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,20 +156,34 @@ def null_variance(values: Floats, low: UnobservedMoments, high: UnobservedMoment
 
 
 def _tilt_to_zero(weighted: Floats, value: Floats, limits: Range) -> float:
-    """λ within limits with Σ w_i·t_i / (1 + λ·t_i) = 0, where that sum falls as λ grows, by 50 bisections."""
+    """λ within limits with Σ w_i·t_i / (1 + λ·t_i) = 0, where that sum falls as λ grows; a limit if none is between.
+
+    Right or wrong answers have four different values at most. An array operation costs more than their sum, so they
+    are bisected without one.
+    """
+    if value.size < 8:
+        return _tilt_of_few(weighted, value, limits)
+
+    def mean(tilt: float) -> float:
+        return float(np.add.reduce(weighted / np.maximum(1 + tilt * value, 1e-12)))
+
+    below, above = limits
+    if mean(below) <= 0:
+        return below
+    if mean(above) > 0:
+        return above
+    return float(optimize.brentq(mean, below, above, xtol=(above - below) * 0.5**_BISECTIONS))
+
+
+def _tilt_of_few(weighted: Floats, value: Floats, limits: Range) -> float:
     below, above = limits
     tilt = (below + above) / 2
-    # Right or wrong answers have four different values at most, and an array operation costs more than their sum.
-    # numpy adds fewer than eight values from left to right: both loops give the same bits.
-    terms = list(zip(weighted.tolist(), value.tolist(), strict=True)) if value.size < 8 else None
-    for _ in range(50):
+    terms = list(zip(weighted.tolist(), value.tolist(), strict=True))
+    for _ in range(_BISECTIONS):
         tilt = (below + above) / 2
-        if terms is None:
-            mean = float(np.add.reduce(weighted / np.maximum(1 + tilt * value, 1e-12)))
-        else:
-            mean = 0.0
-            for numerator, term in terms:
-                denominator = 1 + tilt * term
-                mean += numerator / (denominator if denominator > 1e-12 else 1e-12)
+        mean = 0.0
+        for numerator, term in terms:
+            denominator = 1 + tilt * term
+            mean += numerator / (denominator if denominator > 1e-12 else 1e-12)
         below, above = (tilt, above) if mean > 0 else (below, tilt)
     return tilt
