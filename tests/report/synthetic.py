@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from llmkick.compression.recoveries import recovery_of
 from llmkick.statistics import Comparison, PerplexityComparison
 from llmkick.study.journal.journal import Journal
 from llmkick.study.journal.prompts import PromptPart, packed_prompt
@@ -265,7 +266,7 @@ def describe(task: str) -> dict[str, Any]:
 
 def seeds_of(recipe: str, seeds: Sequence[int]) -> Sequence[int | None]:
     """Calibration seeds, for a method that has any."""
-    return seeds if recipe.startswith(CALIBRATED) else (None,)
+    return seeds if recipe.startswith(CALIBRATED) or recovery_of(recipe) else (None,)
 
 
 def report(recipe: str, seed: int | None, blocks: int) -> dict[str, Any]:

@@ -65,7 +65,8 @@ def returned(
             of_task = records[records["task"] == task.name]
             scores = {name: _by_seed(of_task, name) for name in ("dense", model.base, model.label)}
             if task.metric not in CONTROL_METRICS and all(scores.values()):
-                dense = of_task[of_task["recipe"] == "dense"].set_index("item_id")
+                # One order of the items, so that sums round the same way from every order of the records.
+                dense = of_task[of_task["recipe"] == "dense"].set_index("item_id").sort_index()
                 rows += _of_task(task, model, scores, dense, alpha=alpha)
     return rows
 
