@@ -72,7 +72,7 @@ class ModelRuns:
         return self.runs[0].result.study.alpha
 
     def cells(self, wanted: Callable[[TaskSummary], bool], *, every_run: bool = False) -> list[Cell]:
-        """The comparisons with a verdict on the wanted tasks; tasks without a signal are left out.
+        """The comparisons with a verdict on the wanted tasks; without tasks that have no signal and recovered recipes.
 
         Of several cells of a recipe on a task the one with the most calibration samples counts, then one that did not
         stop early, then the first; with `every_run`, all of them.
@@ -90,6 +90,8 @@ class ModelRuns:
                         comparison=comparison,
                     )
                     place = f"{run.name} {comparison.recipe}" if every_run else ""
+                    if cell.level.recovery:
+                        continue  # the claims are about compressed models, none of which was recovered
                     key = (cell.level.recipe, comparison.task, place)
                     if key not in found or _preference(cell) > _preference(found[key]):
                         found[key] = cell

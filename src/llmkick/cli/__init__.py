@@ -14,7 +14,7 @@ from llmkick.errors import ConfigError, KickError
 
 # isort: off
 # Imported for the commands they define, in the order of `kick --help`.
-from llmkick.cli import run, paper, compare, gate, compress, evaluate, frontier, power  # noqa: F401
+from llmkick.cli import run, paper, compare, gate, compress, recover, evaluate, frontier, power  # noqa: F401
 from llmkick.cli import report, claims, diff, export, import_lm_eval, export_lm_eval  # noqa: F401
 from llmkick.cli import models, methods, tasks, cache, doctor  # noqa: F401
 # isort: on

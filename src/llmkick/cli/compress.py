@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -20,6 +20,9 @@ from llmkick.cli.options import (
     Sequences,
 )
 from llmkick.errors import ConfigError
+
+if TYPE_CHECKING:
+    from llmkick.compression.walk.report import CompressionReport, RecoveryReport
 
 Form = Literal["folder", "packed", "compressed-tensors"]
 
@@ -78,6 +81,8 @@ def compress(
         kick compress ./my-llama gptq@4b-g128 -o models/my-llama-4bit --packed
 
         kick compress ./my-llama gptq@4b-g128 -o models/my-llama-ct --compressed-tensors
+
+        kick compress ./my-llama wanda@2:4+lora -o models/my-llama-2-4-recovered
     """
     from llmkick.cli.progress import TerminalProgress
     from llmkick.compression.registry import parse_recipe
@@ -99,11 +104,35 @@ def compress(
             model, parsed, folder, form=form, calibration=plan, propagate=propagate, allow_partial=allow_partial,
             dtype=dtype, device=device, observer=observer, on_model=observer.plan,
         )  # fmt: skip
+    print_report(report, folder)
+
+
+def print_report(report: CompressionReport, folder: Path) -> None:
+    """Print what a compression did, and where its model is."""
     print_notes(report.warnings)
     if report.routers:
         print_line(f"routers left dense: {', '.join(report.router_names)}")
+    if report.recovery is not None:
+        print_line(_recovery_line(report.recovery))
     print_line(
-        f"{recipe}: {report.realised_sparsity:.1%} zeros in {len(report.layers)} layers, {report.coverage}, "
+        f"{report.recipe}: {report.realised_sparsity:.1%} zeros in {len(report.layers)} layers, {report.coverage}, "
         f"{report.stored_bytes / 1e6:.1f} MB in compact form against {report.dense_bytes / 1e6:.1f} MB, "
         f"{report.seconds:.1f} s → {folder}"
     )
+
+
+def _recovery_line(recovery: RecoveryReport) -> str:
+    """What a recovery did, in one line."""
+    errors = [(layer.before, layer.after) for layer in recovery.layers]
+    measured = [(before, after) for before, after in errors if before is not None and after is not None]
+    parts = []
+    if recovery.steps is not None:
+        ended = f", stopped: {recovery.stopped}" if recovery.stopped else ""
+        parts.append(f"{recovery.steps} steps{ended}")
+    if recovery.loss_before is not None and recovery.loss_after is not None:
+        parts.append(f"loss {recovery.loss_before:.4g} → {recovery.loss_after:.4g} nats a token")
+    if measured:
+        before, after = (sum(values) / len(measured) for values in zip(*measured, strict=True))
+        parts.append(f"mean error of {len(measured)} layers {before:.1%} → {after:.1%}")
+    parts.append(f"{recovery.extra_bytes / 1e6:.1f} MB more ({recovery.extra_bits_per_weight:.2f} bits a weight)")
+    return f"{recovery.recovery}: {', '.join(parts)}, {recovery.tokens:,} tokens, {recovery.seconds:.1f} s"

@@ -8,7 +8,7 @@ from llmkick.compression.kernels.eora import eora
 from llmkick.compression.kernels.grid import decode
 from llmkick.compression.kernels.hessian import InputStatistics
 from llmkick.compression.kernels.layer import LayerRecovery, WeightResult
-from llmkick.compression.kernels.reconstruct import refit_kept, refit_scales, row_errors
+from llmkick.compression.kernels.reconstruct import refit_kept, refit_scales
 from llmkick.compression.recoveries import EoRA, Recovery
 from llmkick.models.low_rank import adapter_of, merged
 
@@ -24,10 +24,8 @@ def recover_layer(recovery: Recovery, dense: Tensor, result: WeightResult, input
         recovered = result._replace(weight=decode(result.codes, grid).to(dense.dtype), grid=grid)
     else:
         recovered = result._replace(weight=refit_kept(dense, result.weight, hessian))
-    size, before, after = (
-        float(row_errors(*pair, hessian).sum())
-        for pair in ((dense, dense * 0), (dense, result.weight), (dense, recovered.weight))
-    )
+    changes = (dense.float(), result.weight.float() - dense.float(), recovered.weight.float() - dense.float())
+    size, before, after = (float(((change @ hessian) * change).sum().clamp(min=0)) for change in changes)
     kept = recovered.recovery or LayerRecovery(None, None, 0.0)
     return recovered._replace(
         recovery=kept._replace(

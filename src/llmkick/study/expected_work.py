@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from llmkick.compression.recipe import Dense, Recipe
+from llmkick.compression.recipe import Dense, Recipe, Recovered, is_trained
+from llmkick.compression.recoveries import EoRA, LoRA, Recovery
 from llmkick.compression.walk.batches import ERROR_SEQUENCES
 from llmkick.compression.walk.blocks import decoder_blocks
 from llmkick.compression.walk.calibration import chosen_source
@@ -31,6 +32,11 @@ WRITTEN_SHARE = 0.6
 ITEMS_FOR_A_LOSS, ITEMS_FOR_A_MATCH = 100, 600
 # Seconds for a column of a column-by-column method beside its arithmetic, and for a layer of any method.
 COLUMN_SECONDS, LAYER_SECONDS = 2e-4, 2e-3
+# Passes that a step of a training takes: forward and backward, of the dense model forward, and a share of the checks.
+PASSES_OF_A_STEP = 5
+# Operations of an eigendecomposition per cube of its width, which are much slower than those of a product, and products
+# with the second moments that a refit takes.
+EIGEN_OPERATIONS, ITERATIONS_OF_A_REFIT = 100, 28
 # The share of a compression that loading its finished model takes.
 LOADING_SHARE = 0.05
 # Expected seconds of a compression beside its blocks, and of the first one of a process.
@@ -178,7 +184,7 @@ def compressing(
     parts = []
     for variant, cost in costs.items():
         pool: tuple[str, ...] = ("compress", variant.recipe.method)
-        if not variant.propagate:
+        if not variant.propagate and not is_trained(variant.recipe):
             together.setdefault(settings[variant].text(variant.seed), []).append(variant)
             pool, cost = ("load",), LOADING_SHARE * cost
         start = COMPRESSION_SECONDS + (FIRST_SECONDS if variant == recipes[0] else 0.0)
@@ -204,7 +210,28 @@ def block_seconds(
         if recipe.needs_hessian:
             operations = 2 * rows * columns**2 + 3 * columns**3
             seconds += columns * COLUMN_SECONDS + operations / speed.operations_a_second
+        if isinstance(recipe, Recovered) and not is_trained(recipe):
+            operations = recovery_operations(recipe.recovery, rows, columns)
+            seconds += operations / speed.operations_a_second
+    if isinstance(recipe, Recovered) and isinstance(recipe.recovery, LoRA):
+        took = PASSES_OF_A_STEP * trained_tokens(recipe.recovery, calibration) * speed.token_seconds
+        minutes = recipe.recovery.training.minutes
+        seconds += (took if minutes is None else min(took, 60 * minutes)) / max(1, blocks)
     return seconds
+
+
+def trained_tokens(recovery: LoRA, calibration: CalibrationSetting) -> int:
+    """The tokens that the steps of a training read, unless a limit of minutes ends it earlier."""
+    training = recovery.training
+    tokens = training.steps * min(training.batch, calibration.sequences) * calibration.length
+    return tokens if training.tokens is None else min(tokens, training.tokens)
+
+
+def recovery_operations(recovery: Recovery, rows: int, columns: int) -> float:
+    """The floating-point operations of the recovery of one layer, those of an eigendecomposition as if it were fast."""
+    if isinstance(recovery, EoRA):
+        return EIGEN_OPERATIONS * min(rows, columns) ** 3 + 4.0 * rows * columns**2
+    return ITERATIONS_OF_A_REFIT * 2.0 * rows * columns**2
 
 
 def calibrating(

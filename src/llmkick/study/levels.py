@@ -9,8 +9,8 @@ import re
 from dataclasses import dataclass, replace
 
 from llmkick.compression.levels import Level, LevelKind, level_of, parse_grid, parse_pattern
-from llmkick.compression.recipe import RTN, Grid, Magnitude, Pattern, Recipe, SparseGPT
-from llmkick.compression.recoveries import recovery_of
+from llmkick.compression.recipe import RTN, Grid, Magnitude, Pattern, Recipe, Recovered, SparseGPT
+from llmkick.compression.recoveries import recovery_of, split_recovery
 from llmkick.compression.registry import METHODS, parse_recipe
 from llmkick.errors import ConfigError
 
@@ -98,9 +98,15 @@ class LevelGrid:
 def level_grid(text: str) -> LevelGrid:
     """Parse `METHOD`, `METHOD@sparsity`, `METHOD@n:m`, `METHOD@bits`, or `METHOD@LEVEL,LEVEL,…` of one kind.
 
+    A recovery at the end, as in `wanda@n:m+lora`, belongs to every level.
     Raises ConfigError for an unknown method or level, a repeated level, fewer than two levels, or levels of kinds
     without a common order.
     """
+    compression, recovery = split_recovery(text.strip())
+    if recovery is not None:
+        grid = level_grid(compression)
+        recovered = tuple(Recovered(base=recipe, recovery=recovery) for recipe in grid.recipes)
+        return replace(grid, name=text.strip(), method=f"{grid.method}+{recovery}", recipes=recovered)
     method, _, levels = text.strip().partition("@")
     if method == "dense" or method not in METHODS:
         choices = ", ".join(name for name in METHODS if name != "dense")
@@ -133,5 +139,6 @@ def severity(recipe: Recipe) -> tuple[float, ...]:
 
 
 def level_text(recipe: Recipe) -> str:
-    """Return the level as text: the part of the recipe after the `@`."""
-    return str(recipe).partition("@")[2]
+    """Return the level as text: the part of the recipe after the `@`, without a recovery."""
+    base = recipe.base if isinstance(recipe, Recovered) else recipe
+    return str(base).partition("@")[2]

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 import psutil
 import torch
 
-from llmkick.compression.recipe import Recipe
+from llmkick.compression.recipe import Recipe, Recovered
+from llmkick.compression.recoveries import LoRA
 from llmkick.errors import ConfigError, KickError, one_line
 from llmkick.models.checkpoints.builtin import BUILTIN_MODELS, is_cached
 from llmkick.models.checkpoints.meta_model import load_structure
@@ -19,6 +20,7 @@ from llmkick.models.language_model import GenerateRequest, ModelInfo, ScoreReque
 from llmkick.models.precision import resolve_device, resolve_dtype
 from llmkick.models.server_scheme import is_server
 from llmkick.models.transformers_model import TransformersModel
+from llmkick.study.expected_work import PASSES_OF_A_STEP, trained_tokens
 from llmkick.study.judging.questions import Estimate, estimate
 from llmkick.study.power_warnings import calibrated_seeds, warn_of_low_power
 from llmkick.study.results.records import CONTROL_METRICS
@@ -32,6 +34,8 @@ from llmkick.tasks.task import Item, ReadByReference, Task
 COUNTED_ITEMS = 64
 # Side of the square matrices for the speed measurement, and the share of that speed that a model reaches.
 MATRIX, EFFICIENCY = 1024, 0.4
+# Operations of a recovery without training for each weight.
+OPERATIONS_OF_A_RECOVERY = 60_000.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,8 +129,7 @@ def plan_study(study: Study) -> Plan:
     compressing = None
     if parameters is not None:
         work = sum(
-            _operations(level.recipe, parameters, _tokens_of(level.calibration)) * _runs(level.recipe, study)
-            for level in levels
+            _operations(level.recipe, parameters, level.calibration) * _runs(level.recipe, study) for level in levels
         )
         compressing = work / speed / 3600
     models = 1 + sum(_runs(level.recipe, study) for level in levels) + len(study.others)
@@ -268,8 +271,15 @@ def _operations_a_second(dtype: torch.dtype, device: torch.device) -> float:
     return EFFICIENCY * repeats * 2 * MATRIX**3 / (time.perf_counter() - started)
 
 
-def _operations(recipe: Recipe, parameters: int, calibration_tokens: int) -> float:
+def _operations(recipe: Recipe, parameters: int, calibration: CalibrationSetting) -> float:
     """Return the floating-point operations of one compression: calibration forward passes and Hessian products."""
+    calibration_tokens = _tokens_of(calibration)
+    if isinstance(recipe, Recovered):
+        base = _operations(recipe.base, parameters, calibration)
+        if not isinstance(recipe.recovery, LoRA):
+            # Eigendecompositions, or the products of a refit, cost about as much as so many products of a layer.
+            return max(base, 6.0 * parameters * calibration_tokens) + OPERATIONS_OF_A_RECOVERY * parameters
+        return base + 2.0 * PASSES_OF_A_STEP * parameters * trained_tokens(recipe.recovery, calibration)
     if not recipe.needs_calibration:
         return 20.0 * parameters
     # Each block runs twice, before and after it is compressed.

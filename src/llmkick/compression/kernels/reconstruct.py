@@ -8,7 +8,7 @@ from torch import Tensor
 from llmkick.compression.kernels.grid import FittedGrid, decode, in_groups
 
 # Steps of the conjugate gradients, and the share of the first residual's square at which a row is finished.
-ITERATIONS, TOLERANCE = 30, 1e-8
+ITERATIONS, TOLERANCE = 20, 1e-8
 # Share of itself that is added to the diagonal of the small system of scales, which can be singular.
 RIDGE = 1e-9
 

@@ -12,12 +12,13 @@ from typing import Any, Literal, Protocol, TypedDict
 import psutil
 import torch
 
-from llmkick.compression.recipe import Dense, Recipe
+from llmkick.compression.recipe import Dense, Recipe, Recovered, is_trained
 from llmkick.compression.registry import parse_recipe
 from llmkick.compression.storage.cache import entry_for, folder_of
 from llmkick.compression.storage.compressed_tensors import check_exportable, check_storable, save_compressed_tensors
 from llmkick.compression.storage.folder import StreamedFolder, check_target, report_of, save_folder, save_packed
 from llmkick.compression.storage.stored_model import StoredModel
+from llmkick.compression.training.student import import_peft
 from llmkick.compression.walk.blocks import decoder_blocks
 from llmkick.compression.walk.calibration import Calibration, as_calibration, calibrate, chosen_source
 from llmkick.compression.walk.checks import check_compressible, check_recipe_fits
@@ -37,7 +38,8 @@ from llmkick.models.transformers_model import TransformersModel
 # Memory that a compression takes beside a model that is loaded whole, in sizes of its weights (measured with
 # `benchmarks/memory.py --mixture`): a compressed copy, and on the host what is being packed.
 COPIES_OF_COMPRESSION = 1.5
-COPIES_ON_CUDA = 2.1  # with the model itself
+HOST_COPIES = 0.4  # the part of these that a GPU does not hold
+COPIES_OF_TRAINING = 3.0  # the compressed and the recovered copy, and what the training keeps for its gradients
 
 Form = Literal["folder", "packed", "compressed-tensors"]
 
@@ -103,6 +105,9 @@ def compress_checkpoint(
     blocks = decoder_blocks(meta_model.model.network)
     check_compressible(meta_model.model.network, blocks, allow_partial=allow_partial)
     check_recipe_fits(recipe, blocks, as_calibration([[0, 0]]))  # before the calibration, which may take minutes
+    if is_trained(recipe):
+        import_peft()
+        _check_memory(meta_model, COPIES_OF_TRAINING, f"{recipe} trains it as a whole")
     if form != "packed":
         StoredModel(meta_model.model).form.refuse_unreadable()
     if form == "compressed-tensors":
@@ -118,26 +123,40 @@ def compress_checkpoint(
         "allow_partial": allow_partial,
         "progress": _progress_of(observer),
     }
-    with _work_folder(key, meta_model.bytes, folder) as work:
-        if meta_model.obstacle is None and form == "folder":
+    with _work_folder(key, meta_model.bytes, folder) as work, contextlib.ExitStack() as stack:
+        base: Path | None = None
+        if isinstance(recipe, Recovered) and is_trained(recipe):
+            key = kept_key(meta_model.info, meta_model.device, recipe.base, windows, propagate=propagate)
+            base = stack.enter_context(_work_folder(key, meta_model.bytes, folder))
+        elif meta_model.obstacle is None and form == "folder":
             with StreamedFolder(meta_model, folder) as target:
                 kept = compress_streamed(meta_model, recipe, work, calibration=windows, sink=target.put, **options)
                 observer.stage(f"writing {folder}", 1)
                 return target.finish(report_of(kept))
-        model = _compressed(meta_model, recipe, work, windows, options)
+        model = _compressed(meta_model, recipe, work, base, windows, options)
         finished = kept_blocks(meta_model.info, meta_model.device, recipe, windows, work, propagate=propagate)
         observer.stage(f"writing {folder}", 1)
         return _save(model, recipe, finished, folder, form)
 
 
 def _compressed(
-    meta_model: MetaModel, recipe: Recipe, work: Path, windows: Calibration | None, options: _WalkOptions
+    meta_model: MetaModel,
+    recipe: Recipe,
+    work: Path,
+    base: Path | None,
+    windows: Calibration | None,
+    options: _WalkOptions,
 ) -> MetaModel | TransformersModel:
-    """Compress into a folder of finished blocks; returns the model with the weights that no recipe changes."""
-    if meta_model.obstacle is None:
+    """Compress into a folder of finished blocks; returns the model with the weights that no recipe changes.
+
+    base: such a folder for the compression that a trained recovery begins with.
+    """
+    if meta_model.obstacle is None and not is_trained(recipe):
         compress_streamed(meta_model, recipe, work, calibration=windows, **options)
         return meta_model
-    return compress(_loaded(meta_model, to_compress=True), recipe, calibration=windows, keep=work, **options)[0]
+    copies = COPIES_OF_COMPRESSION if base is None else COPIES_OF_TRAINING
+    model = _loaded(meta_model, copies, meta_model.obstacle or f"{recipe} trains it as a whole")
+    return compress(model, recipe, calibration=windows, keep=work, base=base, **options)[0]
 
 
 def _save(
@@ -160,7 +179,8 @@ def _windows(meta_model: MetaModel, plan: CalibrationPlan, observer: StageObserv
     size = {"sequences": plan.sequences, "length": plan.length, "seed": plan.seed}
     source = chosen_source(plan.source, meta_model.info, meta_model.device)
     if source == "self" and not is_sampled(model, **size):
-        model = _loaded(meta_model, to_compress=False)
+        why = "it is to sample its own calibration text; give --calibration FILE, a folder or c4"
+        model = _loaded(meta_model, 0.0, why)
     return calibrate(model, source=source, progress=_progress_of(observer), **size)
 
 
@@ -168,28 +188,31 @@ def _progress_of(observer: StageObserver) -> Callable[[int, int], None]:
     return lambda done, _total: observer.advance(done)
 
 
-def _loaded(meta_model: MetaModel, *, to_compress: bool) -> TransformersModel:
+def _loaded(meta_model: MetaModel, copies: float, why: str) -> TransformersModel:
     """The whole model in memory. Raises ConfigError where it cannot fit."""
-    device = meta_model.placement
-    free, needed = _free_bytes(meta_model), _needed_bytes(meta_model, to_compress=to_compress)
+    _check_memory(meta_model, copies, why)
+    return load_located(meta_model.checkpoint, dtype=meta_model.info.dtype, device=meta_model.placement)
+
+
+def _check_memory(meta_model: MetaModel, copies: float, why: str) -> None:
+    """Raise ConfigError where the model and what is made beside it, in sizes of its weights, do not fit."""
+    free, needed = _free_bytes(meta_model), _needed_bytes(meta_model, copies)
     if needed > free:
-        why = "it is to sample its own calibration text; give --calibration FILE, a folder or c4"
         raise ConfigError(
-            f"{meta_model.info.name} needs {needed / 1e9:.1f} GB on {device}, of which {free / 1e9:.1f} GB "
-            f"are free, and must be loaded whole: {meta_model.obstacle if to_compress else why}"
+            f"{meta_model.info.name} needs {needed / 1e9:.1f} GB on {meta_model.placement}, of which "
+            f"{free / 1e9:.1f} GB are free, and must be loaded whole: {why}"
         )
-    return load_located(meta_model.checkpoint, dtype=meta_model.info.dtype, device=device)
 
 
-def _needed_bytes(meta_model: MetaModel, *, to_compress: bool) -> int:
-    """Memory that the whole model takes, and its compression where it cannot be read block by block."""
+def _needed_bytes(meta_model: MetaModel, copies: float) -> int:
+    """Memory that the whole model takes, and what is made beside it: on a GPU without what is packed on the host."""
     if meta_model.device.type == "cuda":
-        return int((COPIES_ON_CUDA if to_compress else 1) * meta_model.bytes)
+        return int((1 + copies - (HOST_COPIES if copies else 0)) * meta_model.bytes)
     stored = meta_model.files.stored_bytes
     # Files are mapped, and of tensors that are used as they are stored there is no other copy.
     is_mapped = not meta_model.groups and not meta_model.checkpoint.packed and stored <= 1.1 * meta_model.bytes
     loaded = meta_model.bytes + (0 if is_mapped else stored)
-    return loaded + int(COPIES_OF_COMPRESSION * meta_model.bytes if to_compress else 0)
+    return loaded + int(copies * meta_model.bytes)
 
 
 def _free_bytes(meta_model: MetaModel) -> int:

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from llmkick.compression.recipe import Grid, Recipe
+from llmkick.compression.recipe import Grid, Recipe, Recovered
+from llmkick.compression.recoveries import LowRank
 from llmkick.compression.storage.configuration import write_config
 from llmkick.compression.storage.folder import UnchangedWeights, report_of, write_model
 from llmkick.compression.storage.shards import bundles, write_shards
@@ -34,6 +35,10 @@ def check_exportable(recipe: Recipe, blocks: list[Block]) -> None:
     grid = next((part for part in recipe.parts if isinstance(part, Grid)), None)
     if recipe.bits is None or grid is None:
         raise ConfigError(f"{recipe} rounds nothing, and compressed-tensors stores integers; use --packed")
+    if isinstance(recipe, Recovered) and isinstance(recipe.recovery, LowRank):
+        raise ConfigError(
+            f"{recipe} keeps matrices beside the integers, and compressed-tensors has no place for them; use --packed"
+        )
     try:
         import compressed_tensors  # noqa: F401
     except ImportError as error:

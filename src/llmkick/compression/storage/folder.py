@@ -6,7 +6,7 @@ import itertools
 import os
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
@@ -198,7 +198,7 @@ def write_model(
         notes = write_companions(model, report, temporary, form)
         notes += write(temporary)
         report = replace(report, warnings=(*report.warnings, *notes))
-        write_json(temporary / REPORT_FILE, asdict(report))
+        write_json(temporary / REPORT_FILE, report.to_json())
         # With the source precision a later compression can warn that these weights had been rounded before.
         origin = {"file": model.info.name, "digest": model.info.digest, "source_precision": report.source_precision}
         write_json(temporary / SOURCE_FILE, origin)

@@ -20,7 +20,7 @@ from llmkick.compression.walk.blocks import decoder_blocks, shallow_copy
 from llmkick.compression.walk.calibration import Calibration
 from llmkick.compression.walk.finished_blocks import FinishedBlocks, Tally
 from llmkick.compression.walk.linear_layer import LinearLayer, replace_weights
-from llmkick.compression.walk.report import CompressionReport, LayerReport, RecoveryReport
+from llmkick.compression.walk.report import CompressionReport, LayerErrors, LayerReport, RecoveryReport
 from llmkick.compression.walk.weight import relative_output_error
 from llmkick.errors import ConfigError
 from llmkick.models.checkpoints.packed import Packed, pack, read_parts, with_adapter
@@ -174,19 +174,19 @@ class TrainedRecovery:
                 loss_before=state.losses[0] if state.losses else None,
                 loss_after=loss_after,
                 stopped=state.stopped,
+                layers=tuple(
+                    LayerErrors(name=name, before=before, after=after) for name, (before, after) in self._errors.items()
+                ),
             ),
         )
 
     def _layer_report(self, layer: LayerReport, weight: Tensor | None) -> LayerReport:
-        before, after = self._errors.get(layer.name, (None, None))
-        if before is None:
+        if layer.name not in self._errors:
             return layer
         sparsity = layer.realised_sparsity
         if weight is not None:
             sparsity = 1 - int(torch.count_nonzero(weight != 0)) / weight.numel()
-        return replace(
-            layer, relative_output_error=after, error_before=before, error_after=after, realised_sparsity=sparsity
-        )
+        return replace(layer, relative_output_error=self._errors[layer.name][1], realised_sparsity=sparsity)
 
     # The recovered blocks on disk
 

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from llmkick.compression.walk.background import BackgroundWorker
-from llmkick.compression.walk.report import CompressionReport, LayerReport
+from llmkick.compression.walk.report import CompressionReport, LayerErrors, LayerReport
 from llmkick.errors import ConfigError, ModelError
 from llmkick.files import write_text_atomically
 from llmkick.models.checkpoints.packed import FORMAT, Packed, read_packed, write_packed
@@ -36,7 +36,8 @@ BlockFinish = Callable[[Mapping[str, Packed]], dict[str, str]]
 class Tally:
     """What a compression has done so far: reports of its layers, warnings, bytes and seconds.
 
-    adapter_bytes, recovery_seconds: the part of `stored_bytes` and of `seconds` that a recovery has added.
+    adapter_bytes, recovery_seconds: the part of `stored_bytes` and of `seconds` that a recovery has added. recovered:
+    the errors of its layers.
     """
 
     layers: list[LayerReport] = field(default_factory=list)
@@ -46,6 +47,7 @@ class Tally:
     seconds: float = 0.0
     adapter_bytes: int = 0
     recovery_seconds: float = 0.0
+    recovered: list[LayerErrors] = field(default_factory=list)
 
 
 class FinishedBlocks:
@@ -78,7 +80,8 @@ class FinishedBlocks:
             state = json.loads(file.read_text(encoding="utf-8"))
             key, form, self.count = state["key"], state["format"], int(state["finished"])
             layers = [LayerReport(**{**layer, "shape": tuple(layer["shape"])}) for layer in state["tally"]["layers"]]
-            self.tally = Tally(**{**state["tally"], "layers": layers})
+            errors = [LayerErrors(**layer) for layer in state["tally"].get("recovered", ())]
+            self.tally = Tally(**{**state["tally"], "layers": layers, "recovered": errors})
             self.digests = dict(state.get("digests", {}))
             self.report = None if state["report"] is None else CompressionReport.from_json(state["report"])
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -111,7 +114,8 @@ class FinishedBlocks:
         assert index == self.count, f"block {index} after {self.count} finished ones"
         self._worker.wait_for_earlier()
         self.count, self.tally = index + 1, tally
-        as_now = replace(tally, layers=list(tally.layers), warnings=list(tally.warnings))
+        lists = {"layers": list(tally.layers), "warnings": list(tally.warnings), "recovered": list(tally.recovered)}
+        as_now = replace(tally, **lists)
         self._worker.submit_last(self._keep, index, layers, as_now, finish)
 
     def _keep(self, index: int, layers: Mapping[str, Future[Packed]], tally: Tally, finish: BlockFinish | None) -> None:
@@ -130,7 +134,7 @@ class FinishedBlocks:
             file.unlink()
 
     def _write_state(self, count: int, tally: Tally) -> None:
-        report = None if self.report is None else asdict(self.report)
+        report = None if self.report is None else self.report.to_json()
         state = {"format": FORMAT, "key": self.key, "finished": count, "tally": asdict(tally)}
         # Without line breaks: thousands of experts make it long, and it is written for every block.
         text = json.dumps({**state, "digests": self.digests, "report": report}, ensure_ascii=False)

@@ -16,7 +16,7 @@ from llmkick.compression.walk.calibration import Calibration
 from llmkick.compression.walk.finished_blocks import BlockFinish, FinishedBlocks, Tally
 from llmkick.compression.walk.inputs import InputRecord
 from llmkick.compression.walk.linear_layer import LinearLayer
-from llmkick.compression.walk.report import LayerReport, RecoveryReport
+from llmkick.compression.walk.report import LayerErrors, LayerReport, RecoveryReport
 from llmkick.compression.walk.size import compact_bytes
 from llmkick.compression.walk.weight import compress_with_statistics, relative_output_error
 from llmkick.models.checkpoints.packed import Codes, Packed, pack, with_adapter
@@ -68,6 +68,7 @@ class RecipeOutput:
             tokens=0 if windows is None else windows.tokens.size,
             extra_bytes=extra,
             extra_bits_per_weight=8 * extra / max(1, self.compressed_weights),
+            layers=tuple(self.tally.recovered),
         )
 
     def has(self, index: int) -> bool:
@@ -135,10 +136,11 @@ class RecipeOutput:
                 relative_output_error=None if sample is None else relative_output_error(dense, weight, sample),
                 damping=result.damping,
                 tokens=0 if statistics is None else statistics.tokens,
-                error_before=recovery.error_before,
-                error_after=recovery.error_after,
             )
         )
+        if result.recovery is not None:
+            errors = LayerErrors(name=layer.name, before=recovery.error_before, after=recovery.error_after)
+            self.tally.recovered.append(errors)
         adapter_bytes = 0 if recovery.adapter is None else recovery.adapter.size
         self.tally.adapter_bytes += adapter_bytes
         self.tally.recovery_seconds += recovery.seconds

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 
@@ -13,8 +13,7 @@ class LayerReport:
     """What happened to one weight matrix.
 
     shape: (out, in). relative_output_error: ‖change of the output‖ / ‖output‖ on a sample of the calibration. damping:
-    share of the Hessian's mean diagonal. tokens: the number that the layer was calibrated on. error_before,
-    error_after: of a recovered layer, the same ratio before and after its recovery, see docs/recovery.md.
+    share of the Hessian's mean diagonal. tokens: the number that the layer was calibrated on.
     """
 
     name: str
@@ -23,8 +22,15 @@ class LayerReport:
     relative_output_error: float | None
     damping: float | None
     tokens: int
-    error_before: float | None = None
-    error_after: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerErrors:
+    """‖change of the output‖ / ‖output‖ of a layer before and after its recovery, see docs/recovery.md."""
+
+    name: str
+    before: float | None
+    after: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +40,7 @@ class RecoveryReport:
     recovery: its text. seconds: without those of the compression. tokens: read, those of every step of a training.
     extra_bytes, extra_bits_per_weight: of adapters kept beside the compressed weights, per weight of their layers.
     steps, objective, loss_before, loss_after: of a training, in nats a token; None otherwise. stopped: why a training
-    ended before its last step; empty if it did not.
+    ended before its last step; empty if it did not. layers: the errors of the layers that were recovered.
     """
 
     recovery: str
@@ -47,6 +53,7 @@ class RecoveryReport:
     loss_before: float | None = None
     loss_after: float | None = None
     stopped: str = ""
+    layers: tuple[LayerErrors, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,11 +103,21 @@ class CompressionReport:
         """The routers left dense, those of all blocks under one name: `model.layers.*.mlp.gate.weight`."""
         return list(dict.fromkeys(re.sub(r"\.\d+(?=\.)", ".*", name) for name in self.routers))
 
+    def to_json(self) -> dict[str, Any]:
+        """The report as plain values. Only that of a recovered recipe has an entry `recovery`."""
+        values = asdict(self)
+        if self.recovery is None:
+            del values["recovery"]
+        return values
+
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> CompressionReport:
-        """The report from the JSON form of `dataclasses.asdict`."""
+        """The report from its JSON form."""
         layers = tuple(LayerReport(**{**layer, "shape": tuple(layer["shape"])}) for layer in values["layers"])
         lists = {name: tuple(values.get(name, ())) for name in ("warnings", "routers")}
         recovery = values.get("recovery")
-        recovered = None if recovery is None else RecoveryReport(**recovery)
+        recovered = None
+        if recovery is not None:
+            errors = tuple(LayerErrors(**layer) for layer in recovery["layers"])
+            recovered = RecoveryReport(**{**recovery, "layers": errors})
         return cls(**{**values, **lists, "layers": layers, "recovery": recovered})

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from llmkick.compression.recipe import Recipe
+from llmkick.compression.recipe import Recipe, with_training
 from llmkick.errors import ConfigError
 from llmkick.statistics import Verdict, find_frontier
 from llmkick.statistics.frontier import looks
@@ -82,6 +82,8 @@ def run_frontier(
         raise ConfigError("a frontier is searched with one calibration: no lists of source, sequences or length")
     if not search_propagate and not resolved.propagate:
         raise ConfigError("propagate = false leaves nothing to confirm propagated; leave one of the two out")
+    training = resolved.recovery.training()
+    grids = [replace(grid, recipes=tuple(with_training(r, training) for r in grid.recipes)) for grid in grids]
     folder, watcher, executor = Path(out), observer or Silent(), LocalExecutor()
     journal = open_journal(resolved, folder)
     try:

@@ -18,7 +18,7 @@ from pydantic import (
     model_validator,
 )
 
-from llmkick.compression.walk.report import CompressionReport, LayerReport
+from llmkick.compression.walk.report import CompressionReport, LayerReport, RecoveryReport
 from llmkick.models.language_model import ModelInfo
 from llmkick.statistics import Comparison, PerplexityComparison, Verdict
 
@@ -206,6 +206,7 @@ class CompressionSummary(OpenRecord):
     """The compression by one recipe and seed, layer by layer. Sizes are in bytes of the compact form.
 
     `block_share`, `model_share`: the compressed share of the weights in blocks and of all; None in files of 0.1.0.
+    `recovery`: what a recovered recipe did beside the compression of its base.
     """
 
     recipe: str
@@ -219,6 +220,7 @@ class CompressionSummary(OpenRecord):
     warnings: tuple[str, ...]
     block_share: float | None = None
     model_share: float | None = None
+    recovery: RecoveryReport | None = None
     axes: dict[str, int | str] = Field(default_factory=dict)
 
     @property
@@ -235,7 +237,7 @@ class JournalledCompression(CompressionSummary):
     @classmethod
     def of(cls, report: CompressionReport, label: str, axes: Mapping[str, int | str]) -> Self:
         """Return the record of a compression report under the label of its model; `axes` has the level of each axis."""
-        return cls.model_validate({**asdict(report), "recipe": label, **({"axes": dict(axes)} if axes else {})})
+        return cls.model_validate({**report.to_json(), "recipe": label, **({"axes": dict(axes)} if axes else {})})
 
     @property
     def summary(self) -> CompressionSummary:

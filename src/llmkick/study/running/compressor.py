@@ -9,7 +9,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from llmkick.compression.recipe import Recipe
+from llmkick.compression.recipe import Recipe, Recovered, is_trained
 from llmkick.compression.storage.cache import entry_for, folder_of
 from llmkick.compression.storage.shared_store import ArtifactStore
 from llmkick.compression.walk.calibration import Calibration
@@ -58,7 +58,7 @@ class StudyCompressor:
         model with the `expected` digest is used.
         """
 
-        def go(keep: Path | None) -> tuple[TransformersModel, CompressionReport]:
+        def go(keep: Path | None, base: Path | None) -> tuple[TransformersModel, CompressionReport]:
             return compress(
                 self.model,
                 recipe,
@@ -68,20 +68,22 @@ class StudyCompressor:
                 allow_partial=self.allow_partial,
                 progress=lambda done, _total: self.observer.advance(done),
                 keep=keep,
+                base=base,
             )
 
         key = self._kept_key(recipe, calibration)
-        with self._folder_for(key) as keep:
+        with self._folder_for(key) as keep, self._folder_for_base(recipe, calibration, keep) as base:
             sound = keep is None or self._recall(recipe, calibration, key, keep, expected)
             try:
-                result = go(keep)
+                result = go(keep, base)
             except ModelError as error:
                 if keep is None:
                     raise
                 self.warnings.append(f"{recipe}: the cached model was damaged and was made anew ({error})")
-                for file in keep.iterdir():
-                    file.unlink()
-                result, sound = go(keep), False
+                for folder in (keep, base):
+                    for file in () if folder is None else folder.iterdir():
+                        file.unlink()
+                result, sound = go(keep, base), False
             if self.store is not None and keep is not None:
                 self.store.put(key, keep, anew=not sound)
             return result
@@ -122,12 +124,29 @@ class StudyCompressor:
             with tempfile.TemporaryDirectory(dir=cache_folder("on-its-way")) as folder:
                 yield Path(folder)
 
+    @contextlib.contextmanager
+    def _folder_for_base(
+        self, recipe: Recipe, calibration: Calibration | None, keep: Path | None
+    ) -> Iterator[Path | None]:
+        """Yield the folder of the compression that a trained recovery begins with; None where it is not needed."""
+        if not is_trained(recipe) or keep is None:
+            yield None
+            return
+        assert isinstance(recipe, Recovered), recipe
+        with entry_for(self._kept_key(recipe.base, calibration), self._weight_bytes()) as base:
+            if base is not None:
+                yield base
+                return
+            with tempfile.TemporaryDirectory(dir=cache_folder("on-its-way")) as folder:
+                yield Path(folder)
+
     def compress_together(self, recipes: Sequence[tuple[Recipe, Calibration | None]], seed: int | None) -> None:
         """Compress all recipes, each with its windows, in one pass and cache the models, if the cache has room.
 
         One pass is enough because without propagation the calibration statistics do not depend on the recipe, and
-        those of fewer windows are sums of fewer terms.
+        those of fewer windows are sums of fewer terms. Recipes that are trained are left out: they begin with others.
         """
+        recipes = [(recipe, calibration) for recipe, calibration in recipes if not is_trained(recipe)]
         keys = [self._kept_key(recipe, calibration) for recipe, calibration in recipes]
         with ExitStack() as stack:
             # All processes take the locks in the same order, so that two studies cannot deadlock.

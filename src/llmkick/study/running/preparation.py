@@ -10,6 +10,7 @@ from typing import Protocol
 
 import torch
 
+from llmkick.compression.training.recover import check_trainable
 from llmkick.compression.walk.blocks import decoder_blocks
 from llmkick.compression.walk.calibration import Calibration
 from llmkick.compression.walk.checks import check_compressible, check_recipe_fits
@@ -232,6 +233,7 @@ def _check_recipes(study: Study, model: LanguageModel) -> None:
     placeholder = Calibration(tokens=torch.zeros(1, 2, dtype=torch.long).numpy(), source="", seed=0)
     for recipe in study.parsed_recipes():
         check_recipe_fits(recipe, blocks, placeholder)
+        check_trainable(recipe, model)
     longest = max(setting.length for setting in calibration_settings(study.calibration))
     if longest > model.max_tokens:
         raise ConfigError(

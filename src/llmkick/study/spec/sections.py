@@ -1,4 +1,4 @@
-"""The sections of a study file: tasks, calibration, servers and judge."""
+"""The sections of a study file: tasks, calibration, recovery, servers and judge."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from pydantic import (
     model_validator,
 )
 
+from llmkick.compression.recoveries import Objective, Training
 from llmkick.errors import ConfigError
 from llmkick.models.server_scheme import is_server
 from llmkick.study.spec.model_names import parse_if_server
@@ -127,6 +128,21 @@ class CalibrationSpec(Frozen):
             return value
         refuse_axis(("calibration", str(info.field_name)), value)
         return value[0] if len(value) == 1 else value
+
+
+class RecoverySpec(Frozen):
+    """The settings of recipes that are trained, `wanda@2:4+lora`; see docs/recovery.md."""
+
+    steps: int = Field(default=Training().steps, ge=0)
+    learning_rate: float = Field(default=Training().learning_rate, gt=0, le=1)
+    objective: Objective = Training().objective
+    batch: int = Field(default=Training().batch, ge=1)
+    tokens: int | None = Field(default=None, ge=1)
+    minutes: float | None = Field(default=None, gt=0, lt=1e6)
+
+    def training(self) -> Training:
+        """Return the settings as those of a recipe."""
+        return Training(**self.model_dump())
 
 
 class ServerSpec(Frozen):

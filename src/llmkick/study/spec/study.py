@@ -12,7 +12,7 @@ from typing import Annotated, get_args
 import tomli_w
 from pydantic import Field, field_validator, model_validator
 
-from llmkick.compression.recipe import Dense, Recipe
+from llmkick.compression.recipe import Dense, Recipe, is_trained, with_training
 from llmkick.compression.registry import parse_recipe
 from llmkick.errors import ConfigError
 from llmkick.models.server_scheme import is_server
@@ -20,7 +20,7 @@ from llmkick.models.thoughts import Thinking
 from llmkick.study.spec.axes import RecipeLevel, TaskLevel, recipe_levels, task_levels
 from llmkick.study.spec.choices import Correction, Precision, Stop
 from llmkick.study.spec.model_names import label_others, parse_if_server
-from llmkick.study.spec.sections import CalibrationSpec, Frozen, JudgeSpec, ServerSpec, TaskSpec
+from llmkick.study.spec.sections import CalibrationSpec, Frozen, JudgeSpec, RecoverySpec, ServerSpec, TaskSpec
 from llmkick.study.spec.source_lines import LocatedError, errors_at
 from llmkick.study.spec.task_checks import check_tasks
 from llmkick.study.spec.validation import validated
@@ -45,6 +45,7 @@ class Study(Frozen):
     # Below 2³²: every generator accepts these seeds, and a column of doubles holds them exactly.
     seeds: tuple[Annotated[int, Field(ge=0, lt=2**32)], ...] = (0,)
     calibration: CalibrationSpec = CalibrationSpec()
+    recovery: RecoverySpec = RecoverySpec()
     propagate: bool = True
     allow_partial: bool = False  # compress a model even if recipes leave over a tenth of its block weights dense
     server: ServerSpec = ServerSpec()
@@ -173,7 +174,7 @@ class Study(Frozen):
 
     def parsed_recipes(self) -> list[Recipe]:
         """Return the recipes as typed objects, in the study's order."""
-        return [parse_recipe(text) for text in self.recipes]
+        return [with_training(parse_recipe(text), self.recovery.training()) for text in self.recipes]
 
     def labelled_others(self) -> dict[str, str]:
         """Return short name → reference of the external models, in the study's order."""
@@ -208,6 +209,9 @@ class Study(Frozen):
                 del content[option]
         if not self.others:
             del content["others"]
+        # As above; without a recipe that is trained these settings change nothing.
+        if not any(map(is_trained, self.parsed_recipes())):
+            del content["recovery"]
         for task in content["tasks"]:
             for option in _HASHED_WHERE_USED:
                 if task[option] is None:
@@ -257,6 +261,7 @@ def validated_study(values: Mapping[str, object], *, text: str, origin: str) -> 
 _SECTIONS: Mapping[str, type[Frozen]] = {
     "tasks": TaskSpec,
     "calibration": CalibrationSpec,
+    "recovery": RecoverySpec,
     "server": ServerSpec,
     "judge": JudgeSpec,
 }

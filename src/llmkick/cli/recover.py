@@ -1,0 +1,143 @@
+"""`kick recover`: compress a model, bring back what it lost, and write the result to a folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from llmkick.cli.common import STUDIES, app, err, given
+from llmkick.cli.compress import AllowPartial, Packed, Propagate, Seed, print_report
+from llmkick.cli.options import (
+    CHECKPOINT_HELP,
+    OUTPUT,
+    CalibrationSource,
+    Device,
+    DtypeOption,
+    Length,
+    Quiet,
+    Sequences,
+)
+from llmkick.errors import ConfigError
+
+if TYPE_CHECKING:
+    from llmkick.compression.recoveries import Recovery
+
+RECOVERY = "Recovery"
+By = Literal["eora", "reconstruct", "lora", "shots"]
+# A test in tests/cli compares these choices with what recipes accept.
+Objective = Literal["distillation", "next-token"]
+TRAINING = ("steps", "learning_rate", "objective", "batch", "tokens", "minutes")
+SHOTS = (
+    "shots changes no weights, so there is no model to write: it is the same task with worked examples in its prompt. "
+    "In a study file give the task several numbers, shots = [0, 5], beside the recipes; "
+    "examples/recover.toml does, and docs/recovery.md says how to read it"
+)
+
+
+@app.command(rich_help_panel=STUDIES)
+def recover(
+    context: typer.Context,
+    model: Annotated[str, typer.Argument(help=CHECKPOINT_HELP)],
+    recipe: Annotated[str, typer.Argument(help="The compression, for example wanda@2:4; see `kick methods`.")],
+    by: Annotated[By, typer.Option(help="How to recover.", rich_help_panel=RECOVERY)],
+    folder: Annotated[
+        Path, typer.Option("--out", "-o", help="New folder for the recovered model.", rich_help_panel=OUTPUT)
+    ],
+    rank: Annotated[
+        int | None,
+        typer.Option(help="eora, lora: rank of the added matrices. Default: 128, 8.", rich_help_panel=RECOVERY),
+    ] = None,
+    steps: Annotated[int, typer.Option(help="lora: steps of the training.", rich_help_panel=RECOVERY)] = 60,
+    learning_rate: Annotated[
+        float, typer.Option(help="lora: the largest learning rate.", rich_help_panel=RECOVERY)
+    ] = 1e-3,
+    objective: Annotated[
+        Objective,
+        typer.Option(help="lora: the dense model's distributions, or the text itself.", rich_help_panel=RECOVERY),
+    ] = "distillation",
+    batch: Annotated[int, typer.Option(help="lora: calibration windows a step.", rich_help_panel=RECOVERY)] = 2,
+    tokens: Annotated[
+        int | None, typer.Option(help="lora: train on so many tokens at most.", rich_help_panel=RECOVERY)
+    ] = None,
+    minutes: Annotated[
+        float | None, typer.Option(help="lora: train for so many minutes at most.", rich_help_panel=RECOVERY)
+    ] = None,
+    calibration: CalibrationSource = "self",
+    sequences: Sequences = 32,
+    length: Length = 512,
+    seed: Seed = 0,
+    propagate: Propagate = True,
+    allow_partial: AllowPartial = False,
+    packed: Packed = False,
+    dtype: DtypeOption = "auto",
+    device: Device = "auto",
+    quiet: Quiet = False,
+) -> None:
+    """Compress a model, recover what it lost on calibration text, and write it into a folder like `kick compress`.
+
+    `--by eora` adds a low-rank matrix to each layer, `--by reconstruct` refits the weights that are left, and
+    `--by lora` trains towards the dense model (`pip install 'llmkick[recover]'`). Zeros stay zeros and codes stay
+    codes; what cannot be merged is kept beside the weights with `--packed`. If stopped, the same command continues.
+
+    The recipe `wanda@2:4+lora` is the same for `kick compress`, `kick frontier` and study files.
+
+    Examples:
+
+        kick recover smollm2-135m-instruct wanda@2:4 --by lora --steps 100 -o models/smol-2-4-lora
+
+        kick recover ./my-llama gptq@3b-g128 --by eora --rank 64 -o models/my-llama-3bit-eora --packed
+
+        kick recover ./my-llama wanda@0.5 --by reconstruct -o models/my-llama-half
+    """
+    from llmkick.cli.progress import TerminalProgress
+    from llmkick.compression.recipe import Recovered
+    from llmkick.compression.registry import parse_recipe
+    from llmkick.compression.storage.compress_to_disk import CalibrationPlan, compress_checkpoint
+    from llmkick.study.compression_forecast import CompressionProgress
+
+    if by == "shots":
+        raise ConfigError(SHOTS)
+    if not 0 <= seed < 2**32:
+        raise ConfigError(f"seed must be a whole number from 0 to 4294967295; got {seed}")
+    base = parse_recipe(recipe)
+    if isinstance(base, Recovered):
+        raise ConfigError(f"{recipe} names a recovery already; give {base.base}, or use kick compress")
+    settings = {name: value for name, value in context.params.items() if name in (*TRAINING, "rank")}
+    _refuse_unused(by, given(context))
+    recovered = Recovered(base=base, recovery=_recovery(by, settings))
+    plan = CalibrationPlan(source=calibration, sequences=sequences, length=length, seed=seed)
+    with TerminalProgress(err, quiet=quiet) as progress:
+        observer = CompressionProgress(
+            observer=progress, recipe=recovered, source=calibration, sequences=sequences, length=length
+        )
+        report = compress_checkpoint(
+            model, recovered, folder, form="packed" if packed else "folder", calibration=plan, propagate=propagate,
+            allow_partial=allow_partial, dtype=dtype, device=device, observer=observer, on_model=observer.plan,
+        )  # fmt: skip
+    print_report(report, folder)
+
+
+def _refuse_unused(by: By, options: list[str]) -> None:
+    """Raise ConfigError for an option that the recovery does not have."""
+    allowed = {"eora": ("rank",), "reconstruct": (), "lora": (*TRAINING, "rank"), "shots": ()}[by]
+    for name in options:
+        if name in (*TRAINING, "rank") and name not in allowed:
+            raise ConfigError(f"--{name.replace('_', '-')} is no option of {by}; it takes {_written(allowed)}")
+
+
+def _written(names: tuple[str, ...]) -> str:
+    return ", ".join(f"--{name.replace('_', '-')}" for name in names) or "none of these"
+
+
+def _recovery(by: By, settings: dict[str, object]) -> Recovery:
+    """The recovery that the options describe."""
+    from dataclasses import replace
+
+    from llmkick.compression.recoveries import LoRA, Training, parse_recovery
+
+    recovery = parse_recovery(by if settings["rank"] is None else f"{by}-r{settings['rank']}")
+    if not isinstance(recovery, LoRA):
+        return recovery
+    return replace(recovery, training=Training(**{name: settings[name] for name in TRAINING}))  # type: ignore[arg-type]
