@@ -58,6 +58,15 @@ def conclude(
 
 
 @dataclass(frozen=True, kw_only=True)
+class _Recovered:
+    """What the results say about recoveries, and about the text that made the models."""
+
+    returned: tuple[CameBack, ...]
+    overlap: tuple[OverlapRow, ...]
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Conclusion:
     context: StudyContext
     executor: Executor
@@ -89,8 +98,7 @@ class _Conclusion:
                 same_weights=self.context.left_the_weights,
             )
         missing = missing_judgements(records, tasks, study.labels(), alpha=study.alpha)
-        came_back, unpaired = self._came_back(records, tasks)
-        overlap = self._overlap()
+        recovered = self._recovered(records, tasks)
         journalled = self._compressions()
         compressions = [compression.summary for compression in journalled]
         live_models = self.context.keys.external_models.live.values()
@@ -119,8 +127,7 @@ class _Conclusion:
                 *self.run.warnings,
                 *self.executor.warnings,
                 *warnings_of_missing(missing),
-                *unpaired,
-                *overlap_warnings(overlap),
+                *recovered.warnings,
                 *_warnings([self.context.model, *live_models], study, records, compressions),
                 *(describe_noise(row, self.context.model.info.dtype) for row in noise),
             ),
@@ -129,8 +136,8 @@ class _Conclusion:
             families=tuple(families(comparisons, study.labels(), correction=study.correction, alpha=study.alpha)),
             agreement=tuple(agreement(records, study.labels())),
             variants=variants,
-            returned=came_back,
-            overlap=overlap,
+            returned=recovered.returned,
+            overlap=recovered.overlap,
             failures=tuple(FailedCell.model_validate(failure.as_row()) for failure in self.run.schedule.failures),
         )
         return self._written(result, records)
@@ -143,8 +150,8 @@ class _Conclusion:
         result.write()
         return result
 
-    def _came_back(self, records: pd.DataFrame, tasks: Sequence[TaskSummary]) -> tuple[tuple[CameBack, ...], list[str]]:
-        """Return what came back of the recovered models, and warnings about those for which that is not known."""
+    def _recovered(self, records: pd.DataFrame, tasks: Sequence[TaskSummary]) -> _Recovered:
+        """Return what came back, and how much of each task stands in the text that the models were made with."""
         models, warnings = recovered_models(self.context.study.labels())
         stopped = [task.name for task in tasks if task.name in self.context.orders]
         if models and stopped:
@@ -154,12 +161,12 @@ class _Conclusion:
             )
         with self.context.timed("statistics", "what came back"):
             whole = [task for task in tasks if task.name not in stopped]
-            return tuple(returned(records, whole, models, alpha=self.context.study.alpha)), warnings
-
-    def _overlap(self) -> tuple[OverlapRow, ...]:
-        """Return how much of each task stands in the text that the models were made with."""
+            rows = returned(records, whole, models, alpha=self.context.study.alpha)
         with self.context.timed("statistics", "overlap"):
-            return tuple(text_overlap(self.context))
+            overlap = text_overlap(self.context)
+        return _Recovered(
+            returned=tuple(rows), overlap=tuple(overlap), warnings=(*warnings, *overlap_warnings(overlap))
+        )
 
     def _noise(self, records: pd.DataFrame) -> list[NoiseRow]:
         """Return the noise floor of every task with choices; float32 has no noise floor."""
