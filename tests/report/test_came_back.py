@@ -14,6 +14,7 @@ import browser as chromium
 from llmkick.report import exports, tables
 from llmkick.report.came_back import came_back_table, costs, points, row_texts, share, whole_tasks
 from llmkick.report.figures.flows import WAYS, flow_figures
+from llmkick.report.findings import find
 from llmkick.report.page.page import write_report
 from llmkick.report.run_folder import opened_run
 from llmkick.statistics import Ratio
@@ -132,6 +133,20 @@ def test_markdown_and_the_terminal_say_what_the_page_says(recovered: StudyResult
         )
         for part in (share(row.returned), share(row.control), row.outcome, share(row.newly_lost)):
             assert part in shown
+
+
+def test_the_finding_names_a_recovery_only_if_it_is_shown(recovered: StudyResult):
+    (finding,) = [finding for finding in find(recovered) if finding.topic == "came back"]
+    back = [row for row in whole_tasks(recovered) if row.outcome == "brought back"]
+    most = max(back, key=lambda row: row.difference.value)
+    for part in (most.recipe, most.base, most.task, share(most.returned), share(most.control)):
+        assert part in finding.text
+    assert f"so do {len(back) - 1} of the other" in finding.text
+    others = tuple(row for row in recovered.returned if row.outcome == "undecided")
+    (finding,) = [f for f in find(recovered.model_copy(update={"returned": others})) if f.topic == "came back"]
+    assert finding.text == "No recovery is shown to bring back more than its control."
+    none = tuple(row for row in recovered.returned if row.outcome == "no control")
+    assert not [f for f in find(recovered.model_copy(update={"returned": none})) if f.topic == "came back"]
 
 
 def test_the_cost_is_that_of_the_report_or_the_difference_to_the_base(recovered: StudyResult):
