@@ -19,6 +19,7 @@ def test_study_files_are_valid(path: Path) -> None:
 
 
 @pytest.mark.model
+@pytest.mark.slow
 def test_one_recipe() -> None:
     arguments = [sys.executable, str(EXAMPLES / "one_recipe.py"), "magnitude@0.5", "12"]
     done = subprocess.run(arguments, capture_output=True, text=True, check=True)

@@ -527,10 +527,8 @@ TOLERANCES = {"dense": 0.003, "wanda@0.5": 0.003, "sparsegpt@0.5": 0.02, "gptq@4
 
 
 @pytest.mark.model
-@pytest.mark.parametrize(
-    ("text", "tolerance"),
-    [("magnitude@0.3", 0.003), *(pytest.param(*pair, marks=pytest.mark.slow) for pair in TOLERANCES.items())],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("text", "tolerance"), [("magnitude@0.3", 0.003), *TOLERANCES.items()])
 @pytest.mark.timeout(1500)
 def test_perplexity_of_the_built_in_model_is_that_of_the_reference(
     monkeypatch: pytest.MonkeyPatch, builtin_model: TransformersModel, text: str, tolerance: float

@@ -174,14 +174,15 @@ class Watching(Silent):
 def test_the_forecast_has_parts_for_every_level_and_all_of_them_end(
     toy: Path, text: Path, tmp_path: Path, propagate: bool
 ):
-    calibration = {"source": str(text), "sequences": list(COUNTS), "length": [16, 32]}
-    study = study_of(toy, text, calibration=calibration, propagate=propagate, seeds=[0, 1])
+    calibration = {"source": str(text), "sequences": [2, 4], "length": [16, 32]}
+    tasks = [{"name": "multiple_choice", "id": "mmlu", "limit": 4, "shots": [0, 1]}]
+    study = study_of(toy, text, calibration=calibration, propagate=propagate, seeds=[0, 1], tasks=tasks)
     watching = Watching()
     run_study(study, out=tmp_path / "run", observer=watching)
-    models = 1 + 2 * 3 * 2 * 2
-    assert watching.announcement.cells == (1 + models) * 3
+    models = 1 + 2 * 2 * 2 * 2
+    assert watching.announcement.cells == (1 + models) * 2
     assert watching.announcement.compressions == models
-    assert watching.begun["calibrate"] == (2 * 2, 2 * 6 * (16 + 32)), "smaller counts are part of the largest"
+    assert watching.begun["calibrate"] == (2 * 2, 2 * 4 * (16 + 32)), "smaller counts are part of the largest"
     passes = 1 + 2 * 2
     assert watching.begun["compress"][0] == (models if propagate else passes)
     assert {kind: watching.forecast.left(kind)[1] for kind in watching.begun} == dict.fromkeys(watching.begun, 0)

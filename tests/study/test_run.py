@@ -362,8 +362,9 @@ def count_records(folder: Path) -> int:
         return 0
 
 
+@pytest.mark.parametrize("shares", [(0.4,), pytest.param((0.0, 0.3, 0.6), marks=pytest.mark.slow)], ids=str)
 def test_kill_9_at_any_point_and_the_same_command_give_the_same_results(
-    toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shares: tuple[float, ...]
 ):
     monkeypatch.setattr(asking, "BATCH_ITEMS", 64)  # as in the processes that are killed
     tasks = [
@@ -377,7 +378,7 @@ def test_kill_9_at_any_point_and_the_same_command_give_the_same_results(
     study_file = tmp_path / "study.toml"
     study_file.write_text(study.to_toml(), encoding="utf-8")
     folder, known = tmp_path / "killed", 0
-    for share in (0.0, 0.3, 0.6):
+    for share in shares:
         process = run_command(study_file, folder)
         deadline = time.monotonic() + 120
         while (known := count_records(folder)) <= share * total:

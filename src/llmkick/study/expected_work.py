@@ -211,8 +211,7 @@ def block_seconds(
             operations = 2 * rows * columns**2 + 3 * columns**3
             seconds += columns * COLUMN_SECONDS + operations / speed.operations_a_second
         if isinstance(recipe, Recovered) and not is_trained(recipe):
-            operations = recovery_operations(recipe.recovery, rows, columns)
-            seconds += operations / speed.operations_a_second
+            seconds += recovery_operations(recipe.recovery, rows, columns) / speed.operations_a_second
     if isinstance(recipe, Recovered) and isinstance(recipe.recovery, LoRA):
         took = PASSES_OF_A_STEP * trained_tokens(recipe.recovery, calibration) * speed.token_seconds
         minutes = recipe.recovery.training.minutes

@@ -19,7 +19,7 @@ from llmkick.study.run import run_study
 from llmkick.study.spec.study import Study, make_study
 from toy import save_toy
 
-pytestmark = [pytest.mark.model, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.model, pytest.mark.slow, pytest.mark.timeout(600)]
 BUILTIN = "smollm2-135m-instruct"
 SECONDS = 240
 

@@ -32,7 +32,8 @@ def _output_directions(change: Tensor, hessian: Tensor) -> Tensor:
     squares, right = _descending(weighted.T @ weighted)
     # What is below the rounding error of the Gram matrix is a direction of noise.
     noise = squares.max().clamp(min=0) * torch.finfo(squares.dtype).eps * len(squares)
-    return weighted @ right * squares.clamp(min=0).rsqrt().masked_fill(squares <= noise, 0)
+    sizes = squares.clamp(min=0).rsqrt().masked_fill(squares <= noise, 0)
+    return (weighted @ right).mul_(sizes)
 
 
 def _descending(gram: Tensor) -> tuple[Tensor, Tensor]:

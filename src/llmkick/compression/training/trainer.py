@@ -250,12 +250,13 @@ class Trainer:
         self.state, tensors = kept
         by_kind: dict[str, dict[str, Tensor]] = {}
         for name, tensor in tensors.items():
-            kind, _, parameter = name.partition(":")
-            by_kind.setdefault(kind, {})[parameter] = tensor
+            kind, _, matrix = name.partition(":")
+            by_kind.setdefault(kind, {})[matrix] = tensor
         self._put(by_kind.pop("now"))
         self._best = {name: tensor.to(self.windows.device) for name, tensor in by_kind.pop("best").items()}
         for name, parameter in self._parameters.items():
+            moments = {kind: values[name] for kind, values in by_kind.items()}
+            # The count of steps stays on the CPU, as AdamW has it.
             self._optimizer.state[parameter] = {
-                kind: values[name].to(parameter.device) if values[name].dim() else values[name]
-                for kind, values in by_kind.items()
+                kind: value.to(parameter.device) if value.dim() else value for kind, value in moments.items()
             }

@@ -114,8 +114,9 @@ class FinishedBlocks:
         assert index == self.count, f"block {index} after {self.count} finished ones"
         self._worker.wait_for_earlier()
         self.count, self.tally = index + 1, tally
-        lists = {"layers": list(tally.layers), "warnings": list(tally.warnings), "recovered": list(tally.recovered)}
-        as_now = replace(tally, **lists)
+        as_now = replace(
+            tally, layers=list(tally.layers), warnings=list(tally.warnings), recovered=list(tally.recovered)
+        )
         self._worker.submit_last(self._keep, index, layers, as_now, finish)
 
     def _keep(self, index: int, layers: Mapping[str, Future[Packed]], tally: Tally, finish: BlockFinish | None) -> None:
