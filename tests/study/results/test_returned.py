@@ -39,12 +39,13 @@ def rows(
 def test_a_recovered_model_has_the_base_of_its_level():
     labels = [
         "wanda@0.5 [sequences=8]", "wanda@0.5 [sequences=32]", "wanda@0.5+lora [sequences=8]", "magnitude@0.5",
-        "magnitude@0.5+lora [sequences=32]", "rtn@4b+eora-r8", "a model",
+        "magnitude@0.5+lora [sequences=32]", "rtn@4b+eora-r8", "a model", "sparse@2of4", "sparse@2of4+lora",
     ]  # fmt: skip
     models, warnings = recovered_models(labels)
     assert [(model.label, model.base, model.recovery) for model in models] == [
         ("wanda@0.5+lora [sequences=8]", "wanda@0.5 [sequences=8]", "lora"),
         ("magnitude@0.5+lora [sequences=32]", "magnitude@0.5", "lora"),
+        ("sparse@2of4+lora", "sparse@2of4", "lora"),  # made elsewhere
     ]
     (warning,) = warnings
     assert "rtn@4b is not in the study" in warning

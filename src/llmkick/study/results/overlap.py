@@ -56,34 +56,36 @@ class TextIndex:
     """Windows of text, for the search of word sequences."""
 
     windows: Sequence[Sequence[str]]
-    _places: dict[int, dict[tuple[str, ...], set[int]]] = field(default_factory=dict)
+    joined: Sequence[str]  # the same, with a space around every word
+    _places: dict[int, dict[str, list[int]]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, texts: Iterable[str]) -> TextIndex:
         """Return the index of the texts of windows."""
-        return cls([words_of_text(text) for text in texts])
+        windows = [words_of_text(text) for text in texts]
+        return cls(windows, [f" {' '.join(words)} " for words in windows])
 
-    def having(self, words: Sequence[str]) -> set[int]:
+    def having(self, words: Sequence[str]) -> Sequence[int]:
         """Return the windows that contain a sequence of at most `NGRAM` words."""
         length = len(words)
         if length not in self._places:
-            places: dict[tuple[str, ...], set[int]] = {}
+            places: dict[str, list[int]] = {}
             for number, window in enumerate(self.windows):
-                for start in range(len(window) - length + 1):
-                    places.setdefault(tuple(window[start : start + length]), set()).add(number)
+                for run in {" ".join(window[start : start + length]) for start in range(len(window) - length + 1)}:
+                    places.setdefault(run, []).append(number)
             self._places[length] = places
-        return self._places[length].get(tuple(words), set())
+        return self._places[length].get(" ".join(words), ())
 
     def sharing(self, words: Sequence[str]) -> set[int]:
         """Return the windows that share an n-gram with a text; for a shorter text, those that contain it whole."""
         if len(words) <= NGRAM:
-            return self.having(words) if words else set()
+            return set(self.having(words)) if words else set()
         starts = range(len(words) - NGRAM + 1)
-        return set().union(*(self.having(words[start : start + NGRAM]) for start in starts))
+        return {number for start in starts for number in self.having(words[start : start + NGRAM])}
 
     def contains(self, number: int, words: Sequence[str]) -> bool:
         """Return whether a window contains a sequence of words of any length."""
-        return f" {' '.join(words)} " in f" {' '.join(self.windows[number])} "
+        return f" {' '.join(words)} " in self.joined[number]
 
 
 @dataclass(frozen=True, kw_only=True)
