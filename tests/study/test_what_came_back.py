@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from llmkick.models.language_model import ScoreRequest
 from llmkick.models.transformers_model import TransformersModel
+from llmkick.report.page.page import write_report
 from llmkick.report.run_folder import opened_run
 from llmkick.statistics import CameBack
 from llmkick.study.progress import Silent
@@ -125,6 +127,23 @@ def test_parts_of_the_task_add_up_to_it(result: StudyResult) -> None:
     assert len(rows) > 1
     assert sum(row.n for row in rows) == FACTS
     assert sum(row.lost for row in rows) == FRAGILE
+
+
+def test_models_that_were_recovered_elsewhere_are_measured_by_their_names(folder: Path, tmp_path: Path) -> None:
+    """Ten facts are gone; the other model has six of them again, and lost two others."""
+    for name, rows in (("pruned", [*range(FRAGILE)]), ("tuned", [*range(4), FRAGILE, FRAGILE + 1])):
+        shutil.copytree(folder, tmp_path / name)
+        weights = load_file(folder / "model.safetensors")
+        weights[f"{LAYER}.weight"][rows] = 0
+        save_file(weights, tmp_path / name / "model.safetensors", metadata={"format": "pt"})
+    others = [f"sparse@0.5={tmp_path / 'pruned'}", f"sparse@0.5+lora={tmp_path / 'tuned'}"]
+    result = run(folder, tmp_path / "run", recipes=[], others=others)
+    row = of(result, "sparse@0.5+lora")
+    assert (row.base, row.seeds, row.lost, row.kept) == ("sparse@0.5", (), FRAGILE, FACTS - FRAGILE)
+    assert (row.returned.value, row.newly_lost.value) == (6 / FRAGILE, 2 / (FACTS - FRAGILE))
+    assert row.outcome == "no control"
+    assert result.overlap == ()
+    assert write_report(result.folder).is_file()
 
 
 @pytest.mark.parametrize("is_planted", [True, False])

@@ -111,3 +111,16 @@ def test_cells_that_were_not_asked_are_not_compared():
     assert returned(pd.DataFrame(dense + base), [FACTOID], [LORA], alpha=0.05) == []
     other_items = rows("factoid_qa:popqa", "wanda@0.5+lora", [1, 1], seed=0)
     assert returned(pd.DataFrame(dense + base + other_items), [FACTOID], [LORA], alpha=0.05) == []
+
+
+def test_without_a_common_seed_nothing_is_compared():
+    """The cells of the others were given up."""
+    frame = pd.DataFrame(
+        rows("factoid_qa:popqa", "dense", [1, 1, 1])
+        + rows("factoid_qa:popqa", "wanda@0.5", [0, 0, 1], seed=0)
+        + rows("factoid_qa:popqa", "wanda@0.5+lora", [1, 1, 1], seed=1)
+    )
+    assert returned(frame, [FACTOID], [LORA], alpha=0.05) == []
+    more = pd.DataFrame(rows("factoid_qa:popqa", "wanda@0.5", [0, 1, 1], seed=1))
+    row = returned(pd.concat([frame, more]), [FACTOID], [LORA], alpha=0.05)[0]
+    assert (row.seeds, row.lost, row.control.value) == ((1,), 1.0, 0.0)

@@ -64,11 +64,16 @@ def returned(
         for task in tasks:
             of_task = records[records["task"] == task.name]
             scores = {name: _by_seed(of_task, name) for name in ("dense", model.base, model.label)}
-            if task.metric not in CONTROL_METRICS and all(scores.values()):
+            if task.metric not in CONTROL_METRICS and all(scores.values()) and _share_seeds(scores, model):
                 # One order of the items, so that sums round the same way from every order of the records.
                 dense = of_task[of_task["recipe"] == "dense"].set_index("item_id").sort_index()
                 rows += _of_task(task, model, scores, dense, alpha=alpha)
     return rows
+
+
+def _share_seeds(scores: Mapping[str, BySeed], model: RecoveredModel) -> bool:
+    """Return whether a seed has both cells; where cells were given up, there may be none."""
+    return None in scores[model.base] or not scores[model.base].keys().isdisjoint(scores[model.label])
 
 
 BySeed = Mapping[int | None, Mapping[str, float | None]]
