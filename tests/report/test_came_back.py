@@ -126,6 +126,7 @@ def test_markdown_and_the_terminal_say_what_the_page_says(recovered: StudyResult
         for part in ("lost", "returned", "control", "difference", "newly_lost", "paper"):
             assert texts[part] in line
         assert row.outcome in line
+        assert costs(recovered)[row.recipe].text in line
         shown = next(
             line
             for line in captured.get().splitlines()

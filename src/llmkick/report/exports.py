@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from llmkick.errors import DataError
 from llmkick.report import formatting
-from llmkick.report.came_back import interval_name, row_texts, whole_tasks
+from llmkick.report.came_back import costs, interval_name, row_texts, whole_tasks
 from llmkick.report.lookup import verdict_or_outcome
 from llmkick.report.matrix import ControlCell, TaskCell, VerdictText, matrix
 from llmkick.report.run_folder import Run
@@ -54,7 +54,7 @@ def _came_back(result: StudyResult) -> str:
     rows = [row_texts(result, row) for row in whole_tasks(result)]
     if not rows:
         return ""
-    texts = []
+    texts, of_cost = [], costs(result)
     for row in rows:
         verdict, outcome = row["verdict"], _verdict_text(row["outcome"], symbols=True)
         ours = formatting.NOTHING if verdict is None else _verdict_text(verdict, symbols=True)
