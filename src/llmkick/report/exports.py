@@ -58,10 +58,9 @@ def _came_back(result: StudyResult) -> str:
     for row in rows:
         verdict, outcome = row["verdict"], _verdict_text(row["outcome"], symbols=True)
         ours = formatting.NOTHING if verdict is None else _verdict_text(verdict, symbols=True)
-        texts.append(
-            [*(row[name] for name in BACK[:6]), outcome, *(row[name] for name in BACK[6:]), ours, row["paper"]]
-        )
-    titles = [name.replace("_", " ") for name in (*BACK[:6], "outcome", *BACK[6:], "verdict", "paper")]
+        shares = [*(row[name] for name in BACK[:6]), outcome, *(row[name] for name in BACK[6:])]
+        texts.append([*shares, ours, row["paper"], of_cost[row["recipe"]].text or formatting.NOTHING])
+    titles = [name.replace("_", " ") for name in (*BACK[:6], "outcome", *BACK[6:], "verdict", "paper", "cost")]
     return (
         f"\n{_markdown_table(titles, texts)}\n\nWhat came back: the share of the lost score that returned, beside the "
         "control (the next calibration seed without recovery) and their paired difference, each with its "
