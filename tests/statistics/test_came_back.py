@@ -175,7 +175,7 @@ def test_the_difference_is_shown_exactly_if_its_interval_is_above_zero() -> None
         found = came_back([1] * lost, {seed: row.tolist() for seed, row in base.items()}, recovered)
         low, high = found.difference.interval
         assert (found.outcome == "brought back") == (low > 0)
-        assert (found.outcome == "less than chance") == (high < 0)
+        assert (found.outcome == "less than control") == (high < 0)
         assert (found.difference.p < 0.05) == (low > 0 or high < 0)
         outcomes.add(found.outcome)
     assert {"brought back", "undecided"} <= outcomes
@@ -262,4 +262,4 @@ def test_a_recovery_that_returns_much_is_said_to_bring_back() -> None:
     assert found.against_base == "better"
     assert found.difference.interval[0] < 0.9 - 0.6 < found.difference.interval[1]
     worse = came_back(dense, base, {seed: row * (rng.random(300) < 0.5) for seed, row in base.items()})
-    assert (worse.outcome, worse.against_base) == ("less than chance", "worse")
+    assert (worse.outcome, worse.against_base) == ("less than control", "worse")

@@ -23,7 +23,7 @@ OUTCOMES: Mapping[BackOutcome, Mark] = {
     "brought back": Mark(
         symbol="✓", style="cyan", meaning="more returned than in the control", legend="more than in the control"
     ),
-    "less than chance": Mark(
+    "less than control": Mark(
         symbol="✗", style="bold red", meaning="less returned than in the control", legend="less than in the control"
     ),
     "undecided": Mark(

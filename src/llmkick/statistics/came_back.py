@@ -16,7 +16,7 @@ ItemScores = Mapping[str, float | None]
 # The scores of a model for each calibration seed; None is the "seed" of a method without calibration.
 ScoresBySeed = Mapping[int | None, ItemScores]
 
-BackOutcome = Literal["brought back", "less than chance", "undecided", "no control", "nothing lost"]
+BackOutcome = Literal["brought back", "less than control", "undecided", "no control", "nothing lost"]
 ChangeOutcome = Literal["better", "worse", "undecided"]
 
 
@@ -275,7 +275,7 @@ def _outcome(difference: Ratio, alpha: float, *, nothing_lost: bool) -> BackOutc
         return "nothing lost"
     if difference.value is None:
         return "no control"
-    words: Mapping[ChangeOutcome, BackOutcome] = {"better": "brought back", "worse": "less than chance"}
+    words: Mapping[ChangeOutcome, BackOutcome] = {"better": "brought back", "worse": "less than control"}
     return words.get(_direction(difference, alpha), "undecided")
 
 
