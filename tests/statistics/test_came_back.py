@@ -101,6 +101,9 @@ def test_seeds_are_paired_with_their_own_base_and_the_control_with_the_next_one(
     assert found.returned.value == back / many
     assert found.control.value == by_chance / many
     assert found.difference.value == pytest.approx((back - by_chance) / many)
+    kept = {seed: [i for i in range(6) if dense[i] and row[i]] for seed, row in base.items()}
+    gone = sum(1 - base[following[seed]][i] for seed, items in kept.items() for i in items)
+    assert found.newly_lost_control.value == gone / sum(map(len, kept.values()))
 
 
 def test_nothing_lost_is_not_a_share_of_zero() -> None:

@@ -163,6 +163,7 @@ def row_texts(result: StudyResult, row: CameBack) -> Payload:
         "kept": f"{row.kept:.4g}",
         "returned": share(row.returned),
         "newly_lost": share(row.newly_lost),
+        "newly_lost_control": share(row.newly_lost_control),
         "gained": share(row.gained),
         "control": share(row.control),
         "difference": points(row.difference),

@@ -10,7 +10,7 @@ from llmkick.report.payload import Payload
 from llmkick.statistics import CameBack, Ratio
 from llmkick.study.results.results import StudyResult
 
-SHARES = ("returned", "newly_lost", "gained", "control", "difference", "always", "change")
+SHARES = ("returned", "newly_lost", "newly_lost_control", "gained", "control", "difference", "always", "change")
 RETURNED = (
     "recipe", "base", "recovery", "task", "detail", "group", "seeds", "n", "unscored", "clusters", "graded", "lost",
     "kept", *(f"{name}{end}" for name in SHARES for end in ("", "_low", "_high")), "difference_p", "change_p",

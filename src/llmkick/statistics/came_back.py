@@ -55,6 +55,7 @@ class CameBack:
     kept: float  # items with a dense score that compression kept
     returned: Ratio  # of the lost score
     newly_lost: Ratio  # of the kept score
+    newly_lost_control: Ratio  # of the kept score, lost under the next calibration seed without recovery
     gained: Ratio  # of the score that neither the dense nor the compressed model had
     control: Ratio  # of the lost score, back under the next calibration seed without recovery
     difference: Ratio  # returned − control, paired
@@ -144,7 +145,8 @@ def what_came_back(
         lost=float(fell.sum(axis=1).mean()),
         kept=float(((np.minimum(scores.dense, scores.base) > 0) & ~fell).sum(axis=1).mean()),
         returned=shares.of(scores.back(scores.recovered), scores.lost, "nothing was lost"),
-        newly_lost=shares.newly_lost(),
+        newly_lost=shares.newly_lost(scores.recovered),
+        newly_lost_control=shares.newly_lost(scores.control, no_control),
         gained=shares.gained(),
         control=control,
         difference=difference,
@@ -213,9 +215,12 @@ class _Shares:
     def of(self, part: Floats, whole: Floats, nothing: str, low: float = 0.0) -> Ratio:
         return ratio_of_sums(part, whole, self.scores.cluster, reach=(low, 1.0), alpha=self.alpha, nothing=nothing)
 
-    def newly_lost(self) -> Ratio:
+    def newly_lost(self, other: Floats | None, absent: str = "") -> Ratio:
+        """The share of the kept score that another model lost."""
+        if other is None:
+            return Ratio(value=None, reason=absent)
         kept = np.minimum(self.scores.dense, self.scores.base)
-        return self.of(np.maximum(kept - self.scores.recovered, 0.0), kept, "nothing was kept")
+        return self.of(np.maximum(kept - other, 0.0), kept, "nothing was kept")
 
     def gained(self) -> Ratio:
         most = np.maximum(self.scores.dense, self.scores.base)
