@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -12,7 +13,7 @@ from rich.console import Console
 
 import browser as chromium
 from llmkick.report import exports, tables
-from llmkick.report.came_back import came_back_table, costs, points, row_texts, share, whole_tasks
+from llmkick.report.came_back import came_back_table, costs, payload, points, row_texts, share, whole_tasks
 from llmkick.report.figures.flows import WAYS, flow_figures
 from llmkick.report.findings import find
 from llmkick.report.page.page import write_report
@@ -148,6 +149,24 @@ def test_the_finding_names_a_recovery_only_if_it_is_shown(recovered: StudyResult
     assert finding.text == "No recovery is shown to bring back more than its control."
     none = tuple(row for row in recovered.returned if row.outcome == "no control")
     assert not [f for f in find(recovered.model_copy(update={"returned": none})) if f.topic == "came back"]
+
+
+def test_more_shots_cost_nothing_and_have_no_answers_of_their_own(recovered: StudyResult, tmp_path: Path):
+    rows = [row for row in recovered.returned if row.recipe == "wanda@2:4+lora"]
+    shots = tuple(replace(row, recipe="wanda@2:4+shots-5", recovery="shots-5") for row in rows)
+    result = recovered.model_copy(update={"returned": shots, "folder": tmp_path})
+    (entry,) = payload(result)
+    assert entry["cost"] == ""
+    assert [row["has_answers"] for row in entry["rows"]] == [False, False]
+    assert {row["contaminated"] for row in entry["rows"]} == {"no text was read"}
+    lora = {one.task: one for one in recovered.comparisons if one.recipe == "wanda@2:4+lora"}
+    for row in entry["rows"]:
+        assert row["scores"].endswith(f"→ {lora[row['task']].compressed:.2f}")
+    result.write()
+    page = write_report(tmp_path).read_text(encoding="utf-8")
+    section = page[page.index('<section id="came-back"') : page.index('<section id="claims"')]
+    assert "no weights change" in section
+    assert 'data-outcome="returned"' not in section
 
 
 def test_the_cost_is_that_of_the_report_or_the_difference_to_the_base(recovered: StudyResult):

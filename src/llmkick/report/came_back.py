@@ -144,6 +144,8 @@ def overlap_with(result: StudyResult, recipe: str, task: str) -> OverlapRow | No
 def _contaminated(result: StudyResult, row: CameBack) -> str:
     """How many questions stand beside an answer in the text that made the model."""
     overlap = overlap_with(result, row.recipe, row.task)
+    if row.recipe not in result.labels:
+        return "no text was read"
     if overlap is None:
         return "not checked"
     return f"{overlap.answered} of {overlap.items} questions" if overlap.answered else "none found"
@@ -172,7 +174,8 @@ def row_texts(result: StudyResult, row: CameBack) -> Payload:
         "reason": row.control.reason or row.returned.reason,
         "change": score_change(row.change),
         "against_base": row.against_base,
-        "scores": " → ".join(formatting.score(score) for score in _scores(ours, of_base)),
+        "scores": " → ".join(formatting.score(score) for score in _scores(row, ours, of_base)),
+        "has_answers": row.recipe in result.labels,  # more shots are another task of the base
         "verdict": _verdict(ours),
         "paper": _paper(ours),
         "base_verdict": _verdict(of_base),
@@ -182,10 +185,12 @@ def row_texts(result: StudyResult, row: CameBack) -> Payload:
     }
 
 
-def _scores(ours: Comparison | None, of_base: Comparison | None) -> tuple[float | None, float | None, float | None]:
+def _scores(row: CameBack, ours: Comparison | None, of_base: Comparison | None) -> Sequence[float | None]:
     """The scores of the dense, the compressed and the recovered model."""
-    dense = ours.dense if ours is not None else None
-    return dense, None if of_base is None else of_base.compressed, None if ours is None else ours.compressed
+    dense, base = (None, None) if of_base is None else (of_base.dense, of_base.compressed)
+    if ours is not None:
+        return dense, base, ours.compressed
+    return dense, base, None if base is None or row.change.value is None else base + row.change.value
 
 
 def _verdict(comparison: Comparison | None) -> VerdictText | None:

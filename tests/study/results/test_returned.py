@@ -124,3 +124,28 @@ def test_without_a_common_seed_nothing_is_compared():
     more = pd.DataFrame(rows("factoid_qa:popqa", "wanda@0.5", [0, 1, 1], seed=1))
     row = returned(pd.concat([frame, more]), [FACTOID], [LORA], alpha=0.05)[0]
     assert (row.seeds, row.lost, row.control.value) == ((1,), 1.0, 0.0)
+
+
+def test_more_shots_are_a_recovery_of_the_base():
+    few, more, other = (
+        TaskSummary(name=f"mc [shots={n}]", metric="accuracy", setting="knowledge", chance_level=0.0, axes={"shots": n})
+        for n in (5, 0, 2)
+    )
+    frame = pd.DataFrame(
+        rows("mc [shots=0]", "dense", [1, 1, 1, 1])
+        + rows("mc [shots=0]", "wanda@0.5", [0, 0, 0, 1], seed=0)
+        + rows("mc [shots=0]", "wanda@0.5", [0, 0, 1, 1], seed=1)
+        + rows("mc [shots=5]", "dense", [0, 0, 0, 0])
+        + rows("mc [shots=5]", "wanda@0.5", [1, 0, 0, 0], seed=0)
+        + rows("mc [shots=5]", "wanda@0.5", [1, 1, 1, 1], seed=1)
+    )
+    row = returned(frame, [few, more, other], [LORA], alpha=0.05)[0]
+    assert (row.recipe, row.base, row.recovery, row.task) == (
+        "wanda@0.5+shots-5",
+        "wanda@0.5",
+        "shots-5",
+        "mc [shots=0]",
+    )
+    assert (row.lost, row.returned.value, row.newly_lost.value) == (2.5, 3 / 5, 1 / 3)
+    assert (row.control.value, len(returned(frame, [few, more, other], [LORA], alpha=0.05))) == (1 / 5, 1)
+    assert returned(frame, [few, more, other], [], alpha=0.05) == [], "only in a study of recoveries"

@@ -57,18 +57,45 @@ def returned(
 ) -> list[CameBack]:
     """Compare each recovered model with its base and the dense model, on every task and on the parts of each.
 
-    Perplexity has no items to lose. A part has two items or more, and a task at most 20 parts of a kind.
+    Where a task is asked with several numbers of shots, the base with more shots than the fewest is one more recovered
+    model: the one that costs nothing. Perplexity has no items to lose. A part has two items or more, and a task at most
+    20 parts of a kind.
     """
+    judged = [task for task in tasks if task.metric not in CONTROL_METRICS]
     rows: list[CameBack] = []
     for model in models:
-        for task in tasks:
-            of_task = records[records["task"] == task.name]
-            scores = {name: _by_seed(of_task, name) for name in ("dense", model.base, model.label)}
-            if task.metric not in CONTROL_METRICS and all(scores.values()) and _share_seeds(scores, model):
-                # One order of the items, so that sums round the same way from every order of the records.
-                dense = of_task[of_task["recipe"] == "dense"].set_index("item_id").sort_index()
-                rows += _of_task(task, model, scores, dense, alpha=alpha)
+        for task in judged:
+            rows += _of_model(records, task, model, model.label, task.name, alpha=alpha)
+    for base in dict.fromkeys(model.base for model in models):
+        for few, more in _more_shots(judged):
+            shots = f"shots-{more.axes['shots']}"
+            model = RecoveredModel(label=f"{base}+{shots}", base=base, recovery=shots)
+            rows += _of_model(records, few, model, base, more.name, alpha=alpha)
     return rows
+
+
+def _more_shots(tasks: Sequence[TaskSummary]) -> Iterator[tuple[TaskSummary, TaskSummary]]:
+    """Yield each task of an axis of shots with its level of the fewest shots first."""
+    levels: dict[str, list[TaskSummary]] = {}
+    for task in tasks:
+        if isinstance(task.axes.get("shots"), int):
+            levels.setdefault(task.name.partition(" [")[0], []).append(task)
+    for of_task in levels.values():
+        fewest, *others = sorted(of_task, key=lambda task: int(task.axes["shots"]))
+        yield from ((fewest, other) for other in others)
+
+
+def _of_model(
+    records: pd.DataFrame, task: TaskSummary, model: RecoveredModel, asked: str, asked_on: str, *, alpha: float
+) -> Iterator[CameBack]:
+    """Yield the rows of a recovered model whose records are those of the label `asked` on the task `asked_on`."""
+    of_task = records[records["task"] == task.name]
+    scores = {name: _by_seed(of_task, name) for name in ("dense", model.base)}
+    scores[model.label] = _by_seed(records[records["task"] == asked_on], asked)
+    if all(scores.values()) and _share_seeds(scores, model):
+        # One order of the items, so that sums round the same way from every order of the records.
+        dense = of_task[of_task["recipe"] == "dense"].set_index("item_id").sort_index()
+        yield from _of_task(task, model, scores, dense, alpha=alpha)
 
 
 def _share_seeds(scores: Mapping[str, BySeed], model: RecoveredModel) -> bool:
