@@ -360,7 +360,7 @@ def test_a_file_of_version_0_1_0_is_read_and_written_again_with_kinds_and_levels
     assert content["recipes"] == [
         {
             "recipe": "gptq@4b", "method": "gptq", "kind": "bits", "label": "4b", "severity": [-4, 0.0],
-            "sparsity": None,
+            "sparsity": None, "recovery": "",
         }
     ]  # fmt: skip
     del content["recipes"]
