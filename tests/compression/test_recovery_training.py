@@ -18,6 +18,7 @@ from llmkick.compression.registry import parse_recipe
 from llmkick.compression.training import trainer as trainer_module
 from llmkick.compression.training.losses import distillation_loss, next_token_loss
 from llmkick.compression.training.state import STATE_FILE
+from llmkick.compression.training.student import MaskedLinear
 from llmkick.compression.training.trainer import Trainer
 from llmkick.compression.walk.calibration import Calibration
 from llmkick.compression.walk.compress import compress
@@ -110,7 +111,7 @@ def test_a_training_that_was_stopped_continues_to_the_same_weights(
     assert (tmp_path / "stopped" / STATE_FILE).is_file()
     taken = -100
     _, report, recovery = train(dense, text, keep=tmp_path / "stopped")
-    assert taken == -100 + 10  # it went on from the check at step 10
+    assert taken == -100 + 12 - 10  # it went on from the check at step 10
     assert report.digest == whole.digest
     assert (recovery.steps, recovery.tokens) == (12, 12 * 2 * 24)
     assert not (tmp_path / "stopped" / STATE_FILE).exists()
@@ -266,3 +267,21 @@ def test_weights_that_are_not_in_memory_are_not_trained(dense: TransformersModel
     with pytest.raises(ConfigError, match="is not in memory as a whole"):
         check_trainable(parse_recipe("wanda@0.5+lora"), nowhere)
     check_trainable(parse_recipe("wanda@0.5+eora-r4"), nowhere)
+
+
+def test_gradients_of_the_masked_layer_are_those_of_its_formula() -> None:
+    generator = torch.Generator().manual_seed(0)
+    inputs, weight, b, a = (
+        torch.randn(shape, generator=generator, dtype=torch.float32) for shape in ((2, 5, 6), (4, 6), (4, 2), (2, 6))
+    )
+    mask = torch.rand(4, 6, generator=generator) > 0.5
+    both = []
+    for layer in (
+        lambda x, p, q: MaskedLinear.apply(x, weight, mask, p, q),
+        lambda x, p, q: F.linear(x, weight + (p @ q) * mask),
+    ):
+        leaves = [tensor.clone().requires_grad_() for tensor in (inputs, b, a)]
+        output = layer(*leaves)
+        output.square().sum().backward()
+        both.append([output, *(leaf.grad for leaf in leaves)])
+    assert all(torch.allclose(one, other, rtol=1e-4, atol=1e-4) for one, other in zip(*both, strict=True))

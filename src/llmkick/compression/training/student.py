@@ -129,12 +129,34 @@ def import_peft() -> Any:
 
 def _masked_forward(adapted: AdaptedLayer, mask: Tensor) -> Callable[..., Tensor]:
     """A forward of the layer with the weight that the merge will give, so that the training sees what is kept."""
-    base: Any = adapted.module.base_layer
+    bias: Tensor | None = adapted.module.base_layer.bias
     weight = adapted.layer.weight
 
     def forward(inputs: Tensor, *_: Any, **__: Any) -> Tensor:
-        b, a = adapted.factors
-        changed = weight.float() + (b @ a) * mask
-        return F.linear(inputs, changed.to(weight.dtype), base.bias)
+        output: Tensor = MaskedLinear.apply(inputs, weight, mask, *adapted.factors)  # type: ignore[no-untyped-call]
+        return output if bias is None else output + bias
 
     return forward
+
+
+class MaskedLinear(torch.autograd.Function):
+    """inputs · (W + mask ∘ BA)ᵀ, with gradients of the inputs, B and A.
+
+    By hand, because autograd would keep and pass over several matrices of the size of W for every layer.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, weight: Tensor, mask: Tensor, b: Tensor, a: Tensor) -> Tensor:
+        """(…, in), (out, in) twice, (out, rank), (rank, in) → (…, out)."""
+        changed = (b @ a).mul_(mask).add_(weight).to(weight.dtype)
+        ctx.save_for_backward(inputs, changed, mask, b, a)
+        return F.linear(inputs, changed)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradients of the arguments of `forward`, of the weight and the mask None."""
+        inputs, changed, mask, b, a = ctx.saved_tensors
+        (gradient,) = gradients
+        of_inputs = gradient @ changed if ctx.needs_input_grad[0] else None
+        of_product = (gradient.flatten(0, -2).mT @ inputs.flatten(0, -2)).float().mul_(mask)
+        return of_inputs, None, None, of_product @ a.mT, b.mT @ of_product

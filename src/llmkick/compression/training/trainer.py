@@ -28,6 +28,7 @@ SAVE_SECONDS = 60.0  # the state is written at a check when as much time has pas
 DIVERGED, RISES = 1.5, 3
 HELD_OUT_SHARE, MOST_HELD_OUT = 8, 2  # one of eight windows is held out for the checks, and two at most
 WARM_UP, CLIP = 0.1, 1.0  # share of the steps in which the learning rate rises; largest norm of a gradient
+TOKENS_AT_ONCE_CPU = 2048
 SHORTEST_PIECE = 32  # tokens of a window that is cut because memory runs out
 
 
@@ -59,8 +60,9 @@ class Trainer:
         self._optimizer = torch.optim.AdamW(
             self._parameters.values(), lr=self.training.learning_rate, weight_decay=0.0, foreach=False
         )
-        # On a CPU a window at a time is as fast as several, and its logits take less memory.
-        self.state.micro = min(self._batch, len(self._trained)) if self.windows.device.type == "cuda" else 1
+        # More tokens at a time are no faster on a CPU, and their logits take more memory.
+        most = max(1, TOKENS_AT_ONCE_CPU // self.windows.shape[1])
+        self.state.micro = self._batch if self.windows.device.type == "cuda" else min(self._batch, most)
         self.state.length = self.windows.shape[1]
         self._saved_at = time.monotonic()
 
