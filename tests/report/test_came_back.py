@@ -70,6 +70,16 @@ def test_the_page_has_a_row_for_every_recovered_recipe_and_task(recovered: Study
     assert '<a href="#came-back">' in page
 
 
+def test_the_overlap_is_shown_with_every_count(page: str):
+    table = page[page.index("Overlap of the calibration text") : page.index("<h3>Items without a score")]
+    cells = [re.sub(r"<[^>]+>", "", cell) for cell in re.findall(r"<t[hd][ >].*?</t[hd]>", table, re.DOTALL)][10:]
+    assert cells == [
+        "factoid_qa", "notes.txt, seed 0", "wanda@2:4, wanda@2:4+lora", "8", "120", "3", "5", "2 of 120", "0",
+        "factoid_qa-003",
+    ]  # fmt: skip
+    assert "1 of 1 with questions beside their answers" in table
+
+
 def test_a_study_without_recovered_recipes_has_no_such_section(result: StudyResult):
     text = (result.folder / "report.html").read_text(encoding="utf-8")
     assert 'id="came-back"' not in text
