@@ -78,6 +78,7 @@ def test_the_overlap_is_shown_with_every_count(page: str):
         "factoid_qa-003",
     ]  # fmt: skip
     assert "1 of 1 with questions beside their answers" in table
+    assert "built-in method" not in page
 
 
 def test_a_study_without_recovered_recipes_has_no_such_section(result: StudyResult):

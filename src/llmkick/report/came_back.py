@@ -254,7 +254,7 @@ def overlap_texts(result: StudyResult) -> list[Payload]:
             "source": f"{row.source}, seed {row.seed}",
             "recipes": ", ".join(row.recipes),
             "windows": f"{row.windows:,}",
-            "asked": f"{row.items:,}",
+            "items": f"{row.items:,}",
             "exact": f"{row.exact:,}",
             "ngram": f"{row.ngram:,}",
             "answered": f"{row.answered:,} of {row.with_answer:,}",
