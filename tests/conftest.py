@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import sys
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import pytest
@@ -33,18 +34,32 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         fetch_builtin_model()
 
 
-@pytest.fixture(autouse=True)
-def few_draws(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Simulate the power of a study with few draws, except in tests of the statistics and of the numbers themselves."""
-    folder = request.path.parent.name
-    if folder == "statistics" or request.node.get_closest_marker("power"):
-        return
+def few_draws(patch: pytest.MonkeyPatch) -> None:
+    """Simulate the power of a study with few draws: hundreds of tests run a study, the numbers are of no concern."""
     from llmkick.statistics import undecided
     from llmkick.study import power_warnings
 
-    monkeypatch.setattr(undecided, "_DRAWS", 20)
-    monkeypatch.setattr(power_warnings, "_DRAWS", 40)
-    monkeypatch.setattr(power_warnings, "_SEARCH_DRAWS", 20)
+    patch.setattr(undecided, "_DRAWS", 20)
+    patch.setattr(power_warnings, "_DRAWS", 40)
+    patch.setattr(power_warnings, "_SEARCH_DRAWS", 20)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _few_draws() -> Iterator[pytest.MonkeyPatch]:
+    with pytest.MonkeyPatch.context() as patch:
+        few_draws(patch)
+        yield patch
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _draws(request: pytest.FixtureRequest, _few_draws: pytest.MonkeyPatch) -> Iterator[None]:
+    """All draws for tests of the statistics, and of the numbers that a study warns with."""
+    if request.path.parent.name == "statistics" or request.node.get_closest_marker("power"):
+        _few_draws.undo()
+        yield
+        few_draws(_few_draws)
+    else:
+        yield
 
 
 @functools.cache

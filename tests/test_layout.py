@@ -41,13 +41,20 @@ MAY_IMPORT = {
     "compression.walk": {
         "compression",
         "compression.kernels",
+        "compression.training",
         "models",
         "models.engine",
         "models.checkpoints",
         "tasks.pocket",  # texts, no code
         "files",
     },
-    "compression.storage": {"compression", "compression.walk", "models", "models.checkpoints", "files"},
+    # The walk's public function trains what a recipe asks for; the training sees blocks and layers of the walk.
+    "compression.training": {
+        *("compression", "compression.kernels", "compression.walk", "models", "models.engine", "models.checkpoints"),
+    },
+    "compression.storage": {
+        *("compression", "compression.training", "compression.walk", "models", "models.checkpoints", "files"),
+    },
     # What a task is. Only the registry names the modules of `tasks.suite`; it loads them by name, as it does plug-ins.
     "tasks": {"tasks.suite", "models", "paper", "plugins"},
     "tasks.data": {"tasks", "tasks.pocket", "files"},
@@ -81,7 +88,7 @@ MAY_IMPORT = {
     "study.running": {
         *("study", "study.journal", "study.judging", "study.results", "study.spec"),
         *("models", "models.checkpoints", "models.server", "compression", "compression.walk", "compression.storage"),
-        *("tasks", "statistics", "claims", "files", "plugins"),
+        *("compression.training", "tasks", "statistics", "claims", "files", "plugins"),
     },
     "study.cluster": {
         *("study", "study.running", "study.results", "study.spec"),

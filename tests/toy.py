@@ -131,7 +131,7 @@ BLOCKS: dict[str, tuple[str, dict[str, Any]]] = {
     "inkling": (  # shared experts in one product
         "inkling_text",
         {**_GATED, "n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 2, "moe_intermediate_size": 24,
-         "sliding_window": 12},
+         "sliding_window_size": 12, "swa_num_attention_heads": 4, "swa_num_key_value_heads": 2, "swa_head_dim": 8},
     ),
     "inkling2": (  # blocks are given the hidden states of earlier ones
         "inkling2_text",

@@ -28,6 +28,7 @@ from commands import CONTROL, Kick
 from llmkick import cli
 from llmkick.cli import options
 from llmkick.cli.progress import QUIET_SECONDS, TerminalProgress
+from llmkick.compression.recoveries import RECOVERY_EXAMPLES
 from llmkick.compression.registry import METHODS
 from llmkick.compression.storage.source_files import REPORT_FILE
 from llmkick.compression.walk.calibration import calibrate
@@ -198,7 +199,10 @@ def test_lists_fit_80_columns_and_keep_names_in_one_piece(command: str, kick: Ki
     assert max(map(len, out.splitlines())) <= 80
     names = {
         "tasks": [name.partition(":")[0] for name in task_names()],
-        "methods": [example for method in METHODS.values() for example in method.examples],
+        "methods": [
+            *(example for method in METHODS.values() for example in method.examples),
+            *(example for examples in RECOVERY_EXAMPLES.values() for example in examples),
+        ],
         "models": [*BUILTIN_MODELS, "owner/name[@revision]", "openai:URL#name"],
     }
     assert set(names[command]) <= set(out.split())
@@ -210,9 +214,9 @@ def test_lists_are_json_for_programs(kick: Kick):
     letters = next(task for task in tasks if task["task"] == "multiple_choice:letter")
     assert (letters["metric"], letters["chance"]) == ("accuracy", 0.25)
     methods = json.loads(kick("methods", "--json").out)
-    assert {method["method"]: tuple(method["examples"]) for method in methods} == {
-        name: tuple(method.examples) for name, method in METHODS.items()
-    }
+    examples = {method["method"]: tuple(method["examples"]) for method in methods}
+    assert examples == {name: method.examples for name, method in METHODS.items()} | dict(RECOVERY_EXAMPLES)
+    assert {method["method"] for method in methods if method.get("is_recovery")} == set(RECOVERY_EXAMPLES)
     models = json.loads(kick("models", "--json").out)
     assert [model["name"] for model in models["built_in"]] == list(BUILTIN_MODELS)
     assert "eval, compare" in {form["commands"] for form in models["references"]}

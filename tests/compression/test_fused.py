@@ -19,6 +19,14 @@ from llmkick.compression.kernels.replacement import replace_plainly
 
 TESTS = Path(__file__).resolve().parents[1]
 NAMES = [f"{recipe} of {rows} × {width}" for recipe, rows, width in CASES]
+# One of each kind. The interpreter takes about a second for each case.
+QUICK = (
+    "gptq@2b of 5 × 24", "gptq@3b-sym of 5 × 24", "gptq@3b-g12 of 4 × 40", "gptq@4b-g8-act of 3 × 24",
+    "gptq@4b of 33 × 9", "gptq@3b-g130 of 2 × 135", "sparsegpt@0.7 of 5 × 24", "sparsegpt@2:4 of 5 × 24",
+    "sparsegpt@0.5+4b-g8 of 4 × 24", "sparsegpt@2:4+4b of 4 × 24", "wanda@2:4+gptq@3b-g8 of 5 × 24",
+)  # fmt: skip
+assert set(QUICK) < set(NAMES)
+CASES_TRIED = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in NAMES]
 
 
 def require_triton() -> None:
@@ -26,19 +34,20 @@ def require_triton() -> None:
 
 
 @pytest.fixture(scope="module")
-def interpreted() -> dict[str, dict[str, Any]]:
-    """What the interpreter found for each case."""
+def interpreted(request: pytest.FixtureRequest) -> dict[str, dict[str, Any]]:
+    """What the interpreter found for each case that is asked for."""
     require_triton()
+    asked = [item.callspec.params.get("case") for item in request.session.items if hasattr(item, "callspec")]
     path = os.pathsep.join([str(TESTS), str(TESTS.parent / "src"), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": path}
-    command = [sys.executable, str(TESTS / "interpreted.py")]
+    command = [sys.executable, str(TESTS / "interpreted.py"), *(name for name in NAMES if name in asked)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     results: dict[str, dict[str, Any]] = json.loads(done.stdout)
     return results
 
 
-@pytest.mark.parametrize("case", NAMES)
+@pytest.mark.parametrize("case", CASES_TRIED)
 def test_the_kernel_equals_the_plain_loop_bit_for_bit(interpreted: dict[str, dict[str, Any]], case: str):
     result = interpreted[case]
     assert result["calls"] > 0

@@ -187,8 +187,9 @@ def test_what_does_not_fit_into_memory_runs_in_smaller_pieces(
     _, report, recovery = train(dense)
     assert recovery.steps == 12
     notes = [note for note in report.warnings if "memory ran short in the training" in note]
-    assert len(notes) == 1
-    assert "pieces of 12 tokens" in notes[0]
+    assert len(notes) == 2
+    assert "1 windows run at a time" in notes[0]
+    assert "pieces of 12 tokens" in notes[1]
 
     most = 4
     with pytest.raises(ConfigError, match="memory is too short for a training"):

@@ -22,6 +22,7 @@ from llmkick.cli.options import (
 from llmkick.errors import ConfigError
 
 if TYPE_CHECKING:
+    from llmkick.compression.recipe import Recipe
     from llmkick.compression.walk.report import CompressionReport, RecoveryReport
 
 Form = Literal["folder", "packed", "compressed-tensors"]
@@ -84,24 +85,47 @@ def compress(
 
         kick compress ./my-llama wanda@2:4+lora -o models/my-llama-2-4-recovered
     """
-    from llmkick.cli.progress import TerminalProgress
     from llmkick.compression.registry import parse_recipe
+
+    if packed and compressed_tensors:
+        raise ConfigError("--packed and --compressed-tensors are two ways to write a model; choose one")
+    form: Form = "packed" if packed else "compressed-tensors" if compressed_tensors else "folder"
+    compress_to_folder(
+        model, parse_recipe(recipe), folder, form=form, calibration=calibration, sequences=sequences, length=length,
+        seed=seed, propagate=propagate, allow_partial=allow_partial, dtype=dtype, device=device, quiet=quiet,
+    )  # fmt: skip
+
+
+def compress_to_folder(
+    model: str,
+    recipe: Recipe,
+    folder: Path,
+    *,
+    form: Form,
+    calibration: str,
+    sequences: int,
+    length: int,
+    seed: int,
+    propagate: bool,
+    allow_partial: bool,
+    dtype: str,
+    device: str,
+    quiet: bool,
+) -> None:
+    """Compress a model into a folder as the options say, and print what was done."""
+    from llmkick.cli.progress import TerminalProgress
     from llmkick.compression.storage.compress_to_disk import CalibrationPlan, compress_checkpoint
     from llmkick.study.compression_forecast import CompressionProgress
 
     if not 0 <= seed < 2**32:
         raise ConfigError(f"seed must be a whole number from 0 to 4294967295; got {seed}")
-    if packed and compressed_tensors:
-        raise ConfigError("--packed and --compressed-tensors are two ways to write a model; choose one")
     plan = CalibrationPlan(source=calibration, sequences=sequences, length=length, seed=seed)
-    form: Form = "packed" if packed else "compressed-tensors" if compressed_tensors else "folder"
-    parsed = parse_recipe(recipe)
     with TerminalProgress(err, quiet=quiet) as progress:
         observer = CompressionProgress(
-            observer=progress, recipe=parsed, source=calibration, sequences=sequences, length=length
+            observer=progress, recipe=recipe, source=calibration, sequences=sequences, length=length
         )
         report = compress_checkpoint(
-            model, parsed, folder, form=form, calibration=plan, propagate=propagate, allow_partial=allow_partial,
+            model, recipe, folder, form=form, calibration=plan, propagate=propagate, allow_partial=allow_partial,
             dtype=dtype, device=device, observer=observer, on_model=observer.plan,
         )  # fmt: skip
     print_report(report, folder)

@@ -24,8 +24,8 @@ def methods(as_json: Json = False) -> None:
         rows = {name: with_origin(info.summary, info.plugin) for name, info in available.items()}
         examples = {name: list(info.examples) for name, info in available.items()}
         listed = [{"method": name, "summary": rows[name], "examples": examples[name]} for name in rows]
-        last = [{"recovery": n, "summary": text, "examples": list(some)} for n, (some, text) in recoveries.items()]
-        out.print_json(data=[*listed, *last])
+        last = [{"method": n, "summary": text, "examples": some} for n, (some, text) in recoveries.items()]
+        out.print_json(data=[*listed, *({**row, "is_recovery": True} for row in last)])
         print_warnings(problems)
         return
     table = list_table("method", "recipes", "what it does")

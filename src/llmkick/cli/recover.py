@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from llmkick.cli.common import STUDIES, app, err, given
-from llmkick.cli.compress import AllowPartial, Packed, Propagate, Seed, print_report
+from llmkick.cli.common import STUDIES, app, given
+from llmkick.cli.compress import AllowPartial, Packed, Propagate, Seed, compress_to_folder
 from llmkick.cli.options import (
     CHECKPOINT_HELP,
     OUTPUT,
@@ -22,6 +22,7 @@ from llmkick.cli.options import (
 from llmkick.errors import ConfigError
 
 if TYPE_CHECKING:
+    from llmkick.compression.recipe import Recovered
     from llmkick.compression.recoveries import Recovery
 
 RECOVERY = "Recovery"
@@ -91,32 +92,27 @@ def recover(
 
         kick recover ./my-llama wanda@0.5 --by reconstruct -o models/my-llama-half
     """
-    from llmkick.cli.progress import TerminalProgress
+    settings = {name: context.params[name] for name in (*TRAINING, "rank")}
+    recovered = _recovered(recipe, by, settings, given(context))
+    compress_to_folder(
+        model, recovered, folder, form="packed" if packed else "folder", calibration=calibration, sequences=sequences,
+        length=length, seed=seed, propagate=propagate, allow_partial=allow_partial, dtype=dtype, device=device,
+        quiet=quiet,
+    )  # fmt: skip
+
+
+def _recovered(recipe: str, by: By, settings: dict[str, object], options: list[str]) -> Recovered:
+    """The recipe that the options describe; `options` are those that were typed. Raises ConfigError."""
     from llmkick.compression.recipe import Recovered
     from llmkick.compression.registry import parse_recipe
-    from llmkick.compression.storage.compress_to_disk import CalibrationPlan, compress_checkpoint
-    from llmkick.study.compression_forecast import CompressionProgress
 
     if by == "shots":
         raise ConfigError(SHOTS)
-    if not 0 <= seed < 2**32:
-        raise ConfigError(f"seed must be a whole number from 0 to 4294967295; got {seed}")
     base = parse_recipe(recipe)
     if isinstance(base, Recovered):
         raise ConfigError(f"{recipe} names a recovery already; give {base.base}, or use kick compress")
-    settings = {name: value for name, value in context.params.items() if name in (*TRAINING, "rank")}
-    _refuse_unused(by, given(context))
-    recovered = Recovered(base=base, recovery=_recovery(by, settings))
-    plan = CalibrationPlan(source=calibration, sequences=sequences, length=length, seed=seed)
-    with TerminalProgress(err, quiet=quiet) as progress:
-        observer = CompressionProgress(
-            observer=progress, recipe=recovered, source=calibration, sequences=sequences, length=length
-        )
-        report = compress_checkpoint(
-            model, recovered, folder, form="packed" if packed else "folder", calibration=plan, propagate=propagate,
-            allow_partial=allow_partial, dtype=dtype, device=device, observer=observer, on_model=observer.plan,
-        )  # fmt: skip
-    print_report(report, folder)
+    _refuse_unused(by, options)
+    return Recovered(base=base, recovery=_recovery(by, settings))
 
 
 def _refuse_unused(by: By, options: list[str]) -> None:

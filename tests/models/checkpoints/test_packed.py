@@ -167,6 +167,6 @@ def test_other_devices_pack_the_same(monkeypatch: pytest.MonkeyPatch, text: str)
         layer = layer_of(result.weight)
         on_the_host = pack_result(layer, result, recipe)
         with monkeypatch.context() as patched:
-            patched.setattr("llmkick.models.checkpoints.packed._is_on_the_host", lambda _: False)
+            patched.setattr("llmkick.models.checkpoints.packed_places._is_on_the_host", lambda _: False)
             elsewhere = pack_result(layer, result, recipe)
         assert elsewhere.layout == on_the_host.layout

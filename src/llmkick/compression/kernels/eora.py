@@ -33,7 +33,8 @@ def _output_directions(change: Tensor, hessian: Tensor) -> Tensor:
     # What is below the rounding error of the Gram matrix is a direction of noise.
     noise = squares.max().clamp(min=0) * torch.finfo(squares.dtype).eps * len(squares)
     sizes = squares.clamp(min=0).rsqrt().masked_fill(squares <= noise, 0)
-    return (weighted @ right).mul_(sizes)
+    directions: Tensor = (weighted @ right) * sizes
+    return directions
 
 
 def _descending(gram: Tensor) -> tuple[Tensor, Tensor]:

@@ -101,22 +101,11 @@ def compress_checkpoint(
         raise ConfigError("dense compresses nothing: the model's folder is what you want")
     observer.stage(f"reading {reference}", 1)
     meta_model = load_meta_model(reference, dtype=dtype, device=device)
-    refuse_packed_integers(meta_model.checkpoint)
-    blocks = decoder_blocks(meta_model.model.network)
-    check_compressible(meta_model.model.network, blocks, allow_partial=allow_partial)
-    check_recipe_fits(recipe, blocks, as_calibration([[0, 0]]))  # before the calibration, which may take minutes
-    if is_trained(recipe):
-        import_peft()
-        _check_memory(meta_model, COPIES_OF_TRAINING, f"{recipe} trains it as a whole")
-    if form != "packed":
-        StoredModel(meta_model.model).form.refuse_unreadable()
-    if form == "compressed-tensors":
-        check_exportable(recipe, blocks)
-        check_storable(meta_model.model, blocks)
+    _check(meta_model, recipe, form, allow_partial=allow_partial)
     on_model(meta_model)
     windows = _windows(meta_model, plan, observer) if recipe.needs_calibration else None
     key = kept_key(meta_model.info, meta_model.device, recipe, windows, propagate=propagate)
-    observer.stage(f"compressing {recipe}", len(blocks))
+    observer.stage(f"compressing {recipe}", len(decoder_blocks(meta_model.model.network)))
     options: _WalkOptions = {
         "seed": plan.seed,
         "propagate": propagate,
@@ -137,6 +126,22 @@ def compress_checkpoint(
         finished = kept_blocks(meta_model.info, meta_model.device, recipe, windows, work, propagate=propagate)
         observer.stage(f"writing {folder}", 1)
         return _save(model, recipe, finished, folder, form)
+
+
+def _check(meta_model: MetaModel, recipe: Recipe, form: Form, *, allow_partial: bool) -> None:
+    """Raise an error for what can be known to fail before the calibration, which may take minutes."""
+    refuse_packed_integers(meta_model.checkpoint)
+    blocks = decoder_blocks(meta_model.model.network)
+    check_compressible(meta_model.model.network, blocks, allow_partial=allow_partial)
+    check_recipe_fits(recipe, blocks, as_calibration([[0, 0]]))
+    if is_trained(recipe):
+        import_peft()
+        _check_memory(meta_model, COPIES_OF_TRAINING, f"{recipe} trains it as a whole")
+    if form != "packed":
+        StoredModel(meta_model.model).form.refuse_unreadable()
+    if form == "compressed-tensors":
+        check_exportable(recipe, blocks)
+        check_storable(meta_model.model, blocks)
 
 
 def _compressed(

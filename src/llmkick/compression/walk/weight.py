@@ -7,8 +7,8 @@ from llmkick.compression.kernels.grid import encode
 from llmkick.compression.kernels.hessian import InputStatistics
 from llmkick.compression.kernels.layer import Layer, WeightResult
 from llmkick.compression.recipe import Recipe, Recovered, is_trained, steps_of
-from llmkick.compression.recover_layer import recover_layer
 from llmkick.compression.registry import method_named, parse_recipe
+from llmkick.compression.walk.recover_layer import recover_layer
 from llmkick.errors import ConfigError, NumericalError
 from llmkick.models.finite import all_finite
 

@@ -16,21 +16,18 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from llmkick.errors import ModelError
 from llmkick.models.checkpoints.bit_streams import (
-    binomials,
-    filled_up,
     pack_bits,
     pattern_bits,
-    rank_patterns,
     unpack_bits,
     unrank_patterns,
 )
+from llmkick.models.checkpoints.packed_places import of_patterns, raw_bits, under
 from llmkick.models.checkpoints.tensor_writer import write_tensors
 from llmkick.models.low_rank import Adapter, merged
 from llmkick.models.weights import bytes_of, digest_of
@@ -122,8 +119,8 @@ def pack(
         parts["scale"] = codes.scale.float().contiguous()
         if not codes.symmetric:
             parts["zero"] = pack_bits(codes.zero.flatten(), codes.bits)
-    bits = _raw(weight).flatten()
-    chosen = None if pattern is None else _of_patterns(bits, values, *pattern)
+    bits = raw_bits(weight).flatten()
+    chosen = None if pattern is None else of_patterns(bits, values, *pattern)
     if chosen is not None and pattern is not None:
         ranks, values = chosen
         parts["places"] = pack_bits(ranks, pattern_bits(*pattern))
@@ -131,7 +128,7 @@ def pack(
     elif masked or pattern is not None:
         filled = bits != 0
         parts["places"] = pack_bits(filled, 1)
-        layout, values = replace(layout, masked=True), _under(filled, values)
+        layout, values = replace(layout, masked=True), under(filled, values)
     parts["values"] = (values.clone() if chosen is None else values) if codes is None else pack_bits(values, codes.bits)
     parts = {name: part.cpu() for name, part in parts.items()}
     return Packed(layout=replace(layout, checksum=_checksum(parts)), parts=parts)
@@ -150,37 +147,9 @@ def _gives(codes: Codes, weight: Tensor) -> bool:
     for start in range(0, len(weight), rows):
         part = slice(start, start + rows)
         some = replace(codes, codes=codes.codes[part], scale=codes.scale[part], zero=codes.zero[part])
-        if not torch.equal(_raw(_decode(some).to(weight.dtype)).cpu(), _raw(weight[part]).cpu()):
+        if not torch.equal(raw_bits(_decode(some).to(weight.dtype)).cpu(), raw_bits(weight[part]).cpu()):
             return False
     return True
-
-
-def _under(mask: Tensor, values: Tensor) -> Tensor:
-    """The values, (places,), where the mask is set."""
-    if not _is_on_the_host(mask):
-        return values[mask]
-    from llmkick.models.checkpoints.compiled_packing import select
-
-    flags = mask.view(torch.uint8).numpy()
-    return torch.from_numpy(select(_raw(values).numpy(), flags, int(np.count_nonzero(flags)))).view(values.dtype)
-
-
-def _is_on_the_host(tensor: Tensor) -> bool:
-    return tensor.device.type == "cpu"
-
-
-def _of_patterns(bits: Tensor, values: Tensor, kept: int, of: int) -> tuple[Tensor, Tensor] | None:
-    """Numbers of the patterns, and the values in them; None when a group has more than N non-zeros. bits: of a weight.
-
-    The first zeros of a group belong to its pattern where there are fewer than N others.
-    """
-    if not _is_on_the_host(bits):
-        places = filled_up((bits != 0).view(-1, of), kept)
-        return None if places is None else (rank_patterns(places), values[places.flatten()])
-    from llmkick.models.checkpoints.compiled_packing import select_patterns
-
-    chosen = select_patterns(bits.numpy(), _raw(values).numpy(), kept, binomials(of).numpy())
-    return chosen and (torch.from_numpy(chosen[0]), torch.from_numpy(chosen[1]).view(values.dtype))
 
 
 def unpack(packed: Packed) -> Tensor:
@@ -255,12 +224,6 @@ def _checksum(parts: Mapping[str, Tensor]) -> str:
         total.update(f"{name}\0{part.dtype}\0{tuple(part.shape)}\0".encode())
         total.update(memoryview(bytes_of(part)))
     return total.hexdigest()
-
-
-def _raw(tensor: Tensor) -> Tensor:
-    """The bits of a float tensor as integers, so that −0 differs from 0 and NaN equals itself."""
-    integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-    return tensor.contiguous().view(integers[tensor.element_size()])
 
 
 def write_packed(file: Path, weights: Mapping[str, Packed]) -> None:

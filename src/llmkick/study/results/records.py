@@ -203,11 +203,7 @@ class OverallVerdict(OpenRecord):
 
 
 class CompressionSummary(OpenRecord):
-    """The compression by one recipe and seed, layer by layer. Sizes are in bytes of the compact form.
-
-    `block_share`, `model_share`: the compressed share of the weights in blocks and of all; None in files of 0.1.0.
-    `recovery`: what a recovered recipe did beside the compression of its base.
-    """
+    """The compression by one recipe and seed, layer by layer. Sizes are in bytes of the compact form."""
 
     recipe: str
     seed: int
@@ -218,8 +214,8 @@ class CompressionSummary(OpenRecord):
     stored_bytes: int
     layers: tuple[LayerReport, ...]
     warnings: tuple[str, ...]
-    block_share: float | None = None
-    model_share: float | None = None
+    block_share: float | None = None  # the compressed share of the weights in blocks; None in files of 0.1.0
+    model_share: float | None = None  # … and of all weights
     recovery: RecoveryReport | None = None
     axes: dict[str, int | str] = Field(default_factory=dict)
 
