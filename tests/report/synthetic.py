@@ -10,12 +10,15 @@ from typing import Any
 
 import numpy as np
 
+from llmkick.compression.recoveries import recovery_of
 from llmkick.statistics import Comparison, PerplexityComparison
 from llmkick.study.journal.journal import Journal
 from llmkick.study.journal.prompts import PromptPart, packed_prompt
 from llmkick.study.results.comparisons import cell_results, compare_all, overall_by_recipe
+from llmkick.study.results.overlap import OverlapRow
 from llmkick.study.results.records import JournalledCompression, ResultRow, TaskSummary
 from llmkick.study.results.results import StudyResult
+from llmkick.study.results.returned import recovered_models, returned
 from llmkick.tasks.task import Item, Record
 
 RECIPES = ("magnitude@0.25", "wanda@0.1", "wanda@0.25", "wanda@2:4", "rtn@8b", "gptq@3b-g64")
@@ -37,6 +40,8 @@ SEVERITY = {
     "sparsegpt@0.1": 0.0, "sparsegpt@0.25": 0.15, "sparsegpt@0.5": 0.45, "sparsegpt@2:4": 0.6,
     "rtn@8b": 0.0, "rtn@4b-g64": 0.2, "rtn@3b-g64": 0.7,
     "gptq@8b": 0.0, "gptq@4b-g64": 0.1, "gptq@3b-g64": 0.4, "wanda@0.5+gptq@4b": 0.65,
+    "wanda@0.25+lora": 0.05, "wanda@2:4+lora": 0.35, "wanda@2:4+reconstruct": 0.78, "gptq@3b-g64+eora-r8": 0.25,
+    "magnitude@0.25+lora": 0.2, "rtn@8b+eora-r8": 0.0,
 }  # fmt: skip
 LAYERS = ("self_attn.q_proj", "self_attn.o_proj", "mlp.up_proj", "mlp.down_proj")
 HOSTILE = (
@@ -59,8 +64,13 @@ def build_run(
     unscored: Mapping[str, int] | None = None,
     source_precision: str = "Q4_1",
     questions: Mapping[str, Sequence[Item]] | None = None,
+    flips: float = 0.0,
+    overlap: Sequence[Mapping[str, Any]] = (),
 ) -> StudyResult:
-    """Write journal.sqlite and results.json; `unscored` gives the number of unanswered items of a task."""
+    """Write journal.sqlite and results.json; `unscored` gives the number of unanswered items of a task.
+
+    flips: the share by which the losses of two seeds differ. overlap: rows of results.json.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     journal = Journal(folder)
     described = [describe(task) for task in tasks]
@@ -73,7 +83,7 @@ def build_run(
     for task, its_items in asked.items():
         journal.add_items(task, its_items)
         journal.add_prompts(task, prompts_of(task, its_items))
-        add_answers(journal, task, its_items, recipes, seeds, skipped=(unscored or {}).get(task, 0))
+        add_answers(journal, task, its_items, recipes, seeds, skipped=(unscored or {}).get(task, 0), flips=flips)
     reports = [report(recipe, seed, blocks) for recipe in recipes for seed in seeds_of(recipe, seeds)]
     for number, one in enumerate(reports):
         journal.add_artifact(
@@ -91,6 +101,8 @@ def build_run(
         comparisons=tuple(comparisons),
         overall=tuple(overall_by_recipe(comparisons)),
         compression=reports,
+        returned=tuple(returned(records, summaries, recovered_models(recipes)[0], alpha=0.05)),
+        overlap=tuple(map(OverlapRow.model_validate, overlap)),
     )
     result.write()
     return result
@@ -181,7 +193,14 @@ def make_items(task: str, count: int, *, hostile: bool = False) -> list[Item]:
 
 
 def add_answers(
-    journal: Journal, task: str, items: Sequence[Item], recipes: Sequence[str], seeds: Sequence[int], *, skipped: int
+    journal: Journal,
+    task: str,
+    items: Sequence[Item],
+    recipes: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    skipped: int,
+    flips: float,
 ) -> None:
     """Answers of the dense model and of every recipe; those that lose more keep the losses of the milder."""
     rng = np.random.default_rng(int(hashlib.sha256(task.encode()).hexdigest()[:8], 16))
@@ -189,8 +208,9 @@ def add_answers(
     for recipe in ("dense", *recipes):
         for seed in seeds_of(recipe, seeds):
             noise = rng.random(len(items))
+            its_luck = (luck + flips * np.random.default_rng(seed or 0).random(len(items))) % 1
             records = [
-                answer(task, recipe, item, known[i], luck[i], noise[i], skipped=i < skipped and recipe != "dense")
+                answer(task, recipe, item, known[i], its_luck[i], noise[i], skipped=i < skipped and recipe != "dense")
                 for i, item in enumerate(items)
             ]
             key = f"{recipe}-{seed}-{task}"
@@ -246,7 +266,7 @@ def describe(task: str) -> dict[str, Any]:
 
 def seeds_of(recipe: str, seeds: Sequence[int]) -> Sequence[int | None]:
     """Calibration seeds, for a method that has any."""
-    return seeds if recipe.startswith(CALIBRATED) else (None,)
+    return seeds if recipe.startswith(CALIBRATED) or recovery_of(recipe) else (None,)
 
 
 def report(recipe: str, seed: int | None, blocks: int) -> dict[str, Any]:

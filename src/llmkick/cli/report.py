@@ -57,6 +57,7 @@ def report(
 
 
 def _report_run(folder: Path, *, as_json: bool) -> None:
+    from llmkick.report.came_back import came_back_table
     from llmkick.report.page.page import write_report_of
     from llmkick.report.run_folder import opened_run
     from llmkick.report.tables import verdict_table
@@ -64,9 +65,11 @@ def _report_run(folder: Path, *, as_json: bool) -> None:
     with opened_run(folder) as run:
         page, result, missing = write_report_of(run), run.result, list(run.missing)
     if as_json:
-        results = result.model_dump(mode="json", include={"comparisons", "overall"})
+        results = result.model_dump(mode="json", include={"comparisons", "overall", "returned"})
         out.print_json(data={"report": str(page), "missing": missing, "warnings": list(result.warnings), **results})
         return
     out.print(verdict_table(result))
+    if result.returned:
+        out.print(came_back_table(result))
     print_notes(missing)
     print_line(f"report: {page}")

@@ -188,7 +188,7 @@ def _run_as_json(study: Study, folder: Path, executor: Executor, *, quiet: bool)
     with contextlib.nullcontext() if quiet else events:
         result = run_study(study, out=folder, observer=Silent() if quiet else events, executor=executor)
     page = write_report(folder)
-    results = result.model_dump(mode="json", include={"comparisons", "overall", "failures"})
+    results = result.model_dump(mode="json", include={"comparisons", "overall", "returned", "failures"})
     events.emit("finished", report=str(page), warnings=list(result.warnings), **results)
     _refuse_failures(result)
 
@@ -196,6 +196,7 @@ def _run_as_json(study: Study, folder: Path, executor: Executor, *, quiet: bool)
 def _run_and_report(study: Study, folder: Path, executor: Executor, *, quiet: bool) -> None:
     """Run a study, write its report, and print the verdicts."""
     from llmkick.cli.progress import TerminalProgress, spinner
+    from llmkick.report.came_back import came_back_table
     from llmkick.report.page.page import write_report
     from llmkick.report.tables import verdict_table
     from llmkick.study.run import run_study
@@ -207,6 +208,8 @@ def _run_and_report(study: Study, folder: Path, executor: Executor, *, quiet: bo
     with spinner(err, "writing the report", quiet=quiet):
         page = write_report(folder)
     out.print(verdict_table(result))
+    if result.returned:
+        out.print(came_back_table(result))
     print_notes(result.warnings)
     if result.judge is not None:
         used = f"{result.judge.prompt_tokens:,} tokens asked, {result.judge.completion_tokens:,} answered"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,6 +12,7 @@ import pyarrow.parquet as pq
 
 from llmkick.errors import DataError
 from llmkick.report import formatting
+from llmkick.report.came_back import costs, interval_name, row_texts, whole_tasks
 from llmkick.report.lookup import verdict_or_outcome
 from llmkick.report.matrix import ControlCell, TaskCell, VerdictText, matrix
 from llmkick.report.run_folder import Run
@@ -30,17 +32,39 @@ LATEX_SIGNS = {
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
     formatting.MINUS: "$-$", "×": r"$\times$", formatting.NOTHING: "--", "≤": r"$\leq$",
 }  # fmt: skip
+# The texts of what came back, in the order of the table; the outcome follows the first six.
+BACK = ("recipe", "task", "lost", "returned", "control", "difference", "newly_lost", "gained")
 # Symbols that default fonts lack. The words next to them have the same meaning.
 DROPPED = "✓✗∅…?•"
 
 
 def markdown(result: StudyResult) -> str:
-    """Recipes × tasks: score, verdict, loss with its interval."""
+    """Recipes × tasks: score, verdict, loss with its interval; then what came back of recovered recipes."""
     columns, rows = _texts(result, symbols=True)
+    return f"{_markdown_table(columns, rows)}\n\n{_note(result)}\n{_came_back(result)}"
+
+
+def _markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join("| " + " | ".join(_markdown_cell(text) for text in line) + " |" for line in lines)
+
+
+def _came_back(result: StudyResult) -> str:
+    """The table of what came back; empty without recovered models."""
+    rows = [row_texts(result, row) for row in whole_tasks(result)]
+    if not rows:
+        return ""
+    texts, of_cost = [], costs(result)
+    for row in rows:
+        verdict, outcome = row["verdict"], _verdict_text(row["outcome"], symbols=True)
+        ours = formatting.NOTHING if verdict is None else _verdict_text(verdict, symbols=True)
+        shares = [*(row[name] for name in BACK[:6]), outcome, *(row[name] for name in BACK[6:])]
+        texts.append([*shares, ours, row["paper"], of_cost[row["recipe"]].text or formatting.NOTHING])
+    titles = [name.replace("_", " ") for name in (*BACK[:6], "outcome", *BACK[6:], "verdict", "paper", "cost")]
     return (
-        "\n".join("| " + " | ".join(_markdown_cell(text) for text in line) + " |" for line in lines)
-        + f"\n\n{_note(result)}\n"
+        f"\n{_markdown_table(titles, texts)}\n\nWhat came back: the share of the lost score that returned, beside the "
+        "control (the next calibration seed without recovery) and their paired difference, each with its "
+        f"{interval_name(result)}.\n"
     )
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from llmkick.compression.levels import Level, LevelKind
 from llmkick.report import formatting
+from llmkick.report.came_back import share
 from llmkick.report.level_axes import KINDS
 from llmkick.report.lookup import comparisons_by_cell, perplexity_comparisons, task_comparisons
 from llmkick.statistics import Comparison, PerplexityComparison
@@ -34,7 +35,7 @@ class Finding:
 
 
 def find(result: StudyResult) -> list[Finding]:
-    """The main findings: overall counts, losses that perplexity misses, each method, and undecided comparisons."""
+    """The main findings: overall counts, losses that perplexity misses, recoveries, each method, and what is open."""
     entries = task_comparisons(result)
     if not entries:
         return [_nothing_to_judge(result)]
@@ -43,6 +44,7 @@ def find(result: StudyResult) -> list[Finding]:
     return [
         _overall(result),
         *silent,
+        *_came_back(result),
         *_by_method(result, told),
         *_no_signal(entries),
         *_incomplete(result, entries),
@@ -124,6 +126,20 @@ def _control(
     names = [task.name for task in result.tasks if task.is_control]
     comparison = cells.get((recipe, names[0])) if names else None
     return comparison if isinstance(comparison, PerplexityComparison) else None
+
+
+def _came_back(result: StudyResult) -> Iterator[Finding]:
+    """The recoveries that brought more lost answers back than their control."""
+    rows = [row for row in result.returned if not row.detail and row.difference.value is not None]
+    back = [row for row in rows if row.outcome == "brought back"]
+    if back:
+        most = max(back, key=lambda row: row.difference.value or 0.0)
+        others = len(back) - 1
+        more = f", and so do {others} of the other {len(rows) - 1} recoveries of a task" if len(rows) > 1 else ""
+        text = f"{most.recipe} brings back {share(most.returned)} of what {most.base} lost of {most.task}, "
+        yield Finding(topic="came back", text=f"{text}more than the control ({share(most.control)}){more}.")
+    elif rows:
+        yield Finding(topic="came back", text="No recovery is shown to bring back more than its control.")
 
 
 def _by_method(result: StudyResult, told: Collection[Claim]) -> Iterator[Finding]:

@@ -25,6 +25,7 @@ from llmkick.report.lookup import (
 from llmkick.report.models import models_frame
 from llmkick.report.multiplicity import agreement_table, families_table
 from llmkick.report.payload import Payload
+from llmkick.report.returned_tables import flows_table, overlap_table, returned_table
 from llmkick.statistics import PerplexityComparison
 from llmkick.study.results.records import AnyComparison, CompressionSummary
 from llmkick.study.results.results import StudyResult
@@ -195,6 +196,9 @@ def write_tables(result: StudyResult, folder: Path, *, more: Mapping[str, pd.Dat
         "agreement": agreement_table(result),
         "families": families_table(result),
         "missing_judgements": missing_judgements_table(result),
+        "returned": returned_table(result),
+        "flows": flows_table(result),
+        "overlap": overlap_table(result),
     }
     frames |= {name: frame for name, frame in further.items() if not frame.empty}
     return [

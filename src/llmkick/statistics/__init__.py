@@ -7,6 +7,7 @@ from llmkick.statistics.betting import (
     Stopping,
     confidence_sequence,
 )
+from llmkick.statistics.came_back import BackNames, BackOutcome, CameBack, what_came_back
 from llmkick.statistics.design import Design, detectable_loss, items_for_power, simulated_power
 from llmkick.statistics.early_stopped_comparison import compare_stopped
 from llmkick.statistics.early_stopping import EarlyStop, SignalTest, signal_after
@@ -18,10 +19,14 @@ from llmkick.statistics.paired import Comparison, as_incomplete, compare
 from llmkick.statistics.pairing import groups_argument
 from llmkick.statistics.perplexity import PerplexityComparison, compare_bits_per_byte, compare_perplexity
 from llmkick.statistics.power import items_needed, smallest_detectable_loss, verdict_power
+from llmkick.statistics.ratio import Ratio
 from llmkick.statistics.undecided import Undecided
 from llmkick.statistics.verdict import Verdict
 
 __all__ = [
+    "BackNames",
+    "BackOutcome",
+    "CameBack",
     "ChoiceAgreement",
     "Comparison",
     "Design",
@@ -30,6 +35,7 @@ __all__ = [
     "ItemOrder",
     "MissingScores",
     "PerplexityComparison",
+    "Ratio",
     "SequentialState",
     "SequentialTest",
     "SignalTest",
@@ -58,5 +64,6 @@ __all__ = [
     "smallest_detectable_loss",
     "stratified_order",
     "verdict_power",
+    "what_came_back",
     "whole_cluster_order",
 ]

@@ -275,7 +275,7 @@ def test_what_is_written_is_read_back(tmp_path: Path):
     assert list(content) == [
         "schema", "study", "environment", "timing", "model", "tasks", "results", "comparisons", "overall",
         "compression", "warnings", "noise", "models", "judge", "families", "agreement",
-        "failures", "recipes", "claims", "variants",
+        "failures", "recipes", "claims", "variants", "returned", "overlap",
     ]  # fmt: skip
     assert content["schema"] == 1
     assert list(tmp_path.iterdir()) == [tmp_path / RESULTS_FILE], "nothing is left beside it"

@@ -11,6 +11,7 @@ import pandas as pd
 from llmkick.report.figures.axes import axis_figures
 from llmkick.report.figures.book import book_figures
 from llmkick.report.figures.figure import VEGA_LITE, Figure, drawn_meanwhile
+from llmkick.report.figures.flows import flow_figures
 from llmkick.report.figures.frontier import frontier_chart
 from llmkick.report.figures.groups import group_figures, measure_figures
 from llmkick.report.figures.kept import kept_figure
@@ -31,6 +32,7 @@ def figures(
     both = {"score", "perplexity"} <= set(cells["metric"])
     return [
         *([kept] if kept is not None else []),
+        *flow_figures(result),
         *([control_figure(result, cells)] if both else []),
         *axis_figures(result),
         *level_figures(result, cells),

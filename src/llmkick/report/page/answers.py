@@ -69,9 +69,10 @@ def _sampled(run: Run, common: Payload) -> str:
 def answers_payload(run: Run, *, sample: int | None = None) -> Payload:
     """The questions of every task that has questions, and each model's answers.
 
-    `variants` are the models, dense first; a task's `answers[variant]` holds, in the order of its items, the
-    index of the answer in `texts`, the score (null if unscored), the index of the reason or −1, and the items that
-    were truncated. `total` is the number of all items, also if only a `sample` of them is included.
+    `variants` are the models, dense first, recovered ones with the number of their `base`; a task's `answers[variant]`
+    holds, in the order of its items, the index of the answer in `texts`, the score (null if unscored), the index of the
+    reason or −1, and the items that were truncated. `total` is the number of all items, also if only a `sample` of them
+    is included.
     """
     texts = _Texts()
     tasks = []
@@ -86,7 +87,7 @@ def answers_payload(run: Run, *, sample: int | None = None) -> Payload:
                 "answers": by_variant,
             }
         )  # fmt: skip
-    return {"variants": _labels(variants), "tasks": tasks, "texts": texts.all}
+    return {"variants": _labels(run, variants), "tasks": tasks, "texts": texts.all}
 
 
 def _files(run: Run) -> Iterator[tuple[str, str]]:
@@ -199,9 +200,18 @@ def _variants(run: Run) -> list[Variant]:
     return sorted(shown, key=lambda variant: (order.index(variant[0]), variant[1] or 0))
 
 
-def _labels(variants: Sequence[Variant]) -> list[dict[str, str]]:
+def _labels(run: Run, variants: Sequence[Variant]) -> list[Payload]:
+    """Recipe and label of each model; of a recovered one the number of its base too, of the same seed if it has one."""
     several = len({seed for _, seed in variants if seed is not None}) > 1
-    return [
-        {"recipe": recipe, "label": f"{recipe}, seed {seed}" if several and seed is not None else recipe}
-        for recipe, seed in variants
-    ]
+    base = {row.recipe: row.base for row in run.result.returned}
+    labels: list[Payload] = []
+    for recipe, seed in variants:
+        label: Payload = {
+            "recipe": recipe,
+            "label": f"{recipe}, seed {seed}" if several and seed is not None else recipe,
+        }
+        bases = [
+            place for place, of in enumerate(variants) if of in ((base.get(recipe), seed), (base.get(recipe), None))
+        ]
+        labels.append({**label, "base": bases[0]} if bases else label)
+    return labels

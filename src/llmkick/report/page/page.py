@@ -15,11 +15,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from llmkick.files import cache_folder, write_text, write_text_atomically
-from llmkick.report import formatting, matrix, multiplicity, numbers
+from llmkick.report import came_back, formatting, matrix, multiplicity, numbers
 from llmkick.report.breakdown import groups_table, measures_table
 from llmkick.report.claims import claim_payload, claims_of_run
 from llmkick.report.figures.axes import axes_table
 from llmkick.report.figures.figures import VEGA_LITE, Figure, figures, figures_drawn, size_figure
+from llmkick.report.figures.flows import flow_name
 from llmkick.report.figures.kept import KEPT
 from llmkick.report.figures.layers import model_heat_maps
 from llmkick.report.findings import Finding, find
@@ -29,6 +30,7 @@ from llmkick.report.page.embedding import embedded, packed, sha256
 from llmkick.report.payload import Payload
 from llmkick.report.run_folder import Run, opened_run
 from llmkick.report.tables import comparisons_table, compression_table, perplexity_table, plain_rows, write_tables
+from llmkick.study.results.overlap import NGRAM
 from llmkick.study.results.results import StudyResult
 
 PAGE_FILE = "report.html"
@@ -84,6 +86,7 @@ def _context(run: Run, drawn: list[Figure], environment: Environment) -> Payload
     sizes = [size_figure(result)] if result.compression else []
     figure_data = {figure.name: figure_payload(figure) for figure in [*drawn, *sizes]}
     build = _build(run, figure_data)
+    flows = dict.fromkeys(row.recipe for row in result.returned)
     layers = {**numbers.layers_payload(result), "spec": model_heat_maps()}
     return {
         "result": result,
@@ -108,9 +111,15 @@ def _context(run: Run, drawn: list[Figure], environment: Environment) -> Payload
         "correction": multiplicity.correction_sentence(result),
         "families": multiplicity.families(result),
         "control_numbers": numbers.control_numbers(result),
+        "came_back": came_back.payload(result),
+        "flows": {recipe: flow_name(recipe) for recipe in flows if flow_name(recipe) in figure_data},
+        "back_legend": came_back.legend(result),
+        "back_interval": came_back.interval_name(result),
+        "overlap": came_back.overlap_texts(result),
+        "ngram": NGRAM,
         "claims": claim_payload(claims_of_run(run)),
         "alpha": formatting.setting(result.study.alpha),
-        "figures": [figure for figure in drawn if figure.name != KEPT],
+        "figures": [figure for figure in drawn if figure.name not in (KEPT, *map(flow_name, flows))],
         "sizes": sizes,
         "compression": numbers.compression(result),
         "unscored": numbers.unscored(result),

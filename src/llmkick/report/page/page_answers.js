@@ -9,9 +9,18 @@ const OUTCOMES = [
   ["unscored", "… unscored", () => false],
 ];
 
-function outcomeOf(dense, other) {
-  if (dense === null || other === null) return "unscored";
-  return OUTCOMES.find(([, , holds]) => holds(dense, other))[0];
+// Of a recovered model, beside its base: what compression lost may have returned.
+const WAYS = [
+  ["returned", "↩ returned", (dense, base, other) => base < dense && other > base],
+  ["newly", "✗ newly lost", (dense, base, other) => base >= dense && other < dense],
+  ["still", "✗ still lost", (dense, base, other) => base < dense && other < dense],
+];
+const KINDS = [...WAYS, ...OUTCOMES];
+
+function outcomeOf(dense, base, other) {
+  if (dense === null || base === null || other === null) return "unscored";
+  const way = base !== undefined && WAYS.find(([, , holds]) => holds(dense, base, other));
+  return (way || OUTCOMES.find(([, , holds]) => holds(dense, other)))[0];
 }
 
 function judged(score) {
@@ -65,6 +74,7 @@ function sourceOf(data) {
     return {
       items: { items: task.items, texts: data.texts },
       dense: part(task.answers[0]),
+      base: part(task.answers[data.variants[variant].base]),
       other: part(task.answers[variant]),
       total: task.total,
       problem: "",
@@ -76,8 +86,9 @@ function sourceOf(data) {
       if (!data.beside || !here.dense || !here.other) return here;
       try {
         const names = [`${number}-items`, `${number}-0`, `${number}-${variant}`];
-        const [items, dense, other] = await Promise.all(names.map(beside));
-        return { ...here, items, dense, other };
+        if (here.base) names.push(`${number}-${data.variants[variant].base}`);
+        const [items, dense, other, base] = await Promise.all(names.map(beside));
+        return { ...here, items, dense, base, other };
       } catch (error) {
         return { ...here, problem: error.message };
       }
@@ -96,10 +107,10 @@ function sourceOf(data) {
   };
 }
 
-function rowsOf({ items, dense, other }) {
+function rowsOf({ items, dense, base, other }) {
   if (!dense || !other) return [];
   const text = (part, place) => (place < 0 ? "" : part.texts[place]);
-  const cut = [dense, other].map((part) => new Set(part.answers[3]));
+  const cut = [dense, other, ...(base ? [base] : [])].map((part) => new Set(part.answers[3]));
   const given = (part, i, which) => ({
     text: text(part, part.answers[0][i]),
     score: part.answers[1][i],
@@ -113,8 +124,9 @@ function rowsOf({ items, dense, other }) {
     context: text(items, context),
     references: references.map((place) => text(items, place)),
     choices: choices.map((place) => text(items, place)),
-    outcome: outcomeOf(dense.answers[1][i], other.answers[1][i]),
+    outcome: outcomeOf(dense.answers[1][i], base?.answers[1][i], other.answers[1][i]),
     dense: given(dense, i, 0),
+    base: base && given(base, i, 2),
     other: given(other, i, 1),
   }));
 }
@@ -192,10 +204,10 @@ function promptBox(asked) {
   return box;
 }
 
-function shownItem(row, name, marksWanted, promptOf) {
+function shownItem(row, [name, base], marksWanted, promptOf) {
   const entry = element("li");
   const head = element("div", "item-head");
-  const title = OUTCOMES.find(([outcome]) => outcome === row.outcome)[1];
+  const title = KINDS.find(([outcome]) => outcome === row.outcome)[1];
   head.append(element("span", `tag ${row.outcome}`, title), foreign("span", "", row.cluster), element("code", "", row.id));
   entry.append(head, foreign("p", "question", row.question));
   if (row.choices.length) {
@@ -225,16 +237,18 @@ function shownItem(row, name, marksWanted, promptOf) {
   });
   more.append(prompt);
   const pieces = marksWanted && row.dense.text && row.other.text ? differing(row.dense.text, row.other.text) : [];
-  const pair = element("div", "pair");
-  pair.append(answerBox("dense", row.dense, pieces[0]), answerBox(name, row.other, pieces[1]));
+  const pair = element("div", row.base ? "pair three" : "pair");
+  pair.append(answerBox("dense", row.dense, pieces[0]));
+  if (row.base) pair.append(answerBox(base, row.base));
+  pair.append(answerBox(name, row.other, pieces[1]));
   entry.append(pair, more);
   return entry;
 }
 
 function offerOutcomes(box, all, wanted) {
-  const count = Object.fromEntries(OUTCOMES.map(([name]) => [name, all.filter((row) => row.outcome === name).length]));
+  const count = Object.fromEntries(KINDS.map(([name]) => [name, all.filter((row) => row.outcome === name).length]));
   const offered = [
-    ...OUTCOMES.filter(([name]) => count[name]).map(([name, title]) => [name, title, count[name]]),
+    ...KINDS.filter(([name]) => count[name]).map(([name, title]) => [name, title, count[name]]),
     ["all", "all", all.length],
   ];
   const chosen = offered.some(([name]) => name === wanted) ? wanted : "all";
@@ -259,6 +273,7 @@ function offerClusters(select, all) {
 function fits(row, words) {
   if (!words.length) return true;
   const hay = [row.id, row.cluster, row.question, ...row.references, ...row.choices, row.dense.text, row.other.text];
+  if (row.base) hay.push(row.base.text);
   const joined = hay.join("\n").toLowerCase();
   return words.every((word) => joined.includes(word));
 }
@@ -279,7 +294,7 @@ async function answers() {
   let shown = { all: [], problem: "", total: 0 };
   let turn = 0;
 
-  async function choosePair() {
+  async function choosePair(wanted) {
     turn += 1;
     const mine = turn;
     if (data.beside) status.textContent = "Reading the answers …";
@@ -287,7 +302,10 @@ async function answers() {
     if (mine !== turn) return;
     shown = { all: rowsOf(parts), problem: parts.problem, total: parts.total };
     const checked = form.querySelector("input[name=outcome]:checked");
-    offerOutcomes(byId("answers-outcome"), shown.all, checked ? checked.value : "lost");
+    // A filter of recovered models says nothing of others, and the other way round.
+    const isRecovered = data.variants[variant.value].base !== undefined;
+    const stays = checked && (isRecovered ? checked.value !== "lost" : WAYS.every(([name]) => name !== checked.value));
+    offerOutcomes(byId("answers-outcome"), shown.all, wanted || (stays ? checked.value : isRecovered ? "returned" : "lost"));
     offerClusters(cluster, shown.all);
     show();
   }
@@ -301,9 +319,10 @@ async function answers() {
     );
     const pages = Math.max(1, Math.ceil(found.length / PAGE));
     page = Math.min(Math.max(page, 0), pages - 1);
-    const name = data.variants[variant.value].label;
+    const chosen = data.variants[variant.value];
+    const names = [chosen.label, data.variants[chosen.base]?.label];
     const promptOf = (id) => source.prompt(Number(task.value), id);
-    list.replaceChildren(...found.slice(page * PAGE, (page + 1) * PAGE).map((row) => shownItem(row, name, marks.checked, promptOf)));
+    list.replaceChildren(...found.slice(page * PAGE, (page + 1) * PAGE).map((row) => shownItem(row, names, marks.checked, promptOf)));
     const part = all.length < total ? ` (a sample of ${total.toLocaleString("en")}${problem ? `: ${problem}` : ""})` : "";
     const asked = `${all.length.toLocaleString("en")} questions${part}`;
     status.textContent = found.length ? `${found.length.toLocaleString("en")} of ${asked}` : `No question fits these filters, of ${asked}.`;
@@ -341,7 +360,7 @@ async function answers() {
     search.value = "";
     cluster.value = "";
     choose(link.dataset.recipe, link.dataset.task);
-    choosePair();
+    choosePair(link.dataset.outcome);
   });
   await choosePair();
 }

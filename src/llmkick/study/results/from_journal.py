@@ -28,6 +28,7 @@ from llmkick.study.results.records import (
 )
 from llmkick.study.results.result_file import first_problem
 from llmkick.study.results.results import RESULTS_FILE, StudyResult
+from llmkick.study.results.returned import recovered_models, returned
 
 if TYPE_CHECKING:
     from llmkick.study.spec.study import Study
@@ -68,6 +69,9 @@ def _partial_result(journal: Journal, folder: Path) -> StudyResult:
         alpha=study.alpha,
         same_weights=_same_weights(journal, notes),
     )
+    # With stop = "decided" every model is asked other items.
+    models = recovered_models(study.labels())[0] if study.stop == "never" else []
+    came_back = returned(whole, [task for task in tasks if task.name in dense], models, alpha=study.alpha)
     return StudyResult(
         folder=folder,
         study=StudySettings.model_validate({**study.model_dump(mode="json"), "hash": notes.study_hash}),
@@ -84,6 +88,7 @@ def _partial_result(journal: Journal, folder: Path) -> StudyResult:
             if artifact.recipe in study.labels()
         ),
         variants=variant_rows(study),
+        returned=tuple(came_back),
         warnings=tuple(_missing(study, tasks, cells, items)),
     )
 

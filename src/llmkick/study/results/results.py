@@ -9,10 +9,11 @@ from typing import Annotated, ClassVar, Self
 from pydantic import Discriminator, Tag, model_validator
 
 from llmkick.compression.levels import Level
-from llmkick.statistics import Comparison, PerplexityComparison
+from llmkick.statistics import CameBack, Comparison, PerplexityComparison
 from llmkick.study.levels import level_of_text
 from llmkick.study.results.claim_records import ClaimRow
 from llmkick.study.results.judge_summary import JudgeSummary, MissingJudgements
+from llmkick.study.results.overlap import OverlapRow
 from llmkick.study.results.records import (
     AgreementRow,
     ComparedModel,
@@ -78,6 +79,8 @@ class StudyResult(ResultFile):
     recipes: tuple[Level, ...] = ()
     claims: tuple[ClaimRow, ...] = ()  # empty in files of earlier versions, and for unfinished runs
     variants: tuple[VariantRow, ...] = ()  # only in studies with an axis of calibration
+    returned: tuple[CameBack, ...] = ()  # only in studies with recovered models beside their bases
+    overlap: tuple[OverlapRow, ...] = ()  # empty in files of earlier versions, and for unfinished runs
 
     @model_validator(mode="after")
     def _know_levels(self) -> Self:

@@ -13,6 +13,7 @@ from llmkick.claims.assess import assess
 from llmkick.claims.runs import ClaimRun
 from llmkick.compression.walk.checks import LEAST_SHARE
 from llmkick.models.language_model import LanguageModel
+from llmkick.statistics import CameBack
 from llmkick.study.cells import style_of
 from llmkick.study.expected_work import STATISTICS, noise_key
 from llmkick.study.results.axes import summaries_of, variant_rows
@@ -21,6 +22,7 @@ from llmkick.study.results.judge_summary import JudgeSummary, MissingJudgements
 from llmkick.study.results.missing_judgements import missing_judgements, warnings_of_missing
 from llmkick.study.results.multiplicity import agreement, correction_note, families
 from llmkick.study.results.noise_floor import HALF_PRECISIONS, RecordedAnswer, describe_noise, noise_of_choices
+from llmkick.study.results.overlap import OverlapRow, overlap_warnings
 from llmkick.study.results.records import (
     ComparedModel,
     CompressionSummary,
@@ -34,7 +36,9 @@ from llmkick.study.results.records import (
     Timing,
 )
 from llmkick.study.results.results import StudyResult
+from llmkick.study.results.returned import recovered_models, returned
 from llmkick.study.results.warnings import loops, uncalibrated, warnings_of
+from llmkick.study.running.contamination import text_overlap
 from llmkick.study.running.context import StudyContext
 from llmkick.study.running.environment import peak_memory
 from llmkick.study.running.executor import Executor
@@ -51,6 +55,15 @@ def conclude(
     `noise` says whether to measure the noise floor, for which the dense model is asked again.
     """
     return _Conclusion(context=context, executor=executor, run=run, noise=noise).result(started)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Recovered:
+    """What the results say about recoveries, and about the text that made the models."""
+
+    returned: tuple[CameBack, ...]
+    overlap: tuple[OverlapRow, ...]
+    warnings: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +98,7 @@ class _Conclusion:
                 same_weights=self.context.left_the_weights,
             )
         missing = missing_judgements(records, tasks, study.labels(), alpha=study.alpha)
+        recovered = self._recovered(records, tasks)
         journalled = self._compressions()
         compressions = [compression.summary for compression in journalled]
         live_models = self.context.keys.external_models.live.values()
@@ -113,6 +127,7 @@ class _Conclusion:
                 *self.run.warnings,
                 *self.executor.warnings,
                 *warnings_of_missing(missing),
+                *recovered.warnings,
                 *_warnings([self.context.model, *live_models], study, records, compressions),
                 *(describe_noise(row, self.context.model.info.dtype) for row in noise),
             ),
@@ -121,6 +136,8 @@ class _Conclusion:
             families=tuple(families(comparisons, study.labels(), correction=study.correction, alpha=study.alpha)),
             agreement=tuple(agreement(records, study.labels())),
             variants=variants,
+            returned=recovered.returned,
+            overlap=recovered.overlap,
             failures=tuple(FailedCell.model_validate(failure.as_row()) for failure in self.run.schedule.failures),
         )
         return self._written(result, records)
@@ -132,6 +149,24 @@ class _Conclusion:
             result = result.model_copy(update={"claims": tuple(assess([run]))})
         result.write()
         return result
+
+    def _recovered(self, records: pd.DataFrame, tasks: Sequence[TaskSummary]) -> _Recovered:
+        """Return what came back, and how much of each task stands in the text that the models were made with."""
+        models, warnings = recovered_models(self.context.study.labels())
+        stopped = [task.name for task in tasks if task.name in self.context.orders]
+        if models and stopped:
+            warnings.append(
+                f'what came back is not measured on {", ".join(stopped)}: with stop = "decided" every model is asked '
+                "other items"
+            )
+        with self.context.timed("statistics", "what came back"):
+            whole = [task for task in tasks if task.name not in stopped]
+            rows = returned(records, whole, models, alpha=self.context.study.alpha)
+        with self.context.timed("statistics", "overlap"):
+            overlap = text_overlap(self.context)
+        return _Recovered(
+            returned=tuple(rows), overlap=tuple(overlap), warnings=(*warnings, *overlap_warnings(overlap))
+        )
 
     def _noise(self, records: pd.DataFrame) -> list[NoiseRow]:
         """Return the noise floor of every task with choices; float32 has no noise floor."""
