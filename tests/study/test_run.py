@@ -134,13 +134,13 @@ class Counting:
         self.compressed: list[str] = []
         for method in ("logprobs", "generate"):
             self._spy(monkeypatch, method)
-        compress = compressor_module.compress
+        compress = compressor_module.compress_in_processes
 
-        def compressing(model: Any, recipe: Any, **options: Any) -> Any:
+        def compressing(processes: Any, model: Any, recipe: Any, **options: Any) -> Any:
             self.compressed.append(str(recipe))
-            return compress(model, recipe, **options)
+            return compress(processes, model, recipe, **options)
 
-        monkeypatch.setattr(compressor_module, "compress", compressing)
+        monkeypatch.setattr(compressor_module, "compress_in_processes", compressing)
 
     def _spy(self, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
         original = getattr(TransformersModel, method)
@@ -481,7 +481,7 @@ def nothing_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(TransformersModel, "logprobs", unexpected)
     monkeypatch.setattr(TransformersModel, "generate", unexpected)
-    monkeypatch.setattr(compressor_module, "compress", unexpected)
+    monkeypatch.setattr(compressor_module, "compress_in_processes", unexpected)
 
 
 @pytest.mark.usefixtures("nothing_is_asked")

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from llmkick.models.engine import generation
+from llmkick.models.engine import answers
 from llmkick.models.language_model import GenerateRequest, Generation, Message, Unanswered
 from llmkick.models.thoughts import Thinking
 from llmkick.models.transformers_model import TransformersModel
@@ -101,7 +101,7 @@ def test_a_thought_takes_nothing_of_the_answers_room_when_thinking_is_on(
 
 
 def test_the_room_for_a_thought_is_limited(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(generation, "THOUGHT_TOKENS", 4)
+    monkeypatch.setattr(answers, "THOUGHT_TOKENS", 4)
     assert ask(chain_model(WHEN_TOLD, SWITCHED, "on"), 2) == Unanswered(
         reason="the limit of 6 tokens ended the answer inside its thought"
     )

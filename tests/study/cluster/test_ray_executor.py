@@ -260,15 +260,15 @@ def test_without_the_dense_model_s_cell_a_task_is_given_up(nearby: Any, study: S
 
 
 def test_what_would_fail_again_is_tried_once(nearby: Any, study: Study, tmp_path: Path, monkeypatch: Any):
-    compress, tried = compressor_module.compress, Counter[str]()
+    compress, tried = compressor_module.compress_in_processes, Counter[str]()
 
-    def failing(model: Any, recipe: Any, **options: Any) -> Any:
+    def failing(processes: Any, model: Any, recipe: Any, **options: Any) -> Any:
         tried[str(recipe)] += 1
         if str(recipe) == "wanda@2:4":
             raise NumericalError("wanda@2:4 made NaN or Inf in model.layers.0.mlp.up_proj")
-        return compress(model, recipe, **options)
+        return compress(processes, model, recipe, **options)
 
-    monkeypatch.setattr(compressor_module, "compress", failing)
+    monkeypatch.setattr(compressor_module, "compress_in_processes", failing)
     result = run_study(study, out=tmp_path / "run", executor=nearby())
     assert tried["wanda@2:4"] == 1
     assert {(row["recipe"], row["reason"]) for row in result.failures} == {
