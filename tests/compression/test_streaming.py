@@ -293,7 +293,7 @@ def jobs(folders: dict[str, Path]) -> list[Job]:
     return [Job(recipe=parse_recipe(recipe), windows=text, folder=folder) for recipe, folder in folders.items()]
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gpt2", "mixtral", "zamba"])
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "mixtral", pytest.param("zamba", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("batch_tokens", [None, 24])
 def test_many_numbers_of_windows_in_one_pass_are_each_as_alone(
     tmp_path: Path, architecture: str, batch_tokens: int | None, monkeypatch: pytest.MonkeyPatch

@@ -207,7 +207,7 @@ ASKS: dict[str, Ask] = {
 
 
 @pytest.mark.parametrize("ask", ASKS.values(), ids=ASKS)
-@pytest.mark.parametrize("architecture", ["llama", "mistral", "mpt"])
+@pytest.mark.parametrize("architecture", ["llama", pytest.param("mistral", marks=pytest.mark.slow), "mpt"])
 def test_a_shortage_costs_no_answer_and_is_said(monkeypatch: pytest.MonkeyPatch, ask: Ask, architecture: str):
     expected = ask(toy_model(architecture))
     model = toy_model(architecture)
