@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from llmkick.compression.registry import parse_recipe
-from llmkick.study.expected_work import stopping_factor
+from llmkick.study.expected_stop import stopping_factor
 from llmkick.study.forecast import Forecast
 from llmkick.study.part_ratios import Part, Ratios
 from timelines import FOLDER, Stated, Timeline, load, stated, worst_factor

@@ -15,6 +15,7 @@ from llmkick.compression.walk.calibration import chosen_source
 from llmkick.models.language_model import LanguageModel, ModelInfo
 from llmkick.models.transformers_model import TransformersModel
 from llmkick.study.cells import Variant
+from llmkick.study.expected_stop import stopping_factor, stopping_share
 from llmkick.study.model_speed import ModelSpeed
 from llmkick.study.part_ratios import Part
 from llmkick.study.request_tokens import RequestTokens, request_tokens
@@ -28,8 +29,6 @@ from llmkick.tasks.task import Item, Task
 COUNTED_ITEMS = 16
 # The share of the tokens that an answer may have which it has, before any was measured.
 WRITTEN_SHARE = 0.6
-# Items after which early stopping sees a large loss, and after which it sees that there is none.
-ITEMS_FOR_A_LOSS, ITEMS_FOR_A_MATCH = 100, 600
 # Seconds for a column of a column-by-column method beside its arithmetic, and for a layer of any method.
 COLUMN_SECONDS, LAYER_SECONDS = 2e-4, 2e-3
 # Passes that a step of a training takes: forward and backward, of the dense model forward, and a share of the checks.
@@ -140,26 +139,6 @@ def asking(
     return ExpectedWork(
         parts=parts, items=sum(int(part.steps) for part in parts), tokens=round(tokens), stops_early=bool(stopping)
     )
-
-
-def stopping_share(items: int) -> float:
-    """The expected share of a task's items after which a verdict is known: half of the recipes lose much."""
-    shares = [min(1.0, needed / max(1, items)) for needed in (ITEMS_FOR_A_LOSS, ITEMS_FOR_A_MATCH)]
-    return sum(shares) / len(shares)
-
-
-def stopping_factor(recipe: Recipe) -> float:
-    """How many items a recipe takes until its verdict, against others of a task.
-
-    In the long study of the built-in model (examples/full.toml), recipes up to a quarter of zeros and of 8 bits took
-    nearly all items, half of zeros and 3 bits a tenth of them.
-    """
-    factors = [1.0]
-    if recipe.sparsity is not None:
-        factors.append(min(2.0, max(0.2, 2.0 - (recipe.sparsity - 0.25) * 7.2)))
-    if recipe.bits is not None:
-        factors.append({2: 0.2, 3: 0.2, 4: 1.0}.get(recipe.bits, 2.0))
-    return min(factors[1:], default=1.0)
 
 
 def _tokens_of(task: Task, items: Sequence[Item], style: Prompting, model: TransformersModel | None) -> RequestTokens:
