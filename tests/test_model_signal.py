@@ -46,6 +46,7 @@ def test_the_model_finds_the_right_option(accuracy: Accuracy):
     assert accuracy("multiple_choice:cloze") >= 0.45
 
 
+@pytest.mark.slow
 def test_the_model_reads_and_reading_helps(accuracy: Accuracy):
     closed, opened = accuracy("context_qa:closed"), accuracy("context_qa:open")
     assert opened >= 0.5

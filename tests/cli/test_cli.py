@@ -471,6 +471,7 @@ def test_forms_that_do_not_suit_the_recipe(kick: Kick, toy: Path, tmp_path: Path
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_killed_compression_goes_on_at_its_block(toy: Path, tmp_path: Path, kick: Kick):
     """A real SIGKILL once the first block is kept; no block is written twice."""
     environment = {**os.environ, "LLMKICK_CACHE": str(tmp_path / "cache")}

@@ -74,7 +74,7 @@ def compress_cases(rank: int, cases: list[Any], folder: str) -> dict[int, Any]:
 
 
 # Of the others, one of each kind runs every time.
-QUICK = {1, 2, 4, 5, 9, 10}
+QUICK = {2, 4, 5, 9}
 TRIED = [
     pytest.param(number, id="-".join(map(str, case)), marks=() if number in QUICK else pytest.mark.slow)
     for number, case in enumerate(CASES + EXACT)
