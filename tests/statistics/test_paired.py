@@ -2,6 +2,7 @@
 
 import math
 import time
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -134,7 +135,8 @@ class TestNumbers:
     def test_bounds_of_independent_answers_are_those_of_the_matched_pair_score_test(self) -> None:
         """Tango (1998) for a ratio: the distance in the standard errors of the likeliest counts whose loss is r.
 
-        Below, where the sample varies more than those counts, in its own.
+        Below, in those of the sample where it varies more than those counts; and not beyond the mid-p of 12 losses
+        among the 15 answers that differ.
         """
         dense, compressed = scores_of(50, 12, 3, 35)
         interval = compare(dense, compressed).interval
@@ -150,9 +152,27 @@ class TestNumbers:
             tilt = optimize.brentq(moment, -1 / t.max() + 1e-9, -1 / t.min() - 1e-9)
             score = (share * t**2 / (1 + tilt * t)).sum() / 100
             sample = (share * (t - (share * t).sum()) ** 2).sum() / 99
-            assert abs((share * t).sum()) / math.sqrt(max(score, sample)) == pytest.approx(
-                stats.t.isf(0.05, 99), rel=1e-4
-            )
+            p = stats.t.sf(abs((share * t).sum()) / math.sqrt(max(score, sample)), 99)
+            if r == interval[0]:
+                losses = stats.binom(15, (1 + r * 62 / 15) / 2)
+                p = max(p, losses.sf(12) + losses.pmf(12) / 2)
+            assert p == pytest.approx(0.05, rel=1e-3)
+
+    @pytest.mark.parametrize(("lost", "gained"), [(1, 0), (3, 0), (4, 0), (6, 1), (5, 5), (0, 3)])
+    @pytest.mark.parametrize("loss", [-0.3, 0.0, 0.02, 0.3])
+    def test_few_answers_that_differ_are_counted_exactly(self, lost: int, gained: int, loss: float) -> None:
+        """At a loss of 0 by McNemar's mid-p; three of three is not enough for "lost", though Student's t says so."""
+        dense, compressed = scores_of(40, lost, gained, 57)
+        scores = PairedScores(
+            dense=np.array(dense), compressed=np.array([compressed]), cluster=np.arange(len(dense)), low=0, high=1
+        )
+        changed = lost + gained
+        losses = stats.binom(changed, min(1.0, max(0.0, (1 + loss * (40 + lost) / changed) / 2)))
+        mid_p = losses.sf(lost) + losses.pmf(lost) / 2
+        test = loss_test(scores, loss)
+        assert test.p_below == pytest.approx(max(mid_p, replace(test, least_p_below=0.0).p_below), rel=1e-9, abs=1e-15)
+        if (lost, gained, loss) == (3, 0, 0.0):
+            assert replace(test, least_p_below=0.0).p_below < 0.05 < test.p_below == pytest.approx(0.0625)
 
     def test_the_search_for_an_end_ends(self) -> None:
         """Wherever it starts, if nothing is excluded on the way, and finds the first crossing if there is one."""

@@ -29,6 +29,7 @@ class MeanTest:
     seed_df: int = 0
     skewness: float = 0.0  # of the studentised mean
     least_p_above: float = 0.0  # lower bound of p_above, from what is known beyond the mean
+    least_p_below: float = 0.0  # the same for p_below
 
     @property
     def standard_error(self) -> float:
@@ -44,7 +45,7 @@ class MeanTest:
     @property
     def p_below(self) -> float:
         """One-sided p of H0: mean ≥ 0."""
-        return self._tail(-self._statistic(), self.df)
+        return max(self._tail(-self._statistic(), self.df), self.least_p_below)
 
     def critical(self, tail: float, df: float) -> float:
         """The distance of the mean from 0 that has this one-sided p, without the correction for skewness.

