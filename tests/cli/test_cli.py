@@ -725,6 +725,19 @@ def test_a_plan_needs_no_folder_and_leaves_nothing(kick: Kick, toy: Path, mmlu: 
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_tables_show_names_with_brackets(kick: Kick, toy: Path, tmp_path: Path):
+    """Brackets are no markup; worked examples make the prompts of a level longer."""
+    study = tmp_path / "study.toml"
+    tasks = '[[tasks]]\nname = "multiple_choice:cloze"\nlimit = 4\nshots = [0, 5]\n'
+    study.write_text(f'model = "{toy}"\nrecipes = ["magnitude@0.5"]\n{tasks}')
+    code, out, _ = kick("run", study, "--plan")
+    assert code == 0
+    rows = re.findall(r"multiple_choice:cloze \[shots=(\d)\]\s+│ 4\s+│ 16\s+│ ([\d,]+)", out)
+    assert [level for level, _ in rows] == ["0", "5"]
+    none, five = (int(tokens.replace(",", "")) for _, tokens in rows)
+    assert five > 1.5 * none
+
+
 def test_a_run_on_published_data_records_where_it_came_from(kick: Kick, toy: Path, mmlu: Path, tmp_path: Path):
     options = ("-m", toy, "-r", "magnitude@0.5", "-t", "multiple_choice", "--source", mmlu, "--protocol", "paper")
     code, _, err = kick("run", *options, "-o", tmp_path / "run", *SMALL)

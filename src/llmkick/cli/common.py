@@ -36,8 +36,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-out = Console()
-err = Console(stderr=True)
+# Names may contain brackets, `wanda@0.5 [sequences=8]`, which are no markup.
+out = Console(markup=False)
+err = Console(stderr=True, markup=False)
 
 
 def _print_version(wanted: bool) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from rich.markup import escape
-
 from llmkick.cli.common import LISTS, app, list_table, out, print_warnings
 from llmkick.cli.options import Json
 
@@ -54,7 +52,7 @@ def models(as_json: Json = False) -> None:
     out.print(table)
     kinds = list_table("how a model is given", "what can be done with it", "what it is")
     for form, description, commands in MODEL_KINDS:
-        kinds.add_row(escape(form), commands.replace("compress, ", "compress,\n"), description)
+        kinds.add_row(form, commands.replace("compress, ", "compress,\n"), description)
     out.print(kinds)
     for scheme, plugin in plugins.items():
         out.print(f"{scheme}:…, from {plugin.origin}", highlight=False)

@@ -58,9 +58,10 @@ def advice_on_tasks(parts: Sequence[Part], study: Study | None = None) -> list[s
 def _shows_solved_questions(tasks: Collection[str], study: Study | None) -> bool:
     """Whether a task shows solved questions before each question, and their number is no axis of the study."""
     if study is None:
-        return any(name.partition(":")[0] == "multiple_choice" for name in tasks)
-    specs = [spec for spec in study.tasks if spec.name.partition(":")[0] == "multiple_choice" and spec.shots != 0]
-    return any(not isinstance(spec.shots, list) and spec.make().name in tasks for spec in specs)
+        return "multiple_choice:letter" in tasks
+    specs = [spec for spec in study.tasks if spec.name.partition(":")[0] == "multiple_choice"]
+    shown = {task.name for task in (x.make() for x in specs if not isinstance(x.shots, list)) if task.key["shots"]}
+    return not shown.isdisjoint(tasks)
 
 
 def _seconds(parts: Sequence[Part], kind: str) -> float:

@@ -131,7 +131,7 @@ def get_task(
        `source` is "pocket" (this package), "hub" (the published data sets) or a folder with their files; for
        perplexity it can be a text file. `protocol` is "strict", or "paper" for the paper's prompts and metrics. `limit`
        is the size of a seeded sample, stratified by cluster. Further options: `split`, `revision` and
-       `sha256` of published data; `answer_line` of factoid_qa; `shots` of multiple_choice:letter; `evidence_tokens` of
+       `sha256` of published data; `answer_line` of factoid_qa; `shots` of multiple_choice; `evidence_tokens` of
        context_qa:open; `words`, `bucket_words` and `per_bucket` of summarization; `max_new_tokens` of summarization and
        instruction; `window` and `unit` (tokens, bytes) of perplexity.
     Raises ConfigError for an unknown name, variant, protocol, source or option, and for a limit below 1.

@@ -165,7 +165,7 @@ def test_cloze_asks_the_bare_question():
     assert [request.continuation for request in chat] == list(item.choices)
 
 
-@pytest.mark.parametrize("shots", [-1, 6, 100, 2.0, "3", None, True])
+@pytest.mark.parametrize("shots", [-1, 6, 100, 2.0, "3", True])
 @pytest.mark.parametrize("name", [LETTER, CLOZE])
 def test_shots_out_of_range_are_refused(name: str, shots: object):
     with pytest.raises(ConfigError) as refused:
@@ -173,9 +173,24 @@ def test_shots_out_of_range_are_refused(name: str, shots: object):
     assert str(refused.value) == f"shots of {name} must be a whole number from 0 to 5; got {shots!r}"
 
 
-def test_the_key_holds_the_shots_where_they_matter():
-    assert get_task(LETTER, shots=3).key["shots"] == 3
-    assert get_task(CLOZE, shots=3).key == get_task(CLOZE, shots=5).key
+def test_the_key_holds_the_shots():
+    for name, usual in ((LETTER, 5), (CLOZE, 0)):
+        assert get_task(name, shots=3).key["shots"] == 3
+        assert get_task(name).key == get_task(name, shots=usual).key != get_task(name, shots=3).key
+
+
+@pytest.mark.parametrize("shots", [1, 3, 5])
+def test_cloze_shows_worked_examples_of_the_subject(shots: int):
+    """After the two examples of the form; the answers are the options' texts, as the question asks for."""
+    task = MultipleChoice(variant="cloze", shots=shots)
+    item = task.items()[30]
+    solved = [(example.question, example.choices[example.answer]) for example in task._examples[item.cluster][:shots]]
+    raw = task.requests(item, "raw")
+    shown = "".join(f"Question: {asked}\nAnswer: {answer}\n\n" for asked, answer in [*PHRASE_EXAMPLES, *solved])
+    assert {request.prompt for request in raw} == {f"{shown}Question: {item.question}\nAnswer:"}
+    assert [request.continuation for request in raw] == [f" {choice}" for choice in item.choices]
+    turns = [message.content for message in task.requests(item, "chat")[0].prompt]
+    assert turns == [text for pair in [*PHRASE_EXAMPLES, *solved] for text in pair] + [item.question]
 
 
 def test_worked_examples_are_not_asked():

@@ -38,10 +38,11 @@ class MultipleChoice:
 
     Variant `letter` chooses the most likely of the four letters after `shots` worked examples of the subject and the
     question with its options. Variant `cloze` chooses the option whose text has the highest log-probability per byte
-    after the question alone; the normalization does not penalize long options. It suits small models, which score at
-    chance level with letters. Protocol `paper` (letter only) generates one token instead; the answer is correct if
-    the last character of the token is the letter. If a prompt is too long for the model, the task removes worked
-    examples, and the record's details give the number that remains.
+    after the question without options; the normalization does not penalize long options. It suits small models, which
+    score at chance level with letters. Two short examples of the form come first, then `shots` worked examples of the
+    subject. If `shots` is None, it is 5 for letters and 0 for cloze. Protocol `paper` (letter only) generates one token
+    instead; the answer is correct if the last character of the token is the letter. If a prompt is too long for the
+    model, the task removes worked examples, and the record's details give the number that remains.
     """
 
     variant: str = "letter"
@@ -49,7 +50,7 @@ class MultipleChoice:
     protocol: str = "strict"
     limit: int | None = None
     seed: int = 0
-    shots: int = MOST_SHOTS
+    shots: int | None = None
     split: str | None = None
     revision: str | None = None
     sha256: str | Mapping[str, str] | None = None
@@ -61,11 +62,19 @@ class MultipleChoice:
     setting = "knowledge"
 
     def __post_init__(self) -> None:
-        if not (is_whole(self.shots) and 0 <= self.shots <= MOST_SHOTS):
+        if self.shots is None:
+            object.__setattr__(self, "shots", MOST_SHOTS if self.variant == "letter" else 0)
+        if not (is_whole(self.shots) and 0 <= self._shots <= MOST_SHOTS):
             raise ConfigError(f"shots of {self.name} must be a whole number from 0 to {MOST_SHOTS}; got {self.shots!r}")
         if self.protocol == "paper" and self.variant != "letter":
             raise ConfigError(f"protocol paper has no {self.name}: the paper asks for letters; use multiple_choice")
         _ = self.origin
+
+    @property
+    def _shots(self) -> int:
+        """`shots`, which is never None once the task is made."""
+        assert self.shots is not None
+        return self.shots
 
     @property
     def name(self) -> str:
@@ -109,7 +118,7 @@ class MultipleChoice:
         for item in self._read[1]:
             examples.setdefault(item.cluster, []).append(item)
         for subject, shown in examples.items():
-            if self.variant == "letter" and len(shown) < self.shots:
+            if len(shown) < self._shots:
                 raise DataError(
                     f"{self.source}: {subject} has {len(shown)} worked examples, {self.shots} are asked for"
                 )
@@ -124,35 +133,41 @@ class MultipleChoice:
     def key(self) -> Mapping[str, Any]:
         """All properties of the task that can change a score."""
         data = content_hash([*self._read[0].items, *self._read[1]])
-        return {**task_key(self, data), "shots": self.shots if self.variant == "letter" else 0}
+        return {**task_key(self, data), "shots": self._shots}
 
     def items(self, model: LanguageModel | None = None) -> Sequence[Item]:
         """The sampled questions; for a model, each question has as many worked examples as fit its context."""
         items = stratified_sample(self._read[0].items, self.limit, self.seed)
-        if model is None or self.variant == "cloze":
+        if model is None or (self.variant == "cloze" and not self._shots):
             return items
         return [self._fitted(item, model) for item in items]
 
     def _fitted(self, item: Item, model: LanguageModel) -> Item:
         shots = fewer_shots(
             model,
-            self.shots,
-            lambda count: [self._letter_prompt(item, style, count) for style in styles(model, self.prompting)],
+            self._shots,
+            lambda count: [self._prompt(item, style, count) for style in styles(model, self.prompting)],
             _ANSWER_TOKENS,
         )
-        return item if shots == self.shots else replace(item, details={**item.details, "shots": shots})
+        return item if shots == self._shots else replace(item, details={**item.details, "shots": shots})
 
     def requests(self, item: Item, prompting: Prompting) -> Sequence[ScoreRequest | GenerateRequest]:
         """One score request per option, for its letter or its text; in protocol `paper`, one generated token."""
         # After a chat template the answer starts a line; in raw text the answer follows "Answer:" and a space.
         space = "" if prompting == "chat" else " "
+        prompt = self._prompt(item, prompting, item.details.get("shots", self._shots))
+        if self.protocol == "paper":
+            return [GenerateRequest(prompt, max_new_tokens=1)]
+        answers = LETTERS[: len(item.choices)] if self.variant == "letter" else item.choices
+        return [ScoreRequest(prompt, space + answer) for answer in answers]
+
+    def _prompt(self, item: Item, prompting: Prompting, shots: int) -> Prompt:
         if self.variant == "letter":
-            prompt = self._letter_prompt(item, prompting, item.details.get("shots", self.shots))
-            if self.protocol == "paper":
-                return [GenerateRequest(prompt, max_new_tokens=1)]
-            return [ScoreRequest(prompt, space + letter) for letter in LETTERS[: len(item.choices)]]
-        question = question_prompt(item.question, PHRASE_EXAMPLES, prompting)
-        return [ScoreRequest(question, space + choice) for choice in item.choices]
+            return self._letter_prompt(item, prompting, shots)
+        solved = self._examples[item.cluster][:shots] if shots else []
+        return question_prompt(
+            item.question, [*PHRASE_EXAMPLES, *((x.question, x.references[0]) for x in solved)], prompting
+        )
 
     def _letter_prompt(self, item: Item, prompting: Prompting, shots: int) -> Prompt:
         subject = item.cluster.replace("_", " ")
