@@ -76,9 +76,9 @@ def test_after_so_many_tries_there_is_no_reply_and_the_reason(bad: Answer):
 
 
 def test_a_slow_answer_is_a_time_out_and_tried_again():
-    slow = Answer(text="9 9", delay=1.0)
+    slow = Answer(text="9 9", delay=4.0)
     with answering(lambda request, number: slow if number == 0 else Answer(text="8 7")) as endpoint:
-        reply = ask(judge_at(endpoint, timeout=0.3), questions(1))["0"]
+        reply = ask(judge_at(endpoint, timeout=1.5), questions(1))["0"]
         assert isinstance(reply, Reply)
         assert reply.text == "8 7"
     with answering(lambda request, number: slow) as endpoint:
