@@ -1,7 +1,4 @@
-"""A command in a process of its own that a signal ends at a chosen write to its journal: each time at the same point.
-
-Run as a script with the number of a signal, a number of records, and the arguments of `kick`.
-"""
+"""A command in a process of its own that a signal ends at a chosen write to its journal: always the same one."""
 
 from __future__ import annotations
 
@@ -9,23 +6,23 @@ import contextlib
 import os
 import signal
 import sqlite3
-import subprocess
-import sys
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
-SECONDS = 200
-
-
-def run_until(stop: signal.Signals, arguments: list[object], *, records: int) -> subprocess.CompletedProcess[str]:
-    """Run `kick` with these arguments; `stop` reaches it in the first transaction begun with more than `records`."""
-    command = [sys.executable, __file__, str(int(stop)), str(records), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=SECONDS)
+from processes import Ended, run_commands, run_kick
 
 
-def _main() -> None:
-    number, records = int(sys.argv[1]), int(sys.argv[2])
-    del sys.argv[1:3]
-    from llmkick import cli
+def run_until(stop: signal.Signals, folder: Path, *arguments: object, records: int) -> Ended:
+    """Run `kick` with these arguments; `stop` reaches it in the first transaction begun with more than `records`.
+
+    `folder` is where its output goes.
+    """
+    (ended,) = run_commands(_stopped, folder, [{}], stop, records, *map(str, arguments))
+    return ended
+
+
+def _stopped(stop: signal.Signals, records: int, *arguments: str) -> None:
     from llmkick.study.journal.journal import Journal
 
     transaction = Journal.transaction
@@ -36,12 +33,8 @@ def _main() -> None:
             (before,) = connection.execute("SELECT count(*) FROM records").fetchone()
             yield connection
             if before > records:
-                os.kill(os.getpid(), number)  # before what was written is committed
+                os.kill(os.getpid(), stop)  # before what was written is committed
 
-    Journal.transaction = stopping  # type: ignore[method-assign]
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # children of a shell's background jobs ignore it
-    cli.main()
-
-
-if __name__ == "__main__":
-    _main()
+    journal: Any = Journal
+    journal.transaction = stopping
+    run_kick(*arguments)

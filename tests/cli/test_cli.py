@@ -608,10 +608,9 @@ def test_run_stops_politely_resumes_and_reports(kick: Kick, toy: Path, tmp_path:
         "run", "-m", toy, "-r", "magnitude@0.5", "-r", "wanda@2:4", "-t", "multiple_choice:cloze", "-t", "factoid_qa",
         "--limit", 12, "--seed", 4, "--seed", 7, *SMALL, "--margin", 0.1, "--out", folder,
     ]  # fmt: skip
-    stopped = run_until(signal.SIGINT, arguments, records=0)
-    before, err = count_records(folder), stopped.stderr
-    assert stopped.returncode == 130
-    assert stopped.stdout == ""
+    code, out, err = run_until(signal.SIGINT, tmp_path / "stopped", *arguments, records=0)
+    before = count_records(folder)
+    assert (code, out) == (130, "")
     assert err.splitlines()[-1] == "stopped; run the same command again to go on where it was"
     assert "Traceback" not in err
     assert not (folder / "results.json").exists()

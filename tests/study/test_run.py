@@ -374,8 +374,8 @@ def test_kill_9_at_any_point_and_the_same_command_give_the_same_results(
     folder = tmp_path / "killed"
     command = ["run", study_file, "--out", folder, "--quiet"]
     for share in shares:
-        killed = run_until(signal.SIGKILL, command, records=int(share * total))
-        assert (killed.returncode, killed.stderr) == (-signal.SIGKILL, "")
+        killed = run_until(signal.SIGKILL, tmp_path / str(share), *command, records=int(share * total))
+        assert (killed.code, killed.err) == (-signal.SIGKILL, "")
         assert not (folder / RESULTS_FILE).exists()
         assert share * total < count_records(folder) < total
     code, _, errors = kick(*command)
