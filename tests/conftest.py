@@ -51,6 +51,17 @@ def _few_draws() -> Iterator[pytest.MonkeyPatch]:
         yield patch
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_waiting_for_the_disk() -> Iterator[None]:
+    """No test cuts the power: what was written need not be on the disk before a test goes on."""
+    from llmkick.study.journal import database
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _: None)
+        patch.setattr(database, "SYNCHRONOUS", "OFF")
+        yield
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _draws(request: pytest.FixtureRequest, _few_draws: pytest.MonkeyPatch) -> Iterator[None]:
     """All draws for tests of the statistics, and of the numbers that a study warns with."""
