@@ -10,7 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from processes import Ended, run_commands, run_kick
+from shorter import short_answers
 
 
 def run_until(stop: signal.Signals, folder: Path, *arguments: object, records: int) -> Ended:
@@ -35,6 +38,7 @@ def _stopped(stop: signal.Signals, records: int, *arguments: str) -> None:
             if before > records:
                 os.kill(os.getpid(), stop)  # before what was written is committed
 
+    short_answers(pytest.MonkeyPatch())  # as in the process of the tests
     journal: Any = Journal
     journal.transaction = stopping
     run_kick(*arguments)
