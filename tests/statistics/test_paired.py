@@ -325,13 +325,13 @@ class TestNumbers:
         rng = np.random.default_rng(0)
         dense = (rng.random(14_042) < 0.45) * 1.0
         compressed = np.where(rng.random(14_042) < 0.1, 1 - dense, dense)
-        start = time.perf_counter()
+        start = time.process_time()
         result = compare(dense, compressed, clusters=rng.integers(57, size=14_042), chance=0.25)
-        assert time.perf_counter() - start < 5
+        assert time.process_time() - start < 5
         assert result.clusters == 57
-        start = time.perf_counter()
+        start = time.process_time()
         result = compare(dense, compressed, strata=rng.integers(57, size=14_042), chance=0.25)
-        assert time.perf_counter() - start < 5
+        assert time.process_time() - start < 5
         assert (result.clusters, result.strata) == (14_042, 57)
 
 
