@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import os
 import sys
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 BUILTIN = "smollm2-135m-instruct"
 # Folders whose tests run studies.
-WHOLE_STUDIES = {"cli", "gate", "report", "study"}
+WHOLE_STUDIES = {"cli", "study"}
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # As many workers as cores: a thread each, here and in the processes that tests start. torch reads it when imported.
@@ -30,6 +31,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the files that run the built-in model first: they take longest, and no worker shall begin one at the end."""
     with_model = {item.path for item in items if item.get_closest_marker("model")}
     items.sort(key=lambda item: item.path not in with_model)
+
+
+def pytest_collection_finish() -> None:
+    """Leave what is imported by now, which stays to the end, out of all collections of garbage."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -542,7 +542,7 @@ def test_eval_prints_scores_and_writes_every_record(kick: Kick, toy: Path, tmp_p
 
 
 def test_eval_of_what_cannot_be_scored_says_so(kick: Kick, tmp_path: Path):
-    save_toy(tmp_path / "short", max_position_embeddings=64)
+    save_toy(tmp_path / "short", max_position_embeddings=40)
     code, out, _ = kick("eval", tmp_path / "short", "-t", "context_qa:open", "--limit", 3)
     assert code == 0
     row = next(line for line in out.splitlines() if "context_qa:open" in line)

@@ -303,7 +303,7 @@ def test_only_what_is_missing_is_asked(study: Study, copy: Path, finished: Study
     assert content(copy) == content(finished.folder)
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (2, 3))])
 def test_the_results_do_not_depend_on_what_was_journalled_before(
     study: Study, copy: Path, finished: StudyResult, seed: int
 ):
@@ -321,7 +321,9 @@ class Stop(BaseException):
     """Stands for the end of the process: nothing may catch it and go on."""
 
 
-@pytest.mark.parametrize("after", [1, 5, 12, 30, 60])
+@pytest.mark.parametrize(
+    "after", [1, pytest.param(5, marks=pytest.mark.slow), 12, pytest.param(30, marks=pytest.mark.slow), 60]
+)
 def test_a_run_stopped_after_any_write_goes_on_from_there(
     study: Study, tmp_path: Path, finished: StudyResult, monkeypatch: pytest.MonkeyPatch, after: int
 ):
