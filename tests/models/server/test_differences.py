@@ -32,7 +32,7 @@ def surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def endpoint(server: Any) -> Endpoint:
-    return Endpoint(parse_address(server.reference()), attempts=2, timeout=5.0)
+    return Endpoint(parse_address(server.reference()), attempts=2, timeout=60.0)
 
 
 def body(text: Any, status: int = 400) -> Reply:
@@ -246,7 +246,7 @@ def test_a_model_says_what_its_server_refuses():
         return refused("Unsupported parameter: 'temperature'") if "temperature" in asked else chat("Paris")
 
     with serving(script) as server:
-        model = connect(server.reference(), ServerSettings(attempts=2, timeout=5.0))
+        model = connect(server.reference(), ServerSettings(attempts=2, timeout=60.0))
         answer = model.generate([GenerateRequest((Message("user", "?"),))])[0]
     assert isinstance(answer, Generation)
     assert answer.text == "Paris"

@@ -29,7 +29,7 @@ def surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def endpoint(server: Any, name: str = "m", **options: Any) -> Endpoint:
-    return Endpoint(parse_address(server.reference(name)), **{"attempts": 3, "timeout": 5.0, **options})
+    return Endpoint(parse_address(server.reference(name)), **{"attempts": 3, "timeout": 60.0, **options})
 
 
 def text_of(reply: Any) -> str:

@@ -31,7 +31,7 @@ from toy import save_toy, toy_model
 
 HELLO = (Message("user", "Hello"),)
 DECODING = {"temperature": 0, "frequency_penalty": 0, "repeat_penalty": 1.0, "repetition_penalty": 1.0}
-QUICK = ServerSettings(timeout=5.0, concurrency=2, attempts=2)
+QUICK = ServerSettings(timeout=60.0, concurrency=2, attempts=2)
 
 
 @pytest.fixture(autouse=True)

@@ -29,7 +29,7 @@ def key(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def judge_at(endpoint: Endpoint, **changes: Any) -> EndpointJudge:
-    values = {"api_key_env": ENV, "timeout": 5.0, "attempts": 4, "concurrency": 1, **changes}
+    values = {"api_key_env": ENV, "timeout": 60.0, "attempts": 4, "concurrency": 1, **changes}
     return EndpointJudge(address=Address(endpoint.url, MODEL), **values)
 
 
