@@ -57,7 +57,7 @@ def wait_until_ready(browser: Any, *, seconds: float = 60) -> None:
     wait_for(browser, "return document.documentElement.hasAttribute('data-ready')", seconds=seconds)
 
 
-def wait_for(browser: Any, script: str, *, seconds: float = 20) -> Any:
+def wait_for(browser: Any, script: str, *, seconds: float = 60) -> Any:
     """Until a script returns something true; gives it."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:

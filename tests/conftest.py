@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import functools
+import gc
 import os
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from commands import CONTROL, Kick, Outcome
+from shorter import few_draws, short_answers
 
 if TYPE_CHECKING:
     from llmkick.models.transformers_model import TransformersModel
 
 BUILTIN = "smollm2-135m-instruct"
+# Folders whose tests run studies.
+WHOLE_STUDIES = {"cli", "study"}
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # As many workers as cores: a thread each, here and in the processes that tests start. torch reads it when imported.
@@ -28,20 +33,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path not in with_model)
 
 
+def pytest_collection_finish() -> None:
+    """Leave what is imported by now, which stays to the end, out of all collections of garbage."""
+    gc.collect()
+    gc.freeze()
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Have the built-in model in place before a test, or a fixture of its module, loads it."""
     if item.get_closest_marker("model"):
         fetch_builtin_model()
-
-
-def few_draws(patch: pytest.MonkeyPatch) -> None:
-    """Simulate the power of a study with few draws: hundreds of tests run a study, the numbers are of no concern."""
-    from llmkick.statistics import undecided
-    from llmkick.study import power_warnings
-
-    patch.setattr(undecided, "_DRAWS", 20)
-    patch.setattr(power_warnings, "_DRAWS", 40)
-    patch.setattr(power_warnings, "_SEARCH_DRAWS", 20)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -49,6 +50,26 @@ def _few_draws() -> Iterator[pytest.MonkeyPatch]:
     with pytest.MonkeyPatch.context() as patch:
         few_draws(patch)
         yield patch
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _short_answers(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Short answers where a toy model is asked in whole studies."""
+    with pytest.MonkeyPatch.context() as patch:
+        if WHOLE_STUDIES & set(request.path.relative_to(Path(__file__).parent).parts):
+            short_answers(patch)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_waiting_for_the_disk() -> Iterator[None]:
+    """No test cuts the power: what was written need not be on the disk before a test goes on."""
+    from llmkick.study.journal import database
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _: None)
+        patch.setattr(database, "SYNCHRONOUS", "OFF")
+        yield
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,6 +12,8 @@ from typing import Any
 
 KEY = "sk-test-0123456789abcdef"
 MODEL = "scripted-judge"
+# An answer that nobody lets go is sent in the end, so that its thread ends.
+HELD_SECONDS = 60.0
 
 
 @dataclass
@@ -24,7 +25,8 @@ class Answer:
     body: bytes | None = None
     headers: dict[str, str] = field(default_factory=dict)
     finish: str = "stop"
-    delay: float = 0.0
+    # It is sent once this is set.
+    held: threading.Event | None = None
     # Bytes promised beyond those sent: the connection breaks in the middle.
     torn: int = 0
 
@@ -93,7 +95,8 @@ def answering(answer: Callable[[dict[str, Any], int], Answer]) -> Iterator[Endpo
                 said = Answer(status=404, text=f"The model {request['model']!r} does not exist")
             else:
                 said = endpoint.answer(request, number)
-            time.sleep(said.delay)
+            if said.held is not None:
+                said.held.wait(timeout=HELD_SECONDS)
             content = said.payload(request)
             try:
                 self.send_response(said.status)
@@ -109,7 +112,7 @@ def answering(answer: Callable[[dict[str, Any], int], Answer]) -> Iterator[Endpo
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=lambda: server.serve_forever(poll_interval=0.02), daemon=True).start()
     endpoint.url = f"http://127.0.0.1:{server.server_address[1]}/v1"
     try:
         yield endpoint

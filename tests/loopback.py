@@ -11,6 +11,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+# A reply that nobody lets go is sent in the end, so that its thread ends.
+HELD_SECONDS = 60.0
+
 
 @dataclass
 class Reply:
@@ -22,6 +25,7 @@ class Reply:
     promised: int = 0
     after: float = 0.0  # seconds
     nothing: bool = False
+    held: threading.Event | None = None  # it is sent once this is set
 
 
 Script = Callable[[str, dict[str, Any]], Any]
@@ -55,6 +59,8 @@ class Server:
             found = self.script(path, body)
             reply = found if isinstance(found, Reply) else Reply(found)
             time.sleep(reply.after)
+            if reply.held is not None:
+                reply.held.wait(timeout=HELD_SECONDS)
             return reply
         finally:
             with self._lock:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-import llmkick
+from processes import run_commands, run_kick
 from toy import save_toy
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -47,25 +47,29 @@ def surroundings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--no-index",
                "--disable-pip-version-check", "--target", str(target)]  # fmt: skip
     subprocess.run([*command, *(str(built / package) for package in PAGES)], check=True, timeout=200)
-    paths = [str(target), str(Path(llmkick.__file__).resolve().parents[1])]
-    cache = str(tmp_path_factory.mktemp("cache"))
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "LLMKICK_CACHE": cache, "COLUMNS": "200"}
+    return {"INSTALLED": str(target), "LLMKICK_CACHE": str(tmp_path_factory.mktemp("cache")), "COLUMNS": "200"}
 
 
-def kick(surroundings: dict[str, str], *arguments: object) -> str:
-    command = [sys.executable, "-m", "llmkick.cli", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, env=surroundings, check=False, timeout=250)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+def run_kick_with_packages(*arguments: str) -> None:
+    sys.path.insert(0, os.environ["INSTALLED"])
+    run_kick(*arguments)
+
+
+def kick(surroundings: dict[str, str], folder: Path, *arguments: object) -> str:
+    """What a command prints in a process of its own, whose output goes to a new folder."""
+    (done,) = run_commands(run_kick_with_packages, folder, [surroundings], *map(str, arguments))
+    assert done.code == 0, done.err
+    return done.out
 
 
 def test_a_study_with_both(surroundings: dict[str, str], tmp_path: Path):
-    # Two installations and a study in a process of its own: some twenty seconds, once.
-    assert "zero randomly chosen weights (from llmkick-random-pruning 0.1.0)" in kick(surroundings, "methods")
+    methods = kick(surroundings, tmp_path / "methods", "methods")
+    assert "zero randomly chosen weights (from llmkick-random-pruning 0.1.0)" in methods
     save_toy(tmp_path / "toy", max_position_embeddings=512)
     options = ["-r", "random@0.5", "-r", "random@2:4-seed3", "-r", "random@0.5+rtn@4b", "-t", "opposites",
                "-t", "factoid_qa", "--limit", 6, "--sequences", 2, "--length", 16, "--dtype", "float32"]  # fmt: skip
-    out = kick(surroundings, "run", "-m", tmp_path / "toy", *options, "-o", tmp_path / "run", "-q")
+    study = ("run", "-m", tmp_path / "toy", *options, "-o", tmp_path / "run", "-q")
+    out = kick(surroundings, tmp_path / "out", *study)
     assert "random@2:4-seed3" in out
     results = json.loads((tmp_path / "run" / "results.json").read_text(encoding="utf-8"))
     cells = {(row["recipe"], row["task"]): row["n"] for row in results["results"]}
@@ -79,5 +83,5 @@ def test_a_study_with_both(surroundings: dict[str, str], tmp_path: Path):
     assert packages["llmkick-random-pruning"] == packages["llmkick-one-file-task"] == "0.1.0"
     with sqlite3.connect(tmp_path / "run" / "journal.sqlite") as journal:
         assert journal.execute("select count(*) from records").fetchone() == (48,)
-    cached = kick(surroundings, "cache")
+    cached = kick(surroundings, tmp_path / "cached", "cache")
     assert "random@2:4-seed3" in cached

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
 import inspect
 import re
@@ -131,6 +132,12 @@ FOLDERS = {
 }
 
 
+@functools.cache
+def parsed(source: str) -> ast.Module:
+    """The tree of a source, which several tests look at."""
+    return ast.parse(source)
+
+
 def sources() -> list[Path]:
     return sorted(SOURCE.rglob("*.py"))
 
@@ -184,7 +191,7 @@ def forbidden_imports(source: str, module: str, *, is_package: bool = False) -> 
     if package in TOP:
         return []
     allowed = MAY_IMPORT[package] | ABOVE.get(module, set()) | {package, "errors"}
-    modules = imported_modules(ast.parse(source), module, is_package=is_package)
+    modules = imported_modules(parsed(source), module, is_package=is_package)
     return [name for name in modules if package_of(name) not in allowed or package in ABOVE.get(name, set())]
 
 
@@ -231,7 +238,7 @@ def test_the_check_sees_what_it_should(module: str, source: str, forbidden: list
 
 
 def test_every_list_of_public_names_says_the_same():
-    tree = ast.parse((SOURCE / "__init__.py").read_text(encoding="utf-8"))
+    tree = parsed((SOURCE / "__init__.py").read_text(encoding="utf-8"))
     typed = {
         (node.module, alias.name)
         for condition in tree.body
@@ -289,7 +296,7 @@ PUBLIC_SURFACE = {
 
 @pytest.mark.parametrize("name", PUBLIC_SURFACE)
 def test_the_stable_signatures_still_hold(name: str):
-    promised = ast.parse(f"def f({PUBLIC_SURFACE[name]}): ...").body[0].args  # type: ignore[attr-defined]
+    promised = parsed(f"def f({PUBLIC_SURFACE[name]}): ...").body[0].args  # type: ignore[attr-defined]
     actual = inspect.signature(getattr(llmkick, name)).parameters
     positional = [argument.arg for argument in promised.args]
     assert list(actual)[: len(positional)] == positional
@@ -312,7 +319,7 @@ UNSAFE_KEYWORDS = {"trust_remote_code", "allow_pickle", "shell"}
 
 def unsafe_code(source: str) -> list[str]:
     found = []
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(parsed(source)):
         if isinstance(node, ast.Import):
             found += [alias.name for alias in node.names if alias.name.split(".")[0] in UNSAFE_MODULES]
         elif isinstance(node, ast.ImportFrom):
@@ -402,7 +409,7 @@ def import_graph() -> dict[str, set[str]]:
     graph: dict[str, set[str]] = {}
     for path in sources():
         module = module_of(path)
-        tree = ast.parse(path.read_text(encoding="utf-8"))
+        tree = parsed(path.read_text(encoding="utf-8"))
         names = imported_modules(tree, module, is_package=path.name == "__init__.py")
         # `llmkick` imports its public names only when they are used.
         graph[module] = set() if module == "llmkick" else {name for name in names if is_a_module(name)} - {module}
@@ -434,7 +441,7 @@ MOST_LINES_OF_A_FILE, MOST_LINES_OF_A_FUNCTION = 300, 60
 def test_files_and_functions_are_short(path: Path):
     text = path.read_text(encoding="utf-8")
     assert text.count("\n") <= MOST_LINES_OF_A_FILE
-    functions = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    functions = [node for node in ast.walk(parsed(text)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
     lengths = {node.name: (node.end_lineno or 0) - node.lineno + 1 for node in functions}
     assert {name: lines for name, lines in lengths.items() if lines > MOST_LINES_OF_A_FUNCTION} == {}
 
@@ -488,10 +495,10 @@ def public_definitions(tree: ast.Module) -> Iterator[ast.FunctionDef | ast.Class
 
 
 def test_every_public_name_has_a_caller():
-    trees = {path: ast.parse(path.read_text(encoding="utf-8")) for path in sources()}
+    trees = {path: parsed(path.read_text(encoding="utf-8")) for path in sources()}
     examples = [path for folder in ("benchmarks", "examples") for path in (ROOT / folder).rglob("*.py")]
     used: Counter[str] = Counter()
-    for tree in (*trees.values(), *(ast.parse(path.read_text(encoding="utf-8")) for path in examples)):
+    for tree in (*trees.values(), *(parsed(path.read_text(encoding="utf-8")) for path in examples)):
         used += used_names(tree)
     offered = set(llmkick.__all__) | set(FOR_USERS_ONLY)
     if (SOURCE / "extend.py").is_file():

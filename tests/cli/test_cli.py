@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import io
 import json
 import os
@@ -45,6 +44,7 @@ from llmkick.tasks.prompting import PromptingChoice
 from llmkick.tasks.registry import task_names
 from llmkick.tasks.task import TaskProtocol
 from plain import as_json
+from stopped import run_until
 from toy import save_toy
 
 COMMANDS = [command.name or command.callback.__name__ for command in cli.app.registered_commands if command.callback]
@@ -542,7 +542,7 @@ def test_eval_prints_scores_and_writes_every_record(kick: Kick, toy: Path, tmp_p
 
 
 def test_eval_of_what_cannot_be_scored_says_so(kick: Kick, tmp_path: Path):
-    save_toy(tmp_path / "short", max_position_embeddings=64)
+    save_toy(tmp_path / "short", max_position_embeddings=40)
     code, out, _ = kick("eval", tmp_path / "short", "-t", "context_qa:open", "--limit", 3)
     assert code == 0
     row = next(line for line in out.splitlines() if "context_qa:open" in line)
@@ -606,22 +606,11 @@ def test_run_stops_politely_resumes_and_reports(kick: Kick, toy: Path, tmp_path:
     folder = tmp_path / "runs" / "mine"
     arguments = [
         "run", "-m", toy, "-r", "magnitude@0.5", "-r", "wanda@2:4", "-t", "multiple_choice:cloze", "-t", "factoid_qa",
-        "--limit", 70, "--seed", 4, "--seed", 7, *SMALL, "--margin", 0.1, "--out", folder,
+        "--limit", 12, "--seed", 4, "--seed", 7, *SMALL, "--margin", 0.1, "--out", folder,
     ]  # fmt: skip
-    command = [sys.executable, "-m", "llmkick.cli", *map(str, arguments)]
-    # A shell's background jobs, and their children, ignore Ctrl-C.
-    listening = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    process = subprocess.Popen(command, preexec_fn=listening, **pipes)
-    deadline = time.monotonic() + 120
-    while (before := count_records(folder)) == 0:
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert out == ""
+    code, out, err = run_until(signal.SIGINT, tmp_path / "stopped", *arguments, records=0)
+    before = count_records(folder)
+    assert (code, out) == (130, "")
     assert err.splitlines()[-1] == "stopped; run the same command again to go on where it was"
     assert "Traceback" not in err
     assert not (folder / "results.json").exists()
@@ -632,12 +621,12 @@ def test_run_stops_politely_resumes_and_reports(kick: Kick, toy: Path, tmp_path:
     result = read_results(folder)
     assert (result.study.name, result.study.seeds, result.study.margin) == ("mine", (4, 7), 0.1)
     assert [(row["recipe"], row["seed"], row["n"]) for row in result.results if row["task"] == "factoid_qa"] == [
-        ("dense", None, 70),
-        ("magnitude@0.5", None, 70),
-        ("wanda@2:4", 4, 70),
-        ("wanda@2:4", 7, 70),
+        ("dense", None, 12),
+        ("magnitude@0.5", None, 12),
+        ("wanda@2:4", 4, 12),
+        ("wanda@2:4", 7, 12),
     ]
-    assert 0 < before < count_records(folder) == 2 * 4 * 70
+    assert 0 < before < count_records(folder) == 2 * 4 * 12
     for word in ("toy", "dense", "magnitude@0.5", "wanda@2:4", "verdict"):
         assert word in out
     for note in result.warnings:

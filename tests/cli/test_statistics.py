@@ -11,7 +11,7 @@ import pytest
 
 from commands import Kick
 from llmkick import cli
-from llmkick.statistics import items_needed, verdict_power
+from llmkick.statistics import detectable_loss, items_for_power, items_needed, simulated_power, verdict_power
 from toy import save_toy
 
 
@@ -20,6 +20,8 @@ def surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LLMKICK_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.setattr(cli.out, "_width", 200)
+        for simulation in (simulated_power, items_for_power, detectable_loss):
+            patch.setitem(simulation.__kwdefaults__, "draws", 250)  # enough for the tolerances below
         yield
 
 

@@ -28,7 +28,7 @@ def test_calls_run_in_order_in_one_thread():
 
 def test_an_earlier_step_is_waited_for():
     worker, gate, done = BackgroundWorker("test"), threading.Event(), []
-    worker.submit_last(lambda: (gate.wait(5), done.append("first")))
+    worker.submit_last(lambda: (gate.wait(60), done.append("first")))
     worker.submit(lambda: done.append("part of the second"))
     gate.set()
     worker.wait_for_earlier()

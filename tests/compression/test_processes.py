@@ -27,7 +27,7 @@ from llmkick.errors import KickError, NumericalError
 from llmkick.models.checkpoints.loading import load_model
 from llmkick.models.transformers_model import TransformersModel
 from llmkick.models.weights import weights_digest
-from processes import run_processes
+from processes import run_commands, run_kick, run_processes
 from toy import save_toy, toy_model
 
 LENGTH = 30
@@ -306,7 +306,6 @@ def test_torchrun_compresses_and_goes_on(tmp_path: Path):
     ],
 )
 def test_one_process_says_an_error(tmp_path: Path, arguments: tuple[object, ...], message: str):
-    command = [sys.executable, "-m", "llmkick", *map(str, arguments), "-o", str(tmp_path / "out")]
     # What torchrun gives to the processes that it starts.
     shared = {
         "WORLD_SIZE": "2",
@@ -315,14 +314,12 @@ def test_one_process_says_an_error(tmp_path: Path, arguments: tuple[object, ...]
         "TORCHELASTIC_RUN_ID": "1",
     }
     shared |= {"LLMKICK_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]
-    processes = [subprocess.Popen(command, env={**os.environ, **shared, **own}, **pipes) for own in ranks]
-    said = [process.communicate(timeout=200)[1] for process in processes]
-    assert [process.returncode for process in processes] in ([2, 2], [1, 1])
-    assert said[0].count("error: ") == 1
-    assert message in said[0]
-    assert said[1] == ""
+    ranks = [{**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]
+    first, second = run_commands(run_kick, tmp_path / "said", ranks, *arguments, "-o", tmp_path / "out")
+    assert [first.code, second.code] in ([2, 2], [1, 1])
+    assert first.err.count("error: ") == 1
+    assert message in first.err
+    assert second.err == ""
     assert not (tmp_path / "out").exists()
 
 

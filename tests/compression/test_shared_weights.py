@@ -79,8 +79,14 @@ def test_a_shared_weight_is_compressed_once_on_the_inputs_of_all_its_layers(
     assert report.block_share == pytest.approx(layers / sum(counts.values()))
 
 
-@pytest.mark.parametrize("text", ["magnitude@0.5", "wanda@2:4", "gptq@4b-g8"])
-@pytest.mark.parametrize("architecture", [*SHARING, *HANDING_ON])
+# Each architecture with the recipe that needs most, and one of each kind with the others.
+WRITTEN = [
+    *((architecture, "gptq@4b-g8") for architecture in (*SHARING, *HANDING_ON)),
+    *((architecture, text) for architecture in ("zamba", "gemma4") for text in ("magnitude@0.5", "wanda@2:4")),
+]
+
+
+@pytest.mark.parametrize(("architecture", "text"), WRITTEN)
 def test_streamed_packed_and_written_as_in_memory(tmp_path: Path, architecture: str, text: str):
     save_toy(tmp_path / "model", architecture)
     model = load_model(str(tmp_path / "model"), dtype="float32")

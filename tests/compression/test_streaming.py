@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -59,62 +61,92 @@ def stop_after(blocks: int) -> Any:
     return progress
 
 
-def saved(folder: Path, architecture: str, dtype: str = "float32") -> TransformersModel:
-    save_toy(folder, architecture)
-    return load_model(str(folder), dtype=dtype)
+@pytest.fixture(scope="module")
+def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a toy of each architecture, written once. Nothing writes into it."""
+    folder = tmp_path_factory.mktemp("models")
+
+    @functools.cache
+    def made(architecture: str) -> Path:
+        save_toy(folder / architecture, architecture)
+        return folder / architecture
+
+    return made
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("architecture", STREAMED)
-def test_streamed_bits_are_those_in_memory(tmp_path: Path, architecture: str, dtype: str):
-    model = saved(tmp_path / "model", architecture, dtype)
-    meta_model = load_meta_model(str(tmp_path / "model"), dtype=dtype)
+@pytest.fixture(scope="module")
+def model_of(folder_of: Callable[[str], Path]) -> Callable[..., TransformersModel]:
+    """The toy of each architecture in a dtype, loaded once. Compressing leaves its weights alone."""
+    return functools.cache(lambda architecture, dtype="float32": load_model(str(folder_of(architecture)), dtype=dtype))
+
+
+# What streams depends on the architecture, the dtype and on what is propagated, and the weights on the recipe.
+WALKS = [
+    *((architecture, "float32", False, "gptq@4b-g8") for architecture in STREAMED),  # True: below, to disk
+    *((architecture, "bfloat16", True, "sparsegpt@0.5") for architecture in STREAMED),
+    ("llama", "float32", True, "wanda@2:4"),
+    ("mixtral", "bfloat16", False, "wanda@2:4"),
+]
+
+
+@pytest.mark.parametrize(("architecture", "dtype", "propagate", "text"), WALKS)
+def test_streamed_bits_are_those_in_memory(
+    tmp_path: Path, folder_of: Any, model_of: Any, architecture: str, dtype: str, propagate: bool, text: str
+):
+    model = model_of(architecture, dtype)
+    meta_model = load_meta_model(str(folder_of(architecture)), dtype=dtype)
     assert meta_model.info == model.info
     assert meta_model.obstacle is None
-    for propagate, text in ((True, "sparsegpt@0.5"), (False, "gptq@4b-g8"), (True, "wanda@2:4")):
-        expected, report = compress(model, text, calibration=windows(), propagate=propagate)
-        finished = compress_streamed(
-            meta_model, parse_recipe(text), tmp_path / f"{text}", calibration=as_calibration(windows()),
-            propagate=propagate,
-        )  # fmt: skip
-        assert finished.report is not None
-        assert finished.report.digest == report.digest == expected.info.digest
-        assert finished.report.layers == report.layers
-        # Nothing stays in memory.
-        assert all(parameter.is_meta for parameter in meta_model.model.network.parameters())
+    expected, report = compress(model, text, calibration=windows(), propagate=propagate)
+    finished = compress_streamed(
+        meta_model, parse_recipe(text), tmp_path / "kept", calibration=as_calibration(windows()), propagate=propagate
+    )
+    assert finished.report is not None
+    assert finished.report.digest == report.digest == expected.info.digest
+    assert finished.report.layers == report.layers
+    # Nothing stays in memory.
+    assert all(parameter.is_meta for parameter in meta_model.model.network.parameters())
 
 
-@pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("architecture", STREAMED)
-def test_what_is_streamed_to_disk_opens_as_the_same_model(tmp_path: Path, architecture: str, packed: bool):
-    model = saved(tmp_path / "model", architecture)
-    expected, _ = compress(model, "gptq@3b-g8", calibration=windows())
-    meta_model = load_meta_model(str(tmp_path / "model"), dtype="float32")
-    recipe = parse_recipe("gptq@3b-g8")
-    kept, calibration = tmp_path / "kept", as_calibration(windows())
-    if packed:
-        save_packed(meta_model, compress_streamed(meta_model, recipe, kept, calibration=calibration), tmp_path / "out")
-    else:
-        with StreamedFolder(meta_model, tmp_path / "out") as target:
-            target.finish(
-                report_of(compress_streamed(meta_model, recipe, kept, calibration=calibration, sink=target.put))
-            )
-    again = load_model(str(tmp_path / "out"), dtype="float32")
-    assert weights_digest(again.network) == weights_digest(expected.network)
+def test_what_is_streamed_to_disk_opens_as_the_same_model(
+    tmp_path: Path, folder_of: Any, model_of: Any, architecture: str
+):
+    model = model_of(architecture)
+    expected, report = compress(model, "gptq@3b-g8", calibration=windows())
+    meta_model = load_meta_model(str(folder_of(architecture)), dtype="float32")
+    with StreamedFolder(meta_model, tmp_path / "folder") as target:
+        finished = compress_streamed(
+            meta_model, parse_recipe("gptq@3b-g8"), tmp_path / "kept", calibration=as_calibration(windows()),
+            sink=target.put,
+        )  # fmt: skip
+        target.finish(report_of(finished))
+    assert report_of(finished).layers == report.layers
+    save_packed(meta_model, finished, tmp_path / "packed")
     ids = torch.from_numpy(windows())
-    with torch.no_grad():
-        assert torch.equal(again.network(ids).logits, expected.network(ids).logits)
-    assert again.tokenize("the cat") == model.tokenize("the cat")
-    assert json.loads((tmp_path / "out" / "llmkick_compression.json").read_text())["recipe"] == "gptq@3b-g8"
-    if not packed:  # and for any other tool
-        plain = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
-        assert weights_digest(plain) == weights_digest(expected.network)
+    for out in (tmp_path / "folder", tmp_path / "packed"):
+        again = load_model(str(out), dtype="float32")
+        assert weights_digest(again.network) == weights_digest(expected.network) == report.digest
+        with torch.no_grad():
+            assert torch.equal(again.network(ids).logits, expected.network(ids).logits)
+        assert again.tokenize("the cat") == model.tokenize("the cat")
+        assert json.loads((out / "llmkick_compression.json").read_text())["recipe"] == "gptq@3b-g8"
+    # And for any other tool.
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "folder", dtype=torch.float32)
+    assert weights_digest(plain) == weights_digest(expected.network)
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gpt2", "qwen2", "mixtral"])
-@pytest.mark.parametrize("text", RECIPES)
-def test_a_packed_model_opens_as_the_same_model(tmp_path: Path, architecture: str, text: str):
-    model = saved(tmp_path / "model", architecture)
+# Each way to store a weight with one architecture, and with the others those that lie in groups along the inputs.
+PACKED = [
+    *(("llama", text) for text in RECIPES),
+    *((other, text) for other in ("gpt2", "qwen2", "mixtral") for text in ("wanda@2:4", "gptq@4b-g8")),
+    ("mixtral", "sparsegpt@0.5+4b"),
+]
+
+
+@pytest.mark.parametrize(("architecture", "text"), PACKED)
+def test_a_packed_model_opens_as_the_same_model(tmp_path: Path, model_of: Any, architecture: str, text: str):
+    model = model_of(architecture)
     expected, report = compress(model, text, calibration=windows(), keep=tmp_path / "kept")
     finished = kept_blocks(
         model.info, model.device, parse_recipe(text), as_calibration(windows()), tmp_path / "kept", propagate=True
@@ -142,14 +174,15 @@ def test_an_original_that_was_rounded_is_remembered(tmp_path: Path):
 @pytest.mark.parametrize("streamed", [True, False])
 @pytest.mark.parametrize("states", ["kept", "lost", "not kept"])
 def test_a_stopped_compression_goes_on_at_its_block(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, propagate: bool, streamed: bool, states: str
-):
+    tmp_path: Path, folder_of: Any, model_of: Any, monkeypatch: pytest.MonkeyPatch, propagate: bool, streamed: bool,
+    states: str,
+):  # fmt: skip
     if states != "not kept":
         monkeypatch.setattr(finished_blocks, "STATES_SECONDS", 0)
         monkeypatch.setattr(finished_blocks, "STATES_TIMES_WRITTEN", 0)
-    model = saved(tmp_path / "model", "llama")
+    model = model_of("llama")
     expected, report = compress(model, "gptq@4b-g8", calibration=windows(), propagate=propagate)
-    meta_model = load_meta_model(str(tmp_path / "model"), dtype="float32")
+    meta_model = load_meta_model(str(folder_of("llama")), dtype="float32")
 
     def go(progress: Any) -> FinishedBlocks:
         recipe, calibration = parse_recipe("gptq@4b-g8"), as_calibration(windows())
@@ -191,11 +224,11 @@ def test_a_stopped_compression_goes_on_at_its_block(
 @pytest.mark.parametrize("propagate", [True, False])
 @pytest.mark.parametrize("streamed", [True, False])
 def test_hidden_states_of_an_earlier_block_are_enough(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, propagate: bool, streamed: bool
+    tmp_path: Path, folder_of: Any, model_of: Any, monkeypatch: pytest.MonkeyPatch, propagate: bool, streamed: bool
 ):
-    model = saved(tmp_path / "model", "llama")
+    model = model_of("llama")
     _, expected = compress(model, "wanda@2:4", calibration=windows(), propagate=propagate)
-    meta_model = load_meta_model(str(tmp_path / "model"), dtype="float32")
+    meta_model = load_meta_model(str(folder_of("llama")), dtype="float32")
 
     def go(progress: Any) -> str:
         arguments: dict[str, Any] = {"propagate": propagate, "progress": progress}
@@ -293,10 +326,25 @@ def jobs(folders: dict[str, Path]) -> list[Job]:
     return [Job(recipe=parse_recipe(recipe), windows=text, folder=folder) for recipe, folder in folders.items()]
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gpt2", "mixtral", pytest.param("zamba", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("batch_tokens", [None, 24])
+# How batches are cut does not depend on the architecture.
+@pytest.mark.parametrize(
+    ("architecture", "batch_tokens", "texts"),
+    [
+        ("llama", None, ("wanda@0.5", "sparsegpt@0.5", "gptq@4b", "rtn@4b")),
+        ("llama", 24, ("wanda@0.5", "gptq@4b")),
+        ("gpt2", 24, ("sparsegpt@0.5", "gptq@4b")),
+        ("mixtral", None, ("wanda@0.5", "sparsegpt@0.5")),
+        ("mixtral", 24, ("gptq@4b",)),
+        pytest.param("zamba", None, ("wanda@0.5", "sparsegpt@0.5", "gptq@4b", "rtn@4b"), marks=pytest.mark.slow),
+        pytest.param("zamba", 24, ("wanda@0.5", "sparsegpt@0.5", "gptq@4b", "rtn@4b"), marks=pytest.mark.slow),
+    ],
+)
 def test_many_numbers_of_windows_in_one_pass_are_each_as_alone(
-    tmp_path: Path, architecture: str, batch_tokens: int | None, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    architecture: str,
+    batch_tokens: int | None,
+    texts: tuple[str, ...],
+    monkeypatch: pytest.MonkeyPatch,
 ):
     """Counts that share all their batches and counts that share none: sums of the same terms in the same order."""
     if batch_tokens is not None:
@@ -309,7 +357,7 @@ def test_many_numbers_of_windows_in_one_pass_are_each_as_alone(
             windows=replace(whole, tokens=whole.tokens[:count]),
             folder=tmp_path / f"{text}-{count}",
         )
-        for text in ("wanda@0.5", "sparsegpt@0.5", "gptq@4b", "rtn@4b")
+        for text in texts
         for count in (1, 3, len(whole.tokens))
     ]
     with pytest.raises(Stopped):
@@ -359,12 +407,20 @@ def test_windows_of_two_texts_are_no_pass(tmp_path: Path):
         compress_into(toy_model(), pair)
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gpt2", "mixtral"])
-def test_many_recipes_in_one_pass_are_each_as_alone(tmp_path: Path, architecture: str):
+@pytest.mark.parametrize(
+    ("architecture", "sweep"),
+    [
+        ("llama", SWEEP),
+        ("gpt2", ("wanda@2:4", "gptq@4b", "rtn@4b", "dense")),
+        ("mixtral", ("wanda@0.25", "sparsegpt@0.5", "gptq@3b-g8-act", "dense")),
+    ],
+    ids=["llama", "gpt2", "mixtral"],
+)
+def test_many_recipes_in_one_pass_are_each_as_alone(tmp_path: Path, architecture: str, sweep: tuple[str, ...]):
     model = toy_model(architecture)
-    alone = [compress(model, text, calibration=windows(), propagate=False) for text in SWEEP]
-    together = compress_many(model, SWEEP, calibration=windows())
-    kept = compress_into(model, jobs({t: tmp_path / t for t in SWEEP if t != "dense"}))
+    alone = [compress(model, text, calibration=windows(), propagate=False) for text in sweep]
+    together = compress_many(model, sweep, calibration=windows())
+    kept = compress_into(model, jobs({t: tmp_path / t for t in sweep if t != "dense"}))
     for (one, report), (other, another) in zip(alone, together, strict=True):
         assert report.layers == another.layers
         assert report.warnings == another.warnings

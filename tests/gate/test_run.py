@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,12 +43,13 @@ def gated(loss: float, tmp_path: Path, **changes: Any) -> Iterator[tuple[GateRes
 
 @pytest.mark.parametrize(("loss", "outcome", "code"), [(0.0, "matches", 0), (0.25, "loses", 1), (0.05, "undecided", 2)])
 def test_the_exit_code_says_what_is_shown(loss: float, outcome: str, code: int, tmp_path: Path):
-    with gated(loss, tmp_path) as (result, of_dense, of_candidate):
+    items = 150 if code == 2 else 480
+    with gated(loss, tmp_path, budget={"items": items}) as (result, of_dense, of_candidate):
         (task,) = result.tasks
         assert (result.outcome, result.exit_code, task.outcome) == (outcome, code, outcome)
         assert result.matches == (code == 0)
         assert task.asked == len(of_candidate.asked) == len(of_dense.asked)
-        assert task.asked == 480 if code == 2 else task.asked < 480
+        assert task.asked == items if code == 2 else task.asked < items
     assert json.loads((tmp_path / "run" / "gate.json").read_text())["exit_code"] == code
     assert GateResult.read(tmp_path / "run") == result
     # Numbers and bounds are those of the study in the same folder.
@@ -290,17 +292,29 @@ def test_a_server_that_goes_down_is_an_error_that_keeps_the_answers(tmp_path: Pa
 # Stored answers
 
 
-def stored(tmp_path: Path, **changes: Any) -> tuple[dict[str, Any], Path]:
+@pytest.fixture(scope="module")
+def answers_of_a_reference(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
     """A policy, and the file with the answers of its reference, whose server is gone."""
-    target = tmp_path / "reference.jsonl"
-    with served() as (dense, _):
-        values = policy_of("openai:http://127.0.0.1:9/v1#a", dense.reference(), budget={"items": 150}, **changes)
+    target = tmp_path_factory.mktemp("stored") / "reference.jsonl"
+    with pytest.MonkeyPatch.context() as patch, served() as (dense, _):
+        patch.setenv("LLMKICK_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("NO_PROXY", "127.0.0.1")
+        values = policy_of("openai:http://127.0.0.1:9/v1#a", dense.reference(), budget={"items": 150})
         assert store_reference(make_policy(values), target) == 150
+    return values, target
+
+
+@pytest.fixture
+def stored(answers_of_a_reference: tuple[dict[str, Any], Path], tmp_path: Path) -> tuple[dict[str, Any], Path]:
+    """The same, in a file that a test may spoil."""
+    values, file = answers_of_a_reference
+    target = tmp_path / "reference.jsonl"
+    shutil.copy(file, target)
     return {**values, "reference": str(target)}, target
 
 
-def test_stored_answers_take_the_place_of_the_reference(tmp_path: Path):
-    policy, _ = stored(tmp_path)
+def test_stored_answers_take_the_place_of_the_reference(stored: tuple[dict[str, Any], Path]):
+    policy, _ = stored
     with served(0.3) as (server, candidate):
         result = run_gate({**policy, "model": server.reference()})
         assert (result.exit_code, result.asked.reference_questions) == (1, 0)
@@ -311,17 +325,17 @@ def test_stored_answers_take_the_place_of_the_reference(tmp_path: Path):
     "changes", [{"budget": {"items": 200}}, {"prompting": "raw"}, {"tasks": [{"name": "factoid_qa", "seed": 3}]}]
 )
 def test_stored_answers_to_other_questions_are_refused_before_the_candidate_is_asked(
-    tmp_path: Path, changes: dict[str, Any]
+    stored: tuple[dict[str, Any], Path], changes: dict[str, Any]
 ):
-    policy, _ = stored(tmp_path)
+    policy, _ = stored
     with served() as (server, candidate):
         with pytest.raises(DataError, match="stored for other items, prompts or settings"):
             run_gate({**policy, "model": server.reference(), **changes})
         assert candidate.asked == []
 
 
-def test_stored_answers_of_other_settings_or_damaged_ones_are_refused(tmp_path: Path):
-    policy, target = stored(tmp_path)
+def test_stored_answers_of_other_settings_or_damaged_ones_are_refused(stored: tuple[dict[str, Any], Path]):
+    policy, target = stored
     with pytest.raises(ConfigError, match="stored with thinking = off"):
         run_gate({**policy, "thinking": "on"})
     lines = target.read_text().splitlines()
@@ -336,8 +350,8 @@ def test_stored_answers_of_other_settings_or_damaged_ones_are_refused(tmp_path: 
         run_gate(policy)
 
 
-def test_stored_answers_cannot_read_those_of_the_candidate(tmp_path: Path):
-    policy, _ = stored(tmp_path)
+def test_stored_answers_cannot_read_those_of_the_candidate(stored: tuple[dict[str, Any], Path], tmp_path: Path):
+    policy, _ = stored
     reading = {**policy, "tasks": ["factoid_qa", "instruction"], "margin": 0.9}
     with pytest.raises(ConfigError, match="instruction has the reference read"):
         run_gate(reading)

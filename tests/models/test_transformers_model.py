@@ -149,6 +149,23 @@ def test_prompts_and_their_continuations_are_tokenised_as_one_text():
     assert model.encode(conversation, " and") == model.tokenize(rendered + " and")[1:]
 
 
+def test_the_last_long_text_is_tokenised_once(monkeypatch: pytest.MonkeyPatch):
+    model, texts = toy_model(), ["the and " * 4000, "a 12 " * 6000, "the and"]
+    plain = [model.tokenizer(text)["input_ids"] for text in texts]
+    asked: list[str] = []
+    call = type(model.tokenizer).__call__
+    monkeypatch.setattr(
+        type(model.tokenizer), "__call__", lambda self, text, **o: asked.append(text) or call(self, text, **o)
+    )
+    for number in (0, 0, 2, 0, 2, 1, 1, 0):
+        tokens = model.tokenize(texts[number])
+        assert tokens == plain[number]
+        tokens.clear()  # the caller's own
+    copy_of_it = model.with_network(model.network, digest="compressed")
+    assert copy_of_it.tokenize(texts[0]) == plain[0]
+    assert [texts.index(text) for text in asked] == [0, 2, 2, 1, 0]
+
+
 def test_many_texts_are_tokenised_as_each_would_be():
     model = toy_model(chat=True)
     conversation = (Message("user", "the"),)

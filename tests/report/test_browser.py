@@ -92,7 +92,7 @@ def complaints(driver):
 
 
 def saved(downloads: Path, name: str) -> bytes:
-    for _ in range(200):
+    for _ in range(1200):
         if (downloads / name).is_file():
             return (downloads / name).read_bytes()
         chromium.time.sleep(0.05)

@@ -220,7 +220,7 @@ def test_all_are_asked_alike_in_raw_text_when_one_has_no_chat_template(models: P
 
 
 def test_fewer_worked_examples_than_the_dense_model_got_are_said(models: Path, tmp_path: Path):
-    save_toy(tmp_path / "short", max_position_embeddings=200)
+    save_toy(tmp_path / "short", max_position_embeddings=180)
     study = study_of(models, str(tmp_path / "short"), tasks=[{"name": "context_qa:closed", "limit": 4}])
     warnings = run_study(study, out=tmp_path / "run").warnings
     assert [w for w in warnings if w.startswith("short on context_qa:closed: 4 items were asked with other worked")]

@@ -9,9 +9,6 @@ import os
 import random
 import signal
 import sqlite3
-import subprocess
-import sys
-import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +17,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from commands import Kick
 from llmkick.compression.walk.calibration import calibrate
 from llmkick.errors import ConfigError, DataError, ModelError
 from llmkick.models.checkpoints.loading import load_model
@@ -38,6 +36,7 @@ from llmkick.study.running import executor as executor_module
 from llmkick.study.spec.study import Study, load_study, make_study
 from llmkick.tasks import evaluate as asking
 from llmkick.tasks.task import Record
+from stopped import run_until
 from toy import save_toy
 
 RECIPES = ("magnitude@0.5", "wanda@2:4", "rtn@4b")
@@ -304,7 +303,7 @@ def test_only_what_is_missing_is_asked(study: Study, copy: Path, finished: Study
     assert content(copy) == content(finished.folder)
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (2, 3))])
 def test_the_results_do_not_depend_on_what_was_journalled_before(
     study: Study, copy: Path, finished: StudyResult, seed: int
 ):
@@ -322,7 +321,9 @@ class Stop(BaseException):
     """Stands for the end of the process: nothing may catch it and go on."""
 
 
-@pytest.mark.parametrize("after", [1, 5, 12, 30, 60])
+@pytest.mark.parametrize(
+    "after", [1, pytest.param(5, marks=pytest.mark.slow), 12, pytest.param(30, marks=pytest.mark.slow), 60]
+)
 def test_a_run_stopped_after_any_write_goes_on_from_there(
     study: Study, tmp_path: Path, finished: StudyResult, monkeypatch: pytest.MonkeyPatch, after: int
 ):
@@ -349,11 +350,6 @@ def test_a_run_stopped_after_any_write_goes_on_from_there(
     assert sum(counting.asked.values()) <= len(VARIANTS) * BATCHES - batches_before
 
 
-def run_command(study_file: Path, folder: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "llmkick.cli", "run", str(study_file), "--out", str(folder), "--quiet"]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-
-
 def count_records(folder: Path) -> int:
     try:
         with contextlib.closing(Journal(folder, read_only=True)) as journal:
@@ -364,12 +360,12 @@ def count_records(folder: Path) -> int:
 
 @pytest.mark.parametrize("shares", [(0.4,), pytest.param((0.0, 0.3, 0.6), marks=pytest.mark.slow)], ids=str)
 def test_kill_9_at_any_point_and_the_same_command_give_the_same_results(
-    toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shares: tuple[float, ...]
+    toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kick: Kick, shares: tuple[float, ...]
 ):
     monkeypatch.setattr(asking, "BATCH_ITEMS", 64)  # as in the processes that are killed
     tasks = [
         {"name": "factoid_qa", "limit": 66},
-        {"name": "multiple_choice:cloze", "limit": 66},
+        {"name": "multiple_choice:cloze", "limit": 8},
         {"name": "perplexity", "window": 64, "limit": 6},
     ]
     study = study_of(toy, name="killed", recipes=["magnitude@0.5", "wanda@2:4"], seeds=[0], tasks=tasks)
@@ -377,22 +373,15 @@ def test_kill_9_at_any_point_and_the_same_command_give_the_same_results(
     total = len(journalled(never_stopped.folder))
     study_file = tmp_path / "study.toml"
     study_file.write_text(study.to_toml(), encoding="utf-8")
-    folder, known = tmp_path / "killed", 0
+    folder = tmp_path / "killed"
+    command = ["run", study_file, "--out", folder, "--quiet"]
     for share in shares:
-        process = run_command(study_file, folder)
-        deadline = time.monotonic() + 120
-        while (known := count_records(folder)) <= share * total:
-            assert process.poll() is None, process.communicate()[1]
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        os.kill(process.pid, signal.SIGKILL)
-        process.communicate()
-        assert process.returncode == -signal.SIGKILL
-        assert not (folder / RESULTS_FILE).exists(), "it had finished: nothing was tested"
-        assert share * total < known <= count_records(folder) < total
-    last = run_command(study_file, folder)
-    _, errors = last.communicate(timeout=120)
-    assert (last.returncode, errors) == (0, "")
+        killed = run_until(signal.SIGKILL, tmp_path / str(share), *command, records=int(share * total))
+        assert (killed.code, killed.err) == (-signal.SIGKILL, "")
+        assert not (folder / RESULTS_FILE).exists()
+        assert share * total < count_records(folder) < total
+    code, _, errors = kick(*command)
+    assert (code, errors) == (0, "")
     assert content(folder) == content(never_stopped.folder)
     columns = ["recipe", "seed", "task", "item_id", "run_key", "score", "response", "details"]
     pd.testing.assert_frame_equal(

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 
 from llmkick.errors import ModelError
+from llmkick.models.engine import answers
 from llmkick.models.server import failures as endpoint_failures
 from llmkick.models.thoughts import Thinking
 from llmkick.report.page.page import write_report
@@ -90,7 +91,8 @@ def test_studies_without_thinking_keep_their_hash():
     assert "thinking" not in json.dumps(default.model_dump(exclude={"thinking"}))
 
 
-def test_two_models_here_with_a_switch(tmp_path: Path):
+def test_two_models_here_with_a_switch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(answers, "THOUGHT_TOKENS", 40)  # a toy never ends a thought
     for name, template in (("dense", SWITCHED), ("other", OPENS)):
         save_toy(tmp_path / name, chat=True, max_position_embeddings=2048)
         settings = tmp_path / name / "chat_template.jinja"

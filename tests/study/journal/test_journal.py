@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import runpy
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 from llmkick.compression.walk.calibration import Calibration
 from llmkick.errors import ConfigError, DataError
+from llmkick.study.journal import database
 from llmkick.study.journal.database import JOURNAL_FILE
 from llmkick.study.journal.journal import Journal
 from llmkick.study.journal.notes import Notes
@@ -52,6 +54,14 @@ def journal(tmp_path: Path) -> Iterator[Journal]:
     opened = Journal(tmp_path)
     yield opened
     opened.close()
+
+
+def test_what_is_committed_survives_a_power_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Tests do not wait for the disk, so that the constant is that of the file."""
+    monkeypatch.setattr(database, "SYNCHRONOUS", runpy.run_path(str(database.__file__))["SYNCHRONOUS"])
+    with contextlib.closing(Journal(tmp_path)) as journal:
+        assert journal.connection.execute("PRAGMA synchronous").fetchone() == (2,)  # FULL
+        assert journal.connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
 
 def fill_disk(journal: Journal) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from typing import Any
 
@@ -28,7 +29,7 @@ def key(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def judge_at(endpoint: Endpoint, **changes: Any) -> EndpointJudge:
-    values = {"api_key_env": ENV, "timeout": 5.0, "attempts": 4, "concurrency": 1, **changes}
+    values = {"api_key_env": ENV, "timeout": 60.0, "attempts": 4, "concurrency": 1, **changes}
     return EndpointJudge(address=Address(endpoint.url, MODEL), **values)
 
 
@@ -76,15 +77,19 @@ def test_after_so_many_tries_there_is_no_reply_and_the_reason(bad: Answer):
 
 
 def test_a_slow_answer_is_a_time_out_and_tried_again():
-    slow = Answer(text="9 9", delay=4.0)
+    over = threading.Event()
+    slow = Answer(text="9 9", held=over)
     with answering(lambda request, number: slow if number == 0 else Answer(text="8 7")) as endpoint:
-        reply = ask(judge_at(endpoint, timeout=1.5), questions(1))["0"]
+        # So many attempts that one of them is answered in time, however busy the machine is.
+        reply = ask(judge_at(endpoint, timeout=0.3, attempts=10), questions(1))["0"]
         assert isinstance(reply, Reply)
         assert reply.text == "8 7"
+        assert len(endpoint.requests) >= 2
     with answering(lambda request, number: slow) as endpoint:
-        reply = ask(judge_at(endpoint, timeout=0.2, attempts=2), questions(1))["0"]
+        reply = ask(judge_at(endpoint, timeout=0.1, attempts=2), questions(1))["0"]
         assert isinstance(reply, NoReply)
-        assert "did not answer within 0.2 s (2 attempts)" in reply.reason
+        assert "did not answer within 0.1 s (2 attempts)" in reply.reason
+    over.set()
 
 
 def test_a_judge_that_is_gone_is_not_asked_for_ever():
@@ -138,7 +143,13 @@ def test_who_leaves_does_not_wait_for_further_tries():
 
 
 def test_no_more_at_once_than_allowed():
-    with answering(lambda request, number: Answer(text="8 7", delay=0.1)) as endpoint:
+    three = threading.Barrier(3)  # nobody is answered before three have asked
+
+    def answer(request: dict[str, Any], number: int) -> Answer:
+        three.wait(timeout=60)
+        return Answer(text="8 7")
+
+    with answering(answer) as endpoint:
         assert len(ask(judge_at(endpoint, concurrency=3), questions(9))) == 9
         assert endpoint.most_at_once == 3
 

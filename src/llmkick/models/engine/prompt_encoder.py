@@ -13,6 +13,9 @@ from llmkick.models.engine.chat_template import ChatTemplate
 from llmkick.models.language_model import Message, Prompt
 from llmkick.models.thoughts import Thinking, is_mark
 
+# Characters from which on a text counts as long.
+LONG_TEXT = 20_000
+
 
 @dataclass(frozen=True, kw_only=True)
 class PromptEncoder:
@@ -26,6 +29,8 @@ class PromptEncoder:
     model_name: str
     thinking: Thinking = "off"
     notes: list[str] = field(default_factory=list, compare=False, repr=False)
+    # The last long text with its tokens: a run asks for the windows of one text several times.
+    _long: list[tuple[str, list[int]]] = field(default_factory=list, compare=False, repr=False)
 
     @property
     def has_chat_template(self) -> bool:
@@ -34,7 +39,12 @@ class PromptEncoder:
 
     def tokenize(self, text: str) -> list[int]:
         """Token ids of raw text, with the special tokens that the tokenizer adds by default."""
+        for known, tokens in tuple(self._long):
+            if known == text:
+                return list(tokens)
         ids: list[int] = self.tokenizer(text, verbose=False)["input_ids"]
+        if len(text) >= LONG_TEXT:
+            self._long[:] = [(text, list(ids))]
         return ids
 
     def tokenize_alone(self, text: str) -> list[int]:

@@ -16,6 +16,8 @@ from llmkick.errors import DataError
 
 JOURNAL_FILE = "journal.sqlite"
 JOURNAL_SCHEMA = 1
+# A record is on disk before the next batch starts, so it survives a power failure.
+SYNCHRONOUS = "FULL"
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -70,8 +72,7 @@ class JournalFile:
                 cleanup.callback(self.connection.close)
                 if not read_only:
                     self.connection.execute("PRAGMA journal_mode=WAL")
-                    # FULL: a record is on disk before the next batch starts, so it survives a power failure.
-                    self.connection.execute("PRAGMA synchronous=FULL")
+                    self.connection.execute(f"PRAGMA synchronous={SYNCHRONOUS}")
                     self.connection.executescript(_TABLES)
                 self.connection.execute("SELECT 1 FROM meta")
             except sqlite3.DatabaseError as error:

@@ -1,0 +1,26 @@
+"""What tests of whole studies do less of than a user's study, where how much is of no concern."""
+
+from __future__ import annotations
+
+import pytest
+
+# A toy never ends an answer by itself, and one token takes as long as another.
+ANSWER_TOKENS = 5
+
+
+def few_draws(patch: pytest.MonkeyPatch) -> None:
+    """Simulate the power of a study with few draws: hundreds of tests run a study, the numbers are of no concern."""
+    from llmkick.statistics import undecided
+    from llmkick.study import power_warnings
+
+    patch.setattr(undecided, "_DRAWS", 20)
+    patch.setattr(power_warnings, "_DRAWS", 40)
+    patch.setattr(power_warnings, "_SEARCH_DRAWS", 20)
+
+
+def short_answers(patch: pytest.MonkeyPatch) -> None:
+    """End the answers to questions after a few tokens."""
+    from llmkick.tasks.suite import context_qa, factoid_qa
+
+    for task in (context_qa, factoid_qa):
+        patch.setattr(task, "MAX_NEW_TOKENS", ANSWER_TOKENS)
