@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from llmkick.cli.common import STUDIES, app, given
-from llmkick.cli.compress import AllowPartial, Packed, Propagate, Seed, compress_to_folder
+from llmkick.cli.compress import AllowPartial, Form, Packed, Propagate, Seed, compress_to_folder
 from llmkick.cli.options import (
     CHECKPOINT_HELP,
     OUTPUT,
@@ -73,6 +73,14 @@ def recover(
     propagate: Propagate = True,
     allow_partial: AllowPartial = False,
     packed: Packed = False,
+    adapter: Annotated[
+        bool,
+        typer.Option(
+            "--adapter",
+            help="eora, lora on rounded weights: write the compressed weights, and the matrices as an adapter of peft.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = False,
     dtype: DtypeOption = "auto",
     device: Device = "auto",
     quiet: Quiet = False,
@@ -81,7 +89,8 @@ def recover(
 
     `--by eora` adds a low-rank matrix to each layer, `--by reconstruct` refits the weights that are left, `--by lora`
     trains towards the dense model (`pip install 'llmkick[recover]'`). Matrices of eora, and of lora on rounded weights,
-    fill zeros and leave the grid: `--packed` keeps them beside the weights, a plain folder has the sum.
+    fill zeros and leave the grid: `--packed` keeps them beside the weights, `--adapter` writes them for peft, a plain
+    folder has the sum.
     `kick compress`, `kick frontier` and study files take `wanda@2:4+lora`. If stopped, the same command continues.
 
     Examples:
@@ -93,8 +102,11 @@ def recover(
         kick recover ./my-llama wanda@0.5 --by reconstruct -o models/my-llama-half
     """
     recovered = _recovered(recipe, by, context.params, given(context))
+    if packed and adapter:
+        raise ConfigError("--packed and --adapter are two ways to write a model; choose one")
+    form: Form = "adapter" if adapter else "packed" if packed else "folder"
     compress_to_folder(
-        model, recovered, folder, form="packed" if packed else "folder", calibration=calibration, sequences=sequences,
+        model, recovered, folder, form=form, calibration=calibration, sequences=sequences,
         length=length, seed=seed, propagate=propagate, allow_partial=allow_partial, dtype=dtype, device=device,
         quiet=quiet,
     )  # fmt: skip
