@@ -15,6 +15,8 @@ from llmkick.study.expected_losses import Losses
 from llmkick.study.expected_stop import StopSettings, expected_rise, items_until_decided
 from llmkick.study.parts import Part, PartState
 from llmkick.study.running.early_stopping import Asked
+from llmkick.study.running.seen_scores import rise_of_perplexity
+from llmkick.tasks.registry import get_task
 from simulated_studies import PARAMETERS, DrawnStudy, DrawnTask
 from timelines import stated
 
@@ -126,6 +128,29 @@ def test_without_a_signal_one_batch_of_a_recipe_is_asked_and_every_item_of_the_d
     states = cells("wanda@0.1", "wanda@0.5")
     states[0].accuracy, states[0].has_signal = 0.02, False
     assert ends_of(states) == [1000, 32, 32]
+
+
+def test_the_rise_of_perplexity_is_in_nats_a_token_on_the_windows_that_both_read():
+    nats, bytes_ = get_task("perplexity", limit=2), get_task("perplexity", limit=2, unit="bytes")
+    dense, compressed = {"a": 3.0, "b": 4.0, "c": None}, {"a": 3.2, "b": 4.4, "c": 9.0, "d": 9.0}
+    assert rise_of_perplexity(nats, dense, compressed) == pytest.approx(0.3)
+    assert rise_of_perplexity(bytes_, dense, compressed) == pytest.approx(0.3 * 4 * math.log(2))
+    assert rise_of_perplexity(nats, dense, {}) is None
+    assert rise_of_perplexity(get_task("factoid_qa", limit=2), dense, compressed) is None
+
+
+def test_the_loss_so_far_has_the_error_of_its_clusters():
+    """Answers that change by whole passages tell less than as many answers that change one by one."""
+    single, passages = (DrawnStudy({"t": replace(WRITTEN, items=240, cluster=size)}, {}, seed=1) for size in (1, 12))
+    dense = {f"{place}": 1.0 for place in range(240)}
+    compressed: dict[str, float | None] = {f"{place}": float(place // 12 % 4 > 0) for place in range(240)}
+    (loss, error), (same, larger) = (
+        study.rules["t"].loss_so_far(dense, compressed) or (0.0, 0.0) for study in (single, passages)
+    )
+    assert loss == same == pytest.approx(0.25)
+    assert error == pytest.approx(math.sqrt(0.25 * 0.75 / 240), rel=0.05)
+    assert larger == pytest.approx(error * math.sqrt(12), rel=0.05)
+    assert single.rules["t"].loss_so_far(dense, {"0": None}) is None
 
 
 QUICK = {"factoid_qa": DrawnTask(480, 0.58), "cloze": DrawnTask(352, 0.75, 0.25, sensitivity=0.5)}
