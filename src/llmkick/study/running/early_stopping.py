@@ -113,7 +113,7 @@ class StoppingRule:
             items = len(self.order.clusters)
             error = math.sqrt(max(0.01, self.chance * (1 - self.chance)) / max(1, items))
             signal = len(dense) < items and mean_score(dense) > max(0.05, self.chance) + SIGNAL_ERRORS * error
-        return signal
+        return bool(signal)
 
     def loss_so_far(self, dense: Scores, compressed: Scores) -> tuple[float, float] | None:
         """The relative loss on the items that both models were asked, with its standard error.
