@@ -81,6 +81,8 @@ def test_the_folder_holds_the_recovered_model(
         (("wanda@2:4", "--by", "lora", "--rank", "0"), "rank 0 of lora"),
         (("wanda@2:4", "--by", "lora", "--steps", "-1"), "steps -1 of a training"),
         (("wanda@2:4", "--by", "lora", "--tokens", "3"), "3 tokens are less than a step reads, 64"),
+        (("wanda@2:4", "--by", "lora", "--adapter"), "merged into the weights that are left"),
+        (("gptq@3b", "--by", "eora", "--adapter", "--packed"), "--packed and --adapter are two ways"),
         (("wanda@2:4+lora", "--by", "lora"), "names a recovery already; give wanda@2:4"),
         (("dense", "--by", "lora"), "dense has lost nothing"),
         (("wanda@2:4", "--by", "qlora"), "'qlora' is not one of"),
