@@ -14,12 +14,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from llmkick.study.expected_stop import StopSettings
 from llmkick.study.forecast import Forecast
-from llmkick.study.part_ratios import Part
+from llmkick.study.parts import Part
 
 # What is stated for less than this many seconds is not seen.
 SEEN_SECONDS = 0.02
-TOLD = ("expect_share", "resize", "skip", "skip_share", "begin", "work", "end")
+TOLD = ("see_accuracy", "see_loss", "see_rise", "resize", "skip", "skip_share", "begin", "work", "end")
 FOLDER = Path(__file__).parent / "study" / "timelines"
 
 
@@ -81,10 +82,7 @@ def recorded() -> Iterator[list[Timeline]]:
 def save(timeline: Timeline, path: Path) -> None:
     """Write a timeline; a line an event, with the index of the part in place of its key."""
     index = {part.key: place for place, part in enumerate(timeline.parts)}
-    events = [
-        [at, name, key if isinstance(key, tuple) else index.get(key, key), *rest]
-        for at, name, (key, *rest) in timeline.events
-    ]
+    events = [[at, name, index.get(key, key), *rest] for at, name, (key, *rest) in timeline.events]
     events = [[round(value, 4) if isinstance(value, float) else value for value in event] for event in events]
     parts = [asdict(part) for part in timeline.parts]
     rows = ",\n".join(json.dumps(event) for event in events)
@@ -99,16 +97,15 @@ def save(timeline: Timeline, path: Path) -> None:
 def load(path: Path) -> Timeline:
     """Read a timeline."""
     facts = json.loads(path.read_text(encoding="utf-8"))
-    parts = [Part(**{**part, "pool": tuple(part["pool"])}) for part in facts["parts"]]
-    events = [(at, name, [_told_of(key, parts), *rest]) for at, name, key, *rest in facts["events"]]
+    parts = [_part(**part) for part in facts["parts"]]
+    events = [
+        (at, name, [parts[key].key if isinstance(key, int) else key, *rest]) for at, name, key, *rest in facts["events"]
+    ]
     return Timeline(parts, events, facts["seconds"], facts["is_rated"])
 
 
-def _told_of(key: Any, parts: list[Part]) -> Any:
-    """A pool, or the key of a part."""
-    if isinstance(key, list):
-        return tuple(key)
-    return parts[key].key if isinstance(key, int) else key
+def _part(*, pool: list[str], stop: dict[str, float] | None = None, **options: Any) -> Part:
+    return Part(pool=tuple(pool), stop=None if stop is None else StopSettings(**stop), **options)
 
 
 def stated(timeline: Timeline) -> list[Stated]:

@@ -28,3 +28,8 @@ class JudgeError(KickError):
 def one_line(error: BaseException, limit: int = 300) -> str:
     """An exception's message on one line of at most `limit` characters; the name of its type where it has none."""
     return " ".join(str(error).split())[:limit] or type(error).__name__
+
+
+def plain_message(message: str) -> str:
+    """The message of a failed validation without what pydantic writes before it: "Value error, …"."""
+    return message.removeprefix("Value error, ").removeprefix("Assertion failed, ")

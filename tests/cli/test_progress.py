@@ -16,7 +16,7 @@ from llmkick.cli.progress import JsonProgress, Pace, TerminalProgress, verdict_l
 from llmkick.study.announcement import Announcement, announce
 from llmkick.study.expected_work import ExpectedWork
 from llmkick.study.forecast import Forecast
-from llmkick.study.part_ratios import Part
+from llmkick.study.parts import Part
 from plain import as_json
 from report.synthetic import perplexity_comparison, task_comparison
 

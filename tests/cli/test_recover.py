@@ -14,11 +14,14 @@ from llmkick.cli import recover
 from llmkick.compression.recipe import with_training
 from llmkick.compression.recoveries import RECOVERIES, Objective, Training
 from llmkick.compression.registry import parse_recipe
+from llmkick.compression.storage.compress_to_disk import CalibrationPlan, compress_checkpoint
 from llmkick.compression.storage.source_files import REPORT_FILE
 from llmkick.compression.walk.calibration import calibrate
 from llmkick.compression.walk.compress import compress
+from llmkick.errors import ConfigError
 from llmkick.models.checkpoints.loading import load_model
 from llmkick.models.weights import weights_digest
+from llmkick.study.progress import Silent
 from toy import save_toy
 
 SMALL = ("--calibration", "pocket", "--sequences", "8", "--length", "32", "--dtype", "float32", "--device", "cpu")
@@ -78,6 +81,8 @@ def test_the_folder_holds_the_recovered_model(
         (("wanda@2:4", "--by", "lora", "--rank", "0"), "rank 0 of lora"),
         (("wanda@2:4", "--by", "lora", "--steps", "-1"), "steps -1 of a training"),
         (("wanda@2:4", "--by", "lora", "--tokens", "3"), "3 tokens are less than a step reads, 64"),
+        (("wanda@2:4", "--by", "lora", "--adapter"), "merged into the weights that are left"),
+        (("gptq@3b", "--by", "eora", "--adapter", "--packed"), "--packed and --adapter are two ways"),
         (("wanda@2:4+lora", "--by", "lora"), "names a recovery already; give wanda@2:4"),
         (("dense", "--by", "lora"), "dense has lost nothing"),
         (("wanda@2:4", "--by", "qlora"), "'qlora' is not one of"),
@@ -91,3 +96,17 @@ def test_what_does_not_fit_is_refused(
     assert code == 2
     assert message in " ".join(re.sub("[│╭╮╰╯─]", " ", err).split())
     assert not (tmp_path / "out").exists()
+
+
+def test_too_few_tokens_are_refused_before_the_calibration(toy: Path, tmp_path: Path) -> None:
+    stages: list[str] = []
+
+    class Watching(Silent):
+        def stage(self, title: str, total: int) -> None:
+            stages.append(title)
+
+    recipe = with_training(parse_recipe("wanda@2:4+lora"), Training(tokens=63, batch=2))
+    plan = CalibrationPlan(source="pocket", sequences=8, length=32)
+    with pytest.raises(ConfigError, match="63 tokens are less than a step reads, 64"):
+        compress_checkpoint(str(toy), recipe, tmp_path / "out", calibration=plan, observer=Watching())
+    assert stages == [f"reading {toy}"]

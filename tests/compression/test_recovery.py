@@ -142,6 +142,21 @@ def test_no_layer_has_a_larger_error_after_its_recovery(base: str, recovery: str
         assert layer.after <= layer.before * (1 + 1e-6), layer
 
 
+def test_a_refit_on_few_tokens_is_noted(dense: TransformersModel) -> None:
+    def notes(text: str, windows: int = 4, length: int = 24) -> list[str]:
+        tokens = np.random.default_rng(0).integers(5, 200, (windows, length))
+        _, report = compress(dense, text, calibration=Calibration(tokens=tokens, source="test", seed=3))
+        return [note for note in report.warnings if "few tokens" in note]
+
+    # 96 tokens: more than ten for each of the 8 weights that are kept of 16, fewer for each of the 16 of 32.
+    (note,) = notes("wanda@0.5+reconstruct")
+    assert "4 of 14 layers were refitted on few tokens" in note
+    assert "on 96, which helps on these tokens and may harm on all others; give about 160 calibration tokens" in note
+    assert not notes("wanda@0.5+reconstruct", windows=7)
+    assert not notes("wanda@0.5")
+    assert not notes("gptq@4b-g8+reconstruct")  # a few scales a row
+
+
 @pytest.mark.parametrize("base", BASES)
 def test_zero_steps_change_nothing(base: str, dense: TransformersModel, tmp_path: Path) -> None:
     before, plain = compress(dense, base, calibration=WINDOWS)

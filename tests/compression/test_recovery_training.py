@@ -229,6 +229,14 @@ def test_limits_of_tokens_and_minutes_end_a_training(dense: TransformersModel) -
         train(dense, tokens=47)
 
 
+def test_too_few_tokens_for_a_step_are_refused_before_the_base_is_compressed(dense: TransformersModel) -> None:
+    recipe = with_training(parse_recipe("wanda@2:4+lora"), Training(tokens=95, batch=2))
+    worked: list[int] = []
+    with pytest.raises(ConfigError, match="95 tokens are less than a step reads, 96"):
+        compress(dense, recipe, calibration=[[1] * 48] * 3, progress=lambda done, _total: worked.append(done))
+    assert not worked
+
+
 def test_one_window_is_enough(dense: TransformersModel) -> None:
     windows = Calibration(tokens=WINDOWS.tokens[:1], source="test", seed=0)
     _, _, recovery = train(dense, windows=windows)

@@ -25,6 +25,7 @@ from llmkick.models.checkpoints.meta_model import load_meta_model
 from llmkick.models.language_model import ContinuationScore, Generation, ScoreRequest
 from llmkick.tasks.evaluate import evaluate
 from llmkick.tasks.registry import get_task
+from llmkick.tasks.renaming import renamed
 from llmkick.tasks.task import Answer, Record, Task
 from toy import save_toy, toy_model
 
@@ -159,6 +160,21 @@ def test_what_cannot_be_exported_is_refused(tmp_path: Path, names: list[str], op
     with pytest.raises(ConfigError, match=message):
         export_tasks([get_task(name, limit=3) for name in names], tmp_path / "out", **options)
     assert not list((tmp_path / "out").glob("*"))
+
+
+def test_a_task_with_a_name_of_its_own_is_exported_like_the_task_that_it_is(tmp_path: Path):
+    tasks = [renamed(get_task(name, limit=3), f"my {name} @2") for name in NAMES]
+    mine = export_tasks(tasks, tmp_path / "mine")
+    plain = export_tasks([get_task(name, limit=3) for name in NAMES], tmp_path / "plain")
+    for name, other in zip(mine.names, plain.names, strict=True):
+        assert re.fullmatch(r"llmkick_my_\w+_2", name)
+        assert rows(tmp_path / "mine", name) == rows(tmp_path / "plain", other)
+        assert scorer_in(tmp_path / "mine" / f"{name}.yaml") == scorer_in(tmp_path / "plain" / f"{other}.yaml")
+    cloze = renamed(get_task("multiple_choice:cloze", limit=3), "mine")
+    with pytest.raises(ConfigError, match="mine cannot be exported as chat"):
+        export_tasks([cloze], tmp_path / "chat", model=toy_model(chat=True))
+    with pytest.raises(ConfigError, match="lm-eval cuts text into windows"):
+        export_tasks([renamed(get_task("perplexity", limit=3), "mine")], tmp_path / "text")
 
 
 def test_cloze_as_chat_is_refused_and_a_folder_in_use_too(tmp_path: Path):

@@ -214,6 +214,7 @@ def test_a_frontier_of_recovered_recipes(toy: Path, tmp_path: Path) -> None:
     result = run_frontier(values, methods=["wanda@0.2,0.5+lora-r2"], seeds=(0,), out=tmp_path / "frontier")
     assert [overall.method for overall in result.overall] == ["wanda+lora-r2"]
     assert result.overall[0].levels == ("0.2", "0.5")
+    assert any("what came back is not measured on factoid_qa: " in warning for warning in result.warnings)
 
 
 def test_the_example_is_planned(tmp_path: Path) -> None:

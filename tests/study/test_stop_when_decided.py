@@ -14,6 +14,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
+import timelines
 from llmkick.errors import ConfigError, DataError
 from llmkick.models.checkpoints.loading import load_model
 from llmkick.models.transformers_model import TransformersModel
@@ -392,3 +393,27 @@ def test_a_file_that_is_no_frontier(tmp_path: Path, text: str):
     (tmp_path / FRONTIER_FILE).write_text(text, encoding="utf-8")
     with pytest.raises(DataError, match=r"frontier\.json"):
         read_frontier(tmp_path)
+
+
+def test_a_run_tells_its_forecast_what_it_sees_and_asks_perplexity_first(
+    toy: Path, tmp_path: Path, answers: MadeUp
+) -> None:
+    with timelines.recorded() as lines:
+        run_study(study_of(toy, recipes=["magnitude@0.4", "magnitude@0.9"]), out=tmp_path / "run")
+    events = [(name, *arguments) for _, name, arguments in lines[0].events]
+    told = [event[1] for event in events if event[0] in ("see_rise", "see_loss")]
+    of_recipes = list(dict.fromkeys(told))
+    assert of_recipes == [
+        f"magnitude@{level} on {task}" for level in (0.4, 0.9) for task in ("perplexity", "factoid_qa")
+    ]
+    loss, error = [rest for name, key, *rest in events if name == "see_loss" and key.startswith("magnitude@0.9")][-1]
+    assert loss == pytest.approx(0.9**3, abs=4 * error)
+    accuracy, has_signal = [rest for name, key, *rest in events if name == "see_accuracy"][-1]
+    assert has_signal
+    assert accuracy == pytest.approx(0.95, abs=0.06)
+    # The same command knows from the journal what the earlier session saw, and that nothing is left.
+    with timelines.recorded() as lines:
+        run_study(study_of(toy, recipes=["magnitude@0.4", "magnitude@0.9"]), out=tmp_path / "run")
+    again = {(name, arguments[0]) for _, name, arguments in lines[0].events}
+    assert {("see_loss", f"magnitude@{level} on factoid_qa") for level in (0.4, 0.9)} <= again
+    assert not any(name == "work" and "on factoid_qa" in key for name, key in again)

@@ -161,7 +161,7 @@ def base_of(task: TaskSummary) -> str:
 
 def is_factoid(task: TaskSummary) -> bool:
     """Whether a task asks for facts without choices or passages (the paper's FreebaseQA)."""
-    return base_of(task) == "factoid_qa" and not task.name.startswith("factoid_qa:popqa")
+    return base_of(task) == "factoid_qa" and not (task.task or task.name).startswith("factoid_qa:popqa")
 
 
 def is_choice(task: TaskSummary) -> bool:

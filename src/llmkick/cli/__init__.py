@@ -11,7 +11,7 @@ import typer
 
 from llmkick.cli.common import app, err, out
 from llmkick.cli.exit_codes import EXIT_ERROR, EXIT_INTERRUPTED, exit_code
-from llmkick.errors import KickError
+from llmkick.errors import KickError, plain_message
 
 # isort: off
 # Imported for the commands they define, in the order of `kick --help`.
@@ -48,6 +48,8 @@ def main() -> NoReturn:
     except Exception as error:
         # The usage errors of click know how to show themselves.
         if hasattr(error, "show") and hasattr(error, "exit_code"):
+            if hasattr(error, "message"):
+                error.message = plain_message(str(error.message))
             error.show()
             sys.exit(error.exit_code)
         if isinstance(error, OSError) and error.errno in DISK_ERRORS:

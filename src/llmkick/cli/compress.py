@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from llmkick.compression.recipe import Recipe
     from llmkick.compression.walk.report import CompressionReport, RecoveryReport
 
-Form = Literal["folder", "packed", "compressed-tensors"]
+Form = Literal["folder", "packed", "compressed-tensors", "adapter"]
 
 Seed = Annotated[int, typer.Option(help="Seed of the calibration.", rich_help_panel=CALIBRATION)]
 Propagate = Annotated[

@@ -53,7 +53,7 @@ class Pace:
 
     def plan(self, forecast: Forecast, *, cells: int, reports: bool) -> None:
         """The work of the run is known; a report of all its cells may follow it."""
-        from llmkick.study.part_ratios import Part
+        from llmkick.study.parts import Part
 
         self.forecast = forecast
         if reports:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from llmkick.cli.common import STUDIES, app, given
-from llmkick.cli.compress import AllowPartial, Packed, Propagate, Seed, compress_to_folder
+from llmkick.cli.compress import AllowPartial, Form, Packed, Propagate, Seed, compress_to_folder
 from llmkick.cli.options import (
     CHECKPOINT_HELP,
     OUTPUT,
@@ -30,6 +30,19 @@ RECOVERY = "Recovery"
 By = Literal["eora", "reconstruct", "lora", "shots"]
 # A test in tests/cli compares these choices with what recipes accept.
 Objective = Literal["distillation", "next-token"]
+LearningRate = Annotated[float, typer.Option(help="lora: the largest learning rate.", rich_help_panel=RECOVERY)]
+ObjectiveOption = Annotated[
+    Objective,
+    typer.Option(help="lora: the dense model's distributions, or the text itself.", rich_help_panel=RECOVERY),
+]
+AdapterOption = Annotated[
+    bool,
+    typer.Option(
+        "--adapter",
+        help="eora, lora on rounded weights: write the compressed weights, and the matrices as an adapter of peft.",
+        rich_help_panel=OUTPUT,
+    ),
+]
 TRAINING = ("steps", "learning_rate", "objective", "batch", "tokens", "minutes")
 SHOTS = (
     "shots changes no weights, so there is no model to write: it is the same task with worked examples in its prompt. "
@@ -52,13 +65,8 @@ def recover(
         typer.Option(help="eora, lora: rank of the added matrices. Default: 128, 8.", rich_help_panel=RECOVERY),
     ] = None,
     steps: Annotated[int, typer.Option(help="lora: steps of the training.", rich_help_panel=RECOVERY)] = 60,
-    learning_rate: Annotated[
-        float, typer.Option(help="lora: the largest learning rate.", rich_help_panel=RECOVERY)
-    ] = 1e-3,
-    objective: Annotated[
-        Objective,
-        typer.Option(help="lora: the dense model's distributions, or the text itself.", rich_help_panel=RECOVERY),
-    ] = "distillation",
+    learning_rate: LearningRate = 1e-3,
+    objective: ObjectiveOption = "distillation",
     batch: Annotated[int, typer.Option(help="lora: calibration windows a step.", rich_help_panel=RECOVERY)] = 2,
     tokens: Annotated[
         int | None, typer.Option(help="lora: train on so many tokens at most.", rich_help_panel=RECOVERY)
@@ -73,6 +81,7 @@ def recover(
     propagate: Propagate = True,
     allow_partial: AllowPartial = False,
     packed: Packed = False,
+    adapter: AdapterOption = False,
     dtype: DtypeOption = "auto",
     device: Device = "auto",
     quiet: Quiet = False,
@@ -81,7 +90,8 @@ def recover(
 
     `--by eora` adds a low-rank matrix to each layer, `--by reconstruct` refits the weights that are left, `--by lora`
     trains towards the dense model (`pip install 'llmkick[recover]'`). Matrices of eora, and of lora on rounded weights,
-    fill zeros and leave the grid: `--packed` keeps them beside the weights, a plain folder has the sum.
+    fill zeros and leave the grid: `--packed` keeps them beside the weights, `--adapter` writes them for peft, a plain
+    folder has the sum.
     `kick compress`, `kick frontier` and study files take `wanda@2:4+lora`. If stopped, the same command continues.
 
     Examples:
@@ -94,10 +104,17 @@ def recover(
     """
     recovered = _recovered(recipe, by, context.params, given(context))
     compress_to_folder(
-        model, recovered, folder, form="packed" if packed else "folder", calibration=calibration, sequences=sequences,
-        length=length, seed=seed, propagate=propagate, allow_partial=allow_partial, dtype=dtype, device=device,
-        quiet=quiet,
+        model, recovered, folder, form=_form(packed=packed, adapter=adapter), calibration=calibration,
+        sequences=sequences, length=length, seed=seed, propagate=propagate, allow_partial=allow_partial, dtype=dtype,
+        device=device, quiet=quiet,
     )  # fmt: skip
+
+
+def _form(*, packed: bool, adapter: bool) -> Form:
+    """The form in which to write. Raises ConfigError for options that exclude each other."""
+    if packed and adapter:
+        raise ConfigError("--packed and --adapter are two ways to write a model; choose one")
+    return "adapter" if adapter else "packed" if packed else "folder"
 
 
 def _recovered(recipe: str, by: By, settings: Mapping[str, object], options: list[str]) -> Recovered:

@@ -11,7 +11,7 @@ from typing import BinaryIO, Self
 from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 
-from llmkick.errors import DataError
+from llmkick.errors import DataError, plain_message
 from llmkick.files import write_text
 from llmkick.models.language_model import LanguageModel, ModelInfo
 
@@ -122,4 +122,4 @@ def _header(entry: object, path: Path) -> AnswerHeader:
     try:
         return AnswerHeader.model_validate(entry)
     except ValidationError as error:
-        raise ValueError(f"no header: {error.errors()[0]['msg']}") from error
+        raise ValueError(f"no header: {plain_message(error.errors()[0]['msg'])}") from error

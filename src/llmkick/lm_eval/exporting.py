@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from llmkick.models.transformers_model import TransformersModel
 from llmkick.tasks import metrics
 from llmkick.tasks.data.readers.mmlu import LETTERS
 from llmkick.tasks.prompting import Prompting, resolve_prompting
+from llmkick.tasks.renaming import registry_name
 from llmkick.tasks.task import Item, Task
 
 # A function of `lm_eval.scoring`: (document, answers) → {"acc": score}.
@@ -117,15 +119,16 @@ def _style(task: Task, model: TransformersModel | None, prompting: str) -> Promp
 
 
 def _scorer(task: Task, style: Prompting) -> Scorer:
-    base, protocol = task.name.partition(":")[0], str(task.key.get("protocol", ""))
-    name = task.name if (task.name, protocol) in SCORERS else base
+    known, protocol = registry_name(task), str(task.key.get("protocol", ""))
+    base = known.partition(":")[0]
+    name = known if (known, protocol) in SCORERS else base
     if (name, protocol) not in SCORERS:
         names = ", ".join(dict.fromkeys(name for name, _ in SCORERS))
         why = " (lm-eval cuts text into windows of its own)" if base == "perplexity" else ""
         raise ConfigError(f"{task.name} cannot be exported to lm-eval{why}; choose from: {names}")
-    if task.name == "multiple_choice:cloze" and style == "chat":
+    if known == "multiple_choice:cloze" and style == "chat":
         raise ConfigError(
-            "multiple_choice:cloze cannot be exported as chat: lm-eval counts the white space at the end of the chat "
+            f"{task.name} cannot be exported as chat: lm-eval counts the white space at the end of the chat "
             "template as part of every option, which changes their log-probability a byte; use --prompting raw"
         )
     return SCORERS[name, protocol]
@@ -133,7 +136,9 @@ def _scorer(task: Task, style: Prompting) -> Scorer:
 
 def _lm_eval_name(task: Task) -> str:
     paper = "_paper" if task.key["protocol"] == "paper" else ""
-    return f"llmkick_{task.name.replace(':', '_')}{paper}"
+    # A name that a study chose may have characters that no file and no task of lm-eval has.
+    name = re.sub(r"[^\w.-]", "_", task.name)
+    return f"llmkick_{name}{paper}"
 
 
 def _document(task: Task, item: Item, style: Prompting, model: TransformersModel | None) -> Document:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from llmkick.study.expected_work import ExpectedWork
-from llmkick.study.part_ratios import Part
+from llmkick.study.parts import Part
 from llmkick.study.spec.axes import calibration_settings
 from llmkick.study.spec.study import Study
 

@@ -15,9 +15,9 @@ from llmkick.compression.walk.calibration import chosen_source
 from llmkick.models.language_model import LanguageModel, ModelInfo
 from llmkick.models.transformers_model import TransformersModel
 from llmkick.study.cells import Variant
-from llmkick.study.expected_stop import stopping_factor, stopping_share
+from llmkick.study.expected_stop import UNKNOWN_RISE, StopSettings, expected_rise
 from llmkick.study.model_speed import ModelSpeed
-from llmkick.study.part_ratios import Part
+from llmkick.study.parts import Part
 from llmkick.study.request_tokens import RequestTokens, request_tokens
 from llmkick.study.results.noise_floor import HALF_PRECISIONS, NOISE_ITEMS
 from llmkick.study.spec.axes import CalibrationSetting, CalibrationText, Windows
@@ -30,7 +30,7 @@ COUNTED_ITEMS = 16
 # The share of the tokens that an answer may have which it has, before any was measured.
 WRITTEN_SHARE = 0.6
 # Seconds for a column of a column-by-column method beside its arithmetic, and for a layer of any method.
-COLUMN_SECONDS, LAYER_SECONDS = 2e-4, 2e-3
+COLUMN_SECONDS, LAYER_SECONDS = 2e-5, 2e-3
 # Passes that a step of a training takes: forward and backward, of the dense model forward, and a share of the checks.
 PASSES_OF_A_STEP = 5
 # Operations of an eigendecomposition per cube of its width, which are much slower than those of a product, and products
@@ -112,13 +112,17 @@ def asking(
     variants: Iterable[Variant],
     *,
     speed: ModelSpeed | None,
-    stopping: Iterable[str] = (),
+    stopping: Mapping[str, StopSettings] | None = None,
 ) -> ExpectedWork:
-    """The cells of variants; `stopping` names the tasks whose cells end as soon as their verdict is known."""
+    """The cells of variants; `stopping` has the tasks whose cells end as soon as their verdict is known."""
     local = model if isinstance(model, TransformersModel) else None
     counted = {task.name: _tokens_of(task, items[task.name], styles[task.name], local) for task in tasks}
-    stopping, parts, tokens = set(stopping), list[Part](), 0.0
+    stopping, parts, tokens = stopping or {}, list[Part](), 0.0
     every = list(variants)
+    rises = {
+        variant.label: UNKNOWN_RISE if variant.reference else expected_rise(variant.recipe, model.info.parameters)
+        for variant in every
+    }
     for variant in every:
         for task in tasks:
             count, size = len(items[task.name]), counted[task.name]
@@ -129,10 +133,10 @@ def asking(
                     pool=("ask", task.name, "dense" if variant.is_dense else "compared"),
                     steps=count,
                     cost=_item_seconds(size, count, speed),
-                    stops_early=task.name in stopping,
-                    stopping_share=0.0 if variant.is_dense else stopping_share(count),
-                    stopping_factor=stopping_factor(variant.recipe),
+                    stop=stopping.get(task.name),
                     is_reference=task.name in stopping and variant.is_dense,
+                    recipe=variant.label,
+                    severity=rises[variant.label],
                     model=variant.label if variant.reference else "",
                 )
             )

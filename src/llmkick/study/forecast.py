@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
-from llmkick.study.part_ratios import PRIOR_WEIGHT, Part, PartState, Ratios
+from llmkick.study.part_ratios import PRIOR_WEIGHT, Ratios
+from llmkick.study.parts import Part, PartState
 
 
 class Forecast:
@@ -39,42 +40,62 @@ class Forecast:
         self._active: list[str] = []
         self._began: float | None = None
         self._last = 0.0
+        self._left: dict[str, float] | None = None  # seconds of each part; None after anything has changed
         for part in parts:
             self.add(part)
 
     def add(self, part: Part) -> None:
         """Add a part to the work."""
         with self._lock:
+            self._left = None
             self._states[part.key] = PartState(part=part)
 
     def resize(self, key: str, steps: float) -> None:
         """Change the number of steps of a part."""
         with self._lock:
+            self._left = None
             if key in self._states:
                 self._states[key].part = replace(self._states[key].part, steps=steps)
 
-    def expect_share(self, pool: tuple[str, ...], share: float) -> None:
-        """Change after which share of their steps the parts of a pool and of those inside it are expected to stop."""
+    def see_accuracy(self, key: str, accuracy: float, has_signal: bool) -> None:
+        """Record the score of the dense model so far, and whether it is, or will be, above chance."""
         with self._lock:
-            for state in self._states.values():
-                if state.part.pool[: len(pool)] == pool:
-                    state.part = replace(state.part, stopping_share=share)
+            self._left = None
+            if key in self._states:
+                self._states[key].accuracy, self._states[key].has_signal = accuracy, has_signal
+
+    def see_loss(self, key: str, loss: float, error: float) -> None:
+        """Record the relative loss of a cell so far, with its standard error."""
+        with self._lock:
+            self._left = None
+            if key in self._states:
+                self._states[key].loss, self._states[key].loss_error = loss, error
+
+    def see_rise(self, key: str, rise: float) -> None:
+        """Record by how much the logarithm of perplexity is above that of the dense model in a cell."""
+        with self._lock:
+            self._left = None
+            if key in self._states:
+                self._states[key].rise = rise
 
     def skip(self, key: str, steps: float) -> None:
         """Record that an earlier session did steps of a part: they take no time, and say nothing about the speed."""
         with self._lock:
+            self._left = None
             if key in self._states:
                 self._states[key].earlier = steps
 
     def skip_share(self, key: str, share: float) -> None:
         """Record that this share of a part was done in an earlier session."""
         with self._lock:
+            self._left = None
             if key in self._states:
                 self._states[key].earlier = share * self._states[key].part.steps
 
     def begin(self, key: str) -> None:
         """Record that a worker begins with a part, or goes on with it."""
         with self._lock:
+            self._left = None
             self._tick()
             if key in self._states:
                 self._states[key].is_begun, self._states[key].is_ended = True, False
@@ -83,6 +104,7 @@ class Forecast:
     def work(self, key: str, steps: float, seconds: float) -> None:
         """Record that `steps` steps of a part took this time, which ends now."""
         with self._lock:
+            self._left = None
             now = self._clock()
             if self._began is None:
                 self._began = now - seconds
@@ -95,6 +117,7 @@ class Forecast:
     def end(self, key: str) -> None:
         """Record that nothing is left of a part, whether or not all its steps were done."""
         with self._lock:
+            self._left = None
             if key in self._states:
                 self._states[key].is_ended = True
             self._active = [active for active in self._active if active != key]
@@ -129,8 +152,10 @@ class Forecast:
             states = list(self._states.values())
             if not self.is_rated and not any(state.seconds and state.done for state in states):
                 return None
-            ratios = Ratios(states, is_rated=self.is_rated)
-            left = {state.part.key: ratios.seconds_left(state) for state in states}
+            if self._left is None:
+                ratios = Ratios(states, is_rated=self.is_rated)
+                self._left = {state.part.key: ratios.seconds_left(state) for state in states}
+            left = self._left
             pace = self._wall_per_worked(states, sum(left.values()))
             total = sum(left.values()) * pace
             if self._began is None or not self._active:

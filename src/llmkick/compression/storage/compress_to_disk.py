@@ -15,9 +15,10 @@ from llmkick.compression.storage.assistance import WalkOptions, assist, report_t
 from llmkick.compression.storage.cache import entry_for, folder_of
 from llmkick.compression.storage.compressed_tensors import check_exportable, check_storable, save_compressed_tensors
 from llmkick.compression.storage.folder import StreamedFolder, check_target, report_of, save_folder, save_packed
+from llmkick.compression.storage.peft_adapter import check_has_adapter, check_plain_names, save_adapter
 from llmkick.compression.storage.stored_model import StoredModel
 from llmkick.compression.storage.whole_model import check_memory, load_whole
-from llmkick.compression.training.student import import_peft
+from llmkick.compression.training.recover import check_training
 from llmkick.compression.walk.blocks import decoder_blocks
 from llmkick.compression.walk.calibration import Calibration, as_calibration, calibrate, chosen_source
 from llmkick.compression.walk.checks import check_compressible, check_recipe_fits, refuse_several
@@ -33,7 +34,7 @@ from llmkick.models.checkpoints.meta_model import MetaModel, load_meta_model
 from llmkick.models.checkpoints.quantized import refuse_packed_integers
 from llmkick.models.transformers_model import TransformersModel
 
-Form = Literal["folder", "packed", "compressed-tensors"]
+Form = Literal["folder", "packed", "compressed-tensors", "adapter"]
 
 
 class StageObserver(Protocol):
@@ -83,7 +84,8 @@ def compress_checkpoint(
     """Compress a model into a new folder. Called again after it was stopped, it continues at the unfinished block.
 
     Blocks are read, compressed and kept one at a time if the files allow it (see `MetaModel.obstacle`).
-    form: "folder" for a Hugging Face checkpoint, "packed" for the compact form of llmkick, or "compressed-tensors".
+    form: "folder" for a Hugging Face checkpoint, "packed" for the compact form of llmkick, "compressed-tensors", or
+    "adapter" for a Hugging Face checkpoint of the compressed weights with an adapter of peft for what was recovered.
     on_model: called with the structure of the model before the work starts. Other arguments and errors as in
     `calibrate`, `compress` and `load_model`; errors are raised before any work where possible.
     """
@@ -100,7 +102,7 @@ def compress_checkpoint(
         meta_model = load_meta_model(reference, dtype=dtype, device=device)
         processes.from_first([meta_model.info.dtype, meta_model.info.digest])
         refuse_several(recipe, processes)
-        _check_all(meta_model, walk, form)
+        _check_all(meta_model, walk, plan, form)
         on_model(meta_model)
         windows = _windows(meta_model, plan, observer) if recipe.needs_calibration else None
         processes.from_first(None if windows is None else [windows.tokens.tolist(), windows.source, windows.seed])
@@ -108,20 +110,23 @@ def compress_checkpoint(
         return report_to_all(processes, report)
 
 
-def _check_all(meta_model: MetaModel, walk: WalkOptions, form: Form) -> None:
+def _check_all(meta_model: MetaModel, walk: WalkOptions, plan: CalibrationPlan, form: Form) -> None:
     """Raise what can be known before the calibration, which may take minutes."""
     refuse_packed_integers(meta_model.checkpoint)
     blocks = decoder_blocks(meta_model.model.network)
     check_compressible(meta_model.model.network, blocks, allow_partial=walk.allow_partial)
     check_recipe_fits(walk.recipe, blocks, as_calibration([[0, 0]]))
     if is_trained(walk.recipe):
-        import_peft()
+        check_training(walk.recipe, plan.sequences, plan.length)
         check_memory(meta_model, to_compress=True, trains=True)
     if form != "packed":
         StoredModel(meta_model.model).form.refuse_unreadable()
     if form == "compressed-tensors":
         check_exportable(walk.recipe, blocks)
         check_storable(meta_model.model, blocks)
+    if form == "adapter":
+        check_has_adapter(walk.recipe, blocks)
+        check_plain_names(meta_model.model, blocks)
 
 
 def _compress_into_folder(
@@ -174,6 +179,8 @@ def _save(
             return save_packed(model, finished, folder)
         case "compressed-tensors":
             return save_compressed_tensors(model, recipe, finished, folder)
+        case "adapter":
+            return save_adapter(model, recipe, finished, folder)
         case "folder":
             assert isinstance(model, TransformersModel), "a meta model is written while it is compressed"
             return save_folder(model, report_of(finished), folder)

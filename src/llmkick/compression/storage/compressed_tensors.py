@@ -69,7 +69,7 @@ def check_storable(model: TransformersModel, blocks: list[Block]) -> None:
 
     stored = StoredModel(model)
     stored.form.refuse_unreadable()
-    merged = (layer.name for block in blocks for layer in block.layers if _stem(stored, layer.name) is None)
+    merged = (layer.name for block in blocks for layer in block.layers if stem_of(stored, layer.name) is None)
     if (name := next(merged, None)) is not None:
         raise ConfigError(
             f"{name} is stored merged with other layers, or split, in checkpoints of this architecture; "
@@ -95,7 +95,7 @@ def check_storable(model: TransformersModel, blocks: list[Block]) -> None:
             )
 
 
-def _stem(stored: StoredModel, layer: str) -> str | None:
+def stem_of(stored: StoredModel, layer: str) -> str | None:
     """What stands before `weight` in the name of a layer's weight in the checkpoint; None where it is merged."""
     name = stored.form.name_of(f"{layer}.weight")
     return None if name is None else name.removesuffix("weight")
@@ -142,7 +142,7 @@ class _Export:
         for file in finished.files():
             shard: dict[str, Tensor] = {}
             for name, packed in read_parts(file):
-                stem = _stem(self._stored, name)
+                stem = stem_of(self._stored, name)
                 shard |= {f"{stem}{part}": tensor for part, tensor in self._layer(name, packed).items()}
             yield shard
 

@@ -15,7 +15,7 @@ from llmkick.compression.recipe import Recipe, Recovered, is_trained
 from llmkick.compression.recoveries import LoRA
 from llmkick.compression.training.state import TrainingState, delete_state
 from llmkick.compression.training.student import Student, import_peft
-from llmkick.compression.training.trainer import Trainer
+from llmkick.compression.training.trainer import Trainer, check_token_limit
 from llmkick.compression.walk.blocks import decoder_blocks, shallow_copy
 from llmkick.compression.walk.calibration import Calibration
 from llmkick.compression.walk.finished_blocks import FinishedBlocks, Tally
@@ -224,6 +224,13 @@ def _repacked(base: Packed, weight: Tensor, adapter: Adapter | None) -> Packed:
         return base
     pattern = None if layout.kept is None or layout.of is None else (layout.kept, layout.of)
     return pack(weight, masked=layout.masked, pattern=pattern, place=layout.place)
+
+
+def check_training(recipe: Recipe, windows: int, length: int) -> None:
+    """Raise ConfigError before any work for a training that has no peft, or no tokens for a step on such windows."""
+    if isinstance(recipe, Recovered) and isinstance(recipe.recovery, LoRA):
+        import_peft()
+        check_token_limit(recipe.recovery.training, windows, length)
 
 
 def check_trainable(recipe: Recipe, model: TransformersModel) -> None:

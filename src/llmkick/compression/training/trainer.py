@@ -32,6 +32,18 @@ TOKENS_AT_ONCE_CPU = 2048
 SHORTEST_PIECE = 32  # tokens of a window that is cut because memory runs out
 
 
+def _held_out(windows: int) -> int:
+    """How many windows are held out for the checks."""
+    return min(MOST_HELD_OUT, windows // HELD_OUT_SHARE)
+
+
+def check_token_limit(training: Training, windows: int, length: int) -> None:
+    """Raise ConfigError if a limit of tokens allows no step on so many windows of `length` tokens."""
+    least = min(training.batch, windows - _held_out(windows)) * length
+    if training.tokens is not None and training.tokens < least and training.steps:
+        raise ConfigError(f"{training.tokens:,} tokens are less than a step reads, {least:,}; give more")
+
+
 @dataclass(kw_only=True)
 class Trainer:
     """Trains the adapters of a student. `run` ends with the matrices of the check with the smallest loss in place.
@@ -51,7 +63,7 @@ class Trainer:
 
     def __post_init__(self) -> None:
         count = len(self.windows)
-        held_out = min(MOST_HELD_OUT, count // HELD_OUT_SHARE)
+        held_out = _held_out(count)
         self._checked = self.windows[count - held_out :] if held_out else self.windows[:MOST_HELD_OUT]
         self._trained = self.windows[: count - held_out]
         self._distils = self.training.objective == "distillation"
@@ -78,9 +90,7 @@ class Trainer:
 
     def run(self) -> TrainingState:
         """Train from the state in the folder, if there is one, to the end."""
-        if self.training.tokens is not None and self._steps < 1 <= self.training.steps:
-            least = self._batch * self.windows.shape[1]
-            raise ConfigError(f"{self.training.tokens:,} tokens are less than a step reads, {least:,}; give more")
+        check_token_limit(self.training, *self.windows.shape)
         self._resume()
         state = self.state
         if not state.losses:

@@ -11,7 +11,7 @@ from torch import nn
 
 from llmkick.compression.recipe import Dense, Recipe, Recovered, is_trained
 from llmkick.compression.registry import parse_recipe
-from llmkick.compression.training.recover import check_trainable
+from llmkick.compression.training.recover import check_trainable, check_training
 from llmkick.compression.walk.block_sources import BlocksInMemory, put_layers
 from llmkick.compression.walk.blocks import decoder_blocks, shallow_copy
 from llmkick.compression.walk.calibration import Calibration, as_calibration
@@ -185,6 +185,8 @@ def check_all(
     for recipe in recipes:
         check_recipe_fits(recipe, blocks, windows)
         check_trainable(recipe, model)
+        if windows is not None:
+            check_training(recipe, *windows.tokens.shape)
     if windows is not None:
         check_calibration_fits(windows, model)
     check_finite(model.network)

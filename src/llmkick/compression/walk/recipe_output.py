@@ -12,6 +12,7 @@ from torch import Tensor
 
 from llmkick.compression.kernels.layer import WeightResult
 from llmkick.compression.recipe import NM, Dense, Grid, Recipe, Recovered, Unstructured
+from llmkick.compression.recoveries import Reconstruct
 from llmkick.compression.walk.blocks import Block
 from llmkick.compression.walk.calibration import Calibration
 from llmkick.compression.walk.checks import WeightCounts
@@ -25,6 +26,9 @@ from llmkick.compression.walk.weight import compress_alike, compress_with_statis
 from llmkick.models.checkpoints.packed import Codes, Packed, pack, with_adapter
 from llmkick.models.language_model import ModelInfo
 
+# A refit of kept weights is noted if it has fewer calibration tokens than this for each kept weight of a row: on other
+# text it helps from 7 or 8 on (measured on the built-in model, docs/recovery.md).
+REFIT_TOKENS = 10
 # The report names an expert that was calibrated on fewer tokens than this.
 FEW_TOKENS = 32
 
@@ -172,6 +176,22 @@ def _described(
     )
 
 
+def thin_refit(recipe: Recipe, layers: Sequence[LayerReport]) -> list[str]:
+    """A note if kept weights were refitted on so few tokens that they fit these tokens rather than the layer."""
+    if not isinstance(recipe, Recovered) or not isinstance(recipe.recovery, Reconstruct) or recipe.is_rounding:
+        return []
+    # Tokens that would be enough, and the layer, for layers that something was pruned from.
+    wanted = [(REFIT_TOKENS * (1 - each.realised_sparsity) * each.shape[1], each) for each in layers]
+    thin = [(enough, each) for enough, each in wanted if each.realised_sparsity > 0 and 0 < each.tokens < enough]
+    if not thin:
+        return []
+    most, worst = max(thin, key=lambda pair: pair[0] / pair[1].tokens)
+    return [
+        f"{recipe}: {len(thin)} of {len(layers)} layers were refitted on few tokens, {worst.name} on {worst.tokens:,}, "
+        f"which helps on these tokens and may harm on all others; give about {math.ceil(most):,} calibration tokens"
+    ]
+
+
 def make_report(
     output: RecipeOutput,
     info: ModelInfo,
@@ -190,6 +210,7 @@ def make_report(
             f"calibrated by {processes} processes, whose sums are rounded in another way than those of one process: "
             "the weights are the same up to rounding"
         )
+    notes += thin_refit(output.recipe, output.tally.layers)
     used = windows if output.recipe.needs_calibration else None
     compressed = output.compressed_weights
     return CompressionReport(

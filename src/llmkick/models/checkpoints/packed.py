@@ -154,6 +154,17 @@ def _gives(codes: Codes, weight: Tensor) -> bool:
 
 def unpack(packed: Packed) -> Tensor:
     """The whole weight, on the CPU. Raises ModelError when it is not the weight that was packed."""
+    return _unpacked(packed)[0]
+
+
+def unpack_apart(packed: Packed) -> tuple[Tensor, Adapter | None]:
+    """The weight (out, in) without its adapter, and the adapter; None where it has none. Errors as in `unpack`."""
+    _, base, adapter = _unpacked(packed)
+    return base, adapter
+
+
+def _unpacked(packed: Packed) -> tuple[Tensor, Tensor, Adapter | None]:
+    """The whole weight, the weight without an adapter, and the adapter."""
     layout, parts = packed.layout, packed.parts
     if _checksum(parts) != layout.checksum:
         raise ModelError("its checksum does not match: the file was altered or damaged")
@@ -161,14 +172,14 @@ def unpack(packed: Packed) -> Tensor:
     if codes is None:
         count = math.prod(layout.shape)
         blank = torch.zeros(count, dtype=_dtype(layout.dtype))
-        weight = _spread(parts["values"], _places(layout, parts, count), blank).view(layout.shape)
+        base = _spread(parts["values"], _places(layout, parts, count), blank).view(layout.shape)
     else:
-        weight = _decode(codes).to(_dtype(layout.dtype))
-    if layout.rank is not None:
-        weight = merged(weight, Adapter(b=parts["adapter_b"], a=parts["adapter_a"]))
+        base = _decode(codes).to(_dtype(layout.dtype))
+    adapter = None if layout.rank is None else Adapter(b=parts["adapter_b"], a=parts["adapter_a"])
+    weight = base if adapter is None else merged(base, adapter)
     if digest_of(weight) != layout.digest:
         raise ModelError("its contents do not match their checksum: it was written by a faulty program")
-    return weight
+    return weight, base, adapter
 
 
 def codes_of(packed: Packed) -> Codes | None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from llmkick.compression.recipe import Recipe, with_training
+from llmkick.compression.recipe import Recipe, Recovered, with_training
 from llmkick.errors import ConfigError
 from llmkick.statistics import Verdict, find_frontier
 from llmkick.statistics.frontier import looks
@@ -37,7 +37,8 @@ from llmkick.study.frontier.result import (
 from llmkick.study.levels import LevelGrid, level_grid, level_text
 from llmkick.study.progress import Observer, Silent
 from llmkick.study.results.comparisons import describe_task
-from llmkick.study.results.records import DenseModel, Timing
+from llmkick.study.results.records import CONTROL_METRICS, DenseModel, Timing
+from llmkick.study.results.returned import unmeasured_by_stopping
 from llmkick.study.running.context import StudyContext
 from llmkick.study.running.environment import environment, peak_memory
 from llmkick.study.running.executor import LocalExecutor
@@ -247,6 +248,10 @@ class FrontierSearch:
             yield (
                 f"the dense weights of {info.name} come from a file already rounded to {info.source_precision}: "
                 "rounding them again says little about rounding the original"
+            )
+        if any(isinstance(recipe, Recovered) for recipe in recipes):
+            yield unmeasured_by_stopping(
+                [task.name for task in self.context.tasks if task.metric not in CONTROL_METRICS]
             )
         if not self.judge.search_propagate:
             propagates = self.context.study.propagate

@@ -28,7 +28,7 @@ from llmkick.study.results.records import (
 )
 from llmkick.study.results.result_file import first_problem
 from llmkick.study.results.results import RESULTS_FILE, StudyResult
-from llmkick.study.results.returned import recovered_models, returned
+from llmkick.study.results.returned import recovered_models, returned, unmeasured_by_stopping
 
 if TYPE_CHECKING:
     from llmkick.study.spec.study import Study
@@ -69,8 +69,10 @@ def _partial_result(journal: Journal, folder: Path) -> StudyResult:
         alpha=study.alpha,
         same_weights=_same_weights(journal, notes),
     )
-    # With stop = "decided" every model is asked other items.
-    models = recovered_models(study.labels())[0] if study.stop == "never" else []
+    models, warnings = recovered_models(study.labels())[0], _missing(study, tasks, cells, items)
+    judged = [task.name for task in tasks if not task.is_control]
+    if models and study.stop == "decided":
+        models, warnings = [], [*warnings, unmeasured_by_stopping(judged)]
     came_back = returned(whole, [task for task in tasks if task.name in dense], models, alpha=study.alpha)
     return StudyResult(
         folder=folder,
@@ -89,7 +91,7 @@ def _partial_result(journal: Journal, folder: Path) -> StudyResult:
         ),
         variants=variant_rows(study),
         returned=tuple(came_back),
-        warnings=tuple(_missing(study, tasks, cells, items)),
+        warnings=tuple(warnings),
     )
 
 

@@ -8,7 +8,7 @@ from typing import ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from llmkick.errors import DataError
+from llmkick.errors import DataError, plain_message
 from llmkick.files import write_text_atomically
 
 
@@ -70,4 +70,4 @@ def first_problem(error: ValidationError) -> str:
     """Return the first entry that is missing or has the wrong type, and the problem: "results.0.value: …"."""
     problem = error.errors()[0]
     entry = ".".join(str(part) for part in problem["loc"] if not str(part).startswith("_"))
-    return f"{entry}: {problem['msg']}"
+    return f"{entry}: {plain_message(problem['msg'])}"

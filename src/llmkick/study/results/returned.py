@@ -52,6 +52,14 @@ def recovered_models(labels: Sequence[str]) -> tuple[list[RecoveredModel], list[
     return models, warnings
 
 
+def unmeasured_by_stopping(tasks: Sequence[str]) -> str:
+    """Return the warning that early stopping leaves no fair sample of items on these tasks."""
+    return (
+        f'what came back is not measured on {", ".join(tasks)}: with stop = "decided" the answers determine how many '
+        'items a model is asked, so the items that all were asked are no fair sample; run a study with stop = "never"'
+    )
+
+
 def returned(
     records: pd.DataFrame, tasks: Sequence[TaskSummary], models: Sequence[RecoveredModel], *, alpha: float
 ) -> list[CameBack]:

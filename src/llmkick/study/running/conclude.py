@@ -36,7 +36,7 @@ from llmkick.study.results.records import (
     Timing,
 )
 from llmkick.study.results.results import StudyResult
-from llmkick.study.results.returned import recovered_models, returned
+from llmkick.study.results.returned import recovered_models, returned, unmeasured_by_stopping
 from llmkick.study.results.warnings import loops, uncalibrated, warnings_of
 from llmkick.study.running.contamination import text_overlap
 from llmkick.study.running.context import StudyContext
@@ -155,10 +155,7 @@ class _Conclusion:
         models, warnings = recovered_models(self.context.study.labels())
         stopped = [task.name for task in tasks if task.name in self.context.orders]
         if models and stopped:
-            warnings.append(
-                f'what came back is not measured on {", ".join(stopped)}: with stop = "decided" every model is asked '
-                "other items"
-            )
+            warnings.append(unmeasured_by_stopping(stopped))
         with self.context.timed("statistics", "what came back"):
             whole = [task for task in tasks if task.name not in stopped]
             rows = returned(records, whole, models, alpha=self.context.study.alpha)

@@ -10,24 +10,25 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+import numpy as np
+
 from llmkick.statistics import (
     EarlyStop,
     ItemOrder,
     SignalTest,
     Stopping,
     groups_argument,
-    items_needed,
     order_items,
     signal_after,
 )
+from llmkick.statistics.early_stopping import cluster_codes
 from llmkick.statistics.item_order import LOOK_ITEMS
+from llmkick.study.expected_stop import StopSettings
 from llmkick.study.results.records import CONTROL_METRICS
+from llmkick.study.running.seen_scores import mean_score
 from llmkick.tasks.task import Item, Task, groups_of
 
 Scores = Mapping[str, float | None]
-# For the expected share of items: a loss that is called large, and how many times the items of a single look a rule
-# that looks again and again needs.
-LARGE_LOSS, LOOKS_COST = 0.4, 1.5
 # Standard errors above chance at which a signal is expected in the end.
 SIGNAL_ERRORS = 1.64
 
@@ -98,35 +99,38 @@ class StoppingRule:
             return False
         return True
 
-    def expected_shares(self, dense: Scores) -> tuple[float, float]:
-        """The expected shares of the items that a recipe and the dense model are asked, from the dense scores so far.
+    @property
+    def settings(self) -> StopSettings:
+        """What an expectation of the stopping point needs of the rule."""
+        units = len(set(self.order.clusters.values()))
+        bet_items = len(self.order.clusters) / max(1, units)
+        return StopSettings(margin=self.margin, alpha=self.alpha, chance=self.chance, bet_items=bet_items)
 
-        Half of the recipes are taken to lose much, and half nothing.
-        """
-        items = sum(map(len, self.order.batches))
-        scores = [score for score in dense.values() if score is not None]
-        accuracy = min(0.95, max(0.05, sum(scores) / max(1, len(scores))))
+    def expects_signal(self, dense: Scores) -> bool:
+        """Whether the dense model is above chance, or is expected to be in the end, from its scores so far."""
         signal = self._signal(dense)
         if signal is None:
-            error = math.sqrt(max(0.01, self.chance * (1 - self.chance)) / items)
-            signal = len(dense) < items and accuracy > max(0.05, self.chance) + SIGNAL_ERRORS * error
-        if not signal:  # that is the verdict of any recipe, after the first batch
-            return len(self.order.batches[0]) / items, 1.0
-        needed = [
-            max(
-                LOOK_ITEMS,
-                items_needed(
-                    max(accuracy, self.chance + 0.01),
-                    loss=loss,
-                    margin=self.margin,
-                    alpha=self.alpha,
-                    chance=self.chance,
-                ),
-            )
-            for loss in (LARGE_LOSS, 0.0)
-            if loss != self.margin
-        ]
-        return sum(min(1.0, LOOKS_COST * count / items) for count in needed) / len(needed), 0.0
+            items = len(self.order.clusters)
+            error = math.sqrt(max(0.01, self.chance * (1 - self.chance)) / max(1, items))
+            signal = len(dense) < items and mean_score(dense) > max(0.05, self.chance) + SIGNAL_ERRORS * error
+        return bool(signal)
+
+    def loss_so_far(self, dense: Scores, compressed: Scores) -> tuple[float, float] | None:
+        """The relative loss on the items that both models were asked, with its standard error.
+
+        None before anything can be told.
+        """
+        asked = [item for item, score in compressed.items() if score is not None and dense.get(item) is not None]
+        left = np.array([compressed[item] for item in asked], dtype=np.float64) - self.chance
+        whole = np.array([dense[item] for item in asked], dtype=np.float64) - self.chance
+        if len(asked) < 2 or whole.mean() <= 0:
+            return None
+        loss = 1 - float(left.mean() / whole.mean())
+        unexplained = left - (1 - loss) * whole
+        codes = cluster_codes([self.order.clusters[item] for item in asked])
+        of_clusters = np.bincount(codes, unexplained)
+        error = math.sqrt(float((of_clusters**2).sum()) + 0.5) / len(asked)
+        return loss, error / float(whole.mean())
 
     def _signal(self, dense: Scores) -> bool | None:
         return signal_after(self.order, dense, chance=self.chance, alpha=self.alpha)

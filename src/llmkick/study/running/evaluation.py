@@ -15,6 +15,7 @@ from llmkick.study.forecast import Forecast
 from llmkick.study.journal.journal import Journal
 from llmkick.study.progress import Observer
 from llmkick.study.running.early_stopping import Asked, Scores, StoppingRule
+from llmkick.study.running.seen_scores import mean_score, rise_of_perplexity
 from llmkick.tasks.evaluate import Reference, evaluate_in_batches, evaluate_items
 from llmkick.tasks.prompting import Prompting
 from llmkick.tasks.task import Item, ReadByReference, Record
@@ -62,18 +63,23 @@ class Evaluation:
         rule = self.rules.get(cell.task.name)
         self._begin(cell)
         self._ask_needed(model, cell, rule)
+        self.tell_forecast(cell)
         self.forecast.end(cell_key(cell.variant, cell.task.name))
 
     def _ask_needed(self, model: LanguageModel, cell: Cell, rule: StoppingRule | None) -> None:
         if rule is None:
             self._fill_in_batches(model, cell)
         elif cell.variant.is_dense:
-            asked = self._asked(model, cell)
-            rule.settle_signal(asked)
-            self.expect_shares(cell.task.name, asked.scores)
+            rule.settle_signal(self._asked(model, cell))
         else:
-            dense = self._asked(self.dense, self.dense_cell(cell))
-            rule.until_decided(dense, self._asked(model, cell), watch=self.observer.advance)
+            dense, compressed = self._asked(self.dense, self.dense_cell(cell)), self._asked(model, cell)
+
+            def watch(items: int) -> None:
+                self.observer.advance(items)
+                self._tell_loss(cell, rule, dense.scores, compressed.scores)
+
+            rule.until_decided(dense, compressed, watch=watch)
+            self.tell_forecast(self.dense_cell(cell))
 
     def fill_first_batch(self, model: LanguageModel, cell: Cell) -> None:
         """Ask the first batch of a cell without records, which tells how fast the task is."""
@@ -82,9 +88,8 @@ class Evaluation:
         if rule is None:
             self._fill_in_batches(model, cell, batches=1)
         elif rule.order.batches:
-            asked = self._asked(model, cell)
-            asked.need(rule.order.batches[0])
-            self.expect_shares(cell.task.name, asked.scores)
+            self._asked(model, cell).need(rule.order.batches[0])
+        self.tell_forecast(cell)
 
     def fill_every_item(self, model: LanguageModel, cell: Cell) -> None:
         """Ask the items that the verdict of the cell did not need, in the same batches."""
@@ -102,13 +107,25 @@ class Evaluation:
             self.observer.advance(len(asked.scores))
         self.forecast.end(cell_key(cell.variant, cell.task.name))
 
-    def expect_shares(self, task: str, dense: Scores) -> None:
-        """Tell the forecast how far the cells of a task with early stopping will go, by the dense scores so far."""
-        rule = self.rules.get(task)
-        if rule is not None and dense:
-            compared, reference = rule.expected_shares(dense)
-            self.forecast.expect_share(("ask", task, "compared"), compared)
-            self.forecast.expect_share(("ask", task, "dense"), reference)
+    def tell_forecast(self, cell: Cell) -> None:
+        """Tell the forecast what the records of a cell show of where cells with early stopping will end."""
+        if not self.rules or not (scores := self.journal.scores(cell.run_key)):
+            return
+        rule, key = self.rules.get(cell.task.name), cell_key(cell.variant, cell.task.name)
+        dense = scores if cell.variant.is_dense else self.journal.scores(self.dense_keys[cell.task.name])
+        if rule is None:
+            rise = None if cell.variant.is_dense else rise_of_perplexity(cell.task, dense, scores)
+            if rise is not None:
+                self.forecast.see_rise(key, rise)
+        elif cell.variant.is_dense:
+            self.forecast.see_accuracy(key, mean_score(scores), rule.expects_signal(scores))
+        else:
+            self._tell_loss(cell, rule, dense, scores)
+
+    def _tell_loss(self, cell: Cell, rule: StoppingRule, dense: Scores, compressed: Scores) -> None:
+        lost = rule.loss_so_far(dense, compressed)
+        if lost is not None:
+            self.forecast.see_loss(cell_key(cell.variant, cell.task.name), *lost)
 
     def dense_cell(self, cell: Cell) -> Cell:
         """Return the cell of the dense model on the same task."""

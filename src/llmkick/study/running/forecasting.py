@@ -39,7 +39,7 @@ from llmkick.study.forecast import Forecast
 from llmkick.study.journal.journal import Journal
 from llmkick.study.judging.questions import estimate
 from llmkick.study.model_speed import ModelSpeed, expected_speed, machine_speed, measured_speed
-from llmkick.study.part_ratios import Part
+from llmkick.study.parts import Part
 from llmkick.study.results.records import Artifact
 from llmkick.study.running.context import StudyContext
 from llmkick.study.running.keys import StudyKeys
@@ -86,7 +86,8 @@ def _expected(
     study, model = keys.study, keys.model
     variants = list(variants_of(study))
     styles = {task.name: style_of(task, keys.prompting) for task in keys.tasks}
-    work = asking(model, keys.tasks, items, styles, variants, speed=speed, stopping=keys.rules)
+    stopping = {name: rule.settings for name, rule in keys.rules.items()}
+    work = asking(model, keys.tasks, items, styles, variants, speed=speed, stopping=stopping)
     if isinstance(model, TransformersModel) and study.recipes:
         relative = speed or expected_speed(
             model.info.parameters, machine_speed(torch.float32, torch.device("cpu")), torch.float32
@@ -175,8 +176,7 @@ def skip_done(context: StudyContext, cells: Iterable[Cell], pending: Iterable[Ce
     wanted: dict[Variant, bool] = {}
     for cell in cells:
         forecast.skip(cell_key(cell.variant, cell.task.name), len(context.journal.done(cell.run_key)))
-        if cell.variant.is_dense:
-            context.evaluation.expect_shares(cell.task.name, context.journal.scores(cell.run_key))
+        context.evaluation.tell_forecast(cell)
         if context.evaluation.is_complete(cell):
             forecast.end(cell_key(cell.variant, cell.task.name))
         wanted[cell.variant] = wanted.get(cell.variant, False) or cell.run_key in waiting

@@ -10,7 +10,7 @@ from typing import Protocol
 
 import torch
 
-from llmkick.compression.training.recover import check_trainable
+from llmkick.compression.training.recover import check_trainable, check_training
 from llmkick.compression.walk.blocks import decoder_blocks
 from llmkick.compression.walk.calibration import Calibration
 from llmkick.compression.walk.checks import check_compressible, check_recipe_fits
@@ -234,6 +234,8 @@ def _check_recipes(study: Study, model: LanguageModel) -> None:
     for recipe in study.parsed_recipes():
         check_recipe_fits(recipe, blocks, placeholder)
         check_trainable(recipe, model)
+        for setting in calibration_settings(study.calibration):
+            check_training(recipe, setting.sequences, setting.length)
     longest = max(setting.length for setting in calibration_settings(study.calibration))
     if longest > model.max_tokens:
         raise ConfigError(

@@ -14,7 +14,7 @@ from llmkick.study.expected_work import JUDGING, VERDICTS, cell_key
 from llmkick.study.judging.questions import Answered
 from llmkick.study.progress import Observer, StepObserver
 from llmkick.study.results.axes import summaries_of
-from llmkick.study.results.records import JournalledCompression
+from llmkick.study.results.records import CONTROL_METRICS, JournalledCompression
 from llmkick.study.running.context import StudyContext
 from llmkick.study.running.executor import Executor
 from llmkick.study.running.external_models import describe_model
@@ -51,6 +51,9 @@ def run_cells(context: StudyContext, executor: Executor) -> CompletedRun:
             if cell not in missing:
                 verdicts.after(cell, filled=False)
         # A variant with all records but no compression report is compressed again to get the report.
+        if not variant.is_dense:
+            # Perplexity takes seconds and tells how severe a recipe is, and so how far early stopping will ask.
+            missing.sort(key=lambda cell: cell.task.metric not in CONTROL_METRICS)
         pending += missing or (of_variant[:1] if context.is_wanted(variant) else [])
     schedule = Schedule(cells=all_cells, pending=pending)
     writer = JournalWriter(context=context, schedule=schedule, verdicts=verdicts)

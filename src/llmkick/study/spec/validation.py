@@ -8,7 +8,7 @@ from typing import TypeVar, get_args
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from llmkick.errors import ConfigError
+from llmkick.errors import ConfigError, plain_message
 from llmkick.study.spec.sections import FORMS, Frozen
 from llmkick.study.spec.source_lines import LocatedError, place_of
 
@@ -57,7 +57,7 @@ def _describe(
         key = str(location[-1])
         choices = ", ".join(get_args(section.model_fields[key].annotation))
         return f"{place}: unknown {key} {problem['input']!r}{_section_name(location, values)}; choose from: {choices}"
-    return f"{place}: {problem['msg']}, got {problem['input']!r}"
+    return f"{place}: {plain_message(problem['msg'])}, got {problem['input']!r}"
 
 
 def _section_name(location: tuple[int | str, ...], values: Mapping[str, object]) -> str:

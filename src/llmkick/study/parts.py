@@ -1,0 +1,67 @@
+"""The parts of a run, such as a cell or a compression, and what was done and seen of each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from llmkick.study.expected_stop import StopSettings
+
+# The share of the seconds of a part that its steps took at least, however long its start was expected to take.
+LEAST_STEP_SHARE = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """A part of a run: `steps` steps (items, blocks, tokens) of `cost` expected seconds each.
+
+    pool: from the kind of work to the parts that take alike, such as ("ask", "factoid_qa", "dense"). stop: for a cell
+    with early stopping, which may end before its last step, the settings of its rule. is_reference: with early
+    stopping, the cell of the dense model, which is asked as far as the other cells of its task need it. recipe: what
+    the cells of a recipe have in common, whatever the calibration seed; severity: by how much it is expected to raise
+    the logarithm of the perplexity. model: parts of a model of unknown size share a factor of their own.
+    chance: how likely it is that the part is done at all, if nothing of it was done yet. start: expected seconds before
+    the first step.
+    """
+
+    key: str
+    pool: tuple[str, ...]
+    steps: float
+    cost: float
+    stop: StopSettings | None = None
+    is_reference: bool = False
+    recipe: str = ""
+    severity: float = 0.1
+    model: str = ""
+    chance: float = 1.0
+    start: float = 0.0
+
+
+@dataclass(kw_only=True)
+class PartState:
+    """What was done of a part: steps in earlier sessions and in this one, and the seconds of this session.
+
+    What was seen in a cell: `accuracy` and `has_signal` (above chance as far as can be told) of the dense model, the
+    relative `loss` of another one with its standard error, the `rise` of the logarithm of its perplexity.
+    """
+
+    part: Part
+    earlier: float = 0.0
+    done: float = 0.0
+    seconds: float = 0.0
+    is_begun: bool = False
+    is_ended: bool = False
+    accuracy: float | None = None
+    has_signal: bool = True
+    loss: float | None = None
+    loss_error: float = 0.0
+    rise: float | None = None
+
+    @property
+    def step_seconds(self) -> float:
+        """The seconds of the steps of this session, without the start."""
+        return max(self.seconds - self.part.start, LEAST_STEP_SHARE * self.seconds)
+
+    @property
+    def position(self) -> float:
+        """The number of steps that are done, in this session and before."""
+        return min(self.part.steps, self.earlier + self.done)
