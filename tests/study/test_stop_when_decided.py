@@ -302,6 +302,13 @@ def test_perplexity_has_a_frontier_for_each_margin(toy: Path, answers: MadeUp, t
     assert result.overall[0]["tasks"] == ("factoid_qa",)
 
 
+def test_bits_per_byte_have_no_say(toy: Path, answers: MadeUp, tmp_path: Path):
+    tasks = [{"name": "factoid_qa", "limit": 60}, {"name": "perplexity", "unit": "bytes", "window": 48, "limit": 2}]
+    result = run_frontier(values_of(toy, tasks=tasks), ["rtn@8b,2b"], out=tmp_path)
+    assert {row.metric for row in result.frontiers} == {"accuracy", "bits_per_byte"}
+    assert result.overall[0].tasks == ("factoid_qa",)
+
+
 def test_several_tasks_match_together_or_not_at_all(toy: Path, answers: MadeUp, tmp_path: Path):
     tasks = [{"name": "factoid_qa", "limit": 480}, {"name": "multiple_choice:cloze", "limit": 120}]
     result = run_frontier(values_of(toy, tasks=tasks), [LEVELS], out=tmp_path)

@@ -21,6 +21,7 @@ from llmkick.report.figures.charts import GREY, INK, themed
 from llmkick.report.figures.figure import VEGA_LITE
 from llmkick.report.level_axes import KINDS
 from llmkick.study.frontier.result import FrontierEnds, FrontierResult, FrontierRow, LevelRow
+from llmkick.study.results.records import CONTROL_METRICS
 
 OVERALL = "all tasks"
 NARROWEST, WIDEST = 260, 390  # pixels of a panel: two of the widest and their labels fit a laptop's window
@@ -36,7 +37,7 @@ MARKS = {
 
 def row_name(row: FrontierRow) -> str:
     """The task name; for perplexity also the rise that is within its margin."""
-    if row.metric != "perplexity":
+    if row.metric not in CONTROL_METRICS:
         return row.task
     return f"{row.task} ≤ +{formatting.setting(row.margin)}"
 
@@ -60,8 +61,8 @@ def frontier_table(result: FrontierResult) -> Table:
         "Perplexity: its rise is shown to be within the margin; it has no say in the last line.",
         box=box.SIMPLE_HEAD,
     )
-    judged = dict.fromkeys(row_name(row) for row in result.frontiers if row.metric != "perplexity")
-    control = dict.fromkeys(row_name(row) for row in result.frontiers if row.metric == "perplexity")
+    judged = dict.fromkeys(row_name(row) for row in result.frontiers if row.metric not in CONTROL_METRICS)
+    control = dict.fromkeys(row_name(row) for row in result.frontiers if row.metric in CONTROL_METRICS)
     by_cell = {(row_name(row), row.name): answer(row) for row in result.frontiers}
     for name in (*judged, *control):
         table.add_row(name, *(by_cell.get((name, method), formatting.NOTHING) for method in names))
@@ -74,7 +75,7 @@ def frontier_table(result: FrontierResult) -> Table:
 
 
 def _share(result: FrontierResult, name: str) -> str:
-    costs = [row for row in result.cost if row.name == name and row.metric != "perplexity"]
+    costs = [row for row in result.cost if row.name == name and row.metric not in CONTROL_METRICS]
     asked, full = sum(row.items for row in costs), sum(row.full for row in costs)
     return f"{asked:,} of {full:,} ({formatting.percent(asked / full)})" if full else formatting.NOTHING
 
@@ -91,8 +92,8 @@ def _panel(result: FrontierResult, name: str) -> alt.LayerChart:
     rows = [row for row in result.frontiers if row.name == name]
     (overall,) = [row for row in result.overall if row.name == name]
     levels, kind = list(rows[0].levels), rows[0].kind
-    tasks = [row_name(row) for row in rows if row.metric != "perplexity"]
-    control = [row_name(row) for row in rows if row.metric == "perplexity"]
+    tasks = [row_name(row) for row in rows if row.metric not in CONTROL_METRICS]
+    control = [row_name(row) for row in rows if row.metric in CONTROL_METRICS]
     order = [*tasks, OVERALL, *control]
     bars = pd.DataFrame([_bar(row_name(row), row, levels) for row in rows] + [_bar(OVERALL, overall, levels)])
     points = pd.DataFrame([_point(row, level) for row in rows for level in row.verdicts])
@@ -169,7 +170,7 @@ def _point(row: FrontierRow, level: LevelRow) -> dict[str, str]:
 
 def _change(row: FrontierRow, level: LevelRow) -> formatting.Change:
     """The loss at a level, or the rise of perplexity."""
-    if row.metric != "perplexity":
+    if row.metric not in CONTROL_METRICS:
         return formatting.relative_loss(level.loss, level.interval)
     return formatting.Change(value=formatting.percent(level.loss), interval=formatting.interval(level.interval))
 

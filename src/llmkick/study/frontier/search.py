@@ -169,7 +169,9 @@ class FrontierSearch:
         It has the strongest level that matches on every task and the weakest level that does not match on some task.
         """
         judged = {
-            task.name: verdicts[grid.name, task.name] for task in self.context.tasks if task.metric != "perplexity"
+            task.name: verdicts[grid.name, task.name]
+            for task in self.context.tasks
+            if task.metric not in CONTROL_METRICS
         }
         tasks = [
             task
