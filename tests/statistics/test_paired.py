@@ -167,11 +167,19 @@ class TestNumbers:
         )
         changed = lost + gained
         losses = stats.binom(changed, min(1.0, max(0.0, (1 + loss * (40 + lost) / changed) / 2)))
-        mid_p = losses.sf(lost) + losses.pmf(lost) / 2
+        mid_p = losses.sf(lost) + losses.pmf(lost) / 2 if lost else 0.0
         test = loss_test(scores, loss)
         assert test.p_below == pytest.approx(max(mid_p, replace(test, least_p_below=0.0).p_below), rel=1e-9, abs=1e-15)
         if (lost, gained, loss) == (3, 0, 0.0):
             assert replace(test, least_p_below=0.0).p_below < 0.05 < test.p_below == pytest.approx(0.0625)
+
+    @pytest.mark.parametrize(("lost", "gained"), [(0, 1), (0, 3), (0, 20), (1, 0), (1, 20), (20, 0), (20, 1)])
+    def test_losses_and_gains_alone_have_both_bounds(self, lost: int, gained: int) -> None:
+        """However the few answers that differ fall, the bounds lie around the estimate."""
+        result = compare(*scores_of(40, lost, gained, 57))
+        assert result.interval is not None
+        assert result.relative_drop is not None
+        assert result.interval[0] < result.relative_drop < result.interval[1]
 
     def test_the_search_for_an_end_ends(self) -> None:
         """Wherever it starts, if nothing is excluded on the way, and finds the first crossing if there is one."""

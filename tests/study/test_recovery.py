@@ -230,7 +230,7 @@ def test_the_example_is_planned(tmp_path: Path) -> None:
         values = study.model_copy(update={"recipes": recipes, "model": str(tmp_path / "toy")}).model_dump(mode="json")
         both.append(plan_study(make_study({name: value for name, value in values.items() if value is not None})))
     plan, plain = both
-    assert (plan.models, plain.models) == (1 + 12 * 2, 1 + 3 * 2)
+    assert (plan.models, plain.models) == (1 + 12 * 3, 1 + 3 * 3)
     assert plan.compression_hours is not None
     assert plain.compression_hours is not None
     assert plan.compression_hours > 2 * plain.compression_hours

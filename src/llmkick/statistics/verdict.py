@@ -135,10 +135,12 @@ def _mid_p_of_losses(scores: PairedScores, relative_loss: float, chance: float) 
     """
     compressed = scores.compressed[0]
     lost, gained = int((compressed < scores.dense).sum()), int((compressed > scores.dense).sum())
+    if not lost:
+        return 0.0  # how far below 0 a loss may be is not in the share of losses, but in the number of gains
     changed = lost + gained
     implied = relative_loss * (float(scores.dense.mean()) - chance) * scores.dense.size / (scores.high - scores.low)
     share = min(max((1 + implied / changed) / 2, 0.0), 1.0)
-    as_many = special.betainc(lost, gained + 1, share) if lost else 1.0
+    as_many = special.betainc(lost, gained + 1, share)
     more = special.betainc(lost + 1, gained, share) if gained else 0.0
     return float(as_many + more) / 2
 
