@@ -56,7 +56,8 @@ def test_the_command_works_on_a_toy(gpu: Any, tmp_path: Path, capsys: pytest.Cap
     assert results["scoring"]["scoring"]["largest_difference"] < 0.2
     for name, items in (("scoring", 4), ("generation", 4)):
         assert results["scoring"][name]["items"] == items
-        assert set(results["scoring"][name]["seconds"]) == {"llmkick", "transformers"}
+        peers = {"llmkick without CUDA graphs"} if name == "generation" else set()
+        assert set(results["scoring"][name]["seconds"]) == {"llmkick", "transformers", *peers}
         assert f"## {name.capitalize()}: 4 " in text
 
 

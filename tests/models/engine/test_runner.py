@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from llmkick.models.engine import prefix_attention
 from llmkick.models.engine.runner import Prefix, Runner, join_states, pad
 from toy import toy_model
 
@@ -111,6 +112,50 @@ def test_padding_behind_the_tokens_needs_no_mask(architecture: str, monkeypatch:
         found = runner.final_logits(prompts)
     assert [bool(mask.all()) for mask in masks] == [True]
     assert torch.allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "architecture", ["llama", "qwen2", "gemma", "opt", "gpt_neox", "gpt2", "mixtral", "mistral", "gemma3", "gpt_neo"]
+)
+@pytest.mark.parametrize("prefix", [0, 20])
+def test_prompts_without_a_mask_go_on_like_those_under_one(
+    architecture: str, prefix: int, monkeypatch: pytest.MonkeyPatch
+):
+    """As on a GPU: padding stands behind the tokens while they run, and before them afterwards."""
+    model = toy_model(architecture, **WINDOWS.get(architecture, {}))
+    runner = Runner(model.network, model.device, reusable=True)
+    generator = random.Random(3)
+    start = tuple(generator.randrange(284) for _ in range(20))
+    prompts = [start + tuple(generator.randrange(284) for _ in range(length)) for length in (1, 9, 4, 40)]
+    default_calls, default = list[int](), prefix_attention.default_attention
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        default_calls.append(1)
+        return default(*arguments, **options)
+
+    monkeypatch.setattr(prefix_attention, "default_attention", counted)
+    with torch.inference_mode():
+        cache = Prefix(runner, start[:prefix]).cache
+        expected = runner.prefill(prompts, prefix, cache)
+        runner.masks_padding_behind = False
+        found = runner.prefill(prompts, prefix, cache)
+        assert torch.equal(found.mask, expected.mask)
+        assert torch.equal(found.lengths, expected.lengths)
+        assert torch.allclose(found.next_logits, expected.next_logits, atol=1e-5)
+        for token in (5, 6, 7):
+            for state in (found, expected):
+                runner.step(state, torch.full((4, 1), token))
+            assert torch.allclose(found.next_logits, expected.next_logits, atol=1e-5)
+        if prefix:
+            assert cache.get_seq_length() == prefix
+            assert torch.allclose(runner.final_logits(prompts, prefix, cache), last_logits(model, prompts), atol=1e-5)
+    # Windows need their masks; nothing else does.
+    assert bool(default_calls) == (bool(prefix) and architecture in ("mistral", "gemma3"))
+
+
+def last_logits(model: Any, prompts: list[tuple[int, ...]]) -> torch.Tensor:
+    """The logits after each prompt, run alone and whole."""
+    return torch.stack([model.network(torch.tensor([prompt])).logits[0, -1] for prompt in prompts])
 
 
 def test_the_head_sees_one_column_a_row():

@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from llmkick.models.engine.answers import Answers, Row, rows_of
 from llmkick.models.engine.batch_budget import BatchBudget, attempt
 from llmkick.models.engine.batches import plan_batches
+from llmkick.models.engine.fixed_steps import WORTHWHILE_STEPS, FixedSteps
 from llmkick.models.engine.kv_cache import can_reuse_cache
 from llmkick.models.engine.network import device_of, end_tokens_of, max_tokens_of, vocabulary_of
 from llmkick.models.engine.prompt_encoder import PromptEncoder
@@ -72,6 +74,7 @@ class _Decoder:
         self.waiting = deque(queue)
         self.active: list[Row] = []
         self.state: Prefilled | None = None
+        self.fixed: FixedSteps | None = None  # what takes the steps of `state`, if not the runner
 
     def run(self) -> None:
         """Decode until every row has its outcome."""
@@ -93,13 +96,32 @@ class _Decoder:
                 row.prefix = None  # the last row of a prefix frees its cache
         alive = [index for index, row in enumerate(self.active) if row.outcome is None]
         if not alive:
+            self._unfix()
             self.active, self.state = [], None
             return
         if len(alive) <= KEEP_SHARE * len(self.active):
             kept = torch.tensor(alive, device=self.runner.device)
+            self._unfix()
             self.active = [self.active[index] for index in alive]
             self.state, chosen = self.state.select(kept, room=_room(self.active)), chosen[kept]
-        self.runner.step(self.state, chosen[:, None])
+        self._step(self.state, chosen[:, None])
+
+    def _step(self, state: Prefilled, tokens: Tensor) -> None:
+        if self.fixed is not None and self.fixed.is_full:
+            self._unfix()
+            state.reserve(_room(self.active))
+        if self.fixed is not None:
+            self.fixed.step(state, tokens)
+            return
+        self.runner.step(state, tokens)
+        if self.runner.fixes_steps and _room(self.active) >= WORTHWHILE_STEPS:
+            self.fixed = FixedSteps.of(self.runner, state, tokens)
+
+    def _unfix(self) -> None:
+        """End the fixed steps, before the rows or the buffers of the batch change."""
+        if self.fixed is not None:
+            self.fixed.end()
+            self.fixed = None
 
     def _admit(self) -> None:
         """Prefill waiting rows into free places, once they are a quarter of the batch: a forward has a fixed cost."""
@@ -107,6 +129,7 @@ class _Decoder:
         worthwhile = min(len(self.waiting), (1 - KEEP_SHARE) * len(self.active))
         if not new or len(new) < worthwhile:
             return
+        self._unfix()
         states = [] if self.state is None else [self.state]
         rows = [row for row in self.active if row.outcome is None]
         keep = [index for index, row in enumerate(self.active) if row.outcome is None]
@@ -155,6 +178,7 @@ class _Decoder:
     def _retreat(self, shortage: str) -> None:
         """After a shortage: active rows keep their tokens and go back to the queue, and the budget shrinks."""
         back = [row for row in self.active if row.outcome is None]
+        self._unfix()
         self.active, self.state = [], None
         self.waiting.extendleft(reversed(back))
         first = self.waiting[0] if self.waiting else None

@@ -26,6 +26,7 @@ class PreallocatedLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         super().__init__(**arguments)  # type: ignore[no-untyped-call]
         self._buffers: tuple[Tensor, ...] = ()
         self._columns = 0
+        self._pinned: Tensor | None = None
 
     def fill(self, keys: Tensor, values: Tensor, columns: int) -> None:
         """Use these buffers, of which the first `columns` hold tokens."""
@@ -36,6 +37,9 @@ class PreallocatedLayer(DynamicLayer):  # type: ignore[no-untyped-call]
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """Append columns; returns all keys and all values."""
+        if self._pinned is not None:
+            keys, values = self._buffers
+            return keys.index_copy_(2, self._pinned, key_states), values.index_copy_(2, self._pinned, value_states)
         start, end = self._columns, self._columns + key_states.shape[-2]
         keys, values = self._buffers or (key_states, value_states)
         if keys.shape[-2] < end:
@@ -44,6 +48,32 @@ class PreallocatedLayer(DynamicLayer):  # type: ignore[no-untyped-call]
             keys[:, :, start:end], values[:, :, start:end] = key_states, value_states
         self.fill(keys, values, end)
         return keys[:, :, :end], values[:, :, :end]
+
+    @property
+    def capacity(self) -> int:
+        """The number of columns that the buffers hold."""
+        return self._buffers[0].shape[-2] if self._buffers else 0
+
+    def column(self, index: int) -> tuple[Tensor, ...]:
+        """A copy of the keys and the values of one column."""
+        return tuple(buffer[:, :, index].clone() for buffer in self._buffers)
+
+    def set_column(self, index: int, states: tuple[Tensor, ...]) -> None:
+        """Write what `column` has read."""
+        for buffer, kept in zip(self._buffers, states, strict=True):
+            buffer[:, :, index] = kept
+
+    def pin(self, column: Tensor) -> None:
+        """Write every update to this column, a tensor of one index, and return whole buffers, until `unpin`."""
+        for buffer in self._buffers:
+            buffer[:, :, self._columns :] = 0  # hidden by masks, but a NaN would get through
+        self._pinned = column
+
+    def unpin(self, columns: int) -> None:
+        """Append columns again; the first `columns` hold tokens."""
+        self._pinned = None
+        keys, values = self._buffers
+        self.fill(keys, values, columns)
 
     def reserve(self, columns: int) -> None:
         """Make room for so many columns in all, unless there is room or the layer is empty."""
@@ -115,6 +145,18 @@ def repeat_prefix(prefix: Any, shifts: Tensor, room: int) -> Any:
         return buffer
 
     return _build_cache([prefix], prefix.get_seq_length(), lambda parts, columns: repeat(parts[0], columns))
+
+
+def moved_right(cache: Any, shifts: Tensor) -> Any:
+    """A copy of every row, moved right by each of `shifts` (rows,) columns; padding behind a row comes before it."""
+
+    def move(states: Tensor, columns: int) -> Tensor:
+        moved = shifts.to(states.device)
+        source = (torch.arange(columns, device=states.device) - moved[:, None]).clamp(min=0)
+        rows = torch.arange(len(states), device=states.device)[:, None]
+        return states[rows, :, source].transpose(1, 2)
+
+    return _build_cache([cache], cache.get_seq_length(), lambda parts, columns: move(parts[0], columns))
 
 
 def first_columns(cache: Any, columns: int) -> Any:

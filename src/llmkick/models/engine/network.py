@@ -34,6 +34,13 @@ def max_tokens_of(network: Any) -> int:
     return int(limit or DEFAULT_MAX_TOKENS)
 
 
+def attends_to_all_tokens(network: Any) -> bool:
+    """Whether every layer has full attention, without a window, as far as the configuration says."""
+    config = network.config.get_text_config(decoder=True)
+    kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
+    return getattr(config, "sliding_window", None) is None and not kinds
+
+
 def end_tokens_of(network: Any, tokenizer: Any) -> frozenset[int]:
     """Token ids that end an answer: those of the generation configuration, and the tokenizer's."""
     configured = getattr(network.generation_config, "eos_token_id", None)

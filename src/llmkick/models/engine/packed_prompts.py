@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from llmkick.models.engine.network import attends_to_all_tokens
+
 # Tokens of one forward: longer rows are no faster and take more memory.
 MAX_PACKED_TOKENS = 2048
 
@@ -24,10 +26,8 @@ class UnsupportedAttentionError(Exception):
 def can_pack_prompts(network: Any, device: torch.device) -> bool:
     """Whether packing can work and gain: on a CPU, with `sdpa` attention, every layer over the full context."""
     config = network.config.get_text_config(decoder=True)
-    windows = getattr(config, "sliding_window", None) is not None or set(getattr(config, "layer_types", None) or ()) - {
-        "full_attention"
-    }
-    return device.type == "cpu" and getattr(config, "_attn_implementation", "") == "sdpa" and not windows
+    by_sdpa = getattr(config, "_attn_implementation", "") == "sdpa"
+    return device.type == "cpu" and by_sdpa and attends_to_all_tokens(network)
 
 
 class AttentionByPrompt:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from llmkick.models.engine.batch_budget import is_spread
 from llmkick.models.engine.batches import Ids, common_prefix, group_by_prefix
+from llmkick.models.engine.fixed_steps import can_fix_steps
 from llmkick.models.engine.packed_prompts import AttentionByPrompt, UnsupportedAttentionError, can_pack_prompts
 
 if TYPE_CHECKING:
@@ -60,8 +61,8 @@ def join_states(states: Sequence[Prefilled], rows: Sequence[Tensor], *, room: in
 class Runner:
     """Calls a network with explicit masks and positions, whatever its signature.
 
-    `reusable` says that keys and values may be cut and repeated (see `can_reuse_cache`). `packs_prompts` turns false
-    when a layer turns out to have an attention of its own.
+    `reusable` says that keys and values may be cut and repeated (see `can_reuse_cache`). `packs_prompts` and
+    `fixes_steps` turn false when a network turns out not to run that way.
     """
 
     def __init__(self, network: Any, device: torch.device, *, reusable: bool = False) -> None:
@@ -74,6 +75,7 @@ class Runner:
         self.packs_prompts = reusable and can_pack_prompts(network, device)
         # A GPU has kernels for causal attention that take no mask; padding behind a token is hidden from it anyway.
         self.masks_padding_behind = device.type != "cuda"
+        self.fixes_steps = reusable and can_fix_steps(network, device)
         supports = getattr(network, "_supports_default_dynamic_cache", lambda: True)
         self.takes_cache: bool = "past_key_values" in accepted and supports()
 
@@ -145,14 +147,15 @@ class Runner:
         # the number is used.
         return len(keep) if is_spread(self.network) else torch.tensor(keep, device=self.device)
 
-    def _last_logits(self, ids: Tensor, *, mask: Tensor, positions: Tensor, cache: Any) -> Tensor:
+    def last_logits(self, ids: Tensor, *, mask: Tensor, positions: Tensor, cache: Any) -> Tensor:
+        """Float32 logits after the last column, (rows, vocabulary); the arguments are those of `forward`."""
         keep = range(ids.shape[1] - 1, ids.shape[1])
         return self.forward(ids, mask=mask, positions=positions, cache=cache, keep=keep)[:, -1].float()
 
     def next_logits(self, ids: Tensor) -> Tensor:
         """Float32 logits after the last token of unpadded rows, run whole: (rows, tokens) → (rows, vocabulary)."""
         positions = torch.arange(ids.shape[1], device=self.device)[None].expand(len(ids), -1)
-        return self._last_logits(ids, mask=torch.ones_like(ids), positions=positions, cache=None)
+        return self.last_logits(ids, mask=torch.ones_like(ids), positions=positions, cache=None)
 
     def prefill(self, prompts: Sequence[Ids], prefix: int = 0, prefix_cache: Any = None) -> Prefilled:
         """Run prompts whose first `prefix` tokens are already in `prefix_cache` (one row, left untouched).
@@ -163,13 +166,27 @@ class Runner:
         """
         from llmkick.models.engine.kv_cache import repeat_prefix
 
+        if self.reusable and not self.masks_padding_behind:
+            return self._prefill_without_mask(prompts, prefix, prefix_cache)
         ids, mask = pad(prompts, self.device, left=True)
         positions = (mask.cumsum(1) - 1).clamp(min=0)
         lengths = mask.sum(1)
         cache = self.new_cache()
         if prefix:
             cache = repeat_prefix(prefix_cache, ids.shape[1] - lengths, room=ids.shape[1] - prefix)
-        logits = self._last_logits(ids[:, prefix:], mask=mask, positions=positions[:, prefix:], cache=cache)
+        logits = self.last_logits(ids[:, prefix:], mask=mask, positions=positions[:, prefix:], cache=cache)
+        return Prefilled(next_logits=logits, cache=cache, mask=mask, lengths=lengths)
+
+    def _prefill_without_mask(self, prompts: Sequence[Ids], prefix: int, prefix_cache: Any) -> Prefilled:
+        """`prefill` with padding behind the tokens, which needs no mask; the cache is right-aligned afterwards."""
+        from llmkick.models.engine.kv_cache import moved_right
+
+        lengths = torch.tensor([len(prompt) for prompt in prompts], device=self.device)
+        logits, cache = self._run_left_aligned(prompts, prefix, prefix_cache, cache=self.new_cache())
+        columns = max(map(len, prompts))
+        if min(map(len, prompts)) < columns:
+            cache = moved_right(cache, columns - lengths)
+        mask = (torch.arange(columns, device=self.device) >= columns - lengths[:, None]).long()
         return Prefilled(next_logits=logits, cache=cache, mask=mask, lengths=lengths)
 
     def final_logits(self, prompts: Sequence[Ids], prefix: int = 0, prefix_cache: Any = None) -> Tensor:
@@ -178,18 +195,27 @@ class Runner:
         Rows are left-aligned: every token is in the column that it has when its prompt runs alone, so kernels that
         sum by blocks of columns sum in the same order.
         """
+        return self._run_left_aligned(prompts, prefix, prefix_cache, cache=None)[0]
+
+    def _run_left_aligned(
+        self, prompts: Sequence[Ids], prefix: int, prefix_cache: Any, *, cache: Any
+    ) -> tuple[Tensor, Any]:
+        """The logits after each prompt, and the cache: `cache` itself, or the repeated prefix with the new columns."""
         from llmkick.models.engine.kv_cache import repeat_prefix
+        from llmkick.models.engine.prefix_attention import CausalBehindPrefix
 
         ids, mask = pad(prompts, self.device, left=False)
         positions = torch.arange(ids.shape[1], device=self.device)[None].expand(len(ids), -1)
         column = mask.sum(1, keepdim=True) - 1 - prefix
-        if not prefix and not self.masks_padding_behind:
+        attention = None
+        if not self.masks_padding_behind:
             mask = torch.ones_like(mask)
-        cache = None
+            attention = CausalBehindPrefix() if prefix else None
         if prefix:
             cache = repeat_prefix(prefix_cache, torch.zeros_like(column[:, 0]), room=ids.shape[1] - prefix)
         ids, positions = ids[:, prefix:], positions[:, prefix:]
-        return self.forward(ids, mask=mask, positions=positions, cache=cache, column=column)[:, 0].float()
+        logits = self.forward(ids, mask=mask, positions=positions, cache=cache, column=column, attention=attention)
+        return logits[:, 0].float(), cache
 
     def final_logits_packed(self, prompts: Sequence[Ids], prefix: int, prefix_cache: Any) -> Tensor | None:
         """`final_logits` from one row that holds the prompts end to end behind their prefix, which must not be empty.
@@ -217,7 +243,7 @@ class Runner:
         """Continue `state`, in place, with one more token for each row: (rows, 1)."""
         state.mask = torch.cat([state.mask, torch.ones_like(state.mask[:, :1])], dim=1)
         positions = state.lengths[:, None]
-        state.next_logits = self._last_logits(tokens, mask=state.mask, positions=positions, cache=state.cache)
+        state.next_logits = self.last_logits(tokens, mask=state.mask, positions=positions, cache=state.cache)
         state.lengths = state.lengths + 1
 
 

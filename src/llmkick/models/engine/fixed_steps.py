@@ -1,0 +1,131 @@
+"""Decoding steps of one shape, recorded once as a CUDA graph and replayed for every token.
+
+A step of a large network on a GPU is some thousand small kernels, and starting them takes longer than running them.
+A CUDA graph starts all of them at once, but only with tensors of the same size at the same place. So here attention
+reads the whole buffer of the cache under a mask, and the column of the new token is a number on the device.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from llmkick.models.engine.batch_budget import is_spread
+from llmkick.models.engine.network import attends_to_all_tokens
+
+if TYPE_CHECKING:
+    from llmkick.models.engine.kv_cache import PreallocatedLayer
+    from llmkick.models.engine.runner import Prefilled, Runner
+
+# Recording is estimated to take as long as so many ordinary steps save. Fewer steps to come are not worth it.
+WORTHWHILE_STEPS = 32
+# By how much a recorded step may differ from an ordinary one, in shares of the range of a row's logits: the rounding of
+# another kernel, and far less than a mask that the network reads in its own way makes.
+TOLERANCE = 0.02
+
+
+def can_fix_steps(network: Any, device: torch.device) -> bool:
+    """Whether a GPU holds the whole network, and every layer attends to all tokens."""
+    return device.type == "cuda" and not is_spread(network) and attends_to_all_tokens(network)
+
+
+class FixedSteps:
+    """Steps that continue a batch in the buffers of its cache, until `is_full`.
+
+    While they last, only `columns` counts the tokens in the cache: call `end` before anything else uses it.
+    """
+
+    def __init__(self, runner: Runner, state: Prefilled, last: Tensor) -> None:
+        """Take over a batch after an ordinary step with the tokens `last` (rows, 1)."""
+        self._runner = runner
+        self._layers: list[PreallocatedLayer] = [layer for layer in state.cache.layers if layer.is_initialized]
+        self._cache = state.cache
+        self.columns = state.mask.shape[1]
+        self._capacity = self._layers[0].capacity
+        self._tokens = last.clone()
+        self._positions = state.lengths[:, None] - 1
+        self._column = torch.tensor([self.columns - 1], device=runner.device)
+        self._mask = self._additive(state.mask, runner.network.dtype)
+        self._graph: Any = None
+        self._logits = state.next_logits
+
+    @classmethod
+    def of(cls, runner: Runner, state: Prefilled, last: Tensor) -> FixedSteps | None:
+        """The steps that continue `state`; None, also for later batches, where the network cannot run that way."""
+        steps = cls(runner, state, last)
+        before = [layer.column(steps.columns - 1) for layer in steps._layers]
+        for layer in steps._layers:
+            layer.pin(steps._column)
+        try:
+            is_alike = steps._record(state.next_logits)
+        except (RuntimeError, ValueError, IndexError, TypeError):  # a shortage of memory too: ordinary steps need less
+            is_alike = False
+        if is_alike:
+            return steps
+        steps.end()
+        for layer, columns in zip(steps._layers, before, strict=True):
+            layer.set_column(steps.columns - 1, columns)
+        runner.fixes_steps = False
+        return None
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the buffers have no column left."""
+        return self.columns >= self._capacity
+
+    def step(self, state: Prefilled, tokens: Tensor) -> None:
+        """Continue `state` with one more token for each row, (rows, 1); its cache is right again after `end`."""
+        self._tokens.copy_(tokens)
+        self._positions += 1
+        self._column += 1
+        self._mask.index_fill_(3, self._column, 0.0)
+        if self._graph is None:
+            self._logits = self._forward()
+        else:
+            self._graph.replay()
+        self.columns += 1
+        state.mask = torch.cat([state.mask, torch.ones_like(state.mask[:, :1])], dim=1)
+        state.lengths = state.lengths + 1
+        state.next_logits = self._logits
+
+    def end(self) -> None:
+        """Hand the cache back to ordinary steps."""
+        for layer in self._layers:
+            layer.unpin(self.columns)
+        self._graph = None
+
+    def _record(self, expected: Tensor) -> bool:
+        """Repeat the last step in fixed shapes; record it, if its logits are the `expected` ones (rows, vocabulary)."""
+        device = self._runner.device
+        if device.type != "cuda":
+            return _is_alike(self._forward(), expected)
+        # What is allocated once only, such as the workspaces of cuBLAS, must be there before the recording.
+        side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        side.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(side):
+            found = self._forward()
+        torch.cuda.current_stream(device).wait_stream(side)
+        if not _is_alike(found, expected):
+            return False
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            self._logits = self._forward()
+        self._graph = graph
+        return True
+
+    def _forward(self) -> Tensor:
+        return self._runner.last_logits(self._tokens, mask=self._mask, positions=self._positions, cache=self._cache)
+
+    def _additive(self, mask: Tensor, dtype: torch.dtype) -> Tensor:
+        """(rows, columns) ones and zeros → (rows, 1, 1, capacity), 0 for a token and -inf for anything else."""
+        hidden = torch.full((len(mask), 1, 1, self._capacity), float("-inf"), dtype=dtype, device=mask.device)
+        hidden[:, 0, 0, : mask.shape[1]].masked_fill_(mask.bool(), 0.0)
+        return hidden
+
+
+def _is_alike(found: Tensor, expected: Tensor) -> bool:
+    finite = torch.isfinite(expected).all(1) & torch.isfinite(found).all(1)
+    spread = expected.amax(1) - expected.amin(1)
+    return bool((((found - expected).abs().amax(1) <= TOLERANCE * spread) | ~finite).all())
