@@ -31,6 +31,7 @@ STAGES: tuple[tuple[str, Any, str], ...] = (
     ("forwards", calibration_pass.CalibrationPass, "advance"),
     ("statistics", inputs.InputRecord, "add"),
     ("factors", hessian.InputStatistics, "factor"),
+    ("factors", hessian, "factors_together"),
     ("weights", recipe_output, "compress_with_statistics"),
     ("weights", recipe_output, "compress_alike"),
     ("error", recipe_output, "relative_output_error"),

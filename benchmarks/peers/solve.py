@@ -14,8 +14,8 @@ from floor import SHARED
 from torch import Tensor, nn
 
 from llmkick import parse_recipe
+from llmkick.compression.kernels.factor import HessianFactor, factorise
 from llmkick.compression.kernels.gptq import gptq
-from llmkick.compression.kernels.hessian import HessianFactor, factorise
 from llmkick.compression.kernels.sparsegpt import sparsegpt
 from llmkick.compression.kernels.wanda import wanda
 from llmkick.compression.recipe import Recipe

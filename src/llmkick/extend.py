@@ -31,8 +31,9 @@ from typing import TYPE_CHECKING
 from llmkick.lazy_imports import lazy_names
 
 if TYPE_CHECKING:
+    from llmkick.compression.kernels.factor import HessianFactor
     from llmkick.compression.kernels.grid import FittedGrid, fit_grid, round_to_grid
-    from llmkick.compression.kernels.hessian import HessianFactor, InputStatistics
+    from llmkick.compression.kernels.hessian import InputStatistics
     from llmkick.compression.kernels.layer import Layer, WeightResult
     from llmkick.compression.kernels.masks import zero_lowest_per_group, zero_lowest_per_row, zero_up_to_quantile
     from llmkick.compression.kernels.patterns import NM, Grid, Pattern, Unstructured
@@ -62,7 +63,8 @@ if TYPE_CHECKING:
 # Module → the names that it has: the same as above, for the import at first use.
 _HOME = {
     "llmkick.compression.kernels.grid": ("FittedGrid", "fit_grid", "round_to_grid"),
-    "llmkick.compression.kernels.hessian": ("HessianFactor", "InputStatistics"),
+    "llmkick.compression.kernels.factor": ("HessianFactor",),
+    "llmkick.compression.kernels.hessian": ("InputStatistics",),
     "llmkick.compression.kernels.layer": ("Layer", "WeightResult"),
     "llmkick.compression.kernels.masks": ("zero_lowest_per_group", "zero_lowest_per_row", "zero_up_to_quantile"),
     "llmkick.compression.kernels.patterns": ("NM", "Grid", "Pattern", "Unstructured"),

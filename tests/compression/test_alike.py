@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from llmkick.compression.kernels import columns
+from llmkick.compression.kernels import columns, hessian
+from llmkick.compression.kernels.factor import Unfactored, factors_together
 from llmkick.compression.kernels.hessian import InputStatistics
 from llmkick.compression.registry import METHODS, parse_recipe
 from llmkick.compression.walk import recipe_output, solved_layer
@@ -57,6 +58,41 @@ def test_several_weights_at_once_are_those_of_one_by_one(monkeypatch: pytest.Mon
             assert (found.codes != alone.codes).float().mean() < 0.002
 
 
+@pytest.mark.parametrize("act_order", [False, True])
+def test_factors_of_several_at_once_are_those_of_one_by_one(monkeypatch: pytest.MonkeyPatch, act_order: bool):
+    _, inputs = problems(4, 12, 72)
+    inputs[2] = torch.cat([inputs[2][:, :20], 3e4 * inputs[2][:, :1]], dim=1)  # nearly singular: damped more
+    expected = [own.factor(act_order=act_order) for own in statistics_of(inputs)]
+    monkeypatch.setattr(hessian, "is_checked_at_once", lambda _device: False)  # as on a GPU
+    statistics = statistics_of(inputs)
+    kept = statistics[1].factor(act_order=act_order)
+    calls: list[int] = []
+    together = hessian.factors_together
+    monkeypatch.setattr(hessian, "factors_together", lambda some: calls.append(len(some)) or together(some))
+    found = InputStatistics.factors([*statistics, statistics[0]], act_order=act_order)
+    assert calls == [3]  # one has its factor, one comes twice
+    assert found[1] is kept
+    assert found[4] is found[0]
+    assert found[0] is statistics[0].factor(act_order=act_order)
+    for one, other in zip(found, expected, strict=False):
+        assert one.damping == other.damping
+        assert torch.equal(one.dead, other.dead)
+        assert torch.allclose(one.unit, other.unit, rtol=1e-4, atol=1e-5)
+        assert torch.allclose(one.size, other.size, rtol=1e-4)
+        assert (one.order is None) == (not act_order)
+        assert one.order is None or torch.equal(one.order, other.order)
+
+
+def test_a_hessian_that_needs_more_damping_gets_it_in_company():
+    good = torch.eye(3)
+    bad = torch.tensor([[1.0, 5.0, 0.0], [5.0, 1.0, 0.0], [0.0, 0.0, 1.0]])  # not positive definite below 5
+    found = factors_together([Unfactored.of(good), Unfactored.of(bad, name="bad"), Unfactored.of(good)])
+    assert [one.damping for one in found] == pytest.approx([0.01, 10.0, 0.01])
+    bad[0, 1] = bad[1, 0] = torch.nan
+    with pytest.raises(NumericalError, match="bad: the Hessian holds NaN"):
+        factors_together([Unfactored.of(good), Unfactored.of(bad, name="bad")])
+
+
 @pytest.mark.parametrize("architecture", ["mixtral", "gpt_oss", "llama4"])
 @pytest.mark.parametrize("text", ["wanda@2:4", "sparsegpt@0.5", "gptq@4b-g8"])
 def test_a_mixture_solved_at_once_is_that_of_one_by_one(monkeypatch: pytest.MonkeyPatch, architecture: str, text: str):
@@ -100,7 +136,8 @@ def test_only_experts_of_one_parameter_are_solved_at_once(monkeypatch: pytest.Mo
     most = max(map(len, groups))
     assert most > 2
     rows, width = max((block.layers[group[0]].weight.shape for group in groups if len(group) == most), key=sum)
-    monkeypatch.setattr(solved_layer, "AT_ONCE_BYTES", 2 * 4 * (width**2 + solved_layer.WEIGHT_COPIES * rows * width))
+    copies = solved_layer.FACTOR_COPIES * width**2 + solved_layer.WEIGHT_COPIES * rows * width
+    monkeypatch.setattr(solved_layer, "AT_ONCE_BYTES", 2 * 4 * copies)
     assert max(map(len, solved_at_once(block.layers, places))) < most
 
 

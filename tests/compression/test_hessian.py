@@ -8,7 +8,8 @@ from torch import Tensor
 
 from launches import Launches
 from llmkick.compression.kernels import moments
-from llmkick.compression.kernels.hessian import HessianFactor, InputStatistics, factorise
+from llmkick.compression.kernels.factor import HessianFactor, factorise
+from llmkick.compression.kernels.hessian import InputStatistics
 from llmkick.errors import ConfigError, NumericalError
 
 

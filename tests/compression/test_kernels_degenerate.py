@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from llmkick.compression.kernels import columns, compiled
+from llmkick.compression.kernels.factor import factorise
 from llmkick.compression.kernels.gptq import gptq
 from llmkick.compression.kernels.grid import decode, round_to_grid
-from llmkick.compression.kernels.hessian import InputStatistics, factorise
+from llmkick.compression.kernels.hessian import InputStatistics
 from llmkick.compression.kernels.magnitude import magnitude
 from llmkick.compression.kernels.rtn import rtn
 from llmkick.compression.kernels.sparsegpt import sparsegpt

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from launches import Launches
 from llmkick.compression.kernels import columns
+from llmkick.compression.kernels.factor import HessianFactor, stacked_factors
 from llmkick.compression.kernels.gptq import gptq
-from llmkick.compression.kernels.hessian import HessianFactor, InputStatistics, stacked_factors
+from llmkick.compression.kernels.hessian import InputStatistics
 from llmkick.compression.kernels.magnitude import magnitude
 from llmkick.compression.kernels.sparsegpt import sparsegpt
 from llmkick.compression.kernels.wanda import wanda
@@ -70,6 +71,19 @@ def test_several_weights_take_the_launches_of_one(monkeypatch: pytest.MonkeyPatc
         totals.append(counted.operations.total())
         assert not counted.synchronisations
     assert totals[1] <= totals[0] + 16 + 24  # each weight is stacked with the others
+
+
+@pytest.mark.parametrize("act_order", [False, True])
+def test_the_factors_of_several_weights_are_waited_for_once(act_order: bool):
+    statistics = [InputStatistics(WIDTH, hessian=True) for _ in range(16)]
+    with Launches(number=1) as counted:
+        for one in statistics:
+            one.add(torch.empty(1, 8, WIDTH, device="meta"))
+        before = counted.operations.total()
+        InputStatistics.factors(statistics, act_order=act_order)
+    assert counted.operations["_linalg_cholesky_ex"] + counted.operations["linalg_cholesky_ex"] == 1
+    assert counted.synchronisations.total() <= 2  # are the sums finite, are the factors
+    assert counted.operations.total() - before <= 16 * (23 if act_order else 17) + 24
 
 
 @pytest.mark.parametrize("text", ["gptq@4b", "gptq@4b-g32", "sparsegpt@2:4", "sparsegpt@0.5", "sparsegpt@16:32+4b"])

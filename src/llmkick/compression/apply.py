@@ -10,9 +10,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from llmkick.compression.kernels.factor import HessianFactor, stacked_factors
 from llmkick.compression.kernels.gptq import gptq
 from llmkick.compression.kernels.grid import FittedGrid
-from llmkick.compression.kernels.hessian import HessianFactor, stacked_factors
+from llmkick.compression.kernels.hessian import InputStatistics
 from llmkick.compression.kernels.layer import Layer, WeightResult
 from llmkick.compression.kernels.magnitude import magnitude
 from llmkick.compression.kernels.rtn import rtn
@@ -64,14 +65,14 @@ def apply_wanda_alike(recipe: Wanda, layers: Sequence[Layer]) -> list[WeightResu
 
 def apply_sparsegpt_alike(recipe: SparseGPT, layers: Sequence[Layer]) -> list[WeightResult]:
     """`apply_sparsegpt` for several layers of one shape."""
-    factors = [layer.inputs.factor() for layer in layers]
+    factors = InputStatistics.factors([layer.inputs for layer in layers])
     weights, grid = sparsegpt(_stacked(layers), stacked_factors(factors), recipe.pattern, recipe.grid)
     return _results(weights, factors, grid)
 
 
 def apply_gptq_alike(recipe: GPTQ, layers: Sequence[Layer]) -> list[WeightResult]:
     """`apply_gptq` for several layers of one shape, which an earlier step has pruned or not."""
-    factors = [layer.inputs.factor(act_order=recipe.act_order) for layer in layers]
+    factors = InputStatistics.factors([layer.inputs for layer in layers], act_order=recipe.act_order)
     pruned = [layer.zeroed for layer in layers if layer.zeroed is not None]
     weights, grid = gptq(
         _stacked(layers), stacked_factors(factors), recipe.grid, static_groups=recipe.static_groups,

@@ -13,8 +13,9 @@ from llmkick.errors import DataError
 
 Id = TypeVar("Id", bound=Hashable)
 
-# Items between two looks. A small number wastes few items between the decision and the next look.
-LOOK_ITEMS = 32
+# Items between two looks: few at first, so that a clear case wastes few items after its decision; then more, because a
+# model answers larger batches faster.
+LOOK_ITEMS, EARLY_LOOKS, LATER_LOOK_ITEMS = 32, 2, 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,9 +44,9 @@ def order_items(
     *,
     strata: Mapping[str, Hashable] | None = None,
     seed: int = 0,
-    look: int = LOOK_ITEMS,
+    look: int | None = None,
 ) -> ItemOrder:
-    """A random order in batches of `look` items or a few more.
+    """A random order in batches of `look` items or a few more; by default of 32, 32, 64, 64, … items.
 
     Clusters, which are drawn, are kept whole, and each is a bet; a turn of a conversation follows the turn before it.
     Without clusters, or where each is a single item, every item is a bet, and strata, which are fixed, are represented
@@ -57,7 +58,7 @@ def order_items(
     order = whole_cluster_order(ids, drawn, seed) if drawn else stratified_order(ids, strata or clusters, seed)
     batches: list[list[str]] = []
     for item in order:
-        full = not batches or len(batches[-1]) >= look
+        full = not batches or len(batches[-1]) >= (look or usual_look(len(batches)))
         if full and not (drawn and batches and drawn[batches[-1][-1]] == drawn[item]):
             batches.append([])
         batches[-1].append(item)
@@ -67,6 +68,11 @@ def order_items(
         largest_cluster=largest if drawn else None,
         strata=None if strata is None else {item: strata[item] for item in ids},
     )
+
+
+def usual_look(number: int) -> int:
+    """The items of the batch with this number, counted from 1."""
+    return LOOK_ITEMS if number <= EARLY_LOOKS else LATER_LOOK_ITEMS
 
 
 def stratified_order(

@@ -9,7 +9,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from llmkick.statistics.item_order import LOOK_ITEMS
+from llmkick.statistics.item_order import EARLY_LOOKS, LATER_LOOK_ITEMS, LOOK_ITEMS
 from llmkick.study.expected_losses import SENSITIVITY, SENSITIVITY_OF_CHOICES, Belief, Losses
 from llmkick.study.expected_stop import StopSettings, items_until_decided
 from llmkick.study.parts import Part, PartState
@@ -81,7 +81,8 @@ class ExpectedEnds:
         else:
             ends = _ends(losses[0], accuracy, part.stop, variance)
         # A cell that asked more than a loss needs will see it at one of the next looks, if that is the loss.
-        soonest = state.position + (LOOK_ITEMS if state.position else 0)
+        look = LOOK_ITEMS if state.position < EARLY_LOOKS * LOOK_ITEMS else LATER_LOOK_ITEMS
+        soonest = state.position + (look if state.position else 0)
         return np.clip(ends, min(soonest, part.steps), part.steps), losses[1]
 
     def _accuracy(self, state: PartState) -> float:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from llmkick.compression.recipe import NM, Dense, Recipe, Recovered, steps_of
 from llmkick.statistics.betting import STAKES
 from llmkick.statistics.early_stopping import BETS_SHARE
-from llmkick.statistics.item_order import LOOK_ITEMS
+from llmkick.statistics.item_order import LATER_LOOK_ITEMS, LOOK_ITEMS
 
 # Rise of the logarithm of perplexity of a model of MODEL_PARAMETERS, by bits, and at half of the weights pruned, by
 # whether the method looks at the inputs. Measured with the built-in model (benchmarks/results/seventeen-recipes.md).
@@ -27,6 +27,8 @@ UNKNOWN_PARAMETERS = 10**9
 AFTER_RECOVERY = 0.6
 # The least rise of a recipe that changes anything, and the rise of a model of which nothing is known.
 LEAST_RISE, UNKNOWN_RISE = 0.003, 0.1
+# From this number of items on, half a later look is asked after the decision; before, half an early one.
+LATER_BY = 3 * LOOK_ITEMS
 # The logarithm of what bets lose because their money is spread over several stakes.
 SPREAD_COST = 1.4
 # The correlation of the answers about one passage, story or conversation.
@@ -84,7 +86,8 @@ def items_until_decided(loss: float, accuracy: float, stop: StopSettings, *, var
     if gains.max() <= 0:
         return math.inf
     bets = (SPREAD_COST - math.log(BETS_SHARE * stop.alpha)) / float(gains.max())
-    return max(LOOK_ITEMS, bets * stop.bet_items + LOOK_ITEMS / 2)
+    items = bets * stop.bet_items
+    return max(LOOK_ITEMS, items + (LOOK_ITEMS if items < LATER_BY else LATER_LOOK_ITEMS) / 2)
 
 
 def _outcomes(

@@ -1,4 +1,4 @@
-"""The speed of a model on this machine, measured in under a second before the work starts."""
+"""The speed of a model on this machine, measured in about two seconds before the work starts."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ from llmkick.models.transformers_model import TransformersModel
 
 # Side of the square matrices for the speed of this machine, and the share of that speed that a model reaches.
 MATRIX, EFFICIENCY = 1024, 0.4
-# Tokens of a short pass, which costs a model's weights rather than its tokens, and of longer ones.
-SHORT, LONG = 8, (64, 256)
+# Tokens of a short pass, which costs a model's weights rather than its tokens. Tokens of longer ones, each with the most
+# seconds of the pass before it with which it is tried.
+SHORT, LONG = 8, ((64, 2.0), (256, 0.4))
 # How fast a processor reads weights, about.
 BYTES_A_SECOND = 1e10
-# No longer pass is tried that would take more than this many seconds.
-LONGEST_TRIAL = 0.4
+# Passes of a length, of which the fastest counts: in the first pass of each length a processor prepares its kernels, which
+# takes several times as long. No further one begins after so many seconds.
+REPEATS, REPEATED_SECONDS = 3, 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,19 +45,26 @@ def measured_speed(model: LanguageModel) -> ModelSpeed | None:
 
 
 def _from_passes(engine: Engine, parameters: int) -> ModelSpeed:
-    _seconds(engine, 2)  # the first pass of a network is slower
-    short = _seconds(engine, SHORT)
-    token, tokens, longest = short / SHORT / 2, SHORT, short
-    for count in LONG:
-        if count >= engine.max_tokens or longest * count / tokens > LONGEST_TRIAL:
+    short = _fastest(engine, SHORT)
+    token, longest = short / SHORT / 2, short
+    for count, most in LONG:
+        if count >= engine.max_tokens or longest > most:
             break
-        longest, tokens = _seconds(engine, count), count
+        longest = _fastest(engine, count)
         token = max(longest - short, longest / 10) / count
     return ModelSpeed(
         pass_seconds=max(0.0, short - SHORT * token),
         token_seconds=token,
         operations_a_second=2 * parameters / token,
     )
+
+
+def _fastest(engine: Engine, tokens: int) -> float:
+    """The seconds of the fastest of several passes of so many tokens."""
+    seconds = [_seconds(engine, tokens)]
+    while len(seconds) < REPEATS and sum(seconds) < REPEATED_SECONDS:
+        seconds.append(_seconds(engine, tokens))
+    return min(seconds)
 
 
 def _seconds(engine: Engine, tokens: int) -> float:
@@ -77,9 +86,10 @@ def expected_speed(parameters: int, operations_a_second: float, dtype: torch.dty
 def machine_speed(dtype: torch.dtype, device: torch.device) -> float:
     """The estimated operations per second of a forward pass: a share of the speed of a matrix product."""
     left = torch.ones(MATRIX, MATRIX, dtype=dtype, device=device)
-    float((left @ left).sum())
-    started, repeats = time.perf_counter(), 4
-    for _ in range(repeats):
+    seconds = []
+    for _ in range(REPEATS + 1):
+        started = time.perf_counter()
         left = (left @ left).clamp(-1, 1)
-    float(left.sum())  # waits for an accelerator
-    return EFFICIENCY * repeats * 2 * MATRIX**3 / (time.perf_counter() - started)
+        float(left.sum())  # waits for an accelerator
+        seconds.append(time.perf_counter() - started)
+    return EFFICIENCY * 2 * MATRIX**3 / min(seconds)

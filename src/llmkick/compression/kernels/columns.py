@@ -11,7 +11,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from llmkick.compression.kernels.hessian import HessianFactor
+from llmkick.compression.kernels.factor import HessianFactor
 from llmkick.compression.kernels.replacement import Replacement, replace_plainly
 
 BLOCK = 128  # the errors of so many columns are added to the columns after the block in one wide matrix product

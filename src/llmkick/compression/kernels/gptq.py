@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from llmkick.compression.kernels.columns import Columns, in_order
+from llmkick.compression.kernels.factor import HessianFactor
 from llmkick.compression.kernels.grid import FittedGrid, fit_grid
-from llmkick.compression.kernels.hessian import HessianFactor
 from llmkick.compression.kernels.patterns import Grid
 from llmkick.compression.kernels.replacement import ColumnGrids, Replacement
 

@@ -1,65 +1,16 @@
-"""Second moments of a layer's inputs, and the factorisation of them that SparseGPT and GPTQ use."""
+"""Second moments of a layer's inputs."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from llmkick.compression.kernels.factor import HessianFactor, Unfactored, factors_together
 from llmkick.compression.kernels.moments import add_moments, sums_of_squares
 from llmkick.errors import ConfigError, NumericalError
 from llmkick.models.finite import all_finite
-
-DAMPING = 0.01  # share of the mean diagonal added to the diagonal, as in both papers' code
-DAMPING_TRIES = 4  # 0.01, 0.1, 1, 10: beyond that the inputs no longer matter
-
-
-@dataclass(frozen=True, kw_only=True)
-class HessianFactor:
-    """What SparseGPT and GPTQ need to know of the inputs: H + λI = M · diag(size²) · Mᵀ.
-
-    The code of both papers uses the upper Cholesky factor of H⁻¹, U = diag(size)⁻¹ M⁻¹. The same weights result
-    without an inverse if the error of a column is its difference from the original column, not from the column as
-    updated until its turn (QuIP, arXiv 2307.13304, theorem 6). Then 1/U_jj is `size`, and H⁻¹ is never computed.
-
-    The factors of several weights are one, with a first dimension more in each tensor, see `stacked_factors`.
-    """
-
-    unit: Tensor  # (in, in) float32: M, upper triangular with ones on its diagonal, rows and columns in `order`
-    size: Tensor  # (in,) float32, in `order`; size²: the part of H_jj that later inputs cannot compensate
-    dead: Tensor  # (in,) bool, the inputs that are always 0
-    order: Tensor | None  # (in,) the order in which the inputs are processed; None: from first to last
-    damping: float  # λ as a share of the mean diagonal of H
-    _inverses: dict[tuple[int, int], Tensor] = field(default_factory=dict, repr=False, compare=False)
-
-    def inverse_within(self, start: int, stop: int) -> Tensor:
-        """Inverse of the transposed diagonal block of M at these inputs: (stop − start, same). It is cached."""
-        if (start, stop) not in self._inverses:
-            triangle = self.unit[..., start:stop, start:stop].mT
-            identity = torch.eye(stop - start, dtype=triangle.dtype, device=triangle.device)
-            inverse = torch.linalg.solve_triangular(triangle, identity, upper=False, unitriangular=True)
-            self._inverses[start, stop] = inverse
-        return self._inverses[start, stop]
-
-    def without_dead(self, weight: Tensor) -> Tensor:
-        """The weight in float32 with 0 for dead inputs: (…, out, in) → same, which may be the given tensor itself."""
-        # Only a CPU knows at once whether there are any.
-        is_needed = self.dead.device.type != "cpu" or bool(self.dead.any())
-        return weight.float().masked_fill(self.dead[..., None, :], 0) if is_needed else weight.float()
-
-
-def stacked_factors(factors: Sequence[HessianFactor]) -> HessianFactor:
-    """The factors of several weights as one; all of them have an order, or none. The damping is the largest."""
-    orders = [factor.order for factor in factors if factor.order is not None]
-    return HessianFactor(
-        unit=torch.stack([factor.unit for factor in factors]),
-        size=torch.stack([factor.size for factor in factors]),
-        dead=torch.stack([factor.dead for factor in factors]),
-        order=torch.stack(orders) if orders else None,
-        damping=max(factor.damping for factor in factors),
-    )
 
 
 class InputStatistics:
@@ -160,20 +111,30 @@ class InputStatistics:
     def factor(self, *, act_order: bool = False) -> HessianFactor:
         """The factor of the Hessian, which is computed once. Errors as in `factorise`."""
         if act_order not in self._factors:
-            if act_order:
-                self._factors[act_order] = factorise(self.hessian(), act_order=True, name=self.name)
-            else:
-                self._factors[act_order] = self._factor_unordered()
+            self._factors[act_order] = self._unfactored(act_order).factor()
         return self._factors[act_order]
 
-    def _factor_unordered(self) -> HessianFactor:
-        """The same as `factorise(self.hessian())` with one matrix less in memory: from the upper triangle alone."""
-        if not self.has_hessian:
-            self.hessian()  # raises the error
+    @staticmethod
+    def factors(several: Sequence[InputStatistics], *, act_order: bool = False) -> list[HessianFactor]:
+        """`factor` of several statistics of one width. A GPU factorises those at once that have no factor yet."""
+        missing = [one for one in dict.fromkeys(several) if act_order not in one._factors]
+        if len(missing) > 1 and not is_checked_at_once(missing[0]._collected().device):
+            InputStatistics.check_finite(missing)
+            found = factors_together([one._unfactored(act_order) for one in missing])
+            for one, factor in zip(missing, found, strict=True):
+                one._factors[act_order] = factor
+        return [one.factor(act_order=act_order) for one in several]
+
+    def _unfactored(self, act_order: bool) -> Unfactored:
+        if act_order or not self.has_hessian:
+            return Unfactored.of(self.hessian(), act_order=act_order, name=self.name)
+        # From the upper triangle alone: one matrix less in memory.
         self.check_finite([self])
         sums, share = self._collected(), 2 / self._counted_sequences()
-        unit, size, used = _factor(lambda: sums.flip(0, 1).mul_(share), sums.diagonal() * share, DAMPING, self.name)
-        return HessianFactor(unit=unit, size=size, dead=sums.diagonal() == 0, order=None, damping=used)
+        return Unfactored(
+            reversed_hessian=lambda: sums.flip(0, 1).mul_(share),
+            diagonal=sums.diagonal() * share, dead=sums.diagonal() == 0, order=None, name=self.name,
+        )  # fmt: skip
 
     def _collected(self) -> Tensor:
         if self._sums is None:
@@ -214,50 +175,4 @@ def _describe_not_finite(rows: Tensor) -> str:
     return (
         f"{int(bad.sum())} of {bad.numel()} inputs are NaN or Inf, the first of them in column {column};"
         " run the model in bfloat16 or float32 (float16 overflows at 65504)"
-    )
-
-
-def factorise(
-    hessian: Tensor, *, act_order: bool = False, damping: float = DAMPING, name: str = "input"
-) -> HessianFactor:
-    """Factor of H + λI for H (in, in), λ = damping · mean(diag H); with act-order the largest H_jj come first.
-
-    Dead inputs (H_jj = 0) count as H_jj = 1. If H + λI is not positive definite in float32, the damping is multiplied
-    by ten, up to three times. Raises NumericalError when that does not help or H is not finite.
-    """
-    dead = hessian.diagonal() == 0
-    order = None
-    if act_order:
-        order = hessian.diagonal().masked_fill(dead, 1).argsort(descending=True, stable=True)
-        hessian = hessian[order][:, order]
-    unit, size, used = _factor(lambda: hessian.float().flip(0, 1), hessian.diagonal(), damping, name)
-    return HessianFactor(unit=unit, size=size, dead=dead, order=order, damping=used)
-
-
-def _factor(
-    reversed_hessian: Callable[[], Tensor], diagonal: Tensor, damping: float, name: str
-) -> tuple[Tensor, Tensor, float]:
-    """`unit`, `size` and the damping used.
-
-    reversed_hessian: makes H with both axes reversed; its lower triangle is enough. A function, because each attempt
-    destroys its matrix: there are at most two matrices of this size beside the one that H is made from.
-    """
-    diagonal = diagonal.masked_fill(diagonal == 0, 1).float()
-    # With both axes reversed, the lower Cholesky factor becomes an upper R with H = RRᵀ; M has its columns to scale.
-    for attempt in range(DAMPING_TRIES):
-        used = damping * 10**attempt
-        matrix = reversed_hessian()
-        matrix.diagonal().copy_((diagonal + used * diagonal.mean()).flip(0))
-        lower, failed = torch.linalg.cholesky_ex(matrix)
-        del matrix
-        if not bool(failed):
-            size = lower.diagonal().flip(0)
-            unit = lower.flip(0, 1).div_(size)
-            if all_finite(unit.T):  # contiguous, unlike `unit`
-                return unit, size, used
-        if attempt == 0 and not all_finite(reversed_hessian()):
-            raise NumericalError(f"{name}: the Hessian holds NaN or Inf; the sums of squared inputs exceed float32")
-    raise NumericalError(
-        f"{name}: the Hessian cannot be factorised, even with {used:g} of its mean diagonal added;"
-        " give more calibration tokens or look for inputs of very different size"
     )

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from llmkick.compression.kernels.columns import Columns
+from llmkick.compression.kernels.factor import HessianFactor
 from llmkick.compression.kernels.gptq import fit_beforehand
 from llmkick.compression.kernels.grid import FittedGrid
-from llmkick.compression.kernels.hessian import HessianFactor
 from llmkick.compression.kernels.masks import zero_up_to_quantiles
 from llmkick.compression.kernels.patterns import NM, Grid, Pattern
 from llmkick.compression.kernels.replacement import ColumnGrids, LowestOfGroups, Replacement

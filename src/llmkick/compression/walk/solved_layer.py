@@ -15,8 +15,10 @@ from llmkick.compression.walk.linear_layer import LinearLayer
 from llmkick.compression.walk.processes import Processes
 from llmkick.compression.walk.report import LayerReport
 
-# What experts that are solved at once take: a factor of each in float32, and so many copies of their weights.
-AT_ONCE_BYTES = 2**31
+# What experts that are solved at once take: so many matrices as wide as the inputs while their factors are made, in
+# float32, and so many copies of their weights.
+AT_ONCE_BYTES = 2**32
+FACTOR_COPIES = 3
 WEIGHT_COPIES = 4
 
 
@@ -107,7 +109,7 @@ def _most_at_once(layer: LinearLayer) -> int:
     if layer.form != "expert" or not batches_experts(layer.stored.device):
         return 1
     rows, width = layer.weight.shape
-    return max(1, AT_ONCE_BYTES // (4 * (width * width + WEIGHT_COPIES * rows * width)))
+    return max(1, AT_ONCE_BYTES // (4 * (FACTOR_COPIES * width * width + WEIGHT_COPIES * rows * width)))
 
 
 def batches_experts(device: torch.device) -> bool:

@@ -22,7 +22,7 @@ from llmkick.statistics import (
     signal_after,
 )
 from llmkick.statistics.early_stopping import cluster_codes
-from llmkick.statistics.item_order import LOOK_ITEMS
+from llmkick.statistics.item_order import EARLY_LOOKS, LATER_LOOK_ITEMS, LOOK_ITEMS
 from llmkick.study.expected_stop import StopSettings
 from llmkick.study.results.records import CONTROL_METRICS
 from llmkick.study.running.seen_scores import mean_score
@@ -59,7 +59,8 @@ class StoppingRule:
     @property
     def key(self) -> dict[str, object]:
         """The inputs that determine the batch of an item; the stopping point does not change a record."""
-        return {"look": LOOK_ITEMS, "order": self.seed, "clusters": self.order.largest_cluster}
+        looks = [LOOK_ITEMS, EARLY_LOOKS, LATER_LOOK_ITEMS]
+        return {"looks": looks, "order": self.seed, "clusters": self.order.largest_cluster}
 
     def at(self, alpha: float) -> StoppingRule:
         """The rule with another error rate; it asks the same batches, and more of them if alpha is smaller."""
