@@ -164,8 +164,8 @@ def _generation(
         "tokens": tokens,
         "seconds": seconds,
         "floor": steps * read / machine.bandwidth,
-        "agreement": f"{tokens} tokens by llmkick, {made[0]} by transformers. In bfloat16 {same} of {len(texts)} answers "
-        "are the same without CUDA graphs.",
+        "agreement": f"{tokens} tokens by llmkick, {made[0]} by transformers. Without CUDA graphs {same} of "
+        f"{len(texts)} answers are the same, in bfloat16.",
     }
 
 

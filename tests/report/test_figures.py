@@ -6,8 +6,9 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
-from llmkick.report.figures import figures
+from llmkick.report.figures import book, figures
 from llmkick.report.figures.charts import OTHER_STYLES, STYLES, Methods
+from llmkick.report.figures.levels import cells_frame
 from report.specs import layers, points, validate, write_figures
 from report.synthetic import RECIPES, build_run
 
@@ -104,6 +105,27 @@ def test_closed_and_open_book_are_drawn_together(folder):
     shown = {(row["recipe"], row["task"]) for row in points(figure.spec)}
     assert shown == {(r, t) for r in ("wanda@0.25", "rtn@3b-g64") for t in ("context_qa:closed", "context_qa:open")}
     assert len(figure.spec["concat"]) == 2
+
+
+def test_the_two_books_are_found_under_any_name(folder):
+    result = build_run(folder, recipes=["wanda@0.25"], tasks=("context_qa:closed", "context_qa:open"))
+    names = {"context_qa:closed": "by heart", "context_qa:open": "with text [evidence 192]"}
+    cells = cells_frame(result)
+    renamed = result.model_copy(
+        update={"tasks": tuple(t.model_copy(update={"name": names[t.name], "task": t.name}) for t in result.tasks)}
+    )
+    figure = book.book_figures(renamed, cells.replace({"task": names}))[0]
+    assert figure.name == "closed-open-by-heart-and-with-text-evidence-192"
+    validate(figure.spec)
+    assert {row["task"] for row in points(figure.spec)} == set(names.values())
+    # Other questions are no pair, and neither are other levels of an axis.
+    closed, opened = renamed.tasks
+    assert book.book_pairs([closed, opened]) == [(closed, opened)]
+    assert book.book_pairs([closed, opened.model_copy(update={"limit": 7})]) == []
+    assert book.book_pairs([closed, opened.model_copy(update={"axes": {"shots": 1}})]) == []
+    three = [task.model_copy(update={"axes": {"shots": 1}}) for task in (closed, opened)]
+    assert book.book_pairs([closed, three[0], three[1], opened]) == [(closed, opened), (three[0], three[1])]
+    assert book.book_pairs([opened, opened]) == []
 
 
 def test_numbers_of_a_figure_are_saved_in_full(result, drawn):

@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from llmkick.plugins import Plugin
     from llmkick.study.spec.study import Study
 
-# Threads that spin long while they wait starve each other when anything else runs on the machine: beside one busy process
-# they take twenty times as long. Threads that sleep at once take a third longer on a quiet machine, because the operations
-# of a small model are short. So they spin for some microseconds. OpenMP reads this when torch is first imported, which
-# happens later than this line.
+# Threads that spin long while they wait starve each other when anything else runs on the machine: beside one busy
+# process they take twenty times as long. Threads that sleep at once take a third longer on a quiet machine, because the
+# operations of a small model are short. So they spin for some microseconds. OpenMP reads this when torch is first
+# imported, which happens later than this line.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 

@@ -14,13 +14,13 @@ from llmkick.models.transformers_model import TransformersModel
 
 # Side of the square matrices for the speed of this machine, and the share of that speed that a model reaches.
 MATRIX, EFFICIENCY = 1024, 0.4
-# Tokens of a short pass, which costs a model's weights rather than its tokens. Tokens of longer ones, each with the most
-# seconds of the pass before it with which it is tried.
+# Tokens of a short pass, which costs a model's weights rather than its tokens. Tokens of longer ones, each with the
+# most seconds of the pass before it with which it is tried.
 SHORT, LONG = 8, ((64, 2.0), (256, 0.4))
 # How fast a processor reads weights, about.
 BYTES_A_SECOND = 1e10
-# Passes of a length, of which the fastest counts: in the first pass of each length a processor prepares its kernels, which
-# takes several times as long. No further one begins after so many seconds.
+# Passes of a length, of which the fastest counts: in the first pass of each length a processor prepares its kernels,
+# which takes several times as long. No further one begins after so many seconds.
 REPEATS, REPEATED_SECONDS = 3, 1.0
 
 

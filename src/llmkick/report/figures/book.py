@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
+
 import altair as alt
 import pandas as pd
 
@@ -11,25 +14,54 @@ from llmkick.report.figures.board import Layer, Panel, Spec
 from llmkick.report.figures.figure import Figure
 from llmkick.report.figures.levels import DODGE, LABEL_WIDTH, SAVED
 from llmkick.report.level_axes import KINDS
+from llmkick.study.results.records import TaskSummary
 from llmkick.study.results.results import StudyResult
 
 CLOSED, OPEN = ":closed", ":open"
+# What both tasks of a figure have in common, beside their levels on the axes of the study.
+SHARED = ("source", "data", "limit", "seed")
 
 
 def book_figures(result: StudyResult, cells: pd.DataFrame) -> list[Figure]:
     """One figure for each task asked with and without its passage: both scores of every recipe."""
-    names = [task.name for task in result.tasks]
-    bases = [name.removesuffix(CLOSED) for name in names if name.endswith(CLOSED)]
-    return [_figure(cells, base) for base in bases if base + OPEN in names and _asked_both_ways(cells, base)]
+    asked = set(cells["task"])
+    return [
+        _figure(cells, closed, opened)
+        for closed, opened in book_pairs(result.tasks)
+        if {closed.name, opened.name} <= asked
+    ]
 
 
-def _asked_both_ways(cells: pd.DataFrame, base: str) -> bool:
-    return {base + CLOSED, base + OPEN} <= set(cells["task"])
+def book_pairs(tasks: Sequence[TaskSummary]) -> list[tuple[TaskSummary, TaskSummary]]:
+    """The same questions from memory and with their passage, whatever the study calls the two tasks."""
+    opened = [task for task in tasks if _kind(task).endswith(OPEN)]
+    pairs = []
+    for closed in tasks:
+        found = next((task for task in opened if _questions(task) == _questions(closed)), None)
+        if _kind(closed).endswith(CLOSED) and found is not None:
+            opened.remove(found)
+            pairs.append((closed, found))
+    return pairs
 
 
-def _figure(cells: pd.DataFrame, base: str) -> Figure:
-    frame = cells[cells["task"].isin([base + CLOSED, base + OPEN])]
-    frame = frame.assign(book=["open book" if task.endswith(OPEN) else "closed book" for task in frame["task"]])
+def _kind(task: TaskSummary) -> str:
+    """The name of a task in the registry."""
+    return task.task or task.name
+
+
+def _questions(task: TaskSummary) -> tuple[object, ...]:
+    """What determines the questions of a task."""
+    base = _kind(task).removesuffix(CLOSED).removesuffix(OPEN)
+    return base, sorted(task.axes.items()), [getattr(task, name, None) for name in SHARED]
+
+
+def _figure(cells: pd.DataFrame, closed: TaskSummary, opened: TaskSummary) -> Figure:
+    base = closed.name.removesuffix(CLOSED)
+    if opened.name.removesuffix(OPEN) != base:
+        base = f"{closed.name} and {opened.name}"
+    frame = cells[cells["task"].isin([closed.name, opened.name])]
+    books = {closed.name: "closed book", opened.name: "open book"}
+    frame = frame.assign(book=[books[task] for task in frame["task"]])
     methods = charts.Methods.of(frame)
     y = charts.score_axis(frame)
     panels = []
@@ -45,7 +77,7 @@ def _figure(cells: pd.DataFrame, base: str) -> Figure:
             )
     labels = max(cells.loc[cells["kind"] != "sparsity", "label"].nunique(), 4)
     return Figure(
-        name=f"closed-open-{base.replace(':', '-')}",
+        name=f"closed-open-{re.sub(r'[^a-zA-Z0-9_.]+', '-', base).strip('-')}",
         title=f"Closed against open book: {base}",
         caption="Hollow: from memory alone. Filled: with the passage to read. The level lines are the dense "
         "model's two scores (dotted: closed book). Where a recipe loses the lower and keeps the upper, what is gone is "
