@@ -18,7 +18,7 @@ from llmkick.study.cells import Variant
 from llmkick.study.expected_stop import UNKNOWN_RISE, StopSettings, expected_rise
 from llmkick.study.model_speed import ModelSpeed
 from llmkick.study.parts import Part
-from llmkick.study.request_tokens import RequestTokens, request_tokens
+from llmkick.study.request_tokens import WRITTEN_SHARE, RequestTokens, request_tokens
 from llmkick.study.results.noise_floor import HALF_PRECISIONS, NOISE_ITEMS
 from llmkick.study.spec.axes import CalibrationSetting, CalibrationText, Windows
 from llmkick.tasks.evaluate import BATCH_ITEMS
@@ -27,8 +27,6 @@ from llmkick.tasks.task import Item, Task
 
 # Number of items whose tokens are counted for an expectation.
 COUNTED_ITEMS = 16
-# The share of the tokens that an answer may have which it has, before any was measured.
-WRITTEN_SHARE = 0.6
 # Seconds for a column of a column-by-column method beside its arithmetic, and for a layer of any method.
 COLUMN_SECONDS, LAYER_SECONDS = 2e-5, 2e-3
 # Passes that a step of a training takes: forward and backward, of the dense model forward, and a share of the checks.
@@ -157,7 +155,7 @@ def _item_seconds(size: RequestTokens, items: int, speed: ModelSpeed | None) -> 
     batch = max(1, min(items, BATCH_ITEMS))
     # The answers of a batch grow together, a token a pass.
     writing = WRITTEN_SHARE * size.written * (speed.pass_seconds / batch + speed.token_seconds)
-    return size.read * speed.token_seconds + 2 * speed.pass_seconds / batch + writing
+    return size.passed_to_read(batch) * speed.token_seconds + 2 * speed.pass_seconds / batch + writing
 
 
 def compressing(

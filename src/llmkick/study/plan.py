@@ -15,7 +15,7 @@ from llmkick.compression.recoveries import LoRA
 from llmkick.errors import ConfigError, KickError, one_line
 from llmkick.models.checkpoints.builtin import BUILTIN_MODELS, is_cached
 from llmkick.models.checkpoints.meta_model import load_structure
-from llmkick.models.language_model import GenerateRequest, ModelInfo, ScoreRequest
+from llmkick.models.language_model import ModelInfo
 from llmkick.models.precision import resolve_device, resolve_dtype
 from llmkick.models.server_scheme import is_server
 from llmkick.models.transformers_model import TransformersModel
@@ -23,12 +23,14 @@ from llmkick.study.expected_work import PASSES_OF_A_STEP, trained_tokens
 from llmkick.study.judging.questions import Estimate, estimate
 from llmkick.study.model_speed import machine_speed
 from llmkick.study.power_warnings import calibrated_seeds, warn_of_low_power
+from llmkick.study.request_tokens import request_tokens
 from llmkick.study.results.records import CONTROL_METRICS
 from llmkick.study.results.warnings import uncalibrated
 from llmkick.study.spec.axes import CalibrationSetting
 from llmkick.study.spec.study import Study
+from llmkick.tasks.evaluate import BATCH_ITEMS
 from llmkick.tasks.prompting import resolve_prompting
-from llmkick.tasks.task import Item, ReadByReference, Task
+from llmkick.tasks.task import Item, Task
 
 # Number of items whose tokens are counted; the plan extrapolates to the other items.
 COUNTED_ITEMS = 64
@@ -200,28 +202,15 @@ def _plan_task(
     if not counted:
         return TaskPlan(name=task.name, items=0, requests=0, tokens=0, hours=0.0)
     style = resolve_prompting(model, study.prompting, required=task.prompting) if model is not None else "raw"
-    asked = [task.requests(item, style) for item in counted]
-    requests = round(sum(map(len, asked)) * len(items) / len(counted))
+    size = request_tokens(task, counted, style, model)
+    assert size is not None, "there are items"
+    requests = round(size.requests * len(items))
     if model is None:
         return TaskPlan(name=task.name, items=len(items), requests=requests)
-    # The dense model reads each prompt and answer in a second pass.
-    passes = 2 if isinstance(task, ReadByReference) else 1
-    tokens = round(passes * sum(_tokens(model, some) for some in asked) * len(items) / len(counted))
-    hours = None if parameters is None else 2 * parameters * tokens / speed / 3600
+    tokens = round((size.read + size.written) * len(items))
+    passes = size.passed(min(len(items), BATCH_ITEMS)) * len(items)
+    hours = None if parameters is None else 2 * parameters * passes / speed / 3600
     return TaskPlan(name=task.name, items=len(items), requests=requests, tokens=tokens, hours=hours)
-
-
-def _tokens(model: TransformersModel, requests: Sequence[ScoreRequest | GenerateRequest]) -> int:
-    """Return the number of tokens that pass through the model for one item; a shared prompt counts once."""
-    total = sum(model.prompt_tokens(prompt) for prompt in {request.prompt for request in requests if request.prompt})
-    for request in requests:
-        if isinstance(request, GenerateRequest):
-            total += request.max_new_tokens
-        elif isinstance(request.continuation, str):
-            total += len(model.tokenize(request.continuation))
-        else:
-            total += len(request.continuation)
-    return total
 
 
 def _weightless(reference: str, unknown: list[str]) -> TransformersModel | None:
