@@ -45,6 +45,14 @@ def drawn(items: int, loss: float, *, seed: int = 0, accuracy: float = 0.7) -> t
 
 
 class TestOrder:
+    def test_looks_are_small_at_first_and_then_larger(self):
+        ids = [f"q{index}" for index in range(300)]
+        assert [len(batch) for batch in order_items(ids).batches] == [32, 32, 64, 64, 64, 44]
+        clusters = {item: int(item[1:]) // 5 for item in ids}
+        sizes = [len(batch) for batch in order_items(ids, clusters).batches]
+        assert sizes[:4] == [35, 35, 65, 65]  # whole clusters
+        assert sum(sizes) == 300
+
     def test_strata_are_spread_evenly(self) -> None:
         ids = [f"q{index}" for index in range(400)]
         strata = {item: int(item[1:]) % 4 for item in ids}

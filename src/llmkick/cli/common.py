@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 # imported, which happens later than this line.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    os.environ.setdefault("KMP_BLOCKTIME", "0")  # the OpenMP of LLVM and Intel counts milliseconds: it sleeps at once
 
 # The panels of commands in `kick --help`.
 STUDIES, RESULTS, LISTS = "Measure and compress", "Read and exchange results", "See what is available"

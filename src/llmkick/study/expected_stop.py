@@ -27,7 +27,8 @@ UNKNOWN_PARAMETERS = 10**9
 AFTER_RECOVERY = 0.6
 # The least rise of a recipe that changes anything, and the rise of a model of which nothing is known.
 LEAST_RISE, UNKNOWN_RISE = 0.003, 0.1
-# From this number of items on, half a later look is asked after the decision; before, half an early one.
+# From this number of items on, half a later look is asked after the decision; before, half an early one. Decisions that
+# are expected between 64 and 96 items came by 64 in simulated runs.
 LATER_BY = 3 * LOOK_ITEMS
 # The logarithm of what bets lose because their money is spread over several stakes.
 SPREAD_COST = 1.4

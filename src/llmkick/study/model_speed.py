@@ -12,8 +12,8 @@ from llmkick.models.engine.engine import Engine
 from llmkick.models.language_model import LanguageModel, ScoreRequest
 from llmkick.models.transformers_model import TransformersModel
 
-# Side of the square matrices for the speed of this machine, and the share of that speed that a model reaches.
-MATRIX, EFFICIENCY = 1024, 0.4
+# Side and number of the square matrices for the speed of this machine, and the share of it that a model reaches.
+MATRIX, PRODUCTS, EFFICIENCY = 1024, 4, 0.4
 # Tokens of a short pass, which costs a model's weights rather than its tokens. Tokens of longer ones, each with the
 # most seconds of the pass before it with which it is tried.
 SHORT, LONG = 8, ((64, 2.0), (256, 0.4))
@@ -45,13 +45,13 @@ def measured_speed(model: LanguageModel) -> ModelSpeed | None:
 
 
 def _from_passes(engine: Engine, parameters: int) -> ModelSpeed:
-    short = _fastest(engine, SHORT)
+    short = _fastest(engine, SHORT, least=2)
     token, longest = short / SHORT / 2, short
     for count, most in LONG:
         if count >= engine.max_tokens or longest > most:
             break
         longest = _fastest(engine, count)
-        token = max(longest - short, longest / 10) / count
+        token = max(longest - short, longest / 10) / (count - SHORT)
     return ModelSpeed(
         pass_seconds=max(0.0, short - SHORT * token),
         token_seconds=token,
@@ -59,10 +59,10 @@ def _from_passes(engine: Engine, parameters: int) -> ModelSpeed:
     )
 
 
-def _fastest(engine: Engine, tokens: int) -> float:
-    """The seconds of the fastest of several passes of so many tokens."""
+def _fastest(engine: Engine, tokens: int, *, least: int = 1) -> float:
+    """The seconds of the fastest of several passes of so many tokens, `least` of them however long they take."""
     seconds = [_seconds(engine, tokens)]
-    while len(seconds) < REPEATS and sum(seconds) < REPEATED_SECONDS:
+    while len(seconds) < least or (len(seconds) < REPEATS and sum(seconds) < REPEATED_SECONDS):
         seconds.append(_seconds(engine, tokens))
     return min(seconds)
 
@@ -89,7 +89,8 @@ def machine_speed(dtype: torch.dtype, device: torch.device) -> float:
     seconds = []
     for _ in range(REPEATS + 1):
         started = time.perf_counter()
-        left = (left @ left).clamp(-1, 1)
+        for _ in range(PRODUCTS):
+            left = (left @ left).clamp(-1, 1)
         float(left.sum())  # waits for an accelerator
         seconds.append(time.perf_counter() - started)
-    return EFFICIENCY * 2 * MATRIX**3 / min(seconds)
+    return EFFICIENCY * PRODUCTS * 2 * MATRIX**3 / min(seconds)

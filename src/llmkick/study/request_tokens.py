@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from llmkick.models.engine.batches import common_prefix
 from llmkick.models.engine.engine import Engine
-from llmkick.models.engine.kv_cache import can_reuse_cache
 from llmkick.models.language_model import GenerateRequest, Prompt, ScoreRequest
 from llmkick.models.transformers_model import TransformersModel
 from llmkick.tasks.prompting import Prompting
@@ -69,6 +68,8 @@ def request_tokens(
 
 def _shared_tokens(prompts: Sequence[Prompt], model: TransformersModel | None) -> int:
     """Tokens that all prompts begin with, where the engine runs them once."""
+    from llmkick.models.engine.kv_cache import can_reuse_cache  # transformers takes long to import
+
     engine = None if model is None else model.engine
     if len(prompts) < 2 or not isinstance(engine, Engine) or not can_reuse_cache(engine.network, 1):
         return 0

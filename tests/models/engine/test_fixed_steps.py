@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from contextlib import nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from llmkick.models.engine import fixed_steps, generation, runner
+from llmkick.models.engine import fixed_steps, generation
 from llmkick.models.engine.fixed_steps import FixedSteps
 from llmkick.models.engine.kv_cache import PreallocatedLayer
 from llmkick.models.engine.network import attends_to_all_tokens
@@ -33,7 +35,10 @@ def made(monkeypatch: pytest.MonkeyPatch) -> Made:
 
     monkeypatch.setattr(FixedSteps, "of", noted)
     monkeypatch.setattr(generation, "end_tokens_of", lambda *_: frozenset())  # all answers have their full length
-    monkeypatch.setattr(runner, "can_fix_steps", lambda network, _: attends_to_all_tokens(network))
+    monkeypatch.setattr(generation, "SETTLED_STEPS", 1)
+    monkeypatch.setattr(
+        generation, "can_fix_steps", lambda net, _: attends_to_all_tokens(net) and net not in fixed_steps._refused
+    )
     return every
 
 
@@ -99,11 +104,18 @@ def test_networks_with_windows_and_other_devices_decode_as_ever(made: Made):
     assert not fixed_steps.can_fix_steps(toy_model().network, torch.device("cpu"))
     assert fixed_steps.can_fix_steps(toy_model().network, torch.device("cuda"))
     assert not fixed_steps.can_fix_steps(model.network, torch.device("cuda"))
+    assert not fixed_steps.can_fix_steps(toy_model("gpt_neo").network, torch.device("cuda"))  # windows of its own
 
 
 def ignoring_the_mask(forward: Callable[..., Any], options: dict[str, Any]) -> Any:
     if options["attention_mask"].dim() == 4:
         options["attention_mask"] = torch.zeros_like(options["attention_mask"])
+    return forward(**options)
+
+
+def lacking(forward: Callable[..., Any], options: dict[str, Any]) -> Any:
+    if options["attention_mask"].dim() == 4:
+        raise AttributeError("alibi")
     return forward(**options)
 
 
@@ -119,7 +131,7 @@ def short_of_memory(forward: Callable[..., Any], options: dict[str, Any]) -> Any
     return forward(**options)
 
 
-@pytest.mark.parametrize("change", [ignoring_the_mask, failing, short_of_memory])
+@pytest.mark.parametrize("change", [ignoring_the_mask, failing, lacking, short_of_memory])
 def test_a_network_that_cannot_decode_so_goes_on_with_ordinary_steps(
     made: Made, monkeypatch: pytest.MonkeyPatch, change: Callable[..., Any]
 ):
@@ -140,6 +152,11 @@ def test_a_network_that_cannot_decode_so_goes_on_with_ordinary_steps(
     monkeypatch.setattr(model.network, "forward", changed)
     assert model.generate(requests) == expected
     assert made == [None]  # tried once
+    assert model.generate(requests) == expected
+    assert made == [None]
+    assert [note for note in model.notes if "CUDA graph" in note] == (
+        ["memory ran short on cpu for a CUDA graph: decoding goes on without"] if change is short_of_memory else []
+    )
 
 
 def test_hidden_columns_are_finite():
@@ -160,41 +177,101 @@ def test_hidden_columns_are_finite():
     assert again[0, 0, :, 0].tolist() == [1, 1, 1, 2, 5]
 
 
-def test_the_graph_is_recorded_and_replayed(monkeypatch: pytest.MonkeyPatch):
-    """The calls of a GPU, on a stand-in: what is recorded runs once, and again at each replay."""
+class StandIn:
+    """What `_record` uses of torch.cuda. replayed: what a replay does to the logits of the recording."""
+
+    def __init__(self, replayed: Callable[[], None]) -> None:
+        self.calls: list[str] = []
+        self._replayed = replayed
+
+    def replay(self) -> None:
+        self.calls.append("replay")
+        self._replayed()
+
+    def note(self, call: str) -> Callable[..., Any]:
+        def noted(*arguments: object, **_: object) -> Any:
+            self.calls.append(f"{call} {arguments[0]}" if call == "waiting is" else call)
+            return nullcontext() if call in ("device", "stream", "graph") else self
+
+        return noted
+
+    def wait_stream(self, _: object) -> None:
+        self.calls.append("wait")
+
+
+@pytest.mark.parametrize("case", ["alike", "an empty graph"])
+def test_a_graph_is_recorded_after_a_trial_and_tried_itself(monkeypatch: pytest.MonkeyPatch, case: str):
+    """The calls of a GPU, on a stand-in."""
     model = toy_model(chat=True)
     prompts = [tuple(model.encode(text)) for text in ("the cat", "12 and 12 and the", "Q")]
     with torch.inference_mode():
-        reference, state = (Runner(model.network, model.device, reusable=True).prefill(prompts) for _ in range(2))
         run = Runner(model.network, model.device, reusable=True)
+        reference, state = run.prefill(prompts), run.prefill(prompts)
+        last = reference.next_logits.argmax(-1)[:, None]
         for one in (reference, state):
             one.reserve(40)
-        last = reference.next_logits.argmax(-1)[:, None]
-        run.step(reference, last)
+            run.step(one, last)
+        steps = FixedSteps(run, state, last)
+        for layer in steps._layers:
+            layer.pin(steps._column)
+        on_gpu = SimpleNamespace(device=torch.device("cuda"), last_logits=run.last_logits)
+        monkeypatch.setattr(steps, "_runner", on_gpu)
+
+        def replayed() -> None:  # into the same memory
+            steps._logits.copy_(steps._forward() if case == "alike" else torch.zeros(()))
+
+        stand_in = StandIn(replayed)
+        for name in ("device", "current_stream", "Stream", "stream", "graph", "set_stream"):
+            monkeypatch.setattr(torch.cuda, name, stand_in.note(name))
+        monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: stand_in)
+        monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: 0)
+        monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", stand_in.note("waiting is"))
+        assert steps._record(state.next_logits) is (case == "alike")
+        assert stand_in.calls == [
+            "device", "current_stream", "Stream", "wait", "stream", "waiting is error", "waiting is 0", "wait", "graph",
+            "set_stream", "replay",
+        ]  # fmt: skip
+        if case == "alike":
+            for _ in range(5):
+                tokens = reference.next_logits.argmax(-1)[:, None]
+                run.step(reference, tokens)
+                steps.step(state, tokens)
+                assert torch.allclose(state.next_logits, reference.next_logits, atol=1e-5)
+            assert stand_in.calls.count("replay") == 6
+            steps.end()
+            tokens = reference.next_logits.argmax(-1)[:, None]
+            run.step(reference, tokens)
+            run.step(state, tokens)
+            assert torch.allclose(state.next_logits, reference.next_logits, atol=1e-5)
+            assert torch.equal(state.mask, reference.mask)
+
+
+def test_a_recording_that_fails_leaves_no_stream_behind(monkeypatch: pytest.MonkeyPatch):
+    model = toy_model(chat=True)
+    with torch.inference_mode():
+        run = Runner(model.network, model.device, reusable=True)
+        state = run.prefill([tuple(model.encode("the cat"))])
+        last = state.next_logits.argmax(-1)[:, None]
         run.step(state, last)
         steps = FixedSteps(run, state, last)
         for layer in steps._layers:
             layer.pin(steps._column)
-        assert steps._record(state.next_logits)
-        buffer = torch.zeros_like(state.next_logits)
+        forwards: list[int] = []
 
-        class Graph:
-            replays = 0
+        def failing_once_recorded(*arguments: Any, **options: Any) -> Any:
+            forwards.append(1)
+            if len(forwards) == 2:
+                raise RuntimeError("operation not permitted when stream is capturing")
+            return run.last_logits(*arguments, **options)
 
-            def replay(self) -> None:
-                self.replays += 1
-                buffer.copy_(steps._forward())  # into the same memory, as a graph does
-
-        steps._graph, steps._logits = Graph(), buffer
-        for _ in range(5):
-            tokens = reference.next_logits.argmax(-1)[:, None]
-            run.step(reference, tokens)
-            steps.step(state, tokens)
-            assert torch.allclose(state.next_logits, reference.next_logits, atol=1e-5)
-        assert steps._graph.replays == 5
-        steps.end()
-        tokens = reference.next_logits.argmax(-1)[:, None]
-        run.step(reference, tokens)
-        run.step(state, tokens)
-        assert torch.allclose(state.next_logits, reference.next_logits, atol=1e-5)
-        assert torch.equal(state.mask, reference.mask)
+        on_gpu = SimpleNamespace(device=torch.device("cuda"), last_logits=failing_once_recorded)
+        monkeypatch.setattr(steps, "_runner", on_gpu)
+        stand_in = StandIn(lambda: None)
+        for name in ("device", "current_stream", "Stream", "stream", "graph", "set_stream"):
+            monkeypatch.setattr(torch.cuda, name, stand_in.note(name))
+        monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: stand_in)
+        monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: 0)
+        monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", lambda _: None)
+        with pytest.raises(RuntimeError, match="capturing"):
+            steps._record(state.next_logits)
+        assert stand_in.calls[-1] == "set_stream"

@@ -10,7 +10,11 @@ import pytest
 import torch
 
 from llmkick.models.engine import prefix_attention
-from llmkick.models.engine.runner import Prefix, Runner, join_states, pad
+from llmkick.models.engine.attention import default_attention
+from llmkick.models.engine.grouped_query import GroupedQueryAttention
+from llmkick.models.engine.prefilled import join_states
+from llmkick.models.engine.prefix_attention import CausalBehindPrefix
+from llmkick.models.engine.runner import Prefix, Runner, pad
 from toy import toy_model
 
 CPU = torch.device("cpu")
@@ -127,18 +131,19 @@ def test_prompts_without_a_mask_go_on_like_those_under_one(
     generator = random.Random(3)
     start = tuple(generator.randrange(284) for _ in range(20))
     prompts = [start + tuple(generator.randrange(284) for _ in range(length)) for length in (1, 9, 4, 40)]
-    default_calls, default = list[int](), prefix_attention.default_attention
+    under_mask, attend = list[int](), GroupedQueryAttention.__call__
 
     def counted(*arguments: Any, **options: Any) -> Any:
-        default_calls.append(1)
-        return default(*arguments, **options)
+        under_mask.append(arguments[1] is not None)
+        return attend(*arguments, **options)
 
-    monkeypatch.setattr(prefix_attention, "default_attention", counted)
     with torch.inference_mode():
         cache = Prefix(runner, start[:prefix]).cache
         expected = runner.prefill(prompts, prefix, cache)
         runner.masks_padding_behind = False
+        monkeypatch.setattr(GroupedQueryAttention, "__call__", counted)
         found = runner.prefill(prompts, prefix, cache)
+        attended_under_mask = len(under_mask)
         assert torch.equal(found.mask, expected.mask)
         assert torch.equal(found.lengths, expected.lengths)
         assert torch.allclose(found.next_logits, expected.next_logits, atol=1e-5)
@@ -149,8 +154,26 @@ def test_prompts_without_a_mask_go_on_like_those_under_one(
         if prefix:
             assert cache.get_seq_length() == prefix
             assert torch.allclose(runner.final_logits(prompts, prefix, cache), last_logits(model, prompts), atol=1e-5)
-    # Windows need their masks; nothing else does.
-    assert bool(default_calls) == (bool(prefix) and architecture in ("mistral", "gemma3"))
+    # Behind a prefix windows need their masks; nothing else does.
+    assert not prefix or bool(attended_under_mask) == (architecture in ("mistral", "gemma3"))
+
+
+def test_a_mask_of_a_layer_itself_is_kept(monkeypatch: pytest.MonkeyPatch):
+    query, states = torch.randn(1, 4, 3, 8), torch.randn(1, 2, 7, 8)
+    own = torch.randn(1, 1, 3, 7)
+    module = torch.nn.Module()
+    module.num_key_value_groups = 2  # type: ignore[assignment]
+    found, _ = CausalBehindPrefix()(module, query, states, states, own)
+    expected, _ = default_attention(module, query, states, states, own)
+    assert torch.allclose(found, expected, atol=1e-6)
+    causal = torch.ones(3, 7, dtype=torch.bool).tril(4)[None, None]
+    expected, _ = default_attention(module, query, states, states, causal)
+    for mask in (None, causal):
+        assert torch.allclose(CausalBehindPrefix()(module, query, states, states, mask)[0], expected, atol=1e-6)
+    # Without a kernel for heads in groups, the mask is used.
+    monkeypatch.setattr(prefix_attention, "_takes_groups", lambda *_: False)
+    assert torch.allclose(CausalBehindPrefix()(module, query, states, states, causal)[0], expected, atol=1e-6)
+    assert not torch.allclose(CausalBehindPrefix()(module, query, states, states, own)[0], expected, atol=1e-2)
 
 
 def last_logits(model: Any, prompts: list[tuple[int, ...]]) -> torch.Tensor:

@@ -118,7 +118,8 @@ class InputStatistics:
     def factors(several: Sequence[InputStatistics], *, act_order: bool = False) -> list[HessianFactor]:
         """`factor` of several statistics of one width. A GPU factorises those at once that have no factor yet."""
         missing = [one for one in dict.fromkeys(several) if act_order not in one._factors]
-        if len(missing) > 1 and not is_checked_at_once(missing[0]._collected().device):
+        has_all = len(missing) > 1 and all(one.has_hessian for one in missing)
+        if has_all and not is_checked_at_once(missing[0]._collected().device):
             InputStatistics.check_finite(missing)
             found = factors_together([one._unfactored(act_order) for one in missing])
             for one, factor in zip(missing, found, strict=True):

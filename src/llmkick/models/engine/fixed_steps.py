@@ -7,17 +7,21 @@ reads the whole buffer of the cache under a mask, and the column of the new toke
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
 
-from llmkick.models.engine.batch_budget import is_spread
+from llmkick.models.engine.batch_budget import is_out_of_memory, is_spread
 from llmkick.models.engine.network import attends_to_all_tokens
+from llmkick.models.engine.prefilled import Prefilled
+from llmkick.models.engine.runner import Runner
 
 if TYPE_CHECKING:
     from llmkick.models.engine.kv_cache import PreallocatedLayer
-    from llmkick.models.engine.runner import Prefilled, Runner
 
 # Recording is estimated to take as long as so many ordinary steps save. Fewer steps to come are not worth it.
 WORTHWHILE_STEPS = 32
@@ -26,9 +30,15 @@ WORTHWHILE_STEPS = 32
 TOLERANCE = 0.02
 
 
+# Networks that turned out not to decode this way.
+_refused: WeakSet[Any] = WeakSet()
+
+
 def can_fix_steps(network: Any, device: torch.device) -> bool:
-    """Whether a GPU holds the whole network, and every layer attends to all tokens."""
-    return device.type == "cuda" and not is_spread(network) and attends_to_all_tokens(network)
+    """Whether a GPU holds the whole network, every layer attends to all tokens by `sdpa`, and no attempt has failed."""
+    by_sdpa = getattr(network.config.get_text_config(decoder=True), "_attn_implementation", "") == "sdpa"
+    is_suitable = by_sdpa and attends_to_all_tokens(network) and network not in _refused
+    return is_suitable and device.type == "cuda" and not is_spread(network)
 
 
 class FixedSteps:
@@ -52,22 +62,27 @@ class FixedSteps:
         self._logits = state.next_logits
 
     @classmethod
-    def of(cls, runner: Runner, state: Prefilled, last: Tensor) -> FixedSteps | None:
-        """The steps that continue `state`; None, also for later batches, where the network cannot run that way."""
+    def of(cls, runner: Runner, state: Prefilled, last: Tensor, notes: list[str]) -> FixedSteps | None:
+        """The steps that continue `state`; None, also for later batches, where the network cannot run that way.
+
+        A shortage of memory is written to `notes`: ordinary steps go on with less.
+        """
         steps = cls(runner, state, last)
         before = [layer.column(steps.columns - 1) for layer in steps._layers]
         for layer in steps._layers:
             layer.pin(steps._column)
         try:
             is_alike = steps._record(state.next_logits)
-        except (RuntimeError, ValueError, IndexError, TypeError):  # a shortage of memory too: ordinary steps need less
+        except Exception as error:  # noqa: BLE001 - whatever a network cannot do here, it did in an ordinary step
             is_alike = False
+            if is_out_of_memory(error):
+                notes.append(f"memory ran short on {runner.device} for a CUDA graph: decoding goes on without")
         if is_alike:
             return steps
         steps.end()
         for layer, columns in zip(steps._layers, before, strict=True):
             layer.set_column(steps.columns - 1, columns)
-        runner.fixes_steps = False
+        _refused.add(runner.network)
         return None
 
     @property
@@ -101,19 +116,25 @@ class FixedSteps:
         device = self._runner.device
         if device.type != "cuda":
             return _is_alike(self._forward(), expected)
-        # What is allocated once only, such as the workspaces of cuBLAS, must be there before the recording.
-        side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        side.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(side):
-            found = self._forward()
-        torch.cuda.current_stream(device).wait_stream(side)
-        if not _is_alike(found, expected):
-            return False
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            self._logits = self._forward()
-        self._graph = graph
-        return True
+        with torch.cuda.device(device):
+            before, side = torch.cuda.current_stream(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            # What is allocated once only, such as the workspaces of cuBLAS, must be there before the recording; and a
+            # network that waits for the GPU is found here, where that does no harm.
+            side.wait_stream(before)
+            with torch.cuda.stream(side), _no_waiting():
+                found = self._forward()
+            before.wait_stream(side)
+            if not _is_alike(found, expected):
+                return False
+            graph = torch.cuda.CUDAGraph()
+            try:
+                with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
+                    self._logits = self._forward()
+            finally:
+                torch.cuda.set_stream(before)  # a recording that fails leaves its own stream behind
+            self._graph = graph
+            graph.replay()
+            return _is_alike(self._logits, expected)
 
     def _forward(self) -> Tensor:
         return self._runner.last_logits(self._tokens, mask=self._mask, positions=self._positions, cache=self._cache)
@@ -123,6 +144,17 @@ class FixedSteps:
         hidden = torch.full((len(mask), 1, 1, self._capacity), float("-inf"), dtype=dtype, device=mask.device)
         hidden[:, 0, 0, : mask.shape[1]].masked_fill_(mask.bool(), 0.0)
         return hidden
+
+
+@contextmanager
+def _no_waiting() -> Iterator[None]:
+    """While this lasts, an operation for which the processor waits for the GPU raises an error."""
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
 
 
 def _is_alike(found: Tensor, expected: Tensor) -> bool:

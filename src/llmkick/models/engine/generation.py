@@ -12,17 +12,20 @@ from torch import Tensor
 from llmkick.models.engine.answers import Answers, Row, rows_of
 from llmkick.models.engine.batch_budget import BatchBudget, attempt
 from llmkick.models.engine.batches import plan_batches
-from llmkick.models.engine.fixed_steps import WORTHWHILE_STEPS, FixedSteps
+from llmkick.models.engine.fixed_steps import WORTHWHILE_STEPS, FixedSteps, can_fix_steps
 from llmkick.models.engine.kv_cache import can_reuse_cache
 from llmkick.models.engine.network import device_of, end_tokens_of, max_tokens_of, vocabulary_of
+from llmkick.models.engine.prefilled import Prefilled, join_states
 from llmkick.models.engine.prompt_encoder import PromptEncoder
-from llmkick.models.engine.runner import Prefilled, Prefix, Runner, join_states, prefix_groups
+from llmkick.models.engine.runner import Prefix, Runner, prefix_groups
 from llmkick.models.finite import finite_rows
 from llmkick.models.language_model import GenerateRequest, Generation, Unanswered
 
 MAX_ROWS = 64
 # Cutting the cache takes about as long as a decoding step: it is worth it once a quarter of the rows are done.
 KEEP_SHARE = 0.75
+# Ordinary steps of the same rows before their steps are fixed.
+SETTLED_STEPS = 8
 # Columns that are allocated for tokens to come; a long thought allocates so many again and again.
 MOST_ROOM = 512
 
@@ -75,6 +78,7 @@ class _Decoder:
         self.active: list[Row] = []
         self.state: Prefilled | None = None
         self.fixed: FixedSteps | None = None  # what takes the steps of `state`, if not the runner
+        self.unchanged = 0  # ordinary steps since rows entered or left
 
     def run(self) -> None:
         """Decode until every row has its outcome."""
@@ -114,11 +118,18 @@ class _Decoder:
             self.fixed.step(state, tokens)
             return
         self.runner.step(state, tokens)
-        if self.runner.fixes_steps and _room(self.active) >= WORTHWHILE_STEPS:
-            self.fixed = FixedSteps.of(self.runner, state, tokens)
+        self.unchanged += 1
+        # Answers may end long before their limit: rows that stay together for some steps are likely to stay longer.
+        if self.unchanged >= SETTLED_STEPS and self._fixes_steps and _room(self.active) >= WORTHWHILE_STEPS:
+            self.fixed = FixedSteps.of(self.runner, state, tokens, self.budget.notes)
+
+    @property
+    def _fixes_steps(self) -> bool:
+        return self.runner.reusable and can_fix_steps(self.runner.network, self.runner.device)
 
     def _unfix(self) -> None:
         """End the fixed steps, before the rows or the buffers of the batch change."""
+        self.unchanged = 0
         if self.fixed is not None:
             self.fixed.end()
             self.fixed = None

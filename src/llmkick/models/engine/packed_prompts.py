@@ -59,7 +59,8 @@ class AttentionByPrompt:
         """
         from llmkick.models.engine.attention import is_plain  # transformers takes long to import
 
-        if not is_plain(dropout, options) or options.get("sliding_window") is not None:
+        is_own = attention_mask is not None and attention_mask.dtype != torch.bool  # not a mask of transformers
+        if not is_plain(dropout, options) or options.get("sliding_window") is not None or is_own:
             raise UnsupportedAttentionError(type(module).__name__)
         self.layers += 1
         heads, key_heads, prefix = query.shape[1], key.shape[1], self._prefix

@@ -13,11 +13,18 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.bias import causal_lower_right
 
-from llmkick.models.engine.attention import default_attention, is_plain
+from llmkick.models.engine.attention import is_plain
+from llmkick.models.engine.grouped_query import GroupedQueryAttention
 
 
 class CausalBehindPrefix:
-    """An attention function for the layers of one forward; it calls the default where attention is not plain."""
+    """An attention function for the layers of one forward.
+
+    Where attention is not plain, or no such kernel is there, it attends under the mask as other forwards do.
+    """
+
+    def __init__(self) -> None:
+        self._under_mask = GroupedQueryAttention()
 
     def __call__(
         self,
@@ -34,11 +41,22 @@ class CausalBehindPrefix:
 
         The queries are those of the last `tokens` columns.
         """
-        if not is_plain(dropout, options) or options.get("sliding_window") is not None:
-            return default_attention(
+        grouped = query.shape[1] != key.shape[1]
+        # The masks of transformers are boolean; numbers are a layer's own.
+        is_own = attention_mask is not None and attention_mask.dtype != torch.bool
+        is_causal = is_plain(dropout, options) and options.get("sliding_window") is None and not is_own
+        if not is_causal or (grouped and not _takes_groups(query, key, value)):
+            return self._under_mask(
                 module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **options
             )
         seen = causal_lower_right(query.shape[2], key.shape[2])
-        grouped = query.shape[1] != key.shape[1]
         output = F.scaled_dot_product_attention(query, key, value, attn_mask=seen, scale=scaling, enable_gqa=grouped)
         return output.transpose(1, 2).contiguous(), None
+
+
+def _takes_groups(query: Tensor, key: Tensor, value: Tensor) -> bool:
+    """Whether query heads may share key heads without a mask: flash attention takes them, the other kernels do not."""
+    if query.device.type != "cuda":
+        return True
+    parameters = torch.backends.cuda.SDPAParams(query, key, value, None, 0.0, False, True)  # type: ignore[no-untyped-call]
+    return bool(torch.backends.cuda.can_use_flash_attention(parameters))

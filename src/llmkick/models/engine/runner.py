@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,56 +12,18 @@ from torch import Tensor
 
 from llmkick.models.engine.batch_budget import is_spread
 from llmkick.models.engine.batches import Ids, common_prefix, group_by_prefix
-from llmkick.models.engine.fixed_steps import can_fix_steps
 from llmkick.models.engine.packed_prompts import AttentionByPrompt, UnsupportedAttentionError, can_pack_prompts
+from llmkick.models.engine.prefilled import Prefilled
 
 if TYPE_CHECKING:
     from llmkick.models.engine.attention import AttentionFunction
 
 
-@dataclass
-class Prefilled:
-    """A batch of prompts that have run: the state from which each row continues.
-
-    next_logits: (rows, vocabulary) float32, after the last prompt token; cache: keys and values;
-    mask: (rows, cached tokens) 1 where a cached token is real; lengths: (rows,) real tokens a row.
-    """
-
-    next_logits: Tensor
-    cache: Any
-    mask: Tensor
-    lengths: Tensor
-
-    def select(self, rows: Tensor, *, room: int = 0) -> Prefilled:
-        """A copy with these rows, in this order, without the columns that none of them needs; `room` for new ones."""
-        return join_states([self], [rows], room=room)
-
-    def reserve(self, room: int) -> None:
-        """Make room for so many new columns."""
-        from llmkick.models.engine.kv_cache import reserve
-
-        reserve(self.cache, self.mask.shape[1] + room)
-
-
-def join_states(states: Sequence[Prefilled], rows: Sequence[Tensor], *, room: int = 0) -> Prefilled:
-    """Chosen rows of several batches as one batch, in order, ending in the same column, with `room` for new columns."""
-    from llmkick.models.engine.kv_cache import join_caches
-
-    lengths = torch.cat([state.lengths[chosen] for state, chosen in zip(states, rows, strict=True)])
-    columns = int(lengths.max())
-    return Prefilled(
-        next_logits=torch.cat([state.next_logits[chosen] for state, chosen in zip(states, rows, strict=True)]),
-        cache=join_caches([state.cache for state in states], rows, columns, room=room),
-        mask=(torch.arange(columns, device=lengths.device) >= columns - lengths[:, None]).long(),
-        lengths=lengths,
-    )
-
-
 class Runner:
     """Calls a network with explicit masks and positions, whatever its signature.
 
-    `reusable` says that keys and values may be cut and repeated (see `can_reuse_cache`). `packs_prompts` and
-    `fixes_steps` turn false when a network turns out not to run that way.
+    `reusable` says that keys and values may be cut and repeated (see `can_reuse_cache`). `packs_prompts` turns false
+    when a layer turns out to have an attention of its own.
     """
 
     def __init__(self, network: Any, device: torch.device, *, reusable: bool = False) -> None:
@@ -75,7 +36,6 @@ class Runner:
         self.packs_prompts = reusable and can_pack_prompts(network, device)
         # A GPU has kernels for causal attention that take no mask; padding behind a token is hidden from it anyway.
         self.masks_padding_behind = device.type != "cuda"
-        self.fixes_steps = reusable and can_fix_steps(network, device)
         supports = getattr(network, "_supports_default_dynamic_cache", lambda: True)
         self.takes_cache: bool = "past_key_values" in accepted and supports()
 
@@ -166,7 +126,8 @@ class Runner:
         """
         from llmkick.models.engine.kv_cache import repeat_prefix
 
-        if self.reusable and not self.masks_padding_behind:
+        # Only the output head can leave out columns that are not the last ones.
+        if self.reusable and not self.masks_padding_behind and self.network.get_output_embeddings() is not None:
             return self._prefill_without_mask(prompts, prefix, prefix_cache)
         ids, mask = pad(prompts, self.device, left=True)
         positions = (mask.cumsum(1) - 1).clamp(min=0)

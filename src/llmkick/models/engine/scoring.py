@@ -19,8 +19,9 @@ from llmkick.models.engine.encoding import EncodedRequest, encode_answerable
 from llmkick.models.engine.kv_cache import can_reuse_cache, rotary_limit
 from llmkick.models.engine.network import device_of, max_tokens_of, vocabulary_of
 from llmkick.models.engine.packed_prompts import MAX_PACKED_TOKENS
+from llmkick.models.engine.prefilled import Prefilled
 from llmkick.models.engine.prompt_encoder import PromptEncoder
-from llmkick.models.engine.runner import Prefilled, Prefix, Runner, pad, prefix_groups
+from llmkick.models.engine.runner import Prefix, Runner, pad, prefix_groups
 from llmkick.models.language_model import ContinuationScore, ScoreRequest, Unanswered
 
 MAX_QUESTIONS = 256

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 
 import altair as alt
 import pandas as pd
@@ -25,11 +26,14 @@ SHARED = ("source", "data", "limit", "seed")
 def book_figures(result: StudyResult, cells: pd.DataFrame) -> list[Figure]:
     """One figure for each task asked with and without its passage: both scores of every recipe."""
     asked = set(cells["task"])
-    return [
-        _figure(cells, closed, opened)
-        for closed, opened in book_pairs(result.tasks)
-        if {closed.name, opened.name} <= asked
-    ]
+    figures: dict[str, Figure] = {}
+    for closed, opened in book_pairs(result.tasks):
+        if {closed.name, opened.name} <= asked:
+            figure = _figure(cells, closed, opened)
+            # Names of other letters than those of file names may become the same.
+            name = figure.name if figure.name not in figures else f"{figure.name}-{len(figures) + 1}"
+            figures[name] = replace(figure, name=name)
+    return list(figures.values())
 
 
 def book_pairs(tasks: Sequence[TaskSummary]) -> list[tuple[TaskSummary, TaskSummary]]:

@@ -1,0 +1,88 @@
+"""What a forecast starts from: the tokens of a task's requests, and the speed of a model."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from llmkick.study import model_speed
+from llmkick.study.model_speed import machine_speed, measured_speed
+from llmkick.study.request_tokens import WRITTEN_SHARE, RequestTokens, request_tokens
+from llmkick.tasks.registry import get_task
+from toy import toy_model
+
+
+def test_what_all_prompts_begin_with_runs_once_a_batch():
+    size = RequestTokens(requests=1.0, read=90.0, written=30.0, shared=80.0)
+    assert size.passed_to_read(1) == 90
+    assert size.passed_to_read(64) == 90 - 80 * 63 / 64
+    assert size.passed(1) == 90 + WRITTEN_SHARE * 30
+
+
+@pytest.mark.parametrize("name", ["factoid_qa", "multiple_choice:cloze"])
+def test_the_shared_tokens_are_those_of_the_prompts(name: str):
+    model = toy_model(chat=True)
+    task = get_task(name, limit=8)
+    items = task.items(model)
+    prompts = [model.encode(task.requests(item, "chat")[0].prompt) for item in items]
+    shared = 0
+    while len({tuple(prompt[: shared + 1]) for prompt in prompts}) == 1:
+        shared += 1
+    found = request_tokens(task, items, "chat", model)
+    assert found is not None
+    assert found.shared == shared > 16
+    assert found.shared < found.read
+    alone = request_tokens(task, items[:1], "chat", model)
+    assert alone is not None
+    assert alone.shared == 0
+    recurrent = request_tokens(task, items, "chat", toy_model("mamba", chat=True))
+    assert recurrent is not None
+    assert recurrent.shared == 0  # such a network runs every prompt whole
+    unknown = request_tokens(task, items, "chat", None)
+    assert unknown is not None
+    assert unknown.shared == 0
+
+
+def test_the_first_pass_of_each_length_does_not_count(monkeypatch: pytest.MonkeyPatch):
+    """A processor prepares its kernels in it."""
+    seen: dict[int, int] = {}
+
+    def seconds(_engine: Any, tokens: int) -> float:
+        seen[tokens] = seen.get(tokens, 0) + 1
+        return (0.02 + 0.001 * tokens) * (10 if seen[tokens] == 1 else 1)
+
+    monkeypatch.setattr(model_speed, "_seconds", seconds)
+    found = measured_speed(toy_model())
+    assert found is not None
+    assert found.token_seconds == pytest.approx(0.001, rel=0.1)
+    assert found.pass_seconds == pytest.approx(0.02, rel=0.1)
+    assert set(seen) == {8, 64}  # the context of the toy ends at 256
+
+
+def test_a_slow_model_is_not_tried_at_length(monkeypatch: pytest.MonkeyPatch):
+    tried: list[int] = []
+
+    def seconds(_engine: Any, tokens: int) -> float:
+        tried.append(tokens)
+        return 9.0 if len(tried) == 1 else 3.0
+
+    monkeypatch.setattr(model_speed, "_seconds", seconds)
+    found = measured_speed(toy_model())
+    assert tried == [8, 8]
+    assert found is not None
+    assert found.token_seconds + found.pass_seconds / 8 == pytest.approx(3 / 8)
+
+
+def test_the_speed_of_products_is_that_of_the_fastest(monkeypatch: pytest.MonkeyPatch):
+    ticks = iter([0.0, 5.0, 10.0, 10.5, 20.0, 21.0, 30.0, 31.0])
+    monkeypatch.setattr(model_speed, "time", SimpleNamespace(perf_counter=lambda: next(ticks)))
+    monkeypatch.setattr(model_speed, "MATRIX", 16)
+    expected = model_speed.EFFICIENCY * model_speed.PRODUCTS * 2 * 16**3 / 0.5
+    assert machine_speed(torch.float32, torch.device("cpu")) == pytest.approx(expected)
+
+
+def test_nothing_is_measured_without_weights():
+    assert measured_speed(SimpleNamespace()) is None  # type: ignore[arg-type]
