@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+
+import pytest
 
 from llmkick import cli
 
@@ -30,6 +33,31 @@ for command in json.loads(sys.argv[1]):
     imported[" ".join(sys.argv)] = sorted({name.partition(".")[0] for name in sys.modules})
 print(json.dumps(imported))
 """
+
+
+THREADS = """
+import os, sys
+import llmkick.cli
+assert "torch" not in sys.modules
+print({name: os.environ.get(name) for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")})
+"""
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, {"OMP_WAIT_POLICY": None, "GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "0"}),
+        ({"GOMP_SPINCOUNT": "7"}, {"OMP_WAIT_POLICY": None, "GOMP_SPINCOUNT": "7", "KMP_BLOCKTIME": "0"}),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, {"OMP_WAIT_POLICY": "ACTIVE", "GOMP_SPINCOUNT": None, "KMP_BLOCKTIME": None}),
+    ],
+)
+def test_threads_spin_a_little_unless_told_otherwise(given: dict[str, str], expected: dict[str, str | None]):
+    """OpenMP reads this when torch is imported."""
+    plain = {name: value for name, value in os.environ.items() if name not in expected}
+    done = subprocess.run(
+        [sys.executable, "-c", THREADS], env={**plain, **given}, capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stdout.strip() == str(expected)
 
 
 def test_help_imports_no_heavy_package():
