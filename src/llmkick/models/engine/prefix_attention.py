@@ -58,5 +58,5 @@ def _takes_groups(query: Tensor, key: Tensor, value: Tensor) -> bool:
     """Whether query heads may share key heads without a mask: flash attention takes them, the other kernels do not."""
     if query.device.type != "cuda":
         return True
-    parameters = torch.backends.cuda.SDPAParams(query, key, value, None, 0.0, False, True)  # type: ignore[no-untyped-call]
+    parameters = torch.backends.cuda.SDPAParams(query, key, value, None, 0.0, False, True)
     return bool(torch.backends.cuda.can_use_flash_attention(parameters))
