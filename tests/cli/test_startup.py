@@ -46,7 +46,7 @@ print({name: os.environ.get(name) for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUN
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        ({}, {"OMP_WAIT_POLICY": None, "GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "0"}),
+        ({}, {"OMP_WAIT_POLICY": None, "GOMP_SPINCOUNT": "3000", "KMP_BLOCKTIME": "0"}),
         ({"GOMP_SPINCOUNT": "7"}, {"OMP_WAIT_POLICY": None, "GOMP_SPINCOUNT": "7", "KMP_BLOCKTIME": "0"}),
         ({"OMP_WAIT_POLICY": "ACTIVE"}, {"OMP_WAIT_POLICY": "ACTIVE", "GOMP_SPINCOUNT": None, "KMP_BLOCKTIME": None}),
     ],

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 # operations of a small model are short. So they spin for some microseconds. OpenMP reads this when torch is first
 # imported, which happens later than this line.
 if "OMP_WAIT_POLICY" not in os.environ:
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     os.environ.setdefault("KMP_BLOCKTIME", "0")  # the OpenMP of LLVM and Intel counts milliseconds: it sleeps at once
 
 # The panels of commands in `kick --help`.
