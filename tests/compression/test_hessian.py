@@ -294,3 +294,22 @@ def test_squares_of_one_call_are_those_of_pieces(dtype: torch.dtype) -> None:
     rows = correlated_inputs(1, 200, 40)[0].to(dtype)
     found = torch.linalg.vector_norm(rows, dim=0, dtype=torch.float32).square_()
     assert torch.allclose(found, moments.sums_of_squares(rows), rtol=1e-5)
+
+
+@pytest.mark.parametrize("tokens", [1, 15, 16, 17, 127, 129, 300, 4097])
+def test_any_number_of_tokens_is_summed_exactly(tokens: int) -> None:
+    rows = torch.randint(-3, 4, (tokens, 160), generator=torch.Generator().manual_seed(tokens)).bfloat16()
+    found = torch.zeros(160, 160)
+    moments.add_moments(found, rows)
+    assert torch.equal(found.triu(), (rows.float().T @ rows.float()).triu())
+
+
+def test_products_have_few_heights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """oneDNN keeps a compiled kernel for each."""
+    heights: set[int] = set()
+    monkeypatch.setattr(moments, "_add_product", lambda _total, left, _right: heights.add(left.shape[1]))
+    for tokens in range(1, 2049):
+        moments.add_moments(torch.zeros(8, 8), torch.zeros(tokens, 8))
+        assert tokens <= max(heights) < tokens + max(16, tokens / 4 + 1)
+    assert len(heights) <= 40
+    assert 2048 in heights

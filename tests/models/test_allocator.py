@@ -54,6 +54,22 @@ def test_memory_is_kept_and_given_back():
     assert kept["returned"] > 32 * 2**20
 
 
+@pytest.mark.skipif(not GLIBC, reason="only glibc can be told")
+def test_little_freed_memory_is_kept():
+    script = """
+import sys
+import torch
+from llmkick.models.allocator import give_back_freed_memory, keep_freed_memory
+keep_freed_memory()
+rows = [torch.ones(2**18) for _ in range(64)]  # 1 MiB each
+kept = rows[1::2]
+del rows
+print(give_back_freed_memory(above=2**40), give_back_freed_memory(above=2**20))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "True"]
+
+
 def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(allocator, "_c_library", lambda: None)
     assert not allocator.keep_freed_memory()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
 from typing import Any
 
 # Constants of malloc.h. Freed blocks above MMAP_LIMIT, the largest value that glibc takes, go back to the system.
@@ -23,15 +24,35 @@ def keep_freed_memory() -> bool:
     return bool(library.mallopt(M_MMAP_THRESHOLD, MMAP_LIMIT) and library.mallopt(M_TRIM_THRESHOLD, KEPT))
 
 
-def give_back_freed_memory() -> bool:
+def give_back_freed_memory(*, above: int = 0) -> bool:
     """Return freed memory to the system: glibc keeps pieces otherwise, which add up over a model.
 
-    Returns whether any memory was released.
+    above: bytes; less freed memory than this is left to be used again. Returns whether any memory was released.
     """
     library = _c_library()
     if library is None or not hasattr(library, "malloc_trim"):
         return False
+    if above and _freed_bytes(library) <= above:
+        return False
     return bool(library.malloc_trim(0))
+
+
+class _MallocState(ctypes.Structure):
+    """`struct mallinfo2` of malloc.h."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_size_t)
+        for name in ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks",
+                     "keepcost")
+    )  # fmt: skip
+
+
+def _freed_bytes(library: Any) -> float:
+    """Bytes that were freed and are kept; infinite where glibc is too old to tell (before 2.33)."""
+    if not hasattr(library, "mallinfo2"):
+        return math.inf
+    library.mallinfo2.restype = _MallocState
+    return float(library.mallinfo2().fordblks)
 
 
 def _c_library() -> Any:

@@ -10,6 +10,7 @@ from torch import Tensor
 # Columns of the second moments computed at a time. A narrow panel wastes less below the diagonal, a wide one keeps all
 # cores of a GPU busy.
 PANEL, PANEL_CPU = 1024, 128
+PADDED_ROWS = 16  # a number of tokens is padded to a multiple of this on a CPU
 CACHED_VALUES = 2**19  # inputs squared at a time on a CPU: 2 MiB in float32, which its caches hold
 
 
@@ -37,9 +38,24 @@ def add_moments(moments: Tensor, rows: Tensor) -> None:
     if has_half_products(rows):
         _add_upper_moments(moments, rows, product=_add_half_product)
         return
-    on_cpu = rows.device.type == "cpu" and rows.dtype == torch.bfloat16
-    with _products_of_bfloat16() if on_cpu else contextlib.nullcontext():
-        _add_upper_moments(moments, rows.float(), product=_add_product)
+    on_cpu = rows.device.type == "cpu"
+    with _products_of_bfloat16() if on_cpu and rows.dtype == torch.bfloat16 else contextlib.nullcontext():
+        _add_upper_moments(moments, _padded(rows) if on_cpu else rows.float(), product=_add_product)
+
+
+def _padded(rows: Tensor) -> Tensor:
+    """The rows in float32 with rows of zeros below, up to one of a few heights: (tokens or more, in).
+
+    oneDNN compiles a kernel for every new shape and keeps a thousand of them, which can take a gigabyte. The experts of
+    a mixture get another number of tokens in every batch; heights of three significant bits leave few shapes.
+    """
+    step = max(PADDED_ROWS, 1 << max(0, rows.shape[0].bit_length() - 3))
+    missing = -rows.shape[0] % step
+    if missing == 0:
+        return rows.float()
+    padded = torch.zeros(rows.shape[0] + missing, rows.shape[1], dtype=torch.float32, device=rows.device)
+    padded[: rows.shape[0]] = rows
+    return padded
 
 
 def _add_upper_moments(moments: Tensor, rows: Tensor, *, product: Callable[[Tensor, Tensor, Tensor], object]) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from llmkick.compression.walk.blocks import Block
 from llmkick.compression.walk.finished_blocks import BlockFinish
 from llmkick.compression.walk.linear_layer import replace_weights
+from llmkick.models.allocator import KEPT, give_back_freed_memory
 
 
 class BlockSource(Protocol):
@@ -55,7 +56,8 @@ class BlocksInMemory:
         """Nothing: the network keeps the block."""
 
     def release_memory(self) -> None:
-        """Do nothing: the network itself is much larger than what the walk drops."""
+        """Give freed memory back to the system where it adds up: between kept weights it is in pieces."""
+        give_back_freed_memory(above=KEPT)
 
     def show_finished(self) -> None:
         """Do nothing: layers that share a weight share one parameter."""
