@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from dataclasses import dataclass
 
@@ -83,8 +84,12 @@ def expected_speed(parameters: int, operations_a_second: float, dtype: torch.dty
     )
 
 
+@functools.cache
 def machine_speed(dtype: torch.dtype, device: torch.device) -> float:
-    """The estimated operations per second of a forward pass: a share of the speed of a matrix product."""
+    """The estimated operations per second of a forward pass: a share of the speed of a matrix product.
+
+    It is measured once per process.
+    """
     left = torch.ones(MATRIX, MATRIX, dtype=dtype, device=device)
     seconds = []
     for _ in range(REPEATS + 1):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 from llmkick.compression.registry import parse_recipe
@@ -63,14 +64,28 @@ def design_of(task: Task, items: Sequence[Item], seeds: int) -> Design:
 
 def _few(name: str, design: Design, margin: float, alpha: float) -> str:
     """What the items of a task can show, or an empty string if a model without a loss usually matches."""
-    power = simulated_power(design, margin=margin, alpha=alpha, draws=_DRAWS)
-    if power >= LEAST_POWER:
+    ability = _ability(design, margin, alpha, _DRAWS, _SEARCH_DRAWS)
+    if ability is None:
         return ""
-    smallest = detectable_loss(design, margin=margin, alpha=alpha, draws=_SEARCH_DRAWS)
-    needed = items_for_power(design, margin=margin, alpha=alpha, draws=_SEARCH_DRAWS)
+    power, smallest, needed = ability
     remedy = "no number of items would do it in 80 %" if needed is None else f"{needed:,} would do it in 80 %"
     losses = f"losses under {smallest or 1:.0%} stay undecided"
     return f"{name} ({design.items} items: {power:.0%}; {remedy}; {losses})"
+
+
+@functools.lru_cache(maxsize=64)
+def _ability(
+    design: Design, margin: float, alpha: float, draws: int, search_draws: int
+) -> tuple[float, float | None, int | None] | None:
+    """Power, smallest loss that shows, items that suffice; None if a model without a loss usually matches.
+
+    A process that prepares several studies of the same design simulates it once.
+    """
+    power = simulated_power(design, margin=margin, alpha=alpha, draws=draws)
+    if power >= LEAST_POWER:
+        return None
+    smallest = detectable_loss(design, margin=margin, alpha=alpha, draws=search_draws)
+    return power, smallest, items_for_power(design, margin=margin, alpha=alpha, draws=search_draws)
 
 
 def _hopeless(design: Design, margin: float, alpha: float) -> str:

@@ -91,7 +91,7 @@ class FactoidQA:
         """Statements about the rows that were left out of the data."""
         return self._loaded.notes
 
-    @property
+    @cached_property
     def key(self) -> Mapping[str, Any]:
         """All properties of the task that can change a score."""
         key = task_key(self, content_hash(self._loaded.items))

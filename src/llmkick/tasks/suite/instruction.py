@@ -113,7 +113,7 @@ class Instruction:
         """Empty: the task uses all questions."""
         return ()
 
-    @property
+    @cached_property
     def key(self) -> Mapping[str, Any]:
         """All properties of the task that can change a score."""
         return {**task_key(self, content_hash(self._items)), "max_new_tokens": self._max_new_tokens}

@@ -129,7 +129,7 @@ class MultipleChoice:
         """Statements about the data that the results should report."""
         return self._read[0].notes
 
-    @property
+    @cached_property
     def key(self) -> Mapping[str, Any]:
         """All properties of the task that can change a score."""
         data = content_hash([*self._read[0].items, *self._read[1]])

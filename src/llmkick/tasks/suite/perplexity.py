@@ -187,7 +187,7 @@ class Perplexity:
     def _default_window(self) -> int:
         return PAPER_WINDOW if self.protocol == "paper" else DEFAULT_WINDOW
 
-    @property
+    @cached_property
     def key(self) -> Mapping[str, Any]:
         """All properties of the task that can change a score."""
         data = content_hash([Item(id="text", cluster="text", question=self._text)])

@@ -163,7 +163,7 @@ class Summarization:
         empty = [bucket for bucket in BUCKETS if not sizes[bucket]]
         return (*self._loaded.notes, *((f"no story is {' or '.join(empty)}",) if empty else ()))
 
-    @property
+    @cached_property
     def key(self) -> Mapping[str, Any]:
         """All properties of the task that can change a score."""
         key = {**task_key(self, content_hash(self._loaded.items)), "words": self._words}
