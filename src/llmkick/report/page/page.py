@@ -66,8 +66,9 @@ def render(run: Run, drawn: list[Figure]) -> str:
     return environment.get_template("page.html.jinja").render(_context(run, drawn, environment))
 
 
+@functools.cache
 def page_environment() -> Environment:
-    """The template environment, which escapes all values."""
+    """The template environment, which escapes all values. Its templates are compiled once."""
     environment = Environment(
         loader=PackageLoader("llmkick.report", "page"),
         autoescape=True,
