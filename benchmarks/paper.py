@@ -107,41 +107,59 @@ def run_until(deadline: float, wanted: Mapping[str, Study], folder: Path) -> boo
     return True
 
 
-def written(label: str, wanted: Mapping[str, Study], folder: Path, options: argparse.Namespace) -> str:
-    """The page of a model: claims, verdicts of each study, cells left, time."""
+def written(label: str, wanted: Mapping[str, Study], folder: Path) -> str:
+    """The page of a model, from its run folders: settings, claims, verdicts of each study, cells left, time."""
     names = [name for name in wanted if (folder / name / "journal.sqlite").is_file()]
     with ExitStack() as stack:
         runs = {name: stack.enter_context(opened_run(folder / name)) for name in names}
         compared = {name: run for name, run in runs.items() if run.result.comparisons}
         parts = [
-            f"# The paper's claims on {label}\n\n`python benchmarks/paper.py {' '.join(sys.argv[1:])}` · llmkick "
-            f"{llmkick.__version__} · {platform.machine()}, {options.dtype}\n\nProtocol strict. FreebaseQA, MMLU by "
-            f"letter without worked examples, TriviaQA closed and open book ({options.evidence} tokens of evidence), "
-            f"CNN/DailyMail, WikiText-2; at most {options.questions} questions of each. Calibrated on C4, "
-            f"{options.sequences} windows of {options.length} tokens, one seed."
+            f"# The paper's claims on {label}\n\n`python benchmarks/paper.py --data DATA` · llmkick {llmkick.__version__} · "
+            f"{platform.machine()}",
+            f"## Settings\n\n{_settings(runs)}",
         ]
         if compared:
             parts.append(f"## Claims\n\n{claims_markdown(claims_of(list(compared.values()), list(compared)))}")
         parts += [f"## Study {name}\n\n{markdown(run.result)}" for name, run in compared.items()]
-        parts.append(f"## Cells left or undecided\n\n{_left(wanted, runs)}")
+        parts.append(f"## Cells without a verdict\n\n{_left(wanted, runs)}")
         parts.append(f"## Time\n\n{_time(runs.values())}")
     return "\n\n".join(parts) + "\n"
 
 
+def _settings(runs: Mapping[str, Run]) -> str:
+    """What each study asked, as its folder says."""
+    lines = []
+    for name, run in runs.items():
+        study = run.result.study.facts
+        calibration = study.get("calibration")
+        text = calibration if isinstance(calibration, dict) else {}
+        source = Path(str(text.get("source"))).name
+        lines.append(
+            f"- {name}: {study.get('dtype')}, stop {study.get('stop')}; calibrated on "
+            f"{source}, {text.get('sequences')} windows of {text.get('length')} tokens"
+        )
+        for task in run.result.tasks:
+            shown = ("limit", "shots", "evidence_tokens", "window", "per_bucket", "words", "max_new_tokens")
+            stated = [f"{key} {task.facts[key]}" for key in shown if task.facts.get(key) is not None]
+            lines.append(f"    - {task.name} of {Path(str(task.facts.get('source'))).name}: {', '.join(stated)}")
+    return "\n".join(lines) or "Nothing was run."
+
+
 def _left(wanted: Mapping[str, Study], runs: Mapping[str, Run]) -> str:
-    """The cells of each study that were not asked yet, and those that all their items did not decide."""
+    """The cells of each study that were not asked to the end, and those whose items decided nothing."""
     lines = []
     for name, study in wanted.items():
+        result = runs[name].result if name in runs else None
         outcomes = {
-            (row.recipe, row.task): "undecided" if getattr(row, "verdict", "") == "undecided" else "decided"
-            for row in (runs[name].result.comparisons if name in runs else ())
+            (row.recipe, row.task): getattr(row, "verdict", "compared")
+            for row in (result.comparisons if result else ())
         }
         labels = list(dict.fromkeys(variant.label for variant in variants_of(study) if not variant.is_dense))
         for task in (spec.make().name for spec in study.task_specs()):
-            for outcome, words in ((None, "left"), ("undecided", "undecided")):
-                cells = [label for label in labels if outcomes.get((label, task)) == outcome]
+            for outcome in ("left", "undecided", "incomplete", "no signal"):
+                cells = [label for label in labels if outcomes.get((label, task), "left") == outcome]
                 if cells:
-                    lines.append(f"- {name}, {task}: {len(cells)} of {len(labels)} {words} ({', '.join(cells)})")
+                    lines.append(f"- {name}, {task}: {len(cells)} of {len(labels)} {outcome} ({', '.join(cells)})")
     return "\n".join(lines) or "None."
 
 
@@ -184,19 +202,29 @@ def main() -> None:
     deadline = time.monotonic() + 60 * options.minutes
     for model in options.model or ["qwen", "builtin"]:
         label = BUILTIN if model == "builtin" else paper_model.NAME
-        reference = BUILTIN if model == "builtin" else str(paper_model.model_file(options.parts))
-        every = studies(reference, options)
+        folder = options.out / label
+        if options.show and not folder.is_dir():
+            print(f"nothing was run in {folder}", flush=True)
+            continue
+        every = studies(_reference(model, options), options)
         unknown = set(options.only or ()) - set(every)
         if unknown:
             sys.exit(f"unknown study {', '.join(sorted(unknown))}; choose from: {', '.join(every)}")
         wanted = {name: study for name, study in every.items() if name in (options.only or every)}
-        complete = options.show or run_until(deadline, wanted, options.out / label)
+        complete = options.show or run_until(deadline, wanted, folder)
         RESULTS.mkdir(parents=True, exist_ok=True)
         page = RESULTS / f"{label}.md"
-        page.write_text(written(label, every, options.out / label, options), encoding="utf-8")
+        page.write_text(written(label, every, folder), encoding="utf-8")
         print(f"written: {page}", flush=True)
         if not complete:
             return
+
+
+def _reference(model: str, options: argparse.Namespace) -> str:
+    """The name or file of a model. With --show nothing is read of it."""
+    if model == "builtin":
+        return BUILTIN
+    return "large.gguf" if options.show else str(paper_model.model_file(options.parts))
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ LENGTHS = ("short", "medium", "long")
 Loss = float | Mapping[str, float]
 
 
-def summary(task: str, **settings: Any) -> TaskSummary:
+def summary(task: str, /, **settings: Any) -> TaskSummary:
     """A task as results.json lists it; `settings` replaces what all tasks have in common."""
     common = {
         "name": task, "version": 1, "protocol": "strict", "source": "pocket", "data": "a" * 64, "limit": None,
@@ -83,7 +83,7 @@ def made_up_run(
     result = StudyResult(
         folder=Path(name),
         **about_study,
-        tasks=(*tasks.values(), *((summary("perplexity"),) if rises else ())),
+        tasks=(*tasks.values(), *((summary("perplexity", **(settings or {}).get("perplexity", {})),) if rises else ())),
         results=(),
         comparisons=tuple(comparisons),
         variants=tuple(map(variant, recipes)) if any("[" in recipe for recipe in recipes) else (),

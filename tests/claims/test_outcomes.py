@@ -11,7 +11,7 @@ import pytest
 from claims.made_up import Loss, made_up_run, with_result, without_answers
 from llmkick.claims.assess import assess
 from llmkick.claims.runs import ClaimRun
-from llmkick.statistics import Stopping
+from llmkick.statistics import PerplexityComparison, Stopping
 from llmkick.study.results.claim_records import ClaimRow
 
 FACTS, CHOICE, OPEN, CLOSED = "factoid_qa", "multiple_choice:letter", "context_qa:open", "context_qa:closed"
@@ -108,13 +108,18 @@ def samples_axis() -> ClaimRun:
     return made_up_run(losses, study={"calibration": {"source": "c4", "sequences": [1, 128], "length": 128}})
 
 
+def samples_at_128(loss: float, source: str = "c4") -> ClaimRun:
+    losses = {(f"{method}@0.5", CHOICE): loss for method in ("sparsegpt", "wanda")}
+    return made_up_run(losses, name="first", study={"calibration": {"source": source, "sequences": 128, "length": 128}})
+
+
 def shots_run(dense_gain: float = 0.0, sparse_gain: float = 0.3, **options: Any) -> ClaimRun:
     """The dense model's score rises by a share of what it has above chance; the sparse model loses so much less."""
     before = 0.6
     losses = {("wanda@0.5", CHOICE): 0.5, ("wanda@0.5", "multiple_choice:few"): 0.5 - sparse_gain}
     return made_up_run(
         losses,
-        settings={CHOICE: {"shots": 0}, "multiple_choice:few": {"shots": 5}},
+        settings={CHOICE: {"shots": 0}, "multiple_choice:few": {"shots": 5, "task": CHOICE}},
         dense={CHOICE: before, "multiple_choice:few": before + dense_gain * (before - 0.25)},
         **options,
     )
@@ -130,6 +135,37 @@ def sizes_runs(sparse: float = 0.6, small: float = 0.6, **options: Any) -> list[
     return [large, dense]
 
 
+def small_run(losses: Mapping[tuple[str, str], Loss]) -> ClaimRun:
+    return made_up_run(losses, model="small", name="small2")
+
+
+def without(run: ClaimRun, *recipes: str) -> ClaimRun:
+    """A run that did not ask some recipes."""
+    return with_result(run, comparisons=tuple(c for c in run.result.comparisons if c.recipe not in recipes))
+
+
+def without_bounds(run: ClaimRun) -> ClaimRun:
+    """A run in which too few windows of text say nothing about how far perplexity rose."""
+    changed = (
+        replace(c, interval=(-1.0, 5.0)) if isinstance(c, PerplexityComparison) else c for c in run.result.comparisons
+    )
+    return with_result(run, comparisons=tuple(changed))
+
+
+def incomplete(run: ClaimRun) -> ClaimRun:
+    """A run whose missing scores could change every verdict."""
+    changed = (replace(c, verdict="incomplete", p_matching=None, p_not_matching=None) for c in run.result.comparisons)
+    return with_result(run, comparisons=tuple(changed))
+
+
+def stopped_early(run: ClaimRun) -> ClaimRun:
+    stopping = Stopping(
+        outcome="not matching", stopped=True, items=50, of=6000, unscored=0, unit="item", decided_after=1,
+        p_matching=1.0, p_not_matching=0.01,
+    )  # fmt: skip
+    return with_result(run, comparisons=tuple(replace(c, stopping=stopping) for c in run.result.comparisons))
+
+
 TRUTHS: list[tuple[int, str, Callable[[], Sequence[ClaimRun]]]] = [
     (1, "supported", lambda: [facts_run()]),
     (1, "contradicted", lambda: [facts_run(failing=0.0)]),  # matches beyond 25 %
@@ -137,6 +173,11 @@ TRUTHS: list[tuple[int, str, Callable[[], Sequence[ClaimRun]]]] = [
     (1, "contradicted", lambda: [facts_run(rise=0.3)]),  # perplexity shows it too
     (1, "undecided", lambda: [facts_run(mild=0.04, failing=0.06, items=200)]),
     (1, "not asked", lambda: [made_up_run(every_method("0.3", FACTS, 0.2))]),  # no perplexity
+    (1, "undecided", lambda: [without(facts_run(), "sparsegpt@0.2")]),  # no level below 25 % of one method
+    (1, "contradicted", lambda: [without(facts_run(failing=0.0), "sparsegpt@0.2", "wanda@0.2")]),
+    (1, "not asked", lambda: [facts_run(settings={"perplexity": {"metric": "bits_per_byte"}})]),
+    (1, "undecided", lambda: [without_bounds(facts_run())]),  # too few windows
+    (2, "undecided", lambda: [incomplete(n_m_run())]),
     (2, "supported", lambda: [n_m_run()]),
     (2, "contradicted", lambda: [n_m_run(open_loss=0.0)]),
     (2, "contradicted", lambda: [n_m_run(loss=0.3)]),  # not matching, but far from half
@@ -158,6 +199,7 @@ TRUTHS: list[tuple[int, str, Callable[[], Sequence[ClaimRun]]]] = [
     (5, "contradicted", lambda: sizes_runs(sparse=0.68, small=0.5)),
     (5, "undecided", lambda: sizes_runs(sparse=0.62, small=0.6, items=FEW)),
     (5, "not asked", lambda: sizes_runs()[:1]),
+    (5, "supported", lambda: [*sizes_runs(sparse=0.5), small_run({("wanda@0.5", FACTS): 0.5})]),  # asked something else
     (6, "supported", lambda: [book_run()]),
     (6, "contradicted", lambda: [book_run(opened=0.3)]),
     (6, "contradicted", lambda: [book_run(n_m=0.0)]),
@@ -178,6 +220,7 @@ TRUTHS: list[tuple[int, str, Callable[[], Sequence[ClaimRun]]]] = [
     (9, "supported", lambda: [magnitude_run()]),
     (9, "contradicted", lambda: [magnitude_run(magnitude=0.3)]),
     (9, "undecided", lambda: [magnitude_run(items=FEW)]),
+    (9, "undecided", lambda: [without(magnitude_run(), "sparsegpt@0.1", "sparsegpt@0.2")]),
     (9, "not asked", lambda: [made_up_run({("magnitude@0.2", FACTS): 0.0, ("wanda@0.3", FACTS): 0.0})]),
     (10, "supported", lambda: sample_runs({"sparsegpt": 0.4})),
     (10, "contradicted", lambda: sample_runs({"sparsegpt": 0.4, "wanda": 0.4})),
@@ -185,6 +228,8 @@ TRUTHS: list[tuple[int, str, Callable[[], Sequence[ClaimRun]]]] = [
     (10, "undecided", lambda: sample_runs({"sparsegpt": 0.4}, items=FEW)),
     (10, "not asked", lambda: sample_runs({"sparsegpt": 0.4})[:1]),
     (10, "supported", lambda: [samples_axis()]),
+    (10, "supported", lambda: [stopped_early(samples_at_128(0.5)), samples_axis()]),  # complete cells count
+    (10, "not asked", lambda: [samples_at_128(0.5, source="pocket"), *sample_runs({"sparsegpt": 0.4})[:1]]),
     (11, "supported", lambda: [shots_run()]),
     (11, "contradicted", lambda: [shots_run(sparse_gain=0.0)]),
     (11, "contradicted", lambda: [shots_run(dense_gain=0.3)]),
@@ -214,18 +259,13 @@ def test_the_most_samples_count_where_a_run_varies_them() -> None:
 
 def test_what_stopped_early_is_not_read_item_by_item() -> None:
     """The parts of a task are compared on items that every model was asked, whatever its verdict."""
-    run = discipline_run(items=6000)
-    stopping = Stopping(
-        outcome="not matching", stopped=True, items=50, of=6000, unscored=0, unit="item", decided_after=1,
-        p_matching=1.0, p_not_matching=0.01,
-    )  # fmt: skip
-    stopped = tuple(replace(comparison, stopping=stopping) for comparison in run.result.comparisons)
-    row = outcome(8, with_result(run, comparisons=stopped))
+    stopped = stopped_early(discipline_run(items=6000))
+    row = outcome(8, stopped)
     assert row.outcome == "not asked"
     assert 'stop = "never"' in row.reason
     parts = {"stem": 0.0, "humanities": 0.6, "social_sciences": 0.6}
     full = made_up_run(every_method("0.5", "multiple_choice:few", parts), items=6000, name="full")
-    assert outcome(8, with_result(run, comparisons=stopped), full).outcome == "supported"
+    assert outcome(8, stopped, full).outcome == "supported"
 
 
 @pytest.mark.parametrize(("claim", "run"), [(4, instruction_run), (8, discipline_run), (11, shots_run)])

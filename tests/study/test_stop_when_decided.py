@@ -23,7 +23,9 @@ from llmkick.statistics.frontier import looks
 from llmkick.study.frontier.result import FRONTIER_FILE, read_frontier
 from llmkick.study.frontier.search import PERPLEXITY_MARGINS, run_frontier
 from llmkick.study.journal.database import JOURNAL_FILE
+from llmkick.study.journal.journal import Journal
 from llmkick.study.progress import Silent
+from llmkick.study.results.from_journal import partial_result
 from llmkick.study.results.results import RESULTS_FILE
 from llmkick.study.run import run_study
 from llmkick.study.running import evaluation as evaluation_module
@@ -178,6 +180,32 @@ def test_unscored_items_that_could_change_it_make_it_incomplete(toy: Path, answe
         "magnitude@0.1": "incomplete", "magnitude@0.9": "not matching",
     }  # fmt: skip
     assert found["magnitude@0.1"]["unscored"] == len(answers.unscored)
+
+
+def test_an_unfinished_run_has_the_verdicts_that_are_known(toy: Path, answers: MadeUp, tmp_path: Path):
+    """Also of cells that ended before their last item, and no others."""
+    recipes = ["magnitude@0.9", "magnitude@0.1", "magnitude@0.4"]
+    study = study_of(toy, recipes=recipes)
+    whole = run_study(study, out=tmp_path / "whole")
+    final = {(c.recipe, c.task): c for c in whole.comparisons}
+    folder, seen = tmp_path / "stopped", [0]
+    for _ in range(sum(answers.asked.values())):
+        answers.asked.clear()
+        answers.stop_after = 3
+        try:
+            run_study(study, out=folder)
+            break
+        except KeyboardInterrupt:
+            with contextlib.closing(Journal(folder, read_only=True)) as journal:
+                shown = partial_result(journal, folder)
+        found = {(c.recipe, c.task): c for c in shown.comparisons}
+        assert all(final[cell] == comparison for cell, comparison in found.items())
+        assert ("magnitude@0.4", "factoid_qa") not in found, "all its items are needed"
+        assert not [text for text in shown.warnings if any(f"{cell[0]} on {cell[1]}" in text for cell in found)]
+        seen.append(len(found))
+    assert seen == sorted(seen)
+    assert len(set(seen)) >= 3
+    assert seen[-1] >= 4
 
 
 def test_stopped_anywhere_it_goes_on_to_the_same_item(toy: Path, answers: MadeUp, tmp_path: Path):

@@ -28,18 +28,30 @@ NEEDS_SAMPLES: Mapping[str, bool] = {"sparsegpt": True, "wanda": False}
 def sparsegpt_needs_samples(model: ModelRuns) -> Evidence:
     """Claim 10: from few to many samples SparseGPT gains more than the margin, and Wanda does not."""
     parts: dict[str, list[Evidence]] = {method: [] for method in NEEDS_SAMPLES}
-    levels: dict[tuple[str, float, str], dict[int, Cell]] = {}
+    levels: dict[tuple[str, float, str, str], dict[int, Cell]] = {}
     for cell in model.cells(is_choice, every_run=True):
         count = cell.samples
         if cell.level.kind == "sparsity" and cell.level.method in NEEDS_SAMPLES and count is not None:
-            levels.setdefault((cell.level.method, cell.sparsity, cell.task.name), {}).setdefault(count, cell)
-    for (method, _, _), by_count in levels.items():
+            key = (cell.level.method, cell.sparsity, cell.task.name, _text_of(cell))
+            by_count = levels.setdefault(key, {})
+            if count not in by_count or (by_count[count].comparison.stopping and not cell.comparison.stopping):
+                by_count[count] = cell  # a cell that was asked everything says more
+    for (method, *_), by_count in levels.items():
         if len(by_count) > 1:
             parts[method].append(_gains_from_samples(by_count, needed=NEEDS_SAMPLES[method]))
     if not any(parts.values()):
         raise NotAskedError("needs multiple choice with a signal and two counts of calibration samples")
     missing = [unasked(f"{method} with two counts", model.name, model.alpha) for method in parts if not parts[method]]
     return every([*(part for of_method in parts.values() for part in of_method), *missing])
+
+
+def _text_of(cell: Cell) -> str:
+    """What the calibration text of a cell is, apart from the number of its windows."""
+    stated = cell.run.result.study.facts.get("calibration")
+    text = {key: value for key, value in stated.items() if key != "sequences"} if isinstance(stated, dict) else {}
+    axes = cell.run.result.axes_of(cell.comparison.recipe, cell.task.name)
+    levels = {axis.partition(".")[2]: level for axis, level in axes.items() if axis.startswith("calibration.")}
+    return repr(sorted({**text, **levels, "sequences": None}.items()))
 
 
 def _gains_from_samples(by_count: Mapping[int, Cell], *, needed: bool) -> Evidence:
@@ -60,11 +72,14 @@ def examples_help_sparse(model: ModelRuns) -> Evidence:
         for none, most in _with_and_without_examples(run):
             cells = model.cells(lambda task, wanted=none: task.name == wanted.name)  # type: ignore[misc]
             sparse = [
-                cell for of_method in by_method(cells).values() for cell in largest_between(of_method, *EXAMPLES_AT)
+                cell
+                for of_method in by_method(cells).values()
+                for cell in largest_between(of_method, *EXAMPLES_AT)
+                if cell.run is run
             ]
             if sparse:
                 parts.append(opposite(_gain(run, DENSE, none, most), f"{DENSE}: {_at_most(run, none, most)}"))
-                parts += [_gain(run, cell.comparison.recipe, none, most) for cell in sparse if cell.run is run]
+                parts += [_gain(run, cell.comparison.recipe, none, most) for cell in sparse]
     if not parts:
         raise NotAskedError(
             "needs multiple choice with a signal, with and without worked examples at 30 to 60 % sparsity"

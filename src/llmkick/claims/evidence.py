@@ -97,8 +97,13 @@ def unasked(text: str, run: str, alpha: float) -> Evidence:
 
 
 def loss_of(comparison: Comparison) -> Estimate:
-    """The relative loss that the verdict of a comparison is about, with its bounds."""
-    return Estimate(value=comparison.relative_drop, interval=comparison.interval, alpha=comparison.alpha)
+    """The relative loss that the verdict of a comparison is about, with its bounds.
+
+    The bounds of an incomplete comparison leave out the missing scores, which could change the verdict: they count for
+    nothing.
+    """
+    interval = None if comparison.verdict == "incomplete" else comparison.interval
+    return Estimate(value=comparison.relative_drop, interval=interval, alpha=comparison.alpha)
 
 
 def matches(comparison: Comparison, run: str, *, name: str = "") -> Evidence:
@@ -166,9 +171,12 @@ def difference_of(first: Estimate, second: Estimate) -> Estimate:
 
 
 def rise_of(comparison: PerplexityComparison) -> Estimate:
-    """The relative rise of perplexity on the scale of logarithms, on which its interval is nearly symmetric."""
+    """The relative rise of perplexity on the scale of logarithms, on which its interval is nearly symmetric.
+
+    A fall of 100 % as the lower bound says that few windows bound nothing: then there is no interval.
+    """
     bounds = comparison.interval
-    ends = None if bounds is None else (math.log1p(bounds[0]), math.log1p(bounds[1]))
+    ends = None if bounds is None or bounds[0] <= -1 else (math.log1p(bounds[0]), math.log1p(bounds[1]))
     return Estimate(value=math.log1p(comparison.relative_increase), interval=ends, alpha=comparison.alpha)
 
 

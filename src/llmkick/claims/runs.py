@@ -98,10 +98,12 @@ class ModelRuns:
         return [cell for cell in found.values() if cell.comparison.verdict != "no signal"]
 
     def perplexity(self, recipe: str) -> tuple[ClaimRun, PerplexityComparison] | None:
-        """The comparison of a recipe's perplexity with its run; of several texts the first."""
+        """The comparison of a recipe's perplexity with its run; of several texts the first. Bits per byte are none."""
         for run in self.runs:
+            texts = {task.name for task in run.result.tasks if task.metric == "perplexity"}
             for comparison in run.result.comparisons:
-                if isinstance(comparison, PerplexityComparison) and comparison.recipe == recipe:
+                is_of_recipe = comparison.recipe == recipe and comparison.task in texts
+                if is_of_recipe and isinstance(comparison, PerplexityComparison):
                     return run, comparison
         return None
 
@@ -157,6 +159,12 @@ def _protocols(result: StudyResult) -> list[str]:
 def base_of(task: TaskSummary) -> str:
     """The name of the task in the registry without its variant; studies can name a task otherwise."""
     return (task.task or task.name).partition(":")[0]
+
+
+def shots_of(task: TaskSummary) -> int:
+    """The number of worked examples in the prompts of a task."""
+    shots = task.facts.get("shots")
+    return shots if isinstance(shots, int) else 0
 
 
 def is_factoid(task: TaskSummary) -> bool:

@@ -10,7 +10,7 @@ from llmkick.statistics.betting import (
 from llmkick.statistics.came_back import BackNames, BackOutcome, CameBack, what_came_back
 from llmkick.statistics.design import Design, detectable_loss, items_for_power, simulated_power
 from llmkick.statistics.early_stopped_comparison import compare_stopped
-from llmkick.statistics.early_stopping import EarlyStop, SignalTest, signal_after
+from llmkick.statistics.early_stopping import EarlyStop, SignalTest, signal_after, stopping_after
 from llmkick.statistics.frontier import Frontier, find_frontier
 from llmkick.statistics.item_order import ItemOrder, order_items, stratified_order, whole_cluster_order
 from llmkick.statistics.missing import MissingScores, missing_scores
@@ -62,6 +62,7 @@ __all__ = [
     "signal_after",
     "simulated_power",
     "smallest_detectable_loss",
+    "stopping_after",
     "stratified_order",
     "verdict_power",
     "what_came_back",

@@ -199,6 +199,28 @@ class EarlyStop:
         )
 
 
+def stopping_after(
+    order: ItemOrder,
+    dense: Scores,
+    compressed: Scores,
+    *,
+    margin: float = 0.05,
+    alpha: float = 0.05,
+    chance: float = 0.0,
+    score_range: Range = (0.0, 1.0),
+) -> Stopping | None:
+    """Where the stopping rule ended with these scores, or where the items ran out; None while it needs more."""
+    signal = signal_after(order, dense, chance=chance, alpha=alpha, score_range=score_range)
+    if signal is None:
+        return None
+    rule = EarlyStop(order, margin=margin, alpha=alpha, chance=chance, signal=signal, score_range=score_range)
+    while rule.batch is not None:
+        if not all(item in dense and item in compressed for item in rule.batch):
+            return None
+        rule.feed(dense, compressed)
+    return rule.state
+
+
 class _Side:
     """A sequential test and the scores it was fed, with unscored items replaced or left out."""
 

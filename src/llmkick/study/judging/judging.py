@@ -36,6 +36,7 @@ from llmkick.study.spec.sections import JudgeSpec
 from llmkick.tasks.data.reference_answers import read_reference_answers
 from llmkick.tasks.judge.clients import EndpointJudge, Judge, LocalJudge, NoReply
 from llmkick.tasks.judge.prompts import PROMPT_VERSION, READING_VERSION, Judgeable
+from llmkick.tasks.registry import full_key
 from llmkick.tasks.task import Item, Task
 
 SUFFIX = ":judge"
@@ -117,7 +118,7 @@ class Judging:
         return [
             TaskSummary.model_validate(
                 {
-                    **task.key,
+                    **full_key(task),
                     "name": task.name + SUFFIX,
                     "metric": METRIC,
                     "chance_level": 0.0,

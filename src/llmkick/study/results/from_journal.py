@@ -16,6 +16,7 @@ from llmkick.study.journal.journal import CellEntry, Journal
 from llmkick.study.journal.notes import Notes
 from llmkick.study.results.axes import variant_rows, with_axes
 from llmkick.study.results.comparisons import cell_results, compare_all, overall_by_recipe
+from llmkick.study.results.decided_cells import decided, item_orders
 from llmkick.study.results.records import (
     Artifact,
     CompressionSummary,
@@ -37,7 +38,9 @@ COLUMNS = ("model", "recipe", "seed", "task", "item_id", "cluster", "score", "un
 
 
 def partial_result(journal: Journal, folder: Path) -> StudyResult:
-    """Return the results of the existing records; only cells with a record for every item are compared.
+    """Return the results of the existing records; only complete cells are compared.
+
+    A cell is complete if it has a record for every item, or with early stopping if its verdict is known.
 
     Raises DataError if the journal does not name its study, has another schema, or has a note that is not a valid
     result.
@@ -59,7 +62,12 @@ def _partial_result(journal: Journal, folder: Path) -> StudyResult:
     names = [task.name for task in tasks]
     cells = [cell for cell in newest(journal.cells()) if cell.task in names]
     records = _records(journal, cells)
-    whole = records[_of(records, [cell for cell in cells if cell.records >= items.get(cell.task, 0)])]
+    stops_early = study.stop == "decided"
+    orders = item_orders(journal.items(), tasks) if stops_early else {}
+    complete = [cell for cell in cells if cell.records >= items.get(cell.task, 0)]
+    if stops_early:
+        complete += decided(cells, records, tasks, orders, margin=study.margin, alpha=study.alpha)
+    whole = records[_of(records, complete)]
     dense = set(whole.loc[whole["recipe"] == "dense", "task"])
     comparisons = compare_all(
         whole,
@@ -67,11 +75,12 @@ def _partial_result(journal: Journal, folder: Path) -> StudyResult:
         study.labels(),
         margin=study.margin,
         alpha=study.alpha,
+        orders=orders,
         same_weights=_same_weights(journal, notes),
     )
-    models, warnings = recovered_models(study.labels())[0], _missing(study, tasks, cells, items)
+    models, warnings = recovered_models(study.labels())[0], _missing(study, tasks, cells, items, complete)
     judged = [task.name for task in tasks if not task.is_control]
-    if models and study.stop == "decided":
+    if models and stops_early:
         models, warnings = [], [*warnings, unmeasured_by_stopping(judged)]
     came_back = returned(whole, [task for task in tasks if task.name in dense], models, alpha=study.alpha)
     return StudyResult(
@@ -174,15 +183,20 @@ def _of(records: pd.DataFrame, cells: Sequence[CellEntry]) -> pd.Series[bool]:
 
 
 def _missing(
-    study: Study, tasks: Sequence[TaskSummary], cells: Sequence[CellEntry], items: Mapping[str, int]
+    study: Study,
+    tasks: Sequence[TaskSummary],
+    cells: Sequence[CellEntry],
+    items: Mapping[str, int],
+    complete: Sequence[CellEntry],
 ) -> list[str]:
     """Return lines about the cells without records and about the incomplete cells."""
+    done = {cell.run_key for cell in complete}
     begun = {(cell.recipe, cell.task) for cell in cells}
     absent = [(r, task.name) for r in ("dense", *study.labels()) for task in tasks if (r, task.name) not in begun]
     lines = [
         f"{cell.recipe} on {cell.task}: {cell.records} of {items[cell.task]} items were asked, so it has no verdict yet"
         for cell in cells
-        if cell.records < items.get(cell.task, 0)
+        if cell.run_key not in done
     ]
     if absent:
         shown = ", ".join(f"{recipe} on {task}" for recipe, task in absent[:5])

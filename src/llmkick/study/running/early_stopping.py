@@ -20,6 +20,7 @@ from llmkick.statistics import (
     groups_argument,
     order_items,
     signal_after,
+    stopping_after,
 )
 from llmkick.statistics.early_stopping import cluster_codes
 from llmkick.statistics.item_order import EARLY_LOOKS, LATER_LOOK_ITEMS, LOOK_ITEMS
@@ -94,11 +95,8 @@ class StoppingRule:
 
     def is_decided(self, dense: Scores, compressed: Scores) -> bool:
         """Return whether the scores are enough for the verdict."""
-        try:
-            self.until_decided(Asked(scores=dict(dense), ask=_nobody), Asked(scores=dict(compressed), ask=_nobody))
-        except _NotAskedError:
-            return False
-        return True
+        state = stopping_after(self.order, dense, compressed, margin=self.margin, alpha=self.alpha, chance=self.chance)
+        return state is not None
 
     @property
     def settings(self) -> StopSettings:
@@ -135,14 +133,6 @@ class StoppingRule:
 
     def _signal(self, dense: Scores) -> bool | None:
         return signal_after(self.order, dense, chance=self.chance, alpha=self.alpha)
-
-
-class _NotAskedError(Exception):
-    """The verdict needs a score that does not exist yet."""
-
-
-def _nobody(batch: Sequence[str]) -> Scores:
-    raise _NotAskedError
 
 
 def stopping_rules(
