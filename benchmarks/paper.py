@@ -114,8 +114,8 @@ def written(label: str, wanted: Mapping[str, Study], folder: Path) -> str:
         runs = {name: stack.enter_context(opened_run(folder / name)) for name in names}
         compared = {name: run for name, run in runs.items() if run.result.comparisons}
         parts = [
-            f"# The paper's claims on {label}\n\n`python benchmarks/paper.py --data DATA` · llmkick {llmkick.__version__} · "
-            f"{platform.machine()}",
+            f"# The paper's claims on {label}\n\n`python benchmarks/paper.py --data DATA` · "
+            f"llmkick {llmkick.__version__} · {platform.machine()}",
             f"## Settings\n\n{_settings(runs)}",
         ]
         if compared:
