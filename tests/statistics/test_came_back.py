@@ -226,7 +226,12 @@ def draw(
 
 @pytest.mark.parametrize(
     ("clusters", "size", "returned", "spread"),
-    [(250, 1, 0.3, 9.0), (40, 5, 0.4, 3.0), (20, 10, 0.8, 3.0), (15, 8, 0.15, 4.0)],
+    [
+        (250, 1, 0.3, 9.0),
+        pytest.param(40, 5, 0.4, 3.0, marks=pytest.mark.slow),
+        pytest.param(20, 10, 0.8, 3.0, marks=pytest.mark.slow),
+        (15, 8, 0.15, 4.0),
+    ],
 )
 def test_the_interval_covers_the_true_share(clusters: int, size: int, returned: float, spread: float) -> None:
     rng, draws = np.random.default_rng([clusters, size]), 100
@@ -238,7 +243,7 @@ def test_the_interval_covers_the_true_share(clusters: int, size: int, returned: 
     assert missed / draws <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / draws)
 
 
-@pytest.mark.parametrize("seeds", [2, 3])
+@pytest.mark.parametrize("seeds", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_a_recovery_that_only_draws_anew_is_not_said_to_bring_back(seeds: int) -> None:
     """The recovered model is one more draw of the base, whose quality differs between seeds."""
     rng, draws = np.random.default_rng(seeds), 80
