@@ -14,6 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from judges import KEY, MODEL, Answer, Endpoint, answering, asked_of, is_probe
+from llmkick.claims.runs import base_of
 from llmkick.cli import app
 from llmkick.errors import ConfigError, DataError, JudgeError
 from llmkick.models.server import failures as endpoint_failures
@@ -206,6 +207,15 @@ def test_a_judge_adds_tasks_with_the_same_statistics(toy: Path, folder: Path, an
     assert result.judge["prompt_tokens"] > 100 * len(asked)
     assert result.judge["tasks"]["instruction"]["order_decided"] == 0
     assert result.judge["tasks"]["instruction"]["first_preferred"] == 0.5
+
+
+def test_the_judged_task_of_a_renamed_one_says_what_it_is(toy: Path, tmp_path: Path):
+    tasks = [{"name": "instruction", "id": "mt", "limit": 2, "max_new_tokens": 4}]
+    with answering(fair) as endpoint:
+        judge = {"model": endpoint.reference, "attempts": 1}
+        result = run_study(study_of(toy, judge, tasks=tasks, recipes=["rtn@4b"]), out=tmp_path / "run")
+    assert {task.name: task.task for task in result.tasks} == {"mt": "instruction", "mt:judge": "instruction"}
+    assert {base_of(task) for task in result.tasks} == {"instruction"}
 
 
 def test_the_second_turn_is_judged_after_the_first(toy: Path, folder: Path):
