@@ -78,6 +78,17 @@ def discipline_run(stem: float = 0.05, others: float = 0.5, **options: Any) -> C
     return made_up_run(every_method("0.5", CHOICE, by_name), **options)
 
 
+def disciplines_by_shots() -> ClaimRun:
+    """With five examples STEM loses most, without any the others do."""
+    by_shots = {
+        CHOICE: {"stem": 0.05, "humanities": 0.5, "social_sciences": 0.5, "other": 0.2},
+        "multiple_choice:few": {"stem": 0.6, "humanities": 0.1, "social_sciences": 0.1, "other": 0.2},
+    }
+    losses = {key: value for task, parts in by_shots.items() for key, value in every_method("0.5", task, parts).items()}
+    settings = {CHOICE: {"shots": 0}, "multiple_choice:few": {"shots": 5, "task": CHOICE}}
+    return made_up_run(losses, settings=settings, items=6000)
+
+
 def magnitude_run(magnitude: float = 0.02, others: float = 0.02, **options: Any) -> ClaimRun:
     losses = {
         (f"{method}@{level}", FACTS): magnitude if method == "magnitude" else others
@@ -216,6 +227,7 @@ TRUTHS: list[tuple[int, str, Callable[[], Sequence[ClaimRun]]]] = [
     (8, "supported", lambda: [discipline_run(items=6000)]),
     (8, "contradicted", lambda: [discipline_run(stem=0.6, others=0.1, items=6000)]),
     (8, "undecided", lambda: [discipline_run(items=200, stem=0.3, others=0.3)]),
+    (8, "supported", lambda: [disciplines_by_shots()]),  # the prompts with the fewest examples count
     (8, "not asked", lambda: [made_up_run(every_method("0.2", CHOICE, 0.1))]),
     (9, "supported", lambda: [magnitude_run()]),
     (9, "contradicted", lambda: [magnitude_run(magnitude=0.3)]),

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 
-from llmkick.claims.answers import parts_of
+from llmkick.claims.answers import parts_of, task_settings
 from llmkick.claims.evidence import (
     Estimate,
     Evidence,
@@ -162,9 +162,12 @@ def humanities_lose_more(model: ModelRuns) -> Evidence:
     Where a study varies the worked examples, it is read with the fewest: the same items count once.
     """
     parts: list[Evidence] = []
-    cells = asked_in_full(model.cells(is_choice))
-    fewest = min((shots_of(cell.task) for cell in cells), default=0)
-    for levels in by_method([cell for cell in cells if shots_of(cell.task) == fewest]).values():
+    cells = sorted(asked_in_full(model.cells(is_choice)), key=lambda cell: shots_of(cell.task))
+    fewest: dict[str, int] = {}
+    for cell in cells:
+        fewest.setdefault(repr(task_settings(cell.task)), shots_of(cell.task))
+    plain = [cell for cell in cells if shots_of(cell.task) == fewest[repr(task_settings(cell.task))]]
+    for levels in by_method(plain).values():
         for cell in largest_between(levels, 0.3, HALF):
             by_name = {name.replace("_", " "): part for name, part in parts_of(cell, "discipline").items()}
             for name in ("humanities", "social sciences"):
