@@ -291,3 +291,16 @@ def test_cells_that_were_given_up_are_named(claim: int, run: Callable[[], ClaimR
     row = outcome(claim, ClaimRun(name="run", result=whole.result, records=lambda: left))
     assert row.outcome == "not asked"
     assert f"no complete answers of {recipe} to" in row.reason
+
+
+@pytest.mark.parametrize(("claim", "run"), [(4, instruction_run), (8, discipline_run), (11, shots_run)])
+def test_cells_that_were_asked_in_part_are_no_answers(claim: int, run: Callable[[], ClaimRun]) -> None:
+    """As in an unfinished run: what was asked of a recipe so far is another test than that of all items."""
+    whole = run()
+    records = whole.records()
+    assert records is not None
+    sparse = records.index[records["recipe"] == "wanda@0.5"]
+    left = records.drop(sparse[len(sparse) // 3 :])
+    row = outcome(claim, ClaimRun(name="run", result=whole.result, records=lambda: left))
+    assert row.outcome == "not asked"
+    assert "run holds no complete answers of wanda@0.5" in row.reason

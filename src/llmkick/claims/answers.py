@@ -20,8 +20,8 @@ DENSE = "dense"
 def answers_to(run: ClaimRun, recipe: str, task: str) -> list[pd.DataFrame]:
     """The records of a model on a task, one frame for each calibration seed, by item.
 
-    There is at least one. Raises NotAskedError if the run's answers are gone or incomplete, or if cells stopped early:
-    their items depend on the verdict.
+    There is at least one; seeds that an unfinished run asked in part are left out. Raises NotAskedError if the run's
+    answers are gone or incomplete, or if cells stopped early: their items depend on the verdict.
     """
     records = run.records()
     if records is None:
@@ -36,12 +36,17 @@ def answers_to(run: ClaimRun, recipe: str, task: str) -> list[pd.DataFrame]:
             f"{task} stopped as soon as a verdict was known, so what was asked depends on it; ask all items "
             '(stop = "never")'
         )
-    cells = records[(records["recipe"] == recipe) & (records["task"] == task)]
-    if cells.empty:
-        raise NotAskedError(f"{run.name} holds no complete answers of {recipe} to {task}")
+    of_task = records[records["task"] == task]
+    items = of_task["item_id"].nunique()
     # A folder can hold answers of an earlier version beside those that count, which are the last.
-    by_seed = (cell.drop_duplicates("item_id", keep="last") for _, cell in cells.groupby("seed", dropna=False))
-    return [cell.set_index("item_id") for cell in by_seed]
+    by_seed = (
+        cell.drop_duplicates("item_id", keep="last").set_index("item_id")
+        for _, cell in of_task[of_task["recipe"] == recipe].groupby("seed", dropna=False)
+    )
+    whole = [cell for cell in by_seed if len(cell) == items]
+    if not whole:
+        raise NotAskedError(f"{run.name} holds no complete answers of {recipe} to {task}")
+    return whole
 
 
 def parts_of(cell: Cell, detail: str) -> dict[str, Comparison]:
