@@ -381,3 +381,27 @@ def test_links_and_pointers(tmp_path: Path):
     (tmp_path / "toy.gguf").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 538\n")
     with pytest.raises(ModelError, match=r"toy\.gguf is a Git LFS pointer, not the file itself"):
         locate(str(tmp_path / "toy.gguf"))
+
+
+def test_a_file_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Also by transformers, and not at all when it was converted before."""
+    save_toy_gguf(tmp_path / "toy.gguf")
+    opened: list[str] = []
+
+    class Counted(gguf.GGUFReader):  # type: ignore[misc]
+        def __init__(self, path: Any, mode: Any = "r") -> None:
+            opened.append(str(path))
+            super().__init__(path, mode)
+
+    monkeypatch.setattr(gguf, "GGUFReader", Counted)
+    names = gguf.get_tensor_name_map
+    for _ in range(2):
+        load(tmp_path / "toy.gguf")
+        assert opened == [str(tmp_path / "toy.gguf")]
+    assert (gguf.GGUFReader, gguf.get_tensor_name_map) == (Counted, names)
+
+
+def test_the_package_is_left_as_it_was_after_an_error(tmp_path: Path):
+    before = gguf.GGUFReader, gguf.get_tensor_name_map
+    refused(rewrite(tmp_path / "toy.gguf", {"llama.expert_count": 8}), "expert_count")
+    assert (gguf.GGUFReader, gguf.get_tensor_name_map) == before

@@ -13,7 +13,8 @@ from llmkick.errors import ConfigError, ModelError, one_line
 from llmkick.files import cache_folder, new_folder, require_space, sha256_of_file
 from llmkick.models.checkpoint import Checkpoint
 from llmkick.models.checkpoints.builtin import BUILTIN_MODELS, builtin_gguf
-from llmkick.models.checkpoints.gguf_files import convert_gguf, gguf_precision, refuse_part
+from llmkick.models.checkpoints.gguf_files import PART, convert_gguf, gguf_precision, refuse_part
+from llmkick.models.checkpoints.gguf_reading import read_once
 from llmkick.models.checkpoints.packed_folder import MANIFEST
 from llmkick.models.checkpoints.quantized import (
     method_of,
@@ -150,15 +151,23 @@ def _from_hub(reference: str) -> Checkpoint:
 
 def _from_gguf(path: Path, *, name: str, revision: str, pinned: str = "") -> Checkpoint:
     refuse_unreadable(path)
-    refuse_part(path)
+    if PART.search(path.name):
+        refuse_part(path)
     digest = sha256_of_file(path)
     if pinned and digest != pinned:
         raise ModelError(f"{path} has sha256 {digest}, expected {pinned}: it is damaged, delete it to fetch it anew")
     target = cache_folder("converted") / f"{digest[:16]}-v{CONVERSION_VERSION}"
-    if _is_whole(target):
-        return _converted(target, path, name=name, revision=revision, digest=digest)
-    if target.exists():  # altered, or cut short by a full disk: the GGUF file can be converted again
-        shutil.rmtree(target)
+    if not _is_whole(target):
+        if target.exists():  # altered, or cut short by a full disk: the GGUF file can be converted again
+            shutil.rmtree(target)
+        with read_once():
+            _convert(path, target, digest)
+    return _converted(target, path, name=name, revision=revision, digest=digest)
+
+
+def _convert(path: Path, target: Path, digest: str) -> None:
+    """Make a folder in the cache from a GGUF file."""
+    refuse_part(path)
     precision = gguf_precision(path)
     require_space(target, 8 * path.stat().st_size, f"converting {path.name}")
     with new_folder(target) as folder:
@@ -166,7 +175,6 @@ def _from_gguf(path: Path, *, name: str, revision: str, pinned: str = "") -> Che
         weights = {file.name: sha256_of_file(file) for file in folder.glob("*.safetensors")}
         source = {"file": path.name, "digest": digest, "source_precision": precision, "weights": weights}
         (folder / SOURCE_FILE).write_text(json.dumps(source, indent=1), encoding="utf-8")
-    return _converted(target, path, name=name, revision=revision, digest=digest)
 
 
 def _converted(folder: Path, source: Path, *, name: str, revision: str, digest: str) -> Checkpoint:

@@ -1,0 +1,36 @@
+"""Reading a GGUF file once for everything that is made of it."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+
+@contextlib.contextmanager
+def read_once() -> Iterator[None]:
+    """While it lasts, the gguf package opens each file and makes each table of tensor names once in this process.
+
+    It takes seconds to read a vocabulary, and transformers, which looks both up in the package for each use, opens a
+    file three times and makes the table anew for every module of a network.
+    """
+    import gguf
+
+    before = {name: getattr(gguf, name) for name in ("GGUFReader", "get_tensor_name_map")}
+
+    @functools.cache
+    def opened(path: str, mode: str) -> Any:
+        return before["GGUFReader"](path, mode)
+
+    def reader(path: Any, mode: str = "r") -> Any:
+        return opened(str(path), mode)
+
+    replaced = {"GGUFReader": reader, "get_tensor_name_map": functools.cache(before["get_tensor_name_map"])}
+    try:
+        for name, value in replaced.items():
+            setattr(gguf, name, value)
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(gguf, name, value)
