@@ -42,7 +42,7 @@ def drawn(truth: Truth, rng: np.random.Generator, *, shared: float) -> list[Comp
         if task == "perplexity":
             rise, *bounds = np.expm1([value, low, high])
             drawn_comparisons.append(
-                replace(TEXT, recipe=recipe, relative_increase=rise, interval=(bounds[0], bounds[1]))
+                replace(TEXT, recipe=recipe, task=task, relative_increase=rise, interval=(bounds[0], bounds[1]))
             )
             continue
         p = float(stats.norm.cdf((value - MARGIN) / ERROR))
