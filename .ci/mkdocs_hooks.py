@@ -16,7 +16,14 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[1]
 # They keep their place in the repository: benchmarks/results/sweep.md is the same path on the site.
-OUTSIDE_DOCS = ("CHANGELOG.md", "CONTRIBUTING.md", "benchmarks/results/*.md", "examples/*.toml", "examples/gate/*.*")
+OUTSIDE_DOCS = (
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "benchmarks/results/*.md",
+    "benchmarks/results/paper/*.md",
+    "examples/*.toml",
+    "examples/gate/*.*",
+)
 LINK = re.compile(r"(?<=\]\()(?P<path>[^)\s#:]+)(?P<anchor>#[^)\s]*)?(?=\))")
 # The theme would load Mermaid from unpkg.com. mermaidx carries a copy of the same file; only the file is used.
 MERMAID = "assets/mermaid.min.js"
