@@ -46,8 +46,9 @@ def add_moments(moments: Tensor, rows: Tensor) -> None:
 def _padded(rows: Tensor) -> Tensor:
     """The rows in float32 with rows of zeros below, up to one of a few heights: (tokens or more, in).
 
-    oneDNN compiles a kernel for every new shape and keeps a thousand of them, which takes hundreds of megabytes. The experts of
-    a mixture get another number of tokens in every batch; heights of three significant bits leave few shapes.
+    oneDNN compiles a kernel for every new shape and keeps a thousand of them, which takes hundreds of megabytes. The
+    experts of a mixture get another number of tokens in every batch; heights of three significant bits leave few
+    shapes.
     """
     step = max(PADDED_ROWS, 1 << max(0, rows.shape[0].bit_length() - 3))
     missing = -rows.shape[0] % step
