@@ -11,7 +11,7 @@ items. For a design as it is (clusters, seeds, graded scores) there is a simulat
 import math
 from dataclasses import replace
 
-from scipy import optimize, stats
+from scipy import optimize, special
 
 from llmkick.errors import ConfigError
 from llmkick.statistics.mean import MeanTest
@@ -37,8 +37,8 @@ def verdict_power(
         raise ConfigError(f"{items} items have no power; give at least 1")
     deviation, assumed = _standard_deviations(accuracy, chance, loss, discordance, margin)
     net = (accuracy - chance) * abs(margin - loss)
-    distance = net * math.sqrt(items / design_effect) - stats.norm.isf(alpha) * assumed
-    return float(stats.norm.cdf(distance / deviation)) if deviation > 0 else float(distance > 0)
+    distance = net * math.sqrt(items / design_effect) + special.ndtri(alpha) * assumed
+    return float(special.ndtr(distance / deviation)) if deviation > 0 else float(distance > 0)
 
 
 def items_needed(
@@ -57,7 +57,7 @@ def items_needed(
     if loss == margin:
         raise ConfigError(f"a loss of exactly the margin ({margin}) is never decided; give another loss")
     deviation, assumed = _standard_deviations(accuracy, chance, loss, discordance, margin)
-    needed = float(stats.norm.isf(alpha) * assumed + stats.norm.ppf(power) * deviation) / (
+    needed = float(special.ndtri(power) * deviation - special.ndtri(alpha) * assumed) / (
         (accuracy - chance) * (margin - loss)
     )
     return max(1, math.ceil(design_effect * needed**2))
