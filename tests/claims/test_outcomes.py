@@ -259,6 +259,36 @@ def test_outcome(claim: int, expected: str, runs: Callable[[], Sequence[ClaimRun
     assert row.paper
 
 
+@pytest.mark.parametrize(
+    ("run", "refuted"),
+    [
+        (lambda: summary_run(mild=0.3), {"magnitude@0.3 matches on summarization"}),
+        (
+            lambda: summary_run(short=0.4, long=0.0),
+            {"magnitude@0.5 costs long stories more than short ones on summarization"},
+        ),
+        # One rounding that gains would be enough: all of them decide.
+        (lambda: summary_run(rounded=0.1), {"gptq@4b gains on summarization", "rtn@8b gains on summarization"}),
+    ],
+    ids=["matches", "lengths", "gains"],
+)
+def test_what_contradicts_is_named(run: Callable[[], ClaimRun], refuted: set[str]) -> None:
+    row = outcome(7, run())
+    said = row.reason.removeprefix("refuted: ").split("; ")
+    methods = {text.replace(method, "magnitude") for text in said for method in METHODS if method in text}
+    assert (methods or set(said)) == refuted
+    assert row.p_against is not None
+    assert row.p_against >= max(line.p_against for line in row.statements if line.statement in said)
+
+
+def test_scores_that_a_judge_will_replace_are_not_read() -> None:
+    """As in an unfinished run: the judge is asked when all answers are there."""
+    unjudged = summary_run(study={"judge": {"model": "openai:judge"}}, name="later")
+    row = outcome(7, unjudged)
+    assert (row.outcome, row.reason) == ("not asked", "the judge of later has not been asked yet")
+    assert outcome(7, unjudged, summary_run(seed=1)).outcome == "supported"
+
+
 def test_the_most_samples_count_where_a_run_varies_them() -> None:
     """Claim 2 is about recipes as they are meant, not about those with one window of calibration."""
     losses = {("wanda@2:4 [sequences=1]", FACTS): 0.0, ("wanda@2:4 [sequences=128]", FACTS): 0.8}

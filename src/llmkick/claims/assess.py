@@ -137,13 +137,13 @@ def _reason(evidence: Evidence, outcome: ClaimOutcome, alpha: float) -> str:
     if outcome == "supported":
         return f"shown: {_counted(len(statements))}"
     if outcome == "contradicted":
-        worst = min(statements, key=lambda statement: statement.p_against)
-        return f"refuted: {worst.text}"
+        return f"refuted: {'; '.join(statement.text for statement in evidence.weakest)}"
     missing = [statement.text for statement in statements if statement.quantity == NOT_ASKED]
     opened = [s.text for s in statements if s.quantity != NOT_ASKED and _state(s, alpha) != "shown"]
     parts = [f"not asked: {'; '.join(missing)}"] if missing else []
     parts += [f"open: {len(opened)} of {_counted(len(statements) - len(missing))}, first {opened[0]}"] if opened else []
-    return "; ".join(parts)
+    # Statements of which one is enough are corrected for their number.
+    return "; ".join(parts) or f"every statement is shown, but together only at p = {evidence.p_for:.2g}"
 
 
 def _counted(number: int) -> str:

@@ -54,16 +54,17 @@ class Statement:
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """The p-values of a claim, and the statements that it is made of."""
+    """The p-values of a claim, the statements that it is made of, and those of them that `p_against` is about."""
 
     p_for: float
     p_against: float
     statements: tuple[Statement, ...]
+    weakest: tuple[Statement, ...]
 
 
 def evidence_of(statement: Statement) -> Evidence:
     """A single statement as evidence."""
-    return Evidence(p_for=statement.p_for, p_against=statement.p_against, statements=(statement,))
+    return Evidence(p_for=statement.p_for, p_against=statement.p_against, statements=(statement,), weakest=(statement,))
 
 
 def every(parts: Sequence[Evidence]) -> Evidence:
@@ -72,10 +73,12 @@ def every(parts: Sequence[Evidence]) -> Evidence:
     For it the largest p-value counts (intersection-union, no correction); against it the smallest, times the number of
     parts (the first step of Holm), because any one part that fails is enough.
     """
+    weakest = min(parts, key=lambda part: part.p_against)
     return Evidence(
         p_for=max(part.p_for for part in parts),
-        p_against=min(1.0, len(parts) * min(part.p_against for part in parts)),
+        p_against=min(1.0, len(parts) * weakest.p_against),
         statements=tuple(statement for part in parts for statement in part.statements),
+        weakest=weakest.weakest,
     )
 
 
@@ -85,6 +88,7 @@ def some(parts: Sequence[Evidence]) -> Evidence:
         p_for=min(1.0, len(parts) * min(part.p_for for part in parts)),
         p_against=max(part.p_against for part in parts),
         statements=tuple(statement for part in parts for statement in part.statements),
+        weakest=tuple(statement for part in parts for statement in part.weakest),
     )
 
 

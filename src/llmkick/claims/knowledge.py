@@ -17,6 +17,7 @@ from llmkick.claims.evidence import (
     difference_of,
     does_not_match,
     every,
+    evidence_of,
     loss_of,
     matches,
     percent,
@@ -72,7 +73,7 @@ def _rises_less(run: ClaimRun, comparison: PerplexityComparison) -> Evidence:
     text = f"{comparison.recipe} raises perplexity by less than {percent(PERPLEXITY_RISE)}"
     evidence = below(rise_of(comparison), math.log1p(PERPLEXITY_RISE), text, run.name, "rise of perplexity")
     shown = Estimate(value=comparison.relative_increase, interval=comparison.interval, alpha=comparison.alpha)
-    return replace(evidence, statements=(replace(evidence.statements[0], estimate=shown),))
+    return evidence_of(replace(evidence.statements[0], estimate=shown))
 
 
 def n_m_keeps_nothing(model: ModelRuns) -> Evidence:

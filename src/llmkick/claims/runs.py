@@ -8,6 +8,7 @@ from itertools import combinations
 
 import pandas as pd
 
+from llmkick.claims.evidence import NotAskedError
 from llmkick.compression.levels import Level
 from llmkick.errors import DataError
 from llmkick.statistics import Comparison, PerplexityComparison
@@ -47,6 +48,12 @@ class Cell:
         return count if isinstance(count, int) else None
 
     @property
+    def awaits_judge(self) -> bool:
+        """Whether a judge scores the same answers, once all of them are there."""
+        is_judged = base_of(self.task) in ("summarization", "instruction") and self.task.judge is None
+        return is_judged and self.run.result.study.facts.get("judge") is not None
+
+    @property
     def sparsity(self) -> float:
         """The share of zeros of an unstructured recipe."""
         assert self.level.sparsity is not None, self.level
@@ -74,8 +81,8 @@ class ModelRuns:
     def cells(self, wanted: Callable[[TaskSummary], bool], *, every_run: bool = False) -> list[Cell]:
         """The comparisons with a verdict on the wanted tasks; without tasks that have no signal and recovered recipes.
 
-        Of several cells of a recipe on a task the one with the most calibration samples counts, then one that did not
-        stop early, then the first; with `every_run`, all of them.
+        Of several cells of a recipe on a task one that no judge is still to score counts, then the one with the most
+        calibration samples, then one that did not stop early, then the first; with `every_run`, all of them.
         """
         found: dict[tuple[str, str, str], Cell] = {}
         for run in self.runs:
@@ -108,8 +115,8 @@ class ModelRuns:
         return None
 
 
-def _preference(cell: Cell) -> tuple[int, bool]:
-    return cell.samples or 0, cell.comparison.stopping is None
+def _preference(cell: Cell) -> tuple[bool, int, bool]:
+    return not cell.awaits_judge, cell.samples or 0, cell.comparison.stopping is None
 
 
 def models_of(runs: Sequence[ClaimRun]) -> list[ModelRuns]:
@@ -193,8 +200,15 @@ def is_closed_book(task: TaskSummary) -> bool:
 
 
 def judged_or_not(cells: Sequence[Cell]) -> list[Cell]:
-    """The judged cells if there are any, as in the paper; otherwise all."""
-    return [cell for cell in cells if cell.task.judge is not None] or list(cells)
+    """The judged cells if there are any, as in the paper; otherwise those that no judge is still to score.
+
+    Raises NotAskedError if there are no others.
+    """
+    judged = [cell for cell in cells if cell.task.judge is not None]
+    final = [cell for cell in cells if not cell.awaits_judge]
+    if cells and not final:
+        raise NotAskedError(f"the judge of {cells[0].run.name} has not been asked yet")
+    return judged or final
 
 
 def asked_in_full(cells: Sequence[Cell]) -> list[Cell]:
