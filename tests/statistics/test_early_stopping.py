@@ -201,8 +201,22 @@ class TestUnscored:
         found = compare_stopped(alone(100), dense, dict.fromkeys(dense))
         assert found.verdict not in ("matching", "not matching")
         assert found.relative_drop is None
-        nothing: Scores = dict.fromkeys(dense)
-        assert compare_stopped(alone(100), nothing, nothing).verdict == "no signal"
+
+    @pytest.mark.parametrize(("chance", "scored"), [(0.0, 0.0), (0.25, 0.3)])
+    def test_without_scores_nobody_knows_of_a_signal(self, chance: float, scored: float) -> None:
+        """The dense model's unscored items could show what the scored ones do not."""
+        order = alone(200)
+        half: Scores = {
+            item: None if place % 2 else float(place % 20 < 20 * scored) for place, item in enumerate(order.ids)
+        }
+        for dense in (half, dict.fromkeys(order.ids)):
+            found = compare_stopped(order, dense, dense, chance=chance)
+            assert found.verdict == "incomplete"
+            assert found.stopping is not None
+            assert (found.stopping.outcome, found.stopping.items) == ("incomplete", len(order.batches[0]))
+            assert "depends on them" in found.notes[0]
+        few: Scores = {item: None if place < 3 else 0.2 for place, item in enumerate(order.ids)}
+        assert compare_stopped(order, few, few, chance=0.25).verdict == "no signal"
 
     def test_decided_means_whatever_they_were(self) -> None:
         """Filled in at either end, the verdict is the same."""

@@ -9,12 +9,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from llmkick.statistics.betting import Stopping, confidence_sequence
-from llmkick.statistics.early_stopping import BETS_SHARE, EarlyStop, Scores, cluster_codes, filled, signal_after
+from llmkick.statistics.early_stopping import (
+    BETS_SHARE,
+    EarlyStop,
+    Scores,
+    cluster_codes,
+    could_have_signal,
+    filled,
+    signal_after,
+)
 from llmkick.statistics.item_order import ItemOrder
 from llmkick.statistics.paired import Comparison, compare
 from llmkick.statistics.undecided import Undecided, explain_undecided
 from llmkick.statistics.variance import Floats, Range
-from llmkick.statistics.verdict import PairedScores, loss_bounds
+from llmkick.statistics.verdict import PairedScores, Verdict, loss_bounds
 
 INTERVAL_METHOD = "pair of one-sided bounds by betting; on all items also by the test of the verdict"
 
@@ -35,12 +43,11 @@ def compare_stopped(
 ) -> Comparison:
     """Compare two models on the items asked until the verdict was known; `stopping` says where that was.
 
-    The verdict, its p values and the bounds are valid although the data determined when to stop. McNemar's test would
-    not be and is None.
+    Verdict, p values and bounds are valid although the data determined when to stop; McNemar's test (None) is not.
     Raises DataError if scores are missing that the stopping rule still needs.
     """
-    signal = signal_after(order, dense, chance=chance, alpha=alpha, score_range=score_range)
-    rule = EarlyStop(order, margin=margin, alpha=alpha, chance=chance, signal=bool(signal), score_range=score_range)
+    signal = signal_after(order, dense, chance=chance, alpha=alpha, score_range=score_range) or False
+    rule = EarlyStop(order, margin=margin, alpha=alpha, chance=chance, signal=signal, score_range=score_range)
     asked: list[str] = []
     while rule.batch is not None:
         asked += rule.batch
@@ -62,11 +69,12 @@ def compare_stopped(
         explain=False,
     )
     if state.outcome == "no signal":
-        return _without_signal(fixed, state)
+        could = could_have_signal(order, dense, chance=chance, alpha=alpha, score_range=score_range)
+        return _without_signal(fixed, state, dense, could=could)
     answers = _Asked(order, asked, dense, compressed, margin, alpha, chance, score_range)
     interval = (0.0, 0.0) if same_model else answers.bounds()
-    open_verdict = state.outcome == "undecided" and not same_model and fixed.clusters > 1
-    undecided, reasons = answers.explained() if open_verdict else (None, list[str]())
+    is_open = state.outcome == "undecided" and not same_model and fixed.clusters > 1
+    undecided, reasons = answers.explained() if is_open else (None, list[str]())
     return replace(
         fixed,
         verdict="matching" if same_model else state.outcome,
@@ -81,11 +89,21 @@ def compare_stopped(
     )
 
 
-def _without_signal(fixed: Comparison, state: Stopping) -> Comparison:
-    """The comparison that ended because the dense model shows no signal."""
-    missing = f"the dense score is not shown to be above chance ({fixed.chance:g})"
-    note = f"{missing}: nothing to forget, one batch was asked"
-    return replace(fixed, verdict="no signal", p_matching=None, p_not_matching=None, notes=(note,), stopping=state)
+def _without_signal(fixed: Comparison, state: Stopping, dense: Scores, *, could: bool) -> Comparison:
+    """The comparison that ended because the dense model shows no signal; `could`: its unscored items might."""
+    if could:
+        verdict: Verdict = "incomplete"
+        unscored = sum(score is None for score in dense.values())
+        note = (
+            f"{unscored} of {len(dense)} items of the dense model are unscored: whether it is above chance "
+            f"({fixed.chance:g}) depends on them; one batch was asked"
+        )
+    else:
+        verdict = "no signal"
+        missing = f"the dense score is not shown to be above chance ({fixed.chance:g})"
+        note = f"{missing}: nothing to forget, one batch was asked"
+    stopping = replace(state, outcome=verdict)
+    return replace(fixed, verdict=verdict, p_matching=None, p_not_matching=None, notes=(note,), stopping=stopping)
 
 
 @dataclass(frozen=True)
@@ -161,7 +179,8 @@ def _stopping_notes(state: Stopping) -> list[str]:
     if state.stopped:
         notes.append(f"decided after {state.items} of {state.of} items: the loss observed is somewhat exaggerated")
     else:
-        result = "they do not decide" if state.outcome == "undecided" else "together they decide"
+        results = {"undecided": "they do not decide", "incomplete": "the unscored ones could change the verdict"}
+        result = results.get(state.outcome, "together they decide")
         notes.append(f"looked at after every batch: all {state.of} items were asked, {result}")
     if state.unscored:
         notes.append(f"{state.unscored} of {state.items} items are unscored: counted at their worst and at their best")

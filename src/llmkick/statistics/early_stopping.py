@@ -103,6 +103,21 @@ def signal_after(
     return test.outcome
 
 
+def could_have_signal(
+    order: ItemOrder,
+    dense: Scores,
+    *,
+    chance: float = 0.0,
+    alpha: float = 0.05,
+    score_range: Range = (0.0, 1.0),
+) -> bool:
+    """Whether a dense model that is not shown to be above chance could be, depending on its unscored items."""
+    if all(score is not None for score in dense.values()):
+        return False
+    at_best = {item: score_range[1] if score is None else score for item, score in dense.items()}
+    return bool(signal_after(order, at_best, chance=chance, alpha=alpha, score_range=score_range))
+
+
 class EarlyStop:
     """The stopping rule: it is fed scores batch by batch and says when to stop.
 
