@@ -43,6 +43,7 @@ SEVERITY = {
     "wanda@0.25+lora": 0.05, "wanda@2:4+lora": 0.35, "wanda@2:4+reconstruct": 0.78, "gptq@3b-g64+eora-r8": 0.25,
     "magnitude@0.25+lora": 0.2, "rtn@8b+eora-r8": 0.0,
 }  # fmt: skip
+DENSE_WEIGHTS = "e" * 64  # their digest
 LAYERS = ("self_attn.q_proj", "self_attn.o_proj", "mlp.up_proj", "mlp.down_proj")
 HOSTILE = (
     "<script>document.title = 'attacked'</script>",
@@ -78,6 +79,7 @@ def build_run(
     journal.claim("hash-of-the-study", study_text(recipes, tasks, seeds))
     for key, value in (("model", its_facts["model"]), ("tasks", described), ("environment", its_facts["environment"])):
         journal.note(key, value)
+    journal.note("dense_digest", DENSE_WEIGHTS)
     journal.add_command("2026-01-01T10:00:00+00:00", "0.1.0", "kick run study.toml --out runs/synthetic")
     asked = {task: (questions or {}).get(task) or make_items(task, items, hostile=hostile) for task in tasks}
     for task, its_items in asked.items():
@@ -92,7 +94,10 @@ def build_run(
     records = journal.records()
     journal.close()
     summaries = [TaskSummary.model_validate(task) for task in described]
-    comparisons = compare_all(records, summaries, recipes, margin=0.05, alpha=0.05)
+    comparisons = compare_all(
+        records, summaries, recipes, margin=0.05, alpha=0.05,
+        same_weights=lambda recipe: SEVERITY.get(recipe, 0.0) == 0,
+    )  # fmt: skip
     result = StudyResult(
         folder=folder,
         **its_facts,
@@ -168,7 +173,9 @@ def facts(recipes: Sequence[str], tasks: Sequence[str], seeds: Sequence[int], so
 
 
 def digest_of(recipe: str, seed: int | None) -> str:
-    """An invented digest for each compressed model."""
+    """An invented digest for each compressed model; those that lose nothing have the dense model's weights."""
+    if SEVERITY.get(recipe, 0.0) == 0:
+        return DENSE_WEIGHTS
     return hashlib.sha256(f"{recipe} {seed}".encode()).hexdigest()
 
 

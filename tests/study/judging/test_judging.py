@@ -21,10 +21,12 @@ from llmkick.models.server import failures as endpoint_failures
 from llmkick.report.page.page import write_report
 from llmkick.study.cells import Variant, cells_of, variants_of
 from llmkick.study.journal.database import JOURNAL_FILE
+from llmkick.study.journal.journal import Journal
 from llmkick.study.judging import reliability as judge_trust
 from llmkick.study.judging.questions import PlacedQuestion, estimate
 from llmkick.study.judging.reliability import doubts, reliability
 from llmkick.study.plan import plan_study
+from llmkick.study.results.from_journal import left_of_run, newest, partial_result
 from llmkick.study.results.results import RESULTS_FILE, StudyResult, read_results
 from llmkick.study.run import run_study
 from llmkick.study.spec.study import Study, make_study
@@ -216,6 +218,29 @@ def test_the_judged_task_of_a_renamed_one_says_what_it_is(toy: Path, tmp_path: P
         result = run_study(study_of(toy, judge, tasks=tasks, recipes=["rtn@4b"]), out=tmp_path / "run")
     assert {task.name: task.task for task in result.tasks} == {"mt": "instruction", "mt:judge": "instruction"}
     assert {base_of(task) for task in result.tasks} == {"instruction"}
+
+
+def test_what_a_judge_said_is_in_the_journal(toy: Path, folder: Path):
+    """A run without its results.json shows the judged verdicts, and one that was not judged yet says so."""
+    with answering(fair) as endpoint:
+        whole = judged(toy, endpoint, folder)
+    (folder / RESULTS_FILE).unlink()
+    with contextlib.closing(Journal(folder, read_only=True)) as journal:
+        found = partial_result(journal, folder)
+        assert "judge" not in left_of_run(journal, folder, newest(journal.cells()))
+    assert [(c.task, c.recipe, c.verdict) for c in found.comparisons] == [
+        (c.task, c.recipe, c.verdict) for c in whole.comparisons
+    ]
+    assert {row.recipe: row.verdict for row in found.overall} == {row.recipe: row.verdict for row in whole.overall}
+    with contextlib.closing(sqlite3.connect(folder / JOURNAL_FILE)) as journal_file, journal_file:
+        journal_file.execute("DELETE FROM records WHERE task LIKE '%:judge'")
+        journal_file.execute("DELETE FROM meta WHERE key = 'judged'")
+    with contextlib.closing(Journal(folder, read_only=True)) as journal:
+        unjudged = partial_result(journal, folder)
+        left = left_of_run(journal, folder, newest(journal.cells()))
+    assert left.endswith("the judge is asked when all answers are there")
+    assert any(line.startswith("not asked yet: dense on instruction:judge") for line in unjudged.warnings)
+    assert {row.verdict for row in unjudged.overall} <= {"not matching"}
 
 
 def test_the_second_turn_is_judged_after_the_first(toy: Path, folder: Path):

@@ -165,7 +165,8 @@ def overlap_warnings(rows: Sequence[OverlapRow]) -> list[str]:
     for task, source in dict.fromkeys((row.task, row.source) for row in rows):
         of_text = [row for row in rows if (row.task, row.source) == (task, source)]
         worst = max(of_text, key=lambda row: (row.answered, row.ngram))
-        models = ", ".join(dict.fromkeys(recipe for row in of_text if row.ngram for recipe in row.recipes))
+        alike = [row for row in of_text if (row.answered if worst.answered else row.ngram)]
+        models = ", ".join(dict.fromkeys(recipe for row in alike for recipe in row.recipes))
         if worst.answered:
             warnings.append(
                 f"contamination: {worst.answered} of {worst.items} questions of {task} stand beside their answer in "

@@ -117,6 +117,7 @@ def prepare(
     keys = replace(keys, calibrations=calibrations)
     notes = pocket_notes(calibrations, keys.model, keys.tasks)
     summaries = summaries_of(study, keys.tasks, keys.prompting)
+    summaries += judging.task_summaries() if judging is not None else []
     note_run(journal, model=keys.model, tasks=keys.tasks, summaries=summaries, items=items, prompting=keys.prompting)
     _warn(study, keys, items, observer, notes=notes)
     evaluation = Evaluation(

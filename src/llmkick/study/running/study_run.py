@@ -11,6 +11,7 @@ from llmkick.compression.walk.report import CompressionReport
 from llmkick.models.language_model import LanguageModel
 from llmkick.study.cells import Cell, Variant
 from llmkick.study.expected_work import JUDGING, VERDICTS, cell_key
+from llmkick.study.judging.judging import SUFFIX
 from llmkick.study.judging.questions import Answered
 from llmkick.study.progress import Observer, StepObserver
 from llmkick.study.results.axes import summaries_of
@@ -173,8 +174,19 @@ def _drop(context: StudyContext, run_keys: set[str]) -> list[str]:
     """Drop records of other weights, data or settings, which must not mix with the records of this study."""
     if not run_keys:
         return []
+    judged = {cell.run_key for cell in context.journal.cells() if cell.task.endswith(SUFFIX)} & run_keys
+    asked = len(run_keys) - len(judged)
     context.journal.forget(run_keys)
-    return [
-        f"the records of {len(run_keys)} cells were made with other weights, data, precision or version "
-        "and were dropped; they were made anew"
-    ]
+    lines = []
+    if asked:
+        lines.append(
+            f"the records of {asked} cells were made with other weights, data, precision or version "
+            "and were dropped; they were made anew"
+        )
+    if judged:
+        now = "this study asks no judge" if context.judging is None else "they were judged anew"
+        lines.append(
+            f"the scores of {len(judged)} cells came from another judge, or from other settings or answers, and were "
+            f"dropped; {now}"
+        )
+    return lines

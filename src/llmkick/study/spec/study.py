@@ -147,7 +147,7 @@ class Study(Frozen):
     def _something_to_judge(self) -> Study:
         if self.judge is None:
             return self
-        judged = [task.name for task in (spec.make() for spec in self.task_specs()) if isinstance(task, Judgeable)]
+        judged = self.judged_tasks()
         with errors_at("judge"):
             if not judged:
                 raise ConfigError("none of the tasks is judged: add summarization or instruction, or leave [judge] out")
@@ -191,6 +191,12 @@ class Study(Frozen):
     def task_specs(self) -> list[TaskSpec]:
         """Return the specification of every task that is asked."""
         return [level.spec for level in self.task_levels()]
+
+    def judged_tasks(self) -> list[str]:
+        """Return the names of the tasks whose answers the judge scores; none without a judge."""
+        if self.judge is None:
+            return []
+        return [task.name for task in (spec.make() for spec in self.task_specs()) if isinstance(task, Judgeable)]
 
     def labels(self) -> list[str]:
         """Return the labels of all models that are compared with the dense model: recipes, then external models."""
