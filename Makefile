@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= runs/quickstart
+# Keep what Python compiles, whatever the environment says: the tests start dozens of processes that import the same.
+unexport PYTHONDONTWRITEBYTECODE
 # As many workers as cores, eight at most: each needs about 1 GB. WORKERS=0 is one process without workers.
 WORKERS ?= $(shell cores=$$(nproc 2>/dev/null || echo 2); echo $$((cores < 8 ? cores : 8)))
 # A file's tests share its fixtures and stay on one worker. (pytest-xdist 3.8 groups nothing by mark with pytest 9.2.)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from commands import CONTROL, Kick, Outcome
-from shorter import few_draws, short_answers
+from shorter import empty_drawings, few_draws, short_answers
 
 if TYPE_CHECKING:
     from llmkick.models.transformers_model import TransformersModel
@@ -34,9 +34,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Leave what is imported by now, which stays to the end, out of all collections of garbage."""
+    """Leave what is imported by now, which stays to the end, out of all collections of garbage; collect less often."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(20_000, 20, 50)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -58,6 +59,15 @@ def _short_answers(request: pytest.FixtureRequest) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         if WHOLE_STUDIES & set(request.path.relative_to(Path(__file__).parent).parts):
             short_answers(patch)
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _empty_drawings(request: pytest.FixtureRequest) -> Iterator[None]:
+    """No drawn figures, except where the tests are about figures; what a page shows is drawn by the browser."""
+    with pytest.MonkeyPatch.context() as patch:
+        if "figures" not in str(request.path.relative_to(Path(__file__).parent)):
+            empty_drawings(patch)
         yield
 
 

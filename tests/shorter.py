@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+
 import pytest
 
 # A toy never ends an answer by itself, and one token takes as long as another.
@@ -16,6 +19,17 @@ def few_draws(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(undecided, "_DRAWS", 20)
     patch.setattr(power_warnings, "_DRAWS", 40)
     patch.setattr(power_warnings, "_SEARCH_DRAWS", 20)
+
+
+def empty_drawings(patch: pytest.MonkeyPatch) -> None:
+    """Write empty SVG files: drawing the figures of a report takes a process of its own and half a second."""
+    from llmkick.report.figures import figure
+
+    @contextlib.contextmanager
+    def drawn(specs: Sequence[str], version: str) -> Iterator[Callable[[], list[str]]]:
+        yield lambda: ['<svg xmlns="http://www.w3.org/2000/svg"/>' for _ in specs]
+
+    patch.setattr(figure, "drawn_aside", drawn)
 
 
 def short_answers(patch: pytest.MonkeyPatch) -> None:

@@ -7,16 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import altair as alt
+import pytest
 
-from llmkick.report.figures import figures
+from llmkick.report.figures import figure, figures, svg
 from llmkick.report.figures.figure import Figure
 from llmkick.study.results.results import StudyResult
 
 
 def write_figures(result: StudyResult, drawn: Sequence[Figure] | None = None) -> list[Path]:
-    """Write every figure of a study to its folder."""
-    with figures.figures_drawn(result, figures.figures(result) if drawn is None else drawn) as write:
-        return write()
+    """Draw every figure of a study and write it to its folder."""
+    chosen = figures.figures(result) if drawn is None else drawn
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figure, "drawn_aside", svg.drawn_aside)  # which most tests do without
+        with figures.figures_drawn(result, chosen) as write:
+            return write()
 
 
 def validate(spec: dict[str, Any]) -> None:
