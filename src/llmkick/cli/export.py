@@ -54,7 +54,7 @@ def export(
 
         kick export runs/quickstart --to parquet -o records.parquet
 
-        kick export runs/quickstart --to card --recipe wanda@0.25 -o card.md
+        kick export runs/quickstart --to card --recipe rtn@8b -o card.md
 
         kick export runs/quickstart --to mlflow --uri file:./mlruns
     """

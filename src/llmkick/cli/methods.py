@@ -13,6 +13,7 @@ def methods(as_json: Json = False) -> None:
     Example:
 
         kick methods
+
         kick methods --json
     """
     from llmkick.compression.recoveries import RECOVERIES, RECOVERY_EXAMPLES

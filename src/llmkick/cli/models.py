@@ -26,6 +26,7 @@ def models(as_json: Json = False) -> None:
     Example:
 
         kick models
+
         kick models --json
     """
     from llmkick.models.checkpoints.builtin import BUILTIN_MODELS
