@@ -104,6 +104,26 @@ def test_nothing_decided_is_said_to_be_nothing_decided(plain):
     assert set(found) == {"overall", "undecided"}
 
 
+def test_what_is_not_known_yet_counts(plain):
+    """Of an unfinished run, the recipes and the tasks that were not asked are no part of any “all”."""
+    half = [
+        entry("wanda@0.1", "matching"),
+        entry("wanda@0.1", "matching", task="multiple_choice:letter"),
+        entry("wanda@0.2", "not matching", drop=0.4, interval=(0.3, 0.5)),
+    ]
+    shown = with_comparisons(plain, half)
+    study = shown.study.model_copy(update={"recipes": ("wanda@0.1", "wanda@0.2", "rtn@8b", "rtn@4b")})
+    overall = [{"recipe": "wanda@0.2", "verdict": "not matching"}]
+    found = texts(type(shown)(**{**vars(shown), "study": study, "overall": overall}))
+    assert found["overall"] == (
+        "Of 4 recipes: none shown to match the dense model on every task that carries a signal; 1 shown to have lost "
+        "more than 5 % on at least one task; 3 not known yet."
+    )
+    assert found["method"].startswith("wanda keeps factoid_qa and multiple_choice:letter at 0.1")
+    half.append(entry("wanda@0.1", "matching", task="context_qa:open"))
+    assert texts(with_comparisons(plain, half))["method"].startswith("wanda keeps every task that carries a signal at")
+
+
 def test_no_signal_and_incomplete_are_told(plain):
     some = [entry("wanda@0.1", "no signal"), entry("wanda@0.2", "incomplete", task="context_qa:open")]
     found = texts(with_comparisons(plain, some))

@@ -62,6 +62,18 @@ def edit(run, *statements):
         connection.commit()
 
 
+@pytest.mark.parametrize(
+    "command", ["kick frontier toy --method wanda --out far", "kick gate gate.toml --folder runs/g"]
+)
+def test_a_search_and_a_gate_go_on_with_their_own_command(run, command):
+    """`kick run` would ask every level of a search, and another model than a gate."""
+    (run / "results.json").unlink()
+    edit(run, "DELETE FROM records WHERE recipe = 'rtn@8b'", f"INSERT INTO commands VALUES ('x', '0.1.0', '{command}')")
+    missing, _ = shown(run)
+    assert f"to finish it, run `{command}`" in missing
+    assert "kick run" not in missing
+
+
 def test_an_unfinished_run_shows_what_there_is(run, template):
     whole = json.loads((template / "results.json").read_text())
     (run / "results.json").unlink()

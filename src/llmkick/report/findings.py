@@ -74,7 +74,9 @@ def _overall(result: StudyResult) -> Finding:
         "no signal": "without a task that carries a signal",
     }
     parts = [f"{count[verdict] or 'none'} {phrase}" for verdict, phrase in phrases.items() if _told(verdict, count)]
-    total = sum(count.values())
+    total = len(result.labels)
+    unknown = total - sum(count.values())
+    parts += [f"{unknown} not known yet"] if unknown else []
     return Finding(topic="overall", text=f"Of {formatting.counted(total, 'recipe')}: {'; '.join(parts)}.")
 
 
@@ -164,7 +166,9 @@ def _family(result: StudyResult, levels: Sequence[Level], told: Collection[Claim
     if reach:
         far = max(reach.values())
         kept = [task for task, steps in reach.items() if steps == far]
-        parts.append(_keeps(kept, levels, far, every=len(kept) == len(_with_signal(by_recipe))))
+        compared = {entry.task for entries in by_recipe.values() for entry in entries}
+        is_whole = compared >= {task.name for task in result.tasks if not task.is_control}
+        parts.append(_keeps(kept, levels, far, every=is_whole and len(kept) == len(_with_signal(by_recipe))))
         claims += [Claim(recipe=level.recipe, task=t, verdict="matching") for level in levels[:far] for t in kept]
     losing = next((level for level in levels if _losses(by_recipe[level.recipe])), None)
     if losing is not None:

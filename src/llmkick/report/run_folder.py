@@ -128,10 +128,16 @@ def _result(folder: Path, journal: Journal | None, cells: Sequence[CellEntry]) -
         problem = "this is a search for the frontier, which asks only the levels that it needs"
     elif not problem:
         left = left_of_run(journal, folder, cells)
-        problem = (
-            f"the run is not finished: {left}; to finish it, run `kick run {folder / 'study.toml'} --out {folder}`"
-        )
+        problem = f"the run is not finished: {left}; to finish it, run `{_command(journal, folder)}`"
     return result, [problem, *result.warnings]
+
+
+def _command(journal: Journal, folder: Path) -> str:
+    """The command that goes on: a search or a gate has its own, since `kick run` would ask more, or other models."""
+    began = [command for _, _, command in journal.commands()]
+    if began and began[-1].startswith("kick ") and not began[-1].startswith("kick run "):
+        return began[-1]
+    return f"kick run {folder / 'study.toml'} --out {folder}"
 
 
 def _check_items(items: pd.DataFrame) -> None:

@@ -351,3 +351,13 @@ def test_seconds_add_up_over_sessions(tmp_path: Path):
         total = journal.seconds()
         journal.close()
     assert total == {"evaluate": {"factoid_qa": 3.0, "perplexity": 0.5}, "load": {"toy": 2.0}}
+
+
+def test_a_folder_has_one_run_at_a_time(tmp_path: Path):
+    """Two runs would drop each other's records; whoever only reads is no run."""
+    journal = Journal(tmp_path, alone=True)
+    with pytest.raises(ConfigError, match=r"another process runs a study in .*: wait until it has ended, or give"):
+        Journal(tmp_path, alone=True)
+    Journal(tmp_path, read_only=True).close()
+    journal.close()
+    Journal(tmp_path, alone=True).close()

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from filelock import FileLock, Timeout
 
-from llmkick.errors import DataError
+from llmkick.errors import ConfigError, DataError
 
-JOURNAL_FILE = "journal.sqlite"
+JOURNAL_FILE, LOCK_FILE = "journal.sqlite", ".lock"
 JOURNAL_SCHEMA = 1
 # A record is on disk before the next batch starts, so it survives a power failure.
 SYNCHRONOUS = "FULL"
@@ -55,16 +56,20 @@ CREATE TABLE IF NOT EXISTS commands (started TEXT NOT NULL, version TEXT NOT NUL
 class JournalFile:
     """The open file of a journal, with a lock for access from several threads.
 
-    Raises DataError if the folder has no journal (read-only mode) or the file cannot be opened as a journal.
+    With `alone`, no other process can open it so until it is closed, because two runs would drop each other's records.
+    Raises DataError if the folder has no journal (read-only mode) or the file cannot be opened as a journal, and
+    ConfigError if another process has the folder for itself.
     """
 
-    def __init__(self, folder: Path, *, read_only: bool = False) -> None:
+    def __init__(self, folder: Path, *, read_only: bool = False, alone: bool = False) -> None:
         self._turn = threading.RLock()
         self.path = folder / JOURNAL_FILE
+        self._owner = _owned(folder) if alone else None
         if read_only and not self.path.exists():
             raise DataError(f"{folder} holds no {JOURNAL_FILE}: it is not the folder of a run")
         target = f"{self.path.resolve().as_uri()}?mode=ro" if read_only else str(self.path)
         with contextlib.ExitStack() as cleanup:
+            cleanup.callback(self._disown)
             try:
                 self.connection = sqlite3.connect(
                     target, uri=read_only, timeout=30, isolation_level=None, check_same_thread=False
@@ -82,6 +87,13 @@ class JournalFile:
     def close(self) -> None:
         """Close the file."""
         self.connection.close()
+        self._disown()
+
+    def _disown(self) -> None:
+        if self._owner is not None and self._owner.is_locked:
+            with contextlib.suppress(OSError):  # first, while nobody else can have it
+                Path(self._owner.lock_file).unlink(missing_ok=True)
+            self._owner.release()
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
@@ -119,3 +131,20 @@ class JournalFile:
             raise DataError(
                 f"{self.path} is damaged: {error}; restore it from a copy, or start again in an empty folder"
             ) from error
+
+
+def _owned(folder: Path) -> FileLock | None:
+    """Return the lock of a folder, which ends with the process; None on a file system without locks.
+
+    Raises ConfigError if another process holds it.
+    """
+    lock = FileLock(folder / LOCK_FILE, blocking=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise ConfigError(
+            f"another process runs a study in {folder}: wait until it has ended, or give another --out"
+        ) from None
+    except (NotImplementedError, OSError):
+        return None
+    return lock

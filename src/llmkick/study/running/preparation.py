@@ -61,7 +61,8 @@ class ModelSource(Protocol):
 def open_journal(study: Study, folder: Path) -> Journal:
     """Claim a folder for a study and open its journal.
 
-    Raises ConfigError if the folder is not writable, has too little disk space, or belongs to another study.
+    Raises ConfigError if the folder is not writable, has too little disk space, belongs to another study, or is in use
+    by another process.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -71,7 +72,7 @@ def open_journal(study: Study, folder: Path) -> Journal:
     except OSError as error:
         raise ConfigError(f"cannot write to {folder}: {error}; give another --out") from error
     require_space(folder, SPACE_NEEDED, "a run")
-    journal = Journal(folder)
+    journal = Journal(folder, alone=True)
     try:
         text = study.to_toml()
         journal.claim(study.hash(), text)
