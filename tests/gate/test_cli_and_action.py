@@ -120,6 +120,16 @@ def test_an_error_that_nobody_expected_is_no_verdict(
     assert "RuntimeError&#58; CUDA error" in (toy / "gate.md").read_text()
 
 
+@pytest.mark.parametrize("option", ["--model", "--reference"])
+@pytest.mark.parametrize("address", ["https://me:SECRET@host/v1", "https://host/v1?api_key=SECRET"])
+def test_a_key_in_an_address_is_refused_and_shown_nowhere(kick: Kick, toy: Path, option: str, address: str):
+    outcome = kick("gate", "-q", "--json", "--summary", "gate.md", "--junit", "gate.xml", option, f"openai:{address}#m")
+    assert outcome.code == 3
+    assert "must hold no key" in json.loads(outcome.out)["error"]
+    written = "".join((toy / name).read_text(encoding="utf-8") for name in ("gate.md", "gate.xml"))
+    assert "SECRET" not in outcome.out + outcome.err + written
+
+
 def test_the_reference_is_stored_in_a_file_and_takes_its_place(kick: Kick, toy: Path):
     stored = kick("gate", "-q", "--store-reference", "answers.jsonl")
     assert (stored.code, stored.out.strip()) == (0, "16 new answers: answers.jsonl")

@@ -213,6 +213,16 @@ def test_minutes_that_are_over_at_once_leave_every_task_undecided(tmp_path: Path
     assert candidate.asked == []
 
 
+def test_a_model_that_was_not_asked_matches_nothing_not_even_itself(toys: Path, monkeypatch: pytest.MonkeyPatch):
+    """The time is spent when the candidate's turn comes; that its weights are the reference's does not help it."""
+    policy = toy_policy(toys, model=str(toys / "dense"))
+    assert run_gate(policy).exit_code == 0
+    deadline = deadline_module.Deadline
+    monkeypatch.setattr(run_module, "Deadline", lambda seconds: deadline(seconds=0.5, now=Clock()))
+    result = run_gate({**policy, "budget": {"minutes": 1}})
+    assert (result.exit_code, [(entry.outcome, entry.asked) for entry in result.tasks]) == (2, [("undecided", 0)])
+
+
 def test_answers_that_a_server_owes_make_it_incomplete(tmp_path: Path):
     with served() as (dense, _), served() as (server, candidate):
         known = candidate.__call__
@@ -358,6 +368,35 @@ def test_stored_answers_cannot_read_those_of_the_candidate(stored: tuple[dict[st
         run_gate(reading)
     with pytest.raises(ConfigError, match="instruction has the reference read"):
         store_reference(make_policy({**reading, "reference": "openai:http://127.0.0.1:9/v1#a"}), tmp_path / "b.jsonl")
+
+
+def test_storing_again_mends_a_damaged_file(tmp_path: Path):
+    target = tmp_path / "reference.jsonl"
+    with served() as (dense, _), served(0.3) as (server, _):
+        values = policy_of(server.reference(), dense.reference(), budget={"items": 150})
+        assert store_reference(make_policy(values), target) == 150
+        lines = target.read_text().splitlines()
+        target.write_text("\n".join([*lines[:5], lines[5][:20], *lines[6:]]) + "\n")
+        assert store_reference(make_policy(values), target) == 1
+        assert run_gate({**values, "reference": str(target)}).exit_code == 1
+
+
+def test_answers_of_another_model_are_replaced_on_demand_only(tmp_path: Path):
+    target = tmp_path / "reference.jsonl"
+    with served() as (dense, of_dense), served() as (other, of_other):
+        values = policy_of(other.reference(), dense.reference(), budget={"items": 150})
+        store_reference(make_policy(values), target)
+        before = target.read_bytes()
+        changed = make_policy({**values, "reference": other.reference()})
+        with pytest.raises(ConfigError, match="holds the answers of another model"):
+            store_reference(changed, target)
+        assert target.read_bytes() == before
+        assert store_reference(changed, target, refresh=True) == 150
+        assert len(of_other.asked) == 150
+        # A server may have another model under the same name.
+        assert store_reference(changed, target) == 0
+        assert store_reference(changed, target, refresh=True) == 150
+        assert len(of_dense.asked) == 150
 
 
 def test_a_file_of_something_else_is_not_overwritten(tmp_path: Path):

@@ -106,7 +106,7 @@ def gate(
     except KickError as error:
         _end(error)
     if store_reference is not None:
-        _store(policy, overrides, store_reference, quiet=quiet)
+        _store(policy, overrides, store_reference, refresh=refresh_reference, quiet=quiet)
         return
     try:
         result = _run(policy, overrides, folder, refresh=refresh_reference, quiet=quiet)
@@ -117,13 +117,14 @@ def gate(
     raise typer.Exit(result.exit_code)
 
 
-def _store(path: Path, overrides: Mapping[str, object], target: Path, *, quiet: bool) -> None:
+def _store(path: Path, overrides: Mapping[str, object], target: Path, *, refresh: bool, quiet: bool) -> None:
     from llmkick.cli.progress import TerminalProgress
     from llmkick.gate.run import store_reference
 
     try:
         with TerminalProgress(err, quiet=quiet) as progress:
-            asked = store_reference(_policy(path, overrides, needs_model=False), target, observer=progress)
+            chosen = _policy(path, overrides, needs_model=False)
+            asked = store_reference(chosen, target, refresh=refresh, observer=progress)
     except KickError as error:
         _end(error)
     print_line(f"{asked:,} new answers: {target}")
@@ -158,8 +159,22 @@ def _failed(error: Exception, path: Path, overrides: Mapping[str, object]) -> Ga
 
     if not isinstance(error, KickError | OSError):
         traceback.print_exc()
-    names = {key: str(overrides[key] or "") for key in ("model", "reference")}
+    names = {key: _without_secrets(str(overrides[key] or "")) for key in ("model", "reference")}
     return failed_gate(error, name=path.stem, candidate=names["model"], reference=names["reference"])
+
+
+def _without_secrets(reference: str) -> str:
+    """Return a reference; nothing of an address that was refused, which may hold a credential."""
+    from llmkick.models.server.address import parse_address
+    from llmkick.models.server_scheme import SERVER_SCHEME
+
+    _, scheme, address = reference.partition(SERVER_SCHEME)
+    try:
+        if scheme:
+            parse_address(scheme + address)
+    except KickError:
+        return ""
+    return reference
 
 
 def _write(result: GateResult, junit: Path | None, summary: Path | None) -> None:

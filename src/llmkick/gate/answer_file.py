@@ -54,6 +54,7 @@ class AnswerFile:
     path: Path
     header: AnswerHeader | None = None
     answers: dict[str, JsonValue] = field(default_factory=dict)
+    damaged: int = 0  # lines that were left out
 
     @classmethod
     def read(cls, path: Path, *, strict: bool) -> Self:
@@ -82,7 +83,11 @@ class AnswerFile:
                 self.answers[str(entry["key"])] = entry["answer"]
         except (ValueError, KeyError, TypeError) as error:
             if strict:
-                raise DataError(f"{self.path}, line {number}: not a stored answer ({type(error).__name__})") from error
+                raise DataError(
+                    f"{self.path}, line {number}: not a stored answer ({type(error).__name__}); `kick gate "
+                    "--store-reference` on this file keeps the sound lines and asks the rest"
+                ) from error
+            self.damaged += 1
 
     def begin(self, header: AnswerHeader) -> None:
         """Write the header of a new file, unless another process has begun the file meanwhile."""
@@ -90,15 +95,22 @@ class AnswerFile:
             begun = type(self).read(self.path, strict=False)
             self.header, self.answers = begun.header or header, begun.answers
             if begun.header is None:
-                content = {**header.model_dump(mode="json"), "info": asdict(header.info)}
-                write_text(self.path, json.dumps(content) + "\n")
+                write_text(self.path, _first_line(header))
+
+    def mend(self) -> None:
+        """Write the file anew without its damaged lines, so that it can be read strictly."""
+        with FileLock(f"{self.path}.lock"):
+            sound = type(self).read(self.path, strict=False)
+            if sound.header is not None and sound.damaged:
+                lines = [_first_line(sound.header), *map(_line, sound.answers.items())]
+                write_text(self.path, "".join(lines))
 
     def add(self, answers: Sequence[tuple[str, JsonValue]]) -> None:
         """Append answers in one write, so that processes can share a file."""
         if not answers:
             return
         self.answers.update(answers)
-        text = "".join(json.dumps({"key": key, "answer": answer}) + "\n" for key, answer in answers)
+        text = "".join(map(_line, answers))
         try:
             with FileLock(f"{self.path}.lock"), self.path.open("ab+") as stream:
                 if stream.seek(0, 2) and not _ends_a_line(stream):
@@ -106,6 +118,14 @@ class AnswerFile:
                 stream.write(text.encode())
         except OSError as error:
             raise DataError(f"cannot write the stored answers {self.path}: {error}") from error
+
+
+def _first_line(header: AnswerHeader) -> str:
+    return json.dumps({**header.model_dump(mode="json"), "info": asdict(header.info)}) + "\n"
+
+
+def _line(answer: tuple[str, JsonValue]) -> str:
+    return json.dumps({"key": answer[0], "answer": answer[1]}) + "\n"
 
 
 def _ends_a_line(stream: BinaryIO) -> bool:

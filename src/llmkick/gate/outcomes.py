@@ -44,11 +44,12 @@ class _TaskRecords:
             self.journal.scores(cell.run_key) for cell in (self.reference_cell, self.candidate_cell)
         )
         comparison = next((entry for entry in task_comparisons(result) if entry.task == task), None)
+        is_whole = comparison is not None  # what was given up half-way shows nothing, however equal
         if comparison is None:
             comparison = interrupted_comparison(self.context.rules[task], reference, candidate, task)
         outcome: Outcome = "undecided" if comparison is None else OUTCOME_OF[comparison.verdict]
         reason = OUT_OF_TIME if comparison is None else _reason(comparison)
-        if outcome != "loses" and self._is_same(reference, candidate):
+        if outcome != "loses" and is_whole and self._is_same(reference, candidate):
             outcome, reason = "matches", SAME_WEIGHTS
         return TaskOutcome(
             task=task,
@@ -111,6 +112,8 @@ def _reason(comparison: Comparison) -> str:
             "take the task out of the policy"
         )
     if comparison.verdict == "incomplete":
+        if comparison.p_matching is None and comparison.notes:  # nothing could be tested, for a reason of its own
+            return comparison.notes[0]
         return f"{comparison.unscored:,} items have no score, which could change the verdict"
     ended = OUT_OF_TIME if _was_interrupted(comparison) else "the items ran out"
     return f"{ended} before it was decided: loss {change} on {asked}, margin {margin}"

@@ -32,7 +32,7 @@ def recorded_reference(policy: GatePolicy, *, refresh: bool = False, target: Pat
     """Return the reference of a policy with the answers that are known already; no weights are loaded.
 
     The answers are those of a file that the policy names, or those in the cache under the identity of the model.
-    `refresh` forgets the cached answers. The answers go to `target` instead of the cache if it is given.
+    `refresh` forgets the answers. They go to `target` instead of the cache if it is given.
     Raises ModelError for a missing model, DataError for a damaged file and ConfigError for one of other settings.
     """
     if is_stored(policy.reference):
@@ -40,7 +40,15 @@ def recorded_reference(policy: GatePolicy, *, refresh: bool = False, target: Pat
     identity, opened = _identified(policy)
     path = target or cache_folder("answers") / f"{digest_of([SCHEMA, identity])[:32]}.jsonl"
     file = AnswerFile.read(path, strict=False)
-    if refresh or (file.header is not None and file.header.identity != identity):
+    differs = file.header is not None and file.header.identity != identity
+    if target is not None and differs and not refresh:
+        raise ConfigError(
+            f"{path} holds the answers of another model, or of other versions or settings: give another file, or "
+            "--refresh-reference to replace them"
+        )
+    if file.damaged:
+        file.mend()
+    if refresh or differs:
         path.unlink(missing_ok=True)
         file = AnswerFile(path=path)
     # A server may answer the next time, and a plug-in may be anything.

@@ -64,11 +64,14 @@ def failed_gate(error: BaseException, *, name: str, candidate: str = "", referen
     )
 
 
-def store_reference(policy: GatePolicy, target: Path, *, observer: Observer | None = None) -> int:
+def store_reference(
+    policy: GatePolicy, target: Path, *, refresh: bool = False, observer: Observer | None = None
+) -> int:
     """Ask the reference of a policy every item and write its answers to a file; return the number of new answers.
 
-    The file can be the `reference` of the same policy on a machine without the model. Raises DataError if a server left
-    questions without an answer.
+    The file can be the `reference` of the same policy on a machine without the model. A file that exists keeps its
+    answers; with `refresh`, all are asked anew. Raises DataError if a server left questions without an answer, and
+    ConfigError for a file of another model.
     """
     if is_stored(policy.reference):
         raise ConfigError(f"{policy.reference} is a file of stored answers already; name the model that gave them")
@@ -79,7 +82,7 @@ def store_reference(policy: GatePolicy, target: Path, *, observer: Observer | No
     policy = policy.model_copy(update={"model": policy.reference})
     with _folder(None) as folder:
         gate = _Gate(policy=policy, folder=folder, observer=observer or Silent())
-        return gate.store(recorded_reference(policy, target=target))
+        return gate.store(recorded_reference(policy, refresh=refresh, target=target))
 
 
 def _policy_of(policy: GatePolicy | Mapping[str, object] | Path | str) -> GatePolicy:
