@@ -17,6 +17,8 @@ from llmkick.study.results.records import ComparedModel
 from llmkick.study.results.results import RESULTS_FILE, StudyResult
 from llmkick.study.results.unfinished import what_is_left
 from llmkick.study.spec.study import make_study
+from llmkick.tasks.registry import get_task
+from llmkick.tasks.task import groups_of
 from report.synthetic import build_run, digest_of
 
 TASKS = ("factoid_qa", "context_qa:open", "perplexity")
@@ -160,3 +162,18 @@ def test_compressed_levels_of_an_axis_are_counted(tmp_path: Path) -> None:
             if artifact.facts["recipe"] == "wanda@0.25":
                 journal.add_artifact("of a level", "digest", type(artifact).model_validate(facts))
         assert "1 compression" in left_of_run(journal, tmp_path, newest(journal.cells()))
+
+
+def test_a_journal_without_its_tasks_takes_them_from_the_study(tmp_path: Path) -> None:
+    """What the groups of the items are decides the verdict, and the name in the registry what a task is."""
+    build_run(tmp_path, recipes=["rtn@8b"], tasks=("factoid_qa",), items=60)
+    with contextlib.closing(Journal(tmp_path)) as journal:
+        study = "model = 'toy'\nrecipes = ['rtn@8b']\ntasks = [{name = 'factoid_qa', id = 'facts'}]\n"
+        journal.note("study", study)
+    with contextlib.closing(sqlite3.connect(tmp_path / JOURNAL_FILE)) as file, file:
+        file.execute("DELETE FROM meta WHERE key = 'tasks'")
+        for table in ("items", "records"):
+            file.execute(f"UPDATE {table} SET task = 'facts'")
+    (task,) = shown(tmp_path).tasks
+    assert (task.name, task.task, task.groups) == ("facts", "factoid_qa", groups_of(get_task("factoid_qa")))
+    assert task.groups == "strata"
