@@ -13,6 +13,7 @@ from rich.console import Console
 
 from llmkick.cli import progress
 from llmkick.cli.progress import JsonProgress, Pace, TerminalProgress, verdict_line
+from llmkick.study.advice import Advice
 from llmkick.study.announcement import Announcement, announce
 from llmkick.study.expected_work import ExpectedWork
 from llmkick.study.forecast import Forecast
@@ -118,7 +119,7 @@ def planned(seconds: float) -> tuple[Forecast, Announcement]:
     part = Part(key="dense on factoid_qa", pool=("ask", "factoid_qa", "dense"), steps=100, cost=seconds / 100)
     work = ExpectedWork(parts=[part], items=100, tokens=12_000)
     forecast = Forecast(work.parts)
-    return forecast, announce(work, forecast, advice=["--limit 50"])
+    return forecast, announce(work, forecast, advice=[Advice(setting="limit", value="50", reason="of 100")])
 
 
 def test_the_plan_says_what_the_work_takes_and_for_long_work_what_is_shorter():
@@ -129,7 +130,7 @@ def test_the_plan_says_what_the_work_takes_and_for_long_work_what_is_shorter():
     assert text.getvalue().splitlines() == [
         "to do: 100 items in 1 cell, 12,000 tokens: about 45 seconds",
         "to do: 100 items in 1 cell, 12,000 tokens: about 10 minutes",
-        "shorter: --limit 50",
+        "shorter: limit = 50 (of 100)",
     ]
 
 

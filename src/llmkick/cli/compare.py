@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from llmkick.cli.advice import words_of
 from llmkick.cli.common import STUDIES, app, err, out, print_line, print_notes, study_of
 from llmkick.cli.options import (
     MODEL_HELP,
@@ -98,7 +99,7 @@ def _run_and_report(study: Study, folder: Path, *, quiet: bool) -> None:
     from llmkick.report.tables import verdict_table
     from llmkick.study.run import run_study
 
-    with TerminalProgress(err, quiet=quiet, reports=True) as progress:
+    with TerminalProgress(err, quiet=quiet, reports=True, words=words_of("compare")) as progress:
         result = run_study(study, out=folder, observer=progress)
     with spinner(err, "writing the report", quiet=quiet):
         page = write_report(folder)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from llmkick.cli.advice import words_of
 from llmkick.cli.common import STUDIES, app, err, print_line, print_notes
 from llmkick.cli.options import (
     CALIBRATION,
@@ -59,7 +60,7 @@ def compress(
     folder: Annotated[
         Path, typer.Option("--out", "-o", help="New folder for the compressed model.", rich_help_panel=OUTPUT)
     ],
-    calibration: CalibrationSource = "self",
+    calibration: CalibrationSource = "auto",
     sequences: Sequences = 32,
     length: Length = 512,
     seed: Seed = 0,
@@ -114,8 +115,9 @@ def compress_to_folder(
     dtype: str,
     device: str,
     quiet: bool,
+    command: str = "compress",
 ) -> None:
-    """Compress a model into a folder as the options say, and print what was done."""
+    """Compress a model into a folder as the options of this command say, and print what was done."""
     from llmkick.cli.progress import TerminalProgress
     from llmkick.compression.storage.compress_to_disk import CalibrationPlan, compress_checkpoint
     from llmkick.compression.walk.processes import torchrun_device
@@ -129,7 +131,7 @@ def compress_to_folder(
         speaking(number("LOCAL_RANK") == 0),
         torchrun_device(device) as own_device,
         speaking(is_first),
-        TerminalProgress(err, quiet=quiet or not is_first) as progress,
+        TerminalProgress(err, quiet=quiet or not is_first, words=words_of(command)) as progress,
     ):
         observer = CompressionProgress(
             observer=progress, recipe=recipe, source=calibration, sequences=sequences, length=length

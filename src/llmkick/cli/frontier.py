@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from llmkick.cli.advice import words_of
 from llmkick.cli.common import STUDIES, app, err, out, print_line, print_notes
 from llmkick.cli.options import (
     CALIBRATION,
@@ -64,7 +65,7 @@ def frontier(
     seed: Seeds = None,
     quick_search: QuickSearch = False,
     perplexity: Perplexity = True,
-    calibration: CalibrationSource = "self",
+    calibration: CalibrationSource = "auto",
     sequences: Sequences = 32,
     length: Length = 512,
     margin: Margin = 0.05,
@@ -106,7 +107,7 @@ def _search_and_report(
     from llmkick.report.figures.frontier import frontier_table, write_frontier_figure
     from llmkick.study.frontier.search import run_frontier
 
-    with TerminalProgress(err, quiet=quiet) as progress:
+    with TerminalProgress(err, quiet=quiet, words=words_of("frontier")) as progress:
         result = run_frontier(study, methods, out=folder, seeds=seeds, search_propagate=propagate, observer=progress)
     pages = write_frontier_figure(result)
     out.print(frontier_table(result))

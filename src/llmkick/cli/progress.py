@@ -18,7 +18,7 @@ from llmkick.cli.heartbeat import Heartbeat
 from llmkick.cli.pace import Pace
 
 if TYPE_CHECKING:  # scipy and pandas would slow every command down
-    from llmkick.study.announcement import Announcement
+    from llmkick.study.announcement import Announcement, Words
     from llmkick.study.forecast import Forecast
     from llmkick.study.results.records import AnyComparison
 
@@ -31,8 +31,9 @@ JSON_SECONDS = 1.0
 class TerminalProgress:
     """Shows a run to a person: two bars and the verdicts as they come on a terminal, plain lines elsewhere."""
 
-    def __init__(self, console: Console, *, quiet: bool = False, reports: bool = False) -> None:
+    def __init__(self, console: Console, *, quiet: bool = False, reports: bool = False, words: Words = str) -> None:
         self._console = console
+        self._words = words  # those of advice
         self._reports = reports  # whether a report is written after the run
         self._quiet = quiet
         self._pace = Pace()
@@ -85,7 +86,7 @@ class TerminalProgress:
     def plan(self, forecast: Forecast, announcement: Announcement) -> None:
         """The plan of the run, before its work starts."""
         self._pace.plan(forecast, cells=announcement.cells, reports=self._reports)
-        for line in [] if announcement.is_empty else announcement.lines():
+        for line in [] if announcement.is_empty else announcement.lines(self._words):
             self._print(line)
 
     def cells(self, done: int, total: int) -> None:

@@ -74,7 +74,7 @@ def recover(
     minutes: Annotated[
         float | None, typer.Option(help="lora: train for so many minutes at most.", rich_help_panel=RECOVERY)
     ] = None,
-    calibration: CalibrationSource = "self",
+    calibration: CalibrationSource = "auto",
     sequences: Sequences = 32,
     length: Length = 512,
     seed: Seed = 0,
@@ -106,7 +106,7 @@ def recover(
     compress_to_folder(
         model, recovered, folder, form=_form(packed=packed, adapter=adapter), calibration=calibration,
         sequences=sequences, length=length, seed=seed, propagate=propagate, allow_partial=allow_partial, dtype=dtype,
-        device=device, quiet=quiet,
+        device=device, quiet=quiet, command="recover",
     )  # fmt: skip
 
 

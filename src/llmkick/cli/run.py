@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
+from llmkick.cli.advice import words_of
 from llmkick.cli.common import STUDIES, app, err, given, out, print_line, print_notes, study_of
 from llmkick.cli.options import (
     CALIBRATION,
     OUTPUT,
     PLACE,
     STUDY,
+    CalibrationSource,
     Device,
     DtypeOption,
     Json,
@@ -32,6 +34,7 @@ from llmkick.errors import ConfigError, KickError
 from llmkick.study.spec.choices import Correction, ExecutorName, Stop
 
 if TYPE_CHECKING:
+    from llmkick.study.announcement import Words
     from llmkick.study.results.results import StudyResult
     from llmkick.study.running.executor import Executor
     from llmkick.study.spec.study import Study
@@ -96,6 +99,7 @@ def run(
     task: Tasks = None,
     limit: Limit = None,
     seed: Seeds = None,
+    calibration: CalibrationSource = "auto",
     sequences: Sequences = 32,
     length: Length = 512,
     margin: Margin = 0.05,
@@ -137,7 +141,8 @@ def run(
         tasks = task_specs(task, source=source, protocol=protocol, limit=limit)
         study = study_of(
             folder, "study", model=model, recipes=recipe, tasks=tasks, seeds=seed or [0], dtype=dtype, device=device,
-            calibration={"sequences": sequences, "length": length}, margin=margin, stop=stop, correction=correction,
+            calibration={"source": calibration, "sequences": sequences, "length": length}, margin=margin, stop=stop,
+            correction=correction,
         )  # fmt: skip
     else:
         raise ConfigError("give a study file, or all of --model, --recipe and --task")
@@ -145,7 +150,11 @@ def run(
         _print_plan(study, as_json=as_json)
         return
     workplace = make_executor(executor, address=address, workers=workers, artifacts=artifacts)
-    (_run_as_json if as_json else _run_and_report)(study, folder, workplace, quiet=quiet)
+    if as_json:
+        _run_as_json(study, folder, workplace, quiet=quiet)
+    else:
+        words = str if study_file is not None else words_of("run")
+        _run_and_report(study, folder, workplace, words=words, quiet=quiet)
 
 
 def _study_from_file(path: Path, options: list[str]) -> Study:
@@ -193,7 +202,7 @@ def _run_as_json(study: Study, folder: Path, executor: Executor, *, quiet: bool)
     _refuse_failures(result)
 
 
-def _run_and_report(study: Study, folder: Path, executor: Executor, *, quiet: bool) -> None:
+def _run_and_report(study: Study, folder: Path, executor: Executor, *, words: Words, quiet: bool) -> None:
     """Run a study, write its report, and print the verdicts."""
     from llmkick.cli.progress import TerminalProgress, spinner
     from llmkick.report.came_back import came_back_table
@@ -203,7 +212,7 @@ def _run_and_report(study: Study, folder: Path, executor: Executor, *, quiet: bo
 
     if not quiet:
         _announce_judge(study)
-    with TerminalProgress(err, quiet=quiet, reports=True) as progress:
+    with TerminalProgress(err, quiet=quiet, reports=True, words=words) as progress:
         result = run_study(study, out=folder, observer=progress, executor=executor)
     with spinner(err, "writing the report", quiet=quiet):
         page = write_report(folder)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from llmkick.study.forecast import Forecast
 
 if TYPE_CHECKING:
+    from llmkick.study.advice import Advice
     from llmkick.study.expected_work import ExpectedWork
+
+# How advice reads where it is shown; None where the setting cannot be given there.
+Words = Callable[["Advice"], str | None]
 
 # A run that is expected to take less than this many seconds needs no advice.
 LONG_SECONDS = 120.0
@@ -26,7 +30,7 @@ class Announcement:
     judgements: int
     seconds: float | None
     is_upper_bound: bool
-    advice: Sequence[str]
+    advice: Sequence[Advice]
 
     @property
     def is_empty(self) -> bool:
@@ -38,8 +42,8 @@ class Announcement:
         """Whether it takes minutes, or nobody knows."""
         return self.seconds is None or self.seconds > LONG_SECONDS
 
-    def lines(self) -> list[str]:
-        """The announcement as lines of text."""
+    def lines(self, words: Words = str) -> list[str]:
+        """The announcement as lines of text, its advice in these words; by default those of a study file."""
         most = "at most " if self.is_upper_bound else ""
         cells = f"{self.cells:,} cell{'s' * (self.cells > 1)}"
         parts = [f"{self.items:,} items in {cells}, {self.tokens:,} tokens"] if self.cells else []
@@ -51,12 +55,13 @@ class Announcement:
             parts.append(f"{self.judgements:,} judgements")
         took = "time unknown until the first answers" if self.seconds is None else f"about {duration(self.seconds)}"
         lines = [f"to do: {most}{', '.join(parts)}: {took}"]
-        if self.is_long and self.advice:
-            lines.append(f"shorter: {'; '.join(self.advice)}")
+        advice = [text for text in map(words, self.advice) if text] if self.is_long else []
+        if advice:
+            lines.append(f"shorter: {'; '.join(advice)}")
         return lines
 
 
-def announce(work: ExpectedWork, forecast: Forecast, *, advice: Sequence[str] = ()) -> Announcement:
+def announce(work: ExpectedWork, forecast: Forecast, *, advice: Sequence[Advice] = ()) -> Announcement:
     """The announcement of what is left of a run with this work."""
     open_cells, items = forecast.left("ask")
     passes, loads = forecast.left("compress")[0], forecast.left("load")[0]

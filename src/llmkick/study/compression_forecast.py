@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from llmkick.compression.recipe import Recipe
 from llmkick.models.checkpoints.meta_model import MetaModel
+from llmkick.study.advice import WORTH_SHARE, Advice, advice_on_sequences, advice_on_source, seconds_of
 from llmkick.study.announcement import announce
 from llmkick.study.cells import Variant
 from llmkick.study.expected_work import NO_WORK, calibrating, calibration_key, compressing, compression_key
@@ -14,9 +15,6 @@ from llmkick.study.forecast import Forecast
 from llmkick.study.model_speed import expected_speed, machine_speed
 from llmkick.study.progress import Observer, show_plan
 from llmkick.study.spec.axes import CalibrationSetting
-
-# With fewer calibration sequences than this the statistics of a layer are thin.
-FEW_SEQUENCES = 16
 
 
 @dataclass(kw_only=True)
@@ -42,14 +40,17 @@ class CompressionProgress:
             return
         dtype = next(meta_model.model.network.parameters()).dtype
         speed = expected_speed(meta_model.info.parameters, machine_speed(dtype, meta_model.device), dtype)
-        work, advice = NO_WORK, list[str]()
-        setting = self._setting
+        work, advice = NO_WORK, list[Advice]()
+        setting, sampling = self._setting, 0.0
         if self.recipe.needs_calibration:
             text = calibrating([(setting, 0)], meta_model.info, meta_model.device, speed=speed)
             work = replace(text, tokens=setting.sequences * setting.length)
-            if setting.sequences > FEW_SEQUENCES:
-                advice = [f"--sequences {FEW_SEQUENCES} (now {setting.sequences})"]
+            sampling = seconds_of(work.parts)
+            advice = advice_on_sequences(setting.sequences)
         work += compressing(meta_model.model, [self._variant], setting, speed=speed)
+        share = sampling / (seconds_of(work.parts) or 1.0)
+        if share >= WORTH_SHARE:
+            advice.insert(0, advice_on_source(share))
         self._forecast = Forecast(work.parts)
         show_plan(self.observer, self._forecast, announce(work, self._forecast, advice=advice))
 

@@ -116,7 +116,7 @@ class CalibrationSpec(Frozen):
     `sequences` windows of `length` tokens each. A list of values is an axis, see `study.spec.axes`.
     """
 
-    source: _Text = "self"
+    source: _Text = "auto"
     sequences: _Counts = 32
     length: _Lengths = 512
 
