@@ -25,7 +25,7 @@ import llmkick
 import llmkick.models.precision as precision
 from commands import CONTROL, Kick
 from llmkick import cli
-from llmkick.cli import options
+from llmkick.cli import _goes_on, options
 from llmkick.cli.progress import QUIET_SECONDS, TerminalProgress
 from llmkick.compression.recoveries import RECOVERY_EXAMPLES
 from llmkick.compression.registry import METHODS
@@ -687,6 +687,30 @@ def test_eval_by_group_of_another_number(kick: Kick, toy: Path):
     code, _, err = kick(*asked, "--of", "words")
     assert code == 2
     assert "--of says what to average by group; give --by too" in err
+
+
+def test_eval_by_a_group_that_one_of_the_tasks_has(kick: Kick, toy: Path):
+    """What was asked for hours is shown; the other task has a note."""
+    tasks = ("-t", "factoid_qa", "-t", "summarization", "--limit", "3")
+    code, out, _ = kick("eval", toy, *tasks, "--by", "bucket")
+    assert code == 0
+    assert "mean over groups (macro)" in out
+    assert "note: factoid_qa: cannot group by 'bucket': choose from: cluster" in " ".join(out.split())
+
+
+@pytest.mark.parametrize(
+    ("line", "goes_on"),
+    [
+        (["run", "study.toml", "--out", "runs/a"], True),
+        (["-q", "compare", "a", "b"], True),
+        (["eval", "toy", "-t", "factoid_qa", "--records", "answers.jsonl"], False),
+        (["gate", "gate.toml"], False),
+        (["gate", "gate.toml", "-o", "runs/g"], True),
+        (["report", "runs/a"], False),
+    ],
+)
+def test_only_what_goes_on_is_promised_to(line: list[str], goes_on: bool):
+    assert _goes_on(line) is goes_on
 
 
 def test_eval_of_published_data_by_group(kick: Kick, toy: Path, mmlu: Path):

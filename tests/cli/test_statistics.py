@@ -78,6 +78,8 @@ def test_power_knows_the_design(kick: Kick):
         (["-a", "0.5", "--loss", "0.05"], "a loss of exactly the margin (0.05) is never decided"),
         (["-a", "0.5", "--cluster-size", "0"], "must be whole numbers of at least 1"),
         (["-a", "0.2", "--chance-level", "0.25"], "accuracy 0.2 must be above chance 0.25"),
+        (["-a", "0.5", "--seeds", "3", "--plot", "power.svg"], "leave out --seeds and --graded"),
+        (["-a", "0.5", "--graded", "--plot", "power.svg"], "leave out --seeds and --graded"),
         (["-a", "0.5", "--plot", "power.png"], "should end in one of: .svg, .html, .json"),
     ],
 )

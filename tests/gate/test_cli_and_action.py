@@ -120,6 +120,20 @@ def test_an_error_that_nobody_expected_is_no_verdict(
     assert "RuntimeError&#58; CUDA error" in (toy / "gate.md").read_text()
 
 
+def test_an_error_while_a_reference_is_stored_is_no_verdict_either(
+    toy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def broken(*_arguments: object, **_options: object) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access")
+
+    monkeypatch.setattr(run_module, "store_reference", broken)
+    monkeypatch.setattr(sys, "argv", ["kick", "gate", "-q", "--store-reference", "answers.jsonl"])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 3
+    assert "in broken" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("option", ["--model", "--reference"])
 @pytest.mark.parametrize("address", ["https://me:SECRET@host/v1", "https://host/v1?api_key=SECRET"])
 def test_a_key_in_an_address_is_refused_and_shown_nowhere(kick: Kick, toy: Path, option: str, address: str):

@@ -67,6 +67,12 @@ def test_the_summary_has_a_row_for_each_task_with_bounds_n_and_margin():
     assert "320 items of the candidate, 3 questions of the reference" in text
 
 
+def test_a_gain_has_the_same_sign_in_value_and_bounds():
+    text = summary(result_of(task("matches", loss=-0.018, bounds=(-0.076, 0.037))))
+    assert "| loss (+ is a gain) | bounds |" in text
+    assert "| +1.8 % | [+7.6, 3.7] % |" in text
+
+
 def test_flipped_items_are_shown_with_both_answers_up_to_a_number():
     flips = tuple(flip(number) for number in range(MOST_FLIPS + 5))
     text = summary(result_of(task("loses", flips=(*flips, flip(99, lost=False)))))

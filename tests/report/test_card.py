@@ -12,6 +12,7 @@ from llmkick.errors import ConfigError, DataError
 from llmkick.report.card import card, write_card
 from llmkick.report.lookup import task_comparisons
 from llmkick.study.results.results import StudyResult
+from report.synthetic import task_comparison
 
 
 @pytest.mark.parametrize("by", ["first", "last"])
@@ -72,3 +73,11 @@ def test_what_a_card_cannot_be_of_is_refused(result: StudyResult, tmp_path: Path
     with pytest.raises(ConfigError, match="exists and is not a verdict card"):
         write_card(result, readme, result.labels[0])
     assert readme.read_text() == "# My model\n"
+
+
+def test_a_gain_has_the_same_sign_in_value_and_bounds(result: StudyResult):
+    label = result.labels[0]
+    gain = task_comparison(recipe=label, relative_drop=-0.018, interval=(-0.076, 0.037), verdict="matching", n=500)
+    text = card(result.model_copy(update={"comparisons": (gain,)}), label)
+    assert "| loss (+ is a gain) | bounds |" in text
+    assert "| +1.8 % | [+7.6, 3.7] % | 500 |" in text

@@ -7,6 +7,7 @@ import pytest
 from llmkick.errors import DataError
 from llmkick.report import exports, formatting, matrix
 from llmkick.report.run_folder import opened_run
+from report.synthetic import build_run
 
 
 def test_markdown_says_what_the_page_says(result):
@@ -90,3 +91,18 @@ def test_flat_numbers_are_those_of_the_comparisons(result):
     assert exports.verdicts_of(result, "wanda@0.25")["verdict/factoid_qa"] == entry.verdict
     assert "verdict/overall" not in exports.verdicts_of(result, "dense")
     assert set(exports.flat_numbers(result, "dense")) >= {"score/factoid_qa", "unscored/perplexity"}
+
+
+def test_unscored_items_of_every_seed_are_logged(tmp_path):
+    result = build_run(tmp_path, recipes=("wanda@0.25",), seeds=(0, 1), items=12, unscored={"factoid_qa": 12})
+    numbers = exports.flat_numbers(result, "wanda@0.25")
+    assert numbers["unscored/factoid_qa"] == 24
+    assert "score/factoid_qa" not in numbers
+
+
+def test_a_task_without_a_signal_has_no_loss(result):
+    silent = next(e for e in result.comparisons if e.kind == "task" and e.verdict == "no signal")
+    assert silent.relative_drop is not None
+    numbers = exports.flat_numbers(result, silent.recipe)
+    task = silent.task.replace(":", "-")
+    assert not {name for name in numbers if name.startswith("loss") and task[:6] in name}

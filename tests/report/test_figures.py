@@ -1,12 +1,13 @@
 import io
 import json
+import re
 import xml.etree.ElementTree as ET
 from dataclasses import replace
 
 import pandas as pd
 import pytest
 
-from llmkick.report.figures import book, figures
+from llmkick.report.figures import book, figures, groups
 from llmkick.report.figures.charts import OTHER_STYLES, STYLES, Methods
 from llmkick.report.figures.levels import cells_frame
 from report.specs import layers, points, validate, write_figures
@@ -183,3 +184,29 @@ def test_layers_whose_error_was_never_measured_can_be_drawn(folder):
     (_, rows), *_ = layers(json.loads(json.dumps(spec, allow_nan=False)))
     assert rows[0]["relative_output_error"] is None
     write_figures(result)
+
+
+def test_the_interval_of_a_part_is_of_the_score_above_chance(tmp_path):
+    """Guessing scores 0.25: with 0.40 dense, losing 20 to 40 % of what is above it leaves 0.34 to 0.37."""
+    result = build_run(tmp_path, tasks=("multiple_choice:cloze",), items=12)
+    frame = pd.DataFrame([
+        {"task": "multiple_choice:cloze", "detail": "discipline", "group": "stem", "recipe": "wanda@0.25", "n": 100,
+         "dense": 0.40, "compressed": 0.355, "loss": 0.3, "loss_low": 0.2, "loss_high": 0.4,
+         "verdict": "not matching"},
+    ])  # fmt: skip
+    (figure,) = groups.group_figures(result, frame)
+    (point,) = [row for row in points(figure.spec) if "low" in row]
+    assert [point["low"], point["y"], point["high"]] == pytest.approx([0.34, 0.355, 0.37])
+
+
+def test_bits_per_byte_are_not_called_perplexity(result):
+    tasks = tuple(
+        task.model_copy(update={"metric": "bits_per_byte"}) if task.is_control else task for task in result.tasks
+    )
+    found = {figure.name: figure for figure in figures.figures(result.model_copy(update={"tasks": tasks}))}
+    assert found["kept"].title == "What is kept as bits per byte rises"
+    for name in ("kept", "perplexity-against-loss", "sparsity", "n-m", "bits"):
+        axes = re.findall(r'"title": "([^"]*)"', json.dumps(found[name].spec, ensure_ascii=False))
+        words = {found[name].title, found[name].caption, *axes}
+        assert not [text for text in words if "perplexity" in text.lower() and text != "perplexity"], name
+        assert any("its per byte" in text for text in words), name

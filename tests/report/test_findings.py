@@ -162,3 +162,13 @@ def test_without_comparisons_nothing_is_claimed(plain, folder):
     only_perplexity = build_run(folder, tasks=("perplexity",), items=8)
     (finding,) = find(only_perplexity)
     assert "Only perplexity" in finding.text
+
+
+def test_findings_name_what_the_control_measures(plain):
+    tasks = tuple(
+        task.model_copy(update={"metric": "bits_per_byte"}) if task.is_control else task for task in plain.tasks
+    )
+    said = " ".join(finding.text for finding in find(plain.model_copy(update={"tasks": tasks})))
+    assert "its per byte" in said
+    assert "erplexity" not in said
+    assert "erplexity" in " ".join(finding.text for finding in find(plain))

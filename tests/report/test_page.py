@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 import pytest
 
 from llmkick.report import formatting
+from llmkick.report.page import answers as answers_module
 from llmkick.report.page.answers import answers_payload
 from llmkick.report.page.embedding import PLAIN_LIMIT, embedded, packed
 from llmkick.report.page.page import write_report
@@ -183,6 +184,8 @@ def test_the_matrix_says_verdicts_in_words(result, elements):
         if entry.verdict != "no signal":
             assert formatting.loss_number(entry.relative_drop) in said
             assert f"95 % bounds: {formatting.loss_range(entry.interval)}" in details
+        else:
+            assert not [text for text in details if text.startswith(("Loss of", "Gain of", "95 % bounds"))]
     for tag, attrs, _ in elements.found[matrix:]:
         if tag == "th":
             assert "scope" in attrs
@@ -233,6 +236,25 @@ def test_a_task_whose_items_are_all_unscored_is_incomplete(folder):
     text = write_report(result.folder).read_text(encoding="utf-8")
     assert "factoid_qa could change with the items that have no score" in text
     assert "the prompt is too long" in text
+
+
+def test_models_from_elsewhere_count_as_recipes(folder):
+    """`kick compare` and a gate have no recipes of their own: their models are the rows of the page."""
+    result = build_run(folder, recipes=["wanda@0.25", "rtn@8b"], items=12)
+    study = result.study.model_copy(update={"recipes": (), "others": ("wanda@0.25=./a", "rtn@8b=./b")})
+    compared = result.model_copy(update={"study": study, "recipes": ()})
+    compared.write()
+    text = write_report(folder).read_text(encoding="utf-8")
+    assert "LLM-KICK, study synthetic:\n    2 recipes, 4 tasks" in text
+
+
+def test_the_footer_names_files_only_where_there_are_some(folder, monkeypatch):
+    result = build_run(folder, recipes=["rtn@8b"], tasks=("factoid_qa",), items=12)
+    said = "all answers are in <code>report-items/</code> beside it"
+    assert said not in write_report(result.folder).read_text(encoding="utf-8")
+    monkeypatch.setattr(answers_module, "MOST_RECORDS", 5)
+    assert said in write_report(result.folder).read_text(encoding="utf-8")
+    assert (folder / "report-items").is_dir()
 
 
 @pytest.mark.slow

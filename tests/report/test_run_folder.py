@@ -1,6 +1,7 @@
 import contextlib
 import json
 import re
+import shlex
 import shutil
 import sqlite3
 
@@ -63,14 +64,20 @@ def edit(run, *statements):
 
 
 @pytest.mark.parametrize(
-    "command", ["kick frontier toy --method wanda --out far", "kick gate gate.toml --folder runs/g"]
+    ("command", "rest"),
+    [
+        ("kick frontier toy --method wanda --out far", ""),
+        ("kick gate gate.toml -o runs/g", ""),
+        ("kick gate gate.toml --out=runs/g", ""),
+        ("kick gate gate.toml", " --out {run}"),  # by itself it would make a new folder
+    ],
 )
-def test_a_search_and_a_gate_go_on_with_their_own_command(run, command):
+def test_a_search_and_a_gate_go_on_with_their_own_command(run, command, rest):
     """`kick run` would ask every level of a search, and another model than a gate."""
     (run / "results.json").unlink()
     edit(run, "DELETE FROM records WHERE recipe = 'rtn@8b'", f"INSERT INTO commands VALUES ('x', '0.1.0', '{command}')")
     missing, _ = shown(run)
-    assert f"to finish it, run `{command}`" in missing
+    assert f"to finish it, run `{command}{rest.format(run=run)}`" in missing
     assert "kick run" not in missing
 
 
@@ -253,3 +260,13 @@ def test_results_of_another_study(run):
     content["study"]["hash"] = "another"
     (run / "results.json").write_text(json.dumps(content))
     assert "different studies" in refused(run)
+
+
+def test_the_command_of_a_folder_with_a_space_can_be_pasted(tmp_path):
+    folder = tmp_path / "my runs"
+    build_run(folder, recipes=("rtn@8b",), tasks=("factoid_qa",), items=12)
+    (folder / "results.json").unlink()
+    edit(folder, "DELETE FROM records WHERE recipe = 'rtn@8b'")
+    missing, _ = shown(folder)
+    (command,) = re.findall("run `(.*?)`", missing)
+    assert shlex.split(command) == ["kick", "run", str(folder / "study.toml"), "--out", str(folder)]

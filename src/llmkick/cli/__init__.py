@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import sys
+from collections.abc import Sequence
 from typing import NoReturn
 
 import typer
@@ -26,6 +27,10 @@ __all__ = ["app", "err", "main", "out"]
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
+# Commands that go on from what they keep. A gate without --out makes a new folder each time.
+GO_ON = ("run", "compare", "frontier", "compress", "recover")
+
+
 def main() -> NoReturn:
     """Run the command line. Expected errors become a message and an exit code, never a traceback."""
     for stream in (sys.stdout, sys.stderr):
@@ -43,7 +48,8 @@ def main() -> NoReturn:
         _print_error(error)
         sys.exit(exit_code(error))
     except (KeyboardInterrupt, typer.Abort):
-        err.print("stopped; run the same command again to go on where it was", markup=False)
+        goes_on = "; run the same command again to go on where it was" if _goes_on(sys.argv[1:]) else ""
+        err.print(f"stopped{goes_on}", markup=False)
         sys.exit(EXIT_INTERRUPTED)
     except Exception as error:
         # The usage errors of click know how to show themselves.
@@ -56,6 +62,13 @@ def main() -> NoReturn:
             _print_error(error)
             sys.exit(EXIT_ERROR)
         raise
+
+
+def _goes_on(words: Sequence[str]) -> bool:
+    """Whether the same command line goes on with what was done: it keeps that in a folder which it finds again."""
+    command = next((word for word in words if not word.startswith("-")), "")
+    names_folder = any(word in ("-o", "--out") or word.startswith("--out=") for word in words)
+    return command in GO_ON or (command == "gate" and names_folder)
 
 
 def _print_error(error: Exception) -> None:

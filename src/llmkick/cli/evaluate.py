@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
+from llmkick.cli.advice import words_of
 from llmkick.cli.common import STUDIES, app, check_file_target, err, out, print_notes
 from llmkick.cli.options import (
     MODEL_HELP,
@@ -100,7 +101,7 @@ def evaluate(
     if records_file is not None:
         check_file_target(records_file)
     settings = ServerSettings(timeout=timeout, concurrency=concurrency, thinking=thinking)
-    with TerminalProgress(err, quiet=quiet) as progress:
+    with TerminalProgress(err, quiet=quiet, words=words_of("eval")) as progress:
         progress.stage(f"loading {model}", 1)
         loaded = open_model(model, dtype=dtype, device=device, server=settings)
         for selected in tasks:
@@ -216,12 +217,20 @@ def _print_groups(answered: Answered, by: str, of: str | None) -> None:
     from llmkick.tasks.grouping import group_scores
 
     table = Table("task", by, of or "score", "items")
+    without: list[tuple[str, ConfigError]] = []
     for task, records in answered:
-        grouped = group_scores(records, by, of=of)
+        try:
+            grouped = group_scores(records, by, of=of)
+        except ConfigError as error:  # another task may have such groups
+            without.append((task.name, error))
+            continue
         if grouped is not None:
             for name, (mean, count) in grouped.groups.items():
                 table.add_row(task.name, name, f"{mean:.4g}", str(count))
             scored = str(sum(count for _, count in grouped.groups.values()))
             table.add_row(task.name, "mean over items (micro)", f"{grouped.micro:.4g}", scored)
             table.add_row(task.name, "mean over groups (macro)", f"{grouped.macro:.4g}", scored)
+    if without and not table.row_count:
+        raise without[0][1]
     out.print(table)
+    print_notes([f"{name}: {error}" for name, error in without])

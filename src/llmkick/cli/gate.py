@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 from typer.core import TyperCommand
 
+from llmkick.cli.advice import words_of
 from llmkick.cli.common import STUDIES, app, check_file_target, err, out, print_line, print_notes
 from llmkick.cli.options import OUTPUT, STUDY, Json, Quiet
 from llmkick.errors import KickError
@@ -122,10 +123,11 @@ def _store(path: Path, overrides: Mapping[str, object], target: Path, *, refresh
     from llmkick.gate.run import store_reference
 
     try:
-        with TerminalProgress(err, quiet=quiet) as progress:
+        with TerminalProgress(err, quiet=quiet, words=words_of("gate")) as progress:
             chosen = _policy(path, overrides, needs_model=False)
             asked = store_reference(chosen, target, refresh=refresh, observer=progress)
-    except KickError as error:
+    except Exception as error:  # noqa: BLE001 - Python's exit code of an error is that of a shown loss
+        _show_unexpected(error)
         _end(error)
     print_line(f"{asked:,} new answers: {target}")
 
@@ -149,7 +151,7 @@ def _run(path: Path, overrides: Mapping[str, object], folder: Path | None, *, re
     if folder is None:
         name = re.sub(r"[^\w.-]+", "-", policy.name)
         folder = Path("runs") / f"gate-{name}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
-    with TerminalProgress(err, quiet=quiet) as progress:
+    with TerminalProgress(err, quiet=quiet, words=words_of("gate")) as progress:
         return run_gate(policy, out=folder, refresh=refresh, observer=progress)
 
 
@@ -157,10 +159,14 @@ def _failed(error: Exception, path: Path, overrides: Mapping[str, object]) -> Ga
     """Return the result for an error; one that nobody expected shows where it came from."""
     from llmkick.gate.run import failed_gate
 
-    if not isinstance(error, KickError | OSError):
-        traceback.print_exc()
+    _show_unexpected(error)
     names = {key: _without_secrets(str(overrides[key] or "")) for key in ("model", "reference")}
     return failed_gate(error, name=path.stem, candidate=names["model"], reference=names["reference"])
+
+
+def _show_unexpected(error: Exception) -> None:
+    if not isinstance(error, KickError | OSError):
+        traceback.print_exc()
 
 
 def _without_secrets(reference: str) -> str:

@@ -82,6 +82,10 @@ def power(
 
         if plot.suffix not in FORMS:
             raise ConfigError(f"{plot} should end in one of: {', '.join(FORMS)}")
+        if seeds > 1 or graded:
+            raise ConfigError(
+                "--plot draws answers that are right or wrong, of one seed; leave out --seeds and --graded"
+            )
         check_file_target(plot)
     _check(items, cluster_size, seeds, loss=loss, margin=margin, alpha=alpha, wanted=chance)
     design = Design.of_items(
@@ -100,7 +104,10 @@ def power(
     if plot is not None:
         from llmkick.report.figures.power import power_chart, write_chart
 
-        chart = power_chart(accuracy, loss=loss, discordance=discordance, margin=margin, alpha=alpha)
+        chart = power_chart(
+            accuracy, loss=loss, discordance=discordance, margin=margin, alpha=alpha, chance=chance_level,
+            design_effect=1 + (cluster_size - 1) * correlation, power=chance,
+        )  # fmt: skip
         print_line(f"drawn: {write_chart(chart, plot)}")
 
 

@@ -101,11 +101,11 @@ def _reason(comparison: Comparison) -> str:
     """Return one sentence that says what the verdict means, in numbers."""
     margin = formatting.setting(comparison.margin)
     asked = f"{comparison.n:,} items"
-    change = formatting.loss(comparison)
+    change = formatting.loss_sentence(comparison) or "loss unknown"
     if comparison.verdict == "matching":
-        return f"shown to lose at most {margin}: loss {change} on {asked}"
+        return f"shown to lose at most {margin}: {change} on {asked}"
     if comparison.verdict == "not matching":
-        return f"shown to lose more than {margin}: loss {change} on {asked}"
+        return f"shown to lose more than {margin}: {change} on {asked}"
     if comparison.verdict == "no signal":
         return (
             f"the reference is not shown to be above chance ({comparison.chance:g}), so there is nothing to lose: "
@@ -116,7 +116,7 @@ def _reason(comparison: Comparison) -> str:
             return comparison.notes[0]
         return f"{comparison.unscored:,} items have no score, which could change the verdict"
     ended = OUT_OF_TIME if _was_interrupted(comparison) else "the items ran out"
-    return f"{ended} before it was decided: loss {change} on {asked}, margin {margin}"
+    return f"{ended} before it was decided: {change} on {asked}, margin {margin}"
 
 
 def _was_interrupted(comparison: Comparison) -> bool:

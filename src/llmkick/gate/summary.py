@@ -40,7 +40,7 @@ def _lines(result: GateResult) -> Iterator[str]:
         f"{formatting.setting(result.alpha)}."
     )
     yield ""
-    yield "| task | verdict | reference | candidate | loss | bounds | n | of |"
+    yield f"| task | verdict | reference | candidate | loss ({formatting.GAIN_SIGN}) | bounds | n | of |"
     yield "| --- | --- | --- | --- | --- | --- | --- | --- |"
     for entry in result.tasks:
         yield _row(entry)
@@ -62,13 +62,14 @@ def _lines(result: GateResult) -> Iterator[str]:
 
 
 def _row(entry: TaskOutcome) -> str:
+    loss = formatting.relative_loss(entry.loss, entry.bounds)
     cells = (
         markdown(entry.task),
         f"{SYMBOLS[entry.outcome]} {entry.outcome}",
         formatting.score(entry.reference_score),
         formatting.score(entry.candidate_score),
-        formatting.percent(entry.loss),
-        formatting.NOTHING if entry.bounds is None else f"{formatting.interval(entry.bounds)} %",
+        loss.value,
+        f"{loss.interval} %" if loss.interval else formatting.NOTHING,
         f"{entry.scored:,}",
         f"{entry.items:,}",
     )

@@ -63,18 +63,18 @@ def _section(result: StudyResult, label: str, comparisons: Sequence[Comparison])
         f"{markdown(label)} against {markdown(result.model.name)}, asked the same items. Matching: a loss of at most "
         f"{margin} of the reference's score is shown; each verdict errs in at most {alpha} of runs.\n"
     )
-    yield "| task | verdict | reference | this model | loss | bounds | n |"
+    yield f"| task | verdict | reference | this model | loss ({formatting.GAIN_SIGN}) | bounds | n |"
     yield "| --- | --- | --- | --- | --- | --- | --- |"
     for entry in comparisons:
         mark = formatting.mark(entry.verdict)
-        bounds = formatting.NOTHING if entry.interval is None else f"{formatting.interval(entry.interval)} %"
+        loss = formatting.loss(entry)
         cells = (
             markdown(entry.task),
             f"{mark.symbol} {entry.verdict}",
             formatting.score(entry.dense),
             formatting.score(entry.compressed),
-            formatting.loss(entry).value,
-            bounds,
+            loss.value,
+            f"{loss.interval} %" if loss.interval else formatting.NOTHING,
             f"{entry.n:,}",
         )
         yield f"| {' | '.join(cells)} |"

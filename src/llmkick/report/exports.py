@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from llmkick.errors import DataError
 from llmkick.report import formatting
 from llmkick.report.came_back import costs, interval_name, row_texts, whole_tasks
-from llmkick.report.lookup import verdict_or_outcome
+from llmkick.report.lookup import control_name, verdict_or_outcome
 from llmkick.report.matrix import ControlCell, TaskCell, VerdictText, matrix
 from llmkick.report.run_folder import Run
 from llmkick.study.results.records import AnyComparison
@@ -110,9 +110,12 @@ def flat_numbers(result: StudyResult, recipe: str) -> dict[str, float]:
     """The numbers of one recipe (or `dense`), under names that experiment trackers accept."""
     numbers: dict[str, float] = {}
     for row in result.results:
-        if row.recipe == recipe and row.value is not None and row.seed in (None, _first_seed(result, recipe)):
+        if row.recipe != recipe:
+            continue
+        unscored = f"unscored/{_plain(row.task)}"
+        numbers[unscored] = numbers.get(unscored, 0) + row.unscored  # of all seeds
+        if row.value is not None and row.seed in (None, _first_seed(result, recipe)):
             numbers[f"score/{_plain(row.task)}"] = row.value
-            numbers[f"unscored/{_plain(row.task)}"] = row.unscored
     for comparison in result.comparisons:
         if comparison.recipe == recipe:
             numbers |= _of_comparison(comparison)
@@ -124,6 +127,8 @@ def _of_comparison(comparison: AnyComparison) -> dict[str, float]:
     change = comparison.relative_increase if comparison.kind == "perplexity" else comparison.relative_drop
     task = _plain(comparison.task)
     low, high = comparison.interval or (None, None)
+    if verdict_or_outcome(comparison) == "no signal":  # nothing that could be lost
+        change, low, high = None, None, None
     values = {
         f"score/{task}": comparison.compressed,  # the mean over seeds
         f"{kind}/{task}": change,
@@ -185,7 +190,7 @@ def _note(result: StudyResult) -> str:
     interval, margin = formatting.interval_name(result.study.alpha), formatting.setting(result.study.margin)
     return (
         f"{result.model.name}: score, verdict, relative loss ({formatting.GAIN_SIGN}) with its {interval}; matching "
-        f"means a loss of at most {margin} is shown. Perplexity has no say."
+        f"means a loss of at most {margin} is shown. {control_name(result).capitalize()} has no say."
     )
 
 

@@ -10,7 +10,7 @@ from llmkick.compression.levels import Level, LevelKind
 from llmkick.report import formatting
 from llmkick.report.came_back import share
 from llmkick.report.level_axes import KINDS
-from llmkick.report.lookup import comparisons_by_cell, perplexity_comparisons, task_comparisons
+from llmkick.report.lookup import comparisons_by_cell, control_name, perplexity_comparisons, task_comparisons
 from llmkick.statistics import Comparison, PerplexityComparison
 from llmkick.study.results.records import AnyComparison
 from llmkick.study.results.results import StudyResult
@@ -57,7 +57,7 @@ def _nothing_to_judge(result: StudyResult) -> Finding:
         return Finding(topic="overall", text="Nothing was compared with the dense model, so nothing is shown.")
     return Finding(
         topic="overall",
-        text="Only perplexity was measured. It carries no verdict: it does not tell what a model forgot.",
+        text=f"Only {control_name(result)} was measured. It carries no verdict: it does not tell what a model forgot.",
     )
 
 
@@ -96,21 +96,25 @@ def _silent_perplexity(result: StudyResult) -> Iterator[Finding]:
                 silent.append((distance, entry, control))
     if not silent:
         return
+    name = control_name(result)
     # Prefer cases in which perplexity stays within its margin, then the largest distance between the two.
     _, entry, control = max(silent, key=lambda triple: (triple[2].outcome == "within margin", triple[0]))
     others = len(silent) - 1
-    yield Finding(topic="perplexity", text=f"{_contrast(entry, control)} of {entry.task}.", claims=(_claim(entry),))
+    yield Finding(
+        topic="perplexity", text=f"{_contrast(entry, control, name)} of {entry.task}.", claims=(_claim(entry),)
+    )
     if others:
         counted = formatting.counted(others, "other loss")
-        yield Finding(topic="other losses", text=f"Perplexity also moves less than the score in {counted}.")
+        yield Finding(topic="other losses", text=f"{name.capitalize()} also moves less than the score in {counted}.")
 
 
-def _contrast(entry: Comparison, control: PerplexityComparison) -> str:
+def _contrast(entry: Comparison, control: PerplexityComparison, name: str) -> str:
     if control.outcome == "within margin":
         rise = formatting.increase(control)
-        told = f"Perplexity would not have told: with {entry.recipe} it stays within the margin ({rise})"
+        told = f"{name.capitalize()} would not have told: with {entry.recipe} it stays within the margin ({rise})"
     else:
-        told = f"Perplexity plays it down: {entry.recipe} raises it by {formatting.increase(control, signed=False)}"
+        rise = formatting.increase(control, signed=False)
+        told = f"{name.capitalize()} plays it down: {entry.recipe} raises it by {rise}"
     return f"{told}, yet the model loses {formatting.loss(entry)}"
 
 
@@ -211,12 +215,13 @@ def _loses(result: StudyResult, entry: Comparison, level: Level) -> str:
         text = f"at {level.label} loses {formatting.loss(entry)} of {entry.task}"
     if control is None:
         return text
+    name = control_name(result)
     if control.outcome == "within margin":
-        return f"{text} while perplexity stays within the margin ({formatting.increase(control)})"
+        return f"{text} while {name} stays within the margin ({formatting.increase(control)})"
     if control.relative_increase <= 0:
-        return f"{text}; perplexity: {formatting.increase(control)}"
+        return f"{text}; {name}: {formatting.increase(control)}"
     only = "only " if (_distance(control, entry) or 0) > 0 else ""
-    return f"{text} while perplexity rises by {only}{formatting.increase(control, signed=False)}"
+    return f"{text} while {name} rises by {only}{formatting.increase(control, signed=False)}"
 
 
 def _entries(result: StudyResult, recipe: str) -> list[Comparison]:

@@ -55,6 +55,12 @@ def ordered_tasks(result: StudyResult) -> list[TaskSummary]:
     return sorted(result.tasks, key=lambda task: order.index(task.setting) if task.setting in order else -1)
 
 
+def control_name(result: StudyResult) -> str:
+    """What the control measures: "perplexity", or "bits per byte" where the models split text differently."""
+    metric = next((task.metric for task in result.tasks if task.is_control), "")
+    return "bits per byte" if metric == "bits_per_byte" else "perplexity"
+
+
 def layer_place(name: str) -> tuple[int | None, str]:
     """`model.layers.3.mlp.experts.7.up_proj` → (3, "mlp.experts.*.up_proj")."""
     match = re.match(r"(?:.*?\.)?([0-9]+)\.(.+)", name)

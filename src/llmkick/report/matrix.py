@@ -220,7 +220,7 @@ def loss_step(share: float | None, margin: float) -> str:
 def _details(entry: Comparison) -> tuple[str, ...]:
     """What a cell says on demand: the cell, its verdict, the loss with its bounds, the items, and the paper's rule."""
     judged, p = judged_loss(entry), formatting.p_value(entry.mcnemar_p)
-    mark = formatting.mark(entry.verdict)
+    silent, mark = entry.verdict == "no signal", formatting.mark(entry.verdict)
     named = formatting.interval_name(entry.alpha)
     return tuple(
         filter(
@@ -228,9 +228,9 @@ def _details(entry: Comparison) -> tuple[str, ...]:
             (
                 f"{entry.recipe} on {entry.task}",
                 f"{mark.symbol} {entry.verdict}: {mark.meaning}",
-                formatting.loss_words(judged.share).capitalize() if judged.share is not None else "",
+                formatting.loss_words(judged.share).capitalize() if judged.share is not None and not silent else "",
                 f"{named.capitalize()}: {formatting.loss_range(judged.interval)}"
-                if judged.interval is not None
+                if judged.interval is not None and not silent
                 else "",
                 f"Score {formatting.score(entry.compressed)}, dense {formatting.score(entry.dense)}",
                 f"{formatting.counted(entry.n, 'item')}: {entry.lost:g} lost, {entry.gained:g} gained"

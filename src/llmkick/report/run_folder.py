@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import shlex
 import sqlite3
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -136,8 +137,10 @@ def _command(journal: Journal, folder: Path) -> str:
     """The command that goes on: a search or a gate has its own, since `kick run` would ask more, or other models."""
     began = [command for _, _, command in journal.commands()]
     if began and began[-1].startswith("kick ") and not began[-1].startswith("kick run "):
-        return began[-1]
-    return f"kick run {folder / 'study.toml'} --out {folder}"
+        last = began[-1]
+        has_folder = {"--out", "-o"} & {word.partition("=")[0] for word in shlex.split(last)}
+        return last if has_folder else shlex.join([*shlex.split(last), "--out", str(folder)])
+    return shlex.join(["kick", "run", str(folder / "study.toml"), "--out", str(folder)])
 
 
 def _check_items(items: pd.DataFrame) -> None:

@@ -16,6 +16,7 @@ from llmkick.files import write_text
 from llmkick.report import formatting
 from llmkick.report.lookup import (
     comparisons_by_cell,
+    control_name,
     dense_scores,
     layer_place,
     ordered_tasks,
@@ -255,9 +256,10 @@ def verdict_table(result: StudyResult) -> Table:
 def _frame_of(result: StudyResult) -> Payload:
     """Title, caption and lines of the table."""
     interval, margin = formatting.interval_name(result.study.alpha), formatting.setting(result.study.margin)
+    control = control_name(result).capitalize()
     return {
         "title": f"What {result.model.name} lost: score, relative loss ({formatting.GAIN_SIGN}) [{interval}]",
-        "caption": f"Matching: a loss of at most {margin} is shown. Perplexity has no say in the overall verdict.",
+        "caption": f"Matching: a loss of at most {margin} is shown. {control} has no say in the overall verdict.",
         "box": box.SIMPLE_HEAD,
         "pad_edge": False,
         "collapse_padding": True,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from llmkick.errors import ConfigError
@@ -35,3 +36,16 @@ def test_files(tmp_path: Path, name: str, beginning: str):
 def test_another_ending(tmp_path: Path):
     with pytest.raises(ConfigError, match=r"should end in one of: \.svg, \.html, \.json"):
         write_chart(power_chart(0.75), tmp_path / "p.png")
+
+
+def test_the_curves_are_of_the_design_asked_about():
+    design = {"chance": 0.25, "design_effect": 1.45, "power": 0.9}
+    frame = power_frame((0.75,), loss=0.0, discordance=0.1, margin=0.05, alpha=0.05, **design)
+    for row in frame.iloc[::20].itertuples():
+        assert row.power == verdict_power(row.items, 0.75, chance=0.25, design_effect=1.45)
+        wanted = smallest_detectable_loss(row.items, 0.75, **design)
+        assert row.detectable == pytest.approx(wanted) or (pd.isna(row.detectable) and wanted is None)
+    spec = power_chart(0.75, **design).to_dict()
+    assert "(90% power)" in json.dumps(spec)
+    accuracies = {row["accuracy"] for rows in spec["datasets"].values() for row in rows if "accuracy" in row}
+    assert accuracies == {"0.45", "0.6", "0.75", "0.9"}  # 0.3 is hardly above guessing

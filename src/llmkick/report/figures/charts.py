@@ -125,22 +125,22 @@ def bars(frame: pd.DataFrame, y: alt.Y, methods: Methods, dense: float) -> list[
     return [level_line(dense), bar, cast(alt.Chart, whisker.encode(y=low, y2=alt.Y2("high:Q")))]
 
 
-def ratio_axis(panel: pd.DataFrame) -> alt.Y:
-    """The axis of perplexity divided by the dense model's; logarithmic, so equal steps are equal losses in nats."""
+def ratio_axis(panel: pd.DataFrame, control: str) -> alt.Y:
+    """The axis of perplexity or another control ÷ the dense model's; logarithmic, as losses in nats."""
     low, high = min(0.97, panel["y"].min()), max(1.25, panel[["y", "high"]].max().max() * 1.05)
     marks = [m * power for power in (1, 10, 100, 1000) for m in (1, 1.1, 1.25, 1.5, 2, 3, 5) if m * power <= high]
     scale = alt.Scale(type="log", domain=[low, high], nice=False)
     axis = alt.Axis(values=marks, labelExpr="'×' + datum.label", format="~r", labelOverlap="greedy")
-    return alt.Y("y:Q", title="perplexity ÷ dense", axis=axis, scale=scale)
+    return alt.Y("y:Q", title=f"{control} ÷ dense", axis=axis, scale=scale)
 
 
-def rise_axis(rise: pd.Series[float], margin: float) -> tuple[alt.X, float, float]:
-    """The axis of the relative rise of perplexity, linear up to the margin, logarithmic beyond it; and its ends."""
+def rise_axis(rise: pd.Series[float], margin: float, control: str) -> tuple[alt.X, float, float]:
+    """The axis of the relative rise of a control, linear up to the margin, logarithmic beyond it; and its ends."""
     low, high = min(0.0, float(rise.min())), max(2 * margin, float(rise.max()))
     marks = [share for share in (0, margin, 0.2, 0.5, 1, 2, 5, 10, 30, 100, 1000) if share <= high]
     scale = alt.Scale(type="symlog", constant=margin, domain=[low - 0.01, high * 1.25], nice=False)
     axis = alt.Axis(labelExpr="datum.value ? format(datum.value, '+~%') : '0'", values=marks, labelOverlap="greedy")
-    x = alt.X("rise:Q", title="rise in perplexity", scale=scale, axis=axis)
+    x = alt.X("rise:Q", title=f"rise in {control}", scale=scale, axis=axis)
     return x, low - 0.01, high * 1.25
 
 

@@ -58,7 +58,7 @@ def frontier_figures(folder: Path) -> list[Figure]:
             name="frontier",
             title="How far each method goes",
             caption="From the strongest level that is shown to match to the weakest that is shown not to; in the grey "
-            "between them it is not known. Perplexity's own limits stand beside them and have no say.",
+            "between them it is not known. The control's own limits stand beside them and have no say.",
             chart=frontier_chart(result),
             rows=pd.DataFrame(rows),
         )

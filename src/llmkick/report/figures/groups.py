@@ -36,10 +36,12 @@ def group_figures(result: StudyResult, groups: pd.DataFrame) -> list[Figure]:
 
 
 def _group_figure(result: StudyResult, frame: pd.DataFrame, task: str, detail: str) -> Figure:
+    chance = next(entry.chance_level for entry in result.tasks if entry.name == task)
+    above = frame["dense"].astype(float) - chance  # a loss is one of the part above chance
     cells = _placed(result, frame).assign(
         y=frame["compressed"].astype(float),
-        low=frame["dense"].astype(float) * (1 - frame["loss_high"].astype(float)),
-        high=frame["dense"].astype(float) * (1 - frame["loss_low"].astype(float)),
+        low=chance + above * (1 - frame["loss_high"].astype(float)),
+        high=chance + above * (1 - frame["loss_low"].astype(float)),
         task=task + ", " + frame["group"].astype(str),
     )
     names = list(dict.fromkeys(frame["group"]))

@@ -12,7 +12,7 @@ from llmkick.report.figures import charts
 from llmkick.report.figures.board import Layer, Panel
 from llmkick.report.figures.figure import Figure
 from llmkick.report.figures.point_names import ROOMS, MethodRows, RiseScale, point_names
-from llmkick.report.lookup import judged_loss, perplexity_comparisons, task_comparisons
+from llmkick.report.lookup import control_name, judged_loss, perplexity_comparisons, task_comparisons
 from llmkick.statistics import Comparison
 from llmkick.study.results.results import StudyResult
 
@@ -33,18 +33,18 @@ def kept_figure(result: StudyResult) -> Figure | None:
         return None
     measured = frame[frame["rise"].notna()]
     against = not measured.empty
-    margin = result.study.margin
+    margin, name = result.study.margin, control_name(result)
     drawn = measured if against else frame
-    panel = _against_rise(drawn, margin) if against else _by_method(drawn, margin)
+    panel = _against_rise(drawn, margin, name) if against else _by_method(drawn, margin)
     limit = formatting.setting(margin)
     caption = "Each point is a recipe: its mean over the tasks with a signal. " + (
-        f"Dashed: {limit} lost, and {limit} more perplexity." if against else f"Dashed: {limit} lost."
+        f"Dashed: {limit} lost, and {limit} more {name}." if against else f"Dashed: {limit} lost."
     )
     if against and len(measured) < len(frame):
-        caption += f" {formatting.counted(len(frame) - len(measured), 'recipe')} without a perplexity left out."
+        caption += f" {formatting.counted(len(frame) - len(measured), 'recipe')} without {name} left out."
     return Figure(
         name=KEPT,
-        title="What is kept as perplexity rises" if against else "What each method keeps",
+        title=f"What is kept as {name} rises" if against else "What each method keeps",
         caption=caption,
         chart=charts.themed(
             [panel],
@@ -100,10 +100,10 @@ def _tips(*, perplexity: bool) -> list[alt.Tooltip]:
     ]
 
 
-def _against_rise(frame: pd.DataFrame, margin: float) -> Panel:
+def _against_rise(frame: pd.DataFrame, margin: float, control: str) -> Panel:
     """Points over the rise of perplexity, each method's levels joined from the dense model on."""
     methods = charts.Methods.of(frame)
-    x, low, high = charts.rise_axis(frame["rise"], margin)
+    x, low, high = charts.rise_axis(frame["rise"], margin, control)
     y, bottom, top = _kept_axis(frame["kept"])
     corner = pd.DataFrame([{"rise": low, "x2": margin, "kept": 1 - margin, "y2": bottom}])
     limits = alt.Chart(corner)
@@ -125,7 +125,7 @@ def _against_rise(frame: pd.DataFrame, margin: float) -> Panel:
         .mark_rule(strokeDash=[4, 3], color=charts.GREY).encode(x=x),
         limits.mark_text(
             align="left", dx=6, dy=-22, fontSize=11, lineHeight=13, color=charts.INK,
-            text=["lost, but perplexity", "does not tell"],
+            text=[f"lost, but {control}", "does not tell"],
         ).encode(x=x, y=alt.Y("y2:Q", scale=y["scale"])),
         alt.Chart(steps).mark_line(strokeWidth=1.4, opacity=0.55, clip=True)
         .encode(x=x, y=y, color=methods.colour, detail=alt.Detail("kind:N"), order=alt.Order("place:Q")),

@@ -13,7 +13,14 @@ from llmkick.report.figures import charts
 from llmkick.report.figures.board import Layer, Panel
 from llmkick.report.figures.figure import Figure
 from llmkick.report.level_axes import KINDS
-from llmkick.report.lookup import comparisons_by_cell, dense_scores, judged_loss, ordered_tasks, task_comparisons
+from llmkick.report.lookup import (
+    comparisons_by_cell,
+    control_name,
+    dense_scores,
+    judged_loss,
+    ordered_tasks,
+    task_comparisons,
+)
 from llmkick.report.payload import Payload
 from llmkick.statistics import Comparison, PerplexityComparison, Verdict
 from llmkick.study.results.records import AnyComparison, TaskSummary
@@ -113,7 +120,7 @@ def _panel(
     control = task.is_control
     dense = dense_scores(result).get(task.name)
     start = 1.0 if control else float(panel["dense"].iloc[0])
-    y = charts.ratio_axis(panel) if control else charts.score_axis(panel)
+    y = charts.ratio_axis(panel, control_name(result)) if control else charts.score_axis(panel)
     if kind == "sparsity":
         layers = against_sparsity(panel, y, methods, start)
     elif control:
@@ -140,7 +147,8 @@ def _caption(result: StudyResult, cells: pd.DataFrame, kind: LevelKind) -> str:
     if (cells["chance"] > 0).any():
         sentences.append("The dotted line is what guessing gives.")
     if "perplexity" in set(cells["metric"]):
-        sentences.append("Perplexity, the control, comes last: over that of the dense model, where more is worse.")
+        control = control_name(result).capitalize()
+        sentences.append(f"{control}, the control, comes last: over that of the dense model, where more is worse.")
     if (cells["high"] > cells.groupby("task")["y"].transform("max").combine(cells["dense"], max) * 1.15).any():
         sentences.append("Intervals are cut at the end of the axis.")
     shown = set(zip(cells["recipe"], cells["task"], strict=True)) & _cells_with(result, "no signal")
@@ -179,12 +187,23 @@ def control_figure(result: StudyResult, cells: pd.DataFrame) -> Figure:
     lost = lost.assign(y=lost["loss"], low=lost["loss_low"], high=lost["loss_high"])
     renamed = rise.rename(columns={"loss": "rise", "change": "perplexity", "verdict": "outcome"})
     both = lost.merge(renamed, on="recipe")
-    (x, _, _), y, methods = charts.rise_axis(rise["loss"], margin), charts.loss_axis(lost), charts.Methods.of(cells)
+    name = control_name(result)
+    (x, _, _), y, methods = (
+        charts.rise_axis(rise["loss"], margin, name),
+        charts.loss_axis(lost),
+        charts.Methods.of(cells),
+    )
     tasks = [task.name for task in ordered_tasks(result) if (both["task"] == task.name).any()]
     lost_cells = _cells_with(result, "not matching")
     panels = [
         _against_rise(
-            both[both["task"] == task], x, y, methods, margin, lost={recipe for recipe, of in lost_cells if of == task}
+            both[both["task"] == task],
+            x,
+            y,
+            methods,
+            margin,
+            lost={recipe for recipe, of in lost_cells if of == task},
+            control=name,
         )
         for task in tasks
     ]
@@ -192,10 +211,10 @@ def control_figure(result: StudyResult, cells: pd.DataFrame) -> Figure:
     saved = both[["task", "recipe", "rise", "y", "low", "high", "verdict", "outcome"]]
     return Figure(
         name="perplexity-against-loss",
-        title="What perplexity would have said",
-        caption="Each point is a recipe: how much it loses, over how much perplexity rises. Left of the upright line "
-        "perplexity stays within the margin; above the level line more than the margin is lost. The shaded corner is "
-        "where knowledge is lost and perplexity does not tell; losses shown to be there are named."
+        title=f"What {name} would have said",
+        caption=f"Each point is a recipe: how much it loses, over how much {name} rises. Left of the upright line "
+        f"{name} stays within the margin; above the level line more than the margin is lost. The shaded corner is "
+        f"where knowledge is lost and {name} does not tell; losses shown to be there are named."
         + (" Intervals are cut at the end of the axis." if cut else ""),
         chart=charts.themed(panels, columns=4 if len(panels) == 4 else 3),
         rows=saved.rename(columns={"y": "loss", "low": "loss_low", "high": "loss_high"}),
@@ -208,16 +227,23 @@ def _cells_with(result: StudyResult, verdict: Verdict) -> set[tuple[str, str]]:
 
 
 def _against_rise(
-    frame: pd.DataFrame, x: alt.X, y: alt.Y, methods: charts.Methods, margin: float, *, lost: Collection[str]
+    frame: pd.DataFrame,
+    x: alt.X,
+    y: alt.Y,
+    methods: charts.Methods,
+    margin: float,
+    *,
+    lost: Collection[str],
+    control: str,
 ) -> Panel:
-    """One task; `lost` are the recipes with a proven loss above the margin."""
+    """One task; `lost` are the recipes with a proven loss above the margin, `control` is what rises."""
     upright = alt.Chart(pd.DataFrame([{"rise": margin}])).mark_rule(strokeDash=[4, 3], color=charts.GREY).encode(x=x)
     corner = alt.Chart(pd.DataFrame([{"rise": -1, "x2": margin, "y": margin, "y2": charts.HIGHEST_LOSS}]))
     shade = corner.mark_rect(clip=True, opacity=0.13, color="#d55e00").encode(
         x=x, x2=alt.X2("x2"), y=y, y2=alt.Y2("y2")
     )
     base = alt.Chart(frame).encode(x=x, color=methods.colour)
-    tips = (alt.Tooltip("perplexity:N"), alt.Tooltip("outcome:N", title="by perplexity"))
+    tips = (alt.Tooltip("perplexity:N", title=control), alt.Tooltip("outcome:N", title=f"by {control}"))
     hidden = list(frame.loc[frame["recipe"].isin(list(lost)) & (frame["outcome"] == "within margin"), "recipe"])
     names = ", ".join(hidden[:2]) + (f" and {len(hidden) - 2} more" if len(hidden) > 2 else "")
     said = f"hidden losses: {names}" if hidden else "no hidden loss is shown"

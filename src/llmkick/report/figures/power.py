@@ -25,18 +25,29 @@ FORMS = (".svg", ".html", ".json")
 
 
 def power_frame(
-    accuracies: tuple[float, ...], *, loss: float, discordance: float, margin: float, alpha: float
+    accuracies: tuple[float, ...],
+    *,
+    loss: float,
+    discordance: float,
+    margin: float,
+    alpha: float,
+    chance: float = 0.0,
+    design_effect: float = 1.0,
+    power: float = POWER,
 ) -> pd.DataFrame:
-    """For 30 to 30,000 items and each dense accuracy: the smallest detectable loss and the chance of a verdict."""
+    """For 30 to 30,000 items and each dense accuracy: the smallest detectable loss and the probability of a verdict."""
     rows = []
     for accuracy in accuracies:
         for items in np.unique(np.geomspace(30, 30_000, 90).astype(int)).tolist():
-            common = {"discordance": discordance, "margin": margin, "alpha": alpha}
+            common = {
+                "discordance": discordance, "margin": margin, "alpha": alpha,
+                "chance": chance, "design_effect": design_effect,
+            }  # fmt: skip
             rows.append(
                 {
                     "accuracy": f"{accuracy:g}",
                     "items": items,
-                    "detectable": smallest_detectable_loss(items, accuracy, power=POWER, **common),
+                    "detectable": smallest_detectable_loss(items, accuracy, power=power, **common),
                     "power": verdict_power(items, accuracy, loss=loss, **common),
                 }
             )
@@ -44,12 +55,27 @@ def power_frame(
 
 
 def power_chart(
-    accuracy: float, *, loss: float = 0.0, discordance: float = 0.1, margin: float = 0.05, alpha: float = 0.05
+    accuracy: float,
+    *,
+    loss: float = 0.0,
+    discordance: float = 0.1,
+    margin: float = 0.05,
+    alpha: float = 0.05,
+    chance: float = 0.0,
+    design_effect: float = 1.0,
+    power: float = POWER,
 ) -> Board:
-    """Two panels over the number of items, a line for each dense accuracy."""
-    others = [other for other in ACCURACIES if abs(other - accuracy) > 0.05]
+    """Two panels over the number of items, a line for each dense accuracy; chance is the score of guessing."""
+    others = [other for other in ACCURACIES if abs(other - accuracy) > 0.05 and other > chance + 0.05]
     frame = power_frame(
-        tuple(sorted([accuracy, *others])), loss=loss, discordance=discordance, margin=margin, alpha=alpha
+        tuple(sorted([accuracy, *others])),
+        loss=loss,
+        discordance=discordance,
+        margin=margin,
+        alpha=alpha,
+        chance=chance,
+        design_effect=design_effect,
+        power=power,
     )
     frame["asked"] = frame["accuracy"] == f"{accuracy:g}"
     items = alt.X(
@@ -68,8 +94,8 @@ def power_chart(
     verdict = "matching" if loss < margin else "not matching"
     panels = []
     for column, title, mark, top in (
-        ("detectable", f"Smallest loss called “not matching” ({POWER:.0%} power)", margin, 0.6),
-        ("power", f"Power: a true loss of {loss:.0%} is called “{verdict}”", POWER, 1.0),
+        ("detectable", f"Smallest loss called “not matching” ({power:.0%} power)", margin, 0.6),
+        ("power", f"Power: a true loss of {loss:.0%} is called “{verdict}”", power, 1.0),
     ):
         y = alt.Y(f"{column}:Q", title=None, axis=alt.Axis(format="~%"), scale=alt.Scale(domain=[0, top]))
         shown = frame[frame[column].notna()]

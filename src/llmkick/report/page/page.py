@@ -24,8 +24,9 @@ from llmkick.report.figures.flows import flow_name
 from llmkick.report.figures.kept import KEPT
 from llmkick.report.figures.layers import model_heat_maps
 from llmkick.report.findings import Finding, find
+from llmkick.report.lookup import control_name
 from llmkick.report.page import first_screen, provenance
-from llmkick.report.page.answers import write_answers
+from llmkick.report.page.answers import ITEMS_FOLDER, write_answers
 from llmkick.report.page.embedding import embedded, packed, sha256
 from llmkick.report.payload import Payload
 from llmkick.report.run_folder import Run, opened_run
@@ -119,6 +120,7 @@ def _context(run: Run, drawn: list[Figure], environment: Environment) -> Payload
         "overlap": came_back.overlap_texts(result),
         "ngram": NGRAM,
         "claims": claim_payload(claims_of_run(run)),
+        "control_name": control_name(result),
         "alpha": formatting.setting(result.study.alpha),
         "figures": [figure for figure in drawn if figure.name not in (KEPT, *map(flow_name, flows))],
         "sizes": sizes,
@@ -135,6 +137,7 @@ def _context(run: Run, drawn: list[Figure], environment: Environment) -> Payload
             "layers": packed(layers),
             "answers": write_answers(run, result.folder, _start([lead, *findings]), build),
         },
+        "items_beside": (result.folder / ITEMS_FOLDER).is_dir(),
         "nonce": build,
         **page_parts(environment, ("page.js", "page_matrix.js", "page_figures.js", "page_answers.js", "page_start.js")),
     }
@@ -165,7 +168,7 @@ def _tables(result: StudyResult) -> Payload:
     """The tables that the page can save in full precision."""
     held = {
         "comparisons": ("all numbers behind the verdicts", comparisons_table(result)),
-        "perplexity": ("all numbers of perplexity", perplexity_table(result)),
+        "perplexity": (f"all numbers of {control_name(result)}", perplexity_table(result)),
         "compression": ("what was compressed", compression_table(result)),
     }
     return {name: {"title": title, "numbers": numbers_payload(frame)} for name, (title, frame) in held.items()}
