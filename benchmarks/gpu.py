@@ -1,10 +1,11 @@
 """The whole of llmkick on one GPU, in under 8 minutes and without downloads: benchmarks/gpu.py [--write].
 
-Four parts: the kernels beside those of the CPU; a random model of Llama-2-7B's shape, some blocks of it, compressed by
-each method, with the seconds of each stage beside the least that the arithmetic and the memory traffic take at the
-speeds measured here; scoring and generation by a whole model of that shape, beside transformers and, where it is
-installed, vLLM. Writes a JSON file and a table. `--device cpu --tiny` runs the same on a toy in seconds: it shows that
-the command works, its figures mean nothing.
+Four parts: the kernels beside those of the CPU; a random model of Llama-2-7B's shape, some blocks of it, compressed
+by each method, with the seconds of each stage beside the least that the arithmetic and the memory traffic take at the
+speeds measured here; the same blocks from disk to disk, with the time outside arithmetic beside a plain copy; scoring
+and generation by a whole model of that shape, beside transformers and, where it is installed, vLLM. Writes a JSON
+file and a table. `--device cpu --tiny` runs the same on a toy in seconds: it shows that the command works, its
+figures mean nothing.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import Any
 import torch
 import transformers
 from gpu_compression import compression_part
+from gpu_files import files_part
 from gpu_kernels import kernels_part
 from gpu_machine import Machine, synchronise
 from gpu_model import LLAMA_2_7B, TOY
@@ -31,6 +33,7 @@ from peers.tables import table
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).parent / "results"
+LONGEST = 465.0  # seconds, after which vLLM is stopped
 NOISE = 0.5  # nats by which rounding to bfloat16 may move a log-probability
 
 
@@ -68,8 +71,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="gpu-") as folder:
         parts: dict[str, Callable[[], Any]] = {
             "kernels": lambda: kernels_part(device, tiny=options.tiny),
-            "compression": lambda: compression_part(shape, options, machine, say),
-            "scoring": lambda: scoring_part(shape, options, machine, Path(folder), say),
+            "compression": lambda: compression_part(shape, options, machine, started + 60 * options.minutes / 2, say),
+            "files": lambda: files_part(shape, options, machine, Path(folder) / "files", say),
+            "scoring": lambda: scoring_part(shape, options, machine, Path(folder), started + LONGEST, say),
         }
         for name, part in parts.items():
             spent = time.perf_counter() - started
@@ -110,6 +114,8 @@ def report(results: dict[str, Any]) -> str:
         parts += kernels_report(results["kernels"])
     if "compression" in results:
         parts += compression_report(results["compression"], shape["blocks"])
+    if "files" in results:
+        parts += files_report(results["files"], shape["blocks"])
     if "scoring" in results:
         for name in ("scoring", "generation"):
             parts += speed_report(name, results["scoring"][name])
@@ -141,13 +147,40 @@ def compression_report(results: dict[str, Any], blocks: int) -> list[str]:
     stages = list(results["recipes"][0]["stages"])
     rows = []
     for row in results["recipes"]:
-        seconds = [f"{row['stages'][stage]:.2f}" for stage in stages]
+        floors = row["floors"]
+        seconds = [
+            f"{row['stages'][stage]:.2f}" + (f" ({floors[stage]:.2f})" if stage in floors else "") for stage in stages
+        ]
         total = [f"{row['seconds']:.2f}", f"{row['floor']:.2f}", f"{row['seconds_of_all_blocks']:.0f}"]
         rows.append([f"`{row['recipe']}`", *total, *seconds])
     return [
         f"## Compression\n\nSeconds for {results['blocks']} blocks, {results['sequences']} × {results['length']} "
-        "tokens, and of each stage. Floor: the arithmetic, or the memory traffic where that takes longer.",
+        "tokens, and of each stage. Floor, in brackets that of the stage: the arithmetic, or the memory traffic where "
+        "that takes longer.",
         table(["recipe", "seconds", "floor", f"in proportion, all {blocks} blocks", *stages], rows),
+        *(f"{recipe} was left out: half of the time was spent." for recipe in results["left_out"]),
+    ]
+
+
+def files_report(results: dict[str, Any], blocks: int) -> list[str]:
+    rows = [
+        [
+            f"`{row['recipe']}`",
+            row["form"],
+            f"{row['seconds']:.2f}",
+            f"{row['outside']:.2f}",
+            f"{row['outside'] / results['copy']:.1f}",
+            f"{row['outside_of_all_blocks']:.0f}",
+            *(f"{seconds:.2f}" for seconds in row["stages"].values()),
+        ]
+        for row in results["recipes"]
+    ]
+    head = ["recipe", "form", "seconds", "outside arithmetic", "÷ copy", f"in proportion, all {blocks} blocks"]
+    return [
+        f"## From disk to disk\n\n{results['bytes'] / 1e9:.2f} GB, 8 × 128 tokens; a plain copy takes "
+        f"{results['copy']:.2f} s. Outside arithmetic: without forwards, kernels and the calibration text. Stages in "
+        "threads beside the main one are in the columns of stages.",
+        table([*head, *results["recipes"][0]["stages"]], rows),
     ]
 
 
@@ -189,7 +222,9 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--recipes", help="with commas; default: one of each kind")
     parser.add_argument("--questions", type=int, default=128, help="questions to score, and prompts to continue")
     parser.add_argument("--new-tokens", type=int, default=64, help="tokens that each prompt is continued by")
-    parser.add_argument("--minutes", type=float, default=6.5, help="no part begins after so many")
+    parser.add_argument(
+        "--minutes", type=float, default=6.5, help="no part begins after so many, no compression after half of them"
+    )
     parser.add_argument("--out", type=Path, help="folder for gpu.json and gpu.md; default: the current one")
     parser.add_argument("--write", action="store_true", help="write them to benchmarks/results")
     options = parser.parse_args(given)

@@ -83,42 +83,57 @@ class Stages:
         return timed
 
 
-def least_seconds(recipe: str, shape: Shape, options: argparse.Namespace, machine: Machine) -> float:
-    """The floor: each part at the best speed of arithmetic, or of memory where that takes longer."""
+# Part of the floor → the stage in which it is done.
+STAGE_OF_PART = {
+    "forwards": "forwards", "Σ x²": "statistics", "H": "statistics", "factors": "factors", "masks": "weights",
+    "columns": "weights",
+}  # fmt: skip
+
+
+def least_seconds(recipe: str, shape: Shape, options: argparse.Namespace, machine: Machine) -> dict[str, float]:
+    """The floor by stage: each part at the best speed of arithmetic, or of memory where that takes longer."""
     parsed = parse_recipe(recipe)
     if not parsed.needs_calibration:
-        return 2 * 2 * shape.block_weights / machine.bandwidth  # each weight read and written
+        return {"weights": 2 * 2 * shape.block_weights / machine.bandwidth}  # each weight read and written
     method = "wanda" if not parsed.needs_hessian else "solve"
     sizes = {"sequences": options.sequences, "length": options.length, "dtype": "bfloat16"}
     parts = floor(method, shape.layers(), shape.blocks, **sizes)
     # Tensor cores make H of inputs in bfloat16.
     parts = [replace(part, dtype="bfloat16") if part.name == "H" else part for part in parts]
-    return sum(part.seconds(machine.flops, machine.bandwidth) for part in parts)
+    floors: Counter[str] = Counter()
+    for part in parts:
+        floors[STAGE_OF_PART[part.name]] += part.seconds(machine.flops, machine.bandwidth)
+    return dict(floors)
 
 
 def compression_part(
-    whole: Shape, options: argparse.Namespace, machine: Machine, say: Callable[[str], None]
+    whole: Shape, options: argparse.Namespace, machine: Machine, until: float, say: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Some blocks of the model, compressed by each recipe."""
+    """Some blocks of the model, compressed by each recipe that can begin before `until`."""
     shape = whole.with_blocks(options.blocks)
     model = random_model(shape, machine.device)
     tokens = np.random.default_rng(0).integers(2, 258, (options.sequences, options.length))
-    results = []
+    results, left_out = [], []
     for recipe in options.recipes.split(",") if options.recipes else RECIPES:
+        if time.perf_counter() > until:
+            left_out.append(recipe)
+            continue
         for warm in (True, False):  # the first run compiles kernels, and plans products
             stages = Stages(machine.device)
             some = tokens[: max(1, len(tokens) // 16)] if warm else tokens
             with stages.observed():
                 walk.compress(model, recipe, calibration=some)
-        seconds = sum(stages.seconds.values())
+        seconds, floors = sum(stages.seconds.values()), least_seconds(recipe, shape, options, machine)
         results.append(
             {
                 "recipe": recipe,
                 "seconds": seconds,
-                "floor": least_seconds(recipe, shape, options, machine),
+                "floor": sum(floors.values()),
+                "floors": floors,
                 "seconds_of_all_blocks": seconds * whole.blocks / shape.blocks,
                 "stages": {name: stages.seconds[name] for name in [*dict.fromkeys(s[0] for s in STAGES), "rest"]},
             }
         )
         say(f"{recipe}: {seconds:.2f} s")
-    return {"blocks": shape.blocks, "sequences": options.sequences, "length": options.length, "recipes": results}
+    sizes = {"blocks": shape.blocks, "sequences": options.sequences, "length": options.length}
+    return {**sizes, "recipes": results, "left_out": left_out}

@@ -8,6 +8,7 @@ import json
 import random
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -69,9 +70,14 @@ def plain_answers(model: TransformersModel, prompts: Sequence[Sequence[int]], ne
 
 
 def scoring_part(
-    shape: Shape, options: argparse.Namespace, machine: Machine, folder: Path, say: Callable[[str], None]
+    shape: Shape,
+    options: argparse.Namespace,
+    machine: Machine,
+    folder: Path,
+    until: float,
+    say: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Scoring and generation, ours beside the peers."""
+    """Scoring and generation, ours beside the peers; vLLM is stopped at `until`."""
     model = random_model(shape, machine.device)
     sizes = {"example_bytes": 60, "question_bytes": 30} if options.tiny else {}
     texts = questions(options.questions, **{"example_bytes": 900, "question_bytes": 150, **sizes})
@@ -91,7 +97,11 @@ def scoring_part(
     del model
     if machine.device.type == "cuda":
         torch.cuda.empty_cache()
-    answer = vllm(shape, job, folder) if machine.device.type == "cuda" else "vLLM was not tried without a GPU"
+    answer = (
+        vllm(shape, job, folder, max(30.0, until - time.perf_counter()))
+        if machine.device.type == "cuda"
+        else "vLLM was not tried without a GPU"
+    )
     if isinstance(answer, str):
         results["notes"].append(answer)
         say(answer)
@@ -175,7 +185,7 @@ def _best(sides: dict[str, Callable[[], None]], machine: Machine) -> dict[str, f
     return {name: min(some[name] for some in rounds[1:]) for name in sides}
 
 
-def vllm(shape: Shape, job: dict[str, Any], folder: Path) -> dict[str, Any] | str:
+def vllm(shape: Shape, job: dict[str, Any], folder: Path, limit: float) -> dict[str, Any] | str:
     """Seconds of vLLM on the same prompts, in a process of its own; or why there are none."""
     if importlib.util.find_spec("vllm") is None:
         return "vLLM is not installed, so it is not compared"
@@ -184,10 +194,10 @@ def vllm(shape: Shape, job: dict[str, Any], folder: Path) -> dict[str, Any] | st
     file.write_text(json.dumps({**job, "folder": str(folder), "result": str(result)}), encoding="utf-8")
     try:
         done = subprocess.run(
-            [sys.executable, str(SCRIPT), str(file)], capture_output=True, text=True, timeout=240, check=False
+            [sys.executable, str(SCRIPT), str(file)], capture_output=True, text=True, timeout=limit, check=False
         )
     except subprocess.TimeoutExpired:
-        return "vLLM did not end within 240 s"
+        return f"vLLM did not end within {limit:.0f} s"
     if done.returncode != 0 or not result.exists():
         return f"vLLM failed: {(done.stderr.strip().splitlines() or ['without a word'])[-1][:200]}"
     answer: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))

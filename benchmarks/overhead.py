@@ -121,7 +121,7 @@ class Quiet:
         """Nothing."""
 
 
-def work(source: str, recipe: str, form: str, out: str, text: str) -> None:
+def work(source: str, recipe: str, form: str, out: str, text: str, device: str) -> None:
     """In a separate process: compress, and print the seconds by stage and the peak memory."""
     from llmkick.compression.storage.compress_to_disk import CalibrationPlan, compress_checkpoint
 
@@ -130,7 +130,7 @@ def work(source: str, recipe: str, form: str, out: str, text: str) -> None:
     plan = CalibrationPlan(source=text, sequences=8, length=128)
     started = time.perf_counter()
     report = compress_checkpoint(
-        source, recipe, Path(out), form=form, calibration=plan, dtype="bfloat16", device="cpu", observer=Quiet()
+        source, recipe, Path(out), form=form, calibration=plan, dtype="bfloat16", device=device, observer=Quiet()
     )  # type: ignore[call-overload]
     total = time.perf_counter() - started
     print(
@@ -208,9 +208,10 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where the files go (three times the size of the model)")
     parser.add_argument("--write", metavar="TITLE", help=f"append the table to {RESULTS} under this title")
     parser.add_argument("--work", nargs=5, help=argparse.SUPPRESS)
+    parser.add_argument("--device", default="cpu", help=argparse.SUPPRESS)  # of --work
     options = parser.parse_args()
     if options.work:
-        work(*options.work)
+        work(*options.work, options.device)
         return
     lines = [HEAD]
     shape = next(shape for shape in SHAPES if shape.name == options.scale)

@@ -52,7 +52,15 @@ def test_the_command_works_on_a_toy(gpu: Any, tmp_path: Path, capsys: pytest.Cap
         assert (row["stages"]["factors"] > 0) == (row["recipe"] == "gptq@4b")
         assert min(row["stages"][stage] for stage in ("forwards", "statistics", "weights", "error", "digest")) > 0
         assert 0 < row["floor"] < row["seconds"]
+        assert sum(row["floors"].values()) == pytest.approx(row["floor"])
+        assert row["floors"].keys() <= row["stages"].keys()
         assert f"| `{row['recipe']}` | {row['seconds']:.2f} |" in text
+    files = results["files"]["recipes"]
+    assert [(row["recipe"], row["form"]) for row in files] == [
+        (recipe, form) for recipe in ("wanda@2:4", "gptq@4b-g128") for form in ("folder", "packed")
+    ]
+    assert all(0 < row["outside"] < row["seconds"] for row in files), files
+    assert all(row["stages"]["packing"] > 0 for row in files), files
     assert results["scoring"]["scoring"]["largest_difference"] < 0.2
     for name, items in (("scoring", 4), ("generation", 4)):
         assert results["scoring"][name]["items"] == items
