@@ -17,6 +17,7 @@ from llmkick.compression.kernels.wanda import wanda
 from llmkick.compression.recipe import GPTQ, Magnitude, Recipe, SparseGPT, Wanda
 from llmkick.compression.registry import parse_recipe
 from llmkick.compression.walk.weight import relative_output_error
+from llmkick.models.checkpoints.packed import VALUES_AT_ONCE_ON_A_GPU, Codes, gives
 
 WIDTH = 1024
 
@@ -125,6 +126,23 @@ def test_the_error_of_a_layer_is_read_once():
     with Launches() as counted:
         relative_output_error(weight, weight, torch.empty(128, 64, device="meta"))
     assert counted.synchronisations.total() == 1
+
+
+def test_codes_are_compared_with_their_weight_where_it_is():
+    """A large weight takes a few pieces, and one wait for all of them."""
+    rows, columns, group = 8192, 4096, 128
+    codes = Codes(
+        codes=torch.empty(rows, columns, dtype=torch.uint8, device="meta"),
+        scale=torch.empty(rows, columns // group, device="meta"),
+        zero=torch.empty(rows, columns // group, dtype=torch.uint8, device="meta"),
+        bits=4,
+        group=group,
+        symmetric=False,
+    )
+    with Launches(number=1) as counted:
+        assert gives(codes, torch.empty(rows, columns, dtype=torch.bfloat16, device="meta"))
+    assert counted.synchronisations == {"_local_scalar_dense": 1}
+    assert counted.operations.total() <= 16 * (rows * columns / VALUES_AT_ONCE_ON_A_GPU + 1), counted.operations
 
 
 def test_the_count_sees_what_waits():

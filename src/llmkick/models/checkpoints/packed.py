@@ -33,8 +33,10 @@ from llmkick.models.low_rank import Adapter, merged
 from llmkick.models.weights import bytes_of, digest_of
 
 FORMAT = 1
-# Values that are decoded together: what they need in between stays in the processor's caches.
+# Values that are decoded together: what they need in between stays in the processor's caches. A GPU has fewer and
+# larger pieces to launch.
 VALUES_AT_ONCE = 1 << 18
+VALUES_AT_ONCE_ON_A_GPU = 1 << 24
 OPTIONAL_PARTS = ("places", "scale", "zero", "adapter_a", "adapter_b")
 
 
@@ -111,7 +113,7 @@ def pack(
     weight = weight.detach().contiguous()
     dtype = str(weight.dtype).removeprefix("torch.")
     layout = Layout(shape=tuple(weight.shape), dtype=dtype, digest=digest_of(weight), place=place)
-    codes = codes if codes is None or _gives(codes, weight) else None
+    codes = codes if codes is None or gives(codes, weight) else None
     # On the device of the weight, so that only what is kept leaves it.
     values, parts = weight.flatten() if codes is None else codes.codes.to(weight.device).flatten(), {}
     if codes is not None:
@@ -141,15 +143,24 @@ def with_adapter(base: Packed, adapter: Adapter, weight: Tensor) -> Packed:
     return Packed(layout=layout, parts=parts)
 
 
-def _gives(codes: Codes, weight: Tensor) -> bool:
-    """Whether the codes stand for a weight, bit for bit."""
-    rows = max(1, VALUES_AT_ONCE // weight.shape[1])
-    for start in range(0, len(weight), rows):
-        part = slice(start, start + rows)
-        some = replace(codes, codes=codes.codes[part], scale=codes.scale[part], zero=codes.zero[part])
-        if not torch.equal(raw_bits(_decode(some).to(weight.dtype)).cpu(), raw_bits(weight[part]).cpu()):
-            return False
-    return True
+def gives(codes: Codes, weight: Tensor) -> bool:
+    """Whether the codes stand for a weight (out, in), bit for bit: compared where the weight is, waited for once."""
+    codes = replace(
+        codes,
+        codes=codes.codes.to(weight.device),
+        scale=codes.scale.to(weight.device),
+        zero=codes.zero.to(weight.device),
+    )
+    at_once = VALUES_AT_ONCE if weight.device.type == "cpu" else VALUES_AT_ONCE_ON_A_GPU
+    rows = max(1, at_once // weight.shape[1])
+    pieces = [slice(start, start + rows) for start in range(0, len(weight), rows)]
+    return bool(torch.stack([_gives_rows(codes, weight, rows) for rows in pieces]).all())
+
+
+def _gives_rows(codes: Codes, weight: Tensor, rows: slice) -> Tensor:
+    """Whether the codes stand for some rows of a weight, bit for bit: a bool that is not waited for."""
+    some = replace(codes, codes=codes.codes[rows], scale=codes.scale[rows], zero=codes.zero[rows])
+    return (raw_bits(_decode(some).to(weight.dtype)) == raw_bits(weight[rows])).all()
 
 
 def unpack(packed: Packed) -> Tensor:
