@@ -63,10 +63,15 @@ def test_figures_show_the_numbers_of_the_comparisons(result, drawn):
             assert row["y"] == pytest.approx(1 + entry.relative_increase)
             assert [row["low"], row["high"]] == pytest.approx([1 + bound for bound in entry.interval])
         else:
-            assert row["y"] == pytest.approx(entry.compressed)
-            if entry.verdict != "no signal":
-                bounds = [entry.dense * (1 - bound) for bound in reversed(entry.interval)]
-                assert [row["low"], row["high"]] == pytest.approx(bounds)
+            if entry.verdict == "no signal":
+                assert row["y"] == pytest.approx(entry.compressed)
+                continue
+            dense = next(r.value for r in result.results if (r.recipe, r.task) == ("dense", entry.task))
+            assert row["y"] == pytest.approx(dense * (1 - entry.relative_drop))
+            if dense == entry.dense:
+                assert row["y"] == pytest.approx(entry.compressed)
+            bounds = [dense * (1 - bound) for bound in reversed(entry.interval)]
+            assert [row["low"], row["high"]] == pytest.approx(bounds)
 
 
 def test_the_control_shows_the_losses(result, drawn):
@@ -210,3 +215,22 @@ def test_bits_per_byte_are_not_called_perplexity(result):
         words = {found[name].title, found[name].caption, *axes}
         assert not [text for text in words if "perplexity" in text.lower() and text != "perplexity"], name
         assert any("its per byte" in text for text in words), name
+
+
+def test_models_asked_fewer_items_start_from_the_same_dense_score(tmp_path):
+    """Early stopping: 0.20 on items where dense has 0.25 is a loss of 20 %, 0.24 of the 0.30 on all items."""
+    result = build_run(tmp_path, tasks=("factoid_qa",), recipes=("wanda@0.1", "wanda@0.25"), items=12)
+    rows = [row.model_copy(update={"value": 0.30}) if row.recipe == "dense" else row for row in result.results]
+    stopped = replace(
+        next(e for e in result.comparisons if e.recipe == "wanda@0.25"), dense=0.25, compressed=0.20,
+        relative_drop=0.2, interval=(0.1, 0.4), verdict="not matching",
+    )  # fmt: skip
+    whole = replace(stopped, recipe="wanda@0.1", dense=0.30, compressed=0.30, relative_drop=0.0, interval=(-0.1, 0.1))
+    changed = result.model_copy(update={"results": tuple(rows), "comparisons": (whole, stopped)})
+    frame = cells_frame(changed).set_index("recipe")
+    assert frame.loc["wanda@0.25", ["y", "low", "high", "dense"]].tolist() == pytest.approx([0.24, 0.18, 0.27, 0.30])
+    assert frame.loc["wanda@0.1", ["y", "low", "high", "dense"]].tolist() == pytest.approx([0.30, 0.27, 0.33, 0.30])
+    (figure,) = [figure for figure in figures.figures(changed) if figure.name == "sparsity"]
+    assert "asked fewer questions is placed by its loss" in figure.caption
+    (same,) = [figure for figure in figures.figures(result) if figure.name == "sparsity"]
+    assert "asked fewer" not in same.caption

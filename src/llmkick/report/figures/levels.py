@@ -51,20 +51,24 @@ def cells_frame(result: StudyResult) -> pd.DataFrame:
     """One row for each recipe × task: its position on the axes, its numbers, and its tooltip texts."""
     levels = {comparison.recipe: result.level(comparison.recipe) for comparison in result.comparisons}
     order = sorted(levels, key=lambda recipe: levels[recipe].severity)
+    whole = dense_scores(result)
     rows = []
     for (recipe, task), comparison in comparisons_by_cell(result).items():
         level = levels[recipe]
         place = (recipe, task, order.index(recipe), level.method, level.kind, level.label, level.sparsity)
-        rows.append({**dict(zip(PLACE, place, strict=True)), **_height(comparison)})
+        rows.append({**dict(zip(PLACE, place, strict=True)), **_height(comparison, whole.get(task))})
     frame = pd.DataFrame(rows, columns=[*PLACE, *HEIGHT])
     numbers = ["sparsity", "y", "low", "high", "loss", "loss_low", "loss_high", "dense", "chance"]
     frame[numbers] = frame[numbers].astype(float)
     return frame[frame["y"].notna()]
 
 
-def _height(comparison: AnyComparison) -> Payload:
-    """The score with the interval of its loss, or perplexity over that of the dense model."""
-    values = _control_height(comparison) if comparison.kind == "perplexity" else _score_height(comparison)
+def _height(comparison: AnyComparison, whole: float | None) -> Payload:
+    """The score with the interval of its loss, or perplexity over that of the dense model.
+
+    whole: the dense score on all items.
+    """
+    values = _control_height(comparison) if comparison.kind == "perplexity" else _score_height(comparison, whole)
     return dict(zip(HEIGHT, values, strict=True))
 
 
@@ -76,17 +80,20 @@ def _control_height(comparison: PerplexityComparison) -> tuple[object, ...]:
     return "perplexity", 1 + change, low, high, *loss, *texts, comparison.outcome, comparison.dense, 0.0
 
 
-def _score_height(comparison: Comparison) -> tuple[object, ...]:
-    verdict, dense, chance = comparison.verdict, comparison.dense, comparison.chance
+def _score_height(comparison: Comparison, whole: float | None) -> tuple[object, ...]:
+    """A model that was asked fewer items than the dense one is placed by its loss: its score is that of other items."""
+    verdict, dense, chance = comparison.verdict, comparison.dense if whole is None else whole, comparison.chance
     silent, judged = verdict == "no signal", judged_loss(comparison)
     bounds = None if silent else judged.interval
-    low, high = None, None
+    low, high, place = None, None, comparison.compressed
     if dense is not None and bounds is not None:
         low, high = (chance + (dense - chance) * (1 - bound) for bound in reversed(bounds))
+    if dense is not None and judged.share is not None and not silent:
+        place = chance + (dense - chance) * (1 - judged.share)
     loss = (None if silent else judged.share, *(bounds or (None, None)))
     texts = (formatting.score(comparison.compressed), formatting.loss_sentence(comparison) or formatting.NOTHING)
     sign = f"{formatting.mark(verdict).symbol} {verdict}"
-    return "score", comparison.compressed, low, high, *loss, *texts, sign, dense, chance
+    return "score", place, low, high, *loss, *texts, sign, dense, chance
 
 
 def level_figures(result: StudyResult, cells: pd.DataFrame) -> list[Figure]:
@@ -144,6 +151,8 @@ def _caption(result: StudyResult, cells: pd.DataFrame, kind: LevelKind) -> str:
     ]
     if kind != "sparsity":
         sentences.append("The full line is the dense score.")
+    if _is_asked_less(result, cells):
+        sentences.append("A model that was asked fewer questions is placed by its loss on them.")
     if (cells["chance"] > 0).any():
         sentences.append("The dotted line is what guessing gives.")
     if "perplexity" in set(cells["metric"]):
@@ -218,6 +227,16 @@ def control_figure(result: StudyResult, cells: pd.DataFrame) -> Figure:
         + (" Intervals are cut at the end of the axis." if cut else ""),
         chart=charts.themed(panels, columns=4 if len(panels) == 4 else 3),
         rows=saved.rename(columns={"y": "loss", "low": "loss_low", "high": "loss_high"}),
+    )
+
+
+def _is_asked_less(result: StudyResult, cells: pd.DataFrame) -> bool:
+    """Whether some of these models were asked other items than those that the dense score is of."""
+    whole, shown = dense_scores(result), set(zip(cells["recipe"], cells["task"], strict=True))
+    return any(
+        entry.dense != whole.get(entry.task)
+        for entry in task_comparisons(result)
+        if (entry.recipe, entry.task) in shown and entry.verdict != "no signal"
     )
 
 
