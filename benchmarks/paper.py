@@ -1,9 +1,9 @@
 """The claims of the paper on two models: python benchmarks/paper.py --data DATA [--minutes N] [--model NAME].
 
-DATA holds a folder for each data set in its official layout: freebaseqa, mmlu, triviaqa, cnn_dailymail, wikitext2, c4
-(see docs/data.md). The studies of a model are run one after the other; with --minutes the run stops after that time,
-and the same command goes on where it was. At every stop results/paper/MODEL.md says what the claims are so far, and
-which cells are left.
+DATA holds a folder for each data set in its official layout: freebaseqa, mmlu, triviaqa, cnn_dailymail, mt_bench,
+wikitext2, c4 (see docs/data.md). The studies of a model are run one after the other; with --minutes the run stops
+after that time, and the same command goes on where it was. At every stop results/paper/MODEL.md says what the claims
+are so far, and which cells are left.
 """
 
 import argparse
@@ -24,6 +24,8 @@ from llmkick.report.claims import claims_markdown, claims_of
 from llmkick.report.exports import markdown
 from llmkick.report.run_folder import Run, opened_run
 from llmkick.study.cells import variants_of
+from llmkick.study.results.records import ResultRow
+from llmkick.study.results.results import StudyResult
 from llmkick.study.spec.study import Study, make_study
 
 RESULTS = Path(__file__).parent / "results" / "paper"
@@ -38,6 +40,9 @@ RECIPES = (
     *(f"{method}@{level}" for level in LATER for method in PRUNING),
 )
 SAMPLES, SHOTS = [1, 4, 16], [0, 1, 3, 5]
+NOT_ASKED = (
+    "Claim 5 compares a large pruned model with a small dense one of its family: `kick paper small-dense` asks it."
+)
 
 
 class OutOfTimeProgress(TerminalProgress):
@@ -88,6 +93,11 @@ def studies(model: str, options: argparse.Namespace) -> dict[str, Study]:
             "recipes": [*texts, "rtn@8b", "gptq@8b", "gptq@4b"],
             "tasks": [stories],
         },
+        # Claim 4, without a judge: how likely the answers are to the dense model, and how they repeat themselves.
+        "instructions": {
+            "recipes": [f"{method}@{level}" for method in PRUNING for level in (0.2, 0.5)],
+            "tasks": [task("instruction", "mt_bench", max_new_tokens=options.answer_tokens)],
+        },
     }  # fmt: skip
     calibration = {"source": str(data / "c4"), "sequences": options.sequences, "length": options.length}
     common = {"model": model, "dtype": options.dtype, "calibration": calibration}
@@ -122,7 +132,8 @@ def written(label: str, wanted: Mapping[str, Study], folder: Path) -> str:
             parts.append(f"## Claims\n\n{claims_markdown(claims_of(list(compared.values()), list(compared)))}")
         parts += [f"## Study {name}\n\n{markdown(run.result)}" for name, run in compared.items()]
         parts.append(f"## Cells without a verdict\n\n{_left(wanted, runs)}")
-        parts.append(f"## Time\n\n{_time(runs.values())}")
+        parts.append(f"## Claims that no study here asks about\n\n{NOT_ASKED}")
+        parts.append(f"## Time\n\n{_time(runs)}")
     return "\n\n".join(parts) + "\n"
 
 
@@ -154,24 +165,40 @@ def _left(wanted: Mapping[str, Study], runs: Mapping[str, Run]) -> str:
             (row.recipe, row.task): getattr(row, "verdict", "compared")
             for row in (result.comparisons if result else ())
         }
+        for row in [] if result is None else _asked_to_the_end(result, study):
+            outcomes.setdefault((row.recipe, row.task), "without a number")
         labels = list(dict.fromkeys(variant.label for variant in variants_of(study) if not variant.is_dense))
         for task in (spec.make().name for spec in study.task_specs()):
-            for outcome in ("left", "undecided", "incomplete", "no signal"):
+            for outcome in ("left", "without a number", "undecided", "incomplete", "no signal"):
                 cells = [label for label in labels if outcomes.get((label, task), "left") == outcome]
                 if cells:
                     lines.append(f"- {name}, {task}: {len(cells)} of {len(labels)} {outcome} ({', '.join(cells)})")
     return "\n".join(lines) or "None."
 
 
-def _time(runs: Any) -> str:
-    """Wall time by stage, and tokens answered."""
-    lines = ["| study | stage | hours |", "| --- | --- | --- |"]
-    tokens = 0
-    for run in runs:
-        tokens += sum(row.tokens for row in run.result.results)
-        for stage, details in run.result.timing.seconds.items():
-            lines.append(f"| {run.result.study.name} | {stage} | {sum(details.values()) / 3600:.2f} |")
-    return "\n".join(lines) + f"\n\n{tokens:,} tokens answered or scored."
+def _asked_to_the_end(result: StudyResult, study: Study) -> list[ResultRow]:
+    """The cells that have every item, as far as that is known; a perplexity that is no finite number is among them."""
+    items = {row.task: row.n + row.unscored for row in result.results if row.recipe == "dense"}
+    whole = {task.name for task in result.tasks if task.is_control or study.stop == "never"}
+    return [row for row in result.results if row.task in whole and row.n + row.unscored == items.get(row.task)]
+
+
+def _time(runs: Mapping[str, Run]) -> str:
+    """Wall time by stage, and the tokens that were answered or scored; those of calibration once for each window."""
+    lines = ["| study | stage | hours | tokens |", "| --- | --- | --- | --- |"]
+    for name, run in runs.items():
+        result = run.result
+        calibration = result.study.facts.get("calibration")
+        text = calibration if isinstance(calibration, dict) else {}
+        counts = [value if isinstance(value, list) else [value] for value in map(text.get, ("sequences", "length"))]
+        tokens = {
+            "evaluate": sum(row.tokens for row in result.results),
+            "calibrate": max(counts[0], default=0) * max(counts[1], default=0) if None not in counts[0] else 0,
+        }
+        for stage, details in result.timing.seconds.items():
+            shown = f"{tokens[stage]:,}" if tokens.get(stage) else "–"
+            lines.append(f"| {name} | {stage} | {sum(details.values()) / 3600:.2f} | {shown} |")
+    return "\n".join(lines)
 
 
 def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -189,6 +216,7 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--windows", type=int, default=16, help="of 512 tokens of running text")
     parser.add_argument("--evidence", type=int, default=192, help="tokens, open book")
     parser.add_argument("--stories", type=int, default=10, help="of each length")
+    parser.add_argument("--answer-tokens", type=int, default=64, help="most tokens of an answer to an instruction")
     parser.add_argument("--sequences", type=int, default=16, help="calibration windows")
     parser.add_argument("--length", type=int, default=256, help="tokens of a calibration window")
     parser.add_argument("--out", type=Path, default=Path("runs/paper"), help="where the run folders go")
