@@ -1,6 +1,7 @@
 """Timelines of runs: what a forecast was told and when, recorded from a run and told again to a new forecast.
 
-`PYTHONPATH=src:tests python tests/timelines.py NAME STUDY.toml FOLDER` records the run of a study.
+`PYTHONPATH=src:tests python tests/timelines.py NAME STUDY.toml FOLDER [--wall]` records the run of a study in seconds of
+the processor; with --wall, for a machine that does nothing else, in those of the clock.
 """
 
 from __future__ import annotations
@@ -142,8 +143,8 @@ def worst_factor(answers: list[Stated], *, ignored_seconds: float = 0.0) -> floa
 if __name__ == "__main__":
     from llmkick.study.run import run_study
 
-    # Seconds of the processor: what else the machine does is no part of the timeline.
-    time.perf_counter = time.monotonic = time.process_time
+    if "--wall" not in sys.argv:  # what else the machine does is no part of the timeline
+        time.perf_counter = time.monotonic = time.process_time
 
     with recorded() as timelines:
         run_study(Path(sys.argv[2]), out=Path(sys.argv[3]))
