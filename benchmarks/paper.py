@@ -41,7 +41,7 @@ RECIPES = (
 )
 SAMPLES, SHOTS = [1, 4, 16], [0, 1, 3, 5]
 NOT_ASKED = (
-    "Claim 5 compares a large pruned model with a small dense one of its family: `kick paper small-dense` asks it."
+    "Claim 5 compares a large pruned model with a small dense one of its family: `kick paper section-4` asks it."
 )
 
 
