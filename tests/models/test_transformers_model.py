@@ -163,7 +163,7 @@ def test_the_last_long_text_is_tokenised_once(monkeypatch: pytest.MonkeyPatch):
         tokens.clear()  # the caller's own
     copy_of_it = model.with_network(model.network, digest="compressed")
     assert copy_of_it.tokenize(texts[0]) == plain[0]
-    assert [texts.index(text) for text in asked] == [0, 2, 2, 1, 0]
+    assert [texts.index(text) for text in asked if text in texts] == [0, 2, 2, 1, 0]
 
 
 def test_many_texts_are_tokenised_as_each_would_be():

@@ -129,7 +129,7 @@ class LanguageModel(Protocol):
         ...
 
     def tokenize(self, text: str) -> list[int]:
-        """Token ids of raw text, with the special tokens that the tokenizer adds by default."""
+        """Token ids of raw text, with the special tokens that the tokenizer puts before it by default."""
         ...
 
     def logprobs(self, requests: Sequence[ScoreRequest]) -> list[ContinuationScore | Unanswered]:

@@ -77,7 +77,7 @@ class TransformersModel:
         return end_tokens_of(self.network, self.tokenizer)
 
     def tokenize(self, text: str) -> list[int]:
-        """Token ids of raw text, with the special tokens that the tokenizer adds by default."""
+        """Token ids of raw text, with the special tokens that the tokenizer puts before it by default."""
         return self.engine.encoder.tokenize(text)
 
     def encode(self, prompt: Prompt, continuation: str = "") -> list[int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from llmkick.errors import ModelError
 from llmkick.models.checkpoints.gguf_rope import _llama3_divisors
 from llmkick.models.checkpoints.loading import load_model
 from llmkick.models.checkpoints.references import locate
+from models.checkpoints.gguf_writing import add_entries, finish, rewrite
 from toy import save_toy_gguf, toy_model, toy_tokenizer
 
 IDS = torch.arange(5, 205)[None]  # long enough for scaled positions to matter
@@ -27,48 +28,6 @@ BASE = 10000.0
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLMKICK_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-
-
-def rewrite(
-    path: Path,
-    entries: Mapping[str, Any],
-    tensors: Mapping[str, np.ndarray[Any, Any]] | None = None,
-    *,
-    without: Iterable[str] = (),
-) -> Path:
-    """A toy Llama as a GGUF file with more, other or fewer entries and tensors; None leaves an entry out."""
-    source = path.with_name("source.gguf")
-    save_toy_gguf(source)
-    reader = gguf.GGUFReader(source)
-    writer = gguf.GGUFWriter(str(path), "llama")
-    for key, field in reader.fields.items():
-        if not key.startswith("GGUF.") and key != "general.architecture" and key not in entries:
-            kind = field.types[0]
-            writer.add_key_value(key, field.contents(), kind, field.types[-1] if len(field.types) > 1 else None)
-    add_entries(writer, {key: value for key, value in entries.items() if value is not None})
-    for tensor in reader.tensors:
-        if tensor.name not in without:
-            writer.add_tensor(tensor.name, np.array(tensor.data).reshape(tensor.shape[::-1]))
-    for name, values in (tensors or {}).items():
-        writer.add_tensor(name, values.astype(np.float32))
-    finish(writer)
-    return path
-
-
-def add_entries(writer: gguf.GGUFWriter, entries: Mapping[str, Any]) -> None:
-    for key, value in entries.items():
-        if isinstance(value, list):
-            writer.add_array(key, value)
-        else:
-            add = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
-            add[type(value)](key, value)  # type: ignore[operator]
-
-
-def finish(writer: gguf.GGUFWriter) -> None:
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
 
 
 def load(path: Path) -> Any:

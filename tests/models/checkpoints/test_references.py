@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import http.server
+import importlib.metadata
 import json
 import os
 import random
@@ -238,10 +239,28 @@ def test_a_gguf_file_gives_its_weights_and_tokenizer(tmp_path: Path):
         assert torch.equal(model.network.state_dict()[name], tensor), name
     assert model.tokenize("é the<|im_end|> and 12:\n\n") == saved.tokenize("é the<|im_end|> and 12:\n\n")[1:]
     assert model.has_chat_template
-    assert end_tokens_of(model.network, model.tokenizer) == {1}
+    assert end_tokens_of(model.network, model.tokenizer) == {1, 3}  # </s>, and <|im_end|> of the conversations
     assert model.max_tokens == 256
     assert (model.info.name, model.info.source_precision) == ("toy", "float")
-    assert model.info.digest == hashlib.sha256((tmp_path / "toy.gguf").read_bytes()).hexdigest()
+
+
+def test_the_digest_of_a_gguf_file_covers_the_file_and_its_conversion(gguf_file: Path, monkeypatch: pytest.MonkeyPatch):
+    file = hashlib.sha256(gguf_file.read_bytes()).hexdigest()
+    first = locate(str(gguf_file))
+    assert first.digest == hashlib.sha256(f"{file}\0{references.CONVERSION_VERSION}".encode()).hexdigest()
+    monkeypatch.setattr(references, "CONVERSION_VERSION", references.CONVERSION_VERSION + 1)
+    again = locate(str(gguf_file))
+    assert again.digest not in {first.digest, file}
+    assert again.folder != first.folder
+
+
+def test_another_version_of_transformers_converts_a_gguf_file_anew(gguf_file: Path, monkeypatch: pytest.MonkeyPatch):
+    first = locate(str(gguf_file))
+    version = importlib.metadata.version
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "99.0" if name == "transformers" else version(name))
+    again = locate(str(gguf_file))
+    assert again.folder != first.folder
+    assert again.digest == first.digest
 
 
 @pytest.mark.parametrize(
@@ -300,13 +319,19 @@ def test_a_process_killed_while_converting_leaves_nothing_that_counts(gguf_file:
     assert load(gguf_file).info.parameters == 30880
 
 
-def test_an_altered_conversion_is_made_again(gguf_file: Path):
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"]
+)
+def test_an_altered_conversion_is_made_again(gguf_file: Path, name: str):
     located = locate(str(gguf_file))
-    weights = located.folder / "model.safetensors"
-    original = weights.read_bytes()
-    weights.write_bytes(original[:-1] + bytes([original[-1] ^ 1]))
+    file = located.folder / name
+    original = file.read_bytes()
+    file.write_bytes(original[:-2] + bytes([original[-2] ^ 1]) + original[-1:])
     assert locate(str(gguf_file)) == located
-    assert weights.read_bytes() == original
+    assert file.read_bytes() == original
+    file.unlink()
+    assert locate(str(gguf_file)) == located
+    assert file.read_bytes() == original
 
 
 def test_a_half_written_conversion_is_not_trusted(gguf_file: Path):
@@ -392,6 +417,36 @@ def test_no_space_to_convert_is_said_before_the_work(gguf_file: Path, monkeypatc
     monkeypatch.setattr(references, "convert_gguf", lambda *_: pytest.fail("work was begun"))
     with pytest.raises(KickError, match=r"converting toy\.gguf needs .* MB .* are free"):
         load(gguf_file)
+
+
+@pytest.mark.parametrize("precision", ["F32", "Q8_0", "Q4_1", "Q4_0"])
+def test_the_space_that_a_conversion_needs_is_that_of_its_weights(
+    tmp_path: Path, precision: str, monkeypatch: pytest.MonkeyPatch
+):
+    """Four bytes a weight, however many of them a byte of the file holds."""
+    saved = save_toy_gguf(tmp_path / "toy.gguf", precision=precision)
+    asked: list[int] = []
+    monkeypatch.setattr(references, "require_space", lambda _folder, needed, _purpose: asked.append(needed))
+    written = locate(str(tmp_path / "toy.gguf")).folder / "model.safetensors"
+    assert asked == [4 * saved.info.parameters + references.CONVERSION_MARGIN]
+    assert asked[0] > written.stat().st_size
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs limits on the size of files")
+def test_a_disk_that_fills_while_a_conversion_is_written(gguf_file: Path, cache: Path):
+    import resource
+
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, limits[1]))  # the weights take 124 KB
+    try:
+        with pytest.raises(
+            ModelError, match=r"toy\.gguf was read, but .* cannot be written to .*make room, or set LLMK"
+        ):
+            locate(str(gguf_file))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list((cache / "converted").iterdir()) == []
+    assert load(gguf_file).info.parameters == 30880
 
 
 def test_a_cache_that_cannot_be_written(gguf_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from llmkick.compression.storage.shards import write_json
 from llmkick.errors import ModelError
 from llmkick.models.checkpoints.tensor_writer import TensorWriter, write_tensors
 
@@ -64,6 +66,23 @@ def test_what_was_not_planned_is_named(tmp_path: Path, name: str, tensor: Tensor
         writer.put(name, tensor)
     with pytest.raises(ModelError, match="other is missing"):
         writer.close()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+def test_a_full_disk_is_told_with_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "file").symlink_to("/dev/full")
+    with pytest.raises(OSError, match=rf"No space left on device: '{tmp_path / 'file'}'"):
+        TensorWriter(tmp_path / "file", {"one": torch.ones(2)}, {})
+    with pytest.raises(OSError, match=rf"No space left on device: '{tmp_path / 'file'}'"):
+        write_json(tmp_path / "file", {"a": 1})
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=rf"No space left on device: '{tmp_path / 'other'}'"):
+        write_tensors(tmp_path / "other", {"one": torch.ones(2)})
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -172,11 +172,15 @@ def test_a_tensor_in_two_shards_must_be_the_same(folder: Path):
     refused_everywhere(folder, rf"both hold {EMBEDDING}, with different values")
 
 
-def test_an_adapter_beside_a_model_and_alone(folder: Path):
-    (folder / "adapter_model.safetensors").write_bytes((folder / SINGLE).read_bytes())
-    refused_everywhere(folder, "a whole model .* and an adapter .*merge the adapter")
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_model.bin"])
+def test_an_adapter_beside_a_model_and_alone(folder: Path, name: str):
+    weights = load_file(folder / SINGLE)
+    (folder / name).write_bytes((folder / SINGLE).read_bytes())
+    refused_everywhere(folder, rf"a whole model \({SINGLE}\) and an adapter \({name}\): merge the adapter")
     (folder / SINGLE).unlink()
-    refused_everywhere(folder, "holds an adapter .*, not a model: merge it")
+    refused_everywhere(folder, rf"holds an adapter \({name}\), not a model: merge it")
+    shards = write_shards(folder, weights)
+    refused_everywhere(folder, rf"a whole model \({shards[0].name}, …\) and an adapter \({name}\): merge the adapter")
 
 
 # Files that are missing or broken

@@ -331,3 +331,20 @@ def test_identical_requests_get_identical_answers():
     requests: Sequence[GenerateRequest] = [GenerateRequest("the and the 12 (a) stones", max_new_tokens=8)] * 5
     answers = LLAMA.generate(requests)
     assert answers == [naive(LLAMA, requests[0])] * 5
+
+
+@pytest.mark.parametrize("fixed", [False, True])
+@pytest.mark.parametrize("architecture", ["gpt2", "opt"])
+def test_a_row_that_has_ended_takes_no_place_beyond_the_context(
+    architecture: str, fixed: bool, monkeypatch: pytest.MonkeyPatch
+):
+    """It stays in the batch while others go on, and a network with learned positions has none behind its context."""
+    model = toy_model(architecture, max_position_embeddings=64)
+    monkeypatch.setattr(generation, "SETTLED_STEPS", 1)
+    monkeypatch.setattr(generation, "can_fix_steps", lambda *_: fixed)
+    long = GenerateRequest("Q" * 51, max_new_tokens=12)
+    requests = [long, *(GenerateRequest("x" * n, max_new_tokens=50) for n in range(3, 10))]
+    assert len(model.encode(long.prompt)) == 64 - 12
+    expected = [naive(model, request) for request in requests]
+    assert [answer.tokens for answer in expected] == [12, *[50] * 7]
+    assert model.generate(requests) == expected

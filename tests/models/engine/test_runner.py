@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 import torch
 
-from llmkick.models.engine import prefix_attention
+from llmkick.models.engine import prefix_attention, scoring
 from llmkick.models.engine.attention import default_attention
 from llmkick.models.engine.grouped_query import GroupedQueryAttention
 from llmkick.models.engine.prefilled import join_states
 from llmkick.models.engine.prefix_attention import CausalBehindPrefix
 from llmkick.models.engine.runner import Prefix, Runner, pad
+from llmkick.models.language_model import ScoreRequest
 from toy import toy_model
 
 CPU = torch.device("cpu")
@@ -116,6 +117,30 @@ def test_padding_behind_the_tokens_needs_no_mask(architecture: str, monkeypatch:
         found = runner.final_logits(prompts)
     assert [bool(mask.all()) for mask in masks] == [True]
     assert torch.allclose(found, expected, atol=1e-5)
+
+
+def test_running_text_with_padding_behind_it_needs_no_mask(monkeypatch: pytest.MonkeyPatch):
+    """Texts of several lengths in one batch, as on a GPU: the scores are those under a mask."""
+    model = toy_model("llama")
+    texts = ["A short text.", "A text that is a little longer than the other one.", "One more."]
+    requests = [ScoreRequest("", text) for text in texts]
+    forward, masks = model.network.forward, list[torch.Tensor]()
+
+    def watching(**options: Any) -> Any:
+        if "attention_mask" in options:  # not where the size of a cache is measured
+            masks.append(options["attention_mask"])
+        return forward(**options)
+
+    monkeypatch.setattr(scoring, "can_reuse_cache", lambda *_: False)  # each text runs whole
+    monkeypatch.setattr(model.network, "forward", watching)
+    expected = model.logprobs(requests)
+    assert not all(bool(mask.all()) for mask in masks)
+    masks.clear()
+    monkeypatch.setattr(Runner, "needs_no_mask", True)
+    found = model.logprobs(requests)
+    assert masks
+    assert all(bool(mask.all()) for mask in masks)
+    assert [one.logprob for one in found] == pytest.approx([one.logprob for one in expected], abs=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -437,3 +437,12 @@ def test_a_conversation_needs_a_template():
     without = toy_model(chat=False)
     with pytest.raises(Exception, match="no chat template"):
         without.logprobs([ScoreRequest((Message("user", "hi"),), "A")])
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "opt"])
+def test_padding_takes_no_place_beyond_the_context(architecture: str):
+    """A long prompt with a short continuation beside a shorter one with a long continuation, both as long as it is."""
+    model = toy_model(architecture, max_position_embeddings=64)
+    requests = [ScoreRequest("Q" * 59, "xyzx"), ScoreRequest("x" * 39, "Q" * 24)]
+    assert [len(model.encode(request.prompt, str(request.continuation))) for request in requests] == [64, 64]
+    assert_close(model.logprobs(requests), [naive(model, request) for request in requests])

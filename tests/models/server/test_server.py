@@ -267,6 +267,8 @@ def test_letters_by_what_is_generated(bare: Any):
         ("B", "B"), (" B.", "B"), ("(C) Paris", "C"), ("**D**", "D"), ("A", "A"), ("A.", "A"), ("A\n", "A"),
         ("The answer is A", "A"), ("Answer: B because", "B"), ("D it is", "D"),
         ("the correct option is: C.", "C"), ("option (D)", "D"),
+        ("I think the answer is B", "B"), ("I think the correct option is C.", "C"), ("I'd say the answer is D", "D"),
+        ("I’m sure the answer is A.", "A"), ("Q: which one? Answer: B", "B"), ("Answer: I would choose option C", "C"),
         ("A dog", None), ("The answer is A dog", None),
         ("E", None), ("Because", None), ("", None), ("I think so", None), ("Bern", None), ("b", None),
     ],
@@ -279,6 +281,17 @@ def test_which_letter_an_answer_names(text: str, letter: str | None):
         assert [score.logprob for score in scores if isinstance(score, ContinuationScore)] == [
             0.0 if one == letter else -math.inf for one in "ABCD"
         ]
+
+
+@pytest.mark.parametrize(
+    ("text", "letter"),
+    [("I", "I"), ("I.", "I"), ("**I**", "I"), ("The answer is I", "I"), ("I think the answer is B", "B")],
+)
+def test_an_option_that_is_called_i(text: str, letter: str):
+    scores = dict(zip("ABCDEFGHI", generated_letter_scores(text, "ABCDEFGHI"), strict=True))
+    assert [one for one, score in scores.items() if isinstance(score, ContinuationScore) and score.logprob == 0] == [
+        letter
+    ]
 
 
 def test_whole_options_by_the_echo():

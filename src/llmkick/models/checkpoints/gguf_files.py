@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 
-from llmkick.errors import ModelError
+from llmkick.errors import ModelError, one_line
 from llmkick.models.checkpoints.accounting import refuse_missing
 from llmkick.models.checkpoints.gguf_config import settled_config
+from llmkick.models.checkpoints.gguf_tokens import end_tokens, lacks_start_token
 from llmkick.models.checkpoints.weight_files import refuse_unreadable
 
 PART = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$", re.IGNORECASE)
@@ -68,7 +69,8 @@ def gguf_precision(path: Path) -> str:
 def convert_gguf(path: Path, folder: Path) -> None:
     """Dequantize into float32, which holds every GGUF value exactly, and save as a Hugging Face folder.
 
-    Raises ModelError naming an entry of the metadata, or a tensor, that the folder could not hold.
+    Raises ModelError naming an entry of the metadata, or a tensor, that the folder could not hold, and for a folder
+    that cannot be written.
     """
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -76,7 +78,9 @@ def convert_gguf(path: Path, folder: Path) -> None:
         # Its progress bars write control characters into logs, and over the bars of this program on a terminal.
         with contextlib.redirect_stderr(io.StringIO()):
             reader = _reader(path)
-            tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
+            tokenizer: Any = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
+            if lacks_start_token(reader):
+                tokenizer.add_bos_token = True
             config = AutoConfig.from_pretrained(str(path.parent), gguf_file=path.name)
             config = settled_config(config, _metadata(reader), _rotary_factors(reader), path)
             loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -94,9 +98,26 @@ def convert_gguf(path: Path, folder: Path) -> None:
     if hasattr(network.config, "quantization_config"):
         del network.config.quantization_config
     network.hf_quantizer = None
-    with contextlib.redirect_stderr(io.StringIO()):
-        network.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    network.generation_config.eos_token_id = end_tokens(reader) or None
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            network.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    except Exception as error:  # the libraries that write have errors of their own for a full disk
+        raise cannot_write(path, folder, error) from error
+
+
+def converted_bytes(path: Path) -> int:
+    """The size of the weights of a GGUF file in float32."""
+    return sum(4 * int(tensor.n_elements) for tensor in _reader(path).tensors)
+
+
+def cannot_write(path: Path, folder: Path, error: Exception) -> ModelError:
+    """The error of a conversion whose result cannot be written."""
+    return ModelError(
+        f"{path.name} was read, but its conversion cannot be written to {folder.parent}: {one_line(error)}. It takes "
+        f"{converted_bytes(path) / 1e6:,.0f} MB: make room, or set LLMKICK_CACHE to another folder"
+    )
 
 
 def _reader(path: Path) -> Any:

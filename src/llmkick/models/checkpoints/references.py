@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import json
 import re
 import shutil
@@ -13,7 +14,14 @@ from llmkick.errors import ConfigError, ModelError, one_line
 from llmkick.files import cache_folder, new_folder, require_space, sha256_of_file
 from llmkick.models.checkpoint import Checkpoint
 from llmkick.models.checkpoints.builtin import BUILTIN_MODELS, builtin_gguf
-from llmkick.models.checkpoints.gguf_files import PART, convert_gguf, gguf_precision, refuse_part
+from llmkick.models.checkpoints.gguf_files import (
+    PART,
+    cannot_write,
+    convert_gguf,
+    converted_bytes,
+    gguf_precision,
+    refuse_part,
+)
 from llmkick.models.checkpoints.gguf_reading import read_once
 from llmkick.models.checkpoints.packed_folder import MANIFEST
 from llmkick.models.checkpoints.quantized import (
@@ -27,8 +35,10 @@ from llmkick.models.checkpoints.weight_files import TensorFiles, refuse_unreadab
 from llmkick.models.plugin_models import VLLM, plugin_of
 from llmkick.models.server_scheme import is_server
 
-# Part of the cache key of converted files: raise it whenever the conversion changes.
-CONVERSION_VERSION = 3
+# Part of the digest of converted files: raise it whenever the conversion changes.
+CONVERSION_VERSION = 4
+# Bytes beside the weights: the vocabulary, the headers, and what others write meanwhile.
+CONVERSION_MARGIN = 200 * 10**6
 SOURCE_FILE = "llmkick_source.json"
 SMALL_FILES = ["*.json", "tokenizer*", "*.jinja", "*.model", "*.txt"]
 # What no answer depends on, but belongs to a model: a compressed one is given away with it.
@@ -156,25 +166,35 @@ def _from_gguf(path: Path, *, name: str, revision: str, pinned: str = "") -> Che
     digest = sha256_of_file(path)
     if pinned and digest != pinned:
         raise ModelError(f"{path} has sha256 {digest}, expected {pinned}: it is damaged, delete it to fetch it anew")
-    target = cache_folder("converted") / f"{digest[:16]}-v{CONVERSION_VERSION}"
+    # transformers makes the folder: another version may make another one of the same file.
+    version = importlib.metadata.version("transformers")
+    target = cache_folder("converted") / f"{digest[:16]}-v{CONVERSION_VERSION}-transformers-{version}"
     if not _is_whole(target):
         if target.exists():  # altered, or cut short by a full disk: the GGUF file can be converted again
             shutil.rmtree(target)
         with read_once():
             _convert(path, target, digest)
-    return _converted(target, path, name=name, revision=revision, digest=digest)
+    return _converted(target, path, name=name, revision=revision, digest=converted_digest(digest))
+
+
+def converted_digest(digest: str) -> str:
+    """The digest of the model that this version makes of a GGUF file with this sha256: answers depend on both."""
+    return hashlib.sha256(f"{digest}\0{CONVERSION_VERSION}".encode()).hexdigest()
 
 
 def _convert(path: Path, target: Path, digest: str) -> None:
     """Make a folder in the cache from a GGUF file."""
     refuse_part(path)
     precision = gguf_precision(path)
-    require_space(target, 8 * path.stat().st_size, f"converting {path.name}")
-    with new_folder(target) as folder:
-        convert_gguf(path, folder)
-        weights = {file.name: sha256_of_file(file) for file in folder.glob("*.safetensors")}
-        source = {"file": path.name, "digest": digest, "source_precision": precision, "weights": weights}
-        (folder / SOURCE_FILE).write_text(json.dumps(source, indent=1), encoding="utf-8")
+    require_space(target, converted_bytes(path) + CONVERSION_MARGIN, f"converting {path.name}")
+    try:
+        with new_folder(target) as folder:
+            convert_gguf(path, folder)
+            files = {file.name: sha256_of_file(file) for file in sorted(folder.iterdir()) if file.is_file()}
+            source = {"file": path.name, "digest": digest, "source_precision": precision, "files": files}
+            (folder / SOURCE_FILE).write_text(json.dumps(source, indent=1), encoding="utf-8")
+    except OSError as error:
+        raise cannot_write(path, target, error) from error
 
 
 def _converted(folder: Path, source: Path, *, name: str, revision: str, digest: str) -> Checkpoint:
@@ -184,9 +204,9 @@ def _converted(folder: Path, source: Path, *, name: str, revision: str, digest: 
 
 
 def _is_whole(folder: Path) -> bool:
-    """Whether a converted folder still contains the weights that were written to it."""
+    """Whether a converted folder still contains the files that were written to it, weights and all others."""
     try:
-        weights = json.loads((folder / SOURCE_FILE).read_text(encoding="utf-8"))["weights"]
-        return bool(weights) and all(sha256_of_file(folder / name) == expected for name, expected in weights.items())
+        files = json.loads((folder / SOURCE_FILE).read_text(encoding="utf-8"))["files"]
+        return bool(files) and all(sha256_of_file(folder / name) == expected for name, expected in files.items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -33,11 +34,21 @@ _NAMES = {
 }
 
 
+@contextlib.contextmanager
+def naming(file: Path) -> Iterator[None]:
+    """An OSError while this file is written names it; that of a full disk names none."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = str(file)
+        raise
+
+
 class TensorWriter:
     """A safetensors file that is being written.
 
     tensors: all tensors that it will hold, of which only types and shapes are used (they may be on the meta device).
-    One thread at a time may write.
+    One thread at a time may write. An OSError names the file.
     """
 
     def __init__(self, file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
@@ -69,17 +80,19 @@ class TensorWriter:
         self._write(memoryview(bytes_of(tensor)), self._start + self._places.pop(name))
 
     def _write(self, data: bytes | memoryview, place: int) -> None:
-        self._stream.seek(place)
         left = memoryview(data)
-        while len(left):
-            left = left[self._stream.write(left) :]
+        with naming(self.file):
+            self._stream.seek(place)
+            while len(left):
+                left = left[self._stream.write(left) :]
 
     def close(self, *, durable: bool = False) -> None:
         """Finish the file; durable: it survives a power failure. Raises ModelError where it is not what was planned."""
         try:
-            if durable:
-                os.fsync(self._stream.fileno())
-            size = os.fstat(self._stream.fileno()).st_size
+            with naming(self.file):
+                if durable:
+                    os.fsync(self._stream.fileno())
+                size = os.fstat(self._stream.fileno()).st_size
         finally:
             self.abandon()
         if self._places or size != self.size:
@@ -92,16 +105,20 @@ class TensorWriter:
 
 
 def write_tensors(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write a safetensors file atomically: a reader never sees a partial file, even after a power failure."""
+    """Write a safetensors file atomically: a reader never sees a partial file, even after a power failure.
+
+    An OSError names the file.
+    """
     temporary = file.with_name(f".{file.name}.{os.getpid()}")
     try:
-        writer = TensorWriter(temporary, tensors, {"format": "pt", **(metadata or {})})
-        try:
-            for name, tensor in tensors.items():
-                writer.put(name, tensor)
-            writer.close(durable=True)
-        finally:
-            writer.abandon()
-        temporary.replace(file)
+        with naming(file):
+            writer = TensorWriter(temporary, tensors, {"format": "pt", **(metadata or {})})
+            try:
+                for name, tensor in tensors.items():
+                    writer.put(name, tensor)
+                writer.close(durable=True)
+            finally:
+                writer.abandon()
+            temporary.replace(file)
     finally:
         temporary.unlink(missing_ok=True)

@@ -20,7 +20,7 @@ INDEX = "model.safetensors.index.json"
 # What a clone without Git LFS holds in place of a large file.
 LFS_POINTER = b"version https://git-lfs"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
-ADAPTER = "adapter_model.safetensors"
+ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
 PLAIN_TYPES = ("F64", "F32", "F16", "BF16")
 # Bytes of a value of the types with more than one.
 BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
@@ -30,9 +30,20 @@ def weight_files(folder: Path) -> list[Path]:
     """The files with the weights of a folder, the same ones that transformers reads, in name order.
 
     They are those of the manifest of a packed folder; the file that `transformers_weights` in config.json names; a
-    single model.safetensors; or the files of the index. Raises ModelError when some are missing, or when a single file
-    and an index stand for different weights.
+    single model.safetensors; or the files of the index. Raises ModelError when some are missing, when a single file
+    and an index stand for different weights, or when an adapter lies beside them.
     """
+    files = _weight_files(folder)
+    adapter = next((name for name in ADAPTERS if _is_there(folder / name)), None)
+    if adapter is not None:
+        raise ModelError(
+            f"{folder} holds a whole model ({files[0].name}{', …' if len(files) > 1 else ''}) and an adapter "
+            f"({adapter}): merge the adapter into the model, or move one of them away"
+        )
+    return files
+
+
+def _weight_files(folder: Path) -> list[Path]:
     if (folder / MANIFEST).is_file():
         return _checked(folder, packed_files(folder), MANIFEST)
     chosen = _named_by_config(folder)
@@ -40,11 +51,6 @@ def weight_files(folder: Path) -> list[Path]:
         names = [chosen] if not chosen.endswith(".index.json") else indexed(folder / chosen)
         return _checked(folder, names, "config.json")
     single, index = _is_there(folder / SINGLE), _is_there(folder / INDEX)
-    if single and _is_there(folder / ADAPTER):
-        raise ModelError(
-            f"{folder} holds a whole model ({SINGLE}) and an adapter ({ADAPTER}): merge the adapter into the model, "
-            "or move one of them away"
-        )
     if single and index:
         return _one_of_two(folder)
     if single:
@@ -166,8 +172,9 @@ def _is_there(path: Path) -> bool:
 def _no_weights(folder: Path) -> ModelError:
     """The error for a folder without any file that counts, with what is there instead."""
     others = sorted(path.name for path in folder.glob("*.safetensors"))
-    if ADAPTER in others:
-        return ModelError(f"{folder} holds an adapter ({ADAPTER}), not a model: merge it into its model first")
+    for adapter in ADAPTERS:
+        if _is_there(folder / adapter):
+            return ModelError(f"{folder} holds an adapter ({adapter}), not a model: merge it into its model first")
     if others:
         return ModelError(
             f"{folder} has {', '.join(others[:3])}, but neither {SINGLE} nor {INDEX} that says which files count: "

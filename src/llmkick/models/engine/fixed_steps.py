@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
@@ -55,7 +56,7 @@ class FixedSteps:
         self.columns = state.mask.shape[1]
         self._capacity = self._layers[0].capacity
         self._tokens = last.clone()
-        self._positions = state.lengths[:, None] - 1
+        self._positions = replace(state, lengths=state.lengths - 1).next_positions.clone()
         self._column = torch.tensor([self.columns - 1], device=runner.device)
         self._mask = self._additive(state.mask, runner.network.dtype)
         self._graph: Any = None
@@ -93,7 +94,7 @@ class FixedSteps:
     def step(self, state: Prefilled, tokens: Tensor) -> None:
         """Continue `state` with one more token for each row, (rows, 1); its cache is right again after `end`."""
         self._tokens.copy_(tokens)
-        self._positions += 1
+        self._positions.copy_(state.next_positions)
         self._column += 1
         self._mask.index_fill_(3, self._column, 0.0)
         if self._graph is None:

@@ -147,7 +147,10 @@ class _Decoder:
         for batch in self._prefills(new):
             prefix = batch[0].prefix
             assert prefix is not None, "every queued row has a prefix, if an empty one"
-            states.append(self.runner.prefill([row.text for row in batch], len(prefix), prefix.cache))
+            state = self.runner.prefill([row.text for row in batch], len(prefix), prefix.cache)
+            # The last token of a row is never run, and so its place is never needed.
+            state.last = torch.tensor([row.columns - 2 for row in batch], device=self.runner.device)
+            states.append(state)
             rows += batch
         if len(states) > 1:
             chosen = [torch.arange(len(state.lengths), device=self.runner.device) for state in states]

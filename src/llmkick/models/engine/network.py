@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import nn
 
 # The context length of a network whose configuration names none.
 DEFAULT_MAX_TOKENS = 2048
@@ -28,10 +29,22 @@ def has_rows(tokens: Sequence[int], vocabulary: int) -> bool:
 
 
 def max_tokens_of(network: Any) -> int:
-    """The network's position limit, DEFAULT_MAX_TOKENS where its configuration names none."""
+    """The tokens that have a position in the network, DEFAULT_MAX_TOKENS where its configuration names no limit."""
     config = network.config.get_text_config(decoder=True)
     limit = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
-    return int(limit or DEFAULT_MAX_TOKENS)
+    return int(limit or DEFAULT_MAX_TOKENS) - first_position_of(network)
+
+
+def first_position_of(network: Any) -> int:
+    """The position of a text's first token: behind that of padding in the family of RoBERTa, otherwise 0.
+
+    Those networks count so by themselves, but not where they are given positions.
+    """
+    embeddings: Any = getattr(getattr(network, "base_model", None), "embeddings", None)
+    is_learned = isinstance(getattr(embeddings, "position_embeddings", None), nn.Embedding)
+    if is_learned and hasattr(embeddings, "create_position_ids_from_input_ids"):
+        return int(embeddings.padding_idx) + 1
+    return 0
 
 
 def attends_to_all_tokens(network: Any) -> bool:

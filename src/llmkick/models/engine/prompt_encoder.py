@@ -15,6 +15,8 @@ from llmkick.models.thoughts import Thinking, is_mark
 
 # Characters from which on a text counts as long.
 LONG_TEXT = 20_000
+# Shows which special tokens a tokenizer puts around any text.
+SOME_TEXT = "a"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,11 +40,11 @@ class PromptEncoder:
         return bool(getattr(self.tokenizer, "chat_template", None))
 
     def tokenize(self, text: str) -> list[int]:
-        """Token ids of raw text, with the special tokens that the tokenizer adds by default."""
+        """Token ids of raw text, with the special tokens that the tokenizer puts before it by default."""
         for known, tokens in tuple(self._long):
             if known == text:
                 return list(tokens)
-        ids: list[int] = self.tokenizer(text, verbose=False)["input_ids"]
+        ids = self._open_ended(self.tokenizer(text, verbose=False)["input_ids"])
         if len(text) >= LONG_TEXT:
             self._long[:] = [(text, list(ids))]
         return ids
@@ -77,8 +79,21 @@ class PromptEncoder:
         for batch, special in ((raw, True), (chats, False)):
             if batch:
                 ids = self.tokenizer(list(batch.values()), add_special_tokens=special, verbose=False)["input_ids"]
-                encoded.update(zip(batch, ids, strict=True))
+                encoded.update(zip(batch, map(self._open_ended, ids) if special else ids, strict=True))
         return [encoded[index] for index in range(len(texts))]
+
+    def _open_ended(self, ids: list[int]) -> list[int]:
+        """The token ids of a raw text without what the tokenizer appends: the text of a prompt goes on."""
+        count = len(self._appended)
+        return ids[:-count] if count and ids[-count:] == self._appended else ids
+
+    @cached_property
+    def _appended(self) -> list[int]:
+        """The tokens that the tokenizer puts behind every raw text, such as an end token."""
+        whole, alone = self.tokenizer(SOME_TEXT, verbose=False)["input_ids"], self.tokenize_alone(SOME_TEXT)
+        starts = range(len(whole) - len(alone) + 1)
+        end = next((start + len(alone) for start in starts if whole[start : start + len(alone)] == alone), len(whole))
+        return list(whole[end:])
 
     def render_chat(self, messages: Sequence[Message]) -> str:
         """The conversation as the model's chat template writes it, ready for the assistant to speak.

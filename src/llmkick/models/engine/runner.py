@@ -12,6 +12,7 @@ from torch import Tensor
 
 from llmkick.models.engine.batch_budget import is_spread
 from llmkick.models.engine.batches import Ids, common_prefix, group_by_prefix
+from llmkick.models.engine.network import first_position_of
 from llmkick.models.engine.packed_prompts import AttentionByPrompt, UnsupportedAttentionError, can_pack_prompts
 from llmkick.models.engine.prefilled import Prefilled
 
@@ -33,11 +34,17 @@ class Runner:
         accepted = inspect.signature(network.forward).parameters
         self._takes_positions = "position_ids" in accepted
         self._takes_keep = "logits_to_keep" in accepted
+        self._first_position = first_position_of(network)
         self.packs_prompts = reusable and can_pack_prompts(network, device)
         # A GPU has kernels for causal attention that take no mask; padding behind a token is hidden from it anyway.
         self.masks_padding_behind = device.type != "cuda"
         supports = getattr(network, "_supports_default_dynamic_cache", lambda: True)
         self.takes_cache: bool = "past_key_values" in accepted and supports()
+
+    @property
+    def needs_no_mask(self) -> bool:
+        """Whether prompts with padding behind them run without a mask, which a GPU's causal kernels do not take."""
+        return self.reusable and not self.masks_padding_behind
 
     def new_cache(self) -> Any:
         """An empty cache: one that can be cut and repeated, or the kind that the network wants."""
@@ -66,7 +73,7 @@ class Runner:
         """
         extra: dict[str, Any] = {}
         if self._takes_positions:
-            extra["position_ids"] = positions
+            extra["position_ids"] = positions + self._first_position if self._first_position else positions
         if keep is not None and len(keep) < ids.shape[1] and self._takes_keep:
             extra["logits_to_keep"] = self._kept(keep)
         if self.takes_cache:
@@ -127,7 +134,7 @@ class Runner:
         from llmkick.models.engine.kv_cache import repeat_prefix
 
         # Only the output head can leave out columns that are not the last ones.
-        if self.reusable and not self.masks_padding_behind and self.network.get_output_embeddings() is not None:
+        if self.needs_no_mask and self.network.get_output_embeddings() is not None:
             return self._prefill_without_mask(prompts, prefix, prefix_cache)
         ids, mask = pad(prompts, self.device, left=True)
         positions = (mask.cumsum(1) - 1).clamp(min=0)
@@ -203,7 +210,7 @@ class Runner:
     def step(self, state: Prefilled, tokens: Tensor) -> None:
         """Continue `state`, in place, with one more token for each row: (rows, 1)."""
         state.mask = torch.cat([state.mask, torch.ones_like(state.mask[:, :1])], dim=1)
-        positions = state.lengths[:, None]
+        positions = state.next_positions
         state.next_logits = self.last_logits(tokens, mask=state.mask, positions=positions, cache=state.cache)
         state.lengths = state.lengths + 1
 

@@ -206,7 +206,8 @@ class _Scorer:
         chosen = torch.tensor([row for row, _ in rows], device=self.runner.device)
         branch = state.select(chosen)
         ids, own_mask = pad([request.continuation[:-1] for _, request in rows], self.runner.device, left=False)
-        positions = branch.lengths[:, None] + torch.arange(ids.shape[1], device=self.runner.device)
+        # Padding stands where its row's last token does: farther positions may not exist.
+        positions = branch.lengths[:, None] + own_mask.cumsum(1) - 1
         mask = torch.cat([branch.mask, own_mask], dim=1)
         logits = self.runner.forward(ids, mask=mask, positions=positions, cache=branch.cache)
         for index, (row, request) in enumerate(rows):
@@ -230,6 +231,8 @@ class _Scorer:
 
     def _score_whole_batch(self, questions: list[Question]) -> None:
         ids, mask = pad([question[0].inputs for question in questions], self.runner.device, left=False)
+        if self.runner.needs_no_mask:  # no token sees the padding behind it
+            mask = torch.ones_like(mask)
         positions = torch.arange(ids.shape[1], device=self.runner.device)[None].expand(len(ids), -1)
         rows = [(row, request) for row, question in enumerate(questions) for request in question]
         keep = range(min(len(request.inputs) - request.scored_tokens for _, request in rows), ids.shape[1])

@@ -149,9 +149,13 @@ class Endpoint:
 
     def listed(self) -> list[dict[str, Any]] | None:
         """The entries of /models, each with its name as `id`; None where the server has no such list."""
-        ask = partial(self.client.get, "/models", cast_to=object)
+        return model_entries(self.read("/models"))
+
+    def read(self, place: str) -> Any:
+        """The JSON at a path below the address, or at a whole URL; None where the server has none there."""
+        ask = partial(self.client.get, place, cast_to=object)
         try:
-            return model_entries(clean_value(self._retrying(ask, check=plain_body)))
+            return clean_value(self._retrying(ask, check=plain_body))
         except MalformedReplyError:
             return None
         except openai.OpenAIError as failure:

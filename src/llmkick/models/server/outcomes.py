@@ -14,9 +14,10 @@ from llmkick.models.server.log_probabilities import first_token_scores, likelies
 from llmkick.models.server.replies import final_text, new_tokens
 from llmkick.models.thoughts import Thinking
 
-# "B", "B.", "(B)", "**B**" at the beginning; an "A" before a small letter is an article.
-LEADING_LETTER = re.compile(r"\W*([A-Z])(?!\w)(?!(?<=A) [a-z])")
-NAMED_LETTER = re.compile(r"\b(?i:answer|option|choice)\b(?: is)?:?\W*([A-Z])(?!\w)(?!(?<=A) [a-z])")
+# "B", "B.", "(B)", "**B**". An "A" or "I" before a small letter is a word of a sentence: "A good …", "I think", "I'd".
+LETTER = r"([A-Z])(?!\w)(?!(?<=[AI]) [a-z])(?!(?<=I)['’][a-z])"
+LEADING_LETTER = re.compile(rf"\W*{LETTER}")
+NAMED_LETTER = re.compile(rf"\b(?i:answer|option|choice)\b(?: is)?:?\W*{LETTER}")
 
 
 def generation_of(reply: Any, stops: Sequence[str], *, limit: int, thinking: Thinking) -> Generation | Unanswered:
@@ -66,18 +67,22 @@ def letters_of(continuations: Sequence[str]) -> list[str] | None:
 
 
 def generated_letter_scores(text: str, letters: Sequence[str]) -> list[ContinuationScore | Unanswered]:
-    """Scores without log-probabilities: 0 for the letter that a generated answer names, −inf for the others."""
-    match = LEADING_LETTER.match(text) or NAMED_LETTER.search(text)
-    if match is None or match[1] not in letters:
+    """Scores without log-probabilities: 0 for the letter that a generated answer names, −inf for the others.
+
+    It names the letter at its beginning, or else the one that it calls its answer, where that is an option.
+    """
+    matches = LEADING_LETTER.match(text), NAMED_LETTER.search(text)
+    named = next((match[1] for match in matches if match is not None and match[1] in letters), None)
+    if named is None:
         shown = " ".join(text.split())[:60]
         return [Unanswered(reason=f"the answer names no option: {shown!r}" if shown else "the answer is empty")] * len(
             letters
         )
     return [
         ContinuationScore(
-            logprob=0.0 if letter == match[1] else -math.inf,
+            logprob=0.0 if letter == named else -math.inf,
             tokens=1,
-            is_greedy=letter == match[1],
+            is_greedy=letter == named,
             method="generated letter",
         )
         for letter in letters

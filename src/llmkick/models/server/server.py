@@ -29,6 +29,7 @@ from llmkick.models.language_model import (
 )
 from llmkick.models.server.address import parse_address
 from llmkick.models.server.capabilities import CHAT_TOKENS, ECHO, GREEDY, TEXT_TOKENS, Capabilities, probe_capabilities
+from llmkick.models.server.context_length import context_length
 from llmkick.models.server.endpoint import Endpoint, Refused
 from llmkick.models.server.log_probabilities import echoed_score
 from llmkick.models.server.outcomes import generation_of, letters_by, letters_of, stopped_early
@@ -38,8 +39,6 @@ from llmkick.models.thoughts import THOUGHT_TOKENS, Thinking
 from llmkick.models.transformers_model import TransformersModel
 from llmkick.models.vllm.model import VllmModel
 
-# The longest prompt plus answer of a server that reports no limit; it refuses longer requests.
-ASSUMED_TOKENS = 4096
 # English text has more bytes a token; used only to see whether a prompt may fit.
 BYTES_A_TOKEN = 3
 # Room to name a letter: "The answer is **B**".
@@ -263,7 +262,7 @@ def connect(reference: str, settings: ServerSettings = ServerSettings()) -> Serv
         dtype="server",
         source_precision="unknown",
     )
-    tokens = whole_number(facts, "max_model_len", "n_ctx", "context_length", "n_ctx_train") or ASSUMED_TOKENS
+    tokens = context_length(endpoint, facts)
     return ServerModel(
         endpoint=endpoint, info=info, capabilities=capabilities, max_tokens=tokens, thinking=settings.thinking
     )

@@ -70,7 +70,7 @@ class VllmModel(ModelDefaults):
         )
 
     def tokenize(self, text: str) -> list[int]:
-        """Token ids of raw text, with the special tokens that the tokenizer adds by default."""
+        """Token ids of raw text, with the special tokens that the tokenizer puts before it by default."""
         return self.encoder.tokenize(text)
 
     def prompt_tokens(self, prompt: Prompt) -> int:
