@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from commands import Kick
+from judges import KEY, Answer, answering
 from llmkick import cli, plugins
 from llmkick.compression.kernels.layer import Layer, WeightResult
 from llmkick.compression.methods import Method, plugin_method
@@ -25,10 +26,14 @@ from llmkick.errors import ConfigError, KickError, ModelError, NumericalError
 from llmkick.models.checkpoints.loading import load_model
 from llmkick.models.checkpoints.references import locate
 from llmkick.models.plugin_models import plugin_of
+from llmkick.study.judging.questions import estimate
+from llmkick.study.plan import plan_study
 from llmkick.study.run import run_study
 from llmkick.study.running.environment import environment
+from llmkick.study.spec.study import make_study
 from llmkick.tasks import registry
 from llmkick.tasks.evaluate import evaluate
+from llmkick.tasks.judge.prompts import Contest, judge_prompt
 from llmkick.tasks.registry import TASKS, all_tasks, full_key, get_task, task_names
 from toy import save_toy, toy_model
 
@@ -301,6 +306,39 @@ def test_a_plugged_in_task_is_asked_like_any_other(install: Install, kick: Kick)
         get_task("opposites", shots=3)
 
 
+JUDGED = TASK.replace(
+    "    def score(self,",
+    '    def judge_kind(self, item: Item) -> str:\n        return "general"\n\n    def score(self,',
+).replace('module="llmkick_one_file_task"', 'module="judged_task"')
+
+
+def test_the_answers_to_a_plugged_in_task_are_judged(install: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The most tokens of an answer, which the plan counts, are those that the task asks for."""
+    install("one-file", (plugins.TASKS, "opposites", "judged_task:TASK"), judged_task=JUDGED)
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    save_toy(tmp_path / "dense")
+    save_toy(tmp_path / "other", seed=1)
+    values = {"model": str(tmp_path / "dense"), "others": [str(tmp_path / "other")], "device": "cpu"}
+    values |= {"dtype": "float32", "tasks": [{"name": "opposites", "limit": 3}]}
+    reply = Answer(text='{"overall": {"assistant_1": 8, "assistant_2": 6}}')
+    with answering(lambda request, number: reply) as endpoint:
+        study = make_study({**values, "judge": {"model": endpoint.reference}})
+        planned = estimate(study, models=2)
+        result = run_study(study, out=tmp_path / "run")
+    assert planned.requests == 2 * 3  # both orders
+    bare = sum(
+        len(message.content)
+        for item in get_task("opposites", limit=3).items()
+        for message in judge_prompt(
+            Contest(kind="general", question=item.question, first="", second="", correct=item.references[0]), "strict"
+        )
+    )
+    assert planned.prompt_tokens == pytest.approx(2 * (bare / 4 + 3 * 2 * 16), abs=6)  # two answers of 16 tokens
+    assert any(line.startswith("judge: at most 6 requests") for line in plan_study(study).lines())
+    (judged,) = [row for row in result.results if (row["recipe"], row["task"]) == ("other", "opposites:judge")]
+    assert judged["n"] == 3
+
+
 BAD_TASK = TASK.replace('module="llmkick_one_file_task"', 'module="one_file"')
 BROKEN_TASKS = {
     "TASK = 3": "is int, not a llmkick.tasks.task.TaskEntry",
@@ -334,7 +372,7 @@ def test_a_task_with_a_built_in_name_is_refused(install: Install):
     tasks, problems = all_tasks()
     assert tasks == dict(TASKS)
     assert "'factoid_qa' is built in" in problems[0]
-    assert get_task("factoid_qa").version == 1
+    assert type(get_task("factoid_qa")).__name__ == "FactoidQA"
 
 
 # Models

@@ -19,14 +19,15 @@ from llmkick import cli
 from llmkick.errors import ConfigError
 from llmkick.files import cache_folder
 from llmkick.lm_eval.exporting import export_tasks
-from llmkick.lm_eval.samples import find_samples
+from llmkick.lm_eval.pairing import SamplePair
+from llmkick.lm_eval.samples import Sample, find_samples
 from llmkick.models.checkpoints.loading import load_model
 from llmkick.models.checkpoints.meta_model import load_meta_model
 from llmkick.models.language_model import ContinuationScore, Generation, ScoreRequest
 from llmkick.tasks.evaluate import evaluate
 from llmkick.tasks.registry import get_task
 from llmkick.tasks.renaming import renamed
-from llmkick.tasks.task import Answer, Record, Task
+from llmkick.tasks.task import Answer, Record, Task, groups_of
 from toy import save_toy, toy_model
 
 NAMES = ("factoid_qa", "multiple_choice:letter", "multiple_choice:cloze", "context_qa:closed", "context_qa:open")
@@ -61,12 +62,31 @@ def test_documents_hold_the_prompts_as_they_are_asked(tmp_path: Path):
     for task, name in zip(tasks, export.names, strict=True):
         for row, item in zip(rows(tmp_path / "out", name), task.items(), strict=True):
             requests = task.requests(item, "raw")
-            assert (row["id"], row["cluster"], row["prompt"]) == (item.id, item.cluster, requests[0].prompt)
+            group = row["subject" if groups_of(task) == "strata" else "cluster"]
+            assert (row["id"], group, row["prompt"]) == (item.id, item.cluster, requests[0].prompt)
             if isinstance(requests[0], ScoreRequest):
                 assert row["options"] == [request.continuation for request in requests]  # type: ignore[union-attr]
                 assert row["answer"] == item.answer
     assert export.command in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     assert "pretrained=MODEL,dtype=float32 --tasks llmkick_factoid_qa,llmkick_mult" in export.command
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_import_of_exported_tasks_has_the_groups_of_a_run_here(tmp_path: Path, name: str):
+    task = get_task(name)
+    (exported,) = export_tasks([task], tmp_path / "out").names
+    samples = {
+        number: Sample(doc_hash="", prompt_hash="", metrics={"acc": 1}, fields=fields_of(row), options=0, labels={})
+        for number, row in enumerate(rows(tmp_path / "out", exported))
+    }
+    pair = SamplePair(task=exported, files=(tmp_path, tmp_path), dense=samples, compressed=samples)
+    (groups,) = pair.groups()
+    assert groups.kind == groups_of(task)
+    assert [groups.of[number] for number in samples] == [item.cluster for item in task.items()]
+
+
+def fields_of(row: dict) -> dict[str, str]:
+    return {name: str(value) for name, value in row.items() if isinstance(value, str | int)}
 
 
 ANSWERS = ["Paris", "It is Paris.", "\n\n Paris\nLondon", "London\nParis", "", "the paris-dakar", "par is", "P"]

@@ -158,6 +158,25 @@ def test_chance_is_one_in_the_number_of_options(
     assert compare_one(pair(lines, lines), chance=given).comparison.chance == chance
 
 
+def truthful(number: int, *, true: int, of: int, **scored: Any) -> dict[str, Any]:
+    """A document of TruthfulQA, which has the options of both of its tasks: one true one of 4, several true of more."""
+    row = line(number, **scored)
+    row["doc"] |= {
+        "mc1_targets": {"choices": ["…"] * 4, "labels": [1, 0, 0, 0]},
+        "mc2_targets": {"choices": ["…"] * of, "labels": [1] * true + [0] * (of - true)},
+    }
+    return row
+
+
+def test_chance_is_the_share_of_true_options_where_several_are_true(pair: Pair):
+    counts = [(1, 2), (3, 4), (2, 8), (5, 10)]
+    several = [truthful(n, true=true, of=of, options=of, acc=0.4) for n, (true, of) in enumerate(counts)]
+    assert compare_one(pair(several, several)).comparison.chance == (1 / 2 + 3 / 4 + 2 / 8 + 5 / 10) / 4
+    assert compare_one(pair(several, several), chance=0.1).comparison.chance == 0.1
+    one = [truthful(n, true=true, of=of, options=4, acc=1) for n, (true, of) in enumerate(counts)]
+    assert compare_one(pair(one, one)).comparison.chance == 1 / 4
+
+
 def test_every_filter_is_a_line_of_its_own(pair: Pair):
     lines = [line(n, through=name, exact_match=n % 2) for name in ("strict-match", "flexible") for n in range(6)]
     found = import_lm_eval(*pair(lines, lines))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import published as files
+from llmkick.models.language_model import ScoreRequest, Unanswered
 from llmkick.tasks.evaluate import evaluate
 from llmkick.tasks.fitting import cut_text, fits, shorter_text
 from llmkick.tasks.registry import get_task
@@ -76,6 +78,34 @@ def test_fewer_worked_examples_make_a_choice_fit(holds: int):
     assert (set(shown) == {5}) is (holds >= 900)
     records = evaluate(model, task)
     assert [record.details.get("shots", 5) for record in records] == shown
+
+
+@pytest.mark.parametrize("holds", [2000, 700, 600, 500])
+def test_fewer_worked_examples_make_every_option_of_cloze_fit(holds: int):
+    """As many examples as leave room for the longest option, so that no item is unscored for its options."""
+    task = get_task("multiple_choice:cloze", shots=5, limit=40)
+
+    def scored_if_it_fits(request: ScoreRequest) -> float | Unanswered:
+        fits = len(str(request.prompt)) + len(str(request.continuation)) <= holds
+        return -1.0 if fits else Unanswered(reason="too long")
+
+    model = ScriptedModel(max_tokens=holds, logprob=scored_if_it_fits)
+    items = task.items(model)
+    for item in items:
+        shots, longest = item.details.get("shots", 5), max(len(f" {option}") for option in item.choices)
+        lengths = [
+            len(str(task.requests(replace(item, details={"shots": count}), "raw")[0].prompt)) for count in range(6)
+        ]
+        assert lengths[shots] + longest <= holds
+        assert shots == 5 or lengths[shots + 1] + max(longest, 8) > holds
+    assert max(len(option) for item in items for option in item.choices) > 8
+    assert [record.unscored_reason for record in evaluate(model, task)] == [None] * 40
+
+
+def test_the_version_of_cloze_with_worked_examples_is_its_own():
+    versions = {shots: get_task("multiple_choice:cloze", shots=shots).key["version"] for shots in (0, 1, 5)}
+    assert versions == {0: 1, 1: 2, 5: 2}
+    assert get_task("multiple_choice:letter").key["version"] == 1
 
 
 @pytest.mark.parametrize("protocol", ["strict", "paper"])

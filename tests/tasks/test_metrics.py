@@ -106,6 +106,56 @@ def test_contains_alias(answer: str, aliases: list[str], found: bool):
     assert contains_alias(answer, aliases) is found
 
 
+@pytest.mark.parametrize(
+    ("answer", "alias", "found"),
+    [
+        # An alias is not a letter or a word that the loss of its article leaves.
+        ("I don't know.", "I.a.", False),
+        ("I.A.", "I.a.", True),
+        ("It was Dr. Seuss.", "Dr. A", False),
+        ("It was Dr. A.", "Dr. A", True),
+        ("The band who did it is Queen.", "The Who", False),
+        ("The Who", "The Who", True),
+        ("who is it? The Who", "The Who", True),
+        ("it was the who", "The Who", True),
+        ("Who", "The Who", True),  # the whole answer
+        ("It is the Who", "Who, The", False),
+        ("I'm sure that it is him.", "The M", False),
+        ("It is the M.", "The M", True),
+        ("Samuel L. Jackson", "L.A.", False),
+        ("In L.A., of course", "L.A.", True),
+        ("Give us time", "The US", False),
+        ("It is Vitamin C.", "Vitamin A", False),
+        ("It is vitamin A, which is in carrots", "Vitamin A", True),
+        ("He takes the train", "The A-Train", False),
+        ("It is the A-Train", "The A-Train", True),
+        ("ha ha", "A-ha", False),
+        ("It's a-ha", "A-ha", True),
+        ("It is M.D.", "M.A.D.", False),
+        ("It was the R.A.F.", "R.F.", False),
+        ("It's Oakland", "The A's", False),
+        ("Oakland A's", "The A's", True),
+        # Articles and a middle initial are optional.
+        ("Beatles", "The Beatles", True),
+        ("the Beatles", "Beatles", True),
+        ("They are the Beatles.", "Beatles, The", True),
+        ("It is Lord of Rings", "The Lord of the Rings", True),
+        ('"The Scream" by Munch', "a scream", True),
+        ("In the U.S.", "The U.S.", True),
+        ("In U.S. waters", "The U.S.", True),
+        ("It was Chester Arthur.", "Chester A. Arthur", True),
+        ("It was Chester A. Arthur.", "Chester Arthur", True),
+    ],
+)
+def test_what_the_articles_of_an_alias_mean(answer: str, alias: str, found: bool):
+    assert contains_alias(answer, [alias]) is found
+
+
+@given(ANYTHING)
+def test_an_alias_is_in_a_sentence_with_it_unless_nothing_is_left_of_it(alias: str):
+    assert contains_alias(f"It was {alias} again", [alias]) is bool(normalise(alias))
+
+
 @given(st.lists(WORDS), WORDS, st.lists(WORDS))
 def test_an_alias_is_found_between_any_words(before: list[str], alias: str, after: list[str]):
     assert contains_alias(" ".join([*before, alias.upper(), *after]), [alias])

@@ -17,6 +17,7 @@ from pathlib import Path
 from llmkick.errors import ConfigError
 from llmkick.files import new_folder
 from llmkick.lm_eval import scoring as lm_eval_scoring
+from llmkick.lm_eval.pairing import GROUP_FIELDS
 from llmkick.models.engine.encoding import encode_requests
 from llmkick.models.language_model import GenerateRequest, Prompt, ScoreRequest
 from llmkick.models.transformers_model import TransformersModel
@@ -24,7 +25,7 @@ from llmkick.tasks import metrics
 from llmkick.tasks.data.readers.mmlu import LETTERS
 from llmkick.tasks.prompting import Prompting, resolve_prompting
 from llmkick.tasks.renaming import registry_name
-from llmkick.tasks.task import Item, Task
+from llmkick.tasks.task import Item, Task, groups_of
 
 # A function of `lm_eval.scoring`: (document, answers) → {"acc": score}.
 Scorer = Callable[..., dict[str, float]]
@@ -142,9 +143,10 @@ def _lm_eval_name(task: Task) -> str:
 
 
 def _document(task: Task, item: Item, style: Prompting, model: TransformersModel | None) -> Document:
-    """A line of the data: the prompt for the model and the fields that the scorer needs."""
+    """A line of the data: the prompt for the model and the fields that the scorer and an import of the scores need."""
     requests = task.requests(item, style)
-    document: Document = {"id": item.id, "cluster": item.cluster, "prompt": _text(requests[0].prompt, model)}
+    prompt = _text(requests[0].prompt, model)
+    document: Document = {"id": item.id, GROUP_FIELDS[groups_of(task)][0]: item.cluster, "prompt": prompt}
     if isinstance(requests[0], GenerateRequest):
         letter = None if item.answer is None else LETTERS[item.answer]
         answers = list(item.references) if letter is None else [letter]

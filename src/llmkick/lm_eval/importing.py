@@ -58,7 +58,8 @@ def import_lm_eval(
     `metrics` that the task has; if `metrics` is empty, it is "acc" or the task's only metric. `cluster` names the
     document field of clusters that were drawn (passages, stories), `strata` that of fixed groups (subjects); "none"
     means that there are none, and None takes a usual field that groups the documents (`GROUP_FIELDS`).
-    `chance` is the expected score of guessing; None takes one over the number of scored options, or 0 for other tasks.
+    `chance` is the expected score of guessing; None takes one over the number of scored options (the share of true ones
+    where several are true), or 0 for other tasks.
     `highest` is the maximum score of a document.
     Raises ConfigError for a missing task, filter, metric or field; DataError, with file and line, for damaged files,
     and for outputs that cannot be paired.

@@ -130,11 +130,25 @@ class SamplePair:
         raise ConfigError(f"{self.task}: not every document has a field {wanted!r}; all have {listed(there)}")
 
     def chance(self, metric: str) -> float:
-        """The expected score of guessing among the scored options; 0 for other kinds of score."""
+        """The expected score of guessing among the scored options; 0 for other kinds of score.
+
+        Where several options of a document can be true (truthfulqa_mc2), the score is the probability of all of them,
+        and guessing gives the mean share of true options.
+        """
         options = [sample.options for sample in self.dense.values()]
         if not metric.startswith("acc") or min(options) < 2:
             return 0.0
+        labels = self._labels("mc2_targets")
+        # The documents of truthfulqa_mc1 have these labels too, beside those of the options that it scores.
+        if labels is not None and self._labels("mc1_targets") is None:
+            return sum(sum(of_document) / len(of_document) for of_document in labels) / len(labels)
         return sum(1 / count for count in options) / len(options)
+
+    def _labels(self, field: str) -> list[tuple[int, ...]] | None:
+        """The labels of a field by document; None unless every document has as many as it has scored options."""
+        labels = [sample.labels.get(field, ()) for sample in self.dense.values()]
+        options = [sample.options for sample in self.dense.values()]
+        return labels if list(map(len, labels)) == options else None
 
 
 def _is_number(value: object) -> TypeGuard[float]:

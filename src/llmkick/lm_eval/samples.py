@@ -19,7 +19,8 @@ class Sample:
     """The result of one document with one filter.
 
     `metrics` has the scores from lm-eval, `fields` has the short fields of the document as text, and `options` is the
-    number of options whose log-likelihoods were compared (0 for other kinds of task).
+    number of options whose log-likelihoods were compared (0 for other kinds of task). `labels` has the document's lists
+    of labels by field: for each option 1 if it is true, else 0.
     """
 
     doc_hash: str
@@ -27,6 +28,7 @@ class Sample:
     metrics: Mapping[str, object]
     fields: Mapping[str, str]
     options: int
+    labels: Mapping[str, tuple[int, ...]]
 
 
 # Filter → doc_id → sample.
@@ -113,7 +115,16 @@ def _sample(row: Mapping[str, object]) -> Sample:
         metrics={name: row.get(name) for name in names},
         fields={k: str(v) for k, v in doc.items() if isinstance(v, str | int) and len(str(v)) <= LONGEST_FIELD},
         options=_options(row, names),
+        labels={name: found for name, value in doc.items() if (found := _labels(value))},
     )
+
+
+def _labels(value: object) -> tuple[int, ...]:
+    """The labels of a field such as mc2_targets of TruthfulQA; empty for other fields."""
+    labels = value.get("labels") if isinstance(value, dict) else None
+    if not isinstance(labels, list) or not all(label in (0, 1) for label in labels):
+        return ()
+    return tuple(map(int, labels))
 
 
 def _options(row: Mapping[str, object], metrics: Sequence[str]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import string
 import unicodedata
@@ -13,6 +14,18 @@ _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 _DECIMAL_POINT = re.compile(r"(?<=\d)\.(?=\d)")
 # Characters that are not punctuation in Unicode, but that the comparison ignores like punctuation.
 _SIGNS = frozenset(string.punctuation + "´°−")
+# What may stand before an article without a space.
+_OPENING = "\"'“”‘’„«»(["
+# Without its article, an alias of nothing but these words would be in most sentences.
+_FUNCTION_WORDS = frozenset({
+    "a", "an", "the", "i", "me", "my", "you", "your", "he", "him", "his", "she", "her", "it", "its", "we", "us",
+    "our", "they", "them", "their", "this", "that", "these", "those", "who", "whom", "whose", "what", "which", "when",
+    "where", "why", "how", "there", "here", "and", "or", "but", "nor", "so", "yet", "if", "than", "then", "as", "of",
+    "in", "on", "at", "by", "for", "to", "from", "with", "into", "up", "out", "off", "over", "under", "about",
+    "after", "before", "between", "through", "am", "is", "are", "was", "were", "be", "been", "being", "do", "does",
+    "did", "has", "have", "had", "will", "would", "can", "could", "shall", "should", "may", "might", "must", "no",
+    "not", "yes", "all", "any", "some", "one",
+})  # fmt: skip
 
 
 def normalise(text: str) -> str:
@@ -22,13 +35,35 @@ def normalise(text: str) -> str:
     removed (1,000 becomes 1000) and a decimal point stays (3.14). Accents are significant; Unicode NFC unifies their
     encodings.
     """
+    return " ".join(_ARTICLES.sub(" ", _words(text)).split())
+
+
+def _words(text: str) -> str:
+    """The text as in `normalise`, with its articles."""
     text = _THOUSANDS.sub("", unicodedata.normalize("NFC", text.lower()))
-    return " ".join(".".join(map(_bare_words, _DECIMAL_POINT.split(text))).split())
+    return " ".join(".".join(map(_without_punctuation, _DECIMAL_POINT.split(text))).split())
 
 
-def _bare_words(text: str) -> str:
-    words = "".join(" " if c in _SIGNS or unicodedata.category(c).startswith("P") else c for c in text)
-    return _ARTICLES.sub(" ", words)
+def _without_punctuation(text: str) -> str:
+    return "".join(" " if c in _SIGNS or unicodedata.category(c).startswith("P") else c for c in text)
+
+
+def _words_without_articles(text: str) -> str:
+    """The text as in `normalise`, where the A of "Vitamin A", "I.a." and "A-ha" is no article.
+
+    An article is a word of its own. Behind "a" stands another word; the initial of "Chester A. Arthur" is like it.
+    """
+    tokens = text.split()
+    kept = (
+        token
+        for token, following in itertools.zip_longest(tokens, tokens[1:], fillvalue="")
+        if not _is_article(token.lower().lstrip(_OPENING), following)
+    )
+    return _words(" ".join(kept))
+
+
+def _is_article(token: str, following: str) -> bool:
+    return token in ("an", "the") or (token in ("a", "a.") and sum(map(str.isalnum, following)) > 1)
 
 
 def first_line(text: str) -> str:
@@ -37,9 +72,24 @@ def first_line(text: str) -> str:
 
 
 def contains_alias(answer: str, aliases: Sequence[str]) -> bool:
-    """Whether the answer contains an alias as whole words, after normalisation of both."""
-    padded = f" {normalise(answer)} "
-    return any(f" {alias} " in padded for alias in map(normalise, aliases) if alias)
+    """Whether the answer contains an alias as whole words, or equals one as in `exact_match`.
+
+    Case and punctuation do not count, and neither do articles, unless the rest of the alias is a letter or function
+    words: "The Who" is not in "who is it?". An alias of nothing but articles and punctuation is in no answer.
+    """
+    texts = [f" {words} " for words in (_words(answer), _words_without_articles(answer))]
+    return bool(exact_match(answer, aliases)) or any(
+        f" {words} " in text for alias in aliases for words in _alias_words(alias) for text in texts
+    )
+
+
+def _alias_words(alias: str) -> Sequence[str]:
+    """What an answer has to contain: the words of the alias, or those without its articles."""
+    if not normalise(alias):
+        return ()
+    words, rest = _words(alias), _words_without_articles(alias)
+    is_stub = (len(rest) == 1 and rest.isalpha()) or _FUNCTION_WORDS.issuperset(rest.split())
+    return (words,) if is_stub else (words, rest)
 
 
 def exact_match(answer: str, aliases: Sequence[str]) -> float:

@@ -210,10 +210,52 @@ def test_a_question_of_web_and_wikipedia_is_one_question_with_both_pages(tmp_pat
     rows[2]["question"] = "Another?"
     files.put(tmp_path / "rc-validation.jsonl", files.lines(rows))
     assert "row 3, column 'question_id': 'tc_1' is the id of another question" in refused("context_qa", tmp_path)
-    files.put(tmp_path / "rc-validation.jsonl", files.lines([rows[0], rows[0]]))
-    assert "row 2, column 'question_id': 'tc_1' is the id of rc-validation.jsonl, row 1" in refused(
-        "context_qa", tmp_path
-    )
+
+
+def both_kinds_of_pages(number: int, wikipedia: list[str], web: list[str]) -> dict[str, Any]:
+    """A row of the hub's rc with Wikipedia pages and pages found on the web."""
+    found = {"title": [f"Found {n}" for n in range(len(web))], "search_context": web}
+    return files.triviaqa_row(number, wikipedia, search_results=found)
+
+
+@pytest.mark.parametrize("first", ["web", "wikipedia"])
+@pytest.mark.parametrize("size", [1, 200, 6000])  # characters a page: less and more than the evidence holds
+def test_the_pages_of_both_rows_of_rc_stand_once_in_the_evidence_wikipedia_first(tmp_path: Path, size: int, first: str):
+    """The web row of rc has the Wikipedia pages of the other row too."""
+    wiki, web = [f"Wiki {n} {'w' * size}" for n in range(2)], [f"Web {n} {'s' * size}" for n in range(2)]
+    rows = [both_kinds_of_pages(1, wiki, web), both_kinds_of_pages(1, wiki, [])]
+    files.put(tmp_path / "rc-validation.jsonl", files.lines(rows if first == "web" else rows[::-1]))
+    task = get_task("context_qa:open", source=str(tmp_path), evidence_tokens=500)
+    (item,) = task.items()
+    assert item.context == "\n\n".join([*wiki, *web])[: 500 * 16]
+    assert item.cluster == "Page 1"
+    filled = sum(map(len, wiki)) >= 500 * 16
+    other = "" if filled else " with other pages; the pages are joined"
+    assert task.notes == (f"1 rows repeat a question{other}",)
+
+
+def test_the_wikipedia_pages_of_a_later_row_stand_before_those_found_on_the_web(tmp_path: Path):
+    rows = [both_kinds_of_pages(1, [], ["Web.", "Both."]), both_kinds_of_pages(1, ["Both.", "Wiki."], [])]
+    files.put(tmp_path / "rc-validation.jsonl", files.lines(rows))
+    (item,) = items("context_qa:open", tmp_path)
+    assert (item.context, item.cluster) == ("Both.\n\nWiki.\n\nWeb.", "Page 1")
+
+
+def test_rows_that_repeat_a_question_are_counted(tmp_path: Path):
+    """Word for word, without any pages, or with the aliases in another order."""
+    turned = {"value": "City of Light", "aliases": ["Paris", "City of Light"]}
+    rows = [files.triviaqa_row(1, ["Page."]), files.triviaqa_row(1, ["Page."], answer=turned)]
+    files.put(tmp_path / "a/rc-validation.jsonl", files.lines([rows[0], *rows]))
+    task = get_task("context_qa:open", source=str(tmp_path / "a"))
+    assert [(item.context, item.references) for item in task.items()] == [("Page.", ("Paris", "City of Light"))]
+    assert task.notes == ("2 rows repeat a question",)
+    files.put(tmp_path / "b/nocontext-dev.jsonl", files.lines([files.triviaqa_row(1)] * 2))
+    closed = get_task("context_qa:closed", source=str(tmp_path / "b"))
+    assert len(closed.items()) == 1
+    assert closed.notes == ("1 rows repeat a question",)
+    other = files.triviaqa_row(1, answer={"value": "Rome", "aliases": ["Rome"]})
+    files.put(tmp_path / "b/nocontext-dev.jsonl", files.lines([files.triviaqa_row(1), other]))
+    assert "'tc_1' is the id of another question, nocontext-dev.jsonl, row 1" in refused("context_qa", tmp_path / "b")
 
 
 @pytest.mark.parametrize(

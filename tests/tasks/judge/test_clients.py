@@ -15,9 +15,8 @@ from llmkick.models.language_model import Message
 from llmkick.models.server import failures as endpoint_failures
 from llmkick.models.server.address import Address
 from llmkick.tasks.judge import clients as judge_client
-from llmkick.tasks.judge.clients import OVER_BUDGET, EndpointJudge, LocalJudge, NoReply, Question, Reply
+from llmkick.tasks.judge.clients import OVER_BUDGET, EndpointJudge, NoReply, Question, Reply
 from llmkick.tasks.judge.prompts import reply_schema
-from toy import save_toy
 
 ENV = "LLMKICK_TEST_KEY"
 
@@ -37,7 +36,7 @@ def questions(count: int, schema: dict[str, Any] | None = None) -> list[Question
     return [Question(key=str(n), messages=(Message("user", f"Rate {n}"),) * 2, schema=schema) for n in range(count)]
 
 
-def ask(judge: EndpointJudge | LocalJudge, asked: list[Question], budget: int = 10**9) -> dict[str, Reply | NoReply]:
+def ask(judge: EndpointJudge, asked: list[Question], budget: int = 10**9) -> dict[str, Reply | NoReply]:
     replies: dict[str, Reply | NoReply] = {}
     for name, reply in judge.ask(asked, known=(), afford=lambda: len(replies) < budget):
         replies[name] = reply
@@ -236,34 +235,6 @@ def test_an_unknown_model():
         judge.address = Address(endpoint.url, "gpt-99")
         with pytest.raises(JudgeError, match=r"the judge gpt-99: .* knows no 'gpt-99'.*'gpt-99' does not exist"):
             judge.check()
-
-
-# A model of this machine
-
-
-@pytest.fixture(scope="module")
-def local(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("judge") / "toy"
-    save_toy(folder, chat=True, max_position_embeddings=512)
-    return str(folder)
-
-
-def test_a_local_judge_answers_the_same_when_some_is_known(local: str):
-    judge = LocalJudge(reference=local, dtype="float32", device="cpu", max_tokens=5)
-    judge.check()
-    asked = questions(10)
-    everything = dict(judge.ask(asked, known=(), afford=lambda: True))
-    assert all(isinstance(reply, Reply) for reply in everything.values())
-    rest = dict(judge.ask(asked, known={"0", "1", "9"}, afford=lambda: True))
-    assert rest == {key: everything[key] for key in map(str, range(2, 9))}
-    long = [Question(key="long", messages=(Message("user", "x" * 2000),))]
-    assert "leaves no room" in str(ask(judge, long)["long"])
-    assert ask(judge, asked[:1], budget=0) == {"0": NoReply(reason=OVER_BUDGET)}
-
-
-def test_a_local_judge_that_is_not_there():
-    with pytest.raises(JudgeError, match="the judge no-such-model cannot be used"):
-        LocalJudge(reference="no-such-model").check()
 
 
 # A judge that thinks

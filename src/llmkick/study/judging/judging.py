@@ -34,7 +34,8 @@ from llmkick.study.results.judge_summary import JudgeSummary
 from llmkick.study.results.records import TaskSummary
 from llmkick.study.spec.sections import JudgeSpec
 from llmkick.tasks.data.reference_answers import read_reference_answers
-from llmkick.tasks.judge.clients import EndpointJudge, Judge, LocalJudge, NoReply
+from llmkick.tasks.judge.clients import EndpointJudge, Judge, NoReply
+from llmkick.tasks.judge.local_judge import LocalJudge
 from llmkick.tasks.judge.prompts import PROMPT_VERSION, READING_VERSION, Judgeable
 from llmkick.tasks.registry import full_key
 from llmkick.tasks.task import Item, Task

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from llmkick.models.language_model import GenerateRequest
 from llmkick.study.cells import digest_of
 from llmkick.study.journal.journal import Judgement
 from llmkick.study.spec.sections import JudgeSpec
@@ -25,6 +26,8 @@ from llmkick.tasks.task import Item, Task
 
 # Average characters per token of English text, for the cost estimate.
 CHARACTERS_A_TOKEN = 4
+# Tokens of an answer in the cost estimate, where a task generates none.
+TOKENS_AN_ANSWER = 512
 # Item id → (the text, the reason for a missing text).
 Answers = Mapping[str, tuple[str, str | None]]
 
@@ -100,14 +103,21 @@ def estimate(study: Study, *, models: int) -> Estimate:
         items = task.items()
         by_id = {item.id: item for item in items}
         each = judged * spec.replicates * len(orders(spec))
-        answer = CHARACTERS_A_TOKEN * int(task.key["max_new_tokens"])
         for item in items:
             turns = int(item.details.get("turn", 1))
+            answer = CHARACTERS_A_TOKEN * _most_new_tokens(task, item)
             contest = contest_of(task, item, by_id, "", "")
             prompt = sum(len(message.content) for message in judge_prompt(contest, spec.protocol))
             tokens += each * (prompt + 2 * turns * answer) // CHARACTERS_A_TOKEN
         requests += each * len(items)
     return Estimate(requests=requests, prompt_tokens=tokens, completion_tokens=requests * spec.max_tokens)
+
+
+def _most_new_tokens(task: Task, item: Item) -> int:
+    """Return the most tokens of an answer to an item."""
+    requests = task.requests(item, task.prompting or "raw")
+    limits = [request.max_new_tokens for request in requests if isinstance(request, GenerateRequest)]
+    return max(limits, default=TOKENS_AN_ANSWER)
 
 
 def questions_about(

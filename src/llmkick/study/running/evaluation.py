@@ -23,7 +23,7 @@ from llmkick.tasks.task import Item, ReadByReference, Record
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Produces the records of a study. `items` maps each task name to the items of the task.
+    """Produces the records of a study. `items` maps each task name to the items of the task, fitted to the dense model.
 
     For some tasks the `dense` model reads the answers of the other models. `dense_keys` maps each task name to the run
     key of the dense model's records. For a task with a rule in `rules`, the compressed and the dense model are asked
@@ -153,17 +153,23 @@ class Evaluation:
             self.observer.advance(len(done))
 
     def _asked(self, model: LanguageModel, cell: Cell) -> Asked:
-        by_id = {item.id: item for item in self.items[cell.task.name]}
+        by_id: dict[str, Item] = {}  # filled by the first batch, as prompts take time to fit: no other batch does it
         style = style_of(cell.task, self.prompting)
 
         def ask(batch: Sequence[str]) -> Scores:
             started = time.perf_counter()
+            if not by_id:
+                by_id.update({item.id: item for item in self._fitted_items(model, cell)})
             items, reference = [by_id[item] for item in batch], self._reference(model, cell)
             records = evaluate_items(model, cell.task, items, prompting=style, reference=reference)
             self._keep(model, cell, records, time.perf_counter() - started)
             return {record.item_id: record.score for record in records}
 
         return Asked(scores=self.journal.scores(cell.run_key), ask=ask)
+
+    def _fitted_items(self, model: LanguageModel, cell: Cell) -> Sequence[Item]:
+        """Return the items with prompts that fit a model; recipes keep the tokenizer and context of the dense model."""
+        return cell.task.items(model) if cell.variant.reference else self.items[cell.task.name]
 
     def _keep(self, model: LanguageModel, cell: Cell, records: Sequence[Record], seconds: float) -> None:
         self.journal.add_records(

@@ -87,9 +87,13 @@ class StudyKeys:
             weights=self.weights_key(variant),
             prompting=self.prompting,
             reference={"digest": info.digest, "dtype": info.dtype},
-            batches={name: rule.key for name, rule in self.rules.items()},
+            batches={name: self._batch_key(variant, rule) for name, rule in self.rules.items()},
             conversations=self._thinking_key(variant),
         )
+
+    def _batch_key(self, variant: Variant, rule: StoppingRule) -> dict[str, object]:
+        """Return the inputs that determine the batches of a cell; prompts of an external model fit its own context."""
+        return {**rule.key, "fitted": "own context"} if variant.reference else rule.key
 
     def _thinking_key(self, variant: Variant) -> dict[str, str]:
         """Return whether the model thinks, where that changes its prompts, or those of the model that reads answers."""

@@ -1,4 +1,4 @@
-"""Clients for a judge: a local model, or an endpoint, which `models.server.endpoint` connects to and retries."""
+"""Clients for a judge: what any judge is, and an endpoint, which `models.server.endpoint` connects to and retries."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
 from llmkick.errors import JudgeError, KickError
-from llmkick.models.language_model import GenerateRequest, Generation, LanguageModel, Message, Unanswered
+from llmkick.models.language_model import Message
 from llmkick.models.thoughts import THOUGHT_TOKENS
 
 if TYPE_CHECKING:  # importing the client library takes a second
@@ -21,12 +21,11 @@ if TYPE_CHECKING:  # importing the client library takes a second
 DEFAULT_KEY_ENV = "OPENAI_API_KEY"
 # After this many consecutive failed requests the judge counts as unavailable; further requests would only waste time.
 MOST_FAILURES = 5
-# Number of questions per batch of a local judge.
-LOCAL_BATCH = 8
 # Temperature for the paper's prompts (FastChat's setting). The strict protocol uses 0, the most deterministic value.
 PAPER_TEMPERATURE = 0.2
 _PROBE = (Message("user", "Reply with the word: ready"),)
 _PROBE_TOKENS = 16
+THINKS = f"it thinks before it replies: a reply may have {THOUGHT_TOKENS} tokens more for that"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +123,7 @@ class EndpointJudge:
         """What the endpoint refuses, and whether the judge thinks."""
         lines = self._endpoint.differences.notes
         if self._thinks.is_set():
-            lines += (f"it thinks before it replies: a reply may have {THOUGHT_TOKENS} tokens more for that",)
+            lines += (THINKS,)
         return tuple(f"the judge {self.address.name}: {line}" for line in lines)
 
     def check(self) -> None:
@@ -227,73 +226,3 @@ def _set_at_the_end() -> Iterator[threading.Event]:
         yield event
     finally:
         event.set()
-
-
-@dataclass(kw_only=True)
-class LocalJudge:
-    """A model on this machine, loaded at the first question, with greedy decoding."""
-
-    reference: str
-    dtype: str = "auto"
-    device: str = "auto"
-    max_tokens: int = 1024
-
-    def __post_init__(self) -> None:
-        self._model: LanguageModel | None = None
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """The notes of the model, once it is loaded."""
-        return () if self._model is None else tuple(self._model.notes)
-
-    @cached_property
-    def identity(self) -> str:
-        """The digest of the model's files."""
-        from llmkick.models.checkpoints.references import locate
-
-        try:
-            return locate(self.reference).digest
-        except KickError as error:
-            raise JudgeError(f"the judge {self.reference} cannot be used: {error}") from error
-
-    def check(self) -> None:
-        """Find the model's files. Raises JudgeError if there are none."""
-        _ = self.identity
-
-    def ask(self, questions: Sequence[Question], *, known: Collection[str], afford: Callable[[], bool]) -> Replies:
-        """Generate in batches that depend only on the questions, not on `known`, so that a resumed run is identical."""
-        for start in range(0, len(questions), LOCAL_BATCH):
-            batch = questions[start : start + LOCAL_BATCH]
-            new = [question.key for question in batch if question.key not in known]
-            if not new:
-                continue
-            if not afford():
-                yield from ((key, NoReply(reason=OVER_BUDGET)) for key in new)
-                continue
-            if self._model is None:
-                from llmkick.models.checkpoints.loading import load_model  # it imports torch, which few judges need
-
-                self._model = load_model(self.reference, dtype=self.dtype, device=self.device)
-            requests = [self._request(self._model, question) for question in batch]
-            for question, request, answer in zip(batch, requests, self._model.generate(requests), strict=True):
-                if question.key not in new:
-                    continue
-                if isinstance(answer, Unanswered):
-                    yield question.key, NoReply(reason=answer.reason)
-                else:
-                    yield question.key, _local_reply(self._model, request, answer)
-
-    def _request(self, model: LanguageModel, question: Question) -> GenerateRequest:
-        if model.has_chat_template:
-            return GenerateRequest(question.messages, max_new_tokens=self.max_tokens)
-        text = "\n\n".join(message.content for message in question.messages)
-        return GenerateRequest(text, max_new_tokens=self.max_tokens)
-
-
-def _local_reply(model: LanguageModel, request: GenerateRequest, answer: Generation) -> Reply:
-    return Reply(
-        text=answer.text,
-        cut=answer.finish == "length",
-        prompt_tokens=model.prompt_tokens(request.prompt),
-        completion_tokens=answer.tokens,
-    )

@@ -28,7 +28,7 @@ from llmkick.tasks.task import Answer, Grouping, Item, Record, content_hash, is_
 
 # Number of worked examples per subject, both in MMLU and in the pocket suite.
 MOST_SHOTS = 5
-# Tokens reserved for the answer, which is a letter or the longest option.
+# The least number of tokens reserved for the answer, which is a letter or the longest option.
 _ANSWER_TOKENS = 8
 
 
@@ -55,7 +55,6 @@ class MultipleChoice:
     revision: str | None = None
     sha256: str | Mapping[str, str] | None = None
 
-    version = 1
     metric = "accuracy"
     chance_level = 0.25
     groups: ClassVar[Grouping] = "strata"
@@ -80,6 +79,11 @@ class MultipleChoice:
     def name(self) -> str:
         """The task name with its variant."""
         return f"multiple_choice:{self.variant}"
+
+    @property
+    def version(self) -> int:
+        """The version; cloze with worked examples, whose number depends on the options' lengths, has its own."""
+        return 2 if self.variant == "cloze" and self._shots else 1
 
     @property
     def prompting(self) -> Prompting | None:
@@ -147,9 +151,17 @@ class MultipleChoice:
             model,
             self._shots,
             lambda count: [self._prompt(item, style, count) for style in styles(model, self.prompting)],
-            _ANSWER_TOKENS,
+            self._answer_tokens(item, model),
         )
         return item if shots == self._shots else replace(item, details={**item.details, "shots": shots})
+
+    def _answer_tokens(self, item: Item, model: LanguageModel) -> int:
+        """The tokens that a prompt leaves for the answer: with cloze at least those of the longest option."""
+        if self.variant == "letter":
+            return _ANSWER_TOKENS
+        start = len(model.tokenize(""))
+        longest = max(len(model.tokenize(space + option)) for option in item.choices for space in ("", " "))
+        return max(_ANSWER_TOKENS, longest - start)
 
     def requests(self, item: Item, prompting: Prompting) -> Sequence[ScoreRequest | GenerateRequest]:
         """One score request per option, for its letter or its text; in protocol `paper`, one generated token."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 from llmkick.tasks.data.readers import Loaded, counted
 from llmkick.tasks.data.sources import Origin
@@ -11,34 +12,66 @@ from llmkick.tasks.metrics import normalise
 from llmkick.tasks.task import Item
 
 _COLUMNS = ("question", "question_id", "entity_pages", "search_results", "answer")
+# The text of a page → its title.
+Pages = Mapping[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Question:
+    """A question with its pages; `place` is its first row. More pages than a context holds are left out."""
+
+    id: str
+    text: str
+    references: tuple[str, ...]
+    wikipedia: Pages
+    web: Pages
+    place: str
+
+    @property
+    def pages(self) -> Pages:
+        """Every page once, those of Wikipedia first."""
+        return _joined(self.wikipedia, self.web)
+
+    def with_pages_of(self, other: _Question) -> _Question:
+        """The question with the pages of another row too."""
+        return replace(self, wikipedia=_joined(self.wikipedia, other.wikipedia), web=_joined(self.web, other.web))
+
+    def item(self, evidence_characters: int) -> Item:
+        """The question as an item, whose context is the beginning of its pages."""
+        titles = iter(self.pages.values())
+        return Item(
+            id=self.id,
+            cluster=next(titles, "") or self.id,
+            question=self.text,
+            references=self.references,
+            context="\n\n".join(self.pages)[:evidence_characters],
+        )
 
 
 def read_triviaqa(origin: Origin, evidence_characters: int) -> Loaded:
     """The questions, with value and aliases as references and the evidence pages, Wikipedia first, as context.
 
     At most `evidence_characters` of the pages are kept, to limit memory; the later limit by tokens is far lower. The
-    rc split lists a question twice if it has both web and Wikipedia evidence; the pages of both rows are joined. If
-    any question has pages, questions without pages are left out and counted; so are questions that no answer can
-    match. The cluster is the first page, which questions can share, or else the question itself.
+    rc split lists a question twice if it has both web and Wikipedia evidence; it becomes one question with every page
+    of both rows once. If any question has pages, questions without pages are left out and counted; so are questions
+    that no answer can match. The cluster is the first page, which questions can share, or else the question itself.
     """
-    by_id: dict[str, tuple[Row, Item]] = {}
-    twice = 0
+    by_id: dict[str, _Question] = {}
+    joined = repeated = 0
     for file in origin.files(origin.chosen_split(("rc", "rc.nocontext")))[0]:
         for row in read_table(file.path, _COLUMNS, name=file.name):
-            item = _item(row, evidence_characters)
-            if item.id not in by_id:
-                by_id[item.id] = row, item
+            new = _question(row, evidence_characters)
+            first = by_id.setdefault(new.id, new)
+            if first is new:
                 continue
-            first, earlier = by_id[item.id]
-            if (earlier.question, earlier.references) != (item.question, item.references):
-                row.fail("question_id", f"{item.id!r} is the id of another question, {first.file}, row {first.number}")
-            if item.context and item.context == earlier.context:
-                row.fail("question_id", f"{item.id!r} is the id of {first.file}, row {first.number} too")
-            twice += 1
-            pages = "\n\n".join(context for context in (earlier.context, item.context) if context)
-            cluster = earlier.cluster if earlier.context else item.cluster
-            by_id[item.id] = first, replace(earlier, context=pages[:evidence_characters], cluster=cluster)
-    items = [item for _, item in by_id.values()]
+            if (first.text, set(first.references)) != (new.text, set(new.references)):
+                row.fail("question_id", f"{new.id!r} is the id of another question, {first.place}")
+            if first.pages.keys() == new.pages.keys():
+                repeated += 1
+            else:
+                joined += 1
+                by_id[new.id] = first.with_pages_of(new)
+    items = [question.item(evidence_characters) for question in by_id.values()]
     open_book = any(item.context for item in items)
     without = [item for item in items if open_book and not item.context]
     nameless = [item for item in items if not any(map(normalise, item.references))]
@@ -48,36 +81,45 @@ def read_triviaqa(origin: Origin, evidence_characters: int) -> Loaded:
         notes=(
             *counted(len(without), "questions without evidence are left out"),
             *counted(len(nameless), "questions whose answers are articles or punctuation only are left out"),
-            *counted(twice, "rows repeat a question with other pages; the pages are joined"),
+            *counted(joined, "rows repeat a question with other pages; the pages are joined"),
+            *counted(repeated, "rows repeat a question"),
         ),
     )
 
 
-def _item(row: Row, evidence_characters: int) -> Item:
+def _question(row: Row, most: int) -> _Question:
+    """The question of a row, with as many pages as `most` characters of evidence can need."""
     answer = row.part("answer")
-    references = dict.fromkeys((answer.text("value"), *answer.texts("aliases")))
-    pages, results = row.part("entity_pages"), row.part("search_results")
-    contexts = [
-        *((text, title) for text, title in _pages(pages, "wiki_context")),
-        *((text, title) for text, title in _pages(results, "search_context")),
-    ]
-    identity = row.text("question_id")
-    return Item(
-        id=identity,
-        cluster=(contexts[0][1] if contexts else "") or identity,
-        question=row.text("question"),
-        references=tuple(references),
-        context="\n\n".join(text for text, _ in contexts)[:evidence_characters],
+    wikipedia = _pages(row.part("entity_pages"), "wiki_context", most, room=most)
+    room = most - sum(map(len, wikipedia))
+    return _Question(
+        id=row.text("question_id"),
+        text=row.text("question"),
+        references=tuple(dict.fromkeys((answer.text("value"), *answer.texts("aliases")))),
+        wikipedia=wikipedia,
+        web=_pages(row.part("search_results"), "search_context", most, room=room),
+        place=f"{row.file}, row {row.number}",
     )
 
 
-def _pages(part: Row, column: str) -> list[tuple[str, str]]:
-    """The distinct non-empty pages, with their titles."""
+def _pages(part: Row, column: str, most: int, *, room: int) -> Pages:
+    """The distinct non-empty pages, each cut to `most` characters, until they have at least `room` characters.
+
+    Two pages with the same first `most` characters count as one: these fill the evidence.
+    """
     texts, titles = part.as_list(column, part.get(column)), part.as_list("title", part.get("title"))
     if len(titles) != len(texts):
         part.fail("title", f"is a list of {len(titles)} beside {len(texts)} of {column}")
     pages: dict[str, str] = {}
     for text, title in zip(texts, titles, strict=True):
-        if part.as_text(column, text, blank=True).strip():
-            pages.setdefault(text.strip(), part.as_text("title", title, blank=True))
-    return list(pages.items())
+        page = part.as_text(column, text, blank=True).strip()[:most]
+        named = part.as_text("title", title, blank=True) if page else ""
+        if page and page not in pages and room > 0:
+            pages[page] = named
+            room -= len(page)
+    return pages
+
+
+def _joined(first: Pages, second: Pages) -> Pages:
+    """The pages of both, those of `first` first."""
+    return {**first, **{page: title for page, title in second.items() if page not in first}}
