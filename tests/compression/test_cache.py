@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from llmkick.compression.registry import parse_recipe
 from llmkick.compression.storage import cache
+from llmkick.compression.storage.cache import entry_bytes, still_needed
+from llmkick.compression.walk.blocks import decoder_blocks
 from llmkick.compression.walk.compress import compress
+from llmkick.compression.walk.finished_blocks import STATE_FILE, FinishedBlocks, count_finished
 from llmkick.errors import ConfigError
 from toy import toy_model
 
@@ -25,7 +32,6 @@ def fill(recipe: str, used: float, needed: int = 1000) -> Path:
     """Compress a toy by a recipe into the cache, last used at a time."""
     windows = np.random.default_rng(0).integers(0, 284, (2, 16))
     model = toy_model()
-    from llmkick.compression.registry import parse_recipe
     from llmkick.compression.walk.calibration import as_calibration
     from llmkick.compression.walk.compression_key import kept_key
 
@@ -111,3 +117,76 @@ def test_an_unfinished_or_unreadable_entry_is_listed(own_cache: Path):
     (own_cache / "abc" / "compression.json").write_text("{")
     (entry,) = cache.entries()
     assert (entry.recipe, entry.complete, entry.blocks) == ("unknown", False, 0)
+
+
+# Room
+
+
+def test_an_entry_that_has_begun_is_gone_on_with(monkeypatch: pytest.MonkeyPatch):
+    key = {"recipe": "x"}
+    with cache.entry_for(key, 1000) as folder:
+        assert folder is not None
+        (folder / STATE_FILE).write_text("{}")
+    monkeypatch.setattr(cache, "SPARE_BYTES", 10**18)  # a disk almost full
+    with cache.entry_for(key, 1000) as again:
+        assert again == folder
+    monkeypatch.setenv("LLMKICK_CACHE_LIMIT", "500B")
+    with cache.entry_for(key, 1000) as again:
+        assert again == folder
+    monkeypatch.setenv("LLMKICK_CACHE_LIMIT", "0")  # without a cache
+    with cache.entry_for(key, 1000) as again:
+        assert again is None
+
+
+def test_what_is_about_to_be_written_to_the_same_disk_counts(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1500))
+    with cache.entry_for({"recipe": "x"}, 1000, besides=500) as folder:
+        assert folder is not None
+    with cache.entry_for({"recipe": "x"}, 1000, besides=501) as folder:
+        assert folder is None
+
+
+@pytest.mark.parametrize("recipe", ["rtn@4b-g8", "wanda@2:4", "magnitude@0.5", "sparsegpt@0.5+4b", "rtn@4b+eora-r2"])
+def test_the_size_of_an_entry_is_known_before(recipe: str):
+    folder = fill(recipe, used=1000)
+    model = toy_model()
+    blocks = decoder_blocks(model.network)
+    layers = [layer for block in blocks for layer in block.layers]
+    finished = json.loads((folder / STATE_FILE).read_text())
+    assert finished["report"]["stored_bytes"] == pytest.approx(entry_bytes(parse_recipe(recipe), blocks), rel=0.02)
+    assert len(finished["report"]["layers"]) == len(layers)
+    assert still_needed(folder, 900, len(blocks)) == 0
+    (folder / STATE_FILE).write_text(json.dumps({**finished, "finished": 1}))
+    assert still_needed(folder, 900, len(blocks)) == 600
+    assert still_needed(folder.parent / "none", 900, len(blocks)) == 900
+
+
+# Stopped while it is deleted
+
+
+def test_an_entry_whose_deletion_was_stopped_counts_no_blocks(monkeypatch: pytest.MonkeyPatch):
+    folder = fill("rtn@4b", used=1000)
+
+    def stopped(path: Path, **_: object) -> None:
+        (path / "block-00000.safetensors").unlink()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shutil, "rmtree", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        cache.remove(folder)
+    monkeypatch.undo()
+    assert (folder / "block-00001.safetensors").exists()
+    assert count_finished(folder) == 0
+    assert FinishedBlocks(folder, {}).count == 0
+
+
+def test_entries_that_another_process_deletes_meanwhile_are_left_out(monkeypatch: pytest.MonkeyPatch):
+    one, other = fill("rtn@4b", used=1000), fill("rtn@3b", used=1000)
+    describe = cache._describe
+
+    def late(folder: Path) -> cache.Entry:
+        shutil.rmtree(one, ignore_errors=True)
+        return describe(folder)
+
+    monkeypatch.setattr(cache, "_describe", late)
+    assert [entry.folder for entry in cache.entries()] == [other]

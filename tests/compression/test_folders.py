@@ -105,6 +105,29 @@ def test_the_configuration_states_the_precision_that_was_written(tmp_path: Path)
     assert {tensor.dtype for tensor in tensors_in(tmp_path / "out").values()} == {torch.bfloat16}
 
 
+@pytest.mark.parametrize("form", ["folder", "packed", "compressed-tensors"])
+@pytest.mark.parametrize("sharded", [True, False])
+def test_the_name_of_the_sources_weights_stays_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: Form, sharded: bool
+):
+    if form == "compressed-tensors":
+        pytest.importorskip("compressed_tensors")
+    save_toy(tmp_path / "model")
+    named = "weights-v2.safetensors"
+    (tmp_path / "model" / "model.safetensors").rename(tmp_path / "model" / named)
+    if sharded:
+        index = {"metadata": {}, "weight_map": dict.fromkeys(tensors_in(tmp_path / "model"), named)}
+        named = "weights-v2.safetensors.index.json"
+        (tmp_path / "model" / named).write_text(json.dumps(index))
+    file = tmp_path / "model" / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "transformers_weights": named}))
+    expected = in_memory(tmp_path / "model", "rtn@8b")
+    compressed(tmp_path / "model", tmp_path / "out", form, "rtn@8b")
+    assert "transformers_weights" not in json.loads((tmp_path / "out" / "config.json").read_text())
+    read = load_model(str(tmp_path / "out"), dtype="float32").network if form == "packed" else opened(tmp_path / "out")
+    assert torch.equal(logits(read), logits(expected))
+
+
 def test_a_head_of_its_own_stays_whatever_the_configuration_says(tmp_path: Path):
     save_toy(tmp_path / "model", "qwen2", tie_word_embeddings=False)
     file = tmp_path / "model" / "config.json"

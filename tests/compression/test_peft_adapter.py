@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,17 @@ def written(toy: Path, recipe: str, folder: Path, form: str) -> tuple[str, ...]:
         observer=Silent(),  # type: ignore[arg-type]
     )
     return report.warnings
+
+
+def test_the_adapter_names_its_model_wherever_it_is_read(
+    toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "out").mkdir()
+    monkeypatch.chdir(tmp_path / "out")
+    notes = written(toy, "gptq@3b-g8+eora-r4", Path(), "adapter")
+    settings = json.loads(Path("adapter/adapter_config.json").read_text())
+    assert settings["base_model_name_or_path"] == str(tmp_path / "out")
+    assert any(f"'{tmp_path / 'out' / 'adapter'}'" in note for note in notes)
 
 
 @pytest.mark.parametrize("recipe", ["wanda@2:4+eora-r4", "gptq@3b-g8+eora-r4", "gptq@2b-g8+lora-r4"])

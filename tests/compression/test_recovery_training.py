@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import builtins
+import errno
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,11 +19,12 @@ from llmkick.compression.recoveries import Training
 from llmkick.compression.registry import parse_recipe
 from llmkick.compression.training import trainer as trainer_module
 from llmkick.compression.training.losses import distillation_loss, next_token_loss
-from llmkick.compression.training.state import STATE_FILE
-from llmkick.compression.training.student import MaskedLinear
+from llmkick.compression.training.state import STATE_FILE, read_state
+from llmkick.compression.training.student import MaskedLinear, Student
 from llmkick.compression.training.trainer import Trainer
 from llmkick.compression.walk.calibration import Calibration
 from llmkick.compression.walk.compress import compress
+from llmkick.compression.walk.finished_blocks import DamagedBlocksError, FinishedBlocks
 from llmkick.compression.walk.report import CompressionReport, RecoveryReport
 from llmkick.errors import ConfigError, ModelError
 from llmkick.models.transformers_model import TransformersModel
@@ -118,6 +121,81 @@ def test_a_training_that_was_stopped_continues_to_the_same_weights(
     assert not (tmp_path / "stopped" / "base").exists()
 
 
+def test_a_training_whose_state_finds_no_room_goes_on(
+    dense: TransformersModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, whole, _ = train(dense, keep=tmp_path / "whole")
+
+    def full(*_arguments: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(trainer_module, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(trainer_module, "write_state", full)
+    _, report, _ = train(dense, keep=tmp_path / "full")
+    assert report.digest == whole.digest
+    assert any("could not be kept at step 10 ([Errno 28] No space left on device)" in text for text in report.warnings)
+
+
+def test_a_damaged_state_names_its_folder_and_is_damage(dense: TransformersModel, tmp_path: Path) -> None:
+    (tmp_path / STATE_FILE).write_bytes(b"cut")
+    with pytest.raises(DamagedBlocksError, match="delete the folder") as raised:
+        read_state(tmp_path, {})
+    assert raised.value.folder == tmp_path
+
+
+def test_a_training_with_a_layer_that_gets_no_gradient_continues(
+    dense: TransformersModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare = Student.__init__
+
+    def without_gradient(self: Student, *arguments: Any, **options: Any) -> None:
+        prepare(self, *arguments, **options)
+        module = self.layers[0].module
+        module.forward = torch.no_grad()(module.forward)
+
+    monkeypatch.setattr(Student, "__init__", without_gradient)
+    monkeypatch.setattr(trainer_module, "SAVE_SECONDS", 0.0)
+    _, whole, _ = train(dense, keep=tmp_path / "whole")
+
+    step = Trainer._step
+
+    def stop(self: Trainer) -> float:
+        if self.state.step == 11:
+            raise KeyboardInterrupt
+        return step(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_step", stop)
+        with pytest.raises(KeyboardInterrupt):
+            train(dense, keep=tmp_path / "stopped")
+    assert (tmp_path / "stopped" / STATE_FILE).is_file()
+    _, report, recovery = train(dense, keep=tmp_path / "stopped")
+    assert (report.digest, recovery.steps) == (whole.digest, 12)
+
+
+def test_blocks_of_a_training_that_was_stopped_do_not_mix_with_those_of_the_next(
+    dense: TransformersModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first attempt is killed while the blocks are written; the second reaches fewer steps in its minutes."""
+    add = FinishedBlocks.add
+
+    def killed(self: FinishedBlocks, index: int, *arguments: Any, **options: Any) -> None:
+        if index == 1 and "lora" in self.key["recipe"]:
+            raise KeyboardInterrupt
+        add(self, index, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FinishedBlocks, "add", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(dense, keep=tmp_path, minutes=5.0)
+    assert json.loads((tmp_path / "compression.json").read_text("utf-8"))["finished"] == 1
+    monkeypatch.setattr(Trainer, "_seconds", lambda self: 301.0 if self.state.step == 4 else 0.0)
+    recovered, report, recovery = train(dense, keep=tmp_path, minutes=5.0)
+    assert (recovery.steps, recovery.stopped) == (4, "limit of minutes")
+    kept, again, _ = train(dense, keep=tmp_path, minutes=5.0)
+    assert weights_digest(kept.network) == weights_digest(recovered.network) == report.digest == again.digest
+
+
 def test_the_state_of_another_training_is_refused(
     dense: TransformersModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -194,6 +272,29 @@ def test_what_does_not_fit_into_memory_runs_in_smaller_pieces(
     most = 4
     with pytest.raises(ConfigError, match="memory is too short for a training"):
         train(dense)
+
+
+def test_a_limit_of_tokens_allows_as_many_steps_where_memory_runs_short(
+    dense: TransformersModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainer_module, "SHORTEST_PIECE", 12)
+    loss, rates = Trainer._summed_loss, list[float]()
+
+    def scarce(self: Trainer, network: Any, ids: torch.Tensor) -> torch.Tensor:
+        if torch.is_grad_enabled() and ids.numel() > 12:
+            raise RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 99 bytes")
+        return loss(self, network, ids)
+
+    rate = Trainer._learning_rate
+    monkeypatch.setattr(Trainer, "_learning_rate", lambda *given: rates.append(rate(*given)) or rates[-1])
+    train(dense, tokens=200)
+    enough = rates.copy()
+    rates.clear()
+    monkeypatch.setattr(Trainer, "_summed_loss", scarce)
+    _, report, recovery = train(dense, tokens=200)
+    assert any("pieces of 12 tokens" in note for note in report.warnings)
+    assert (recovery.steps, recovery.tokens, recovery.stopped) == (4, 192, "limit of tokens")
+    assert rates == enough == pytest.approx([1e-2, 7.5e-3, 5e-3, 2.5e-3])
 
 
 def test_several_windows_that_do_not_fit_run_one_by_one_to_the_same_loss(

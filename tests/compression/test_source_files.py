@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from composites import save_composite
 from compressing import compressed
 from llmkick.compression.storage.compress_to_disk import Form
 from llmkick.compression.storage.model_card import with_note
@@ -58,6 +59,7 @@ STAYS = {
     "MODEL.ONNX": b"\0",
     "model-q4.gguf": b"\0",
     "weights.npz": b"\0",
+    "other-parts.tensors": b"\0",
     "onnx/config.json": "{}",
     "original/params.json": "{}",
     ".gitattributes": "*.bin",
@@ -75,6 +77,18 @@ def write(folder: Path, files: dict[str, str | bytes]) -> None:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
+
+
+def test_the_other_parts_of_a_packed_model_are_in_what_is_made_of_it(tmp_path: Path):
+    save_composite(tmp_path / "model", "qwen3_5")
+    compressed(tmp_path / "model", tmp_path / "packed", "packed")
+    assert (tmp_path / "packed" / "other-parts.tensors").is_file()
+    forms: dict[str, Form] = {"out": "folder", "again": "packed"}
+    for name, form in forms.items():
+        report = compressed(tmp_path / "packed", tmp_path / name, form, "magnitude@0.75")
+        assert not [line for line in report.warnings if line.startswith("not copied")]
+    parts = [(tmp_path / name / "other-parts.tensors").read_bytes() for name in ("packed", "again")]
+    assert parts[0] == parts[1]
 
 
 @pytest.mark.parametrize("form", ["folder", "packed", "compressed-tensors"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 from llmkick.compression.storage import shared_store as module
 from llmkick.compression.storage.shared_store import LISTING, ArtifactStore, name_of
 from llmkick.compression.walk.compress import compress
-from llmkick.compression.walk.finished_blocks import STATE_FILE
+from llmkick.compression.walk.finished_blocks import STATE_FILE, count_finished
 from llmkick.errors import ConfigError, ModelError
 from toy import toy_model
 
@@ -86,6 +87,22 @@ def test_what_is_damaged_is_refused_and_leaves_nothing(
     with pytest.raises(ModelError, match=f"the shared compressed model {name_of(KEY)} is damaged"):
         store.fetch(KEY, other)
     assert list(other.iterdir()) == []
+
+
+def test_a_fetch_that_is_stopped_leaves_a_folder_that_counts_no_blocks(
+    store: ArtifactStore, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    store.put(KEY, finished)
+    other = tmp_path / "other"
+    shutil.copytree(finished, other)  # a compression that had begun here
+    monkeypatch.setattr(module, "sha256_of_file", stop)
+    with pytest.raises(KeyboardInterrupt):
+        store.fetch(KEY, other)
+    assert count_finished(other) == 0
+
+
+def stop(_file: Path) -> str:
+    raise KeyboardInterrupt
 
 
 def test_names_in_a_listing_stay_inside_the_folder(store: ArtifactStore, finished: Path, tmp_path: Path):

@@ -316,6 +316,40 @@ def test_a_full_disk_leaves_what_is_finished(tmp_path: Path, monkeypatch: pytest
     assert found.info.digest == expected.info.digest
 
 
+@pytest.mark.parametrize("room", ["none", "for one"])
+@pytest.mark.parametrize("propagate", [True, False])
+def test_hidden_states_that_find_no_room_do_not_end_the_walk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: str, propagate: bool
+):
+    monkeypatch.setattr(finished_blocks, "STATES_SECONDS", 0)
+    monkeypatch.setattr(finished_blocks, "STATES_TIMES_WRITTEN", 0)
+    write, tried = finished_blocks.write_tensors, list[str]()
+
+    def full(file: Path, tensors: Any) -> None:
+        tried.append(file.name)
+        if room == "none" or list(file.parent.glob("hidden-*")):
+            raise OSError(28, "No space left on device")
+        write(file, tensors)
+
+    monkeypatch.setattr(finished_blocks, "write_tensors", full)
+    model = toy_model()
+    expected, _ = compress(model, "wanda@0.5", calibration=windows(), propagate=propagate)
+    found, _ = compress(
+        model, "wanda@0.5", calibration=windows(), propagate=propagate, keep=tmp_path / "kept", progress=None
+    )
+    assert found.info.digest == expected.info.digest
+    one, two = "hidden-00001.safetensors", "hidden-00002.safetensors"
+    assert tried == ([one] if room == "none" else [one, two, two])
+    with pytest.raises(Stopped):
+        compress(
+            model, "wanda@0.5", calibration=windows(), propagate=propagate, keep=tmp_path / "stopped",
+            progress=stop_after(2),
+        )  # fmt: skip
+    assert [file.name for file in (tmp_path / "stopped").glob("hidden-*")] == ([] if room == "none" else [two])
+    again, _ = compress(model, "wanda@0.5", calibration=windows(), propagate=propagate, keep=tmp_path / "stopped")
+    assert again.info.digest == expected.info.digest
+
+
 # One pass for many recipes
 
 SWEEP = ("wanda@0.25", "wanda@2:4", "sparsegpt@0.5", "gptq@4b", "gptq@3b-g8-act", "rtn@4b", "magnitude@0.5", "dense")
@@ -490,7 +524,7 @@ def test_a_model_that_must_be_loaded_whole_asks_for_what_that_takes(
     compressed(tmp_path / "model", tmp_path / "packed", "packed")
     size = load_meta_model(str(tmp_path / "packed"), dtype="float32").bytes
     stored = sum(file.stat().st_size for file in (tmp_path / "packed").glob("packed-*"))
-    needed = size + stored + 1.5 * size
+    needed = size + stored + 1.7 * size
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=needed - 1000))
     with pytest.raises(ConfigError, match=r"needs 0\.0 GB on .*must be loaded whole: it is already packed"):
         compressed(tmp_path / "packed", tmp_path / "out", recipe="magnitude@0.75")

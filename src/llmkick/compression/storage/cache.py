@@ -7,12 +7,13 @@ was stopped continues in it. When the limit is reached, the least recently used 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,7 +21,11 @@ from typing import Any
 
 from filelock import FileLock
 
-from llmkick.compression.walk.finished_blocks import STATE_FILE
+from llmkick.compression.recipe import Recipe, Recovered, is_trained
+from llmkick.compression.recoveries import LowRank
+from llmkick.compression.walk.blocks import Block
+from llmkick.compression.walk.finished_blocks import STATE_FILE, count_finished, delete_blocks
+from llmkick.compression.walk.size import compact_bytes
 from llmkick.errors import ConfigError
 from llmkick.files import cache_folder
 
@@ -62,23 +67,62 @@ def limit_bytes() -> int:
 
 
 @contextlib.contextmanager
-def entry_for(key: Mapping[str, Any], needed_bytes: int) -> Iterator[Path | None]:
+def entry_for(key: Mapping[str, Any], needed_bytes: int, *, besides: int = 0) -> Iterator[Path | None]:
     """The folder of a compression, locked while the context lasts; None when the limit or the disk has no room.
 
-    needed_bytes: the approximate size of the entry. If another process works at the same compression, wait for it.
-    Afterwards the least recently used entries are deleted until all fit the limit.
+    needed_bytes: the approximate size of the entry. besides: what else is about to be written to the same disk. An
+    entry that has begun is gone on with, however much room is left. If another process works at the same compression,
+    wait for it. Afterwards the least recently used entries are deleted until all fit the limit.
     """
-    free = shutil.disk_usage(cache_folder(PART)).free
-    if needed_bytes > limit_bytes() or needed_bytes + SPARE_BYTES > free:
+    folder, limit = folder_of(key), limit_bytes()
+    has_room = needed_bytes <= limit and needed_bytes + besides + SPARE_BYTES <= shutil.disk_usage(folder.parent).free
+    if limit == 0 or not (has_room or has_begun(folder)):
         yield None
         return
-    folder = folder_of(key)
     with FileLock(folder.with_suffix(".lock")):
         folder.mkdir(exist_ok=True)
         yield folder
-        if (folder / STATE_FILE).exists():
+        with contextlib.suppress(OSError):
             os.utime(folder / STATE_FILE)
     trim()
+
+
+def has_begun(folder: Path) -> bool:
+    """Whether a folder holds finished blocks, from which a compression goes on."""
+    return (folder / STATE_FILE).is_file()
+
+
+def entry_bytes(recipe: Recipe, blocks: Sequence[Block]) -> int:
+    """About the size of an entry: the compressed layers in compact form, and the matrices of a recovery."""
+    shapes = [layer.weight.shape for block in blocks for layer in block.layers]
+    itemsize = max((layer.weight.element_size() for block in blocks for layer in block.layers), default=0)
+    sparsity = recipe.sparsity or 0.0
+    size = sum(compact_bytes((rows, columns), itemsize, recipe, sparsity) for rows, columns in shapes)
+    if isinstance(recipe, Recovered) and isinstance(recipe.recovery, LowRank):
+        # In half precision. A training also keeps, in float32, the values now and at its best, and two moments of them.
+        bytes_of_value = 2 + (4 * 4 if is_trained(recipe) else 0)
+        size += bytes_of_value * sum(recipe.recovery.rank * (rows + columns) for rows, columns in shapes)
+    return size
+
+
+def still_needed(folder: Path, needed_bytes: int, blocks: int) -> int:
+    """What is still to be written of an entry of about this size and so many blocks."""
+    return needed_bytes * max(0, blocks - count_finished(folder)) // blocks
+
+
+def on_one_disk(one: Path, other: Path) -> bool:
+    """Whether two folders, which need not be there yet, take the space of one file system."""
+    return _device(one) == _device(other)
+
+
+def _device(folder: Path) -> int:
+    whole = folder.absolute()
+    return next(path.stat().st_dev for path in (whole, *whole.parents) if path.exists())
+
+
+def is_full(error: OSError) -> bool:
+    """Whether an error says that a disk, or a user's share of it, has no room left."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def folder_of(key: Mapping[str, Any]) -> Path:
@@ -93,7 +137,11 @@ def name_of(key: Mapping[str, Any]) -> str:
 
 def entries() -> list[Entry]:
     """All entries, the most recently used first. An unreadable folder counts as an unfinished entry."""
-    described = [_describe(folder) for folder in cache_folder(PART).iterdir() if folder.is_dir()]
+    described = []
+    for folder in cache_folder(PART).iterdir():
+        with contextlib.suppress(FileNotFoundError):  # another process may have deleted it
+            if folder.is_dir():
+                described.append(_describe(folder))
     return sorted(described, key=lambda entry: entry.used, reverse=True)
 
 
@@ -104,7 +152,7 @@ def _describe(folder: Path) -> Entry:
     report, key = state.get("report"), state.get("key", {})
     size, used = 0, folder.stat().st_mtime
     for file in folder.iterdir():
-        with contextlib.suppress(FileNotFoundError):  # another process may have deleted it
+        with contextlib.suppress(FileNotFoundError):
             size, used = size + file.stat().st_size, max(used, file.stat().st_mtime)
     return Entry(
         folder=folder,
@@ -138,7 +186,7 @@ def remove(folder: Path) -> bool:
     lock = FileLock(folder.with_suffix(".lock"), blocking=False)
     try:
         with lock:
-            shutil.rmtree(folder, ignore_errors=True)
+            delete_blocks(folder)
     except TimeoutError:
         return False
     return True

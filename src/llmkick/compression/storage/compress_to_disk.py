@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,19 +11,35 @@ from typing import Any, Literal, Protocol, TypedDict
 from llmkick.compression.recipe import Dense, Recipe, Recovered, is_trained
 from llmkick.compression.registry import parse_recipe
 from llmkick.compression.storage.assistance import WalkOptions, assist, report_to_all
-from llmkick.compression.storage.cache import entry_for, folder_of
+from llmkick.compression.storage.cache import (
+    entry_bytes,
+    entry_for,
+    folder_of,
+    has_begun,
+    name_of,
+    on_one_disk,
+    still_needed,
+)
 from llmkick.compression.storage.compressed_tensors import check_exportable, check_storable, save_compressed_tensors
-from llmkick.compression.storage.folder import StreamedFolder, check_target, report_of, save_folder, save_packed
+from llmkick.compression.storage.folder import (
+    StreamedFolder,
+    check_target,
+    hidden_folders,
+    report_of,
+    save_folder,
+    save_packed,
+)
 from llmkick.compression.storage.peft_adapter import check_has_adapter, check_plain_names, save_adapter
+from llmkick.compression.storage.shards import size_of
 from llmkick.compression.storage.stored_model import StoredModel
 from llmkick.compression.storage.whole_model import check_memory, load_whole
 from llmkick.compression.training.recover import check_training
-from llmkick.compression.walk.blocks import decoder_blocks
+from llmkick.compression.walk.blocks import Block, decoder_blocks
 from llmkick.compression.walk.calibration import Calibration, as_calibration, calibrate, chosen_source
 from llmkick.compression.walk.checks import check_compressible, check_recipe_fits, refuse_several
 from llmkick.compression.walk.compress import compress_in_processes
 from llmkick.compression.walk.compression_key import kept_blocks, kept_key
-from llmkick.compression.walk.finished_blocks import FinishedBlocks
+from llmkick.compression.walk.finished_blocks import FinishedBlocks, count_finished, delete_blocks
 from llmkick.compression.walk.processes import Processes, joined_processes
 from llmkick.compression.walk.report import CompressionReport
 from llmkick.compression.walk.self_sampling import is_sampled
@@ -142,7 +157,9 @@ def _compress_into_folder(
     recipe, progress = walk.recipe, _progress_of(observer)
     identity = meta_model.info, meta_model.device, recipe, windows
     key = kept_key(*identity, propagate=walk.propagate, processes=processes.count)
-    observer.stage(f"compressing {recipe}", len(decoder_blocks(meta_model.model.network)))
+    blocks = decoder_blocks(meta_model.model.network)
+    size, room = entry_bytes(recipe, blocks), _Room(folder, _output_bytes(meta_model, blocks, recipe, form))
+    observer.stage(f"compressing {recipe}", len(blocks))
     options: _StreamOptions = {
         "calibration": windows,
         "seed": walk.seed,
@@ -150,13 +167,20 @@ def _compress_into_folder(
         "allow_partial": walk.allow_partial,
         "progress": progress,
     }
-    with _work_folder(key, meta_model.bytes, folder) as work, contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack:
         base: Path | None = None
         if isinstance(recipe, Recovered) and is_trained(recipe):
             of_base = kept_key(*identity[:2], recipe.base, windows, propagate=walk.propagate)
-            base = stack.enter_context(_work_folder(of_base, meta_model.bytes, folder))
-        elif meta_model.obstacle is None and form == "folder":
-            with StreamedFolder(meta_model, folder) as target:
+            size_of_base = entry_bytes(recipe.base, blocks)
+            others = still_needed(folder_of(of_base), size_of_base, len(blocks))
+            work = stack.enter_context(_work_folder(key, size, room, others))
+            others = still_needed(work, size, len(blocks))
+            base = stack.enter_context(_work_folder(of_base, size_of_base, room, others))
+        else:
+            work = stack.enter_context(_work_folder(key, size, room))
+        if meta_model.obstacle is None and base is None and form == "folder":
+            besides = still_needed(work, size, len(blocks)) if on_one_disk(work, folder) else 0
+            with StreamedFolder(meta_model, folder, besides=besides) as target:
                 kept = compress_streamed(meta_model, recipe, work, sink=target.put, processes=processes, **options)
                 observer.stage(f"writing {folder}", 1)
                 return target.finish(report_of(kept))
@@ -201,13 +225,34 @@ def _progress_of(observer: StageObserver) -> Callable[[int, int], None]:
     return lambda done, _total: observer.advance(done)
 
 
+@dataclass(frozen=True)
+class _Room:
+    """The target, and about how many bytes will be written there."""
+
+    folder: Path
+    size: int
+
+
+def _output_bytes(meta_model: MetaModel, blocks: list[Block], recipe: Recipe, form: Form) -> int:
+    """About the size of the target."""
+    if form in ("folder", "adapter"):
+        return meta_model.bytes
+    compressed = sum(size_of(layer.weight) for block in blocks for layer in block.layers)
+    return meta_model.bytes - compressed + entry_bytes(recipe, blocks)
+
+
 @contextlib.contextmanager
-def _work_folder(key: Mapping[str, Any], needed_bytes: int, folder: Path) -> Iterator[Path]:
-    """The folder for finished blocks: in the cache of compressed models, or beside the target if that has no room."""
-    with entry_for(key, needed_bytes) as cached:
-        if cached is not None:
-            yield cached
-            return
-        work = folder.parent / f".{folder.name}.{folder_of(key).name[:8]}.partial"
-        yield work
-        shutil.rmtree(work)
+def _work_folder(key: Mapping[str, Any], needed_bytes: int, target: _Room, others: int = 0) -> Iterator[Path]:
+    """The folder for finished blocks: in the cache of compressed models, or beside the target if that has no room.
+
+    A compression that has begun in one of these places goes on there, wherever there would be room now. others: bytes
+    that another such folder will take.
+    """
+    places, cached = hidden_folders(target.folder, name_of(key)[:8]), folder_of(key)
+    begun = max(places, key=count_finished)
+    goes_on_beside = count_finished(begun) > count_finished(cached)
+    besides = others + (target.size if on_one_disk(cached, target.folder) else 0)
+    with contextlib.nullcontext() if goes_on_beside else entry_for(key, needed_bytes, besides=besides) as entry:
+        yield entry if entry is not None else begun if has_begun(begun) else places[0]
+        for place in places:
+            delete_blocks(place)

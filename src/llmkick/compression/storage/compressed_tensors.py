@@ -141,9 +141,10 @@ class _Export:
         yield from bundles(self._stored.other_tensors())
         for file in finished.files():
             shard: dict[str, Tensor] = {}
-            for name, packed in read_parts(file):
-                stem = stem_of(self._stored, name)
-                shard |= {f"{stem}{part}": tensor for part, tensor in self._layer(name, packed).items()}
+            with finished.reading(file):
+                for name, packed in read_parts(file):
+                    stem = stem_of(self._stored, name)
+                    shard |= {f"{stem}{part}": tensor for part, tensor in self._layer(name, packed).items()}
             yield shard
 
     def _layer(self, name: str, packed: Packed) -> dict[str, Tensor]:

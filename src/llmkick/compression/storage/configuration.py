@@ -15,6 +15,8 @@ from llmkick.models.transformers_model import TransformersModel
 
 # Keys that describe stored weights as quantized; compression_config is the old name of compressed-tensors.
 _QUANTIZATION = ("quantization_config", "compression_config")
+# The file that holds the weights, where it has a name of its own: what is written has the usual ones.
+_WEIGHTS_FILE = "transformers_weights"
 _DTYPES = ("dtype", "torch_dtype")
 _TIES = "tie_word_embeddings"
 
@@ -27,7 +29,7 @@ def write_config(model: TransformersModel, folder: Path, *, quantization: Mappin
     values, notes = _source_config(model, folder), []
     for part in (values, values.get("text_config")):
         if isinstance(part, dict):
-            for key in _QUANTIZATION:
+            for key in (*_QUANTIZATION, _WEIGHTS_FILE):
                 part.pop(key, None)
     _set_dtype(values, model.info.dtype)
     _set_ties(values, model.network)

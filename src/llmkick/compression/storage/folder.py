@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
+import re
 import shutil
-from collections.abc import Callable, Mapping
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -15,7 +18,7 @@ from torch import Tensor
 from llmkick.compression.storage.companions import write_companions
 from llmkick.compression.storage.configuration import write_config
 from llmkick.compression.storage.shards import ShardWriter, bundles, size_of, write_json
-from llmkick.compression.storage.source_files import REPORT_FILE
+from llmkick.compression.storage.source_files import CONFIG, REPORT_FILE
 from llmkick.compression.storage.stored_model import NAMES, OTHER, LazyTensors, StoredModel
 from llmkick.compression.walk.blocks import decoder_blocks
 from llmkick.compression.walk.finished_blocks import FinishedBlocks
@@ -33,12 +36,30 @@ from llmkick.models.transformers_model import TransformersModel
 
 # Room for configuration, tokenizer and report.
 OTHER_BYTES = 50_000_000
+# Folders of ours inside a target that was there before.
+_OURS = re.compile(r"\.llmkick\..*\.partial")
 
 
 def check_target(folder: Path) -> None:
-    """Raise ConfigError when the folder exists and is not empty: existing files are never overwritten."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConfigError(f"{folder} exists and is not empty; choose another folder")
+    """Raise ConfigError when the folder cannot be written, or is not empty: existing files are never overwritten."""
+    try:
+        target = folder.resolve()
+        if target.exists() and (not target.is_dir() or not all(_OURS.fullmatch(p.name) for p in target.iterdir())):
+            raise ConfigError(f"{folder} exists and is not empty; choose another folder")
+        place = next(path for path in (target, *target.parents) if path.exists())
+        tempfile.TemporaryDirectory(prefix=".llmkick.", suffix=".partial", dir=place).cleanup()
+    except (OSError, RuntimeError) as error:  # a RuntimeError for links that lead in a circle
+        raise ConfigError(f"{folder} cannot be written ({error}); choose another folder") from error
+
+
+def hidden_folders(folder: Path, name: str) -> tuple[Path, Path]:
+    """The hidden folder for what is on its way to a target, then where it is if the target has come or gone since.
+
+    Inside a target that is there: it may be a mount point, or all that this user may write to. Otherwise beside it.
+    """
+    target = folder.resolve()
+    inside, beside = target / f".llmkick.{name}.partial", target.parent / f".{target.name}.{name}.partial"
+    return (inside, beside) if target.is_dir() else (beside, inside)
 
 
 def save_folder(model: TransformersModel, report: CompressionReport, folder: Path) -> CompressionReport:
@@ -64,20 +85,21 @@ def save_folder(model: TransformersModel, report: CompressionReport, folder: Pat
 class StreamedFolder:
     """A folder that is being written while a meta model is compressed; otherwise as `save_folder`.
 
-    Its weights go into a hidden folder beside it. A context: afterwards, or when another compression to the same folder
-    begins, the hidden folder is gone.
+    Its weights go into a hidden folder, see `hidden_folders`. A context: afterwards, or when another compression to the
+    same folder begins, the hidden folder is gone. besides: bytes that are written to the same disk meanwhile.
     """
 
-    def __init__(self, meta_model: MetaModel, folder: Path) -> None:
+    def __init__(self, meta_model: MetaModel, folder: Path, *, besides: int = 0) -> None:
         check_target(folder)
         self._meta_model, self._folder = meta_model, folder
         self._stored = StoredModel(meta_model.model)
         self._stored.form.refuse_unreadable()
-        self._size = meta_model.bytes + self._stored.other_bytes
-        self._hidden = folder.parent / f".{folder.name}.weights.partial"
+        self._size = meta_model.bytes + self._stored.other_bytes + besides
+        self._places = hidden_folders(folder, "weights")
+        self._hidden = self._places[0]
 
     def __enter__(self) -> StreamedFolder:
-        shutil.rmtree(self._hidden, ignore_errors=True)  # of a compression that was killed
+        self._delete()  # of a compression that was killed
         require_space(self._folder, self._size + OTHER_BYTES, f"saving {self._meta_model.info.name}")
         self._hidden.mkdir(parents=True)
         self._shards = ShardWriter(self._hidden, self._stored.planned())
@@ -108,7 +130,11 @@ class StreamedFolder:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._shards.__exit__(kind, error, trace)
-        shutil.rmtree(self._hidden, ignore_errors=True)
+        self._delete()
+
+    def _delete(self) -> None:
+        for place in self._places:
+            shutil.rmtree(place, ignore_errors=True)
 
 
 def save_packed(model: TransformersModel | MetaModel, finished: FinishedBlocks, folder: Path) -> CompressionReport:
@@ -186,15 +212,14 @@ def write_model(
 ) -> CompressionReport:
     """Create a folder from `write`, with the other files of the source, the report and its origin.
 
-    It appears complete or not at all. write: writes weights and configuration, returns warnings. form: how the weights
-    are stored, for the model card. Returns the report with all warnings. Raises ConfigError when the folder is not
-    empty or the disk has less than `size` free bytes.
+    It appears complete or not at all; an empty folder that is there stays, and gets the files when all are written.
+    write: writes weights and configuration, returns warnings. form: how the weights are stored, for the model card.
+    Returns the report with all warnings. Raises ConfigError when the folder cannot be written or is not empty, or the
+    disk has less than `size` free bytes.
     """
     check_target(folder)
     require_space(folder, size + OTHER_BYTES, f"saving {model.info.name}")
-    if folder.exists():
-        folder.rmdir()
-    with new_folder(folder) as temporary:
+    with _filling(folder.resolve()) as temporary:
         notes = write_companions(model, report, temporary, form)
         notes += write(temporary)
         report = replace(report, warnings=(*report.warnings, *notes))
@@ -203,6 +228,28 @@ def write_model(
         origin = {"file": model.info.name, "digest": model.info.digest, "source_precision": report.source_precision}
         write_json(temporary / SOURCE_FILE, origin)
     return report
+
+
+@contextlib.contextmanager
+def _filling(folder: Path) -> Iterator[Path]:
+    """A temporary folder that becomes `folder`, or whose files move into it, when the block ends without an error.
+
+    A folder that is there may be a mount point, or that in which the user's shell is, and so is not replaced.
+    """
+    if not folder.exists():
+        with new_folder(folder) as temporary:
+            yield temporary
+        return
+    temporary, _ = hidden_folders(folder, "new")
+    shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed
+    temporary.mkdir()
+    try:
+        yield temporary
+        # The configuration last: nothing opens a folder without it.
+        for path in sorted(temporary.iterdir(), key=lambda path: path.name == CONFIG):
+            path.replace(folder / path.name)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _link_or_copy(source: Path, target: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from safetensors.torch import save_file
 from torch import Tensor
 
 from llmkick.compression.recipe import Recipe, Recovered
@@ -21,6 +20,7 @@ from llmkick.compression.walk.report import CompressionReport
 from llmkick.errors import ConfigError
 from llmkick.models.checkpoints.meta_model import MetaModel
 from llmkick.models.checkpoints.packed import read_parts, unpack_apart
+from llmkick.models.checkpoints.tensor_writer import write_tensors
 from llmkick.models.transformers_model import TransformersModel
 
 # The folder with the adapter, inside that of the compressed model.
@@ -63,6 +63,7 @@ def save_adapter(
     model: the dense, compressed or meta model, for the unchanged weights. finished: all blocks. Result and errors as in
     `folder.save_folder`. The report is that of the recovered model, with a note of what the folder has.
     """
+    folder = folder.absolute()  # as peft is told it, in whatever folder it runs
     unchanged, report = UnchangedWeights(model), report_of(finished)
     stored = StoredModel(unchanged.model)
     matrices: dict[str, Tensor] = {}
@@ -72,12 +73,13 @@ def save_adapter(
         yield from bundles(stored.other_tensors())
         for file in finished.files():
             shard: dict[str, Tensor] = {}
-            for name, packed in read_parts(file):
-                base, adapter = unpack_apart(packed)
-                shard[f"{stem_of(stored, name)}weight"] = base
-                if adapter is not None:
-                    matrices[f"base_model.model.{name}.lora_A.weight"] = adapter.a
-                    matrices[f"base_model.model.{name}.lora_B.weight"] = adapter.b
+            with finished.reading(file):
+                for name, packed in read_parts(file):
+                    base, adapter = unpack_apart(packed)
+                    shard[f"{stem_of(stored, name)}weight"] = base
+                    if adapter is not None:
+                        matrices[f"base_model.model.{name}.lora_A.weight"] = adapter.a
+                        matrices[f"base_model.model.{name}.lora_B.weight"] = adapter.b
             yield shard
 
     def write(temporary: Path) -> list[str]:
@@ -86,7 +88,7 @@ def save_adapter(
         if not matrices:  # a training that made nothing better keeps the weights as they were
             return [*notes, "the recovery left all weights as they were, so there is no adapter"]
         (temporary / ADAPTER).mkdir()
-        save_file(matrices, temporary / ADAPTER / "adapter_model.safetensors", metadata={"format": "pt"})
+        write_tensors(temporary / ADAPTER / "adapter_model.safetensors", matrices)
         write_json(temporary / ADAPTER / "adapter_config.json", _settings(recipe, matrices, folder))
         return [
             f"the weights in the folder are those of {getattr(recipe, 'base', recipe)}; the recovered model is these "

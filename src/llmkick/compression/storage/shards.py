@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from llmkick.errors import ModelError
-from llmkick.models.checkpoints.tensor_writer import TensorWriter, write_tensors
+from llmkick.models.checkpoints.tensor_writer import TensorWriter, naming, write_tensors
 
 # Bytes of tensors in a file of the compact form, unless a single tensor is larger.
 SHARD_BYTES = 250_000_000
@@ -104,5 +104,6 @@ def size_of(tensor: Tensor) -> int:
 
 
 def write_json(file: Path, values: Mapping[str, Any]) -> None:
-    """Write values as indented JSON."""
-    file.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    """Write values as indented JSON. An OSError names the file."""
+    with naming(file):
+        file.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

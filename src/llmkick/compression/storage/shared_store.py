@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from llmkick.compression.storage.cache import name_of
-from llmkick.compression.walk.finished_blocks import STATE_FILE
+from llmkick.compression.walk.finished_blocks import STATE_FILE, delete_blocks
 from llmkick.errors import ConfigError, ModelError, one_line
 from llmkick.files import sha256_of_file
 
@@ -62,7 +62,8 @@ class ArtifactStore:
             return False
         try:
             listing: dict[str, str] = json.loads(text)
-            # The state file last: a folder without it counts as empty.
+            # The state file last, and no earlier one meanwhile: a folder without it counts as empty.
+            (folder / STATE_FILE).unlink(missing_ok=True)
             for name in sorted(listing, key=lambda name: name == STATE_FILE):
                 if Path(name).name != name:
                     raise ModelError(f"{name} in its listing is no plain name")
@@ -70,8 +71,8 @@ class ArtifactStore:
                 if sha256_of_file(folder / name) != listing[name]:
                     raise ModelError(f"{name} has another checksum than when it was written")
         except (OSError, ValueError, ModelError) as error:
-            for file in folder.iterdir():
-                file.unlink()
+            delete_blocks(folder)
+            folder.mkdir(exist_ok=True)
             raise ModelError(f"the shared compressed model {name_of(key)} is damaged: {error}") from error
         return True
 

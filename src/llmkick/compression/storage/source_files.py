@@ -23,7 +23,7 @@ _OF_OLD_WEIGHTS = {
 }
 _WEIGHTS = re.compile(
     r".*\.(safetensors|bin|pth?|ckpt|h5|hdf5|keras|msgpack|onnx|onnx_data|pb|tflite|mlmodel|gguf|ggml|ggjt|llamafile|"
-    r"np[yz]|pkl|pickle|joblib|ot|pdparams|params|nemo|dduf|engine|plan|trt|tar|gz|tgz|zip|7z|xz|zst)"
+    r"tensors|np[yz]|pkl|pickle|joblib|ot|pdparams|params|nemo|dduf|engine|plan|trt|tar|gz|tgz|zip|7z|xz|zst)"
     r"|.*\.index(\..+)?\.json|openvino.*|.*\.imatrix",
     re.IGNORECASE,
 )

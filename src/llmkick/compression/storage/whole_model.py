@@ -13,7 +13,7 @@ from llmkick.models.transformers_model import TransformersModel
 
 # Memory that a compression takes beside a model that is loaded whole, in sizes of its weights (measured with
 # `benchmarks/memory.py --mixture`): a compressed copy, and on the host what is being packed.
-COPIES_OF_COMPRESSION = 1.5
+COPIES_OF_COMPRESSION = 1.7
 HOST_COPIES = 0.4  # the part of these that a GPU does not hold
 # The compressed and the recovered copy, and what a training keeps for its gradients.
 COPIES_OF_TRAINING = 3.0
@@ -37,6 +37,30 @@ def check_memory(meta_model: MetaModel, *, to_compress: bool, trains: bool = Fal
             f"{meta_model.info.name} needs {needed / 1e9:.1f} GB on {meta_model.placement}, of which "
             f"{free / 1e9:.1f} GB are free, and must be loaded whole: {why}"
         )
+
+
+def check_memory_of_training(model: TransformersModel) -> None:
+    """Raise ConfigError where what a training makes beside a model that is in memory does not fit."""
+    parameters = list(model.network.parameters())
+    devices = {parameter.device for parameter in parameters}
+    copies = COPIES_OF_TRAINING - (HOST_COPIES if model.device.type == "cuda" else 0)
+    needed = int(copies * sum(parameter.numel() * parameter.element_size() for parameter in parameters))
+    free = sum(_free_beside(device) for device in devices)
+    if needed > free:
+        raise ConfigError(
+            f"a training of {model.info.name} needs {needed / 1e9:.1f} GB beside the model on "
+            f"{', '.join(sorted(map(str, devices)))}, of which {free / 1e9:.1f} GB are free: it keeps the compressed "
+            "and the recovered model; give a smaller dtype, a device with more memory, or no recovery that is trained"
+        )
+
+
+def _free_beside(device: torch.device) -> int:
+    """Free memory of a device on which a model lies, in bytes."""
+    if device.type != "cuda":
+        return int(psutil.virtual_memory().available)
+    # Memory that torch has reserved but not allocated is free for its next tensors.
+    reserved = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(torch.cuda.mem_get_info(device)[0] + reserved)
 
 
 def _needed_bytes(meta_model: MetaModel, copies: float) -> int:

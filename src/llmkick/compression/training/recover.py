@@ -203,8 +203,10 @@ class TrainedRecovery:
             seconds=report.seconds,
         )
         blocks, files = decoder_blocks(network), base.files()
+        # All of them: blocks that an earlier attempt kept may be of other steps, as with a limit of minutes.
+        finished.count = 0
         with finished.writing():
-            for index in range(finished.count, len(blocks)):
+            for index in range(len(blocks)):
                 weights = {layer.name: layer.weight for layer in blocks[index].layers}
                 packed: dict[str, Future[Packed]] = {
                     name: finished.soon(_repacked, part, weights[name], self._adapters.get(name))

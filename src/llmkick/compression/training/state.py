@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from llmkick.compression.walk.finished_blocks import DamagedBlocksError
 from llmkick.errors import ModelError
 from llmkick.models.checkpoints.tensor_writer import write_tensors
 
@@ -43,7 +44,10 @@ def write_state(folder: Path, key: Mapping[str, Any], state: TrainingState, tens
 
 
 def read_state(folder: Path, key: Mapping[str, Any]) -> tuple[TrainingState, dict[str, Tensor]] | None:
-    """The state and its tensors, or None. Raises ModelError for a damaged file and for that of another training."""
+    """The state and its tensors, or None.
+
+    Raises DamagedBlocksError for a damaged file, ModelError for that of another training.
+    """
     from safetensors import SafetensorError, safe_open
 
     file = folder / STATE_FILE
@@ -56,7 +60,7 @@ def read_state(folder: Path, key: Mapping[str, Any]) -> tuple[TrainingState, dic
             is_this = metadata["key"] == json.dumps(key, sort_keys=True)
             tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118 - no mapping
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{file} is damaged ({error}): delete the folder {folder}") from error
+        raise DamagedBlocksError(f"{file} is damaged ({error}): delete the folder {folder}", folder) from error
     if not is_this:
         raise ModelError(f"{file} is of another training: delete the folder {folder}")
     return state, tensors

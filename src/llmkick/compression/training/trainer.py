@@ -86,7 +86,7 @@ class Trainer:
     def _steps(self) -> int:
         """The last step: the given one, or what the limit of tokens allows."""
         steps, tokens = self.training.steps, self.training.tokens
-        return steps if tokens is None else min(steps, tokens // (self._batch * self.state.length))
+        return steps if tokens is None else min(steps, tokens // (self._batch * self.windows.shape[1]))
 
     def run(self) -> TrainingState:
         """Train from the state in the folder, if there is one, to the end."""
@@ -245,14 +245,17 @@ class Trainer:
         return self.state.seconds + time.perf_counter() - self._started
 
     def save(self) -> None:
-        """Write the state, from which `run` goes on."""
+        """Write the state, from which `run` goes on; where there is no room for it, the training goes on without."""
         assert self.folder is not None, "a training without a folder keeps no state"
         seconds, self.state.seconds = self.state.seconds, self._seconds()
         tensors = {f"now:{name}": value for name, value in self._snapshot().items()}
         tensors |= {f"best:{name}": value for name, value in self._best.items()}
         for name, parameter in self._parameters.items():
             tensors |= {f"{key}:{name}": value for key, value in self._optimizer.state[parameter].items()}
-        write_state(self.folder, self.key, self.state, tensors)
+        try:
+            write_state(self.folder, self.key, self.state, tensors)
+        except OSError as error:
+            self.state.notes.append(f"the training could not be kept at step {self.state.step} ({error})")
         self.state.seconds, self._saved_at = seconds, time.monotonic()
 
     def _resume(self) -> None:
@@ -267,7 +270,8 @@ class Trainer:
         self._put(by_kind.pop("now"))
         self._best = {name: tensor.to(self.windows.device) for name, tensor in by_kind.pop("best").items()}
         for name, parameter in self._parameters.items():
-            moments = {kind: values[name] for kind, values in by_kind.items()}
+            # A matrix that has had no gradient yet has none.
+            moments = {kind: values[name] for kind, values in by_kind.items() if name in values}
             # The count of steps stays on the CPU, as AdamW has it.
             self._optimizer.state[parameter] = {
                 kind: value.to(parameter.device) if value.dim() else value for kind, value in moments.items()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -21,7 +23,7 @@ from llmkick.compression.walk.report import CompressionReport, LayerErrors, Laye
 from llmkick.errors import ConfigError, ModelError
 from llmkick.files import write_text_atomically
 from llmkick.models.checkpoints.packed import FORMAT, Packed, read_packed, write_packed
-from llmkick.models.checkpoints.tensor_writer import write_tensors
+from llmkick.models.checkpoints.tensor_writer import naming, write_tensors
 from llmkick.models.checkpoints.weight_files import TensorFiles, read_tensor
 
 STATE_FILE = "compression.json"
@@ -33,6 +35,14 @@ STATES_TIMES_WRITTEN = 20
 Result = TypeVar("Result")
 # What is done with the compact forms of a block's layers, by name, beside keeping them; returns digests of tensors.
 BlockFinish = Callable[[Mapping[str, Packed]], dict[str, str]]
+
+
+class DamagedBlocksError(ModelError):
+    """Finished blocks on disk that are damaged or missing; without their `folder` they are made anew."""
+
+    def __init__(self, message: str, folder: Path | None = None) -> None:
+        super().__init__(message)
+        self.folder = folder
 
 
 @dataclass(kw_only=True)
@@ -56,9 +66,9 @@ class Tally:
 class FinishedBlocks:
     """A folder with the compressed layers of each finished block, the tally, and at the end the report.
 
-    `key` identifies the compression: a folder with another key raises ConfigError, a damaged one ModelError. The folder
-    is consistent at any moment: even if the process is killed, all blocks that it counts are complete. A thread of its
-    own packs and writes, in the order in which blocks are added.
+    `key` identifies the compression: a folder with another key raises ConfigError, a damaged one DamagedBlocksError.
+    The folder is consistent at any moment: even if the process is killed, all blocks that it counts are complete. A
+    thread of its own packs and writes, in the order in which blocks are added.
 
     digests: of tensors of the network by name, as far as they were computed when their block was finished.
     """
@@ -88,10 +98,17 @@ class FinishedBlocks:
             self.digests = dict(state.get("digests", {}))
             self.report = None if state["report"] is None else CompressionReport.from_json(state["report"])
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ModelError(f"{file} is damaged ({error}): delete the folder {self.folder}") from error
+            raise DamagedBlocksError(
+                f"{file} is damaged ({error}): delete the folder {self.folder}", self.folder
+            ) from error
         if key != self.key or form != FORMAT:
             raise ConfigError(
                 f"{self.folder} holds another compression ({key.get('recipe', 'unknown')}), not this one; delete it"
+            )
+        missing = next((block for block in self._block_files if not block.is_file()), None)
+        if missing is not None:
+            raise DamagedBlocksError(
+                f"{missing} is not there, but {STATE_FILE} counts it: delete the folder {self.folder}", self.folder
             )
 
     @contextlib.contextmanager
@@ -134,29 +151,50 @@ class FinishedBlocks:
         self._worker.close()
         self.report = report
         self._write_state(self.count, self.tally)
-        for file in self.folder.glob("hidden-*"):
-            file.unlink()
+        _delete(list(self.folder.glob("hidden-*")))
 
     def _write_state(self, count: int, tally: Tally) -> None:
         report = None if self.report is None else self.report.to_json()
         state = {"format": FORMAT, "key": self.key, "finished": count, "tally": asdict(tally)}
         # Without line breaks: thousands of experts make it long, and it is written for every block.
         text = json.dumps({**state, "digests": self.digests, "report": report}, ensure_ascii=False)
-        write_text_atomically(self.folder / STATE_FILE, text + "\n")
+        with naming(self.folder / STATE_FILE):
+            write_text_atomically(self.folder / STATE_FILE, text + "\n")
 
     def weights(self, index: int) -> Iterator[tuple[str, Tensor]]:
-        """Layer names and weights of a finished block, on the CPU."""
+        """Layer names and weights of a finished block, on the CPU. Raises DamagedBlocksError."""
         self._worker.wait()
-        return read_packed(self._file("block", index))
+        file = self._file("block", index)
+        with self.reading(file):
+            yield from read_packed(file)
 
     def files(self) -> list[Path]:
-        """The files of all finished blocks, in order."""
+        """The files of all finished blocks, in order. Raises DamagedBlocksError where one is cut short or missing."""
+        for file in self._block_files:
+            with self.reading(file):
+                TensorFiles(self.folder, [file])
+        return self._block_files
+
+    @contextlib.contextmanager
+    def reading(self, file: Path) -> Iterator[None]:
+        """A ModelError while the file of a block is read becomes a DamagedBlocksError, which says what to do."""
+        try:
+            yield
+        except ModelError as error:
+            what = str(error) if str(file) in str(error) else f"{file}: {error}"
+            raise DamagedBlocksError(
+                f"{what}: delete the folder {self.folder}, and the same command makes it anew", self.folder
+            ) from error
+
+    @property
+    def _block_files(self) -> list[Path]:
         return [self._file("block", index) for index in range(self.count)]
 
     def keep_hidden(self, index: int, hidden: Sequence[Tensor]) -> None:
         """Keep the hidden states that block `index` is given, unless it is cheaper to compute them again.
 
         That is so if only few seconds have passed since others were kept; a walk that goes on computes them from those.
+        A disk that has no room for them does not end the walk, which needs none.
         """
         if time.monotonic() - self._states_at >= self._states_wait:
             self._states_at = time.monotonic()
@@ -164,10 +202,20 @@ class FinishedBlocks:
 
     def _save_hidden(self, index: int, hidden: Sequence[Tensor]) -> None:
         started = time.monotonic()
-        write_tensors(self._file("hidden", index), {str(n): states for n, states in enumerate(hidden)})
-        for file in self.folder.glob("hidden-*"):
-            if file != self._file("hidden", index):
-                file.unlink()
+        file, tensors = self._file("hidden", index), {str(n): states for n, states in enumerate(hidden)}
+        earlier = [other for other in self.folder.glob("hidden-*") if other != file]
+        try:
+            try:
+                write_tensors(file, tensors)
+            except OSError:
+                if not earlier:
+                    raise
+                _delete(earlier)  # those of an earlier block take as much room
+                write_tensors(file, tensors)
+            _delete(earlier)
+        except OSError:
+            self._states_wait = math.inf
+            return
         self._states_wait = max(STATES_SECONDS, STATES_TIMES_WRITTEN * (time.monotonic() - started))
 
     def load_hidden(self, index: int) -> tuple[int, list[Tensor]] | None:
@@ -182,6 +230,27 @@ class FinishedBlocks:
 
     def _file(self, kind: str, index: int) -> Path:
         return self.folder / f"{kind}-{index:05d}.safetensors"
+
+
+def count_finished(folder: Path) -> int:
+    """How many blocks a folder counts as finished; 0 for one that holds no compression, or an unreadable one."""
+    try:
+        state = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
+        return int(state["finished"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0
+
+
+def delete_blocks(folder: Path) -> None:
+    """Delete a folder of finished blocks. If that is stopped in the middle, what is left counts no blocks."""
+    with contextlib.suppress(OSError):
+        (folder / STATE_FILE).unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _delete(files: Sequence[Path]) -> None:
+    for file in files:
+        file.unlink(missing_ok=True)
 
 
 def kept_weights(

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from llmkick.compression.recipe import Recipe, Recovered, is_trained
-from llmkick.compression.storage.cache import entry_for, folder_of
+from llmkick.compression.storage.cache import entry_bytes, entry_for, folder_of, is_full, still_needed
 from llmkick.compression.storage.shared_store import ArtifactStore
+from llmkick.compression.walk.blocks import decoder_blocks
 from llmkick.compression.walk.calibration import Calibration
 from llmkick.compression.walk.compress import compress_in_processes
 from llmkick.compression.walk.compress_into import Job, compress_into
 from llmkick.compression.walk.compression_key import artifact_key, kept_blocks, kept_key
+from llmkick.compression.walk.finished_blocks import DamagedBlocksError, delete_blocks
 from llmkick.compression.walk.processes import ALONE
 from llmkick.compression.walk.report import CompressionReport
 from llmkick.errors import ConfigError, ModelError
@@ -55,8 +57,8 @@ class StudyCompressor:
     ) -> tuple[TransformersModel, CompressionReport]:
         """Return the cached model, or compress the model and cache the result.
 
-        A damaged cache entry adds a warning and is rebuilt. If the cache and the store hold different models, the
-        model with the `expected` digest is used.
+        A damaged cache entry adds a warning and is rebuilt. A full disk adds a warning, and the model is not cached.
+        If the cache and the store hold different models, the model with the `expected` digest is used.
         """
 
         def go(keep: Path | None, base: Path | None) -> tuple[TransformersModel, CompressionReport]:
@@ -74,21 +76,52 @@ class StudyCompressor:
             )
 
         key = self._kept_key(recipe, calibration)
-        with self._folder_for(key) as keep, self._folder_for_base(recipe, calibration, keep) as base:
-            sound = keep is None or self._recall(recipe, calibration, key, keep, expected)
+        with self._folder_for(recipe, calibration) as keep, self._folder_for_base(recipe, calibration, keep) as base:
+            if keep is None:
+                return go(None, None)
+            sound = self._recall(recipe, calibration, key, keep, expected)
+            result, mended = self._mending(recipe, go, keep, base)
+            if result is not None:
+                self._share(recipe, key, keep, anew=mended or not sound)
+                return result
+        return go(None, None)
+
+    def _share(self, recipe: Recipe, key: Mapping[str, object], keep: Path, *, anew: bool) -> None:
+        """Put a finished model into the store, if there is one; the study itself does not need it there."""
+        if self.store is None:
+            return
+        try:
+            self.store.put(key, keep, anew=anew)
+        except OSError as error:
+            self.warnings.append(f"{recipe}: other machines cannot use this model, which was not shared ({error})")
+
+    def _mending(
+        self,
+        recipe: Recipe,
+        go: Callable[[Path | None, Path | None], tuple[TransformersModel, CompressionReport]],
+        keep: Path,
+        base: Path | None,
+    ) -> tuple[tuple[TransformersModel, CompressionReport] | None, bool]:
+        """Return the result of a compression into these folders, and whether one of them was damaged and emptied.
+
+        There is no result if the disk is full.
+        """
+        emptied: set[Path] = set()
+        while True:
             try:
-                result = go(keep, base)
-            except ModelError as error:
-                if keep is None:
+                return go(keep, base), bool(emptied)
+            except DamagedBlocksError as error:
+                damaged = error.folder
+                if damaged is None or damaged in emptied or damaged not in (keep, base):
                     raise
                 self.warnings.append(f"{recipe}: the cached model was damaged and was made anew ({error})")
-                for folder in (keep, base):
-                    for file in () if folder is None else folder.iterdir():
-                        file.unlink()
-                result, sound = go(keep, base), False
-            if self.store is not None and keep is not None:
-                self.store.put(key, keep, anew=not sound)
-            return result
+            except OSError as error:
+                if not is_full(error):
+                    raise
+                self.warnings.append(f"{recipe}: the model is not kept in the cache ({error})")
+                return None, bool(emptied)
+            delete_blocks(damaged)
+            emptied.add(damaged)
 
     def _recall(
         self,
@@ -101,7 +134,7 @@ class StudyCompressor:
         """Copy a model that another machine has finished into the folder; return False if that model is damaged."""
         if self.store is None:
             return True
-        with suppress(ModelError):  # the caller rebuilds a damaged entry
+        with suppress(DamagedBlocksError):  # the caller rebuilds a damaged entry
             arguments = (self.model.info, self.model.device, recipe, calibration, keep)
             report = kept_blocks(*arguments, propagate=self.propagate).report
             if report is not None and expected in (None, report.digest):
@@ -114,12 +147,13 @@ class StudyCompressor:
         return True
 
     @contextlib.contextmanager
-    def _folder_for(self, key: Mapping[str, object]) -> Iterator[Path | None]:
+    def _folder_for(self, recipe: Recipe, calibration: Calibration | None) -> Iterator[Path | None]:
         """Yield the cache folder of a model, or a temporary folder if the cache is full and a store needs the model.
 
         Yield None if the cache is full and there is no store.
         """
-        with entry_for(key, self._weight_bytes()) as keep:
+        base = self._to_write(recipe.base, calibration) if isinstance(recipe, Recovered) and is_trained(recipe) else 0
+        with entry_for(self._kept_key(recipe, calibration), self._entry_bytes(recipe), besides=base) as keep:
             if keep is not None or self.store is None:
                 yield keep
                 return
@@ -135,7 +169,8 @@ class StudyCompressor:
             yield None
             return
         assert isinstance(recipe, Recovered), recipe
-        with entry_for(self._kept_key(recipe.base, calibration), self._weight_bytes()) as base:
+        key, besides = self._kept_key(recipe.base, calibration), self._to_write(recipe, calibration)
+        with entry_for(key, self._entry_bytes(recipe.base), besides=besides) as base:
             if base is not None:
                 yield base
                 return
@@ -150,10 +185,15 @@ class StudyCompressor:
         """
         recipes = [(recipe, calibration) for recipe, calibration in recipes if not is_trained(recipe)]
         keys = [self._kept_key(recipe, calibration) for recipe, calibration in recipes]
+        sizes = [self._entry_bytes(recipe) for recipe, _ in recipes]
+        to_write = [self._to_write(recipe, calibration) for recipe, calibration in recipes]
         with ExitStack() as stack:
             # All processes take the locks in the same order, so that two studies cannot deadlock.
             order = sorted(range(len(keys)), key=lambda place: folder_of(keys[place]).name)
-            folders = {place: stack.enter_context(entry_for(keys[place], self._weight_bytes())) for place in order}
+            folders = {}
+            for place in order:
+                besides = sum(to_write) - to_write[place]
+                folders[place] = stack.enter_context(entry_for(keys[place], sizes[place], besides=besides))
             jobs = [
                 Job(recipe=recipe, windows=calibration, folder=folder)
                 for place, (recipe, calibration) in enumerate(recipes)
@@ -161,7 +201,7 @@ class StudyCompressor:
             ]
             if len(jobs) < len(keys):
                 return  # the cache has no room: the recipes are compressed one by one
-            with suppress(ModelError):  # `compressed` repairs damaged entries one by one
+            try:
                 compress_into(
                     self.model,
                     jobs,
@@ -169,9 +209,19 @@ class StudyCompressor:
                     allow_partial=self.allow_partial,
                     progress=lambda done, _total: self.observer.advance(done),
                 )
+            except DamagedBlocksError:
+                pass  # `compressed` repairs damaged entries one by one
+            except OSError as error:
+                if not is_full(error):  # `compressed` does without the cache
+                    raise
 
     def _kept_key(self, recipe: Recipe, calibration: Calibration | None) -> dict[str, object]:
         return kept_key(self.model.info, self.model.device, recipe, calibration, propagate=self.propagate)
 
-    def _weight_bytes(self) -> int:
-        return sum(p.numel() * p.element_size() for p in self.model.network.parameters())
+    def _entry_bytes(self, recipe: Recipe) -> int:
+        return entry_bytes(recipe, decoder_blocks(self.model.network))
+
+    def _to_write(self, recipe: Recipe, calibration: Calibration | None) -> int:
+        """About how many bytes of a compression are not in the cache yet."""
+        folder, blocks = folder_of(self._kept_key(recipe, calibration)), decoder_blocks(self.model.network)
+        return still_needed(folder, entry_bytes(recipe, blocks), len(blocks))
