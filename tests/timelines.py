@@ -1,7 +1,7 @@
 """Timelines of runs: what a forecast was told and when, recorded from a run and told again to a new forecast.
 
-`PYTHONPATH=src:tests python tests/timelines.py NAME STUDY.toml FOLDER [--wall]` records the run of a study in seconds of
-the processor; with --wall, for a machine that does nothing else, in those of the clock.
+`PYTHONPATH=src:tests python tests/timelines.py NAME STUDY.toml FOLDER [--wall]` records a study in seconds of the
+processor; with --wall, for a machine that does nothing else, in those of the clock.
 """
 
 from __future__ import annotations

@@ -72,7 +72,7 @@ def test_a_recipe_without_perplexity_is_left_out_and_that_is_said(result):
     some = [e for e in result.comparisons if (e.recipe, e.task) != ("rtn@8b", "perplexity")]
     figure = kept_figure(result.model_copy(update={"comparisons": tuple(some)}))
     assert "rtn@8b" not in {row["recipe"] for row in points(figure.spec)}
-    assert "1 recipe without a perplexity left out." in figure.caption
+    assert "1 recipe without perplexity left out." in figure.caption
 
 
 def test_more_than_the_dense_score_can_be_kept(result):

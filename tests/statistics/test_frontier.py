@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from llmkick.errors import ConfigError
@@ -93,8 +93,23 @@ def test_only_levels_that_passed_a_second_look_are_reported() -> None:
     assert set(confirmed + refuted) <= set(calls)
 
 
+def test_a_match_on_the_look_at_a_failure_is_no_end_and_is_said() -> None:
+    evaluate, _ = recorded(monotone(4, 0, 5))
+
+    def refute(level: int) -> Verdict:
+        return "matching" if level == 4 else "not matching"
+
+    result = find_frontier(range(9), evaluate, confirm=lambda _: "matching", refute=refute)
+    assert (result.strongest_matching, result.weakest_not_matching) == (3, 5)
+    (note,) = result.notes
+    assert note == "two looks at 4 disagree, first failing, then matching: it is not reported as matching"
+    plain = find_frontier(range(9), evaluate, confirm=lambda _: "matching", refute=lambda _: "not matching")
+    assert plain.notes == ()
+
+
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.sampled_from(["matching", "undecided", "not matching"]), min_size=1, max_size=40))
+@example([*["matching"] * 13, "undecided", *["matching"] * 4])  # both bisections find matches
 def test_a_search_looks_as_often_as_its_alpha_is_divided(verdicts: list[Verdict]) -> None:
     """Whatever the verdicts are, no more levels than `looks` can end the interval on either side."""
     again: dict[str, list[object]] = {"confirm": [], "refute": []}

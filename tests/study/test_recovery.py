@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from llmkick.claims.runs import ClaimRun, models_of
 from llmkick.compression.recipe import Recovered
 from llmkick.compression.recoveries import LoRA, Training
+from llmkick.compression.storage import whole_model
 from llmkick.compression.storage.cache import entries
 from llmkick.compression.walk.calibration import calibrate
 from llmkick.compression.walk.compress import compress
@@ -184,6 +186,35 @@ def test_a_wrong_recipe_is_named(toy: Path, recipe: str, message: str) -> None:
 def test_a_rank_above_the_width_is_refused_before_any_work(toy: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="rank 99 is more than"):
         run_study(study_of(toy, recipes=["wanda@2:4+lora-r99"]), out=tmp_path / "run")
+
+
+@pytest.mark.parametrize("command", ["run", "frontier"])
+def test_a_training_that_does_not_fit_into_memory_is_refused_before_any_work(
+    command: str, toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside the model in memory a training needs three times its weights."""
+    model = load_model(str(toy), dtype="float32", device="cpu")
+    needed = 3 * 4 * model.info.parameters
+
+    def start(recipe: str, free: int) -> None:
+        monkeypatch.setattr(whole_model.psutil, "virtual_memory", lambda: SimpleNamespace(available=free))
+        if command == "run":
+            run_study(study_of(toy, recipes=[recipe]), out=tmp_path / f"{recipe} {free}", observer=Stopping())
+            return
+        values = study_of(toy).model_dump(mode="json", exclude={"recipes", "seeds", "stop"}, exclude_none=True)
+        level = recipe.replace("2:4", "0.2,0.5")
+        run_frontier(values, [level], out=tmp_path / f"{recipe} {free}", observer=Stopping())
+
+    class Stopping(Silent):
+        def stage(self, title: str, total: int) -> None:
+            if not title.startswith("loading"):
+                raise KeyboardInterrupt  # the checks are over
+
+    with pytest.raises(ConfigError, match=r"a training of toy needs .* GB beside the model on cpu"):
+        start("wanda@2:4+lora-r2", needed - 1)
+    for recipe, free in (("wanda@2:4+lora-r2", needed), ("wanda@2:4+eora-r2", 0), ("wanda@2:4", 0)):
+        with pytest.raises(KeyboardInterrupt):
+            start(recipe, free)
 
 
 def test_a_server_cannot_be_recovered() -> None:

@@ -7,7 +7,7 @@ import hashlib
 import json
 import sqlite3
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,14 @@ import timelines
 from llmkick.errors import ConfigError, DataError
 from llmkick.models.checkpoints.loading import load_model
 from llmkick.models.transformers_model import TransformersModel
-from llmkick.statistics import compare, compare_stopped, order_items
+from llmkick.statistics import Verdict, compare, compare_stopped, order_items
 from llmkick.statistics.frontier import looks
-from llmkick.study.frontier.result import FRONTIER_FILE, read_frontier
+from llmkick.study.frontier.levels import LevelJudge
+from llmkick.study.frontier.result import FRONTIER_FILE, Judged, read_frontier
 from llmkick.study.frontier.search import PERPLEXITY_MARGINS, run_frontier
 from llmkick.study.journal.database import JOURNAL_FILE
 from llmkick.study.journal.journal import Journal
+from llmkick.study.levels import level_text
 from llmkick.study.progress import Silent
 from llmkick.study.results.from_journal import partial_result
 from llmkick.study.results.results import RESULTS_FILE
@@ -350,6 +352,59 @@ def test_several_tasks_match_together_or_not_at_all(toy: Path, answers: MadeUp, 
     )
 
 
+def test_a_level_that_only_a_refutation_calls_matching_is_in_no_answer(
+    toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Level 0.4 fails in the search, and matches with the statistics and seeds of the second look."""
+    judge = levels_that_match(lambda _task, level, second: level < 0.4 or (level == 0.4 and second))
+    monkeypatch.setattr(LevelJudge, "judge", judge)
+    result = run_frontier(values_of(toy), [LEVELS], out=tmp_path)
+    facts, (overall,) = result.frontiers[0], result.overall
+    assert (facts.strongest_matching, facts.weakest_not_matching) == ("0.3", "0.5")
+    assert (overall.strongest_matching, overall.weakest_not_matching) == ("0.3", "0.5")
+    assert {row.level for row in facts.verdicts if row.verdict == "matching" and row.confirmed} == {"0.3"}
+    assert any("0.4 disagree" in note for note in facts.notes)
+
+
+def test_what_a_refutation_calls_matching_is_confirmed_where_all_tasks_need_it(
+    toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """On one task 0.4 fails in the search though 0.5 matches; on the other 0.4 is the strongest."""
+    asked: list[tuple[str, float]] = []
+
+    def matches(task: str, level: float, second: bool) -> bool:
+        return level <= 0.4 if task != "factoid_qa" else level <= 0.3 or level == 0.5 or (level == 0.4 and second)
+
+    def confirmed(task: str, level: float) -> None:
+        asked.append((task, level))
+
+    monkeypatch.setattr(LevelJudge, "judge", levels_that_match(matches, on_every_item=confirmed))
+    tasks = [{"name": "factoid_qa", "limit": 24}, {"name": "multiple_choice:cloze", "limit": 24}]
+    result = run_frontier(values_of(toy, tasks=tasks), [LEVELS], out=tmp_path)
+    rows = {row.task: row for row in result.frontiers}
+    assert (rows["factoid_qa"].strongest_matching, rows["multiple_choice:cloze"].strongest_matching) == ("0.5", "0.4")
+    assert result.overall[0].strongest_matching == "0.4"
+    assert {task for task, level in asked if level == 0.4} == {"factoid_qa", "multiple_choice:cloze"}
+
+
+def levels_that_match(
+    matches: Callable[[str, float, bool], bool], on_every_item: Callable[[str, float], None] = lambda *_: None
+) -> Callable[..., Judged]:
+    """A judge of levels by task, level, and whether it is the second look."""
+
+    def judge(
+        self: LevelJudge, grid: Any, recipe: Any, task: Task, *, confirming: bool = False, every_item: bool = False,
+        **_: Any,
+    ) -> Judged:  # fmt: skip
+        level = float(level_text(recipe))
+        if every_item:
+            on_every_item(task.name, level)
+        verdict: Verdict = "matching" if matches(task.name, level, confirming) else "not matching"
+        return Judged(verdict=verdict, comparison=None, items=1, of=1, confirmed=confirming)
+
+    return judge
+
+
 def test_a_search_goes_on_where_it_stopped(toy: Path, answers: MadeUp, tmp_path: Path):
     values = values_of(toy)
     run_frontier(values, [LEVELS], out=tmp_path / "whole")
@@ -385,6 +440,8 @@ def test_searched_without_propagation_and_confirmed_with_it_and_with_other_seeds
     assert any("searched without propagation" in warning for warning in result.warnings)
     (facts,) = result.frontiers
     assert (facts["strongest_matching"], facts["weakest_not_matching"]) == ("0.3", "0.9")
+    (confirmed,) = [row for row in facts["verdicts"] if row["level"] == "0.3"]
+    assert (confirmed["confirmed"], confirmed["items"], confirmed["of"]) == (True, 480, 480)  # of both seeds
     records = journalled(tmp_path)
     cells = records[records["recipe"] == "wanda@0.3"].groupby("run_key")
     # The search's cell, and one propagated for each seed with every item.

@@ -146,6 +146,13 @@ def test_models_that_were_recovered_elsewhere_are_measured_by_their_names(folder
     assert write_report(result.folder).is_file()
 
 
+def test_a_model_recovered_elsewhere_beside_a_base_with_seeds_is_named(folder: Path, tmp_path: Path) -> None:
+    result = run(folder, tmp_path / "run", recipes=["wanda@0.5"], seeds=[0], others=[f"wanda@0.5+lora={folder}"])
+    assert result.returned == ()
+    (warning,) = [line for line in result.warnings if "what came back is not known" in line]
+    assert "the weights of wanda@0.5 depend on the calibration seed (here 0)" in warning
+
+
 @pytest.mark.parametrize("is_planted", [True, False])
 def test_a_recovery_that_read_the_questions_is_said_to_be_contaminated(
     folder: Path, tmp_path: Path, is_planted: bool

@@ -78,15 +78,7 @@ def power(
     from llmkick.statistics import Design
 
     if plot is not None:
-        from llmkick.report.figures.power import FORMS
-
-        if plot.suffix not in FORMS:
-            raise ConfigError(f"{plot} should end in one of: {', '.join(FORMS)}")
-        if seeds > 1 or graded:
-            raise ConfigError(
-                "--plot draws answers that are right or wrong, of one seed; leave out --seeds and --graded"
-            )
-        check_file_target(plot)
+        _check_plot(plot, is_plain=seeds == 1 and not graded)
     _check(items, cluster_size, seeds, loss=loss, margin=margin, alpha=alpha, wanted=chance)
     design = Design.of_items(
         items or 10 * cluster_size,
@@ -109,6 +101,17 @@ def power(
             design_effect=1 + (cluster_size - 1) * correlation, power=chance,
         )  # fmt: skip
         print_line(f"drawn: {write_chart(chart, plot)}")
+
+
+def _check_plot(plot: Path, *, is_plain: bool) -> None:
+    """Raise ConfigError for a file that cannot be written, or a design that the chart does not show."""
+    from llmkick.report.figures.power import FORMS
+
+    if plot.suffix not in FORMS:
+        raise ConfigError(f"{plot} should end in one of: {', '.join(FORMS)}")
+    if not is_plain:
+        raise ConfigError("--plot draws answers that are right or wrong, of one seed; leave out --seeds and --graded")
+    check_file_target(plot)
 
 
 def _check(

@@ -138,11 +138,10 @@ def run(
     if study_file is not None:
         study = _study_from_file(study_file, [name for name in given(context) if name not in BESIDE_A_FILE])
     elif model and recipe and task:
-        tasks = task_specs(task, source=source, protocol=protocol, limit=limit)
         study = study_of(
-            folder, "study", model=model, recipes=recipe, tasks=tasks, seeds=seed or [0], dtype=dtype, device=device,
-            calibration={"source": calibration, "sequences": sequences, "length": length}, margin=margin, stop=stop,
-            correction=correction,
+            folder, "study", model=model, recipes=recipe, seeds=seed or [0], dtype=dtype, device=device,
+            tasks=task_specs(task, source=source, protocol=protocol, limit=limit), margin=margin, stop=stop,
+            calibration={"source": calibration, "sequences": sequences, "length": length}, correction=correction,
         )  # fmt: skip
     else:
         raise ConfigError("give a study file, or all of --model, --recipe and --task")
@@ -150,11 +149,8 @@ def run(
         _print_plan(study, as_json=as_json)
         return
     workplace = make_executor(executor, address=address, workers=workers, artifacts=artifacts)
-    if as_json:
-        _run_as_json(study, folder, workplace, quiet=quiet)
-    else:
-        words = str if study_file is not None else words_of("run")
-        _run_and_report(study, folder, workplace, words=words, quiet=quiet)
+    start = _run_as_json if as_json else _run_and_report
+    start(study, folder, workplace, words=words_of("run") if study_file is None else str, quiet=quiet)
 
 
 def _study_from_file(path: Path, options: list[str]) -> Study:
@@ -184,8 +180,9 @@ def _print_plan(study: Study, *, as_json: bool) -> None:
         print_line(line)
 
 
-def _run_as_json(study: Study, folder: Path, executor: Executor, *, quiet: bool) -> None:
-    """Run a study and print its events as JSON lines; the last line holds the results."""
+def _run_as_json(study: Study, folder: Path, executor: Executor, *, words: Words, quiet: bool) -> None:
+    """Run a study and print its events as JSON lines, advice as it is; the last line holds the results."""
+    del words
     from llmkick.cli.progress import JsonProgress
     from llmkick.report.page.page import write_report
     from llmkick.study.progress import Silent

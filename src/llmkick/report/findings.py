@@ -100,9 +100,8 @@ def _silent_perplexity(result: StudyResult) -> Iterator[Finding]:
     # Prefer cases in which perplexity stays within its margin, then the largest distance between the two.
     _, entry, control = max(silent, key=lambda triple: (triple[2].outcome == "within margin", triple[0]))
     others = len(silent) - 1
-    yield Finding(
-        topic="perplexity", text=f"{_contrast(entry, control, name)} of {entry.task}.", claims=(_claim(entry),)
-    )
+    text = f"{_contrast(entry, control, name)} of {entry.task}."
+    yield Finding(topic="perplexity", text=text, claims=(_claim(entry),))
     if others:
         counted = formatting.counted(others, "other loss")
         yield Finding(topic="other losses", text=f"{name.capitalize()} also moves less than the score in {counted}.")
@@ -110,12 +109,10 @@ def _silent_perplexity(result: StudyResult) -> Iterator[Finding]:
 
 def _contrast(entry: Comparison, control: PerplexityComparison, name: str) -> str:
     if control.outcome == "within margin":
-        rise = formatting.increase(control)
-        told = f"{name.capitalize()} would not have told: with {entry.recipe} it stays within the margin ({rise})"
+        told = f"would not have told: with {entry.recipe} it stays within the margin ({formatting.increase(control)})"
     else:
-        rise = formatting.increase(control, signed=False)
-        told = f"{name.capitalize()} plays it down: {entry.recipe} raises it by {rise}"
-    return f"{told}, yet the model loses {formatting.loss(entry)}"
+        told = f"plays it down: {entry.recipe} raises it by {formatting.increase(control, signed=False)}"
+    return f"{name.capitalize()} {told}, yet the model loses {formatting.loss(entry)}"
 
 
 def _distance(control: PerplexityComparison, entry: Comparison) -> float | None:

@@ -44,10 +44,11 @@ def find_frontier(
 
     Levels go from mild to severe: sparsities, N:M patterns, bits downwards. Each is evaluated at most once. `confirm`
     evaluates the strongest matching level a second time, at a lower alpha (see `looks`), on all items, or with other
-    calibration seeds; if its verdict is not "matching", the next milder match is confirmed. `refute` does the same for
-    the weakest level that does not match. With them, only levels that passed are reported as ends of the interval. Loss
-    is assumed to grow with the level. To check that, the neighbours outside the interval are evaluated too, and levels
-    that contradict it are returned as violations. Raises ConfigError for no levels or repeated ones.
+    calibration seeds; if its verdict is not "matching", the next milder match is confirmed, up to the number of `looks`.
+    `refute` does the same for the weakest level that does not match. With them, only levels that passed are reported as
+    ends of the interval; a level that `refute` calls matching is no end, because it was not confirmed, and a note says
+    so. Loss is assumed to grow with the level. To check that, the neighbours outside the interval are evaluated too, and
+    levels that contradict it are returned as violations. Raises ConfigError for no levels or repeated ones.
     """
     if not levels or len(set(levels)) < len(levels):
         raise ConfigError(f"give distinct levels, at least one, from mild to severe; got {list(levels)}")
@@ -59,8 +60,8 @@ def find_frontier(
         return verdicts[index]
 
     def ends_at(again: Callable[[Level], Verdict] | None, wanted: Verdict, indices: Sequence[int]) -> int | None:
-        """The first index whose verdict is as wanted, also on the second look."""
-        for index in indices:
+        """The first index whose verdict is as wanted, also on the second look; alpha is divided for so many of them."""
+        for index in indices if again is None else indices[: looks(len(levels))]:
             if again is not None:
                 verdicts[index] = again(levels[index])
             if verdicts[index] == wanted:
@@ -102,6 +103,10 @@ def _frontier(
     notes = []
     if violations:
         notes.append("severity is not monotone here: a severer level matches where a milder one does not")
+    unconfirmed = [levels[index] for index in matching if index > (-1 if strongest is None else strongest)]
+    if unconfirmed:
+        which = ", ".join(map(str, unconfirmed))
+        notes.append(f"two looks at {which} disagree, first failing, then matching: it is not reported as matching")
     if all(verdict == "no signal" for verdict in verdicts.values()):
         notes.append("the dense model shows no signal on this task: there is no frontier to find")
     if strongest == len(levels) - 1:

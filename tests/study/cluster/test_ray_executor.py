@@ -11,7 +11,9 @@ import json
 import os
 import signal
 import sqlite3
+import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -38,9 +40,11 @@ from llmkick.study.cluster.worker_handle import NoRoomError, PermanentError, Tra
 from llmkick.study.journal.database import JOURNAL_FILE
 from llmkick.study.journal.journal import Journal
 from llmkick.study.progress import Silent
+from llmkick.study.results.records import JournalledCompression
 from llmkick.study.results.results import StudyResult
 from llmkick.study.run import run_study
 from llmkick.study.running import compressor as compressor_module
+from llmkick.study.running.study_run import JournalWriter
 from llmkick.study.spec.study import Study, make_study
 from llmkick.tasks import evaluate as asking
 from toy import save_toy
@@ -89,6 +93,18 @@ def records(folder: Path) -> pd.DataFrame:
     order = "ORDER BY run_key, item_id"
     with contextlib.closing(sqlite3.connect(folder / JOURNAL_FILE)) as connection:
         return pd.read_sql_query(f"SELECT * FROM records {order}", connection)
+
+
+def records_of(result: StudyResult, recipe: str) -> pd.DataFrame:
+    """The records of the dense model and of a recipe."""
+    found = records(result.folder)
+    return found[found["recipe"].isin(["dense", recipe])].reset_index(drop=True)
+
+
+def trained(study: Study) -> Study:
+    """The study with one recipe, which is trained."""
+    changes = {"recipes": ["magnitude@0.5+lora-r2"], "recovery": {"steps": 4, "learning_rate": 0.01}}
+    return make_study({**study.model_dump(mode="json", exclude_none=True), **changes})
 
 
 def content(result: StudyResult) -> dict[str, Any]:
@@ -381,6 +397,73 @@ def test_other_weights_on_another_machine_never_mix(
     assert any("gptq@4b: compressing again gave other weights" in warning for warning in result.warnings)
 
 
+def test_a_loaded_model_serves_no_records_of_other_weights(
+    nearby: Any, study: Study, local: StudyResult, tmp_path: Path, monkeypatch: Any
+):
+    """Between two cells of its recipe, the journal gets other weights for it, as from another machine."""
+    study = make_study({**study.model_dump(mode="json", exclude_none=True), "recipes": ["gptq@4b"]})
+    calls: Counter[str] = Counter()
+    close, state = JournalWriter.close_cell, {"told": False}
+
+    def closing(self: JournalWriter, cell: Any, *, filled: bool) -> None:
+        if not cell.variant.is_dense and not state["told"]:
+            state["told"] = True
+            context = self.context
+            (artifact,) = context.journal.artifacts(JournalledCompression)
+            context.journal.add_artifact(context.keys.report_key(cell.variant), "made elsewhere", artifact)
+        close(self, cell, filled=filled)
+
+    monkeypatch.setattr(JournalWriter, "close_cell", closing)
+    executor = nearby(lambda _name, method, _arguments: calls.update([method]), workers=1, one_machine=False)
+    result = run_study(study, out=tmp_path / "run", executor=executor)
+    assert state["told"]
+    assert calls["compress"] == 2
+    assert any("gptq@4b: compressing again gave other weights" in warning for warning in result.warnings)
+    pd.testing.assert_frame_equal(records(result.folder), records_of(local, "gptq@4b"))
+    (row,) = result.compression
+    assert row.digest == next(one.digest for one in local.compression if one.recipe == "gptq@4b")
+
+
+def test_a_recipe_stays_with_its_worker_while_its_cell_is_closed(
+    nearby: Any, study: Study, local: StudyResult, tmp_path: Path, monkeypatch: Any
+):
+    """On several machines without a store, no other worker takes the next cell of a recipe meanwhile."""
+    study = make_study({**study.model_dump(mode="json", exclude_none=True), "recipes": ["gptq@4b"]})
+    close, calls = JournalWriter.close_cell, Counter[str]()
+
+    def slow(self: JournalWriter, cell: Any, *, filled: bool) -> None:
+        time.sleep(0 if cell.variant.is_dense else 0.2)
+        close(self, cell, filled=filled)
+
+    monkeypatch.setattr(JournalWriter, "close_cell", slow)
+    executor = nearby(lambda _name, method, _arguments: calls.update([method]), one_machine=False)
+    result = run_study(study, out=tmp_path / "run", executor=executor)
+    assert calls["compress"] == 1
+    pd.testing.assert_frame_equal(records(result.folder), records_of(local, "gptq@4b"))
+
+
+def test_a_recipe_is_trained_by_the_worker_that_has_the_weights(
+    nearby: Any, study: Study, tmp_path: Path, monkeypatch: Any
+):
+    """The model of this process has none, so it can be neither trained nor refused here."""
+    study = trained(study)
+    here = run_study(study, out=tmp_path / "here")
+    monkeypatch.setenv("LLMKICK_CACHE", str(tmp_path / "cache"))
+    result = run_study(study, out=tmp_path / "there", executor=nearby(workers=1))
+    pd.testing.assert_frame_equal(records(result.folder), records(here.folder))
+    assert [row.digest for row in result.compression] == [row.digest for row in here.compression]
+    assert result.failures == ()
+    assert [row.recovery.steps for row in result.compression if row.recovery] == [4]
+
+
+def test_without_peft_here_a_trained_recipe_is_refused_here(
+    nearby: Any, study: Study, tmp_path: Path, monkeypatch: Any
+):
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(ConfigError, match=r"lora needs a package: pip install 'llmkick\[recover\]'"):
+        run_study(trained(study), out=tmp_path / "run", executor=nearby(workers=1))
+
+
 # What cannot be
 
 
@@ -524,6 +607,18 @@ def test_on_ray_answers_and_errors_come_back_as_they_are(
     assert "needs calibration" in said[0]
     assert said[1] == "worker 1 failed: AssertionError: nothing is compressed"
     assert executor.lost == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.usefixtures("cluster")
+def test_on_ray_a_recipe_is_trained(study: Study, tmp_path: Path, monkeypatch: Any):
+    here = run_study(trained(study), out=tmp_path / "here")
+    monkeypatch.setenv("LLMKICK_CACHE", str(tmp_path / "cache"))
+    result = run_study(trained(study), out=tmp_path / "there", executor=RayExecutor(workers=1))
+    pd.testing.assert_frame_equal(records(result.folder), records(here.folder))
+    assert [row.digest for row in result.compression] == [row.digest for row in here.compression]
+    assert result.failures == ()
 
 
 @pytest.mark.slow

@@ -38,6 +38,12 @@ def test_without_gpus_a_worker_has_our_threads_and_memory_for_two_models():
     assert str(one) == "4 CPUs and 5.4 GB of memory"
 
 
+def test_what_is_made_beside_the_dense_model_is_asked_for():
+    trained = demand(weight_bytes=2 * GB, threads=4, gpu_bytes=None, copies=3.0)
+    assert trained.options == {"num_cpus": 4, "num_gpus": 0, "memory": int(9.4 * GB)}
+    assert demand(weight_bytes=140 * GB, threads=8, gpu_bytes=H100, copies=3.0).gpus == 8
+
+
 def test_the_scarcest_resource_decides_how_many_workers_a_node_holds():
     cpu = Demand(cpus=4, gpus=0, memory=10 * GB)
     assert worker_count([node(CPU=16, memory=100 * GB)], cpu) == 4

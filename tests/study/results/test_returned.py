@@ -8,7 +8,7 @@ import pandas as pd
 
 from llmkick.statistics import what_came_back
 from llmkick.study.results.records import TaskSummary
-from llmkick.study.results.returned import RecoveredModel, recovered_models, returned
+from llmkick.study.results.returned import RecoveredModel, recovered_models, returned, unpaired
 
 FACTOID = TaskSummary(
     name="factoid_qa:popqa", metric="accuracy", setting="knowledge", chance_level=0.0, groups="strata"
@@ -124,6 +124,21 @@ def test_without_a_common_seed_nothing_is_compared():
     more = pd.DataFrame(rows("factoid_qa:popqa", "wanda@0.5", [0, 1, 1], seed=1))
     row = returned(pd.concat([frame, more]), [FACTOID], [LORA], alpha=0.05)[0]
     assert (row.seeds, row.lost, row.control.value) == ((1,), 1.0, 0.0)
+
+
+def test_a_model_recovered_elsewhere_has_no_base_among_those_of_seeds_and_that_is_said():
+    dense = rows("factoid_qa:popqa", "dense", [1, 1, 1])
+    lora = rows("factoid_qa:popqa", "wanda@0.5+lora", [1, 1, 1])
+    seeds = [row for seed in (1, 0) for row in rows("factoid_qa:popqa", "wanda@0.5", [0, 0, 1], seed=seed)]
+    frame = pd.DataFrame(dense + lora + seeds)
+    assert returned(frame, [FACTOID], [LORA], alpha=0.05) == []
+    (warning,) = unpaired(frame, [LORA])
+    assert "wanda@0.5+lora: it was recovered elsewhere" in warning
+    assert "the weights of wanda@0.5 depend on the calibration seed (here 0, 1)" in warning
+    # A base without seeds, made here or elsewhere, and one whose cells were given up.
+    for base in (rows("factoid_qa:popqa", "wanda@0.5", [0, 0, 1]), []):
+        assert unpaired(pd.DataFrame(dense + lora + base), [LORA]) == []
+    assert unpaired(pd.DataFrame(dense + seeds + [{**row, "seed": 0} for row in lora]), [LORA]) == []
 
 
 def test_more_shots_are_a_recovery_of_the_base():

@@ -94,6 +94,62 @@ def test_others_help_only_with_models_that_are_made_and_shared(*, shared: bool, 
     assert (taken != [None]) is helps
 
 
+def gets_a_cell(schedule: Schedule, worker: str, loaded: Variant | None = None, *, seconds: float = 0.1) -> bool:
+    """Whether a worker gets a cell within `seconds`; it waits otherwise, until the schedule is stopped."""
+    taken: list[Cell | None] = []
+    helper = threading.Thread(target=lambda: taken.append(schedule.take(worker, loaded)))
+    helper.start()
+    helper.join(seconds)
+    got = not helper.is_alive()
+    schedule.stop()
+    helper.join(60)
+    return got
+
+
+def test_a_variant_stays_with_the_worker_that_has_started_it_where_models_are_not_shared():
+    schedule = schedule_of(WANDA, RTN, shared=False)
+    assert key(schedule.take("a", None)) == "wanda@0.5 (seed 0)/factoid_qa"
+    schedule.made(WANDA)
+    schedule.done("a")  # between two of its cells, the variant is nobody's at work
+    assert key(schedule.take("b", None)) == "rtn@4b/factoid_qa"
+    schedule.done("b")
+    assert key(schedule.take("b", RTN)) == "rtn@4b/multiple_choice:cloze"
+    schedule.done("b")
+    assert key(schedule.take("b", RTN)) == "rtn@4b/perplexity"
+    schedule.done("b")
+    assert not gets_a_cell(schedule, "b", RTN)
+
+
+def test_what_comes_back_is_for_the_worker_that_has_started_the_variant():
+    """The records of a variant were dropped while its worker was at another one."""
+
+    def at_another_one() -> Schedule:
+        schedule = schedule_of(WANDA, RTN, shared=False)
+        for _ in range(3):
+            schedule.take("a", WANDA)
+            schedule.done("a")
+        assert key(schedule.take("a", WANDA)) == "rtn@4b/factoid_qa"
+        schedule.reopen(schedule.cells[:1])
+        return schedule
+
+    assert not gets_a_cell(at_another_one(), "b")
+    schedule, seen = at_another_one(), []
+    for _ in range(3):
+        schedule.done("a")
+        seen.append(key(schedule.take("a", RTN)))
+    assert seen == ["rtn@4b/multiple_choice:cloze", "rtn@4b/perplexity", "wanda@0.5 (seed 0)/factoid_qa"]
+
+
+@pytest.mark.parametrize(("final", "is_free"), [(False, True), (True, False)])
+def test_the_variants_of_a_lost_worker_are_free_and_those_of_one_that_lives_are_not(*, final: bool, is_free: bool):
+    schedule = schedule_of(WANDA, shared=False)
+    schedule.take("a", None)
+    schedule.done("a")
+    schedule.take("a", WANDA)
+    schedule.failed("a", "lost or refused", final=final)
+    assert gets_a_cell(schedule, "b", seconds=60 if is_free else 0.1) is is_free
+
+
 def test_a_cell_is_tried_three_times_then_reported_and_the_rest_goes_on():
     schedule = schedule_of(WANDA)
     for attempt in range(1, ATTEMPTS + 1):

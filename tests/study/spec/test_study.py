@@ -107,7 +107,7 @@ def test_every_default(tmp_path: Path):
             }
         ],
         "seeds": [0],
-        "calibration": {"source": "self", "sequences": 32, "length": 512},
+        "calibration": {"source": "auto", "sequences": 32, "length": 512},
         "recovery": {
             "steps": 60,
             "learning_rate": 0.001,

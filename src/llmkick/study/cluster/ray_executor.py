@@ -30,6 +30,7 @@ from llmkick.study.progress import CombinedProgress, Observer
 from llmkick.study.results.records import Environment, WorkerMachine
 from llmkick.study.running.context import StudyContext
 from llmkick.study.running.executor import RecordWriter, store_at, windows
+from llmkick.study.running.preparation import copies_beside
 from llmkick.study.running.schedule import OtherWeightsError, Schedule
 from llmkick.study.spec.axes import CalibrationSetting
 from llmkick.study.spec.study import Study
@@ -196,18 +197,19 @@ class RayExecutor:
         if variant.is_dense:
             writer.fill(cell, dense, dense, handle.observer)
             return
-        if variant != handle.loaded:
+        digest = context.recorded_digest(variant)
+        # Another worker may have made other weights for the variant meanwhile, and records with them.
+        if variant != handle.loaded or digest != handle.digest:
             handle.loaded = None
             with context.timed("compress", variant.label), context.forecast.working(compression_key(variant)):
                 try:
-                    digest = context.recorded_digest(variant)
                     report, said = handle.call("compress", variant, context.keys.calibration_of(variant), digest)
                 except PermanentError as error:
                     schedule.give_up_variant(variant, str(error))
                     raise
             self.warnings += said
             writer.add_report(handle.name, variant, report)
-            handle.loaded = variant
+            handle.loaded, handle.digest = variant, report.digest
         writer.fill(cell, handle.model("compressed"), dense, handle.observer)
 
     def _renew(self, handle: WorkerHandle, schedule: Schedule) -> bool:
@@ -267,6 +269,7 @@ def _demand(study: Study, model: RemoteModelSpec) -> Demand:
         threads=torch.get_num_threads(),
         gpu_bytes=_memory_of_a_gpu() if on_gpus else None,
         cpus_a_gpu=cpus_a_gpu(nodes),
+        copies=copies_beside(study),
     )
 
 

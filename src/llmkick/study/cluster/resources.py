@@ -16,9 +16,10 @@ from llmkick.errors import ConfigError, one_line
 
 # Timeouts in seconds for the connection and for the status of the cluster.
 CONNECT_SECONDS, STATUS_SECONDS = 5.0, 30.0
-# Memory of a worker in units of the dense model's size: the dense model, one compressed model, and 0.1 each for
-# intermediate results. A worker never holds more than one block of a second compressed model.
-HELD = 2.2
+# Memory of a worker in units of the dense model's size: the dense model, and 0.1 for intermediate results of it and of
+# the compressed model. Beside that a worker holds one compressed model, and never more than one block of a second one,
+# or what a training takes.
+HELD = 1.2
 # Bytes for code, tokenizer, and activations of small models.
 BASE_BYTES = 1_000_000_000
 
@@ -53,12 +54,14 @@ class Demand:
         return f"{wanted} and {self.memory / 1e9:.1f} GB of memory"
 
 
-def demand(*, weight_bytes: int, threads: int, gpu_bytes: int | None, cpus_a_gpu: int = 1) -> Demand:
-    """Return the demand of a worker for a model of `weight_bytes` bytes.
+def demand(
+    *, weight_bytes: int, threads: int, gpu_bytes: int | None, cpus_a_gpu: int = 1, copies: float = 1.0
+) -> Demand:
+    """Return the demand of a worker for a model of `weight_bytes` bytes, and `copies` of it for what is made of it.
 
     The number of GPUs follows from `gpu_bytes`, the memory of one GPU; None means CPUs only.
     """
-    needed = int(HELD * weight_bytes + BASE_BYTES)
+    needed = int((HELD + copies) * weight_bytes + BASE_BYTES)
     if gpu_bytes is None:
         return Demand(cpus=threads, gpus=0, memory=needed)
     gpus = max(1, math.ceil(needed / gpu_bytes))

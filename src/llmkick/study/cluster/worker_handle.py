@@ -49,7 +49,7 @@ class WorkerConfig:
 class WorkerHandle:
     """A handle to one worker, and to the worker that replaces it when it is lost.
 
-    `loaded` is the variant whose compressed model the worker has in memory.
+    `loaded` is the variant whose compressed model the worker has in memory, and `digest` that of its weights.
     """
 
     name: str
@@ -57,6 +57,7 @@ class WorkerHandle:
     say: Callable[[str], None]
     observer: Observer = field(default_factory=Silent)
     loaded: Variant | None = None
+    digest: str | None = None
     worker_info: WorkerInfo | None = None
     _actor: Any = None
     _own_spec: RemoteModelSpec | None = None

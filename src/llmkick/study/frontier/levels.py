@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pandas as pd
 import psutil
@@ -56,12 +56,15 @@ class LevelJudge:
     def refute(self, grid: LevelGrid, recipe: Recipe, task: Task, *, margin: float) -> Judged:
         """Judge a level that seems not to match, with every seed, until that is decided at such an alpha.
 
-        Over all tasks the weakest level fails on any of them, so alpha is also divided by their number.
+        Over all tasks the weakest level fails on any of them, so alpha is also divided by their number. A level that
+        matches here is not confirmed: a match is confirmed on every item, and its alpha allows for the levels that
+        seemed to match in the search, not for those that seemed to fail.
         """
         tasks = sum(task.metric not in CONTROL_METRICS for task in self.context.tasks)
         alpha = self.context.study.alpha / looks(len(grid.recipes)) / max(1, tasks)
         every = len(self.seeds) > 1 and recipe.needs_calibration  # seeds are compared on the same items
-        return self.judge(grid, recipe, task, margin=margin, alpha=alpha, confirming=True, every_item=every)
+        judged = self.judge(grid, recipe, task, margin=margin, alpha=alpha, confirming=True, every_item=every)
+        return replace(judged, confirmed=judged.verdict != "matching")
 
     def judge(
         self,
@@ -110,7 +113,7 @@ class LevelJudge:
         return Judged(
             verdict=verdict_of(comparison),
             comparison=comparison,
-            items=len(records),
+            items=int(records["item_id"].nunique()),
             of=len(context.items[task.name]),
             confirmed=confirming,
         )

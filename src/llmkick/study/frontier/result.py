@@ -37,7 +37,10 @@ _OUTCOMES: Mapping[str, Verdict] = {"within margin": "matching", "beyond margin"
 
 
 class LevelRow(OpenRecord):
-    """The verdict on one level of a method on one task; `confirmed` means with every seed and at the divided alpha."""
+    """The verdict on one level of a method on one task.
+
+    `confirmed` means with every seed and at the divided alpha; a match also on every item.
+    """
 
     level: str
     recipe: str

@@ -52,6 +52,24 @@ def recovered_models(labels: Sequence[str]) -> tuple[list[RecoveredModel], list[
     return models, warnings
 
 
+def unpaired(records: pd.DataFrame, models: Sequence[RecoveredModel]) -> list[str]:
+    """Return a warning for each recovered model without seeds whose base has some.
+
+    It was recovered elsewhere, from weights that no seed of the base names: what its own base lost is not known.
+    """
+    warnings = []
+    for model in models:
+        recovered, base = (records.loc[records["recipe"] == name, "seed"] for name in (model.label, model.base))
+        if len(recovered) and len(base) and recovered.isna().all() and base.notna().all():
+            seeds = ", ".join(str(int(seed)) for seed in sorted(base.unique()))
+            warnings.append(
+                f"{model.label}: it was recovered elsewhere, and the weights of {model.base} depend on the calibration "
+                f"seed (here {seeds}), so what came back is not known; give the compressed model that it was made from "
+                f"as another model named {model.base}, in place of the recipe"
+            )
+    return warnings
+
+
 def unmeasured_by_stopping(tasks: Sequence[str]) -> str:
     """Return the warning that early stopping leaves no fair sample of items on these tasks."""
     return (

@@ -36,7 +36,7 @@ from llmkick.study.results.records import (
     Timing,
 )
 from llmkick.study.results.results import StudyResult
-from llmkick.study.results.returned import recovered_models, returned, unmeasured_by_stopping
+from llmkick.study.results.returned import recovered_models, returned, unmeasured_by_stopping, unpaired
 from llmkick.study.results.warnings import loops, uncalibrated, warnings_of
 from llmkick.study.running.contamination import text_overlap
 from llmkick.study.running.context import StudyContext
@@ -153,6 +153,7 @@ class _Conclusion:
     def _recovered(self, records: pd.DataFrame, tasks: Sequence[TaskSummary]) -> _Recovered:
         """Return what came back, and how much of each task stands in the text that the models were made with."""
         models, warnings = recovered_models(self.context.study.labels())
+        warnings += unpaired(records, models)
         stopped = [task.name for task in tasks if task.name in self.context.orders]
         if models and stopped:
             warnings.append(unmeasured_by_stopping(stopped))

@@ -10,6 +10,8 @@ from typing import Protocol
 
 import torch
 
+from llmkick.compression.recipe import is_trained
+from llmkick.compression.storage.whole_model import COPIES_OF_TRAINING, check_memory_of_training
 from llmkick.compression.training.recover import check_trainable, check_training
 from llmkick.compression.walk.blocks import decoder_blocks
 from llmkick.compression.walk.calibration import Calibration
@@ -232,14 +234,33 @@ def _check_recipes(study: Study, model: LanguageModel) -> None:
     assert isinstance(model, TransformersModel), "the compressor refuses any other"
     blocks = decoder_blocks(model.network)
     check_compressible(model.network, blocks, allow_partial=study.allow_partial)
+    is_here = not _is_elsewhere(model)
     placeholder = Calibration(tokens=torch.zeros(1, 2, dtype=torch.long).numpy(), source="", seed=0)
     for recipe in study.parsed_recipes():
         check_recipe_fits(recipe, blocks, placeholder)
-        check_trainable(recipe, model)
+        if is_here:  # otherwise the worker that has the weights checks them
+            check_trainable(recipe, model)
         for setting in calibration_settings(study.calibration):
             check_training(recipe, setting.sequences, setting.length)
+    if is_here and has_training(study):
+        check_memory_of_training(model)
     longest = max(setting.length for setting in calibration_settings(study.calibration))
     if longest > model.max_tokens:
         raise ConfigError(
             f"calibration length {longest} exceeds the context of {model.info.name}, {model.max_tokens} tokens"
         )
+
+
+def _is_elsewhere(model: TransformersModel) -> bool:
+    """Return whether a model is a proxy: its weights, and so its device, are those of a worker on a cluster."""
+    return model.device.type != "meta" and all(parameter.is_meta for parameter in model.network.parameters())
+
+
+def has_training(study: Study) -> bool:
+    """Return whether a recipe of the study trains the whole network."""
+    return any(map(is_trained, study.parsed_recipes()))
+
+
+def copies_beside(study: Study) -> float:
+    """Return what a study makes beside the dense model in memory, in sizes of its weights."""
+    return COPIES_OF_TRAINING if has_training(study) else 1.0

@@ -42,8 +42,9 @@ class Schedule:
 
     A worker first gets cells of the variant whose model it has loaded. It then gets cells of the first variant that no
     worker has started. If compressed models are `shared`, it then gets cells of variants that other workers have
-    started. The dense cell of a task comes before the other cells of the task, because they are compared with it. The
-    schedule is thread-safe.
+    started. If they are not, a variant stays with the worker that has started it until that worker is lost, because
+    another machine could make other weights. The dense cell of a task comes before the other cells of the task, because
+    they are compared with it. The schedule is thread-safe.
     """
 
     cells: Sequence[Cell]
@@ -56,6 +57,7 @@ class Schedule:
         self._waiting: list[Cell] = list(self.pending)
         self._place = {cell.run_key: index for index, cell in enumerate(self.cells)}
         self._taken: dict[str, Cell] = {}  # by worker
+        self._starters: dict[Variant, str] = {}  # the worker that has started a variant, while it lives
         self._attempts: Counter[str] = Counter()
         self._made: list[Variant] = []
         self._stopped = False
@@ -71,18 +73,22 @@ class Schedule:
         """
         with self._changed:
             while not self._stopped and (self._waiting or self._taken):
-                cell = self._choose(loaded)
+                cell = self._choose(worker, loaded)
                 if cell is not None:
                     self._drop([cell])
                     self._taken[worker] = cell
+                    if not cell.variant.is_dense:
+                        self._starters.setdefault(cell.variant, worker)
                     return cell
                 self._changed.wait()
             return None
 
-    def _choose(self, loaded: Variant | None) -> Cell | None:
+    def _choose(self, worker: str, loaded: Variant | None) -> Cell | None:
         taken = list(self._taken.values())
         unsettled_dense = {cell.task.name for cell in (*self._waiting, *taken) if cell.variant.is_dense}
         ready = [cell for cell in self._waiting if cell.variant.is_dense or cell.task.name not in unsettled_dense]
+        if not self.shared:
+            ready = [cell for cell in ready if self._starters.get(cell.variant, worker) == worker]
         begun = [cell.variant for cell in taken if not cell.variant.is_dense]
         of_loaded = [cell for cell in ready if cell.variant == loaded]
         fresh = [cell for cell in ready if cell.variant not in begun]
@@ -105,10 +111,13 @@ class Schedule:
     def failed(self, worker: str, reason: str, *, final: bool) -> None:
         """Record that a worker could not fill its cell.
 
-        The cell is tried again, up to ATTEMPTS times, unless the failure is `final`. If a dense cell is given up, the
+        The cell is tried again, up to ATTEMPTS times, unless the failure is `final`. A failure that is not final is the
+        loss of the worker, so the variants that it has started are free for others. If a dense cell is given up, the
         other cells of its task are given up too, because they have no reference for the comparison.
         """
         with self._changed:
+            if not final:
+                self._starters = {variant: name for variant, name in self._starters.items() if name != worker}
             cell = self._taken.pop(worker)
             self._attempts[cell.run_key] += 1
             if final or self._attempts[cell.run_key] >= ATTEMPTS:
