@@ -44,7 +44,7 @@ def find_frontier(
 
     Levels go from mild to severe: sparsities, N:M patterns, bits downwards. Each is evaluated at most once. `confirm`
     evaluates the strongest matching level a second time, at a lower alpha (see `looks`), on all items, or with other
-    calibration seeds; if its verdict is not "matching", the next milder match is confirmed, for as many as `looks` says.
+    calibration seeds; if its verdict is not "matching", the next milder match is confirmed, up to `looks` of them.
     `refute` does the same for the weakest level that does not match. With them, only levels that passed are reported as
     ends of the interval; a level that `refute` calls matching is no end, because it was not confirmed, and a note says
     so. Loss is assumed to grow with the level. To check that, the neighbours outside the interval are evaluated, and

@@ -21,6 +21,7 @@ from llmkick.study.parts import Part
 from llmkick.study.request_tokens import WRITTEN_SHARE, RequestTokens, request_tokens
 from llmkick.study.results.noise_floor import HALF_PRECISIONS, NOISE_ITEMS
 from llmkick.study.spec.axes import CalibrationSetting, CalibrationText, Windows
+from llmkick.statistics.item_order import EARLY_LOOKS, LOOK_ITEMS
 from llmkick.tasks.evaluate import BATCH_ITEMS
 from llmkick.tasks.prompting import Prompting
 from llmkick.tasks.task import Item, Task
@@ -42,6 +43,8 @@ COMPRESSION_SECONDS, FIRST_SECONDS = 0.1, 0.5
 VERDICT_SECONDS, STATISTICS_SECONDS = 0.015, 0.1
 # Expected seconds to read a token of a calibration text.
 READ_SECONDS = 1e-5
+# What an item of a batch of half the size takes more, as a share, of a task that writes and of one that only reads.
+SMALL_BATCH_WRITES, SMALL_BATCH_READS = 0.4, 0.12
 # Expected seconds of a request to a server or a judge.
 REQUEST_SECONDS = 1.0
 
@@ -125,12 +128,16 @@ def asking(
         for task in tasks:
             count, size = len(items[task.name]), counted[task.name]
             tokens += count * (size.read + size.written)
+            cost = _item_seconds(size, count, speed)
+            small = EARLY_LOOKS * LOOK_ITEMS if task.name in stopping else 0
             parts.append(
                 Part(
                     key=cell_key(variant, task.name),
                     pool=("ask", task.name, "dense" if variant.is_dense else "compared"),
                     steps=count,
-                    cost=_item_seconds(size, count, speed),
+                    cost=cost,
+                    start=small * cost * (SMALL_BATCH_WRITES if size.written else SMALL_BATCH_READS),
+                    start_steps=small,
                     stop=stopping.get(task.name),
                     is_reference=task.name in stopping and variant.is_dense,
                     recipe=variant.label,

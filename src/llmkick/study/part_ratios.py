@@ -96,10 +96,10 @@ class Ratios:
 
     def seconds_left(self, state: PartState) -> float:
         """The seconds that a part is expected to take from now on."""
-        steps = max(0.0, self._ends.steps(state) - state.position)
+        end = self._ends.steps(state)
+        steps = max(0.0, end - state.position)
         chance = 1.0 if state.is_begun or state.position else state.part.chance
-        start = 0.0 if state.seconds or state.is_ended else state.part.start
-        return chance * (start + steps * state.part.cost * self.of_part(state))
+        return chance * (state.start_left(end) + steps * state.part.cost * self.of_part(state))
 
 
 def _is_alike(kind: str, other: str) -> bool:

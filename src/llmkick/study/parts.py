@@ -20,7 +20,7 @@ class Part:
     the cells of a recipe have in common, whatever the calibration seed; severity: by how much it is expected to raise
     the logarithm of the perplexity. model: parts of a model of unknown size share a factor of their own.
     chance: how likely it is that the part is done at all, if nothing of it was done yet. start: expected seconds before
-    the first step.
+    the first step, or what the first `start_steps` steps take more than later ones.
     """
 
     key: str
@@ -34,6 +34,11 @@ class Part:
     model: str = ""
     chance: float = 1.0
     start: float = 0.0
+    start_steps: float = 0.0
+
+    def start_until(self, steps: float) -> float:
+        """The seconds of the start that so many steps have taken."""
+        return self.start * min(1.0, steps / self.start_steps) if self.start_steps else self.start
 
 
 @dataclass(kw_only=True)
@@ -59,7 +64,16 @@ class PartState:
     @property
     def step_seconds(self) -> float:
         """The seconds of the steps of this session, without the start."""
-        return max(self.seconds - self.part.start, LEAST_STEP_SHARE * self.seconds)
+        before = self.part.start_until(self.earlier) if self.part.start_steps else 0.0
+        start = self.part.start_until(self.position) - before
+        return max(self.seconds - start, LEAST_STEP_SHARE * self.seconds)
+
+    def start_left(self, end: float) -> float:
+        """The seconds of the start that are left, if the part ends after so many steps."""
+        if self.is_ended or (self.seconds and not self.part.start_steps):
+            return 0.0
+        done = self.part.start_until(self.position) if self.part.start_steps else 0.0
+        return max(0.0, self.part.start_until(end) - done)
 
     @property
     def position(self) -> float:
