@@ -14,6 +14,7 @@ from llmkick.compression.walk.blocks import decoder_blocks
 from llmkick.compression.walk.calibration import chosen_source
 from llmkick.models.language_model import LanguageModel, ModelInfo
 from llmkick.models.transformers_model import TransformersModel
+from llmkick.statistics.item_order import EARLY_LOOKS, LOOK_ITEMS
 from llmkick.study.cells import Variant
 from llmkick.study.expected_stop import UNKNOWN_RISE, StopSettings, expected_rise
 from llmkick.study.model_speed import ModelSpeed
@@ -21,7 +22,6 @@ from llmkick.study.parts import Part
 from llmkick.study.request_tokens import WRITTEN_SHARE, RequestTokens, request_tokens
 from llmkick.study.results.noise_floor import HALF_PRECISIONS, NOISE_ITEMS
 from llmkick.study.spec.axes import CalibrationSetting, CalibrationText, Windows
-from llmkick.statistics.item_order import EARLY_LOOKS, LOOK_ITEMS
 from llmkick.tasks.evaluate import BATCH_ITEMS
 from llmkick.tasks.prompting import Prompting
 from llmkick.tasks.task import Item, Task
