@@ -62,11 +62,11 @@ def run_one(way: str, items: int, out: Path) -> None:
 
             def close(self) -> None:
                 if "calls" not in measured:
-                    processes = [p.introduction.process for p in self.places if p.introduction is not None]
+                    processes = [h.worker_info.process for h in self.handles if h.worker_info is not None]
                     used = [sum(psutil.Process(process).cpu_times()[:2]) for process in processes]
                     measured["processor"] = time.process_time() + sum(used)
                     measured["finished"] = time.perf_counter()
-                    measured["calls"] = [call_seconds(self.places[0]) for _ in range(CALLS)]
+                    measured["calls"] = [call_seconds(self.handles[0]) for _ in range(CALLS)]
                 super().close()
 
         # Two processors, whatever else the machine has: as many workers of one thread each as are asked for.
@@ -79,10 +79,10 @@ def run_one(way: str, items: int, out: Path) -> None:
     (out / "measured.json").write_text(json.dumps(measured))
 
 
-def call_seconds(place: Any) -> float:
+def call_seconds(handle: Any) -> float:
     """A call that has nothing to answer: what is left is the way there and back."""
     started = time.perf_counter()
-    place.call("answer", "dense", "logprobs", [])
+    handle.call("answer", "dense", "logprobs", [])
     return time.perf_counter() - started
 
 

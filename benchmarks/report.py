@@ -172,7 +172,7 @@ def compared(task: str, recipe: str, dense: Any, scores: Any, items: Sequence[It
         return compare_perplexity(dense, scores, dict.fromkeys(dense, 511.0), **common)
     chance = 0.25 if task.startswith("multiple_choice") else 0.0
     return compare(
-        dense, scores, clusters={item.id: item.cluster for item in items}, chance=chance, resamples=0, **common
+        dense, scores, clusters={item.id: item.cluster for item in items}, chance=chance, explain=False, **common
     )
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from llmkick.models.language_model import LanguageModel
 from llmkick.study.journal.journal import Journal
+from llmkick.study.progress import Silent
 from llmkick.study.run import run_study
 from llmkick.study.running import evaluation
 from llmkick.study.spec.study import make_study
@@ -77,3 +78,32 @@ def test_prompts_are_fitted_once_for_all_batches(models: Path, tmp_path: Path, m
     records_of(models, tmp_path, "decided")
     assert batches["short"] > 1
     assert fitted["short"] == 1
+
+
+def test_a_dense_model_at_chance_shows_how_far_it_is(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """All its items are asked before it is known to have no signal: a watcher sees every batch."""
+
+    class Watcher(Silent):
+        def __init__(self) -> None:
+            self.seen: dict[str, list[int]] = {}
+
+        def stage(self, title: str, total: int) -> None:
+            self.title = title
+
+        def advance(self, done: int) -> None:
+            self.seen.setdefault(self.title, []).append(done)
+
+    def guessing(model: LanguageModel, task: Task, asked: Sequence[Item], **_: Any) -> list[Record]:
+        return [
+            Record(item_id=item.id, cluster=item.cluster, response="", score=float(number % 4 == 0))
+            for number, item in enumerate(asked)
+        ]
+
+    monkeypatch.setattr(evaluation, "evaluate_items", guessing)
+    watcher = Watcher()
+    values = {"model": str(models / "dense"), "others": [str(models / "short")], "dtype": "float32", "device": "cpu"}
+    result = run_study(make_study({**values, "tasks": TASKS, "stop": "decided"}), out=tmp_path, observer=watcher)
+    assert [entry.verdict for entry in result.comparisons] == ["no signal"]
+    seen = watcher.seen["dense on multiple_choice:letter"]
+    assert seen[-1] == 120
+    assert 64 in seen

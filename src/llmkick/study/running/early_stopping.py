@@ -67,13 +67,17 @@ class StoppingRule:
         """The rule with another error rate; it asks the same batches, and more of them if alpha is smaller."""
         return replace(self, alpha=alpha)
 
-    def settle_signal(self, dense: Asked) -> bool:
-        """Ask the dense model until it is above chance or has no items left; return whether it is above chance."""
+    def settle_signal(self, dense: Asked, *, watch: Callable[[int], None] = lambda asked: None) -> bool:
+        """Ask the dense model until it is above chance or has no items left; return whether it is above chance.
+
+        watch: called with the number of its answers after each batch.
+        """
         test = SignalTest(self.order, chance=self.chance, alpha=self.alpha)
         for batch in self.order.batches:
             if test.outcome is not None:
                 break
             dense.need(batch)
+            watch(len(dense.scores))
             test.feed(dense.scores)
         return bool(test.outcome)
 

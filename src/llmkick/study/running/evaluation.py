@@ -70,7 +70,7 @@ class Evaluation:
         if rule is None:
             self._fill_in_batches(model, cell)
         elif cell.variant.is_dense:
-            rule.settle_signal(self._asked(model, cell))
+            rule.settle_signal(self._asked(model, cell), watch=self.observer.advance)
         else:
             dense, compressed = self._asked(self.dense, self.dense_cell(cell)), self._asked(model, cell)
 
