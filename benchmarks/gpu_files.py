@@ -37,7 +37,7 @@ def files_part(
     text.write_text(TEXT)
     copy = plain_copy(source, folder / "copy")
     rows = []
-    for recipe in RECIPES:
+    for recipe in RECIPES[:1] if options.tiny else RECIPES:
         for form in FORMS:
             result = _compressed(source, recipe, form, folder, text, machine)
             main, behind = Counter(result["main"]), Counter(result["behind"])
