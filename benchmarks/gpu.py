@@ -243,11 +243,11 @@ def main(given: list[str] | None = None) -> int:
     options = arguments(given)
     transformers.logging.set_verbosity_error()
     results = measure(options)
-    text = report(results)
-    sys.stdout.write(text)
     folder = RESULTS if options.write else options.out or Path.cwd()
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "gpu.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    text = report(results)
+    sys.stdout.write(text)
     (folder / "gpu.md").write_text(text, encoding="utf-8")
     wrong = failures(results)
     for line in wrong:

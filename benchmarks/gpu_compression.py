@@ -109,13 +109,13 @@ def least_seconds(recipe: str, shape: Shape, options: argparse.Namespace, machin
 def compression_part(
     whole: Shape, options: argparse.Namespace, machine: Machine, until: float, say: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Some blocks of the model, compressed by each recipe that can begin before `until`."""
+    """Some blocks of the model, compressed by each recipe that can begin before `until`, at least one."""
     shape = whole.with_blocks(options.blocks)
     model = random_model(shape, machine.device)
     tokens = np.random.default_rng(0).integers(2, 258, (options.sequences, options.length))
     results, left_out = [], []
     for recipe in options.recipes.split(",") if options.recipes else RECIPES:
-        if time.perf_counter() > until:
+        if results and time.perf_counter() > until:
             left_out.append(recipe)
             continue
         for warm in (True, False):  # the first run compiles kernels, and plans products

@@ -138,6 +138,18 @@ def test_an_entry_that_has_begun_is_gone_on_with(monkeypatch: pytest.MonkeyPatch
         assert again is None
 
 
+def test_the_state_of_a_training_is_gone_on_with_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """While it trains, a model has no finished block."""
+    key = {"recipe": "x+lora"}
+    with cache.entry_for(key, 1000) as folder:
+        assert folder is not None
+        (folder / "training.safetensors").write_bytes(b"state")
+    assert cache.progress_in(folder) == (0, True) > cache.progress_in(tmp_path)
+    monkeypatch.setattr(cache, "SPARE_BYTES", 10**18)
+    with cache.entry_for(key, 1000) as again:
+        assert again == folder
+
+
 def test_what_is_about_to_be_written_to_the_same_disk_counts(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1500))
     with cache.entry_for({"recipe": "x"}, 1000, besides=500) as folder:

@@ -130,10 +130,12 @@ def test_a_training_whose_state_finds_no_room_goes_on(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(trainer_module, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(trainer_module, "CHECK_STEPS", 5)  # two attempts, at steps 5 and 10
     monkeypatch.setattr(trainer_module, "write_state", full)
     _, report, _ = train(dense, keep=tmp_path / "full")
     assert report.digest == whole.digest
-    assert any("could not be kept at step 10 ([Errno 28] No space left on device)" in text for text in report.warnings)
+    notes = [text for text in report.warnings if "could not be kept" in text]
+    assert notes == ["the training could not be kept at step 12 ([Errno 28] No space left on device)"]
 
 
 def test_a_damaged_state_names_its_folder_and_is_damage(dense: TransformersModel, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Callable
@@ -204,7 +205,7 @@ def test_a_place_that_cannot_be_written_is_refused_before_any_work(
         compressed(model, tmp_path / folder)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+@pytest.mark.skipif(getattr(os, "geteuid", lambda: 1)() == 0, reason="root may write anywhere")
 @pytest.mark.parametrize("name", ["", "out", "new/out"])
 def test_a_folder_of_somebody_else_is_refused_before_any_work(tmp_path: Path, model: Path, name: str):
     (tmp_path / "theirs").mkdir(mode=0o500)
@@ -290,3 +291,26 @@ def test_a_damaged_entry_is_named_with_the_folder_to_delete(
     shutil.rmtree(block.parent)
     compressed(model, tmp_path / "again", form, "rtn@4b")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["again", "cache", "model", "out"]
+
+
+def test_files_that_cannot_all_be_moved_leave_an_empty_target(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The same command is not refused afterwards: what was moved into the folder is gone again."""
+    target = tmp_path / "out"
+    target.mkdir()
+    replace = Path.replace
+
+    def full(self: Path, other: Path) -> Path:
+        if other == target.resolve() / "config.json":
+            raise OSError(errno.EIO, "Input/output error")
+        return replace(self, other)
+
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(OSError, match="Input/output error"):
+        compress_watched(model, target, lambda _: None)
+    assert not list(target.iterdir())
+    monkeypatch.undo()
+    monkeypatch.setenv("LLMKICK_CACHE", str(tmp_path / "cache"))
+    compress_watched(model, target, lambda _: None)
+    assert (target / "config.json").is_file()

@@ -175,10 +175,7 @@ def test_figures_and_their_numbers_can_be_saved(seen, driver, downloads, result)
     for row in rows:
         entry = entries[row["recipe"], row["task"]]
         expected = 1 + entry.relative_increase if entry.kind == "perplexity" else entry.compressed
-        if entry.kind == "task" and entry.verdict != "no signal":  # placed by its loss
-            dense = next(r.value for r in result.results if (r.recipe, r.task) == ("dense", entry.task))
-            expected = dense * (1 - entry.relative_drop)
-        assert float(row["y"]) == pytest.approx(expected)
+        assert float(row["y"]) == expected
     seen("document.querySelector('#verdicts details').open = true")
     seen("document.querySelector('[data-table=comparisons] button').click()")
     assert len(saved(downloads, "comparisons.csv").decode().splitlines()) == 1 + sum(

@@ -102,7 +102,7 @@ def test_a_match_on_the_look_at_a_failure_is_no_end_and_is_said() -> None:
     result = find_frontier(range(9), evaluate, confirm=lambda _: "matching", refute=refute)
     assert (result.strongest_matching, result.weakest_not_matching) == (3, 5)
     (note,) = result.notes
-    assert note == "two looks at 4 disagree, first failing, then matching: it is not reported as matching"
+    assert note == "4: matching in one look and not confirmed, so not reported as matching"
     plain = find_frontier(range(9), evaluate, confirm=lambda _: "matching", refute=lambda _: "not matching")
     assert plain.notes == ()
 

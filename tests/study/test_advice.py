@@ -68,8 +68,7 @@ ADVICE = [
     [
         ("run", ["--limit 100", "without factoid_qa", "--stop decided", "--sequences 16", "--calibration pocket",
                  "--seed 3"]),
-        ("frontier", ["--limit 100", "without factoid_qa", "--sequences 16", "--calibration pocket", "--seed 3",
-                      "--quick-search"]),
+        ("frontier", ["--limit 100", "without factoid_qa", "--sequences 16", "--calibration pocket", "--seed 3"]),
         ("eval", ["--limit 100", "without factoid_qa"]),
         ("compare", ["--limit 100", "without factoid_qa"]),
         ("gate", ["--items 100"]),

@@ -217,6 +217,17 @@ def test_a_training_that_does_not_fit_into_memory_is_refused_before_any_work(
             start(recipe, free)
 
 
+def test_a_study_whose_training_is_done_asks_for_no_memory(
+    toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = study_of(toy, recipes=["wanda@2:4+lora-r2"])
+    run_study(study, out=tmp_path / "run")
+    monkeypatch.setattr(whole_model, "_free_beside", lambda _: 0)
+    assert run_study(study, out=tmp_path / "run").failures == ()
+    with pytest.raises(ConfigError, match="a training of toy needs"):
+        run_study(study, out=tmp_path / "another")
+
+
 def test_a_server_cannot_be_recovered() -> None:
     with pytest.raises(ConfigError, match="is a server, whose model cannot be compressed here"):
         make_study({"model": "openai:http://x/v1#m", "recipes": ["wanda@2:4+lora"], "tasks": ["factoid_qa"]})

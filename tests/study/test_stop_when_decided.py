@@ -363,7 +363,7 @@ def test_a_level_that_only_a_refutation_calls_matching_is_in_no_answer(
     assert (facts.strongest_matching, facts.weakest_not_matching) == ("0.3", "0.5")
     assert (overall.strongest_matching, overall.weakest_not_matching) == ("0.3", "0.5")
     assert {row.level for row in facts.verdicts if row.verdict == "matching" and row.confirmed} == {"0.3"}
-    assert any("0.4 disagree" in note for note in facts.notes)
+    assert any("0.4: matching in one look and not confirmed" in note for note in facts.notes)
 
 
 def test_what_a_refutation_calls_matching_is_confirmed_where_all_tasks_need_it(

@@ -15,7 +15,7 @@ OPTIONS: Mapping[str, Mapping[str, str]] = {
         "sequences": "--sequences", "source": "--calibration", "seeds": "--seed",
     },
     "frontier": {
-        "limit": "--limit", "tasks": "--task", "propagate": "--quick-search",
+        "limit": "--limit", "tasks": "--task",
         "sequences": "--sequences", "source": "--calibration", "seeds": "--seed",
     },
     "eval": {"limit": "--limit", "tasks": "--task"},
@@ -24,8 +24,6 @@ OPTIONS: Mapping[str, Mapping[str, str]] = {
     "compress": {"sequences": "--sequences", "source": "--calibration"},
     "recover": {"sequences": "--sequences", "source": "--calibration"},
 }  # fmt: skip
-# Options that are on or off.
-FLAGS = ("--quick-search",)
 
 
 def words_of(command: str) -> Callable[[Advice], str | None]:
@@ -37,7 +35,6 @@ def words_of(command: str) -> Callable[[Advice], str | None]:
         if option is None or advice.setting == "tasks":
             return None if option is None else str(advice)
         value = advice.value.strip("[]").strip('"')
-        change = option if option in FLAGS else f"{option} {value}"
-        return f"{change} ({advice.reason})"
+        return f"{option} {value} ({advice.reason})"
 
     return words

@@ -106,7 +106,7 @@ def _frontier(
     unconfirmed = [levels[index] for index in matching if index > (-1 if strongest is None else strongest)]
     if unconfirmed:
         which = ", ".join(map(str, unconfirmed))
-        notes.append(f"two looks at {which} disagree, first failing, then matching: it is not reported as matching")
+        notes.append(f"{which}: matching in one look and not confirmed, so not reported as matching")
     if all(verdict == "no signal" for verdict in verdicts.values()):
         notes.append("the dense model shows no signal on this task: there is no frontier to find")
     if strongest == len(levels) - 1:

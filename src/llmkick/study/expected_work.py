@@ -118,8 +118,7 @@ def asking(
     """The cells of variants; `stopping` has the tasks whose cells end as soon as their verdict is known."""
     local = model if isinstance(model, TransformersModel) else None
     counted = {task.name: _tokens_of(task, items[task.name], styles[task.name], local) for task in tasks}
-    stopping, parts, tokens = stopping or {}, list[Part](), 0.0
-    every = list(variants)
+    stopping, parts, tokens, every = stopping or {}, list[Part](), 0.0, list(variants)
     rises = {
         variant.label: UNKNOWN_RISE if variant.reference else expected_rise(variant.recipe, model.info.parameters)
         for variant in every
@@ -127,8 +126,7 @@ def asking(
     for variant in every:
         for task in tasks:
             count, size = len(items[task.name]), counted[task.name]
-            tokens += count * (size.read + size.written)
-            cost = _item_seconds(size, count, speed)
+            tokens, cost = tokens + count * (size.read + size.written), _item_seconds(size, count, speed)
             small = EARLY_LOOKS * LOOK_ITEMS if task.name in stopping else 0
             parts.append(
                 Part(

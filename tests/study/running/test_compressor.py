@@ -28,6 +28,7 @@ from llmkick.compression.walk.compression_key import kept_key
 from llmkick.compression.walk.finished_blocks import STATE_FILE, count_finished
 from llmkick.errors import ModelError
 from llmkick.models.transformers_model import TransformersModel
+from llmkick.models.weights import weights_digest
 from llmkick.study.progress import Silent
 from llmkick.study.running import compressor as module
 from llmkick.study.running.compressor import StudyCompressor
@@ -166,6 +167,30 @@ def test_a_disk_that_gets_full_costs_the_cache_and_not_the_study(monkeypatch: py
     assert "wanda@0.5: the model is not kept in the cache" in warning
     assert "block-00001.safetensors" in warning
     monkeypatch.undo()
+
+
+def test_a_training_whose_blocks_find_no_room_is_not_trained_again(monkeypatch: pytest.MonkeyPatch):
+    model = toy_model()
+    _, report = compress(model, RECOVERED, calibration=WINDOWS)
+    write, run, runs = finished_blocks.write_packed, Trainer.run, list[int]()
+
+    def full(file: Path, weights: Any) -> None:
+        if file.parent == entry_of(model, RECOVERED):
+            raise OSError(28, "No space left on device", str(file))
+        write(file, weights)
+
+    def counted(trainer: Trainer) -> Any:
+        runs.append(1)
+        return run(trainer)
+
+    monkeypatch.setattr(finished_blocks, "write_packed", full)
+    monkeypatch.setattr(Trainer, "run", counted)
+    compressor = compressor_of(model)
+    found, again = compressor.compressed(RECOVERED, 0, WINDOWS)
+    assert len(runs) == 1
+    assert again.digest == report.digest == weights_digest(found.network)
+    (warning,) = compressor.warnings
+    assert "the model is not kept in the cache" in warning
 
 
 def test_a_disk_that_gets_full_ends_a_pass_but_not_the_study(monkeypatch: pytest.MonkeyPatch):

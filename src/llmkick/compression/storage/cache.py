@@ -23,6 +23,7 @@ from filelock import FileLock
 
 from llmkick.compression.recipe import Recipe, Recovered, is_trained
 from llmkick.compression.recoveries import LowRank
+from llmkick.compression.training.state import STATE_FILE as TRAINING_FILE
 from llmkick.compression.walk.blocks import Block
 from llmkick.compression.walk.finished_blocks import STATE_FILE, count_finished, delete_blocks
 from llmkick.compression.walk.size import compact_bytes
@@ -88,8 +89,13 @@ def entry_for(key: Mapping[str, Any], needed_bytes: int, *, besides: int = 0) ->
 
 
 def has_begun(folder: Path) -> bool:
-    """Whether a folder holds finished blocks, from which a compression goes on."""
-    return (folder / STATE_FILE).is_file()
+    """Whether a folder holds finished blocks or the state of a training, from which a compression goes on."""
+    return progress_in(folder) > (0, False) or (folder / STATE_FILE).is_file()
+
+
+def progress_in(folder: Path) -> tuple[int, bool]:
+    """How far the compression in a folder is: its finished blocks, and whether it holds the state of a training."""
+    return count_finished(folder), (folder / TRAINING_FILE).is_file()
 
 
 def entry_bytes(recipe: Recipe, blocks: Sequence[Block]) -> int:

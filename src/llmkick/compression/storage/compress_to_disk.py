@@ -18,6 +18,7 @@ from llmkick.compression.storage.cache import (
     has_begun,
     name_of,
     on_one_disk,
+    progress_in,
     still_needed,
 )
 from llmkick.compression.storage.compressed_tensors import check_exportable, check_storable, save_compressed_tensors
@@ -39,7 +40,7 @@ from llmkick.compression.walk.calibration import Calibration, as_calibration, ca
 from llmkick.compression.walk.checks import check_compressible, check_recipe_fits, refuse_several
 from llmkick.compression.walk.compress import compress_in_processes
 from llmkick.compression.walk.compression_key import kept_blocks, kept_key
-from llmkick.compression.walk.finished_blocks import FinishedBlocks, count_finished, delete_blocks
+from llmkick.compression.walk.finished_blocks import FinishedBlocks, delete_blocks
 from llmkick.compression.walk.processes import Processes, joined_processes
 from llmkick.compression.walk.report import CompressionReport
 from llmkick.compression.walk.self_sampling import is_sampled
@@ -76,7 +77,7 @@ class _StreamOptions(TypedDict):
 class CalibrationPlan:
     """The text to calibrate on; the fields are arguments of `calibrate`."""
 
-    source: str = "self"
+    source: str = "auto"
     sequences: int = 32
     length: int = 512
     seed: int = 0
@@ -249,8 +250,8 @@ def _work_folder(key: Mapping[str, Any], needed_bytes: int, target: _Room, other
     that another such folder will take.
     """
     places, cached = hidden_folders(target.folder, name_of(key)[:8]), folder_of(key)
-    begun = max(places, key=count_finished)
-    goes_on_beside = count_finished(begun) > count_finished(cached)
+    begun = max(places, key=progress_in)
+    goes_on_beside = progress_in(begun) > progress_in(cached)
     besides = others + (target.size if on_one_disk(cached, target.folder) else 0)
     with contextlib.nullcontext() if goes_on_beside else entry_for(key, needed_bytes, besides=besides) as entry:
         yield entry if entry is not None else begun if has_begun(begun) else places[0]

@@ -212,7 +212,8 @@ def write_model(
 ) -> CompressionReport:
     """Create a folder from `write`, with the other files of the source, the report and its origin.
 
-    It appears complete or not at all; an empty folder that is there stays, and gets the files when all are written.
+    It appears complete or not at all; an empty folder that is there stays, and gets the files when all are written, its
+    configuration last.
     write: writes weights and configuration, returns warnings. form: how the weights are stored, for the model card.
     Returns the report with all warnings. Raises ConfigError when the folder cannot be written or is not empty, or the
     disk has less than `size` free bytes.
@@ -243,11 +244,16 @@ def _filling(folder: Path) -> Iterator[Path]:
     temporary, _ = hidden_folders(folder, "new")
     shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed
     temporary.mkdir()
+    moved: list[Path] = []
     try:
         yield temporary
         # The configuration last: nothing opens a folder without it.
         for path in sorted(temporary.iterdir(), key=lambda path: path.name == CONFIG):
-            path.replace(folder / path.name)
+            moved.append(path.replace(folder / path.name))
+    except BaseException:
+        for path in moved:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

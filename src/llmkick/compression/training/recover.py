@@ -18,7 +18,7 @@ from llmkick.compression.training.student import Student, import_peft
 from llmkick.compression.training.trainer import Trainer, check_token_limit
 from llmkick.compression.walk.blocks import decoder_blocks, shallow_copy
 from llmkick.compression.walk.calibration import Calibration
-from llmkick.compression.walk.finished_blocks import FinishedBlocks, Tally
+from llmkick.compression.walk.finished_blocks import FinishedBlocks, NotKeptError, Tally
 from llmkick.compression.walk.linear_layer import LinearLayer, replace_weights
 from llmkick.compression.walk.report import CompressionReport, LayerErrors, LayerReport, RecoveryReport
 from llmkick.compression.walk.weight import relative_output_error
@@ -57,7 +57,10 @@ class TrainedRecovery:
     _errors: dict[str, tuple[float | None, float | None]] = field(default_factory=dict)
 
     def run(self) -> tuple[TransformersModel, CompressionReport]:
-        """The recovered model and its report. Where the training has not lowered the loss, the base's weights."""
+        """The recovered model and its report. Where the training has not lowered the loss, the base's weights.
+
+        Raises NotKeptError with both where the recovered blocks cannot be written.
+        """
         recovery = self.recipe.recovery
         assert isinstance(recovery, LoRA), recovery
         state, results, notes = TrainingState(), dict[LinearLayer, Tensor](), list[str]()
@@ -68,9 +71,13 @@ class TrainedRecovery:
             by_name = {layer.name: layer for block in decoder_blocks(network) for layer in block.layers}
             replace_weights((by_name[layer.name], weight) for layer, weight in results.items())
         report = self._report(recovery, network, results, state, loss_after, [*state.notes, *notes])
+        result = self.dense.with_network(network, digest=report.digest), report
         if self.finished is not None:
-            self._keep(network, report)
-        return self.dense.with_network(network, digest=report.digest), report
+            try:
+                self._keep(network, report)
+            except OSError as error:
+                raise NotKeptError(error, result) from error
+        return result
 
     def _train(self, recovery: LoRA) -> tuple[TrainingState, dict[LinearLayer, Tensor], float | None, list[str]]:
         """Train; the state at the end, the layers with new weights, the loss of these weights, and notes."""

@@ -30,6 +30,7 @@ HELD_OUT_SHARE, MOST_HELD_OUT = 8, 2  # one of eight windows is held out for the
 WARM_UP, CLIP = 0.1, 1.0  # share of the steps in which the learning rate rises; largest norm of a gradient
 TOKENS_AT_ONCE_CPU = 2048
 SHORTEST_PIECE = 32  # tokens of a window that is cut because memory runs out
+NOT_KEPT = "the training could not be kept"  # the beginning of a note
 
 
 def _held_out(windows: int) -> int:
@@ -255,7 +256,8 @@ class Trainer:
         try:
             write_state(self.folder, self.key, self.state, tensors)
         except OSError as error:
-            self.state.notes.append(f"the training could not be kept at step {self.state.step} ({error})")
+            others = [note for note in self.state.notes if not note.startswith(NOT_KEPT)]
+            self.state.notes[:] = [*others, f"{NOT_KEPT} at step {self.state.step} ({error})"]
         self.state.seconds, self._saved_at = seconds, time.monotonic()
 
     def _resume(self) -> None:

@@ -56,7 +56,7 @@ def as_calibration(calibration: Calibration | npt.ArrayLike) -> Calibration:
 def calibrate(
     model: TransformersModel,
     *,
-    source: str = "self",
+    source: str = "auto",
     sequences: int = 32,
     length: int = 512,
     seed: int = 0,

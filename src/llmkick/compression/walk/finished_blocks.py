@@ -25,6 +25,7 @@ from llmkick.files import write_text_atomically
 from llmkick.models.checkpoints.packed import FORMAT, Packed, read_packed, write_packed
 from llmkick.models.checkpoints.tensor_writer import naming, write_tensors
 from llmkick.models.checkpoints.weight_files import TensorFiles, read_tensor
+from llmkick.models.transformers_model import TransformersModel
 
 STATE_FILE = "compression.json"
 # Hidden states are kept when as much time has passed: what a stopped walk computes again takes less.
@@ -43,6 +44,14 @@ class DamagedBlocksError(ModelError):
     def __init__(self, message: str, folder: Path | None = None) -> None:
         super().__init__(message)
         self.folder = folder
+
+
+class NotKeptError(OSError):
+    """A finished model whose blocks could not be written: `result` is the model in memory and its report."""
+
+    def __init__(self, error: OSError, result: tuple[TransformersModel, CompressionReport]) -> None:
+        super().__init__(error.errno, error.strerror, error.filename)
+        self.result = result
 
 
 @dataclass(kw_only=True)

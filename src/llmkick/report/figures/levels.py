@@ -23,7 +23,7 @@ from llmkick.report.lookup import (
 )
 from llmkick.report.payload import Payload
 from llmkick.statistics import Comparison, PerplexityComparison, Verdict
-from llmkick.study.results.records import AnyComparison, TaskSummary
+from llmkick.study.results.records import AnyComparison, ResultRow, TaskSummary
 from llmkick.study.results.results import StudyResult
 
 DODGE = 0.014  # as a share of the axis: the offset between methods at the same level
@@ -51,7 +51,7 @@ def cells_frame(result: StudyResult) -> pd.DataFrame:
     """One row for each recipe × task: its position on the axes, its numbers, and its tooltip texts."""
     levels = {comparison.recipe: result.level(comparison.recipe) for comparison in result.comparisons}
     order = sorted(levels, key=lambda recipe: levels[recipe].severity)
-    whole = dense_scores(result)
+    whole = {row.task: row for row in result.results if row.recipe == "dense"}
     rows = []
     for (recipe, task), comparison in comparisons_by_cell(result).items():
         level = levels[recipe]
@@ -63,7 +63,7 @@ def cells_frame(result: StudyResult) -> pd.DataFrame:
     return frame[frame["y"].notna()]
 
 
-def _height(comparison: AnyComparison, whole: float | None) -> Payload:
+def _height(comparison: AnyComparison, whole: ResultRow | None) -> Payload:
     """The score with the interval of its loss, or perplexity over that of the dense model.
 
     whole: the dense score on all items.
@@ -80,15 +80,18 @@ def _control_height(comparison: PerplexityComparison) -> tuple[object, ...]:
     return "perplexity", 1 + change, low, high, *loss, *texts, comparison.outcome, comparison.dense, 0.0
 
 
-def _score_height(comparison: Comparison, whole: float | None) -> tuple[object, ...]:
+def _score_height(comparison: Comparison, whole: ResultRow | None) -> tuple[object, ...]:
     """A model that was asked fewer items than the dense one is placed by its loss: its score is that of other items."""
-    verdict, dense, chance = comparison.verdict, comparison.dense if whole is None else whole, comparison.chance
+    verdict, dense, chance = comparison.verdict, comparison.dense, comparison.chance
     silent, judged = verdict == "no signal", judged_loss(comparison)
+    is_asked_less = _is_asked_less(comparison, whole)
+    if is_asked_less and whole is not None:
+        dense = whole.value
     bounds = None if silent else judged.interval
     low, high, place = None, None, comparison.compressed
     if dense is not None and bounds is not None:
         low, high = (chance + (dense - chance) * (1 - bound) for bound in reversed(bounds))
-    if dense is not None and judged.share is not None and not silent:
+    if is_asked_less and dense is not None and judged.share is not None and not silent:
         place = chance + (dense - chance) * (1 - judged.share)
     loss = (None if silent else judged.share, *(bounds or (None, None)))
     texts = (formatting.score(comparison.compressed), formatting.loss_sentence(comparison) or formatting.NOTHING)
@@ -151,7 +154,7 @@ def _caption(result: StudyResult, cells: pd.DataFrame, kind: LevelKind) -> str:
     ]
     if kind != "sparsity":
         sentences.append("The full line is the dense score.")
-    if _is_asked_less(result, cells):
+    if _some_are_asked_less(result, cells):
         sentences.append("A model that was asked fewer questions is placed by its loss on them.")
     if (cells["chance"] > 0).any():
         sentences.append("The dotted line is what guessing gives.")
@@ -230,11 +233,16 @@ def control_figure(result: StudyResult, cells: pd.DataFrame) -> Figure:
     )
 
 
-def _is_asked_less(result: StudyResult, cells: pd.DataFrame) -> bool:
-    """Whether some of these models were asked other items than those that the dense score is of."""
-    whole, shown = dense_scores(result), set(zip(cells["recipe"], cells["task"], strict=True))
+def _is_asked_less(entry: Comparison, whole: ResultRow | None) -> bool:
+    """Whether a model was asked fewer items than the dense one, whose row is `whole`."""
+    return whole is not None and entry.n + entry.unscored < whole.n + whole.unscored
+
+
+def _some_are_asked_less(result: StudyResult, cells: pd.DataFrame) -> bool:
+    whole = {row.task: row for row in result.results if row.recipe == "dense"}
+    shown = set(zip(cells["recipe"], cells["task"], strict=True))
     return any(
-        entry.dense != whole.get(entry.task)
+        _is_asked_less(entry, whole.get(entry.task))
         for entry in task_comparisons(result)
         if (entry.recipe, entry.task) in shown and entry.verdict != "no signal"
     )

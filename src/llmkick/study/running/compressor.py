@@ -17,7 +17,7 @@ from llmkick.compression.walk.calibration import Calibration
 from llmkick.compression.walk.compress import compress_in_processes
 from llmkick.compression.walk.compress_into import Job, compress_into
 from llmkick.compression.walk.compression_key import artifact_key, kept_blocks, kept_key
-from llmkick.compression.walk.finished_blocks import DamagedBlocksError, delete_blocks
+from llmkick.compression.walk.finished_blocks import DamagedBlocksError, NotKeptError, delete_blocks
 from llmkick.compression.walk.processes import ALONE
 from llmkick.compression.walk.report import CompressionReport
 from llmkick.errors import ConfigError, ModelError
@@ -80,7 +80,10 @@ class StudyCompressor:
             if keep is None:
                 return go(None, None)
             sound = self._recall(recipe, calibration, key, keep, expected)
-            result, mended = self._mending(recipe, go, keep, base)
+            try:
+                result, mended = self._mending(recipe, go, keep, base)
+            except NotKeptError as error:
+                return error.result
             if result is not None:
                 self._share(recipe, key, keep, anew=mended or not sound)
                 return result
@@ -104,7 +107,7 @@ class StudyCompressor:
     ) -> tuple[tuple[TransformersModel, CompressionReport] | None, bool]:
         """Return the result of a compression into these folders, and whether one of them was damaged and emptied.
 
-        There is no result if the disk is full.
+        There is no result if the disk is full. Raises NotKeptError with it where that happens after a training.
         """
         emptied: set[Path] = set()
         while True:
@@ -119,6 +122,8 @@ class StudyCompressor:
                 if not is_full(error):
                     raise
                 self.warnings.append(f"{recipe}: the model is not kept in the cache ({error})")
+                if isinstance(error, NotKeptError):
+                    raise
                 return None, bool(emptied)
             delete_blocks(damaged)
             emptied.add(damaged)

@@ -26,7 +26,7 @@ from llmkick.study.judging.judging import Judging, judge_of
 from llmkick.study.power_warnings import calibrated_seeds, warn_of_low_power
 from llmkick.study.progress import Observer, show_plan
 from llmkick.study.results.axes import summaries_of
-from llmkick.study.results.records import CONTROL_METRICS
+from llmkick.study.results.records import CONTROL_METRICS, Artifact
 from llmkick.study.running.calibrations import calibration_windows, pocket_notes, recorded_windows, windows_wanted
 from llmkick.study.running.context import StudyContext
 from llmkick.study.running.early_stopping import StoppingRule, stopping_rules
@@ -193,7 +193,7 @@ def _load(
     model = source.load(study, observer)
     journal.add_seconds("load", study.model, time.perf_counter() - started)
     if study.recipes:
-        _check_recipes(study, model)
+        _check_recipes(study, model, journal)
     prompting = external_models.prompting(model)
     fitted, warnings = _with_comparable_units(
         study, tasks, external_models.with_other_tokens(model) if study.others else []
@@ -230,7 +230,7 @@ def _with_comparable_units(
     return [converted.get(place, task) for place, task in enumerate(tasks)], warnings if converted else []
 
 
-def _check_recipes(study: Study, model: LanguageModel) -> None:
+def _check_recipes(study: Study, model: LanguageModel, journal: Journal) -> None:
     assert isinstance(model, TransformersModel), "the compressor refuses any other"
     blocks = decoder_blocks(model.network)
     check_compressible(model.network, blocks, allow_partial=study.allow_partial)
@@ -242,7 +242,8 @@ def _check_recipes(study: Study, model: LanguageModel) -> None:
             check_trainable(recipe, model)
         for setting in calibration_settings(study.calibration):
             check_training(recipe, setting.sequences, setting.length)
-    if is_here and has_training(study):
+    trained_before = {(artifact.recipe or "").partition(" [")[0] for artifact in journal.artifacts(Artifact)}
+    if is_here and not _trained(study) <= trained_before:
         check_memory_of_training(model)
     longest = max(setting.length for setting in calibration_settings(study.calibration))
     if longest > model.max_tokens:
@@ -258,7 +259,12 @@ def _is_elsewhere(model: TransformersModel) -> bool:
 
 def has_training(study: Study) -> bool:
     """Return whether a recipe of the study trains the whole network."""
-    return any(map(is_trained, study.parsed_recipes()))
+    return bool(_trained(study))
+
+
+def _trained(study: Study) -> set[str]:
+    """Return the recipes of the study that train the whole network."""
+    return {str(recipe) for recipe in study.parsed_recipes() if is_trained(recipe)}
 
 
 def copies_beside(study: Study) -> float:
