@@ -149,8 +149,8 @@ def run(
         _print_plan(study, as_json=as_json)
         return
     workplace = make_executor(executor, address=address, workers=workers, artifacts=artifacts)
-    start = _run_as_json if as_json else _run_and_report
-    start(study, folder, workplace, words=words_of("run") if study_file is None else str, quiet=quiet)
+    words = None if as_json else words_of("run") if study_file is None else str
+    _run(study, folder, workplace, words=words, quiet=quiet)
 
 
 def _study_from_file(path: Path, options: list[str]) -> Study:
@@ -180,9 +180,16 @@ def _print_plan(study: Study, *, as_json: bool) -> None:
         print_line(line)
 
 
-def _run_as_json(study: Study, folder: Path, executor: Executor, *, words: Words, quiet: bool) -> None:
-    """Run a study and print its events as JSON lines, advice as it is; the last line holds the results."""
-    del words
+def _run(study: Study, folder: Path, executor: Executor, *, words: Words | None, quiet: bool) -> None:
+    """Run a study, with advice in these words for a person, or as events for a program if there are none."""
+    if words is None:
+        _run_as_json(study, folder, executor, quiet=quiet)
+    else:
+        _run_and_report(study, folder, executor, words=words, quiet=quiet)
+
+
+def _run_as_json(study: Study, folder: Path, executor: Executor, *, quiet: bool) -> None:
+    """Run a study and print its events as JSON lines; the last line holds the results."""
     from llmkick.cli.progress import JsonProgress
     from llmkick.report.page.page import write_report
     from llmkick.study.progress import Silent

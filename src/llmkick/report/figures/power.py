@@ -25,24 +25,16 @@ FORMS = (".svg", ".html", ".json")
 
 
 def power_frame(
-    accuracies: tuple[float, ...],
-    *,
-    loss: float,
-    discordance: float,
-    margin: float,
-    alpha: float,
-    chance: float = 0.0,
-    design_effect: float = 1.0,
-    power: float = POWER,
+    accuracies: tuple[float, ...], *, loss: float, margin: float, power: float = POWER, **design: float
 ) -> pd.DataFrame:
-    """For 30 to 30,000 items and each dense accuracy: the smallest detectable loss and the probability of a verdict."""
+    """For 30 to 30,000 items and each dense accuracy: the smallest detectable loss and the probability of a verdict.
+
+    design: other arguments of `statistics.verdict_power`, such as discordance and chance.
+    """
     rows = []
     for accuracy in accuracies:
         for items in np.unique(np.geomspace(30, 30_000, 90).astype(int)).tolist():
-            common = {
-                "discordance": discordance, "margin": margin, "alpha": alpha,
-                "chance": chance, "design_effect": design_effect,
-            }  # fmt: skip
+            common = {"margin": margin, **design}
             rows.append(
                 {
                     "accuracy": f"{accuracy:g}",
@@ -55,28 +47,13 @@ def power_frame(
 
 
 def power_chart(
-    accuracy: float,
-    *,
-    loss: float = 0.0,
-    discordance: float = 0.1,
-    margin: float = 0.05,
-    alpha: float = 0.05,
-    chance: float = 0.0,
-    design_effect: float = 1.0,
-    power: float = POWER,
+    accuracy: float, *, loss: float = 0.0, margin: float = 0.05, power: float = POWER, **design: float
 ) -> Board:
-    """Two panels over the number of items, a line for each dense accuracy; chance is the score of guessing."""
-    others = [other for other in ACCURACIES if abs(other - accuracy) > 0.05 and other > chance + 0.05]
-    frame = power_frame(
-        tuple(sorted([accuracy, *others])),
-        loss=loss,
-        discordance=discordance,
-        margin=margin,
-        alpha=alpha,
-        chance=chance,
-        design_effect=design_effect,
-        power=power,
-    )
+    """Two panels over the number of items, a line for each dense accuracy; design: as of `power_frame`."""
+    guessing = design.get("chance", 0.0)
+    others = [other for other in ACCURACIES if abs(other - accuracy) > 0.05 and other > guessing + 0.05]
+    accuracies = tuple(sorted([accuracy, *others]))
+    frame = power_frame(accuracies, loss=loss, margin=margin, power=power, **design)
     frame["asked"] = frame["accuracy"] == f"{accuracy:g}"
     items = alt.X(
         "items:Q", title="items", scale=alt.Scale(type="log", nice=False), axis=alt.Axis(format="~s", values=TICKS)
