@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from llmkick import compress, parse_recipe
 from llmkick.models.engine import batch_budget as memory
-from llmkick.models.engine import encoding, scoring
+from llmkick.models.engine import encoding, scoring, token_scores
 from llmkick.models.engine.runner import Runner
 from llmkick.models.language_model import ContinuationScore, Message, ScoreRequest, Unanswered
 from llmkick.models.transformers_model import TransformersModel
@@ -333,7 +333,7 @@ def test_small_batches_give_the_same_scores(monkeypatch: pytest.MonkeyPatch, bud
     expected = [naive(LLAMA, request) for request in requests]
     run = forwarded_tokens(monkeypatch)
     monkeypatch.setattr(memory, "token_budget", lambda _network, _device, **_: budget)
-    monkeypatch.setattr(scoring, "LOGIT_ROWS", 3)
+    monkeypatch.setattr(token_scores, "LOGIT_ROWS", 3)
     assert_close(LLAMA.logprobs(requests), expected)
     assert len(run) >= {1: 20, 70: 8, 300: 5}[budget]
 
@@ -346,7 +346,7 @@ def test_token_ids_of_another_tokenizer_are_unanswered(strange: int):
 
 
 def test_greedy_means_every_token_of_the_continuation(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(scoring, "LOGIT_ROWS", 3)
+    monkeypatch.setattr(token_scores, "LOGIT_ROWS", 3)
     ids = LLAMA.tokenize("the and")
     start = len(ids)
     with torch.no_grad():

@@ -21,7 +21,8 @@ from torch import Tensor
 from llmkick.errors import ConfigError, NumericalError
 from llmkick.files import cache_folder
 from llmkick.models.engine.cache_size import bytes_a_token
-from llmkick.models.engine.runner import Runner
+from llmkick.models.engine.fixed_steps import WORTHWHILE_STEPS, FixedSteps, can_fix_steps
+from llmkick.models.engine.runner import Runner, read
 from llmkick.models.transformers_model import TransformersModel
 
 TokenIds = npt.NDArray[np.int64]
@@ -121,11 +122,15 @@ def chosen_tokens(logits: Tensor, uniform: Tensor) -> Tensor:
     On the logits' device: only the draws are made elsewhere, so a seed means the same text on as many devices as
     rounding allows.
     """
-    precise = torch.float32 if logits.device.type == "mps" else torch.float64
+    precise = _precise(logits.device)
     reached = torch.softmax(logits.to(precise), dim=-1).cumsum(dim=-1)
     wanted = uniform.to(device=logits.device, dtype=precise) * reached[:, -1]
     # The draw is below 1 but its product may be rounded up to the last sum.
     return torch.searchsorted(reached, wanted[:, None], right=True)[:, 0].clamp(max=logits.shape[-1] - 1)
+
+
+def _precise(device: torch.device) -> torch.dtype:
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def _sample(
@@ -135,28 +140,80 @@ def _sample(
 
     The first token of a window is the start token, as at the beginning of a document; after an end-of-text token the
     model goes on with the next document. `partial` keeps the positions that are sampled, from which the next call goes
-    on. report: called with the number of tokens that are sampled.
+    on. report: called with the number of tokens that are sampled. Raises NumericalError for logits that are not finite,
+    at the latest where their tokens would be kept: a GPU is not waited for at each position.
     """
+    runner = Runner(model.network, model.device, reusable=_allocates_once(model, length))
+    draws_of = np.stack([draws(seed, row, length - 1) for row in batch])
+    uniform = torch.from_numpy(draws_of).to(dtype=_precise(runner.device)).to(runner.device)
+    kept = _beginning(model, len(batch), length, partial)
+    tokens = torch.zeros(len(batch), length, dtype=torch.long)
+    tokens[:, : kept.shape[1]] = torch.from_numpy(kept)
+    tokens = tokens.to(runner.device)
+    is_finite = torch.ones((), dtype=torch.bool, device=runner.device)
+    with torch.inference_mode():
+        text = _Continued(runner, kept, length, model.engine.budget.notes)
+        for position in range(kept.shape[1], length):
+            logits = text.next_logits(tokens[:, :position])
+            is_finite = is_finite & torch.isfinite(logits).all()
+            chosen = tokens[:, position] = chosen_tokens(logits, uniform[:, position - 1])
+            keeps, ends = position % KEEP_EVERY == 0, position + 1 == length
+            if (keeps or ends) and not bool(is_finite):
+                raise NumericalError(f"{model.info.name} gives NaN or Inf: it cannot sample text to calibrate on")
+            if keeps:
+                _write(partial, read(tokens[:, : position + 1]).numpy())
+            if not ends:
+                text.add(chosen[:, None], to_come=length - position - 1)
+            report((position + 1) * len(batch))
+    return read(tokens).numpy()
+
+
+def _beginning(model: TransformersModel, rows: int, length: int, partial: Path) -> TokenIds:
+    """What is sampled already, (rows, tokens): the kept positions, otherwise the start token."""
+    kept = _read(partial)
+    if kept.shape == (rows, kept.shape[1]) and 1 <= kept.shape[1] < length:
+        return kept
     start = model.tokenizer.bos_token_id
     if start is None:
         start = model.tokenizer.eos_token_id
-    runner = Runner(model.network, model.device)
-    uniform = torch.from_numpy(np.stack([draws(seed, row, length - 1) for row in batch]))
-    kept = _read(partial)
-    begun = kept.shape == (len(batch), kept.shape[1]) and 1 <= kept.shape[1] < length
-    tokens = torch.from_numpy(kept) if begun else torch.full((len(batch), 1), int(start or 0), dtype=torch.long)
-    tokens = tokens.to(runner.device)
-    with torch.inference_mode():
-        state = runner.prefill([tuple(row) for row in tokens.tolist()], 0, None) if runner.takes_cache else None
-        for position in range(tokens.shape[1], length):
-            logits = runner.next_logits(tokens) if state is None else state.next_logits
-            if not bool(torch.isfinite(logits).all()):
-                raise NumericalError(f"{model.info.name} gives NaN or Inf: it cannot sample text to calibrate on")
-            chosen = chosen_tokens(logits, uniform[:, position - 1])[:, None]
-            tokens = torch.cat([tokens, chosen], dim=1)
-            if position % KEEP_EVERY == 0:
-                _write(partial, tokens.cpu().numpy())
-            if state is not None and position + 1 < length:
-                runner.step(state, chosen)
-            report((position + 1) * len(batch))
-    return tokens.cpu().numpy()
+    return np.full((rows, 1), int(start or 0), dtype=np.int64)
+
+
+def _allocates_once(model: TransformersModel, length: int) -> bool:
+    """Whether keys and values lie in buffers for the whole text: on a GPU, where the network allows it.
+
+    A CPU keeps the cache that the cached texts come from: other buffers may round another way.
+    """
+    from llmkick.models.engine.kv_cache import can_reuse_cache  # transformers takes long to import
+
+    return model.device.type == "cuda" and can_reuse_cache(model.network, length)
+
+
+class _Continued:
+    """Rows of the same length that are continued token by token, through a cache where the network has one."""
+
+    def __init__(self, runner: Runner, tokens: TokenIds, length: int, notes: list[str]) -> None:
+        """`length` is that of the finished rows, in tokens; `notes` get what the user should know."""
+        self._runner = runner
+        self._notes = notes
+        self._state = runner.prefill([tuple(row) for row in tokens.tolist()]) if runner.takes_cache else None
+        self._fixed: FixedSteps | None = None
+        self._may_fix = runner.reusable and can_fix_steps(runner.network, runner.device)
+        if self._state is not None and runner.reusable:
+            self._state.reserve(length - tokens.shape[1])
+
+    def next_logits(self, tokens: Tensor) -> Tensor:
+        """(rows, tokens), all tokens so far → (rows, vocabulary) float32, which the next step may overwrite."""
+        return self._runner.next_logits(tokens) if self._state is None else self._state.next_logits
+
+    def add(self, chosen: Tensor, *, to_come: int) -> None:
+        """Go on with one more token for each row, (rows, 1), which so many more will follow."""
+        if self._state is None:
+            return
+        if self._fixed is not None:
+            self._fixed.step(self._state, chosen)
+            return
+        self._runner.step(self._state, chosen)
+        if self._may_fix and to_come >= WORTHWHILE_STEPS:
+            self._may_fix = False
+            self._fixed = FixedSteps.of(self._runner, self._state, chosen, self._notes)

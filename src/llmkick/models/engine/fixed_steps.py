@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from llmkick.models.engine.batch_budget import is_out_of_memory, is_spread
-from llmkick.models.engine.network import attends_to_all_tokens
+from llmkick.models.engine.network import is_plain_sdpa
 from llmkick.models.engine.prefilled import Prefilled
 from llmkick.models.engine.runner import Runner
 
@@ -37,8 +37,7 @@ _refused: WeakSet[Any] = WeakSet()
 
 def can_fix_steps(network: Any, device: torch.device) -> bool:
     """Whether a GPU holds the whole network, every layer attends to all tokens by `sdpa`, and no attempt has failed."""
-    by_sdpa = getattr(network.config.get_text_config(decoder=True), "_attn_implementation", "") == "sdpa"
-    is_suitable = by_sdpa and attends_to_all_tokens(network) and network not in _refused
+    is_suitable = is_plain_sdpa(network) and network not in _refused
     return is_suitable and device.type == "cuda" and not is_spread(network)
 
 

@@ -17,7 +17,7 @@ from llmkick.models.engine.kv_cache import can_reuse_cache
 from llmkick.models.engine.network import device_of, end_tokens_of, max_tokens_of, vocabulary_of
 from llmkick.models.engine.prefilled import Prefilled, join_states
 from llmkick.models.engine.prompt_encoder import PromptEncoder
-from llmkick.models.engine.runner import Prefix, Runner, prefix_groups
+from llmkick.models.engine.runner import Prefix, Runner, prefix_groups, read
 from llmkick.models.finite import finite_rows
 from llmkick.models.language_model import GenerateRequest, Generation, Unanswered
 
@@ -92,10 +92,10 @@ class _Decoder:
         self._admit()
         assert self.state is not None, "a row was waiting, or active"
         chosen = self.state.next_logits.argmax(-1)
-        finite = finite_rows(self.state.next_logits).tolist()
-        for row, token, is_finite in zip(self.active, chosen.tolist(), finite, strict=True):
+        read_once = read(torch.stack([chosen, finite_rows(self.state.next_logits).long()])).tolist()
+        for row, token, is_finite in zip(self.active, *read_once, strict=True):
             if row.outcome is None:
-                self.answers.append(row, token, is_finite=is_finite)
+                self.answers.append(row, token, is_finite=bool(is_finite))
             if row.outcome is not None:
                 row.prefix = None  # the last row of a prefix frees its cache
         alive = [index for index, row in enumerate(self.active) if row.outcome is None]
@@ -216,4 +216,5 @@ def _decode_whole(runner: Runner, answers: Answers, row: Row) -> None:
     """Append greedy tokens, running the whole text for each: for networks that keep their state in their own way."""
     while row.outcome is None:
         logits = runner.next_logits(torch.tensor([row.text], device=runner.device))
-        answers.append(row, int(logits.argmax()), is_finite=bool(torch.isfinite(logits).all()))
+        token, is_finite = read(torch.cat([logits.argmax(-1), finite_rows(logits).long()])).tolist()
+        answers.append(row, token, is_finite=bool(is_finite))

@@ -132,6 +132,7 @@ def repeat_prefix(prefix: Any, shifts: Tensor, room: int) -> Any:
     """The single row of `prefix`, repeated and moved right by each of `shifts` (rows,) columns, with `room` for more.
 
     Columns that a shift pushes out are lost: the caller runs those tokens again. Columns that it frees are padding.
+    `shifts` is on the processor's side, where reading it waits for no GPU.
     """
 
     def repeat(states: Tensor, columns: int) -> Tensor:
@@ -139,7 +140,7 @@ def repeat_prefix(prefix: Any, shifts: Tensor, room: int) -> Any:
         if not bool(shifts.any()):
             buffer[:, :, :columns] = states
         else:
-            moved = shifts.to(states.device)  # a network's layers may lie on several devices
+            moved = shifts.to(states.device, non_blocking=True)  # a network's layers may lie on several devices
             source = (torch.arange(columns, device=states.device) - moved[:, None]).clamp(min=0)
             buffer[:, :, :columns] = states[0][:, source].transpose(0, 1)
         return buffer
@@ -157,6 +158,17 @@ def moved_right(cache: Any, shifts: Tensor) -> Any:
         return states[rows, :, source].transpose(1, 2)
 
     return _build_cache([cache], cache.get_seq_length(), lambda parts, columns: move(parts[0], columns))
+
+
+def repeat_rows(cache: Any, rows: Tensor, columns: int, *, room: int) -> Any:
+    """The first `columns` columns of chosen `rows`, which may repeat, with `room` for more."""
+
+    def repeat(states: Tensor) -> Tensor:
+        buffer = states.new_empty(len(rows), states.shape[1], columns + room, states.shape[-1])
+        buffer[:, :, :columns] = states[rows.to(states.device), :, :columns]
+        return buffer
+
+    return _build_cache([cache], columns, lambda parts, _: repeat(parts[0]))
 
 
 def first_columns(cache: Any, columns: int) -> Any:

@@ -54,6 +54,12 @@ def attends_to_all_tokens(network: Any) -> bool:
     return getattr(config, "sliding_window", None) is None and not kinds
 
 
+def is_plain_sdpa(network: Any) -> bool:
+    """Whether every layer attends to all tokens by the attention that transformers calls `sdpa`."""
+    config = network.config.get_text_config(decoder=True)
+    return getattr(config, "_attn_implementation", "") == "sdpa" and attends_to_all_tokens(network)
+
+
 def end_tokens_of(network: Any, tokenizer: Any) -> frozenset[int]:
     """Token ids that end an answer: those of the generation configuration, and the tokenizer's."""
     configured = getattr(network.generation_config, "eos_token_id", None)

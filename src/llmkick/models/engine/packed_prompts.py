@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llmkick.models.engine.network import attends_to_all_tokens
+from llmkick.models.engine.network import is_plain_sdpa
 
 # Tokens of one forward: longer rows are no faster and take more memory.
 MAX_PACKED_TOKENS = 2048
@@ -25,9 +25,7 @@ class UnsupportedAttentionError(Exception):
 
 def can_pack_prompts(network: Any, device: torch.device) -> bool:
     """Whether packing can work and gain: on a CPU, with `sdpa` attention, every layer over the full context."""
-    config = network.config.get_text_config(decoder=True)
-    by_sdpa = getattr(config, "_attn_implementation", "") == "sdpa"
-    return device.type == "cpu" and by_sdpa and attends_to_all_tokens(network)
+    return device.type == "cpu" and is_plain_sdpa(network)
 
 
 class AttentionByPrompt:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from llmkick.models.engine.batch_budget import is_spread
 from llmkick.models.engine.batches import Ids, common_prefix, group_by_prefix
-from llmkick.models.engine.network import first_position_of
+from llmkick.models.engine.network import first_position_of, is_plain_sdpa
 from llmkick.models.engine.packed_prompts import AttentionByPrompt, UnsupportedAttentionError, can_pack_prompts
 from llmkick.models.engine.prefilled import Prefilled
 
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 class Runner:
     """Calls a network with explicit masks and positions, whatever its signature.
 
-    `reusable` says that keys and values may be cut and repeated (see `can_reuse_cache`). `packs_prompts` turns false
-    when a layer turns out to have an attention of its own.
+    `reusable` says that keys and values may be cut and repeated (see `can_reuse_cache`). `packs_prompts` and
+    `shares_prompts` turn false when a layer turns out to have an attention of its own.
     """
 
     def __init__(self, network: Any, device: torch.device, *, reusable: bool = False) -> None:
@@ -36,6 +36,7 @@ class Runner:
         self._takes_keep = "logits_to_keep" in accepted
         self._first_position = first_position_of(network)
         self.packs_prompts = reusable and can_pack_prompts(network, device)
+        self.shares_prompts = reusable and is_plain_sdpa(network)
         # A GPU has kernels for causal attention that take no mask; padding behind a token is hidden from it anyway.
         self.masks_padding_behind = device.type != "cuda"
         supports = getattr(network, "_supports_default_dynamic_cache", lambda: True)
@@ -45,6 +46,11 @@ class Runner:
     def needs_no_mask(self) -> bool:
         """Whether prompts with padding behind them run without a mask, which a GPU's causal kernels do not take."""
         return self.reusable and not self.masks_padding_behind
+
+    @property
+    def prefills_without_mask(self) -> bool:
+        """Whether `prefill_left_aligned` runs: only an output head can leave out columns that are not the last."""
+        return self.needs_no_mask and self.network.get_output_embeddings() is not None
 
     def new_cache(self) -> Any:
         """An empty cache: one that can be cut and repeated, or the kind that the network wants."""
@@ -133,15 +139,15 @@ class Runner:
         """
         from llmkick.models.engine.kv_cache import repeat_prefix
 
-        # Only the output head can leave out columns that are not the last ones.
-        if self.needs_no_mask and self.network.get_output_embeddings() is not None:
+        if self.prefills_without_mask:
             return self._prefill_without_mask(prompts, prefix, prefix_cache)
         ids, mask = pad(prompts, self.device, left=True)
         positions = (mask.cumsum(1) - 1).clamp(min=0)
         lengths = mask.sum(1)
         cache = self.new_cache()
         if prefix:
-            cache = repeat_prefix(prefix_cache, ids.shape[1] - lengths, room=ids.shape[1] - prefix)
+            shifts = torch.tensor([ids.shape[1] - len(prompt) for prompt in prompts])
+            cache = repeat_prefix(prefix_cache, shifts, room=ids.shape[1] - prefix)
         logits = self.last_logits(ids[:, prefix:], mask=mask, positions=positions[:, prefix:], cache=cache)
         return Prefilled(next_logits=logits, cache=cache, mask=mask, lengths=lengths)
 
@@ -150,12 +156,16 @@ class Runner:
         from llmkick.models.engine.kv_cache import moved_right
 
         lengths = torch.tensor([len(prompt) for prompt in prompts], device=self.device)
-        logits, cache = self._run_left_aligned(prompts, prefix, prefix_cache, cache=self.new_cache())
+        logits, cache = self.prefill_left_aligned(prompts, prefix, prefix_cache)
         columns = max(map(len, prompts))
         if min(map(len, prompts)) < columns:
             cache = moved_right(cache, columns - lengths)
         mask = (torch.arange(columns, device=self.device) >= columns - lengths[:, None]).long()
         return Prefilled(next_logits=logits, cache=cache, mask=mask, lengths=lengths)
+
+    def prefill_left_aligned(self, prompts: Sequence[Ids], prefix: int, prefix_cache: Any) -> tuple[Tensor, Any]:
+        """`prefill` without a mask: float32 logits after each prompt, (rows, vocabulary), and a left-aligned cache."""
+        return self._run_left_aligned(prompts, prefix, prefix_cache, cache=self.new_cache())
 
     def final_logits(self, prompts: Sequence[Ids], prefix: int = 0, prefix_cache: Any = None) -> Tensor:
         """Float32 logits after each prompt, (rows, vocabulary), without a cache; `prefix` is as in `prefill`.
@@ -180,7 +190,7 @@ class Runner:
             mask = torch.ones_like(mask)
             attention = CausalBehindPrefix() if prefix else None
         if prefix:
-            cache = repeat_prefix(prefix_cache, torch.zeros_like(column[:, 0]), room=ids.shape[1] - prefix)
+            cache = repeat_prefix(prefix_cache, torch.zeros(len(ids), dtype=torch.long), room=ids.shape[1] - prefix)
         ids, positions = ids[:, prefix:], positions[:, prefix:]
         logits = self.forward(ids, mask=mask, positions=positions, cache=cache, column=column, attention=attention)
         return logits[:, 0].float(), cache
@@ -196,7 +206,7 @@ class Runner:
         ids = torch.tensor([[token for prompt in prompts for token in prompt[prefix:]]], device=self.device)
         positions = torch.cat([torch.arange(prefix, len(prompt)) for prompt in prompts])[None].to(self.device)
         attention = AttentionByPrompt(prefix, lengths.tolist())
-        cache = repeat_prefix(prefix_cache, torch.zeros(1, dtype=torch.long, device=self.device), room=ids.shape[1])
+        cache = repeat_prefix(prefix_cache, torch.zeros(1, dtype=torch.long), room=ids.shape[1])
         mask = torch.ones(1, prefix + ids.shape[1], dtype=torch.long, device=self.device)
         column = (lengths.cumsum(0) - 1)[None].to(self.device)
         try:
@@ -219,6 +229,11 @@ def _picked(states: Tensor, column: Tensor) -> Tensor:
     """(rows, columns, width) and some columns of each row (rows, chosen) → (rows, chosen, width)."""
     rows = torch.arange(len(states), device=states.device)[:, None]
     return states[rows, column.to(states.device)]
+
+
+def read(numbers: Tensor) -> Tensor:
+    """The numbers on the processor's side. It waits here for a GPU, which works ahead until then: read seldom."""
+    return numbers.cpu()
 
 
 def pad(rows: Sequence[Ids], device: torch.device, *, left: bool) -> tuple[Tensor, Tensor]:

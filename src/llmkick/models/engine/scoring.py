@@ -5,7 +5,6 @@ Logits are turned into log-probabilities in float32, and only where a continuati
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from llmkick.models.engine.batch_budget import BatchBudget, run_in_batches
 from llmkick.models.engine.batches import Ids, group_by_prefix, plan_batches, plan_packed_rows
+from llmkick.models.engine.branches import alike_in_length, run_branches
 from llmkick.models.engine.encoding import EncodedRequest, encode_answerable
 from llmkick.models.engine.kv_cache import can_reuse_cache, rotary_limit
 from llmkick.models.engine.network import device_of, max_tokens_of, vocabulary_of
@@ -22,14 +22,13 @@ from llmkick.models.engine.packed_prompts import MAX_PACKED_TOKENS
 from llmkick.models.engine.prefilled import Prefilled
 from llmkick.models.engine.prompt_encoder import PromptEncoder
 from llmkick.models.engine.runner import Prefix, Runner, pad, prefix_groups
+from llmkick.models.engine.token_scores import TokenScores
 from llmkick.models.language_model import ContinuationScore, ScoreRequest, Unanswered
 
 MAX_QUESTIONS = 256
 MAX_WHOLE_ROWS = 64
 # The most bytes of logits, in the network's dtype, that a forward may make.
 LOGIT_BYTES = 0.5e9
-# Positions whose float32 logits are in memory at once: 512 × 128k vocabulary × 4 bytes is 256 MB.
-LOGIT_ROWS = 512
 
 # Requests that a single row answers: those with the same prompt, or with the same tokens to run.
 Question = list[EncodedRequest]
@@ -180,28 +179,30 @@ class _Scorer:
 
     def _score_first(self, questions: list[Question], next_logits: Tensor) -> None:
         """Options of one token, from (questions, vocabulary) float32."""
-        first = F.log_softmax(next_logits, dim=-1)
-        for row, question in enumerate(questions):
-            self.scores.update({request.index: _score(first[row][None], request) for request in question})
+        found = TokenScores()
+        requests = [(row, request) for row, question in enumerate(questions) for request in question]
+        found.add_first(F.log_softmax(next_logits, dim=-1), requests)
+        self.scores.update(found.scores())
 
     def _score_continued(self, questions: list[Question], prefix: Prefix) -> None:
+        if self.runner.prefills_without_mask:
+            self._score_branches(questions, prefix)
+            return
         state = self.runner.prefill([question[0].prompt for question in questions], len(prefix), prefix.cache)
-        first = F.log_softmax(state.next_logits, dim=-1)
-        longer: list[tuple[int, EncodedRequest]] = []
-        for row, request in ((row, request) for row, question in enumerate(questions) for request in question):
-            if len(request.continuation) == 1:  # all letters of a question come from this position
-                self.scores[request.index] = _score(first[row][None], request)
-            else:
-                longer.append((row, request))
+        found = TokenScores()
+        requests = [(row, request) for row, question in enumerate(questions) for request in question]
+        found.add_first(F.log_softmax(state.next_logits, dim=-1), requests)
+        longer = [(row, request) for row, request in requests if len(request.continuation) > 1]
         lengths = [len(request.continuation) - 1 for _, request in longer]
         columns = [state.mask.shape[1] + length for length in lengths]
         plan = plan_batches(
             lengths, columns, budget=self._batch_tokens(), max_rows=MAX_QUESTIONS, max_tokens=self.positions
         )
         for batch in plan:
-            self._score_longer([longer[index] for index in batch], state, first)
+            self._score_longer([longer[index] for index in batch], state, found)
+        self.scores.update(found.scores())
 
-    def _score_longer(self, rows: list[tuple[int, EncodedRequest]], state: Prefilled, first: Tensor) -> None:
+    def _score_longer(self, rows: list[tuple[int, EncodedRequest]], state: Prefilled, found: TokenScores) -> None:
         """Options of several tokens, each with a copy of its question's cache."""
         chosen = torch.tensor([row for row, _ in rows], device=self.runner.device)
         branch = state.select(chosen)
@@ -210,9 +211,32 @@ class _Scorer:
         positions = branch.lengths[:, None] + own_mask.cumsum(1) - 1
         mask = torch.cat([branch.mask, own_mask], dim=1)
         logits = self.runner.forward(ids, mask=mask, positions=positions, cache=branch.cache)
-        for index, (row, request) in enumerate(rows):
-            rest = F.log_softmax(logits[index, : len(request.continuation) - 1].float(), dim=-1)
-            self.scores[request.index] = _score(torch.cat([first[row][None], rest]), request)
+        found.add_rest(logits, [request for _, request in rows])
+
+    def _score_branches(self, questions: list[Question], prefix: Prefix) -> None:
+        """`_score_continued` without a mask, and without a copy of a question's cache for each option."""
+        prompts = [question[0].prompt for question in questions]
+        next_logits, cache = self.runner.prefill_left_aligned(prompts, len(prefix), prefix.cache)
+        found = TokenScores()
+        requests = [(row, request) for row, question in enumerate(questions) for request in question]
+        found.add_first(F.log_softmax(next_logits, dim=-1), requests)
+        longer: dict[int, Question] = {}
+        for row, request in requests:
+            if len(request.continuation) > 1:
+                longer.setdefault(row, []).append(request)
+        for group in alike_in_length({row: (len(prompts[row]), len(options)) for row, options in longer.items()}):
+            rows = [(row, request) for row in group for request in longer[row]]
+            shortest = len(prompts[group[0]])
+            columns = [len(request.prompt) + len(request.continuation) - 1 for _, request in rows]
+            lengths = [tokens - shortest for tokens in columns]
+            plan = plan_batches(
+                lengths, columns, budget=self._batch_tokens(), max_rows=MAX_QUESTIONS, max_tokens=self.positions
+            )
+            for batch in plan:
+                chosen = [rows[index] for index in batch]
+                branches = [(row, request.continuation[:-1]) for row, request in chosen]
+                found.add_rest(run_branches(self.runner, prompts, cache, branches), [request for _, request in chosen])
+        self.scores.update(found.scores())
 
     def _score_whole(self, encoded: list[EncodedRequest]) -> None:
         """Without a cache: running text, and networks whose cache cannot be reused."""
@@ -237,9 +261,9 @@ class _Scorer:
         rows = [(row, request) for row, question in enumerate(questions) for request in question]
         keep = range(min(len(request.inputs) - request.scored_tokens for _, request in rows), ids.shape[1])
         logits = self.runner.forward(ids, mask=mask, positions=positions, cache=None, keep=keep)
-        for row, request in rows:
-            end = len(request.inputs) - keep.start
-            self.scores[request.index] = _score_in_pieces(logits[row, end - request.scored_tokens : end], request)
+        found = TokenScores()
+        found.add_whole(logits, rows, first_column=keep.start)
+        self.scores.update(found.scores())
 
 
 def _vocabulary(network: Any) -> int:
@@ -249,28 +273,3 @@ def _vocabulary(network: Any) -> int:
 def _columns(question: Question) -> int:
     """Tokens that the longest row of a question holds."""
     return len(question[0].prompt) + max(len(request.continuation) for request in question)
-
-
-def _score(logprobs: Tensor, request: EncodedRequest) -> ContinuationScore | Unanswered:
-    """(tokens, vocabulary) log-probabilities, a row for each scored token → the score."""
-    target = torch.tensor(request.continuation[-request.scored_tokens :], device=logprobs.device)
-    picked = logprobs.gather(1, target[:, None])[:, 0]
-    return _result(float(picked.double().sum()), bool((logprobs.argmax(1) == target).all()), request)
-
-
-def _result(logprob: float, is_greedy: bool, request: EncodedRequest) -> ContinuationScore | Unanswered:
-    if not math.isfinite(logprob):
-        return Unanswered(reason="the model's output is NaN or Inf")
-    return ContinuationScore(
-        logprob=logprob, tokens=request.scored_tokens, is_greedy=is_greedy, boundary_moved=request.boundary_moved
-    )
-
-
-def _score_in_pieces(logits: Tensor, request: EncodedRequest) -> ContinuationScore | Unanswered:
-    """Like `_score`, from (tokens, vocabulary) raw logits, a few rows in float32 at a time."""
-    target = torch.tensor(request.continuation[-request.scored_tokens :], device=logits.device)
-    total, greedy = 0.0, True
-    for piece, wanted in zip(torch.split(logits, LOGIT_ROWS), torch.split(target, LOGIT_ROWS), strict=True):
-        total -= float(F.cross_entropy(piece.float(), wanted, reduction="none").double().sum())
-        greedy = greedy and bool((piece.argmax(1) == wanted).all())
-    return _result(total, greedy, request)
