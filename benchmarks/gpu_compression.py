@@ -34,7 +34,7 @@ STAGES: tuple[tuple[str, Any, str], ...] = (
     ("factors", hessian, "factors_together"),
     ("weights", recipe_output, "compress_with_statistics"),
     ("weights", recipe_output, "compress_alike"),
-    ("error", recipe_output, "relative_output_error"),
+    ("error", recipe_output, "output_squares"),
     ("digest", walk, "weights_digest"),
 )
 

@@ -29,11 +29,17 @@ from memory import SHAPES, make_checkpoint, peak
 RESULTS = Path(__file__).parent / "results" / "overhead.md"
 RECIPES = ("rtn@8b", "magnitude@0.5", "wanda@2:4")
 FORMS = ("folder", "packed")
+OTHER_FORMS = ("compressed-tensors",)  # for recipes with integers
 TARGETS = {"folder": 2, "packed": 3}
 # Stage → functions whose time it is, without that of the stages inside them. What is not there in a version is skipped.
 STAGES = {
     "forwards": ("walk.calibration_pass:CalibrationPass.record", "walk.calibration_pass:CalibrationPass.advance"),
-    "kernels": ("walk.weight:compress_with_statistics", "walk.weight:relative_output_error"),
+    "kernels": (
+        "walk.weight:check_finite",
+        "walk.weight:compress_with_statistics",
+        "walk.weight:relative_output_error",
+        "walk.weight:output_squares",
+    ),
     "reading": (
         "models.checkpoints.weight_files:read_tensor",
         "walk.streamed_blocks:StreamedBlocks._read_all",
@@ -41,14 +47,20 @@ STAGES = {
     ),
     "hashing": (
         "models.weights:digest_of",
+        "models.weights:PartedDigest.add",
         "models.checkpoints.packed:_checksum",
         "files:sha256_of_file",
     ),
-    "packing": ("models.checkpoints.packed:pack", "models.checkpoints.packed:unpack"),
+    "packing": (
+        "models.checkpoints.packed:pack",
+        "models.checkpoints.packed:unpack",
+        "models.checkpoints.packed:codes_of",
+        "storage.integer_layers:IntegerLayers.tensors_of",
+    ),
     "writing": (
         "safetensors.torch:save_file",
         "os:fsync",
-        "models.checkpoints.packed:write_packed",
+        "models.checkpoints.packed_file:write_packed",
         "models.checkpoints.tensor_writer:TensorWriter._write",
         "models.checkpoints.tensor_writer:TensorWriter.close",
     ),
@@ -98,7 +110,10 @@ class Stages:
         if module_name.split(".")[0] not in ("os", "safetensors"):
             packages = {"walk": "llmkick.compression.", "storage": "llmkick.compression."}
             module_name = packages.get(module_name.split(".")[0], "llmkick.") + module_name
-        module = importlib.import_module(module_name)
+        try:
+            module = importlib.import_module(module_name)
+        except ModuleNotFoundError:
+            return
         owner_name, _, name = path.rpartition(".")
         owner = getattr(module, owner_name) if owner_name else module
         function = getattr(owner, name, None)
@@ -187,7 +202,7 @@ def row(recipe: str, form: str, result: dict[str, Any], copy: float) -> str:
     other = result["total"] - named
     return (
         f"| {recipe} | {form} | {' | '.join(cells)} | {other:.1f} | {result['total'] - main['calibration text']:.1f} "
-        f"| **{outside:.1f}** | {copy:.1f} | **{outside / copy:.1f}** | {TARGETS[form]} "
+        f"| **{outside:.1f}** | {copy:.1f} | **{outside / copy:.1f}** | {TARGETS.get(form, '–')} "
         f"| {result['peak'] / 1e9:.2f} GB | {result['digest'][:12]} |"
     )
 
@@ -204,7 +219,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--scale", choices=[shape.name for shape in SHAPES], default="3.1 B", help="size of the model")
     parser.add_argument("--recipe", action="append", help=f"others than {', '.join(RECIPES)}")
-    parser.add_argument("--form", action="append", choices=FORMS, help="one of the forms")
+    parser.add_argument("--form", action="append", choices=FORMS + OTHER_FORMS, help="one of the forms")
     parser.add_argument("--folder", type=Path, help="where the files go (three times the size of the model)")
     parser.add_argument("--write", metavar="TITLE", help=f"append the table to {RESULTS} under this title")
     parser.add_argument("--work", nargs=5, help=argparse.SUPPRESS)

@@ -102,9 +102,9 @@ def test_a_mixture_solved_at_once_is_that_of_one_by_one(monkeypatch: pytest.Monk
     sizes: list[int] = []
     solve = recipe_output.compress_alike
 
-    def counted(weights: list[Tensor], *arguments: object) -> object:
+    def counted(weights: list[Tensor], *arguments: object, **options: object) -> object:
         sizes.append(len(weights))
-        return solve(weights, *arguments)  # type: ignore[arg-type]
+        return solve(weights, *arguments, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(solved_layer, "batches_experts", lambda _device: True)
     monkeypatch.setattr(recipe_output, "compress_alike", counted)

@@ -176,8 +176,9 @@ def test_a_layer_that_was_left_dense_stays_dense(tmp_path: Path, monkeypatch: py
     save_toy(tmp_path / "model")
     layer, solve = "model.layers.1.mlp.up_proj", recipe_output.compress_with_statistics
 
-    def without_codes(weight: Any, statistics: Any, recipe: Any, *, name: str) -> Any:
-        return WeightResult(weight.detach()) if name == layer else solve(weight, statistics, recipe, name=name)
+    def without_codes(weight: Any, statistics: Any, recipe: Any, *, name: str, **options: Any) -> Any:
+        options["name"] = name
+        return WeightResult(weight.detach()) if name == layer else solve(weight, statistics, recipe, **options)
 
     monkeypatch.setattr(recipe_output, "compress_with_statistics", without_codes)
     compressed(tmp_path / "model", tmp_path / "out", "compressed-tensors", "rtn@4b")

@@ -26,7 +26,8 @@ from llmkick.compression.walk.streaming import compress_streamed
 from llmkick.errors import ConfigError
 from llmkick.models.checkpoints.loading import load_model
 from llmkick.models.checkpoints.meta_model import load_meta_model
-from llmkick.models.checkpoints.packed import codes_of, read_parts
+from llmkick.models.checkpoints.packed import codes_of
+from llmkick.models.checkpoints.packed_file import read_parts
 from llmkick.models.transformers_model import TransformersModel
 from llmkick.models.weights import weights_digest
 from toy import save_toy, toy_model

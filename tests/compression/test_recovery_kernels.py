@@ -1,9 +1,13 @@
 """The kernels of recoveries against brute force: best low-rank matrices, and least squares on weights and scales."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from llmkick.compression.kernels import reconstruct
 from llmkick.compression.kernels.eora import eora
 from llmkick.compression.kernels.grid import decode, encode, fit_grid
 from llmkick.compression.kernels.hessian import InputStatistics
@@ -86,6 +90,18 @@ def test_an_adapter_of_zeros_leaves_every_bit() -> None:
     assert torch.equal(merged(weight, adapter).view(torch.int32), weight.view(torch.int32))
 
 
+class Reads(TorchDispatchMode):
+    """Counts numbers that are read from tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reads = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.reads += func.overloadpacket.__name__ == "_local_scalar_dense"
+        return func(*args, **(kwargs or {}))
+
+
 def pruned(weight: Tensor, share: float = 0.5) -> Tensor:
     threshold = weight.abs().quantile(share)
     return torch.where(weight.abs() > threshold, weight, 0)
@@ -118,6 +134,23 @@ def test_no_row_has_a_larger_error_after_a_refit(dtype: torch.dtype, tokens: int
         zeros = sparse == 0
         integers = torch.int16 if dtype == torch.bfloat16 else torch.int32
         assert torch.equal(refit.view(integers)[zeros], sparse.view(integers)[zeros])
+
+
+@pytest.mark.parametrize(("tokens", "columns", "stops"), [(400, 6, True), (12, 24, True), (40, 24, False)])
+def test_a_device_that_does_not_stop_early_finds_the_same_bits(
+    monkeypatch: pytest.MonkeyPatch, tokens: int, columns: int, stops: bool
+) -> None:
+    """All rows are finished before the last iteration, or they are not."""
+    weight, inputs = random_problem(10, columns, tokens)
+    problem = weight, pruned(weight), inputs.T @ inputs
+    with Reads() as counted:
+        stopped = refit_kept(*problem)
+    assert (counted.reads < reconstruct.ITERATIONS) == stops
+    monkeypatch.setattr(reconstruct, "is_stopped_early", lambda _device: False)
+    with Reads() as counted:
+        found = refit_kept(*problem)
+    assert counted.reads == 0
+    assert torch.equal(found.view(torch.int32), stopped.view(torch.int32))
 
 
 def test_negative_zeros_keep_their_bits() -> None:

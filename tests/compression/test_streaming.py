@@ -27,6 +27,7 @@ from llmkick.compression.walk.compress import compress, compress_many
 from llmkick.compression.walk.compress_into import Job, compress_into
 from llmkick.compression.walk.compression_key import kept_blocks
 from llmkick.compression.walk.finished_blocks import FinishedBlocks
+from llmkick.compression.walk.network_parts import NetworkPart
 from llmkick.compression.walk.streaming import compress_streamed
 from llmkick.errors import ConfigError, ModelError, NumericalError
 from llmkick.models.checkpoints.loading import load_model
@@ -269,9 +270,9 @@ def test_a_resumed_compression_gives_all_tensors_to_the_sink_once(
         file.write_text(json.dumps(state))
     given: dict[str, torch.Tensor] = {}
 
-    def take(tensors: Any) -> None:
-        assert not given.keys() & tensors.keys()
-        given.update({name: tensor.clone() for name, tensor in tensors.items()})
+    def take(part: NetworkPart) -> None:
+        assert not given.keys() & part.tensors.keys()
+        given.update({name: tensor.clone() for name, tensor in part.tensors.items()})
 
     finished = compress_streamed(meta_model, recipe, tmp_path / "kept", calibration=calibration, sink=take)
     model = load_model(str(tmp_path / "model"), dtype="float32")
@@ -302,10 +303,10 @@ def test_a_full_disk_leaves_what_is_finished(tmp_path: Path, monkeypatch: pytest
 
     model, written = toy_model(), finished.write_packed
 
-    def full(file: Path, weights: Any) -> None:
+    def full(file: Path, *weights: Any) -> None:
         if file.name == "block-00001.safetensors":
             raise OSError(28, "No space left on device")
-        written(file, weights)
+        written(file, *weights)
 
     monkeypatch.setattr(finished, "write_packed", full)
     with pytest.raises(OSError, match="No space left"):
@@ -417,6 +418,18 @@ def test_a_pass_runs_every_batch_once(tmp_path: Path, monkeypatch: pytest.Monkey
     ]
     compress_into(toy_model(), together)
     assert len(calls) == len(set(calls)) * len(batches_of(whole, 2, len(whole.tokens)))
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "mixtral"])
+def test_a_pass_reads_no_block_back_for_its_reports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, architecture: str):
+    def read_back(file: Path) -> Any:
+        raise AssertionError(f"{file} was read back")
+
+    monkeypatch.setattr(finished_blocks, "read_checked", read_back)
+    model, texts = toy_model(architecture), ("wanda@2:4", "rtn@4b", "dense")
+    reports = compress_into(model, jobs({text: tmp_path / text for text in texts}))
+    for text, report in zip(texts, reports, strict=True):
+        assert report.digest == compress(model, text, calibration=windows(), propagate=False)[1].digest
 
 
 def batches_of(whole: Calibration, *counts: int) -> set[tuple[int, int]]:

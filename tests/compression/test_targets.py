@@ -16,7 +16,7 @@ from llmkick.compression.registry import parse_recipe
 from llmkick.compression.storage import cache, compress_to_disk
 from llmkick.compression.storage.cache import entry_bytes
 from llmkick.compression.storage.compress_to_disk import CalibrationPlan, Form, compress_checkpoint
-from llmkick.compression.storage.folder import OTHER_BYTES
+from llmkick.compression.storage.target import OTHER_BYTES
 from llmkick.compression.walk import recipe_output
 from llmkick.compression.walk.blocks import decoder_blocks
 from llmkick.compression.walk.finished_blocks import STATE_FILE, DamagedBlocksError
@@ -73,9 +73,9 @@ def solved(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     blocks: list[str] = []
     solve = recipe_output.compress_with_statistics
 
-    def counted(*arguments: object, name: str) -> object:
+    def counted(*arguments: object, name: str, **options: object) -> object:
         blocks.append(name.split(".")[2])
-        return solve(*arguments, name=name)  # type: ignore[arg-type]
+        return solve(*arguments, name=name, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(recipe_output, "compress_with_statistics", counted)
     return blocks

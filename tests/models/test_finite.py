@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from llmkick.models.finite import all_finite, finite_rows
+from llmkick.models.finite import all_finite, finite_rows, first_not_finite
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
@@ -30,3 +30,14 @@ def test_rows_are_told_apart(value: float):
         spoilt = rows.clone()
         spoilt[2, place] = value
         assert finite_rows(spoilt).tolist() == [True, True, False, True]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_the_first_of_several_that_is_not_finite(value: float):
+    tensors = [torch.ones(2, 3, dtype=dtype) for dtype in (torch.float32, torch.float16, torch.float32, torch.bfloat16)]
+    assert first_not_finite(tensors) is None
+    assert first_not_finite([]) is None
+    tensors[3][1, 1] = value
+    assert first_not_finite(tensors) == 3
+    tensors[1][0, 2] = value
+    assert first_not_finite(tensors) == 1

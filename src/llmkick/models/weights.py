@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,9 +23,18 @@ def check_finite(network: nn.Module) -> None:
             raise NumericalError(f"the weights of {name} hold NaN or Inf values: the checkpoint is damaged")
 
 
-def weights_digest(network: nn.Module) -> str:
-    """Hex sha256 over every parameter and buffer of the state dict, in name order."""
-    return combined_digest({name: digest_of(tensor) for name, tensor in network.state_dict().items()})
+def weights_digest(network: nn.Module, known: Mapping[str, str] | None = None) -> str:
+    """Hex sha256 over every parameter and buffer of the state dict, in name order.
+
+    known: digests of tensors by name, which are not computed again. Tied tensors are hashed once.
+    """
+    digests: dict[str, str] = {}
+    of_memory: dict[object, str] = {}
+    for name, tensor in network.state_dict().items():
+        place = tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
+        digest = (known or {}).get(name) or of_memory.get(place) or digest_of(tensor)
+        digests[name] = of_memory[place] = digest
+    return combined_digest(digests)
 
 
 def combined_digest(digests: Mapping[str, str]) -> str:
@@ -35,9 +45,42 @@ def combined_digest(digests: Mapping[str, str]) -> str:
 
 def digest_of(tensor: Tensor) -> str:
     """Hex sha256 of a tensor's type, shape and values."""
-    digest = hashlib.sha256(f"{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
-    digest.update(memoryview(bytes_of(tensor)))
+    digest = PartedDigest(tensor.dtype, tensor.shape)
+    digest.add(0, tensor)
     return digest.hexdigest()
+
+
+class PartedDigest:
+    """`digest_of` a tensor that comes in parts, which follow one another in row-major order, such as experts.
+
+    shape: of the whole. Parts may come in any order; one that comes before its turn is held until then.
+    """
+
+    def __init__(self, dtype: torch.dtype, shape: Sequence[int]) -> None:
+        self.shape = tuple(shape)
+        self._digest = hashlib.sha256(f"{dtype}\0{self.shape}\0".encode())
+        self._left = math.prod(shape) * dtype.itemsize
+        self._next = 0
+        self._waiting: dict[int, Tensor] = {}
+
+    def add(self, number: int, part: Tensor) -> None:
+        """Add the part with this number, counted from 0."""
+        self._waiting[number] = part
+        while self._next in self._waiting:
+            data = memoryview(bytes_of(self._waiting.pop(self._next)))
+            self._digest.update(data)
+            self._left -= data.nbytes
+            self._next += 1
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all parts are there."""
+        return self._left == 0 and not self._waiting
+
+    def hexdigest(self) -> str:
+        """The digest; all parts must be there."""
+        assert self.is_complete, f"{self._left} bytes are missing, {len(self._waiting)} parts wait"
+        return self._digest.hexdigest()
 
 
 def bytes_of(tensor: Tensor) -> Any:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +20,9 @@ from llmkick.compression.walk.recipe_output import pack_result
 from llmkick.compression.walk.size import compact_bytes
 from llmkick.compression.walk.weight import compress_with_statistics
 from llmkick.errors import ModelError
-from llmkick.models.checkpoints.packed import Codes, pack, read_packed, unpack, write_packed
+from llmkick.models.checkpoints.packed import Codes, Place, pack, unpack
+from llmkick.models.checkpoints.packed_file import read_checked, write_packed
+from llmkick.models.weights import PartedDigest, digest_of
 
 RECIPES = (
     "magnitude@0.5", "magnitude@0.01", "wanda@0.5", "wanda@1:2", "wanda@2:4", "wanda@4:8", "magnitude@3:5",
@@ -27,6 +31,11 @@ RECIPES = (
     "wanda@0.5+gptq@4b", "wanda@2:4+rtn@8b-g16", "dense",
 )  # fmt: skip
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def read_packed(file: Path) -> Iterator[tuple[str, Tensor]]:
+    for name, _, weight in read_checked(file):
+        yield name, weight
 
 
 def same_bits(one: Tensor, other: Tensor) -> bool:
@@ -152,6 +161,69 @@ def test_an_altered_tensor_is_named(tmp_path: Path, part: str):
     assert next(read)[0] == "first"
     with pytest.raises(ModelError, match=r"weights\.safetensors: second cannot be read: its checksum does not match"):
         next(read)
+
+
+def altered(file: Path, part: str) -> None:
+    """Flip the lowest bit of a part's first value."""
+    from safetensors import safe_open
+
+    with safe_open(file, framework="pt") as stream:
+        metadata = stream.metadata()
+    tensors = load_file(file)
+    tensors[part].view(torch.uint8).flatten()[0] ^= 1
+    save_file(tensors, file, metadata=metadata)
+
+
+@pytest.mark.parametrize("part", ["weight:values", "weight:scale", "weight:zero"])
+def test_a_change_that_rounding_would_hide_is_found(tmp_path: Path, part: str):
+    """The last bit of a float32 scale does not show in a weight in bfloat16."""
+    result, recipe = compressed("rtn@4b-g16", (8, 64), torch.bfloat16)
+    write_packed(tmp_path / "f", {"weight": pack_result(layer_of(result.weight), result, recipe)})
+    altered(tmp_path / "f", part)
+    with pytest.raises(ModelError, match="weight cannot be read: its checksum does not match"):
+        list(read_packed(tmp_path / "f"))
+
+
+def experts_in(file: Path, *, transposed: bool, flat: bool, order: tuple[int, ...] = (0, 1, 2)) -> Tensor:
+    """Write a parameter (experts, …) expert by expert, with one digest for all of them; returns it."""
+    parameter = torch.randn(24, 16) if flat else torch.randn(3, 8, 16)
+    whole, packed = PartedDigest(parameter.dtype, parameter.shape), {}
+    for expert in order:
+        stored = parameter[8 * expert : 8 * expert + 8] if flat else parameter[expert]
+        place = Place(parameter="experts", expert=expert, transposed=transposed, flat=flat)
+        weight = stored.t() if transposed else stored
+        packed[f"experts.{expert}"] = pack(weight, masked=True, place=place, whole=whole)
+    assert whole.hexdigest() == digest_of(parameter)
+    assert {form.layout.digest for form in packed.values()} == {""}
+    write_packed(file, packed, {"experts": whole})
+    return parameter
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])
+@pytest.mark.parametrize("flat", [True, False])
+@pytest.mark.parametrize("transposed", [True, False])
+def test_experts_are_checked_with_their_parameter(tmp_path: Path, transposed: bool, flat: bool, order: Any):
+    file = tmp_path / "f"
+    parameter = experts_in(file, transposed=transposed, flat=flat, order=order)
+    found = dict(read_packed(file))
+    for expert in range(3):
+        weight = found[f"experts.{expert}"]
+        assert torch.equal(weight.t() if transposed else weight, parameter.view(3, 8, 16)[expert])
+    altered(file, "experts.1:values")
+    with pytest.raises(ModelError, match=r"experts, of which it is the last part: its checksum does not match"):
+        list(read_packed(file))
+
+
+def test_experts_whose_digest_is_missing_are_refused(tmp_path: Path):
+    from safetensors import safe_open
+
+    experts_in(tmp_path / "f", transposed=False, flat=False)
+    with safe_open(tmp_path / "f", framework="pt") as stream:
+        metadata = stream.metadata()
+    del metadata["llmkick_wholes"]
+    save_file(load_file(tmp_path / "f"), tmp_path / "f", metadata=metadata)
+    with pytest.raises(ModelError, match=r"experts\.0 cannot be read"):
+        list(read_packed(tmp_path / "f"))
 
 
 def test_a_file_that_is_not_ours_is_refused(tmp_path: Path):

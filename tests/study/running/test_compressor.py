@@ -152,10 +152,10 @@ def test_a_disk_that_gets_full_costs_the_cache_and_not_the_study(monkeypatch: py
     expected, report = compress(model, recipe, calibration=WINDOWS)
     write = finished_blocks.write_packed
 
-    def full(file: Path, weights: Any) -> None:
+    def full(file: Path, *weights: Any) -> None:
         if file.name == "block-00001.safetensors":
             raise OSError(28, "No space left on device", str(file))
-        write(file, weights)
+        write(file, *weights)
 
     monkeypatch.setattr(finished_blocks, "write_packed", full)
     compressor = compressor_of(model, store=ArtifactStore(str(tmp_path / "store")))
@@ -174,10 +174,10 @@ def test_a_training_whose_blocks_find_no_room_is_not_trained_again(monkeypatch: 
     _, report = compress(model, RECOVERED, calibration=WINDOWS)
     write, run, runs = finished_blocks.write_packed, Trainer.run, list[int]()
 
-    def full(file: Path, weights: Any) -> None:
+    def full(file: Path, *weights: Any) -> None:
         if file.parent == entry_of(model, RECOVERED):
             raise OSError(28, "No space left on device", str(file))
-        write(file, weights)
+        write(file, *weights)
 
     def counted(trainer: Trainer) -> Any:
         runs.append(1)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from llmkick.errors import NumericalError
-from llmkick.models.finite import all_finite
+from llmkick.models.finite import all_finite, is_finite
 
 DAMPING = 0.01  # share of the mean diagonal added to the diagonal, as in both papers' code
 DAMPING_TRIES = 4  # 0.01, 0.1, 1, 10: beyond that the inputs no longer matter
@@ -101,10 +101,10 @@ class Unfactored:
         for attempt in range(DAMPING_TRIES):
             used = damping * 10**attempt
             lower, failed = torch.linalg.cholesky_ex(self.damped(used))
-            if not bool(failed):
-                unit, size = _unit_and_size(lower)
-                if all_finite(unit.T):  # contiguous, unlike `unit`
-                    return self._factor_of(unit, size, used)
+            unit, size = _unit_and_size(lower)
+            # What comes next depends on it, so a GPU is waited for once in each attempt.
+            if bool((failed == 0) & is_finite(unit.T)):  # contiguous, unlike `unit`
+                return self._factor_of(unit, size, used)
             if attempt == 0 and not all_finite(self.reversed_hessian()):
                 raise NumericalError(
                     f"{self.name}: the Hessian holds NaN or Inf; the sums of squared inputs exceed float32"

@@ -18,7 +18,7 @@ def refit_kept(dense: Tensor, weight: Tensor, hessian: Tensor) -> Tensor:
 
     dense W and weight Ŵ: (out, in); hessian: (in, in), any multiple of X Xᵀ. Conjugate gradients with the diagonal as
     preconditioner begin at Ŵ, for all rows at once, and move along inputs that occur. Zeros keep their bits. A row
-    stays as it is if its error, in the dtype of the weight, would not be smaller.
+    stays as it is if its error, in the dtype of the weight, would not be smaller. A GPU is not waited for.
     """
     kept = weight != 0
     solution = weight.float()
@@ -29,20 +29,29 @@ def refit_kept(dense: Tensor, weight: Tensor, hessian: Tensor) -> Tensor:
     scaled = residual * scaling
     direction, square = scaled, (residual * scaled).sum(dim=1)
     first = square.clamp(min=torch.finfo(torch.float32).tiny)
+    stops, is_finished = is_stopped_early(weight.device), torch.zeros((), dtype=torch.bool, device=weight.device)
     for _ in range(ITERATIONS):
         image = (direction @ hessian).masked_fill_(~kept, 0)
         curvature = (direction * image).sum(dim=1)
         step = torch.where(curvature > 0, square / curvature, 0)[:, None]
-        solution = solution + step * direction
+        moved = solution + step * direction
+        # When all rows are finished a CPU stops, and a GPU goes on without a change.
+        solution = moved if stops else torch.where(is_finished, solution, moved)
         residual = residual - step * image
         scaled = residual * scaling
         next_square = (residual * scaled).sum(dim=1)
-        if bool((next_square <= TOLERANCE * first).all()):
+        is_finished |= (next_square <= TOLERANCE * first).all()
+        if stops and bool(is_finished):
             break
         direction = scaled + torch.where(square > 0, next_square / square, 0)[:, None] * direction
         square = next_square
     moved = torch.where(kept, solution.to(weight.dtype), weight)
     return torch.where(_is_better(dense, moved, weight, hessian)[:, None], moved, weight)
+
+
+def is_stopped_early(device: torch.device) -> bool:
+    """Whether the iterations end when all rows are finished, which would make a GPU wait in each."""
+    return device.type == "cpu"
 
 
 def refit_scales(dense: Tensor, codes: Tensor, grid: FittedGrid, hessian: Tensor, dtype: torch.dtype) -> FittedGrid:

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypedDict
+from typing import Any, Protocol, TypedDict
 
 from llmkick.compression.recipe import Dense, Recipe, Recovered, is_trained
 from llmkick.compression.registry import parse_recipe
@@ -21,18 +21,13 @@ from llmkick.compression.storage.cache import (
     progress_in,
     still_needed,
 )
-from llmkick.compression.storage.compressed_tensors import check_exportable, check_storable, save_compressed_tensors
-from llmkick.compression.storage.folder import (
-    StreamedFolder,
-    check_target,
-    hidden_folders,
-    report_of,
-    save_folder,
-    save_packed,
-)
-from llmkick.compression.storage.peft_adapter import check_has_adapter, check_plain_names, save_adapter
+from llmkick.compression.storage.compressed_tensors import check_exportable, check_storable
+from llmkick.compression.storage.folder import report_of
+from llmkick.compression.storage.outputs import Form, Output
+from llmkick.compression.storage.peft_adapter import check_has_adapter, check_plain_names
 from llmkick.compression.storage.shards import size_of
 from llmkick.compression.storage.stored_model import StoredModel
+from llmkick.compression.storage.target import check_target, hidden_folders
 from llmkick.compression.storage.whole_model import check_memory, load_whole
 from llmkick.compression.training.recover import check_training
 from llmkick.compression.walk.blocks import Block, decoder_blocks
@@ -40,7 +35,7 @@ from llmkick.compression.walk.calibration import Calibration, as_calibration, ca
 from llmkick.compression.walk.checks import check_compressible, check_recipe_fits, refuse_several
 from llmkick.compression.walk.compress import compress_in_processes
 from llmkick.compression.walk.compression_key import kept_blocks, kept_key
-from llmkick.compression.walk.finished_blocks import FinishedBlocks, delete_blocks
+from llmkick.compression.walk.finished_blocks import FinishedBlocks, delete_blocks, is_finished
 from llmkick.compression.walk.processes import Processes, joined_processes
 from llmkick.compression.walk.report import CompressionReport
 from llmkick.compression.walk.self_sampling import is_sampled
@@ -49,8 +44,6 @@ from llmkick.errors import ConfigError
 from llmkick.models.checkpoints.meta_model import MetaModel, load_meta_model
 from llmkick.models.checkpoints.quantized import refuse_packed_integers
 from llmkick.models.transformers_model import TransformersModel
-
-Form = Literal["folder", "packed", "compressed-tensors", "adapter"]
 
 
 class StageObserver(Protocol):
@@ -118,16 +111,17 @@ def compress_checkpoint(
         meta_model = load_meta_model(reference, dtype=dtype, device=device)
         processes.from_first([meta_model.info.dtype, meta_model.info.digest])
         refuse_several(recipe, processes)
-        _check_all(meta_model, walk, plan, form)
+        stored = _check_all(meta_model, walk, plan, form)
         on_model(meta_model)
         windows = _windows(meta_model, plan, observer) if recipe.needs_calibration else None
         processes.from_first(None if windows is None else [windows.tokens.tolist(), windows.source, windows.seed])
-        report = _compress_into_folder(processes, meta_model, walk, windows, folder, form, observer)
+        output = Output(folder=folder, form=form, stored=stored, recipe=recipe)
+        report = _compress_into_folder(processes, meta_model, walk, windows, output, observer)
         return report_to_all(processes, report)
 
 
-def _check_all(meta_model: MetaModel, walk: WalkOptions, plan: CalibrationPlan, form: Form) -> None:
-    """Raise what can be known before the calibration, which may take minutes."""
+def _check_all(meta_model: MetaModel, walk: WalkOptions, plan: CalibrationPlan, form: Form) -> StoredModel:
+    """Raise what can be known before the calibration, which may take minutes. Returns how the model is stored."""
     refuse_packed_integers(meta_model.checkpoint)
     blocks = decoder_blocks(meta_model.model.network)
     check_compressible(meta_model.model.network, blocks, allow_partial=walk.allow_partial)
@@ -135,14 +129,16 @@ def _check_all(meta_model: MetaModel, walk: WalkOptions, plan: CalibrationPlan, 
     if is_trained(walk.recipe):
         check_training(walk.recipe, plan.sequences, plan.length)
         check_memory(meta_model, to_compress=True, trains=True)
+    stored = StoredModel(meta_model.model, meta_model.files)
     if form != "packed":
-        StoredModel(meta_model.model).form.refuse_unreadable()
+        stored.form.refuse_unreadable()
     if form == "compressed-tensors":
         check_exportable(walk.recipe, blocks)
-        check_storable(meta_model.model, blocks)
+        check_storable(meta_model.model, blocks, stored)
     if form == "adapter":
         check_has_adapter(walk.recipe, blocks)
-        check_plain_names(meta_model.model, blocks)
+        check_plain_names(stored, blocks)
+    return stored
 
 
 def _compress_into_folder(
@@ -150,12 +146,11 @@ def _compress_into_folder(
     meta_model: MetaModel,
     walk: WalkOptions,
     windows: Calibration | None,
-    folder: Path,
-    form: Form,
+    output: Output,
     observer: StageObserver,
 ) -> CompressionReport:
     """Compress a model, and write it into the folder in one of the forms."""
-    recipe, progress = walk.recipe, _progress_of(observer)
+    recipe, progress, folder, form = walk.recipe, _progress_of(observer), output.folder, output.form
     identity = meta_model.info, meta_model.device, recipe, windows
     key = kept_key(*identity, propagate=walk.propagate, processes=processes.count)
     blocks = decoder_blocks(meta_model.model.network)
@@ -179,36 +174,44 @@ def _compress_into_folder(
             base = stack.enter_context(_work_folder(of_base, size_of_base, room, others))
         else:
             work = stack.enter_context(_work_folder(key, size, room))
-        if meta_model.obstacle is None and base is None and form == "folder":
-            besides = still_needed(work, size, len(blocks)) if on_one_disk(work, folder) else 0
-            with StreamedFolder(meta_model, folder, besides=besides) as target:
-                kept = compress_streamed(meta_model, recipe, work, sink=target.put, processes=processes, **options)
-                observer.stage(f"writing {folder}", 1)
-                return target.finish(report_of(kept))
         model: MetaModel | TransformersModel = meta_model
         if meta_model.obstacle is None and base is None:
-            compress_streamed(meta_model, recipe, work, processes=processes, **options)
+            finished, report = _stream(processes, meta_model, output, work, size, options, observer)
+            if report is not None:
+                return report
         else:
             whole = load_whole(meta_model, to_compress=True, trains=base is not None)
             model, _ = compress_in_processes(processes, whole, recipe, keep=work, base=base, **options)
-        finished = kept_blocks(*identity, work, propagate=walk.propagate, processes=processes.count)
+            finished = kept_blocks(*identity, work, propagate=walk.propagate, processes=processes.count)
         observer.stage(f"writing {folder}", 1)
-        return _save(model, recipe, finished, folder, form)
+        return output.save(model, finished)
 
 
-def _save(
-    model: MetaModel | TransformersModel, recipe: Recipe, finished: FinishedBlocks, folder: Path, form: Form
-) -> CompressionReport:
-    match form:
-        case "packed":
-            return save_packed(model, finished, folder)
-        case "compressed-tensors":
-            return save_compressed_tensors(model, recipe, finished, folder)
-        case "adapter":
-            return save_adapter(model, recipe, finished, folder)
-        case "folder":
-            assert isinstance(model, TransformersModel), "a meta model is written while it is compressed"
-            return save_folder(model, report_of(finished), folder)
+def _stream(
+    processes: Processes,
+    meta_model: MetaModel,
+    output: Output,
+    work: Path,
+    size: int,
+    options: _StreamOptions,
+    observer: StageObserver,
+) -> tuple[FinishedBlocks, CompressionReport | None]:
+    """Compress block by block, and write the folder meanwhile. The report is None where that is still to be done.
+
+    work: the folder of the finished blocks. size: about the bytes of all of them.
+    """
+    recipe = output.recipe
+    is_complete = is_finished(work)
+    if is_complete and output.form != "folder":  # all that the form needs of the blocks is in their files
+        return compress_streamed(meta_model, recipe, work, processes=processes, **options), None
+    shares_disk, count = on_one_disk(work, output.folder), len(decoder_blocks(meta_model.model.network))
+    left = still_needed(work, size, count) if shares_disk else 0
+    with output.streamed(meta_model, besides=left, blocks=0 if shares_disk else size) as target:
+        finished = compress_streamed(meta_model, recipe, work, sink=target.put, processes=processes, **options)
+        if not target.fits:
+            return finished, None
+        observer.stage(f"writing {output.folder}", 1)
+        return finished, target.finish(report_of(finished))
 
 
 def _windows(meta_model: MetaModel, plan: CalibrationPlan, observer: StageObserver) -> Calibration:

@@ -2,64 +2,31 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import os
-import re
 import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
 
 from torch import Tensor
 
-from llmkick.compression.storage.companions import write_companions
 from llmkick.compression.storage.configuration import write_config
-from llmkick.compression.storage.shards import ShardWriter, bundles, size_of, write_json
-from llmkick.compression.storage.source_files import CONFIG, REPORT_FILE
+from llmkick.compression.storage.shards import SHARD_BYTES, ShardWriter, size_of
 from llmkick.compression.storage.stored_model import NAMES, OTHER, LazyTensors, StoredModel
+from llmkick.compression.storage.target import StreamedShards, StreamedTarget, write_model
 from llmkick.compression.walk.blocks import decoder_blocks
 from llmkick.compression.walk.finished_blocks import FinishedBlocks
+from llmkick.compression.walk.network_parts import NetworkPart
 from llmkick.compression.walk.report import CompressionReport
 from llmkick.compression.walk.streamed_blocks import StreamedBlocks
-from llmkick.compression.walk.unchanged import names_outside_layers
-from llmkick.errors import ConfigError
-from llmkick.files import new_folder, require_space
+from llmkick.compression.walk.unchanged import names_outside_blocks, names_outside_layers
 from llmkick.models.checkpoints.meta_model import MetaModel
-from llmkick.models.checkpoints.packed import pack, write_packed
+from llmkick.models.checkpoints.packed import pack
+from llmkick.models.checkpoints.packed_file import write_packed
 from llmkick.models.checkpoints.packed_folder import write_manifest
-from llmkick.models.checkpoints.references import SOURCE_FILE
 from llmkick.models.checkpoints.tensor_writer import write_tensors
 from llmkick.models.transformers_model import TransformersModel
 
-# Room for configuration, tokenizer and report.
-OTHER_BYTES = 50_000_000
-# Folders of ours inside a target that was there before.
-_OURS = re.compile(r"\.llmkick\..*\.partial")
-
-
-def check_target(folder: Path) -> None:
-    """Raise ConfigError when the folder cannot be written, or is not empty: existing files are never overwritten."""
-    try:
-        target = folder.resolve()
-        if target.exists() and (not target.is_dir() or not all(_OURS.fullmatch(p.name) for p in target.iterdir())):
-            raise ConfigError(f"{folder} exists and is not empty; choose another folder")
-        place = next(path for path in (target, *target.parents) if path.exists())
-        tempfile.TemporaryDirectory(prefix=".llmkick.", suffix=".partial", dir=place).cleanup()
-    except (OSError, RuntimeError) as error:  # a RuntimeError for links that lead in a circle
-        raise ConfigError(f"{folder} cannot be written ({error}); choose another folder") from error
-
-
-def hidden_folders(folder: Path, name: str) -> tuple[Path, Path]:
-    """The hidden folder for what is on its way to a target, then where it is if the target has come or gone since.
-
-    Inside a target that is there: it may be a mount point, or all that this user may write to. Otherwise beside it.
-    """
-    target = folder.resolve()
-    inside, beside = target / f".llmkick.{name}.partial", target.parent / f".{target.name}.{name}.partial"
-    return (inside, beside) if target.is_dir() else (beside, inside)
+_PACKED = "llmkick's compact form, for `kick` only"
 
 
 def save_folder(model: TransformersModel, report: CompressionReport, folder: Path) -> CompressionReport:
@@ -82,59 +49,23 @@ def save_folder(model: TransformersModel, report: CompressionReport, folder: Pat
     return write_model(model, report, folder, size, write, form=f"{model.info.dtype} weights")
 
 
-class StreamedFolder:
-    """A folder that is being written while a meta model is compressed; otherwise as `save_folder`.
+class StreamedFolder(StreamedShards):
+    """A Hugging Face checkpoint that is written while a meta model is compressed; otherwise as `save_folder`."""
 
-    Its weights go into a hidden folder, see `hidden_folders`. A context: afterwards, or when another compression to the
-    same folder begins, the hidden folder is gone. besides: bytes that are written to the same disk meanwhile.
-    """
+    @property
+    def _form(self) -> str:
+        return f"{self._model.info.dtype} weights"
 
-    def __init__(self, meta_model: MetaModel, folder: Path, *, besides: int = 0) -> None:
-        check_target(folder)
-        self._meta_model, self._folder = meta_model, folder
-        self._stored = StoredModel(meta_model.model)
+    def _begin(self) -> None:
         self._stored.form.refuse_unreadable()
-        self._size = meta_model.bytes + self._stored.other_bytes + besides
-        self._places = hidden_folders(folder, "weights")
-        self._hidden = self._places[0]
+        super()._begin()
 
-    def __enter__(self) -> StreamedFolder:
-        self._delete()  # of a compression that was killed
-        require_space(self._folder, self._size + OTHER_BYTES, f"saving {self._meta_model.info.name}")
-        self._hidden.mkdir(parents=True)
-        self._shards = ShardWriter(self._hidden, self._stored.planned())
-        self._waiting: dict[str, Tensor] = {}
-        return self
+    def put(self, part: NetworkPart) -> None:
+        """Write all tensors of a part."""
+        self._put_network(part.tensors)
 
-    def put(self, tensors: Mapping[str, Tensor]) -> None:
-        """Write tensors of the network; those that are stored merged with others wait for these."""
-        waiting = {**self._waiting, **tensors}
-        whole = {name for group in self._stored.form.groups_of(waiting) for name in group.targets}
-        self._shards.put(self._stored.tensors({name: waiting[name] for name in whole}))
-        self._waiting = {name: waiting[name] for name in waiting.keys() - whole}
-
-    def finish(self, report: CompressionReport) -> CompressionReport:
-        """The complete folder. Result and errors as in `save_folder`."""
-        self._shards.put(self._stored.other_tensors())
-        self._shards.close()
-
-        def write(temporary: Path) -> list[str]:
-            for file in self._hidden.iterdir():
-                file.replace(temporary / file.name)
-            return write_config(self._meta_model.model, temporary)
-
-        model = self._meta_model.model
-        return write_model(model, report, self._folder, 0, write, form=f"{self._meta_model.info.dtype} weights")
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._shards.__exit__(kind, error, trace)
-        self._delete()
-
-    def _delete(self) -> None:
-        for place in self._places:
-            shutil.rmtree(place, ignore_errors=True)
+    def _configure(self, temporary: Path) -> list[str]:
+        return write_config(self._model, temporary)
 
 
 def save_packed(model: TransformersModel | MetaModel, finished: FinishedBlocks, folder: Path) -> CompressionReport:
@@ -147,27 +78,110 @@ def save_packed(model: TransformersModel | MetaModel, finished: FinishedBlocks, 
     stored = StoredModel(unchanged.model)
 
     def write(temporary: Path) -> list[str]:
-        files = _write_unchanged(unchanged, temporary)
+        rest = _Rest(temporary)
+        for name, tensor in unchanged.items():
+            rest.add(name, tensor, finished.digests.get(name, ""))
+        rest.close()
+        blocks = []
         for file in finished.files():
-            files.append(f"packed-{file.name}")
-            _link_or_copy(file, temporary / files[-1])
-        facts: dict[str, object] = {"recipe": report.recipe, "dtype": unchanged.model.info.dtype}
-        if stored.others:
-            facts |= {OTHER: _write_other_parts(stored, temporary)}
-        write_manifest(temporary, files, **facts, **{NAMES: stored.stored_names})
-        return write_config(unchanged.model, temporary)
+            blocks.append(f"packed-{file.name}")
+            if not _is_linked(file, temporary / blocks[-1]):
+                shutil.copy2(file, temporary / blocks[-1])
+        return _describe_packed(stored, unchanged.model, report.recipe, [*rest.files, *blocks], temporary)
 
     size = unchanged.bytes + report.stored_bytes + stored.other_bytes
-    return write_model(unchanged.model, report, folder, size, write, form="llmkick's compact form, for `kick` only")
+    return write_model(unchanged.model, report, folder, size, write, form=_PACKED)
 
 
-def _write_unchanged(unchanged: UnchangedWeights, folder: Path) -> list[str]:
-    """Write the weights outside the compressed layers; returns the names of the files."""
-    files: list[str] = []
-    for number, bundle in enumerate(bundles(unchanged.items())):
-        files.append(f"packed-rest-{number:05d}.safetensors")
-        write_packed(folder / files[-1], {name: pack(tensor) for name, tensor in bundle.items()})
-    return files
+class StreamedPacked(StreamedTarget):
+    """A folder in compact form that is written while a meta model is compressed; otherwise as `save_packed`.
+
+    It shares the files of the finished blocks where the file system allows it. besides: with their bytes where not.
+    """
+
+    def __init__(
+        self,
+        meta_model: MetaModel,
+        folder: Path,
+        *,
+        recipe: str,
+        besides: int = 0,
+        stored: StoredModel | None = None,
+    ) -> None:
+        super().__init__(meta_model, folder, besides=besides, stored=stored)
+        self._recipe = recipe
+
+    @property
+    def _form(self) -> str:
+        return _PACKED
+
+    def _size(self) -> int:
+        return UnchangedWeights(self._meta_model).bytes + self._stored.other_bytes
+
+    def _begin(self) -> None:
+        self._rest, self._blocks = _Rest(self._hidden), list[str]()
+
+    def put(self, part: NetworkPart) -> None:
+        """Write the tensors that no layer holds, and the layers of a block: the file that was just written of them."""
+        for name, tensor in part.unchanged.items():
+            self._rest.add(name, tensor, part.digests.get(name, ""))
+        if part.kept is None:
+            return
+        self._blocks.append(f"packed-{part.kept.file.name}")
+        target = self._hidden / self._blocks[-1]
+        if _is_linked(part.kept.file, target):
+            return
+        if part.kept.wholes is None:
+            shutil.copy2(part.kept.file, target)
+        else:
+            write_packed(target, part.kept.layers, part.kept.wholes)
+
+    def _close(self) -> None:
+        self._rest.close()
+
+    def _configure(self, temporary: Path) -> list[str]:
+        files = [*self._rest.files, *self._blocks]
+        return _describe_packed(self._stored, self._model, self._recipe, files, temporary)
+
+
+class _Rest:
+    """Writes the weights outside the compressed layers into files of at most SHARD_BYTES, or with one tensor each."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._held: dict[str, tuple[Tensor, str]] = {}
+        self.files: list[str] = []
+
+    def add(self, name: str, tensor: Tensor, digest: str) -> None:
+        """Write a tensor, or hold it until a file is full. digest: of the tensor, empty where it is not known."""
+        if self._held and self._size + size_of(tensor) > SHARD_BYTES:
+            self.close()
+        self._held[name] = tensor, digest
+        if self._size >= SHARD_BYTES:
+            self.close()
+
+    @property
+    def _size(self) -> int:
+        return sum(size_of(tensor) for tensor, _ in self._held.values())
+
+    def close(self) -> None:
+        """Write what is held."""
+        if self._held:
+            self.files.append(f"packed-rest-{len(self.files):05d}.safetensors")
+            packed = {name: pack(tensor, digest=digest) for name, (tensor, digest) in self._held.items()}
+            write_packed(self._folder / self.files[-1], packed)
+            self._held.clear()
+
+
+def _describe_packed(
+    stored: StoredModel, model: TransformersModel, recipe: str, files: list[str], folder: Path
+) -> list[str]:
+    """Write what a folder in compact form holds beside its weights. Returns warnings."""
+    facts: dict[str, object] = {"recipe": recipe, "dtype": model.info.dtype}
+    if stored.others:
+        facts |= {OTHER: _write_other_parts(stored, folder)}
+    write_manifest(folder, files, **facts, **{NAMES: stored.stored_names})
+    return write_config(model, folder)
 
 
 def _write_other_parts(stored: StoredModel, folder: Path) -> str:
@@ -181,12 +195,17 @@ def _write_other_parts(stored: StoredModel, folder: Path) -> str:
 
 
 class UnchangedWeights(LazyTensors):
-    """The tensors of a model outside its compressed layers by name, see `names_outside_layers`; read one at a time."""
+    """The tensors of a model outside its compressed layers by name, see `names_outside_layers`; read one at a time.
+
+    Those outside the blocks come first, as in a compression.
+    """
 
     def __init__(self, model: TransformersModel | MetaModel) -> None:
         self.model = model.model if isinstance(model, MetaModel) else model
         network, self._state = self.model.network, self.model.network.state_dict()
-        names = names_outside_layers(network, decoder_blocks(network))
+        blocks = decoder_blocks(network)
+        outside = set(names_outside_blocks(network, blocks))
+        names = sorted(names_outside_layers(network, blocks), key=lambda name: name not in outside)
         super().__init__(names, StreamedBlocks(model).read if isinstance(model, MetaModel) else self._state.__getitem__)
 
     @property
@@ -201,66 +220,10 @@ def report_of(finished: FinishedBlocks) -> CompressionReport:
     return finished.report
 
 
-def write_model(
-    model: TransformersModel,
-    report: CompressionReport,
-    folder: Path,
-    size: int,
-    write: Callable[[Path], list[str]],
-    *,
-    form: str,
-) -> CompressionReport:
-    """Create a folder from `write`, with the other files of the source, the report and its origin.
-
-    It appears complete or not at all; an empty folder that is there stays, and gets the files when all are written, its
-    configuration last.
-    write: writes weights and configuration, returns warnings. form: how the weights are stored, for the model card.
-    Returns the report with all warnings. Raises ConfigError when the folder cannot be written or is not empty, or the
-    disk has less than `size` free bytes.
-    """
-    check_target(folder)
-    require_space(folder, size + OTHER_BYTES, f"saving {model.info.name}")
-    with _filling(folder.resolve()) as temporary:
-        notes = write_companions(model, report, temporary, form)
-        notes += write(temporary)
-        report = replace(report, warnings=(*report.warnings, *notes))
-        write_json(temporary / REPORT_FILE, report.to_json())
-        # With the source precision a later compression can warn that these weights had been rounded before.
-        origin = {"file": model.info.name, "digest": model.info.digest, "source_precision": report.source_precision}
-        write_json(temporary / SOURCE_FILE, origin)
-    return report
-
-
-@contextlib.contextmanager
-def _filling(folder: Path) -> Iterator[Path]:
-    """A temporary folder that becomes `folder`, or whose files move into it, when the block ends without an error.
-
-    A folder that is there may be a mount point, or that in which the user's shell is, and so is not replaced.
-    """
-    if not folder.exists():
-        with new_folder(folder) as temporary:
-            yield temporary
-        return
-    temporary, _ = hidden_folders(folder, "new")
-    shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed
-    temporary.mkdir()
-    moved: list[Path] = []
-    try:
-        yield temporary
-        # The configuration last: nothing opens a folder without it.
-        for path in sorted(temporary.iterdir(), key=lambda path: path.name == CONFIG):
-            moved.append(path.replace(folder / path.name))
-    except BaseException:
-        for path in moved:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-        raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _link_or_copy(source: Path, target: Path) -> None:
-    """Link the file where the file system allows it, otherwise copy it."""
+def _is_linked(source: Path, target: Path) -> bool:
+    """Make a second name of a file, if the file system allows it; whether it does."""
     try:
         os.link(source, target)
     except OSError:
-        shutil.copy2(source, target)
+        return False
+    return True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from llmkick.errors import ModelError
-from llmkick.models.checkpoints.tensor_writer import TensorWriter, naming, write_tensors
+from llmkick.models.checkpoints.tensor_writer import TensorWriter, naming
 
 # Bytes of tensors in a file of the compact form, unless a single tensor is larger.
 SHARD_BYTES = 250_000_000
@@ -62,40 +62,6 @@ class ShardWriter:
     ) -> None:
         for writer in self._open.values():
             writer.abandon()
-
-
-def write_shards(folder: Path, shards: Iterable[Mapping[str, Tensor]]) -> None:
-    """Write a Hugging Face checkpoint, one file for each shard, whose tensors need not be known before."""
-    shard_of: dict[str, int] = {}
-    total = 0
-    for number, shard in enumerate((shard for shard in shards if shard), start=1):
-        twice = sorted(shard_of.keys() & shard.keys())
-        assert not twice, f"two shards hold {twice}"
-        write_tensors(folder / f"{number}.safetensors", shard)
-        shard_of |= dict.fromkeys(shard, number)
-        total += sum(map(size_of, shard.values()))
-    count = max(shard_of.values())
-    names = {
-        n: f"model-{n:05d}-of-{count:05d}.safetensors" if count > 1 else "model.safetensors"
-        for n in range(1, count + 1)
-    }
-    for number, name in names.items():
-        (folder / f"{number}.safetensors").rename(folder / name)
-    if count > 1:
-        index = {"metadata": {"total_size": total}, "weight_map": {name: names[n] for name, n in shard_of.items()}}
-        write_json(folder / "model.safetensors.index.json", index)
-
-
-def bundles(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
-    """Group (name, tensor) pairs into dictionaries of at most SHARD_BYTES; a larger tensor gets its own."""
-    bundle: dict[str, Tensor] = {}
-    for name, tensor in tensors:
-        if bundle and sum(map(size_of, bundle.values())) + size_of(tensor) > SHARD_BYTES:
-            yield bundle
-            bundle = {}
-        bundle[name] = tensor
-    if bundle:
-        yield bundle
 
 
 def size_of(tensor: Tensor) -> int:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +13,7 @@ from llmkick.compression.storage.checkpoint_form import CheckpointForm, same_bit
 from llmkick.compression.storage.shards import size_of
 from llmkick.models.checkpoints.packed_folder import MANIFEST
 from llmkick.models.checkpoints.plain_tensors import open_tensors
-from llmkick.models.checkpoints.weight_files import TensorFiles, read_tensor
+from llmkick.models.checkpoints.weight_files import TensorFiles
 from llmkick.models.transformers_model import TransformersModel
 
 # Keys of a packed folder's manifest: the names in the checkpoint that it came from, and the file with other parts.
@@ -28,14 +26,15 @@ class StoredModel:
     `names` are the tensors of its network that are written: all but those tied to another and those that transformers
     never saves. `others` are the tensors of its source that the network does not load, such as a vision tower beside
     the language model; they are copied.
-    Raises ModelError for a network that cannot be written so that transformers reads it back.
+    files: those of the source, if they are open. Raises ModelError for a network that cannot be written so that
+    transformers reads it back.
     """
 
-    def __init__(self, model: TransformersModel) -> None:
+    def __init__(self, model: TransformersModel, files: TensorFiles | None = None) -> None:
         network = model.network
         self._state: dict[str, Tensor] = network.state_dict()
         self._twins: Mapping[str, str] = network.all_tied_weights_keys
-        self._source = _SourceTensors(model)
+        self._source = _SourceTensors(model, files)
         never = set(network._keys_to_ignore_on_save or ())
         self.names = [name for name in self._state if name not in never and not self._is_tied(name)]
         self.form = CheckpointForm(network, self.names, self._source.names)
@@ -43,8 +42,7 @@ class StoredModel:
 
     def planned(self) -> dict[str, Tensor]:
         """All tensors of the checkpoint by name, on the meta device, which have their types and shapes."""
-        others = {name: tensor.to("meta") for name, tensor in self.other_tensors()}
-        return {**self.form.planned(self._state), **others}
+        return {**self.form.planned(self._state), **{name: self._source.described(name) for name in self.others}}
 
     def tensors(self, of_network: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
         """(name in the checkpoint, tensor) for tensors of the network, see `CheckpointForm.stored`."""
@@ -59,7 +57,12 @@ class StoredModel:
     @property
     def other_bytes(self) -> int:
         """The size of the other parts in bytes."""
-        return sum(map(self._source.bytes_of, self.others))
+        return sum(size_of(self._source.described(name)) for name in self.others)
+
+    def stem_of(self, layer: str) -> str | None:
+        """What stands before `weight` in the name of a layer's weight in the checkpoint; None where it is merged."""
+        name = self.form.name_of(f"{layer}.weight")
+        return None if name is None else name.removesuffix("weight")
 
     @property
     def stored_names(self) -> list[str]:
@@ -87,7 +90,7 @@ class StoredModel:
         stored = None if twin is None or twin not in self.names else self.form.name_of(twin)
         if stored is None or stored not in self._source.names:
             return False
-        return not same_bits(self._source.read(name), self._source.read(stored))
+        return not self._source.are_alike(name, stored)
 
 
 class LazyTensors(Mapping[str, Tensor]):
@@ -109,34 +112,38 @@ class LazyTensors(Mapping[str, Tensor]):
 class _SourceTensors:
     """The tensors in the files that a model came from: all names, and reading by name."""
 
-    def __init__(self, model: TransformersModel) -> None:
+    def __init__(self, model: TransformersModel, files: TensorFiles | None) -> None:
         self.names: set[str] = set()
         self._dtype: torch.dtype = getattr(torch, model.info.dtype)
-        self._files: TensorFiles | None = None
-        self._other: Path | None = None
+        self._quantized = False
         checkpoint = model.checkpoint
         if checkpoint is None:
             return
-        self._quantized = bool(checkpoint.quantization)
         if checkpoint.packed:
             manifest: dict[str, Any] = json.loads((checkpoint.folder / MANIFEST).read_text(encoding="utf-8"))
             self.names = set(manifest.get(NAMES, ()))
-            self._other = checkpoint.folder / str(manifest.get(OTHER, ""))
+            other = manifest.get(OTHER)
+            self._files = TensorFiles(checkpoint.folder, [checkpoint.folder / str(other)] if other else [])
         else:
-            self._files = open_tensors(checkpoint.folder)
+            self._quantized = bool(checkpoint.quantization)
+            self._files = files or open_tensors(checkpoint.folder)
             self.names = self._files.names
 
-    def bytes_of(self, name: str) -> int:
-        """About the size of a tensor; a quantized weight is not computed for it."""
-        if self._files is None or not self._quantized:
-            return size_of(self.read(name))
-        return math.prod(self._files.shape(name)) * self._dtype.itemsize
+    def described(self, name: str) -> Tensor:
+        """A tensor on the meta device: type and shape of what `read` gives, without reading it."""
+        dtype = self._files.dtype(name)
+        if self._quantized and (dtype is None or dtype.is_floating_point):
+            dtype = self._dtype
+        if dtype is None:
+            return self.read(name).to("meta")
+        return torch.empty(self._files.shape(name), dtype=dtype, device="meta")
+
+    def are_alike(self, one: str, other: str) -> bool:
+        """Whether `read` gives the same bits for both."""
+        return self._files.are_alike(one, other) or (self._quantized and same_bits(self.read(one), self.read(other)))
 
     def read(self, name: str) -> Tensor:
         """A tensor on the CPU. Of a packed folder only those of other parts can be read."""
-        if self._files is None:
-            assert self._other is not None
-            return read_tensor(self._other, name)
         tensor = self._files.read(name)
         # Weights that were stored quantized are computed in float32.
         return tensor.to(self._dtype) if self._quantized and tensor.is_floating_point() else tensor

@@ -23,7 +23,8 @@ from llmkick.compression.walk.linear_layer import LinearLayer, replace_weights
 from llmkick.compression.walk.report import CompressionReport, LayerErrors, LayerReport, RecoveryReport
 from llmkick.compression.walk.weight import relative_output_error
 from llmkick.errors import ConfigError
-from llmkick.models.checkpoints.packed import Packed, pack, read_parts, with_adapter
+from llmkick.models.checkpoints.packed import Packed, pack, with_adapter, with_digest
+from llmkick.models.checkpoints.packed_file import read_parts
 from llmkick.models.low_rank import Adapter
 from llmkick.models.transformers_model import TransformersModel
 from llmkick.models.weights import weights_digest
@@ -230,7 +231,7 @@ def _repacked(base: Packed, weight: Tensor, adapter: Adapter | None) -> Packed:
         return with_adapter(base, adapter, weight)
     layout = base.layout
     if layout.bits is not None:
-        return base
+        return with_digest(base)
     pattern = None if layout.kept is None or layout.of is None else (layout.kept, layout.of)
     return pack(weight, masked=layout.masked, pattern=pattern, place=layout.place)
 

@@ -101,9 +101,7 @@ def tokens_that_fit(blocks: Sequence[Block], free: int | None) -> int:
 def _bytes_a_token(block: Block) -> int:
     """Bytes of all inputs and outputs of the layers for one token, which are alive together while they are recorded."""
     plain = sum(
-        sum(layer.weight.shape) * layer.weight.element_size() for layer in block.layers if layer.form != "expert"
+        sum(layer.weight.shape) * layer.weight.element_size() for layer in block.layers if not layer.is_of_expert
     )
-    experts = [
-        sum(layer.weight.shape) * layer.weight.element_size() for layer in block.layers if layer.form == "expert"
-    ]
+    experts = [sum(layer.weight.shape) * layer.weight.element_size() for layer in block.layers if layer.is_of_expert]
     return plain + EXPERTS_OF_A_TOKEN * max(experts, default=0)

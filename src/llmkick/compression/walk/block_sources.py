@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from llmkick.compression.walk.blocks import Block
-from llmkick.compression.walk.finished_blocks import BlockFinish
+from llmkick.compression.walk.finished_blocks import FinishedBlocks
 from llmkick.compression.walk.linear_layer import replace_weights
+from llmkick.compression.walk.network_parts import BlockFinish
+from llmkick.compression.walk.processes import Processes
 from llmkick.models.allocator import KEPT, give_back_freed_memory
 
 
@@ -67,3 +70,20 @@ def put_layers(block: Block, weights: Iterable[tuple[str, Tensor]]) -> None:
     """Replace the layers of a block by (name, weight (out, in)) pairs; the other layers stay."""
     by_name = {layer.name: layer for layer in block.layers}
     replace_weights((by_name[name], weight) for name, weight in weights)
+
+
+def kept_weights(
+    processes: Processes, finished: FinishedBlocks | None, index: int, block: Block
+) -> Iterator[tuple[str, Tensor]]:
+    """Layer names and weights of a finished block in every process, from the folder of the first."""
+    if processes.count == 1:
+        assert finished is not None
+        yield from finished.weights(index)
+        return
+    weights = {} if finished is None else {name: weight.contiguous() for name, weight in finished.weights(index)}
+    layers = {layer.name: layer for layer in block.layers}
+    for name in processes.from_first(list(weights)):
+        dense = layers[name].weight
+        weight = weights[name] if name in weights else torch.empty(dense.shape, dtype=dense.dtype, device="cpu")
+        processes.hand_out(weight, 0)
+        yield name, weight

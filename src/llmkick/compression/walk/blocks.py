@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from llmkick.compression.walk.block_list import find_blocks, text_config
-from llmkick.compression.walk.experts import expert_layout, is_bias, mixtures
+from llmkick.compression.walk.experts import expert_layout, expert_lists, expert_role, is_bias, mixtures
 from llmkick.compression.walk.linear_layer import LinearLayer
 from llmkick.compression.walk.routers import router_modules
 
@@ -53,13 +53,14 @@ def decoder_blocks(network: nn.Module) -> list[Block]:
 
 
 def _block(name: str, module: nn.Module, width: int | None) -> Block:
-    routers = router_modules(module, mixtures(module, width))
+    routers, lists = router_modules(module, mixtures(module, width)), expert_lists(module)
     layers: list[LinearLayer] = []
     left: dict[bool, list[DenseMatrix]] = {True: [], False: []}  # in a router or not
     for inner_name, inner in module.named_modules():
         full = f"{name}.{inner_name}" if inner_name else name
         layers_inside = [] if inner_name in routers else list(_layers(full, inner, width))
-        layers += layers_inside
+        role = expert_role(inner_name, lists)
+        layers += [replace(layer, role=role) if role and layer.form != "expert" else layer for layer in layers_inside]
         taken = {layer.parameter for layer in layers_inside}
         for key, parameter in inner.named_parameters(recurse=False):
             if parameter.dim() >= 2 and key not in taken and not is_bias(key):

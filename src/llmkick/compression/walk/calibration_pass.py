@@ -87,7 +87,7 @@ class CalibrationPass:
             last = f"{block.name}{self._last[1]}"
         self.observe(index, {layer: layer for layer in block.layers}, records, last=last)
         record = records[max(records)]
-        if record.order and not any(layer.form == "expert" for layer in block.layers):
+        if record.order and not any(layer.is_of_expert for layer in block.layers):
             self._last = names, record.order[-1].removeprefix(block.name)
         return records
 
@@ -119,8 +119,7 @@ class CalibrationPass:
                         record.add(inputs)
                 if not self._propagate:
                     self._outputs[number] = output
-        for record in records.values():
-            record.check_finite()
+        InputRecord.check_finite(records.values())
 
     def advance(self, index: int) -> None:
         """Run block `index`, with the weights that it has now, and keep its outputs for the next block."""

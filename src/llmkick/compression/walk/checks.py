@@ -96,15 +96,20 @@ def check_seen(block: Block, is_seen: Callable[[LinearLayer], bool]) -> None:
 
     Single experts that no token was routed to do not count: the report names them.
     """
-    seen = {(id(layer.module), layer.parameter) for layer in block.layers if is_seen(layer)}
-    unseen = [layer for layer in block.layers if (id(layer.module), layer.parameter) not in seen]
+    seen = {_part(layer) for layer in block.layers if is_seen(layer)}
+    unseen = [layer for layer in block.layers if _part(layer) not in seen]
     missed = sum(layer.weight.numel() for layer in unseen)
     if missed > (1 - LEAST_SHARE) * sum(layer.weight.numel() for layer in block.layers):
-        names = dict.fromkeys(layer.place.parameter for layer in unseen)
+        names = dict.fromkeys(f"{block.name}.{layer.role}" if layer.role else layer.place.parameter for layer in unseen)
         raise ModelError(
             f"{block.name}: calibration text does not reach {', '.join(names)}, so a recipe that needs calibration "
             "would leave them dense; choose one that needs none, or allow that with --allow-partial"
         )
+
+
+def _part(layer: LinearLayer) -> object:
+    """What a layer of an expert has in common with those of the other experts."""
+    return layer.role or (id(layer.module), layer.parameter)
 
 
 def check_recipe_fits(recipe: Recipe, blocks: list[Block], calibration: Calibration | None) -> None:

@@ -12,7 +12,7 @@ from torch import nn
 from llmkick.compression.recipe import Dense, Recipe, Recovered, is_trained
 from llmkick.compression.registry import parse_recipe
 from llmkick.compression.training.recover import check_trainable, check_training
-from llmkick.compression.walk.block_sources import BlocksInMemory, put_layers
+from llmkick.compression.walk.block_sources import BlocksInMemory, kept_weights, put_layers
 from llmkick.compression.walk.blocks import decoder_blocks, shallow_copy
 from llmkick.compression.walk.calibration import Calibration, as_calibration
 from llmkick.compression.walk.checks import (
@@ -24,7 +24,7 @@ from llmkick.compression.walk.checks import (
 )
 from llmkick.compression.walk.compress_and_train import WalkOptions, compress_and_train
 from llmkick.compression.walk.compression_key import kept_blocks
-from llmkick.compression.walk.finished_blocks import FinishedBlocks, kept_weights
+from llmkick.compression.walk.finished_blocks import FinishedBlocks
 from llmkick.compression.walk.processes import ALONE, Processes, joined_processes
 from llmkick.compression.walk.recipe_output import RecipeOutput, make_report
 from llmkick.compression.walk.report import CompressionReport
@@ -253,8 +253,12 @@ def finish_report(
     propagate: bool,
     processes: int = 1,
 ) -> CompressionReport:
-    """The report of a recipe whose weights are in `network`; it is kept with the finished blocks."""
-    digest = model.info.digest if isinstance(output.recipe, Dense) else weights_digest(network)
+    """The report of a recipe; it is kept with the finished blocks.
+
+    network: has the compressed weights, except those whose digests the finished blocks know.
+    """
+    known = {} if output.finished is None else output.finished.digests
+    digest = model.info.digest if isinstance(output.recipe, Dense) else weights_digest(network, known)
     weights = count_weights(network, decoder_blocks(network))
     report = make_report(
         output, model.info, windows, weights, seed=seed, propagate=propagate, digest=digest, processes=processes

@@ -7,13 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from torch import nn
 
 from llmkick.compression.recipe import Recipe
 from llmkick.compression.walk.batches import ERROR_SEQUENCES
-from llmkick.compression.walk.blocks import shallow_copy
+from llmkick.compression.walk.blocks import decoder_blocks, shallow_copy
 from llmkick.compression.walk.calibration import Calibration
 from llmkick.compression.walk.compress import check_all, finish_report, put_all, walk_by_need
 from llmkick.compression.walk.compression_key import kept_blocks
+from llmkick.compression.walk.finished_blocks import FinishedBlocks
 from llmkick.compression.walk.processes import ALONE
 from llmkick.compression.walk.recipe_output import RecipeOutput
 from llmkick.compression.walk.report import CompressionReport
@@ -60,11 +62,21 @@ def compress_into(
         assert output.finished is not None
         report = output.finished.report
         if report is None:
-            network = shallow_copy(model.network)
-            put_all(network, output.finished, ALONE)
+            network = model.network
+            if not _knows_layers(output.finished, network):  # kept by a version that did not keep digests
+                network = shallow_copy(network)
+                put_all(network, output.finished, ALONE)
             report = finish_report(model, network, output, job.windows, seed=seed, propagate=False)
         reports.append(report)
     return reports
+
+
+def _knows_layers(finished: FinishedBlocks, network: nn.Module) -> bool:
+    """Whether the digests of all compressed weights are known, so that these need not be read back for the report."""
+    blocks = decoder_blocks(network)[: finished.count]
+    tied = {twin.place.parameter for block in blocks for layer in block.layers for twin in layer.twins}
+    names = {layer.place.parameter for block in blocks for layer in block.layers}
+    return not tied and names <= finished.digests.keys()
 
 
 def _windows_of(job: Job) -> int | None:

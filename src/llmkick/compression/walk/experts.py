@@ -1,4 +1,4 @@
-"""Parameters that hold the weights of many experts, and how each expert's matrix lies in them.
+"""Experts: modules of their own in a list, or one parameter for many, and how each one's matrix lies in it.
 
 transformers stores experts as (experts, out, in), as (experts, in, out), or one below the other in a matrix. Its
 decorator `use_experts_implementation` says which; other classes are told by their shapes: what goes into an expert and
@@ -9,7 +9,7 @@ with how the network multiplies by the parameter.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -60,14 +60,33 @@ def is_of_heads(module: nn.Module, key: str) -> bool:
 def mixtures(block: nn.Module, width: int | None) -> dict[str, int]:
     """Names of the modules of a block in which experts stand side by side → the number of experts."""
     counts: dict[str, int] = {}
+    lists = expert_lists(block)
     for name, module in block.named_modules():
-        if isinstance(module, nn.ModuleList) and "expert" in name.rpartition(".")[2] and len(module) > 1:
-            counts[name.rpartition(".")[0]] = len(module)
+        if name in lists:
+            counts[name.rpartition(".")[0]] = lists[name]
         for key, _ in module.named_parameters(recurse=False):
             layout = expert_layout(module, key, width)
             if layout is not None and not is_of_heads(module, key):
                 counts |= dict.fromkeys(_around(block, name), layout.experts)
     return counts
+
+
+def expert_lists(block: nn.Module) -> dict[str, int]:
+    """Names of the lists of a block in which experts are modules of their own → the number of experts."""
+    return {
+        name: len(module)
+        for name, module in block.named_modules()
+        if isinstance(module, nn.ModuleList) and "expert" in name.rpartition(".")[2] and len(module) > 1
+    }
+
+
+def expert_role(name: str, lists: Iterable[str]) -> str:
+    """The name of a module with * for the number of its expert; empty where it is in none of the lists of experts."""
+    for experts in lists:
+        if name.startswith(f"{experts}."):
+            inside = name.removeprefix(f"{experts}.").partition(".")[2]
+            return f"{experts}.*.{inside}" if inside else f"{experts}.*"
+    return ""
 
 
 def _around(block: nn.Module, name: str) -> Iterator[str]:

@@ -13,19 +13,20 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 from torch import Tensor
 
 from llmkick.compression.walk.background import BackgroundWorker
-from llmkick.compression.walk.blocks import Block
-from llmkick.compression.walk.processes import Processes
+from llmkick.compression.walk.linear_layer import LinearLayer
+from llmkick.compression.walk.network_parts import BlockFinish, KeptBlock
 from llmkick.compression.walk.report import CompressionReport, LayerErrors, LayerReport
 from llmkick.errors import ConfigError, ModelError
 from llmkick.files import write_text_atomically
-from llmkick.models.checkpoints.packed import FORMAT, Packed, read_packed, write_packed
+from llmkick.models.checkpoints.packed import Packed, Place
+from llmkick.models.checkpoints.packed_file import FORMAT, READABLE, read_checked, write_packed
 from llmkick.models.checkpoints.tensor_writer import naming, write_tensors
 from llmkick.models.checkpoints.weight_files import TensorFiles, read_tensor
 from llmkick.models.transformers_model import TransformersModel
+from llmkick.models.weights import PartedDigest
 
 STATE_FILE = "compression.json"
 # Hidden states are kept when as much time has passed: what a stopped walk computes again takes less.
@@ -34,8 +35,6 @@ STATES_SECONDS = 60.0
 STATES_TIMES_WRITTEN = 20
 
 Result = TypeVar("Result")
-# What is done with the compact forms of a block's layers, by name, beside keeping them; returns digests of tensors.
-BlockFinish = Callable[[Mapping[str, Packed]], dict[str, str]]
 
 
 class DamagedBlocksError(ModelError):
@@ -79,7 +78,8 @@ class FinishedBlocks:
     The folder is consistent at any moment: even if the process is killed, all blocks that it counts are complete. A
     thread of its own packs and writes, in the order in which blocks are added.
 
-    digests: of tensors of the network by name, as far as they were computed when their block was finished.
+    digests: of tensors of the network by name: those that the layers make up, and others as far as they were computed
+    when their block was finished.
     """
 
     def __init__(self, folder: Path, key: Mapping[str, Any]) -> None:
@@ -89,6 +89,7 @@ class FinishedBlocks:
         self.tally = Tally()
         self.report: CompressionReport | None = None
         self.digests: dict[str, str] = {}
+        self._wholes: dict[str, PartedDigest] = {}  # of parameters that hold experts, while these are packed
         self._worker = BackgroundWorker(f"packing for {folder.name}")
         self._states_at = time.monotonic()  # when hidden states were last kept, or the walk began
         self._states_wait = STATES_SECONDS
@@ -110,7 +111,7 @@ class FinishedBlocks:
             raise DamagedBlocksError(
                 f"{file} is damaged ({error}): delete the folder {self.folder}", self.folder
             ) from error
-        if key != self.key or form != FORMAT:
+        if key != self.key or form not in READABLE:
             raise ConfigError(
                 f"{self.folder} holds another compression ({key.get('recipe', 'unknown')}), not this one; delete it"
             )
@@ -148,11 +149,30 @@ class FinishedBlocks:
         )
         self._worker.submit_last(self._keep, index, layers, as_now, finish)
 
+    def whole_of(self, layer: LinearLayer) -> PartedDigest | None:
+        """The digest of the parameter that holds an expert, to which its packing is to add it; None for other layers.
+
+        The parameter is hashed once, expert by expert, and no expert by itself.
+        """
+        if layer.form != "expert":
+            return None
+        stored = layer.stored
+        return self._wholes.setdefault(layer.place.parameter, PartedDigest(stored.dtype, stored.shape))
+
     def _keep(self, index: int, layers: Mapping[str, Future[Packed]], tally: Tally, finish: BlockFinish | None) -> None:
         packed = {name: layer.result() for name, layer in layers.items()}
-        write_packed(self._file("block", index), packed)
+        places = {name: layer.layout.place or Place(parameter=name) for name, layer in packed.items()}
+        parted = dict.fromkeys(places[name].parameter for name, layer in packed.items() if not layer.layout.digest)
+        wholes = {parameter: self._wholes.pop(parameter) for parameter in parted}
+        digests = {parameter: whole.hexdigest() for parameter, whole in wholes.items()}
+        own = {name: layer.layout for name, layer in packed.items() if places[name].expert is None}
+        # A layout with a checksum is of format 1, whose digest may be of the transpose.
+        digests |= {places[name].parameter: layout.digest for name, layout in own.items() if not layout.checksum}
+        file = self._file("block", index)
+        write_packed(file, packed, wholes)
         if finish is not None:
-            self.digests |= finish(packed)
+            digests |= finish(KeptBlock(file=file, layers=packed, digests=digests, wholes=wholes))
+        self.digests |= digests
         self._write_state(index + 1, tally)
 
     def complete(self, report: CompressionReport) -> None:
@@ -172,10 +192,19 @@ class FinishedBlocks:
 
     def weights(self, index: int) -> Iterator[tuple[str, Tensor]]:
         """Layer names and weights of a finished block, on the CPU. Raises DamagedBlocksError."""
+        for name, _, weight in self.packed(index):
+            yield name, weight
+
+    def packed(self, index: int) -> Iterator[tuple[str, Packed, Tensor]]:
+        """Layer names, compact forms and weights (out, in) of a finished block. Raises DamagedBlocksError."""
         self._worker.wait()
-        file = self._file("block", index)
+        file = self.file_of(index)
         with self.reading(file):
-            yield from read_packed(file)
+            yield from read_checked(file)
+
+    def file_of(self, index: int) -> Path:
+        """The file with the layers of a finished block."""
+        return self._file("block", index)
 
     def files(self) -> list[Path]:
         """The files of all finished blocks, in order. Raises DamagedBlocksError where one is cut short or missing."""
@@ -250,6 +279,14 @@ def count_finished(folder: Path) -> int:
         return 0
 
 
+def is_finished(folder: Path) -> bool:
+    """Whether a folder holds the report of a compression; False also for one that cannot be read."""
+    try:
+        return json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))["report"] is not None
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
 def delete_blocks(folder: Path) -> None:
     """Delete a folder of finished blocks. If that is stopped in the middle, what is left counts no blocks."""
     with contextlib.suppress(OSError):
@@ -260,20 +297,3 @@ def delete_blocks(folder: Path) -> None:
 def _delete(files: Sequence[Path]) -> None:
     for file in files:
         file.unlink(missing_ok=True)
-
-
-def kept_weights(
-    processes: Processes, finished: FinishedBlocks | None, index: int, block: Block
-) -> Iterator[tuple[str, Tensor]]:
-    """Layer names and weights of a finished block in every process, from the folder of the first."""
-    if processes.count == 1:
-        assert finished is not None
-        yield from finished.weights(index)
-        return
-    weights = {} if finished is None else {name: weight.contiguous() for name, weight in finished.weights(index)}
-    layers = {layer.name: layer for layer in block.layers}
-    for name in processes.from_first(list(weights)):
-        dense = layers[name].weight
-        weight = weights[name] if name in weights else torch.empty(dense.shape, dtype=dense.dtype, device="cpu")
-        processes.hand_out(weight, 0)
-        yield name, weight

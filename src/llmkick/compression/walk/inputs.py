@@ -105,9 +105,10 @@ class InputRecord:
         sample = tokens[::step][: self._sample_a_batch]
         self._samples[name].append(sample.to(torch.float32, copy=True))  # a view would keep all rows alive
 
-    def check_finite(self) -> None:
+    @staticmethod
+    def check_finite(records: Iterable[InputRecord]) -> None:
         """Raise NumericalError that names a layer whose inputs were not finite, where that has not been checked yet."""
-        InputStatistics.check_finite(self._statistics.values())
+        InputStatistics.check_finite(own for record in records for own in record._statistics.values())
 
     def pool(self, processes: Processes, device: torch.device) -> None:
         """Become the record of all processes, each of which has recorded a part of the windows on its device.
@@ -136,7 +137,7 @@ class InputRecord:
                 before += len(piece)
             processes.add_up(sample)  # of which each process has rows of its own
             self._samples[name] = [sample]
-        self.check_finite()
+        self.check_finite([self])
 
     def _facts(self) -> dict[str, Any]:
         """What other processes have to know of this record."""

@@ -17,7 +17,8 @@ class LinearLayer:
 
     form: "linear" is stored as (out, in), "conv1d" as (in, out). An "expert" is a slice of a parameter that holds the
     weights of many: (experts, out, in), or (experts · rows, columns) where `rows` are those of one expert. `transposed`
-    experts are stored as (in, out). twins: layers of later blocks that share this weight.
+    experts are stored as (in, out). twins: layers of later blocks that share this weight. role: of a layer of an expert
+    that is a module of its own, its name in the block with * for the number of the expert; empty for any other layer.
     """
 
     name: str
@@ -28,6 +29,12 @@ class LinearLayer:
     transposed: bool = False
     rows: int | None = None
     twins: tuple[LinearLayer, ...] = ()
+    role: str = ""
+
+    @property
+    def is_of_expert(self) -> bool:
+        """Whether the layer is one of many of its kind, of which each sees some of the tokens."""
+        return self.form == "expert" or bool(self.role)
 
     @property
     def stored(self) -> Tensor:

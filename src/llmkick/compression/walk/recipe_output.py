@@ -16,15 +16,18 @@ from llmkick.compression.recoveries import Reconstruct
 from llmkick.compression.walk.blocks import Block
 from llmkick.compression.walk.calibration import Calibration
 from llmkick.compression.walk.checks import WeightCounts
-from llmkick.compression.walk.finished_blocks import BlockFinish, FinishedBlocks, Tally
+from llmkick.compression.walk.finished_blocks import FinishedBlocks, Tally
 from llmkick.compression.walk.inputs import InputRecord
+from llmkick.compression.walk.layer_notes import LayerNote, UnreadNote
 from llmkick.compression.walk.linear_layer import LinearLayer
+from llmkick.compression.walk.network_parts import BlockFinish
 from llmkick.compression.walk.report import CompressionReport, LayerErrors, LayerReport, RecoveryReport
-from llmkick.compression.walk.size import compact_bytes
 from llmkick.compression.walk.solved_layer import SolvedLayer
-from llmkick.compression.walk.weight import compress_alike, compress_with_statistics, relative_output_error
-from llmkick.models.checkpoints.packed import Codes, Packed, pack, with_adapter
+from llmkick.compression.walk.weight import compress_alike, compress_with_statistics, output_squares
+from llmkick.models.checkpoints.packed import Codes, Packed, pack
+from llmkick.models.finite import is_finite
 from llmkick.models.language_model import ModelInfo
+from llmkick.models.weights import PartedDigest
 
 # A refit of kept weights is noted if it has fewer calibration tokens than this for each kept weight of a row: on other
 # text it helps from 7 or 8 on (measured on the built-in model, docs/recovery.md).
@@ -85,48 +88,61 @@ class RecipeOutput:
         """Whether block `index` is finished."""
         return self.finished_count > index
 
+    def compresses(self, layer: LinearLayer, record: InputRecord) -> bool:
+        """Whether a layer is compressed: one that no calibration token reached stays dense if the recipe needs them."""
+        statistics = record.statistics_of(layer)
+        return not self.recipe.needs_calibration or (statistics is not None and statistics.tokens > 0)
+
     def solve(self, layers: Sequence[LinearLayer], record: InputRecord) -> list[SolvedLayer]:
-        """Compress layers of one shape, which are not changed, at once, and describe the results."""
+        """Compress layers of one shape, which are not changed, at once, and describe the results.
+
+        The weights have been checked. Whether the results hold NaN or Inf is found when their notes are read.
+        """
         statistics = [record.statistics_of(layer) for layer in layers]
-        tokens = [0 if own is None else own.tokens for own in statistics]
-        seen = [place for place, count in enumerate(tokens) if count or not self.recipe.needs_calibration]
+        seen = [place for place, layer in enumerate(layers) if self.compresses(layer, record)]
         weights, names = [layers[place].weight for place in seen], [layers[place].name for place in seen]
         of_seen = [statistics[place] for place in seen]
         results: dict[int, WeightResult] = {}
         if len(seen) == 1:
-            results = {seen[0]: compress_with_statistics(weights[0], of_seen[0], self.recipe, name=names[0])}
+            alone = compress_with_statistics(weights[0], of_seen[0], self.recipe, name=names[0], is_checked=False)
+            results = {seen[0]: alone}
         elif seen:
-            results = dict(zip(seen, compress_alike(weights, of_seen, self.recipe, names), strict=True))
-        return [self._solved(layer, results.get(place), record, tokens[place]) for place, layer in enumerate(layers)]
+            several = compress_alike(weights, of_seen, self.recipe, names, is_checked=False)
+            results = dict(zip(seen, several, strict=True))
+        return [self._solved(layer, results.get(place), record) for place, layer in enumerate(layers)]
 
-    def _solved(self, layer: LinearLayer, result: WeightResult | None, record: InputRecord, tokens: int) -> SolvedLayer:
+    def _solved(self, layer: LinearLayer, result: WeightResult | None, record: InputRecord) -> SolvedLayer:
         if result is None:
             # An expert that no calibration token reached: nothing to choose by, so it stays dense and the user is told.
             warning = f"left dense: {layer.name} saw no calibration token"
             return _described(layer, WeightResult(layer.weight), record, Dense(), warning)
-        is_thin = layer.form == "expert" and self.recipe.needs_calibration and tokens < FEW_TOKENS
+        statistics = record.statistics_of(layer)
+        tokens = 0 if statistics is None else statistics.tokens
+        is_thin = layer.is_of_expert and self.recipe.needs_calibration and tokens < FEW_TOKENS
         warning = f"few tokens: {layer.name} was calibrated on {tokens} tokens" if is_thin else ""
         return _described(layer, result, record, self.recipe, warning)
 
     def keep(self, layer: LinearLayer, solved: SolvedLayer, packed: dict[str, Future[Packed]]) -> Tensor | None:
-        """Add a solved layer to the tally; returns its weight (out, in), None for a layer that is left dense.
+        """The weight (out, in) of a solved layer, None for a layer that is left dense.
 
         With a folder for finished blocks the compact form of the layer is put into `packed`, as it will be.
         """
-        self.tally.layers.append(solved.report)
-        self.tally.warnings += solved.warnings
-        self.tally.dense_bytes += solved.dense_bytes
-        self.tally.stored_bytes += solved.stored_bytes
-        recovery = solved.result.recovery
-        if recovery is not None:
-            errors = LayerErrors(name=layer.name, before=recovery.error_before, after=recovery.error_after)
-            self.tally.recovered.append(errors)
-            self.tally.recovery_seconds += recovery.seconds
-            self.tally.adapter_bytes += recovery.adapter_bytes
         if self.finished is not None:
             kept, recipe = (WeightResult(layer.weight), Dense()) if solved.is_dense else (solved.result, self.recipe)
-            packed[layer.name] = self.finished.soon(pack_result, layer, kept, recipe)
+            whole = self.finished.whole_of(layer)
+            packed[layer.name] = self.finished.soon(pack_result, layer, kept, recipe, whole)
         return None if solved.is_dense else solved.result.weight
+
+    def add_note(self, note: LayerNote) -> None:
+        """Add what is to be said about a layer to the tally, in the order of the layers."""
+        self.tally.layers.append(note.report)
+        self.tally.warnings += note.warnings
+        self.tally.dense_bytes += note.dense_bytes
+        self.tally.stored_bytes += note.stored_bytes
+        if note.recovered is not None:
+            self.tally.recovered.append(note.recovered)
+            self.tally.recovery_seconds += note.recovery_seconds
+            self.tally.adapter_bytes += note.adapter_bytes
 
     def finish_block(
         self,
@@ -153,27 +169,28 @@ def _described(
     sample, statistics = record.sample_of(layer), record.statistics_of(layer)
     dense, weight = layer.weight, result.weight
     rows, columns = dense.shape
-    recovery = result.recovery
+    recovery, is_dense = result.recovery, isinstance(recipe, Dense)
     # An adapter fills the zeros of what the network computes with, not those of what is stored.
     stored = weight if recovery is None or recovery.base is None else recovery.base
-    sparsity = 1 - int(torch.count_nonzero(stored != 0)) / weight.numel()  # far faster than of 16-bit floats
-    report = LayerReport(
+    errors = None
+    if recovery is not None:
+        errors = LayerErrors(name=layer.name, before=recovery.error_before, after=recovery.error_after)
+    note = UnreadNote(
         name=layer.name,
         shape=(rows, columns),
-        realised_sparsity=sparsity,
-        relative_output_error=None if sample is None else relative_output_error(dense, weight, sample),
+        dtype=dense.dtype,
+        recipe=recipe,
         damping=result.damping,
         tokens=0 if statistics is None else statistics.tokens,
-    )
-    return SolvedLayer(
-        result=result,
-        report=report,
         warnings=(warning,) if warning else (),
-        dense_bytes=dense.numel() * dense.element_size(),
-        stored_bytes=compact_bytes((rows, columns), dense.element_size(), recipe, sparsity)
-        + (0 if recovery is None else recovery.adapter_bytes),
-        is_dense=isinstance(recipe, Dense),
+        finite=None if is_dense else is_finite(weight),
+        nonzero=torch.count_nonzero(stored != 0),  # far faster than of 16-bit floats
+        squares=None if sample is None else output_squares(dense, weight, sample),
+        recovered=errors,
+        recovery_seconds=0.0 if recovery is None else recovery.seconds,
+        adapter_bytes=0 if recovery is None else recovery.adapter_bytes,
     )
+    return SolvedLayer(result=result, note=note, is_dense=is_dense)
 
 
 def thin_refit(recipe: Recipe, layers: Sequence[LayerReport]) -> list[str]:
@@ -234,8 +251,8 @@ def make_report(
     )
 
 
-def pack_result(layer: LinearLayer, result: WeightResult, recipe: Recipe) -> Packed:
-    """A compressed layer in the compact form that its recipe allows."""
+def pack_result(layer: LinearLayer, result: WeightResult, recipe: Recipe, whole: PartedDigest | None = None) -> Packed:
+    """A compressed layer in the compact form that its recipe allows. whole: see `packed.pack`."""
     pattern = next((part for part in recipe.parts if isinstance(part, NM)), None)
     codes = None
     if result.grid is not None and result.codes is not None and result.grid.bits <= 8:
@@ -245,13 +262,13 @@ def pack_result(layer: LinearLayer, result: WeightResult, recipe: Recipe) -> Pac
             codes=result.codes, scale=grid.scale, zero=grid.zero, bits=grid.bits, group=grid.group, symmetric=symmetric
         )
     recovery = result.recovery
-    packed = pack(
+    adapter = None if recovery is None else recovery.adapter
+    return pack(
         result.weight if recovery is None or recovery.base is None else recovery.base,
         codes=codes,
         masked=any(isinstance(part, Unstructured) for part in recipe.parts),
         pattern=None if pattern is None else (pattern.kept, pattern.group),
         place=layer.place,
+        recovered=None if adapter is None else (adapter, result.weight),
+        whole=whole,
     )
-    if recovery is None or recovery.adapter is None:
-        return packed
-    return with_adapter(packed, recovery.adapter, result.weight)

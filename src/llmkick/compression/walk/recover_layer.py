@@ -2,6 +2,7 @@
 
 import time
 
+import torch
 from torch import Tensor
 
 from llmkick.compression.kernels.eora import eora
@@ -25,7 +26,8 @@ def recover_layer(recovery: Recovery, dense: Tensor, result: WeightResult, input
     else:
         recovered = result._replace(weight=refit_kept(dense, result.weight, hessian))
     changes = (dense.float(), result.weight.float() - dense.float(), recovered.weight.float() - dense.float())
-    size, before, after = (float(((change @ hessian) * change).sum().clamp(min=0)) for change in changes)
+    squares = torch.stack([((change @ hessian) * change).sum().clamp(min=0) for change in changes])
+    size, before, after = squares.tolist()  # only when a GPU has been waited for is it known how long the work took
     kept = recovered.recovery or LayerRecovery(None, None, 0.0)
     return recovered._replace(
         recovery=kept._replace(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -11,6 +13,7 @@ from torch import Tensor
 
 from llmkick.compression.kernels.grid import FittedGrid
 from llmkick.compression.kernels.layer import WeightResult
+from llmkick.compression.walk.layer_notes import LayerNote, UnreadNote, read_notes
 from llmkick.compression.walk.linear_layer import LinearLayer
 from llmkick.compression.walk.processes import Processes
 from llmkick.compression.walk.report import LayerReport
@@ -22,25 +25,22 @@ FACTOR_COPIES = 3
 WEIGHT_COPIES = 4
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class SolvedLayer:
     """What a recipe made of a layer. is_dense: it was left as it is, and `result` holds its own weight."""
 
     result: WeightResult
-    report: LayerReport
-    warnings: tuple[str, ...]
-    dense_bytes: int
-    stored_bytes: int
+    note: LayerNote | UnreadNote
     is_dense: bool
 
-    def facts(self) -> dict[str, Any]:
-        """All but the tensors, as JSON."""
+    def facts(self, note: LayerNote) -> dict[str, Any]:
+        """All but the tensors, as JSON. note: that of this layer, read."""
         grid, codes = self.result.grid, self.result.codes
         return {
-            "report": asdict(self.report),
-            "warnings": self.warnings,
-            "dense_bytes": self.dense_bytes,
-            "stored_bytes": self.stored_bytes,
+            "report": asdict(note.report),
+            "warnings": note.warnings,
+            "dense_bytes": note.dense_bytes,
+            "stored_bytes": note.stored_bytes,
             "is_dense": self.is_dense,
             "damping": self.result.damping,
             "grid": None if grid is None else {"bits": grid.bits, "group": grid.group, "groups": grid.scale.shape[1]},
@@ -58,14 +58,14 @@ class SolvedLayer:
         if facts["codes"] is not None:
             codes = torch.empty(dense.shape, dtype=getattr(torch, facts["codes"]), device=dense.device)
         weight = dense if facts["is_dense"] else torch.empty(dense.shape, dtype=dense.dtype, device=dense.device)
-        return cls(
-            result=WeightResult(weight, facts["damping"], grid, codes),
+        note = LayerNote(
             report=LayerReport.from_json(facts["report"]),
             warnings=tuple(facts["warnings"]),
             dense_bytes=facts["dense_bytes"],
             stored_bytes=facts["stored_bytes"],
-            is_dense=facts["is_dense"],
         )
+        result = WeightResult(weight, facts["damping"], grid, codes)
+        return cls(result=result, note=note, is_dense=facts["is_dense"])
 
     def contiguous(self) -> SolvedLayer:
         """The same with tensors whose values can be handed out one after another."""
@@ -74,7 +74,7 @@ class SolvedLayer:
             scale, zero = grid.scale.contiguous(), grid.zero.contiguous()
             grid = FittedGrid(scale=scale, zero=zero, bits=grid.bits, group=grid.group)
         result = WeightResult(weight.contiguous(), damping, grid, None if codes is None else codes.contiguous())
-        return SolvedLayer(**{**self.__dict__, "result": result})
+        return SolvedLayer(result=result, note=self.note, is_dense=self.is_dense)
 
     def tensors(self) -> Iterator[Tensor]:
         """The tensors that another process needs, in a fixed order."""
@@ -88,25 +88,41 @@ class SolvedLayer:
 
 
 def solved_at_once(layers: Sequence[LinearLayer], places: Sequence[int]) -> Iterator[list[int]]:
-    """Places of layers, in order, in groups that are solved at once: on a GPU, the experts of one parameter.
+    """Places of layers in groups that are solved at once: on a GPU, layers of equal shape of the experts of a mixture.
 
-    A single expert has too few rows to keep a GPU busy. On a CPU, one after another is as fast and takes less memory.
+    A single expert has too few rows to keep a GPU busy. On a CPU, one after another is as fast and takes less memory,
+    and so are all places in order. Of experts that are modules of their own, as many as fit are solved layer by layer,
+    before the next ones: then the statistics that layers of an expert share are freed soon.
     """
-    group: list[int] = []
-    for place in places:
-        layer, first = layers[place], layers[group[0]] if group else None
-        fits = first is not None and layer.module is first.module and layer.parameter == first.parameter
-        if group and not (fits and len(group) < _most_at_once(layer)):
-            yield group
-            group = []
-        group.append(place)
-    if group:
-        yield group
+    for _, mixture in groupby(places, key=lambda place: _mixture(layers[place]) or place):
+        together = list(mixture)
+        most = min(_most_at_once(layers[place]) for place in together)
+        groups: dict[tuple[int, object], list[int]] = {}
+        before: Counter[object] = Counter()
+        for place in together:
+            kind = _kind(layers[place])
+            groups.setdefault((before[kind] // most, kind), []).append(place)
+            before[kind] += 1
+        for key in sorted(groups, key=lambda key: key[0]):  # of equal ones the first comes first
+            yield groups[key]
+
+
+def _mixture(layer: LinearLayer) -> object:
+    """What the layers of the experts of a mixture have in common; None for any other layer."""
+    if layer.form == "expert":
+        return id(layer.module), layer.parameter
+    return layer.role.partition("*")[0] or None
+
+
+def _kind(layer: LinearLayer) -> object:
+    """What layers of a mixture have in common that are solved at once."""
+    stored = layer.stored
+    return layer.role, layer.form, layer.weight.shape, stored.dtype, stored.device, bool(layer.twins)
 
 
 def _most_at_once(layer: LinearLayer) -> int:
     """How many layers like this are solved at once."""
-    if layer.form != "expert" or not batches_experts(layer.stored.device):
+    if not (layer.is_of_expert and batches_experts(layer.stored.device)):
         return 1
     rows, width = layer.weight.shape
     return max(1, AT_ONCE_BYTES // (4 * (FACTOR_COPIES * width * width + WEIGHT_COPIES * rows * width)))
@@ -145,7 +161,8 @@ def solved_by_all(
     """
     # Only what is contiguous can be handed out, so a copy is made before others wait for it.
     solved_here = {place: [solved.contiguous() for solved in several] for place, several in own}
-    facts = {str(place): [solved.facts() for solved in several] for place, several in solved_here.items()}
+    notes = iter(read_notes([solved.note for several in solved_here.values() for solved in several]))
+    facts = {str(place): [solved.facts(next(notes)) for solved in several] for place, several in solved_here.items()}
     everyone = processes.gather(facts)
     for place, (layer, owner) in enumerate(zip(layers, owners, strict=True)):
         several = solved_here.pop(place, None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from concurrent.futures import Future
 from typing import Any
 
@@ -13,20 +13,18 @@ from torch import Tensor, nn
 from llmkick.compression.walk.background import BackgroundWorker
 from llmkick.compression.walk.block_sources import put_layers
 from llmkick.compression.walk.blocks import Block, decoder_blocks
-from llmkick.compression.walk.finished_blocks import BlockFinish, FinishedBlocks
+from llmkick.compression.walk.finished_blocks import FinishedBlocks
 from llmkick.compression.walk.linear_layer import LinearLayer, put_parameter, replace_weights
+from llmkick.compression.walk.network_parts import BlockFinish, KeptBlock, NetworkPart, PartSink
 from llmkick.compression.walk.unchanged import names_outside_blocks, output_heads
 from llmkick.errors import NumericalError
 from llmkick.models.allocator import give_back_freed_memory
 from llmkick.models.checkpoints.meta_model import MetaModel
-from llmkick.models.checkpoints.packed import Layout, Packed, Place
 from llmkick.models.finite import all_finite
 from llmkick.models.weights import digest_of
 
 # At multiples of so many bytes torch begins its tensors; those mapped from a file begin anywhere.
 ALIGNMENT = 64
-# Is given tensors of a compressed network by name.
-TensorSink = Callable[[Mapping[str, Tensor]], None]
 
 
 class StreamedBlocks:
@@ -42,7 +40,8 @@ class StreamedBlocks:
         self.network: Any = meta_model.model.network
         self.blocks = decoder_blocks(self.network)
         self.finished: FinishedBlocks | None = None
-        self.sink: TensorSink | None = None
+        self.sink: PartSink | None = None
+        self._outside: dict[str, Tensor] = {}  # what the network holds outside its blocks, until it is handed on
         self._reader = BackgroundWorker("reading ahead")
         self._ahead: tuple[int, Future[dict[str, Tensor]]] | None = None
         self._reads_ahead = False
@@ -87,40 +86,33 @@ class StreamedBlocks:
         """Digests of all tensors of an open block, which go to the sink."""
         tensors = self._tensors_of(block)
 
-        def finish(packed: Mapping[str, Packed]) -> dict[str, str]:
-            # A layer that is stored as (out, in) is hashed already.
-            places = {name: layout.place or Place(parameter=name) for name, layout in _layouts(packed)}
-            digests = {
-                places[name].parameter: layout.digest
-                for name, layout in _layouts(packed)
-                if places[name].expert is None and not places[name].transposed
-            }
+        def finish(kept: KeptBlock) -> dict[str, str]:
+            digests = {name: kept.digests.get(name) or digest_of(tensor) for name, tensor in tensors.items()}
             if self.sink is not None:
-                self.sink(tensors)
-            return {name: digests.get(name) or digest_of(tensor) for name, tensor in tensors.items()}
+                self.sink(NetworkPart(tensors=tensors, digests=digests, kept=kept))
+            return digests
 
         return finish
 
     def take_up(self, finished: FinishedBlocks) -> None:
         """The blocks that are finished already: they go to the sink, and have digests afterwards."""
         for index in range(finished.count):
-            missing = any(name not in finished.digests for name in self._names_of(self.blocks[index]))
-            if self.sink is None and not missing:
+            names = self._names_of(self.blocks[index])
+            if self.sink is None and all(name in finished.digests for name in names):
                 continue
-            tensors = self._compressed_block(finished, index)
-            if missing:
-                finished.digests |= {name: digest_of(tensor) for name, tensor in tensors.items()}
+            part = self._compressed_block(finished, index)
+            finished.digests |= part.digests
             if self.sink is not None:
-                self.sink(tensors)
+                self.sink(part)
 
     def take_outside(self) -> dict[str, str]:
-        """Digests of the tensors outside the blocks, which go to the sink."""
+        """Digests of the tensors outside the blocks, which go to the sink; each is read from its file once."""
         digests = {}
         for name in self.names_outside():
-            tensor = self.read(name)
+            tensor = self._outside.pop(name) if name in self._outside else self._read_checked(name)
             digests[name] = digest_of(tensor)
             if self.sink is not None:
-                self.sink({name: tensor})
+                self.sink(NetworkPart(tensors={name: tensor}, digests={name: digests[name]}))
         return digests
 
     def _put_borrowed(self, block: Block) -> None:
@@ -132,16 +124,21 @@ class StreamedBlocks:
             replace_weights((layers[name], w) for name, w in self.finished.weights(number) if name in layers)
 
     @contextlib.contextmanager
-    def surroundings(self) -> Iterator[None]:
-        """Hold the weights outside the blocks in memory, without those of the output head, which never runs."""
+    def surroundings(self, *, hands_on: bool) -> Iterator[None]:
+        """Hold the weights outside the blocks in memory, without those of the output head, which never runs.
+
+        hands_on: `take_outside` will be called.
+        """
         unused = output_heads(self.network)
         names = [name for name in self.names_outside() if name.rpartition(".")[0] not in unused]
+        tensors = self._read_all(names, as_placed=True)
+        self._outside = dict(tensors) if hands_on else {}
         self._reads_ahead = True
         try:
-            with self._filled({name: self._map(name) for name in names}):
+            with self._filled(tensors):
                 yield
         finally:
-            self._reads_ahead, self._ahead = False, None
+            self._reads_ahead, self._ahead, self._outside = False, None, {}
             self._reader.close()
 
     def release_memory(self) -> None:
@@ -156,18 +153,23 @@ class StreamedBlocks:
         """A tensor of the state dict in the model's precision, on the CPU."""
         return dict(self.meta_model.read([name]))[name]
 
-    def compressed_tensors(self, finished: FinishedBlocks) -> Iterator[dict[str, Tensor]]:
+    def compressed_parts(self, finished: FinishedBlocks) -> Iterator[NetworkPart]:
         """All tensors of the compressed network by name, a block at a time, without tied weights."""
         for name in self.names_outside():
-            yield {name: self.read(name)}
+            yield NetworkPart(tensors={name: self.read(name)}, digests={})
         for index in range(finished.count):
             yield self._compressed_block(finished, index)
 
-    def _compressed_block(self, finished: FinishedBlocks, index: int) -> dict[str, Tensor]:
+    def _compressed_block(self, finished: FinishedBlocks, index: int) -> NetworkPart:
         """The tensors of a block after compression, on the device."""
+        kept = list(finished.packed(index))
         with self.open(index) as block:
-            put_layers(block, finished.weights(index))
-            return self._tensors_of(block)
+            put_layers(block, ((name, weight) for name, _, weight in kept))
+            tensors = self._tensors_of(block)
+        digests = {name: finished.digests.get(name) or digest_of(tensor) for name, tensor in tensors.items()}
+        layers = {name: packed for name, packed, _ in kept}
+        block_kept = KeptBlock(file=finished.file_of(index), layers=layers, digests=digests)
+        return NetworkPart(tensors=tensors, digests=digests, kept=block_kept)
 
     def _tensors_of(self, block: Block) -> dict[str, Tensor]:
         """The tensors of an open block by their names in the network, without tied weights."""
@@ -197,19 +199,23 @@ class StreamedBlocks:
                 _put(self.network, name, meta_tensor)
             self.release_memory()
 
-    def _read_all(self, names: list[str]) -> dict[str, Tensor]:
-        """Copies of tensors: pages mapped from a file would count as memory of this process until it is closed."""
+    def _read_all(self, names: Collection[str], *, as_placed: bool = False) -> dict[str, Tensor]:
+        """Copies of tensors: pages mapped from a file would count as memory of this process until it is closed.
+
+        as_placed: see `_copy_as_placed`.
+        """
         tensors = {}
         for name, tensor in self.meta_model.read(names):
-            _check_finite(name, tensor)
             # Where the model could also be loaded whole, results must not depend on which was done.
-            tensors[name] = _copy_as_placed(tensor) if self.meta_model.groups else tensor.clone()
+            copy = _copy_as_placed(tensor) if as_placed or self.meta_model.groups else tensor.clone()
+            _check_finite(name, copy)
+            tensors[name] = copy
         return tensors
 
-    def _map(self, name: str) -> Tensor:
-        """A tensor mapped from its file: only the used rows of a large embedding take memory."""
-        _check_finite(name, self.read(name).clone())  # the copy is freed at once
-        return self.read(name)
+    def _read_checked(self, name: str) -> Tensor:
+        tensor = self.read(name)
+        _check_finite(name, tensor)
+        return tensor
 
 
 def _copy_as_placed(tensor: Tensor) -> Tensor:
@@ -223,10 +229,6 @@ def _copy_as_placed(tensor: Tensor) -> Tensor:
 def _check_finite(name: str, tensor: Tensor) -> None:
     if tensor.is_floating_point() and not all_finite(tensor):
         raise NumericalError(f"the weights of {name} hold NaN or Inf values: the checkpoint is damaged")
-
-
-def _layouts(packed: Mapping[str, Packed]) -> Iterator[tuple[str, Layout]]:
-    return ((name, layer.layout) for name, layer in packed.items())
 
 
 def _get(network: nn.Module, name: str) -> Tensor:

@@ -14,10 +14,11 @@ from llmkick.compression.walk.checks import (
 )
 from llmkick.compression.walk.compression_key import kept_blocks
 from llmkick.compression.walk.finished_blocks import FinishedBlocks
+from llmkick.compression.walk.network_parts import PartSink
 from llmkick.compression.walk.processes import ALONE, Processes
 from llmkick.compression.walk.recipe_output import RecipeOutput, make_report
 from llmkick.compression.walk.shared_weights import shared_layers
-from llmkick.compression.walk.streamed_blocks import StreamedBlocks, TensorSink
+from llmkick.compression.walk.streamed_blocks import StreamedBlocks
 from llmkick.compression.walk.walk import Progress, Walk
 from llmkick.errors import ConfigError, ModelError
 from llmkick.models.checkpoints.meta_model import MetaModel
@@ -34,7 +35,7 @@ def compress_streamed(
     propagate: bool = True,
     allow_partial: bool = False,
     progress: Progress | None = None,
-    sink: TensorSink | None = None,
+    sink: PartSink | None = None,
     processes: Processes = ALONE,
 ) -> FinishedBlocks:
     """Compress a model that is on the meta device, block by block, into a folder of finished blocks.
@@ -42,8 +43,8 @@ def compress_streamed(
     The weights equal those of `compress` bit for bit. Memory holds a block at work, the next one, one or two that are
     being packed and written, the hidden states of the calibration, the second moments of one block's inputs and the
     network's parts before its blocks. Called again after it was stopped, it continues at the first block that is not
-    finished. sink: is given all tensors of the compressed network by name, some at a time and each once, in a thread.
-    processes: of which this is the first; the others call `assist_streamed`.
+    finished. sink: is given all tensors of the compressed network in a thread, some at a time and each once: those
+    outside the blocks, then block by block. processes: of which this is the first; the others call `assist_streamed`.
     Raises ModelError when its blocks cannot be read one by one; other errors as in `compress`.
     """
     source = _checked_source(meta_model, recipe, calibration, processes, allow_partial=allow_partial)
@@ -53,14 +54,16 @@ def compress_streamed(
     processes.from_first([finished.report is not None, finished.count])
     if finished.report is not None:
         if sink is not None:
-            for tensors in source.compressed_tensors(finished):
-                sink(tensors)
+            for part in source.compressed_parts(finished):
+                sink(part)
         return finished
     source.finished, source.sink = finished, sink
     output = RecipeOutput(recipe=recipe, finished=finished)
-    source.take_up(finished)
-    with finished.writing(), source.surroundings():
+    with finished.writing(), source.surroundings(hands_on=True):
         outside = finished.soon(source.take_outside)
+        if finished.count:
+            outside.result()  # one thread at a time gives to the sink, and in this order
+            source.take_up(finished)
         Walk(
             network=meta_model.model.network,
             source=source,
@@ -95,7 +98,7 @@ def assist_streamed(
     is_complete, count = processes.from_first()
     if is_complete:
         return
-    with source.surroundings():
+    with source.surroundings(hands_on=False):
         Walk(
             network=meta_model.model.network,
             source=source,

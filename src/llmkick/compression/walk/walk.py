@@ -13,19 +13,20 @@ from torch import Tensor, nn
 
 from llmkick.compression.recipe import Dense
 from llmkick.compression.walk.batches import CalibrationBatches, calibration_batches
-from llmkick.compression.walk.block_sources import BlockSource, put_layers
+from llmkick.compression.walk.block_sources import BlockSource, kept_weights, put_layers
 from llmkick.compression.walk.blocks import Block
 from llmkick.compression.walk.calibration import Calibration
 from llmkick.compression.walk.calibration_pass import CalibrationPass, Records
 from llmkick.compression.walk.checks import check_seen, uneven_groups
-from llmkick.compression.walk.finished_blocks import kept_weights
 from llmkick.compression.walk.input_hooks import experts_one_by_one
 from llmkick.compression.walk.inputs import InputRecord
+from llmkick.compression.walk.layer_notes import LayerNote, UnreadNote, read_notes
 from llmkick.compression.walk.linear_layer import LinearLayer, replace_weights
 from llmkick.compression.walk.processes import ALONE, Processes
 from llmkick.compression.walk.recipe_output import RecipeOutput
 from llmkick.compression.walk.shared_weights import record_shared, shared_layers
 from llmkick.compression.walk.solved_layer import SolvedLayer, solved_at_once, solved_by_all, solvers
+from llmkick.compression.walk.weight import check_finite
 from llmkick.models.allocator import keep_freed_memory
 from llmkick.models.checkpoints.packed import Packed
 
@@ -167,8 +168,9 @@ class Walk:
         """Compress all layers by all recipes, and put them in place where they belong. The compact forms by output."""
         packed: list[dict[str, Future[Packed]]] = [{} for _ in outputs]
         replaced: list[tuple[LinearLayer, Tensor]] = []
+        notes: dict[int, list[LayerNote | UnreadNote]] = {}
         for place, solved_layers in self._solved(block, outputs, records):
-            layer = block.layers[place]
+            layer, notes[place] = block.layers[place], [solved.note for solved in solved_layers]
             for output, layers, solved in zip(outputs, packed, solved_layers, strict=True):
                 weight = output.keep(layer, solved, layers)
                 if weight is None:
@@ -177,8 +179,14 @@ class Walk:
                     replaced.append((layer, weight))
                 elif output.blocks is not None:
                     output.blocks[index].layers[place].replace_weight(weight)
+        # Layers are solved in another order than they are reported in where several are solved at once.
+        read = read_notes([note for place in sorted(notes) for note in notes[place]])
+        for output, own in zip(outputs, [read[number :: len(outputs)] for number in range(len(outputs))], strict=True):
+            for note in own:
+                output.add_note(note)
         replace_weights(replaced)
-        return packed
+        names = [layer.name for layer in block.layers]
+        return [{name: layers[name] for name in names if name in layers} for layers in packed]
 
     def _solved(
         self, block: Block, outputs: list[RecipeOutput], records: Records
@@ -201,15 +209,25 @@ class Walk:
     def _solved_here(
         self, layers: Sequence[LinearLayer], own: Sequence[int], outputs: list[RecipeOutput], records: Records
     ) -> Iterator[tuple[int, list[SolvedLayer]]]:
-        """The solved layers of some places, in order."""
+        """The solved layers of some places."""
+        self._check_weights([layers[place] for place in own], outputs, records)
+        to_come = {place: layers[place] for place in own}
         for places in solved_at_once(layers, own):
             # Layers that are solved at once are no twins, or all are.
-            group = [layers[place] for place in places]
+            group = [to_come.pop(place) for place in places]
             by_output = [output.solve(group, self._record_of(group[0], records, output.windows)) for output in outputs]
-            to_come = [layers[place] for place in own if place > places[-1]]
             for layer in group:
-                self._forget(layer, to_come, records)
+                self._forget(layer, list(to_come.values()), records)
             yield from zip(places, map(list, zip(*by_output, strict=True)), strict=True)
+
+    def _check_weights(self, layers: Sequence[LinearLayer], outputs: list[RecipeOutput], records: Records) -> None:
+        """Raise NumericalError that names the first of the layers with NaN or Inf that is to be compressed."""
+        compressed = [
+            layer
+            for layer in layers
+            if any(output.compresses(layer, self._record_of(layer, records, output.windows)) for output in outputs)
+        ]
+        check_finite([layer.weight for layer in compressed], [layer.name for layer in compressed])
 
     def _forget(self, layer: LinearLayer, to_come: Sequence[LinearLayer], records: Records) -> None:
         for count in records:

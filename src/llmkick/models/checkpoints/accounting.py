@@ -188,7 +188,8 @@ def _untie(network: Any, files: TensorFiles, matching: Matching, dtype: torch.dt
         names_of_tied, names_of_twin = (matching.sources.get(key, []) for key in (name, twin))
         if len(names_of_tied) != 1 or len(names_of_twin) != 1:
             continue
-        if torch.equal(files.read(names_of_tied[0]).to(dtype), files.read(names_of_twin[0]).to(dtype)):
+        pair = names_of_tied[0], names_of_twin[0]
+        if files.are_alike(*pair) or torch.equal(*(files.read(stored).to(dtype) for stored in pair)):
             continue
         owner, _, key = name.rpartition(".")
         weight = torch.empty(files.shape(names_of_tied[0]), dtype=network.get_parameter(twin).dtype, device="meta")

@@ -3,18 +3,19 @@
 A weight is stored in some of its places: all of them, those whose bit is set in a mask, or N of every M, each group
 with the number of its pattern. The values are stored as they are, or as integer codes with a scale and a zero point
 for each group of inputs. Two thin matrices may be added to a weight, see `low_rank`. A safetensors file holds the parts
-of many weights; its metadata says how to combine them, with a checksum for each.
+of many weights; its metadata says how to combine them, see `packed_file`.
+
+What a weight is checked by is the digest of all of its values: hashed once, when it is packed. It also shows an altered
+part, unless the change is lost where values are rounded to the weight's type. So parts that are more precise than the
+weight have a digest of their own.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -28,16 +29,15 @@ from llmkick.models.checkpoints.bit_streams import (
     unrank_patterns,
 )
 from llmkick.models.checkpoints.packed_places import of_patterns, raw_bits, under
-from llmkick.models.checkpoints.tensor_writer import write_tensors
 from llmkick.models.low_rank import Adapter, merged
-from llmkick.models.weights import bytes_of, digest_of
+from llmkick.models.weights import PartedDigest, bytes_of, digest_of
 
-FORMAT = 1
 # Values that are decoded together: what they need in between stays in the processor's caches. A GPU has fewer and
 # larger pieces to launch.
 VALUES_AT_ONCE = 1 << 18
 VALUES_AT_ONCE_ON_A_GPU = 1 << 24
 OPTIONAL_PARTS = ("places", "scale", "zero", "adapter_a", "adapter_b")
+ALTERED = "its checksum does not match: the file was altered or damaged"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,12 +54,19 @@ class Codes:
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """How the parts of one weight make up the whole."""
+    """How the parts of one weight make up the whole.
+
+    digest: of the whole weight as it lies in the network, see `weights.digest_of`; empty for an expert that is checked
+    with the parameter that holds it. beside: sha256 of the parts from which the weight is rounded: scales and zeros,
+    and all parts where there is an adapter; empty where there are none. checksum: in files of format 1 the sha256 of
+    all parts, whose digest is that of (out, in) in any case; otherwise empty.
+    """
 
     shape: tuple[int, ...]
     dtype: str
-    digest: str  # sha256 of the whole weight's bytes
-    checksum: str = ""  # sha256 of the parts' bytes
+    digest: str
+    checksum: str = ""
+    beside: str = ""
     kept: int | None = None  # N of N:M
     of: int | None = None  # M of N:M
     masked: bool = False
@@ -82,6 +89,10 @@ class Place:
     expert: int | None = None
     flat: bool = False
 
+    def lying(self, weight: Tensor) -> Tensor:
+        """A weight (out, in) as it lies in the parameter: a view."""
+        return weight.t() if self.transposed else weight
+
 
 @dataclass(frozen=True, kw_only=True)
 class Packed:
@@ -103,8 +114,14 @@ def pack(
     masked: bool = False,
     pattern: tuple[int, int] | None = None,
     place: Place | None = None,
+    recovered: tuple[Adapter, Tensor] | None = None,
+    digest: str = "",
+    whole: PartedDigest | None = None,
 ) -> Packed:
     """The compact form of a weight (out, in), on the CPU.
+
+    recovered: an adapter that belongs to the weight, and their sum, see `with_adapter`. digest: of the weight, where it
+    is known. whole: of the parameter in which the weight is an expert; it is added there and gets no digest of its own.
 
     `masked` leaves out zeros and keeps a bit for each place; `pattern` (N, M) keeps N of every M consecutive inputs.
     A weight that would not come back bit for bit is stored in a wider form: as values where the codes do not give
@@ -112,7 +129,7 @@ def pack(
     """
     weight = weight.detach().contiguous()
     dtype = str(weight.dtype).removeprefix("torch.")
-    layout = Layout(shape=tuple(weight.shape), dtype=dtype, digest=digest_of(weight), place=place)
+    layout = Layout(shape=tuple(weight.shape), dtype=dtype, digest="", place=place)
     codes = codes if codes is None or gives(codes, weight) else None
     # On the device of the weight, so that only what is kept leaves it.
     values, parts = weight.flatten() if codes is None else codes.codes.to(weight.device).flatten(), {}
@@ -133,14 +150,33 @@ def pack(
         layout, values = replace(layout, masked=True), under(filled, values)
     parts["values"] = (values.clone() if chosen is None else values) if codes is None else pack_bits(values, codes.bits)
     parts = {name: part.cpu() for name, part in parts.items()}
-    return Packed(layout=replace(layout, checksum=_checksum(parts)), parts=parts)
+    packed = Packed(layout=layout, parts=parts)
+    if recovered is not None:
+        return with_adapter(packed, *recovered, whole=whole)
+    return _sealed(packed, weight, digest=digest, whole=whole)
 
 
-def with_adapter(base: Packed, adapter: Adapter, weight: Tensor) -> Packed:
+def with_adapter(base: Packed, adapter: Adapter, weight: Tensor, *, whole: PartedDigest | None = None) -> Packed:
     """The compact form of a weight (out, in) = base + b·a, which must be what `low_rank.merged` makes of both."""
     parts = {**base.parts, "adapter_a": adapter.a.cpu(), "adapter_b": adapter.b.cpu()}
-    layout = replace(base.layout, rank=adapter.a.shape[0], digest=digest_of(weight), checksum=_checksum(parts))
-    return Packed(layout=layout, parts=parts)
+    layout = replace(base.layout, rank=adapter.a.shape[0])
+    return _sealed(Packed(layout=layout, parts=parts), weight, whole=whole)
+
+
+def with_digest(packed: Packed) -> Packed:
+    """The same with a digest of its own, for an expert that was checked with others."""
+    return packed if packed.layout.digest else _sealed(packed, unpack(packed))
+
+
+def _sealed(packed: Packed, weight: Tensor, *, digest: str = "", whole: PartedDigest | None = None) -> Packed:
+    """A compact form with what it is checked by. weight: the whole one, (out, in)."""
+    place = packed.layout.place or Place(parameter="")
+    lying = place.lying(weight.detach())
+    if whole is not None:
+        assert place.expert is not None, f"{place.parameter} holds no experts"
+        whole.add(place.expert, lying)
+    own = "" if whole is not None else digest or digest_of(lying)
+    return replace(packed, layout=replace(packed.layout, digest=own, checksum="", beside=_beside(packed)))
 
 
 def gives(codes: Codes, weight: Tensor) -> bool:
@@ -164,21 +200,33 @@ def _gives_rows(codes: Codes, weight: Tensor, rows: slice) -> Tensor:
 
 
 def unpack(packed: Packed) -> Tensor:
-    """The whole weight, on the CPU. Raises ModelError when it is not the weight that was packed."""
-    return _unpacked(packed)[0]
+    """The whole weight (out, in), on the CPU. Raises ModelError when it is not the weight that was packed.
+
+    An expert without a digest of its own is not checked here.
+    """
+    return unpack_apart(packed)[0]
 
 
-def unpack_apart(packed: Packed) -> tuple[Tensor, Adapter | None]:
-    """The weight (out, in) without its adapter, and the adapter; None where it has none. Errors as in `unpack`."""
-    _, base, adapter = _unpacked(packed)
-    return base, adapter
+def unpack_apart(packed: Packed) -> tuple[Tensor, Tensor, Adapter | None]:
+    """The whole weight (out, in), the weight without its adapter, and the adapter, if any. Errors as in `unpack`."""
+    layout = packed.layout
+    if (_checksum(packed.parts) != layout.checksum) if layout.checksum else (_beside(packed) != layout.beside):
+        raise ModelError(ALTERED)
+    try:
+        base, adapter = decoded(packed)
+        weight = base if adapter is None else merged(base, adapter)
+    except (RuntimeError, ValueError, KeyError, IndexError) as error:  # its parts do not fit together
+        raise ModelError(ALTERED) from error
+    lying = weight if layout.checksum or layout.place is None else layout.place.lying(weight)
+    if layout.digest and digest_of(lying) != layout.digest:
+        made = "its contents do not match their checksum: it was written by a faulty program"
+        raise ModelError(made if layout.checksum else ALTERED)
+    return weight, base, adapter
 
 
-def _unpacked(packed: Packed) -> tuple[Tensor, Tensor, Adapter | None]:
-    """The whole weight, the weight without an adapter, and the adapter."""
+def decoded(packed: Packed) -> tuple[Tensor, Adapter | None]:
+    """The weight (out, in) without its adapter, on the CPU, and the adapter: of what is in memory, without a check."""
     layout, parts = packed.layout, packed.parts
-    if _checksum(parts) != layout.checksum:
-        raise ModelError("its checksum does not match: the file was altered or damaged")
     codes = codes_of(packed)
     if codes is None:
         count = math.prod(layout.shape)
@@ -186,11 +234,7 @@ def _unpacked(packed: Packed) -> tuple[Tensor, Tensor, Adapter | None]:
         base = _spread(parts["values"], _places(layout, parts, count), blank).view(layout.shape)
     else:
         base = _decode(codes).to(_dtype(layout.dtype))
-    adapter = None if layout.rank is None else Adapter(b=parts["adapter_b"], a=parts["adapter_a"])
-    weight = base if adapter is None else merged(base, adapter)
-    if digest_of(weight) != layout.digest:
-        raise ModelError("its contents do not match their checksum: it was written by a faulty program")
-    return weight, base, adapter
+    return base, None if layout.rank is None else Adapter(b=parts["adapter_b"], a=parts["adapter_a"])
 
 
 def codes_of(packed: Packed) -> Codes | None:
@@ -240,60 +284,16 @@ def _decode(codes: Codes) -> Tensor:
     return weights.view(rows, -1)[:, :columns]
 
 
+def _beside(packed: Packed) -> str:
+    """The digest of the parts that the whole weight does not show bit for bit, see `Layout`."""
+    has_adapter = packed.layout.rank is not None
+    parts = {name: part for name, part in packed.parts.items() if has_adapter or name in ("scale", "zero")}
+    return _checksum(parts) if parts else ""
+
+
 def _checksum(parts: Mapping[str, Tensor]) -> str:
     total = hashlib.sha256()
     for name, part in sorted(parts.items()):
         total.update(f"{name}\0{part.dtype}\0{tuple(part.shape)}\0".encode())
         total.update(memoryview(bytes_of(part)))
     return total.hexdigest()
-
-
-def write_packed(file: Path, weights: Mapping[str, Packed]) -> None:
-    """Write weights into a file atomically: a reader never sees a partial file, even after a crash."""
-    tensors = {f"{name}:{key}": part for name, packed in weights.items() for key, part in packed.parts.items()}
-    layouts = {name: _fields(packed.layout) for name, packed in weights.items()}
-    write_tensors(file, tensors, {"llmkick": json.dumps(layouts)})
-
-
-def _fields(layout: Layout) -> dict[str, Any]:
-    fields = asdict(layout)
-    if layout.rank is None:
-        del fields["rank"]  # as below
-    if layout.place is not None and not layout.place.flat:
-        del fields["place"]["flat"]  # versions that do not know it can read the file
-    return fields
-
-
-def read_packed(file: Path) -> Iterator[tuple[str, Tensor]]:
-    """Names and whole weights in a file, one at a time. Raises ModelError naming the file and the weight."""
-    for name, _, weight in read_placed(file):
-        yield name, weight
-
-
-def read_placed(file: Path) -> Iterator[tuple[str, Place, Tensor]]:
-    """Names, places and whole weights in a file; a weight without a place is the parameter of its name."""
-    for name, packed in read_parts(file):
-        try:
-            yield name, packed.layout.place or Place(parameter=name), unpack(packed)
-        except (ModelError, RuntimeError, ValueError, KeyError, IndexError) as error:
-            raise ModelError(f"{file}: {name} cannot be read: {error}; make the file again") from error
-
-
-def read_parts(file: Path) -> Iterator[tuple[str, Packed]]:
-    """Names and compact forms in a file, one at a time."""
-    from safetensors import SafetensorError, safe_open
-
-    name = "its header"
-    try:
-        with safe_open(file, framework="pt") as stream:
-            layouts = json.loads(stream.metadata()["llmkick"])
-            keys = set(stream.keys())
-            for name, fields in layouts.items():
-                place = None if fields["place"] is None else Place(**fields["place"])
-                layout = Layout(**{**fields, "shape": tuple(fields["shape"]), "place": place})
-                names = [key for key in ("values", *OPTIONAL_PARTS) if f"{name}:{key}" in keys]
-                yield name, Packed(layout=layout, parts={key: stream.get_tensor(f"{name}:{key}") for key in names})
-    except (SafetensorError, OSError, TypeError, KeyError, ValueError) as error:
-        raise ModelError(
-            f"{file}: {name} cannot be read ({error}): the file is cut short or damaged; make it again"
-        ) from error

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from llmkick.errors import ModelError
-from llmkick.models.checkpoints.packed import FORMAT, read_placed
+from llmkick.models.checkpoints.packed_file import FORMAT, READABLE, read_placed
 
 MANIFEST = "llmkick_packed.json"
 
@@ -29,8 +29,8 @@ def packed_files(folder: Path) -> list[str]:
         form, files = manifest["format"], [str(name) for name in manifest["files"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"{folder / MANIFEST} cannot be read ({error}): make the folder again") from error
-    if form != FORMAT:
-        raise ModelError(f"{folder} is packed in format {form}; this version reads {FORMAT}: update llmkick")
+    if form not in READABLE:
+        raise ModelError(f"{folder} is packed in format {form}; this version reads up to {FORMAT}: update llmkick")
     return files
 
 

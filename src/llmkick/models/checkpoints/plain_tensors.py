@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from llmkick.models.checkpoints.dequantization import StoredAs, affine_weights, fp8_weights, mxfp4_weights
@@ -38,6 +39,7 @@ class PlainTensors(TensorFiles):
 
     def __init__(self, files: TensorFiles, method: str, stated: Mapping[str, Any]) -> None:
         self.folder, self.files, self.headers = files.folder, files.files, files.headers
+        self._alike: dict[frozenset[str], bool] = {}
         self.weights: dict[str, StoredAs] = dict(_weights_of(method, stated, files))
         used = {part for weight in self.weights.values() for part in weight.parts.values()}
         self._plain = {name for name in files.headers if name not in used and not BESIDE_WEIGHTS.search(name)}
@@ -58,6 +60,10 @@ class PlainTensors(TensorFiles):
         """A tensor's shape, for a quantized weight that of the plain one."""
         weight = self.weights.get(name)
         return super().shape(name) if weight is None else weight.shape
+
+    def dtype(self, name: str) -> torch.dtype | None:
+        """A tensor's type; None of a quantized weight, which is computed."""
+        return None if name in self.weights else super().dtype(name)
 
     def size_of(self, name: str) -> int:
         """The bytes that a tensor takes in its file, for a quantized weight with its scales."""

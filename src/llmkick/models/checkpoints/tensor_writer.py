@@ -32,6 +32,8 @@ _NAMES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
+# The types by their names in files.
+DTYPES = {name: dtype for dtype, name in _NAMES.items()}
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from llmkick.errors import ModelError
 from llmkick.models.checkpoints.packed_folder import MANIFEST, packed_files
+from llmkick.models.checkpoints.tensor_writer import DTYPES
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -200,6 +201,7 @@ class TensorFiles:
         self.folder = folder
         self.files = weight_files(folder) if files is None else files
         self.headers = _headers(self.files)
+        self._alike: dict[frozenset[str], bool] = {}
 
     @property
     def names(self) -> set[str]:
@@ -220,9 +222,20 @@ class TensorFiles:
         """A tensor on the CPU, mapped from its file: memory is taken as its pages are touched."""
         return read_tensor(self.headers[name].file, name)
 
+    def are_alike(self, one: str, other: str) -> bool:
+        """Whether two tensors have the same type, shape and bits; they are read for it once."""
+        names = frozenset((one, other))
+        if names not in self._alike:
+            self._alike[names] = _same(self.read(one), self.read(other))
+        return self._alike[names]
+
     def shape(self, name: str) -> tuple[int, ...]:
         """A tensor's shape, from the header of its file."""
         return self.headers[name].shape
+
+    def dtype(self, name: str) -> torch.dtype | None:
+        """A tensor's type, from the header of its file; None where it is not as it is read."""
+        return DTYPES.get(self.headers[name].dtype)
 
     def is_float(self, name: str) -> bool:
         """Whether a tensor is stored as plain floating-point values of at least 16 bits."""
