@@ -18,7 +18,9 @@ import pandas as pd
 import pytest
 
 from commands import Kick
+from llmkick.compression.walk import calibration as calibration_module
 from llmkick.compression.walk.calibration import calibrate
+from llmkick.compression.walk.compress import compress
 from llmkick.errors import ConfigError, DataError, ModelError
 from llmkick.models.checkpoints.loading import load_model
 from llmkick.models.checkpoints.references import SOURCE_FILE
@@ -213,6 +215,22 @@ def test_methods_without_calibration_run_once(finished: StudyResult):
             assert share == pytest.approx([0.5] * len(share), abs=0.01)
         # Measured on the first seed's windows where the method itself needs none.
         assert all(layer.relative_output_error > 0 for layer in report.layers)
+
+
+def test_without_a_calibrated_recipe_no_text_is_sampled(toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(calibration_module, "self_sampled", lambda *_, **__: pytest.fail("text was sampled"))
+    study = study_of(toy, recipes=["magnitude@0.5", "rtn@4b"], calibration={"sequences": 32, "length": 64})
+    result = run_study(study, out=tmp_path)
+    texts = journalled(tmp_path, "SELECT * FROM calibrations")
+    assert texts["source"].tolist() == ["pocket"]
+    assert [report["calibration"] for report in result.compression] == [None, None]
+    assert not [warning for warning in result.warnings if "calibrated on" in warning]
+    # The output error needs some text, though no weight depends on it.
+    model = load_model(str(toy), dtype="float32")
+    windows = calibrate(model, source="pocket", sequences=4, length=64, seed=3)
+    assert texts["digest"].tolist() == [windows.digest]
+    for recipe, report in zip(("magnitude@0.5", "rtn@4b"), result.compression, strict=True):
+        assert report.layers == compress(model, recipe, calibration=windows)[1].layers
 
 
 def test_each_seed_has_its_own_calibration(finished: StudyResult, toy: Path):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 
+from llmkick.compression.walk.batches import ERROR_SEQUENCES
 from llmkick.compression.walk.calibration import Calibration
 from llmkick.compression.walk.compression_key import artifact_key
 from llmkick.models.language_model import LanguageModel
@@ -13,7 +15,7 @@ from llmkick.models.transformers_model import TransformersModel
 from llmkick.study.cells import Cell, Variant, cells_of, digest_of, variants_of
 from llmkick.study.running.early_stopping import StoppingRule
 from llmkick.study.running.external_models import ExternalModels, answers_key
-from llmkick.study.spec.axes import CalibrationText, Windows, calibration_settings
+from llmkick.study.spec.axes import CalibrationSetting, CalibrationText, Windows, calibration_settings
 from llmkick.study.spec.study import Study
 from llmkick.tasks.prompting import Prompting
 from llmkick.tasks.task import Task
@@ -35,6 +37,11 @@ class StudyKeys:
     calibrations: Mapping[Windows, Calibration]
     rules: Mapping[str, StoppingRule] = field(default_factory=dict)
 
+    @cached_property
+    def calibrates(self) -> bool:
+        """Whether a recipe of the study chooses its weights by calibration text."""
+        return any(level.recipe.needs_calibration for level in self.study.recipe_levels())
+
     def calibration_of(self, variant: Variant) -> Calibration | None:
         """Return the calibration windows of a variant, or None for the dense model and external models.
 
@@ -45,6 +52,8 @@ class StudyKeys:
     def windows_of(self, variant: Variant) -> Windows:
         """Return the calibration setting and the seed of the windows of a variant."""
         setting = variant.calibration or calibration_settings(self.study.calibration)[0]
+        if not self.calibrates:
+            setting = _for_errors(setting)
         return setting, self.study.seeds[0] if variant.seed is None else variant.seed
 
     def text_of(self, variant: Variant) -> CalibrationText:
@@ -105,3 +114,12 @@ class StudyKeys:
         reading = None if dense is None else dense.with_thinking("off").thinking_in_prompts
         given = {"thinking": other, "reference_thinking": reading}
         return {name: value for name, value in given.items() if value is not None}
+
+
+def _for_errors(setting: CalibrationSetting) -> CalibrationSetting:
+    """Return the windows with which output errors are measured if nothing else needs any.
+
+    They are the few that are read, and nothing is sampled for them unless the user asks for sampled text.
+    """
+    source = "pocket" if setting.source == "auto" else setting.source
+    return replace(setting, source=source, sequences=min(setting.sequences, ERROR_SEQUENCES))

@@ -118,7 +118,7 @@ def prepare(
         wanted, keys, journal=journal, observer=observer, source=source, forecast=forecast
     )
     keys = replace(keys, calibrations=calibrations)
-    notes = pocket_notes(calibrations, keys.model, keys.tasks)
+    notes = pocket_notes(calibrations, keys.model, keys.tasks) if keys.calibrates else []
     summaries = summaries_of(study, keys.tasks, keys.prompting)
     summaries += judging.task_summaries() if judging is not None else []
     note_run(journal, model=keys.model, tasks=keys.tasks, summaries=summaries, items=items, prompting=keys.prompting)
