@@ -22,7 +22,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from llmkick.models.checkpoints.builtin import builtin_gguf
 from llmkick.models.checkpoints.loading import load_model
 from llmkick.models.checkpoints.references import locate
-from llmkick.models.server.server import ServerSettings, connect
+from llmkick.models.server.server import connect
+from llmkick.models.server.settings import ServerSettings
 from llmkick.tasks.evaluate import evaluate
 from llmkick.tasks.registry import get_task
 from real_servers import free_port, llama_cpp_command, running, transformers_command

@@ -26,3 +26,7 @@ def test_a_report_is_written_without_torch(folder):
     build_run(folder, recipes=["rtn@8b"], items=12)
     assert "torch" not in imported(WRITE, str(folder))
     assert not (folder / "results.json").exists()
+
+
+def test_a_study_of_local_models_needs_no_library_of_servers():
+    assert not imported("import llmkick.study.run, llmkick.gate.run") & {"openai", "tenacity"}

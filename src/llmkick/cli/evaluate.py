@@ -90,7 +90,8 @@ def evaluate(
         kick eval ./my-model -t instruction --by category --of unique_tokens
     """
     from llmkick.cli.progress import TerminalProgress
-    from llmkick.models.server.server import ServerSettings, open_model
+    from llmkick.models.server.open_model import open_model
+    from llmkick.models.server.settings import ServerSettings
     from llmkick.study.spec.sections import task_specs
     from llmkick.tasks.evaluate import refuse_unanswerable
 

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from llmkick.models.server import failures
-from llmkick.models.server.server import ServerSettings, connect
+from llmkick.models.server.server import connect
+from llmkick.models.server.settings import ServerSettings
 from loopback import Reply, Server, chat, completion, serving
 
 QUICK = ServerSettings(timeout=60.0, concurrency=2, attempts=2)

@@ -12,7 +12,8 @@ from llmkick.models.server import failures as endpoint_failures
 from llmkick.models.server.address import parse_address
 from llmkick.models.server.endpoint import Endpoint, RefusedError
 from llmkick.models.server.replies import final_text
-from llmkick.models.server.server import ServerSettings, connect
+from llmkick.models.server.server import connect
+from llmkick.models.server.settings import ServerSettings
 from loopback import Reply, chat, completion, refused, serving
 
 USER = {"role": "user", "content": "Hello"}

@@ -12,7 +12,8 @@ from llmkick.models.checkpoints.builtin import builtin_gguf
 from llmkick.models.checkpoints.loading import load_model
 from llmkick.models.checkpoints.references import locate
 from llmkick.models.server.capabilities import Capabilities
-from llmkick.models.server.server import ServerModel, ServerSettings, connect
+from llmkick.models.server.server import ServerModel, connect
+from llmkick.models.server.settings import ServerSettings
 from llmkick.models.transformers_model import TransformersModel
 from llmkick.tasks.evaluate import evaluate
 from llmkick.tasks.registry import get_task

@@ -22,8 +22,10 @@ from llmkick.models.language_model import (
 )
 from llmkick.models.server import failures as endpoint_failures
 from llmkick.models.server.capabilities import PENALTIES, Capabilities
+from llmkick.models.server.open_model import open_model
 from llmkick.models.server.outcomes import generated_letter_scores
-from llmkick.models.server.server import ServerModel, ServerSettings, connect, open_model
+from llmkick.models.server.server import ServerModel, connect
+from llmkick.models.server.settings import ServerSettings
 from llmkick.tasks.evaluate import evaluate, refuse_unanswerable
 from llmkick.tasks.registry import get_task
 from loopback import Reply, chat, completion, refused, serving

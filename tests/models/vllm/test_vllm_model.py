@@ -21,7 +21,8 @@ from llmkick.models.language_model import (
     ScoreRequest,
     Unanswered,
 )
-from llmkick.models.server.server import ServerSettings, open_model
+from llmkick.models.server.open_model import open_model
+from llmkick.models.server.settings import ServerSettings
 from llmkick.models.transformers_model import TransformersModel
 from llmkick.models.vllm.model import VllmModel, load_vllm
 from llmkick.tasks.evaluate import evaluate

@@ -15,12 +15,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmkick.errors import ConfigError
-from llmkick.models.checkpoints.loading import load_model
 from llmkick.models.language_model import (
     ContinuationScore,
     GenerateRequest,
     Generation,
-    LanguageModel,
     ModelDefaults,
     ModelInfo,
     Prompt,
@@ -34,10 +32,8 @@ from llmkick.models.server.endpoint import Endpoint, Refused
 from llmkick.models.server.log_probabilities import echoed_score
 from llmkick.models.server.outcomes import generation_of, letters_by, letters_of, stopped_early
 from llmkick.models.server.replies import new_tokens, unchanging_facts, whole_number
-from llmkick.models.server_scheme import is_server
+from llmkick.models.server.settings import ServerSettings
 from llmkick.models.thoughts import THOUGHT_TOKENS, Thinking
-from llmkick.models.transformers_model import TransformersModel
-from llmkick.models.vllm.model import VllmModel
 
 # English text has more bytes a token; used only to see whether a prompt may fit.
 BYTES_A_TOKEN = 3
@@ -45,23 +41,6 @@ BYTES_A_TOKEN = 3
 LETTER_TOKENS = 8
 # The most stop strings that the interface takes; the answer is cut at the others afterwards.
 MOST_STOPS = 4
-
-
-@dataclass(frozen=True, kw_only=True)
-class ServerSettings:
-    """Settings of a server: seconds per request, concurrent requests, attempts per request, and `thinking`."""
-
-    timeout: float = 120.0
-    concurrency: int = 8
-    attempts: int = 5
-    thinking: Thinking = "off"
-
-    def __post_init__(self) -> None:
-        if not self.timeout > 0:
-            raise ConfigError(f"timeout must be more than 0 seconds; got {self.timeout:g}")
-        for name, value in (("concurrency", self.concurrency), ("attempts", self.attempts)):
-            if value < 1:
-                raise ConfigError(f"{name} must be at least 1; got {value}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,12 +217,13 @@ class ServerModel(ModelDefaults):
         return self.endpoint.chat(cancelled=cancelled, messages=[message._asdict() for message in prompt], **options)
 
 
-def connect(reference: str, settings: ServerSettings = ServerSettings()) -> ServerModel:
+def connect(reference: str, settings: ServerSettings | None = None) -> ServerModel:
     """The model behind `openai:URL#name`, after a few tiny requests that show what the server can do.
 
     ConfigError for a malformed reference; ModelError for a server that cannot be reached, refuses the key or does
     not have the model.
     """
+    settings = settings or ServerSettings()
     address = parse_address(reference)
     endpoint = Endpoint(address, timeout=settings.timeout, attempts=settings.attempts, concurrency=settings.concurrency)
     entry = endpoint.check()
@@ -266,19 +246,6 @@ def connect(reference: str, settings: ServerSettings = ServerSettings()) -> Serv
     return ServerModel(
         endpoint=endpoint, info=info, capabilities=capabilities, max_tokens=tokens, thinking=settings.thinking
     )
-
-
-def open_model(
-    reference: str, *, dtype: str = "auto", device: str = "auto", server: ServerSettings = ServerSettings()
-) -> LanguageModel:
-    """A model that answers requests: loaded as by `load_model`, or behind a server (`openai:URL#name`).
-
-    `server.thinking` holds for both; the model of a plug-in decides for itself.
-    """
-    if is_server(reference):
-        return connect(reference, server)
-    model: LanguageModel = load_model(reference, dtype=dtype, device=device)
-    return model.with_thinking(server.thinking) if isinstance(model, TransformersModel | VllmModel) else model
 
 
 def _by_prompt(requests: Sequence[ScoreRequest]) -> dict[Prompt, list[str | tuple[int, ...]]]:

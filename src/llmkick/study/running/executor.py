@@ -16,7 +16,7 @@ from llmkick.compression.walk.blocks import decoder_blocks
 from llmkick.compression.walk.calibration import Calibration, calibrate
 from llmkick.compression.walk.report import CompressionReport
 from llmkick.models.language_model import LanguageModel
-from llmkick.models.server.server import open_model
+from llmkick.models.server.open_model import open_model
 from llmkick.models.transformers_model import TransformersModel
 from llmkick.models.weights import weights_digest
 from llmkick.study.cells import Cell, Variant

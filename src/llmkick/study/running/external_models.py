@@ -19,7 +19,8 @@ from llmkick.models.checkpoints.sparsity import zeros_of
 from llmkick.models.language_model import LanguageModel
 from llmkick.models.plugin_models import plugin_of
 from llmkick.models.precision import resolve_device, resolve_dtype
-from llmkick.models.server.server import ServerSettings, open_model
+from llmkick.models.server.open_model import open_model
+from llmkick.models.server.settings import ServerSettings
 from llmkick.models.server_scheme import is_server
 from llmkick.models.thoughts import Thinking
 from llmkick.models.transformers_model import TransformersModel, thinking_of_prompts
