@@ -227,7 +227,7 @@ def test_without_a_calibrated_recipe_no_text_is_sampled(toy: Path, tmp_path: Pat
     assert not [warning for warning in result.warnings if "calibrated on" in warning]
     # The output error needs some text, though no weight depends on it.
     model = load_model(str(toy), dtype="float32")
-    windows = calibrate(model, source="pocket", sequences=4, length=64, seed=3)
+    windows = calibrate(model, source="pocket", sequences=2, length=64, seed=3)
     assert texts["digest"].tolist() == [windows.digest]
     for recipe, report in zip(("magnitude@0.5", "rtn@4b"), result.compression, strict=True):
         assert report.layers == compress(model, recipe, calibration=windows)[1].layers

@@ -22,7 +22,7 @@ BATCH_VALUES = 2**24
 MEMORY_SHARE = 0.25
 EXPERTS_OF_A_TOKEN = 8  # so many at most in nearly all mixtures of experts
 # Sequences that run only to measure the output error of a method that needs no calibration.
-ERROR_SEQUENCES = 4
+ERROR_SEQUENCES = 2
 
 
 @dataclass(frozen=True, kw_only=True)
