@@ -117,7 +117,7 @@ def report(results: dict[str, Any]) -> str:
     if "files" in results:
         parts += files_report(results["files"], shape["blocks"])
     if "scoring" in results:
-        for name in ("scoring", "generation"):
+        for name in ("scoring", "options", "generation"):
             parts += speed_report(name, results["scoring"][name])
     parts += [f"Note: {note}" for note in [*results["notes"], *results.get("scoring", {}).get("notes", [])]]
     return "\n\n".join(parts) + "\n"
@@ -205,8 +205,9 @@ def failures(results: dict[str, Any]) -> list[str]:
         for row in rows
         if row["error_ratio"] is not None and not 0.98 <= row["error_ratio"] <= 1.02
     ]
-    apart = results.get("scoring", {}).get("scoring", {}).get("largest_difference", 0.0)
-    wrong += [] if apart < NOISE else [f"scoring: log-probabilities are apart by {apart:.3g} nats"]
+    for part in ("scoring", "options"):
+        apart = results.get("scoring", {}).get(part, {}).get("largest_difference", 0.0)
+        wrong += [] if apart < NOISE else [f"{part}: log-probabilities are apart by {apart:.3g} nats"]
     moments = results.get("kernels", {}).get("moments", {"difference": 0.0})
     return wrong + (["H: not in float32"] if moments["difference"] > 1e-4 else [])
 

@@ -24,6 +24,8 @@ from llmkick.models.language_model import ContinuationScore, GenerateRequest, Ge
 from llmkick.models.transformers_model import TransformersModel
 
 LETTERS = "ABCD"
+# Options of several tokens, of unequal lengths: a token is a byte.
+OPTIONS = (" the north", " a lake", " no one of these", " by hand")
 SUBJECTS = 4  # questions of a subject share their worked examples
 NEVER = 10**9  # steps that a CUDA graph is worth
 BATCH = 16  # prompts that plain transformers scores at a time
@@ -58,6 +60,26 @@ def plain_logprobs(model: TransformersModel, prompts: Sequence[Sequence[int]], l
 
 
 @torch.inference_mode()
+def plain_options(model: TransformersModel, prompts: Sequence[Sequence[int]], rows: Sequence[list[int]]) -> list[float]:
+    """The log-probability of each row's tokens behind its prompt, with the whole row run for each option."""
+    found: list[float] = []
+    for start in range(0, len(rows), BATCH):
+        some, starts = rows[start : start + BATCH], [len(one) for one in prompts[start : start + BATCH]]
+        longest = max(map(len, some))
+        ids = torch.tensor([[*one, *[0] * (longest - len(one))] for one in some], device=model.device)
+        mask = torch.tensor([[1] * len(one) + [0] * (longest - len(one)) for one in some], device=model.device)
+        states = model.network.model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+        logprobs = [
+            model.network.lm_head(states[row, first - 1 : len(one) - 1]).float().log_softmax(-1)
+            for row, (first, one) in enumerate(zip(starts, some, strict=True))
+        ]
+        targets = [ids[row, first : len(one)] for row, (first, one) in enumerate(zip(starts, some, strict=True))]
+        sums = [each.gather(1, wanted[:, None]).double().sum() for each, wanted in zip(logprobs, targets, strict=True)]
+        found += torch.stack(sums).tolist()
+    return found
+
+
+@torch.inference_mode()
 def plain_answers(model: TransformersModel, prompts: Sequence[Sequence[int]], new_tokens: int) -> int:
     """The number of tokens that transformers' own `generate` made, all prompts in a batch."""
     longest = max(map(len, prompts))
@@ -85,6 +107,7 @@ def scoring_part(
     short = [text[-100:] for text in texts]
     results = {
         "scoring": _scoring(model, texts, prompts, shape, machine),
+        "options": _options(model, texts[: max(4, len(texts) // 4)], shape, machine),
         "generation": _generation(model, short, shape, machine, options.new_tokens),
         "notes": [],
     }
@@ -138,6 +161,38 @@ def _scoring(
         "largest_difference": apart,
         "agreement": f"The log-probabilities of the letters are apart by {apart:.2g} nats at most, in bfloat16; one "
         f"token in {sum(map(len, prompts)) / distinct:.1f} is distinct.",
+    }
+
+
+def _options(model: TransformersModel, texts: Sequence[str], shape: Shape, machine: Machine) -> dict[str, Any]:
+    """Options of several tokens: each question's prompt runs once here, and once for each option in the peer."""
+    requests = [ScoreRequest(text, option) for text in texts for option in OPTIONS]
+    prompts = [model.encode(request.prompt) for request in requests]
+    rows = [
+        model.encode(request.prompt, option) for request, option in zip(requests, OPTIONS * len(texts), strict=True)
+    ]
+    ours: list[Any] = []
+    theirs: list[float] = []
+
+    def run_ours() -> None:
+        ours[:] = model.logprobs(requests)
+
+    def run_theirs() -> None:
+        theirs[:] = plain_options(model, prompts, rows)
+
+    seconds = _best({"llmkick": run_ours, "transformers": run_theirs}, machine)
+    scores = [one.logprob if isinstance(one, ContinuationScore) else float("nan") for one in ours]
+    apart = max(abs(one - other) for one, other in zip(scores, theirs, strict=True))
+    distinct = len({tuple(row[: end + 1]) for row in rows for end in range(len(row))})
+    return {
+        "what": "questions",
+        "items": len(texts),
+        "tokens": sum(map(len, rows)),
+        "seconds": seconds,
+        "floor": 2 * distinct * shape.block_weights / machine.flops["bfloat16"],
+        "largest_difference": apart,
+        "agreement": f"The log-probabilities of {len(OPTIONS)} options of {min(map(len, OPTIONS))} to "
+        f"{max(map(len, OPTIONS))} tokens are apart by {apart:.2g} nats at most, in bfloat16.",
     }
 
 

@@ -60,7 +60,8 @@ def test_the_command_works_on_a_toy(gpu: Any, tmp_path: Path, capsys: pytest.Cap
     assert all(0 < row["outside"] < row["seconds"] for row in files), files
     assert all(row["stages"]["packing"] > 0 for row in files), files
     assert results["scoring"]["scoring"]["largest_difference"] < 0.2
-    for name, items in (("scoring", 4), ("generation", 4)):
+    assert results["scoring"]["options"]["largest_difference"] < 0.5
+    for name, items in (("scoring", 4), ("options", 4), ("generation", 4)):
         assert results["scoring"][name]["items"] == items
         peers = {"llmkick without CUDA graphs"} if name == "generation" else set()
         assert set(results["scoring"][name]["seconds"]) == {"llmkick", "transformers", *peers}
@@ -75,7 +76,8 @@ def test_what_is_wrong_fails_and_what_is_slow_does_not(gpu: Any):
     for bad in ({"equal_plain": False}, {"error_ratio": 1.3}, {"error_ratio": 0.5}):
         assert len(gpu.failures({"kernels": {**good, "recipes": [{**row, **bad}]}})) == 1
     assert len(gpu.failures({"kernels": {**good, "moments": {"difference": 0.01}}})) == 1
-    assert len(gpu.failures({"scoring": {"scoring": {"largest_difference": 3.0}}})) == 1
+    for part in ("scoring", "options"):
+        assert len(gpu.failures({"scoring": {part: {"largest_difference": 3.0}}})) == 1
 
 
 def test_without_a_gpu_the_command_says_how_to_try_it(gpu: Any, capsys: pytest.CaptureFixture[str]):
