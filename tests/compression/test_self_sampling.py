@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,10 @@ import pytest
 import torch
 
 from llmkick.compression.walk import self_sampling
-from llmkick.compression.walk.self_sampling import self_sampled
-from llmkick.errors import NumericalError
-from llmkick.models.engine import kv_cache
+from llmkick.compression.walk.self_sampling import is_sampled, self_sampled
+from llmkick.errors import ConfigError, NumericalError
+from llmkick.models.engine import fixed_steps, kv_cache
+from llmkick.models.engine.batch_budget import MemoryShortage
 from llmkick.models.engine.fixed_steps import FixedSteps
 from llmkick.models.engine.kv_cache import can_reuse_cache
 from llmkick.models.engine.network import is_plain_sdpa
@@ -32,13 +34,13 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> list[FixedSteps | None]:
     made: list[FixedSteps | None] = []
     of = FixedSteps.of
 
-    def noted(*arguments: Any) -> FixedSteps | None:
-        made.append(of(*arguments))
+    def noted(*arguments: Any, **options: Any) -> FixedSteps | None:
+        made.append(of(*arguments, **options))
         return made[-1]
 
     monkeypatch.setattr(FixedSteps, "of", noted)
     monkeypatch.setattr(self_sampling, "_allocates_once", lambda model, length: can_reuse_cache(model.network, length))
-    monkeypatch.setattr(self_sampling, "can_fix_steps", lambda network, _: is_plain_sdpa(network))
+    monkeypatch.setattr(self_sampling, "suits_fixed_steps", lambda network, _: is_plain_sdpa(network))
     return made
 
 
@@ -164,3 +166,68 @@ def test_a_gpu_is_waited_for_where_text_is_kept_only(monkeypatch: pytest.MonkeyP
     assert waits.places.count("read") == 5
     assert waits.places.count("_is_alike") == 1
     assert len(waits.places) == 11
+
+
+def test_cached_text_needs_no_forward_of_a_model_that_is_not_in_memory():
+    """The experts of mixtral in float32 cannot run on the meta device at all."""
+    size = {"sequences": 2, "length": 10, "seed": 3}
+    expected = self_sampled(toy_model("mixtral"), **size)
+    model = toy_model("mixtral")
+    model.network.to("meta")
+    assert model.device.type == "meta"
+    assert is_sampled(model, **size)
+    assert np.array_equal(self_sampled(model, **size), expected)
+    assert np.array_equal(self_sampled(model, **{**size, "sequences": 1}), expected[:1])
+    with pytest.raises(ConfigError, match="toy-mixtral is not in memory"):
+        self_sampled(model, **{**size, "sequences": 3})
+
+
+def test_text_of_one_way_of_sampling_is_not_continued_in_the_other(cache: Path, monkeypatch: pytest.MonkeyPatch):
+    model, size = toy_model(), {"length": 10, "seed": 3}
+    key = f"{model.info.digest}\0float32\0{10}\0{3}\0{2}"  # of texts that are cached already
+    before = cache / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.npy"
+    self_sampled(model, sequences=2, **size)
+    assert list(cache.iterdir()) == [before]
+    strange = np.full((2, 10), 7)
+    np.save(before, strange)
+    with monkeypatch.context() as patch:
+        as_on_a_gpu(patch)
+        assert not is_sampled(model, sequences=2, **size)
+        other = self_sampled(model, sequences=3, **size)
+    assert not np.array_equal(other[:2], strange)
+    assert np.array_equal(np.load(before), strange)
+    assert np.array_equal(self_sampled(model, sequences=2, **size), strange)
+    # A model that is not in memory finds either: its own device's first, and the other where that is too short.
+    model.network.to("meta")
+    for has_cuda, first in ((False, strange), (True, other[:2])):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda has_cuda=has_cuda: has_cuda)
+        assert np.array_equal(self_sampled(model, sequences=2, **size), first)
+        assert np.array_equal(self_sampled(model, sequences=3, **size), other)
+
+
+@pytest.mark.parametrize("is_shortage", [True, False])
+def test_a_refusal_while_sampling_changes_no_answer(is_shortage: bool, cache: Path, monkeypatch: pytest.MonkeyPatch):
+    """Nor does an earlier refusal change the sampling: a run that goes on in a new process gives the same."""
+    model, size = toy_model(), {"sequences": 2, "length": 60, "seed": 4}
+    expected = self_sampled(model, **size)
+    made, cuda = as_on_a_gpu(monkeypatch), torch.device("cuda")
+
+    def refused(*_: Any) -> bool:
+        if is_shortage:
+            raise torch.OutOfMemoryError("the graph has no room")
+        return False
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FixedSteps, "_record", refused)
+        if is_shortage:
+            with pytest.warns(MemoryShortage, match="sampling calibration text: memory ran short on cpu"):
+                found = self_sampled(model, **size)
+        else:
+            found = self_sampled(model, **size)
+    assert np.array_equal(found, expected)
+    assert made == [None]
+    assert model.notes == ()
+    assert fixed_steps.can_fix_steps(model.network, cuda)
+    fixed_steps._refused.add(model.network)
+    self_sampled(model, **{**size, "seed": 5})
+    assert made[1] is not None

@@ -28,6 +28,8 @@ SHARED: dict[str, tuple[dict[str, Any], bool]] = {
     "gemma3": ({"sliding_window": 12}, False),
     "gpt_neo": ({"window_size": 12}, False),
     "gpt_oss": ({}, False),
+    "qwen2_moe": ({"use_sliding_window": True, "sliding_window": 12}, False),  # the window is in the mask alone
+    "phimoe": ({"sliding_window": 12}, False),  # the window is in the mask alone
     "deepseek_v3": ({}, False),  # values of another width than keys
 }
 
@@ -83,7 +85,7 @@ def test_every_branch_is_as_it_would_be_alone(
         logits, cache = runner.prefill_left_aligned(prompts, prefix, shared.cache)
         before = [layer.keys.clone() for layer in cache.layers]
         for batch in (rows, rows[:1], [(3, (5, 6, 7))]):
-            found = run_branches(runner, prompts, cache, batch)
+            found = run_branches(runner, prompts, cache, batch, note=pytest.fail)
             for row, (question, tokens) in enumerate(batch):
                 expected = alone(model, prompts[question], tokens)
                 error = (found[row, : len(tokens)] - expected).abs().max() / expected.abs().max()
@@ -183,6 +185,14 @@ def test_a_layer_with_its_own_attention_gets_copies(fails: bool, without_masks: 
     found = model.logprobs(requests_of(0))
     assert tried == [1]
     assert [one.logprob for one in found if isinstance(one, ContinuationScore)] == pytest.approx(expected, abs=1e-4)
+    model.logprobs(requests_of(0))
+    assert tried == [1, 1]
+    told = [
+        "options of several tokens could not share the keys of their prompts (RuntimeError: the size of the mask must "
+        "match the size of the keys): they run on copies; in half precision close answers may differ from a run "
+        "without the error"
+    ]
+    assert list(model.notes) == (told if fails else [])
 
 
 def test_a_shortage_of_memory_makes_batches_smaller(without_masks: None, monkeypatch: pytest.MonkeyPatch):
@@ -225,6 +235,42 @@ def test_attention_of_another_kind_is_refused(change: dict[str, Any]):
     attention.cache.layers[1].update(states, states)
     with pytest.raises(UnsupportedAttentionError):  # values of another width
         attention(torch.nn.Module(), query, states, states[..., :4], None)
+
+
+@pytest.mark.parametrize("which", [0, 1])
+@pytest.mark.parametrize("cached", [torch.zeros(1, 2, 7, 4), torch.zeros(1, 2, 7, 8).bfloat16(),
+                                    torch.empty(1, 2, 7, 8, device="meta"), torch.zeros(1, 1, 7, 8)])  # fmt: skip
+def test_cached_states_of_another_kind_are_refused(which: int, cached: torch.Tensor):
+    """A layer with latent attention may cache something else than the keys and values that it attends to."""
+    states = [torch.zeros(1, 2, 7, 8), torch.zeros(1, 2, 7, 8)]
+    states[which] = cached
+    layers = [SimpleNamespace(is_initialized=True, keys=states[0], values=states[1])]
+    attention = AttentionBehindPrompts(SimpleNamespace(layers=layers), [0, 0], 7)
+    own = torch.randn(2, 2, 2, 8)
+    attention.cache.layers[0].update(own, own)
+    with pytest.raises(UnsupportedAttentionError):
+        attention(torch.nn.Module(), torch.randn(2, 4, 2, 8), own, own, None)
+
+
+def test_the_budget_is_asked_once_for_all_groups(without_masks: None, monkeypatch: pytest.MonkeyPatch):
+    """It is a question to a GPU's driver, and the answer changes between batches of questions only."""
+    model, asked, groups = toy_model(), list[int](), list[list[int]]()
+    tokens, alike = scoring.BatchBudget.tokens, scoring.alike_in_length
+
+    def counted(*arguments: Any, **options: Any) -> int:
+        asked.append(1)
+        return tokens(*arguments, **options)
+
+    def noted(questions: Any) -> Any:
+        before, found = len(asked), list(alike(questions))
+        groups.extend(found)
+        yield from found
+        assert len(asked) == before
+
+    monkeypatch.setattr(scoring.BatchBudget, "tokens", counted)
+    monkeypatch.setattr(scoring, "alike_in_length", noted)
+    model.logprobs(requests_of(0) + requests_of(2))
+    assert len(groups) > 2
 
 
 def test_the_call_of_a_gpu_has_the_right_shapes(monkeypatch: pytest.MonkeyPatch):

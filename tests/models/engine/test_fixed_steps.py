@@ -29,8 +29,8 @@ def made(monkeypatch: pytest.MonkeyPatch) -> Made:
     every: Made = []
     of = FixedSteps.of
 
-    def noted(*arguments: Any) -> FixedSteps | None:
-        every.append(of(*arguments))
+    def noted(*arguments: Any, **options: Any) -> FixedSteps | None:
+        every.append(of(*arguments, **options))
         return every[-1]
 
     monkeypatch.setattr(FixedSteps, "of", noted)
@@ -157,6 +157,20 @@ def test_a_network_that_cannot_decode_so_goes_on_with_ordinary_steps(
     assert [note for note in model.notes if "CUDA graph" in note] == (
         ["memory ran short on cpu for a CUDA graph: decoding goes on without"] if change is short_of_memory else []
     )
+
+
+@pytest.mark.parametrize("remembers", [True, False])
+def test_a_refusal_is_remembered_where_the_caller_says_so(monkeypatch: pytest.MonkeyPatch, remembers: bool):
+    model = toy_model(chat=True)
+    monkeypatch.setattr(FixedSteps, "_record", lambda *_: False)
+    with torch.inference_mode():
+        run = Runner(model.network, model.device, reusable=True)
+        state = run.prefill([tuple(model.encode("the cat"))])
+        last = state.next_logits.argmax(-1)[:, None]
+        run.step(state, last)
+        assert FixedSteps.of(run, state, last, [], remembers=remembers) is None
+    assert fixed_steps.can_fix_steps(model.network, torch.device("cuda")) is not remembers
+    assert fixed_steps.suits_fixed_steps(model.network, torch.device("cuda"))
 
 
 def test_hidden_columns_are_finite():

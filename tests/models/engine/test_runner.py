@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 
 from llmkick.models.engine import prefix_attention, scoring
 from llmkick.models.engine.attention import default_attention
+from llmkick.models.engine.branches import run_branches
 from llmkick.models.engine.grouped_query import GroupedQueryAttention
 from llmkick.models.engine.prefilled import join_states
 from llmkick.models.engine.prefix_attention import CausalBehindPrefix
@@ -30,7 +32,13 @@ def test_padding_is_masked_on_either_side():
     assert mask.tolist() == [[1, 1, 1], [1, 0, 0]]
 
 
-WINDOWS: dict[str, dict[str, Any]] = {"mistral": {"sliding_window": 12}, "gemma3": {"sliding_window": 12}}
+WINDOWS: dict[str, dict[str, Any]] = {
+    "mistral": {"sliding_window": 12},
+    "gemma3": {"sliding_window": 12},
+    # The window is in the mask alone: the layers do not name it.
+    "qwen2_moe": {"use_sliding_window": True, "sliding_window": 12},
+    "phimoe": {"sliding_window": 12},
+}
 
 
 @pytest.mark.parametrize(
@@ -144,7 +152,8 @@ def test_running_text_with_padding_behind_it_needs_no_mask(monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize(
-    "architecture", ["llama", "qwen2", "gemma", "opt", "gpt_neox", "gpt2", "mixtral", "mistral", "gemma3", "gpt_neo"]
+    "architecture",
+    ["llama", "qwen2", "gemma", "opt", "gpt_neox", "gpt2", "mixtral", "gpt_neo", *WINDOWS],
 )
 @pytest.mark.parametrize("prefix", [0, 20])
 def test_prompts_without_a_mask_go_on_like_those_under_one(
@@ -180,25 +189,90 @@ def test_prompts_without_a_mask_go_on_like_those_under_one(
             assert cache.get_seq_length() == prefix
             assert torch.allclose(runner.final_logits(prompts, prefix, cache), last_logits(model, prompts), atol=1e-5)
     # Behind a prefix windows need their masks; nothing else does.
-    assert not prefix or bool(attended_under_mask) == (architecture in ("mistral", "gemma3"))
+    assert not prefix or bool(attended_under_mask) == (architecture in WINDOWS)
 
 
 def test_a_mask_of_a_layer_itself_is_kept(monkeypatch: pytest.MonkeyPatch):
+    network = toy_model().network
     query, states = torch.randn(1, 4, 3, 8), torch.randn(1, 2, 7, 8)
     own = torch.randn(1, 1, 3, 7)
     module = torch.nn.Module()
     module.num_key_value_groups = 2  # type: ignore[assignment]
-    found, _ = CausalBehindPrefix()(module, query, states, states, own)
+    found, _ = CausalBehindPrefix(network)(module, query, states, states, own)
     expected, _ = default_attention(module, query, states, states, own)
     assert torch.allclose(found, expected, atol=1e-6)
     causal = torch.ones(3, 7, dtype=torch.bool).tril(4)[None, None]
     expected, _ = default_attention(module, query, states, states, causal)
     for mask in (None, causal):
-        assert torch.allclose(CausalBehindPrefix()(module, query, states, states, mask)[0], expected, atol=1e-6)
+        assert torch.allclose(CausalBehindPrefix(network)(module, query, states, states, mask)[0], expected, atol=1e-6)
     # Without a kernel for heads in groups, the mask is used.
     monkeypatch.setattr(prefix_attention, "_takes_groups", lambda *_: False)
-    assert torch.allclose(CausalBehindPrefix()(module, query, states, states, causal)[0], expected, atol=1e-6)
-    assert not torch.allclose(CausalBehindPrefix()(module, query, states, states, own)[0], expected, atol=1e-2)
+    assert torch.allclose(CausalBehindPrefix(network)(module, query, states, states, causal)[0], expected, atol=1e-6)
+    assert not torch.allclose(CausalBehindPrefix(network)(module, query, states, states, own)[0], expected, atol=1e-2)
+
+
+def test_a_mask_that_may_hold_a_window_is_kept():
+    query, states = torch.randn(1, 4, 3, 8), torch.randn(1, 2, 7, 8)
+    module = torch.nn.Module()
+    module.num_key_value_groups = 2  # type: ignore[assignment]
+    causal = torch.ones(3, 7, dtype=torch.bool).tril(4)[None, None]
+    window = causal & torch.ones(3, 7, dtype=torch.bool).triu(2)
+    attention = CausalBehindPrefix(toy_model("phimoe", sliding_window=3).network)
+    for options, seen in (({}, window), ({"sliding_window": 3}, window), ({"sliding_window": None}, causal)):
+        expected, _ = default_attention(module, query, states, states, seen)
+        found, _ = attention(module, query, states, states, window, **options)
+        assert torch.allclose(found, expected, atol=1e-6), options
+
+
+class Copies(TorchFunctionMode):
+    """Notes the copies to the device of a runner for which the processor would wait, and those of masks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waiting: list[str] = []
+        self.sent: list[torch.Tensor] = []
+
+    def __torch_function__(self, function: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
+        options = options or {}
+        if options.get("device") is DEVICE and function is torch.tensor:
+            self.waiting.append("torch.tensor")
+        if function is torch.Tensor.to and DEVICE in arguments[1:]:
+            if options.get("non_blocking"):
+                self.sent.append(arguments[0])
+            else:
+                self.waiting.append("to")
+            return arguments[0]
+        if options.get("device") is DEVICE:
+            options = {**options, "device": CPU}
+        return function(*arguments, **options)
+
+
+# Stands for a GPU: what is sent there stays where it is.
+DEVICE = torch.device("cuda", 5)
+
+
+def test_a_batch_is_sent_to_a_gpu_without_waiting_for_it():
+    model = toy_model()
+    prompts = [(5, 6, 7, 8, 9), (5, 6, 7)]
+    with torch.inference_mode():
+        expected = Runner(model.network, CPU, reusable=True).final_logits(prompts)
+        runner = Runner(model.network, DEVICE, reusable=True)
+        assert runner.prefills_without_mask
+        with Copies() as copies:
+            ids, mask = pad(prompts, DEVICE, left=True)
+            assert (ids.tolist(), mask.sum().item(), len(copies.sent)) == ([[5, 6, 7, 8, 9], [0, 0, 5, 6, 7]], 8, 2)
+            copies.sent.clear()
+            found, cache = runner.prefill_left_aligned(prompts, 0, None)
+            # The ids and the columns of the last tokens; the mask, of ones alone, is made on the device.
+            assert [one.tolist() for one in copies.sent] == [[[5, 6, 7, 8, 9], [5, 6, 7, 0, 0]], [[4], [2]]]
+            copies.sent.clear()
+            run_branches(runner, prompts, cache, [(0, (8, 9)), (1, (4,))], note=pytest.fail)
+            assert [2, 4] in [list(one.shape) for one in copies.sent]
+            state = runner.prefill(prompts)
+            runner.step(state, torch.tensor([[3], [4]]))
+    assert copies.waiting == []
+    assert torch.allclose(found, expected, atol=1e-5)
+    assert not any(set(one.flatten().tolist()) <= {0, 1} and one.shape == (2, 5) for one in copies.sent)
 
 
 def last_logits(model: Any, prompts: list[tuple[int, ...]]) -> torch.Tensor:

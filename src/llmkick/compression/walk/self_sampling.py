@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,8 +21,9 @@ from torch import Tensor
 
 from llmkick.errors import ConfigError, NumericalError
 from llmkick.files import cache_folder
+from llmkick.models.engine.batch_budget import MemoryShortage
 from llmkick.models.engine.cache_size import bytes_a_token
-from llmkick.models.engine.fixed_steps import WORTHWHILE_STEPS, FixedSteps, can_fix_steps
+from llmkick.models.engine.fixed_steps import WORTHWHILE_STEPS, FixedSteps, suits_fixed_steps
 from llmkick.models.engine.runner import Runner, read
 from llmkick.models.transformers_model import TransformersModel
 
@@ -42,7 +44,7 @@ KEEP_EVERY = 16
 
 def is_sampled(model: TransformersModel, *, sequences: int, length: int, seed: int) -> bool:
     """Whether the text is cached: then the model need not be in memory to be calibrated."""
-    return len(_read(_cache_file(model, length, seed), length)) >= sequences
+    return len(_cached(model, sequences, length, seed)[1]) >= sequences
 
 
 def self_sampled(
@@ -53,9 +55,10 @@ def self_sampled(
     progress: called with the number of sampled tokens and of all tokens. Raises ConfigError for a model that is not in
     memory, NumericalError for logits that are not finite.
     """
-    file = _cache_file(model, length, seed)
-    tokens = _read(file, length)
-    if len(tokens) < sequences and model.device.type == "meta":
+    file, tokens = _cached(model, sequences, length, seed)
+    if len(tokens) >= sequences:
+        return tokens[:sequences]
+    if model.device.type == "meta":
         raise ConfigError(f"{model.info.name} is not in memory, so it cannot sample text to calibrate on")
     rows = _rows_together(model, length)
     while len(tokens) < sequences:
@@ -69,11 +72,28 @@ def self_sampled(
         tokens = np.concatenate([tokens, _sample(model, batch, length, seed, _partial(file, batch), report)])
         _write(file, tokens)
         _partial(file, batch).unlink(missing_ok=True)
-    return tokens[:sequences]
+    return tokens
 
 
-def _cache_file(model: TransformersModel, length: int, seed: int) -> Path:
+def _cached(model: TransformersModel, sequences: int, length: int, seed: int) -> tuple[Path, TokenIds]:
+    """The file of the text, and the rows that it holds, perhaps fewer than `sequences`.
+
+    A model that is not in memory only reads: it takes the text of either way of sampling, first that of this machine.
+    """
+    is_meta = model.device.type == "meta"
+    once = torch.cuda.is_available() if is_meta else _allocates_once(model, length)
+    file = _cache_file(model, length, seed, once=once)
+    tokens = _read(file, length)
+    if is_meta and len(tokens) < sequences:
+        file = _cache_file(model, length, seed, once=not once)
+        tokens = _read(file, length)
+    return file, tokens
+
+
+def _cache_file(model: TransformersModel, length: int, seed: int, *, once: bool) -> Path:
+    """`once` is that of `_allocates_once`: text of one way of sampling is never continued in the other."""
     key = f"{model.info.digest}\0{model.info.dtype}\0{length}\0{seed}\0{SAMPLING_VERSION}"
+    key += "\0allocated once" if once else ""
     return cache_folder("calibration") / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.npy"
 
 
@@ -152,7 +172,7 @@ def _sample(
     tokens = tokens.to(runner.device)
     is_finite = torch.ones((), dtype=torch.bool, device=runner.device)
     with torch.inference_mode():
-        text = _Continued(runner, kept, length, model.engine.budget.notes)
+        text = _Continued(runner, kept, length)
         for position in range(kept.shape[1], length):
             logits = text.next_logits(tokens[:, :position])
             is_finite = is_finite & torch.isfinite(logits).all()
@@ -192,13 +212,12 @@ def _allocates_once(model: TransformersModel, length: int) -> bool:
 class _Continued:
     """Rows of the same length that are continued token by token, through a cache where the network has one."""
 
-    def __init__(self, runner: Runner, tokens: TokenIds, length: int, notes: list[str]) -> None:
-        """`length` is that of the finished rows, in tokens; `notes` get what the user should know."""
+    def __init__(self, runner: Runner, tokens: TokenIds, length: int) -> None:
+        """`length` is that of the finished rows, in tokens."""
         self._runner = runner
-        self._notes = notes
         self._state = runner.prefill([tuple(row) for row in tokens.tolist()]) if runner.takes_cache else None
         self._fixed: FixedSteps | None = None
-        self._may_fix = runner.reusable and can_fix_steps(runner.network, runner.device)
+        self._may_fix = runner.reusable and suits_fixed_steps(runner.network, runner.device)
         if self._state is not None and runner.reusable:
             self._state.reserve(length - tokens.shape[1])
 
@@ -216,4 +235,7 @@ class _Continued:
         self._runner.step(self._state, chosen)
         if self._may_fix and to_come >= WORTHWHILE_STEPS:
             self._may_fix = False
-            self._fixed = FixedSteps.of(self._runner, self._state, chosen, self._notes)
+            notes: list[str] = []  # not those of the engine, which are about answers
+            self._fixed = FixedSteps.of(self._runner, self._state, chosen, notes, remembers=False)
+            for note in notes:
+                warnings.warn(f"sampling calibration text: {note}", MemoryShortage, stacklevel=2)

@@ -21,15 +21,15 @@ def read_once() -> Iterator[None]:
 
     before = {name: getattr(gguf, name) for name in ("GGUFReader", "get_tensor_name_map")}
 
-    class PlainReader(before["GGUFReader"]):  # type: ignore[misc]
-        """Slices the mapped file as a plain array, which costs a fraction: a vocabulary has 100,000 strings and more."""
+    class PlainReader(gguf.GGUFReader):
+        """Slices the mapped file as a plain array, which costs a fraction: vocabularies have 100,000 strings."""
 
         def _get(self, *arguments: Any, **options: Any) -> Any:
-            self.data = self.data.view(np.ndarray)
+            self.data: Any = self.data.view(np.ndarray)
             return super()._get(*arguments, **options)
 
     @functools.cache
-    def opened(path: str, mode: str) -> Any:
+    def opened(path: str, mode: Any) -> Any:
         return PlainReader(path, mode)
 
     def reader(path: Any, mode: str = "r") -> Any:

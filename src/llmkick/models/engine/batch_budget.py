@@ -51,6 +51,8 @@ class BatchBudget:
 
     share: float = 1.0
     notes: list[str] = field(default_factory=list)
+    # Openings of notes that are made once, although their readers may take them away.
+    _told: set[str] = field(default_factory=set, repr=False, compare=False)
 
     def tokens(self, network: Any, device: torch.device, *, decoding: bool = False) -> int:
         """Tokens that a batch may hold now, at least 1."""
@@ -71,6 +73,13 @@ class BatchBudget:
     def shrink(self, network: Any, device: torch.device, reason: str, *, decoding: bool = False) -> None:
         """Halve the budget after an allocation that failed."""
         self._set(self.share / 2, token_budget(network, device, decoding=decoding), device, reason)
+
+    def note_once(self, note: str) -> None:
+        """Add a note, unless one with the same words before its first bracket was added."""
+        opening = note.split("(")[0]
+        if opening not in self._told:
+            self._told.add(opening)
+            self.notes.append(note)
 
     def _set(self, share: float, budget: int, device: torch.device, reason: str) -> None:
         before, self.share = self.share, share

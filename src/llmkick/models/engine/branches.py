@@ -11,7 +11,7 @@ the matrix products of an option of ten tokens.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -24,7 +24,7 @@ from llmkick.models.engine.batches import FORWARD_COST_TOKENS, Ids
 from llmkick.models.engine.kv_cache import empty_cache, repeat_rows
 from llmkick.models.engine.packed_prompts import UnsupportedAttentionError
 from llmkick.models.engine.prefix_attention import CausalBehindPrefix
-from llmkick.models.engine.runner import Runner, pad
+from llmkick.models.engine.runner import Runner, pad_ids, sent
 
 # A question (its place among the prompts) and the tokens that run behind its prompt.
 Branch = tuple[int, Ids]
@@ -47,17 +47,20 @@ def alike_in_length(questions: Mapping[int, tuple[int, int]]) -> Iterator[list[i
         yield group
 
 
-def run_branches(runner: Runner, prompts: Sequence[Ids], cache: Any, branches: Sequence[Branch]) -> Tensor:
+def run_branches(
+    runner: Runner, prompts: Sequence[Ids], cache: Any, branches: Sequence[Branch], *, note: Callable[[str], None]
+) -> Tensor:
     """Logits after each token of each branch: (branches, longest branch, vocabulary) in the network's dtype.
 
-    cache: keys and values of the prompts, a row each, left-aligned; it is left untouched.
+    cache: keys and values of the prompts, a row each, left-aligned; it is left untouched. note: called with what the
+    user should know about an error after which the prompts are copied.
     """
     start = min(len(prompts[question]) for question, _ in branches)
-    ids, _ = pad([prompts[question][start:] + tokens for question, tokens in branches], runner.device, left=False)
+    ids = pad_ids([prompts[question][start:] + tokens for question, tokens in branches], runner.device, left=False)
     positions = torch.arange(start, start + ids.shape[1], device=runner.device)[None].expand(len(ids), -1)
     longest = max(len(tokens) for _, tokens in branches)
     first = torch.tensor([[len(prompts[question]) - start] for question, _ in branches])
-    column = (first + torch.arange(longest)).clamp(max=ids.shape[1] - 1).to(runner.device, non_blocking=True)
+    column = sent((first + torch.arange(longest)).clamp(max=ids.shape[1] - 1), runner.device)
     mask = torch.ones(len(ids), start + ids.shape[1], dtype=torch.long, device=runner.device)
     questions = [question for question, _ in branches]
 
@@ -73,12 +76,22 @@ def run_branches(runner: Runner, prompts: Sequence[Ids], cache: Any, branches: S
             # A layer with an attention of its own may also fail on a mask that is longer than the keys that it got.
             if is_out_of_memory(error):
                 raise
+            if not isinstance(error, UnsupportedAttentionError):
+                note(_copies_instead(error))
             shared.layers = 0
         if shared.layers == layers:  # a layer with an attention of its own has not seen the prompts
             return logits
         runner.shares_prompts = False
-    rows = torch.tensor(questions).to(runner.device, non_blocking=True)
-    return forward(repeat_rows(cache, rows, start, room=ids.shape[1]), CausalBehindPrefix())
+    rows = sent(torch.tensor(questions), runner.device)
+    return forward(repeat_rows(cache, rows, start, room=ids.shape[1]), CausalBehindPrefix(runner.network))
+
+
+def _copies_instead(error: Exception) -> str:
+    reason = (str(error).splitlines() or [""])[0][:200]
+    return (
+        f"options of several tokens could not share the keys of their prompts ({type(error).__name__}: {reason}): "
+        "they run on copies; in half precision close answers may differ from a run without the error"
+    )
 
 
 def _is_cheaper_shared(questions: Sequence[int], start: int, tokens: int) -> bool:
@@ -140,7 +153,7 @@ class AttentionBehindPrompts:
         is_own = attention_mask is not None and attention_mask.dtype != torch.bool  # not a mask of transformers
         is_causal = is_plain(dropout, options) and options.get("sliding_window") is None and not is_own
         keys, values = (None, None) if layer is None else (layer.keys, layer.values)
-        if keys is None or values is None or not is_causal or not _runs_in_parts(query, key, value, keys):
+        if keys is None or values is None or not is_causal or not _runs_in_parts(query, key, value, keys, values):
             raise UnsupportedAttentionError(type(module).__name__)
         self.layers += 1
         own, own_sum = _attend(query, key, value, scaling, is_causal=True)
@@ -185,9 +198,12 @@ class _PromptLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         return key_states, value_states
 
 
-def _runs_in_parts(query: Tensor, key: Tensor, value: Tensor, prompt_keys: Tensor) -> bool:
-    """Whether a kernel returns the sums by which the two parts of attention are merged: flash attention does."""
-    same = key.shape[2] == query.shape[2] and key.shape[1] == prompt_keys.shape[1]
+def _runs_in_parts(query: Tensor, key: Tensor, value: Tensor, prompt_keys: Tensor, prompt_values: Tensor) -> bool:
+    """Whether a kernel returns the sums by which the two parts of attention are merged: flash attention does.
+
+    The cached states must be such as the layer attends to: one with latent attention may cache what it makes them of.
+    """
+    same = key.shape[2] == query.shape[2] and _are_alike(key, prompt_keys) and _are_alike(value, prompt_values)
     if not same or not query.shape[3] == key.shape[3] == value.shape[3]:
         return False
     if query.device.type == "cpu":
@@ -195,6 +211,12 @@ def _runs_in_parts(query: Tensor, key: Tensor, value: Tensor, prompt_keys: Tenso
     parameters = torch.backends.cuda.SDPAParams(query, key, value, None, 0.0, True, True)
     # torch pads other widths before it calls the kernel.
     return query.shape[3] % 8 == 0 and bool(torch.backends.cuda.can_use_flash_attention(parameters))
+
+
+def _are_alike(own: Tensor, cached: Tensor) -> bool:
+    """Whether both have the same heads, width, dtype and device: (rows, heads, tokens, width) each."""
+    same_shape = own.shape[1] == cached.shape[1] and own.shape[3] == cached.shape[3]
+    return same_shape and own.dtype == cached.dtype and own.device == cached.device
 
 
 def _attend(

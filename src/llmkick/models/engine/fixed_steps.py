@@ -31,14 +31,18 @@ WORTHWHILE_STEPS = 32
 TOLERANCE = 0.02
 
 
-# Networks that turned out not to decode this way.
+# Networks that turned out not to generate this way.
 _refused: WeakSet[Any] = WeakSet()
 
 
+def suits_fixed_steps(network: Any, device: torch.device) -> bool:
+    """Whether a GPU holds the whole network, and every layer attends to all tokens by `sdpa`."""
+    return is_plain_sdpa(network) and device.type == "cuda" and not is_spread(network)
+
+
 def can_fix_steps(network: Any, device: torch.device) -> bool:
-    """Whether a GPU holds the whole network, every layer attends to all tokens by `sdpa`, and no attempt has failed."""
-    is_suitable = is_plain_sdpa(network) and network not in _refused
-    return is_suitable and device.type == "cuda" and not is_spread(network)
+    """Whether `suits_fixed_steps`, and no attempt that is remembered has failed."""
+    return network not in _refused and suits_fixed_steps(network, device)
 
 
 class FixedSteps:
@@ -62,10 +66,13 @@ class FixedSteps:
         self._logits = state.next_logits
 
     @classmethod
-    def of(cls, runner: Runner, state: Prefilled, last: Tensor, notes: list[str]) -> FixedSteps | None:
-        """The steps that continue `state`; None, also for later batches, where the network cannot run that way.
+    def of(
+        cls, runner: Runner, state: Prefilled, last: Tensor, notes: list[str], *, remembers: bool = True
+    ) -> FixedSteps | None:
+        """The steps that continue `state`; None where the network cannot run that way.
 
-        A shortage of memory is written to `notes`: ordinary steps go on with less.
+        A shortage of memory is written to `notes`: ordinary steps go on with less. `remembers` says whether a refusal
+        holds for later batches too (`can_fix_steps`): what is no answer must not change the answers that follow it.
         """
         steps = cls(runner, state, last)
         before = [layer.column(steps.columns - 1) for layer in steps._layers]
@@ -82,7 +89,8 @@ class FixedSteps:
         steps.end()
         for layer, columns in zip(steps._layers, before, strict=True):
             layer.set_column(steps.columns - 1, columns)
-        _refused.add(runner.network)
+        if remembers:
+            _refused.add(runner.network)
         return None
 
     @property

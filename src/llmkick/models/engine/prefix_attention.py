@@ -15,15 +15,18 @@ from torch.nn.attention.bias import causal_lower_right
 
 from llmkick.models.engine.attention import is_plain
 from llmkick.models.engine.grouped_query import GroupedQueryAttention
+from llmkick.models.engine.network import attends_to_all_tokens
 
 
 class CausalBehindPrefix:
     """An attention function for the layers of one forward.
 
-    Where attention is not plain, or no such kernel is there, it attends under the mask as other forwards do.
+    Where attention is not plain, or no such kernel is there, it attends under the mask as other forwards do. So it does
+    unless the network's configuration names no window, or the layer says that it has none: a mask may hold one.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, network: Any) -> None:
+        self._attends_to_all = attends_to_all_tokens(network)
         self._under_mask = GroupedQueryAttention()
 
     def __call__(
@@ -42,9 +45,12 @@ class CausalBehindPrefix:
         The queries are those of the last `tokens` columns.
         """
         grouped = query.shape[1] != key.shape[1]
+        # A layer that does not name its window may have it in the mask.
+        may_be_in_mask = not self._attends_to_all and attention_mask is not None and "sliding_window" not in options
+        has_no_window = options.get("sliding_window") is None and not may_be_in_mask
         # The masks of transformers are boolean; numbers are a layer's own.
         is_own = attention_mask is not None and attention_mask.dtype != torch.bool
-        is_causal = is_plain(dropout, options) and options.get("sliding_window") is None and not is_own
+        is_causal = is_plain(dropout, options) and has_no_window and not is_own
         if not is_causal or (grouped and not _takes_groups(query, key, value)):
             return self._under_mask(
                 module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **options

@@ -118,7 +118,7 @@ class Runner:
         # Indices, not a number: the slice that the number 1 makes is not contiguous, and torch then copies the
         # output head once a row. On several devices the head may be on another device than the indices, so there
         # the number is used.
-        return len(keep) if is_spread(self.network) else torch.tensor(keep, device=self.device)
+        return len(keep) if is_spread(self.network) else sent(torch.tensor(keep), self.device)
 
     def last_logits(self, ids: Tensor, *, mask: Tensor, positions: Tensor, cache: Any) -> Tensor:
         """Float32 logits after the last column, (rows, vocabulary); the arguments are those of `forward`."""
@@ -155,7 +155,7 @@ class Runner:
         """`prefill` with padding behind the tokens, which needs no mask; the cache is right-aligned afterwards."""
         from llmkick.models.engine.kv_cache import moved_right
 
-        lengths = torch.tensor([len(prompt) for prompt in prompts], device=self.device)
+        lengths = sent(torch.tensor([len(prompt) for prompt in prompts]), self.device)
         logits, cache = self.prefill_left_aligned(prompts, prefix, prefix_cache)
         columns = max(map(len, prompts))
         if min(map(len, prompts)) < columns:
@@ -182,13 +182,11 @@ class Runner:
         from llmkick.models.engine.kv_cache import repeat_prefix
         from llmkick.models.engine.prefix_attention import CausalBehindPrefix
 
-        ids, mask = pad(prompts, self.device, left=False)
+        ids = pad_ids(prompts, self.device, left=False)
         positions = torch.arange(ids.shape[1], device=self.device)[None].expand(len(ids), -1)
-        column = mask.sum(1, keepdim=True) - 1 - prefix
-        attention = None
-        if not self.masks_padding_behind:
-            mask = torch.ones_like(mask)
-            attention = CausalBehindPrefix() if prefix else None
+        column = sent(torch.tensor([[len(prompt) - 1 - prefix] for prompt in prompts]), self.device)
+        mask = padding_mask(prompts, self.device, left=False) if self.masks_padding_behind else torch.ones_like(ids)
+        attention = CausalBehindPrefix(self.network) if prefix and not self.masks_padding_behind else None
         if prefix:
             cache = repeat_prefix(prefix_cache, torch.zeros(len(ids), dtype=torch.long), room=ids.shape[1] - prefix)
         ids, positions = ids[:, prefix:], positions[:, prefix:]
@@ -236,16 +234,27 @@ def read(numbers: Tensor) -> Tensor:
     return numbers.cpu()
 
 
+def sent(numbers: Tensor, device: torch.device) -> Tensor:
+    """Numbers of the processor on the device, for which it does not wait: CUDA has copied them when this returns."""
+    return numbers.to(device, non_blocking=device.type == "cuda")
+
+
 def pad(rows: Sequence[Ids], device: torch.device, *, left: bool) -> tuple[Tensor, Tensor]:
     """Rows of unequal length → ids and mask, both (rows, longest). Padding is id 0 under mask 0."""
-    longest = max(len(row) for row in rows)
-    ids = torch.zeros(len(rows), longest, dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for index, row in enumerate(rows):
-        span = slice(longest - len(row), None) if left else slice(0, len(row))
-        ids[index, span] = torch.tensor(row, dtype=torch.long)
-        mask[index, span] = 1
-    return ids.to(device), mask.to(device)
+    return pad_ids(rows, device, left=left), padding_mask(rows, device, left=left)
+
+
+def pad_ids(rows: Sequence[Ids], device: torch.device, *, left: bool) -> Tensor:
+    """The ids of `pad` alone."""
+    longest = max(map(len, rows))
+    zeros = [(0,) * (longest - len(row)) for row in rows]
+    padded = [(*room, *row) if left else (*row, *room) for row, room in zip(rows, zeros, strict=True)]
+    return sent(torch.tensor(padded, dtype=torch.long), device)
+
+
+def padding_mask(rows: Sequence[Ids], device: torch.device, *, left: bool) -> Tensor:
+    """The mask of `pad` alone."""
+    return pad_ids([(1,) * len(row) for row in rows], device, left=left)
 
 
 class Prefix:

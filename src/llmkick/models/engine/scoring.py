@@ -21,7 +21,7 @@ from llmkick.models.engine.network import device_of, max_tokens_of, vocabulary_o
 from llmkick.models.engine.packed_prompts import MAX_PACKED_TOKENS
 from llmkick.models.engine.prefilled import Prefilled
 from llmkick.models.engine.prompt_encoder import PromptEncoder
-from llmkick.models.engine.runner import Prefix, Runner, pad, prefix_groups
+from llmkick.models.engine.runner import Prefix, Runner, pad, pad_ids, padding_mask, prefix_groups, sent
 from llmkick.models.engine.token_scores import TokenScores
 from llmkick.models.language_model import ContinuationScore, ScoreRequest, Unanswered
 
@@ -204,7 +204,7 @@ class _Scorer:
 
     def _score_longer(self, rows: list[tuple[int, EncodedRequest]], state: Prefilled, found: TokenScores) -> None:
         """Options of several tokens, each with a copy of its question's cache."""
-        chosen = torch.tensor([row for row, _ in rows], device=self.runner.device)
+        chosen = sent(torch.tensor([row for row, _ in rows]), self.runner.device)
         branch = state.select(chosen)
         ids, own_mask = pad([request.continuation[:-1] for _, request in rows], self.runner.device, left=False)
         # Padding stands where its row's last token does: farther positions may not exist.
@@ -224,18 +224,18 @@ class _Scorer:
         for row, request in requests:
             if len(request.continuation) > 1:
                 longer.setdefault(row, []).append(request)
+        budget = self._batch_tokens()
         for group in alike_in_length({row: (len(prompts[row]), len(options)) for row, options in longer.items()}):
             rows = [(row, request) for row in group for request in longer[row]]
             shortest = len(prompts[group[0]])
             columns = [len(request.prompt) + len(request.continuation) - 1 for _, request in rows]
             lengths = [tokens - shortest for tokens in columns]
-            plan = plan_batches(
-                lengths, columns, budget=self._batch_tokens(), max_rows=MAX_QUESTIONS, max_tokens=self.positions
-            )
+            plan = plan_batches(lengths, columns, budget=budget, max_rows=MAX_QUESTIONS, max_tokens=self.positions)
             for batch in plan:
                 chosen = [rows[index] for index in batch]
                 branches = [(row, request.continuation[:-1]) for row, request in chosen]
-                found.add_rest(run_branches(self.runner, prompts, cache, branches), [request for _, request in chosen])
+                logits = run_branches(self.runner, prompts, cache, branches, note=self.budget.note_once)
+                found.add_rest(logits, [request for _, request in chosen])
         self.scores.update(found.scores())
 
     def _score_whole(self, encoded: list[EncodedRequest]) -> None:
@@ -254,9 +254,11 @@ class _Scorer:
         self._run(list(by_inputs.values()), plan=plan, work=self._score_whole_batch)
 
     def _score_whole_batch(self, questions: list[Question]) -> None:
-        ids, mask = pad([question[0].inputs for question in questions], self.runner.device, left=False)
-        if self.runner.needs_no_mask:  # no token sees the padding behind it
-            mask = torch.ones_like(mask)
+        inputs = [question[0].inputs for question in questions]
+        ids = pad_ids(inputs, self.runner.device, left=False)
+        # No token sees the padding behind it.
+        needs_none = self.runner.needs_no_mask
+        mask = torch.ones_like(ids) if needs_none else padding_mask(inputs, self.runner.device, left=False)
         positions = torch.arange(ids.shape[1], device=self.runner.device)[None].expand(len(ids), -1)
         rows = [(row, request) for row, question in enumerate(questions) for request in question]
         keep = range(min(len(request.inputs) - request.scored_tokens for _, request in rows), ids.shape[1])
