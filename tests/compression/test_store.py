@@ -89,6 +89,21 @@ def test_what_is_damaged_is_refused_and_leaves_nothing(
     assert list(other.iterdir()) == []
 
 
+def test_what_is_linked_to_an_earlier_copy_stays_as_it_is(store: ArtifactStore, finished: Path, tmp_path: Path):
+    """A folder in compact form shares the files of the cache, where they are replaced."""
+    store.put(KEY, finished)
+    other, linked = tmp_path / "other", tmp_path / "packed-block-00001.safetensors"
+    other.mkdir()
+    store.fetch(KEY, other)
+    os.link(other / "block-00001.safetensors", linked)
+    written = linked.read_bytes()
+    shutil.copyfile(finished / "block-00000.safetensors", finished / "block-00001.safetensors")
+    store.put(KEY, finished, anew=True)
+    assert store.fetch(KEY, other)
+    assert files(other) == files(finished)
+    assert linked.read_bytes() == written
+
+
 def test_a_fetch_that_is_stopped_leaves_a_folder_that_counts_no_blocks(
     store: ArtifactStore, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

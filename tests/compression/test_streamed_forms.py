@@ -19,6 +19,7 @@ from torch import Tensor
 from composites import COMPOSITES, save_composite
 from compressing import Silent
 from llmkick.compression.storage import folder as folder_module
+from llmkick.compression.storage import target as target_module
 from llmkick.compression.storage.compress_to_disk import CalibrationPlan, Form, compress_checkpoint
 from llmkick.compression.walk import recipe_output
 from llmkick.compression.walk.finished_blocks import FinishedBlocks
@@ -272,6 +273,7 @@ def test_a_killed_compression_goes_on_and_gives_the_same_files(
     (ended,) = run_commands(_killed, tmp_path / "first", [{}], str(tmp_path / "model"), str(target), form, recipe)
     assert ended.code == -signal.SIGKILL
     assert (tmp_path / ".out.weights.partial").is_dir()
+    assert (tmp_path / ".out.lock.partial").is_file()  # of a lock that the system has freed
     solved: list[str] = []
     solve = recipe_output.compress_with_statistics
 
@@ -286,6 +288,36 @@ def test_a_killed_compression_goes_on_and_gives_the_same_files(
     monkeypatch.setenv("LLMKICK_CACHE", str(tmp_path / "other"))
     compressed(tmp_path / "model", tmp_path / "whole", form, recipe)
     assert contents(target) == contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("is_there", [True, False], ids=["inside", "beside"])
+@pytest.mark.parametrize("form", FORMS)
+def test_what_a_killed_command_left_is_gone_whatever_the_next_one_writes(tmp_path: Path, form: Form, is_there: bool):
+    """It was killed after its last block: what comes next has all blocks, and may write no weights beside the work."""
+    save_toy(tmp_path / "model")
+    compressed(tmp_path / "model", tmp_path / "whole", form, FORMS[form])
+    target = tmp_path / "out"
+    places = [tmp_path / ".out.weights.partial", tmp_path / ".out.new.partial"]
+    if is_there:
+        places += [target / ".llmkick.weights.partial", target / ".llmkick.new.partial"]
+    for place in places:
+        place.mkdir(parents=True)
+        (place / "model.safetensors").write_bytes(b"half")
+    compressed(tmp_path / "model", target, form, FORMS[form])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "model", "out", "whole"]
+    assert contents(target) == contents(tmp_path / "whole")
+
+
+def test_a_compression_that_cannot_begin_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    save_toy(tmp_path / "model")
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(target_module, "ShardWriter", full)
+    with pytest.raises(OSError, match="No space left"):
+        compressed(tmp_path / "model", tmp_path / "new" / "out", "folder", "rtn@4b")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "model"]
 
 
 # Files of the first format

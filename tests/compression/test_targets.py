@@ -6,10 +6,12 @@ import errno
 import os
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from safetensors.torch import load_file
 
 from compressing import Silent, compressed
 from llmkick.compression.registry import parse_recipe
@@ -213,6 +215,72 @@ def test_a_folder_of_somebody_else_is_refused_before_any_work(tmp_path: Path, mo
         compressed(model, tmp_path / "theirs" / name)
 
 
+@pytest.mark.parametrize("is_there", [True, False])
+@pytest.mark.parametrize("full", [True, False])
+def test_a_target_that_another_command_is_writing_is_refused(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch, full: bool, is_there: bool
+):
+    set_full(monkeypatch, full)
+    target, refused = tmp_path / "out", list[str]()
+    if is_there:
+        target.mkdir()
+
+    def watch(done: int) -> None:
+        # Another thread has locks of its own, as another command has.
+        with ThreadPoolExecutor(1) as pool, pytest.raises(ConfigError) as error:
+            pool.submit(compressed, model, target, recipe="rtn@4b").result()
+        refused.append(str(error.value))
+        if done == 2:
+            target.mkdir(exist_ok=True)  # by somebody else
+
+    digest = compress_watched(model, target, watch)
+    assert len(refused) >= 3
+    assert set(refused) == {f"another command is writing {target}; wait until it has ended, or choose another folder"}
+    assert weights_digest(load_model(str(target), dtype="float32").network) == digest
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "model", "out"]
+    with pytest.raises(ConfigError, match="exists and is not empty"):
+        compressed(model, target, recipe="rtn@4b")
+
+
+def test_a_folder_that_came_meanwhile_is_not_replaced(tmp_path: Path, model: Path):
+    def watch(_done: int) -> None:
+        (tmp_path / "out").mkdir(exist_ok=True)
+        (tmp_path / "out" / "theirs").write_text("")
+
+    with pytest.raises(ConfigError, match="exists and is not empty"):
+        compress_watched(model, tmp_path / "out", watch)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["theirs"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "model", "out"]
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+@pytest.mark.parametrize("form", ["folder", "packed"])
+def test_all_files_are_on_the_disk_before_the_finished_blocks_are_deleted(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch, form: Form, is_there: bool
+):
+    set_full(monkeypatch, True)
+    target, synced, left = tmp_path / "out", set[int](), list[str]()
+    if is_there:
+        target.mkdir()
+    sync, delete = os.fsync, compress_to_disk.delete_blocks
+
+    def noted(handle: int) -> None:
+        sync(handle)
+        synced.add(os.fstat(handle).st_ino)
+
+    def deleting(folder: Path) -> None:
+        assert (target / "config.json").is_file()
+        ours = [path for path in target.iterdir() if not path.name.startswith(".")]
+        paths = [target if is_there else target.parent, *ours]
+        left.extend(path.name for path in paths if path.stat().st_ino not in synced)
+        delete(folder)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    monkeypatch.setattr(compress_to_disk, "delete_blocks", deleting)
+    compressed(model, target, form)
+    assert left == []
+
+
 # Room
 
 
@@ -250,6 +318,43 @@ def test_the_cache_leaves_room_for_the_target(
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=needed + 1))
     compressed(model, tmp_path / "again")
     assert len(list(own_cache.glob(f"*/{STATE_FILE}"))) == 1
+
+
+def test_blocks_that_get_no_second_name_take_room_twice(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch):
+    """As on a file system without hard links, or between two mounts of one."""
+    meta_model = load_meta_model(str(model), dtype="float32")
+    parts = decoder_blocks(meta_model.model.network)
+    blocks = entry_bytes(parse_recipe("magnitude@0.5"), parts)
+    rest = meta_model.bytes - sum(layer.weight.nbytes for block in parts for layer in block.layers)
+    needed = rest + OTHER_BYTES + 2 * blocks
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "link", refuse)
+        patch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=needed - 1))
+        with pytest.raises(ConfigError, match="but only"):
+            compressed(model, tmp_path / "out", "packed")
+        patch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=needed))
+        compressed(model, tmp_path / "out", "packed")
+    shutil.rmtree(tmp_path / "cache")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=needed - blocks))
+    compressed(model, tmp_path / "linked", "packed")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "linked", "model", "out"]
+
+
+def test_the_matrices_of_an_adapter_take_room_too(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch):
+    recipe = "gptq@3b-g8+eora-r4"
+    monkeypatch.setattr(compress_to_disk, "on_one_disk", lambda *_: False)
+    compressed(model, tmp_path / "out", "adapter", recipe)
+    size = sum(t.nbytes for file in (tmp_path / "out").rglob("*.safetensors") for t in load_file(file).values())
+    shutil.rmtree(tmp_path / "cache")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=size + OTHER_BYTES - 1))
+    with pytest.raises(ConfigError, match="but only"):
+        compressed(model, tmp_path / "again", "adapter", recipe)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=size + OTHER_BYTES))
+    compressed(model, tmp_path / "again", "adapter", recipe)
 
 
 # Finished blocks that are damaged

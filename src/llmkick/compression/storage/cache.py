@@ -35,6 +35,8 @@ LIMIT_VARIABLE = "LLMKICK_CACHE_LIMIT"
 DEFAULT_LIMIT = "20GB"
 # Free disk space that the cache leaves to others.
 SPARE_BYTES = 2_000_000_000
+# Of a value in the matrices of a recovery, which are in half precision.
+BYTES_OF_MATRICES = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,11 +106,17 @@ def entry_bytes(recipe: Recipe, blocks: Sequence[Block]) -> int:
     itemsize = max((layer.weight.element_size() for block in blocks for layer in block.layers), default=0)
     sparsity = recipe.sparsity or 0.0
     size = sum(compact_bytes((rows, columns), itemsize, recipe, sparsity) for rows, columns in shapes)
-    if isinstance(recipe, Recovered) and isinstance(recipe.recovery, LowRank):
-        # In half precision. A training also keeps, in float32, the values now and at its best, and two moments of them.
-        bytes_of_value = 2 + (4 * 4 if is_trained(recipe) else 0)
-        size += bytes_of_value * sum(recipe.recovery.rank * (rows + columns) for rows, columns in shapes)
-    return size
+    matrices = matrices_bytes(recipe, blocks)
+    # A training also keeps, in float32, the values now and at its best, and two moments of them.
+    return size + matrices + (4 * 4 * matrices // BYTES_OF_MATRICES if is_trained(recipe) else 0)
+
+
+def matrices_bytes(recipe: Recipe, blocks: Sequence[Block]) -> int:
+    """Bytes of the two matrices that a recovery keeps beside each layer; 0 for a recipe that keeps none."""
+    if not isinstance(recipe, Recovered) or not isinstance(recipe.recovery, LowRank):
+        return 0
+    shapes = (layer.weight.shape for block in blocks for layer in block.layers)
+    return BYTES_OF_MATRICES * sum(recipe.recovery.rank * (rows + columns) for rows, columns in shapes)
 
 
 def still_needed(folder: Path, needed_bytes: int, blocks: int) -> int:

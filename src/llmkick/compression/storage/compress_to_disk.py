@@ -16,18 +16,19 @@ from llmkick.compression.storage.cache import (
     entry_for,
     folder_of,
     has_begun,
+    matrices_bytes,
     name_of,
     on_one_disk,
     progress_in,
     still_needed,
 )
 from llmkick.compression.storage.compressed_tensors import check_exportable, check_storable
-from llmkick.compression.storage.folder import report_of
+from llmkick.compression.storage.folder import can_share, report_of
 from llmkick.compression.storage.outputs import Form, Output
 from llmkick.compression.storage.peft_adapter import check_has_adapter, check_plain_names
 from llmkick.compression.storage.shards import size_of
 from llmkick.compression.storage.stored_model import StoredModel
-from llmkick.compression.storage.target import check_target, hidden_folders
+from llmkick.compression.storage.target import check_target, claimed, delete_left, hidden_folders
 from llmkick.compression.storage.whole_model import check_memory, load_whole
 from llmkick.compression.training.recover import check_training
 from llmkick.compression.walk.blocks import Block, decoder_blocks
@@ -101,12 +102,14 @@ def compress_checkpoint(
     recipe = parse_recipe(recipe) if isinstance(recipe, str) else recipe
     plan = calibration or CalibrationPlan()
     walk = WalkOptions(recipe=recipe, seed=plan.seed, propagate=propagate, allow_partial=allow_partial)
-    with joined_processes() as processes, processes.together():
+    with joined_processes() as processes, processes.together(), contextlib.ExitStack() as release:
         if not processes.is_first:
             return assist(processes, reference, walk, device)
         check_target(folder)
         if isinstance(recipe, Dense):
             raise ConfigError("dense compresses nothing: the model's folder is what you want")
+        release.enter_context(claimed(folder))
+        delete_left(folder)
         observer.stage(f"reading {reference}", 1)
         meta_model = load_meta_model(reference, dtype=dtype, device=device)
         processes.from_first([meta_model.info.dtype, meta_model.info.digest])
@@ -206,7 +209,7 @@ def _stream(
         return compress_streamed(meta_model, recipe, work, processes=processes, **options), None
     shares_disk, count = on_one_disk(work, output.folder), len(decoder_blocks(meta_model.model.network))
     left = still_needed(work, size, count) if shares_disk else 0
-    with output.streamed(meta_model, besides=left, blocks=0 if shares_disk else size) as target:
+    with output.streamed(meta_model, besides=left, blocks=0 if can_share(work, output.folder) else size) as target:
         finished = compress_streamed(meta_model, recipe, work, sink=target.put, processes=processes, **options)
         if not target.fits:
             return finished, None
@@ -240,7 +243,7 @@ class _Room:
 def _output_bytes(meta_model: MetaModel, blocks: list[Block], recipe: Recipe, form: Form) -> int:
     """About the size of the target."""
     if form in ("folder", "adapter"):
-        return meta_model.bytes
+        return meta_model.bytes + (matrices_bytes(recipe, blocks) if form == "adapter" else 0)
     compressed = sum(size_of(layer.weight) for block in blocks for layer in block.layers)
     return meta_model.bytes - compressed + entry_bytes(recipe, blocks)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
+import tempfile
 from pathlib import Path
 
 from torch import Tensor
@@ -12,7 +13,7 @@ from torch import Tensor
 from llmkick.compression.storage.configuration import write_config
 from llmkick.compression.storage.shards import SHARD_BYTES, ShardWriter, size_of
 from llmkick.compression.storage.stored_model import NAMES, OTHER, LazyTensors, StoredModel
-from llmkick.compression.storage.target import StreamedShards, StreamedTarget, write_model
+from llmkick.compression.storage.target import StreamedShards, StreamedTarget, hidden_folders, write_model
 from llmkick.compression.walk.blocks import decoder_blocks
 from llmkick.compression.walk.finished_blocks import FinishedBlocks
 from llmkick.compression.walk.network_parts import NetworkPart
@@ -218,6 +219,24 @@ def report_of(finished: FinishedBlocks) -> CompressionReport:
     """The report of a compression whose blocks are all finished."""
     assert finished.report is not None, f"{finished.folder} is not complete"
     return finished.report
+
+
+def can_share(work: Path, folder: Path) -> bool:
+    """Whether files of a folder of finished blocks get a second name on their way to a target: tried with an empty one.
+
+    One file system may know no second names, or refuse them between places of it that are mounted apart.
+    """
+    target = next(path for path in hidden_folders(folder, "weights")[0].parents if path.exists())
+    source = next(path for path in (work, *work.absolute().parents) if path.exists())
+    try:
+        with tempfile.NamedTemporaryFile(prefix=".llmkick.", suffix=".partial", dir=source) as probe:
+            name = target / f"{Path(probe.name).stem}.link.partial"
+            if not _is_linked(Path(probe.name), name):
+                return False
+            name.unlink()
+    except OSError:
+        return False
+    return True
 
 
 def _is_linked(source: Path, target: Path) -> bool:

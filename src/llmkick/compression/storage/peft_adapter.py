@@ -9,12 +9,13 @@ from torch import Tensor
 
 from llmkick.compression.recipe import Recipe, Recovered
 from llmkick.compression.recoveries import EoRA, LowRank
+from llmkick.compression.storage.cache import matrices_bytes
 from llmkick.compression.storage.configuration import write_config
 from llmkick.compression.storage.folder import UnchangedWeights, report_of
 from llmkick.compression.storage.shards import ShardWriter, write_json
 from llmkick.compression.storage.stored_model import StoredModel
 from llmkick.compression.storage.target import StreamedShards, write_model
-from llmkick.compression.walk.blocks import Block
+from llmkick.compression.walk.blocks import Block, decoder_blocks
 from llmkick.compression.walk.finished_blocks import FinishedBlocks
 from llmkick.compression.walk.network_parts import NetworkPart
 from llmkick.compression.walk.report import CompressionReport
@@ -101,7 +102,10 @@ class StreamedAdapter(StreamedShards):
         stored: StoredModel | None = None,
     ) -> None:
         super().__init__(meta_model, folder, besides=besides, stored=stored)
-        self._adapter = _Adapter(recipe, folder)
+        self._adapter, self._recipe = _Adapter(recipe, folder), recipe
+
+    def _size(self) -> int:
+        return super()._size() + matrices_bytes(self._recipe, decoder_blocks(self._model.network))
 
     @property
     def _form(self) -> str:

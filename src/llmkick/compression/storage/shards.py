@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -20,8 +22,9 @@ SHARD_BYTES = 250_000_000
 class ShardWriter:
     """A Hugging Face checkpoint that is being written into a folder, each tensor when it is there, in any order.
 
-    planned: all tensors, which may be on the meta device. The files are those that huggingface_hub would make of them.
-    A context: an error closes the files as they are. One thread at a time may write.
+    planned: all tensors, which may be on the meta device. The files are those that huggingface_hub would make of them;
+    each survives a power failure as soon as its last tensor is there. A context: an error closes the files as they are.
+    One thread at a time may write.
     """
 
     def __init__(self, folder: Path, planned: Mapping[str, Tensor]) -> None:
@@ -46,13 +49,16 @@ class ShardWriter:
                 planned = {name: self._planned[name] for name in self._names_of[file]}
                 self._open[file] = TensorWriter(self._folder / file, planned, {"format": "pt"})
             self._open[file].put(name, tensor)
+            if self._open[file].is_complete:
+                self._open[file].close(durable=True)
 
     def close(self) -> None:
         """Finish all files. Raises ModelError, naming a tensor that is missing."""
         for file, names in self._names_of.items():
             if file not in self._open:
                 raise ModelError(f"{names[0]}, which was to be in {file}, is missing; run the command again")
-            self._open[file].close()
+            if not self._open[file].is_complete:
+                self._open[file].close()
 
     def __enter__(self) -> ShardWriter:
         return self
@@ -73,3 +79,19 @@ def write_json(file: Path, values: Mapping[str, Any]) -> None:
     """Write values as indented JSON. An OSError names the file."""
     with naming(file):
         file.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def make_durable(path: Path) -> None:
+    """Have a file, or the names in a folder, survive a power failure, where the system can do that."""
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except OSError:  # not every system opens folders
+        return
+    try:
+        with naming(path):
+            os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.EACCES):
+            raise
+    finally:
+        os.close(handle)

@@ -67,9 +67,7 @@ class ArtifactStore:
             for name in sorted(listing, key=lambda name: name == STATE_FILE):
                 if Path(name).name != name:
                     raise ModelError(f"{name} in its listing is no plain name")
-                files.get_file(f"{place}/{name}", str(folder / name))
-                if sha256_of_file(folder / name) != listing[name]:
-                    raise ModelError(f"{name} has another checksum than when it was written")
+                _get(files, f"{place}/{name}", folder / name, listing[name])
         except (OSError, ValueError, ModelError) as error:
             delete_blocks(folder)
             folder.mkdir(exist_ok=True)
@@ -100,3 +98,19 @@ class ArtifactStore:
 
         files, root = fsspec.core.url_to_fs(self.url)
         return files, str(root).rstrip("/")
+
+
+def _get(files: Any, source: str, target: Path, sha256: str) -> None:
+    """Copy a file, under another name until it is checked. Raises ModelError for another checksum.
+
+    A file of the target's name stays as it is for whoever has it under a second name, as a folder in compact form may.
+    """
+    temporary = target.with_name(f".{target.name}.fetched")
+    try:
+        temporary.unlink(missing_ok=True)
+        files.get_file(source, str(temporary))
+        if sha256_of_file(temporary) != sha256:
+            raise ModelError(f"{target.name} has another checksum than when it was written")
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)

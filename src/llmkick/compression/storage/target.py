@@ -14,16 +14,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from filelock import FileLock, Timeout
 from torch import Tensor
 
 from llmkick.compression.storage.companions import write_companions
-from llmkick.compression.storage.shards import ShardWriter, size_of, write_json
+from llmkick.compression.storage.shards import ShardWriter, make_durable, size_of, write_json
 from llmkick.compression.storage.source_files import CONFIG, REPORT_FILE
 from llmkick.compression.storage.stored_model import StoredModel
 from llmkick.compression.walk.network_parts import NetworkPart
 from llmkick.compression.walk.report import CompressionReport
 from llmkick.errors import ConfigError
-from llmkick.files import new_folder, require_space
+from llmkick.files import require_space
 from llmkick.models.checkpoints.meta_model import MetaModel
 from llmkick.models.checkpoints.references import SOURCE_FILE
 from llmkick.models.transformers_model import TransformersModel
@@ -56,6 +57,60 @@ def hidden_folders(folder: Path, name: str) -> tuple[Path, Path]:
     return (inside, beside) if target.is_dir() else (beside, inside)
 
 
+@contextlib.contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """While the context lasts, no other command writes to this target.
+
+    The same thread may claim a target again inside. The system frees the claim of a process that is killed. A file
+    system that knows no locks gives none. Raises ConfigError while another command has the target.
+    """
+    places = hidden_folders(folder, "lock")
+    made = [parent for parent in places[0].parents if not parent.exists()]
+    with contextlib.ExitStack() as stack:
+        stack.callback(_remove_empty, made)
+        places[0].parent.mkdir(parents=True, exist_ok=True)
+        stack.enter_context(_locked(places[0], folder))
+        if places[1].exists():  # the target has come or gone since another command began
+            stack.enter_context(_locked(places[1], folder))
+        yield
+
+
+def delete_left(folder: Path) -> None:
+    """Delete what a command that was killed left on its way to a target, but no finished blocks."""
+    for place in (*hidden_folders(folder, "weights"), *hidden_folders(folder, "new")):
+        shutil.rmtree(place, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _locked(place: Path, folder: Path) -> Iterator[None]:
+    """Lock a file, which is deleted at the end."""
+    lock = FileLock(place, is_singleton=True, blocking=False)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise ConfigError(
+            f"another command is writing {folder}; wait until it has ended, or choose another folder"
+        ) from error
+    except OSError:  # of a file system without locks
+        yield
+        return
+    try:
+        yield
+    finally:
+        if lock.lock_counter == 1:
+            # While it is locked: afterwards it may be that of another command.
+            with contextlib.suppress(OSError):
+                place.unlink()
+        lock.release()
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    """Remove folders, the inner ones first, as far as they are empty."""
+    with contextlib.suppress(OSError):
+        for folder in folders:
+            folder.rmdir()
+
+
 def write_model(
     model: TransformersModel,
     report: CompressionReport,
@@ -70,12 +125,13 @@ def write_model(
     It appears complete or not at all; an empty folder that is there stays, and gets the files when all are written, its
     configuration last.
     write: writes weights and configuration, returns warnings. form: how the weights are stored, for the model card.
-    Returns the report with all warnings. Raises ConfigError when the folder cannot be written or is not empty, or the
-    disk has less than `size` free bytes.
+    All is on the disk when it appears, so that a power failure cannot take what finished blocks are then deleted for.
+    Returns the report with all warnings. Raises ConfigError when the folder cannot be written or is not empty, another
+    command writes there, or the disk has less than `size` free bytes.
     """
     check_target(folder)
     require_space(folder, size + OTHER_BYTES, f"saving {model.info.name}")
-    with _filling(folder.resolve()) as temporary:
+    with claimed(folder), _filling(folder.resolve()) as temporary:
         notes = write_companions(model, report, temporary, form)
         notes += write(temporary)
         report = replace(report, warnings=(*report.warnings, *notes))
@@ -92,19 +148,24 @@ def _filling(folder: Path) -> Iterator[Path]:
 
     A folder that is there may be a mount point, or that in which the user's shell is, and so is not replaced.
     """
-    if not folder.exists():
-        with new_folder(folder) as temporary:
-            yield temporary
-        return
     temporary, _ = hidden_folders(folder, "new")
+    is_inside = temporary.parent == folder
     shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed
-    temporary.mkdir()
+    temporary.mkdir(parents=True)
     moved: list[Path] = []
     try:
         yield temporary
+        for path in (*temporary.rglob("*"), temporary):
+            make_durable(path)
+        if not is_inside:
+            check_target(folder)  # it may have come meanwhile
+            temporary.replace(folder)
+            make_durable(folder.parent)
+            return
         # The configuration last: nothing opens a folder without it.
         for path in sorted(temporary.iterdir(), key=lambda path: path.name == CONFIG):
             moved.append(path.replace(folder / path.name))
+        make_durable(folder)
     except BaseException:
         for path in moved:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -116,11 +177,12 @@ def _filling(folder: Path) -> Iterator[Path]:
 class StreamedTarget(ABC):
     """A folder that is being written while a meta model is compressed: each part of the network while it is in memory.
 
-    Its weights go into a hidden folder, see `hidden_folders`. A context: afterwards, or when another compression to the
-    same folder begins, the hidden folder is gone. besides: bytes that are written to the same disk meanwhile. stored:
-    how the model is written, if that is known. `fits` is False where the format turns out to hold other tensors than
-    it seemed: the folder cannot be finished, and is to be written from the finished blocks.
-    Raises ConfigError when the folder is not empty or the disk is too small.
+    Its weights go into a hidden folder, see `hidden_folders`. A context, in which the target is `claimed`: afterwards,
+    or when another compression to the same target begins, the hidden folder is gone. besides: bytes that are written to
+    the same disk meanwhile. stored: how the model is written, if that is known. `fits` is False where the format turns
+    out to hold other tensors than it seemed: the folder cannot be finished, and is to be written from the finished
+    blocks.
+    Raises ConfigError when the folder is not empty, another command writes there, or the disk is too small.
     """
 
     def __init__(
@@ -162,10 +224,14 @@ class StreamedTarget(ABC):
         """Close open files as they are."""
 
     def __enter__(self) -> Self:
-        self._delete()  # of a compression that was killed
         require_space(self._folder, self._size() + self._besides + OTHER_BYTES, f"saving {self._model.info.name}")
-        self._hidden.mkdir(parents=True)
-        self._begin()
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(claimed(self._folder))
+            self._delete()  # of a compression that was killed
+            stack.callback(self._delete)
+            self._hidden.mkdir(parents=True)
+            self._begin()
+            self._entered = stack.pop_all()
         return self
 
     def finish(self, report: CompressionReport) -> CompressionReport:
@@ -183,8 +249,8 @@ class StreamedTarget(ABC):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._abandon()
-        self._delete()
+        with self._entered:
+            self._abandon()
 
     def _delete(self) -> None:
         for place in self._places:

@@ -24,7 +24,6 @@ from llmkick.compression.walk.report import CompressionReport, LayerErrors, Laye
 from llmkick.compression.walk.weight import relative_output_error
 from llmkick.errors import ConfigError
 from llmkick.models.checkpoints.packed import Packed, pack, with_adapter, with_digest
-from llmkick.models.checkpoints.packed_file import read_parts
 from llmkick.models.low_rank import Adapter
 from llmkick.models.transformers_model import TransformersModel
 from llmkick.models.weights import weights_digest
@@ -210,7 +209,8 @@ class TrainedRecovery:
             stored_bytes=report.stored_bytes,
             seconds=report.seconds,
         )
-        blocks, files = decoder_blocks(network), base.files()
+        blocks = decoder_blocks(network)
+        base.files()  # none is cut short
         # All of them: blocks that an earlier attempt kept may be of other steps, as with a limit of minutes.
         finished.count = 0
         with finished.writing():
@@ -218,7 +218,7 @@ class TrainedRecovery:
                 weights = {layer.name: layer.weight for layer in blocks[index].layers}
                 packed: dict[str, Future[Packed]] = {
                     name: finished.soon(_repacked, part, weights[name], self._adapters.get(name))
-                    for name, part in read_parts(files[index])
+                    for name, part, _ in base.packed(index)
                 }
                 finished.add(index, packed, tally)
         finished.complete(report)
@@ -231,7 +231,7 @@ def _repacked(base: Packed, weight: Tensor, adapter: Adapter | None) -> Packed:
         return with_adapter(base, adapter, weight)
     layout = base.layout
     if layout.bits is not None:
-        return with_digest(base)
+        return with_digest(base, weight)
     pattern = None if layout.kept is None or layout.of is None else (layout.kept, layout.of)
     return pack(weight, masked=layout.masked, pattern=pattern, place=layout.place)
 

@@ -107,9 +107,11 @@ class StreamedBlocks:
 
     def take_outside(self) -> dict[str, str]:
         """Digests of the tensors outside the blocks, which go to the sink; each is read from its file once."""
-        digests = {}
+        digests, held = {}, self._outside  # of this walk, even if it ends with an error meanwhile
         for name in self.names_outside():
-            tensor = self._outside.pop(name) if name in self._outside else self._read_checked(name)
+            tensor = held.pop(name, None)
+            if tensor is None:
+                tensor = self._read_checked(name)
             digests[name] = digest_of(tensor)
             if self.sink is not None:
                 self.sink(NetworkPart(tensors={name: tensor}, digests={name: digests[name]}))

@@ -163,9 +163,9 @@ def with_adapter(base: Packed, adapter: Adapter, weight: Tensor, *, whole: Parte
     return _sealed(Packed(layout=layout, parts=parts), weight, whole=whole)
 
 
-def with_digest(packed: Packed) -> Packed:
-    """The same with a digest of its own, for an expert that was checked with others."""
-    return packed if packed.layout.digest else _sealed(packed, unpack(packed))
+def with_digest(packed: Packed, weight: Tensor) -> Packed:
+    """The same with a digest of its own, for an expert that was checked with others. weight: the one in memory."""
+    return packed if packed.layout.digest else _sealed(packed, weight)
 
 
 def _sealed(packed: Packed, weight: Tensor, *, digest: str = "", whole: PartedDigest | None = None) -> Packed:

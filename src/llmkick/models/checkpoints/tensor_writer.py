@@ -81,6 +81,11 @@ class TensorWriter:
             )
         self._write(memoryview(bytes_of(tensor)), self._start + self._places.pop(name))
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether all tensors were put."""
+        return not self._places
+
     def _write(self, data: bytes | memoryview, place: int) -> None:
         left = memoryview(data)
         with naming(self.file):
