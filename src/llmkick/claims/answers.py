@@ -89,10 +89,11 @@ def _compare(
     if len(items) < 2 or any(not set(items) <= set(frame.index) for frame in compressed):
         return None
     by_seed = {str(seed): _scores(frame, items) for seed, frame in enumerate(compressed)}
+    clusters = dense["cluster"].reindex(list(items))
     return compare(
         _scores(dense, items),
         by_seed if len(by_seed) > 1 else next(iter(by_seed.values())),
-        **groups_argument(task.groups, {item: str(dense.at[item, "cluster"]) for item in items}),
+        **groups_argument(task.groups, {str(item): str(cluster) for item, cluster in clusters.items()}),
         margin=run.result.study.margin,
         alpha=run.result.study.alpha,
         chance=task.chance_level,

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache, cached_property
 from typing import Literal
 
 import numpy as np
@@ -21,7 +22,10 @@ WHOLE_LOSS = 2 / 3
 
 @dataclass(frozen=True, kw_only=True)
 class PairedScores:
-    """Aligned scores without gaps, every one in [low, high]."""
+    """Aligned scores without gaps, every one in [low, high].
+
+    What does not depend on the loss that is tested is computed once: the bounds are found by a dozen tests each.
+    """
 
     dense: Floats  # (items,)
     compressed: Floats  # (seeds, items)
@@ -29,7 +33,7 @@ class PairedScores:
     low: float
     high: float
 
-    @property
+    @cached_property
     def clusters(self) -> int:
         """Number of clusters, the independent units of the comparison."""
         return int(self.cluster.max()) + 1 if self.cluster.size else 0
@@ -41,15 +45,30 @@ class PairedScores:
             return None, None
         return float(self.dense.mean()), float(self.compressed.mean())
 
-    @property
+    @cached_property
     def binary(self) -> bool:
         """Whether every score is an end of the score range."""
         return all(bool(((x == self.low) | (x == self.high)).all()) for x in (self.dense, self.compressed))
 
-    @property
+    @cached_property
     def identical(self) -> bool:
         """Whether every item has the score of the dense model in every seed."""
         return bool((self.compressed == self.dense).all())
+
+    @cached_property
+    def _top(self) -> float:
+        """The highest observed score."""
+        return float(max(self.dense.max(), self.compressed.max()))
+
+    @cached_property
+    def _change(self) -> float:
+        """The largest change of an item's mean score; without any, as much as any item could change."""
+        return float(np.abs(self.compressed.mean(axis=0) - self.dense).max()) or self._top - self.low
+
+    @cached_property
+    def _any_lost(self) -> bool:
+        """Whether any score is below that of the dense model."""
+        return bool((self.compressed < self.dense).any())
 
     def shortfall(self, relative_loss: float, chance: float = 0.0) -> Floats:
         """t = c − (1 − r)·d with scores above chance: (seeds, items). E[t] = 0 if the relative loss is exactly r."""
@@ -57,8 +76,7 @@ class PairedScores:
 
     def shortfall_range(self, relative_loss: float, chance: float = 0.0) -> Range:
         """Smallest and largest t that an item can have: each model scores the lowest or the highest observed score."""
-        top = max(self.dense.max(), self.compressed.max())
-        kept, ends = 1 - relative_loss, (self.low - chance, float(top) - chance)
+        kept, ends = 1 - relative_loss, (self.low - chance, self._top - chance)
         corners = [c - kept * d for c in ends for d in ends]
         return min(corners), max(corners)
 
@@ -69,14 +87,12 @@ class PairedScores:
         score; otherwise they are between the worst observed t and that, `WHOLE_LOSS` of the way (for answers that are
         right or wrong both are the same). Gains are no larger than the largest change in either direction.
         """
-        top = float(max(self.dense.max(), self.compressed.max()))
-        change = float(np.abs(self.compressed.mean(axis=0) - self.dense).max()) or top - self.low
         kept, (least, most) = (1 - relative_loss) * (self.dense - chance), self.shortfall_range(relative_loss, chance)
-        lost, gained = self.dense > self.low, self.dense < top
+        lost, gained = self.dense > self.low, self.dense < self._top
         failed = _moments((self.low - chance) - kept[lost], otherwise=least)
-        if bool((self.compressed < self.dense).any()):
+        if self._any_lost:
             failed = _towards(failed, min(0.0, float(self.shortfall(relative_loss, chance).min())))
-        best = np.minimum(self.dense[gained] + change, top)
+        best = np.minimum(self.dense[gained] + self._change, self._top)
         return failed, _moments((best - chance) - kept[gained], otherwise=most)
 
 
@@ -205,12 +221,10 @@ def loss_bounds(
     estimate = 1 - compressed / dense
     # The loss is largest at the lowest possible score.
     ceiling = max(estimate, 1 - (scores.low - chance) / dense)
-    lower = where_rejected(
-        lambda r: loss_test(scores, r, chance).p_below, estimate, alpha, limit=estimate - 256, margin=margin
-    )
-    upper = where_rejected(
-        lambda r: loss_test(scores, r, chance).p_above, estimate, alpha, limit=ceiling, margin=margin
-    )
+    # Some losses are asked about more than once: the margin, and the ends between which a bound is.
+    test = cache(lambda r: loss_test(scores, r, chance))
+    lower = where_rejected(lambda r: test(r).p_below, estimate, alpha, limit=estimate - 256, margin=margin)
+    upper = where_rejected(lambda r: test(r).p_above, estimate, alpha, limit=ceiling, margin=margin)
     return None if lower is None else (lower, ceiling if upper is None else upper)
 
 
