@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import gc
 import os
+import ssl
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from commands import CONTROL, Kick, Outcome
-from shorter import empty_drawings, few_draws, short_answers
+from shorter import empty_drawings, few_draws, few_passes, short_answers
 
 if TYPE_CHECKING:
     from llmkick.models.transformers_model import TransformersModel
@@ -63,6 +64,15 @@ def _short_answers(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module", autouse=True)
+def _few_passes(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Few passes to measure a model's speed, except where the tests are about that speed."""
+    with pytest.MonkeyPatch.context() as patch:
+        if "speed" not in request.path.name:
+            few_passes(patch)
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
 def _empty_drawings(request: pytest.FixtureRequest) -> Iterator[None]:
     """No drawn figures, except where the tests are about figures; what a page shows is drawn by the browser."""
     with pytest.MonkeyPatch.context() as patch:
@@ -79,6 +89,14 @@ def _no_waiting_for_the_disk() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda _: None)
         patch.setattr(database, "SYNCHRONOUS", "OFF")
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _certificates_read_once() -> Iterator[None]:
+    """Hundreds of tests make a client of a server, and each client reads all certificates of this machine."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ssl, "create_default_context", functools.cache(ssl.create_default_context))
         yield
 
 

@@ -13,12 +13,21 @@ ANSWER_TOKENS = 5
 
 def few_draws(patch: pytest.MonkeyPatch) -> None:
     """Simulate the power of a study with few draws: hundreds of tests run a study, the numbers are of no concern."""
-    from llmkick.statistics import undecided
+    from llmkick.statistics import design, undecided
     from llmkick.study import power_warnings
 
-    patch.setattr(undecided, "_DRAWS", 20)
-    patch.setattr(power_warnings, "_DRAWS", 40)
-    patch.setattr(power_warnings, "_SEARCH_DRAWS", 20)
+    patch.setattr(undecided, "_DRAWS", 8)
+    patch.setattr(design, "_FEWEST_DRAWS", 10)
+    patch.setattr(power_warnings, "_DRAWS", 20)
+    patch.setattr(power_warnings, "_SEARCH_DRAWS", 10)
+
+
+def few_passes(patch: pytest.MonkeyPatch) -> None:
+    """Measure the speed of a model, from which a study's duration is expected, with two short passes."""
+    from llmkick.study import model_speed
+
+    patch.setattr(model_speed, "LONG", ())
+    patch.setattr(model_speed, "REPEATS", 1)
 
 
 def empty_drawings(patch: pytest.MonkeyPatch) -> None:
