@@ -78,7 +78,8 @@ def compressed_by(replacer: Replacer, recipe: str, weight: Tensor, inputs: Tenso
     return compress_weight(weight, inputs, recipe)
 
 
-def main() -> None:
+def main(*asked: str) -> None:
+    """Print what was found for each case that is named."""
     from llmkick.compression.kernels.fused import replace_columns, try_on
 
     torch.set_num_threads(1)
@@ -93,7 +94,7 @@ def main() -> None:
     results = {}
     for recipe, rows, width in CASES:
         name = f"{recipe} of {rows} × {width}"
-        if name not in sys.argv[1:]:
+        if name not in asked:
             continue
         weight, inputs = problem(rows, width)
         found, expected = (compressed_by(how, recipe, weight, inputs) for how in (counted, replace_plainly))
@@ -105,7 +106,7 @@ def main() -> None:
         calls = 0
     for recipe, rows, width in ALIKE:
         name = f"3 × {recipe} of {rows} × {width}"
-        if name not in sys.argv[1:]:
+        if name not in asked:
             continue
         problems = [problem(rows, width, seed) for seed in range(3)]
         found, expected = (compressed_alike(how, recipe, problems) for how in (counted, replace_plainly))
@@ -119,4 +120,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

@@ -6,6 +6,7 @@ has one thread, so that a fork of it is as good as a new process.
 
 from __future__ import annotations
 
+import importlib
 import json
 import multiprocessing
 import os
@@ -47,6 +48,13 @@ def run_commands(
         Ended(code, *((folder / f"{rank}.{stream}").read_text(encoding="utf-8") for stream in ("out", "err")))
         for rank, code in enumerate(codes)
     ]
+
+
+def print_modules(*names: str) -> None:
+    """Import these modules and print all that are imported then, one a line."""
+    for name in names:
+        importlib.import_module(name)
+    sys.stdout.write("\n".join(sys.modules))
 
 
 def run_kick(*arguments: object) -> None:

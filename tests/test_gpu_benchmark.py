@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import runpy
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import transformers
+
+from processes import run_commands
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 
@@ -31,7 +36,25 @@ def test_several_weights_at_once_are_compared(gpu: Any):
     assert {row["weight"] for row in rows} == {"8 × 37 × 64"}
 
 
-def test_the_command_works_on_a_toy(gpu: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def run_program(*command: str) -> None:
+    """`python PROGRAM ARGUMENTS`."""
+    sys.argv, sys.path[0] = list(command), str(Path(command[0]).parent)
+    runpy.run_path(command[0], run_name="__main__")
+
+
+def test_the_command_works_on_a_toy(
+    gpu: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    import gpu_files
+
+    numbers = itertools.count()
+
+    def forked(command: list[str], *, env: dict[str, str], **_options: Any) -> Any:
+        (done,) = run_commands(run_program, tmp_path / f"process {next(numbers)}", [env], *command[1:])
+        assert done.code == 0, done.err
+        return SimpleNamespace(stdout=done.out)
+
+    monkeypatch.setattr(gpu_files, "subprocess", SimpleNamespace(run=forked, PIPE=None))
     before = transformers.logging.get_verbosity()
     recipes = ["magnitude@0.5", "wanda@2:4", "gptq@4b"]
     try:

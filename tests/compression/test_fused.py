@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+import interpreted as program
 from interpreted import ALIKE, CASES
 from llmkick.compression.kernels import columns
 from llmkick.compression.kernels.replacement import replace_plainly
+from processes import run_commands
 
-TESTS = Path(__file__).resolve().parents[1]
 NAMES = [f"{recipe} of {rows} × {width}" for recipe, rows, width in CASES]
 NAMES += [f"3 × {recipe} of {rows} × {width}" for recipe, rows, width in ALIKE]
 # One of each kind. The interpreter takes about a second for each case.
 QUICK = (
-    "gptq@2b of 5 × 24", "gptq@3b-sym of 5 × 24", "gptq@4b-g8-act of 3 × 24", "gptq@4b of 33 × 9",
-    "gptq@3b-g130 of 2 × 135", "sparsegpt@2:4 of 5 × 24", "sparsegpt@0.5+4b-g8 of 4 × 24", "sparsegpt@2:4+4b of 4 × 24",
+    "gptq@3b-sym of 5 × 24", "gptq@4b-g8-act of 3 × 24", "gptq@3b-g130 of 2 × 135", "sparsegpt@2:4 of 5 × 24",
+    "sparsegpt@0.5+4b-g8 of 4 × 24",
     "3 × gptq@4b-g8-act of 5 × 40", "3 × sparsegpt@2:4+4b-g6-sym of 5 × 24", "3 × gptq@4b of 33 × 9",
 )  # fmt: skip
 assert set(QUICK) < set(NAMES)
@@ -35,16 +33,14 @@ def require_triton() -> None:
 
 
 @pytest.fixture(scope="module")
-def interpreted(request: pytest.FixtureRequest) -> dict[str, dict[str, Any]]:
+def interpreted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     """What the interpreter found for each case that is asked for."""
     require_triton()
     asked = [item.callspec.params.get("case") for item in request.session.items if hasattr(item, "callspec")]
-    path = os.pathsep.join([str(TESTS), str(TESTS.parent / "src"), os.environ.get("PYTHONPATH", "")])
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": path}
-    command = [sys.executable, str(TESTS / "interpreted.py"), *(name for name in NAMES if name in asked)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    results: dict[str, dict[str, Any]] = json.loads(done.stdout)
+    folder, names = tmp_path_factory.mktemp("interpreter") / "said", [name for name in NAMES if name in asked]
+    (done,) = run_commands(program.main, folder, [{"TRITON_INTERPRET": "1"}], *names)
+    assert done.code == 0, done.err
+    results: dict[str, dict[str, Any]] = json.loads(done.out)
     return results
 
 

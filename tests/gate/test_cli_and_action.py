@@ -17,6 +17,7 @@ from commands import Kick
 from gating import served
 from llmkick import cli
 from llmkick.gate import run as run_module
+from processes import run_commands, run_kick
 from toy import save_toy
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -165,11 +166,21 @@ def step(name: str) -> dict[str, Any]:
     return next(some for some in steps if some["name"] == name)
 
 
-def run_step(name: str, folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Run the script of a step as GitHub does, with a `kick` of these sources."""
+# Hands its arguments over, each ended by a zero byte, and waits for the exit code. Opening a pipe waits for both ends.
+KICK = """#!/bin/sh
+printf '%s\\0' "$@" > asked
+read -r code < code
+cat said/0.out
+cat said/0.err >&2
+exit "$code"
+"""
+
+
+def run_step(name: str, folder: Path, **variables: str) -> tuple[int, str]:
+    """The exit code and the errors of a step's script, run as GitHub does, with a `kick` of these sources."""
     (folder / "bin").mkdir(exist_ok=True)
     kick = folder / "bin" / "kick"
-    kick.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m llmkick.cli "$@"\n')
+    kick.write_text(KICK)
     kick.chmod(0o755)
     script = folder / "step.sh"
     script.write_text(step(name)["run"])
@@ -178,10 +189,16 @@ def run_step(name: str, folder: Path, **variables: str) -> subprocess.CompletedP
     environment = {**os.environ, **{name: inputs[key] for name, key in names.items()}, **variables}
     environment |= {"PATH": f"{folder / 'bin'}:{environment['PATH']}", "RUNNER_TEMP": str(folder)}
     environment |= {"GITHUB_OUTPUT": str(folder / "output"), "GITHUB_STEP_SUMMARY": str(folder / "step.md")}
-    return subprocess.run(
-        ["bash", "--noprofile", "--norc", "-eo", "pipefail", str(script)],
-        cwd=folder, env=environment, capture_output=True, text=True, timeout=200, check=False,
-    )  # fmt: skip
+    command = ["bash", "--noprofile", "--norc", "-eo", "pipefail", str(script)]
+    for pipe in ("asked", "code"):
+        os.mkfifo(folder / pipe)
+    with subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        if name == "Gate":
+            arguments = (folder / "asked").read_text(encoding="utf-8").split("\0")[:-1]
+            (done,) = run_commands(run_kick, folder / "said", [environment], *arguments)
+            (folder / "code").write_text(f"{done.code}\n")
+        errors = process.communicate(timeout=200)[1]
+    return process.returncode, errors
 
 
 def outputs(folder: Path) -> dict[str, str]:
@@ -197,8 +214,8 @@ def outputs(folder: Path) -> dict[str, str]:
     ],
 )
 def test_the_action_hands_on_what_the_gate_says(toy: Path, variables: dict[str, str], code: str, outcome: str):
-    done = run_step("Gate", toy, **variables)
-    assert done.returncode == 0, done.stderr
+    done, errors = run_step("Gate", toy, **variables)
+    assert done == 0, errors
     given = outputs(toy)
     assert (given["exit-code"], given["outcome"]) == (code, outcome)
     assert set(given) == set(action()["outputs"])
@@ -213,11 +230,11 @@ def test_the_action_hands_on_what_the_gate_says(toy: Path, variables: dict[str, 
     [("0", "fail", 0), ("1", "pass", 1), ("2", "fail", 2), ("2", "pass", 0), ("3", "pass", 3)],
 )
 def test_the_action_fails_the_job_as_its_inputs_say(tmp_path: Path, code: str, undecided: str, expected: int):
-    assert run_step("Decide", tmp_path, CODE=code, UNDECIDED=undecided).returncode == expected
+    assert run_step("Decide", tmp_path, CODE=code, UNDECIDED=undecided)[0] == expected
 
 
 def test_the_action_refuses_a_mistyped_input(tmp_path: Path):
-    assert run_step("Decide", tmp_path, CODE="2", UNDECIDED="warn").returncode == 3
+    assert run_step("Decide", tmp_path, CODE="2", UNDECIDED="warn")[0] == 3
 
 
 def test_inputs_never_become_part_of_a_script():

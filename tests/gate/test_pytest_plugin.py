@@ -9,6 +9,9 @@ import tomllib
 from importlib.metadata import entry_points
 from pathlib import Path
 
+import pytest
+
+from processes import run_commands
 from toy import save_toy
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -40,6 +43,12 @@ def test_error(llmkick_gate):
 """
 
 
+def run_pytest(folder: str) -> None:
+    """`pytest -v` in a folder, which ends the process."""
+    os.chdir(folder)
+    raise SystemExit(pytest.main(["-p", "no:cacheprovider", *LOADED, "-v"]))
+
+
 def test_gates_pass_and_fail_as_tests_and_the_example_says_why(tmp_path: Path):
     for name, seed in (("dense", 0), ("other", 1)):
         save_toy(tmp_path / name, seed=seed, max_position_embeddings=512, chat=True)
@@ -50,16 +59,12 @@ def test_gates_pass_and_fail_as_tests_and_the_example_says_why(tmp_path: Path):
     example = (ROOT / "examples" / "gate" / "test_gate.py").read_text(encoding="utf-8")
     (tmp_path / "test_example.py").write_text(example)
     (tmp_path / "test_own.py").write_text(TESTS)
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *LOADED, "-v"],
-        cwd=tmp_path, capture_output=True, text=True, timeout=250, check=False,
-        env={**os.environ, "PYTHONPATH": str(ROOT / "src"), "LLMKICK_CACHE": str(tmp_path / "cache"),
-             "CANDIDATE": "./other"},
-    )  # fmt: skip
-    assert done.returncode == 1, done.stdout + done.stderr
-    assert "1 failed, 3 passed" in done.stdout
-    assert "test_example.py::test_the_build_is_shown_to_match FAILED" in done.stdout
-    shown = done.stdout[done.stdout.index("llmkick gate") :]
+    variables = {"LLMKICK_CACHE": str(tmp_path / "cache"), "CANDIDATE": "./other"}
+    (done,) = run_commands(run_pytest, tmp_path / "said", [variables], str(tmp_path))
+    assert done.code == 1, done.out + done.err
+    assert "1 failed, 3 passed" in done.out
+    assert "test_example.py::test_the_build_is_shown_to_match FAILED" in done.out
+    shown = done.out[done.out.index("llmkick gate") :]
     assert "other against dense: unmeasured\nmultiple_choice:letter: unmeasured – the reference is not shown" in shown
 
 

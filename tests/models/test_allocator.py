@@ -5,11 +5,13 @@ import os
 import platform
 import subprocess
 import sys
-from typing import Any
+from pathlib import Path
 
 import pytest
+import torch
 
 from llmkick.models import allocator
+from processes import run_commands
 
 GLIBC = platform.libc_ver()[0] == "glibc"
 SCRIPT = """
@@ -17,8 +19,6 @@ import json, resource, sys
 import psutil
 from llmkick.models.allocator import give_back_freed_memory, keep_freed_memory
 import torch
-if sys.argv[1] == "keep":
-    assert keep_freed_memory()
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 def size():
@@ -27,12 +27,16 @@ def fill(rounds):
     for _ in range(rounds):
         held = [torch.ones(size * 2**18) for size in range(1, 17)]  # 1 to 16 MiB, together 136
         del held
-fill(5)  # until the heap is as large as it gets
-before = faults()
-fill(10)
-faulted, kept = faults() - before, size()
+def faulted():
+    fill(5)  # until the heap is as large as it gets
+    before = faults()
+    fill(10)
+    return faults() - before
+plain = faulted()
+assert keep_freed_memory()
+told, kept = faulted(), size()
 give_back_freed_memory()
-print(json.dumps({"faults": faulted, "returned": kept - size()}))
+print(json.dumps({"plain": plain, "told": told, "returned": kept - size()}))
 """
 
 
@@ -40,34 +44,28 @@ print(json.dumps({"faults": faulted, "returned": kept - size()}))
 RETURN_AT_ONCE = {"GLIBC_TUNABLES": "glibc.malloc.mmap_threshold=131072:glibc.malloc.trim_threshold=131072"}
 
 
-def run(what: str) -> dict[str, Any]:
-    command, environment = [sys.executable, "-c", SCRIPT, what], os.environ | RETURN_AT_ONCE
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
-
-
 @pytest.mark.skipif(not GLIBC, reason="only glibc can be told")
 def test_memory_is_kept_and_given_back():
-    plain, kept = run("plain"), run("keep")
-    assert kept["faults"] < 0.2 * plain["faults"]
-    assert kept["returned"] > 32 * 2**20
+    command, environment = [sys.executable, "-c", SCRIPT], os.environ | RETURN_AT_ONCE
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    found = json.loads(done.stdout)
+    assert found["told"] < 0.2 * found["plain"]
+    assert found["returned"] > 32 * 2**20
+
+
+def give_back_every_other() -> None:
+    allocator.keep_freed_memory()
+    rows = [torch.ones(2**18) for _ in range(64)]  # 1 MiB each
+    kept = rows[1::2]
+    del rows
+    sys.stdout.write(f"{allocator.give_back_freed_memory(above=2**40)} ")
+    sys.stdout.write(f"{allocator.give_back_freed_memory(above=2**20)} {len(kept)}")
 
 
 @pytest.mark.skipif(not GLIBC, reason="only glibc can be told")
-def test_little_freed_memory_is_kept():
-    script = """
-import sys
-import torch
-from llmkick.models.allocator import give_back_freed_memory, keep_freed_memory
-keep_freed_memory()
-rows = [torch.ones(2**18) for _ in range(64)]  # 1 MiB each
-kept = rows[1::2]
-del rows
-print(give_back_freed_memory(above=2**40), give_back_freed_memory(above=2**20))
-"""
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["False", "True"]
+def test_little_freed_memory_is_kept(tmp_path: Path):
+    (done,) = run_commands(give_back_every_other, tmp_path / "said", [{}])
+    assert done.out.split() == ["False", "True", "32"], done.err
 
 
 def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch):

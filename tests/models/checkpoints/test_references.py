@@ -461,9 +461,21 @@ def test_a_cache_that_cannot_be_written(gguf_file: Path, tmp_path: Path, monkeyp
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 
 
+class Hub:
+    """A server that can go away."""
+
+    def __init__(self, server: http.server.ThreadingHTTPServer) -> None:
+        self._server = server
+        self.url = f"http://127.0.0.1:{server.server_address[1]}"
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
 @pytest.fixture
-def hub(folder: Path) -> Iterator[str]:
-    """The address of a server that lays out `folder` as the hub does the repository me/toy."""
+def hub(folder: Path) -> Iterator[Hub]:
+    """A server that lays out `folder` as the hub does the repository me/toy."""
     (folder / "pytorch_model.bin").write_bytes(b"never fetched")
     (folder / "modeling_toy.py").write_text("never fetched")
     (folder / "README.md").write_text("# Toy")
@@ -512,22 +524,30 @@ def hub(folder: Path) -> Iterator[str]:
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=lambda: server.serve_forever(poll_interval=0.02), daemon=True)
     thread.start()
-    yield f"http://127.0.0.1:{server.server_address[1]}"
-    server.shutdown()
-    server.server_close()
+    found = Hub(server)
+    yield found
+    found.close()
 
 
-def test_hub_models_are_fetched_once_and_then_found_without_a_network(hub: str, tmp_path: Path, folder: Path):
+def test_hub_models_are_fetched_once_and_then_found_without_a_network(hub: Hub, tmp_path: Path, folder: Path):
+    # Each line of input is answered by a process that has looked for nothing yet.
     script = """if True:
-        import json, sys
+        import json, os, sys
         from llmkick.errors import ModelError
         from llmkick.models.checkpoints.references import locate
-        for reference in sys.argv[1:]:
-            try:
-                found = locate(reference)
-                print(json.dumps([found.name, found.revision, found.digest, str(found.folder)]))
-            except ModelError as error:
-                print(json.dumps(str(error)))
+        for line in sys.stdin:
+            if process := os.fork():
+                assert os.waitpid(process, 0)[1] == 0
+                continue
+            answers = []
+            for reference in json.loads(line):
+                try:
+                    found = locate(reference)
+                    answers.append([found.name, found.revision, found.digest, str(found.folder)])
+                except ModelError as error:
+                    answers.append(str(error))
+            print(json.dumps(answers), flush=True)
+            os._exit(0)
     """
     environment = {
         **os.environ,
@@ -535,20 +555,23 @@ def test_hub_models_are_fetched_once_and_then_found_without_a_network(hub: str, 
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "HF_HUB_DISABLE_XET": "1",
         "no_proxy": "127.0.0.1",
+        "HF_ENDPOINT": hub.url,
     }
     environment.pop("HF_HUB_OFFLINE")
+    command = [sys.executable, "-c", script]
+    with subprocess.Popen(
+        command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+    ) as program:
+        assert program.stdin is not None
+        assert program.stdout is not None
 
-    def located(endpoint: str, *references: str) -> list[Any]:
-        done = subprocess.run(
-            [sys.executable, "-c", script, *references],
-            env={**environment, "HF_ENDPOINT": endpoint},
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        return [json.loads(line) for line in done.stdout.splitlines()]
+        def located(*references: str) -> Any:
+            program.stdin.write(json.dumps(references) + "\n")
+            return json.loads(program.stdout.readline())
 
-    latest, pinned, unknown = located(hub, "me/toy", f"me/toy@{REVISION}", "me/unknown")
+        latest, pinned, unknown = located("me/toy", f"me/toy@{REVISION}", "me/unknown")
+        hub.close()
+        offline, unreachable = located("me/toy", "me/unknown")
     assert latest[:2] == ["me/toy", REVISION]
     assert pinned == latest
     assert unknown.startswith("cannot get 'me/unknown' from the hub, and it is not cached: 404 Client Error")
@@ -560,7 +583,6 @@ def test_hub_models_are_fetched_once_and_then_found_without_a_network(hub: str, 
     assert not names & {"pytorch_model.bin", "modeling_toy.py"}
     assert load(latest[3]).info.parameters == 18544
 
-    offline, unreachable = located("http://127.0.0.1:9", "me/toy", "me/unknown")
     assert offline == latest
     assert unreachable.startswith("cannot get 'me/unknown' from the hub, and it is not cached: ")
 
