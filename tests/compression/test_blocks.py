@@ -16,6 +16,7 @@ from llmkick.compression.walk.input_hooks import InputHooks, experts_one_by_one
 from llmkick.compression.walk.linear_layer import LinearLayer
 from llmkick.errors import ModelError
 from llmkick.models.weights import weights_digest
+from speeds import others_slow
 from toy import ARCHITECTURES, BLOCKS, UNUSUAL, toy_model
 
 QKVO = {"self_attn.q_proj": (32, 16), "self_attn.k_proj": (16, 16), "self_attn.v_proj": (16, 16),
@@ -167,8 +168,15 @@ def run(runner: BlockRunner, index: int, ids: Tensor, given: BlockOutput | None)
     return output
 
 
-@pytest.mark.parametrize("length", [5, 40])  # shorter and longer than the sliding windows of 12
-@pytest.mark.parametrize("architecture", [*ARCHITECTURES, *UNUSUAL, *BLOCKS])
+ALL = {**ARCHITECTURES, **UNUSUAL, **BLOCKS}
+# Shorter and longer than the sliding windows of 12.
+LENGTHS = [(architecture, length) for architecture in ALL for length in (5, 40)]
+
+
+@pytest.mark.parametrize(
+    ("architecture", "length"),
+    others_slow(LENGTHS, [one for one in LENGTHS if one[1] == 40 or "window" in str(ALL[one[0]])]),
+)
 def test_block_by_block_equals_the_whole_network(architecture: str, length: int):
     network, ids = toy_model(architecture).network, tokens(length=length)
     expected = outputs_of_blocks(network, ids)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from llmkick.compression.walk.streaming import compress_streamed
 from llmkick.errors import ConfigError
 from llmkick.models.checkpoints.loading import load_model
 from llmkick.models.checkpoints.meta_model import load_meta_model
+from speeds import others_slow
 from toy import save_toy, toy_model
 
 pytest.importorskip("compressed_tensors", reason="the compressed-tensors package is not installed")
@@ -58,8 +60,10 @@ def ignored(folder: Path) -> set[str]:
     return set(config["quantization_config"]["ignore"])
 
 
-@pytest.mark.parametrize("architecture", ["llama", "qwen2"])
-@pytest.mark.parametrize("text", RECIPES)
+@pytest.mark.parametrize(
+    ("architecture", "text"),
+    others_slow(product(("llama", "qwen2"), RECIPES), [*product(["llama"], RECIPES), ("qwen2", "gptq@4b-g8-act")]),
+)
 def test_transformers_reads_the_same_model(tmp_path: Path, architecture: str, text: str):
     save_toy(tmp_path / "model", architecture)
     model, recipe = load_model(str(tmp_path / "model"), dtype="float32"), parse_recipe(text)
@@ -134,8 +138,10 @@ def test_modules_that_were_not_compressed_are_ignored(
     assert not ignored(tmp_path / "out") & {layer.name for layer in report.layers}
 
 
-@pytest.mark.parametrize("text", ["rtn@4b", "rtn@4b-g8-sym"])
-@pytest.mark.parametrize("architecture", COMPOSITES)
+@pytest.mark.parametrize(
+    ("architecture", "text"),
+    others_slow(product(COMPOSITES, ("rtn@4b", "rtn@4b-g8-sym")), [("gemma3", "rtn@4b"), ("qwen3_5", "rtn@4b-g8-sym")]),
+)
 def test_a_composite_model_opens_as_the_whole_and_as_its_language_model(tmp_path: Path, architecture: str, text: str):
     save_composite(tmp_path / "model", architecture)
     expected, report = compress(load_model(str(tmp_path / "model"), dtype="float32"), text)
@@ -158,8 +164,16 @@ def test_a_composite_model_opens_as_the_whole_and_as_its_language_model(tmp_path
     assert configs[0]["architectures"] == configs[1]["architectures"]
 
 
-@pytest.mark.parametrize("head_dim", [1, 2, 3, 4, 8, 12])  # rows of the projections of keys and values
-@pytest.mark.parametrize("text", ["rtn@4b-g8", "rtn@8b-g8", "rtn@4b", "rtn@3b-g8-sym"])
+ROWS = (1, 2, 3, 4, 8, 12)  # of the projections of keys and values
+
+
+@pytest.mark.parametrize(
+    ("head_dim", "text"),
+    others_slow(
+        product(ROWS, ("rtn@4b-g8", "rtn@8b-g8", "rtn@4b", "rtn@3b-g8-sym")),
+        [*product(ROWS, ["rtn@4b-g8"]), *product((3, 4), ("rtn@8b-g8", "rtn@4b", "rtn@3b-g8-sym"))],
+    ),
+)
 def test_layers_of_few_rows_are_read_back(tmp_path: Path, head_dim: int, text: str):
     save_toy(tmp_path / "model", num_key_value_heads=1, num_attention_heads=8, head_dim=2 * head_dim)
     expected, _ = compress(load_model(str(tmp_path / "model"), dtype="float32"), text)

@@ -22,20 +22,20 @@ from llmkick.models.checkpoints.packed import VALUES_AT_ONCE_ON_A_GPU, Codes, gi
 WIDTH = 1024
 
 
-def factor(*, act_order: bool) -> HessianFactor:
+def factor(width: int, *, act_order: bool) -> HessianFactor:
     return HessianFactor(
-        unit=torch.empty(WIDTH, WIDTH, device="meta"),
-        size=torch.empty(WIDTH, device="meta"),
-        dead=torch.empty(WIDTH, dtype=torch.bool, device="meta"),
-        order=torch.empty(WIDTH, dtype=torch.int64, device="meta") if act_order else None,
+        unit=torch.empty(width, width, device="meta"),
+        size=torch.empty(width, device="meta"),
+        dead=torch.empty(width, dtype=torch.bool, device="meta"),
+        order=torch.empty(width, dtype=torch.int64, device="meta") if act_order else None,
         damping=0.01,
     )
 
 
-def compressed(recipe: Recipe, weights: int = 1) -> None:
+def compressed(recipe: Recipe, weights: int = 1, width: int = WIDTH) -> None:
     """The kernel of a recipe on a weight of which only the shape is there, or on several weights at once."""
-    weight = torch.empty(*([weights] if weights > 1 else []), 256, WIDTH, device="meta")
-    factors = [factor(act_order=isinstance(recipe, GPTQ) and recipe.act_order) for _ in range(weights)]
+    weight = torch.empty(*([weights] if weights > 1 else []), 256, width, device="meta")
+    factors = [factor(width, act_order=isinstance(recipe, GPTQ) and recipe.act_order) for _ in range(weights)]
     moments = stacked_factors(factors) if weights > 1 else factors[0]
     match recipe:
         case GPTQ():
@@ -43,7 +43,7 @@ def compressed(recipe: Recipe, weights: int = 1) -> None:
         case SparseGPT():
             sparsegpt(weight, moments, recipe.pattern, recipe.grid)
         case Wanda():
-            wanda(weight, torch.empty(WIDTH, device="meta"), recipe.pattern)
+            wanda(weight, torch.empty(width, device="meta"), recipe.pattern)
         case Magnitude():
             magnitude(weight, recipe.pattern)
 
@@ -90,7 +90,7 @@ def test_the_factors_of_several_weights_are_waited_for_once(act_order: bool):
 @pytest.mark.parametrize("text", ["gptq@4b", "gptq@4b-g32", "sparsegpt@2:4", "sparsegpt@0.5", "sparsegpt@16:32+4b"])
 def test_the_plain_loop_waits_for_nothing_either(text: str):
     with Launches() as counted:
-        compressed(parse_recipe(text))
+        compressed(parse_recipe(text), width=256)  # two blocks of columns, each of which is many operations
     assert not counted.synchronisations
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from forwards import count_forwards
 from llmkick.compression.walk import batches, finished_blocks
 from llmkick.compression.walk.compress import compress
 from llmkick.errors import NumericalError
+from speeds import others_slow
 from toy import toy_model
 
 ARCHITECTURES = ["llama", "gemma2", "gpt2", "mixtral"]
@@ -29,8 +31,11 @@ def windows(rows: int = 7) -> Tensor:
     return torch.randint(0, 284, (rows, 30), generator=torch.Generator().manual_seed(3))
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("propagate", [True, False])
+# Each architecture, and each way with architectures of two kinds.
+QUICK = [("llama", True), ("gpt2", True), ("gemma2", False), ("mixtral", False)]
+
+
+@pytest.mark.parametrize(("architecture", "propagate"), others_slow(product(ARCHITECTURES, (True, False)), QUICK))
 def test_workers_change_no_weight(architecture: str, propagate: bool, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(batches, "BATCH_TOKENS_CPU", 60)
     model = toy_model(architecture)

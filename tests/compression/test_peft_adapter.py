@@ -53,7 +53,10 @@ def test_the_adapter_names_its_model_wherever_it_is_read(
     assert any(f"'{tmp_path / 'out' / 'adapter'}'" in note for note in notes)
 
 
-@pytest.mark.parametrize("recipe", ["wanda@2:4+eora-r4", "gptq@3b-g8+eora-r4", "gptq@2b-g8+lora-r4"])
+@pytest.mark.parametrize("recipe", [
+        "wanda@2:4+eora-r4", "gptq@2b-g8+lora-r4", pytest.param("gptq@3b-g8+eora-r4", marks=pytest.mark.slow),
+    ],
+)  # fmt: skip
 def test_peft_adds_up_what_we_add_up(recipe: str, toy: Path, tmp_path: Path) -> None:
     peft = pytest.importorskip("peft")
     transformers = pytest.importorskip("transformers")

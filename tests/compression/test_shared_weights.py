@@ -21,6 +21,7 @@ from llmkick.compression.walk.weight import compress_weight
 from llmkick.models.checkpoints.loading import load_model
 from llmkick.models.checkpoints.meta_model import load_meta_model
 from llmkick.models.weights import weights_digest
+from speeds import others_slow
 from toy import save_toy, toy_model
 
 SHARING = ("zamba", "zamba2")
@@ -48,9 +49,16 @@ def pooled_inputs(network: nn.Module) -> dict[int, list[Tensor]]:
     return seen
 
 
-@pytest.mark.parametrize("text", ["wanda@2:4", "gptq@4b-g8"])
-@pytest.mark.parametrize("propagate", [True, False])
-@pytest.mark.parametrize("architecture", SHARING)
+# zamba2 takes three times as long as zamba.
+SHARED = [
+    (one, propagate, text) for one in SHARING for propagate in (True, False) for text in ("wanda@2:4", "gptq@4b-g8")
+]
+
+
+@pytest.mark.parametrize(
+    ("architecture", "propagate", "text"),
+    others_slow(SHARED, [*(case for case in SHARED if case[0] == "zamba"), ("zamba2", True, "gptq@4b-g8")]),
+)
 def test_a_shared_weight_is_compressed_once_on_the_inputs_of_all_its_layers(
     architecture: str, propagate: bool, text: str
 ):
@@ -84,9 +92,10 @@ WRITTEN = [
     *((architecture, "gptq@4b-g8") for architecture in (*SHARING, *HANDING_ON)),
     *((architecture, text) for architecture in ("zamba", "gemma4") for text in ("magnitude@0.5", "wanda@2:4")),
 ]
+WRITTEN_QUICKLY = [case for case in WRITTEN if case[0] != "zamba" or case[1] == "gptq@4b-g8"]
 
 
-@pytest.mark.parametrize(("architecture", "text"), WRITTEN)
+@pytest.mark.parametrize(("architecture", "text"), others_slow(WRITTEN, WRITTEN_QUICKLY))
 def test_streamed_packed_and_written_as_in_memory(tmp_path: Path, architecture: str, text: str):
     save_toy(tmp_path / "model", architecture)
     model = load_model(str(tmp_path / "model"), dtype="float32")
@@ -115,8 +124,15 @@ class Stopped(Exception):  # noqa: N818
     pass
 
 
-@pytest.mark.parametrize("streamed", [True, False])
-@pytest.mark.parametrize("architecture", ["zamba", "zamba2", "gemma3n", "gemma4"])
+STOPPED = [
+    (architecture, streamed) for architecture in ("zamba", "zamba2", "gemma3n", "gemma4") for streamed in (True, False)
+]
+
+
+@pytest.mark.parametrize(
+    ("architecture", "streamed"),
+    others_slow(STOPPED, [*((one, how) for one in ("zamba", "gemma4") for how in (True, False)), ("gemma3n", True)]),
+)
 def test_a_stopped_walk_goes_on_to_the_same_weights(tmp_path: Path, architecture: str, streamed: bool):
     save_toy(tmp_path / "model", architecture)
     model = load_model(str(tmp_path / "model"), dtype="float32")

@@ -16,6 +16,7 @@ from llmkick.compression.storage.compress_to_disk import Form
 from llmkick.compression.storage.model_card import with_note
 from llmkick.compression.storage.source_files import travelling_files
 from llmkick.models.checkpoints.loading import load_model
+from speeds import others_slow
 from toy import CHAT_TEMPLATE, save_toy
 
 
@@ -91,8 +92,11 @@ def test_the_other_parts_of_a_packed_model_are_in_what_is_made_of_it(tmp_path: P
     assert parts[0] == parts[1]
 
 
-@pytest.mark.parametrize("form", ["folder", "packed", "compressed-tensors"])
-@pytest.mark.parametrize("architecture", ["llama", "mixtral"])  # streamed, and written from memory
+# Streamed, and written from memory.
+TRAVELLING = [(one, form) for one in ("llama", "mixtral") for form in ("folder", "packed", "compressed-tensors")]
+
+
+@pytest.mark.parametrize(("architecture", "form"), others_slow(TRAVELLING, TRAVELLING[:4]))
 def test_what_is_not_weights_travels(tmp_path: Path, architecture: str, form: Form):
     if form == "compressed-tensors":
         pytest.importorskip("compressed_tensors")

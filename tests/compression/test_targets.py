@@ -26,6 +26,7 @@ from llmkick.errors import ConfigError
 from llmkick.models.checkpoints.loading import load_model
 from llmkick.models.checkpoints.meta_model import load_meta_model
 from llmkick.models.weights import weights_digest
+from speeds import others_slow
 from toy import save_toy
 
 
@@ -376,9 +377,14 @@ def alter(file: Path) -> None:
     file.write_bytes(data)
 
 
+DAMAGES = [
+    *((form, damage) for form in FORMS for damage in (lose, cut)), ("folder", alter), ("compressed-tensors", alter),
+]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("form", "damage"),
-    [*((form, damage) for form in FORMS for damage in (lose, cut)), ("folder", alter), ("compressed-tensors", alter)],
+    others_slow(DAMAGES, [("folder", lose), ("folder", alter), ("packed", cut), ("compressed-tensors", alter)]),
 )
 def test_a_damaged_entry_is_named_with_the_folder_to_delete(
     tmp_path: Path, model: Path, own_cache: Path, form: Form, damage: Callable[[Path], None]

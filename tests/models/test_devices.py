@@ -27,6 +27,7 @@ from llmkick.models.engine.runner import Runner
 from llmkick.models.language_model import ContinuationScore, GenerateRequest, ScoreRequest
 from llmkick.models.precision import resolve_device
 from llmkick.models.transformers_model import TransformersModel
+from speeds import others_slow
 from toy import save_toy, toy_model
 
 REQUESTS = [
@@ -83,8 +84,12 @@ def test_a_spread_network_answers_like_one_in_one_place(pair: tuple[Transformers
     assert_same_answers(*pair)
 
 
-@pytest.mark.parametrize("recipe", ["wanda@2:4", "gptq@4b", "magnitude@0.5"])
-@pytest.mark.parametrize("propagate", [True, False])
+WALKS = [(recipe, propagate) for recipe in ("wanda@2:4", "gptq@4b", "magnitude@0.5") for propagate in (True, False)]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "propagate"), others_slow(WALKS, [("wanda@2:4", True), ("gptq@4b", False), ("magnitude@0.5", True)])
+)
 def test_a_spread_network_is_compressed_like_one_in_one_place(
     pair: tuple[TransformersModel, TransformersModel], recipe: str, *, propagate: bool
 ):

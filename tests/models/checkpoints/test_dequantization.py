@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from llmkick.models.checkpoints.loading import load_model
 from llmkick.models.checkpoints.meta_model import load_meta_model
 from llmkick.models.checkpoints.plain_tensors import open_tensors
 from llmkick.models.checkpoints.references import locate
+from speeds import others_slow
 from toy import save_toy, toy_tokenizer
 
 FP8 = torch.float8_e4m3fn
@@ -148,8 +150,13 @@ def test_eight_bit_floats_times_their_scales(tmp_path: Path, form: str):
     assert not hasattr(model.network.config, "quantization_config")
 
 
-@pytest.mark.parametrize("form", ["blocks", "blocks, the last ones smaller", "one scale", "mxfp8"])
-@pytest.mark.parametrize("recipe", ["magnitude@0.1", "rtn@8b"])
+# Each form with one recipe, and one form with both.
+WRITTEN = list(product(("blocks", "blocks, the last ones smaller", "one scale", "mxfp8"), ("magnitude@0.1", "rtn@8b")))
+
+
+@pytest.mark.parametrize(
+    ("form", "recipe"), others_slow(WRITTEN, [one for one in WRITTEN if "blocks" in one or "magnitude@0.1" in one])
+)
 def test_what_is_loaded_is_what_is_written(tmp_path: Path, form: str, recipe: str):
     stated, change, toy = FORMS[form]
     truth = quantize(tmp_path / "toy", stated, change, **toy)

@@ -33,11 +33,11 @@ def benchmark() -> Any:
 @pytest.mark.model
 @pytest.mark.timeout(900)
 def test_float32_is_the_plain_forward(benchmark: Any, builtin_model: TransformersModel):
-    model, questions = builtin_model, benchmark.pocket_questions()[::120]
+    model, questions = builtin_model, benchmark.pocket_questions()[::180]
     requests = [request for question in questions for request in question.requests()]
     places = [range(start, start + 4) for start in range(0, len(requests), 4)]
     found = compare_runs(places, model.logprobs(requests), benchmark.naive_logprobs(model, questions, 1))
-    assert found.questions == len(questions) == 3
+    assert found.questions == len(questions) == 2
     assert (found.flipped, found.largest_shift < 1e-4) == (0, True)
 
 

@@ -26,6 +26,7 @@ from llmkick.models.engine.cache_size import bytes_a_token, cache_bytes_a_token
 from llmkick.models.engine.runner import Runner
 from llmkick.models.language_model import ContinuationScore, GenerateRequest, Generation, ScoreRequest, Unanswered
 from llmkick.models.transformers_model import TransformersModel
+from speeds import others_slow
 from toy import toy_model
 
 CPU = torch.device("cpu")
@@ -206,13 +207,19 @@ ASKS: dict[str, Ask] = {
 }
 
 
-@pytest.mark.parametrize("ask", ASKS.values(), ids=ASKS)
-@pytest.mark.parametrize("architecture", ["llama", pytest.param("mistral", marks=pytest.mark.slow), "mpt"])
-def test_a_shortage_costs_no_answer_and_is_said(monkeypatch: pytest.MonkeyPatch, ask: Ask, architecture: str):
+SHORT = [(architecture, name) for architecture in ("llama", "mistral", "mpt") for name in ASKS]
+
+
+@pytest.mark.parametrize(
+    ("architecture", "name"),
+    others_slow(SHORT, [("llama", "scores"), ("llama", "generations"), ("mpt", "generations")]),
+)
+def test_a_shortage_costs_no_answer_and_is_said(monkeypatch: pytest.MonkeyPatch, architecture: str, name: str):
+    ask = ASKS[name]
     expected = ask(toy_model(architecture))
     model = toy_model(architecture)
     run = failing_above(monkeypatch, 130)
-    if ask is ASKS["generations"] and architecture == "mpt":  # one row at a time, whole: nothing to run short of
+    if name == "generations" and architecture == "mpt":  # one row at a time, whole: nothing to run short of
         assert ask(model) == expected
         return
     with pytest.warns(MemoryShortage, match="no answer was lost"):

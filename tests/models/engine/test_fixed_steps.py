@@ -18,6 +18,7 @@ from llmkick.models.engine.network import attends_to_all_tokens
 from llmkick.models.engine.runner import Runner
 from llmkick.models.language_model import GenerateRequest
 from llmkick.models.transformers_model import TransformersModel
+from speeds import others_slow
 from toy import toy_model
 
 Made = list[FixedSteps | None]
@@ -58,9 +59,10 @@ def ordinary(model: TransformersModel, requests: list[GenerateRequest]) -> list[
         return model.generate(requests)
 
 
-@pytest.mark.parametrize(
-    "architecture", ["llama", "qwen2", "gemma", "opt", "gpt_neox", "gpt2", "mixtral", "deepseek_v3"]
-)
+FIXED = ("llama", "qwen2", "gemma", "opt", "gpt_neox", "gpt2", "mixtral", "deepseek_v3")
+
+
+@pytest.mark.parametrize("architecture", others_slow(FIXED, ["llama", "opt", "gpt2", "mixtral", "deepseek_v3"]))
 def test_the_tokens_are_those_of_ordinary_steps(made: Made, architecture: str):
     model, requests = toy_model(architecture, chat=True), requests_of()
     expected = ordinary(model, requests)

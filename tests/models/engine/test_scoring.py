@@ -18,6 +18,7 @@ from llmkick.models.engine import encoding, scoring, token_scores
 from llmkick.models.engine.runner import Runner
 from llmkick.models.language_model import ContinuationScore, Message, ScoreRequest, Unanswered
 from llmkick.models.transformers_model import TransformersModel
+from speeds import others_slow
 from toy import toy_model
 
 # "window" is larger than every request below but smaller than a batch of them with its padding.
@@ -114,7 +115,12 @@ def mixed_requests(model: TransformersModel, seed: int = 0) -> list[ScoreRequest
     return generator.sample(requests, len(requests))
 
 
-@pytest.mark.parametrize("case", CASES)
+# Networks that are to the engine as another case is.
+LIKE_OTHERS = ("qwen2", "gemma", "bloom", "gpt_neo", "mistral-long-window")
+DIFFERENT = others_slow(CASES, [case for case in CASES if case not in LIKE_OTHERS])
+
+
+@pytest.mark.parametrize("case", DIFFERENT)
 def test_every_path_equals_one_forward_a_request(case: str):
     model = model_of(case)
     requests = mixed_requests(model)
@@ -127,8 +133,13 @@ def test_every_path_equals_one_forward_a_request(case: str):
 RECIPES = ("wanda@0.5", "magnitude@2:4", "gptq@4b", "sparsegpt@0.5+rtn@3b-g8")
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
-@pytest.mark.parametrize("case", ["llama", "mistral-short-window", "gpt2", "mixtral"])
+# Every recipe on one network, and every network with one recipe: the weights are other numbers, nothing else.
+COMPRESSED = [(case, recipe) for case in ("llama", "mistral-short-window", "gpt2", "mixtral") for recipe in RECIPES]
+
+
+@pytest.mark.parametrize(
+    ("case", "recipe"), others_slow(COMPRESSED, [one for one in COMPRESSED if "llama" in one or RECIPES[0] in one])
+)
 def test_compressed_models_too(case: str, recipe: str):
     calibration = torch.randint(4, 284, (4, 32), generator=torch.Generator().manual_seed(0)).numpy()
     dense = model_of(case)
@@ -140,8 +151,16 @@ def test_compressed_models_too(case: str, recipe: str):
     assert max(map(abs, shifts)) > 0.1
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("case", ["llama", "mistral-short-window", "gpt2", "mamba"])
+HALVES = [
+    (case, dtype)
+    for case in ("llama", "mistral-short-window", "gpt2", "mamba")
+    for dtype in (torch.bfloat16, torch.float16)
+]
+
+
+@pytest.mark.parametrize(
+    ("case", "dtype"), others_slow(HALVES, [one for one in HALVES if "llama" in one or torch.bfloat16 in one])
+)
 def test_half_precision_is_near_its_own_naive_forward(case: str, dtype: torch.dtype):
     model = model_of(case, dtype=dtype)
     requests = mixed_requests(model)
@@ -172,7 +191,7 @@ def test_a_window_longer_than_each_request_but_not_than_the_padded_batch(case: s
     assert_close(model.logprobs(requests), [naive(model, request) for request in requests])
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", DIFFERENT)
 def test_neither_order_nor_company_changes_an_answer(case: str):
     model = model_of(case)
     requests = mixed_requests(model, seed=2)
