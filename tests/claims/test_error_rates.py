@@ -18,7 +18,7 @@ from llmkick.claims.runs import ClaimRun, ModelRuns
 from llmkick.statistics import Comparison, PerplexityComparison, compare, compare_perplexity
 from llmkick.study.levels import level_of_text
 
-DRAWS, ERROR, ALPHA, MARGIN = 600, 0.03, 0.05, 0.05
+DRAWS, ERROR, ALPHA, MARGIN = 300, 0.03, 0.05, 0.05
 # So many draws of an error rate of 5 % show more than this in one of a thousand tests.
 MOST = float(stats.binom.ppf(0.999, DRAWS, ALPHA)) / DRAWS
 Z = float(stats.norm.ppf(1 - ALPHA))

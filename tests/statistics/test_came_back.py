@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from llmkick.errors import ConfigError, DataError
 from llmkick.statistics import CameBack, what_came_back
+from speeds import others_slow
 
 Floats = np.ndarray
 
@@ -43,7 +44,7 @@ BITS = st.lists(st.tuples(st.booleans(), st.booleans(), st.booleans()), min_size
 
 
 @given(BITS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_right_and_wrong_answers_are_counted(items: list[tuple[bool, bool, bool]]) -> None:
     dense, base, recovered = (list(map(float, column)) for column in zip(*items, strict=True))
     found = came_back(dense, {0: base}, {0: recovered})
@@ -67,7 +68,7 @@ GRADES = st.lists(st.tuples(*[st.sampled_from([0.0, 0.2, 0.5, 0.7, 1.0])] * 3), 
 
 
 @given(GRADES)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_of_graded_answers_the_shares_are_of_score(items: list[tuple[float, float, float]]) -> None:
     dense, base, recovered = map(list, zip(*items, strict=True))
     found = came_back(dense, {0: base}, {0: recovered})
@@ -170,7 +171,7 @@ def test_the_bounds_of_independent_right_answers() -> None:
 def test_the_difference_is_shown_exactly_if_its_interval_is_above_zero() -> None:
     rng = np.random.default_rng(3)
     outcomes = set()
-    for _ in range(30):
+    for _ in range(15):
         lost = 30
         base = {seed: (rng.random(lost) < 0.3).astype(float) for seed in range(4)}
         share = rng.choice([0.3, 0.5, 0.9])
@@ -233,8 +234,11 @@ def draw(
         (15, 8, 0.15, 4.0),
     ],
 )
-def test_the_interval_covers_the_true_share(clusters: int, size: int, returned: float, spread: float) -> None:
-    rng, draws = np.random.default_rng([clusters, size]), 100
+@pytest.mark.parametrize("draws", [40, pytest.param(100, marks=pytest.mark.slow)])
+def test_the_interval_covers_the_true_share(
+    clusters: int, size: int, returned: float, spread: float, draws: int
+) -> None:
+    rng = np.random.default_rng([clusters, size])
     missed = 0
     for _ in range(draws):
         found, truth = draw(rng, clusters=clusters, size=size, returned=returned, spread=spread)
@@ -243,10 +247,10 @@ def test_the_interval_covers_the_true_share(clusters: int, size: int, returned: 
     assert missed / draws <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / draws)
 
 
-@pytest.mark.parametrize("seeds", [2, pytest.param(3, marks=pytest.mark.slow)])
-def test_a_recovery_that_only_draws_anew_is_not_said_to_bring_back(seeds: int) -> None:
+@pytest.mark.parametrize(("seeds", "draws"), others_slow([(2, 30), (2, 80), (3, 80)], [(2, 30)]))
+def test_a_recovery_that_only_draws_anew_is_not_said_to_bring_back(seeds: int, draws: int) -> None:
     """The recovered model is one more draw of the base, whose quality differs between seeds."""
-    rng, draws = np.random.default_rng(seeds), 80
+    rng = np.random.default_rng(seeds)
     said = 0
     for _ in range(draws):
         dense = (rng.random(200) < 0.8).astype(float)

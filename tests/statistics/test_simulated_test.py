@@ -23,13 +23,13 @@ def test_a_sample_has_the_p_values_of_its_own_test(name: str, monkeypatch: pytes
     design, rng, asked = DESIGNS[name], np.random.default_rng(0), []
     monkeypatch.setattr(simulated_test, "loss_test", lambda *a: asked.append(1) or loss_test(*a))
     test = SimulatedTest(margin=0.05, alpha=0.05, chance=design.chance)
-    for _ in range(400):
+    for _ in range(150):
         scores = design.draw(0.1, rng)
         exact = loss_test(scores, 0.05, design.chance)
         assert test._p_values(scores) == pytest.approx((exact.p_above, exact.p_below), rel=1e-9, abs=1e-12)
         assert test.matches(scores) == (exact.p_above < 0.05)
         assert test.fails(scores) == (exact.p_below < 0.05)
-    assert len(asked) < 400 if name == "independent" else len(asked) >= 400
+    assert len(asked) < 150 if name == "independent" else len(asked) >= 150
 
 
 def test_a_dense_score_at_chance_shows_nothing() -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from llmkick.statistics.verdict import loss_test
+from speeds import others_slow
 
 
 def load_benchmark() -> ModuleType:
@@ -79,7 +80,10 @@ def test_what_no_sample_can_show_is_listed() -> None:
     assert benchmark.errors(rare, DRAWS)["ours"][0] > 0.2
 
 
-@pytest.mark.parametrize("scenario", named(benchmark.FIXED, "n=1000", "gained 0.03"), ids=lambda s: s.name)
+CAREFUL = named(benchmark.FIXED, "n=1000", "gained 0.03")
+
+
+@pytest.mark.parametrize("scenario", others_slow(CAREFUL, CAREFUL[::2]), ids=lambda s: s.name)
 def test_neither_is_it_too_careful(scenario: object) -> None:
     """With enough discordant items the errors come close to their 5 %."""
     assert min(check(scenario, 2 * DRAWS)) >= 0.025
@@ -123,6 +127,7 @@ def test_clusters_need_fewer_degrees_of_freedom() -> None:
     assert all_of_them > most(0.05, draws)
 
 
+@pytest.mark.slow  # with fewer draws: the test of this name in test_strata.py
 def test_fixed_subjects_match_as_often_as_stratified_theory_says() -> None:
     (report,) = benchmark.subjects_table(400, (2000,))
     for line in report.splitlines()[4:]:
@@ -132,16 +137,18 @@ def test_fixed_subjects_match_as_often_as_stratified_theory_says() -> None:
         assert abs(float(stopped) - float(theory)) <= allowed + 8  # bets take a share of alpha
 
 
+@pytest.mark.parametrize("draws", [120, pytest.param(400, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("stream", [benchmark.binary_stream, benchmark.stratified_stream])
-def test_sequential_error_under_continuous_looking(stream: object) -> None:
-    rng, draws = np.random.default_rng(0), 400
+def test_sequential_error_under_continuous_looking(stream: object, draws: int) -> None:
+    rng = np.random.default_rng(0)
     decisions = [benchmark.sequential_run(stream, 3000, 0.6, 0.05, rng)[0] for _ in range(draws)]
     assert decisions.count("matching") <= most(0.05, draws) * draws
     assert decisions.count("not matching") <= most(0.05, draws) * draws
 
 
-def test_sequential_clusters_error() -> None:
-    rng, draws = np.random.default_rng(0), 200
+@pytest.mark.parametrize("draws", [80, pytest.param(200, marks=pytest.mark.slow)])
+def test_sequential_clusters_error(draws: int) -> None:
+    rng = np.random.default_rng(0)
     decisions = [benchmark.sequential_clusters_run(rng)[0] for _ in range(draws)]
     assert decisions.count("matching") <= most(0.05, draws) * draws
     assert decisions.count("not matching") <= most(0.05, draws) * draws
@@ -155,16 +162,23 @@ def test_sequential_savings(loss: float, items: int) -> None:
     assert np.mean([bets for _, bets in runs]) <= 1.2 * items
 
 
-@pytest.mark.parametrize("scenario", benchmark.STOPPING[:3] + benchmark.STOPPING[4:], ids=lambda s: s.name)
-def test_stopping_when_decided(scenario: object) -> None:
+STOPPING = benchmark.STOPPING[:3] + benchmark.STOPPING[4:]
+
+
+@pytest.mark.parametrize("draws", [30, pytest.param(80, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("scenario", STOPPING, ids=lambda s: s.name)
+def test_stopping_when_decided(scenario: object, draws: int) -> None:
     """Bets and the last test together: both errors at the margin."""
-    rng, draws = np.random.default_rng(0), 80
+    rng = np.random.default_rng(0)
     outcomes = [benchmark.stopping_run(scenario, rng)[0] for _ in range(draws)]
     assert outcomes.count("matching") <= most(0.05, draws) * draws
     assert outcomes.count("not matching") <= most(0.05, draws) * draws
 
 
-@pytest.mark.parametrize("name", ["loss ~ level²", "flat at the margin", "nothing, then a plateau at the margin"])
+CURVES = ("loss ~ level²", "flat at the margin", "nothing, then a plateau at the margin")
+
+
+@pytest.mark.parametrize("name", others_slow(CURVES, ["flat at the margin"]))
 def test_the_level_found_is_rarely_too_severe_and_costs_a_part_of_the_grid(name: str) -> None:
     rng, draws = np.random.default_rng(0), 16
     truth = benchmark.CURVES[name](38)

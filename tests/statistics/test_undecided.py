@@ -75,8 +75,9 @@ class TestReasons:
     ("table", "size", "verdict"),
     [((65, 5, 5, 25), 1, "matching"), ((130, 16, 4, 50), 1, "not matching"), ((130, 10, 10, 50), 5, "matching")],
 )
+@pytest.mark.parametrize("draws", [100, pytest.param(250, marks=pytest.mark.slow)])
 def test_the_number_of_further_items_decides_in_about_80_percent(
-    table: tuple[int, int, int, int], size: int, verdict: str
+    table: tuple[int, int, int, int], size: int, verdict: str, draws: int
 ) -> None:
     """Studies of that size, drawn from a population that is what was observed."""
     dense, compressed = counts(*table)
@@ -84,7 +85,7 @@ def test_the_number_of_further_items_decides_in_about_80_percent(
     clusters = np.random.default_rng(5).permutation(items) // size
     more = reason(compare(dense, compressed, clusters=clusters)).more_items
     assert more is not None
-    rng, draws, decided = np.random.default_rng(6), 250, 0
+    rng, decided = np.random.default_rng(6), 0
     members = [np.flatnonzero(clusters == cluster) for cluster in range(items // size)]
     for _ in range(draws):
         picked = rng.integers(len(members), size=round((items + more) / size))
