@@ -14,7 +14,7 @@ from llmkick.tasks.registry import get_task
 from llmkick.tasks.task import summary_value
 
 pytestmark = [pytest.mark.model, pytest.mark.timeout(900)]
-LIMIT = 60
+LIMIT = 40
 # Passages are long; the model is more than two standard errors of 30 items above what is asked.
 LIMIT_OF_PASSAGES = 30
 

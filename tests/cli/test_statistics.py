@@ -28,7 +28,7 @@ def surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "toy"
-    save_toy(folder, max_position_embeddings=512)
+    save_toy(folder, max_position_embeddings=256)
     return folder
 
 
@@ -57,7 +57,9 @@ def test_power_tells_what_items_can_do(kick: Kick, tmp_path: Path):
     assert "not even a loss of everything" in kick("power", "-a", 0.3, "-n", 2)[1]
 
 
-def test_power_knows_the_design(kick: Kick):
+def test_power_knows_the_design(kick: Kick, monkeypatch: pytest.MonkeyPatch):
+    for simulation in (simulated_power, items_for_power, detectable_loss):
+        monkeypatch.setitem(simulation.__kwdefaults__, "draws", 120)
     clustered = kick("power", "-a", 0.6, "-n", 120, "--cluster-size", 10)[1]
     alone = kick("power", "-a", 0.6, "-n", 120)[1]
     assert number_in(clustered, "chance that 120 items") < number_in(alone, "chance that 120 items") - 5

@@ -20,6 +20,7 @@ from llmkick.study.plan import plan_study
 from llmkick.study.results.results import StudyResult
 from llmkick.study.run import run_study
 from llmkick.study.spec.study import Study, load_study, make_study
+from speeds import others_slow
 from toy import save_toy
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "paper"
@@ -145,7 +146,13 @@ def verdict_of(request: dict[str, Any], _number: int) -> Answer:
     return Answer(json.dumps({"explanation": "so", **dict.fromkeys(names, pair)}))
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
+# The others ask tasks of these, and nothing besides.
+DIFFERENT = (
+    "figure-1", "figures-2-to-4", "figure-5", "figure-6", "section-4", "figure-7", "table-2-prompt", "appendix-7",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", others_slow(EXPERIMENTS, DIFFERENT))
 def test_small_studies_run_to_their_end(name: str, toys: tuple[Path, Path], tmp_path: Path) -> None:
     with answering(verdict_of) as judge:
         result = run_study(small_study(name, toys, judge.reference), out=tmp_path / name)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,19 @@ from llmkick.report.figures.figure import Figure
 from llmkick.study.results.results import StudyResult
 
 
-def write_figures(result: StudyResult, drawn: Sequence[Figure] | None = None) -> list[Path]:
-    """Draw every figure of a study and write it to its folder."""
+def write_figures(result: StudyResult, drawn: Sequence[Figure] | None = None, *, aside: bool = False) -> list[Path]:
+    """Draw every figure of a study and write it to its folder; `aside`: in a process of its own, as a run does."""
     chosen = figures.figures(result) if drawn is None else drawn
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(figure, "drawn_aside", svg.drawn_aside)  # which most tests do without
+        patch.setattr(figure, "drawn_aside", svg.drawn_aside if aside else drawn_here)
         with figures.figures_drawn(result, chosen) as write:
             return write()
+
+
+@contextlib.contextmanager
+def drawn_here(specs: Sequence[str], version: str) -> Iterator[Callable[[], list[str]]]:
+    """Specifications drawn by this process, which has started the program that draws once."""
+    yield lambda: [svg._svg(spec, version) for spec in specs]
 
 
 def validate(spec: dict[str, Any]) -> None:

@@ -257,7 +257,12 @@ return found;
 @needs_browser
 @pytest.mark.parametrize(
     "look",
-    [{"width": 1280}, {"width": 390}, {"scheme": "dark"}, {"media": "print"}],
+    [
+        {"width": 1280},
+        {"width": 390},
+        pytest.param({"scheme": "dark"}, marks=pytest.mark.slow),  # the whole page: test_browser.py
+        {"media": "print"},
+    ],
     ids=["laptop", "phone", "dark", "print"],
 )
 def test_the_section_reads_well_on_every_screen(driver, recovered: StudyResult, look: dict[str, object]):

@@ -142,7 +142,7 @@ def many(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         for number, recipe in enumerate(MANY):
             patch.setitem(SEVERITY, recipe, SEVERITY.get(recipe, (number % 12) / 12))
-        result = build_run(tmp_path_factory.mktemp("many"), recipes=MANY, tasks=TASKS, items=24)
+        result = build_run(tmp_path_factory.mktemp("many"), recipes=MANY, tasks=TASKS, items=12)
     write_report(result.folder)
     return result
 

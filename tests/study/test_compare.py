@@ -354,7 +354,7 @@ def questions_of(asked: list[tuple[str, dict[str, Any]]]) -> set[str]:
     return {body["prompt"] for _, body in asked if body["max_tokens"] > 1 and "prompt" in body}
 
 
-@pytest.mark.parametrize("lives", [6, 10])
+@pytest.mark.parametrize("lives", [6, pytest.param(10, marks=pytest.mark.slow)])
 def test_a_server_that_goes_away_loses_one_batch_at_most(models: Path, tmp_path: Path, behind: Serving, lives: int):
     with serving(behind) as server:
         study = study_of(models, "served=" + server.reference(), tasks=ASKED, server={"attempts": 2})

@@ -339,9 +339,7 @@ class Stop(BaseException):
     """Stands for the end of the process: nothing may catch it and go on."""
 
 
-@pytest.mark.parametrize(
-    "after", [1, pytest.param(5, marks=pytest.mark.slow), 12, pytest.param(30, marks=pytest.mark.slow), 60]
-)
+@pytest.mark.parametrize("after", [1, *(pytest.param(number, marks=pytest.mark.slow) for number in (5, 12, 30)), 60])
 def test_a_run_stopped_after_any_write_goes_on_from_there(
     study: Study, tmp_path: Path, finished: StudyResult, monkeypatch: pytest.MonkeyPatch, after: int
 ):
@@ -432,19 +430,18 @@ def test_records_of_a_compression_that_came_out_differently_are_dropped_and_said
     assert run_study(study, out=copy).warnings == finished.warnings
 
 
-def test_records_of_another_model_under_the_same_name_are_dropped_and_said(
-    study: Study, finished: StudyResult, toy: Path, copy: Path, tmp_path: Path
-):
+def test_records_of_another_model_under_the_same_name_are_dropped_and_said(finished: StudyResult, tmp_path: Path):
     """The folder behind a study's model may change; its old answers are not the new model's."""
     folder = tmp_path / "models" / "toy"
     save_toy(folder, max_position_embeddings=512, seed=1)
-    moved = study_of(folder)
+    moved = study_of(folder, recipes=["magnitude@0.5"], tasks=[{"name": "factoid_qa", "limit": 5}])
     run_study(moved, out=tmp_path / "run")
     before = journalled(tmp_path / "run")
     save_toy(folder, max_position_embeddings=512)
     result = run_study(moved, out=tmp_path / "run")
-    assert result.warnings[0].startswith("the records of 15 cells were made with other weights, data, precision or")
-    assert [row["value"] for row in result.results] == [row["value"] for row in finished.results]
+    assert result.warnings[0].startswith("the records of 2 cells were made with other weights, data, precision or")
+    values = {(row["recipe"], row["task"]): row["value"] for row in finished.results}
+    assert [row["value"] for row in result.results] == [values[one, "factoid_qa"] for one in ("dense", "magnitude@0.5")]
     after = journalled(tmp_path / "run")
     assert len(after) == len(before)
     assert not set(after["run_key"]) & set(before["run_key"])
@@ -459,18 +456,30 @@ RUN_KEY_CHANGES = {
 }
 
 
+def run_keys(folder: Path) -> dict[str, set[str]]:
+    """The keys of each recipe's records."""
+    return {str(recipe): set(own["run_key"]) for recipe, own in journalled(folder).groupby("recipe")}
+
+
+@pytest.fixture(scope="module")
+def chatty(tmp_path_factory: pytest.TempPathFactory) -> tuple[Study, dict[str, set[str]]]:
+    """A study of a model with a chat template, and the keys of its records."""
+    folder = tmp_path_factory.mktemp("chatty")
+    save_toy(folder / "chatty", chat=True, max_position_embeddings=512)
+    tasks = [{"name": "factoid_qa", "limit": 2}]
+    study = study_of(folder / "chatty", recipes=["wanda@0.5"], seeds=[0], tasks=tasks)
+    run_study(study, out=folder / "run")
+    return study, run_keys(folder / "run")
+
+
 @pytest.mark.parametrize("changed", RUN_KEY_CHANGES)
-def test_whatever_could_change_a_score_changes_the_run_key(tmp_path: Path, changed: str):
-    folder = tmp_path / "chatty"
-    save_toy(folder, chat=True, max_position_embeddings=512)
-    base = study_of(folder, recipes=["wanda@0.5"], seeds=[0], tasks=[{"name": "factoid_qa", "limit": 2}])
-    values = {**base.model_dump(mode="json", exclude_none=True), **RUN_KEY_CHANGES[changed]}
-    other = make_study(values)
-    keys = []
-    for number, one in enumerate((base, other)):
-        run_study(one, out=tmp_path / str(number))
-        records = journalled(tmp_path / str(number))
-        keys.append({recipe: set(own["run_key"]) for recipe, own in records.groupby("recipe")})
+def test_whatever_could_change_a_score_changes_the_run_key(
+    chatty: tuple[Study, dict[str, set[str]]], tmp_path: Path, changed: str
+):
+    base, before = chatty
+    other = make_study({**base.model_dump(mode="json", exclude_none=True), **RUN_KEY_CHANGES[changed]})
+    run_study(other, out=tmp_path)
+    keys = [before, run_keys(tmp_path)]
     assert not keys[0]["wanda@0.5"] & keys[1]["wanda@0.5"]
     if changed in ("calibration", "propagate"):
         assert keys[0]["dense"] == keys[1]["dense"], "what only a compression depends on is no part of a dense key"
@@ -675,8 +684,9 @@ def test_calibration_on_the_dense_model_is_said(toy: Path, tmp_path: Path):
 # Compressed models that are kept
 
 
-def test_a_damaged_cached_model_is_made_anew_and_said(study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_damaged_cached_model_is_made_anew_and_said(toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("LLMKICK_CACHE", str(tmp_path / "cache"))
+    study = study_of(toy, tasks=[{"name": "factoid_qa", "limit": 2}])
     first = run_study(study, out=tmp_path / "first")
     kept = sorted((tmp_path / "cache" / "compressed").glob("*/block-00001.safetensors"))
     assert len(kept) == len(VARIANTS) - 1
@@ -701,7 +711,8 @@ def test_without_a_cache_the_results_are_the_same(
 
 def test_without_propagation_one_pass_serves_all_recipes(toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("LLMKICK_CACHE", str(tmp_path / "cache"))
-    study = study_of(toy, propagate=False, recipes=["wanda@0.25", "wanda@2:4", "gptq@4b", "rtn@4b"], seeds=[3, 1])
+    recipes = ["wanda@0.25", "wanda@2:4", "gptq@4b", "rtn@4b"]
+    study = study_of(toy, propagate=False, recipes=recipes, seeds=[3, 1], tasks=[{"name": "factoid_qa", "limit": 2}])
     passes: list[list[str]] = []
     together = compressor_module.compress_into
 

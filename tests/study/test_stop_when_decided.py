@@ -193,7 +193,7 @@ def test_an_unfinished_run_has_the_verdicts_that_are_known(toy: Path, answers: M
     folder, seen = tmp_path / "stopped", [0]
     for _ in range(sum(answers.asked.values())):
         answers.asked.clear()
-        answers.stop_after = 3
+        answers.stop_after = 5
         try:
             run_study(study, out=folder)
             break
@@ -217,7 +217,7 @@ def test_stopped_anywhere_it_goes_on_to_the_same_item(toy: Path, answers: MadeUp
     folder = tmp_path / "stopped"
     for _ in range(asked):
         answers.asked.clear()
-        answers.stop_after = 11
+        answers.stop_after = 17
         try:
             run_study(study, out=folder)
             break

@@ -169,7 +169,7 @@ def nearby(monkeypatch: pytest.MonkeyPatch) -> Callable[..., RayExecutor]:
     return make
 
 
-@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_many_workers_give_what_one_gives_here(
     nearby: Any, study: Study, local: StudyResult, tmp_path: Path, workers: int
 ):

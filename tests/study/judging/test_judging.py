@@ -82,7 +82,11 @@ def answered(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> StudyResult
 
 @pytest.fixture
 def folder(answered: StudyResult, tmp_path: Path) -> Path:
-    target = tmp_path / "run"
+    return copied(answered, tmp_path / "run")
+
+
+def copied(answered: StudyResult, target: Path) -> Path:
+    """A folder with the answers of a run."""
     target.mkdir()
     with (
         contextlib.closing(sqlite3.connect(answered.folder / JOURNAL_FILE)) as whole,
@@ -263,7 +267,9 @@ def test_a_finished_run_pays_nothing_and_needs_no_judge(toy: Path, folder: Path,
     assert content(folder) == before
 
 
-def test_a_judge_lost_half_way_is_asked_for_the_rest_only(toy: Path, folder: Path, tmp_path: Path):
+def test_a_judge_lost_half_way_is_asked_for_the_rest_only(
+    toy: Path, folder: Path, answered: StudyResult, tmp_path: Path
+):
     def leaving(request: dict[str, Any], number: int) -> Answer:
         return fair(request, number) if number < 5 else Answer(status=401, text="expired")
 
@@ -282,7 +288,7 @@ def test_a_judge_lost_half_way_is_asked_for_the_rest_only(toy: Path, folder: Pat
         paid = {str(request["messages"]) for request in endpoint.requests[1:5]}
         assert not paid & set(texts)
         assert not any("judgements are missing" in warning for warning in result.warnings)
-        whole = tmp_path / "whole"
+        whole = copied(answered, tmp_path / "whole")
         judged(toy, endpoint, whole)
     resumed, at_once = content(folder), content(whole)
     assert resumed["results"] == at_once["results"]

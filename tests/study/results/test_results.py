@@ -232,7 +232,7 @@ def test_the_overall_verdict_leaves_perplexity_out():
 SCORE = st.one_of(st.none(), st.sampled_from([0.0, 1.0]))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.integers(1, 9).flatmap(lambda n: st.lists(st.lists(SCORE, min_size=n, max_size=n), min_size=3, max_size=3)))
 def test_whatever_the_scores_the_results_are_json(scores: list[list[float | None]]):
     frame = pd.DataFrame(

@@ -32,6 +32,7 @@ from llmkick.models.weights import weights_digest
 from llmkick.study.progress import Silent
 from llmkick.study.running import compressor as module
 from llmkick.study.running.compressor import StudyCompressor
+from speeds import others_slow
 from toy import toy_model
 
 WINDOWS = Calibration(tokens=np.random.default_rng(0).integers(5, 200, (4, 24)), source="test", seed=3)
@@ -119,8 +120,10 @@ def test_text_that_does_not_reach_a_layer_is_an_error_at_once(together: bool):
 # Damage
 
 
-@pytest.mark.parametrize("damaged", [("keep",), ("base",), ("keep", "base")])
-@pytest.mark.parametrize("missing", [True, False])
+DAMAGED = [(parts, missing) for parts in (("keep",), ("base",), ("keep", "base")) for missing in (True, False)]
+
+
+@pytest.mark.parametrize(("damaged", "missing"), others_slow(DAMAGED, [DAMAGED[0], DAMAGED[3], DAMAGED[5]]))
 def test_only_what_is_damaged_is_made_anew(damaged: Sequence[str], missing: bool):
     pytest.importorskip("peft")
     model = toy_model()
