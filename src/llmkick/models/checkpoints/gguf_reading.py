@@ -18,10 +18,11 @@ def read_once() -> Iterator[None]:
     file three times and makes the table anew for every module of a network.
     """
     import gguf
+    from gguf.gguf_reader import GGUFReader  # that of the package may be replaced already
 
     before = {name: getattr(gguf, name) for name in ("GGUFReader", "get_tensor_name_map")}
 
-    class PlainReader(gguf.GGUFReader):
+    class PlainReader(GGUFReader):
         """Slices the mapped file as a plain array, which costs a fraction: vocabularies have 100,000 strings."""
 
         def _get(self, *arguments: Any, **options: Any) -> Any:
