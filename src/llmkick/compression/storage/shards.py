@@ -17,6 +17,8 @@ from llmkick.models.checkpoints.tensor_writer import TensorWriter, naming
 
 # Bytes of tensors in a file of the compact form, unless a single tensor is larger.
 SHARD_BYTES = 250_000_000
+# Bytes after which a file is flushed while it is written, beside the arithmetic: at the end nothing waits for the disk.
+FLUSH_BYTES = 500_000_000
 
 
 class ShardWriter:
@@ -35,6 +37,7 @@ class ShardWriter:
         self._names_of = {file: list(names) for file, names in split.filename_to_tensors.items()}
         self._file_of = {name: file for file, names in self._names_of.items() for name in names}
         self._open: dict[str, TensorWriter] = {}
+        self._unflushed: dict[str, int] = {}
         if split.is_sharded:
             index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
             write_json(folder / "model.safetensors.index.json", index)
@@ -49,8 +52,12 @@ class ShardWriter:
                 planned = {name: self._planned[name] for name in self._names_of[file]}
                 self._open[file] = TensorWriter(self._folder / file, planned, {"format": "pt"})
             self._open[file].put(name, tensor)
+            self._unflushed[file] = self._unflushed.get(file, 0) + size_of(tensor)
             if self._open[file].is_complete:
                 self._open[file].close(durable=True)
+            elif self._unflushed[file] > FLUSH_BYTES:
+                self._open[file].flush()
+                self._unflushed[file] = 0
 
     def close(self) -> None:
         """Finish all files. Raises ModelError, naming a tensor that is missing."""

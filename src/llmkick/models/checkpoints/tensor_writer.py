@@ -81,6 +81,11 @@ class TensorWriter:
             )
         self._write(memoryview(bytes_of(tensor)), self._start + self._places.pop(name))
 
+    def flush(self) -> None:
+        """What was put until now survives a power failure afterwards."""
+        with naming(self.file):
+            os.fsync(self._stream.fileno())
+
     @property
     def is_complete(self) -> bool:
         """Whether all tensors were put."""
@@ -96,9 +101,9 @@ class TensorWriter:
     def close(self, *, durable: bool = False) -> None:
         """Finish the file; durable: it survives a power failure. Raises ModelError where it is not what was planned."""
         try:
+            if durable:
+                self.flush()
             with naming(self.file):
-                if durable:
-                    os.fsync(self._stream.fileno())
                 size = os.fstat(self._stream.fileno()).st_size
         finally:
             self.abandon()
