@@ -30,6 +30,8 @@ from llmkick.tasks.task import Item, Task
 COUNTED_ITEMS = 16
 # Seconds for a column of a column-by-column method beside its arithmetic, and for a layer of any method.
 COLUMN_SECONDS, LAYER_SECONDS = 2e-5, 2e-3
+# The product operations that choosing, rounding, packing and hashing a weight take as long as, measured on two cores.
+OPERATIONS_OF_A_WEIGHT = 3000
 # Passes that a step of a training takes: forward and backward, of the dense model forward, and a share of the checks.
 PASSES_OF_A_STEP = 5
 # Operations of an eigendecomposition per cube of its width, which are much slower than those of a product, and products
@@ -41,12 +43,10 @@ LOADING_SHARE = 0.05
 COMPRESSION_SECONDS, FIRST_SECONDS = 0.1, 0.5
 # Expected seconds of a comparison, and of all that is computed beside the comparisons at the end.
 VERDICT_SECONDS, STATISTICS_SECONDS = 0.015, 0.1
-# Expected seconds to read a token of a calibration text.
-READ_SECONDS = 1e-5
+READ_SECONDS = 1e-5  # expected, for a token of a calibration text
 # What an item of a batch of half the size takes more, as a share, of a task that writes and of one that only reads.
 SMALL_BATCH_WRITES, SMALL_BATCH_READS = 0.4, 0.12
-# Expected seconds of a request to a server or a judge.
-REQUEST_SECONDS = 1.0
+REQUEST_SECONDS = 1.0  # expected, of a request to a server or a judge
 
 
 def cell_key(variant: Variant, task: str) -> str:
@@ -207,7 +207,7 @@ def block_seconds(
     passes = 2 + recipe.needs_hessian
     seconds = passes * (sequences * calibration.length * speed.token_seconds / max(1, blocks))
     for rows, columns in layers:
-        seconds += LAYER_SECONDS + 20 * rows * columns / speed.operations_a_second
+        seconds += LAYER_SECONDS + OPERATIONS_OF_A_WEIGHT * rows * columns / speed.operations_a_second
         if recipe.needs_hessian:
             operations = 2 * rows * columns**2 + 3 * columns**3
             seconds += columns * COLUMN_SECONDS + operations / speed.operations_a_second

@@ -111,8 +111,7 @@ class Forecast:
             self._last = now
             state = self._states.get(key)
             if state is not None:
-                state.done += steps
-                state.seconds += seconds
+                state.add(steps, seconds)
 
     def end(self, key: str) -> None:
         """Record that nothing is left of a part, whether or not all its steps were done."""

@@ -8,6 +8,8 @@ from llmkick.study.expected_stop import StopSettings
 
 # The share of the seconds of a part that its steps took at least, however long its start was expected to take.
 LEAST_STEP_SHARE = 0.1
+# The longest start, in seconds, that the first steps of a part are believed to hold.
+LONGEST_START = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +47,8 @@ class Part:
 class PartState:
     """What was done of a part: steps in earlier sessions and in this one, and the seconds of this session.
 
+    first_steps, first_seconds: of this session's first report of steps, which holds the start of the part.
+
     What was seen in a cell: `accuracy` and `has_signal` (above chance as far as can be told) of the dense model, the
     relative `loss` of another one with its standard error, the `rise` of the logarithm of its perplexity.
     """
@@ -53,6 +57,8 @@ class PartState:
     earlier: float = 0.0
     done: float = 0.0
     seconds: float = 0.0
+    first_steps: float = 0.0
+    first_seconds: float = 0.0
     is_begun: bool = False
     is_ended: bool = False
     accuracy: float | None = None
@@ -61,12 +67,31 @@ class PartState:
     loss_error: float = 0.0
     rise: float | None = None
 
+    def add(self, steps: float, seconds: float) -> None:
+        """Count steps that were done, and their time."""
+        self.done += steps
+        self.seconds += seconds
+        if steps and not self.first_steps:
+            self.first_steps, self.first_seconds = self.done, self.seconds
+
     @property
     def step_seconds(self) -> float:
         """The seconds of the steps of this session, without the start."""
-        before = self.part.start_until(self.earlier) if self.part.start_steps else 0.0
-        start = self.part.start_until(self.position) - before
-        return max(self.seconds - start, LEAST_STEP_SHARE * self.seconds)
+        return max(self.seconds - self._start, LEAST_STEP_SHARE * self.seconds)
+
+    @property
+    def _start(self) -> float:
+        """The seconds of the start: as expected where many steps share it, else what the first steps took longer."""
+        if self.part.start_steps:
+            return self.part.start_until(self.position) - self.part.start_until(self.earlier)
+        if not self.part.start:
+            return 0.0
+        later, shown = self.done - self.first_steps, 0.0
+        if later > 0:
+            shown = self.first_seconds - self.first_steps * (self.seconds - self.first_seconds) / later
+        # Code is compiled and memory found in the first steps; the more steps there are, the less of it is believed.
+        believed = LONGEST_START * (1 - self.position / self.part.steps)
+        return max(0.0, shown, min(believed, self.seconds - self.done * self.part.cost))
 
     def start_left(self, end: float) -> float:
         """The seconds of the start that are left, if the part ends after so many steps."""
