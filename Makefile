@@ -11,7 +11,7 @@ WORKERS ?= $(shell cores=$$(nproc 2>/dev/null || echo 2); echo $$((cores < 8 ? c
 RUN_TESTS = $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 PYTEST ?= -m "not slow"
 
-.PHONY: help demo study test test-all check lint types docs wheel check-wheel clean
+.PHONY: help demo study test test-all coverage check lint types docs wheel check-wheel clean
 
 help:  ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -36,6 +36,10 @@ test: $(VENV)/.installed  ## Run the tests
 
 test-all: $(VENV)/.installed  ## Run the tests, the slow ones too
 	$(RUN_TESTS)
+
+coverage: $(VENV)/.installed  ## Run the tests, and show the share of the lines that each module has run
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt pytest-cov
+	$(RUN_TESTS) --cov=llmkick --cov-report=term $(PYTEST)
 
 check: lint types docs check-wheel test  ## Everything that must pass before a change lands
 

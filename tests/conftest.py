@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+import repeated_cases
 from commands import CONTROL, Kick, Outcome
 from shorter import empty_drawings, few_draws, few_passes, short_answers
 
@@ -28,8 +29,16 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+@pytest.hookimpl(tryfirst=True)  # before slow tests are left out
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the files that run the built-in model first: they take longest, and no worker shall begin one at the end."""
+    """Mark the cases that repeat others as slow, and put the files that run the built-in model first.
+
+    Those files take longest, and no worker shall begin one at the end.
+    """
+    repeated = repeated_cases.listed()
+    for item in items:
+        if item.nodeid in repeated:
+            item.add_marker(pytest.mark.slow)
     with_model = {item.path for item in items if item.get_closest_marker("model")}
     items.sort(key=lambda item: item.path not in with_model)
 

@@ -17,7 +17,21 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["torch.distributed", "llmkick.models.checkpoints.loading", "llmkick.study.run"])
+# What a command, a compression or the load of a model imports; transformers imports most modules when it needs them.
+# Not `llmkick.cli`, which looks for the width of its terminal when it is imported.
+CONTEXT.set_forkserver_preload([
+    "torch.distributed", "typer", "rich.progress",
+    *(f"llmkick.{name}" for name in (
+        "compression.kernels.compiled", "models.checkpoints.compiled_packing",
+        "models.checkpoints.loading", "models.engine.generation", "models.engine.scoring", "report.page.page",
+        "study.run", "tasks.suite.factoid_qa",
+    )),
+    *(f"transformers.{name}" for name in (
+        "convert_slow_tokenizer", "integrations.compressed_tensors", "models.auto.tokenization_auto",
+        "models.gpt2.modeling_gpt2", "models.llama.modeling_llama", "models.mixtral.modeling_mixtral",
+        "quantizers.auto",
+    )),
+])  # fmt: skip
 SECONDS = 240
 
 

@@ -195,11 +195,17 @@ def forbidden_imports(source: str, module: str, *, is_package: bool = False) -> 
     return [name for name in modules if package_of(name) not in allowed or package in ABOVE.get(name, set())]
 
 
-@pytest.mark.parametrize("path", sources(), ids=name_of)
-def test_imports_follow_the_flow_of_data(path: Path):
-    module, text = module_of(path), path.read_text(encoding="utf-8")
-    assert package_of(module) in TOP | set(MAY_IMPORT), f"{package_of(module)} has no line in the design's table"
-    assert forbidden_imports(text, module, is_package=path.name == "__init__.py") == []
+def test_imports_follow_the_flow_of_data():
+    """One test for all files, here and below: hundreds of cases take longer than what they look at."""
+    packages = {package_of(module_of(path)) for path in sources()}
+    assert packages <= TOP | set(MAY_IMPORT), "no line in the design's table"
+    forbidden = {
+        name_of(path): forbidden_imports(
+            path.read_text(encoding="utf-8"), module_of(path), is_package=path.name == "__init__.py"
+        )
+        for path in sources()
+    }
+    assert not any(forbidden.values()), {name: modules for name, modules in forbidden.items() if modules}
 
 
 @pytest.mark.parametrize(
@@ -339,9 +345,9 @@ def unsafe_code(source: str) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("path", sources(), ids=name_of)
-def test_no_data_is_ever_run_as_code(path: Path):
-    assert unsafe_code(path.read_text(encoding="utf-8")) == []
+def test_no_data_is_ever_run_as_code():
+    found = {name_of(path): unsafe_code(path.read_text(encoding="utf-8")) for path in sources()}
+    assert not any(found.values()), {name: code for name, code in found.items() if code}
 
 
 @pytest.mark.parametrize(
@@ -437,12 +443,15 @@ def test_the_check_for_circles_sees_them():
 MOST_LINES_OF_A_FILE, MOST_LINES_OF_A_FUNCTION = 300, 60
 
 
-@pytest.mark.parametrize("path", sources(), ids=name_of)
-def test_files_and_functions_are_short(path: Path):
-    text = path.read_text(encoding="utf-8")
-    assert text.count("\n") <= MOST_LINES_OF_A_FILE
-    functions = [node for node in ast.walk(parsed(text)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
-    lengths = {node.name: (node.end_lineno or 0) - node.lineno + 1 for node in functions}
+def test_files_and_functions_are_short():
+    texts = {name_of(path): path.read_text(encoding="utf-8") for path in sources()}
+    assert {name: text.count("\n") for name, text in texts.items() if text.count("\n") > MOST_LINES_OF_A_FILE} == {}
+    lengths = {
+        f"{name}: {node.name}": (node.end_lineno or 0) - node.lineno + 1
+        for name, text in texts.items()
+        for node in ast.walk(parsed(text))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    }
     assert {name: lines for name, lines in lengths.items() if lines > MOST_LINES_OF_A_FUNCTION} == {}
 
 
