@@ -68,9 +68,11 @@ def studies(model: str, options: argparse.Namespace) -> dict[str, Study]:
 
     facts = task("factoid_qa", "freebaseqa", limit=options.questions)
     choice = task("multiple_choice:letter", "mmlu", limit=options.questions, shots=0)
-    # The built-in model answers letters at chance; whether it finds the text of the right option can rise and fall.
-    kind = "cloze" if model == BUILTIN else "letter"
-    on_axes = task(f"multiple_choice:{kind}", "mmlu", limit=options.axis_questions)
+    # The built-in model answers MMLU at chance, by letter and by text: nothing could rise or fall. The package's own
+    # questions, it answers.
+    on_axes = {**choice, "limit": options.axis_questions}
+    if model == BUILTIN:
+        on_axes = {"name": "multiple_choice:cloze", "limit": options.axis_questions}
     closed = task("context_qa:closed", "triviaqa", split="rc", limit=options.questions)
     opened = task("context_qa:open", "triviaqa", split="rc", limit=options.questions, evidence_tokens=options.evidence)
     text = task("perplexity", "wikitext2", window=512, limit=options.windows)
@@ -88,7 +90,7 @@ def studies(model: str, options: argparse.Namespace) -> dict[str, Study]:
         # Claims 8 and 11 are read item by item: all items are asked.
         "shots": {"recipes": halved, "tasks": [{**on_axes, "shots": SHOTS}]},
         "samples": {
-            "recipes": ["wanda@0.5", "sparsegpt@0.5"], "tasks": [{**on_axes, "shots": 0}],
+            "recipes": ["wanda@0.5", "sparsegpt@0.5"], "tasks": [on_axes],
             "calibration": {"source": str(data / "c4"), "sequences": SAMPLES, "length": options.length},
         },
         # Claim 7, without a judge.

@@ -30,6 +30,10 @@ def outcome(claim: int, *runs: ClaimRun) -> ClaimRow:
     return row
 
 
+# The same questions with worked examples; with them a task can have a version of its own, as multiple_choice:cloze has.
+BY_SHOTS = {CHOICE: {"shots": 0, "version": 1}, "multiple_choice:few": {"shots": 5, "version": 2, "task": CHOICE}}
+
+
 def every_method(level: str, task: str, loss: Loss) -> dict[tuple[str, str], Loss]:
     return {(f"{method}@{level}", task): loss for method in METHODS}
 
@@ -92,7 +96,7 @@ def disciplines_by_shots() -> ClaimRun:
         "multiple_choice:few": {"stem": 0.6, "humanities": 0.1, "social_sciences": 0.1, "other": 0.2},
     }
     losses = {key: value for task, parts in by_shots.items() for key, value in every_method("0.5", task, parts).items()}
-    settings = {CHOICE: {"shots": 0}, "multiple_choice:few": {"shots": 5, "task": CHOICE}}
+    settings = BY_SHOTS
     return made_up_run(losses, settings=settings, items=6000)
 
 
@@ -137,7 +141,7 @@ def shots_run(dense_gain: float = 0.0, sparse_gain: float = 0.3, **options: Any)
     losses = {("wanda@0.5", CHOICE): 0.5, ("wanda@0.5", "multiple_choice:few"): 0.5 - sparse_gain}
     return made_up_run(
         losses,
-        settings={CHOICE: {"shots": 0}, "multiple_choice:few": {"shots": 5, "task": CHOICE}},
+        settings=BY_SHOTS,
         dense={CHOICE: before, "multiple_choice:few": before + dense_gain * (before - 0.25)},
         **options,
     )

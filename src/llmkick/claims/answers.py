@@ -180,7 +180,10 @@ def _mean_above_zero(
 
 
 def task_settings(task: TaskSummary) -> Mapping[str, object]:
-    """What identifies a task apart from its worked examples; a level of an axis has a name of its own."""
-    examples = ("name", "task", "shots", "axes")
+    """What identifies a task apart from its worked examples.
+
+    A level of an axis has a name of its own, and with examples a task can have another version than without.
+    """
+    examples = ("name", "task", "shots", "axes", "version")
     named = {"task": task.task or task.name.partition(" [")[0]}
     return named | {key: cast(object, value) for key, value in task.facts.items() if key not in examples}
