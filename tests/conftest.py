@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import gc
 import os
+import shutil
 import ssl
 import sys
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ import pytest
 
 import repeated_cases
 from commands import CONTROL, Kick, Outcome
+from disk import usage_with_room
 from shorter import empty_drawings, few_draws, few_passes, short_answers
 
 if TYPE_CHECKING:
@@ -98,6 +100,14 @@ def _no_waiting_for_the_disk() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda _: None)
         patch.setattr(database, "SYNCHRONOUS", "OFF")
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _room_on_the_disk() -> Iterator[None]:
+    """With less than 2 GB free, compressed models are not kept, and `kick doctor` fails."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", usage_with_room)
         yield
 
 

@@ -10,11 +10,14 @@ import importlib
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from disk import usage_with_room
 
 CONTEXT = multiprocessing.get_context("forkserver")
 # What a command, a compression or the load of a model imports; transformers imports most modules when it needs them.
@@ -97,6 +100,7 @@ def _begin(environment: dict[str, str]) -> None:
 
     os.environ.clear()
     os.environ.update(environment)
+    shutil.disk_usage = usage_with_room
     torch.set_num_threads(1)
 
 

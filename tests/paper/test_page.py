@@ -24,7 +24,7 @@ def paper(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     import paper
 
     yield paper
-    for name in ("paper", "paper_model"):
+    for name in ("paper", "paper_model", "paper_records"):
         sys.modules.pop(name, None)
 
 
@@ -79,3 +79,17 @@ def test_without_a_run_everything_is_left(paper: ModuleType, tmp_path: Path):
     text = page(paper, tmp_path, build=False)
     assert "Nothing was run." in text
     assert "- knowledge, factoid_qa: 36 of 36 left" in text
+
+
+def test_pages_of_earlier_runs_are_linked(paper: ModuleType, tmp_path: Path):
+    options = paper.parsed(["--data", str(tmp_path / "data")])
+    text = paper.written("toy", paper.studies("toy", options), tmp_path, ["toy-2026-11-29.md"])
+    assert "[toy-2026-11-29.md](toy-2026-11-29.md)" in text
+    assert "Earlier runs" not in page(paper, tmp_path, build=False)
+
+
+def test_each_recipe_of_the_paper_is_listed_once(paper: ModuleType):
+    levels = (0.1, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, "2:4", "4:8")
+    pruned = [f"{method}@{level}" for method in ("magnitude", "wanda", "sparsegpt") for level in levels]
+    rounded = [f"{method}@{bits}b" for method in ("rtn", "gptq") for bits in (8, 4, 3)]
+    assert sorted(paper.RECIPES) == sorted(pruned + rounded)
