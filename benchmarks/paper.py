@@ -3,7 +3,8 @@
 DATA holds a folder for each data set in its official layout: freebaseqa, mmlu, triviaqa, cnn_dailymail, mt_bench,
 wikitext2, c4 (see docs/data.md). The studies of a model are run one after the other; with --minutes the run stops
 after that time, and the same command goes on where it was. At every stop results/paper/MODEL.md says what the claims
-are so far, and which cells are left.
+are so far, and which cells are left, and results/paper/MODEL/STUDY.parquet keeps the records, from which the same
+command goes on in a new clone, too.
 """
 
 import argparse
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import paper_model
+import paper_records
 from rich.console import Console
 
 import llmkick
@@ -31,13 +33,12 @@ from llmkick.study.spec.study import Study, make_study
 RESULTS = Path(__file__).parent / "results" / "paper"
 BUILTIN = "smollm2-135m-instruct"
 PRUNING = ("magnitude", "wanda", "sparsegpt")
-# What decides most claims comes first, and what takes longest to compress last: a run that is stopped is of use.
-FIRST, LATER = ("2:4", 0.35, 0.5, 0.2), ("4:8", 0.1, 0.4, 0.25, 0.3, 0.6)
+# What loses much is decided after few questions and comes first; a loss near the margin takes all of them.
+LOSING, LASTING = ("2:4", 0.5, 0.35, "4:8", 0.6, 0.4), (0.3, 0.2, 0.25, 0.1)
 RECIPES = (
-    *(f"{method}@{level}" for level in FIRST for method in ("magnitude", "wanda")),
-    *("rtn@8b", "rtn@4b", "rtn@3b", "gptq@8b", "gptq@4b", "gptq@3b"),
-    *(f"sparsegpt@{level}" for level in FIRST),
-    *(f"{method}@{level}" for level in LATER for method in PRUNING),
+    *(f"{method}@{level}" for level in LOSING for method in PRUNING),
+    *("rtn@3b", "gptq@3b", "rtn@4b", "gptq@4b", "rtn@8b", "gptq@8b"),
+    *(f"{method}@{level}" for level in LASTING for method in PRUNING),
 )
 SAMPLES, SHOTS = [1, 4, 16], [0, 3]
 NOT_ASKED = (
@@ -109,21 +110,28 @@ def studies(model: str, options: argparse.Namespace) -> dict[str, Study]:
     return {name: make_study({**common, "name": name, **plan}) for name, plan in plans.items()}
 
 
-def run_until(deadline: float, wanted: Mapping[str, Study], folder: Path) -> bool:
-    """Run the studies in order; False if the time was up before the last one was complete."""
+def run_until(deadline: float, wanted: Mapping[str, Study], folder: Path, kept: Path) -> bool:
+    """Run the studies in order, from the records in `kept`; False if the time was up before the last was complete."""
     for name, study in wanted.items():
-        print(f"study {name}", flush=True)
+        restored = paper_records.restore(kept / f"{name}.parquet", folder / name)
+        print(f"study {name}" + (f", {restored:,} records are there" if restored else ""), flush=True)
         try:
             with OutOfTimeProgress(Console(stderr=True), deadline) as progress:
                 llmkick.run_study(study, out=folder / name, observer=progress)
         except KeyboardInterrupt:
             print(f"stopped in {name}; the same command goes on", flush=True)
             return False
+        finally:
+            paper_records.keep(folder / name, kept / f"{name}.parquet")
     return True
 
 
-def written(label: str, wanted: Mapping[str, Study], folder: Path) -> str:
-    """The page of a model, from its run folders: settings, claims, verdicts of each study, cells left, time."""
+def written(label: str, wanted: Mapping[str, Study], folder: Path, earlier: Sequence[str] = ()) -> str:
+    """The page of a model, from its run folders: settings, claims, verdicts of each study, cells left, time.
+
+    earlier: file names of pages of runs whose records are not kept; what those asked counts as left here.
+    """
+    links = ", ".join(f"[{name}]({name})" for name in earlier)
     names = [name for name in wanted if (folder / name / "journal.sqlite").is_file()]
     with ExitStack() as stack:
         runs = {name: stack.enter_context(opened_run(folder / name)) for name in names}
@@ -131,6 +139,7 @@ def written(label: str, wanted: Mapping[str, Study], folder: Path) -> str:
         parts = [
             f"# The paper's claims on {label}\n\n`python benchmarks/paper.py --data DATA` · "
             f"llmkick {llmkick.__version__} · {platform.machine()}",
+            *([f"Earlier runs, without records: {links}"] if earlier else []),
             f"## Settings\n\n{_settings(runs)}",
         ]
         if compared:
@@ -245,10 +254,11 @@ def main() -> None:
         if unknown:
             sys.exit(f"unknown study {', '.join(sorted(unknown))}; choose from: {', '.join(every)}")
         wanted = {name: study for name, study in every.items() if name in (options.only or every)}
-        complete = options.show or run_until(deadline, wanted, folder)
+        complete = options.show or run_until(deadline, wanted, folder, RESULTS / label)
         RESULTS.mkdir(parents=True, exist_ok=True)
         page = RESULTS / f"{label}.md"
-        page.write_text(written(label, every, folder), encoding="utf-8")
+        earlier = sorted(path.name for path in RESULTS.glob(f"{label}-*.md"))
+        page.write_text(written(label, every, folder, earlier), encoding="utf-8")
         print(f"written: {page}", flush=True)
         if not complete:
             return
