@@ -3,7 +3,7 @@
 DATA holds a folder for each data set in its official layout: freebaseqa, mmlu, triviaqa, cnn_dailymail, mt_bench,
 wikitext2, c4 (see docs/data.md). The studies of a model are run one after the other; with --minutes the run stops
 after that time, and the same command goes on where it was. At every stop results/paper/MODEL.md says what the claims
-are so far, and which cells are left, and results/paper/MODEL/STUDY.parquet keeps the records, from which the same
+are so far, and which cells are left, and results/paper/MODEL/STUDY.json.xz keeps the records, from which the same
 command goes on in a new clone, too.
 """
 
@@ -113,7 +113,7 @@ def studies(model: str, options: argparse.Namespace) -> dict[str, Study]:
 def run_until(deadline: float, wanted: Mapping[str, Study], folder: Path, kept: Path) -> bool:
     """Run the studies in order, from the records in `kept`; False if the time was up before the last was complete."""
     for name, study in wanted.items():
-        restored = paper_records.restore(kept / f"{name}.parquet", folder / name)
+        restored = paper_records.restore(kept / f"{name}{paper_records.SUFFIX}", folder / name)
         print(f"study {name}" + (f", {restored:,} records are there" if restored else ""), flush=True)
         try:
             with OutOfTimeProgress(Console(stderr=True), deadline) as progress:
@@ -121,8 +121,6 @@ def run_until(deadline: float, wanted: Mapping[str, Study], folder: Path, kept: 
         except KeyboardInterrupt:
             print(f"stopped in {name}; the same command goes on", flush=True)
             return False
-        finally:
-            paper_records.keep(folder / name, kept / f"{name}.parquet")
     return True
 
 
@@ -255,7 +253,8 @@ def main() -> None:
             sys.exit(f"unknown study {', '.join(sorted(unknown))}; choose from: {', '.join(every)}")
         wanted = {name: study for name, study in every.items() if name in (options.only or every)}
         complete = options.show or run_until(deadline, wanted, folder, RESULTS / label)
-        RESULTS.mkdir(parents=True, exist_ok=True)
+        for name in every:
+            paper_records.keep(folder / name, RESULTS / label / f"{name}{paper_records.SUFFIX}")
         page = RESULTS / f"{label}.md"
         earlier = sorted(path.name for path in RESULTS.glob(f"{label}-*.md"))
         page.write_text(written(label, every, folder, earlier), encoding="utf-8")

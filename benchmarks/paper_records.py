@@ -1,25 +1,27 @@
-"""The records of a study in one Parquet file that is kept with the results: a run goes on from it on any machine.
+"""The records of a study in one file that is kept with the results, from which a run goes on on any machine.
 
-Answers, questions and prompts are left out, because they hold text of the data sets. A record is found again by its run
-key, a hash of the weights, the task with its data, and the settings; records of other inputs are never taken for ours.
+The file is JSON compressed with xz: tables of the journal, each as a list of rows. Answers, questions and prompts are
+left out, because they hold text of the data sets. A record is found again by its run key, a hash of the weights, the
+task with its data, and the settings: records of other inputs are never taken for ours.
 """
 
 import json
+import lzma
+from collections.abc import Sequence
 from pathlib import Path
-
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from llmkick.study.journal.database import JOURNAL_FILE
 from llmkick.study.journal.journal import Journal
 
-COLUMNS = {
-    "run_key": pa.string(), "model": pa.string(), "recipe": pa.string(), "seed": pa.int64(), "task": pa.string(),
-    "item_id": pa.string(), "cluster": pa.string(), "score": pa.float64(), "unscored_reason": pa.string(),
-    "tokens": pa.int64(), "truncated": pa.int64(), "details": pa.string(),
+SUFFIX = ".json.xz"
+TABLES: dict[str, tuple[str, ...]] = {
+    "records": (
+        "run_key", "model", "recipe", "seed", "task", "item_id", "cluster", "score", "unscored_reason", "tokens",
+        "truncated", "details",
+    ),
+    "artifacts": ("artifact_key", "digest", "report"),
+    "seconds": ("stage", "detail", "seconds"),
 }  # fmt: skip
-# Tables of the journal that go into the metadata of the file: compressions, and how long each stage took.
-TABLES = {"artifacts": ("artifact_key", "digest", "report"), "seconds": ("stage", "detail", "seconds")}
 
 
 def keep(folder: Path, file: Path) -> int:
@@ -28,43 +30,51 @@ def keep(folder: Path, file: Path) -> int:
         return 0
     journal = Journal(folder, read_only=True)
     try:
-        rows = journal.rows(f"SELECT {', '.join(COLUMNS)} FROM records ORDER BY rowid")
         tables = {
             name: journal.rows(f"SELECT {', '.join(columns)} FROM {name} ORDER BY rowid")
             for name, columns in TABLES.items()
         }
     finally:
         journal.close()
-    tables["seconds"] = [(stage, detail.rpartition("/")[2], seconds) for stage, detail, seconds in tables["seconds"]]
-    columns = list(zip(*rows, strict=True)) or [()] * len(COLUMNS)
-    schema = pa.schema(list(COLUMNS.items()), metadata={name: json.dumps(value) for name, value in tables.items()})
-    arrays = [pa.array(values, kind) for values, kind in zip(columns, COLUMNS.values(), strict=True)]
+    tables["artifacts"] = [(key, digest, _without_folder(report)) for key, digest, report in tables["artifacts"]]
+    tables["seconds"] = [(stage, _name_of(detail), seconds) for stage, detail, seconds in tables["seconds"]]
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_suffix(".partial")
-    pq.write_table(pa.table(arrays, schema=schema), partial, compression="zstd", compression_level=19)
+    partial.write_bytes(lzma.compress(json.dumps(tables, ensure_ascii=False).encode()))
     partial.replace(file)
-    return len(rows)
+    return len(tables["records"])
 
 
 def restore(file: Path, folder: Path) -> int:
     """Begin the journal of `folder` with the records in `file`; returns their number, 0 where there is a journal."""
     if not file.is_file() or (folder / JOURNAL_FILE).exists():
         return 0
-    table = pq.read_table(file)
-    rows = table.select(list(COLUMNS)).to_pylist()
-    metadata = table.schema.metadata or {}
+    tables = json.loads(lzma.decompress(file.read_bytes()))
     folder.mkdir(parents=True, exist_ok=True)
     journal = Journal(folder)
     try:
         with journal.transaction() as connection:
-            names = [*COLUMNS, "response"]
-            connection.executemany(_insert("records", names), [(*row.values(), "") for row in rows])
-            for name, columns in TABLES.items():
-                connection.executemany(_insert(name, columns), json.loads(metadata[name.encode()]))
+            connection.executemany(
+                _insert("records", (*TABLES["records"], "response")), [(*row, "") for row in tables["records"]]
+            )
+            for name in ("artifacts", "seconds"):
+                connection.executemany(_insert(name, TABLES[name]), tables[name])
     finally:
         journal.close()
-    return len(rows)
+    return len(tables["records"])
 
 
-def _insert(table: str, columns: list[str] | tuple[str, ...]) -> str:
+def _insert(table: str, columns: Sequence[str]) -> str:
     return f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({', '.join('?' for _ in columns)})"
+
+
+def _without_folder(report: str) -> str:
+    """The report of a compression, without where on this machine its calibration text is."""
+    values = json.loads(report)
+    if values.get("calibration_source"):
+        values["calibration_source"] = _name_of(values["calibration_source"])
+    return json.dumps(values, sort_keys=True, ensure_ascii=False)
+
+
+def _name_of(path: str) -> str:
+    return path.rpartition("/")[2]
