@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from llmkick.study import model_speed
 from llmkick.study.model_speed import machine_speed, measured_speed
 from llmkick.study.request_tokens import WRITTEN_SHARE, RequestTokens, request_tokens
+from llmkick.tasks.evaluate import evaluate
 from llmkick.tasks.registry import get_task
 from toy import toy_model
 
@@ -44,6 +46,30 @@ def test_the_shared_tokens_are_those_of_the_prompts(name: str):
     unknown = request_tokens(task, items, "chat", None)
     assert unknown is not None
     assert unknown.shared == 0
+
+
+@pytest.mark.parametrize(("shots", "at_least"), [(0, 0.1), (3, 0.4)])
+def test_what_passes_through_a_model_is_what_its_engine_runs(
+    monkeypatch: pytest.MonkeyPatch, shots: int, at_least: float
+):
+    """Worked examples are those of a subject: the questions of each begin alike, those of a batch do not."""
+    model = toy_model(chat=True, max_position_embeddings=2048)
+    task = get_task("multiple_choice:letter", limit=40, shots=shots)
+    items = task.items(model)
+    found = request_tokens(task, items, "chat", model)
+    assert found is not None
+    network, run = model.network, list[int]()
+    forward = network.forward
+
+    @functools.wraps(forward)  # the engine reads what it takes
+    def counting(*, input_ids: torch.Tensor, **named: Any) -> Any:
+        run.append(input_ids.numel())
+        return forward(input_ids=input_ids, **named)
+
+    monkeypatch.setattr(network, "forward", counting)
+    evaluate(model, task)
+    assert found.shared > at_least * found.read
+    assert found.passed_to_read(len(items)) * len(items) == pytest.approx(sum(run), rel=0.05)
 
 
 def test_the_first_pass_of_each_length_does_not_count(monkeypatch: pytest.MonkeyPatch):

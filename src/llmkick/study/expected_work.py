@@ -149,9 +149,7 @@ def asking(
 
 
 def _tokens_of(task: Task, items: Sequence[Item], style: Prompting, model: TransformersModel | None) -> RequestTokens:
-    step = max(1, len(items) // COUNTED_ITEMS)
-    counted = request_tokens(task, items[::step][:COUNTED_ITEMS], style, model)
-    return counted or RequestTokens(requests=0, read=0, written=0)
+    return request_tokens(task, items, style, model, most=COUNTED_ITEMS) or RequestTokens(requests=0, read=0, written=0)
 
 
 def _item_seconds(size: RequestTokens, items: int, speed: ModelSpeed | None) -> float:

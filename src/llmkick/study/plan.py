@@ -32,8 +32,6 @@ from llmkick.tasks.evaluate import BATCH_ITEMS
 from llmkick.tasks.prompting import resolve_prompting
 from llmkick.tasks.task import Item, Task
 
-# Number of items whose tokens are counted; the plan extrapolates to the other items.
-COUNTED_ITEMS = 64
 # Operations of a recovery without training for each weight.
 OPERATIONS_OF_A_RECOVERY = 60_000.0
 
@@ -197,13 +195,10 @@ def _plan_task(
     except KickError as error:  # no data, or running text, whose windows need a tokenizer
         unknown.append(f"{task.name}: {error}")
         return TaskPlan(name=task.name, items=limit)
-    step = max(1, len(items) // COUNTED_ITEMS)
-    counted = items[::step]
-    if not counted:
-        return TaskPlan(name=task.name, items=0, requests=0, tokens=0, hours=0.0)
     style = resolve_prompting(model, study.prompting, required=task.prompting) if model is not None else "raw"
-    size = request_tokens(task, counted, style, model)
-    assert size is not None, "there are items"
+    size = request_tokens(task, items, style, model)
+    if size is None:
+        return TaskPlan(name=task.name, items=0, requests=0, tokens=0, hours=0.0)
     requests = round(size.requests * len(items))
     if model is None:
         return TaskPlan(name=task.name, items=len(items), requests=requests)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from llmkick.models.engine.batches import common_prefix
+from llmkick.models.engine.batches import group_by_prefix
 from llmkick.models.engine.engine import Engine
 from llmkick.models.language_model import GenerateRequest, Prompt, ScoreRequest
 from llmkick.models.transformers_model import TransformersModel
+from llmkick.tasks.evaluate import BATCH_ITEMS
 from llmkick.tasks.prompting import Prompting
 from llmkick.tasks.task import Item, ReadByReference, Task
 
@@ -22,7 +24,8 @@ WRITTEN_SHARE = 0.6
 class RequestTokens:
     """Mean numbers for an item: requests, tokens read, and tokens written at most.
 
-    shared: of the tokens read, those of the prefix of all prompts, which a model runs once for a batch.
+    shared: of the tokens read, those that a model has run for another item of a batch of BATCH_ITEMS, because the
+    prompts begin with them: all of the task, or those of a subject with its worked examples.
     """
 
     requests: float
@@ -40,40 +43,52 @@ class RequestTokens:
 
 
 def request_tokens(
-    task: Task, items: Sequence[Item], style: Prompting, model: TransformersModel | None
+    task: Task, items: Sequence[Item], style: Prompting, model: TransformersModel | None, *, most: int = BATCH_ITEMS
 ) -> RequestTokens | None:
-    """Count the tokens of these items' requests; None without items. Without a tokenizer, from the characters."""
+    """Count the tokens of a task's requests; None without items. Without a tokenizer, from the characters.
+
+    most: of the items, at most so many are read for the mean numbers, evenly spaced; one batch for what is shared.
+    """
     if not items:
         return None
+    counted = items[:: math.ceil(len(items) / most)]
     read = written = requests = 0
-    prompts: list[Prompt] = []
-    for item in items:
+    for item in counted:
         asked = task.requests(item, style)
         requests += len(asked)
         # A prompt that several requests share passes through the model once.
-        distinct = {request.prompt for request in asked if request.prompt}
-        prompts += distinct
-        read += sum(_length(prompt, model) for prompt in distinct)
+        read += sum(_length(prompt, model) for prompt in _distinct_prompts(asked))
         for request in asked:
             if isinstance(request, ScoreRequest):
-                read += _continuation_length(request, model)
+                # The first token is scored by what the prompt ends with.
+                read += _continuation_length(request, model) - bool(request.prompt)
             else:
                 written += request.max_new_tokens
                 # The dense model reads each prompt and answer in a second pass.
                 read += _reread(task, request, model)
-    count = len(items)
-    shared = len(prompts) * _shared_tokens(prompts, model) / count
+    count, shared = len(counted), _shared_tokens(task, items, style, model)
     return RequestTokens(requests=requests / count, read=read / count, written=written / count, shared=shared)
 
 
-def _shared_tokens(prompts: Sequence[Prompt], model: TransformersModel | None) -> int:
-    """Tokens that all prompts begin with, where the engine runs them once."""
+def _shared_tokens(task: Task, items: Sequence[Item], style: Prompting, model: TransformersModel | None) -> float:
+    """Tokens of an item's prompts that a batch runs once for several, where the engine does; from the middle batch."""
     from llmkick.models.engine.kv_cache import can_reuse_cache  # transformers takes long to import
 
     engine = None if model is None else model.engine
-    if len(prompts) < 2 or not isinstance(engine, Engine) or not can_reuse_cache(engine.network, 1):
-        return 0
-    return common_prefix([tuple(engine.encoder.encode(prompt)) for prompt in prompts])
+    if not isinstance(engine, Engine) or not can_reuse_cache(engine.network, 1):
+        return 0.0
+    first = max(0, (len(items) - BATCH_ITEMS) // 2)
+    batch = items[first : first + BATCH_ITEMS]
+    prompts = [prompt for item in batch for prompt in _distinct_prompts(task.requests(item, style))]
+    if len(prompts) < 2:
+        return 0.0
+    encoded = [tuple(engine.encoder.encode(prompt)) for prompt in prompts]
+    saved = sum((len(indices) - 1) * shared for indices, shared in group_by_prefix(encoded))
+    return saved / (len(prompts) - 1) * len(prompts) / len(batch)
+
+
+def _distinct_prompts(asked: Sequence[ScoreRequest | GenerateRequest]) -> set[Prompt]:
+    return {request.prompt for request in asked if request.prompt}
 
 
 def _reread(task: Task, request: GenerateRequest, model: TransformersModel | None) -> int:
