@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from llmkick.study import model_speed
+from llmkick.study import request_tokens as request_tokens_module
 from llmkick.study.model_speed import machine_speed, measured_speed
 from llmkick.study.request_tokens import WRITTEN_SHARE, RequestTokens, request_tokens
 from llmkick.tasks.evaluate import evaluate
@@ -34,17 +35,13 @@ def test_the_shared_tokens_are_those_of_the_prompts(name: str):
     while len({tuple(prompt[: shared + 1]) for prompt in prompts}) == 1:
         shared += 1
     found = request_tokens(task, items, "chat", model)
-    assert found is not None
     assert found.shared == shared > 16
     assert found.shared < found.read
     alone = request_tokens(task, items[:1], "chat", model)
-    assert alone is not None
     assert alone.shared == 0
     recurrent = request_tokens(task, items, "chat", toy_model("mamba", chat=True))
-    assert recurrent is not None
     assert recurrent.shared == 0  # such a network runs every prompt whole
     unknown = request_tokens(task, items, "chat", None)
-    assert unknown is not None
     assert unknown.shared == 0
 
 
@@ -57,7 +54,6 @@ def test_what_passes_through_a_model_is_what_its_engine_runs(
     task = get_task("multiple_choice:letter", limit=40, shots=shots)
     items = task.items(model)
     found = request_tokens(task, items, "chat", model)
-    assert found is not None
     network, run = model.network, list[int]()
     forward = network.forward
 
@@ -72,6 +68,17 @@ def test_what_passes_through_a_model_is_what_its_engine_runs(
     assert found.passed_to_read(len(items)) * len(items) == pytest.approx(sum(run), rel=0.05)
 
 
+def test_items_drawn_from_all_subjects_share_less(monkeypatch: pytest.MonkeyPatch):
+    """With early stopping a batch is drawn from all items, so that few questions in it are of one subject."""
+    monkeypatch.setattr(request_tokens_module, "BATCH_ITEMS", 12)
+    model = toy_model(chat=True, max_position_embeddings=2048)
+    task = get_task("multiple_choice:letter", limit=48, shots=3)
+    items = task.items(model)
+    alike, drawn = (request_tokens(task, items, "chat", model, in_order=in_order) for in_order in (True, False))
+    assert drawn.read == alike.read
+    assert drawn.shared < alike.shared / 2
+
+
 def test_the_first_pass_of_each_length_does_not_count(monkeypatch: pytest.MonkeyPatch):
     """A processor prepares its kernels in it."""
     seen: dict[int, int] = {}
@@ -82,7 +89,6 @@ def test_the_first_pass_of_each_length_does_not_count(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(model_speed, "_seconds", seconds)
     found = measured_speed(toy_model())
-    assert found is not None
     assert found.token_seconds == pytest.approx(0.001, rel=0.1)
     assert found.pass_seconds == pytest.approx(0.02, rel=0.1)
     assert set(seen) == {8, 64}  # the context of the toy ends at 256
@@ -98,7 +104,6 @@ def test_a_slow_model_is_not_tried_at_length(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(model_speed, "_seconds", seconds)
     found = measured_speed(toy_model())
     assert tried == [8, 8]
-    assert found is not None
     assert found.token_seconds + found.pass_seconds / 8 == pytest.approx(3 / 8)
 
 

@@ -116,9 +116,13 @@ def asking(
     stopping: Mapping[str, StopSettings] | None = None,
 ) -> ExpectedWork:
     """The cells of variants; `stopping` has the tasks whose cells end as soon as their verdict is known."""
-    local = model if isinstance(model, TransformersModel) else None
-    counted = {task.name: _tokens_of(task, items[task.name], styles[task.name], local) for task in tasks}
     stopping, parts, tokens, every = stopping or {}, list[Part](), 0.0, list(variants)
+    counted = {
+        task.name: request_tokens(
+            task, items[task.name], styles[task.name], model, most=COUNTED_ITEMS, in_order=task.name not in stopping
+        )
+        for task in tasks
+    }
     rises = {
         variant.label: UNKNOWN_RISE if variant.reference else expected_rise(variant.recipe, model.info.parameters)
         for variant in every
@@ -146,10 +150,6 @@ def asking(
     return ExpectedWork(
         parts=parts, items=sum(int(part.steps) for part in parts), tokens=round(tokens), stops_early=bool(stopping)
     )
-
-
-def _tokens_of(task: Task, items: Sequence[Item], style: Prompting, model: TransformersModel | None) -> RequestTokens:
-    return request_tokens(task, items, style, model, most=COUNTED_ITEMS) or RequestTokens(requests=0, read=0, written=0)
 
 
 def _item_seconds(size: RequestTokens, items: int, speed: ModelSpeed | None) -> float:
@@ -282,12 +282,12 @@ def measuring_noise(
     speed: ModelSpeed | None,
 ) -> ExpectedWork:
     """The noise floors of choices in half precision: some questions, each in a batch of its own."""
-    local = model if isinstance(model, TransformersModel) else None
     parts = []
     for task in tasks:
         count = min(NOISE_ITEMS, len(items[task.name]))
         if model.info.dtype in HALF_PRECISIONS and count and items[task.name][0].choices:
-            cost = _item_seconds(_tokens_of(task, items[task.name], styles[task.name], local), 1, speed)
+            size = request_tokens(task, items[task.name], styles[task.name], model, most=COUNTED_ITEMS)
+            cost = _item_seconds(size, 1, speed)
             parts.append(Part(key=noise_key(task.name), pool=("noise", task.name), steps=count, cost=cost))
     return ExpectedWork(parts=parts, items=0, tokens=0)
 

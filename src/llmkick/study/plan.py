@@ -195,10 +195,10 @@ def _plan_task(
     except KickError as error:  # no data, or running text, whose windows need a tokenizer
         unknown.append(f"{task.name}: {error}")
         return TaskPlan(name=task.name, items=limit)
-    style = resolve_prompting(model, study.prompting, required=task.prompting) if model is not None else "raw"
-    size = request_tokens(task, items, style, model)
-    if size is None:
+    if not items:
         return TaskPlan(name=task.name, items=0, requests=0, tokens=0, hours=0.0)
+    style = resolve_prompting(model, study.prompting, required=task.prompting) if model is not None else "raw"
+    size = request_tokens(task, items, style, model, in_order=study.stop == "never")
     requests = round(size.requests * len(items))
     if model is None:
         return TaskPlan(name=task.name, items=len(items), requests=requests)

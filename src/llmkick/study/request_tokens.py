@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from llmkick.models.engine.batches import group_by_prefix
 from llmkick.models.engine.engine import Engine
-from llmkick.models.language_model import GenerateRequest, Prompt, ScoreRequest
+from llmkick.models.language_model import GenerateRequest, LanguageModel, Prompt, ScoreRequest
 from llmkick.models.transformers_model import TransformersModel
 from llmkick.tasks.evaluate import BATCH_ITEMS
 from llmkick.tasks.prompting import Prompting
@@ -43,44 +43,56 @@ class RequestTokens:
 
 
 def request_tokens(
-    task: Task, items: Sequence[Item], style: Prompting, model: TransformersModel | None, *, most: int = BATCH_ITEMS
-) -> RequestTokens | None:
-    """Count the tokens of a task's requests; None without items. Without a tokenizer, from the characters.
+    task: Task,
+    items: Sequence[Item],
+    style: Prompting,
+    model: LanguageModel | None,
+    *,
+    most: int = BATCH_ITEMS,
+    in_order: bool = True,
+) -> RequestTokens:
+    """Count the tokens of a task's requests, or estimate them from the characters where the tokenizer is unknown.
 
     most: of the items, at most so many are read for the mean numbers, evenly spaced; one batch for what is shared.
+    in_order: batches are of neighbours, such as the questions of a subject, and not of items drawn from all.
     """
     if not items:
-        return None
+        return RequestTokens(requests=0, read=0, written=0)
+    local = model if isinstance(model, TransformersModel) else None
     counted = items[:: math.ceil(len(items) / most)]
     read = written = requests = 0
     for item in counted:
         asked = task.requests(item, style)
         requests += len(asked)
         # A prompt that several requests share passes through the model once.
-        read += sum(_length(prompt, model) for prompt in _distinct_prompts(asked))
+        read += sum(_length(prompt, local) for prompt in _distinct_prompts(asked))
         for request in asked:
             if isinstance(request, ScoreRequest):
                 # The first token is scored by what the prompt ends with.
-                read += _continuation_length(request, model) - bool(request.prompt)
+                read += _continuation_length(request, local) - bool(request.prompt)
             else:
                 written += request.max_new_tokens
                 # The dense model reads each prompt and answer in a second pass.
-                read += _reread(task, request, model)
-    count, shared = len(counted), _shared_tokens(task, items, style, model)
+                read += _reread(task, request, local)
+    count, shared = len(counted), _shared_tokens(task, _batch_of(items, in_order), style, local)
     return RequestTokens(requests=requests / count, read=read / count, written=written / count, shared=shared)
 
 
-def _shared_tokens(task: Task, items: Sequence[Item], style: Prompting, model: TransformersModel | None) -> float:
-    """Tokens of an item's prompts that a batch runs once for several, where the engine does; from the middle batch."""
+def _batch_of(items: Sequence[Item], in_order: bool) -> Sequence[Item]:
+    """A batch like those that are asked: from the middle, or evenly spaced."""
+    if not in_order:
+        return items[:: math.ceil(len(items) / BATCH_ITEMS)]
+    first = max(0, (len(items) - BATCH_ITEMS) // 2)
+    return items[first : first + BATCH_ITEMS]
+
+
+def _shared_tokens(task: Task, batch: Sequence[Item], style: Prompting, model: TransformersModel | None) -> float:
+    """Tokens of an item's prompts that this batch runs once for several, where the engine does."""
     from llmkick.models.engine.kv_cache import can_reuse_cache  # transformers takes long to import
 
     engine = None if model is None else model.engine
-    if not isinstance(engine, Engine) or not can_reuse_cache(engine.network, 1):
-        return 0.0
-    first = max(0, (len(items) - BATCH_ITEMS) // 2)
-    batch = items[first : first + BATCH_ITEMS]
     prompts = [prompt for item in batch for prompt in _distinct_prompts(task.requests(item, style))]
-    if len(prompts) < 2:
+    if len(prompts) < 2 or not isinstance(engine, Engine) or not can_reuse_cache(engine.network, 1):
         return 0.0
     encoded = [tuple(engine.encoder.encode(prompt)) for prompt in prompts]
     saved = sum((len(indices) - 1) * shared for indices, shared in group_by_prefix(encoded))
