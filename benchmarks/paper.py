@@ -12,7 +12,7 @@ import platform
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,12 @@ from rich.console import Console
 
 import llmkick
 from llmkick.cli.progress import TerminalProgress
+from llmkick.errors import DataError
 from llmkick.report.claims import claims_markdown, claims_of
 from llmkick.report.exports import markdown
 from llmkick.report.run_folder import Run, opened_run
 from llmkick.study.cells import variants_of
+from llmkick.study.results.claim_records import ClaimRow
 from llmkick.study.results.records import ResultRow
 from llmkick.study.results.results import StudyResult
 from llmkick.study.spec.study import Study, make_study
@@ -141,12 +143,33 @@ def written(label: str, wanted: Mapping[str, Study], folder: Path, earlier: Sequ
             f"## Settings\n\n{_settings(runs)}",
         ]
         if compared:
-            parts.append(f"## Claims\n\n{claims_markdown(claims_of(list(compared.values()), list(compared)))}")
+            parts.append(f"## Claims\n\n{_claims(compared)}")
         parts += [f"## Study {name}\n\n{markdown(run.result)}" for name, run in compared.items()]
         parts.append(f"## Cells without a verdict\n\n{_left(wanted, runs)}")
         parts.append(f"## Claims that no study here asks about\n\n{NOT_ASKED}")
         parts.append(f"## Time\n\n{_time(runs)}")
     return "\n\n".join(parts) + "\n"
+
+
+def _claims(runs: Mapping[str, Run]) -> str:
+    """The claims on all studies. One that asked other items of a task is not read with the others, but for itself."""
+    groups: list[list[str]] = []
+    assessed: list[list[ClaimRow]] = []
+    for name, run in runs.items():
+        for place, group in enumerate(groups):
+            with suppress(DataError):
+                assessed[place] = claims_of([*(runs[other] for other in group), run], [*group, name])
+                group.append(name)
+                break
+        else:
+            groups.append([name])
+            assessed.append(claims_of([run], [name]))
+    # Of each claim the first assessment that says something.
+    rows = [next((row for row in same if row.outcome != "not asked"), same[0]) for same in zip(*assessed, strict=True)]
+    if len(groups) == 1:
+        return claims_markdown(rows)
+    together = "; ".join(", ".join(group) for group in groups)
+    return f"{claims_markdown(rows)}\n\nStudies that asked the same items are read together: {together}."
 
 
 def _settings(runs: Mapping[str, Run]) -> str:

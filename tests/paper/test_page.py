@@ -93,3 +93,15 @@ def test_each_recipe_of_the_paper_is_listed_once(paper: ModuleType):
     pruned = [f"{method}@{level}" for method in ("magnitude", "wanda", "sparsegpt") for level in levels]
     rounded = [f"{method}@{bits}b" for method in ("rtn", "gptq") for bits in (8, 4, 3)]
     assert sorted(paper.RECIPES) == sorted(pruned + rounded)
+
+
+def test_studies_that_asked_other_items_are_read_for_themselves(paper: ModuleType, tmp_path: Path):
+    for name in ("knowledge", "passages", "samples"):
+        build_run(tmp_path / name, recipes=("magnitude@2:4", "rtn@8b"), tasks=TASKS, items=40)
+    assert "are read together" not in page(paper, tmp_path, build=False)
+    results = tmp_path / "samples" / "results.json"
+    results.write_text(results.read_text().replace('"limit": null', '"limit": 40'))
+    text = page(paper, tmp_path, build=False)
+    assert "Studies that asked the same items are read together: knowledge, passages; samples." in text
+    assert re.findall(r"^\| (\d+) \|", text, flags=re.MULTILINE) == [str(number) for number in range(1, 12)]
+    assert "| ✓ magnitude@2:4 does not match on factoid_qa" in text
