@@ -276,8 +276,13 @@ def main() -> None:
             sys.exit(f"unknown study {', '.join(sorted(unknown))}; choose from: {', '.join(every)}")
         wanted = {name: study for name, study in every.items() if name in (options.only or every)}
         complete = options.show or run_until(deadline, wanted, folder, RESULTS / label)
-        for name in every:
-            paper_records.keep(folder / name, RESULTS / label / f"{name}{paper_records.SUFFIX}")
+        records = {name: RESULTS / label / f"{name}{paper_records.SUFFIX}" for name in every}
+        for name, file in records.items():
+            if (folder / name / "journal.sqlite").exists():
+                paper_records.restore(file, folder / name)  # so that nothing that is kept is lost
+                paper_records.keep(folder / name, file)
+        if lacking := [name for name, file in records.items() if file.exists() and not (folder / name).is_dir()]:
+            sys.exit(f"{label}.md stays as it is: run {', '.join(lacking)}, too; what is kept is not asked again")
         page = RESULTS / f"{label}.md"
         earlier = sorted(path.name for path in RESULTS.glob(f"{label}-*.md"))
         page.write_text(written(label, every, folder, earlier), encoding="utf-8")

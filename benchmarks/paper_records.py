@@ -7,6 +7,7 @@ task with its data, and the settings: records of other inputs are never taken fo
 
 import json
 import lzma
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -46,26 +47,34 @@ def keep(folder: Path, file: Path) -> int:
 
 
 def restore(file: Path, folder: Path) -> int:
-    """Begin the journal of `folder` with the records in `file`; returns their number, 0 where there is a journal."""
-    if not file.is_file() or (folder / JOURNAL_FILE).exists():
+    """Add the records in `file` to the journal of `folder`, which may be there already; returns how many were new.
+
+    Ends the program if the file is damaged.
+    """
+    if not file.is_file():
         return 0
-    tables = json.loads(lzma.decompress(file.read_bytes()))
+    try:
+        tables = json.loads(lzma.decompress(file.read_bytes()))
+        records = [(*row, "") for row in tables["records"]]
+    except (lzma.LZMAError, EOFError, ValueError, KeyError) as error:
+        sys.exit(f"{file} cannot be read: {error}; restore it with git, or delete it to ask everything again")
     folder.mkdir(parents=True, exist_ok=True)
     journal = Journal(folder)
     try:
+        (before,) = journal.rows("SELECT count(*) FROM records")[0]
         with journal.transaction() as connection:
-            connection.executemany(
-                _insert("records", (*TABLES["records"], "response")), [(*row, "") for row in tables["records"]]
-            )
-            for name in ("artifacts", "seconds"):
-                connection.executemany(_insert(name, TABLES[name]), tables[name])
+            connection.executemany(_insert("records", (*TABLES["records"], "response")), records)
+            connection.executemany(_insert("artifacts", TABLES["artifacts"]), tables["artifacts"])
+            if not before:  # the times of a journal that goes on are in it
+                connection.executemany(_insert("seconds", TABLES["seconds"]), tables["seconds"])
+        (after,) = journal.rows("SELECT count(*) FROM records")[0]
     finally:
         journal.close()
-    return len(tables["records"])
+    return int(after - before)
 
 
 def _insert(table: str, columns: Sequence[str]) -> str:
-    return f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({', '.join('?' for _ in columns)})"
+    return f"INSERT OR IGNORE INTO {table} ({', '.join(columns)}) VALUES ({', '.join('?' for _ in columns)})"
 
 
 def _without_folder(report: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import lzma
 import sqlite3
 import sys
@@ -123,11 +124,31 @@ def test_no_text_of_a_data_set_and_no_path_is_kept(paper_records: ModuleType, fi
         assert str(Path(str(path)).parent) not in written
 
 
-def test_a_journal_that_is_there_stays_as_it_is(paper_records: ModuleType, finished: StudyResult, tmp_path: Path):
-    paper_records.keep(finished.folder, tmp_path / "small.json.xz")
-    before = (finished.folder / JOURNAL_FILE).read_bytes()
-    assert paper_records.restore(tmp_path / "small.json.xz", finished.folder) == 0
-    assert (finished.folder / JOURNAL_FILE).read_bytes() == before
+def test_a_journal_that_is_there_gets_what_it_lacks(paper_records: ModuleType, finished: StudyResult, tmp_path: Path):
+    file, folder = tmp_path / "small.json.xz", tmp_path / "run"
+    paper_records.keep(finished.folder, file)
+    paper_records.restore(file, folder)
+    with contextlib.closing(sqlite3.connect(folder / JOURNAL_FILE)) as connection:
+        connection.execute("DELETE FROM records WHERE recipe = 'rtn@8b'")
+        connection.commit()
+    assert paper_records.restore(file, folder) == 2 * LIMIT
+    assert paper_records.restore(file, folder) == 0
+    again = tmp_path / "again.json.xz"
+    assert paper_records.keep(folder, again) == 3 * 2 * LIMIT
+    first, second = (json.loads(lzma.decompress(each.read_bytes())) for each in (file, again))
+    assert sorted(map(str, first["records"])) == sorted(map(str, second["records"]))
+    assert first["seconds"] == second["seconds"]
+
+
+def test_a_damaged_file_is_named(paper_records: ModuleType, tmp_path: Path):
+    file = tmp_path / "small.json.xz"
+    file.write_bytes(b"not compressed")
+    with pytest.raises(SystemExit, match=r"small\.json\.xz cannot be read"):
+        paper_records.restore(file, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_nothing_kept_and_nothing_begun_is_nothing(paper_records: ModuleType, tmp_path: Path):
     assert paper_records.restore(tmp_path / "none.json.xz", tmp_path / "run") == 0
     assert paper_records.keep(tmp_path / "run", tmp_path / "none.json.xz") == 0
     assert not (tmp_path / "none.json.xz").exists()
