@@ -181,6 +181,22 @@ def test_disciplines() -> None:
     assert read(knowledge.humanities_lose_more(everything(CHOICE))) == expected
 
 
+@pytest.mark.parametrize("discipline", ["stem", "humanities"])
+def test_disciplines_that_were_not_asked(discipline: str) -> None:
+    """Without STEM there is nothing to compare with; without one of the others, the other is read."""
+    whole = made_up_run({("wanda@0.5", CHOICE): LOSS})
+    records = whole.records()
+    assert records is not None
+    left = records[[details["discipline"] != discipline for details in records["details"]]]
+    (model,) = models_of([replace(whole, records=lambda: left)])
+    if discipline == "stem":
+        with pytest.raises(NotAskedError, match="with a signal in the disciplines"):
+            knowledge.humanities_lose_more(model)
+    else:
+        expected = f"wanda@0.5 costs social sciences a larger share of {CHOICE} than STEM"
+        assert read(knowledge.humanities_lose_more(model)) == [expected]
+
+
 def test_magnitude() -> None:
     """Claim 9 takes every level below 25 % and every knowledge task."""
     expected = [
