@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 from scipy import stats
@@ -15,13 +16,15 @@ from llmkick.claims.evidence import (
     above,
     below,
     difference_of,
+    does_not_match,
     every,
+    matches,
     opposite,
     rise_of,
     some,
     unasked,
 )
-from llmkick.statistics import compare_perplexity
+from llmkick.statistics import compare, compare_perplexity
 
 ALPHA = 0.025
 Z = float(stats.norm.ppf(1 - ALPHA))
@@ -132,6 +135,29 @@ def test_a_part_that_was_not_asked_can_show_nothing() -> None:
     assert evidence.p_for == UNKNOWN
     assert evidence.statements[-1].quantity == NOT_ASKED
     assert evidence.statements[-1].estimate == Estimate(value=None, interval=None, alpha=ALPHA)
+
+
+@pytest.mark.parametrize(
+    ("verdict", "p", "p_for"),
+    [
+        ("matching", 0.003, 0.003),
+        ("matching", None, 0.0),  # an early stop has no p-value of its own
+        ("matching", 0.4, 0.0),
+        ("undecided", 0.003, ALPHA),  # missing scores could change what the others show
+        ("undecided", 0.4, 0.4),
+        ("undecided", None, UNKNOWN),
+        ("not matching", 0.4, 0.4),
+    ],
+)
+def test_a_verdict_knows_more_than_its_p_value(verdict: str, p: float | None, p_for: float) -> None:
+    scores = {f"item-{number}": float(number % 2) for number in range(40)}
+    comparison = compare(scores, scores, task="task", recipe="recipe")
+    told = replace(comparison, verdict=verdict, p_matching=p, p_not_matching=p, alpha=ALPHA)
+    evidence = matches(told, "run")
+    assert evidence.p_for == p_for
+    assert evidence.statements[0].text == "recipe matches on task"
+    mirrored = {"matching": "not matching", "not matching": "matching"}.get(verdict, verdict)
+    assert does_not_match(replace(told, verdict=mirrored), "run").p_for == p_for
 
 
 def test_a_rise_of_perplexity_is_a_logarithm() -> None:
