@@ -79,6 +79,32 @@ def test_items_drawn_from_all_subjects_share_less(monkeypatch: pytest.MonkeyPatc
     assert drawn.shared < alike.shared / 2
 
 
+@pytest.mark.parametrize("period", [2, 3, 4, 5, 8])
+def test_items_of_a_kind_at_equal_distances_are_not_taken_for_all(period: int):
+    """As the second turns of dialogues, whose prompts hold the first."""
+    task = get_task("instruction")
+    items = task.items()
+    first = next(item for item in items if not item.follows)
+    second = next(item for item in items if item.follows)
+    many = [second if number % period == period - 1 else first for number in range(64 * period)]
+    counted = [request_tokens(task, some, "raw", None).read for some in (many, [first], [second])]
+    expected = counted[1] + (counted[2] - counted[1]) / period
+    assert counted[2] > 1.5 * counted[1]
+    assert counted[0] == pytest.approx(expected, rel=0.15)
+
+
+@pytest.mark.parametrize("name", ["factoid_qa", "multiple_choice:letter", "context_qa:open", "instruction"])
+def test_the_mean_numbers_are_nearly_those_of_all_items(monkeypatch: pytest.MonkeyPatch, name: str):
+    task = get_task(name)
+    items = task.items()
+    assert len(items) > request_tokens_module.BATCH_ITEMS
+    counted = request_tokens(task, items, "raw", None)
+    monkeypatch.setattr(request_tokens_module, "BATCH_ITEMS", len(items))
+    every = request_tokens(task, items, "raw", None)
+    assert counted.read == pytest.approx(every.read, rel=0.05)
+    assert (counted.requests, counted.written) == (every.requests, every.written)
+
+
 def test_the_first_pass_of_each_length_does_not_count(monkeypatch: pytest.MonkeyPatch):
     """A processor prepares its kernels in it."""
     seen: dict[int, int] = {}

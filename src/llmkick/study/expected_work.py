@@ -26,8 +26,6 @@ from llmkick.tasks.evaluate import BATCH_ITEMS
 from llmkick.tasks.prompting import Prompting
 from llmkick.tasks.task import Item, Task
 
-# Number of items whose tokens are counted for an expectation.
-COUNTED_ITEMS = 16
 # Seconds for a column of a column-by-column method beside its arithmetic, and for a layer of any method.
 COLUMN_SECONDS, LAYER_SECONDS = 2e-5, 2e-3
 # The product operations that choosing, rounding, packing and hashing a weight take as long as, measured on two cores.
@@ -118,9 +116,7 @@ def asking(
     """The cells of variants; `stopping` has the tasks whose cells end as soon as their verdict is known."""
     stopping, parts, tokens, every = stopping or {}, list[Part](), 0.0, list(variants)
     counted = {
-        task.name: request_tokens(
-            task, items[task.name], styles[task.name], model, most=COUNTED_ITEMS, in_order=task.name not in stopping
-        )
+        task.name: request_tokens(task, items[task.name], styles[task.name], model, in_order=task.name not in stopping)
         for task in tasks
     }
     rises = {
@@ -286,7 +282,7 @@ def measuring_noise(
     for task in tasks:
         count = min(NOISE_ITEMS, len(items[task.name]))
         if model.info.dtype in HALF_PRECISIONS and count and items[task.name][0].choices:
-            size = request_tokens(task, items[task.name], styles[task.name], model, most=COUNTED_ITEMS)
+            size = request_tokens(task, items[task.name], styles[task.name], model)
             cost = _item_seconds(size, 1, speed)
             parts.append(Part(key=noise_key(task.name), pool=("noise", task.name), steps=count, cost=cost))
     return ExpectedWork(parts=parts, items=0, tokens=0)

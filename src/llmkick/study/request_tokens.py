@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
 
 from llmkick.models.engine.batches import group_by_prefix
 from llmkick.models.engine.engine import Engine
@@ -48,18 +50,18 @@ def request_tokens(
     style: Prompting,
     model: LanguageModel | None,
     *,
-    most: int = BATCH_ITEMS,
     in_order: bool = True,
 ) -> RequestTokens:
     """Count the tokens of a task's requests, or estimate them from the characters where the tokenizer is unknown.
 
-    most: of the items, at most so many are read for the mean numbers, evenly spaced; one batch for what is shared.
+    The mean numbers are those of items from all over, at most a batch; what is shared is that of a batch.
+
     in_order: batches are of neighbours, such as the questions of a subject, and not of items drawn from all.
     """
     if not items:
         return RequestTokens(requests=0, read=0, written=0)
     local = model if isinstance(model, TransformersModel) else None
-    counted = items[:: math.ceil(len(items) / most)]
+    counted = _spread(items)
     read = written = requests = 0
     for item in counted:
         asked = task.requests(item, style)
@@ -79,11 +81,23 @@ def request_tokens(
 
 
 def _batch_of(items: Sequence[Item], in_order: bool) -> Sequence[Item]:
-    """A batch like those that are asked: from the middle, or evenly spaced."""
+    """A batch like those that are asked: from the middle, or from all over."""
     if not in_order:
-        return items[:: math.ceil(len(items) / BATCH_ITEMS)]
+        return _spread(items)
     first = max(0, (len(items) - BATCH_ITEMS) // 2)
     return items[first : first + BATCH_ITEMS]
+
+
+def _spread(items: Sequence[Item]) -> Sequence[Item]:
+    """At most a batch of items, one from a random place in each of as many equal stretches.
+
+    Items at equal distances could all be of one kind, such as the first turns of dialogues.
+    """
+    if len(items) <= BATCH_ITEMS:
+        return items
+    places = np.random.default_rng(0)  # the same in every run
+    edges = [len(items) * stretch // BATCH_ITEMS for stretch in range(BATCH_ITEMS + 1)]
+    return [items[int(places.integers(low, high))] for low, high in pairwise(edges)]
 
 
 def _shared_tokens(task: Task, batch: Sequence[Item], style: Prompting, model: TransformersModel | None) -> float:
