@@ -115,7 +115,7 @@ MAY_IMPORT = {
         "files",
     },
     "report.figures": {"report", "study.results", "study.frontier", "compression", "statistics", "files"},
-    "report.page": {"report", "report.figures", "study.journal", "study.results", "files"},
+    "report.page": {"report", "report.figures", "study.journal", "study.results", "statistics", "files"},
     "report.several": {"claims", "report", "report.figures", "report.page", "study.results", "statistics", "files"},
     "gate": {
         *("study", "study.spec", "study.journal", "study.running", "study.results", "report", "statistics", "tasks"),

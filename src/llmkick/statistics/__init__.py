@@ -12,7 +12,7 @@ from llmkick.statistics.design import Design, detectable_loss, items_for_power, 
 from llmkick.statistics.early_stopped_comparison import compare_stopped
 from llmkick.statistics.early_stopping import EarlyStop, SignalTest, signal_after, stopping_after
 from llmkick.statistics.frontier import Frontier, find_frontier
-from llmkick.statistics.item_order import ItemOrder, order_items, stratified_order, whole_cluster_order
+from llmkick.statistics.item_order import ItemOrder, order_items, spread_places, stratified_order, whole_cluster_order
 from llmkick.statistics.missing import MissingScores, missing_scores
 from llmkick.statistics.multiplicity import fixed_sequence, holm, overall_verdict
 from llmkick.statistics.paired import Comparison, as_incomplete, compare
@@ -62,6 +62,7 @@ __all__ = [
     "signal_after",
     "simulated_power",
     "smallest_detectable_loss",
+    "spread_places",
     "stopping_after",
     "stratified_order",
     "verdict_power",

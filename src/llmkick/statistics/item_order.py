@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal, TypeVar
 
 import numpy as np
@@ -91,6 +92,18 @@ def stratified_order(
         ties = rng.random(len(group))
         keyed.extend(zip(positions.tolist(), ties.tolist(), group, strict=True))
     return tuple(key[2] for key in sorted(keyed, key=lambda key: key[:2]))
+
+
+def spread_places(count: int, wanted: int) -> list[int]:
+    """`wanted` places below `count` in rising order, or all: a random one from each of as many equal stretches.
+
+    Places at equal distances could all be of one kind, such as the first turns of dialogues.
+    """
+    if wanted >= count:
+        return list(range(count))
+    rng = np.random.default_rng(0)  # the same in every run
+    edges = [count * stretch // wanted for stretch in range(wanted + 1)]
+    return [int(rng.integers(low, high)) for low, high in pairwise(edges)]
 
 
 def whole_cluster_order(

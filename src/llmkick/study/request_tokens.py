@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-
-import numpy as np
 
 from llmkick.models.engine.batches import group_by_prefix
 from llmkick.models.engine.engine import Engine
 from llmkick.models.language_model import GenerateRequest, LanguageModel, Prompt, ScoreRequest
 from llmkick.models.transformers_model import TransformersModel
+from llmkick.statistics import spread_places
 from llmkick.tasks.evaluate import BATCH_ITEMS
 from llmkick.tasks.prompting import Prompting
 from llmkick.tasks.task import Item, ReadByReference, Task
@@ -89,15 +87,8 @@ def _batch_of(items: Sequence[Item], in_order: bool) -> Sequence[Item]:
 
 
 def _spread(items: Sequence[Item]) -> Sequence[Item]:
-    """At most a batch of items, one from a random place in each of as many equal stretches.
-
-    Items at equal distances could all be of one kind, such as the first turns of dialogues.
-    """
-    if len(items) <= BATCH_ITEMS:
-        return items
-    places = np.random.default_rng(0)  # the same in every run
-    edges = [len(items) * stretch // BATCH_ITEMS for stretch in range(BATCH_ITEMS + 1)]
-    return [items[int(places.integers(low, high))] for low, high in pairwise(edges)]
+    """At most a batch of items, from all over."""
+    return [items[place] for place in spread_places(len(items), BATCH_ITEMS)]
 
 
 def _shared_tokens(task: Task, batch: Sequence[Item], style: Prompting, model: TransformersModel | None) -> float:

@@ -20,6 +20,7 @@ from llmkick.report.lookup import ordered_tasks
 from llmkick.report.page.embedding import deflated, packed, sha256
 from llmkick.report.payload import Payload
 from llmkick.report.run_folder import Run
+from llmkick.statistics import spread_places
 from llmkick.study.journal.journal import CellEntry
 from llmkick.study.journal.prompts import PromptPart, unpacked
 
@@ -56,7 +57,7 @@ def write_answers(run: Run, folder: Path, start: Mapping[str, str], build: str) 
 
 
 def _sampled(run: Run, common: Payload) -> str:
-    """The largest evenly spaced sample of each task's items that fits into the page."""
+    """The largest evenly spread sample of each task's items that fits into the page."""
     cells = max(1, len(run.cells))
     sample = max(SMALLEST_SAMPLE, MOST_RECORDS // 2 // cells)
     while True:
@@ -78,7 +79,7 @@ def answers_payload(run: Run, *, sample: int | None = None) -> Payload:
     tasks = []
     variants = _variants(run)
     for name, items, cells in _asked(run):
-        shown = items if sample is None or len(items) <= sample else items.iloc[_spread(len(items), sample)]
+        shown = items if sample is None else items.iloc[spread_places(len(items), sample)]
         by_variant = [_answers(run, cells[variant], shown, texts) if variant in cells else None for variant in variants]
         prompts = _prompts(run, name, set(shown["item_id"]))
         tasks.append(
@@ -186,11 +187,6 @@ def _units(text: str) -> int:
 
 def _short(score: float) -> float:
     return int(score) if score == int(score) else round(score, 4)
-
-
-def _spread(count: int, wanted: int) -> list[int]:
-    """`wanted` evenly spaced indices below `count`."""
-    return [place * count // wanted for place in range(wanted)]
 
 
 def _variants(run: Run) -> list[Variant]:
