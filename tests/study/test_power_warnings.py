@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
 
 import pytest
 
+import published
 from llmkick.statistics import simulated_power
-from llmkick.study.power_warnings import design_of, warn_of_low_power
+from llmkick.study.power_warnings import calibrated_seeds, design_of, warn_of_easy_questions, warn_of_low_power
+from llmkick.study.spec.study import make_study
+from llmkick.tasks.registry import get_task
 from llmkick.tasks.task import Grouping, Item, Task
 
 pytestmark = pytest.mark.power
@@ -73,6 +77,47 @@ def test_nothing_can_be_decided(some: Judged):
     assert line.startswith("this study cannot decide anything: hopeless: ")
     first, *_ = told(some, task("plenty", 900))
     assert first.startswith("hopeless cannot be decided: ")
+
+
+def test_a_search_needs_more_items_than_a_study():
+    """It confirms a match at an alpha divided by the levels that it looks at."""
+    some = task("searched", 350)
+    assert told(some) == []
+    (line,) = warn_of_low_power([some], seeds=1, margin=0.05, alpha=0.05, searched_levels=38)
+    assert "at the alpha of 0.0071 of a search's second look" in line
+    truth = simulated_power(design_of(*some, seeds=1), alpha=0.05 / 7, seed=7)
+    assert power_in(line, "searched") == pytest.approx(truth, abs=0.05)
+    assert truth < 0.5
+
+
+@pytest.mark.parametrize(
+    ("recipes", "seeds", "expected"),
+    [(["wanda@0.5"], (), 2), (["wanda@0.5"], (0, 1, 2), 3), (["magnitude@0.5"], (0, 1, 2), 1)],
+)
+def test_a_search_rests_on_its_own_seeds(recipes: list[str], seeds: tuple[int, ...], expected: int):
+    study = make_study({"model": "m", "recipes": recipes, "tasks": ["factoid_qa"], "seeds": [0, 1]})
+    assert calibrated_seeds(study, seeds) == expected
+
+
+def test_a_large_model_is_not_asked_easy_questions_silently():
+    tasks = [
+        get_task("factoid_qa"),
+        get_task("multiple_choice:cloze"),
+        get_task("summarization"),
+        get_task("perplexity"),
+    ]
+    (line,) = warn_of_easy_questions(tasks, 1_500_000_000)
+    assert line.startswith("factoid_qa, multiple_choice:cloze ask the questions of this package")
+    (line,) = warn_of_easy_questions(tasks[:1], 7_000_000_000)
+    assert line.startswith("factoid_qa asks the questions")
+    assert warn_of_easy_questions(tasks, 135_000_000) == warn_of_easy_questions(tasks, None) == []
+    assert warn_of_easy_questions(tasks[2:], 7_000_000_000) == []
+
+
+def test_published_questions_are_not_easy(tmp_path: Path):
+    questions = published.freebaseqa([published.freebaseqa_question(0)])
+    (tmp_path / "FreebaseQA-dev.json").write_text(questions, encoding="utf-8")
+    assert warn_of_easy_questions([get_task("factoid_qa", source=str(tmp_path))], 7_000_000_000) == []
 
 
 def test_a_wide_margin_needs_fewer():

@@ -22,7 +22,7 @@ from llmkick.models.transformers_model import TransformersModel
 from llmkick.study.expected_work import PASSES_OF_A_STEP, trained_tokens
 from llmkick.study.judging.questions import Estimate, estimate
 from llmkick.study.model_speed import machine_speed
-from llmkick.study.power_warnings import calibrated_seeds, warn_of_low_power
+from llmkick.study.power_warnings import calibrated_seeds, warn_of_easy_questions, warn_of_low_power
 from llmkick.study.request_tokens import request_tokens
 from llmkick.study.results.records import CONTROL_METRICS
 from llmkick.study.results.warnings import uncalibrated
@@ -143,7 +143,7 @@ def plan_study(study: Study) -> Plan:
         ),
         judging=None if study.judge is None else _judging(study, models, unknown),
         unknown=tuple(dict.fromkeys(unknown)),
-        warnings=(*uncalibrated(study), *_warnings(made, study)),
+        warnings=(*uncalibrated(study), *warn_of_easy_questions(made, parameters), *_warnings(made, study)),
     )
 
 

@@ -1,4 +1,4 @@
-"""Warnings before a run about tasks with too few items for a verdict, by simulation of the study's design."""
+"""Warnings before a run about tasks whose items tell too little: too few by simulation of the design, or too easy."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from llmkick.compression.registry import parse_recipe
 from llmkick.statistics import Design, detectable_loss, items_for_power, simulated_power
 from llmkick.statistics.design import cluster_sizes
+from llmkick.statistics.frontier import looks
 from llmkick.study.spec.study import Study
 from llmkick.tasks.task import Item, Task, groups_of
 
@@ -18,15 +19,27 @@ ACCURACY, DISCORDANCE = 0.75, 0.1
 LEAST_POWER = 0.5
 # Draws of a simulated study: the standard error of a share is 3 points at most; at the 80 % of a search, 4 points.
 _DRAWS, _SEARCH_DRAWS = 300, 120
+# From so many parameters on a model answers nearly all questions of the package: what it loses first, they do not ask.
+EASY_FROM = 1_000_000_000
 
 
 def warn_of_low_power(
-    judged: Sequence[tuple[Task, Sequence[Item]]], *, seeds: int, margin: float, alpha: float
+    judged: Sequence[tuple[Task, Sequence[Item]]],
+    *,
+    seeds: int,
+    margin: float,
+    alpha: float,
+    searched_levels: int | None = None,
 ) -> list[str]:
     """Return warnings about tasks whose items never or rarely give a verdict.
 
     `judged` holds every task that has a verdict with its items, `seeds` is the number of calibration seeds.
+    searched_levels: the levels of a search, which confirms a match at an alpha that allows for its looks.
     """
+    searching = ""
+    if searched_levels is not None:
+        alpha /= looks(searched_levels)
+        searching = f", at the alpha of {alpha:.2g} of a search's second look"
     designs = {task.name: design_of(task, items, seeds) for task, items in judged if items}
     if not designs:
         return []
@@ -39,14 +52,31 @@ def warn_of_low_power(
     if any(few):
         warnings.append(
             f"too few items to call a model that lost nothing matching in most runs, even at a dense score of "
-            f"{ACCURACY}: {', '.join(filter(None, few))} (see `kick power`)"
+            f"{ACCURACY}{searching}: {', '.join(filter(None, few))} (see `kick power`)"
         )
     return warnings
 
 
-def calibrated_seeds(study: Study) -> int:
-    """The number of calibration seeds that a verdict of the study rests on."""
-    return len(study.seeds) if any(parse_recipe(recipe).needs_calibration for recipe in study.recipes) else 1
+def warn_of_easy_questions(tasks: Sequence[Task], parameters: int | None) -> list[str]:
+    """Return a warning about tasks that ask a large model the questions of the package, which are made for small ones.
+
+    A model of unknown size, such as a server's, counts as small.
+    """
+    easy = [task.name for task in tasks if task.metric == "accuracy" and task.key.get("source") == "pocket"]
+    if not easy or (parameters or 0) < EASY_FROM:
+        return []
+    asked = f"{', '.join(easy)} {'ask' if len(easy) > 1 else 'asks'}"
+    return [
+        f"{asked} the questions of this package, which are made for models of well under a billion parameters: "
+        "a larger one knows nearly all answers, so that a match says little. Take published data "
+        '(source = "hub", or a folder)'
+    ]
+
+
+def calibrated_seeds(study: Study, seeds: Sequence[int] = ()) -> int:
+    """The number of calibration seeds that a verdict of the study rests on; `seeds` are those of a search."""
+    calibrated = any(parse_recipe(recipe).needs_calibration for recipe in study.recipes)
+    return max(len(study.seeds), len(seeds)) if calibrated else 1
 
 
 def design_of(task: Task, items: Sequence[Item], seeds: int) -> Design:

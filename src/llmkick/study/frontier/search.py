@@ -92,6 +92,7 @@ def run_frontier(
         context = prepare(
             resolved, folder=folder, journal=journal, observer=watcher, source=executor,
             seeds=tuple(seeds), visited_share=_visited_share(grids),
+            searched_levels=max(len(grid.recipes) for grid in grids),
         )  # fmt: skip
         judge = LevelJudge(
             context=context,

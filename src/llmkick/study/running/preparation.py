@@ -23,7 +23,7 @@ from llmkick.models.transformers_model import TransformersModel
 from llmkick.study.cells import Variant, style_of
 from llmkick.study.journal.journal import Journal
 from llmkick.study.judging.judging import Judging, judge_of
-from llmkick.study.power_warnings import calibrated_seeds, warn_of_low_power
+from llmkick.study.power_warnings import calibrated_seeds, warn_of_easy_questions, warn_of_low_power
 from llmkick.study.progress import Observer, show_plan
 from llmkick.study.results.axes import summaries_of
 from llmkick.study.results.records import CONTROL_METRICS, Artifact
@@ -97,10 +97,11 @@ def prepare(
     source: ModelSource,
     seeds: Sequence[int] = (),
     visited_share: float = 1.0,
+    searched_levels: int | None = None,
 ) -> StudyContext:
     """Load and check everything that a study needs, including calibration windows for the additional `seeds`.
 
-    `visited_share` is the share of the compressed models that a search is expected to visit.
+    visited_share: of the compressed models, what a search is expected to visit. searched_levels: the most of a method.
     Raises ConfigError, ModelError or DataError before the long computations start.
     """
     tasks = [spec.make() for spec in study.task_specs()]
@@ -118,11 +119,12 @@ def prepare(
         wanted, keys, journal=journal, observer=observer, source=source, forecast=forecast
     )
     keys = replace(keys, calibrations=calibrations)
-    notes = pocket_notes(calibrations, keys.model, keys.tasks) if keys.calibrates else []
+    notes = warn_of_easy_questions(keys.tasks, keys.model.info.parameters)
+    notes += pocket_notes(calibrations, keys.model, keys.tasks) if keys.calibrates else []
     summaries = summaries_of(study, keys.tasks, keys.prompting)
     summaries += judging.task_summaries() if judging is not None else []
     note_run(journal, model=keys.model, tasks=keys.tasks, summaries=summaries, items=items, prompting=keys.prompting)
-    _warn(study, keys, items, observer, notes=notes)
+    _warn(observer, [*notes, *_power_notes(keys, items, seeds, searched_levels)])
     evaluation = Evaluation(
         journal=journal,
         model_name=keys.model.info.name,
@@ -148,14 +150,23 @@ def prepare(
     )
 
 
-def _warn(
-    study: Study, keys: StudyKeys, items: Mapping[str, Sequence[Item]], observer: Observer, *, notes: Sequence[str]
-) -> None:
-    """Warn before the work starts: of what the calibration is, and of tasks that have too few items."""
-    judged = [(task, items[task.name]) for task in keys.tasks if task.metric not in CONTROL_METRICS]
-    power = warn_of_low_power(judged, seeds=calibrated_seeds(study), margin=study.margin, alpha=study.alpha)
-    for line in (*notes, *power):
-        observer.warn(line)
+def _warn(observer: Observer, notes: Sequence[str]) -> None:
+    for note in notes:
+        observer.warn(note)
+
+
+def _power_notes(
+    keys: StudyKeys, items: Mapping[str, Sequence[Item]], seeds: Sequence[int], searched_levels: int | None
+) -> list[str]:
+    """What is said of tasks that have too few items; `seeds` are those of a search among so many levels."""
+    study = keys.study
+    return warn_of_low_power(
+        [(task, items[task.name]) for task in keys.tasks if task.metric not in CONTROL_METRICS],
+        seeds=calibrated_seeds(study, seeds),
+        margin=study.margin,
+        alpha=study.alpha,
+        searched_levels=searched_levels,
+    )
 
 
 def _rules(keys: StudyKeys, items: Mapping[str, Sequence[Item]], judging: Judging | None) -> dict[str, StoppingRule]:
