@@ -115,7 +115,7 @@ def studies(model: str, options: argparse.Namespace) -> dict[str, Study]:
 def run_until(deadline: float, wanted: Mapping[str, Study], folder: Path, kept: Path) -> bool:
     """Run the studies in order, from the records in `kept`; False if the time was up before the last was complete."""
     for name, study in wanted.items():
-        restored = paper_records.restore(kept / f"{name}{paper_records.SUFFIX}", folder / name)
+        restored = paper_records.restore(kept / f"{name}{paper_records.SUFFIX}", folder / name, study)
         print(f"study {name}" + (f", {restored:,} records are there" if restored else ""), flush=True)
         try:
             with OutOfTimeProgress(Console(stderr=True), deadline) as progress:
@@ -279,7 +279,8 @@ def main() -> None:
         records = {name: RESULTS / label / f"{name}{paper_records.SUFFIX}" for name in every}
         for name, file in records.items():
             if (folder / name / "journal.sqlite").exists():
-                paper_records.restore(file, folder / name)  # so that nothing that is kept is lost
+                if options.show or name not in wanted:  # so that nothing that is kept is lost
+                    paper_records.restore(file, folder / name, every[name])
                 paper_records.keep(folder / name, file)
         if lacking := [name for name, file in records.items() if file.exists() and not (folder / name).is_dir()]:
             sys.exit(f"{label}.md stays as it is: run {', '.join(lacking)}, too; what is kept is not asked again")

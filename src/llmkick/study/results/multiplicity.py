@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import cast
 
@@ -106,8 +107,8 @@ def agreement(records: pd.DataFrame, recipes: Sequence[str]) -> list[AgreementRo
     """Return KL divergence and agreement of choices with the dense model for each recipe × seed × task with choices.
 
     The values cover the items that both models have scored. The distribution follows from the options'
-    log-likelihoods. The choice of a model is the response in its record; for cloze this is the option with the largest
-    length-normalised likelihood.
+    log-likelihoods. The choice of a model is that of the response in its record; for cloze this is the option with the
+    largest length-normalised likelihood.
     """
     # With `loc`, the mask of no records at all selects no rows instead of no columns.
     with_choices = records.loc[[_finite(details.get("choice_logprobs")) for details in records["details"]]]
@@ -123,11 +124,21 @@ def agreement(records: pd.DataFrame, recipes: Sequence[str]) -> list[AgreementRo
                     agreed = choice_agreement(
                         _logprobs(dense, common),
                         _logprobs(compressed, common),
-                        chosen=(dict(dense["response"]), dict(compressed["response"])),
+                        chosen=(_choices(dense), _choices(compressed)),
                     )
                     seed_or_none = None if pd.isna(seed) else int(seed)
                     rows.append(AgreementRow(task=str(task), recipe=recipe, seed=seed_or_none, **vars(agreed)))
     return rows
+
+
+def chosen_option(response: str) -> str:
+    """The choice that a response to a question with options states: the letter that it begins with, or all of it."""
+    letter = re.match(r"[A-Z]\.(?= |$)", response)
+    return letter.group() if letter else response
+
+
+def _choices(cell: pd.DataFrame) -> dict[str, str]:
+    return {str(item): chosen_option(response) for item, response in cell["response"].items()}
 
 
 def _finite(values: object) -> bool:

@@ -13,6 +13,7 @@ from typing import TypedDict
 
 from llmkick.errors import DataError
 from llmkick.models.language_model import ContinuationScore, LanguageModel, ScoreRequest, Unanswered
+from llmkick.study.results.multiplicity import chosen_option
 from llmkick.study.results.records import Details, NoiseRow
 from llmkick.tasks.evaluate import evaluate_item
 from llmkick.tasks.prompting import Prompting
@@ -107,7 +108,8 @@ def noise_of_choices(
         if alone.score is not None:
             in_batch = recorded[item.id]
             pairs = zip(alone.details["choice_logprobs"], in_batch["details"]["choice_logprobs"], strict=True)
-            changes.append((alone.response != in_batch["response"], [abs(a - b) for a, b in pairs]))
+            flipped = chosen_option(alone.response) != chosen_option(in_batch["response"])
+            changes.append((flipped, [abs(a - b) for a, b in pairs]))
     floor = _floor(changes)
     return None if floor is None else NoiseRow(task=task.name, **vars(floor))
 
