@@ -25,8 +25,8 @@ Z = float(stats.norm.ppf(1 - ALPHA))
 FACTS, CHOICE, OPEN, CLOSED = "factoid_qa", "multiple_choice:letter", "context_qa:open", "context_qa:closed"
 
 # Comparisons of which the draws replace what matters.
-TASK = compare([1.0, 1.0, 0.0], [1.0, 0.0, 0.0], margin=MARGIN, alpha=ALPHA, explain=False)
-TEXT = compare_perplexity([2.0, 2.1], [2.2, 2.1], margin=MARGIN, alpha=ALPHA)
+TASK = replace(compare([1.0, 1.0, 0.0], [1.0, 0.0, 0.0], margin=MARGIN, alpha=ALPHA, explain=False), clusters=10**6)
+TEXT = replace(compare_perplexity([2.0, 2.1], [2.2, 2.1], margin=MARGIN, alpha=ALPHA), n=10**6)
 
 # (recipe, task) → true relative loss; for perplexity the true rise, on the scale of logarithms.
 Truth = Mapping[tuple[str, str], float]
@@ -147,6 +147,33 @@ def test_no_rounding_that_gains_is_found_among_many() -> None:
     truth = {(f"rtn@{bits}b-g{group}", "summarization"): 0.0 for bits in (2, 3, 4, 8) for group in (64, 128)}
     supported, _ = error_rates(gains, truth, shared=0.0)
     assert supported <= MOST
+
+
+@pytest.mark.parametrize("share", [0.3, 0.9])
+@pytest.mark.parametrize("seeds", [2, 3])
+def test_many_statements_of_few_seeds_do_not_contradict(seeds: int, share: float) -> None:
+    """Ten patterns that lose exactly half: a bound at a tenth of alpha lies far out where seeds make the error."""
+    rng = np.random.default_rng(4)
+    recipes = [
+        f"wanda@{kept}:{of}" for kept, of in ((1, 2), (2, 4), (3, 6), (4, 8), (5, 10), (6, 12), (7, 14), (8, 16))
+    ]
+    run = with_result(made_up_run({(FACTS, FACTS): 0.0}, items=2), recipes=tuple(map(level_of_text, recipes)))
+    contradicted = 0
+    for _ in range(DRAWS):
+        comparisons = []
+        for recipe in recipes:
+            value = 0.5 + ERROR * rng.standard_normal()
+            between = ERROR**2 * share * rng.chisquare(seeds - 1) / (seeds - 1)
+            over_items = ERROR**2 * (1 - share)
+            width = float(np.sqrt(Z**2 * over_items + stats.t.ppf(1 - ALPHA, seeds - 1) ** 2 * between))
+            comparisons.append(replace(
+                TASK, recipe=recipe, task=FACTS, relative_drop=value, interval=(value - width, value + width),
+                verdict="not matching", p_matching=1.0, p_not_matching=0.0,
+                seeds=tuple(range(seeds)), seed_share=between / (between + over_items),
+            ))  # fmt: skip
+        evidence = knowledge.n_m_keeps_nothing(model(with_result(run, comparisons=tuple(comparisons))))
+        contradicted += evidence.p_against < ALPHA
+    assert contradicted / DRAWS <= MOST
 
 
 @pytest.mark.parametrize(("sparsegpt", "wanda"), [(MARGIN, 0.0), (0.6, MARGIN)])

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from scipy import special
 
 from llmkick.statistics import Comparison, PerplexityComparison
+from llmkick.statistics.mean import MeanTest
 
 UNKNOWN = 1.0  # the p-value of what cannot be tested
 NOT_ASKED = "not asked"  # the quantity of a part that the runs leave out
@@ -24,20 +25,54 @@ class NotAskedError(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """A quantity with its one-sided bounds, each at the level 1 − alpha; without them it decides nothing."""
+    """A quantity with its one-sided bounds, each at the level 1 − alpha; without them it decides nothing.
+
+    df, seed_df: degrees of freedom of the variance over items and of that between seeds; seed_share: the part of the
+    squared error that is between seeds. They say how much further a bound at a lower alpha lies.
+    """
 
     value: float | None
     interval: tuple[float, float] | None
     alpha: float
+    df: float = math.inf
+    seed_df: float = math.inf
+    seed_share: float = 0.0
 
-    def standard_error(self, side: int) -> float | None:
-        """The distance to the lower (0) or upper (1) end in standard errors of a normal distribution; None if unknown.
+    def half_width(self, side: int) -> float | None:
+        """The distance to the lower (0) or upper (1) end; None if unknown.
 
         The interval need not be symmetric: each end stands for the error on its own side (Zou & Donner 2008).
         """
         if self.value is None or self.interval is None or not all(map(math.isfinite, self.interval)):
             return None
-        return abs(self.value - self.interval[side]) / float(special.ndtri(1 - self.alpha))
+        return abs(self.value - self.interval[side])
+
+    def variances(self, side: int) -> tuple[float, float] | None:
+        """The squared standard errors of this side over items and between seeds; None if unknown."""
+        width = self.half_width(side)
+        if width is None:
+            return None
+        items, seeds = (1 - self.seed_share), self.seed_share
+        in_units = items * special.stdtrit(self.df, self.alpha) ** 2
+        in_units += seeds * special.stdtrit(self.seed_df, self.alpha) ** 2 if seeds else 0.0
+        square = width**2 / float(in_units)
+        return items * square, seeds * square
+
+    def tail(self, distance: float, side: int) -> float:
+        """One-sided p of a distance from the value: alpha at the bound of this side, by Student's t beyond it."""
+        squares = self.variances(side)
+        if squares is None:
+            return UNKNOWN
+        if sum(squares) == 0:
+            return 0.0 if distance > 0 else UNKNOWN
+        return MeanTest(
+            mean=distance,
+            variance=squares[0],
+            df=self.df,
+            df_above=self.df,
+            seed_variance=squares[1],
+            seed_df=self.seed_df,
+        ).p_above
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +142,19 @@ def loss_of(comparison: Comparison) -> Estimate:
     nothing.
     """
     interval = None if comparison.verdict == "incomplete" else comparison.interval
-    return Estimate(value=comparison.relative_drop, interval=interval, alpha=comparison.alpha)
+    # The bounds of bets that stopped early are no quantiles of t.
+    df = comparison.clusters - 1 if comparison.stopping is None and comparison.clusters > 1 else math.inf
+    return Estimate(
+        value=comparison.relative_drop, interval=interval, alpha=comparison.alpha, df=df, **_of_seeds(comparison)
+    )
+
+
+def _of_seeds(comparison: Comparison | PerplexityComparison) -> dict[str, float]:
+    """What an estimate knows of its calibration seeds; where the run does not say it, that all variance is theirs."""
+    if len(comparison.seeds) < 2:
+        return {}
+    share = comparison.seed_share
+    return {"seed_df": len(comparison.seeds) - 1, "seed_share": 1.0 if share is None else share}
 
 
 def matches(comparison: Comparison, run: str, *, name: str = "") -> Evidence:
@@ -141,10 +188,9 @@ def _as_decided(p: float | None, *, decided: bool, alpha: float) -> float:
 def above(estimate: Estimate, bound: float, text: str, run: str, quantity: str) -> Evidence:
     """That a quantity is above a bound: the p-values at which its interval would touch the bound."""
     p_for = p_against = UNKNOWN
-    lower, upper = estimate.standard_error(0), estimate.standard_error(1)
-    if estimate.value is not None and lower is not None and upper is not None:
+    if estimate.value is not None:
         distance = estimate.value - bound
-        p_for, p_against = _tail(distance, lower), _tail(-distance, upper)
+        p_for, p_against = estimate.tail(distance, 0), estimate.tail(-distance, 1)
     return evidence_of(
         Statement(text=text, run=run, quantity=quantity, estimate=estimate, p_for=p_for, p_against=p_against)
     )
@@ -166,12 +212,30 @@ def difference_of(first: Estimate, second: Estimate) -> Estimate:
         return Estimate(value=None, interval=None, alpha=alpha)
     value, ends = first.value - second.value, []
     for side in (0, 1):
-        errors = first.standard_error(side), second.standard_error(1 - side)
-        if errors[0] is None or errors[1] is None:
+        widths = first.half_width(side), second.half_width(1 - side)
+        if widths[0] is None or widths[1] is None:
             return Estimate(value=value, interval=None, alpha=alpha)
-        width = float(special.ndtri(1 - alpha)) * math.hypot(errors[0], errors[1])
-        ends.append(value + (width if side else -width))
-    return Estimate(value=value, interval=(ends[0], ends[1]), alpha=alpha)
+        ends.append(value + (1 if side else -1) * math.hypot(*widths))
+    return Estimate(value=value, interval=(ends[0], ends[1]), alpha=alpha, **_joint_freedom(first, second))
+
+
+def _joint_freedom(first: Estimate, second: Estimate) -> dict[str, float]:
+    """Degrees of freedom of a difference, by Satterthwaite, and the part of its variance that is between seeds."""
+    parts = []  # squared errors (over items, between seeds) with their degrees of freedom, means of both sides
+    for estimate in (first, second):
+        sides = [estimate.variances(side) or (0.0, 0.0) for side in (0, 1)]
+        means = [sum(squares) / 2 for squares in zip(*sides, strict=True)]
+        parts.append(tuple(zip(means, (estimate.df, estimate.seed_df), strict=True)))
+    (items, df), (seeds, seed_df) = (_satterthwaite(terms) for terms in zip(*parts, strict=True))
+    share = seeds / (items + seeds) if items + seeds else 0.0
+    return {"df": df, "seed_df": seed_df, "seed_share": share}
+
+
+def _satterthwaite(terms: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """The sum of squared errors, and its degrees of freedom."""
+    total = sum(square for square, _ in terms)
+    weight = sum(square**2 / df for square, df in terms)
+    return total, total**2 / weight if weight else math.inf
 
 
 def rise_of(comparison: PerplexityComparison) -> Estimate:
@@ -181,14 +245,13 @@ def rise_of(comparison: PerplexityComparison) -> Estimate:
     """
     bounds = comparison.interval
     ends = None if bounds is None or bounds[0] <= -1 else (math.log1p(bounds[0]), math.log1p(bounds[1]))
-    return Estimate(value=math.log1p(comparison.relative_increase), interval=ends, alpha=comparison.alpha)
-
-
-def _tail(distance: float, error: float) -> float:
-    """One-sided p of a distance beyond a bound, in standard errors of the side that is tested."""
-    if error == 0:
-        return 0.0 if distance > 0 else UNKNOWN
-    return float(special.ndtr(-distance / error))
+    return Estimate(
+        value=math.log1p(comparison.relative_increase),
+        interval=ends,
+        alpha=comparison.alpha,
+        df=comparison.n - 1 if comparison.n > 1 else math.inf,
+        **_of_seeds(comparison),
+    )
 
 
 def opposite(evidence: Evidence, text: str) -> Evidence:

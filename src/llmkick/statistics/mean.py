@@ -26,7 +26,7 @@ class MeanTest:
     df: float  # of the variance over items
     df_above: float  # replaces df in p_above
     seed_variance: float = 0.0
-    seed_df: int = 0
+    seed_df: float = 0
     skewness: float = 0.0  # of the studentised mean
     least_p_above: float = 0.0  # lower bound of p_above, from what is known beyond the mean
     least_p_below: float = 0.0  # the same for p_below
@@ -35,6 +35,11 @@ class MeanTest:
     def standard_error(self) -> float:
         """Standard error of the mean, over items and seeds."""
         return math.sqrt(self.variance + self.seed_variance)
+
+    @property
+    def seed_share(self) -> float:
+        """The part of the squared standard error that is between calibration seeds."""
+        return self.seed_variance / self.standard_error**2 if self.seed_variance else 0.0
 
     @property
     def p_above(self) -> float:

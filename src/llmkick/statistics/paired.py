@@ -54,6 +54,7 @@ class Comparison:
     raw_drop: float | None = None  # 1 − compressed / dense, the loss of the paper's rule
     strata: int | None = None  # number of fixed groups, if the task declares them
     undecided: Undecided | None = None  # why, if the verdict is "undecided"
+    seed_share: float | None = None  # the part of the loss's variance that is between seeds; None for a single seed
     stopping: Stopping | None = None  # for comparisons that stop as soon as the verdict is known
     kind: Literal["task"] = "task"  # tells it apart from a PerplexityComparison in a file
 
@@ -167,6 +168,7 @@ def _comparison(outcome: _Outcome, *, task: str, recipe: str) -> Comparison:
         alpha=outcome.alpha,
         chance=chance,
         notes=_notes(outcome),
+        seed_share=test.seed_share if test and len(pairs.seeds) > 1 else None,
         undecided=outcome.undecided,
     )
 

@@ -46,6 +46,7 @@ class PerplexityComparison:
     margin: float
     alpha: float
     notes: tuple[str, ...]
+    seed_share: float | None = None  # the part of its variance that is between seeds; None for a single seed
     kind: Literal["perplexity"] = "perplexity"
 
 
@@ -185,6 +186,7 @@ def compare_increase(
         margin=margin,
         alpha=alpha,
         notes=sampling_notes(pairs, windows, increase.unit),
+        seed_share=test.seed_share if test and len(pairs.seeds) > 1 else None,
     )
 
 
