@@ -12,8 +12,8 @@ from scipy import stats
 
 from claims.made_up import made_up_run, summary, with_result
 from llmkick.claims import axes, knowledge, texts
-from llmkick.claims.answers import gains_more_than_margin
 from llmkick.claims.evidence import Evidence
+from llmkick.claims.gains import gains_more_than_margin
 from llmkick.claims.runs import ClaimRun, ModelRuns
 from llmkick.statistics import Comparison, PerplexityComparison, compare, compare_perplexity
 from llmkick.study.levels import level_of_text
@@ -195,18 +195,19 @@ def test_samples_on_the_border(sparsegpt: float, wanda: float) -> None:
     assert supported / DRAWS <= MOST
 
 
-def test_worked_examples_on_the_border() -> None:
-    """A gain of exactly the margin, item by item: 300 questions, a tenth of the answers change."""
+@pytest.mark.parametrize(("items", "lost_share"), [(100, 0.0), (300, 0.0), (300, 0.1)])
+def test_worked_examples_on_the_border(items: int, lost_share: float) -> None:
+    """A gain of exactly the margin, question by question; few answers change where none gets worse."""
     rng = np.random.default_rng(3)
     run = made_up_run({(CHOICE, CHOICE): 0.0}, items=2)
-    task, items = summary(CHOICE, groups="strata"), 300
+    task = summary(CHOICE, groups="strata")
     right = np.arange(items) < 0.6 * items
     dense = pd.DataFrame({"score": right.astype(float), "cluster": "subject"})
     gain = MARGIN * (0.6 - 0.25)
     outcomes = []
     for _ in range(DRAWS):
         before = rng.random(items) < 0.4
-        lost, gained = rng.random(items) < 0.1, rng.random(items) < (gain + 0.1 * 0.4) / 0.6
+        lost, gained = rng.random(items) < lost_share, rng.random(items) < (gain + lost_share * 0.4) / 0.6
         after = np.where(before, ~lost, gained)
         frames = [pd.DataFrame({"score": answers.astype(float)}) for answers in (before, after)]
         evidence = gains_more_than_margin(frames[:1], frames[1:], dense, task=task, run=run, text="")

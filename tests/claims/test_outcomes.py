@@ -13,7 +13,7 @@ from llmkick.claims import assess as assessment
 from llmkick.claims.assess import assess
 from llmkick.claims.runs import ClaimRun
 from llmkick.paper.numbers import paper_claims
-from llmkick.statistics import PerplexityComparison, Stopping
+from llmkick.statistics import Comparison, PerplexityComparison, Stopping
 from llmkick.study.results.claim_records import ClaimRow
 
 FACTS, CHOICE, OPEN, CLOSED = "factoid_qa", "multiple_choice:letter", "context_qa:open", "context_qa:closed"
@@ -216,7 +216,8 @@ TRUTHS: list[tuple[int, str, Callable[[], Sequence[ClaimRun]]]] = [
     (4, "contradicted", lambda: [instruction_run(severe=0.0)]),
     (4, "contradicted", lambda: [instruction_run(fallen=-0.1)]),
     (4, "undecided", lambda: [instruction_run(items=FEW)]),
-    (4, "not asked", lambda: [without_answers(instruction_run())]),
+    (4, "undecided", lambda: [without_answers(instruction_run())]),
+    (4, "contradicted", lambda: [without_answers(instruction_run(severe=0.0))]),  # the verdicts are there
     (5, "supported", lambda: sizes_runs(sparse=0.5)),
     (5, "contradicted", lambda: sizes_runs(sparse=0.68, small=0.5)),
     (5, "undecided", lambda: sizes_runs(sparse=0.62, small=0.6, items=FEW)),
@@ -232,6 +233,8 @@ TRUTHS: list[tuple[int, str, Callable[[], Sequence[ClaimRun]]]] = [
     (7, "contradicted", lambda: [summary_run(mild=0.3)]),
     (7, "contradicted", lambda: [summary_run(short=0.4, long=0.0)]),
     (7, "contradicted", lambda: [summary_run(rounded=0.1)]),
+    (7, "contradicted", lambda: [stopped_early(summary_run(mild=0.3))]),
+    (7, "undecided", lambda: [without_answers(summary_run())]),
     (7, "undecided", lambda: [summary_run(items=FEW)]),
     (7, "undecided", lambda: [made_up_run(every_method("0.3", "summarization", 0.0))]),  # nothing but the first part
     (7, "not asked", lambda: [made_up_run(every_method("0.7", "summarization", 0.4))]),
@@ -340,7 +343,9 @@ def test_cells_that_were_given_up_are_named(claim: int, run: Callable[[], ClaimR
     assert records is not None
     left = records[records["recipe"] != recipe]
     row = outcome(claim, ClaimRun(name="run", result=whole.result, records=lambda: left))
-    assert row.outcome == "not asked"
+    # Without the dense model's answers nothing is read of them; verdicts and the other recipes' answers count.
+    rest = claim == 4 or (claim == 8 and recipe != "dense") or (claim == 11 and recipe != "dense")
+    assert row.outcome == ("undecided" if rest else "not asked")
     assert f"no complete answers of {recipe} to" in row.reason
 
 
@@ -353,5 +358,51 @@ def test_cells_that_were_asked_in_part_are_no_answers(claim: int, run: Callable[
     sparse = records.index[records["recipe"] == "wanda@0.5"]
     left = records.drop(sparse[len(sparse) // 3 :])
     row = outcome(claim, ClaimRun(name="run", result=whole.result, records=lambda: left))
-    assert row.outcome == "not asked"
+    assert row.outcome == "undecided"
     assert "run holds no complete answers of wanda@0.5" in row.reason
+
+
+@pytest.mark.parametrize("claim", [4, 7])
+def test_a_verdict_that_stopped_early_counts_beside_complete_cells(claim: int) -> None:
+    """What is read item by item comes from the others; whether the stopped cell matches is known all the same."""
+    whole = {4: instruction_run, 7: summary_run}[claim]()
+    assert outcome(claim, whole).outcome == "supported"
+    level, task, loss = {4: ("0.5", "instruction", 0.0), 7: ("0.3", "summarization", 0.3)}[claim]
+    losses = {("ria@0.2", task): 0.0, (f"ria@{level}", task): loss}
+    stopped = stopped_early(made_up_run(losses, name="stopped"))
+    row = outcome(claim, whole, stopped)
+    assert row.outcome == "contradicted"
+    assert f"ria@{level}" in row.reason
+
+
+def test_perplexity_is_that_of_the_same_weights() -> None:
+    """Of two runs with other calibration text, whatever their order."""
+    text = {"source": "c4", "length": 128}
+    few = facts_run(failing=0.3, rise=0.5, name="few", study={"calibration": {**text, "sequences": 1}})
+    many = facts_run(failing=0.3, rise=0.02, name="many", study={"calibration": {**text, "sequences": 128}})
+    rows = [outcome(1, *runs) for runs in ((few, many), (many, few))]
+    assert [row.outcome for row in rows] == ["supported", "supported"]
+    # A run of facts alone, with many windows: the perplexity of few windows is of another model.
+    facts = with_result(many, comparisons=tuple(c for c in many.result.comparisons if isinstance(c, Comparison)))
+    assert outcome(1, facts).outcome == "not asked"
+    left = outcome(1, few, facts)
+    assert "raises perplexity" not in " ".join(line.statement for line in left.statements if "wanda" in line.statement)
+
+
+def test_closed_book_is_that_of_the_same_weights() -> None:
+    text = {"source": "c4", "length": 128}
+    opened, closed = (
+        without_task(book_run(name=name, study={"calibration": {**text, "sequences": count}}), gone)
+        for name, gone, count in (("open", CLOSED, 128), ("closed", OPEN, 1))
+    )
+    row = outcome(6, opened, closed)  # magnitude pruning is not calibrated
+    lacking = {line.statement for line in row.statements if line.quantity == "not asked"}
+    assert lacking == {"wanda: closed book", "sparsegpt: closed book"}
+    assert outcome(6, opened).outcome == "not asked"
+    same = without_task(book_run(name="same", study={"calibration": {**text, "sequences": 128}}), OPEN)
+    assert outcome(6, closed, opened, same).outcome == "supported"
+
+
+def without_task(run: ClaimRun, task: str) -> ClaimRun:
+    left = tuple(c for c in run.result.comparisons if c.task != task)
+    return with_result(run, comparisons=left, tasks=tuple(t for t in run.result.tasks if t.name != task))

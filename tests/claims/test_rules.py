@@ -11,6 +11,7 @@ from claims.made_up import made_up_run, with_result
 from llmkick.claims import axes, knowledge, texts
 from llmkick.claims.evidence import NOT_ASKED, Evidence, NotAskedError
 from llmkick.claims.runs import ClaimRun, ModelRuns, models_of
+from llmkick.errors import DataError
 from llmkick.study.results.records import ComparedModel
 
 FACTS, CHOICE, OPEN, CLOSED = "factoid_qa", "multiple_choice:letter", "context_qa:open", "context_qa:closed"
@@ -129,11 +130,25 @@ def test_passages(parameters: int, level: float) -> None:
     assert read(evidence) == sorted(expected)
 
 
+def test_runs_with_and_without_thoughts_are_not_read_together() -> None:
+    plain, thinking, older = (
+        made_up_run({("wanda@0.3", FACTS): 0.1}, name=name, study=settings)
+        for name, settings in (("plain", {"thinking": "off"}), ("thinking", {"thinking": "on"}), ("older", {}))
+    )
+    with pytest.raises(
+        DataError, match=r"plain and thinking cannot .*: one was asked with thinking = 'off', the other"
+    ):
+        models_of([plain, thinking])
+    assert models_of([plain, older])
+
+
 def test_passages_without_a_pattern() -> None:
     losses = {("wanda@0.4", OPEN): 0.0, ("wanda@0.4", CLOSED): 0.3, ("magnitude@0.4", OPEN): 0.0}
     (model,) = models_of([made_up_run(losses)])
     assert read(knowledge.open_book_lasts(model)) == [
         "N:M patterns do not match with the passage",
+        "magnitude: closed book",
+        f"magnitude@0.4 matches on {OPEN}",
         f"wanda@0.4 loses less on {OPEN} than on {CLOSED}",
         f"wanda@0.4 matches on {OPEN}",
     ]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from claims.made_up import made_up_run, with_result
+from claims.made_up import made_up_run, variant, with_result
 from llmkick.claims.evidence import NotAskedError
 from llmkick.claims.runs import ClaimRun, models_of
 from llmkick.claims.sizes import sparse_is_no_better
@@ -138,3 +138,18 @@ def test_a_small_model_at_chance_says_nothing() -> None:
     large = made_up_run({(RECIPE, CHOICE): loss(0.5)}, dense={CHOICE: LARGE_SCORE}, model="large", parameters=LARGE)
     small = made_up_run({("wanda@0.5", CHOICE): 0.0}, dense={CHOICE: CHANCE}, model="small", name="two")
     assert is_not_asked(large, small)
+
+
+def test_a_recipe_with_an_axis_is_no_dense_model() -> None:
+    """Its label is not among the recipes of the study file."""
+    levels = tuple(variant(label) for label in (RECIPE, "small [sequences=8]"))
+    run = study(0.5, 0.6, external("small [sequences=8]"))
+    assert is_not_asked(with_result(run, variants=levels))
+
+
+def test_a_model_is_not_held_against_a_larger_one() -> None:
+    """A few zeros leave about as many parameters as a model of the same size has."""
+    losses = {("wanda@0.02", CHOICE): 0.1, ("small", CHOICE): loss(0.6)}
+    run = made_up_run(losses, dense={CHOICE: LARGE_SCORE}, model="large", parameters=LARGE)
+    assert is_not_asked(with_result(run, models=(external(parameters=round(1.01 * LARGE)),)))
+    assert statements(with_result(run, models=(external(parameters=round(0.99 * LARGE)),)))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import cast
 
 import numpy as np
 import pandas as pd
 
-from llmkick.claims.evidence import Estimate, Evidence, NotAskedError, Statement, evidence_of
+from llmkick.claims.evidence import UNKNOWN, Estimate, Evidence, NotAskedError, Statement, evidence_of
 from llmkick.claims.runs import Cell, ClaimRun
 from llmkick.statistics import Comparison, compare, groups_argument
 from llmkick.statistics.mean import mean_test
@@ -99,6 +100,7 @@ def _compare(
         chance=task.chance_level,
         task=task.name,
         recipe=recipe,
+        same_model=False,  # equal scores on the few items of a part prove little
         explain=False,
     )
 
@@ -108,75 +110,64 @@ def _scores(frame: pd.DataFrame, items: Sequence[str]) -> dict[str, float | None
     return {str(item): None if pd.isna(score) else float(score) for item, score in column.items()}
 
 
-def measure_rises(run: ClaimRun, recipe: str, task: str, measure: str, *, sign: int, text: str) -> Evidence:
-    """That a measure of the answers is higher (sign 1) or lower (−1) than in the dense model's answers."""
+# The ends of a measure of answers. An answer of fewer than four words has no repetition.
+_ENDS: Mapping[str, tuple[float, float]] = {"repetition": (0.0, 1.0)}
+
+
+def measure_rises(run: ClaimRun, recipe: str, task: str, measure: str, *, sign: int, text: str) -> list[Evidence]:
+    """That a measure of the answers is higher (sign 1) or lower (−1) than in the dense model's answers.
+
+    Answers without the measure count at its worst for each direction; without such an end they leave it open. Items
+    that have it in neither model are left out.
+    """
     dense, compressed = answers_to(run, DENSE, task), answers_to(run, recipe, task)
-    table = pd.concat([_measured(frame, measure) for frame in (dense[0], *compressed)], axis=1).dropna()
-    if len(table) < 2:
+    table = pd.concat([_measured(frame, measure) for frame in (dense[0], *compressed)], axis=1)
+    known, table = table.dropna(), table.dropna(how="all")
+    if len(known) < 2:
         raise NotAskedError(f"the answers to {task} in {run.name} have no {measure}")
-    change = sign * (table.iloc[:, 1:].to_numpy() - table.iloc[:, :1].to_numpy()).T
-    clusters = dense[0].loc[table.index, "cluster"]  # dialogues, which are drawn
-    return _mean_above_zero(
-        change, change, clusters, quantity=f"change of {measure.replace('_', ' ')}", text=text, run=run, sign=sign
+    low, high = _ENDS.get(measure, (math.nan, math.nan))
+    ends = (low, high) if sign > 0 else (high, low)  # the worst of a compressed model for the claim, and the best
+    changes = [
+        sign * (table.iloc[:, 1:].fillna(of_others).to_numpy() - table.iloc[:, :1].fillna(of_dense).to_numpy()).T
+        for of_others, of_dense in (ends, ends[::-1])
+    ]
+    lacking = len(table) - len(known)
+    seen = sign * (known.iloc[:, 1:].to_numpy() - known.iloc[:, :1].to_numpy()).T
+    clusters = dense[0]["cluster"]  # dialogues, which are drawn
+    if lacking:
+        text += f" ({lacking} of {len(table)} answers have no {measure.replace('_', ' ')})"
+    codes = cluster_codes(clusters.loc[table.index], run)
+    tests = [mean_test(change, codes) if np.isfinite(change).all() else None for change in changes]
+    statement = Statement(
+        text=text,
+        run=run.name,
+        quantity=f"change of {measure.replace('_', ' ')}",
+        estimate=_estimate(seen, clusters.loc[known.index], run, sign=sign),
+        p_for=UNKNOWN if tests[0] is None else tests[0].p_above,
+        p_against=UNKNOWN if tests[1] is None else tests[1].p_below,
     )
+    return [evidence_of(statement)]
 
 
 def _measured(frame: pd.DataFrame, measure: str) -> pd.Series:
     return pd.Series([details.get(measure) for details in frame["details"]], index=frame.index, dtype=float)
 
 
-def gains_more_than_margin(
-    before: Sequence[pd.DataFrame], after: Sequence[pd.DataFrame], dense: pd.DataFrame, *, task: TaskSummary,
-    run: ClaimRun, text: str,
-) -> Evidence:  # fmt: skip
-    """That a model's score rises by more than the margin, as a share of what the dense model has above chance.
-
-    `before` and `after` are its answers under two prompts, a frame for each seed, `dense` the dense model's before.
-    """
-    if len(before) != len(after):
-        raise NotAskedError(f"{run.name} has not the same seeds under both prompts")
-    table = pd.concat([frame["score"] for frame in (dense, *before, *after)], axis=1).astype(float).dropna()
-    if len(table) < 2 or any(set(frame.index) != set(dense.index) for frame in (*before, *after)):
-        raise NotAskedError(f"{run.name} has not the same items under both prompts")
-    scores = table.to_numpy().T
-    seeds, above_chance = len(before), scores[0] - task.chance_level
-    gain = scores[1 + seeds :] - scores[1 : 1 + seeds]
-    beyond = gain - run.result.study.margin * above_chance
-    # The subjects of multiple choice are fixed: the items are the units, unless the task says otherwise.
-    units = pd.Series(table.index) if task.groups == "strata" else dense.loc[table.index, "cluster"]
-    return _mean_above_zero(
-        beyond, gain / above_chance.mean(), units,
-        quantity="gain, of the dense score", text=text, run=run, sign=1,
-    )  # fmt: skip
-
-
-def _mean_above_zero(
-    tested: np.ndarray[tuple[int, ...], np.dtype[np.float64]],
-    shown: np.ndarray[tuple[int, ...], np.dtype[np.float64]],
-    cluster: pd.Series,
-    *,
-    quantity: str,
-    text: str,
-    run: ClaimRun,
-    sign: int,
-) -> Evidence:
-    """That the mean of (seeds, items) is above 0; `shown` is the quantity whose mean and interval the reader sees."""
-    alpha, codes = run.result.study.alpha, pd.factorize(cluster)[0].astype(np.intp)
+def cluster_codes(cluster: pd.Series, run: ClaimRun) -> np.ndarray[tuple[int, ...], np.dtype[np.intp]]:
+    """The clusters of items as numbers. Raises NotAskedError for a single one."""
+    codes = pd.factorize(cluster)[0].astype(np.intp)
     if codes.max() < 1:
         raise NotAskedError(f"{run.name} has one cluster of items only")
-    test, of_shown = mean_test(tested, codes), mean_test(shown, codes)
-    width = of_shown.critical(alpha, of_shown.df)
-    value = sign * float(shown.mean())
-    return evidence_of(
-        Statement(
-            text=text,
-            run=run.name,
-            quantity=quantity,
-            estimate=Estimate(value=value, interval=(value - width, value + width), alpha=alpha),
-            p_for=test.p_above,
-            p_against=test.p_below,
-        )
-    )
+    return codes
+
+
+def _estimate(
+    values: np.ndarray[tuple[int, ...], np.dtype[np.float64]], cluster: pd.Series, run: ClaimRun, *, sign: int
+) -> Estimate:
+    """The mean of (seeds, items) with its bounds, of the sign that the reader sees."""
+    alpha, test = run.result.study.alpha, mean_test(values, cluster_codes(cluster, run))
+    value, width = sign * float(values.mean()), test.critical(alpha, test.df)
+    return Estimate(value=value, interval=(value - width, value + width), alpha=alpha)
 
 
 def task_settings(task: TaskSummary) -> Mapping[str, object]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 
-from llmkick.claims.answers import DENSE, answers_to, gains_more_than_margin, task_settings
+from llmkick.claims.answers import DENSE, answers_to, task_settings
 from llmkick.claims.evidence import (
     Evidence,
     NotAskedError,
@@ -12,12 +13,15 @@ from llmkick.claims.evidence import (
     below,
     difference_of,
     every,
+    every_read,
     loss_of,
     opposite,
     percent,
+    read_or_unasked,
     unasked,
 )
-from llmkick.claims.runs import Cell, ClaimRun, ModelRuns, by_method, is_choice, largest_between
+from llmkick.claims.gains import gains_more_than_margin
+from llmkick.claims.runs import Cell, ClaimRun, ModelRuns, by_method, calibration_of, is_choice, largest_between
 from llmkick.study.results.records import TaskSummary
 
 EXAMPLES_AT = (0.3, 0.6)
@@ -47,11 +51,8 @@ def sparsegpt_needs_samples(model: ModelRuns) -> Evidence:
 
 def _text_of(cell: Cell) -> str:
     """What the calibration text of a cell is, apart from the number of its windows."""
-    stated = cell.run.result.study.facts.get("calibration")
-    text = {key: value for key, value in stated.items() if key != "sequences"} if isinstance(stated, dict) else {}
-    axes = cell.run.result.axes_of(cell.comparison.recipe, cell.task.name)
-    levels = {axis.partition(".")[2]: level for axis, level in axes.items() if axis.startswith("calibration.")}
-    return repr(sorted({**text, **levels, "sequences": None}.items()))
+    settings = calibration_of(cell.run, cell.comparison.recipe, cell.task.name)
+    return repr(sorted({**settings, "sequences": None}.items()))
 
 
 def _gains_from_samples(by_count: Mapping[int, Cell], *, needed: bool) -> Evidence:
@@ -77,14 +78,12 @@ def examples_help_sparse(model: ModelRuns) -> Evidence:
                 for cell in largest_between(of_method, *EXAMPLES_AT)
                 if cell.run is run
             ]
-            if sparse:
-                parts.append(opposite(_gain(run, DENSE, none, most), f"{DENSE}: {_at_most(run, none, most)}"))
-                parts += [_gain(run, cell.comparison.recipe, none, most) for cell in sparse]
-    if not parts:
-        raise NotAskedError(
-            "needs multiple choice with a signal, with and without worked examples at 30 to 60 % sparsity"
-        )
-    return every(parts)
+            for recipe in [DENSE, *(cell.comparison.recipe for cell in sparse)] if sparse else []:
+                read = functools.partial(_gain, run, recipe, none, most)
+                parts += read_or_unasked(read, f"{recipe} {_from(none, most)}", run.name, model.alpha)
+    return every_read(
+        parts, "needs multiple choice with a signal, with and without worked examples at 30 to 60 % sparsity"
+    )
 
 
 def _with_and_without_examples(run: ClaimRun) -> list[tuple[TaskSummary, TaskSummary]]:
@@ -97,16 +96,14 @@ def _with_and_without_examples(run: ClaimRun) -> list[tuple[TaskSummary, TaskSum
     return [(by_shots[min(by_shots)], by_shots[max(by_shots)]) for by_shots in groups.values() if len(by_shots) > 1]
 
 
-def _gain(run: ClaimRun, recipe: str, none: TaskSummary, most: TaskSummary) -> Evidence:
-    margin = run.result.study.margin
-    return gains_more_than_margin(
+def _gain(run: ClaimRun, recipe: str, none: TaskSummary, most: TaskSummary) -> list[Evidence]:
+    """That a sparse model gains more than the margin, or that the dense model does not."""
+    margin = percent(run.result.study.margin)
+    gain = gains_more_than_margin(
         answers_to(run, recipe, none.name), answers_to(run, recipe, most.name), answers_to(run, DENSE, none.name)[0],
-        task=none, run=run, text=f"{recipe} gains more than {percent(margin)} {_from(none, most)}",
+        task=none, run=run, text=f"{recipe} gains more than {margin} {_from(none, most)}",
     )  # fmt: skip
-
-
-def _at_most(run: ClaimRun, none: TaskSummary, most: TaskSummary) -> str:
-    return f"gains at most {percent(run.result.study.margin)} {_from(none, most)}"
+    return [opposite(gain, f"{DENSE}: gains at most {margin} {_from(none, most)}") if recipe == DENSE else gain]
 
 
 def _from(none: TaskSummary, most: TaskSummary) -> str:

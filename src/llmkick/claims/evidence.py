@@ -7,7 +7,7 @@ contradicted if the hypothesis that it is true is rejected; each errs in at most
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from scipy import special
@@ -135,6 +135,22 @@ def unasked(text: str, run: str, alpha: float) -> Evidence:
     )
 
 
+def read_or_unasked(read: Callable[[], Sequence[Evidence]], text: str, run: str, alpha: float) -> list[Evidence]:
+    """The parts that `read` returns, or a part that is not asked, with the reason, where it cannot read them."""
+    try:
+        return list(read())
+    except NotAskedError as error:
+        return [unasked(f"{text} ({error})", run, alpha)]
+
+
+def every_read(parts: Sequence[Evidence], reason: str) -> Evidence:
+    """That all parts hold. Raises NotAskedError, with what stands in the way of reading any, where none was read."""
+    statements = [statement for part in parts for statement in part.statements]
+    if all(statement.quantity == NOT_ASKED for statement in statements):
+        raise NotAskedError(statements[0].text if statements else reason)
+    return every(parts)
+
+
 def loss_of(comparison: Comparison) -> Estimate:
     """The relative loss that the verdict of a comparison is about, with its bounds.
 
@@ -212,10 +228,10 @@ def difference_of(first: Estimate, second: Estimate) -> Estimate:
         return Estimate(value=None, interval=None, alpha=alpha)
     value, ends = first.value - second.value, []
     for side in (0, 1):
-        widths = first.half_width(side), second.half_width(1 - side)
-        if widths[0] is None or widths[1] is None:
+        width, other = first.half_width(side), second.half_width(1 - side)
+        if width is None or other is None:
             return Estimate(value=value, interval=None, alpha=alpha)
-        ends.append(value + (1 if side else -1) * math.hypot(*widths))
+        ends.append(value + (1 if side else -1) * math.hypot(width, other))
     return Estimate(value=value, interval=(ends[0], ends[1]), alpha=alpha, **_joint_freedom(first, second))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Sequence
@@ -17,10 +18,12 @@ from llmkick.claims.evidence import (
     difference_of,
     does_not_match,
     every,
+    every_read,
     evidence_of,
     loss_of,
     matches,
     percent,
+    read_or_unasked,
     rise_of,
     unasked,
 )
@@ -56,7 +59,7 @@ def facts_go_first(model: ModelRuns) -> Evidence:
         mild = largest_between([cell for cell in levels if cell.sparsity < STOPS_FROM - 1e-9], 0.0, STOPS_FROM)
         if not failing:
             continue
-        control = model.perplexity(failing[0].comparison.recipe)
+        control = model.perplexity(failing[0])
         parts += [matches(cell.comparison, cell.run.name) for cell in mild]
         parts += [does_not_match(cell.comparison, cell.run.name) for cell in failing]
         parts += [_rises_less(*control)] if control else []
@@ -133,15 +136,18 @@ def _loses_less(first: Cell, second: Cell) -> Evidence:
 
 def open_book_lasts(model: ModelRuns) -> Evidence:
     """Claim 6: open book matches up to 40 % (7B) or 50 % (13B), loses less than closed book; N:M does not match."""
-    opened, closed = model.cells(is_open_book), model.cells(is_closed_book)
+    opened, closed = model.cells(is_open_book), model.cells(is_closed_book, every_run=True)
     parts: list[Evidence] = []
-    for levels in by_method(opened).values():
+    is_whole = False  # a method was asked with and without the passage
+    for method, levels in by_method(opened).items():
         for cell in largest_between(levels, *OPEN_BOOK[model.is_large]):
-            pairs = [other for other in closed if other.comparison.recipe == cell.comparison.recipe]
-            if pairs:
-                parts.append(matches(cell.comparison, cell.run.name))
-                parts += [_loses_less_open(cell, other) for other in pairs]
-    if not parts:
+            without = _of_same_weights(closed, cell)
+            parts.append(matches(cell.comparison, cell.run.name))
+            parts += [_loses_less_open(cell, other) for other in without]
+            if not without:
+                parts.append(unasked(f"{method}: closed book", model.name, model.alpha))
+            is_whole = is_whole or bool(without)
+    if not is_whole:
         low, high = OPEN_BOOK[model.is_large]
         raise NotAskedError(f"needs open and closed book with a signal at {100 * low:g} to {100 * high:g} % sparsity")
     patterns = n_m_cells(opened)
@@ -149,6 +155,12 @@ def open_book_lasts(model: ModelRuns) -> Evidence:
     if not patterns:
         parts.append(unasked("N:M patterns do not match with the passage", model.name, model.alpha))
     return every(parts)
+
+
+def _of_same_weights(cells: Sequence[Cell], of: Cell) -> list[Cell]:
+    """The cells of the model of another cell, one for each task: that of the same run, or else the first."""
+    same = sorted((cell for cell in cells if cell.weights == of.weights), key=lambda cell: cell.run is not of.run)
+    return list({cell.task.name: cell for cell in reversed(same)}.values())
 
 
 def _loses_less_open(opened: Cell, closed: Cell) -> Evidence:
@@ -170,16 +182,21 @@ def humanities_lose_more(model: ModelRuns) -> Evidence:
     plain = [cell for cell in cells if shots_of(cell.task) == fewest[repr(task_settings(cell.task))]]
     for levels in by_method(plain).values():
         for cell in largest_between(levels, 0.3, HALF):
-            by_name = {name.replace("_", " "): part for name, part in parts_of(cell, "discipline").items()}
-            for name in ("humanities", "social sciences"):
-                if name in by_name and "stem" in by_name:
-                    difference = difference_of(loss_of(by_name[name]), loss_of(by_name["stem"]))
-                    text = f"{cell.comparison.recipe} costs {name} a larger share of {cell.task.name} than STEM"
-                    parts.append(above(difference, 0.0, text, cell.run.name, "difference of losses"))
-    return _all_or_not_asked(
-        parts,
-        "needs multiple choice at 30 to 50 % sparsity, with a signal in the disciplines",
-    )
+            what = f"{cell.comparison.recipe} by discipline"
+            read = functools.partial(_by_discipline, cell)
+            parts += read_or_unasked(read, what, cell.run.name, cell.comparison.alpha)
+    return every_read(parts, "needs multiple choice at 30 to 50 % sparsity, with a signal in the disciplines")
+
+
+def _by_discipline(cell: Cell) -> list[Evidence]:
+    by_name = {name.replace("_", " "): part for name, part in parts_of(cell, "discipline").items()}
+    parts = []
+    for name in ("humanities", "social sciences"):
+        if name in by_name and "stem" in by_name:
+            difference = difference_of(loss_of(by_name[name]), loss_of(by_name["stem"]))
+            text = f"{cell.comparison.recipe} costs {name} a larger share of {cell.task.name} than STEM"
+            parts.append(above(difference, 0.0, text, cell.run.name, "difference of losses"))
+    return parts
 
 
 def magnitude_is_as_good(model: ModelRuns) -> Evidence:

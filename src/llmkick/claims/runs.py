@@ -10,7 +10,8 @@ import pandas as pd
 
 from llmkick.claims.evidence import NotAskedError
 from llmkick.compression.levels import Level
-from llmkick.errors import DataError
+from llmkick.compression.registry import parse_recipe
+from llmkick.errors import ConfigError, DataError
 from llmkick.statistics import Comparison, PerplexityComparison
 from llmkick.study.results.records import TaskSummary
 from llmkick.study.results.results import StudyResult
@@ -31,6 +32,18 @@ class ClaimRun:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Weights:
+    """What compressed weights are made of: recipe, calibration text of each seed, and whether it is propagated.
+
+    The text is that of the compression reports, or where a run has none that of its settings.
+    """
+
+    recipe: str
+    texts: tuple[str, ...] = ()
+    propagate: bool | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Cell:
     """A comparison with the place that it comes from."""
 
@@ -42,10 +55,13 @@ class Cell:
     @property
     def samples(self) -> int | None:
         """The number of calibration windows; None if the run does not say it."""
-        calibration = self.run.result.study.facts.get("calibration")
-        count = calibration.get("sequences") if isinstance(calibration, dict) else None
-        count = self.run.result.axes_of(self.comparison.recipe, self.task.name).get("calibration.sequences", count)
+        count = calibration_of(self.run, self.comparison.recipe, self.task.name).get("sequences")
         return count if isinstance(count, int) else None
+
+    @property
+    def weights(self) -> Weights:
+        """What the compressed weights are made of."""
+        return weights_of(self.run, self.comparison.recipe, self.task.name)
 
     @property
     def awaits_judge(self) -> bool:
@@ -104,13 +120,17 @@ class ModelRuns:
                         found[key] = cell
         return [cell for cell in found.values() if cell.comparison.verdict != "no signal"]
 
-    def perplexity(self, recipe: str) -> tuple[ClaimRun, PerplexityComparison] | None:
-        """The comparison of a recipe's perplexity with its run; of several texts the first. Bits per byte are none."""
-        for run in self.runs:
+    def perplexity(self, cell: Cell) -> tuple[ClaimRun, PerplexityComparison] | None:
+        """The comparison of the perplexity of a cell's model with its run; of several texts the first.
+
+        The cell's own run counts first, then others that made the same weights. Bits per byte are none.
+        """
+        for run in sorted(self.runs, key=lambda run: run is not cell.run):
             texts = {task.name for task in run.result.tasks if task.metric == "perplexity"}
             for comparison in run.result.comparisons:
-                is_of_recipe = comparison.recipe == recipe and comparison.task in texts
-                if is_of_recipe and isinstance(comparison, PerplexityComparison):
+                if not isinstance(comparison, PerplexityComparison) or comparison.task not in texts:
+                    continue
+                if weights_of(run, comparison.recipe, comparison.task) == cell.weights:
                     return run, comparison
         return None
 
@@ -143,6 +163,9 @@ def _refuse_incomparable(runs: Sequence[ClaimRun]) -> None:
             for key in ("margin", "alpha")
             if getattr(a.study, key) != getattr(b.study, key)
         ]
+        thinking = [result.study.facts.get("thinking", "off") for result in (a, b)]
+        if thinking[0] != thinking[1]:
+            reasons.append(f"one was asked with thinking = {thinking[0]!r}, the other with {thinking[1]!r}")
         protocols = [_protocols(result) for result in (a, b)]
         if all(protocols) and protocols[0] != protocols[1]:
             reasons.append(f"other protocols ({', '.join(protocols[0])}; {', '.join(protocols[1])})")
@@ -161,6 +184,34 @@ def _refuse_incomparable(runs: Sequence[ClaimRun]) -> None:
 def _protocols(result: StudyResult) -> list[str]:
     """The protocols of the tasks; judged ones are named by the task that they score."""
     return sorted({str(task.facts["protocol"]) for task in result.tasks if "protocol" in task.facts})
+
+
+def calibration_of(run: ClaimRun, label: str, task: str) -> dict[str, object]:
+    """The calibration settings of a model, with its levels of the axes; those that the run states."""
+    stated = run.result.study.facts.get("calibration")
+    axes = run.result.axes_of(label, task)
+    levels = {axis.partition(".")[2]: level for axis, level in axes.items() if axis.startswith("calibration.")}
+    return {**(stated if isinstance(stated, dict) else {}), **levels}
+
+
+def weights_of(run: ClaimRun, label: str, task: str) -> Weights:
+    """What the weights of a model are made of; two runs in which it is the same ask the same model."""
+    recipe = next((variant.recipe for variant in run.result.variants if variant.label == label), label)
+    reports = [report for report in run.result.compression if report.recipe == label]
+    if all(report.calibration is None for report in reports) if reports else not _is_calibrated(recipe):
+        return Weights(recipe=recipe)
+    facts = run.result.study.facts
+    settings = [repr(facts.get("seeds")), *map(repr, sorted(calibration_of(run, label, task).items()))]
+    texts = [str(report.calibration) for report in reports] or settings
+    return Weights(recipe=recipe, texts=tuple(sorted(texts)), propagate=facts.get("propagate") is not False)
+
+
+def _is_calibrated(recipe: str) -> bool:
+    """Whether a recipe reads calibration text; an external model is no recipe."""
+    try:
+        return parse_recipe(recipe).needs_calibration
+    except ConfigError:
+        return False
 
 
 def base_of(task: TaskSummary) -> str:

@@ -19,7 +19,11 @@ def sparse_is_no_better(models: Sequence[ModelRuns]) -> Evidence:
         small = [candidate for model in models for candidate in _dense_models(model, beside=large)]
         for cell in (cell for cells in by_method(asked_in_full(large.cells(is_choice))).values() for cell in cells):
             for run, label, parameters in small:
-                if parameters and any(abs(left / parameters - 1) <= SAME_SIZE for left in _parameters_left(cell)):
+                if (
+                    parameters
+                    and parameters < (large.parameters or 0)
+                    and any(abs(left / parameters - 1) <= SAME_SIZE for left in _parameters_left(cell))
+                ):
                     try:
                         parts += _no_better(cell, run, label)
                     except NotAskedError as error:  # another run of the small model may hold the answers
@@ -41,8 +45,13 @@ def _dense_models(model: ModelRuns, *, beside: ModelRuns) -> list[tuple[ClaimRun
         (run, external.label, external.parameters)
         for run in model.runs
         for external in run.result.models
-        if external.label not in (DENSE, *run.result.study.recipes) and external.source_precision == "float"
+        if external.label not in _own_labels(run) and external.source_precision == "float"
     ]
+
+
+def _own_labels(run: ClaimRun) -> set[str]:
+    """The dense model and the recipes, with their levels of the axes."""
+    return {DENSE, *run.result.study.recipes, *(variant.label for variant in run.result.variants)}
 
 
 def _parameters_left(cell: Cell) -> list[float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 from llmkick.claims.answers import measure_rises, parts_of
@@ -15,6 +16,7 @@ from llmkick.claims.evidence import (
     every,
     loss_of,
     matches,
+    read_or_unasked,
     some,
     unasked,
 )
@@ -48,37 +50,47 @@ def is_summary(task: TaskSummary) -> bool:
 
 def fluent_but_empty(model: ModelRuns) -> Evidence:
     """Claim 4: instruction following matches up to 25 % only; beyond, fewer unique tokens and more repetition."""
+    cells = judged_or_not(model.cells(is_instruction))
+    read_by_item = by_method(asked_in_full(cells))
     parts: list[Evidence] = []
-    for levels in by_method(asked_in_full(judged_or_not(model.cells(is_instruction)))).values():
-        mild = largest_between(levels, 0.0, INSTRUCTIONS_UP_TO)
-        severe = largest_between([cell for cell in levels if cell.sparsity > INSTRUCTIONS_UP_TO + 1e-9], 0.0, 1.0)
+    for method, levels in by_method(cells).items():
+        mild, severe = largest_between(levels, 0.0, INSTRUCTIONS_UP_TO), _beyond(levels)
         if mild and severe:
             parts += [matches(cell.comparison, cell.run.name) for cell in mild]
             parts += [does_not_match(cell.comparison, cell.run.name) for cell in severe]
-            parts += [part for cell in severe for part in _measures(cell)]
+            parts += [part for cell in _beyond(read_by_item.get(method, [])) or severe for part in _measures(cell)]
     if not parts:
         raise NotAskedError("needs instruction following at up to 25 % sparsity and beyond")
     return every(parts)
 
 
+def _beyond(levels: Sequence[Cell]) -> list[Cell]:
+    return largest_between([cell for cell in levels if cell.sparsity > INSTRUCTIONS_UP_TO + 1e-9], 0.0, 1.0)
+
+
 def _measures(cell: Cell) -> list[Evidence]:
     """Fewer unique tokens, more repetition: read from the answers, not from what a judge made of them."""
-    task, recipe = cell.task.name.removesuffix(JUDGED), cell.comparison.recipe
-    fewer = measure_rises(
-        cell.run, recipe, task, "unique_tokens", sign=-1, text=f"{recipe} answers with fewer unique tokens on {task}"
-    )
-    more = measure_rises(cell.run, recipe, task, "repetition", sign=1, text=f"{recipe} repeats itself more on {task}")
-    return [fewer, more]
+    task, recipe, run = cell.task.name.removesuffix(JUDGED), cell.comparison.recipe, cell.run
+    wanted = {
+        "unique_tokens": (-1, f"{recipe} answers with fewer unique tokens on {task}"),
+        "repetition": (1, f"{recipe} repeats itself more on {task}"),
+    }
+    parts: list[Evidence] = []
+    for measure, (sign, text) in wanted.items():
+        read = functools.partial(measure_rises, run, recipe, task, measure, sign=sign, text=text)
+        parts += read_or_unasked(read, text, run.name, cell.comparison.alpha)
+    return parts
 
 
 def summaries_hold_up(model: ModelRuns) -> Evidence:
     """Claim 7: summaries match at about 30 %; long stories lose more; rounding sometimes gains; 2:4 fails."""
-    cells = asked_in_full(judged_or_not(model.cells(is_summary)))
-    methods = by_method(cells).values()
-    held = [cell for levels in methods for cell in largest_between(levels, *SUMMARIES_AT)]
+    cells = judged_or_not(model.cells(is_summary))
+    held = [cell for levels in by_method(cells).values() for cell in largest_between(levels, *SUMMARIES_AT)]
     if not held:
         raise NotAskedError("needs summaries with a signal at 25 to 35 % sparsity")
-    lengths = [part for levels in methods for cell in largest_between(levels, *LENGTHS_AT) for part in _lengths(cell)]
+    read_by_item = by_method(asked_in_full(cells)).values()
+    compared = [cell for levels in read_by_item for cell in largest_between(levels, *LENGTHS_AT)]
+    lengths = [part for cell in compared for part in _lengths(cell)]
     rounded = [cell for cell in cells if bits_of(cell) is not None]
     gains = [some_rounding_gains(rounded)] if rounded else []
     failing = [does_not_match(cell.comparison, cell.run.name) for cell in cells if cell.level.label == "2:4"]
@@ -99,12 +111,16 @@ def summaries_hold_up(model: ModelRuns) -> Evidence:
 
 
 def _lengths(cell: Cell) -> Sequence[Evidence]:
-    by_length = parts_of(cell, "bucket")
-    if "long" not in by_length or "short" not in by_length:
-        return []
     text = f"{cell.comparison.recipe} costs long stories more than short ones on {cell.task.name}"
-    difference = difference_of(loss_of(by_length["long"]), loss_of(by_length["short"]))
-    return [above(difference, 0.0, text, cell.run.name, "difference of losses")]
+
+    def difference() -> list[Evidence]:
+        by_length = parts_of(cell, "bucket")
+        if "long" not in by_length or "short" not in by_length:
+            return []
+        lost_more = difference_of(loss_of(by_length["long"]), loss_of(by_length["short"]))
+        return [above(lost_more, 0.0, text, cell.run.name, "difference of losses")]
+
+    return read_or_unasked(difference, text, cell.run.name, cell.comparison.alpha)
 
 
 def some_rounding_gains(cells: Sequence[Cell]) -> Evidence:
