@@ -19,11 +19,7 @@ def sparse_is_no_better(models: Sequence[ModelRuns]) -> Evidence:
         small = [candidate for model in models for candidate in _dense_models(model, beside=large)]
         for cell in (cell for cells in by_method(asked_in_full(large.cells(is_choice))).values() for cell in cells):
             for run, label, parameters in small:
-                if (
-                    parameters
-                    and parameters < (large.parameters or 0)
-                    and any(abs(left / parameters - 1) <= SAME_SIZE for left in _parameters_left(cell))
-                ):
+                if _is_as_large(cell, parameters):
                     try:
                         parts += _no_better(cell, run, label)
                     except NotAskedError as error:  # another run of the small model may hold the answers
@@ -52,6 +48,13 @@ def _dense_models(model: ModelRuns, *, beside: ModelRuns) -> list[tuple[ClaimRun
 def _own_labels(run: ClaimRun) -> set[str]:
     """The dense model and the recipes, with their levels of the axes."""
     return {DENSE, *run.result.study.recipes, *(variant.label for variant in run.result.variants)}
+
+
+def _is_as_large(cell: Cell, parameters: int | None) -> bool:
+    """Whether a smaller model has as many parameters as a pruned one has left."""
+    if not parameters or parameters >= (cell.run.result.model.parameters or 0):
+        return False
+    return any(abs(left / parameters - 1) <= SAME_SIZE for left in _parameters_left(cell))
 
 
 def _parameters_left(cell: Cell) -> list[float]:
