@@ -75,6 +75,42 @@ def test_options_without_effect_are_refused(options: dict[str, Any], message: st
         study_text(experiment_of("figure-2"), StudyOptions(model="x", **options))
 
 
+@pytest.mark.parametrize(
+    ("experiment", "options", "message"),
+    [
+        ("figure-2", {"references": {"summarization": "x"}}, "no judge of figure-2 sees answers to summarization"),
+        ("figure-5", {"references": {"instruction": "x"}}, "leave --reference instruction=… out"),
+        ("figure-5", {"scale": "small", "references": {"summarization": "x"}}, "give --judge, too"),
+        (
+            "table-3",
+            {"scale": "small", "judge": "openai:http://localhost/v1#m", "references": {"summarization": "x"}},
+            "--reference gives no answers to instruction",
+        ),
+    ],
+)
+def test_answers_that_no_judge_sees_are_refused(experiment: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        study_text(experiment_of(experiment), StudyOptions(model="x", **options))
+
+
+def test_a_judge_sees_the_answers_that_are_given() -> None:
+    given = {"summarization": "a.jsonl", "instruction": "b.jsonl"}
+    options = StudyOptions(model="x", scale="small", judge="openai:http://localhost/v1#m", references=given)
+    assert tomllib.loads(study_text(experiment_of("table-3"), options))["judge"]["reference"] == given
+    options = StudyOptions(model="x", references={"instruction": "b.jsonl"})
+    expected = {**REFERENCES, "instruction": "b.jsonl"}
+    assert tomllib.loads(study_text(experiment_of("table-3"), options))["judge"]["reference"] == expected
+
+
+@pytest.mark.parametrize("name", [name for name, each in EXPERIMENTS.items() if 11 in each.claims])
+def test_small_studies_ask_worked_examples_of_models_that_do_not_know_letters(name: str) -> None:
+    """A claim about worked examples needs a task with a signal, with and without them."""
+    tasks = tomllib.loads(study_text(EXPERIMENTS[name], StudyOptions(model="x", scale="small")))["tasks"]
+    shots = {task["name"]: task["shots"] for task in tasks if task["name"].startswith("multiple_choice")}
+    assert shots["multiple_choice:cloze"] == shots["multiple_choice:letter"]
+    assert len(shots["multiple_choice:cloze"]) > 1
+
+
 def test_an_unknown_experiment() -> None:
     with pytest.raises(ConfigError, match="unknown experiment 'figure-9'; choose from: figure-1, figure-2"):
         experiment_of("figure-9")

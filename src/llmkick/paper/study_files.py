@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from llmkick.errors import ConfigError
 from llmkick.paper.experiments import CLOZE, EXPERIMENTS, MODELS, SAME_SIZE, Experiment, Scale, TaskText, Value
@@ -66,6 +66,7 @@ def study_text(experiment: Experiment, options: StudyOptions) -> str:
     judged = [task.name for task in experiment.tasks if task.name in REFERENCES] if experiment.judged else []
     if options.judge and not judged:
         raise ConfigError(f"no answer of {experiment.name} is judged; leave --judge out")
+    _refuse_references(experiment, judged, options)
     if options.sparsity is not None and experiment.name != "section-4":
         raise ConfigError(f"{experiment.name} has sparsities of its own; --sparsity is of section-4")
     parts = [
@@ -81,6 +82,22 @@ def study_text(experiment: Experiment, options: StudyOptions) -> str:
         *_judge(judged, options),
     ]
     return "\n".join(parts).rstrip() + "\n"
+
+
+def _refuse_references(experiment: Experiment, judged: Sequence[str], options: StudyOptions) -> None:
+    """Raise ConfigError for answers that no judge sees, and if a judge would see them for a part of the tasks only."""
+    given = set(options.references)
+    if unseen := sorted(given - set(judged)):
+        raise ConfigError(
+            f"no judge of {experiment.name} sees answers to {', '.join(unseen)}; leave --reference {unseen[0]}=… out"
+        )
+    if given and options.scale == "small":
+        if options.judge is None:
+            raise ConfigError("a small study has no judge who could see the answers of --reference; give --judge, too")
+        if lacking := [task for task in judged if task not in given]:
+            raise ConfigError(
+                f"--reference gives no answers to {', '.join(lacking)}: give them for every task, or none"
+            )
 
 
 def _header(experiment: Experiment, options: StudyOptions) -> str:
@@ -131,10 +148,9 @@ def _calibration(experiment: Experiment, *, small: bool) -> str:
 
 
 def _tasks(experiment: Experiment) -> list[TaskText]:
-    """The tasks of the small scale: multiple choice by text beside that by letter."""
-    by_letter = any(task.name == "multiple_choice:letter" for task in experiment.tasks)
-    examples_vary = 11 in experiment.claims and len(experiment.tasks) == 1
-    return [*experiment.tasks, *([CLOZE] if by_letter and not examples_vary else [])]
+    """The tasks of the small scale: multiple choice by text beside that by letter, with the same worked examples."""
+    by_letter = next((task for task in experiment.tasks if task.name == "multiple_choice:letter"), None)
+    return [*experiment.tasks, *([replace(CLOZE, small=by_letter.small)] if by_letter else [])]
 
 
 def _task(task: TaskText, options: StudyOptions) -> str:

@@ -6,6 +6,7 @@ import functools
 from collections.abc import Sequence
 
 from llmkick.compression.registry import parse_recipe
+from llmkick.errors import KickError
 from llmkick.statistics import Design, detectable_loss, items_for_power, simulated_power
 from llmkick.statistics.design import cluster_sizes
 from llmkick.statistics.frontier import looks
@@ -62,7 +63,7 @@ def warn_of_easy_questions(tasks: Sequence[Task], parameters: int | None) -> lis
 
     A model of unknown size, such as a server's, counts as small.
     """
-    easy = [task.name for task in tasks if task.metric == "accuracy" and task.key.get("source") == "pocket"]
+    easy = [task.name for task in tasks if task.metric == "accuracy" and _is_of_the_package(task)]
     if not easy or (parameters or 0) < EASY_FROM:
         return []
     asked = f"{', '.join(easy)} {'ask' if len(easy) > 1 else 'asks'}"
@@ -71,6 +72,13 @@ def warn_of_easy_questions(tasks: Sequence[Task], parameters: int | None) -> lis
         "a larger one knows nearly all answers, so that a match says little. Take published data "
         '(source = "hub", or a folder)'
     ]
+
+
+def _is_of_the_package(task: Task) -> bool:
+    try:
+        return task.key.get("source") == "pocket"
+    except KickError:  # published data that is not here yet
+        return False
 
 
 def calibrated_seeds(study: Study, seeds: Sequence[int] = ()) -> int:
