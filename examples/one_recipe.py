@@ -19,7 +19,7 @@ def main(recipe: str = "wanda@0.25", questions: int = 40) -> None:
     found = llmkick.compare(
         {record.item_id: record.score for record in dense},
         {record.item_id: record.score for record in compressed},
-        clusters={record.item_id: record.cluster for record in dense},
+        strata={record.item_id: record.cluster for record in dense},  # fixed groups, as `task.groups` says
     )
     print(f"dense {found.dense:.2f}, compressed {found.compressed:.2f}: {found.verdict}")
     for item, before, after in zip(task.items(), dense, compressed, strict=True):
