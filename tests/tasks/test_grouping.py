@@ -43,6 +43,8 @@ def test_popularity_bins_stand_in_their_order():
 def test_an_unknown_detail_is_refused_and_nothing_scored_is_nothing():
     with pytest.raises(ConfigError, match="cannot group by 'colour': choose from: cluster, discipline"):
         group_scores([record(1.0, discipline="stem")], "colour")
+    with pytest.raises(ConfigError, match=r"cannot group by 'choice_logprobs': choose from: cluster, discipline$"):
+        group_scores([record(1.0, discipline="stem", choice_logprobs=[-1.0, -2.0])], "choice_logprobs")
     assert group_scores([record(None)], "colour") is None
 
 

@@ -29,6 +29,10 @@ def popularity_bin(views: int) -> str:
     return f"{low:,} to {above[0] - 1:,}" if above else f"{low:,} and more"
 
 
+def _is_group(value: object) -> bool:
+    return isinstance(value, str | int | float)
+
+
 def group_scores(records: Sequence[Record], by: str, *, of: str | None = None) -> GroupedScores | None:
     """Scores grouped by `cluster` (MMLU: the subject) or by one of the records' details, e.g. `discipline`.
 
@@ -41,8 +45,8 @@ def group_scores(records: Sequence[Record], by: str, *, of: str | None = None) -
         if record.score is None:
             continue
         value = record.score if of is None else record.details.get(of)
-        if by != "cluster" and by not in record.details:
-            there = ", ".join(["cluster", *sorted(record.details)])
+        if by != "cluster" and not _is_group(record.details.get(by)):
+            there = ", ".join(["cluster", *sorted(name for name, value in record.details.items() if _is_group(value))])
             raise ConfigError(f"cannot group by {by!r}: choose from: {there}")
         group: Any = record.cluster if by == "cluster" else record.details[by]
         if by == "popularity":

@@ -133,6 +133,40 @@ def test_mmlu_wants_its_own_subjects_and_worked_examples(tmp_path: Path):
     assert "no worked examples (dev) of astronomy" in refused("multiple_choice", folder)
 
 
+def test_worked_examples_cannot_be_asked(tmp_path: Path):
+    """Their answers are in the prompt."""
+    folder = mmlu_folder(tmp_path, "Q?,a,b,c,d,A\n")
+    with pytest.raises(ConfigError, match=r"unknown split 'dev' of MMLU; choose from: test, val$"):
+        get_task("multiple_choice", source=str(folder), split="dev")
+
+
+def test_a_subject_in_several_files_has_one_id_for_each_question(tmp_path: Path):
+    """As of a data set in shards."""
+    row = {"subject": "anatomy", "choices": ["a", "b", "c", "d"], "answer": 0}
+    for shard in range(2):
+        questions = [{**row, "question": f"Number {2 * shard + k}?"} for k in range(2)]
+        (tmp_path / "all").mkdir(exist_ok=True)
+        files.parquet(tmp_path / "all" / f"test-0000{shard}-of-00002.parquet", questions)
+    files.parquet(tmp_path / "all" / "dev-00000-of-00001.parquet", [{**row, "question": f"E{k}?"} for k in range(5)])
+    found = items("multiple_choice", tmp_path)
+    assert [(item.id, item.question) for item in found] == [
+        (f"anatomy-test-{number + 1:04d}", f"Number {number}?") for number in range(4)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("task", "name", "content"),
+    [
+        ("summarization", "test.jsonl", b""),
+        ("factoid_qa", EVAL, b'{"Questions": []}'),
+        ("summarization", "test.jsonl", b'{"id": "1", "article": "@highlight a", "highlights": "a"}\n'),
+    ],
+)
+def test_data_with_nothing_to_ask_is_refused(task: str, name: str, content: bytes, tmp_path: Path):
+    files.put(tmp_path / name, content)
+    assert refused(task, tmp_path)
+
+
 def test_mmlu_has_57_subjects_in_four_disciplines():
     counts = {name: list(DISCIPLINES.values()).count(name) for name in set(DISCIPLINES.values())}
     assert counts == {"stem": 18, "humanities": 13, "social_sciences": 12, "other": 14}

@@ -252,6 +252,19 @@ def test_segments_are_the_text_whatever_the_tokens(size: int):
         text_segments(text, 99999)
 
 
+def test_text_without_spaces_is_scored_too():
+    """A line of Chinese is one word: it was dropped where it filled a segment."""
+    line = "模型读了这句话然后忘记了" * 60
+    text = "\n".join([*[line] * 5, "The model reads this sentence, and then the next. " * 60])
+    segments = text_segments(text, 512)
+    assert "".join(read + scored for read, scored in segments) == text[: sum(len(a) + len(b) for a, b in segments)]
+    assert len(text.encode()) - sum(len((a + b).encode()) for a, b in segments) < 512 + 64
+    assert all(read and scored for read, scored in segments)
+    assert all(len(read.encode()) < 0.3 * 512 for read, _ in segments)
+    alone = text_segments(line * 5, 2048)
+    assert len(alone) == len((line * 5).encode()) // 2048
+
+
 def test_bits_per_byte_is_the_log_probability_of_the_same_bytes_for_any_tokenizer(tmp_path: Path):
     (tmp_path / "text.txt").write_text("the cat and the dog sat on the mat; " * 40, encoding="utf-8")
     task = get_task("perplexity", source=str(tmp_path / "text.txt"), window=20, unit="bytes")

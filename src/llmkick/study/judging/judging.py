@@ -182,10 +182,10 @@ class Judging:
             answer_text, reference_text = transcript(item, by_id, answers), transcript(item, by_id, against)
             if reason is not None:
                 plan.settled[item.id] = (None, reason)
+            elif answer_text == reference_text and self.spec.protocol == "strict":
+                plan.settled[item.id] = (0.5, None)  # equal answers are as good, empty ones too
             elif not answers[item.id][0]:
                 plan.settled[item.id] = (0.0, None)
-            elif answer_text == reference_text and self.spec.protocol == "strict":
-                plan.settled[item.id] = (0.5, None)
             else:
                 plan.questions_by_item[item.id] = list(
                     questions_about(

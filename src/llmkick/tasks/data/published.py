@@ -13,7 +13,8 @@ from dataclasses import dataclass
 class DataSet:
     """One data set. `hub` and `folder` map each split to file patterns; the first split is the default.
 
-    In a folder the patterns are tried in order; the first pattern that matches files determines the layout.
+    In a folder the patterns are tried in order; the first pattern that matches files determines the layout. Splits in
+    `beside` hold what is shown beside the questions of the others, and cannot be asked.
     """
 
     name: str
@@ -23,6 +24,7 @@ class DataSet:
     licence: str
     hub: Mapping[str, str]
     folder: Mapping[str, tuple[str, ...]]
+    beside: tuple[str, ...] = ()
 
 
 FREEBASEQA = DataSet(
@@ -59,6 +61,7 @@ MMLU = DataSet(
         "val": ("val/*_val.csv", "data/val/*_val.csv", "all/validation-*.parquet", "validation-*.parquet"),
         "dev": ("dev/*_dev.csv", "data/dev/*_dev.csv", "all/dev-*.parquet", "dev-*.parquet"),
     },
+    beside=("dev",),  # worked examples
 )
 TRIVIAQA = DataSet(
     name="TriviaQA",
@@ -130,6 +133,7 @@ MT_BENCH = DataSet(
         "questions": ("mt_bench-question.jsonl", "raw/question.jsonl", "question.jsonl"),
         "references": ("mt_bench-reference_answer-gpt-4.jsonl", "reference_answer/gpt-4.jsonl"),
     },
+    beside=("references",),
 )
 VICUNA_80 = DataSet(
     name="Vicuna-80",
@@ -142,4 +146,5 @@ VICUNA_80 = DataSet(
         "questions": ("vicuna_bench-question.jsonl", "vicuna_bench/question.jsonl", "question.jsonl"),
         "references": ("vicuna_bench-reference_answer-gpt-4.jsonl", "vicuna_bench/reference_answer/gpt-4.jsonl"),
     },
+    beside=("references",),
 )

@@ -41,7 +41,8 @@ class Origin:
             raise ConfigError(
                 f"revision of {self.task} is a commit, branch or tag of source hub; got {self.revision!r}"
             )
-        splits = self.dataset.hub if self.source == "hub" else self.dataset.folder
+        every = self.dataset.hub if self.source == "hub" else self.dataset.folder
+        splits = [split for split in every if split not in self.dataset.beside]
         if self.split is not None and self.split not in splits:
             raise ConfigError(f"unknown split {self.split!r} of {self.dataset.name}; choose from: {', '.join(splits)}")
         for digest in self.sha256.values() if isinstance(self.sha256, Mapping) else [self.sha256]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -59,12 +59,12 @@ def cut_windows(ids: Sequence[int], window: int) -> list[tuple[int, ...]]:
 def text_segments(text: str, size: int) -> list[tuple[str, str]]:
     """The text in segments of about `size` bytes, split before whitespace; each is (context text, scored text).
 
-    The segments do not depend on a tokenizer, so models with different tokenizers are scored on the same bytes. The
-    incomplete last segment is dropped. Raises DataError if the text is shorter than one segment.
+    The segments do not depend on a tokenizer, so models with different tokenizers are scored on the same bytes. A word
+    as long as a segment, as in text without spaces, is split between characters. The incomplete last segment is
+    dropped. Raises DataError if the text is shorter than one segment.
     """
-    words = re.findall(r"\s*\S+", text)
     segments, words_inside, inside = [], list[str](), 0
-    for word in words:
+    for word in _words_below(text, size):
         words_inside.append(word)
         inside += len(word.encode())
         if inside >= size:
@@ -74,6 +74,16 @@ def text_segments(text: str, size: int) -> list[tuple[str, str]]:
     if not complete:
         raise DataError(f"the text has {len(text.encode())} bytes, which is less than one segment of {size}")
     return complete
+
+
+def _words_below(text: str, size: int) -> Iterator[str]:
+    """The words of the text with the space before them, and the pieces of those that would fill a segment."""
+    most = max(1, int(CONTEXT * size) // 4)  # characters: UTF-8 has four bytes at most
+    for word in re.findall(r"\s*\S+", text):
+        if len(word.encode()) < size:
+            yield word
+        else:
+            yield from (word[start : start + most] for start in range(0, len(word), most))
 
 
 def _read_and_scored(words: Sequence[str], size: int) -> tuple[str, str]:

@@ -4,15 +4,24 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from llmkick.errors import DataError
 from llmkick.tasks.task import Item
 
 
 @dataclass(frozen=True, kw_only=True)
 class Loaded:
-    """The items of a data set in file order, and notes on the data for a reader of the scores."""
+    """The items of a data set in file order, and notes on the data for a reader of the scores.
+
+    Raises DataError without items.
+    """
 
     items: tuple[Item, ...]
     notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.items:
+            left_out = f" ({'; '.join(self.notes)})" if self.notes else ""
+            raise DataError(f"the data has nothing to ask{left_out}: its files are empty, or every row is left out")
 
 
 def counted(count: int, what: str) -> tuple[str, ...]:

@@ -42,8 +42,7 @@ def read_mmlu(origin: Origin) -> tuple[Loaded, list[Item]]:
     """
     split = origin.chosen_split(("test", "val"))
     asked, shown = origin.files(split, "dev")
-    items = [item for file in asked for item in _read(file, split)]
-    examples = [item for file in shown for item in _read(file, "dev")]
+    items, examples = list(_read(asked, split)), list(_read(shown, "dev"))
     lacking = sorted({item.cluster for item in items} - {item.cluster for item in examples})
     if lacking:
         raise DataError(f"{origin.source}: no worked examples (dev) of {', '.join(lacking[:5])}")
@@ -57,9 +56,10 @@ def read_mmlu(origin: Origin) -> tuple[Loaded, list[Item]]:
     return Loaded(items=tuple(items), notes=notes), examples
 
 
-def _read(file: DataFile, split: str) -> Iterator[Item]:
+def _read(files: Sequence[DataFile], split: str) -> Iterator[Item]:
+    """The questions of a split, numbered by subject; a subject can be in several files."""
     counts: dict[str, int] = {}
-    for row, subject, question, choices, answer in _rows(file, split):
+    for row, subject, question, choices, answer in (row for file in files for row in _rows(file, split)):
         if subject not in DISCIPLINES:
             row.fail("subject", f"{subject!r} is not one of MMLU's 57 subjects")
         counts[subject] = counts.get(subject, 0) + 1
