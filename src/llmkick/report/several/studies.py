@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
+
+import numpy as np
 
 from llmkick.errors import ConfigError
 from llmkick.report.lookup import comparisons_by_cell, verdict_or_outcome
 from llmkick.report.run_folder import Run
-from llmkick.statistics import compare, groups_argument
+from llmkick.statistics.ratio import ratio_of_sums
 from llmkick.study.results.records import TaskSummary
 from llmkick.study.results.results import StudyResult
 from llmkick.study.results.task_settings import EARLIER, differing_settings, short_value
@@ -28,7 +31,10 @@ class Refusal:
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """One recipe on one task in two studies, paired by item: `difference` is second − first."""
+    """One recipe on one task in two studies, paired by item: `difference` is second − first.
+
+    `interval` is two-sided, at the level 1 − alpha; `no_interval` says why there is none.
+    """
 
     recipe: str
     task: str
@@ -42,6 +48,7 @@ class Difference:
     first_verdict: str | None
     second_verdict: str | None
     identical: bool
+    no_interval: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,11 +103,14 @@ def pair(first: Run, second: Run, *, names: Sequence[str]) -> Paired:
                 refusals.append(difference)
             else:
                 differences.append(difference)
-    return Paired(first=names[0], second=names[1], differences=differences, refusals=refusals, notes=_notes(a, b))
+    without = dict.fromkeys(each.no_interval for each in differences if each.no_interval)
+    notes = [*_notes(a, b), *(f"differences without an interval: {reason}" for reason in without)]
+    return Paired(first=names[0], second=names[1], differences=differences, refusals=refusals, notes=notes)
 
 
 def _difference(first: Run, second: Run, recipe: str, task: str) -> Difference | Refusal:
-    ours, theirs = _scores(first, recipe, task), _scores(second, recipe, task)
+    by_seed = [_scores(run, recipe, task) for run in (first, second)]
+    ours, theirs = (_means(scores) for scores in by_seed)
     what = f"{recipe} on {task}"
     if not ours or not theirs:
         return Refusal(what=what, reason="one of the studies has no answers to it")
@@ -110,18 +120,54 @@ def _difference(first: Run, second: Run, recipe: str, task: str) -> Difference |
     summary = _task(first.result, task)
     if summary is not None and summary.is_control:
         return _of_perplexity(first.result, second.result, recipe, task, len(ours), verdicts, ours == theirs)
+    scored = [item for item in ours if ours[item] is not None and theirs[item] is not None]
+    means = [_mean([scores[item] for item in scored]) if scored else None for scores in (ours, theirs)]
+    changes = [cast(float, theirs[item]) - cast(float, ours[item]) for item in scored]
     grouping = "clusters" if summary is None else summary.groups
-    groups = groups_argument(grouping, _groups(first, task))
-    comparison = compare(ours, theirs, **groups, alpha=first.result.study.alpha, explain=False)
-    dense, other, bounds = comparison.dense, comparison.compressed, comparison.interval
+    interval, reason = _interval(by_seed, scored, _groups(first, task) if grouping == "clusters" else {}, first, second)
     return Difference(
-        recipe=recipe, task=task, n=comparison.n, first=dense, second=other,
-        difference=None if dense is None or other is None else other - dense,
-        # The interval of the relative loss, on the scale of the score.
-        interval=None if dense is None or bounds is None else (-bounds[1] * dense, -bounds[0] * dense),
-        gained=comparison.gained, lost=comparison.lost, first_verdict=verdicts[0], second_verdict=verdicts[1],
-        identical=ours == theirs,
+        recipe=recipe, task=task, n=len(scored), first=means[0], second=means[1],
+        difference=sum(changes) / len(changes) if changes else None, interval=interval, no_interval=reason,
+        gained=_changed(by_seed, scored, 1), lost=_changed(by_seed, scored, -1),
+        first_verdict=verdicts[0], second_verdict=verdicts[1], identical=ours == theirs,
     )  # fmt: skip
+
+
+# Calibration seed → item → score.
+_BySeed = Mapping[int | None, Mapping[str, float | None]]
+
+
+def _interval(
+    by_seed: Sequence[_BySeed], items: Sequence[str], clusters: Mapping[str, str], first: Run, second: Run
+) -> tuple[tuple[float, float] | None, str]:
+    """The two-sided interval of the mean change, over items or clusters and calibration seeds; or why there is none.
+
+    Each seed of a study is paired with the same seed of the other.
+    """
+    ours, theirs = by_seed
+    if any(run.result.study.facts.get("stop") == "decided" for run in (first, second)):
+        return None, 'what was asked depends on verdicts (stop = "decided")'
+    if set(ours) != set(theirs):
+        return None, "other calibration seeds"
+    if len(items) < 2:
+        return None, "fewer than two items"
+    rows = [[cast(float, theirs[seed][item]) - cast(float, ours[seed][item]) for item in items] for seed in ours]
+    change = np.asarray(rows)
+    codes = np.unique([clusters.get(item, item) for item in items], return_inverse=True)[1]
+    found = ratio_of_sums(
+        change, np.ones_like(change), codes, reach=(-1.0, 1.0), alpha=first.result.study.alpha, nothing=""
+    )
+    return found.interval, found.reason
+
+
+def _changed(by_seed: Sequence[_BySeed], items: Sequence[str], sign: int) -> float:
+    """The number of items that rose (1) or fell (−1): the mean over seeds, or of mean scores where seeds differ."""
+    ours, theirs = by_seed
+    pairs = (
+        [(ours[seed], theirs[seed]) for seed in ours] if set(ours) == set(theirs) else [(_means(ours), _means(theirs))]
+    )
+    changes = [cast(float, b[item]) - cast(float, a[item]) for a, b in pairs for item in items]
+    return sum(sign * change > 0 for change in changes) / len(pairs)
 
 
 def _of_perplexity(
@@ -137,13 +183,19 @@ def _of_perplexity(
     )  # fmt: skip
 
 
-def _scores(run: Run, recipe: str, task: str) -> dict[str, float | None]:
-    """Item → score, as the mean over calibration seeds; None if the score of any seed is missing."""
+def _scores(run: Run, recipe: str, task: str) -> _BySeed:
+    """The scores of a model by calibration seed and item."""
     cells = [cell for cell in run.cells if (cell.recipe, cell.task) == (recipe, task)]
-    if run.journal is None or not cells:
+    if run.journal is None:
         return {}
-    by_seed = [{row[0]: row[2] for row in run.journal.answers(cell.run_key)} for cell in cells]
-    return {item: _mean([scores.get(item) for scores in by_seed]) for item in by_seed[0]}
+    return {cell.seed: {row[0]: row[2] for row in run.journal.answers(cell.run_key)} for cell in cells}
+
+
+def _means(by_seed: _BySeed) -> dict[str, float | None]:
+    """Item → mean over seeds; None if the score of any seed is missing."""
+    if not by_seed:
+        return {}
+    return {item: _mean([scores.get(item) for scores in by_seed.values()]) for item in next(iter(by_seed.values()))}
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
