@@ -71,9 +71,11 @@ def test_documents_hold_the_prompts_as_they_are_asked(tmp_path: Path):
     assert "pretrained=MODEL,dtype=float32 --tasks llmkick_factoid_qa,llmkick_mult" in export.command
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_an_import_of_exported_tasks_has_the_groups_of_a_run_here(tmp_path: Path, name: str):
-    task = get_task(name)
+@pytest.mark.parametrize(
+    ("name", "protocol"), [*((name, "strict") for name in NAMES), ("multiple_choice:letter", "paper")]
+)
+def test_an_import_of_exported_tasks_has_the_groups_and_chance_of_a_run_here(tmp_path: Path, name: str, protocol: str):
+    task = get_task(name, protocol=protocol)
     (exported,) = export_tasks([task], tmp_path / "out").names
     samples = {
         number: Sample(doc_hash="", prompt_hash="", metrics={"acc": 1}, fields=fields_of(row), options=0, labels={})
@@ -83,6 +85,7 @@ def test_an_import_of_exported_tasks_has_the_groups_of_a_run_here(tmp_path: Path
     (groups,) = pair.groups()
     assert groups.kind == groups_of(task)
     assert [groups.of[number] for number in samples] == [item.cluster for item in task.items()]
+    assert pair.chance("acc") == task.chance_level
 
 
 def fields_of(row: dict) -> dict[str, str]:

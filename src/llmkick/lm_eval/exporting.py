@@ -17,7 +17,7 @@ from pathlib import Path
 from llmkick.errors import ConfigError
 from llmkick.files import new_folder
 from llmkick.lm_eval import scoring as lm_eval_scoring
-from llmkick.lm_eval.pairing import GROUP_FIELDS
+from llmkick.lm_eval.pairing import CHANCE_FIELD, GROUP_FIELDS
 from llmkick.models.engine.encoding import encode_requests
 from llmkick.models.language_model import GenerateRequest, Prompt, ScoreRequest
 from llmkick.models.transformers_model import TransformersModel
@@ -146,7 +146,10 @@ def _document(task: Task, item: Item, style: Prompting, model: TransformersModel
     """A line of the data: the prompt for the model and the fields that the scorer and an import of the scores need."""
     requests = task.requests(item, style)
     prompt = _text(requests[0].prompt, model)
-    document: Document = {"id": item.id, GROUP_FIELDS[groups_of(task)][0]: item.cluster, "prompt": prompt}
+    document: Document = {
+        "id": item.id, GROUP_FIELDS[groups_of(task)][0]: item.cluster, "prompt": prompt,
+        CHANCE_FIELD: f"{task.chance_level:g}",
+    }  # fmt: skip
     if isinstance(requests[0], GenerateRequest):
         letter = None if item.answer is None else LETTERS[item.answer]
         answers = list(item.references) if letter is None else [letter]

@@ -13,6 +13,8 @@ from llmkick.lm_eval.samples import Sample
 from llmkick.statistics import groups_argument
 from llmkick.statistics.pairing import Grouping, GroupsArgument, some_of
 
+# The field of exported documents with the expected score of guessing: letters that are generated have no options.
+CHANCE_FIELD = "llmkick_chance"
 # Document fields that give the groups if nothing else is declared, in order of preference. Subjects and categories are
 # fixed: a benchmark is about these. What a task calls a cluster was drawn together.
 GROUP_FIELDS: Mapping[Grouping, tuple[str, ...]] = {"clusters": ("cluster",), "strata": ("subject", "category")}
@@ -133,8 +135,11 @@ class SamplePair:
         """The expected score of guessing among the scored options; 0 for other kinds of score.
 
         Where several options of a document can be true (truthfulqa_mc2), the score is the probability of all of them,
-        and guessing gives the mean share of true options.
+        and guessing gives the mean share of true options. Documents that we exported state it.
         """
+        stated = {sample.fields.get(CHANCE_FIELD) for sample in self.dense.values()}
+        if metric == "acc" and len(stated) == 1 and (level := stated.pop()) is not None:
+            return float(level)
         options = [sample.options for sample in self.dense.values()]
         if not metric.startswith("acc") or min(options) < 2:
             return 0.0
