@@ -75,6 +75,13 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return batches
 
 
+def forget_rounding(folder: Path) -> None:
+    """As a run that was stopped before its last recipe."""
+    with contextlib.closing(sqlite3.connect(folder / JOURNAL_FILE)) as connection:
+        connection.execute("DELETE FROM records WHERE recipe = 'rtn@8b'")
+        connection.commit()
+
+
 def numbers(result: StudyResult) -> object:
     return result.results, result.comparisons, result.overall
 
@@ -99,9 +106,7 @@ def test_an_unfinished_study_asks_what_is_missing(
 ):
     paper_records.keep(finished.folder, tmp_path / "whole.json.xz")
     paper_records.restore(tmp_path / "whole.json.xz", tmp_path / "stopped", study)
-    with contextlib.closing(sqlite3.connect(tmp_path / "stopped" / JOURNAL_FILE)) as connection:
-        connection.execute("DELETE FROM records WHERE recipe = 'rtn@8b'")
-        connection.commit()
+    forget_rounding(tmp_path / "stopped")
     assert paper_records.keep(tmp_path / "stopped", tmp_path / "half.json.xz") == 2 * 2 * LIMIT
     paper_records.restore(tmp_path / "half.json.xz", tmp_path / "run", study)
     batches = asked(monkeypatch)
@@ -130,9 +135,7 @@ def test_a_journal_that_is_there_gets_what_it_lacks(
     file, folder = tmp_path / "small.json.xz", tmp_path / "run"
     paper_records.keep(finished.folder, file)
     paper_records.restore(file, folder, study)
-    with contextlib.closing(sqlite3.connect(folder / JOURNAL_FILE)) as connection:
-        connection.execute("DELETE FROM records WHERE recipe = 'rtn@8b'")
-        connection.commit()
+    forget_rounding(folder)
     assert paper_records.restore(file, folder, study) == 2 * LIMIT
     assert paper_records.restore(file, folder, study) == 0
     again = tmp_path / "again.json.xz"
@@ -148,9 +151,7 @@ def test_choices_keep_their_letters(paper_records: ModuleType, study: Study, fin
     assert {row.top1_agreement for row in finished.agreement} != {1.0}
     paper_records.keep(finished.folder, tmp_path / "small.json.xz")
     paper_records.restore(tmp_path / "small.json.xz", tmp_path / "run", study)
-    with contextlib.closing(sqlite3.connect(tmp_path / "run" / JOURNAL_FILE)) as connection:
-        connection.execute("DELETE FROM records WHERE recipe = 'rtn@8b'")
-        connection.commit()
+    forget_rounding(tmp_path / "run")
     assert run_study(study, out=tmp_path / "run").agreement == finished.agreement
 
 
@@ -186,7 +187,7 @@ def test_the_letter_of_older_files_is_that_of_the_likeliest_option(paper_records
 
 
 def test_dense_answers_that_others_are_read_beside_are_asked_again(
-    paper_records: ModuleType, study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    paper_records: ModuleType, study: Study, tmp_path: Path
 ):
     """A summary is compared with the dense model's, whose text is not kept."""
     tasks = [{"name": "summarization", "limit": 2, "max_new_tokens": 8}]
@@ -199,7 +200,6 @@ def test_dense_answers_that_others_are_read_beside_are_asked_again(
     tables["records"] = [row for row in tables["records"] if row[2] == "dense"]
     file.write_bytes(lzma.compress(json.dumps(tables).encode()))
     assert paper_records.restore(file, folder, summaries) == 0
-    asked(monkeypatch)
     assert numbers(run_study(summaries, out=folder)) == numbers(whole)
 
 

@@ -66,7 +66,7 @@ def facts_go_first(model: ModelRuns) -> Evidence:
         missing = [*([] if mild else ["a level below 25 %"]), *([] if control else ["perplexity"])]
         parts += [unasked(f"{method}: {what}", model.name, model.alpha) for what in missing]
         is_whole = is_whole or not missing
-    return _all_or_not_asked(
+    return every_read(
         parts if is_whole else [],
         "needs factoid QA with a signal at 25 to 35 % sparsity and below, and perplexity",
     )
@@ -89,7 +89,7 @@ def n_m_keeps_nothing(model: ModelRuns) -> Evidence:
             parts.append(above(loss_of(cell.comparison), FACTS_LOST, text, cell.run.name, "relative loss"))
     if parts and not n_m_cells(model.cells(is_factoid)):
         parts.append(unasked("an N:M pattern loses half of factoid QA", model.name, model.alpha))
-    return _all_or_not_asked(parts, "needs N:M patterns that keep half or less on a knowledge task with a signal")
+    return every_read(parts, "needs N:M patterns that keep half or less on a knowledge task with a signal")
 
 
 def n_m_cells(cells: Sequence[Cell]) -> list[Cell]:
@@ -220,9 +220,3 @@ def _loses_no_more(cell: Cell, other: Cell) -> Evidence:
     text = f"{a.recipe} loses at most {percent(margin)} of the dense score more than {b.recipe} on {a.task}"
     difference = difference_of(loss_of(a), loss_of(b))
     return below(difference, margin, text, cell.run.name, "difference of losses")
-
-
-def _all_or_not_asked(parts: Sequence[Evidence], reason: str) -> Evidence:
-    if not parts:
-        raise NotAskedError(reason)
-    return every(parts)
