@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from llmkick.compression.walk.block_forward import BlockOutput, BlockRunner
 from llmkick.compression.walk.blocks import decoder_blocks, shallow_copy
 from llmkick.compression.walk.input_hooks import InputHooks, experts_one_by_one
-from llmkick.compression.walk.linear_layer import LinearLayer
+from llmkick.compression.walk.linear_layer import LinearLayer, replace_weights
 from llmkick.errors import ModelError
 from llmkick.models.weights import weights_digest
 from speeds import others_slow
@@ -133,7 +133,7 @@ def test_replacing_a_weight_leaves_the_old_tensor_and_every_other(architecture: 
     layers = decoder_blocks(network)[1].layers
     wanted = {layer.name: torch.randn(layer.weight.shape) for layer in layers}
     for layer in layers:
-        layer.replace_weight(wanted[layer.name])
+        replace_weights([(layer, wanted[layer.name])])
     for layer in layers:
         assert torch.equal(layer.weight, wanted[layer.name])
         assert isinstance(getattr(layer.module, layer.parameter), nn.Parameter)
@@ -146,7 +146,7 @@ def test_replacing_a_weight_leaves_the_old_tensor_and_every_other(architecture: 
 def test_a_weight_is_stored_in_the_dtype_of_the_network():
     network = toy_model("gpt2", dtype=torch.bfloat16).network
     for layer in decoder_blocks(network)[0].layers:
-        layer.replace_weight(torch.randn(layer.weight.shape))
+        replace_weights([(layer, torch.randn(layer.weight.shape))])
     assert {parameter.dtype for parameter in network.parameters()} == {torch.bfloat16}
     network(tokens())
 
@@ -359,7 +359,7 @@ def test_a_shallow_copy_shares_every_tensor_until_a_weight_is_replaced(architect
     assert all(id(module) not in originals_modules for module in twin.modules())
     assert twin.config is not network.config
     layer = decoder_blocks(twin)[0].layers[0]
-    layer.replace_weight(torch.zeros_like(layer.weight))
+    replace_weights([(layer, torch.zeros_like(layer.weight))])
     assert not torch.equal(twin(ids).logits, expected)
     assert torch.equal(network(ids).logits, expected)
     assert weights_digest(network) == digest

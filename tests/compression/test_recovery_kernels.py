@@ -188,6 +188,20 @@ def test_scales_solve_the_least_squares_problem_for_fixed_codes(group: int | Non
         assert error(weight[row] - new, inputs) <= error(weight[row] - old, inputs)
 
 
+def test_scales_are_solved_for_a_part_of_the_rows_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The systems of all rows of a wide weight in small groups take many times its own memory."""
+    weight, inputs = random_problem(7, 24, tokens=60)
+    grid = fit_grid(weight, Grid(bits=3, group_size=4))
+    codes, hessian = encode(weight, grid), inputs.T @ inputs
+    whole = refit_scales(weight, codes, grid, hessian, torch.float32).scale
+    systems: list[int] = []
+    solve = torch.linalg.cholesky_ex
+    monkeypatch.setattr(torch.linalg, "cholesky_ex", lambda matrix: systems.append(matrix.numel()) or solve(matrix))
+    monkeypatch.setattr(reconstruct, "MATRIX_VALUES", 2 * 6**2)
+    torch.testing.assert_close(refit_scales(weight, codes, grid, hessian, torch.float32).scale, whole)
+    assert systems == [72, 72, 72, 36]
+
+
 def statistics_of(inputs: Tensor) -> InputStatistics:
     statistics = InputStatistics(inputs.shape[1], hessian=True)
     statistics.add(inputs[None])

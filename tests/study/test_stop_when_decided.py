@@ -15,11 +15,12 @@ import pandas as pd
 import pytest
 
 import timelines
-from llmkick.errors import ConfigError, DataError
+from llmkick.errors import ConfigError, DataError, NumericalError
 from llmkick.models.checkpoints.loading import load_model
 from llmkick.models.transformers_model import TransformersModel
 from llmkick.statistics import Verdict, compare, compare_stopped, order_items
 from llmkick.statistics.frontier import looks
+from llmkick.study.frontier import levels as levels_module
 from llmkick.study.frontier.levels import LevelJudge
 from llmkick.study.frontier.result import FRONTIER_FILE, Judged, read_frontier
 from llmkick.study.frontier.search import PERPLEXITY_MARGINS, run_frontier
@@ -31,6 +32,7 @@ from llmkick.study.results.from_journal import partial_result
 from llmkick.study.results.results import RESULTS_FILE
 from llmkick.study.run import run_study
 from llmkick.study.running import evaluation as evaluation_module
+from llmkick.study.running.context import StudyContext
 from llmkick.study.running.early_stopping import stopping_rules
 from llmkick.study.spec.study import Study, make_study
 from llmkick.tasks.registry import get_task
@@ -424,6 +426,38 @@ def test_a_search_goes_on_where_it_stopped(toy: Path, answers: MadeUp, tmp_path:
     again = run_frontier(values, [LEVELS], out=folder)
     assert not answers.asked
     assert read_frontier(folder) == again
+
+
+def test_a_level_whose_weights_changed_is_judged_anew_on_every_task(toy: Path, answers: MadeUp, tmp_path: Path):
+    """The first task has all its records of the earlier weights; only the second compresses again, and drops them."""
+    tasks = [{"name": "factoid_qa", "limit": 480}, {"name": "multiple_choice:cloze", "limit": 120}]
+    whole = run_frontier(values_of(toy, tasks=tasks), [LEVELS], out=tmp_path)
+    level = next(
+        row.level for row in whole.frontiers[0].verdicts
+        if row.level in {other.level for other in whole.frontiers[1].verdicts} and row.verdict == "matching"
+    )  # fmt: skip
+    recipe = f"magnitude@{level}"
+    with contextlib.closing(sqlite3.connect(tmp_path / JOURNAL_FILE)) as connection, connection:
+        connection.execute("UPDATE records SET score = 0 WHERE recipe = ?", [recipe])
+        connection.execute("DELETE FROM records WHERE recipe = ? AND task LIKE 'multiple_choice%'", [recipe])
+        connection.execute("UPDATE artifacts SET digest = 'other' WHERE report LIKE ?", [f"%{recipe}%"])
+    again = run_frontier(values_of(toy, tasks=tasks), [LEVELS], out=tmp_path)
+    assert (again.frontiers, again.overall) == (whole.frontiers, whole.overall)
+    assert [line for line in again.warnings if "gave other weights" in line]
+
+
+def test_weights_that_never_come_out_alike_end_the_search(
+    toy: Path, answers: MadeUp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Nothing can be said of a level whose records are dropped whenever it is compressed."""
+    tasks = [{"name": "factoid_qa", "limit": 480}, {"name": "multiple_choice:cloze", "limit": 120}]
+    digests = iter(range(1000))
+    monkeypatch.setattr(StudyContext, "recorded_digest", lambda *_: f"weights {next(digests)}")
+    monkeypatch.setattr(levels_module, "MODELS_KEPT", 1)
+    for name in ("is_complete", "has_every_item"):
+        monkeypatch.setattr(evaluation_module.Evaluation, name, lambda *_: False)
+    with pytest.raises(NumericalError, match="other weights twice in one search"):
+        run_frontier(values_of(toy, tasks=tasks), ["magnitude@0.1,0.5,0.9"], out=tmp_path)
 
 
 def test_searched_without_propagation_and_confirmed_with_it_and_with_other_seeds(

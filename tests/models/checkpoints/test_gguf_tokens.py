@@ -10,6 +10,7 @@ from typing import Any
 import gguf
 import pytest
 
+from llmkick.errors import ModelError
 from llmkick.models.checkpoints.gguf_tokens import end_tokens
 from llmkick.models.checkpoints.loading import load_model
 from llmkick.models.checkpoints.references import locate
@@ -107,3 +108,70 @@ def test_texts_of_llama_3_begin_with_the_start_token(tmp_path: Path, pre: str):
 def test_other_texts_begin_as_the_file_says(tmp_path: Path, entries: dict[str, Any], expected: bool):
     ids = load(rewrite(tmp_path / "toy.gguf", entries)).tokenize("the x")
     assert (ids[0] == 0) is expected
+
+
+# How a text is split
+
+TEXT = "www.example (it's)\n\n1  12345 $5"
+
+
+@pytest.mark.parametrize(
+    ("pre", "pieces"),
+    [
+        # GPT-2's own split, and the same after single digits.
+        ("gpt-2", ["www", ".", "example", " (", "it", "'s", ")", "\n", "\n", "1", " ", " 12345", " $", "5"]),
+        (
+            "smollm",
+            ["www", ".", "example", " (", "it", "'s", ")", "\n\n", "1", "  ", *"12345", " $", "5"],
+        ),
+        (
+            "stablelm2",
+            ["www", ".example", " (", "it", "'s", ")\n\n", "1", " ", " ", *"12345", " $", "5"],
+        ),
+        ("qwen2", ["www", ".example", " (", "it", "'s", ")\n\n", "1", " ", " ", *"12345", " $", "5"]),
+        (
+            "glm4",
+            ["www", ".example", " (", "it", "'s", ")\n\n", "1", " ", " ", "123", "45", " $", "5"],
+        ),
+        (
+            "falcon",
+            [
+                "www",
+                ".",
+                "example",
+                " ",
+                "(",
+                "it",
+                "'",
+                "s",
+                ")",
+                "\n",
+                "\n",
+                "1",
+                " ",
+                " ",
+                "123",
+                "45",
+                " ",
+                "$",
+                "5",
+            ],
+        ),
+        (
+            "deepseek-coder",
+            ["www", ".", "example", " (", "it", "'", "s", ")", "\n", "\n", "1", "  ", *"12345", " $", "5"],
+        ),
+        ("bloom", ["www", ".", "example", " (", "it's", ")\n\n", "1", " ", " 12345", " $5"]),
+        ("viking", ["www", ".", "example", " (", "it's", ")\n\n", "1", " ", " ", *"12345", " $", "5"]),
+    ],
+)
+def test_a_text_is_split_as_the_vocabulary_was_learned(tmp_path: Path, pre: str, pieces: list[str]):
+    """The pieces are those of the expressions in llama.cpp, worked out by hand."""
+    tokenizer = load(rewrite(tmp_path / "toy.gguf", {PRE: pre})).tokenizer
+    split = tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str(TEXT)
+    assert [TEXT[begin:end] for _, (begin, end) in split] == pieces
+
+
+def test_a_split_that_is_not_known_is_refused_by_name(tmp_path: Path):
+    with pytest.raises(ModelError, match=r"pre-tokenizer 'superbpe'.*original Hugging Face folder"):
+        load(rewrite(tmp_path / "toy.gguf", {PRE: "superbpe"}))

@@ -244,23 +244,58 @@ def test_a_gguf_file_gives_its_weights_and_tokenizer(tmp_path: Path):
     assert (model.info.name, model.info.source_precision) == ("toy", "float")
 
 
-def test_the_digest_of_a_gguf_file_covers_the_file_and_its_conversion(gguf_file: Path, monkeypatch: pytest.MonkeyPatch):
-    file = hashlib.sha256(gguf_file.read_bytes()).hexdigest()
+def test_the_digest_of_a_gguf_file_is_that_of_its_conversion(
+    gguf_file: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A conversion that comes out alike has the digest of the earlier one; another one has its own."""
     first = locate(str(gguf_file))
-    assert first.digest == hashlib.sha256(f"{file}\0{references.CONVERSION_VERSION}".encode()).hexdigest()
     monkeypatch.setattr(references, "CONVERSION_VERSION", references.CONVERSION_VERSION + 1)
     again = locate(str(gguf_file))
-    assert again.digest not in {first.digest, file}
-    assert again.folder != first.folder
+    assert (again.digest, again.folder == first.folder) == (first.digest, False)
+    convert = references.convert_gguf
+
+    def with_another_template(path: Path, folder: Path) -> None:
+        convert(path, folder)
+        (folder / "chat_template.jinja").write_text("{{ messages[0].content }}", encoding="utf-8")
+
+    monkeypatch.setattr(references, "convert_gguf", with_another_template)
+    shutil.rmtree(cache / "converted")
+    assert locate(str(gguf_file)).digest != first.digest
 
 
 def test_another_version_of_transformers_converts_a_gguf_file_anew(gguf_file: Path, monkeypatch: pytest.MonkeyPatch):
+    """What it writes of itself into the configuration is no part of the digest."""
     first = locate(str(gguf_file))
-    version = importlib.metadata.version
+    version, convert = importlib.metadata.version, references.convert_gguf
+
+    def by_another_version(path: Path, folder: Path) -> None:
+        convert(path, folder)
+        for name in ("config.json", "generation_config.json"):
+            values = json.loads((folder / name).read_text(encoding="utf-8"))
+            assert "transformers_version" in values
+            (folder / name).write_text(json.dumps({**values, "transformers_version": "99.0"}), encoding="utf-8")
+
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "99.0" if name == "transformers" else version(name))
+    monkeypatch.setattr(references, "convert_gguf", by_another_version)
     again = locate(str(gguf_file))
     assert again.folder != first.folder
     assert again.digest == first.digest
+
+
+def test_what_lies_beside_a_gguf_file_is_not_read(gguf_file: Path, cache: Path):
+    """Files are often converted into the folder of the model; transformers would prefer what lies there."""
+    alone = load(gguf_file)
+    ids, digest = alone.tokenize("the x and 12"), alone.info.digest
+    shutil.rmtree(cache / "converted")
+    vocabulary = json.loads(alone.tokenizer.backend_tokenizer.to_str())
+    tokens = vocabulary["model"]["vocab"]
+    tokens["t"], tokens["x"] = tokens["x"], tokens["t"]
+    (gguf_file.parent / "tokenizer.json").write_text(json.dumps(vocabulary), encoding="utf-8")
+    (gguf_file.parent / "chat_template.jinja").write_text("other", encoding="utf-8")
+    again = load(gguf_file)
+    assert again.tokenize("the x and 12") == ids
+    assert again.info.digest == digest
+    assert again.tokenizer.chat_template == alone.tokenizer.chat_template != "other"
 
 
 @pytest.mark.parametrize(

@@ -120,6 +120,18 @@ def test_a_conversation_that_a_template_takes_is_left_as_it_is():
     assert one.notes == []
 
 
+def test_a_template_that_writes_the_date_writes_the_same_on_all_days():
+    """As in Llama 3.1 and its successors: an answer of another day would be to another prompt."""
+    one = encoder(
+        "{% if not date_string is defined %}{% if strftime_now is defined %}"
+        "{% set date_string = strftime_now('%d %b %Y') %}{% endif %}{% endif %}Today is {{ date_string }}." + PLAIN
+    )
+    assert one.render_chat([USER]) == "Today is 26 Jul 2024.<user>Hello<bot>\n"
+    assert one.notes == [
+        "toy: the chat template writes the date, here always 26 Jul 2024: prompts are alike on all days"
+    ]
+
+
 def test_a_template_that_refuses_everything_is_an_error_with_its_words():
     with pytest.raises(ConfigError, match=r'chat template of toy refuses the conversation: no conv.*prompting = "raw"'):
         encoder(NEVER).render_chat([SYSTEM, USER])

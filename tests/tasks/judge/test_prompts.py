@@ -115,7 +115,10 @@ def test_strict_replies_are_json(kind: str):
     assert read_reply(f"Here you are:\n```json\n{json.dumps(reply, indent=1)}\n```", kind, "strict") == expected
     again = {**reply, names[0]: {"assistant_1": 2, "assistant_2": 7}}
     assert isinstance(read_reply(json.dumps(reply) + json.dumps(again), kind, "strict"), Unreadable)
-    for wrong in (11, True, "8", None):
+    for text in ("8", "8/10", "8.0 / 10", "8 out of 10"):
+        texts = {**reply, names[0]: {"assistant_1": text, "assistant_2": 7}}
+        assert read_reply(json.dumps(texts), kind, "strict") == expected
+    for wrong in (11, True, "good", "8/12", "-8", None):
         broken = {**reply, names[0]: {"assistant_1": wrong, "assistant_2": 7}}
         assert isinstance(read_reply(json.dumps(broken), kind, "strict"), Unreadable)
     assert isinstance(read_reply(json.dumps(reply)[:-9], kind, "strict", cut=True), Unreadable)

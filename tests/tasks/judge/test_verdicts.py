@@ -10,7 +10,7 @@ import pytest
 from llmkick.tasks.judge import parse_scores
 from llmkick.tasks.judge.prompts import ASPECTS, read_reply, reply_schema
 from llmkick.tasks.judge.replies import CONTRADICTION, OUTSIDE, Unreadable
-from llmkick.tasks.judge.verdicts import CUT, ONLY_A_DRAFT, ONLY_THOUGHTS, JudgeProtocol, without_thoughts
+from llmkick.tasks.judge.verdicts import CUT, NO_NUMBERS, ONLY_A_DRAFT, ONLY_THOUGHTS, JudgeProtocol, without_thoughts
 from tasks.judge.judge_grammar import BARE, OWNED, SWAPPED
 
 
@@ -184,6 +184,50 @@ def test_a_draft_alone_is_no_verdict():
     assert isinstance(read_reply(prose, "general", "strict"), Unreadable)
     # A verdict that was complete before the reply was cut is one.
     assert read_reply(verdict(8, 0) + verdict(8, 0)[:-9], "general", "strict", cut=True) == ((8, 0),)
+
+
+NOT_QUITE_JSON = (
+    # A backslash that JSON does not know, as LaTeX in an explanation has it; one that it knows, already doubled.
+    r'{"explanation": "\(x^2\) with \sqrt{2} is \\frac{1}{2}.", "overall": {"assistant_1": 9, "assistant_2": 4}}',
+    '{"explanation": "Two\nlines.", "overall": {"assistant_1": 9, "assistant_2": 4}}',
+    "{'explanation': 'It\\'s 1 {or} 2.', 'overall': {'assistant_1': 9, 'assistant_2': 4}}",
+    '{"explanation": "I gave 4/10 to Assistant 1 and 9/10 to Assistant 2 at first.", "overall": '
+    '{"assistant_1": "9", "assistant_2": "4/10"}}',
+)
+
+
+@pytest.mark.parametrize("kind", ["general", "coding", "maths"])
+@pytest.mark.parametrize("reply", NOT_QUITE_JSON)
+def test_a_reply_that_is_nearly_json_has_the_scores_of_its_object(reply: str, kind: str):
+    assert read_reply(reply, kind, "strict") == ((9, 4),)
+    assert read_reply(f"Here it is:\n```json\n{reply}\n```", kind, "strict") == ((9, 4),)
+
+
+@pytest.mark.parametrize("kind", ["general", "maths"])
+def test_scores_in_the_explanation_of_an_object_are_no_verdict(kind: str):
+    explanation = "I gave 9/10 to Assistant 1 and 2/10 to Assistant 2 at first."
+    reply = {"explanation": explanation, "overall": {"assistant_1": "weak", "assistant_2": "good"}}
+    assert read_reply(json.dumps(reply), kind, "strict") == NO_NUMBERS
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "expected"),
+    [
+        ("I give Assistant 2 and Assistant 1 the scores (9, 4).", "general", None),
+        ("Assistant 2 and Assistant 1 get the scores (9, 4) respectively.", "coding", None),
+        ("For Assistant 2 and Assistant 1 respectively, my scores are 9 and 4.", "general", None),
+        ("For Assistant 2 and Assistant 1 my score tuple is (9, 4).", "maths", None),
+        ("Assistant 2 errs. For Assistant 1 and Assistant 2 my scores are 9 and 4.", "general", (9, 4)),
+        ("Assistant 1 and Assistant 2 get the scores (9, 4).", "maths", (9, 4)),
+        ("My scores are 9 and 4.", "maths", (9, 4)),
+        # What a problem speaks of is no verdict.
+        ("The mean of the test scores (4, 8) is 6, as Assistant 1 says.", "maths", None),
+        ("The exam scores are 3 and 5, so the mean is 4.\n\nAssistant 1 is right.", "maths", None),
+        ("Both programs print\n3 4\nfor the input. Assistant 1 deserves a 9, Assistant 2 a 5.", "coding", None),
+    ],
+)
+def test_scores_inside_a_sentence_belong_to_whom_it_names(text: str, kind: str, expected: object):
+    assert parse_scores(text, kind) == expected
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,8 @@ from llmkick.compression.kernels.grid import FittedGrid, decode, in_groups
 ITERATIONS, TOLERANCE = 20, 1e-8
 # Share of itself that is added to the diagonal of the small system of scales, which can be singular.
 RIDGE = 1e-9
+# Values in memory at once of the systems of scales, groups² for each row, in float64: 256 MB, and as much for factors.
+MATRIX_VALUES = 2**25
 
 
 def refit_kept(dense: Tensor, weight: Tensor, hessian: Tensor) -> Tensor:
@@ -60,15 +62,31 @@ def refit_scales(dense: Tensor, codes: Tensor, grid: FittedGrid, hessian: Tensor
     dense W: (out, in); codes: (out, in). dtype: of the weight that is stored; a row whose error would not be smaller in
     it keeps its scales, and so does one for which a scale would not be positive.
     """
+    rows, hessian64 = max(1, MATRIX_VALUES // grid.scale.shape[1] ** 2), hessian.double()
+    now = decode(codes, grid)
+    pieces = zip(*(torch.split(values, rows) for values in (dense, codes, now, grid.scale, grid.zero)), strict=True)
+    new = torch.cat([
+        _refitted(own, code, wrong, replace(grid, scale=scale, zero=zero), hessian64)
+        for own, code, wrong, scale, zero in pieces
+    ])  # fmt: skip
+    moved = decode(codes, replace(grid, scale=new)).to(dtype)
+    better = _is_better(dense, moved, now.to(dtype), hessian)
+    return replace(grid, scale=torch.where(better[:, None], new, grid.scale))
+
+
+def _refitted(dense: Tensor, codes: Tensor, now: Tensor, grid: FittedGrid, hessian64: Tensor) -> Tensor:
+    """The scales of some rows by least squares; those of a row whose system has no sound solution stay.
+
+    now: the rounded rows as they are, (rows, in).
+    """
     # Ŵ = Σ_g s_g u_g: the codes less the zero point within group g, and 0 elsewhere.
     unit = decode(codes, replace(grid, scale=torch.ones_like(grid.scale))).double()
-    hessian64, rows, count = hessian.double(), len(dense), grid.scale.shape[1]
+    rows, count = grid.scale.shape
     matrix = torch.zeros(rows, count, count, dtype=torch.float64, device=dense.device)
     for group in range(count):
         columns = slice(group * grid.group, (group + 1) * grid.group)
         matrix[:, group] = in_groups(unit[:, columns] @ hessian64[columns] * unit, grid.group).sum(dim=2)
     old = grid.scale.double()
-    now = decode(codes, grid)
     slope = in_groups((dense.double() - now) @ hessian64 * unit, grid.group).sum(dim=2)
     diagonal = matrix.diagonal(dim1=1, dim2=2)
     # The scale of a group without weights, or without inputs, stays where it is.
@@ -77,10 +95,7 @@ def refit_scales(dense: Tensor, codes: Tensor, grid: FittedGrid, hessian: Tensor
     change = torch.cholesky_solve(slope[..., None], factor)[..., 0]
     new = (old + change).float()
     is_sound = (failed == 0) & (torch.isfinite(new) & (new > torch.finfo(torch.float32).tiny)).all(dim=1)
-    new = torch.where(is_sound[:, None], new, grid.scale)
-    moved = decode(codes, replace(grid, scale=new)).to(dtype)
-    better = _is_better(dense, moved, now.to(dtype), hessian)
-    return replace(grid, scale=torch.where(better[:, None], new, grid.scale))
+    return torch.where(is_sound[:, None], new, grid.scale)
 
 
 def row_errors(dense: Tensor, weight: Tensor, hessian: Tensor) -> Tensor:

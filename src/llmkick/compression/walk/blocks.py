@@ -118,7 +118,8 @@ def _with_twins(blocks: list[Block], network: nn.Module) -> list[Block]:
         if id(module) not in modules
         for parameter in module.parameters(recurse=False)
     }
-    if not inside & elsewhere and len(inside) == sum(1 for b in blocks for _ in b.module.parameters()):
+    places = sum(1 for block in blocks for _ in block.module.named_parameters(remove_duplicate=False))
+    if not inside & elsewhere and len(inside) == places:
         return blocks
     twins: dict[tuple[int, int], list[LinearLayer]] = {}
     for layer in (layer for block in blocks for layer in block.layers):

@@ -12,7 +12,7 @@ from llmkick.compression.recipe import Recipe, Recovered, is_trained
 from llmkick.compression.registry import plugin_origins
 from llmkick.compression.walk.calibration import Calibration
 from llmkick.compression.walk.finished_blocks import FinishedBlocks
-from llmkick.compression.walk.versions import RECOVERY_VERSION, walk_version
+from llmkick.compression.walk.versions import ERROR_VERSION, RECOVERY_VERSION, walk_version
 from llmkick.models.language_model import ModelInfo
 
 
@@ -50,10 +50,14 @@ def kept_key(
     propagate: bool,
     processes: int = 1,
 ) -> dict[str, Any]:
-    """The key of weights and report: `artifact_key`, and the text on which output errors are measured."""
-    measured_on = None if windows is None else windows.digest
+    """The key of weights and report: `artifact_key`, and what the output errors are measured on.
+
+    Compressed blocks propagate errors also where the weights do not depend on it.
+    """
     key = artifact_key(info, device, recipe, windows, propagate=propagate, processes=processes)
-    return {**key, "measured_on": measured_on}
+    if windows is None:
+        return {**key, "measured_on": None}
+    return {**key, "measured_on": windows.digest, "error_version": ERROR_VERSION, "errors_propagated": propagate}
 
 
 def kept_blocks(

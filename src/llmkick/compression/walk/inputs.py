@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -51,7 +52,7 @@ class InputRecord:
 
     Layers that share an input (q, k and v; gate and up) share its statistics, which belong to the first of them, the
     owner, unless `shares_inputs` is off: layers that share an input in some forwards only need statistics of their own.
-    batches: the number of forwards, from all of which the sample is taken evenly.
+    batches: the number of forwards, from all of which the sample is taken in equal parts, at random places.
     """
 
     def __init__(
@@ -88,22 +89,31 @@ class InputRecord:
             earlier_owner = self._owner.setdefault(layer.name, owner)
             if earlier_owner == owner and owner != layer.name:
                 return
+            if earlier_owner not in (owner, layer.name):  # its earlier inputs are counted for another layer only
+                raise ModelError(
+                    f"{layer.name} shares its input with {earlier_owner} on some calibration windows only, so that the "
+                    "inputs of the two cannot be told apart: use a method without calibration, magnitude or rtn"
+                )
         self._owner[layer.name] = layer.name
         # Experts are given (tokens, in), some layers (sequences, heads, tokens, in).
         rows = inputs.unsqueeze(0) if inputs.dim() == 2 else inputs.flatten(1, -2)
-        self._accumulate(layer.name, rows)
+        # The first token of a window has inputs many times as large as all others: with one of them in the sample, a
+        # figure would be its error alone. Of an expert's tokens the places in the window are not known.
+        has_places = inputs.dim() > 2 and rows.shape[1] > 1
+        self._accumulate(layer.name, rows, rows[:, 1:] if has_places else rows)
 
-    def _accumulate(self, name: str, rows: Tensor) -> None:
+    def _accumulate(self, name: str, rows: Tensor, measured: Tensor) -> None:
         if name not in self._statistics:
             self._statistics[name] = InputStatistics(
                 rows.shape[-1], hessian=self._hessian, squares=self._squares, name=name
             )
             self._samples[name] = []
         self._statistics[name].add(rows)
-        tokens = rows.reshape(-1, rows.shape[-1])
-        step = max(1, len(tokens) // self._sample_a_batch)
-        sample = tokens[::step][: self._sample_a_batch]
-        self._samples[name].append(sample.to(torch.float32, copy=True))  # a view would keep all rows alive
+        tokens = measured.reshape(-1, measured.shape[-1])
+        # Even steps would hit the same places of every window.
+        places = np.random.default_rng(len(self._samples[name])).permutation(len(tokens))[: self._sample_a_batch]
+        sample = tokens[torch.from_numpy(np.sort(places)).to(tokens.device)]
+        self._samples[name].append(sample.to(torch.float32))
 
     @staticmethod
     def check_finite(records: Iterable[InputRecord]) -> None:

@@ -59,10 +59,6 @@ class LinearLayer:
             )
         return Place(parameter=f"{self.name}.{self.parameter}", transposed=self.form == "conv1d")
 
-    def replace_weight(self, weight: Tensor) -> None:
-        """Store a new weight (out, in). The old tensor is not changed, because other networks may share it."""
-        replace_weights([(self, weight)])
-
     def put_into(self, stored: Tensor, weight: Tensor) -> None:
         """Write a weight (out, in) into its slice of a parameter that no other network shares."""
         self._slice(stored).copy_(self._oriented(weight))

@@ -177,8 +177,8 @@ class Walk:
                     continue
                 if self.propagate or self.source.drops_blocks:
                     replaced.append((layer, weight))
-                elif output.blocks is not None:
-                    output.blocks[index].layers[place].replace_weight(weight)
+                elif output.blocks is not None:  # all at once too: the experts of a block share one parameter
+                    replaced.append((output.blocks[index].layers[place], weight))
         # Layers are solved in another order than they are reported in where several are solved at once.
         read = read_notes([note for place in sorted(notes) for note in notes[place]])
         for output, own in zip(outputs, [read[number :: len(outputs)] for number in range(len(outputs))], strict=True):

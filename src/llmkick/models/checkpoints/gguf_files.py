@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import io
 import re
+import shutil
+import tempfile
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +17,7 @@ import torch
 from llmkick.errors import ModelError, one_line
 from llmkick.models.checkpoints.accounting import refuse_missing
 from llmkick.models.checkpoints.gguf_config import settled_config
-from llmkick.models.checkpoints.gguf_tokens import end_tokens, lacks_start_token
+from llmkick.models.checkpoints.gguf_tokens import end_tokens, lacks_start_token, settle_split
 from llmkick.models.checkpoints.weight_files import refuse_unreadable
 
 PART = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$", re.IGNORECASE)
@@ -72,20 +74,11 @@ def convert_gguf(path: Path, folder: Path) -> None:
     Raises ModelError naming an entry of the metadata, or a tensor, that the folder could not hold, and for a folder
     that cannot be written.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-
     try:
         # Its progress bars write control characters into logs, and over the bars of this program on a terminal.
         with contextlib.redirect_stderr(io.StringIO()):
             reader = _reader(path)
-            tokenizer: Any = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
-            if lacks_start_token(reader):
-                tokenizer.add_bos_token = True
-            config = AutoConfig.from_pretrained(str(path.parent), gguf_file=path.name)
-            config = settled_config(config, _metadata(reader), _rotary_factors(reader), path)
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                str(path.parent), gguf_file=path.name, config=config, dtype=torch.float32, output_loading_info=True
-            )
+            loaded, tokenizer = _read(path, reader)
     except ModelError:
         raise
     except Exception as error:  # a damaged file shows wherever its parts are first used
@@ -105,6 +98,36 @@ def convert_gguf(path: Path, folder: Path) -> None:
         tokenizer.save_pretrained(folder)
     except Exception as error:  # the libraries that write have errors of their own for a full disk
         raise cannot_write(path, folder, error) from error
+
+
+def _read(path: Path, reader: Any) -> tuple[Any, Any]:
+    """The network of a file with what was loaded, and its tokenizer.
+
+    transformers prefers the tokenizer and the template that lie beside a file to those in it, so it is read alone.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    with tempfile.TemporaryDirectory(prefix="llmkick-gguf-") as folder:
+        _link(path, Path(folder) / path.name)
+        local: dict[str, Any] = {"gguf_file": path.name, "local_files_only": True, "trust_remote_code": False}
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder, **local)
+        settle_split(tokenizer, reader, path.name)
+        if lacks_start_token(reader):
+            tokenizer.add_bos_token = True
+        config = AutoConfig.from_pretrained(folder, **local)
+        config = settled_config(config, _metadata(reader), _rotary_factors(reader), path)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            folder, **local, config=config, dtype=torch.float32, output_loading_info=True
+        )
+    return loaded, tokenizer
+
+
+def _link(path: Path, link: Path) -> None:
+    """Make a file appear under another path; where links are not allowed, a copy."""
+    try:
+        link.symlink_to(path.resolve())
+    except OSError:
+        shutil.copyfile(path, link)
 
 
 def converted_bytes(path: Path) -> int:

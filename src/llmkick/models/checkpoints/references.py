@@ -35,8 +35,8 @@ from llmkick.models.checkpoints.weight_files import TensorFiles, refuse_unreadab
 from llmkick.models.plugin_models import VLLM, plugin_of
 from llmkick.models.server_scheme import is_server
 
-# Part of the digest of converted files: raise it whenever the conversion changes.
-CONVERSION_VERSION = 4
+# Part of the name of converted folders: raise it whenever the conversion changes.
+CONVERSION_VERSION = 5
 # Bytes beside the weights: the vocabulary, the headers, and what others write meanwhile.
 CONVERSION_MARGIN = 200 * 10**6
 SOURCE_FILE = "llmkick_source.json"
@@ -174,12 +174,26 @@ def _from_gguf(path: Path, *, name: str, revision: str, pinned: str = "") -> Che
             shutil.rmtree(target)
         with read_once():
             _convert(path, target, digest)
-    return _converted(target, path, name=name, revision=revision, digest=converted_digest(digest))
+    return _converted(target, path, name=name, revision=revision, digest=_converted_digest(target))
 
 
-def converted_digest(digest: str) -> str:
-    """The digest of the model that this version makes of a GGUF file with this sha256: answers depend on both."""
-    return hashlib.sha256(f"{digest}\0{CONVERSION_VERSION}".encode()).hexdigest()
+def _converted_digest(folder: Path) -> str:
+    """Hex sha256 over what a GGUF file was converted to: another version may make another model of the same file."""
+    files = json.loads((folder / SOURCE_FILE).read_text(encoding="utf-8"))["files"]
+    total = hashlib.sha256()
+    for name, digest in sorted(files.items()):
+        total.update(f"{name}\0{_without_version(folder / name) or digest}\n".encode())
+    return total.hexdigest()
+
+
+def _without_version(path: Path) -> str:
+    """Hex sha256 of a configuration without the version that wrote it, which no answer depends on; "" for others."""
+    if path.suffix != ".json":
+        return ""
+    values = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(values, dict) or values.pop("transformers_version", None) is None:
+        return ""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def _convert(path: Path, target: Path, digest: str) -> None:

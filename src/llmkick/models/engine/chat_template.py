@@ -6,6 +6,7 @@ at the end of every prompt (`<think>`); with thinking "off" that thought is clos
 
 from __future__ import annotations
 
+import datetime
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,7 +26,11 @@ SWITCHES: Mapping[str, tuple[Any, Any]] = {
     "reasoning": (False, True),
     "thinking_budget": (0, None),  # None: as the template has it by itself
 }
+# The day of every prompt whose template writes the date, that of Llama 3.1: answers of two days must compare.
+DAY = datetime.datetime(2024, 7, 26)
 _GENERATION = re.compile(r"\{%-?\s*(?:end)?generation\s*-?%\}")
+# How templates ask for the date.
+_TODAY = re.compile(r"""\bstrftime_now\(\s*(['"])([^'"]*)\1\s*\)""")
 # A conversation that every template takes, to see what it writes.
 _PLAIN = (Message("user", "Hello"),)
 
@@ -42,9 +47,15 @@ class ChatTemplate:
     @cached_property
     def options(self) -> dict[str, Any]:
         """The variables that the template gets, for `thinking`; empty for a template without a switch."""
-        variables = _variables_of(self.tokenizer.get_chat_template())
+        variables = _variables_of(self._template)
         values = {name: pair[self.thinking == "on"] for name, pair in SWITCHES.items() if name in variables}
         return {name: value for name, value in values.items() if value is not None}
+
+    @cached_property
+    def _template(self) -> str:
+        """The template of the tokenizer; what asks for today's date in it is replaced by that of one day."""
+        template: str = self.tokenizer.get_chat_template()
+        return _TODAY.sub(lambda match: f"'{DAY.strftime(match[2])}'", template)
 
     @cached_property
     def opens_thought(self) -> bool:
@@ -68,6 +79,8 @@ class ChatTemplate:
         """
         if self.changed_by_thinking:
             self._note(f"thinking is {self.thinking} in conversations")
+        if self._template != self.tokenizer.get_chat_template():
+            self._note(f"the chat template writes the date, here always {DAY:%d %b %Y}: prompts are alike on all days")
         rendered = self._rendered_somehow(messages)
         closing = closing_of(rendered) if self.thinking == "off" and messages[-1].role != "assistant" else None
         return rendered if closing is None else f"{rendered.rstrip()}\n\n{closing}\n\n"
@@ -122,6 +135,7 @@ class ChatTemplate:
             tokenize=False,
             add_generation_prompt=not continues,
             continue_final_message=continues,
+            chat_template=self._template,
             **options,
         )
         return rendered

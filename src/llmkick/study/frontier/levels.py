@@ -9,6 +9,7 @@ import pandas as pd
 import psutil
 
 from llmkick.compression.recipe import Recipe
+from llmkick.errors import NumericalError
 from llmkick.models.transformers_model import TransformersModel
 from llmkick.statistics.frontier import looks
 from llmkick.study.cells import Cell, Variant
@@ -25,6 +26,10 @@ from llmkick.tasks.task import Task
 
 # Maximum number of compressed models in memory, and the maximum share of the free memory for them.
 MODELS_KEPT, MEMORY_SHARE = 4, 0.3
+
+
+class JudgedWithOtherWeightsError(Exception):
+    """A level was judged by records that are dropped now, because its weights came out differently."""
 
 
 @dataclass(kw_only=True)
@@ -44,6 +49,8 @@ class LevelJudge:
     recipes: dict[str, set[str]] = field(default_factory=dict)
     writer: JournalWriter = field(init=False)
     _models: dict[Variant, TransformersModel] = field(default_factory=dict)
+    _judged: set[Variant] = field(default_factory=set)
+    _changed: set[Variant] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.writer = JournalWriter(context=self.context, schedule=Schedule(cells=(), pending=()))
@@ -80,6 +87,7 @@ class LevelJudge:
         """Judge one level on one task until the verdict is decided, or on every item.
 
         A confirmation uses every seed and the `propagate` setting of the study. `alpha` replaces that of the study.
+        Raises JudgedWithOtherWeightsError if that dropped records of a level that this object has judged before.
         """
         context = self.context
         level = context.study.alpha if alpha is None else alpha
@@ -90,6 +98,7 @@ class LevelJudge:
         )
         variants = [Variant(recipe=recipe, seed=seed, propagate=propagate) for seed in seeds]
         cells = [self._filled(variant, task, evaluation, every_item=every_item) for variant in variants]
+        self._judged.update(variants)
         dense_cell = evaluation.dense_cell(cells[0])
         if every_item or rule is None:
             evaluation.fill_every_item(context.model, dense_cell)
@@ -140,5 +149,19 @@ class LevelJudge:
             most = min(MODELS_KEPT, int(psutil.virtual_memory().available * MEMORY_SHARE / weights))
             while self._models and len(self._models) >= max(1, most):
                 del self._models[next(iter(self._models))]
+            recorded = self.context.recorded_digest(variant)
             self._models[variant] = self.executor.compressed(variant, self.context, self.writer)
+            if variant in self._judged and self.context.recorded_digest(variant) != recorded:
+                self._begin_again(variant)
         return self._models[variant]
+
+    def _begin_again(self, variant: Variant) -> None:
+        """Forget what was judged by dropped records; NumericalError if these weights changed before."""
+        if variant in self._changed:
+            raise NumericalError(
+                f"{variant.label}: compressing it again gave other weights twice in one search, so that nothing can be "
+                "said of it; keep its weights (a larger LLMKICK_CACHE_LIMIT), or search on the CPU"
+            )
+        self._changed.add(variant)
+        self._judged.clear()
+        raise JudgedWithOtherWeightsError(variant.label)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,7 +21,7 @@ from llmkick.errors import ConfigError
 from llmkick.statistics import Verdict, find_frontier
 from llmkick.statistics.frontier import looks
 from llmkick.study.expected_work import cell_key, compression_key
-from llmkick.study.frontier.levels import LevelJudge
+from llmkick.study.frontier.levels import JudgedWithOtherWeightsError, LevelJudge
 from llmkick.study.frontier.result import (
     UNKNOWN,
     FrontierResult,
@@ -120,7 +121,17 @@ class FrontierSearch:
     grids: Sequence[LevelGrid]
 
     def search(self, started: str) -> FrontierResult:
-        """Run or resume the search to its end; `started` is the start time of this session (ISO 8601)."""
+        """Run or resume the search to its end; `started` is the start time of this session (ISO 8601).
+
+        A search that goes on may find a level's weights changed after it was judged by earlier records. Those are
+        dropped, and the search begins again: all that is still valid is in the journal.
+        """
+        while True:
+            with suppress(JudgedWithOtherWeightsError):
+                return self._result(started, *self._searched())
+
+    def _searched(self) -> tuple[list[FrontierRow], list[OverallFrontier]]:
+        """What the search finds for each method and task, and for each method over all tasks."""
         observer, tasks = self.context.observer, self.context.tasks
         searches = [(grid, task) for grid in self.grids for task in tasks]
         observer.cells(0, len(searches))
@@ -133,8 +144,7 @@ class FrontierSearch:
                 rows.append(row)
             self._end_forecast(grid, task)
             observer.cells(number, len(searches))
-        overall = [self._overall(grid, verdicts) for grid in self.grids]
-        return self._result(started, rows, overall)
+        return rows, [self._overall(grid, verdicts) for grid in self.grids]
 
     def _end_forecast(self, grid: LevelGrid, task: Task) -> None:
         """Nothing is left of the levels of a method on a task; after the last task, of its models."""

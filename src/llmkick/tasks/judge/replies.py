@@ -94,6 +94,12 @@ _ASPECT_NAMED = re.compile(
     re.IGNORECASE,
 )
 _MENTION = re.compile(rf"{_WHOSE}[\s_]*\#?([12])\b", re.IGNORECASE)
+# What tells a judge's scores from those of a problem.
+_OF_THE_ASSISTANTS = re.compile(
+    rf"^\W*(?:the\s+)?{NOUN}\b|\b(?:my|final|overall|revised|corrected|updated|definitive)\s+{NOUN}"
+    rf"|\b(?:assign|award|rate)|{_WHOSE}[\s_]*\#?[12]\b|\bassistants\b",
+    re.IGNORECASE,
+)
 _FENCE = re.compile(r"^\s*(?:```|~~~)")
 # "[[7]]", as MT-Bench asks for one rating.
 _BOXED = re.compile(r"\[\[\s*([-−+]?[0-9.]+(?:\s*/\s*10)?)\s*\]\]")
@@ -161,17 +167,18 @@ def _reversed(lines: Sequence[_Line], index: int) -> bool:
     """Whether the line above, or a short line below, names Assistant 2 before Assistant 1."""
     above = lines[index - 1].text if index else ""
     below = lines[index + 1].text if index + 1 < len(lines) else ""
-    near = [above, below if len(below.split()) <= 6 else ""]
-    mentions = [[match[1] for match in _MENTION.finditer(text)] for text in near]
-    return any(set(some) == {"1", "2"} and some[0] == "2" for some in mentions)
+    return any(map(_names_second_first, [above, below if len(below.split()) <= 6 else ""]))
+
+
+def _names_second_first(text: str) -> bool:
+    """Whether a text names both assistants, and Assistant 2 first."""
+    mentions = [match[1] for match in _MENTION.finditer(text)]
+    return set(mentions) == {"1", "2"} and mentions[0] == "2"
 
 
 def _read_pair(lines: Sequence[_Line], kind: Kind) -> Pairs | Unreadable:
-    candidates = set(_pair_lines(lines, kind))
     text = "\n".join(line.text for line in lines)
-    for match in _INLINE.finditer(text):
-        first, second = _numbers(match)
-        candidates.add((first, second))
+    candidates = {*_pair_lines(lines, kind), *_inline_pairs(text, kind)}
     of = {owner: set(_named_scores(text, owner, kind)) for owner in "12"}
     if len(candidates) > 1 or any(len(scores) > 1 for scores in of.values()):
         return CONTRADICTION
@@ -196,8 +203,26 @@ def _pair_lines(lines: Sequence[_Line], kind: Kind) -> Iterator[tuple[float, flo
         at_an_end = index in (0, len(lines) - 1)
         # A maths solution can also contain such lines, for example the coordinates of a point.
         announced = index > 0 and re.search(rf"\b(?:{NOUN}|evaluation)\b", lines[index - 1].text, re.IGNORECASE)
-        if titled or (alone and (kind != "maths" or at_an_end or announced)):
+        if titled or (alone and (at_an_end or announced or (kind != "maths" and not _in_a_sentence(lines, index)))):
             yield pair
+
+
+def _in_a_sentence(lines: Sequence[_Line], index: int) -> bool:
+    """Whether the sentence of the line above goes on below a line, as where an output of a program is quoted."""
+    above, below = lines[index - 1].text, lines[index + 1].text
+    return above[-1].isalnum() and below[0].islower()
+
+
+def _inline_pairs(text: str, kind: Kind) -> Iterator[tuple[float, float]]:
+    """The score pairs inside a sentence."""
+    for match in _INLINE.finditer(text):
+        begins = max(text.rfind("\n", 0, match.start()), text.rfind(". ", 0, match.start())) + 1
+        before = text[begins : match.start()]
+        # The scores of a maths problem may be those of an exam.
+        is_verdict = kind != "maths" or "tuple" in match[0].lower() or _OF_THE_ASSISTANTS.search(before + match[0])
+        if is_verdict and not _names_second_first(before + match[0]):
+            first, second = _numbers(match)
+            yield first, second
 
 
 def _named_scores(text: str, owner: str, kind: Kind) -> Iterator[float]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -23,11 +25,12 @@ from llmkick.tasks.judge.replies import (
 
 JudgeProtocol = Literal["strict", "paper"]
 # Increment when other scores may be read in the same reply. The replies themselves are kept: they are read again.
-READING_VERSION = 2
+READING_VERSION = 3
 
 CUT = Unreadable("the reply was cut before its end")
 ONLY_THOUGHTS = Unreadable("it contains thoughts and no verdict")
 ONLY_A_DRAFT = Unreadable("it contains a draft and no verdict")
+NO_NUMBERS = Unreadable("the scores of its JSON are no numbers")
 
 # Keys of the scores in the strict protocol's JSON, for all kinds but "summary".
 _OVERALL = ("overall",)
@@ -54,6 +57,9 @@ _DRAFT = re.compile(
     r"(?:\s+\w+){0,2}\W*$",
     re.IGNORECASE | re.MULTILINE,
 )
+_ESCAPE = re.compile(r'\\(["\\/bfnrt]|u[0-9a-fA-F]{4})?')
+_PYTHON_DICT = re.compile(r"\{\s*'\w+'\s*:")
+_SCORE_TEXT = re.compile(r"\s*([-−+]?[0-9]+(?:\.[0-9]+)?)\s*(?:/\s*10|out\s+of\s+10)?\s*", re.IGNORECASE)
 _JSON_BEGINS = re.compile(rf'\{{\s*"(?:explanation|{"|".join((*_OVERALL, *ASPECTS))})"\s*:')
 
 
@@ -109,10 +115,8 @@ def without_thoughts(text: str) -> str | None:
 
 def _is_json(text: str) -> bool:
     """Whether a reply is one JSON object: a tag in its explanation is one that the judge mentions."""
-    try:
-        return isinstance(json.loads(text), dict)
-    except (ValueError, RecursionError):
-        return False
+    value, end = _object_at(text, len(text) - len(text.lstrip()))
+    return isinstance(value, dict) and not text[end:].strip()
 
 
 def _text_verdict(text: str, kind: Kind) -> Pairs | Unreadable:
@@ -148,10 +152,10 @@ def _json_verdict(text: str, kind: Kind) -> tuple[int, Pairs | Unreadable | None
 
     The number is where that verdict begins in the text: what stands before it is no verdict.
     """
-    verdicts, end = _complete_verdicts(text, kind)
+    verdicts, end, without_numbers = _complete_verdicts(text, kind)
     begun = max((match.start() for match in _JSON_BEGINS.finditer(text, end)), default=None)
     if not verdicts:
-        return begun or 0, None
+        return begun or 0, NO_NUMBERS if without_numbers else None
     last = verdicts[-1]
     if begun is not None and (last.label == "draft" or _label(text[end:begun]) == "final"):
         return begun, None
@@ -164,22 +168,48 @@ def _json_verdict(text: str, kind: Kind) -> tuple[int, Pairs | Unreadable | None
     return 0, last.pairs if in_scale(last.pairs) else OUTSIDE
 
 
-def _complete_verdicts(text: str, kind: Kind) -> tuple[list[_Verdict], int]:
-    """The JSON objects with scores, in order, and the end of the last one."""
-    decoder, verdicts, last_end = json.JSONDecoder(), list[_Verdict](), 0
+def _complete_verdicts(text: str, kind: Kind) -> tuple[list[_Verdict], int, bool]:
+    """The JSON objects with scores, in order, the end of the last one, and whether another had no numbers as scores."""
+    verdicts, last_end, without_numbers = list[_Verdict](), 0, False
     start = text.find("{")
     while start >= 0:
-        try:
-            value, end = decoder.raw_decode(text, start)
-        except (ValueError, RecursionError):
-            end = start + 1
-        else:
-            pairs = _pairs_of(value, kind)
-            if pairs is not None:
-                verdicts.append(_Verdict(pairs, _label(text[last_end:start])))
-                last_end = end
+        value, end = _object_at(text, start)
+        pairs = _pairs_of(value, kind)
+        if pairs is not None:
+            verdicts.append(_Verdict(pairs, _label(text[last_end:start])))
+            last_end = end
+        elif isinstance(value, dict) and all(name in value for name in fields(kind)):
+            without_numbers = True
         start = text.find("{", end)
-    return verdicts, last_end
+    return verdicts, last_end, without_numbers
+
+
+def _object_at(text: str, start: int) -> tuple[Any, int]:
+    """The object that begins at a place, and where it ends: JSON, or a dict as Python prints it; None without one."""
+    for decode in (_json_at, _latex_json_at, _python_at):
+        with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+            return decode(text, start)
+    return None, start + 1
+
+
+def _json_at(text: str, start: int) -> tuple[Any, int]:
+    return json.JSONDecoder(strict=False).raw_decode(text, start)  # line breaks in texts are no harm
+
+
+def _latex_json_at(text: str, start: int) -> tuple[Any, int]:
+    """JSON with backslashes that it does not know, as judges write them: each stands for itself."""
+    places = [match.start() - start for match in _ESCAPE.finditer(text, start) if not match[1]]
+    value, end = _json_at(_ESCAPE.sub(lambda match: match[0] if match[1] else r"\\", text[start:]), 0)
+    return value, start + end - sum(place + number < end for number, place in enumerate(places))
+
+
+def _python_at(text: str, start: int) -> tuple[Any, int]:
+    if _PYTHON_DICT.match(text, start):
+        for brace in re.finditer(r"\}", text[start:]):
+            end = start + brace.end()
+            with suppress(ValueError, SyntaxError):
+                return ast.literal_eval(text[start:end]), end
+    raise ValueError("no dict")
 
 
 def _pairs_of(value: Any, kind: Kind) -> Pairs | None:
@@ -191,10 +221,13 @@ def _pairs_of(value: Any, kind: Kind) -> Pairs | None:
 
 
 def _pair_of(scores: Mapping[str, Any]) -> tuple[float, float]:
-    """The two scores of a field. Raises KeyError or TypeError for anything but two numbers."""
-    numbers: Sequence[Any] = (scores["assistant_1"], scores["assistant_2"])
-    if any(isinstance(score, bool) or not isinstance(score, int | float) for score in numbers):
-        raise TypeError(f"{numbers} are not two numbers")
-    # A whole number may be too large for a float.
-    first, second = (float(score) if abs(score) <= 10 else float("inf") for score in numbers)
-    return first, second
+    """The two scores of a field. Raises KeyError or TypeError for anything but two numbers, or texts like "8/10"."""
+    return _score_of(scores["assistant_1"]), _score_of(scores["assistant_2"])
+
+
+def _score_of(score: Any) -> float:
+    if isinstance(score, str) and (match := _SCORE_TEXT.fullmatch(score)):
+        return float(match[1].replace("−", "-"))
+    if isinstance(score, bool) or not isinstance(score, int | float):
+        raise TypeError(f"{score!r} is not a number")
+    return float(score) if abs(score) <= 10 else float("inf")  # a whole number may be too large for a float
