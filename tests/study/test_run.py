@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
 import json
 import math
 import os
@@ -21,11 +22,12 @@ from commands import Kick
 from llmkick.compression.walk import calibration as calibration_module
 from llmkick.compression.walk.calibration import calibrate
 from llmkick.compression.walk.compress import compress
-from llmkick.errors import ConfigError, DataError, ModelError
+from llmkick.errors import ConfigError, DataError, ModelError, NumericalError
 from llmkick.models.checkpoints.loading import load_model
 from llmkick.models.checkpoints.references import SOURCE_FILE
 from llmkick.models.transformers_model import TransformersModel
 from llmkick.report.run_folder import opened_run
+from llmkick.study.cells import Variant
 from llmkick.study.journal.database import JOURNAL_FILE
 from llmkick.study.journal.journal import Journal
 from llmkick.study.journal.prompts import unpacked
@@ -35,6 +37,7 @@ from llmkick.study.results.results import RESULTS_FILE, StudyResult, read_result
 from llmkick.study.run import run_study
 from llmkick.study.running import compressor as compressor_module
 from llmkick.study.running import executor as executor_module
+from llmkick.study.running.executor import LocalExecutor
 from llmkick.study.spec.study import Study, load_study, make_study
 from llmkick.tasks import evaluate as asking
 from llmkick.tasks.task import Record
@@ -445,6 +448,68 @@ def test_records_of_another_model_under_the_same_name_are_dropped_and_said(finis
     after = journalled(tmp_path / "run")
     assert len(after) == len(before)
     assert not set(after["run_key"]) & set(before["run_key"])
+
+
+def test_results_of_earlier_answers_are_none_of_a_run_that_began_again(
+    toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A reader would take the finished results of the earlier weights for those of the records beside them."""
+    folder = tmp_path / "models" / "toy"
+    save_toy(folder, max_position_embeddings=512, seed=1)
+    moved = study_of(folder, recipes=["magnitude@0.5"], tasks=[{"name": "factoid_qa", "limit": 5}])
+    first = run_study(moved, out=tmp_path / "run")
+    save_toy(folder, max_position_embeddings=512)
+
+    def killed(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(LocalExecutor, "compressed", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run_study(moved, out=tmp_path / "run")
+    with opened_run(tmp_path / "run") as run:
+        assert run.missing[0].startswith("the run is not finished")
+        assert run.result.model.digest != first.model.digest
+
+
+def test_a_recipe_that_cannot_be_computed_leaves_the_others(
+    study: Study, finished: StudyResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """As on a cluster: its cells are failures, everything else is complete, and the same command tries it again."""
+    compressed = LocalExecutor.compressed
+
+    def overflowing(executor: LocalExecutor, variant: Variant, *others: Any) -> TransformersModel:
+        if variant.label == "magnitude@0.5":
+            raise NumericalError("model.layers.0: leads to values that float16 cannot hold")
+        return compressed(executor, variant, *others)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalExecutor, "compressed", overflowing)
+        result = run_study(study, out=tmp_path)
+    assert {(failure.recipe, failure.task) for failure in result.failures} == {
+        ("magnitude@0.5", task) for task in ("factoid_qa", "multiple_choice:cloze", "perplexity")
+    }
+    assert all("float16 cannot hold" in failure.reason for failure in result.failures)
+    assert not [row for row in result.results if row.recipe == "magnitude@0.5"]
+    expected = [row for row in finished.results if row.recipe != "magnitude@0.5"]
+    assert [(row.recipe, row.seed, row.value) for row in result.results] == [
+        (row.recipe, row.seed, row.value) for row in expected
+    ]
+    again = run_study(study, out=tmp_path)
+    assert (again.failures, content(tmp_path)) == ((), content(finished.folder))
+
+
+def test_answers_of_two_versions_in_one_folder_are_said(
+    study: Study, copy: Path, finished: StudyResult, monkeypatch: pytest.MonkeyPatch
+):
+    version = importlib.metadata.version
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "9.9" if name == "transformers" else version(name))
+    # A run that asks nothing mixes nothing.
+    assert run_study(study, out=copy).warnings == finished.warnings
+    edit(copy, "DELETE FROM records WHERE rowid IN (SELECT rowid FROM records WHERE recipe = 'magnitude@0.5' LIMIT 1)")
+    (said,) = [line for line in run_study(study, out=copy).warnings if line not in finished.warnings]
+    assert said.startswith(
+        f"the answers in this folder were made with transformers {version('transformers')} and 9.9: they may differ"
+    )
 
 
 RUN_KEY_CHANGES = {

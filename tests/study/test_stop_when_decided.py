@@ -15,11 +15,12 @@ import pandas as pd
 import pytest
 
 import timelines
-from llmkick.errors import ConfigError, DataError, NumericalError
+from llmkick.errors import ConfigError, DataError, ModelError, NumericalError
 from llmkick.models.checkpoints.loading import load_model
 from llmkick.models.transformers_model import TransformersModel
 from llmkick.statistics import Verdict, compare, compare_stopped, order_items
 from llmkick.statistics.frontier import looks
+from llmkick.study.cells import Variant
 from llmkick.study.frontier import levels as levels_module
 from llmkick.study.frontier.levels import LevelJudge
 from llmkick.study.frontier.result import FRONTIER_FILE, Judged, read_frontier
@@ -34,6 +35,7 @@ from llmkick.study.run import run_study
 from llmkick.study.running import evaluation as evaluation_module
 from llmkick.study.running.context import StudyContext
 from llmkick.study.running.early_stopping import stopping_rules
+from llmkick.study.running.executor import LocalExecutor
 from llmkick.study.spec.study import Study, make_study
 from llmkick.tasks.registry import get_task
 from llmkick.tasks.task import Item, Record, Task
@@ -456,8 +458,30 @@ def test_weights_that_never_come_out_alike_end_the_search(
     monkeypatch.setattr(levels_module, "MODELS_KEPT", 1)
     for name in ("is_complete", "has_every_item"):
         monkeypatch.setattr(evaluation_module.Evaluation, name, lambda *_: False)
-    with pytest.raises(NumericalError, match="other weights twice in one search"):
+    with pytest.raises(ModelError, match="other weights twice in one search"):
         run_frontier(values_of(toy, tasks=tasks), ["magnitude@0.1,0.5,0.9"], out=tmp_path)
+
+
+def test_a_level_that_cannot_be_compressed_is_not_judged(
+    toy: Path, answers: MadeUp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """As a level too severe for float16: the search goes on among the others."""
+    compressed, tried = LocalExecutor.compressed, Counter[str]()
+
+    def too_severe(executor: LocalExecutor, variant: Variant, *others: Any) -> TransformersModel:
+        tried[variant.label] += 1
+        if variant.label == "magnitude@0.9":
+            raise NumericalError("leads to values that float16 cannot hold")
+        return compressed(executor, variant, *others)
+
+    monkeypatch.setattr(LocalExecutor, "compressed", too_severe)
+    result = run_frontier(values_of(toy), ["magnitude@0.1,0.9"], out=tmp_path)
+    facts = result.frontiers[0]
+    assert (facts.strongest_matching, facts.weakest_not_matching) == ("0.1", None)
+    verdicts = {row.level: (row.verdict, row.items, row.of) for row in facts.verdicts}
+    assert verdicts["0.9"] == ("incomplete", 0, 480)
+    assert "magnitude@0.9 cannot be judged: leads to values that float16 cannot hold" in result.warnings
+    assert tried["magnitude@0.9"] == 1  # for all tasks
 
 
 def test_searched_without_propagation_and_confirmed_with_it_and_with_other_seeds(

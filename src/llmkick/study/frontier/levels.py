@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import pandas as pd
-import psutil
 
 from llmkick.compression.recipe import Recipe
-from llmkick.errors import NumericalError
+from llmkick.errors import ModelError, NumericalError
+from llmkick.models.engine.batch_budget import devices_of, free_bytes
 from llmkick.models.transformers_model import TransformersModel
 from llmkick.statistics.frontier import looks
 from llmkick.study.cells import Cell, Variant
-from llmkick.study.frontier.result import Judged, verdict_of
+from llmkick.study.frontier.result import FRONTIER_FILE, Judged, verdict_of
 from llmkick.study.levels import LevelGrid
 from llmkick.study.results.comparisons import compare_cell, describe_task, is_comparable
 from llmkick.study.results.records import CONTROL_METRICS
@@ -51,6 +51,7 @@ class LevelJudge:
     _models: dict[Variant, TransformersModel] = field(default_factory=dict)
     _judged: set[Variant] = field(default_factory=set)
     _changed: set[Variant] = field(default_factory=set)
+    _failed: dict[Variant, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.writer = JournalWriter(context=self.context, schedule=Schedule(cells=(), pending=()))
@@ -97,7 +98,13 @@ class LevelJudge:
             (self.seeds if confirming else self.seeds[:1]) if recipe.needs_calibration else [None]
         )
         variants = [Variant(recipe=recipe, seed=seed, propagate=propagate) for seed in seeds]
-        cells = [self._filled(variant, task, evaluation, every_item=every_item) for variant in variants]
+        try:
+            cells = [self._filled(variant, task, evaluation, every_item=every_item) for variant in variants]
+        except NumericalError as error:  # of this level, often one that is too severe for the precision
+            self.writer.warnings.append(f"{recipe} cannot be judged: {error}")
+            return Judged(
+                verdict="incomplete", comparison=None, items=0, of=len(context.items[task.name]), confirmed=False
+            )
         self._judged.update(variants)
         dense_cell = evaluation.dense_cell(cells[0])
         if every_item or rule is None:
@@ -132,6 +139,8 @@ class LevelJudge:
         (cell,) = [cell for cell in self.context.cells(variant) if cell.task.name == task.name]
         is_filled = evaluation.has_every_item(cell) if every_item else evaluation.is_complete(cell)
         if not is_filled or self.context.recorded_digest(variant) is None:
+            # Of the earlier answers; it is written anew when the search is over.
+            (self.context.folder / FRONTIER_FILE).unlink(missing_ok=True)
             model = self._model(variant)
             if every_item:
                 evaluation.fill_every_item(model, cell)
@@ -144,21 +153,30 @@ class LevelJudge:
 
         The searches of all tasks begin at the same levels, so the models are used again.
         """
+        if variant in self._failed:
+            raise NumericalError(self._failed[variant])
         if variant not in self._models:
-            weights = sum(p.numel() * p.element_size() for p in self.context.dense.network.parameters())
-            most = min(MODELS_KEPT, int(psutil.virtual_memory().available * MEMORY_SHARE / weights))
+            network, device = self.context.dense.network, self.context.dense.device
+            weights = sum(p.numel() * p.element_size() for p in network.parameters())
+            free = free_bytes(*devices_of(network, device)) or 0
+            # Those that are kept already are not free any more.
+            most = min(MODELS_KEPT, len(self._models) + int(free * MEMORY_SHARE / weights))
             while self._models and len(self._models) >= max(1, most):
                 del self._models[next(iter(self._models))]
             recorded = self.context.recorded_digest(variant)
-            self._models[variant] = self.executor.compressed(variant, self.context, self.writer)
+            try:
+                self._models[variant] = self.executor.compressed(variant, self.context, self.writer)
+            except NumericalError as error:
+                self._failed[variant] = str(error)
+                raise
             if variant in self._judged and self.context.recorded_digest(variant) != recorded:
                 self._begin_again(variant)
         return self._models[variant]
 
     def _begin_again(self, variant: Variant) -> None:
-        """Forget what was judged by dropped records; NumericalError if these weights changed before."""
+        """Forget what was judged by dropped records; ModelError if these weights changed before."""
         if variant in self._changed:
-            raise NumericalError(
+            raise ModelError(
                 f"{variant.label}: compressing it again gave other weights twice in one search, so that nothing can be "
                 "said of it; keep its weights (a larger LLMKICK_CACHE_LIMIT), or search on the CPU"
             )

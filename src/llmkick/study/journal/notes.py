@@ -1,7 +1,7 @@
 """Notes of a journal: metadata of the run that make an unfinished run readable from its journal alone.
 
-The notes are in the table `meta`, with one row per key. Four keys hold plain text, and four keys hold JSON. The format
-is the same as in version 0.1.0.
+The notes are in the table `meta`, with one row per key. Four keys hold plain text, the others hold JSON. The format is
+the same as in version 0.1.0.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from pydantic import JsonValue
 
 # Schema of the tables, hash of the study, its resolved TOML, and the hash of a complete judging.
 TextNote = Literal["schema", "study_hash", "study", "judged"]
-# Facts about the dense model, the tasks and the machine, and the digest of the dense weights.
-JsonNote = Literal["model", "tasks", "environment", "dense_digest"]
+# Facts about the dense model, the tasks and the machine, the digest of the dense weights, and the versions of all
+# sessions that asked something.
+JsonNote = Literal["model", "tasks", "environment", "dense_digest", "answered_with"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +32,7 @@ class Notes:
     tasks: JsonValue = None
     environment: JsonValue = None
     dense_digest: JsonValue = None
+    answered_with: JsonValue = None
 
 
 def encoded_note(key: TextNote | JsonNote, value: object) -> str:
@@ -52,6 +54,7 @@ def decoded_notes(rows: Mapping[str, str]) -> Notes:
         tasks=_from_json(rows.get("tasks")),
         environment=_from_json(rows.get("environment")),
         dense_digest=_from_json(rows.get("dense_digest")),
+        answered_with=_from_json(rows.get("answered_with")),
     )
 
 

@@ -89,8 +89,13 @@ class Judging:
             file = self._file(task.name)
             if file is not None:
                 self.references[task.name] = read_reference_answers(file, task.items())
-        if self.journal.notes().judged != self._identity():
+        if not self.is_complete:
             self.judge.check()
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the journal holds all scores of this judge; the answers that it judges may have changed since."""
+        return self.journal.notes().judged == self._identity()
 
     def _file(self, task: str) -> Path | None:
         given = self.spec.reference

@@ -7,6 +7,7 @@ the executor.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol, cast
@@ -15,6 +16,7 @@ from llmkick.compression.storage.shared_store import ArtifactStore
 from llmkick.compression.walk.blocks import decoder_blocks
 from llmkick.compression.walk.calibration import Calibration, calibrate
 from llmkick.compression.walk.report import CompressionReport
+from llmkick.errors import NumericalError
 from llmkick.models.language_model import LanguageModel
 from llmkick.models.server.open_model import open_model
 from llmkick.models.transformers_model import TransformersModel
@@ -122,11 +124,26 @@ class LocalExecutor:
         while (cell := schedule.take(HERE, loaded)) is not None:
             if cell.variant != loaded:
                 self._compress_together(cell.variant, context)
-                loaded, model = cell.variant, self.model  # frees the previous model
-                model = self._open(cell.variant, context, writer)
+                loaded, model = None, self.model  # frees the previous model
+                try:
+                    model = self._open(cell.variant, context, writer)
+                except NumericalError as error:  # of this recipe: the others go on, as they do on a cluster
+                    self._give_up(cell, schedule, context, writer, reason=str(error))
+                    continue
+                loaded = cell.variant
             writer.fill(cell, model, self.model, self.observer)
             schedule.done(HERE)
             writer.close_cell(cell, filled=True)
+
+    def _give_up(
+        self, cell: Cell, schedule: Schedule, context: StudyContext, writer: RecordWriter, *, reason: str
+    ) -> None:
+        """Give up all cells of a variant whose model cannot be made."""
+        self.observer.warn(f"{cell.variant}: {reason}")
+        schedule.give_up_variant(cell.variant, reason)
+        schedule.failed(HERE, reason, final=True)
+        for other in context.cells(cell.variant):
+            writer.close_cell(other, filled=False)
 
     def _ask_first_batches(self, schedule: Schedule, context: StudyContext, writer: RecordWriter) -> None:
         """Ask the dense model one batch of every task first, so that the forecast soon knows the speed of each.
@@ -171,7 +188,8 @@ class LocalExecutor:
         with context.timed("compress", "one pass"), context.forecast.working(pass_key(text)) as advance:
             recipes = [(variant.recipe, context.keys.calibration_of(variant)) for variant in wanted]
             told = replace(self.compressor, observer=StepObserver(observer=self.observer, on_step=advance))
-            told.compress_together(recipes, first.seed)
+            with suppress(NumericalError):  # one recipe ends the pass: each is compressed by itself, and that one fails
+                told.compress_together(recipes, first.seed)
 
     def dense_digest(self) -> str:
         """Return the digest of the dense weights."""

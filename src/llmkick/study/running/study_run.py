@@ -16,11 +16,13 @@ from llmkick.study.judging.questions import Answered
 from llmkick.study.progress import Observer, StepObserver
 from llmkick.study.results.axes import summaries_of
 from llmkick.study.results.records import CONTROL_METRICS, JournalledCompression
+from llmkick.study.results.results import RESULTS_FILE
 from llmkick.study.running.context import StudyContext
 from llmkick.study.running.executor import Executor
 from llmkick.study.running.external_models import describe_model
 from llmkick.study.running.forecasting import skip_done
 from llmkick.study.running.interim_verdicts import InterimVerdicts
+from llmkick.study.running.metadata import note_answering
 from llmkick.study.running.schedule import OtherWeightsError, Schedule
 
 
@@ -56,6 +58,10 @@ def run_cells(context: StudyContext, executor: Executor) -> CompletedRun:
             # Perplexity takes seconds and tells how severe a recipe is, and so how far early stopping will ask.
             missing.sort(key=lambda cell: cell.task.metric not in CONTROL_METRICS)
         pending += missing or (of_variant[:1] if context.is_wanted(variant) else [])
+    if pending or (context.judging is not None and not context.judging.is_complete):
+        # Of the earlier answers; until it is written anew, readers compute the results from the journal.
+        (context.folder / RESULTS_FILE).unlink(missing_ok=True)
+    mixed = note_answering(context.journal) if pending else []
     schedule = Schedule(cells=all_cells, pending=pending)
     writer = JournalWriter(context=context, schedule=schedule, verdicts=verdicts)
     skip_done(context, all_cells, pending)
@@ -64,7 +70,7 @@ def run_cells(context: StudyContext, executor: Executor) -> CompletedRun:
     judged, judge_warnings = _judge(context, schedule, variants)
     outdated = context.journal.run_keys() - {cell.run_key for cell in all_cells} - judged
     dropped = _drop(context, outdated)
-    return CompletedRun(schedule=schedule, warnings=(*writer.warnings, *judge_warnings, *dropped))
+    return CompletedRun(schedule=schedule, warnings=(*mixed, *writer.warnings, *judge_warnings, *dropped))
 
 
 @dataclass(kw_only=True)
