@@ -16,6 +16,8 @@ _DECIMAL_POINT = re.compile(r"(?<=\d)\.(?=\d)")
 _SIGNS = frozenset(string.punctuation + "´°−")
 # What may stand before an article without a space.
 _OPENING = "\"'“”‘’„«»(["
+# What stands before the first word of a sentence.
+_BEGINS = re.compile(r"(?:^|[.!?])[\s\"'“”‘’„«»(\[*_]*$")
 # Without its article, an alias of nothing but these words would be in most sentences.
 _FUNCTION_WORDS = frozenset({
     "a", "an", "the", "i", "me", "my", "you", "your", "he", "him", "his", "she", "her", "it", "its", "we", "us",
@@ -40,7 +42,12 @@ def normalise(text: str) -> str:
 
 def _words(text: str) -> str:
     """The text as in `normalise`, with its articles."""
-    text = _THOUSANDS.sub("", unicodedata.normalize("NFC", text.lower()))
+    return _cased_words(text.lower())
+
+
+def _cased_words(text: str) -> str:
+    """The text as in `normalise`, with its articles and capitals."""
+    text = _THOUSANDS.sub("", unicodedata.normalize("NFC", text))
     return " ".join(".".join(map(_without_punctuation, _DECIMAL_POINT.split(text))).split())
 
 
@@ -75,12 +82,35 @@ def contains_alias(answer: str, aliases: Sequence[str]) -> bool:
     """Whether the answer contains an alias as whole words, or equals one as in `exact_match`.
 
     Case and punctuation do not count, and neither do articles, unless the rest of the alias is a letter or function
-    words: "The Who" is not in "who is it?". An alias of nothing but articles and punctuation is in no answer.
+    words: "The Who" is not in "who is it?". Case counts in an alias that is a letter, a function word or a code of two
+    letters: "IN" for India is not in "in France". An alias of nothing but articles and punctuation is in no answer.
     """
     texts = [f" {words} " for words in (_words(answer), _words_without_articles(answer))]
     return bool(exact_match(answer, aliases)) or any(
-        f" {words} " in text for alias in aliases for words in _alias_words(alias) for text in texts
+        _names(answer, _cased_words(alias))
+        if _is_common(alias, aliases)
+        else any(f" {words} " in text for words in _alias_words(alias) for text in texts)
+        for alias in aliases
     )
+
+
+def _is_common(alias: str, aliases: Sequence[str]) -> bool:
+    """Whether an alias is one word that, in lower case, many sentences have: a letter, a function word, a code."""
+    word = _words(alias)
+    if word == word.upper() or word in ("a", "an", "the"):  # digits and scripts without capitals; what is in no answer
+        return False
+    is_code = len(word) == 2 and word.isalpha() and (alias.isupper() or alias.upper() in aliases)
+    return is_code or len(word) == 1 or word in _FUNCTION_WORDS
+
+
+def _names(answer: str, word: str) -> bool:
+    """Whether an answer has a word in its own case, at a place where the word would not have that case anyway."""
+    if not word[0].isupper() or word == "I" or answer.isupper():
+        return False
+    found = re.finditer(rf"(?<!\w){re.escape(word)}(?!\w)", unicodedata.normalize("NFC", answer))
+    begins = (_BEGINS.search(answer[: match.start()]) is not None for match in found)
+    # At the beginning of a sentence every word has a capital; only a word of several capitals is a name there.
+    return any(not begins_sentence or (len(word) > 1 and word.isupper()) for begins_sentence in begins)
 
 
 def _alias_words(alias: str) -> Sequence[str]:

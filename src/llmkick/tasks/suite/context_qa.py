@@ -44,7 +44,7 @@ class ContextQA:
     revision: str | None = None
     sha256: str | Mapping[str, str] | None = None
 
-    version = 2
+    version = 3
     metric = "accuracy"
     chance_level = 0.0
 
