@@ -99,7 +99,7 @@ def _is_common(alias: str, aliases: Sequence[str]) -> bool:
     word = _words(alias)
     if word == word.upper() or word in ("a", "an", "the"):  # digits and scripts without capitals; what is in no answer
         return False
-    is_code = len(word) == 2 and word.isalpha() and (alias.isupper() or alias.upper() in aliases)
+    is_code = len(word) == 2 and word.isascii() and word.isalpha() and (alias.isupper() or alias.upper() in aliases)
     return is_code or len(word) == 1 or word in _FUNCTION_WORDS
 
 
