@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import itertools
+import os
 import socket
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
 from llmkick.errors import ConfigError, JudgeError, KickError, ModelError
+from llmkick.models.server import credentials
 from llmkick.models.server import failures as endpoint_failures
 from llmkick.models.server.address import Address, parse_address
 from llmkick.models.server.endpoint import Endpoint, Refused, RefusedError
 from llmkick.models.server.replies import final_text
 from loopback import Reply, chat, completion, refused, serving
 
+# Variables that the openai library reads for every program.
+OTHERS_HEADERS = {
+    "OPENAI_ORG_ID": "org-of-the-user",
+    "OPENAI_PROJECT_ID": "proj-of-the-user",
+    "OPENAI_CUSTOM_HEADERS": "X-Gateway: Token gw-very-secret\nno header\nauthorization: Bearer sk-of-others",
+}
 HELLO: dict[str, Any] = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 4}
 
 
@@ -24,7 +33,7 @@ HELLO: dict[str, Any] = {"messages": [{"role": "user", "content": "Hello"}], "ma
 def surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(endpoint_failures, "FIRST_WAIT", 0.01)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    for name in ("LLMKICK_API_KEY", "OPENAI_API_KEY"):
+    for name in ("LLMKICK_API_KEY", "OPENAI_API_KEY", *OTHERS_HEADERS):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -355,6 +364,81 @@ def test_a_key_is_not_cut_before_it_is_hidden(before: int, page: bool, monkeypat
 def test_the_common_key_is_not_given_to_just_any_host(url: str, key: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("OPENAI_API_KEY", "common")
     assert Endpoint(Address(url, "m")).client.api_key == key
+
+
+@pytest.fixture
+def headers_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in OTHERS_HEADERS.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.mark.usefixtures("headers_of_others")
+@pytest.mark.parametrize("is_private", [True, False])
+@pytest.mark.parametrize("key", ["sk-own", ""])
+def test_headers_of_other_programs_go_where_the_common_key_may_go(
+    key: str, is_private: bool, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("LLMKICK_API_KEY", key)
+    monkeypatch.setattr(credentials, "is_private_connection", lambda _url: is_private)
+    with serving(lambda path, body: chat("hi")) as server:
+        endpoint(server).chat(**HELLO)
+    names = ("openai-organization", "openai-project", "x-gateway", "no header")
+    expected = ["org-of-the-user", "proj-of-the-user", "Token gw-very-secret", None] if is_private else [None] * 4
+    assert [server.headers[-1].get(name) for name in names] == expected
+    without_key = "Bearer sk-of-others" if is_private else "Bearer none"
+    assert sent(server) == (f"Bearer {key}" if key else without_key)
+    assert {name: os.environ[name] for name in OTHERS_HEADERS} == OTHERS_HEADERS
+
+
+@pytest.mark.usefixtures("headers_of_others")
+def test_a_judge_with_a_key_of_its_own_gets_that_one(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("JUDGE_KEY", "sk-judge")
+    with serving(lambda path, body: chat("hi")) as server:
+        endpoint(server, api_key_env="JUDGE_KEY").chat(**HELLO)
+    assert sent(server) == "Bearer sk-judge"
+    assert "sk-of-others" not in str(server.headers)
+
+
+@pytest.mark.usefixtures("headers_of_others")
+def test_clients_that_are_made_at_once_leave_the_environment_as_it_was():
+    made = [Endpoint(Address("http://localhost:1/v1", "m")) for _ in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        clients = list(pool.map(lambda one: one.client, made))
+    assert [client.default_headers["X-Gateway"] for client in clients] == ["Token gw-very-secret"] * 8
+    assert {name: os.environ[name] for name in OTHERS_HEADERS} == OTHERS_HEADERS
+
+
+@pytest.mark.usefixtures("headers_of_others")
+def test_no_header_of_the_environment_is_shown():
+    said = "wrong: Token gw-very-secret, gw-very-secret, org-of-the-user, proj-of-the-user, Bearer sk-of-others; Bearer"
+    with (
+        serving(lambda path, body: refused(said, 401)) as server,
+        pytest.raises(ModelError) as caught,
+    ):
+        endpoint(server).chat(**HELLO)
+    assert ": wrong: ***, ***, ***, ***, ***; Bearer; set" in str(caught.value)
+    assert "secret" not in repr(endpoint(server)._credentials)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("OPENAI_ORG_ID", "org-s3cret\rx"),
+        ("OPENAI_PROJECT_ID", "proj-s3crét"),
+        ("OPENAI_CUSTOM_HEADERS", "X-Good: 1\nX-Bad: s3cret\rx"),
+        ("OPENAI_CUSTOM_HEADERS", "s3cret name: 1"),
+        ("OPENAI_CUSTOM_HEADERS", ": s3cret"),
+    ],
+)
+def test_what_can_be_no_header_is_said_without_showing_it(variable: str, value: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv(variable, value)
+    with serving(lambda path, body: chat("hi")) as server:
+        with pytest.raises(ModelError, match=f"the variable {variable} cannot be sent: ") as caught:
+            endpoint(server).chat(**HELLO)
+        assert "s3cr" not in str(caught.value)
+        assert server.asked == []
+        monkeypatch.setattr(credentials, "is_private_connection", lambda _url: False)
+        endpoint(server).chat(**HELLO)  # it is not sent there
 
 
 @pytest.mark.parametrize("status", [401, 403])

@@ -1,4 +1,4 @@
-"""An OpenAI-compatible endpoint: its client, its key, its retries, and the meaning of its errors.
+"""An OpenAI-compatible endpoint: its requests, its retries, and the meaning of its errors.
 
 Models behind servers (`models.server.server`) and judges (`tasks.judge.clients`) both use it:
 
@@ -13,7 +13,6 @@ other failure is raised as `error`, a kind of KickError that the caller chooses.
 
 from __future__ import annotations
 
-import os
 import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -29,7 +28,8 @@ from openai.types.chat import ChatCompletion
 
 from llmkick.errors import KickError, ModelError
 from llmkick.models.clean_text import clean_text, clean_value
-from llmkick.models.server.address import COMMON_KEY_VARIABLE, KEY_VARIABLE, Address, is_private_connection
+from llmkick.models.server.address import COMMON_KEY_VARIABLE, KEY_VARIABLE, Address
+from llmkick.models.server.credentials import Credentials, read_credentials
 from llmkick.models.server.differences import Change, Differences, change_for, error_text
 from llmkick.models.server.failures import (
     MalformedReplyError,
@@ -95,26 +95,11 @@ class Endpoint:
     @cached_property
     def client(self) -> openai.OpenAI:
         """The openai library's client; its own retries are off, because `_retrying` retries."""
-        return openai.OpenAI(
-            base_url=self.address.url, api_key=self._key or "none", timeout=self.timeout, max_retries=0
-        )
+        return self._credentials.client(self.address.url, self.timeout)
 
     @cached_property
-    def _key(self) -> str:
-        usual = [KEY_VARIABLE, *([COMMON_KEY_VARIABLE] if is_private_connection(self.address.url) else [])]
-        for variable in usual if self.api_key_env is None else [self.api_key_env]:
-            key = os.environ.get(variable, "").strip()
-            # The HTTP libraries would print the key in their error message.
-            if not (key.isascii() and key.isprintable()):
-                raise self.error(f"the variable {variable} holds no key: one is a line of ASCII characters")
-            if key:
-                return key
-        if self.api_key_env is not None:
-            raise self.error(
-                f"{self.address.url} needs a key: set the environment variable {self.api_key_env} "
-                "(to any text for a server that wants none)"
-            )
-        return ""
+    def _credentials(self) -> Credentials:
+        return read_credentials(self.address.url, key_variable=self.api_key_env, error=self.error)
 
     def chat(self, *, cancelled: threading.Event | None = None, **request: Any) -> ChatCompletion:
         """A request to /chat/completions, retried until `cancelled` is set, and without what the server refuses.
@@ -271,15 +256,15 @@ class Endpoint:
         return retrying(checked_reply, call, check or partial(complete_reply, text_needed=self.text_needed))
 
     def _said(self, failure: Exception) -> str:
-        """The server's message on one line, without the key."""
+        """The server's message on one line, without the credentials."""
         body = getattr(failure, "body", None)
         text = body.get("message") or body.get("detail") if isinstance(body, dict) else None
         return self._line(text or error_text(failure)) or type(failure).__name__
 
     def _line(self, text: object) -> str:
         whole = " ".join(clean_text(str(text)).split())
-        # Remove the key before cutting the line, or a part of the key could remain.
-        return (whole.replace(self._key, "***") if self._key else whole)[:300]
+        # Hide the credentials before cutting the line, or a part of them could remain.
+        return self._credentials.hidden(whole)[:300]
 
     def _translated(self, failure: Exception) -> KickError:
         """The failure as an `error` that says what happened and what to do."""
