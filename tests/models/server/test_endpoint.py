@@ -16,7 +16,8 @@ from llmkick.errors import ConfigError, JudgeError, KickError, ModelError
 from llmkick.models.server import credentials
 from llmkick.models.server import failures as endpoint_failures
 from llmkick.models.server.address import Address, parse_address
-from llmkick.models.server.endpoint import Endpoint, Refused, RefusedError
+from llmkick.models.server.endpoint import Endpoint
+from llmkick.models.server.refusals import Refused, RefusedError
 from llmkick.models.server.replies import final_text
 from loopback import Reply, chat, completion, refused, serving
 
@@ -137,7 +138,8 @@ def test_trouble_that_stays_is_an_error_of_the_kind_asked_for(trouble: Reply):
         one = endpoint(server, error=JudgeError)
         with pytest.raises(JudgeError, match=rf"{server.url}.*\(3 attempts\)"):
             one.ask_all(one.chat, [HELLO])
-    assert len(server.asked) == 3
+    # A server that breaks is asked something tiny before it is given up.
+    assert len(server.asked) == (6 if trouble is TROUBLE["broken"] else 3)
 
 
 def test_what_the_server_asks_to_wait_is_waited():
@@ -189,6 +191,67 @@ def test_one_request_that_breaks_a_server_is_told_from_a_broken_server():
         replies = one.ask_all(one.chat, [HELLO, {**HELLO, "max_tokens": 9}])
     assert isinstance(replies[1], Refused)
     assert "status 500 (3 attempts): index out of range" in replies[1].reason
+
+
+ODD: dict[str, Any] = {"messages": [{"role": "user", "content": "odd"}], "max_tokens": 9, "logprobs": True}
+
+
+@pytest.mark.parametrize("others", [[], [{**HELLO, "max_tokens": 0}]], ids=["alone", "beside a refused one"])
+def test_a_request_that_breaks_a_server_where_nobody_else_is_answered(others: list[dict[str, Any]]):
+    """As in the last batch of 65 questions, or where one answer is asked for without its stops."""
+
+    def script(path: str, body: dict[str, Any]) -> Any:
+        if not body["max_tokens"]:
+            return refused("too few")
+        return refused("oh", 500) if body["messages"][0]["content"] == "odd" else chat("fine")
+
+    with serving(script) as server:
+        one = endpoint(server)
+        replies = one.ask_all(one.chat, [ODD, *others])
+    assert replies[0] == Refused(f"{server.url} fails with status 500 (3 attempts): oh")
+    assert all(isinstance(reply, Refused) for reply in replies)
+    hi = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1, "logprobs": True, "model": "m"}
+    assert [body for _, body in server.asked[3 + len(others) :]] == [hi]
+
+
+def test_a_text_that_breaks_a_server_alone():
+    def script(path: str, body: dict[str, Any]) -> Any:
+        return refused("oh", 500) if body["prompt"] == "odd" else completion("fine")
+
+    with serving(script) as server:
+        one = endpoint(server)
+        assert isinstance(one.ask_all(one.complete, [{"prompt": "odd", "max_tokens": 9}])[0], Refused)
+    assert server.asked[-1] == ("/v1/completions", {"prompt": "Hi", "max_tokens": 1, "model": "m"})
+
+
+def test_a_server_that_breaks_after_it_has_answered_ends_the_run():
+    broken = threading.Event()
+    with serving(lambda path, body: refused("oh", 500) if broken.is_set() else chat("fine")) as server:
+        one = endpoint(server)
+        one.ask_all(one.chat, [HELLO])
+        broken.set()
+        with pytest.raises(ModelError, match=r"status 500 \(3 attempts\): oh"):
+            one.ask_all(one.chat, [HELLO, ODD])
+
+
+@pytest.mark.parametrize(
+    ("tiny", "message"),
+    [
+        (refused("max_tokens or model output limit was reached"), None),
+        (refused("logprobs are broken, too", 500), r"status 500 \(3 attempts\): oh"),
+        (refused("no such option"), r"status 500 \(3 attempts\): oh"),
+        (refused("no such key", 401), "does not accept the key: no such key"),
+    ],
+    ids=["in a thought", "broken", "refused", "without a key"],
+)
+def test_what_a_server_says_to_the_tiny_request(tiny: Reply, message: str | None):
+    with serving(lambda path, body: refused("oh", 500) if body["max_tokens"] > 1 else tiny) as server:
+        one = endpoint(server)
+        if message is None:
+            assert isinstance(one.ask_all(one.chat, [ODD])[0], Refused)
+        else:
+            with pytest.raises(ModelError, match=message):
+                one.ask_all(one.chat, [ODD])
 
 
 @pytest.mark.parametrize("field", ["code", "type"])

@@ -41,6 +41,7 @@ from llmkick.models.server.failures import (
     plain_body,
     retry_wait,
 )
+from llmkick.models.server.refusals import GREETING, BrokenError, Refused, RefusedError, tiny_request
 from llmkick.models.server.replies import model_entries
 
 # The request is at fault: a retry fails again, while other requests may succeed.
@@ -55,21 +56,6 @@ SAME_MODEL = re.compile(r"(@.+|-\d{4}-\d{2}-\d{2})?")
 NO_SUCH_MODEL = "llmkick-no-such-model"
 
 Reply = TypeVar("Reply")
-
-
-@dataclass(frozen=True)
-class Refused:
-    """A request that the server will not answer, even after retries, and the reason."""
-
-    reason: str
-
-
-class RefusedError(KickError):
-    """The server refused a request that was sent alone; see `Refused`."""
-
-
-class _BrokenError(RefusedError):
-    """A request to which the server answers with status 500 each time."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +108,7 @@ class Endpoint:
         while True:
             sent = self.differences.applied(request, changes)
             try:
-                reply = self._send(partial(create, model=self.address.name, **sent), cancelled)
+                reply = self._send(create, sent, cancelled)
             except RefusedError as refusal:
                 change = change_for(refusal.__cause__, sent)
                 if change is None or change in changes:
@@ -166,7 +152,7 @@ class Endpoint:
         return {}
 
     def _answers_to_anything(self) -> bool:
-        request: dict[str, Any] = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}
+        request: dict[str, Any] = {"messages": [GREETING], "max_tokens": 1}
         try:
             self._retrying(lambda: self.client.chat.completions.create(model=NO_SUCH_MODEL, **request), attempts=1)
         except openai.APIStatusError:
@@ -191,7 +177,7 @@ class Endpoint:
         """`ask` (chat or complete) each request, `concurrency` at a time; replies in the order of `requests`.
 
         The first failure other than a refusal cancels the remaining requests and is raised. A request that gets status
-        500 each time, while others are answered, counts as refused.
+        500 each time counts as refused while others are answered: others of `requests`, or else a tiny one.
         """
         cancelled = threading.Event()
         pool = ThreadPoolExecutor(max_workers=self.concurrency, thread_name_prefix="ask")
@@ -200,23 +186,25 @@ class Endpoint:
             for done in wait(futures, return_when=FIRST_EXCEPTION).done:
                 done.result()
             outcomes = [future.result() for future in futures]
-            broken = [outcome for outcome in outcomes if isinstance(outcome, _BrokenError)]
-            if broken and len(broken) == len(outcomes):
-                raise self.error(str(broken[0]))
+            broken = next((outcome for outcome in outcomes if isinstance(outcome, BrokenError)), None)
+            nobody = all(isinstance(outcome, RefusedError) for outcome in outcomes)
+            if broken is not None and nobody and not broken.is_its_own_fault():
+                raise self.error(str(broken))
         finally:  # after an error, or Ctrl-C, do not wait for requests in flight
             cancelled.set()
             pool.shutdown(wait=False, cancel_futures=True)
         return [Refused(str(outcome)) if isinstance(outcome, Exception) else outcome for outcome in outcomes]
 
-    def _send(self, call: Callable[[], Any], cancelled: threading.Event | None) -> Any:
+    def _send(self, create: Callable[..., Any], request: Mapping[str, Any], cancelled: threading.Event | None) -> Any:
         try:
-            reply = self._retrying(call, cancelled=cancelled)
+            reply = self._retrying(partial(create, model=self.address.name, **request), cancelled=cancelled)
         except (openai.OpenAIError, MalformedReplyError) as failure:
             status = getattr(failure, "status_code", None)
             if status in REFUSALS:
                 raise RefusedError(f"the server refused it: {self._said(failure)}") from failure
             if status == BROKEN:
-                raise _BrokenError(str(self._translated(failure))) from failure
+                send_tiny = partial(self._send, create, tiny_request(request), cancelled)
+                raise BrokenError(str(self._translated(failure)), send_tiny) from failure
             raise self._translated(failure) from failure
         except UnicodeEncodeError as failure:
             raise RefusedError(f"its text cannot be sent: {failure}") from failure
