@@ -22,9 +22,10 @@ from llmkick.errors import ConfigError, ModelError
 from llmkick.models.checkpoints import loading
 from llmkick.models.checkpoints.loading import load_model, refuse_offloaded
 from llmkick.models.engine import batch_budget
-from llmkick.models.engine.batch_budget import devices_of, free_bytes, is_spread, token_budget
+from llmkick.models.engine.batch_budget import devices_of, is_spread, token_budget
 from llmkick.models.engine.runner import Runner
 from llmkick.models.language_model import ContinuationScore, GenerateRequest, ScoreRequest
+from llmkick.models.memory import free_bytes
 from llmkick.models.precision import resolve_device
 from llmkick.models.transformers_model import TransformersModel
 from speeds import others_slow

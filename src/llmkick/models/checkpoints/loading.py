@@ -21,8 +21,8 @@ from llmkick.models.checkpoints.plain_tensors import open_tensors
 from llmkick.models.checkpoints.quantized import DEQUANTIZED, has_packed_integers, method_of, quantization_of
 from llmkick.models.checkpoints.references import locate
 from llmkick.models.checkpoints.vocabulary import check_vocabulary
-from llmkick.models.engine.batch_budget import attempt, free_bytes, is_out_of_memory
 from llmkick.models.language_model import ModelInfo
+from llmkick.models.memory import attempt, free_bytes, is_out_of_memory
 from llmkick.models.plugin_models import load_from_plugin, plugin_of
 from llmkick.models.precision import BALANCED, resolve_device, resolve_dtype
 from llmkick.models.transformers_model import TransformersModel
