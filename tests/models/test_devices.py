@@ -22,9 +22,10 @@ from llmkick.errors import ConfigError, ModelError
 from llmkick.models.checkpoints import loading
 from llmkick.models.checkpoints.loading import load_model, refuse_offloaded
 from llmkick.models.engine import batch_budget
-from llmkick.models.engine.batch_budget import devices_of, free_bytes, is_spread, token_budget
+from llmkick.models.engine.batch_budget import devices_of, is_spread, token_budget
 from llmkick.models.engine.runner import Runner
 from llmkick.models.language_model import ContinuationScore, GenerateRequest, ScoreRequest
+from llmkick.models.memory import free_bytes
 from llmkick.models.precision import resolve_device
 from llmkick.models.transformers_model import TransformersModel
 from speeds import others_slow
@@ -217,6 +218,47 @@ def test_a_network_that_found_no_room_on_the_gpus_is_refused():
     for fine in ({"": "cpu"}, {"model": 0, "lm_head": 1}):
         refuse_offloaded("toy", SimpleNamespace(hf_device_map=fine))
     refuse_offloaded("toy", SimpleNamespace())
+
+
+OUT_OF_MEMORY = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 MiB.\nSee the documentation")
+MORE_ROOM = r'use a smaller dtype, several GPUs \(device = "balanced"\), or device = "cpu"'
+
+
+@pytest.mark.parametrize(("free", "said"), [(2 * 10**9, r"2\.0 GB"), (None, "less")])
+def test_a_device_that_does_not_hold_a_network_is_said(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch, free: int | None, said: str
+):
+    save_toy(tmp_path / "toy")
+    monkeypatch.setattr(LlamaForCausalLM, "to", failing(OUT_OF_MEMORY))
+    monkeypatch.setattr(loading, "free_bytes", lambda _device: free)
+    # A network of 74 KB and a buffer of 2.5 GB.
+    buffer = torch.empty(625 * 10**6, device="meta")
+    monkeypatch.setattr(LlamaForCausalLM, "buffers", lambda _self, recurse=True: [buffer])
+    with pytest.raises(
+        ModelError, match=rf"toy needs 2\.5 GB on cpu, of which {said} is free; {MORE_ROOM} \(CUDA out of .*2 MiB\. See"
+    ):
+        load_model(str(tmp_path / "toy"), dtype="float32", device="cpu")
+
+
+def test_memory_that_runs_out_while_a_model_is_read_is_said(tmp_path: Any, monkeypatch: pytest.MonkeyPatch):
+    save_toy(tmp_path / "toy")
+    monkeypatch.setattr(LlamaForCausalLM, "from_pretrained", failing(OUT_OF_MEMORY))
+    with pytest.raises(ModelError, match=rf"cannot load toy from .*2 MiB\. See the documentation; {MORE_ROOM}$"):
+        load_model(str(tmp_path / "toy"), dtype="float32", device="cpu")
+
+
+def test_other_errors_of_a_device_are_not_taken_for_a_shortage(tmp_path: Any, monkeypatch: pytest.MonkeyPatch):
+    save_toy(tmp_path / "toy")
+    monkeypatch.setattr(LlamaForCausalLM, "to", failing(RuntimeError("device-side assert")))
+    with pytest.raises(RuntimeError, match="device-side assert"):
+        load_model(str(tmp_path / "toy"), dtype="float32", device="cpu")
+
+
+def failing(error: Exception) -> Any:
+    def fail(*_: Any, **__: Any) -> Any:
+        raise error
+
+    return fail
 
 
 def test_send_to_device_leaves_numbers_alone():

@@ -496,12 +496,39 @@ def test_a_cache_that_cannot_be_written(gguf_file: Path, tmp_path: Path, monkeyp
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 
 
+# What transformers reads of a repository, and what belongs to the model.
+FETCHED = {
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "README.md",
+    "additional_chat_templates/search.jinja",
+    "consolidated.safetensors.index.json",
+}
+NOT_FETCHED = [
+    "pytorch_model.bin",
+    "modeling_toy.py",
+    "consolidated.safetensors",
+    "consolidated-00001-of-00002.safetensors",
+    "original/model.safetensors",
+    "original/config.json",
+    "original/deeper/model.safetensors.index.json",
+    "checkpoint-100/tokenizer.json",
+    "onnx/README.md",
+]
+
+
 class Hub:
-    """A server that can go away."""
+    """A server that can go away. `asked` are the files that were asked for, as `repository/path`."""
 
     def __init__(self, server: http.server.ThreadingHTTPServer) -> None:
         self._server = server
         self.url = f"http://127.0.0.1:{server.server_address[1]}"
+        self.asked: set[str] = set()
+
+    def asked_of(self, repository: str) -> set[str]:
+        return {path.partition("/")[2] for path in self.asked if path.startswith(f"{repository}/")}
 
     def close(self) -> None:
         self._server.shutdown()
@@ -510,10 +537,16 @@ class Hub:
 
 @pytest.fixture
 def hub(folder: Path) -> Iterator[Hub]:
-    """A server that lays out `folder` as the hub does the repository me/toy."""
-    (folder / "pytorch_model.bin").write_bytes(b"never fetched")
-    (folder / "modeling_toy.py").write_text("never fetched")
+    """A server that lays out `folder` and those beside it as the hub does the repositories me/toy and so on."""
     (folder / "README.md").write_text("# Toy")
+    for name in ("own", "only"):
+        shutil.copytree(folder, folder.with_name(name))
+        (folder.with_name(name) / "model.safetensors").rename(folder.with_name(name) / "consolidated.safetensors")
+    own = folder.with_name("own") / "config.json"
+    own.write_text(json.dumps({**json.loads(own.read_text()), "transformers_weights": "consolidated.safetensors"}))
+    for path in (*NOT_FETCHED, "additional_chat_templates/search.jinja", "consolidated.safetensors.index.json"):
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_text("{}")
 
     def etag_of(file: Path) -> str:
         return hashlib.sha1(file.read_bytes()).hexdigest()
@@ -526,20 +559,23 @@ def hub(folder: Path) -> Iterator[Hub]:
             self.answer(body=True)
 
         def answer(self, *, body: bool) -> None:
-            path = self.path.split("?")[0]
-            if path in {"/api/models/me/toy/revision/main", f"/api/models/me/toy/revision/{REVISION}"}:
-                siblings = [{"rfilename": file.name} for file in folder.iterdir()]
-                self.send(json.dumps({"id": "me/toy", "sha": REVISION, "siblings": siblings}).encode(), {}, body=body)
-            elif path == f"/api/models/me/toy/tree/{REVISION}":
+            path = self.path.split("?")[0].removeprefix("/api/models")
+            repository, _, rest = path.removeprefix("/me/").partition("/")
+            root = folder.with_name(repository)
+            files = {str(file.relative_to(root)): file for file in root.rglob("*") if file.is_file()}
+            file = files.get(rest.removeprefix(f"resolve/{REVISION}/"))
+            if root.is_dir() and rest in {"revision/main", f"revision/{REVISION}"}:
+                siblings = [{"rfilename": name} for name in files]
+                found = {"id": f"me/{repository}", "sha": REVISION, "siblings": siblings}
+                self.send(json.dumps(found).encode(), {}, body=body)
+            elif root.is_dir() and rest == f"tree/{REVISION}":
                 tree = [
-                    {"type": "file", "path": file.name, "size": file.stat().st_size, "oid": etag_of(file)}
-                    for file in folder.iterdir()
+                    {"type": "file", "path": name, "size": file.stat().st_size, "oid": etag_of(file)}
+                    for name, file in files.items()
                 ]
                 self.send(json.dumps(tree).encode(), {}, body=body)
-            elif path.startswith(f"/me/toy/resolve/{REVISION}/") and (folder / Path(path).name).is_file():
-                if path.endswith((".bin", ".py")):
-                    raise AssertionError(path)
-                file = folder / Path(path).name
+            elif file is not None:
+                found_hub.asked.add(str(file.relative_to(folder.parent)))
                 headers = {"ETag": f'"{etag_of(file)}"', "X-Repo-Commit": REVISION}
                 self.send(file.read_bytes(), headers, body=body)
             else:
@@ -559,9 +595,9 @@ def hub(folder: Path) -> Iterator[Hub]:
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=lambda: server.serve_forever(poll_interval=0.02), daemon=True)
     thread.start()
-    found = Hub(server)
-    yield found
-    found.close()
+    found_hub = Hub(server)
+    yield found_hub
+    found_hub.close()
 
 
 def test_hub_models_are_fetched_once_and_then_found_without_a_network(hub: Hub, tmp_path: Path, folder: Path):
@@ -605,18 +641,25 @@ def test_hub_models_are_fetched_once_and_then_found_without_a_network(hub: Hub, 
             return json.loads(program.stdout.readline())
 
         latest, pinned, unknown = located("me/toy", f"me/toy@{REVISION}", "me/unknown")
+        own, only = located("me/own", "me/only")
         hub.close()
-        offline, unreachable = located("me/toy", "me/unknown")
+        offline, unreachable, own_offline, only_offline = located("me/toy", "me/unknown", "me/own", "me/only")
     assert latest[:2] == ["me/toy", REVISION]
     assert pinned == latest
     assert unknown.startswith("cannot get 'me/unknown' from the hub, and it is not cached: 404 Client Error")
     assert "Repository Not Found" in unknown.splitlines()[0]
     assert "smollm2-135m-instruct" in unknown
-    # Weights that are pickles, and code, stay where they are; the model card travels with compressed weights.
-    names = {path.name for path in Path(latest[3]).iterdir()}
-    assert {"config.json", "model.safetensors", "tokenizer.json", "README.md"} <= names
-    assert not names & {"pytorch_model.bin", "modeling_toy.py"}
+    # Pickles, code and other forms of the weights stay where they are; the model card travels with compressed weights.
+    fetched = {str(path.relative_to(latest[3])) for path in Path(latest[3]).rglob("*") if path.is_file()}
+    assert fetched == hub.asked_of("toy") == {*FETCHED, "model.safetensors"}
     assert load(latest[3]).info.parameters == 18544
+
+    # Weights in the form of another library are read only where the configuration says so.
+    assert own[:2] == own_offline[:2] == ["me/own", REVISION]
+    assert "consolidated.safetensors" in hub.asked_of("own")
+    assert only.startswith("me/only has consolidated.safetensors, but neither model.safetensors nor model.safetensors.")
+    assert only_offline.endswith("has no .safetensors weights")
+    assert not any("consolidated" in name for name in hub.asked_of("only"))
 
     assert offline == latest
     assert unreachable.startswith("cannot get 'me/unknown' from the hub, and it is not cached: ")

@@ -10,7 +10,8 @@ import pytest
 from llmkick.models.language_model import GenerateRequest, Generation, Message
 from llmkick.models.server import failures as endpoint_failures
 from llmkick.models.server.address import parse_address
-from llmkick.models.server.endpoint import Endpoint, RefusedError
+from llmkick.models.server.endpoint import Endpoint
+from llmkick.models.server.refusals import RefusedError
 from llmkick.models.server.replies import final_text
 from llmkick.models.server.server import connect
 from llmkick.models.server.settings import ServerSettings

@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import itertools
+import os
 import socket
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
 from llmkick.errors import ConfigError, JudgeError, KickError, ModelError
+from llmkick.models.server import credentials
 from llmkick.models.server import failures as endpoint_failures
 from llmkick.models.server.address import Address, parse_address
-from llmkick.models.server.endpoint import Endpoint, Refused, RefusedError
+from llmkick.models.server.endpoint import Endpoint
+from llmkick.models.server.refusals import Refused, RefusedError
 from llmkick.models.server.replies import final_text
 from loopback import Reply, chat, completion, refused, serving
 
+# Variables that the openai library reads for every program.
+OTHERS_HEADERS = {
+    "OPENAI_ORG_ID": "org-of-the-user",
+    "OPENAI_PROJECT_ID": "proj-of-the-user",
+    "OPENAI_CUSTOM_HEADERS": "X-Gateway: Token gw-very-secret\nno header\nauthorization: Bearer sk-of-others",
+}
 HELLO: dict[str, Any] = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 4}
 
 
@@ -24,7 +34,7 @@ HELLO: dict[str, Any] = {"messages": [{"role": "user", "content": "Hello"}], "ma
 def surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(endpoint_failures, "FIRST_WAIT", 0.01)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    for name in ("LLMKICK_API_KEY", "OPENAI_API_KEY"):
+    for name in ("LLMKICK_API_KEY", "OPENAI_API_KEY", *OTHERS_HEADERS):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -128,7 +138,8 @@ def test_trouble_that_stays_is_an_error_of_the_kind_asked_for(trouble: Reply):
         one = endpoint(server, error=JudgeError)
         with pytest.raises(JudgeError, match=rf"{server.url}.*\(3 attempts\)"):
             one.ask_all(one.chat, [HELLO])
-    assert len(server.asked) == 3
+    # A server that breaks is asked something tiny before it is given up.
+    assert len(server.asked) == (6 if trouble is TROUBLE["broken"] else 3)
 
 
 def test_what_the_server_asks_to_wait_is_waited():
@@ -180,6 +191,67 @@ def test_one_request_that_breaks_a_server_is_told_from_a_broken_server():
         replies = one.ask_all(one.chat, [HELLO, {**HELLO, "max_tokens": 9}])
     assert isinstance(replies[1], Refused)
     assert "status 500 (3 attempts): index out of range" in replies[1].reason
+
+
+ODD: dict[str, Any] = {"messages": [{"role": "user", "content": "odd"}], "max_tokens": 9, "logprobs": True}
+
+
+@pytest.mark.parametrize("others", [[], [{**HELLO, "max_tokens": 0}]], ids=["alone", "beside a refused one"])
+def test_a_request_that_breaks_a_server_where_nobody_else_is_answered(others: list[dict[str, Any]]):
+    """As in the last batch of 65 questions, or where one answer is asked for without its stops."""
+
+    def script(path: str, body: dict[str, Any]) -> Any:
+        if not body["max_tokens"]:
+            return refused("too few")
+        return refused("oh", 500) if body["messages"][0]["content"] == "odd" else chat("fine")
+
+    with serving(script) as server:
+        one = endpoint(server)
+        replies = one.ask_all(one.chat, [ODD, *others])
+    assert replies[0] == Refused(f"{server.url} fails with status 500 (3 attempts): oh")
+    assert all(isinstance(reply, Refused) for reply in replies)
+    hi = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1, "logprobs": True, "model": "m"}
+    assert [body for _, body in server.asked[3 + len(others) :]] == [hi]
+
+
+def test_a_text_that_breaks_a_server_alone():
+    def script(path: str, body: dict[str, Any]) -> Any:
+        return refused("oh", 500) if body["prompt"] == "odd" else completion("fine")
+
+    with serving(script) as server:
+        one = endpoint(server)
+        assert isinstance(one.ask_all(one.complete, [{"prompt": "odd", "max_tokens": 9}])[0], Refused)
+    assert server.asked[-1] == ("/v1/completions", {"prompt": "Hi", "max_tokens": 1, "model": "m"})
+
+
+def test_a_server_that_breaks_after_it_has_answered_ends_the_run():
+    broken = threading.Event()
+    with serving(lambda path, body: refused("oh", 500) if broken.is_set() else chat("fine")) as server:
+        one = endpoint(server)
+        one.ask_all(one.chat, [HELLO])
+        broken.set()
+        with pytest.raises(ModelError, match=r"status 500 \(3 attempts\): oh"):
+            one.ask_all(one.chat, [HELLO, ODD])
+
+
+@pytest.mark.parametrize(
+    ("tiny", "message"),
+    [
+        (refused("max_tokens or model output limit was reached"), None),
+        (refused("logprobs are broken, too", 500), r"status 500 \(3 attempts\): oh"),
+        (refused("no such option"), r"status 500 \(3 attempts\): oh"),
+        (refused("no such key", 401), "does not accept the key: no such key"),
+    ],
+    ids=["in a thought", "broken", "refused", "without a key"],
+)
+def test_what_a_server_says_to_the_tiny_request(tiny: Reply, message: str | None):
+    with serving(lambda path, body: refused("oh", 500) if body["max_tokens"] > 1 else tiny) as server:
+        one = endpoint(server)
+        if message is None:
+            assert isinstance(one.ask_all(one.chat, [ODD])[0], Refused)
+        else:
+            with pytest.raises(ModelError, match=message):
+                one.ask_all(one.chat, [ODD])
 
 
 @pytest.mark.parametrize("field", ["code", "type"])
@@ -355,6 +427,81 @@ def test_a_key_is_not_cut_before_it_is_hidden(before: int, page: bool, monkeypat
 def test_the_common_key_is_not_given_to_just_any_host(url: str, key: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("OPENAI_API_KEY", "common")
     assert Endpoint(Address(url, "m")).client.api_key == key
+
+
+@pytest.fixture
+def headers_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in OTHERS_HEADERS.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.mark.usefixtures("headers_of_others")
+@pytest.mark.parametrize("is_private", [True, False])
+@pytest.mark.parametrize("key", ["sk-own", ""])
+def test_headers_of_other_programs_go_where_the_common_key_may_go(
+    key: str, is_private: bool, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("LLMKICK_API_KEY", key)
+    monkeypatch.setattr(credentials, "is_private_connection", lambda _url: is_private)
+    with serving(lambda path, body: chat("hi")) as server:
+        endpoint(server).chat(**HELLO)
+    names = ("openai-organization", "openai-project", "x-gateway", "no header")
+    expected = ["org-of-the-user", "proj-of-the-user", "Token gw-very-secret", None] if is_private else [None] * 4
+    assert [server.headers[-1].get(name) for name in names] == expected
+    without_key = "Bearer sk-of-others" if is_private else "Bearer none"
+    assert sent(server) == (f"Bearer {key}" if key else without_key)
+    assert {name: os.environ[name] for name in OTHERS_HEADERS} == OTHERS_HEADERS
+
+
+@pytest.mark.usefixtures("headers_of_others")
+def test_a_judge_with_a_key_of_its_own_gets_that_one(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("JUDGE_KEY", "sk-judge")
+    with serving(lambda path, body: chat("hi")) as server:
+        endpoint(server, api_key_env="JUDGE_KEY").chat(**HELLO)
+    assert sent(server) == "Bearer sk-judge"
+    assert "sk-of-others" not in str(server.headers)
+
+
+@pytest.mark.usefixtures("headers_of_others")
+def test_clients_that_are_made_at_once_leave_the_environment_as_it_was():
+    made = [Endpoint(Address("http://localhost:1/v1", "m")) for _ in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        clients = list(pool.map(lambda one: one.client, made))
+    assert [client.default_headers["X-Gateway"] for client in clients] == ["Token gw-very-secret"] * 8
+    assert {name: os.environ[name] for name in OTHERS_HEADERS} == OTHERS_HEADERS
+
+
+@pytest.mark.usefixtures("headers_of_others")
+def test_no_header_of_the_environment_is_shown():
+    said = "wrong: Token gw-very-secret, gw-very-secret, org-of-the-user, proj-of-the-user, Bearer sk-of-others; Bearer"
+    with (
+        serving(lambda path, body: refused(said, 401)) as server,
+        pytest.raises(ModelError) as caught,
+    ):
+        endpoint(server).chat(**HELLO)
+    assert ": wrong: ***, ***, ***, ***, ***; Bearer; set" in str(caught.value)
+    assert "secret" not in repr(endpoint(server)._credentials)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("OPENAI_ORG_ID", "org-s3cret\rx"),
+        ("OPENAI_PROJECT_ID", "proj-s3crét"),
+        ("OPENAI_CUSTOM_HEADERS", "X-Good: 1\nX-Bad: s3cret\rx"),
+        ("OPENAI_CUSTOM_HEADERS", "s3cret name: 1"),
+        ("OPENAI_CUSTOM_HEADERS", ": s3cret"),
+    ],
+)
+def test_what_can_be_no_header_is_said_without_showing_it(variable: str, value: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv(variable, value)
+    with serving(lambda path, body: chat("hi")) as server:
+        with pytest.raises(ModelError, match=f"the variable {variable} cannot be sent: ") as caught:
+            endpoint(server).chat(**HELLO)
+        assert "s3cr" not in str(caught.value)
+        assert server.asked == []
+        monkeypatch.setattr(credentials, "is_private_connection", lambda _url: False)
+        endpoint(server).chat(**HELLO)  # it is not sent there
 
 
 @pytest.mark.parametrize("status", [401, 403])

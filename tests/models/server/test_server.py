@@ -208,6 +208,21 @@ def test_an_answer_that_begins_with_its_stop_is_asked_for_without_it():
         ]
 
 
+def test_an_answer_that_breaks_the_server_without_its_stop_is_unanswered_alone():
+    def script(path: str, body: dict[str, Any]) -> Any:
+        if body.get("prompt") != "odd":
+            return completion("Paris")
+        return completion("") if "stop" in body else refused("oh", 500)
+
+    with serving(script) as server:
+        model = connect(server.reference(), QUICK)
+        answers = model.generate([GenerateRequest("Q:", ("\n",)), GenerateRequest("odd", ("\n",))])
+    assert answers == [
+        Generation(text="Paris", tokens=3, finish="end"),
+        Unanswered(reason=f"{server.url} fails with status 500 (2 attempts): oh"),
+    ]
+
+
 def test_a_refused_request_is_unanswered_and_the_others_are_not(bare: Any):
     server, model, _ = bare
     plain = server.script

@@ -20,7 +20,7 @@ from llmkick.compression.training.losses import counted_tokens, distillation_los
 from llmkick.compression.training.state import TrainingState, read_state, write_state
 from llmkick.compression.training.student import Student
 from llmkick.errors import ConfigError, ModelError
-from llmkick.models.engine.batch_budget import attempt
+from llmkick.models.memory import attempt
 
 CHECK_STEPS = 10  # steps between two checks
 SAVE_SECONDS = 60.0  # the state is written at a check when as much time has passed

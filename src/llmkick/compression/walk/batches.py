@@ -10,7 +10,7 @@ from torch import Tensor
 
 from llmkick.compression.walk.blocks import Block
 from llmkick.compression.walk.calibration import Calibration
-from llmkick.models.engine.batch_budget import free_bytes
+from llmkick.models.memory import free_bytes
 
 # Calibration tokens that run through a block at a time, and values of its widest layer's input among them. A CPU is
 # busy with 2,048 tokens already, and more of them leave its cache. An NVIDIA GPU is given 16 windows of 2,048, or half

@@ -22,6 +22,7 @@ from llmkick.models.checkpoints.quantized import DEQUANTIZED, has_packed_integer
 from llmkick.models.checkpoints.references import locate
 from llmkick.models.checkpoints.vocabulary import check_vocabulary
 from llmkick.models.language_model import ModelInfo
+from llmkick.models.memory import attempt, free_bytes, is_out_of_memory
 from llmkick.models.plugin_models import load_from_plugin, plugin_of
 from llmkick.models.precision import BALANCED, resolve_device, resolve_dtype
 from llmkick.models.transformers_model import TransformersModel
@@ -33,6 +34,9 @@ from llmkick.models.weights import check_finite
 _LOADING = threading.RLock()
 # Families whose tokens see later ones, whatever their configuration says.
 BOTH_WAYS = ("xlnet", "flaubert", "cpmant", "prophetnet")
+
+# What to do where the memory of a device does not hold a model.
+MORE_ROOM = f'use a smaller dtype, several GPUs (device = "{BALANCED}"), or device = "cpu"'
 
 
 def load_model(reference: str, *, dtype: str = "auto", device: str = "auto") -> TransformersModel:
@@ -62,11 +66,27 @@ def load_located(checkpoint: Checkpoint, *, dtype: str = "auto", device: str = "
         network.eval().requires_grad_(False)
         check_finite(network)
         info = describe(network, checkpoint, precision)
-    placed = network if spread else network.to(target)
+    if not spread:
+        _place(checkpoint.name, network, target)
     taken = replace(checkpoint, stored_bytes=checkpoint.stored_bytes - unused_bytes)
-    model = TransformersModel.wrap(placed, tokenizer, info, checkpoint=taken)
+    model = TransformersModel.wrap(network, tokenizer, info, checkpoint=taken)
     check_vocabulary(model)
     return model
+
+
+def _place(name: str, network: Any, device: torch.device) -> None:
+    """Move a network to a device. Raises ModelError where its memory does not hold it."""
+    free = free_bytes(device)  # before a part of the network takes it
+    reason = attempt(lambda: network.to(device))
+    if reason is None:
+        return
+    tensors = [*network.parameters(), *network.buffers()]
+    needed = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    room = "less" if free is None else f"{free / 1e9:.1f} GB"
+    raise ModelError(
+        f"{name} needs {needed / 1e9:.1f} GB on {device}, of which {room} is free; {MORE_ROOM} "
+        f"({one_line(RuntimeError(reason), 200)})"
+    )
 
 
 def describe(network: Any, checkpoint: Checkpoint, dtype: torch.dtype) -> ModelInfo:
@@ -183,7 +203,8 @@ def tokenizer_in(folder: Path) -> Any:
 
 def cannot_load(checkpoint: Checkpoint, error: Exception) -> ModelError:
     """The error that says which files could not be loaded, and why."""
-    return ModelError(f"cannot load {checkpoint.name} from {checkpoint.folder}: {one_line(error, 600)}")
+    advice = f"; {MORE_ROOM}" if is_out_of_memory(error) else ""
+    return ModelError(f"cannot load {checkpoint.name} from {checkpoint.folder}: {one_line(error, 600)}{advice}")
 
 
 def _read(checkpoint: Checkpoint, dtype: torch.dtype, device_map: str | None = None) -> tuple[Any, Any, int]:

@@ -23,6 +23,7 @@ from llmkick.models.checkpoints.gguf_files import (
     refuse_part,
 )
 from llmkick.models.checkpoints.gguf_reading import read_once
+from llmkick.models.checkpoints.hub_files import fetch_model, fetch_small_files, refuse_consolidated
 from llmkick.models.checkpoints.packed_folder import MANIFEST
 from llmkick.models.checkpoints.quantized import (
     method_of,
@@ -40,10 +41,6 @@ CONVERSION_VERSION = 5
 # Bytes beside the weights: the vocabulary, the headers, and what others write meanwhile.
 CONVERSION_MARGIN = 200 * 10**6
 SOURCE_FILE = "llmkick_source.json"
-SMALL_FILES = ["*.json", "tokenizer*", "*.jinja", "*.model", "*.txt"]
-# What no answer depends on, but belongs to a model: a compressed one is given away with it.
-ABOUT_FILES = ["*.md", "LICEN[CS]E*", "NOTICE*", "USE_POLICY*", "COPYING*", "*.tiktoken"]
-HUB_FILES = ["*.safetensors", "*.safetensors.index.json", *SMALL_FILES, *ABOUT_FILES]
 
 
 def locate(reference: str) -> Checkpoint:
@@ -94,10 +91,8 @@ def small_files(reference: str) -> Path:
         return path
     if reference in BUILTIN_MODELS or path.suffix.lower() == ".gguf":
         return locate(reference).folder
-    from huggingface_hub import snapshot_download
-
     repository, _, revision = reference.partition("@")
-    return Path(snapshot_download(repository, revision=revision or None, allow_patterns=SMALL_FILES))
+    return fetch_small_files(repository, revision or None)
 
 
 def _from_folder(folder: Path, *, name: str, revision: str, digest: str = "") -> Checkpoint:
@@ -145,17 +140,16 @@ def _digest(folder: Path, weights: list[Path]) -> str:
 
 
 def _from_hub(reference: str) -> Checkpoint:
-    from huggingface_hub import snapshot_download
-
     repository, _, revision = reference.partition("@")
     try:
-        folder = Path(snapshot_download(repository, revision=revision or None, allow_patterns=HUB_FILES))
+        folder = fetch_model(repository, revision or None)
     except Exception as error:
         raise ModelError(
             f"cannot get {reference!r} from the hub, and it is not cached: {one_line(error)}\n"
             "Check the name and the network, or give a local folder, a .gguf file or a built-in "
             f"({', '.join(sorted(BUILTIN_MODELS))})"
         ) from error
+    refuse_consolidated(repository, folder)
     return _from_folder(folder, name=repository, revision=folder.name)
 
 

@@ -177,13 +177,18 @@ def _no_weights(folder: Path) -> ModelError:
         if _is_there(folder / adapter):
             return ModelError(f"{folder} holds an adapter ({adapter}), not a model: merge it into its model first")
     if others:
-        return ModelError(
-            f"{folder} has {', '.join(others[:3])}, but neither {SINGLE} nor {INDEX} that says which files count: "
-            f"name the only file {SINGLE}, or fetch the index"
-        )
+        return uncounted(folder, others)
     pickled = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
     hint = f" ({', '.join(pickled)} is a pickle, which is never loaded: convert it)" if pickled else ""
     return ModelError(f"{folder} has no .safetensors weights{hint}")
+
+
+def uncounted(place: Path | str, names: list[str]) -> ModelError:
+    """The error for a folder or a repository that has files of weights, none of which is known to count."""
+    return ModelError(
+        f"{place} has {', '.join(names[:3])}, but neither {SINGLE} nor {INDEX} that says which files count: "
+        f"name the only file {SINGLE}, or fetch the index"
+    )
 
 
 class TensorHeader(NamedTuple):

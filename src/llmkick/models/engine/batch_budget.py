@@ -6,16 +6,15 @@ same requests run in the same batches each time.
 
 from __future__ import annotations
 
-import gc
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-import psutil
 import torch
 
 from llmkick.models.engine.cache_size import bytes_a_token, cache_bytes_a_token
+from llmkick.models.memory import attempt, free_bytes
 
 CPU_BUDGET = 8192
 # A decoding step takes a CPU nearly as long for a few rows as for many, so larger batches need fewer steps. Scoring,
@@ -26,13 +25,6 @@ CUDA_BUDGETS = (1024, 65536)
 CACHE_SHARE = 0.3
 # Batches that need less than this are never compared with the free memory: a single request, or a toy model.
 NEGLIGIBLE_BYTES = 64 * 2**20
-OUT_OF_MEMORY = (
-    "out of memory",
-    "not enough memory",
-    "can't allocate memory",
-    "cannot allocate memory",
-    "cublas_status_alloc_failed",
-)
 
 Item = TypeVar("Item")
 
@@ -114,44 +106,6 @@ def devices_of(network: Any, device: torch.device) -> list[torch.device]:
 def is_spread(network: Any) -> bool:
     """Whether a network lies on several devices, between which accelerate's hooks move the hidden states."""
     return len(set(map(str, getattr(network, "hf_device_map", {}).values()))) > 1
-
-
-def free_bytes(*devices: torch.device) -> int | None:
-    """Bytes that could be allocated now, in equal parts on all devices; None where a device does not tell."""
-    free = [_free_on(device) for device in devices]
-    return None if None in free else len(free) * min(size for size in free if size is not None)
-
-
-def _free_on(device: torch.device) -> int | None:
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        # Memory that torch has reserved but not allocated is free for its next tensors.
-        return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
-    return int(psutil.virtual_memory().available) if device.type == "cpu" else None
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error is a failed allocation; CPU allocators say so only in the text."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(text in str(error).lower() for text in OUT_OF_MEMORY)
-
-
-def attempt(work: Callable[[], None]) -> str | None:
-    """Do `work`; returns None, or the allocator's message when memory ran out. Other errors are raised."""
-    try:
-        work()
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        reason = str(error) or type(error).__name__
-    else:
-        return None
-    # Only after the except block are the frames of the failed work, and their tensors, released.
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    return reason
 
 
 def run_in_batches(

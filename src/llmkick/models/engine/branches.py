@@ -19,12 +19,12 @@ from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
 from llmkick.models.engine.attention import is_plain
-from llmkick.models.engine.batch_budget import is_out_of_memory
 from llmkick.models.engine.batches import FORWARD_COST_TOKENS, Ids
 from llmkick.models.engine.kv_cache import empty_cache, repeat_rows
 from llmkick.models.engine.packed_prompts import UnsupportedAttentionError
 from llmkick.models.engine.prefix_attention import CausalBehindPrefix
 from llmkick.models.engine.runner import Runner, pad_ids, sent
+from llmkick.models.memory import is_out_of_memory
 
 # A question (its place among the prompts) and the tokens that run behind its prompt.
 Branch = tuple[int, Ids]

@@ -16,10 +16,11 @@ from weakref import WeakSet
 import torch
 from torch import Tensor
 
-from llmkick.models.engine.batch_budget import is_out_of_memory, is_spread
+from llmkick.models.engine.batch_budget import is_spread
 from llmkick.models.engine.network import is_plain_sdpa
 from llmkick.models.engine.prefilled import Prefilled
 from llmkick.models.engine.runner import Runner
+from llmkick.models.memory import is_out_of_memory
 
 if TYPE_CHECKING:
     from llmkick.models.engine.kv_cache import PreallocatedLayer

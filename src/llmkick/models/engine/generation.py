@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from llmkick.models.engine.answers import Answers, Row, rows_of
-from llmkick.models.engine.batch_budget import BatchBudget, attempt
+from llmkick.models.engine.batch_budget import BatchBudget
 from llmkick.models.engine.batches import plan_batches
 from llmkick.models.engine.fixed_steps import WORTHWHILE_STEPS, FixedSteps, can_fix_steps
 from llmkick.models.engine.kv_cache import can_reuse_cache
@@ -20,6 +20,7 @@ from llmkick.models.engine.prompt_encoder import PromptEncoder
 from llmkick.models.engine.runner import Prefix, Runner, prefix_groups, read
 from llmkick.models.finite import finite_rows
 from llmkick.models.language_model import GenerateRequest, Generation, Unanswered
+from llmkick.models.memory import attempt
 
 MAX_ROWS = 64
 # Cutting the cache takes about as long as a decoding step: it is worth it once a quarter of the rows are done.

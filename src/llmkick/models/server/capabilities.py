@@ -10,8 +10,9 @@ from typing import Any
 from llmkick.errors import ModelError
 from llmkick.models.language_model import ContinuationScore
 from llmkick.models.server.differences import TEMPLATE_OPTIONS
-from llmkick.models.server.endpoint import Endpoint, RefusedError
+from llmkick.models.server.endpoint import Endpoint
 from llmkick.models.server.log_probabilities import begins_likeliest, echoed_score, likeliest_first
+from llmkick.models.server.refusals import RefusedError
 from llmkick.models.server.replies import final_text, new_tokens
 from llmkick.models.thoughts import Thinking, may_begin_thought
 

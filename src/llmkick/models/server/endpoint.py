@@ -1,4 +1,4 @@
-"""An OpenAI-compatible endpoint: its client, its key, its retries, and the meaning of its errors.
+"""An OpenAI-compatible endpoint: its requests, its retries, and the meaning of its errors.
 
 Models behind servers (`models.server.server`) and judges (`tasks.judge.clients`) both use it:
 
@@ -13,7 +13,6 @@ other failure is raised as `error`, a kind of KickError that the caller chooses.
 
 from __future__ import annotations
 
-import os
 import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -29,7 +28,8 @@ from openai.types.chat import ChatCompletion
 
 from llmkick.errors import KickError, ModelError
 from llmkick.models.clean_text import clean_text, clean_value
-from llmkick.models.server.address import COMMON_KEY_VARIABLE, KEY_VARIABLE, Address, is_private_connection
+from llmkick.models.server.address import COMMON_KEY_VARIABLE, KEY_VARIABLE, Address
+from llmkick.models.server.credentials import Credentials, read_credentials
 from llmkick.models.server.differences import Change, Differences, change_for, error_text
 from llmkick.models.server.failures import (
     MalformedReplyError,
@@ -41,6 +41,7 @@ from llmkick.models.server.failures import (
     plain_body,
     retry_wait,
 )
+from llmkick.models.server.refusals import GREETING, BrokenError, Refused, RefusedError, tiny_request
 from llmkick.models.server.replies import model_entries
 
 # The request is at fault: a retry fails again, while other requests may succeed.
@@ -55,21 +56,6 @@ SAME_MODEL = re.compile(r"(@.+|-\d{4}-\d{2}-\d{2})?")
 NO_SUCH_MODEL = "llmkick-no-such-model"
 
 Reply = TypeVar("Reply")
-
-
-@dataclass(frozen=True)
-class Refused:
-    """A request that the server will not answer, even after retries, and the reason."""
-
-    reason: str
-
-
-class RefusedError(KickError):
-    """The server refused a request that was sent alone; see `Refused`."""
-
-
-class _BrokenError(RefusedError):
-    """A request to which the server answers with status 500 each time."""
 
 
 @dataclass(frozen=True)
@@ -95,26 +81,11 @@ class Endpoint:
     @cached_property
     def client(self) -> openai.OpenAI:
         """The openai library's client; its own retries are off, because `_retrying` retries."""
-        return openai.OpenAI(
-            base_url=self.address.url, api_key=self._key or "none", timeout=self.timeout, max_retries=0
-        )
+        return self._credentials.client(self.address.url, self.timeout)
 
     @cached_property
-    def _key(self) -> str:
-        usual = [KEY_VARIABLE, *([COMMON_KEY_VARIABLE] if is_private_connection(self.address.url) else [])]
-        for variable in usual if self.api_key_env is None else [self.api_key_env]:
-            key = os.environ.get(variable, "").strip()
-            # The HTTP libraries would print the key in their error message.
-            if not (key.isascii() and key.isprintable()):
-                raise self.error(f"the variable {variable} holds no key: one is a line of ASCII characters")
-            if key:
-                return key
-        if self.api_key_env is not None:
-            raise self.error(
-                f"{self.address.url} needs a key: set the environment variable {self.api_key_env} "
-                "(to any text for a server that wants none)"
-            )
-        return ""
+    def _credentials(self) -> Credentials:
+        return read_credentials(self.address.url, key_variable=self.api_key_env, error=self.error)
 
     def chat(self, *, cancelled: threading.Event | None = None, **request: Any) -> ChatCompletion:
         """A request to /chat/completions, retried until `cancelled` is set, and without what the server refuses.
@@ -137,7 +108,7 @@ class Endpoint:
         while True:
             sent = self.differences.applied(request, changes)
             try:
-                reply = self._send(partial(create, model=self.address.name, **sent), cancelled)
+                reply = self._send(create, sent, cancelled)
             except RefusedError as refusal:
                 change = change_for(refusal.__cause__, sent)
                 if change is None or change in changes:
@@ -181,7 +152,7 @@ class Endpoint:
         return {}
 
     def _answers_to_anything(self) -> bool:
-        request: dict[str, Any] = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}
+        request: dict[str, Any] = {"messages": [GREETING], "max_tokens": 1}
         try:
             self._retrying(lambda: self.client.chat.completions.create(model=NO_SUCH_MODEL, **request), attempts=1)
         except openai.APIStatusError:
@@ -206,7 +177,7 @@ class Endpoint:
         """`ask` (chat or complete) each request, `concurrency` at a time; replies in the order of `requests`.
 
         The first failure other than a refusal cancels the remaining requests and is raised. A request that gets status
-        500 each time, while others are answered, counts as refused.
+        500 each time counts as refused while others are answered: others of `requests`, or else a tiny one.
         """
         cancelled = threading.Event()
         pool = ThreadPoolExecutor(max_workers=self.concurrency, thread_name_prefix="ask")
@@ -215,23 +186,25 @@ class Endpoint:
             for done in wait(futures, return_when=FIRST_EXCEPTION).done:
                 done.result()
             outcomes = [future.result() for future in futures]
-            broken = [outcome for outcome in outcomes if isinstance(outcome, _BrokenError)]
-            if broken and len(broken) == len(outcomes):
-                raise self.error(str(broken[0]))
+            broken = next((outcome for outcome in outcomes if isinstance(outcome, BrokenError)), None)
+            nobody = all(isinstance(outcome, RefusedError) for outcome in outcomes)
+            if broken is not None and nobody and not broken.is_its_own_fault():
+                raise self.error(str(broken))
         finally:  # after an error, or Ctrl-C, do not wait for requests in flight
             cancelled.set()
             pool.shutdown(wait=False, cancel_futures=True)
         return [Refused(str(outcome)) if isinstance(outcome, Exception) else outcome for outcome in outcomes]
 
-    def _send(self, call: Callable[[], Any], cancelled: threading.Event | None) -> Any:
+    def _send(self, create: Callable[..., Any], request: Mapping[str, Any], cancelled: threading.Event | None) -> Any:
         try:
-            reply = self._retrying(call, cancelled=cancelled)
+            reply = self._retrying(partial(create, model=self.address.name, **request), cancelled=cancelled)
         except (openai.OpenAIError, MalformedReplyError) as failure:
             status = getattr(failure, "status_code", None)
             if status in REFUSALS:
                 raise RefusedError(f"the server refused it: {self._said(failure)}") from failure
             if status == BROKEN:
-                raise _BrokenError(str(self._translated(failure))) from failure
+                send_tiny = partial(self._send, create, tiny_request(request), cancelled)
+                raise BrokenError(str(self._translated(failure)), send_tiny) from failure
             raise self._translated(failure) from failure
         except UnicodeEncodeError as failure:
             raise RefusedError(f"its text cannot be sent: {failure}") from failure
@@ -271,15 +244,15 @@ class Endpoint:
         return retrying(checked_reply, call, check or partial(complete_reply, text_needed=self.text_needed))
 
     def _said(self, failure: Exception) -> str:
-        """The server's message on one line, without the key."""
+        """The server's message on one line, without the credentials."""
         body = getattr(failure, "body", None)
         text = body.get("message") or body.get("detail") if isinstance(body, dict) else None
         return self._line(text or error_text(failure)) or type(failure).__name__
 
     def _line(self, text: object) -> str:
         whole = " ".join(clean_text(str(text)).split())
-        # Remove the key before cutting the line, or a part of the key could remain.
-        return (whole.replace(self._key, "***") if self._key else whole)[:300]
+        # Hide the credentials before cutting the line, or a part of them could remain.
+        return self._credentials.hidden(whole)[:300]
 
     def _translated(self, failure: Exception) -> KickError:
         """The failure as an `error` that says what happened and what to do."""

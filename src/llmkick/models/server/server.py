@@ -28,9 +28,10 @@ from llmkick.models.language_model import (
 from llmkick.models.server.address import parse_address
 from llmkick.models.server.capabilities import CHAT_TOKENS, ECHO, GREEDY, TEXT_TOKENS, Capabilities, probe_capabilities
 from llmkick.models.server.context_length import context_length
-from llmkick.models.server.endpoint import Endpoint, Refused
+from llmkick.models.server.endpoint import Endpoint
 from llmkick.models.server.log_probabilities import echoed_score
 from llmkick.models.server.outcomes import generation_of, letters_by, letters_of, stopped_early
+from llmkick.models.server.refusals import Refused
 from llmkick.models.server.replies import new_tokens, unchanging_facts, whole_number
 from llmkick.models.server.settings import ServerSettings
 from llmkick.models.thoughts import THOUGHT_TOKENS, Thinking

@@ -190,8 +190,8 @@ class EndpointJudge:
 
     def _send(self, question: Question, limit: int, cancelled: threading.Event | None) -> Reply:
         """The reply to one request; without text where the server says that the limit ended it before its text."""
-        from llmkick.models.server.endpoint import RefusedError
         from llmkick.models.server.failures import is_limit_reached
+        from llmkick.models.server.refusals import RefusedError
         from llmkick.models.server.replies import final_text, used_tokens
 
         sampling = {} if self.temperature is None else {"temperature": self.temperature}
