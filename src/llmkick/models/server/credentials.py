@@ -61,7 +61,8 @@ class Credentials:
 def read_credentials(url: str, *, key_variable: str | None, error: type[KickError]) -> Credentials:
     """The credentials for a server. Raises `error` for a variable that cannot be sent, or a key that is missing.
 
-    `key_variable` is the variable that holds the key; by default LLMKICK_API_KEY, then OPENAI_API_KEY.
+    `key_variable` is the variable that holds the key; by default LLMKICK_API_KEY, then OPENAI_API_KEY. The latter is not
+    sent to another machine over plain http, whoever names it.
     """
     is_private = is_private_connection(url)
     key = _key(url, is_private=is_private, chosen=key_variable, error=error)
@@ -72,6 +73,8 @@ def read_credentials(url: str, *, key_variable: str | None, error: type[KickErro
 
 
 def _key(url: str, *, is_private: bool, chosen: str | None, error: type[KickError]) -> str:
+    if chosen == COMMON_KEY_VARIABLE and not is_private:  # a judge names it by default
+        chosen = None
     usual = [KEY_VARIABLE, *([COMMON_KEY_VARIABLE] if is_private else [])]
     for variable in usual if chosen is None else [chosen]:
         key = os.environ.get(variable, "").strip()

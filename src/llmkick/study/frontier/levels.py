@@ -9,7 +9,8 @@ import pandas as pd
 
 from llmkick.compression.recipe import Recipe
 from llmkick.errors import ModelError, NumericalError
-from llmkick.models.engine.batch_budget import devices_of, free_bytes
+from llmkick.models.engine.batch_budget import devices_of
+from llmkick.models.memory import free_bytes
 from llmkick.models.transformers_model import TransformersModel
 from llmkick.statistics.frontier import looks
 from llmkick.study.cells import Cell, Variant
