@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llmkick.compression.storage.model_card import split_card
 from llmkick.errors import ConfigError, DataError
 from llmkick.files import write_text
 from llmkick.report import formatting
@@ -19,6 +21,13 @@ if TYPE_CHECKING:
     from huggingface_hub import EvalResult
 
 TITLE = "## What this model lost"
+ASKED = "asked the same items. Matching: a loss of at most"
+OVERALL = "All tasks together: "
+LAST = "Made with `kick export --to card` of LLM-KICK."
+# All of a section, and no line of anybody else.
+SECTION = re.compile(
+    rf"\n*{re.escape(TITLE)}\n\n[^\n]+{re.escape(ASKED)}[^\n]+\n\n(\|[^\n]+\n)+(\n{OVERALL}[^\n]+\n)?\n{re.escape(LAST)}\n*"
+)
 # Facts of a task that determine its items and prompts; the hub has a place of its own for the name and the data.
 PROTOCOL_FACTS = ("version", "protocol", "source", "limit", "seed", "shots", "prompting", "judge")
 
@@ -38,10 +47,20 @@ def card(result: StudyResult, recipe: str | None = None) -> str:
 
 
 def write_card(result: StudyResult, path: Path, recipe: str | None = None) -> Path:
-    """Write a card. Raises ConfigError if the file exists and is not a card, because it may be a model's README."""
-    if path.exists() and TITLE not in path.read_text(encoding="utf-8", errors="replace"):
+    """Write a card.
+
+    Raises ConfigError if the file exists and holds anything but a card: it may be a model's README, even one into which
+    a card was pasted.
+    """
+    if path.exists() and not _is_card(path.read_text(encoding="utf-8", errors="replace")):
         raise ConfigError(f"{path} exists and is not a verdict card; give another file and join the two by hand")
     return write_text(path, card(result, recipe))
+
+
+def _is_card(text: str) -> bool:
+    """Whether a text is a card and nothing else: its section, and at most `model-index` in the front matter."""
+    values, section = split_card(text)
+    return values is not None and set(values) <= {"model-index"} and SECTION.fullmatch(section) is not None
 
 
 def _label(result: StudyResult, recipe: str | None) -> str:
@@ -60,7 +79,7 @@ def _section(result: StudyResult, label: str, comparisons: Sequence[Comparison])
     margin, alpha = formatting.setting(result.study.margin), formatting.setting(result.study.alpha)
     yield f"{TITLE}\n"
     yield (
-        f"{markdown(label)} against {markdown(result.model.name)}, asked the same items. Matching: a loss of at most "
+        f"{markdown(label)} against {markdown(result.model.name)}, {ASKED} "
         f"{margin} of the reference's score is shown; each verdict errs in at most {alpha} of runs.\n"
     )
     yield f"| task | verdict | reference | this model | loss ({formatting.GAIN_SIGN}) | bounds | n |"
@@ -80,8 +99,8 @@ def _section(result: StudyResult, label: str, comparisons: Sequence[Comparison])
         yield f"| {' | '.join(cells)} |"
     overall = next((row.verdict for row in result.overall if row.recipe == label), None)
     if overall is not None:
-        yield f"\nAll tasks together: **{overall}**."
-    yield "\nMade with `kick export --to card` of LLM-KICK."
+        yield f"\n{OVERALL}**{overall}**."
+    yield f"\n{LAST}"
 
 
 def _metadata(result: StudyResult, label: str, comparisons: Sequence[Comparison]) -> str:
