@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 
 from llmkick.report.figures import book, figures, groups
-from llmkick.report.figures.charts import OTHER_STYLES, STYLES, Methods
 from llmkick.report.figures.levels import cells_frame
+from llmkick.report.figures.methods import STYLES, Methods
 from report.specs import layers, points, validate, write_figures
 from report.synthetic import RECIPES, build_run
 
@@ -138,12 +138,10 @@ def test_numbers_of_a_figure_are_saved_in_full(result, drawn):
     assert read["y"].tolist() == rows["y"].tolist()
 
 
-def test_colours_and_shapes_are_distinct_and_stay_with_their_method():
-    styles = [*STYLES.values(), *OTHER_STYLES]
-    assert len({colour for colour, _ in styles}) == len({shape for _, shape in styles}) == len(styles)
-    methods = Methods.of(pd.DataFrame({"method": ["wanda+gptq", "gptq", "wanda"]}))
+def test_named_methods_come_first_and_keep_their_looks(result):
+    methods = Methods.of(result, pd.DataFrame({"method": ["wanda+gptq", "gptq", "wanda"]}))
     assert methods.names == ("wanda", "gptq", "wanda+gptq")
-    assert methods.colours[:2] == (STYLES["wanda"][0], STYLES["gptq"][0])
+    assert list(zip(methods.colours, methods.shapes, strict=True))[:2] == [STYLES["wanda"], STYLES["gptq"]]
 
 
 @pytest.mark.parametrize(

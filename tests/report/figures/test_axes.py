@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from llmkick.report.figures.axes import axes_table, axis_figures
+from llmkick.report.figures.figure import Figure
 from llmkick.report.figures.figures import figures, figures_drawn
+from llmkick.report.figures.methods import STYLES
 from llmkick.report.lookup import task_comparisons
 from llmkick.study.results.records import TaskSummary
 from llmkick.study.results.results import StudyResult
@@ -79,6 +81,26 @@ def test_a_figure_for_each_axis(result: StudyResult, tmp_path: Path):
         written = write()
     assert all(path.read_text(encoding="utf-8").startswith("<svg") for path in written)
     assert {figure.name for figure in figures(result)} >= set(drawn)
+
+
+def looks(figure: Figure) -> dict[str, tuple[str, str]]:
+    """Line → colour and shape, of the first panel."""
+    (point,) = [layer for layer in figure.spec["concat"][0]["layer"] if "shape" in layer.get("encoding", {})]
+    colour, shape = (point["encoding"][name]["scale"] for name in ("color", "shape"))
+    return dict(zip(colour["domain"], zip(colour["range"], shape["range"], strict=True), strict=True))
+
+
+def test_the_only_line_of_a_method_looks_like_the_method(result: StudyResult):
+    drawn = {figure.name: figure for figure in axis_figures(result)}
+    of_shots = looks(drawn["axis-shots"])
+    assert of_shots["magnitude@0.25"] == STYLES["magnitude"]
+    several = [of_shots[f"wanda@0.25 [sequences={count}]"] for count in COUNTS]
+    assert len(set(several)) == len(COUNTS)
+    assert STYLES["wanda"] not in several, "three lines are of wanda"
+    # Without another number of shots there is one line of wanda.
+    tasks = [task.model_copy(update={"axes": {}}) for task in result.tasks]
+    (figure,) = axis_figures(result.model_copy(update={"tasks": tuple(tasks)}))
+    assert looks(figure) == {"wanda@0.25": STYLES["wanda"]}
 
 
 def test_a_study_without_axes_has_neither(tmp_path: Path):

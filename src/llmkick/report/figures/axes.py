@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import altair as alt
@@ -11,6 +12,7 @@ from llmkick.report import formatting
 from llmkick.report.figures import charts
 from llmkick.report.figures.board import Panel
 from llmkick.report.figures.figure import Figure
+from llmkick.report.figures.methods import Methods
 from llmkick.report.lookup import judged_loss, task_comparisons, verdict_or_outcome
 from llmkick.statistics import Comparison
 from llmkick.study.results.results import StudyResult
@@ -53,7 +55,7 @@ def _place(level: int | str, levels: Sequence[int | str]) -> float:
 
 
 def _numbers(result: StudyResult, comparison: Comparison, axis: str, others: dict[str, int | str]) -> dict[str, object]:
-    recipe = next((row.recipe for row in result.variants if row.label == comparison.recipe), comparison.recipe)
+    recipe = _without_axes(result, comparison.recipe)
     base = comparison.task.partition(" [")[0]
     told = ", ".join(f"{name.rpartition('.')[2]}={value}" for name, value in others.items())
     silent, judged = comparison.verdict == "no signal", judged_loss(comparison)
@@ -77,6 +79,11 @@ def _numbers(result: StudyResult, comparison: Comparison, axis: str, others: dic
     }
 
 
+def _without_axes(result: StudyResult, label: str) -> str:
+    """The recipe of a model, without its levels of axes."""
+    return next((row.recipe for row in result.variants if row.label == label), label)
+
+
 def axis_figures(result: StudyResult, table: pd.DataFrame | None = None) -> list[Figure]:
     """One figure for each axis of the study: a panel for each task, a line for each recipe."""
     table = axes_table(result) if table is None else table
@@ -91,7 +98,7 @@ def _figure(result: StudyResult, axis: str, frame: pd.DataFrame) -> Figure:
         change=[formatting.percent(loss) for loss in frame["loss"].astype(object).where(frame["loss"].notna(), None)],
         level=frame["level"].astype(str),
     )  # fmt: skip
-    methods = charts.Methods.of(drawn)
+    methods = _methods(result, frame)
     order = list(dict.fromkeys(str(level) for level in sorted(frame["level"], key=_sort_key)))
     panels = [
         _panel(drawn[drawn["base_task"] == task], str(task), axis, order, methods, result.study.margin)
@@ -112,6 +119,17 @@ def _figure(result: StudyResult, axis: str, frame: pd.DataFrame) -> Figure:
     )
 
 
+def _methods(result: StudyResult, frame: pd.DataFrame) -> Methods:
+    """The lines of a figure. One that is the only line of its method has the look that the method has elsewhere."""
+    of_line = {
+        line: result.level(_without_axes(result, label)).method
+        for line, label in zip(frame["line"], frame["recipe"], strict=True)
+    }
+    lines_of = Counter(of_line.values())
+    looks = {line: line if lines_of[method] > 1 else method for line, method in of_line.items()}
+    return Methods.of_study(result).looking_like(looks)
+
+
 def _sort_key(level: int | str) -> tuple[bool, float, str]:
     """Numbers by size, then texts by name."""
     return (False, float(level), "") if isinstance(level, int) else (True, 0.0, level)
@@ -122,7 +140,7 @@ def _left_out(result: StudyResult, axis: str) -> bool:
 
 
 def _panel(
-    frame: pd.DataFrame, task: str, axis: str, order: Sequence[str], methods: charts.Methods, margin: float
+    frame: pd.DataFrame, task: str, axis: str, order: Sequence[str], methods: Methods, margin: float
 ) -> Panel:
     x = alt.X("level:N", title=TITLES.get(axis, axis), sort=list(order), axis=alt.Axis(labelAngle=0))
     best = float(frame[["y", "high"]].max().max()) if frame["y"].notna().any() else 1.0

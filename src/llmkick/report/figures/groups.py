@@ -14,6 +14,7 @@ from llmkick.report.figures import charts
 from llmkick.report.figures.board import Layer, Panel
 from llmkick.report.figures.figure import Figure
 from llmkick.report.figures.levels import LABEL_WIDTH, against_levels, against_sparsity
+from llmkick.report.figures.methods import Methods
 from llmkick.report.level_axes import KINDS
 from llmkick.study.results.results import StudyResult
 
@@ -45,7 +46,7 @@ def _group_figure(result: StudyResult, frame: pd.DataFrame, task: str, detail: s
         task=task + ", " + frame["group"].astype(str),
     )
     names = list(dict.fromkeys(frame["group"]))
-    y, methods = charts.score_axis(cells), charts.Methods.of(cells)
+    y, methods = charts.score_axis(cells), Methods.of(result, cells)
     panels = []
     for kind in [kind for kind in KINDS if (cells["kind"] == kind).any()]:
         for name in names:
@@ -101,7 +102,7 @@ def _measure_panels(result: StudyResult, frame: pd.DataFrame) -> Iterator[Panel]
         change=[_against(dense.get(m), v) for m, v in zip(compressed["measure"], compressed["value"], strict=True)],
         verdict="",
     )
-    methods = charts.Methods.of(cells)
+    methods = Methods.of(result, cells)
     order: Sequence[str] = [measure for measure in MEASURES if measure in set(cells["measure"])]
     for kind in [kind for kind in KINDS if (cells["kind"] == kind).any()]:
         for measure in order:
@@ -111,7 +112,7 @@ def _measure_panels(result: StudyResult, frame: pd.DataFrame) -> Iterator[Panel]
                 yield _measure_panel(panel, measure, kind, start, methods)
 
 
-def _measure_panel(panel: pd.DataFrame, measure: str, kind: LevelKind, start: float, methods: charts.Methods) -> Panel:
+def _measure_panel(panel: pd.DataFrame, measure: str, kind: LevelKind, start: float, methods: Methods) -> Panel:
     top = max(panel[["y", "high"]].max().max(), start if start == start else 0.0)
     y = alt.Y("y:Q", title=MEASURES[measure], scale=alt.Scale(domain=[0, top * 1.06 or 1], nice=False))
     layers: list[Layer] = [] if start != start else [charts.level_line(start, dotted=True)]

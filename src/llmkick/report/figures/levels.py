@@ -12,6 +12,7 @@ from llmkick.report import formatting
 from llmkick.report.figures import charts
 from llmkick.report.figures.board import Layer, Panel
 from llmkick.report.figures.figure import Figure
+from llmkick.report.figures.methods import Methods
 from llmkick.report.level_axes import KINDS
 from llmkick.report.lookup import (
     comparisons_by_cell,
@@ -108,7 +109,7 @@ def level_figures(result: StudyResult, cells: pd.DataFrame) -> list[Figure]:
 
 def _level_figure(result: StudyResult, cells: pd.DataFrame, kind: LevelKind) -> Figure:
     """One kind of level: a panel for every task, perplexity last."""
-    methods, panels = charts.Methods.of(cells), []
+    methods, panels = Methods.of(result, cells), []
     for task in ordered_tasks(result):
         panel = cells[cells["task"] == task.name]
         if not panel.empty:
@@ -125,7 +126,7 @@ def _level_figure(result: StudyResult, cells: pd.DataFrame, kind: LevelKind) -> 
 
 
 def _panel(
-    result: StudyResult, task: TaskSummary, panel: pd.DataFrame, kind: LevelKind, methods: charts.Methods
+    result: StudyResult, task: TaskSummary, panel: pd.DataFrame, kind: LevelKind, methods: Methods
 ) -> Panel:
     control = task.is_control
     dense = dense_scores(result).get(task.name)
@@ -170,7 +171,7 @@ def _caption(result: StudyResult, cells: pd.DataFrame, kind: LevelKind) -> str:
     return " ".join(sentences)
 
 
-def against_sparsity(frame: pd.DataFrame, y: alt.Y, methods: charts.Methods, start: float) -> list[Layer]:
+def against_sparsity(frame: pd.DataFrame, y: alt.Y, methods: Methods, start: float) -> list[Layer]:
     """Lines over the share of zeros, from the dense model on."""
     most = float(frame["sparsity"].max())
     place = {method: i - (len(methods.names) - 1) / 2 for i, method in enumerate(methods.names)}
@@ -183,7 +184,7 @@ def against_sparsity(frame: pd.DataFrame, y: alt.Y, methods: charts.Methods, sta
     return [line.encode(x=x, y=y, color=methods.colour), *charts.with_intervals(base, y, methods)]
 
 
-def against_levels(frame: pd.DataFrame, y: alt.Y, methods: charts.Methods, start: float) -> list[Layer]:
+def against_levels(frame: pd.DataFrame, y: alt.Y, methods: Methods, start: float) -> list[Layer]:
     """Points over named levels, mild to severe, methods side by side; the grid begins at `start`."""
     x, side = charts.level_axis(frame, methods)
     base = alt.Chart(frame).encode(x=x, xOffset=side, color=methods.colour)
@@ -203,7 +204,7 @@ def control_figure(result: StudyResult, cells: pd.DataFrame) -> Figure:
     (x, _, _), y, methods = (
         charts.rise_axis(rise["loss"], margin, name),
         charts.loss_axis(lost),
-        charts.Methods.of(cells),
+        Methods.of(result, cells),
     )
     tasks = [task.name for task in ordered_tasks(result) if (both["task"] == task.name).any()]
     lost_cells = _cells_with(result, "not matching")
@@ -257,7 +258,7 @@ def _against_rise(
     frame: pd.DataFrame,
     x: alt.X,
     y: alt.Y,
-    methods: charts.Methods,
+    methods: Methods,
     margin: float,
     *,
     lost: Collection[str],
