@@ -107,11 +107,20 @@ def test_a_card_is_replaced_by_one_of_another_run(result: StudyResult, tmp_path:
         lambda text: text[: text.index("Made with")],
         lambda text: "",
     ],
-    ids=["license", "before", "after", "last line", "sentence", "between", "twice", "broken front matter", "cut", "empty"],
+    ids=[
+        "license",
+        "before",
+        "after",
+        "last line",
+        "sentence",
+        "between",
+        "twice",
+        "broken front matter",
+        "cut",
+        "empty",
+    ],
 )
-def test_a_file_that_holds_anything_but_a_card_is_kept(
-    result: StudyResult, tmp_path: Path, edit: Callable[[str], str]
-):
+def test_a_file_that_holds_anything_but_a_card_is_kept(result: StudyResult, tmp_path: Path, edit: Callable[[str], str]):
     readme = tmp_path / "README.md"
     held = edit(card(result, result.labels[0]))
     assert held != card(result, result.labels[0])

@@ -1,4 +1,4 @@
-"""Colours and shapes of methods: each has its own, the same in all figures, for colour-blind readers and on both pages."""
+"""Colours and shapes of methods: each has its own in all figures, also for colour-blind readers and on a dark page."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_no_two_methods_look_alike():
     several = Methods.named([*STYLES, *map(str, range(24))])
     looks = list(zip(several.colours, several.shapes, strict=True))
     assert len(set(looks)) == len(looks) == 29
-    assert len(set([*STYLES.values(), *OTHER_STYLES])) == len(STYLES) + len(OTHER_COLOURS) * len(OTHER_SHAPES)
+    assert len({*STYLES.values(), *OTHER_STYLES}) == len(STYLES) + len(OTHER_COLOURS) * len(OTHER_SHAPES)
     assert set(several.shapes) == set(GLYPHS)
     # The first ones differ in both, and no method has the colour of a named one.
     first = OTHER_STYLES[: len(OTHER_COLOURS)]
@@ -113,9 +113,10 @@ def test_a_method_looks_the_same_in_every_figure_of_a_study(tmp_path: Path):
     assert seen == set(looks)
     (bars, _), *_ = layers(size_figure(result).spec)
     scale = bars["encoding"]["color"]["scale"]
-    assert dict(zip(scale["domain"], scale["range"], strict=True)).items() <= {
-        name: mark.colour for name, mark in looks.items()
-    }.items()
+    assert (
+        dict(zip(scale["domain"], scale["range"], strict=True)).items()
+        <= {name: mark.colour for name, mark in looks.items()}.items()
+    )
 
 
 def test_bars_of_one_colour_are_told_apart_by_shapes(tmp_path: Path):

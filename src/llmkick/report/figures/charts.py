@@ -20,15 +20,32 @@ TIPS = (
     alt.Tooltip("verdict:N"),
 )  # fmt: skip
 LOSS_TITLE = f"relative loss ({formatting.GAIN_SIGN})"
+# An axis of losses ends here unless a point lies beyond: an interval extends it downwards to the first at most.
 LOWEST_LOSS, HIGHEST_LOSS = -0.3, 1.05
+ROOM = 0.05  # beyond the last point
+CUT = " Intervals are cut at the end of the axis."
 HEIGHT = 190
 
 
 def loss_axis(cells: pd.DataFrame) -> alt.Y:
-    """The loss axis, the same for every task: it contains every point, but intervals extend it only to a limit."""
-    lowest = min([-0.05, cells["y"].min() - 0.05, *cells["low"].dropna().clip(lower=LOWEST_LOSS)])
-    scale = alt.Scale(domain=[lowest, HIGHEST_LOSS], nice=False)
-    return alt.Y("y:Q", title=LOSS_TITLE, axis=loss_ticks(), scale=scale)
+    """The loss axis, the same for every task."""
+    return alt.Y("y:Q", title=LOSS_TITLE, axis=loss_ticks(), scale=loss_scale(cells, "y"))
+
+
+def loss_scale(cells: pd.DataFrame, column: str) -> alt.Scale:
+    """The scale of the losses in a column: it contains every point, but intervals extend it only to a limit.
+
+    A model that is below chance has lost more than all that is above chance.
+    """
+    losses, low = cells[column], cells["low"].dropna().clip(lower=LOWEST_LOSS)
+    lowest = min([-ROOM, losses.min() - ROOM, *low])
+    return alt.Scale(domain=[lowest, max(HIGHEST_LOSS, losses.max() + ROOM)], nice=False)
+
+
+def cut_note(cells: pd.DataFrame, scale: alt.Scale) -> str:
+    """CUT if an interval goes beyond either end of a scale, else nothing."""
+    lowest, highest = scale["domain"]
+    return CUT if ((cells["low"] < lowest) | (cells["high"] > highest)).any() else ""
 
 
 def loss_ticks() -> alt.Axis:
@@ -38,9 +55,13 @@ def loss_ticks() -> alt.Axis:
 
 
 def score_axis(cells: pd.DataFrame) -> alt.Y:
-    """The score axis, from 0 to slightly above the best score; intervals do not extend it."""
+    """The score axis, from 0 to slightly above the best score; intervals do not extend it.
+
+    It begins below 0 for a model that was asked fewer items than the dense one and is placed there by its loss.
+    """
     best = max(float(cells["y"].max()), float(cells["dense"].max()), 0.05)
-    scale = alt.Scale(domain=[0, min(best * 1.15, max(best, 1.02))], nice=False)
+    worst = min(0.0, float(cells["y"].min()))
+    scale = alt.Scale(domain=[worst, min(best * 1.15, max(best, 1.02))], nice=False)
     return alt.Y("y:Q", title="score", axis=alt.Axis(tickCount=5), scale=scale)
 
 

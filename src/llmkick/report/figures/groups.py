@@ -62,7 +62,7 @@ def _group_figure(result: StudyResult, frame: pd.DataFrame, task: str, detail: s
         name=f"{detail}-{task.replace(':', '-')}",
         title=f"{task} {GROUPS[detail]}",
         caption="Scores with the interval of their loss; the line across is the dense model on the same items. "
-        "A part has fewer items than the whole, so its intervals are wider.",
+        "A part has fewer items than the whole, so its intervals are wider." + charts.cut_note(cells, y["scale"]),
         chart=charts.themed(panels, columns=len(names), minimum=max(120, min(200, LABEL_WIDTH * 3))),
         rows=frame,
     )
@@ -75,7 +75,8 @@ def measure_figures(result: StudyResult, measures: pd.DataFrame) -> list[Figure]
             name=f"answers-{str(task).replace(':', '-')}",
             title=f"What the answers of {task} are like",
             caption="Means over answers with their intervals; the dotted line is the dense model. A model that loses "
-            "its language repeats itself: fewer unique tokens, more repeated 4-grams, whatever the score says.",
+            "its language repeats itself: fewer unique tokens, more repeated 4-grams, whatever the score says."
+            + (charts.CUT if (frame.loc[frame["recipe"] != "dense", "low"].astype(float) < 0).any() else ""),
             chart=charts.themed(
                 list(_measure_panels(result, frame)), columns=_columns(frame["measure"].nunique()), minimum=160
             ),

@@ -196,23 +196,24 @@ def _figures(names: Sequence[str], runs: Sequence[Run]) -> list[Figure]:
         return []
     frame[["loss", "low", "high"]] = frame[["loss", "low", "high"]].astype(float)
     shown = frame[frame["task"].isin(alike)]
+    scale = charts.loss_scale(shown, "loss")
     left_out = [task for task in dict.fromkeys(frame["task"]) if task not in alike]
     said = f" Left out, because it was not asked alike: {formatting.listed(left_out)}." if left_out else ""
     return [
         Figure(
             name="studies",
             title="Relative loss in each study",
-            caption=f"With its interval; the upright line is the margin of the first study.{said}",
-            chart=charts.themed([_panel(shown, task, names, runs[0]) for task in alike], columns=2, minimum=240),
+            caption=f"With its interval; the upright line is the margin of the first study.{said}"
+            + charts.cut_note(shown, scale),
+            chart=charts.themed([_panel(shown, task, names, runs[0], scale) for task in alike], columns=2, minimum=240),
             rows=shown,
         )
     ]
 
 
-def _panel(frame: pd.DataFrame, task: str, names: Sequence[str], first: Run) -> alt.LayerChart:
+def _panel(frame: pd.DataFrame, task: str, names: Sequence[str], first: Run, scale: alt.Scale) -> alt.LayerChart:
     panel = frame[frame["task"] == task]
     recipes = list(dict.fromkeys(frame["recipe"]))
-    scale = alt.Scale(domain=[charts.LOWEST_LOSS, charts.HIGHEST_LOSS], nice=False)
     x = alt.X("loss:Q", title=charts.LOSS_TITLE, axis=charts.loss_ticks(), scale=scale)
     low = x.copy()
     low.shorthand = "low:Q"
