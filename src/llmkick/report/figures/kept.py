@@ -72,6 +72,7 @@ def kept_frame(result: StudyResult) -> pd.DataFrame:
     rows = []
     for recipe, losses in by_recipe.items():
         level, (_, worst) = result.level(recipe), max(losses, key=lambda loss: loss[0])
+        kept = 1 - sum(share for share, _ in losses) / len(losses)
         rows.append(
             {
                 "recipe": recipe,
@@ -79,12 +80,12 @@ def kept_frame(result: StudyResult) -> pd.DataFrame:
                 "kind": level.kind,
                 "label": level.label,
                 "order": level.severity,
-                "kept": max(0.0, 1 - sum(share for share, _ in losses) / len(losses)),
+                "kept": kept,
                 "rise": rises.get(recipe),
                 "tasks": len(losses),
                 "worst": f"{worst.task}: {formatting.loss_sentence(worst)}",
                 "verdict": overall.get(recipe, ""),
-                "shown": formatting.percent(1 - sum(share for share, _ in losses) / len(losses)),
+                "shown": formatting.percent(kept),
                 "perplexity": "" if recipe not in rises else formatting.percent(rises[recipe], signed=True),
             }
         )
@@ -139,7 +140,7 @@ def _against_rise(frame: pd.DataFrame, methods: Methods, margin: float, control:
 
 def _by_method(frame: pd.DataFrame, methods: Methods, margin: float) -> Panel:
     """A row for each method, its recipes by the share that they keep."""
-    bottom, top = min(0.0, float(frame["kept"].min())), max(1.03, float(frame["kept"].max()) + 0.03)
+    bottom, top = min(0.0, float(frame["kept"].min()) - 0.03), max(1.03, float(frame["kept"].max()) + 0.03)
     scale = alt.Scale(domain=[bottom, top], nice=False)
     x = alt.X("kept:Q", title="share of the score kept", scale=scale, axis=alt.Axis(format="~%", tickCount=5))
     y = alt.Y("method:N", title=None, sort=list(methods.names), axis=alt.Axis(labelLimit=150, grid=True))
@@ -173,7 +174,7 @@ def _by_method(frame: pd.DataFrame, methods: Methods, margin: float) -> Panel:
 def _kept_axis(kept: pd.Series[float]) -> tuple[alt.Y, float, float]:
     """The axis of the share kept, and its ends."""
     least, most = float(kept.min()), float(kept.max())
-    bottom = 0.0 if least < 0.6 else math.floor(10 * (least - 0.05)) / 10
+    bottom = min(0.0, least - 0.03) if least < 0.6 else math.floor(10 * (least - 0.05)) / 10
     top = max(1.04, most + 0.03)
     scale = alt.Scale(domain=[bottom, top], nice=False)
     axis = alt.Axis(format="~%", tickCount=5)
