@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llmkick.compression.storage.model_card import split_card
 from llmkick.errors import ConfigError, DataError
 from llmkick.files import write_text
 from llmkick.report import formatting
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
 
 TITLE = "## What this model lost"
 ASKED = "asked the same items. Matching: a loss of at most"
+DATASETS = "llmkick/"  # before the name of a task, in an evaluation of the hub
 OVERALL = "All tasks together: "
 LAST = "Made with `kick export --to card` of LLM-KICK."
 # All of a section, and no line of anybody else.
@@ -58,9 +58,16 @@ def write_card(result: StudyResult, path: Path, recipe: str | None = None) -> Pa
 
 
 def _is_card(text: str) -> bool:
-    """Whether a text is a card and nothing else: its section, and at most `model-index` in the front matter."""
-    values, section = split_card(text)
-    return values is not None and set(values) <= {"model-index"} and SECTION.fullmatch(section) is not None
+    """Whether a text is a card and nothing else: its section and, in the front matter, at most our evaluations."""
+    import yaml  # type: ignore[import-untyped]
+    from huggingface_hub import ModelCard
+
+    try:
+        read = ModelCard(text)
+    except (yaml.YAMLError, ValueError, LookupError, TypeError, RecursionError):  # not the front matter of a card
+        return False
+    ours = all(str(entry.dataset_type).startswith(DATASETS) for entry in read.data.eval_results or ())
+    return ours and set(read.data.to_dict()) <= {"model-index"} and SECTION.fullmatch(read.text) is not None
 
 
 def _label(result: StudyResult, recipe: str | None) -> str:
@@ -121,7 +128,7 @@ def _evaluation(result: StudyResult, task: TaskSummary, entry: Comparison) -> Ev
     return EvalResult(
         task_type="text-generation",
         task_name=task.name,
-        dataset_type=f"llmkick/{task.name}",
+        dataset_type=f"{DATASETS}{task.name}",
         dataset_name=f"{task.name} ({facts.get('source', 'pocket')})",
         dataset_revision=None if facts.get("data") is None else str(facts["data"]),
         dataset_args={name: facts[name] for name in PROTOCOL_FACTS if facts.get(name) is not None},

@@ -24,15 +24,6 @@ def with_note(card: bytes, note: str, base_model: str) -> bytes:
     return mark + text.encode("utf-8", errors="surrogateescape")
 
 
-def split_card(text: str) -> tuple[dict[Any, Any] | None, str]:
-    """The values in the front matter of a model card, and the text after it.
-
-    The values are empty without a front matter, and None if it is not a mapping in YAML.
-    """
-    match = _FRONT_MATTER.match(text)
-    return ({}, text) if match is None else (_mapping(match[2]), text[match.end() :])
-
-
 def _with_base_model(text: str, base_model: str, end: str) -> str:
     if not _HUB_NAME.fullmatch(base_model):
         return text
