@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from llmkick.errors import ConfigError, DataError
 from llmkick.files import write_text
@@ -66,8 +66,9 @@ def _is_card(text: str) -> bool:
         read = ModelCard(text)
     except (yaml.YAMLError, ValueError, LookupError, TypeError, RecursionError):  # not the front matter of a card
         return False
-    ours = all(str(entry.dataset_type).startswith(DATASETS) for entry in read.data.eval_results or ())
-    return ours and set(read.data.to_dict()) <= {"model-index"} and SECTION.fullmatch(read.text) is not None
+    data: Any = read.data
+    ours = all(str(entry.dataset_type).startswith(DATASETS) for entry in data.eval_results or ())
+    return ours and set(data.to_dict()) <= {"model-index"} and SECTION.fullmatch(read.text) is not None
 
 
 def _label(result: StudyResult, recipe: str | None) -> str:
