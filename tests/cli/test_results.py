@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from commands import Kick
+from llmkick.report import tracking
 from report.synthetic import build_run
 
 
@@ -72,6 +73,9 @@ def test_report_of_one_run_as_json_and_of_an_unfinished_one(kick: Kick, first: P
     assert "note: the run is not finished" in out
 
 
+FILES = ("csv", "markdown", "latex", "parquet", "card")
+
+
 def test_exports(kick: Kick, first: Path, tmp_path: Path):
     code, out, _ = kick("export", first, "--to", "markdown")
     assert code == 0
@@ -85,6 +89,18 @@ def test_exports(kick: Kick, first: Path, tmp_path: Path):
     assert (tmp_path / "csv" / "tables" / "comparisons.csv").is_file()
 
 
+@pytest.mark.parametrize(("given", "project"), [([], "llmkick"), (["--project", "mine"], "mine")])
+def test_a_tracker_gets_the_project(
+    kick: Kick, first: Path, monkeypatch: pytest.MonkeyPatch, given: list[str], project: str
+):
+    def log(_result: object, **options: object) -> str:
+        return f"in {options}"
+
+    monkeypatch.setattr(tracking, "log_to_wandb", log)
+    said = kick("export", first, "--to", "wandb", *given).out
+    assert said.strip() == f"wandb: run in {{'uri': None, 'project': '{project}'}}"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -92,6 +108,7 @@ def test_exports(kick: Kick, first: Path, tmp_path: Path):
         ([], "--to"),
         (["--to", "mlflow", "-o", "x"], "--out is for files"),
         (["--to", "latex", "--uri", "x"], "--uri is for mlflow and wandb"),
+        *((["--to", to, "--project", "x"], "--project is for mlflow and wandb") for to in FILES),
     ],
 )
 def test_exports_that_make_no_sense(kick: Kick, first: Path, arguments: list[str], message: str):

@@ -98,12 +98,34 @@ def test_the_summary_of_a_github_step_is_added_to(kick: Kick, toy: Path, monkeyp
         (["--out", "gate.toml"], "cannot write to gate.toml"),
         (["--store-reference", "toy"], "toy is a folder"),
         (["--store-reference", "answers.txt"], "answers.txt must end in .jsonl"),
+        (["--store-reference", "a.jsonl", "--json"], "--store-reference takes no --json: it asks only the reference"),
+        (
+            ["--store-reference", "a.jsonl", "--junit", "a.xml"],
+            "--store-reference takes no --junit: it asks only the reference",
+        ),
+        (
+            ["--store-reference", "a.jsonl", "--summary", "a.md"],
+            "--store-reference takes no --summary: it asks only the reference",
+        ),
+        (
+            ["--store-reference", "a.jsonl", "--out", "run"],
+            "--store-reference takes no --out: it asks only the reference",
+        ),
+        (
+            ["--store-reference", "a.jsonl", "--model", "toy"],
+            "--store-reference takes no --model: it asks only the reference",
+        ),
+        (
+            ["--store-reference", "a.jsonl", "--minutes", "3", "--json"],
+            "--store-reference takes no --minutes, --json: it asks only the reference",
+        ),
     ],
 )
 def test_what_cannot_run_is_exit_code_3(kick: Kick, toy: Path, arguments: list[str], said: str):
     outcome = kick("gate", "-q", *arguments)
     assert outcome.code == 3
     assert said in outcome.said
+    assert not (toy / "a.jsonl").exists()
 
 
 def test_an_error_that_nobody_expected_is_no_verdict(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +75,63 @@ def test_what_a_card_cannot_be_of_is_refused(result: StudyResult, tmp_path: Path
     with pytest.raises(ConfigError, match="exists and is not a verdict card"):
         write_card(result, readme, result.labels[0])
     assert readme.read_text() == "# My model\n"
+
+
+def test_a_card_is_replaced_by_one_of_another_run(result: StudyResult, tmp_path: Path):
+    first, last = result.labels[0], result.labels[-1]
+    path = write_card(result, tmp_path / "card.md", first)
+    for label in (last, first):
+        assert write_card(result, path, label).read_text(encoding="utf-8") == card(result, label)
+    for whole in (card(result, first).split("---\n\n")[1], card(result, first).replace("\n", "\r\n")):
+        path.write_bytes(whole.encode())
+        assert write_card(result, path, last).read_text(encoding="utf-8") == card(result, last)
+    # A card without scores and an overall verdict is one, too.
+    unscored = tuple(replace(entry, compressed=None) for entry in task_comparisons(result) if entry.recipe == first)
+    silent = result.model_copy(update={"comparisons": unscored, "overall": ()})
+    write_card(silent, path, first)
+    assert "model-index" not in path.read_text(encoding="utf-8")
+    assert write_card(result, path, last).read_text(encoding="utf-8") == card(result, last)
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda text: text.replace("---\n", "---\nlicense: mit\n", 1),
+        lambda text: text.replace("## What", "# My model\n\nIt is kind.\n\n## What"),
+        lambda text: text + "\n## License\n\nMIT\n",
+        lambda text: text + "MIT\n",
+        lambda text: text.replace("\n\n|", "\n\nA sentence of mine.\n\n|"),
+        lambda text: text.replace("\n\nMade with", "\n\nOf mine.\n\nMade with"),
+        lambda text: text + text[text.index("## What") :],
+        lambda text: text.replace("---\n", "---\n: [\n", 1),
+        lambda text: text.replace("type: llmkick/", "type: glue/", 1),
+        lambda text: text.replace("model-index:", "model-index: no\nothers:"),
+        lambda text: text[: text.index("Made with")],
+        lambda text: "",
+    ],
+    ids=[
+        "license",
+        "before",
+        "after",
+        "last line",
+        "sentence",
+        "between",
+        "twice",
+        "broken front matter",
+        "another evaluation",
+        "broken index",
+        "cut",
+        "empty",
+    ],
+)
+def test_a_file_that_holds_anything_but_a_card_is_kept(result: StudyResult, tmp_path: Path, edit: Callable[[str], str]):
+    readme = tmp_path / "README.md"
+    held = edit(card(result, result.labels[0]))
+    assert held != card(result, result.labels[0])
+    readme.write_text(held, encoding="utf-8")
+    with pytest.raises(ConfigError, match="exists and is not a verdict card"):
+        write_card(result, readme, result.labels[0])
+    assert readme.read_text(encoding="utf-8") == held
 
 
 def test_a_gain_has_the_same_sign_in_value_and_bounds(result: StudyResult):

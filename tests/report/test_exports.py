@@ -1,11 +1,16 @@
+import io
 import json
+from dataclasses import replace
 
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+from rich.console import Console
 
+from llmkick.cli.progress import verdict_line
 from llmkick.errors import DataError
-from llmkick.report import exports, formatting, matrix
+from llmkick.report import exports, formatting, matrix, numbers, tables
+from llmkick.report.figures.kept import kept_frame
 from llmkick.report.run_folder import opened_run
 from report.synthetic import build_run
 
@@ -46,6 +51,30 @@ def test_latex_is_a_booktabs_table_without_bare_signs(result):
         assert bare.isascii()
     assert "\\multicolumn" not in text
     assert r"not matching, 26 \% [3.0, 49]" in text or r"not matching, " in text
+
+
+def test_a_perplexity_of_many_digits_has_an_exponent_everywhere(result):
+    """A broken model: 3.2e21, of which the other digits say nothing."""
+    broken = {"compressed": 3.2e21, "relative_increase": 1.6e20, "interval": (1.5e20, 1.7e20)}
+    changed = tuple(replace(entry, **(broken if entry.kind == "perplexity" else {})) for entry in result.comparisons)
+    result = result.model_copy(update={"comparisons": changed})
+    console = Console(file=io.StringIO(), width=400)
+    console.print(tables.verdict_table(result))
+    (entry, *_) = (entry for entry in changed if entry.kind == "perplexity")
+    control = next(i for i, task in enumerate(matrix.matrix(result).tasks) if task.control)
+    cell = matrix.matrix(result).rows[0].cells[control]
+    shown = {
+        "Markdown": (exports.markdown(result), "3.2e+21 ×1.6e+20 [1.5e+20, 1.7e+20]"),
+        "LaTeX": (exports.latex(result), r"3.2e+21 $\times$1.6e+20 [1.5e+20, 1.7e+20]"),
+        "terminal": (console.file.getvalue(), "3.2e+21"),
+        "line of a run": (verdict_line(entry).plain, "3.2e+21, ×1.6e+20 [1.5e+20, 1.7e+20]"),
+        "cell of the page": (f"{cell.score} {cell.number} {cell.details}", "3.2e+21 ×1.6e+20"),
+        "numbers of the page": (str(numbers.control_numbers(result)), "'3.2e+21'"),
+        "figure": (str(kept_frame(result)["perplexity"].tolist()), "'+1.6e+22 %'"),
+    }
+    for where, (text, expected) in shown.items():
+        assert expected in text, where
+        assert "0000000" not in text, where
 
 
 def test_latex_escapes_what_a_name_may_hold():

@@ -8,8 +8,9 @@ import pandas as pd
 import pytest
 
 from llmkick.report.figures import book, figures, groups
-from llmkick.report.figures.charts import OTHER_STYLES, STYLES, Methods
+from llmkick.report.figures.charts import score_axis
 from llmkick.report.figures.levels import cells_frame
+from llmkick.report.figures.methods import STYLES, Methods
 from report.specs import layers, points, validate, write_figures
 from report.synthetic import RECIPES, build_run
 
@@ -101,6 +102,62 @@ def test_every_point_is_on_its_axis_and_bars_begin_at_nothing(drawn):
                 assert kind != "bar" or low == 0
 
 
+def with_loss(folder, loss, interval):
+    """A study in which one recipe has a loss."""
+    result = build_run(folder, recipes=["rtn@8b"], tasks=("factoid_qa", "perplexity"), items=12)
+    changed = [
+        replace(entry, relative_drop=loss, interval=interval, verdict="not matching") if entry.kind == "task" else entry
+        for entry in result.comparisons
+    ]
+    return result.model_copy(update={"comparisons": tuple(changed)})
+
+
+@pytest.mark.parametrize(
+    ("loss", "interval", "domain", "cut"),
+    [
+        (0.5, (0.2, 0.8), (-0.05, 1.05), False),
+        (0.5, (0.2, 1.2), (-0.05, 1.05), True),  # an interval alone does not extend the axis upwards
+        (0.5, (-0.2, 0.8), (-0.2, 1.05), False),
+        (0.5, (-0.5, 0.8), (-0.3, 1.05), True),
+        (1.4, (1.1, 1.44), (-0.05, 1.45), False),  # below chance, more than everything is lost
+        (1.4, (1.1, 1.9), (-0.05, 1.45), True),
+        (-0.6, (-0.9, 0.1), (-0.65, 1.05), True),
+    ],
+)
+def test_the_axis_of_losses_contains_every_point_and_says_where_intervals_are_cut(folder, loss, interval, domain, cut):
+    drawn = figures.figures(with_loss(folder, loss, interval))
+    figure = {figure.name: figure for figure in drawn}["perplexity-against-loss"]
+    axes = {
+        layer["mark"]["type"]: layer["encoding"]["y"]["scale"]["domain"]
+        for layer, rows in layers(figure.spec)
+        if "scale" in layer["encoding"].get("y", {}) and layer["mark"]["type"] in ("point", "rect")
+    }
+    assert axes["point"] == pytest.approx(domain)
+    assert ("Intervals are cut at the end of the axis." in figure.caption) == cut
+    (corner,) = (row for layer, rows in layers(figure.spec) for row in rows if layer["mark"]["type"] == "rect")
+    assert corner["y2"] == pytest.approx(domain[1])
+
+
+@pytest.mark.parametrize(
+    ("interval", "cut"), [((0.1, 0.8), False), ((0.1, 1.3), True), ((-0.9, 0.8), True)], ids=["no", "low", "high"]
+)
+def test_figures_of_scores_say_that_intervals_are_cut_at_either_end(folder, interval, cut):
+    (figure,) = [figure for figure in figures.figures(with_loss(folder, 0.4, interval)) if figure.name == "bits"]
+    assert ("Intervals are cut at the end of the axis." in figure.caption) == cut
+
+
+def test_an_interval_of_perplexity_within_its_axis_is_not_called_cut(folder):
+    """Its axis contains it, whatever the perplexity of the dense model is."""
+    made = build_run(folder, recipes=["rtn@8b"], tasks=("perplexity",), items=12)
+    steep = [replace(entry, relative_increase=80.0, interval=(60.0, 99.0), dense=20.0) for entry in made.comparisons]
+    (figure,) = [
+        figure
+        for figure in figures.figures(made.model_copy(update={"comparisons": tuple(steep)}))
+        if figure.name == "bits"
+    ]
+    assert "cut" not in figure.caption
+
+
 def test_closed_and_open_book_are_drawn_together(folder):
     result = build_run(folder, recipes=["wanda@0.25", "rtn@3b-g64"], tasks=("context_qa:closed", "context_qa:open"))
     figure = {figure.name: figure for figure in figures.figures(result)}["closed-open-context_qa"]
@@ -138,12 +195,10 @@ def test_numbers_of_a_figure_are_saved_in_full(result, drawn):
     assert read["y"].tolist() == rows["y"].tolist()
 
 
-def test_colours_and_shapes_are_distinct_and_stay_with_their_method():
-    styles = [*STYLES.values(), *OTHER_STYLES]
-    assert len({colour for colour, _ in styles}) == len({shape for _, shape in styles}) == len(styles)
-    methods = Methods.of(pd.DataFrame({"method": ["wanda+gptq", "gptq", "wanda"]}))
+def test_named_methods_come_first_and_keep_their_looks(result):
+    methods = Methods.of(result, pd.DataFrame({"method": ["wanda+gptq", "gptq", "wanda"]}))
     assert methods.names == ("wanda", "gptq", "wanda+gptq")
-    assert methods.colours[:2] == (STYLES["wanda"][0], STYLES["gptq"][0])
+    assert list(zip(methods.colours, methods.shapes, strict=True))[:2] == [STYLES["wanda"], STYLES["gptq"]]
 
 
 @pytest.mark.parametrize(
@@ -199,6 +254,15 @@ def test_the_interval_of_a_part_is_of_the_score_above_chance(tmp_path):
     (figure,) = groups.group_figures(result, frame)
     (point,) = [row for row in points(figure.spec) if "low" in row]
     assert [point["low"], point["y"], point["high"]] == pytest.approx([0.34, 0.355, 0.37])
+    assert "cut" not in figure.caption
+    (beyond,) = groups.group_figures(result, frame.assign(loss_high=2.9))  # 0.25 + 0.15 × −1.9 < 0
+    assert "Intervals are cut at the end of the axis." in beyond.caption
+
+
+def test_a_model_asked_less_is_on_the_axis_below_nothing_too():
+    """Guessing scores 0.25: 0 right of questions of which the dense model has 0.5 is a loss of 200 %; of 0.7, −0.2."""
+    frame = pd.DataFrame([{"y": 0.25 + 0.45 * (1 - 2.0), "dense": 0.7}])
+    assert score_axis(frame)["scale"]["domain"] == pytest.approx([-0.2, 0.805])
 
 
 def test_bits_per_byte_are_not_called_perplexity(result):

@@ -90,6 +90,25 @@ def test_more_than_the_dense_score_can_be_kept(result):
     assert domain[1] > 1.2
 
 
+@pytest.mark.parametrize("tasks", [("factoid_qa", "perplexity"), ("factoid_qa",)], ids=["rise", "rows"])
+def test_a_model_below_chance_keeps_less_than_nothing(folder, tasks):
+    result = build_run(folder, recipes=["rtn@8b", "wanda@0.25"], tasks=tasks, items=12)
+    lost = [
+        replace(e, relative_drop=1.4) if e.kind == "task" and e.recipe == "rtn@8b" else e for e in result.comparisons
+    ]
+    figure = kept_figure(result.model_copy(update={"comparisons": tuple(lost)}))
+    (row,) = (row for row in points(figure.spec) if row["recipe"] == "rtn@8b")
+    assert (row["kept"], row["shown"]) == (pytest.approx(-0.4), "−40 %")
+    assert figure.rows.set_index("recipe").loc["rtn@8b", "kept"] == pytest.approx(-0.4)
+    axis = "y" if "perplexity" in tasks else "x"
+    (domain,) = {
+        tuple(layer["encoding"][axis]["scale"]["domain"])
+        for layer, _ in layers(figure.spec)
+        if layer["mark"]["type"] == "point"
+    }
+    assert domain[0] == pytest.approx(-0.43)
+
+
 def test_the_headline_is_the_loss_that_perplexity_hides():
     overall, silent, method = (Finding(topic=topic, text=topic) for topic in ("overall", "perplexity", "method"))
     assert headline([overall, silent, method], recipes=9) == (silent, [overall, method])

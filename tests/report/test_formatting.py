@@ -78,6 +78,24 @@ def test_scores_and_perplexities():
     ]
 
 
+@pytest.mark.parametrize(
+    ("value", "perplexity", "difference", "percent"),
+    [
+        (999_999.0, "999,999", "+999999.00", "1e+08 %"),
+        (1_000_000.0, "1e+06", "+1e+06", "1e+08 %"),
+        (3.2e21, "3.2e+21", "+3.2e+21", "3.2e+23 %"),
+        (1234.0, "1,234", "+1234.00", "123400 %"),
+    ],
+)
+def test_a_number_of_many_digits_has_an_exponent(value, perplexity, difference, percent):
+    assert formatting.score(value, "perplexity") == perplexity
+    assert formatting.difference(value, None) == difference
+    assert formatting.difference(-value, None) == difference.replace("+", "−", 1)
+    assert formatting.percent(value) == percent
+    # As the factor beside it, which has an exponent from a thousand on.
+    assert formatting.factor(value).removeprefix("×") == f"{value:.3g}"
+
+
 def test_sizes_times_and_p_values():
     assert [formatting.size(x) for x in (999, 1000, 212_336_640, 5e15)] == ["999 B", "1 kB", "212 MB", "5e+03 TB"]
     assert [formatting.duration(x) for x in (3.51, 150, 9000)] == ["3.5 s", "2.5 min", "2.5 h"]

@@ -137,10 +137,18 @@ def test_another_schema_of_the_journal_is_named(run):
 
 
 def test_results_without_a_journal_are_shown_without_answers(run):
+    asked = "2 recipes, 4 tasks, 48 items."
+    assert asked in write_report(run).read_text(encoding="utf-8")
     (run / "journal.sqlite").unlink()
     missing, text = shown(run)
     assert "there is no journal.sqlite" in missing
     assert "✗" in text
+    assert asked in text
+    # Of which nothing can be counted, nothing is said.
+    content = json.loads((run / "results.json").read_text())
+    content["results"] = [row for row in content["results"] if row["recipe"] != "dense"]
+    (run / "results.json").write_text(json.dumps(content))
+    assert "2 recipes, 4 tasks." in shown(run)[1]
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"schema": 1}'])

@@ -37,8 +37,12 @@ def export(
         typer.Option(help="mlflow, wandb: the server; mlflow also file:./mlruns.", rich_help_panel=OUTPUT),
     ] = None,
     project: Annotated[
-        str, typer.Option(help="mlflow: the experiment; wandb: the project.", rich_help_panel=OUTPUT)
-    ] = "llmkick",
+        str | None,
+        typer.Option(
+            help="mlflow: the experiment; wandb: the project. Default: llmkick.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
     recipe: Annotated[
         str | None,
         typer.Option(help="card: the recipe or model, if the run has several.", rich_help_panel=OUTPUT),
@@ -62,8 +66,9 @@ def export(
 
     if to in TRACKERS and target is not None:
         raise ConfigError(f"--out is for files; {to} takes --uri and --project")
-    if to not in TRACKERS and uri is not None:
-        raise ConfigError("--uri is for mlflow and wandb")
+    for name, value in (("--uri", uri), ("--project", project)):
+        if to not in TRACKERS and value is not None:
+            raise ConfigError(f"{name} is for mlflow and wandb")
     if to != "card" and recipe is not None:
         raise ConfigError("--recipe is for card")
     if target is not None and to != "csv":
@@ -84,13 +89,13 @@ def _export_card(run: Run, target: Path | None, recipe: str | None) -> None:
         print_line(f"card: {card.write_card(run.result, target, recipe)}")
 
 
-def _export(run: Run, to: Format, target: Path | None, *, uri: str | None, project: str) -> None:
+def _export(run: Run, to: Format, target: Path | None, *, uri: str | None, project: str | None) -> None:
     from llmkick.files import write_text
     from llmkick.report import exports, tables, tracking
 
     if to in TRACKERS:
         log = tracking.log_to_mlflow if to == "mlflow" else tracking.log_to_wandb
-        print_line(f"{to}: run {log(run.result, uri=uri, project=project)}")
+        print_line(f"{to}: run {log(run.result, uri=uri, project=project or tracking.DEFAULT_PROJECT)}")
     elif to == "parquet":
         path = target or run.result.folder / "records.parquet"
         count = exports.write_parquet(run, path)

@@ -16,7 +16,7 @@ from typer.core import TyperCommand
 from llmkick.cli.advice import words_of
 from llmkick.cli.common import STUDIES, app, check_file_target, err, out, print_line, print_notes
 from llmkick.cli.options import OUTPUT, STUDY, Json, Quiet
-from llmkick.errors import KickError
+from llmkick.errors import ConfigError, KickError
 
 if TYPE_CHECKING:
     from llmkick.gate.policy import GatePolicy
@@ -100,7 +100,10 @@ def gate(
         kick gate gate.toml --store-reference reference.jsonl
     """
     overrides = {"model": model, "reference": reference, "budget": {"items": items, "minutes": minutes}}
+    files = {"--out": folder, "--junit": junit, "--summary": summary, "--json": as_json or None}
     try:
+        if store_reference is not None:
+            _refuse({"--model": model, "--minutes": minutes, **files})
         for path in (junit, summary, store_reference):
             if path is not None:
                 check_file_target(path)
@@ -116,6 +119,13 @@ def gate(
     _write(result, junit, summary)
     _print(result, as_json=as_json)
     raise typer.Exit(result.exit_code)
+
+
+def _refuse(options: Mapping[str, object]) -> None:
+    """Raise ConfigError for options of a gate, given where only a reference is stored: they would do nothing."""
+    given = [name for name, value in options.items() if value is not None]
+    if given:
+        raise ConfigError(f"--store-reference takes no {', '.join(given)}: it asks only the reference, every item")
 
 
 def _store(path: Path, overrides: Mapping[str, object], target: Path, *, refresh: bool, quiet: bool) -> None:

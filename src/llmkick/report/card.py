@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from llmkick.errors import ConfigError, DataError
 from llmkick.files import write_text
@@ -19,6 +20,14 @@ if TYPE_CHECKING:
     from huggingface_hub import EvalResult
 
 TITLE = "## What this model lost"
+ASKED = "asked the same items. Matching: a loss of at most"
+DATASETS = "llmkick/"  # before the name of a task, in an evaluation of the hub
+OVERALL = "All tasks together: "
+LAST = "Made with `kick export --to card` of LLM-KICK."
+# All of a section, and no line of anybody else.
+SECTION = re.compile(
+    rf"\n*{re.escape(TITLE)}\n\n[^\n]+{re.escape(ASKED)}[^\n]+\n\n(\|[^\n]+\n)+(\n{OVERALL}[^\n]+\n)?\n{re.escape(LAST)}\n*"
+)
 # Facts of a task that determine its items and prompts; the hub has a place of its own for the name and the data.
 PROTOCOL_FACTS = ("version", "protocol", "source", "limit", "seed", "shots", "prompting", "judge")
 
@@ -38,10 +47,28 @@ def card(result: StudyResult, recipe: str | None = None) -> str:
 
 
 def write_card(result: StudyResult, path: Path, recipe: str | None = None) -> Path:
-    """Write a card. Raises ConfigError if the file exists and is not a card, because it may be a model's README."""
-    if path.exists() and TITLE not in path.read_text(encoding="utf-8", errors="replace"):
+    """Write a card.
+
+    Raises ConfigError if the file exists and holds anything but a card: it may be a model's README, even one into which
+    a card was pasted.
+    """
+    if path.exists() and not _is_card(path.read_text(encoding="utf-8", errors="replace")):
         raise ConfigError(f"{path} exists and is not a verdict card; give another file and join the two by hand")
     return write_text(path, card(result, recipe))
+
+
+def _is_card(text: str) -> bool:
+    """Whether a text is a card and nothing else: its section and, in the front matter, at most our evaluations."""
+    import yaml  # type: ignore[import-untyped]
+    from huggingface_hub import ModelCard
+
+    try:
+        read = ModelCard(text)
+    except (yaml.YAMLError, ValueError, LookupError, TypeError, RecursionError):  # not the front matter of a card
+        return False
+    data: Any = read.data
+    ours = all(str(entry.dataset_type).startswith(DATASETS) for entry in data.eval_results or ())
+    return ours and set(data.to_dict()) <= {"model-index"} and SECTION.fullmatch(read.text) is not None
 
 
 def _label(result: StudyResult, recipe: str | None) -> str:
@@ -60,7 +87,7 @@ def _section(result: StudyResult, label: str, comparisons: Sequence[Comparison])
     margin, alpha = formatting.setting(result.study.margin), formatting.setting(result.study.alpha)
     yield f"{TITLE}\n"
     yield (
-        f"{markdown(label)} against {markdown(result.model.name)}, asked the same items. Matching: a loss of at most "
+        f"{markdown(label)} against {markdown(result.model.name)}, {ASKED} "
         f"{margin} of the reference's score is shown; each verdict errs in at most {alpha} of runs.\n"
     )
     yield f"| task | verdict | reference | this model | loss ({formatting.GAIN_SIGN}) | bounds | n |"
@@ -80,8 +107,8 @@ def _section(result: StudyResult, label: str, comparisons: Sequence[Comparison])
         yield f"| {' | '.join(cells)} |"
     overall = next((row.verdict for row in result.overall if row.recipe == label), None)
     if overall is not None:
-        yield f"\nAll tasks together: **{overall}**."
-    yield "\nMade with `kick export --to card` of LLM-KICK."
+        yield f"\n{OVERALL}**{overall}**."
+    yield f"\n{LAST}"
 
 
 def _metadata(result: StudyResult, label: str, comparisons: Sequence[Comparison]) -> str:
@@ -102,7 +129,7 @@ def _evaluation(result: StudyResult, task: TaskSummary, entry: Comparison) -> Ev
     return EvalResult(
         task_type="text-generation",
         task_name=task.name,
-        dataset_type=f"llmkick/{task.name}",
+        dataset_type=f"{DATASETS}{task.name}",
         dataset_name=f"{task.name} ({facts.get('source', 'pocket')})",
         dataset_revision=None if facts.get("data") is None else str(facts["data"]),
         dataset_args={name: facts[name] for name in PROTOCOL_FACTS if facts.get(name) is not None},

@@ -13,6 +13,7 @@ MINUS = "−"
 GAIN = "+"  # before a number of a column of losses
 GAIN_SIGN = "+ is a gain"  # for the header of such a column
 TIMES_FROM = 10.0  # an increase of 1,000 % or more is easier to read as a factor
+SCIENTIFIC_FROM = 1e6  # the perplexity of a broken model may have 20 digits, of which only the first say something
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,12 +178,12 @@ def difference(value: float | None, bounds: Sequence[float] | None) -> str:
 
 
 def score(value: float | None, metric: str = "") -> str:
-    """A score with two decimals, a perplexity with three digits."""
+    """A score with two decimals; a perplexity with three digits, of a million or more as "3.2e+21"."""
     if value is None:
         return NOTHING
     if metric != "perplexity" or value < 10:
         return f"{value:.2f}"
-    return f"{value:.1f}" if value < 100 else f"{value:,.0f}"
+    return f"{value:.1f}" if value < 100 else _whole(value, ",.0f")
 
 
 def p_value(p: float | None) -> str:
@@ -230,10 +231,15 @@ def _loss_points(drop: float) -> str:
 
 def _points(share: float) -> str:
     value = 100 * share
-    text = f"{abs(value):.1f}" if abs(value) < 9.95 else f"{abs(value):.0f}"
+    text = f"{abs(value):.1f}" if abs(value) < 9.95 else _whole(abs(value), ".0f")
     return MINUS + text if value < 0 and float(text) else text
 
 
+def _whole(value: float, form: str) -> str:
+    """A number in a form without decimals, from SCIENTIFIC_FROM on with three digits and an exponent."""
+    return f"{value:{form}}" if value < SCIENTIFIC_FROM else f"{value:.3g}"
+
+
 def _signed(value: float) -> str:
-    text = f"{abs(value):.2f}"
+    text = f"{abs(value):.2f}" if abs(value) < SCIENTIFIC_FROM else f"{abs(value):.3g}"
     return text if not float(text) else f"{MINUS if value < 0 else '+'}{text}"

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from llmkick.report.figures.axes import axes_table, axis_figures
+from llmkick.report.figures.figure import Figure
 from llmkick.report.figures.figures import figures, figures_drawn
+from llmkick.report.figures.methods import STYLES
 from llmkick.report.lookup import task_comparisons
 from llmkick.study.results.records import TaskSummary
 from llmkick.study.results.results import StudyResult
@@ -79,6 +82,54 @@ def test_a_figure_for_each_axis(result: StudyResult, tmp_path: Path):
         written = write()
     assert all(path.read_text(encoding="utf-8").startswith("<svg") for path in written)
     assert {figure.name for figure in figures(result)} >= set(drawn)
+
+
+def looks(figure: Figure) -> dict[str, tuple[str, str]]:
+    """Line → colour and shape, of the first panel."""
+    (point,) = [layer for layer in figure.spec["concat"][0]["layer"] if "shape" in layer.get("encoding", {})]
+    colour, shape = (point["encoding"][name]["scale"] for name in ("color", "shape"))
+    return dict(zip(colour["domain"], zip(colour["range"], shape["range"], strict=True), strict=True))
+
+
+def test_the_only_line_of_a_method_looks_like_the_method(result: StudyResult):
+    drawn = {figure.name: figure for figure in axis_figures(result)}
+    of_shots = looks(drawn["axis-shots"])
+    assert of_shots["magnitude@0.25"] == STYLES["magnitude"]
+    several = [of_shots[f"wanda@0.25 [sequences={count}]"] for count in COUNTS]
+    assert len(set(several)) == len(COUNTS)
+    assert STYLES["wanda"] not in several, "three lines are of wanda"
+    # Without another number of shots there is one line of wanda.
+    tasks = [task.model_copy(update={"axes": {}}) for task in result.tasks]
+    (figure,) = axis_figures(result.model_copy(update={"tasks": tuple(tasks)}))
+    assert looks(figure) == {"wanda@0.25": STYLES["wanda"]}
+
+
+@pytest.mark.parametrize(
+    ("loss", "interval", "domain", "cut"),
+    [
+        (0.2, (0.1, 0.3), (0, 1.1), False),
+        (0.2, (0.1, 1.3), (0, 1.1), True),
+        (0.2, (-0.2, 0.3), (0, 1.26), False),
+        (0.2, (-0.5, 0.3), (0, 1.3), True),
+        (1.4, (1.3, 1.44), (-0.45, 1.1), False),  # below chance, less than nothing is kept
+        (-0.6, (-0.64, 0.3), (0, 1.65), False),
+    ],
+)
+def test_every_point_is_on_the_axis_and_it_is_said_where_intervals_are_cut(
+    result: StudyResult, loss: float, interval: tuple[float, float], domain: tuple[float, float], cut: bool
+):
+    calm = {"relative_drop": 0.0, "interval": (-0.01, 0.01), "verdict": "matching"}
+    other = {"relative_drop": loss, "interval": interval, "verdict": "undecided"}
+    entries = [
+        replace(entry, **(other if (entry.recipe, entry.task) == ("magnitude@0.25", "factoid_qa") else calm))
+        for entry in task_comparisons(result)
+    ]
+    figure = axis_figures(result.model_copy(update={"comparisons": tuple(entries)}))[-1]
+    assert figure.name == "axis-shots"
+    (panel,) = [panel for panel in figure.spec["concat"] if panel["title"]["text"] == "factoid_qa"]
+    (point,) = [layer for layer in panel["layer"] if "shape" in layer.get("encoding", {})]
+    assert point["encoding"]["y"]["scale"]["domain"] == pytest.approx(domain)
+    assert ("Intervals are cut at the end of the axis." in figure.caption) == cut
 
 
 def test_a_study_without_axes_has_neither(tmp_path: Path):

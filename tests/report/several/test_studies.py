@@ -1,12 +1,15 @@
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 
 from llmkick.errors import ConfigError, DataError
 from llmkick.report.run_folder import opened_run
+from llmkick.report.several import page
 from llmkick.report.several.page import write_studies
 from llmkick.report.several.studies import labels, pair
+from report.specs import layers, points
 from report.synthetic import build_run
 
 
@@ -130,3 +133,25 @@ def test_folders_have_short_names_that_tell_them_apart(tmp_path):
 def test_a_folder_without_a_run_is_named(first, tmp_path):
     with pytest.raises(DataError, match="neither results"):
         write_studies([first, tmp_path], tmp_path / "page.html")
+
+
+@pytest.mark.parametrize(
+    ("loss", "interval", "domain", "cut"),
+    [(0.5, (0.2, 0.8), (-0.05, 1.05), False), (1.4, (1.1, 1.9), (-0.05, 1.45), True)],
+    ids=["above chance", "below chance"],
+)
+def test_the_figure_contains_every_loss(first, second, loss, interval, domain, cut):
+    values = {"relative_drop": loss, "interval": list(interval), "verdict": "undecided"}
+    change(
+        second, lambda content: [entry.update(values) for entry in content["comparisons"] if entry["kind"] == "task"]
+    )
+    calm = {"relative_drop": 0.0, "interval": [0.0, 0.0], "verdict": "undecided"}
+    with opened_run(second) as one, opened_run(first) as other:
+        entries = tuple(replace(entry, **calm) if entry.kind == "task" else entry for entry in other.result.comparisons)
+        other = replace(other, result=other.result.model_copy(update={"comparisons": entries}))
+        (figure,) = page._figures(["one", "other"], [one, other])
+    assert all(row["loss"] in (0.0, loss) for row in points(figure.spec))
+    scales = [layer["encoding"]["x"]["scale"]["domain"] for layer, _ in layers(figure.spec)]
+    assert scales
+    assert all(scale == pytest.approx(domain) for scale in scales)
+    assert ("Intervals are cut at the end of the axis." in figure.caption) == cut

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import altair as alt
@@ -11,6 +12,7 @@ from llmkick.report import formatting
 from llmkick.report.figures import charts
 from llmkick.report.figures.board import Panel
 from llmkick.report.figures.figure import Figure
+from llmkick.report.figures.methods import Methods
 from llmkick.report.lookup import judged_loss, task_comparisons, verdict_or_outcome
 from llmkick.statistics import Comparison
 from llmkick.study.results.results import StudyResult
@@ -27,7 +29,7 @@ TITLES = {
     "calibration.source": "calibration text",
     "shots": "worked examples in the prompt",
 }
-LOWEST, HIGHEST = 0.0, 1.3
+LOWEST, LEAST_HIGH, HIGHEST = 0.0, 1.1, 1.3  # intervals extend the axis between the last two
 
 
 def axes_table(result: StudyResult) -> pd.DataFrame:
@@ -53,7 +55,7 @@ def _place(level: int | str, levels: Sequence[int | str]) -> float:
 
 
 def _numbers(result: StudyResult, comparison: Comparison, axis: str, others: dict[str, int | str]) -> dict[str, object]:
-    recipe = next((row.recipe for row in result.variants if row.label == comparison.recipe), comparison.recipe)
+    recipe = _without_axes(result, comparison.recipe)
     base = comparison.task.partition(" [")[0]
     told = ", ".join(f"{name.rpartition('.')[2]}={value}" for name, value in others.items())
     silent, judged = comparison.verdict == "no signal", judged_loss(comparison)
@@ -77,6 +79,11 @@ def _numbers(result: StudyResult, comparison: Comparison, axis: str, others: dic
     }
 
 
+def _without_axes(result: StudyResult, label: str) -> str:
+    """The recipe of a model, without its levels of axes."""
+    return next((row.recipe for row in result.variants if row.label == label), label)
+
+
 def axis_figures(result: StudyResult, table: pd.DataFrame | None = None) -> list[Figure]:
     """One figure for each axis of the study: a panel for each task, a line for each recipe."""
     table = axes_table(result) if table is None else table
@@ -91,12 +98,10 @@ def _figure(result: StudyResult, axis: str, frame: pd.DataFrame) -> Figure:
         change=[formatting.percent(loss) for loss in frame["loss"].astype(object).where(frame["loss"].notna(), None)],
         level=frame["level"].astype(str),
     )  # fmt: skip
-    methods = charts.Methods.of(drawn)
+    methods, by_task = _methods(result, frame), dict(list(drawn.groupby("base_task", sort=False)))
     order = list(dict.fromkeys(str(level) for level in sorted(frame["level"], key=_sort_key)))
-    panels = [
-        _panel(drawn[drawn["base_task"] == task], str(task), axis, order, methods, result.study.margin)
-        for task in dict.fromkeys(drawn["base_task"])
-    ]
+    panels = [_panel(panel, str(task), axis, order, methods, result.study.margin) for task, panel in by_task.items()]
+    cut = any(charts.cut_note(panel, _scale(panel)) for panel in by_task.values())
     silent = sorted(set(frame.loc[frame["verdict"] == "no signal", "task"]))
     margin = formatting.setting(result.study.margin)
     return Figure(
@@ -106,10 +111,22 @@ def _figure(result: StudyResult, axis: str, frame: pd.DataFrame) -> Figure:
         f"{formatting.interval_name(result.study.alpha)}. Every level is compared with the dense model asked alike; "
         f"the dashed line is a loss of {margin}."
         + (f" Without a signal, so nothing can be lost: {formatting.listed(silent)}." if silent else "")
+        + (charts.CUT if cut else "")
         + (" A method without calibration has no level and is not drawn." if _left_out(result, axis) else ""),
         chart=charts.themed(panels, columns=3, minimum=200),
         rows=frame,
     )
+
+
+def _methods(result: StudyResult, frame: pd.DataFrame) -> Methods:
+    """The lines of a figure. One that is the only line of its method has the look that the method has elsewhere."""
+    of_line = {
+        line: result.level(_without_axes(result, label)).method
+        for line, label in zip(frame["line"], frame["recipe"], strict=True)
+    }
+    lines_of = Counter(of_line.values())
+    looks = {line: line if lines_of[method] > 1 else method for line, method in of_line.items()}
+    return Methods.of_study(result).looking_like(looks)
 
 
 def _sort_key(level: int | str) -> tuple[bool, float, str]:
@@ -121,17 +138,13 @@ def _left_out(result: StudyResult, axis: str) -> bool:
     return axis.startswith("calibration.") and any(axis not in row.axes for row in result.variants)
 
 
-def _panel(
-    frame: pd.DataFrame, task: str, axis: str, order: Sequence[str], methods: charts.Methods, margin: float
-) -> Panel:
+def _panel(frame: pd.DataFrame, task: str, axis: str, order: Sequence[str], methods: Methods, margin: float) -> Panel:
     x = alt.X("level:N", title=TITLES.get(axis, axis), sort=list(order), axis=alt.Axis(labelAngle=0))
-    best = float(frame[["y", "high"]].max().max()) if frame["y"].notna().any() else 1.0
-    highest = max(1.1, min(HIGHEST, best * 1.05))
     y = alt.Y(
         "y:Q",
         title="share kept of the dense score above chance",
         axis=alt.Axis(format="~%", tickCount=5),
-        scale=alt.Scale(domain=[LOWEST, highest], nice=False),
+        scale=_scale(frame),
     )
     known = frame[frame["y"].notna()]
     base = alt.Chart(known).encode(x=x, color=methods.colour)
@@ -140,3 +153,14 @@ def _panel(
     said = "no signal" if known.empty else f"dense {', '.join(dense)}"
     layers = [charts.level_line(1.0), line, *charts.with_intervals(base, y, methods)]
     return charts.with_margin(layers, 1 - margin, title=alt.TitleParams(task, subtitle=said))
+
+
+def _scale(frame: pd.DataFrame) -> alt.Scale:
+    """The scale of the shares kept: it contains every point, but intervals extend it only to HIGHEST.
+
+    A model that is below chance keeps less than nothing of what is above chance.
+    """
+    known = frame.loc[frame["y"].notna(), ["y", "high"]]
+    lowest = min([LOWEST, *(known["y"] - charts.ROOM)])
+    highest = max([LEAST_HIGH, *(known["y"] + charts.ROOM), *(known["high"].dropna() * 1.05).clip(upper=HIGHEST)])
+    return alt.Scale(domain=[lowest, highest], nice=False)

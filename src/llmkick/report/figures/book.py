@@ -14,6 +14,7 @@ from llmkick.report.figures import charts
 from llmkick.report.figures.board import Layer, Panel, Spec
 from llmkick.report.figures.figure import Figure
 from llmkick.report.figures.levels import DODGE, LABEL_WIDTH, SAVED
+from llmkick.report.figures.methods import Methods
 from llmkick.report.level_axes import KINDS
 from llmkick.study.results.records import TaskSummary
 from llmkick.study.results.results import StudyResult
@@ -29,7 +30,7 @@ def book_figures(result: StudyResult, cells: pd.DataFrame) -> list[Figure]:
     figures: dict[str, Figure] = {}
     for closed, opened in book_pairs(result.tasks):
         if {closed.name, opened.name} <= asked:
-            figure = _figure(cells, closed, opened)
+            figure = _figure(result, cells, closed, opened)
             # Names of other letters than those of file names may become the same.
             name = figure.name if figure.name not in figures else f"{figure.name}-{len(figures) + 1}"
             figures[name] = replace(figure, name=name)
@@ -59,14 +60,14 @@ def _questions(task: TaskSummary) -> tuple[object, ...]:
     return base, sorted(task.axes.items()), [getattr(task, name, None) for name in SHARED]
 
 
-def _figure(cells: pd.DataFrame, closed: TaskSummary, opened: TaskSummary) -> Figure:
+def _figure(result: StudyResult, cells: pd.DataFrame, closed: TaskSummary, opened: TaskSummary) -> Figure:
     base = closed.name.removesuffix(CLOSED)
     if opened.name.removesuffix(OPEN) != base:
         base = f"{closed.name} and {opened.name}"
     frame = cells[cells["task"].isin([closed.name, opened.name])]
     books = {closed.name: "closed book", opened.name: "open book"}
     frame = frame.assign(book=[books[task] for task in frame["task"]])
-    methods = charts.Methods.of(frame)
+    methods = Methods.of(result, frame)
     y = charts.score_axis(frame)
     panels = []
     for kind in KINDS:
@@ -91,7 +92,7 @@ def _figure(cells: pd.DataFrame, closed: TaskSummary, opened: TaskSummary) -> Fi
     )
 
 
-def _pairs(frame: pd.DataFrame, kind: str, y: alt.Y, methods: charts.Methods) -> list[Layer]:
+def _pairs(frame: pd.DataFrame, kind: str, y: alt.Y, methods: Methods) -> list[Layer]:
     """The two scores of each recipe, joined by a line."""
     if kind == "sparsity":
         most = float(frame["sparsity"].max())

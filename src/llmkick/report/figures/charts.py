@@ -1,31 +1,17 @@
-"""Building blocks of the figures: palette, axes, points with intervals, heat maps, theme."""
+"""Building blocks of the figures: axes, points with intervals, heat maps, theme."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Self, cast
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 import altair as alt
 import pandas as pd
 
 from llmkick.report import formatting
 from llmkick.report.figures.board import Board, Layer, Panel, Spec
+from llmkick.report.figures.methods import Methods
 
-# Okabe & Ito's palette (jfly.uni-koeln.de/color) for colour-blind readers; shapes repeat the distinction.
-STYLES: Mapping[str, tuple[str, str]] = {
-    "magnitude": ("#e69f00", "square"),
-    "wanda": ("#0072b2", "circle"),
-    "sparsegpt": ("#009e73", "triangle-up"),
-    "rtn": ("#d55e00", "diamond"),
-    "gptq": ("#cc79a7", "triangle-down"),
-}
-OTHER_STYLES = (("#56b4e9", "cross"), ("#8c6d31", "triangle-right"), ("#7f7f7f", "triangle-left"))
-# The same shapes as signs of a text.
-GLYPHS: Mapping[str, str] = {
-    "square": "■", "circle": "●", "triangle-up": "▲", "diamond": "◆", "triangle-down": "▼", "cross": "✚",
-    "triangle-right": "▶", "triangle-left": "◀",
-}  # fmt: skip
 GREY = "#808080"  # readable on white and on black
 INK, PAPER, FAINT = "#333333", "#ffffff", "#888888"  # page.js replaces the first two with the colours of the page
 # As objects: altair takes long to make one of a text.
@@ -34,54 +20,32 @@ TIPS = (
     alt.Tooltip("verdict:N"),
 )  # fmt: skip
 LOSS_TITLE = f"relative loss ({formatting.GAIN_SIGN})"
+# An axis of losses ends here unless a point lies beyond: an interval extends it downwards to the first at most.
 LOWEST_LOSS, HIGHEST_LOSS = -0.3, 1.05
+ROOM = 0.05  # beyond the last point
+CUT = " Intervals are cut at the end of the axis."
 HEIGHT = 190
 
 
-@dataclass(frozen=True, kw_only=True)
-class Methods:
-    """The methods of a figure, each with the colour and the shape it has in every figure."""
-
-    names: tuple[str, ...]
-    colours: tuple[str, ...]
-    shapes: tuple[str, ...]
-
-    @classmethod
-    def of(cls, frame: pd.DataFrame) -> Self:
-        """The methods that occur in a frame, with those of STYLES first."""
-        return cls.named(dict.fromkeys(frame["method"]))
-
-    @classmethod
-    def named(cls, present: Iterable[str]) -> Self:
-        """The methods of these names, with those of STYLES first."""
-        present = list(present)
-        others = [method for method in present if method not in STYLES]
-        names = (*(method for method in STYLES if method in present), *others)
-        style = {**STYLES, **{method: OTHER_STYLES[i % len(OTHER_STYLES)] for i, method in enumerate(others)}}
-        return cls(
-            names=names,
-            colours=tuple(style[method][0] for method in names),
-            shapes=tuple(style[method][1] for method in names),
-        )
-
-    @property
-    def colour(self) -> alt.Color:
-        """Encodes the method as a colour."""
-        scale = alt.Scale(domain=list(self.names), range=list(self.colours))
-        return alt.Color("method:N", title=None, scale=scale, legend=alt.Legend(symbolOpacity=1))
-
-    @property
-    def shape(self) -> alt.Shape:
-        """Encodes the method as a shape."""
-        scale = alt.Scale(domain=list(self.names), range=list(self.shapes))
-        return alt.Shape("method:N", title=None, scale=scale, legend=alt.Legend(symbolOpacity=1))
-
-
 def loss_axis(cells: pd.DataFrame) -> alt.Y:
-    """The loss axis, the same for every task: it contains every point, but intervals extend it only to a limit."""
-    lowest = min([-0.05, cells["y"].min() - 0.05, *cells["low"].dropna().clip(lower=LOWEST_LOSS)])
-    scale = alt.Scale(domain=[lowest, HIGHEST_LOSS], nice=False)
-    return alt.Y("y:Q", title=LOSS_TITLE, axis=loss_ticks(), scale=scale)
+    """The loss axis, the same for every task."""
+    return alt.Y("y:Q", title=LOSS_TITLE, axis=loss_ticks(), scale=loss_scale(cells, "y"))
+
+
+def loss_scale(cells: pd.DataFrame, column: str) -> alt.Scale:
+    """The scale of the losses in a column: it contains every point, but intervals extend it only to a limit.
+
+    A model that is below chance has lost more than all that is above chance.
+    """
+    losses, low = cells[column], cells["low"].dropna().clip(lower=LOWEST_LOSS)
+    lowest = min([-ROOM, losses.min() - ROOM, *low])
+    return alt.Scale(domain=[lowest, max(HIGHEST_LOSS, losses.max() + ROOM)], nice=False)
+
+
+def cut_note(cells: pd.DataFrame, scale: alt.Scale) -> str:
+    """CUT if an interval goes beyond either end of a scale, else nothing."""
+    lowest, highest = scale["domain"]
+    return CUT if ((cells["low"] < lowest) | (cells["high"] > highest)).any() else ""
 
 
 def loss_ticks() -> alt.Axis:
@@ -91,9 +55,13 @@ def loss_ticks() -> alt.Axis:
 
 
 def score_axis(cells: pd.DataFrame) -> alt.Y:
-    """The score axis, from 0 to slightly above the best score; intervals do not extend it."""
+    """The score axis, from 0 to slightly above the best score; intervals do not extend it.
+
+    It begins below 0 for a model that was asked fewer items than the dense one and is placed there by its loss.
+    """
     best = max(float(cells["y"].max()), float(cells["dense"].max()), 0.05)
-    scale = alt.Scale(domain=[0, min(best * 1.15, max(best, 1.02))], nice=False)
+    worst = min(0.0, float(cells["y"].min()))
+    scale = alt.Scale(domain=[worst, min(best * 1.15, max(best, 1.02))], nice=False)
     return alt.Y("y:Q", title="score", axis=alt.Axis(tickCount=5), scale=scale)
 
 
@@ -114,7 +82,10 @@ def level_line(height: float, *, dotted: bool = False) -> alt.Chart:
 
 
 def bars(frame: pd.DataFrame, y: alt.Y, methods: Methods, dense: float) -> list[Layer]:
-    """A bar with its interval for every level and method; a horizontal line shows the dense score."""
+    """A bar with its interval for every level and method; a horizontal line shows the dense score.
+
+    Where methods have the same colour, their shapes are drawn at the ends of the bars.
+    """
     x, side = level_axis(frame, methods)
     bar_y = alt.Y("y:Q", title="score", axis=alt.Axis(tickCount=5), scale=y["scale"], stack=None)
     base = alt.Chart(frame).encode(x=x, xOffset=side)
@@ -122,7 +93,9 @@ def bars(frame: pd.DataFrame, y: alt.Y, methods: Methods, dense: float) -> list[
     low.shorthand = "low:Q"
     bar: alt.Chart = base.mark_bar(opacity=0.85, clip=True).encode(y=bar_y, color=methods.colour, tooltip=list(TIPS))
     whisker = base.transform_filter("isValid(datum.low)").mark_rule(strokeWidth=1.5, clip=True, color=INK)
-    return [level_line(dense), bar, cast(alt.Chart, whisker.encode(y=low, y2=alt.Y2("high:Q")))]
+    outlined = points(base.encode(color=methods.colour), y, methods, TIPS, stroke=INK, strokeWidth=0.8)
+    ends = [outlined] if methods.share_colours else []
+    return [level_line(dense), bar, *ends, cast(alt.Chart, whisker.encode(y=low, y2=alt.Y2("high:Q")))]
 
 
 def ratio_axis(panel: pd.DataFrame, control: str) -> alt.Y:
@@ -153,8 +126,15 @@ def with_intervals(base: alt.Chart, y: alt.Y, methods: Methods, *extra_tips: alt
         base.transform_filter("isValid(datum.low)")
         .mark_rule(strokeWidth=1.5, clip=True)
         .encode(y=low, y2=alt.Y2("high:Q")),
-        base.mark_point(filled=True, size=55, opacity=1, clip=True).encode(y=y, shape=methods.shape, tooltip=tips),
+        points(base, y, methods, tips),
     ]
+
+
+def points(base: alt.Chart, y: alt.Y, methods: Methods, tips: Sequence[alt.Tooltip], **outline: Any) -> alt.Chart:
+    """A point of the method's shape for every row."""
+    point = base.mark_point(filled=True, size=55, opacity=1, clip=True, **outline)
+    drawn: alt.Chart = point.encode(y=y, shape=methods.shape, tooltip=list(tips))
+    return drawn
 
 
 def with_margin(layers: Sequence[Layer], limit: float, *, title: alt.TitleParams) -> Panel:
@@ -222,6 +202,8 @@ THEME: Spec = {
         "anchor": "start", "frame": "group", "fontSize": 13, "subtitleFontSize": 11, "color": INK,
         "subtitleColor": INK, "offset": 8,
     },
-    "legend": {"orient": "top", "labelFontSize": 12, "symbolSize": 70, "labelColor": INK, "titleColor": INK},
+    "legend": {
+        "orient": "top", "columns": 6, "labelFontSize": 12, "symbolSize": 70, "labelColor": INK, "titleColor": INK,
+    },
     "concat": {"spacing": 22},
 }  # fmt: skip

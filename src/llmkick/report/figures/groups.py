@@ -14,6 +14,7 @@ from llmkick.report.figures import charts
 from llmkick.report.figures.board import Layer, Panel
 from llmkick.report.figures.figure import Figure
 from llmkick.report.figures.levels import LABEL_WIDTH, against_levels, against_sparsity
+from llmkick.report.figures.methods import Methods
 from llmkick.report.level_axes import KINDS
 from llmkick.study.results.results import StudyResult
 
@@ -45,7 +46,7 @@ def _group_figure(result: StudyResult, frame: pd.DataFrame, task: str, detail: s
         task=task + ", " + frame["group"].astype(str),
     )
     names = list(dict.fromkeys(frame["group"]))
-    y, methods = charts.score_axis(cells), charts.Methods.of(cells)
+    y, methods = charts.score_axis(cells), Methods.of(result, cells)
     panels = []
     for kind in [kind for kind in KINDS if (cells["kind"] == kind).any()]:
         for name in names:
@@ -61,7 +62,7 @@ def _group_figure(result: StudyResult, frame: pd.DataFrame, task: str, detail: s
         name=f"{detail}-{task.replace(':', '-')}",
         title=f"{task} {GROUPS[detail]}",
         caption="Scores with the interval of their loss; the line across is the dense model on the same items. "
-        "A part has fewer items than the whole, so its intervals are wider.",
+        "A part has fewer items than the whole, so its intervals are wider." + charts.cut_note(cells, y["scale"]),
         chart=charts.themed(panels, columns=len(names), minimum=max(120, min(200, LABEL_WIDTH * 3))),
         rows=frame,
     )
@@ -74,7 +75,8 @@ def measure_figures(result: StudyResult, measures: pd.DataFrame) -> list[Figure]
             name=f"answers-{str(task).replace(':', '-')}",
             title=f"What the answers of {task} are like",
             caption="Means over answers with their intervals; the dotted line is the dense model. A model that loses "
-            "its language repeats itself: fewer unique tokens, more repeated 4-grams, whatever the score says.",
+            "its language repeats itself: fewer unique tokens, more repeated 4-grams, whatever the score says."
+            + (charts.CUT if (frame.loc[frame["recipe"] != "dense", "low"].astype(float) < 0).any() else ""),
             chart=charts.themed(
                 list(_measure_panels(result, frame)), columns=_columns(frame["measure"].nunique()), minimum=160
             ),
@@ -101,7 +103,7 @@ def _measure_panels(result: StudyResult, frame: pd.DataFrame) -> Iterator[Panel]
         change=[_against(dense.get(m), v) for m, v in zip(compressed["measure"], compressed["value"], strict=True)],
         verdict="",
     )
-    methods = charts.Methods.of(cells)
+    methods = Methods.of(result, cells)
     order: Sequence[str] = [measure for measure in MEASURES if measure in set(cells["measure"])]
     for kind in [kind for kind in KINDS if (cells["kind"] == kind).any()]:
         for measure in order:
@@ -111,7 +113,7 @@ def _measure_panels(result: StudyResult, frame: pd.DataFrame) -> Iterator[Panel]
                 yield _measure_panel(panel, measure, kind, start, methods)
 
 
-def _measure_panel(panel: pd.DataFrame, measure: str, kind: LevelKind, start: float, methods: charts.Methods) -> Panel:
+def _measure_panel(panel: pd.DataFrame, measure: str, kind: LevelKind, start: float, methods: Methods) -> Panel:
     top = max(panel[["y", "high"]].max().max(), start if start == start else 0.0)
     y = alt.Y("y:Q", title=MEASURES[measure], scale=alt.Scale(domain=[0, top * 1.06 or 1], nice=False))
     layers: list[Layer] = [] if start != start else [charts.level_line(start, dotted=True)]

@@ -11,6 +11,7 @@ from llmkick.report import formatting
 from llmkick.report.figures import charts
 from llmkick.report.figures.board import Layer, Panel
 from llmkick.report.figures.figure import Figure
+from llmkick.report.figures.methods import Methods
 from llmkick.report.figures.point_names import ROOMS, MethodRows, RiseScale, point_names
 from llmkick.report.lookup import control_name, judged_loss, perplexity_comparisons, task_comparisons
 from llmkick.statistics import Comparison
@@ -35,7 +36,8 @@ def kept_figure(result: StudyResult) -> Figure | None:
     against = not measured.empty
     margin, name = result.study.margin, control_name(result)
     drawn = measured if against else frame
-    panel = _against_rise(drawn, margin, name) if against else _by_method(drawn, margin)
+    methods = Methods.of(result, drawn)
+    panel = _against_rise(drawn, methods, margin, name) if against else _by_method(drawn, methods, margin)
     limit = formatting.setting(margin)
     caption = "Each point is a recipe: its mean over the tasks with a signal. " + (
         f"Dashed: {limit} lost, and {limit} more {name}." if against else f"Dashed: {limit} lost."
@@ -70,6 +72,7 @@ def kept_frame(result: StudyResult) -> pd.DataFrame:
     rows = []
     for recipe, losses in by_recipe.items():
         level, (_, worst) = result.level(recipe), max(losses, key=lambda loss: loss[0])
+        kept = 1 - sum(share for share, _ in losses) / len(losses)
         rows.append(
             {
                 "recipe": recipe,
@@ -77,12 +80,12 @@ def kept_frame(result: StudyResult) -> pd.DataFrame:
                 "kind": level.kind,
                 "label": level.label,
                 "order": level.severity,
-                "kept": max(0.0, 1 - sum(share for share, _ in losses) / len(losses)),
+                "kept": kept,
                 "rise": rises.get(recipe),
                 "tasks": len(losses),
                 "worst": f"{worst.task}: {formatting.loss_sentence(worst)}",
                 "verdict": overall.get(recipe, ""),
-                "shown": formatting.percent(1 - sum(share for share, _ in losses) / len(losses)),
+                "shown": formatting.percent(kept),
                 "perplexity": "" if recipe not in rises else formatting.percent(rises[recipe], signed=True),
             }
         )
@@ -100,9 +103,8 @@ def _tips(*, perplexity: bool) -> list[alt.Tooltip]:
     ]
 
 
-def _against_rise(frame: pd.DataFrame, margin: float, control: str) -> Panel:
+def _against_rise(frame: pd.DataFrame, methods: Methods, margin: float, control: str) -> Panel:
     """Points over the rise of perplexity, each method's levels joined from the dense model on."""
-    methods = charts.Methods.of(frame)
     x, low, high = charts.rise_axis(frame["rise"], margin, control)
     y, bottom, top = _kept_axis(frame["kept"])
     corner = pd.DataFrame([{"rise": low, "x2": margin, "kept": 1 - margin, "y2": bottom}])
@@ -136,10 +138,9 @@ def _against_rise(frame: pd.DataFrame, margin: float, control: str) -> Panel:
     return Panel(layers=layers, width=WIDTH, height=HEIGHT)
 
 
-def _by_method(frame: pd.DataFrame, margin: float) -> Panel:
+def _by_method(frame: pd.DataFrame, methods: Methods, margin: float) -> Panel:
     """A row for each method, its recipes by the share that they keep."""
-    methods = charts.Methods.of(frame)
-    bottom, top = min(0.0, float(frame["kept"].min())), max(1.03, float(frame["kept"].max()) + 0.03)
+    bottom, top = min(0.0, float(frame["kept"].min()) - 0.03), max(1.03, float(frame["kept"].max()) + 0.03)
     scale = alt.Scale(domain=[bottom, top], nice=False)
     x = alt.X("kept:Q", title="share of the score kept", scale=scale, axis=alt.Axis(format="~%", tickCount=5))
     y = alt.Y("method:N", title=None, sort=list(methods.names), axis=alt.Axis(labelLimit=150, grid=True))
@@ -173,7 +174,7 @@ def _by_method(frame: pd.DataFrame, margin: float) -> Panel:
 def _kept_axis(kept: pd.Series[float]) -> tuple[alt.Y, float, float]:
     """The axis of the share kept, and its ends."""
     least, most = float(kept.min()), float(kept.max())
-    bottom = 0.0 if least < 0.6 else math.floor(10 * (least - 0.05)) / 10
+    bottom = min(0.0, least - 0.03) if least < 0.6 else math.floor(10 * (least - 0.05)) / 10
     top = max(1.04, most + 0.03)
     scale = alt.Scale(domain=[bottom, top], nice=False)
     axis = alt.Axis(format="~%", tickCount=5)

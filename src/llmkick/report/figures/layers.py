@@ -11,6 +11,7 @@ from llmkick.report import formatting
 from llmkick.report.figures import charts
 from llmkick.report.figures.board import Panel, Spec
 from llmkick.report.figures.figure import Figure
+from llmkick.report.figures.methods import Methods
 from llmkick.report.tables import compression_table, layer_means, layers_table
 from llmkick.study.results.results import StudyResult
 
@@ -55,7 +56,7 @@ def size_figure(result: StudyResult) -> Figure:
         dense=[formatting.size(count) for count in table["dense_bytes"]],
     ).drop_duplicates("recipe")
     frame["share"] = frame["share"].astype(float)
-    methods = charts.Methods.of(frame)
+    methods = Methods.of(result, frame)
     y = alt.Y("recipe:N", title=None, sort=None, axis=alt.Axis(labelLimit=220))
     scale = alt.Scale(domain=[0, max(1.0, float(frame["share"].max() or 1))])
     x = alt.X("share:Q", title="stored size ÷ dense size", axis=alt.Axis(format="~%", tickCount=5), scale=scale)

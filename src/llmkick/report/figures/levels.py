@@ -12,6 +12,7 @@ from llmkick.report import formatting
 from llmkick.report.figures import charts
 from llmkick.report.figures.board import Layer, Panel
 from llmkick.report.figures.figure import Figure
+from llmkick.report.figures.methods import Methods
 from llmkick.report.level_axes import KINDS
 from llmkick.report.lookup import (
     comparisons_by_cell,
@@ -108,7 +109,7 @@ def level_figures(result: StudyResult, cells: pd.DataFrame) -> list[Figure]:
 
 def _level_figure(result: StudyResult, cells: pd.DataFrame, kind: LevelKind) -> Figure:
     """One kind of level: a panel for every task, perplexity last."""
-    methods, panels = charts.Methods.of(cells), []
+    methods, panels = Methods.of(result, cells), []
     for task in ordered_tasks(result):
         panel = cells[cells["task"] == task.name]
         if not panel.empty:
@@ -124,13 +125,11 @@ def _level_figure(result: StudyResult, cells: pd.DataFrame, kind: LevelKind) -> 
     )
 
 
-def _panel(
-    result: StudyResult, task: TaskSummary, panel: pd.DataFrame, kind: LevelKind, methods: charts.Methods
-) -> Panel:
+def _panel(result: StudyResult, task: TaskSummary, panel: pd.DataFrame, kind: LevelKind, methods: Methods) -> Panel:
     control = task.is_control
     dense = dense_scores(result).get(task.name)
     start = 1.0 if control else float(panel["dense"].iloc[0])
-    y = charts.ratio_axis(panel, control_name(result)) if control else charts.score_axis(panel)
+    y = _axis(result, task, panel)
     if kind == "sparsity":
         layers = against_sparsity(panel, y, methods, start)
     elif control:
@@ -147,6 +146,10 @@ def _panel(
     return charts.with_margin([*marks, *layers], limit, title=title)
 
 
+def _axis(result: StudyResult, task: TaskSummary, panel: pd.DataFrame) -> alt.Y:
+    return charts.ratio_axis(panel, control_name(result)) if task.is_control else charts.score_axis(panel)
+
+
 def _caption(result: StudyResult, cells: pd.DataFrame, kind: LevelKind) -> str:
     margin = formatting.setting(result.study.margin)
     sentences = [
@@ -161,8 +164,9 @@ def _caption(result: StudyResult, cells: pd.DataFrame, kind: LevelKind) -> str:
     if "perplexity" in set(cells["metric"]):
         control = control_name(result).capitalize()
         sentences.append(f"{control}, the control, comes last: over that of the dense model, where more is worse.")
-    if (cells["high"] > cells.groupby("task")["y"].transform("max").combine(cells["dense"], max) * 1.15).any():
-        sentences.append("Intervals are cut at the end of the axis.")
+    drawn = [(task, cells[cells["task"] == task.name]) for task in ordered_tasks(result)]
+    if any(charts.cut_note(of, _axis(result, task, of)["scale"]) for task, of in drawn if not of.empty):
+        sentences.append(charts.CUT.strip())
     shown = set(zip(cells["recipe"], cells["task"], strict=True)) & _cells_with(result, "no signal")
     silent = [task.name for task in ordered_tasks(result) if task.name in {task_name for _, task_name in shown}]
     if silent:
@@ -170,7 +174,7 @@ def _caption(result: StudyResult, cells: pd.DataFrame, kind: LevelKind) -> str:
     return " ".join(sentences)
 
 
-def against_sparsity(frame: pd.DataFrame, y: alt.Y, methods: charts.Methods, start: float) -> list[Layer]:
+def against_sparsity(frame: pd.DataFrame, y: alt.Y, methods: Methods, start: float) -> list[Layer]:
     """Lines over the share of zeros, from the dense model on."""
     most = float(frame["sparsity"].max())
     place = {method: i - (len(methods.names) - 1) / 2 for i, method in enumerate(methods.names)}
@@ -183,7 +187,7 @@ def against_sparsity(frame: pd.DataFrame, y: alt.Y, methods: charts.Methods, sta
     return [line.encode(x=x, y=y, color=methods.colour), *charts.with_intervals(base, y, methods)]
 
 
-def against_levels(frame: pd.DataFrame, y: alt.Y, methods: charts.Methods, start: float) -> list[Layer]:
+def against_levels(frame: pd.DataFrame, y: alt.Y, methods: Methods, start: float) -> list[Layer]:
     """Points over named levels, mild to severe, methods side by side; the grid begins at `start`."""
     x, side = charts.level_axis(frame, methods)
     base = alt.Chart(frame).encode(x=x, xOffset=side, color=methods.colour)
@@ -203,7 +207,7 @@ def control_figure(result: StudyResult, cells: pd.DataFrame) -> Figure:
     (x, _, _), y, methods = (
         charts.rise_axis(rise["loss"], margin, name),
         charts.loss_axis(lost),
-        charts.Methods.of(cells),
+        Methods.of(result, cells),
     )
     tasks = [task.name for task in ordered_tasks(result) if (both["task"] == task.name).any()]
     lost_cells = _cells_with(result, "not matching")
@@ -219,7 +223,6 @@ def control_figure(result: StudyResult, cells: pd.DataFrame) -> Figure:
         )
         for task in tasks
     ]
-    cut = (both["low"] < charts.LOWEST_LOSS).any()
     saved = both[["task", "recipe", "rise", "y", "low", "high", "verdict", "outcome"]]
     return Figure(
         name="perplexity-against-loss",
@@ -227,7 +230,7 @@ def control_figure(result: StudyResult, cells: pd.DataFrame) -> Figure:
         caption=f"Each point is a recipe: how much it loses, over how much {name} rises. Left of the upright line "
         f"{name} stays within the margin; above the level line more than the margin is lost. The shaded corner is "
         f"where knowledge is lost and {name} does not tell; losses shown to be there are named."
-        + (" Intervals are cut at the end of the axis." if cut else ""),
+        + charts.cut_note(both, y["scale"]),
         chart=charts.themed(panels, columns=4 if len(panels) == 4 else 3),
         rows=saved.rename(columns={"y": "loss", "low": "loss_low", "high": "loss_high"}),
     )
@@ -257,7 +260,7 @@ def _against_rise(
     frame: pd.DataFrame,
     x: alt.X,
     y: alt.Y,
-    methods: charts.Methods,
+    methods: Methods,
     margin: float,
     *,
     lost: Collection[str],
@@ -265,7 +268,7 @@ def _against_rise(
 ) -> Panel:
     """One task; `lost` are the recipes with a proven loss above the margin, `control` is what rises."""
     upright = alt.Chart(pd.DataFrame([{"rise": margin}])).mark_rule(strokeDash=[4, 3], color=charts.GREY).encode(x=x)
-    corner = alt.Chart(pd.DataFrame([{"rise": -1, "x2": margin, "y": margin, "y2": charts.HIGHEST_LOSS}]))
+    corner = alt.Chart(pd.DataFrame([{"rise": -1, "x2": margin, "y": margin, "y2": y["scale"]["domain"][1]}]))
     shade = corner.mark_rect(clip=True, opacity=0.13, color="#d55e00").encode(
         x=x, x2=alt.X2("x2"), y=y, y2=alt.Y2("y2")
     )

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from llmkick.report import formatting
-from llmkick.report.figures.charts import GLYPHS, Methods
+from llmkick.report.figures.methods import GLYPHS, Methods
 from llmkick.report.findings import Finding
 from llmkick.report.level_axes import KINDS
 from llmkick.report.matrix import Matrix, Row, VerdictText, verdict_text
@@ -62,7 +62,7 @@ def headline(findings: Sequence[Finding], *, recipes: int) -> tuple[Finding, lis
 
 def methods(result: StudyResult) -> list[MethodMark]:
     """The methods of a study's recipes, in the order of the figures."""
-    styles = Methods.named(dict.fromkeys(result.level(recipe).method for recipe in result.labels))
+    styles = Methods.of_study(result)
     return [
         MethodMark(name=name, glyph=GLYPHS[shape], colour=colour)
         for name, shape, colour in zip(styles.names, styles.shapes, styles.colours, strict=True)

@@ -97,7 +97,7 @@ def _context(run: Run, drawn: list[Figure], environment: Environment) -> Payload
         "interval_name": formatting.interval_name(result.study.alpha),
         "interval_note": formatting.interval_note(result.study.alpha),
         "gain_sign": formatting.GAIN_SIGN,
-        "questions": len(run.items),
+        "questions": _questions(run),
         "tally": first_screen.tally(result),
         "lead": lead,
         "findings": findings[:SHOWN_FINDINGS],
@@ -141,6 +141,11 @@ def _context(run: Run, drawn: list[Figure], environment: Environment) -> Payload
         "nonce": build,
         **page_parts(environment, ("page.js", "page_matrix.js", "page_figures.js", "page_answers.js", "page_start.js")),
     }
+
+
+def _questions(run: Run) -> int:
+    """The number of items of all tasks: of the journal or, if it is lost, those that the dense model was asked."""
+    return max(len(run.items), sum(row.n + row.unscored for row in run.result.results if row.recipe == "dense"))
 
 
 def page_parts(environment: Environment, scripts: Sequence[str]) -> dict[str, str]:

@@ -17,6 +17,7 @@ from llmkick.report import formatting, matrix
 from llmkick.report.claims import claim_payload, claims_of
 from llmkick.report.figures import charts
 from llmkick.report.figures.figures import Figure
+from llmkick.report.figures.methods import OTHER_COLOURS, styles
 from llmkick.report.lookup import judged_loss, ordered_tasks, task_comparisons
 from llmkick.report.matrix import ControlCell, Matrix, TaskCell
 from llmkick.report.page.embedding import packed
@@ -27,9 +28,10 @@ from llmkick.report.run_folder import Run, opened_run
 from llmkick.report.several.studies import Difference, Paired, labels, pair, task_refusal
 
 SCRIPTS = ("page.js", "page_matrix.js", "page_figures.js", "page_start_studies.js")
-# The palette of Okabe & Ito, as for methods; each study has one colour.
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6d31", "#7f7f7f")
+# The palette of the methods; the first studies have a colour each, further ones a colour in another shape.
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", *OTHER_COLOURS)
 SHAPES = ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross", "triangle-right", "triangle-left")
+LOOKS = styles(COLOURS, SHAPES)
 
 
 def write_studies(folders: Sequence[Path], target: Path) -> Path:
@@ -194,35 +196,32 @@ def _figures(names: Sequence[str], runs: Sequence[Run]) -> list[Figure]:
         return []
     frame[["loss", "low", "high"]] = frame[["loss", "low", "high"]].astype(float)
     shown = frame[frame["task"].isin(alike)]
+    scale = charts.loss_scale(shown, "loss")
     left_out = [task for task in dict.fromkeys(frame["task"]) if task not in alike]
     said = f" Left out, because it was not asked alike: {formatting.listed(left_out)}." if left_out else ""
     return [
         Figure(
             name="studies",
             title="Relative loss in each study",
-            caption=f"With its interval; the upright line is the margin of the first study.{said}",
-            chart=charts.themed([_panel(shown, task, names, runs[0]) for task in alike], columns=2, minimum=240),
+            caption=f"With its interval; the upright line is the margin of the first study.{said}"
+            + charts.cut_note(shown, scale),
+            chart=charts.themed([_panel(shown, task, names, runs[0], scale) for task in alike], columns=2, minimum=240),
             rows=shown,
         )
     ]
 
 
-def _panel(frame: pd.DataFrame, task: str, names: Sequence[str], first: Run) -> alt.LayerChart:
+def _panel(frame: pd.DataFrame, task: str, names: Sequence[str], first: Run, scale: alt.Scale) -> alt.LayerChart:
     panel = frame[frame["task"] == task]
     recipes = list(dict.fromkeys(frame["recipe"]))
-    scale = alt.Scale(domain=[charts.LOWEST_LOSS, charts.HIGHEST_LOSS], nice=False)
     x = alt.X("loss:Q", title=charts.LOSS_TITLE, axis=charts.loss_ticks(), scale=scale)
     low = x.copy()
     low.shorthand = "low:Q"
     y = alt.Y("recipe:N", title=None, sort=recipes, axis=alt.Axis(labelLimit=170))
     offset = alt.YOffset("study:N", sort=list(names))
-    look = len(names)
-    colour = alt.Color(
-        "study:N", title=None, scale=alt.Scale(domain=list(names), range=[COLOURS[i % 8] for i in range(look)])
-    )
-    shape = alt.Shape(
-        "study:N", title=None, scale=alt.Scale(domain=list(names), range=[SHAPES[i % 8] for i in range(look)])
-    )
+    colours, shapes = zip(*(LOOKS[i % len(LOOKS)] for i in range(len(names))), strict=True)
+    colour = alt.Color("study:N", title=None, scale=alt.Scale(domain=list(names), range=list(colours)))
+    shape = alt.Shape("study:N", title=None, scale=alt.Scale(domain=list(names), range=list(shapes)))
     base = alt.Chart(panel).encode(y=y, yOffset=offset, color=colour)
     margin = alt.Chart(pd.DataFrame([{"loss": first.result.study.margin}]))
     tips = ["study:N", "recipe:N", "task:N", "change:N", "verdict:N"]
@@ -231,5 +230,5 @@ def _panel(frame: pd.DataFrame, task: str, names: Sequence[str], first: Run) -> 
         base.transform_filter("isValid(datum.low)").mark_rule(strokeWidth=1.5, clip=True).encode(x=low, x2="high:Q"),
         base.mark_point(filled=True, size=50, opacity=1, clip=True).encode(x=x, shape=shape, tooltip=tips),
     ]
-    height = alt.Step(max(20, 11 * look), **{"for": "position"})
+    height = alt.Step(max(20, 11 * len(names)), **{"for": "position"})
     return cast(alt.LayerChart, alt.layer(*layers)).properties(title=task, width=300, height=height)
