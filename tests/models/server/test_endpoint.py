@@ -427,6 +427,11 @@ def test_a_key_is_not_cut_before_it_is_hidden(before: int, page: bool, monkeypat
 def test_the_common_key_is_not_given_to_just_any_host(url: str, key: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("OPENAI_API_KEY", "common")
     assert Endpoint(Address(url, "m")).client.api_key == key
+    # Nor to a judge, whose settings name that variable by default.
+    assert Endpoint(Address(url, "m"), api_key_env="OPENAI_API_KEY").client.api_key == key
+    monkeypatch.setenv("LLMKICK_API_KEY", "own")
+    judged = Endpoint(Address(url, "m"), api_key_env="OPENAI_API_KEY").client.api_key
+    assert judged == ("common" if key == "common" else "own")
 
 
 @pytest.fixture

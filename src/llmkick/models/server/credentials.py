@@ -61,8 +61,8 @@ class Credentials:
 def read_credentials(url: str, *, key_variable: str | None, error: type[KickError]) -> Credentials:
     """The credentials for a server. Raises `error` for a variable that cannot be sent, or a key that is missing.
 
-    `key_variable` is the variable that holds the key; by default LLMKICK_API_KEY, then OPENAI_API_KEY. The latter is not
-    sent to another machine over plain http, whoever names it.
+    `key_variable` is the variable that holds the key; by default LLMKICK_API_KEY, then OPENAI_API_KEY. The latter
+    is not sent to another machine over plain http, whoever names it.
     """
     is_private = is_private_connection(url)
     key = _key(url, is_private=is_private, chosen=key_variable, error=error)
