@@ -40,14 +40,17 @@ def compare_stopped(
     seeds: Sequence[int] | None = None,
     same_model: bool | None = None,
     score_range: Range = (0.0, 1.0),
+    family_size: int = 1,
 ) -> Comparison:
     """Compare two models on the items asked until the verdict was known; `stopping` says where that was.
 
     Verdict, p values and bounds are valid although the data determined when to stop; McNemar's test (None) is not.
+    family_size: as in `EarlyStop`; verdict and bounds are at alpha whatever it is.
     Raises DataError if scores are missing that the stopping rule still needs.
     """
     signal = signal_after(order, dense, chance=chance, alpha=alpha, score_range=score_range) or False
-    rule = EarlyStop(order, margin=margin, alpha=alpha, chance=chance, signal=signal, score_range=score_range)
+    settings = {"margin": margin, "alpha": alpha, "chance": chance}
+    rule = EarlyStop(order, **settings, signal=signal, score_range=score_range, family_size=family_size)
     asked: list[str] = []
     while rule.batch is not None:
         asked += rule.batch

@@ -20,7 +20,7 @@ from llmkick.study.results.axes import summaries_of, variant_rows
 from llmkick.study.results.comparisons import cell_results, compare_all, overall_by_recipe
 from llmkick.study.results.judge_summary import JudgeSummary, MissingJudgements
 from llmkick.study.results.missing_judgements import missing_judgements, warnings_of_missing
-from llmkick.study.results.multiplicity import agreement, correction_note, families
+from llmkick.study.results.multiplicity import agreement, correction_note, families, family_size
 from llmkick.study.results.noise_floor import HALF_PRECISIONS, RecordedAnswer, describe_noise, noise_of_choices
 from llmkick.study.results.overlap import OverlapRow, overlap_warnings
 from llmkick.study.results.records import (
@@ -95,6 +95,7 @@ class _Conclusion:
                 margin=study.margin,
                 alpha=study.alpha,
                 orders=self.context.orders,
+                family_size=family_size(study.labels(), study.correction),
                 same_weights=self.context.left_the_weights,
             )
         missing = missing_judgements(records, tasks, study.labels(), alpha=study.alpha)
