@@ -51,11 +51,7 @@ def compare_stopped(
     signal = signal_after(order, dense, chance=chance, alpha=alpha, score_range=score_range) or False
     settings = {"margin": margin, "alpha": alpha, "chance": chance}
     rule = EarlyStop(order, **settings, signal=signal, score_range=score_range, family_size=family_size)
-    asked: list[str] = []
-    while rule.batch is not None:
-        asked += rule.batch
-        rule.feed(dense, compressed)
-    state = rule.state
+    asked, state = _fed(rule, dense, compressed)
     fixed = compare(
         {item: dense[item] for item in asked},
         {item: compressed[item] for item in asked},
@@ -90,6 +86,15 @@ def compare_stopped(
         notes=(*_kept_notes(fixed), *reasons, *_stopping_notes(state)),
         stopping=state,
     )
+
+
+def _fed(rule: EarlyStop, dense: Scores, compressed: Scores) -> tuple[list[str], Stopping]:
+    """The items that a rule asks, and its state after the last of them."""
+    asked: list[str] = []
+    while rule.batch is not None:
+        asked += rule.batch
+        rule.feed(dense, compressed)
+    return asked, rule.state
 
 
 def _without_signal(fixed: Comparison, state: Stopping, dense: Scores, *, could: bool) -> Comparison:
