@@ -125,7 +125,7 @@ MAY_IMPORT = {
 # A module that stands above folders beside it, which may not import it in turn.
 ABOVE = {"llmkick.models.transformers_model": {"models.engine"}}
 # These see everything, and nothing below may see them.
-TOP = {"cli", "extend", "__init__", "__main__"}
+TOP = {"cli", "exit_codes", "extend", "__init__", "__main__"}
 # Folders with modules of their own, inside the packages.
 FOLDERS = {
     ".".join(path.parent.relative_to(SOURCE).parts) for path in SOURCE.rglob("__init__.py") if path.parent != SOURCE

@@ -157,6 +157,74 @@ def test_an_error_while_a_reference_is_stored_is_no_verdict_either(
     assert "in broken" in capsys.readouterr().err
 
 
+# A gate of which only the printing is real: its verdict is that a model loses.
+GATE_THAT_RAN = """
+import sys
+from pathlib import Path
+from llmkick.cli import gate, main
+from llmkick.gate.result import GateResult
+
+gate._run = lambda *_, **__: GateResult(
+    name="n", outcome="loses", exit_code=1, candidate="c", reference="r", folder=Path("run"), warnings=("w",)
+)
+main()
+"""
+MODULE = ("-m", "llmkick", "gate")
+
+
+@pytest.mark.parametrize(
+    ("program", "options", "out", "err", "code"),
+    [
+        (MODULE, ["nope.toml", "--json"], "full", "", 3),
+        (MODULE, ["nope.toml", "--json"], "left", "", 3),
+        (MODULE, ["nope.toml"], "", "full", 3),
+        (MODULE, ["--bogus"], "", "left", 3),
+        (("-c", GATE_THAT_RAN, "gate"), ["--json"], "full", "", 3),
+        (("-c", GATE_THAT_RAN, "gate"), ["--json"], "left", "", 1),
+        (("-c", GATE_THAT_RAN, "gate"), [], "left", "", 1),
+    ],
+)
+def test_output_that_cannot_be_written_is_no_verdict(
+    tmp_path: Path, program: tuple[str, ...], options: list[str], out: str, err: str, code: int
+):
+    """Where the reader of a pipe has left, the code is that of the verdict, which is in the files."""
+
+    def opened(kind: str) -> int:
+        if kind == "left":
+            reader, writer = os.pipe()
+            os.close(reader)
+            return writer
+        return os.open({"full": "/dev/full", "": os.devnull}[kind], os.O_WRONLY)
+
+    if "full" in (out, err) and not Path("/dev/full").exists():
+        pytest.skip("no device that is always full")
+    streams = [opened(out), opened(err)]
+    try:
+        command = [sys.executable, *program, *options]
+        assert subprocess.run(command, stdout=streams[0], stderr=streams[1], timeout=60, check=False).returncode == code
+    finally:
+        for stream in streams:
+            os.close(stream)
+
+
+@pytest.mark.parametrize(("command", "code"), [("gate", 3), ("run", 1)])
+def test_a_command_line_that_cannot_be_imported_is_no_verdict(command: str, code: int):
+    program = "import sys; sys.modules['typer'] = None; from llmkick.__main__ import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", program, command, "--json"], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == code
+    assert "import of typer halted" in done.stderr
+
+
+@pytest.mark.parametrize("rank", ["0", "1", "one"])
+def test_a_gate_that_torchrun_started_is_no_verdict(kick: Kick, monkeypatch: pytest.MonkeyPatch, rank: str):
+    for name, value in {"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "2", "RANK": rank, "LOCAL_RANK": rank}.items():
+        monkeypatch.setenv(name, value)
+    assert kick("gate", "gate.toml").code == 3
+    assert kick("tasks").code == 2
+
+
 @pytest.mark.parametrize("option", ["--model", "--reference"])
 @pytest.mark.parametrize("address", ["https://me:SECRET@host/v1", "https://host/v1?api_key=SECRET"])
 def test_a_key_in_an_address_is_refused_and_shown_nowhere(kick: Kick, toy: Path, option: str, address: str):

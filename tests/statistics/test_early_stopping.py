@@ -177,6 +177,33 @@ class TestStop:
         assert found.stopping.decided_after == test.decided_after
 
 
+class TestFamilies:
+    def test_a_match_goes_on_until_it_passes_a_correction_and_a_loss_does_not(self) -> None:
+        dense, same = drawn(4000, 0.0)
+        _, lossy = drawn(4000, 0.5)
+        one, of_many = (compare_stopped(alone(4000), dense, same, family_size=size) for size in (1, 20))
+        assert one.stopping is not None
+        assert of_many.stopping is not None
+        assert (one.verdict, of_many.verdict) == ("matching", "matching")
+        assert 0.05 / 20 < (one.p_matching or 0) < 0.05
+        assert (of_many.p_matching or 1) < 0.05 / 20
+        assert one.stopping.items < of_many.stopping.items < 4000
+        # The bets are those of a test at 0.3 · 0.05 / 20.
+        test = SequentialTest(alpha=0.015 / 20)
+        asked = alone(4000).ids[: of_many.stopping.items]
+        state = test.update([dense[item] for item in asked], [same[item] for item in asked])  # type: ignore[misc]
+        assert of_many.stopping.decided_after == state.decided_after
+        assert compare_stopped(alone(4000), dense, lossy, family_size=20) == compare_stopped(alone(4000), dense, lossy)
+
+    def test_the_verdict_is_at_alpha_where_the_items_run_out(self) -> None:
+        dense, same = drawn(330, 0.0)
+        found = compare_stopped(alone(330), dense, same, family_size=1000)
+        assert found.stopping is not None
+        assert 0.05 / 1000 < (found.p_matching or 0) < 0.05
+        assert (found.verdict, found.stopping.stopped, found.n) == ("matching", False, 330)
+        assert (found.interval or (0, 1))[1] < 0.05
+
+
 class TestUnscored:
     def test_few_of_them_do_not_change_a_clear_verdict(self) -> None:
         dense, compressed = drawn(2000, 0.5)

@@ -53,6 +53,13 @@ def test_a_loss_at_the_margin_is_never_decided_and_larger_ones_sooner():
     assert items_until_decided(0.12, 0.3, stop) > needed[1]
 
 
+def test_a_match_that_is_to_pass_a_correction_takes_longer_and_a_loss_does_not():
+    alone, of_six = StopSettings(), StopSettings(family_size=6)
+    assert items_until_decided(0.0, 0.6, of_six) == items_until_decided(0.0, 0.6, StopSettings(alpha=0.05 / 6))
+    assert items_until_decided(0.0, 0.6, of_six) > items_until_decided(0.0, 0.6, alone)
+    assert items_until_decided(0.2, 0.6, of_six) == items_until_decided(0.2, 0.6, alone)
+
+
 def test_the_expected_rise_follows_level_method_and_size():
     def rises(*recipes: str, parameters: int = PARAMETERS) -> list[float]:
         return [expected_rise(parse_recipe(recipe), parameters) for recipe in recipes]

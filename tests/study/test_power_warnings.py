@@ -56,6 +56,15 @@ def test_too_few_to_call_anything_matching():
     assert 380 <= int(needed[1].replace(",", "")) <= 560
 
 
+def test_a_match_that_is_to_pass_a_correction_needs_more_items():
+    judged = task("some", 500)
+    assert told(judged) == []
+    (line,) = warn_of_low_power([judged], seeds=1, margin=0.05, alpha=0.05, family_size=12)
+    truth = simulated_power(design_of(*judged, seeds=1), alpha=0.05 / 12, seed=7)
+    assert power_in(line, "some") == pytest.approx(truth, abs=0.09)
+    assert "at the alpha of 0.0042 at which a match passes the correction" in line
+
+
 def test_the_design_counts():
     """The same items tell less in few clusters, with several seeds, where guessing scores; strata cost nothing."""
     (alone,) = told(task("items", 200))

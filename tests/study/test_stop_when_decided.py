@@ -30,6 +30,7 @@ from llmkick.study.journal.journal import Journal
 from llmkick.study.levels import level_text
 from llmkick.study.progress import Silent
 from llmkick.study.results.from_journal import partial_result
+from llmkick.study.results.multiplicity import family_size
 from llmkick.study.results.results import RESULTS_FILE
 from llmkick.study.run import run_study
 from llmkick.study.running import evaluation as evaluation_module
@@ -148,6 +149,35 @@ def test_each_recipe_stops_where_it_is_decided(toy: Path, answers: MadeUp, tmp_p
     # Perplexity has no verdict to wait for.
     rows = {(row["recipe"], row["task"]): row["n"] for row in content(tmp_path)["results"]}
     assert all(rows[recipe, "perplexity"] == 2 for recipe in ("dense", *found))
+
+
+@pytest.mark.parametrize("correction", ["holm", "fixed sequence"])
+def test_with_a_correction_a_match_is_asked_until_it_passes(
+    toy: Path, answers: MadeUp, tmp_path: Path, correction: str
+):
+    recipes = ["magnitude@0.1", "magnitude@0.2", "wanda@0.1", "magnitude@0.9"]
+    tasks = [{"name": "factoid_qa", "limit": 480}]
+    run_study(study_of(toy, recipes=recipes, tasks=tasks), out=tmp_path / "alone")
+    study = study_of(toy, recipes=recipes, tasks=tasks, correction=correction)
+    found = run_study(study, out=tmp_path / "together")
+    alone, together = of_facts(tmp_path / "alone"), of_facts(tmp_path / "together")
+    family = family_size(recipes, correction)
+    assert family == (4 if correction == "holm" else 2)
+    for recipe in recipes[:3]:
+        assert together[recipe]["verdict"] == "matching"
+        assert together[recipe]["p_matching"] < 0.05 / family
+        assert together[recipe]["alpha"] == 0.05
+        assert together[recipe]["n"] >= alone[recipe]["n"]
+    assert sum(row["n"] for row in together.values()) > sum(row["n"] for row in alone.values())
+    assert together["magnitude@0.9"] == alone["magnitude@0.9"], "a loss is shown as soon as without a correction"
+    (facts,) = [one for one in found.families if one["scope"] == "factoid_qa"]
+    assert [row["recipe"] for row in facts["recipes"] if row["matching"]] == recipes[:3]
+    # The journal alone and a second command agree on where the cells ended.
+    with contextlib.closing(Journal(tmp_path / "together", read_only=True)) as journal:
+        assert partial_result(journal, tmp_path / "together").comparisons == found.comparisons
+    answers.asked.clear()
+    run_study(study, out=tmp_path / "together")
+    assert not answers.asked
 
 
 def test_the_dense_records_are_made_once_and_in_the_same_batches(toy: Path, answers: MadeUp, tmp_path: Path):

@@ -5,14 +5,16 @@ from __future__ import annotations
 import errno
 import io
 import sys
+import traceback
 from collections.abc import Sequence
 from typing import NoReturn
 
 import typer
 
 from llmkick.cli.common import app, err, out
-from llmkick.cli.exit_codes import EXIT_ERROR, EXIT_INTERRUPTED, exit_code
+from llmkick.cli.streams import drop_unwritable, print_error, unwritable_ignored
 from llmkick.errors import KickError, plain_message
+from llmkick.exit_codes import EXIT_ERROR, EXIT_INTERRUPTED, GATE, command_of, exit_code, failure
 
 # isort: off
 # Imported for the commands they define, in the order of `kick --help`.
@@ -36,40 +38,51 @@ def main() -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that lacks "·" must not end a run of hours
+    words = sys.argv[1:]
+    code = _exit_code(words)
+    if drop_unwritable() and not code:
+        code = failure(EXIT_ERROR, command_of(words))
+    sys.exit(code)
+
+
+def _exit_code(words: Sequence[str]) -> int:
+    command = command_of(words)
     try:
         code = app(standalone_mode=False)
         # typer returns the exit code of Ctrl-C and of --help in its newer versions and raises in its older ones.
         if code == EXIT_INTERRUPTED:
             raise KeyboardInterrupt
-        sys.exit(code or 0)
+        return code or 0
     except typer.Exit as stop:
-        sys.exit(stop.exit_code)
+        return stop.exit_code
     except KickError as error:
-        _print_error(error)
-        sys.exit(exit_code(error))
+        print_error(error)
+        return exit_code(error, command)
     except (KeyboardInterrupt, typer.Abort):
-        goes_on = "; run the same command again to go on where it was" if _goes_on(sys.argv[1:]) else ""
-        err.print(f"stopped{goes_on}", markup=False)
-        sys.exit(EXIT_INTERRUPTED)
+        goes_on = "; run the same command again to go on where it was" if _goes_on(words) else ""
+        with unwritable_ignored():
+            err.print(f"stopped{goes_on}", markup=False)
+        return EXIT_INTERRUPTED
     except Exception as error:
         # The usage errors of click know how to show themselves.
         if hasattr(error, "show") and hasattr(error, "exit_code"):
             if hasattr(error, "message"):
                 error.message = plain_message(str(error.message))
-            error.show()
-            sys.exit(error.exit_code)
+            with unwritable_ignored():
+                error.show()
+            return failure(error.exit_code, command)
         if isinstance(error, OSError) and error.errno in DISK_ERRORS:
-            _print_error(error)
-            sys.exit(EXIT_ERROR)
-        raise
+            print_error(error)
+            return failure(EXIT_ERROR, command)
+        if command != GATE:
+            raise
+        with unwritable_ignored():
+            traceback.print_exc()
+        return failure(EXIT_ERROR, command)
 
 
 def _goes_on(words: Sequence[str]) -> bool:
     """Whether the same command line goes on with what was done: it keeps that in a folder which it finds again."""
-    command = next((word for word in words if not word.startswith("-")), "")
+    command = command_of(words)
     names_folder = any(word in ("-o", "--out") or word.startswith("--out=") for word in words)
-    return command in GO_ON or (command == "gate" and names_folder)
-
-
-def _print_error(error: Exception) -> None:
-    err.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+    return command in GO_ON or (command == GATE and names_folder)

@@ -59,7 +59,7 @@ def kick(
     ] = False,
 ) -> None:
     """Parse the options that stand before the name of a command."""
-    with speaking(number("LOCAL_RANK") == 0):
+    with speaking(number("LOCAL_RANK") == 0, context.invoked_subcommand):
         refuse_several(context.invoked_subcommand)
 
 

@@ -16,19 +16,19 @@ from typer.core import TyperCommand
 from llmkick.cli.advice import words_of
 from llmkick.cli.common import STUDIES, app, check_file_target, err, out, print_line, print_notes
 from llmkick.cli.options import OUTPUT, STUDY, Json, Quiet
+from llmkick.cli.streams import drop_unwritable, print_error, unwritable_ignored
 from llmkick.errors import ConfigError, KickError
+from llmkick.exit_codes import COULD_NOT_RUN
 
 if TYPE_CHECKING:
     from llmkick.gate.policy import GatePolicy
     from llmkick.gate.result import GateResult
 
-# The other codes are in `llmkick.gate.result`. Whatever else goes wrong must not look like a verdict.
-COULD_NOT_RUN = 3
 GITHUB_SUMMARY = "GITHUB_STEP_SUMMARY"
 
 
 class GateCommand(TyperCommand):
-    """A command whose usage errors have the exit code of a gate that could not run; theirs is that of "undecided"."""
+    """A command whose errors have the exit code of a gate that could not run, for theirs are those of verdicts."""
 
     def make_context(self, *arguments: Any, **options: Any) -> Any:
         """Parse the command line."""
@@ -38,6 +38,18 @@ class GateCommand(TyperCommand):
             if hasattr(error, "exit_code") and hasattr(error, "show"):  # a usage error of click or of typer's copy
                 error.exit_code = COULD_NOT_RUN
             raise
+        except SystemExit as stop:  # rich's, for the reader of the help who has left
+            raise typer.Exit(COULD_NOT_RUN) from stop
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command. Its exit code is that of the outcome, or COULD_NOT_RUN."""
+        try:
+            return super().invoke(ctx)
+        except (typer.Exit, typer.Abort):
+            raise
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - SystemExit: as above, for the progress
+            _show_unexpected(error)
+            _end(error)
 
 
 Overridden = Annotated[
@@ -117,7 +129,10 @@ def gate(
     except Exception as error:  # noqa: BLE001 - Python's exit code of an error is that of a shown loss
         result = _failed(error, policy, overrides)
     _write(result, junit, summary)
-    _print(result, as_json=as_json)
+    try:
+        _print(result, as_json=as_json)
+    except (BrokenPipeError, SystemExit):  # the reader has left; the verdict is in the files
+        drop_unwritable()
     raise typer.Exit(result.exit_code)
 
 
@@ -142,8 +157,9 @@ def _store(path: Path, overrides: Mapping[str, object], target: Path, *, refresh
     print_line(f"{asked:,} new answers: {target}")
 
 
-def _end(error: Exception) -> NoReturn:
-    err.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+def _end(error: BaseException) -> NoReturn:
+    if str(error):
+        print_error(error)
     raise typer.Exit(COULD_NOT_RUN) from error
 
 
@@ -174,9 +190,10 @@ def _failed(error: Exception, path: Path, overrides: Mapping[str, object]) -> Ga
     return failed_gate(error, name=path.stem, candidate=names["model"], reference=names["reference"])
 
 
-def _show_unexpected(error: Exception) -> None:
-    if not isinstance(error, KickError | OSError):
-        traceback.print_exc()
+def _show_unexpected(error: BaseException) -> None:
+    if not isinstance(error, KickError | OSError | SystemExit):
+        with unwritable_ignored():
+            traceback.print_exc()
 
 
 def _without_secrets(reference: str) -> str:
@@ -216,7 +233,7 @@ def _print(result: GateResult, *, as_json: bool) -> None:
         typer.echo(result.model_dump_json(indent=1))
         return
     if result.error is not None:
-        err.print(f"error: {result.error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        print_error(result.error)
         return
     print_notes(result.warnings)
     for line in str(result).splitlines():

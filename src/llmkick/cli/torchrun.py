@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 import typer
 
-from llmkick.cli.exit_codes import exit_code
 from llmkick.errors import ConfigError, KickError
+from llmkick.exit_codes import exit_code
 
 SHARED_COMMANDS = ("compress",)
 
@@ -37,8 +37,11 @@ def refuse_several(command: str | None) -> None:
 
 
 @contextlib.contextmanager
-def speaking(speaks: bool) -> Iterator[None]:
-    """In a process that does not speak, warnings are dropped and an error is an exit code: another one tells it."""
+def speaking(speaks: bool, command: str | None = None) -> Iterator[None]:
+    """In a process that does not speak, warnings are dropped and an error is an exit code: another one tells it.
+
+    command: the one that runs, whose exit codes may be its own.
+    """
     if speaks:
         yield
         return
@@ -47,4 +50,4 @@ def speaking(speaks: bool) -> Iterator[None]:
             warnings.simplefilter("ignore")
             yield
     except KickError as error:
-        raise typer.Exit(exit_code(error)) from error
+        raise typer.Exit(exit_code(error, command)) from error

@@ -40,19 +40,18 @@ def compare_stopped(
     seeds: Sequence[int] | None = None,
     same_model: bool | None = None,
     score_range: Range = (0.0, 1.0),
+    family_size: int = 1,
 ) -> Comparison:
     """Compare two models on the items asked until the verdict was known; `stopping` says where that was.
 
     Verdict, p values and bounds are valid although the data determined when to stop; McNemar's test (None) is not.
+    family_size: as in `EarlyStop`; verdict and bounds are at alpha whatever it is.
     Raises DataError if scores are missing that the stopping rule still needs.
     """
     signal = signal_after(order, dense, chance=chance, alpha=alpha, score_range=score_range) or False
-    rule = EarlyStop(order, margin=margin, alpha=alpha, chance=chance, signal=signal, score_range=score_range)
-    asked: list[str] = []
-    while rule.batch is not None:
-        asked += rule.batch
-        rule.feed(dense, compressed)
-    state = rule.state
+    settings = {"margin": margin, "alpha": alpha, "chance": chance}
+    rule = EarlyStop(order, **settings, signal=signal, score_range=score_range, family_size=family_size)
+    asked, state = _fed(rule, dense, compressed)
     fixed = compare(
         {item: dense[item] for item in asked},
         {item: compressed[item] for item in asked},
@@ -87,6 +86,15 @@ def compare_stopped(
         notes=(*_kept_notes(fixed), *reasons, *_stopping_notes(state)),
         stopping=state,
     )
+
+
+def _fed(rule: EarlyStop, dense: Scores, compressed: Scores) -> tuple[list[str], Stopping]:
+    """The items that a rule asks, and its state after the last of them."""
+    asked: list[str] = []
+    while rule.batch is not None:
+        asked += rule.batch
+        rule.feed(dense, compressed)
+    return asked, rule.state
 
 
 def _without_signal(fixed: Comparison, state: Stopping, dense: Scores, *, could: bool) -> Comparison:

@@ -123,7 +123,8 @@ class EarlyStop:
 
     An unscored item counts at its worst against "matching" and at its best against "not matching", so the decision
     holds whatever its score would have been. If the items run out undecided, and the scored items alone would decide,
-    the outcome is "incomplete".
+    the outcome is "incomplete". With `family_size` claims of a match that are corrected together, a match ends the bets
+    at alpha / family_size, where it passes Holm whatever the others do; outcomes are at alpha.
     """
 
     def __init__(
@@ -135,22 +136,23 @@ class EarlyStop:
         chance: float = 0.0,
         signal: bool = True,
         score_range: Range = (0.0, 1.0),
+        family_size: int = 1,
     ) -> None:
         self._order, self._signal, self._range = order, signal, score_range
         self._margin, self._alpha, self._chance = margin, alpha, chance
         self._clusters = len(set(order.clusters.values()))
         low, high = score_range
         # The scores that replace those of an unscored item: (dense, compressed); None leaves the item out.
-        self._worst = _Side(self._new_test(), (high, low))
-        self._best = _Side(self._new_test(), (low, high))
-        self._scored = _Side(self._new_test(), None)
+        self._worst = _Side(self._new_test(alpha / family_size), (high, low))
+        self._best = _Side(self._new_test(alpha), (low, high))
+        self._scored = _Side(self._new_test(alpha), None)
         self._next, self._items, self._unscored = 0, 0, 0
         self.state = self._judge()
 
-    def _new_test(self) -> SequentialTest:
+    def _new_test(self, alpha: float) -> SequentialTest:
         return SequentialTest(
             margin=self._margin,
-            alpha=BETS_SHARE * self._alpha,
+            alpha=BETS_SHARE * alpha,
             chance=self._chance,
             score_range=self._range,
             largest_cluster=self._order.largest_cluster,
@@ -223,12 +225,14 @@ def stopping_after(
     alpha: float = 0.05,
     chance: float = 0.0,
     score_range: Range = (0.0, 1.0),
+    family_size: int = 1,
 ) -> Stopping | None:
     """Where the stopping rule ended with these scores, or where the items ran out; None while it needs more."""
     signal = signal_after(order, dense, chance=chance, alpha=alpha, score_range=score_range)
     if signal is None:
         return None
-    rule = EarlyStop(order, margin=margin, alpha=alpha, chance=chance, signal=signal, score_range=score_range)
+    settings = {"margin": margin, "alpha": alpha, "chance": chance}
+    rule = EarlyStop(order, **settings, signal=signal, score_range=score_range, family_size=family_size)
     while rule.batch is not None:
         if not all(item in dense and item in compressed for item in rule.batch):
             return None

@@ -41,12 +41,14 @@ class StopSettings:
     """The early stopping rule of a cell: the margin, the error rate, the chance level, and the items of a bet.
 
     bet_items: the mean size of the clusters that are asked and bet on as a whole, 1 without clusters.
+    family_size: of the claims of a match that are corrected together, by which the alpha of a match is divided.
     """
 
     margin: float = 0.05
     alpha: float = 0.05
     chance: float = 0.0
     bet_items: float = 1.0
+    family_size: int = 1
 
 
 def expected_rise(recipe: Recipe, parameters: int) -> float:
@@ -86,7 +88,8 @@ def items_until_decided(loss: float, accuracy: float, stop: StopSettings, *, var
     gains = np.log1p(np.outer(STAKES / largest, np.clip(values, -largest, None))) @ weights
     if gains.max() <= 0:
         return math.inf
-    bets = (SPREAD_COST - math.log(BETS_SHARE * stop.alpha)) / float(gains.max())
+    alpha = stop.alpha / stop.family_size if loss < stop.margin else stop.alpha
+    bets = (SPREAD_COST - math.log(BETS_SHARE * alpha)) / float(gains.max())
     items = bets * stop.bet_items
     return max(LOOK_ITEMS, items + (LOOK_ITEMS if items < LATER_BY else LATER_LOOK_ITEMS) / 2)
 

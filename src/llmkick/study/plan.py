@@ -24,6 +24,7 @@ from llmkick.study.judging.questions import Estimate, estimate
 from llmkick.study.model_speed import machine_speed
 from llmkick.study.power_warnings import calibrated_seeds, warn_of_easy_questions, warn_of_low_power
 from llmkick.study.request_tokens import request_tokens
+from llmkick.study.results.multiplicity import family_size
 from llmkick.study.results.records import CONTROL_METRICS
 from llmkick.study.results.warnings import uncalibrated
 from llmkick.study.spec.axes import CalibrationSetting
@@ -161,7 +162,10 @@ def _warnings(tasks: Sequence[Task], study: Study) -> list[str]:
         if task.metric not in CONTROL_METRICS:
             with contextlib.suppress(KickError):  # no local data: `_plan_task` reports the task as unknown
                 judged.append((task, task.items()))
-    return warn_of_low_power(judged, seeds=calibrated_seeds(study), margin=study.margin, alpha=study.alpha)
+    family = family_size(study.labels(), study.correction)
+    return warn_of_low_power(
+        judged, seeds=calibrated_seeds(study), margin=study.margin, alpha=study.alpha, family_size=family
+    )
 
 
 def _runs(recipe: Recipe, study: Study) -> int:

@@ -31,16 +31,20 @@ def warn_of_low_power(
     margin: float,
     alpha: float,
     searched_levels: int | None = None,
+    family_size: int = 1,
 ) -> list[str]:
     """Return warnings about tasks whose items never or rarely give a verdict.
 
     `judged` holds every task that has a verdict with its items, `seeds` is the number of calibration seeds.
     searched_levels: the levels of a search, which confirms a match at an alpha that allows for its looks.
+    family_size: of the claims of a match that are corrected together: a match passes at alpha / family_size.
     """
     searching = ""
     if searched_levels is not None:
         alpha /= looks(searched_levels)
         searching = f", at the alpha of {alpha:.2g} of a search's second look"
+    elif family_size > 1:
+        searching = f", at the alpha of {alpha / family_size:.2g} at which a match passes the correction"
     designs = {task.name: design_of(task, items, seeds) for task, items in judged if items}
     if not designs:
         return []
@@ -49,7 +53,7 @@ def warn_of_low_power(
         reasons = "; ".join(f"{name}: {reason}" for name, reason in hopeless.items())
         return [f"this study cannot decide anything: {reasons}"]
     warnings = [f"{name} cannot be decided: {reason}" for name, reason in hopeless.items() if reason]
-    few = [_few(name, design, margin, alpha) for name, design in designs.items() if not hopeless[name]]
+    few = [_few(name, design, margin, alpha, family_size) for name, design in designs.items() if not hopeless[name]]
     if any(few):
         warnings.append(
             f"too few items to call a model that lost nothing matching in most runs, even at a dense score of "
@@ -100,9 +104,9 @@ def design_of(task: Task, items: Sequence[Item], seeds: int) -> Design:
     )
 
 
-def _few(name: str, design: Design, margin: float, alpha: float) -> str:
+def _few(name: str, design: Design, margin: float, alpha: float, family_size: int) -> str:
     """What the items of a task can show, or an empty string if a model without a loss usually matches."""
-    ability = _ability(design, margin, alpha, _DRAWS, _SEARCH_DRAWS)
+    ability = _ability(design, margin, alpha, family_size, _DRAWS, _SEARCH_DRAWS)
     if ability is None:
         return ""
     power, smallest, needed = ability
@@ -113,17 +117,18 @@ def _few(name: str, design: Design, margin: float, alpha: float) -> str:
 
 @functools.lru_cache(maxsize=64)
 def _ability(
-    design: Design, margin: float, alpha: float, draws: int, search_draws: int
+    design: Design, margin: float, alpha: float, family_size: int, draws: int, search_draws: int
 ) -> tuple[float, float | None, int | None] | None:
     """Power, smallest loss that shows, items that suffice; None if a model without a loss usually matches.
 
     A process that prepares several studies of the same design simulates it once.
     """
-    power = simulated_power(design, margin=margin, alpha=alpha, draws=draws)
+    of_a_match = alpha / family_size  # a loss is shown at alpha
+    power = simulated_power(design, margin=margin, alpha=of_a_match, draws=draws)
     if power >= LEAST_POWER:
         return None
     smallest = detectable_loss(design, margin=margin, alpha=alpha, draws=search_draws)
-    return power, smallest, items_for_power(design, margin=margin, alpha=alpha, draws=search_draws)
+    return power, smallest, items_for_power(design, margin=margin, alpha=of_a_match, draws=search_draws)
 
 
 def _hopeless(design: Design, margin: float, alpha: float) -> str:

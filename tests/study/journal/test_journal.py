@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import runpy
 import sqlite3
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from llmkick.study.journal import database
 from llmkick.study.journal.database import JOURNAL_FILE
 from llmkick.study.journal.journal import Journal
 from llmkick.study.journal.notes import Notes
+from llmkick.study.journal.recovery import recover_journal
 from llmkick.study.results.records import Artifact
 from llmkick.tasks.task import Item, Record
 
@@ -312,6 +315,67 @@ def test_any_folder_name_will_do(tmp_path: Path, name: str):
     reader = Journal(folder, read_only=True)
     assert reader.done("key") == {"item-0"}
     reader.close()
+
+
+@contextlib.contextmanager
+def unwritable(folder: Path) -> Iterator[None]:
+    """A folder of somebody else, who lets us read it. Root, who may write anywhere, is nobody meanwhile."""
+    for path in (folder, *folder.iterdir()):
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    us = os.geteuid()
+    try:
+        if us == 0:
+            os.seteuid(65534)
+        yield
+    finally:
+        if us == 0:
+            os.seteuid(us)
+        folder.chmod(0o755)
+
+
+@pytest.fixture
+def of_others() -> Iterator[Path]:
+    """A folder that all may enter, unlike those of pytest."""
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="no users")
+@pytest.mark.parametrize("ended", [True, False])
+def test_a_folder_that_is_not_writable_can_be_read(of_others: Path, ended: bool):
+    """Also with records in the -wal file of a run that was killed; nothing is left of their copy."""
+    writer = Journal(of_others)
+    add(writer, [record(0)])
+    if ended:
+        writer.close()
+    else:
+        killed = {path.name: path.read_bytes() for path in of_others.iterdir() if not path.name.endswith("-shm")}
+        writer.close()
+        for name, content in killed.items():
+            (of_others / name).write_bytes(content)
+    names = {path.name for path in of_others.iterdir()}
+    assert names == {JOURNAL_FILE} if ended else f"{JOURNAL_FILE}-wal" in names
+    with unwritable(of_others):
+        with pytest.raises(OSError, match="denied"):
+            (of_others / "new").touch()
+        with contextlib.closing(Journal(of_others, read_only=True)) as reader:
+            assert reader.done("key") == {"item-0"}
+            (copied,) = reader.connection.execute("PRAGMA database_list").fetchall()
+    assert {path.name for path in of_others.iterdir()} == names
+    assert (Path(copied[2]).parent == of_others.resolve()) == ended
+    assert ended or not Path(copied[2]).exists()
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="no users")
+def test_a_journal_of_others_is_recovered(of_others: Path):
+    writer = Journal(of_others)
+    add(writer, [record(number) for number in range(4)])
+    writer.close()
+    with unwritable(of_others), tempfile.TemporaryDirectory() as target:
+        recover_journal(of_others, Path(target))
+        with contextlib.closing(Journal(Path(target), read_only=True)) as recovered:
+            assert recovered.done("key") == {f"item-{number}" for number in range(4)}
 
 
 # What a compression leaves

@@ -300,11 +300,27 @@ def test_a_budget_stops_and_a_larger_one_goes_on(toy: Path, folder: Path):
     with answering(fair) as endpoint:
         result = judged(toy, endpoint, folder, budget=1, concurrency=1)
         assert count(folder, "judgements") == 1
-        assert any(OVER_BUDGET in warning for warning in result.warnings)
+        (missing,) = [warning for warning in result.warnings if OVER_BUDGET in warning]
+        assert missing.endswith("; raise judge.budget, and the same command asks for them")
+        again = judged(toy, endpoint, folder, budget=1, concurrency=1)
+        assert count(folder, "judgements") == 1, "the budget is for all commands"
+        assert missing in again.warnings
         result = judged(toy, endpoint, folder, budget=10**6)
     assert not any("missing" in warning for warning in result.warnings)
     assert result.judge is not None
     assert count(folder, "judgements") == result.judge["judgements"] > 1
+
+
+def test_another_judge_has_a_budget_of_its_own(toy: Path, folder: Path):
+    """What the first one was paid, more than the budget, is not counted."""
+    with answering(fair) as endpoint:
+        first = judged(toy, endpoint, folder).judge
+        assert first is not None
+        paid = count(folder, "judgements")
+        spent = int(first["prompt_tokens"]) + int(first["completion_tokens"])
+        result = judged(toy, endpoint, folder, temperature=0.5, budget=spent, concurrency=1)
+    assert not any("missing" in warning for warning in result.warnings)
+    assert count(folder, "judgements") == 2 * paid
 
 
 def test_another_judge_later_replaces_the_first(toy: Path, folder: Path):

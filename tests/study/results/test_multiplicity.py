@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from llmkick.statistics import Comparison, compare, compare_perplexity, holm
-from llmkick.study.results.multiplicity import ALL_TASKS, agreement, correction_note, families
+from llmkick.statistics import Comparison, compare, compare_perplexity, compare_stopped, holm, order_items
+from llmkick.study.results.multiplicity import ALL_TASKS, agreement, correction_note, families, family_size
 from llmkick.study.results.records import Family
 
 RECIPES = ["wanda@0.1", "wanda@0.3", "wanda@0.5", "rtn@8b", "rtn@4b"]
@@ -91,6 +92,42 @@ def test_perplexity_and_no_correction_make_no_family():
     text = compare_perplexity([1.0, 2.0, 3.0], [1.1, 2.1, 3.1], recipe="rtn@8b", task="text")
     assert families([text], ["rtn@8b"], correction="holm", alpha=0.05) == []
     assert families([found("rtn@8b", "facts", 5)], ["rtn@8b"], correction="none", alpha=0.05) == []
+
+
+@pytest.mark.parametrize(("correction", "size"), [("none", 1), ("holm", 6), ("fixed sequence", 3)])
+def test_the_size_of_a_family(correction: str, size: int):
+    """In a sequence the methods share alpha; an external model is a method of its own."""
+    assert family_size([*RECIPES, "other"], correction) == size
+    assert family_size([], correction) == 1
+
+
+@pytest.mark.parametrize("correction", ["holm", "fixed sequence"])
+def test_recipes_that_stop_when_decided_can_pass_together(correction: str):
+    recipes = ["wanda@0.1", "wanda@0.2", "rtn@8b", "gptq@8b", "magnitude@0.1", "sparsegpt@0.1"]
+    rng, ids = np.random.default_rng(0), [f"q{index}" for index in range(4000)]
+    dense = dict(zip(ids, (rng.random(4000) < 0.7) * 1.0, strict=True))
+    # Each recipe loses nothing on average, and changes a few answers.
+    answers = {
+        recipe: {item: 1 - score if rng.random() < 0.01 else score for item, score in dense.items()}
+        for recipe in recipes
+    }
+
+    def passing(size: int) -> int:
+        comparisons = [
+            compare_stopped(order_items(ids), dense, answers[recipe], family_size=size, task="facts", recipe=recipe)
+            for recipe in recipes
+        ]
+        assert {one.verdict for one in comparisons} == {"matching"}
+        return sum(matching(families(comparisons, recipes, correction=correction, alpha=0.05), "facts").values())
+
+    assert passing(family_size(recipes, correction)) == len(recipes)
+    assert passing(1) <= 1
+
+
+def test_bets_that_rejected_both_claims_are_no_match():
+    both = replace(found("rtn@8b", "facts", 90), p_matching=0.04, p_not_matching=0.001)
+    assert both.verdict == "not matching"
+    assert matching(families([both], ["rtn@8b"], correction="holm", alpha=0.05), "facts") == {"rtn@8b": False}
 
 
 @pytest.mark.parametrize(

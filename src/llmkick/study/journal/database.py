@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import sqlite3
+import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -67,27 +69,24 @@ class JournalFile:
         self._owner = _owned(folder) if alone else None
         if read_only and not self.path.exists():
             raise DataError(f"{folder} holds no {JOURNAL_FILE}: it is not the folder of a run")
-        target = f"{self.path.resolve().as_uri()}?mode=ro" if read_only else str(self.path)
         with contextlib.ExitStack() as cleanup:
             cleanup.callback(self._disown)
             try:
-                self.connection = sqlite3.connect(
-                    target, uri=read_only, timeout=30, isolation_level=None, check_same_thread=False
-                )
-                cleanup.callback(self.connection.close)
-                if not read_only:
+                if read_only:
+                    self.connection = open_to_read(self.path, cleanup)
+                else:
+                    self.connection = _connected(str(self.path), cleanup, uri=False)
                     self.connection.execute("PRAGMA journal_mode=WAL")
                     self.connection.execute(f"PRAGMA synchronous={SYNCHRONOUS}")
                     self.connection.executescript(_TABLES)
                 self.connection.execute("SELECT 1 FROM meta")
             except sqlite3.DatabaseError as error:
                 raise DataError(f"{self.path} cannot be opened as a journal: {error}") from error
-            cleanup.pop_all()
+            self._cleanup = cleanup.pop_all()
 
     def close(self) -> None:
         """Close the file."""
-        self.connection.close()
-        self._disown()
+        self._cleanup.close()
 
     def _disown(self) -> None:
         if self._owner is not None and self._owner.is_locked:
@@ -131,6 +130,45 @@ class JournalFile:
             raise DataError(
                 f"{self.path} is damaged: {error}; restore it from a copy, or start again in an empty folder"
             ) from error
+
+
+def open_to_read(path: Path, cleanup: contextlib.ExitStack) -> sqlite3.Connection:
+    """Open the file of a journal and change nothing in its folder; `cleanup` closes it.
+
+    Nobody needs to be able to write there. A damaged file is opened too: its rows tell.
+    """
+    connection = _connected(f"{path.resolve().as_uri()}?mode=ro", cleanup)
+    try:
+        connection.execute("PRAGMA schema_version").fetchone()
+    except sqlite3.OperationalError as error:
+        # In WAL mode, SQLite makes a -shm file beside this one, or has to write to the one that is there.
+        if error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY):
+            connection.close()
+            return _connected(_uri_without_writing(path, cleanup), cleanup)
+    except sqlite3.DatabaseError:
+        pass
+    return connection
+
+
+def _uri_without_writing(path: Path, cleanup: contextlib.ExitStack) -> str:
+    """The address of a journal in a folder that is not writable, or of its copy in a folder that `cleanup` removes.
+
+    A run that did not end by itself has left records in the -wal file, which SQLite leaves out of an immutable file.
+    """
+    log = path.with_name(f"{path.name}-wal")
+    if not log.exists() or not log.stat().st_size:
+        return f"{path.resolve().as_uri()}?mode=ro&immutable=1"
+    folder = Path(cleanup.enter_context(tempfile.TemporaryDirectory(prefix="llmkick-")))
+    for file in (path, log):
+        shutil.copyfile(file, folder / file.name)
+    return f"{(folder / path.name).resolve().as_uri()}?mode=ro"
+
+
+def _connected(target: str, cleanup: contextlib.ExitStack, *, uri: bool = True) -> sqlite3.Connection:
+    """Connect to a file by its address, or by its path without `uri`; `cleanup` closes the connection."""
+    connection = sqlite3.connect(target, uri=uri, timeout=30, isolation_level=None, check_same_thread=False)
+    cleanup.callback(connection.close)
+    return connection
 
 
 def _owned(folder: Path) -> FileLock | None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from llmkick.errors import DataError
-from llmkick.study.journal.database import JOURNAL_FILE
+from llmkick.study.journal.database import JOURNAL_FILE, open_to_read
 from llmkick.study.journal.journal import Journal
 
 # Rows per read. Around a damaged page the number is halved down to SMALLEST, so that few intact rows are lost.
@@ -28,16 +29,13 @@ def recover_journal(folder: Path, target: Path) -> list[str]:
     path = folder / JOURNAL_FILE
     journal = Journal(target)  # creates the tables
     journal.close()
-    source = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, isolation_level=None)
-    source.text_factory = lambda raw: raw.decode("utf-8", errors="surrogateescape")
-    copy = sqlite3.connect(target / JOURNAL_FILE)
-    try:
+    with contextlib.ExitStack() as cleanup:
+        source = open_to_read(path, cleanup)
+        source.text_factory = lambda raw: raw.decode("utf-8", errors="surrogateescape")
+        copy = cleanup.enter_context(contextlib.closing(sqlite3.connect(target / JOURNAL_FILE)))
         lost: dict[str, str] = {}
         copied = {table: _copy_table(source, copy, table, lost) for table in _SOUND}
         copy.commit()
-    finally:
-        source.close()
-        copy.close()
     if not (copied["records"] or copied["items"]):
         raise DataError(
             f"{path} is damaged and nothing of it can be read ({lost.get('records', 'no records')}); "

@@ -34,7 +34,7 @@ from llmkick.study.results.judge_summary import JudgeSummary
 from llmkick.study.results.records import TaskSummary
 from llmkick.study.spec.sections import JudgeSpec
 from llmkick.tasks.data.reference_answers import read_reference_answers
-from llmkick.tasks.judge.clients import EndpointJudge, Judge, NoReply
+from llmkick.tasks.judge.clients import OVER_BUDGET, EndpointJudge, Judge, NoReply
 from llmkick.tasks.judge.local_judge import LocalJudge
 from llmkick.tasks.judge.prompts import PROMPT_VERSION, READING_VERSION, Judgeable
 from llmkick.tasks.registry import full_key
@@ -208,10 +208,12 @@ class Judging:
     def _ask(self, wanted: Mapping[str, PlacedQuestion], settings: Mapping[str, object]) -> None:
         """Write each reply to the journal at once; note the reason for each missing reply."""
         judgements = self.journal.judgements()
-        spent = sum(judgement.prompt_tokens + judgement.completion_tokens for judgement in judgements.values())
+        # A key is that of the judge with its settings: what an earlier judge was paid is not of this one's budget.
+        paid = [judgements[key] for key in wanted if key in judgements]
+        spent = sum(judgement.prompt_tokens + judgement.completion_tokens for judgement in paid)
         questions = [asked.question for asked in wanted.values()]
         self.observer.stage(f"judging with {self.spec.model}", len(wanted))
-        done = sum(key in judgements for key in wanted)
+        done = len(paid)
         self.observer.advance(done)
 
         def afford() -> bool:
@@ -267,7 +269,9 @@ class Judging:
         )
         reasons = Counter(self._failed.values())
         for reason, count in reasons.most_common(3):
-            self.warnings.append(f"{count} judgements are missing ({reason}); the same command asks for them again")
+            again = "the same command asks for them again"
+            remedy = "raise judge.budget, and the same command asks for them" if reason == OVER_BUDGET else again
+            self.warnings.append(f"{count} judgements are missing ({reason}); {remedy}")
         self.warnings += self.judge.notes
         for name, facts in by_task.items():
             self.warnings += [f"{name}{SUFFIX}: {line}" for line in doubts(facts)]

@@ -140,12 +140,13 @@ def compare_all(
     margin: float,
     alpha: float,
     orders: Mapping[str, ItemOrder] | None = None,
+    family_size: int = 1,
     same_weights: Callable[[str], bool] | None = None,
 ) -> list[AnyComparison]:
     """Compare every recipe with the dense model on every task, paired by item.
 
-    `orders` has the item order of each task with early stopping. `same_weights` tells whether a recipe left the
-    weights unchanged; it is called only if all scores are identical.
+    `orders` has the item order of each task with early stopping, whose cells ended by the rule for this `family_size`.
+    `same_weights` tells whether a recipe left the weights unchanged; it is called only if all scores are identical.
 
     Two perplexities are comparable only over the same windows. If a window has no score, there is no comparison, and
     `results` has the number of unscored windows. Verdicts whose missing judgements depend on the recipe are incomplete.
@@ -164,6 +165,7 @@ def compare_all(
                         dense,
                         cells,
                         order=(orders or {}).get(task.name),
+                        family_size=family_size,
                         same_weights=same_weights,
                         margin=margin,
                         alpha=alpha,
@@ -187,6 +189,7 @@ def compare_cell(
     cells: pd.DataFrame,
     *,
     order: ItemOrder | None,
+    family_size: int = 1,
     same_weights: Callable[[str], bool] | None,
     margin: float,
     alpha: float,
@@ -222,7 +225,10 @@ def compare_cell(
         )
         same_model = identical and same_weights(recipe)
     if order is not None:
-        return compare_stopped(order, dense_scores, only, chance=task.chance_level, same_model=same_model, **common)
+        chance = task.chance_level
+        return compare_stopped(
+            order, dense_scores, only, chance=chance, same_model=same_model, family_size=family_size, **common
+        )
     return compare(
         dense_scores,
         compressed,

@@ -33,6 +33,7 @@ def decided(
     *,
     margin: float,
     alpha: float,
+    family_size: int,
 ) -> list[CellEntry]:
     """The cells whose records are enough for their verdict; of the dense model, those that show if it has a signal."""
     chances = {task.name: task.chance_level for task in tasks}
@@ -48,7 +49,9 @@ def decided(
             is_known = signal_after(order, of_dense, chance=chance, alpha=alpha) is not None
         else:
             of_cell = scores.get(cell.run_key, {})
-            state = stopping_after(order, of_dense, of_cell, margin=margin, alpha=alpha, chance=chance)
+            state = stopping_after(
+                order, of_dense, of_cell, margin=margin, alpha=alpha, chance=chance, family_size=family_size
+            )
             is_known = state is not None
         if is_known:
             found.append(cell)

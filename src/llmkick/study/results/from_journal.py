@@ -19,6 +19,7 @@ from llmkick.study.journal.notes import Notes
 from llmkick.study.results.axes import variant_rows, with_axes
 from llmkick.study.results.comparisons import cell_results, compare_all, overall_by_recipe
 from llmkick.study.results.decided_cells import decided, item_orders
+from llmkick.study.results.multiplicity import family_size
 from llmkick.study.results.records import (
     AnyComparison,
     Artifact,
@@ -78,6 +79,7 @@ def _partial_result(journal: Journal, folder: Path) -> StudyResult:
         margin=study.margin,
         alpha=study.alpha,
         orders=orders,
+        family_size=family_size(study.labels(), study.correction),
         same_weights=_same_weights(journal, notes),
     )
     models, warnings = recovered_models(study.labels())[0], _missing(study, tasks, cells, items, complete)
@@ -120,7 +122,8 @@ def _complete(
     # A judge reads the answers of both models to every item, so what it judges is asked in full.
     in_full = study.judged_tasks()
     orders = item_orders(asked, [task for task in tasks if task.judge is None and task.name not in in_full])
-    known = decided(cells, records, tasks, orders, margin=study.margin, alpha=study.alpha)
+    family = family_size(study.labels(), study.correction)
+    known = decided(cells, records, tasks, orders, margin=study.margin, alpha=study.alpha, family_size=family)
     return [*complete, *(cell for cell in known if cell not in complete)], orders
 
 

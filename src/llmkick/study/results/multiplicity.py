@@ -53,11 +53,24 @@ def families(
     ]
 
 
+def family_size(recipes: Sequence[str], correction: str) -> int:
+    """Return by how much alpha has to be divided so that a match surely passes the correction.
+
+    Holm asks at most this of any p-value, of the smallest. In a fixed sequence only the methods share alpha, and the
+    milder recipes of a method have to pass first.
+    """
+    if correction == "holm":
+        return max(1, len(recipes))
+    return max(1, len(set(map(_method, recipes)))) if correction == "fixed sequence" else 1
+
+
 def _p(comparison: Comparison) -> float | None:
     """Return the p-value of the claim "matches", or None if the claim is not possible."""
     if comparison.verdict in ("no signal", "incomplete"):
         return None
     by_definition = comparison.verdict == "matching" and not (comparison.p_matching or 0.0) < comparison.alpha
+    if comparison.verdict == "not matching" and (comparison.p_matching or 0.0) < comparison.alpha:
+        return 1.0  # the bets of a cell that did not stop at its first match came to reject both claims
     return 0.0 if by_definition else comparison.p_matching
 
 

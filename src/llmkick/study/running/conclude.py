@@ -20,10 +20,11 @@ from llmkick.study.results.axes import summaries_of, variant_rows
 from llmkick.study.results.comparisons import cell_results, compare_all, overall_by_recipe
 from llmkick.study.results.judge_summary import JudgeSummary, MissingJudgements
 from llmkick.study.results.missing_judgements import missing_judgements, warnings_of_missing
-from llmkick.study.results.multiplicity import agreement, correction_note, families
+from llmkick.study.results.multiplicity import agreement, correction_note, families, family_size
 from llmkick.study.results.noise_floor import HALF_PRECISIONS, RecordedAnswer, describe_noise, noise_of_choices
 from llmkick.study.results.overlap import OverlapRow, overlap_warnings
 from llmkick.study.results.records import (
+    AnyComparison,
     ComparedModel,
     CompressionSummary,
     DenseModel,
@@ -87,16 +88,7 @@ class _Conclusion:
         variants = variant_rows(study)
         if self.context.judging is not None:
             tasks += self.context.judging.task_summaries()
-        with self.context.timed("statistics", "comparisons"):
-            comparisons = compare_all(
-                records,
-                tasks,
-                study.labels(),
-                margin=study.margin,
-                alpha=study.alpha,
-                orders=self.context.orders,
-                same_weights=self.context.left_the_weights,
-            )
+        comparisons = self._comparisons(records, tasks)
         missing = missing_judgements(records, tasks, study.labels(), alpha=study.alpha)
         recovered = self._recovered(records, tasks)
         journalled = self._compressions()
@@ -141,6 +133,20 @@ class _Conclusion:
             failures=tuple(FailedCell.model_validate(failure.as_row()) for failure in self.run.schedule.failures),
         )
         return self._written(result, records)
+
+    def _comparisons(self, records: pd.DataFrame, tasks: Sequence[TaskSummary]) -> list[AnyComparison]:
+        study = self.context.study
+        with self.context.timed("statistics", "comparisons"):
+            return compare_all(
+                records,
+                tasks,
+                study.labels(),
+                margin=study.margin,
+                alpha=study.alpha,
+                orders=self.context.orders,
+                family_size=family_size(study.labels(), study.correction),
+                same_weights=self.context.left_the_weights,
+            )
 
     def _written(self, result: StudyResult, records: pd.DataFrame) -> StudyResult:
         """Write the result with what it says about the claims of the paper."""

@@ -49,13 +49,17 @@ class Asked:
 
 @dataclass(frozen=True, kw_only=True)
 class StoppingRule:
-    """The early stopping rule of one task."""
+    """The early stopping rule of one task.
+
+    family_size: of the claims of a match that are corrected together, see `EarlyStop`.
+    """
 
     order: ItemOrder
     seed: int
     margin: float
     alpha: float
     chance: float
+    family_size: int = 1
 
     @property
     def key(self) -> dict[str, object]:
@@ -64,8 +68,11 @@ class StoppingRule:
         return {"looks": looks, "order": self.seed, "clusters": self.order.largest_cluster}
 
     def at(self, alpha: float) -> StoppingRule:
-        """The rule with another error rate; it asks the same batches, and more of them if alpha is smaller."""
-        return replace(self, alpha=alpha)
+        """The rule with another error rate, for one claim.
+
+        It asks the same batches, and more of them if alpha is smaller.
+        """
+        return replace(self, alpha=alpha, family_size=1)
 
     def settle_signal(self, dense: Asked, *, watch: Callable[[int], None] = lambda asked: None) -> bool:
         """Ask the dense model until it is above chance or has no items left; return whether it is above chance.
@@ -86,7 +93,14 @@ class StoppingRule:
     ) -> Stopping:
         """Ask both models, batch by batch, until the verdict is decided."""
         signal = self.settle_signal(dense)
-        rule = EarlyStop(self.order, margin=self.margin, alpha=self.alpha, chance=self.chance, signal=signal)
+        rule = EarlyStop(
+            self.order,
+            margin=self.margin,
+            alpha=self.alpha,
+            chance=self.chance,
+            signal=signal,
+            family_size=self.family_size,
+        )
         while rule.batch is not None:
             dense.need(rule.batch)
             compressed.need(rule.batch)
@@ -99,7 +113,15 @@ class StoppingRule:
 
     def is_decided(self, dense: Scores, compressed: Scores) -> bool:
         """Return whether the scores are enough for the verdict."""
-        state = stopping_after(self.order, dense, compressed, margin=self.margin, alpha=self.alpha, chance=self.chance)
+        state = stopping_after(
+            self.order,
+            dense,
+            compressed,
+            margin=self.margin,
+            alpha=self.alpha,
+            chance=self.chance,
+            family_size=self.family_size,
+        )
         return state is not None
 
     @property
@@ -107,7 +129,13 @@ class StoppingRule:
         """What an expectation of the stopping point needs of the rule."""
         units = len(set(self.order.clusters.values()))
         bet_items = len(self.order.clusters) / max(1, units)
-        return StopSettings(margin=self.margin, alpha=self.alpha, chance=self.chance, bet_items=bet_items)
+        return StopSettings(
+            margin=self.margin,
+            alpha=self.alpha,
+            chance=self.chance,
+            bet_items=bet_items,
+            family_size=self.family_size,
+        )
 
     def expects_signal(self, dense: Scores) -> bool:
         """Whether the dense model is above chance, or is expected to be in the end, from its scores so far."""
@@ -140,7 +168,7 @@ class StoppingRule:
 
 
 def stopping_rules(
-    tasks: Sequence[Task], items: Mapping[str, Sequence[Item]], *, margin: float, alpha: float
+    tasks: Sequence[Task], items: Mapping[str, Sequence[Item]], *, margin: float, alpha: float, family_size: int = 1
 ) -> dict[str, StoppingRule]:
     """Return the stopping rule of each task by name; the seed of the task determines the order of its items.
 
@@ -156,6 +184,11 @@ def stopping_rules(
                 seed=seed,
             )
             rules[task.name] = StoppingRule(
-                order=order, seed=seed, margin=margin, alpha=alpha, chance=task.chance_level
+                order=order,
+                seed=seed,
+                margin=margin,
+                alpha=alpha,
+                chance=task.chance_level,
+                family_size=family_size,
             )
     return rules

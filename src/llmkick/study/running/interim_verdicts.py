@@ -14,6 +14,7 @@ from llmkick.study.cells import Cell
 from llmkick.study.journal.journal import Journal
 from llmkick.study.progress import Observer
 from llmkick.study.results.comparisons import compare_all
+from llmkick.study.results.multiplicity import family_size
 from llmkick.study.results.records import TaskSummary
 from llmkick.study.spec.study import Study
 
@@ -55,6 +56,7 @@ class InterimVerdicts:
                 margin=self.study.margin,
                 alpha=self.study.alpha,
                 orders=self.orders,
+                family_size=family_size(self.study.labels(), self.study.correction),
                 same_weights=self.same_weights,
             ):
                 self.observer.verdict(comparison)

@@ -26,6 +26,7 @@ from llmkick.study.judging.judging import Judging, judge_of
 from llmkick.study.power_warnings import calibrated_seeds, warn_of_easy_questions, warn_of_low_power
 from llmkick.study.progress import Observer, show_plan
 from llmkick.study.results.axes import summaries_of
+from llmkick.study.results.multiplicity import family_size
 from llmkick.study.results.records import CONTROL_METRICS, Artifact
 from llmkick.study.running.calibrations import calibration_windows, pocket_notes, recorded_windows, windows_wanted
 from llmkick.study.running.context import StudyContext
@@ -160,12 +161,14 @@ def _power_notes(
 ) -> list[str]:
     """What is said of tasks that have too few items; `seeds` are those of a search among so many levels."""
     study = keys.study
+    searched = searched_levels is not None  # a search has an alpha of its own and no families
     return warn_of_low_power(
         [(task, items[task.name]) for task in keys.tasks if task.metric not in CONTROL_METRICS],
         seeds=calibrated_seeds(study, seeds),
         margin=study.margin,
         alpha=study.alpha,
         searched_levels=searched_levels,
+        family_size=1 if searched else family_size(study.labels(), study.correction),
     )
 
 
@@ -176,7 +179,8 @@ def _rules(keys: StudyKeys, items: Mapping[str, Sequence[Item]], judging: Judgin
     # A judge reads the answers of both models to every item, so judged tasks cannot stop early.
     names = [task.name for task in judging.judged] if judging is not None else []
     stopping = [task for task in keys.tasks if task.name not in names]
-    return stopping_rules(stopping, items, margin=study.margin, alpha=study.alpha)
+    family = family_size(study.labels(), study.correction)
+    return stopping_rules(stopping, items, margin=study.margin, alpha=study.alpha, family_size=family)
 
 
 def _judging(study: Study, tasks: Sequence[Task], journal: Journal, observer: Observer) -> Judging | None:
