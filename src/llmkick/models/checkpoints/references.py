@@ -41,6 +41,8 @@ CONVERSION_VERSION = 5
 # Bytes beside the weights: the vocabulary, the headers, and what others write meanwhile.
 CONVERSION_MARGIN = 200 * 10**6
 SOURCE_FILE = "llmkick_source.json"
+# Settings of a converted folder that say what wrote it and how: no answer depends on them.
+OF_THE_WRITER = frozenset({"transformers_version", "is_local", "local_files_only"})
 
 
 def locate(reference: str) -> Checkpoint:
@@ -176,18 +178,19 @@ def _converted_digest(folder: Path) -> str:
     files = json.loads((folder / SOURCE_FILE).read_text(encoding="utf-8"))["files"]
     total = hashlib.sha256()
     for name, digest in sorted(files.items()):
-        total.update(f"{name}\0{_without_version(folder / name) or digest}\n".encode())
+        total.update(f"{name}\0{_digest_of_settings(folder / name) or digest}\n".encode())
     return total.hexdigest()
 
 
-def _without_version(path: Path) -> str:
-    """Hex sha256 of a configuration without the version that wrote it, which no answer depends on; "" for others."""
+def _digest_of_settings(path: Path) -> str:
+    """Hex sha256 of settings without those that say how they were written; "" for a file without any of these."""
     if path.suffix != ".json":
         return ""
     values = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(values, dict) or values.pop("transformers_version", None) is None:
+    if not isinstance(values, dict) or not values.keys() & OF_THE_WRITER:
         return ""
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+    settings = {name: value for name, value in values.items() if name not in OF_THE_WRITER}
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
 def _convert(path: Path, target: Path, digest: str) -> None:
