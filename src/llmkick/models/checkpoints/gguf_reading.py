@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -34,7 +35,7 @@ def read_once() -> Iterator[None]:
         return PlainReader(path, mode)
 
     def reader(path: Any, mode: str = "r") -> Any:
-        return opened(str(path), mode)
+        return opened(os.path.realpath(path), mode)  # a link to a file is that file
 
     replaced = {"GGUFReader": reader, "get_tensor_name_map": functools.cache(before["get_tensor_name_map"])}
     try:

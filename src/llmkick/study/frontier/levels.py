@@ -9,7 +9,6 @@ import pandas as pd
 
 from llmkick.compression.recipe import Recipe
 from llmkick.errors import ModelError, NumericalError
-from llmkick.models.engine.batch_budget import devices_of
 from llmkick.models.memory import free_bytes
 from llmkick.models.transformers_model import TransformersModel
 from llmkick.statistics.frontier import looks
@@ -157,9 +156,8 @@ class LevelJudge:
         if variant in self._failed:
             raise NumericalError(self._failed[variant])
         if variant not in self._models:
-            network, device = self.context.dense.network, self.context.dense.device
-            weights = sum(p.numel() * p.element_size() for p in network.parameters())
-            free = free_bytes(*devices_of(network, device)) or 0
+            weights = sum(p.numel() * p.element_size() for p in self.context.dense.network.parameters())
+            free = free_bytes(self.context.dense.device) or 0
             # Those that are kept already are not free any more.
             most = min(MODELS_KEPT, len(self._models) + int(free * MEMORY_SHARE / weights))
             while self._models and len(self._models) >= max(1, most):
