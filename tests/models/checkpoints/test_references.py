@@ -131,7 +131,7 @@ def test_a_folder_with_pickled_weights_only_is_refused(folder: Path):
     with pytest.raises(ModelError, match=r"no \.safetensors weights$"):
         load(folder)
     torch.save(weights, folder / "pytorch_model.bin")
-    with pytest.raises(ModelError, match=r"pytorch_model\.bin is a pickle, which is never loaded"):
+    with pytest.raises(ModelError, match=r"pytorch_model\.bin is a pickle, which can run any code and is never loaded"):
         load(folder)
 
 
@@ -539,9 +539,9 @@ class Hub:
 def hub(folder: Path) -> Iterator[Hub]:
     """A server that lays out `folder` and those beside it as the hub does the repositories me/toy and so on."""
     (folder / "README.md").write_text("# Toy")
-    for name in ("own", "only"):
+    for name, weights in (("own", "consolidated.safetensors"), ("only", "consolidated.safetensors"), ("old", "x.bin")):
         shutil.copytree(folder, folder.with_name(name))
-        (folder.with_name(name) / "model.safetensors").rename(folder.with_name(name) / "consolidated.safetensors")
+        (folder.with_name(name) / "model.safetensors").rename(folder.with_name(name) / weights)
     own = folder.with_name("own") / "config.json"
     own.write_text(json.dumps({**json.loads(own.read_text()), "transformers_weights": "consolidated.safetensors"}))
     for path in (*NOT_FETCHED, "additional_chat_templates/search.jinja", "consolidated.safetensors.index.json"):
@@ -641,7 +641,7 @@ def test_hub_models_are_fetched_once_and_then_found_without_a_network(hub: Hub, 
             return json.loads(program.stdout.readline())
 
         latest, pinned, unknown = located("me/toy", f"me/toy@{REVISION}", "me/unknown")
-        own, only = located("me/own", "me/only")
+        own, only, old = located("me/own", "me/only", "me/old")
         hub.close()
         offline, unreachable, own_offline, only_offline = located("me/toy", "me/unknown", "me/own", "me/only")
     assert latest[:2] == ["me/toy", REVISION]
@@ -659,6 +659,8 @@ def test_hub_models_are_fetched_once_and_then_found_without_a_network(hub: Hub, 
     assert "consolidated.safetensors" in hub.asked_of("own")
     assert only.startswith("me/only has consolidated.safetensors, but neither model.safetensors nor model.safetensors.")
     assert only_offline.endswith("has no .safetensors weights")
+    assert old.startswith("me/old has no .safetensors weights: x.bin is a pickle, which can run any code and is never")
+    assert "x.bin" not in hub.asked_of("old")
     assert not any("consolidated" in name for name in hub.asked_of("only"))
 
     assert offline == latest

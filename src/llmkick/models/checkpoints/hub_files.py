@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 from pathlib import Path
 
-from llmkick.models.checkpoints.weight_files import INDEX, uncounted
+from llmkick.models.checkpoints.weight_files import INDEX, PICKLES, only_pickles, uncounted
 
 TEMPLATES = "*.jinja"
 SMALL_FILES = ["*.json", "tokenizer*", TEMPLATES, "*.model", "*.txt"]
@@ -32,7 +32,7 @@ def fetch_small_files(repository: str, revision: str | None) -> Path:
     return _fetched(repository, revision, SMALL_FILES, but=FILES_OF_FOLDERS)
 
 
-def refuse_consolidated(repository: str, folder: Path) -> None:
+def refuse_unread(repository: str, folder: Path) -> None:
     """Raise ModelError where a repository has no weights but those that `fetch_model` leaves out."""
     if not (folder / "config.json").is_file() or any(folder.glob("*.safetensors")):
         return
@@ -42,9 +42,11 @@ def refuse_consolidated(repository: str, folder: Path) -> None:
         names = list_repo_files(repository, revision=folder.name)
     except Exception:  # noqa: BLE001 - of any HTTP library; offline, the error of the folder without weights will do
         return
-    left_out = [name for name in sorted(names) if "/" not in name and fnmatch.fnmatchcase(name, CONSOLIDATED)]
-    if left_out:
+    of_the_model = [name for name in sorted(names) if "/" not in name]
+    if left_out := [name for name in of_the_model if fnmatch.fnmatchcase(name, CONSOLIDATED)]:
         raise uncounted(repository, left_out)
+    if pickles := [name for name in of_the_model if any(fnmatch.fnmatchcase(name, form) for form in PICKLES)]:
+        raise only_pickles(repository, pickles)
 
 
 def _fetched(repository: str, revision: str | None, patterns: list[str], *, but: list[str]) -> Path:

@@ -23,7 +23,7 @@ from llmkick.models.checkpoints.gguf_files import (
     refuse_part,
 )
 from llmkick.models.checkpoints.gguf_reading import read_once
-from llmkick.models.checkpoints.hub_files import fetch_model, fetch_small_files, refuse_consolidated
+from llmkick.models.checkpoints.hub_files import fetch_model, fetch_small_files, refuse_unread
 from llmkick.models.checkpoints.packed_folder import MANIFEST
 from llmkick.models.checkpoints.quantized import (
     method_of,
@@ -148,10 +148,10 @@ def _from_hub(reference: str) -> Checkpoint:
     except Exception as error:
         raise ModelError(
             f"cannot get {reference!r} from the hub, and it is not cached: {one_line(error)}\n"
-            "Check the name and the network, or give a local folder, a .gguf file or a built-in "
-            f"({', '.join(sorted(BUILTIN_MODELS))})"
+            "Check the name and the network (a gated model: accept its terms on the hub, then `hf auth login`), or give a "
+            f"local folder, a .gguf file or a built-in ({', '.join(sorted(BUILTIN_MODELS))})"
         ) from error
-    refuse_consolidated(repository, folder)
+    refuse_unread(repository, folder)
     return _from_folder(folder, name=repository, revision=folder.name)
 
 

@@ -179,8 +179,17 @@ def _no_weights(folder: Path) -> ModelError:
     if others:
         return uncounted(folder, others)
     pickled = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
-    hint = f" ({', '.join(pickled)} is a pickle, which is never loaded: convert it)" if pickled else ""
-    return ModelError(f"{folder} has no .safetensors weights{hint}")
+    return only_pickles(folder, pickled) if pickled else ModelError(f"{folder} has no .safetensors weights")
+
+
+def only_pickles(place: Path | str, names: list[str]) -> ModelError:
+    """The error for a folder or a repository whose weights are pickles."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ModelError(
+        f"{place} has no .safetensors weights: {', '.join(names[:3])}{more} is a pickle, which can run any code and is "
+        "never loaded. If you trust it, convert it once: AutoModelForCausalLM.from_pretrained(MODEL).save_pretrained("
+        "FOLDER) and the same with AutoTokenizer, both of transformers; then give the folder"
+    )
 
 
 def uncounted(place: Path | str, names: list[str]) -> ModelError:
