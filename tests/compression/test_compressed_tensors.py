@@ -84,6 +84,22 @@ def test_transformers_reads_the_same_model(tmp_path: Path, architecture: str, te
     assert not hasattr(model.network.config, "quantization_config")
 
 
+@pytest.mark.parametrize("text", ["gptq@4b-g8-sym", "rtn@4b-g8-sym", "gptq@4b-g8"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_transformers_reads_the_same_weights_in_half_precision(tmp_path: Path, dtype: str, text: str):
+    """Its packed layers would cast the scales to the precision of the model."""
+    save_toy(tmp_path / "model")
+    model, recipe = load_model(str(tmp_path / "model"), dtype=dtype), parse_recipe(text)
+    expected, _ = compress(model, text, calibration=WINDOWS, keep=tmp_path / "kept")
+    finished = kept_blocks(model.info, model.device, recipe, as_calibration(WINDOWS), tmp_path / "kept", propagate=True)
+    save_compressed_tensors(model, recipe, finished, tmp_path / "out")
+    theirs: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=getattr(torch, dtype))
+    wanted = dict(expected.network.named_parameters())
+    found = dict(theirs.named_parameters())
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
 def test_a_streamed_model_is_exported_too(tmp_path: Path):
     save_toy(tmp_path / "model")
     meta_model, recipe = load_meta_model(str(tmp_path / "model"), dtype="float32"), parse_recipe("gptq@4b-g8")

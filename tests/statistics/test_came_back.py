@@ -114,6 +114,14 @@ def test_nothing_lost_is_not_a_share_of_zero() -> None:
     assert found.newly_lost.value == 1 / 4
 
 
+def test_nothing_measured_is_not_nothing_lost() -> None:
+    base = {seed: {"a": 0.0, "b": None} for seed in range(2)}
+    recovered = {seed: {"a": 1.0, "b": 1.0} for seed in range(2)}
+    found = what_came_back({"a": None, "b": 1.0}, base, recovered)
+    assert (found.n, found.outcome) == (0, "no control")
+    assert {found.returned.reason, found.change.reason} == {"no item has a score from every model"}
+
+
 def test_without_a_second_seed_there_is_no_control() -> None:
     found = came_back([1, 1, 1], {0: [0, 0, 1]}, {0: [1, 0, 1]})
     assert found.outcome == "no control"

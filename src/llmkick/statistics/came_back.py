@@ -16,6 +16,7 @@ ItemScores = Mapping[str, float | None]
 # The scores of a model for each calibration seed; None is the "seed" of a method without calibration.
 ScoresBySeed = Mapping[int | None, ItemScores]
 
+NO_ITEM = "no item has a score from every model"
 BackOutcome = Literal["brought back", "less than control", "undecided", "no control", "nothing lost"]
 ChangeOutcome = Literal["better", "worse", "undecided"]
 
@@ -131,7 +132,7 @@ def what_came_back(
     shares = _Shares(scores, alpha)
     control, difference = shares.against_control(no_control)
     change = shares.change()
-    nothing_lost = not scores.lost.any()
+    nothing_lost = bool(scores.dense.size) and not scores.lost.any()
     fell = scores.base < scores.dense
     named = names or BackNames()
     return CameBack(
@@ -144,7 +145,7 @@ def what_came_back(
         flow=_flow(scores),
         lost=float(fell.sum(axis=1).mean()),
         kept=float(((np.minimum(scores.dense, scores.base) > 0) & ~fell).sum(axis=1).mean()),
-        returned=shares.of(scores.back(scores.recovered), scores.lost, "nothing was lost"),
+        returned=shares.of(scores.back(scores.recovered), scores.lost, shares.no_loss),
         newly_lost=shares.newly_lost(scores.recovered),
         newly_lost_control=shares.newly_lost(scores.control, no_control),
         gained=shares.gained(),
@@ -215,6 +216,11 @@ class _Shares:
     def of(self, part: Floats, whole: Floats, nothing: str, low: float = 0.0) -> Ratio:
         return ratio_of_sums(part, whole, self.scores.cluster, reach=(low, 1.0), alpha=self.alpha, nothing=nothing)
 
+    @property
+    def no_loss(self) -> str:
+        """Why there is no share of the lost score."""
+        return "nothing was lost" if self.scores.dense.size else NO_ITEM
+
     def newly_lost(self, other: Floats | None, absent: str = "") -> Ratio:
         """The share of the kept score that another model lost."""
         if other is None:
@@ -230,7 +236,7 @@ class _Shares:
         """The control, and the paired difference to it."""
         if self.scores.control is None:
             return Ratio(value=None, reason=no_control), Ratio(value=None, reason=no_control)
-        lost, nothing = self.scores.lost, "nothing was lost"
+        lost, nothing = self.scores.lost, self.no_loss
         back, by_chance = self.scores.back(self.scores.recovered), self.scores.back(self.scores.control)
         return self.of(by_chance, lost, nothing), self.of(back - by_chance, lost, nothing, low=-1.0)
 
@@ -243,7 +249,7 @@ class _Shares:
     def change(self) -> Ratio:
         change = self.scores.recovered - self.scores.base
         if not change.size:
-            return Ratio(value=None, reason="no item has a score from every model")
+            return Ratio(value=None, reason=NO_ITEM)
         # Graded scores that changed by no more than this are not assumed to change by their whole range unseen.
         reach = float(np.abs(change).max()) or 1.0
         return ratio_of_sums(

@@ -263,6 +263,4 @@ def test_files_that_nothing_says_to_count(folder: Path):
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "consolidated.00.pth", "model.pt"])
 def test_pickles_alone(folder: Path, name: str):
     (folder / SINGLE).rename(folder / name)
-    refused_everywhere(
-        folder, rf"no \.safetensors weights: {name} is a pickle, which can run any code and is never loaded"
-    )
+    refused_everywhere(folder, rf"no \.safetensors weights: {name} is a pickle, .* never loaded")

@@ -71,7 +71,7 @@ class IntegerLayers:
         stems = {layer: self.stored.stem_of(layer) for layer in self._tensors}
         plain = [layer for layer, tensors in self._tensors.items() if f"{stems[layer]}weight" in tensors]
         packed = [layer for layer in self._tensors if layer not in plain]
-        settings = _quantization_config(self._recipe, _ignored(model, self.stored, packed))
+        settings = _quantization_config(self._recipe, _ignored(model, self.stored, packed), dtype=model.info.dtype)
         notes = [f"stored as plain weights: {name}" for name in plain]
         return notes + write_config(model, folder, quantization=settings)
 
@@ -134,7 +134,7 @@ def _scheme(recipe: Recipe) -> Any:
     return QuantizationScheme(targets=["Linear"], weights=arguments)
 
 
-def _quantization_config(recipe: Recipe, ignored: list[str]) -> dict[str, Any]:
+def _quantization_config(recipe: Recipe, ignored: list[str], *, dtype: str) -> dict[str, Any]:
     from compressed_tensors.quantization import QuantizationConfig
 
     config = QuantizationConfig(
@@ -145,8 +145,9 @@ def _quantization_config(recipe: Recipe, ignored: list[str]) -> dict[str, Any]:
     )
     values: dict[str, Any] = config.model_dump(mode="json", exclude_none=True)
     grid = next(part for part in recipe.parts if isinstance(part, Grid))
-    if not grid.symmetric:
-        # transformers cannot load packed weights with zero points (compressed-tensors 0.20), so that it unpacks them.
+    # transformers cannot load packed weights with zero points (compressed-tensors 0.20), and casts scales to the
+    # precision of the model, which makes other weights of them. Neither holds where it unpacks the weights at once.
+    if not grid.symmetric or dtype != "float32":
         values["dequantize"] = True
     return values
 

@@ -148,8 +148,8 @@ def _from_hub(reference: str) -> Checkpoint:
     except Exception as error:
         raise ModelError(
             f"cannot get {reference!r} from the hub, and it is not cached: {one_line(error)}\n"
-            "Check the name and the network (a gated model: accept its terms on the hub, then `hf auth login`), or give a "
-            f"local folder, a .gguf file or a built-in ({', '.join(sorted(BUILTIN_MODELS))})"
+            "Check the name and the network (a gated model: accept its terms on the hub, then `hf auth login`), or "
+            f"give a local folder, a .gguf file or a built-in ({', '.join(sorted(BUILTIN_MODELS))})"
         ) from error
     refuse_unread(repository, folder)
     return _from_folder(folder, name=repository, revision=folder.name)
