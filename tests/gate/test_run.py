@@ -58,6 +58,15 @@ def test_the_exit_code_says_what_is_shown(loss: float, outcome: str, code: int, 
     assert len(task.flips) == comparison.lost + comparison.gained
 
 
+def test_a_reference_that_the_candidate_was_not_made_from_is_said(tmp_path: Path):
+    """The policy of the examples has the built-in model as its reference, whatever --model names."""
+    save_toy(tmp_path / "small", max_position_embeddings=512)
+    save_toy(tmp_path / "large", max_position_embeddings=512, num_hidden_layers=9)
+    for candidate, reference, said in (("large", "small", 1), ("small", "large", 0)):
+        result = run_gate(policy_of(str(tmp_path / candidate), str(tmp_path / reference)))
+        assert sum("was made from (--reference)" in warning for warning in result.warnings) == said
+
+
 def test_flips_have_both_answers_and_losses_first(tmp_path: Path):
     with gated(0.25, tmp_path) as (result, *_):
         (task,) = result.tasks

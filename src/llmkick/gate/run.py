@@ -25,6 +25,7 @@ from llmkick.models.plugin_models import plugin_of
 from llmkick.models.server_scheme import is_server
 from llmkick.study.cells import Variant
 from llmkick.study.progress import LockedObserver, Observer, Silent
+from llmkick.study.results.records import ComparedModel
 from llmkick.study.results.results import StudyResult
 from llmkick.study.running.conclude import conclude
 from llmkick.study.running.context import StudyContext
@@ -99,6 +100,10 @@ def _folder(out: Path | str | None) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(prefix="llmkick-gate-") as folder:
         yield Path(folder)
+
+
+# A candidate with so many times the parameters of its reference was not made from it; an adapter adds a few percent.
+LARGER = 1.2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,9 +207,21 @@ class _Gate:
             alpha=self.policy.alpha,
             tasks=tuple(outcomes),
             asked=asked,
-            warnings=(*(continued if earlier else []), *study.warnings),
+            warnings=(*(continued if earlier else []), *_unlike(study, candidate), *study.warnings),
             seconds=seconds,
         )
+
+
+def _unlike(study: StudyResult, candidate: ComparedModel | None) -> list[str]:
+    """A warning where the candidate cannot have been made from the reference: it has more parameters."""
+    ours, theirs = None if candidate is None else candidate.parameters, study.model.parameters
+    if not ours or not theirs or ours < LARGER * theirs:
+        return []
+    return [
+        f"the candidate has {ours / 1e9:.3g} billion parameters and its reference, {study.model.name}, "
+        f"{theirs / 1e9:.3g}: a verdict says little unless the reference is the model that the candidate was made from "
+        "(--reference)"
+    ]
 
 
 def _candidate_items(context: StudyContext) -> int:
