@@ -110,3 +110,13 @@ def write_text(path: Path, text: str) -> Path:
     except OSError as error:
         raise DataError(f"cannot write {path}: {error}") from error
     return path
+
+
+@contextlib.contextmanager
+def naming(file: Path) -> Iterator[None]:
+    """An OSError while this file is written names it; that of a full disk names none."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = str(file)
+        raise
