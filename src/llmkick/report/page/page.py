@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import importlib.metadata
@@ -14,7 +15,8 @@ import vl_convert
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from llmkick.files import cache_folder, write_text, write_text_atomically
+from llmkick.errors import ConfigError
+from llmkick.files import cache_folder, write_cached, write_text
 from llmkick.report import came_back, formatting, matrix, multiplicity, numbers
 from llmkick.report.breakdown import groups_table, measures_table
 from llmkick.report.claims import claim_payload, claims_of_run
@@ -229,5 +231,7 @@ def _library() -> str:
         return file.read_text(encoding="utf-8")
     bundle: str = vl_convert.javascript_bundle(vl_version=VEGA_LITE)  # type: ignore[call-arg]
     library = bundle.replace("</script", "<\\/script")
-    write_text_atomically(file, library)
+    # A second is not worth a report.
+    with contextlib.suppress(ConfigError):
+        write_cached(file, library)
     return library
