@@ -30,6 +30,7 @@ MAY_IMPORT = {
     "errors": set(),
     "files": set(),
     "lazy_imports": set(),
+    "output_folder": {"files"},
     "paper": set(),
     "plugins": set(),
     "statistics": set(),
@@ -56,6 +57,7 @@ MAY_IMPORT = {
     },
     "compression.storage": {
         *("compression", "compression.training", "compression.walk", "models", "models.checkpoints", "files"),
+        "output_folder",
     },
     # What a task is. Only the registry names the modules of `tasks.suite`; it loads them by name, as it does plug-ins.
     "tasks": {"tasks.suite", "models", "paper", "plugins"},
@@ -64,7 +66,7 @@ MAY_IMPORT = {
     "tasks.judge": {"tasks", "models", "models.checkpoints", "models.server"},
     "tasks.suite": {"tasks", "tasks.data", "tasks.data.readers", "tasks.judge", "models"},
     "tasks.pocket": set(),
-    "lm_eval": {"tasks", "tasks.data.readers", "models", "models.engine", "statistics", "files"},
+    "lm_eval": {"tasks", "tasks.data.readers", "models", "models.engine", "statistics", "files", "output_folder"},
     "study": {
         *("study.spec", "study.judging", "study.results", "study.running", "study.cluster"),
         *("models", "models.engine", "models.checkpoints", "compression", "compression.walk", "tasks", "statistics"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import json
 import os
@@ -11,9 +12,11 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import typing
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +36,7 @@ from llmkick.compression.storage.source_files import REPORT_FILE
 from llmkick.compression.walk.calibration import calibrate
 from llmkick.compression.walk.compress import compress
 from llmkick.errors import ConfigError, DataError
+from llmkick.files import cache_folder, temporary_folder
 from llmkick.models.checkpoints.builtin import BUILTIN_MODELS
 from llmkick.models.checkpoints.loading import load_model
 from llmkick.study.journal.journal import Journal
@@ -256,6 +260,27 @@ def test_doctor(kick: Kick, monkeypatch: pytest.MonkeyPatch):
     assert outcome.code == 1
     assert "less than 2 GB are free" in outcome.said
     assert "all well" not in outcome.out
+
+
+def test_doctor_tries_to_write_the_cache(kick: Kick, monkeypatch: pytest.MonkeyPatch):
+    def read_only(**_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", read_only)
+    outcome = kick("doctor")
+    assert outcome.code == 2
+    assert "set LLMKICK_CACHE to another folder" in outcome.said
+    assert "all well" not in outcome.out
+
+
+def test_clearing_the_cache_leaves_what_is_being_written(kick: Kick):
+    with temporary_folder(cache_folder("on-its-way")) as folder, ThreadPoolExecutor(1) as pool:
+        (cache_folder("calibration") / "old.npy").write_bytes(b"old")
+        outcome = pool.submit(kick, "cache", "--clear", "--all").result()
+        assert outcome.code == 0
+        assert f"in use, left: {folder}" in outcome.out
+        assert folder.is_dir()
+        assert list(cache_folder("calibration").iterdir()) == []
 
 
 # Bad values

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,6 +21,7 @@ from llmkick.compression.walk.blocks import decoder_blocks
 from llmkick.compression.walk.compress import compress
 from llmkick.compression.walk.finished_blocks import STATE_FILE, FinishedBlocks, count_finished
 from llmkick.errors import ConfigError
+from llmkick.files import clear_cache
 from toy import toy_model
 
 
@@ -117,6 +121,54 @@ def test_an_unfinished_or_unreadable_entry_is_listed(own_cache: Path):
     (own_cache / "abc" / "compression.json").write_text("{")
     (entry,) = cache.entries()
     assert (entry.recipe, entry.complete, entry.blocks) == ("unknown", False, 0)
+
+
+# Where no lock can be had
+
+
+def test_a_file_system_without_locks_keeps_nothing_and_says_so(monkeypatch: pytest.MonkeyPatch, own_cache: Path):
+    def no_locks(_handle: int, _operation: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    left = fill("rtn@4b", used=1000)  # while there were locks
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with (
+        pytest.warns(cache.NoLocks, match=rf"{own_cache} .* without locks: .* not kept .*CACHE_LIMIT=0") as said,
+        cache.entry_for({"recipe": "x"}, 1) as folder,
+    ):
+        assert folder is None
+    assert said[0].filename == __file__
+    assert cache.remove(left)
+    assert not left.exists()
+
+
+def test_a_cache_that_cannot_be_written_is_one_line(own_cache: Path, monkeypatch: pytest.MonkeyPatch):
+    def read_only(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    left = fill("rtn@4b", used=1000)
+    monkeypatch.setattr(os, "open", read_only)
+    for use in (lambda: cache.entry_for({"recipe": "x"}, 1).__enter__(), lambda: cache.remove(left)):
+        with pytest.raises(ConfigError, match=r"cannot write the cache: .*; set LLMKICK_CACHE to another folder"):
+            use()
+    monkeypatch.undo()
+    assert left.exists()
+
+
+def test_an_error_of_the_work_in_an_entry_stays_what_it_is():
+    with pytest.raises(OSError, match="of the work") as error, cache.entry_for({"recipe": "x"}, 1):
+        raise OSError("of the work")
+    assert type(error.value) is OSError
+    with pytest.raises(OSError, match="of the work"), cache.entry_on_its_way():
+        raise OSError("of the work")
+
+
+def test_a_compression_that_is_not_kept_is_not_cleared_while_it_runs(own_cache: Path):
+    with cache.entry_on_its_way() as folder, ThreadPoolExecutor(1) as pool:
+        (folder / "block").write_text("")
+        assert pool.submit(clear_cache, cache.ON_ITS_WAY).result() == [folder]
+        assert (folder / "block").exists()
+    assert list((own_cache.parent / cache.ON_ITS_WAY).iterdir()) == []
 
 
 # Room

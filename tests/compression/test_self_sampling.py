@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,27 @@ ARCHITECTURES = {
     "gemma3": False,
     "mamba": False,
 }
+
+
+def test_text_is_kept_although_the_cache_was_deleted_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    folder = tmp_path / "calibration"
+    monkeypatch.setattr(self_sampling, "cache_folder", lambda name: folder)
+    tokens = self_sampled(toy_model(), sequences=2, length=40, seed=0)
+    shutil.rmtree(folder)
+
+    def deleted(_done: int, _total: int) -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+
+    assert np.array_equal(self_sampled(toy_model(), sequences=2, length=40, seed=0, progress=deleted), tokens)
+    (file,) = folder.iterdir()
+    assert np.array_equal(np.load(file), tokens)
+
+
+def test_a_cache_that_cannot_be_written_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(self_sampling, "cache_folder", lambda name: tmp_path / "file")
+    with pytest.raises(ConfigError, match=r"cannot write the cache: .*; set LLMKICK_CACHE to another folder"):
+        self_sampled(toy_model(), sequences=1, length=8, seed=0)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

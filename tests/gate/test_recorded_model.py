@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from llmkick.errors import DataError
 from llmkick.gate.answer_file import AnswerFile
 from llmkick.gate.recorded_model import MissingAnswerError, RecordedModel
 from llmkick.models.language_model import GenerateRequest, Message, ScoreRequest, Unanswered
@@ -47,6 +51,41 @@ def test_every_kind_of_answer_comes_back_as_it_was(tmp_path: Path):
     assert [call(nobody) for call in calls] == expected
     assert nobody.generate(REQUESTS)[0].has_thought  # equality leaves it out
     assert (first.asked, nobody.asked) == (5, 0)
+
+
+def test_answers_go_on_where_the_cache_was_cleared_meanwhile(tmp_path: Path):
+    model = ScriptedModel(generation=lambda request: "yes")
+    first = recorded(model, tmp_path / "answers" / "a.jsonl")
+    first.generate(REQUESTS[:1])
+    shutil.rmtree(tmp_path / "answers")
+    first.generate(REQUESTS[1:])
+    again = recorded(None, tmp_path / "answers" / "a.jsonl")
+    assert again.generate(REQUESTS[1:]) == model.generate(REQUESTS[1:])
+    assert again.file.damaged == 0
+
+
+def test_answers_are_kept_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def no_locks(_handle: int, _operation: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    model = ScriptedModel(generation=lambda request: "yes")
+    recorded(model, tmp_path / "a.jsonl").generate(REQUESTS)
+    assert recorded(None, tmp_path / "a.jsonl").generate(REQUESTS) == model.generate(REQUESTS)
+
+
+@pytest.mark.parametrize("in_cache", [True, False])
+def test_answers_that_cannot_be_written_say_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_cache: bool):
+    monkeypatch.setenv("LLMKICK_CACHE", str(tmp_path / ("" if in_cache else "cache")))
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    (tmp_path / "answers").mkdir()
+    monkeypatch.setattr("llmkick.gate.answer_file.locked", full)
+    with pytest.raises(DataError, match=r"cannot write the stored answers .*Read-only file system") as error:
+        recorded(ScriptedModel(generation=lambda _: "yes"), tmp_path / "answers" / "a.jsonl").generate(REQUESTS)
+    assert str(error.value).endswith("; set LLMKICK_CACHE to another folder") == in_cache
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 
@@ -18,6 +19,7 @@ import toy
 from llmkick import cli
 from llmkick.errors import ConfigError
 from llmkick.files import cache_folder
+from llmkick.lm_eval import exporting
 from llmkick.lm_eval.exporting import export_tasks
 from llmkick.lm_eval.pairing import SamplePair
 from llmkick.lm_eval.samples import Sample, find_samples
@@ -208,6 +210,68 @@ def test_cloze_as_chat_is_refused_and_a_folder_in_use_too(tmp_path: Path):
         export_tasks([get_task("factoid_qa")], tmp_path)
     with pytest.raises(ConfigError, match="exists and is not empty"):
         export_tasks([get_task("factoid_qa")], tmp_path / "mine")
+
+
+@pytest.mark.parametrize("kind", ["current", "link", "dangling", "there", "new"])
+def test_every_kind_of_empty_folder_gets_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str):
+    """An empty folder that is there stays: it may be a mount point, or that in which the shell is."""
+    place, target = tmp_path / "place", tmp_path / "out"
+    if kind not in ("dangling", "new"):
+        place.mkdir()
+    if kind in ("link", "dangling"):
+        target.symlink_to(place)
+    elif kind == "current":
+        monkeypatch.chdir(place)
+        target = Path()
+    else:
+        target = place
+    before = place.stat().st_ino if place.exists() else None
+    export_tasks([get_task("factoid_qa", limit=2)], target)
+    assert sorted(path.name for path in place.iterdir()) == [
+        "README.md", "llmkick_factoid_qa.jsonl", "llmkick_factoid_qa.yaml", "utils.py",
+    ]  # fmt: skip
+    assert before in (None, place.stat().st_ino)
+    assert (tmp_path / "out").is_symlink() == (kind in ("link", "dangling"))
+    assert len(list(tmp_path.iterdir())) == 1 + (tmp_path / "out").is_symlink()
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_of_two_exports_to_a_folder_at_once_one_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_there: bool
+):
+    target, document, refused = tmp_path / "out", exporting._document, list[str]()
+    if is_there:
+        target.mkdir()
+
+    def beside(*arguments: object) -> object:
+        # Another thread has locks of its own, as another command has.
+        with ThreadPoolExecutor(1) as pool, pytest.raises(ConfigError) as error:
+            pool.submit(export_tasks, [get_task("context_qa:closed", limit=2)], target).result()
+        refused.append(str(error.value))
+        return document(*arguments)
+
+    monkeypatch.setattr(exporting, "_document", beside)
+    export_tasks([get_task("factoid_qa", limit=1)], target)
+    assert refused == [f"another command is writing {target}; wait until it has ended, or choose another folder"]
+    assert (target / "llmkick_factoid_qa.yaml").is_file()
+    assert not list(target.glob("*context*"))
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_files_that_came_meanwhile_are_not_overwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_there: bool):
+    target, document = tmp_path / "out", exporting._document
+    if is_there:
+        target.mkdir()
+
+    def beside(*arguments: object) -> object:
+        target.mkdir(exist_ok=True)
+        (target / "utils.py").write_text("theirs")
+        return document(*arguments)
+
+    monkeypatch.setattr(exporting, "_document", beside)
+    with pytest.raises(ConfigError, match="exists and is not empty"):
+        export_tasks([get_task("factoid_qa", limit=1)], target)
+    assert [(path.name, path.read_text()) for path in target.iterdir()] == [("utils.py", "theirs")]
 
 
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):

@@ -335,8 +335,24 @@ def test_results_are_written_as_json_csv_or_a_folder(pair: Pair, tmp_path: Path)
     assert len(scores) == 12
     assert (scores[2]["doc_id"], scores[2]["dense"], scores[2]["compressed"]) == ("2", "", "1.0")
     assert (scores[2]["cluster"], scores[2]["stratum"]) == ("", "subject 2")
-    with pytest.raises(ConfigError, match=r"verdicts are written as .json, as .csv, or into a folder"):
+    (tmp_path / "verdicts.xlsx").touch()
+    with pytest.raises(ConfigError, match=r"verdicts.xlsx is a file: verdicts are written as .json, as .csv, or into"):
         write_imported(found, tmp_path / "verdicts.xlsx")
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+@pytest.mark.parametrize("name", ["llama-3.1-8b", "v1.2/run.x", "of.json"])
+def test_a_folder_may_have_a_dot_in_its_name(kick: Kick, pair: Pair, tmp_path: Path, name: str, is_there: bool):
+    target = tmp_path / name
+    if is_there:
+        target.mkdir(parents=True)
+    dense, compressed = pair(accuracies([1] * 40, options=4), accuracies([1] * 40, options=4))
+    code, _, err = kick("import-lm-eval", dense, compressed, "--out", target)
+    assert (code, err) == (0, "")
+    if name == "of.json" and not is_there:
+        assert target.is_file()
+    else:
+        assert sorted(path.name for path in target.iterdir()) == ["scores.csv", "verdicts.csv", "verdicts.json"]
 
 
 def test_the_command(kick: Kick, pair: Pair, tmp_path: Path):
@@ -351,6 +367,7 @@ def test_the_command(kick: Kick, pair: Pair, tmp_path: Path):
     code, out, err = kick("import-lm-eval", dense, compressed, "--metric", "f1")
     assert (code, out) == (2, "")
     assert "capitals has no metric f1; choose from: acc" in err
+    (tmp_path / "verdicts.xlsx").touch()
     code, _, err = kick("import-lm-eval", dense, compressed, "--out", tmp_path / "verdicts.xlsx")
     assert code == 2
     assert "verdicts are written as .json, as .csv, or into a folder" in err

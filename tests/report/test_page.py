@@ -8,6 +8,7 @@ import pytest
 
 from llmkick.report import formatting
 from llmkick.report.page import answers as answers_module
+from llmkick.report.page import page as page_module
 from llmkick.report.page.answers import answers_payload
 from llmkick.report.page.embedding import PLAIN_LIMIT, embedded, packed
 from llmkick.report.page.page import write_report
@@ -263,3 +264,14 @@ def test_a_large_study_stays_below_six_megabytes(folder):
     tasks = ("factoid_qa", "multiple_choice:letter", "multiple_choice:cloze", "context_qa:closed", "context_qa:open")
     result = build_run(folder, recipes=recipes, tasks=(*tasks, "perplexity"), items=500, blocks=30)
     assert write_report(result.folder).stat().st_size < 6_000_000
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_the_script_needs_no_cache(tmp_path, monkeypatch, is_there):
+    """A report is not lost to a cache that cannot be written."""
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("LLMKICK_CACHE", str(tmp_path / "file"))
+    if is_there:
+        monkeypatch.setattr(page_module, "cache_folder", lambda part: tmp_path / "file")
+    monkeypatch.setattr(page_module.vl_convert, "javascript_bundle", lambda **_: "a</script>")
+    assert page_module._library.__wrapped__() == r"a<\/script>"

@@ -40,12 +40,12 @@ def _clear(*, everything: bool) -> None:
     from llmkick.compression.storage.cache import PART, entries, remove
     from llmkick.files import cache_sizes, clear_cache
 
-    busy = [entry for entry in entries() if not remove(entry.folder)]
+    busy = [entry.folder for entry in entries() if not remove(entry.folder)]
     for name in cache_sizes() if everything else ():
         if name != PART:
-            clear_cache(name)
-    for entry in busy:
-        print_line(f"in use, left: {entry.folder}")
+            busy += clear_cache(name)
+    for path in busy:
+        print_line(f"in use, left: {path}")
 
 
 def _list() -> None:

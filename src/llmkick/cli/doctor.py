@@ -32,7 +32,7 @@ def doctor() -> None:
     """
     import torch
 
-    from llmkick.files import cache_folder
+    from llmkick.files import cache_folder, check_cache
     from llmkick.models.precision import resolve_device
 
     device, cache = resolve_device("auto"), cache_folder("")
@@ -44,6 +44,7 @@ def doctor() -> None:
     product = torch.ones(64, 64, device=device) @ torch.ones(64, 64, device=device)
     if not bool((product == 64).all()):
         raise KickError(f"{device} computes wrong results: 64 × 1 × 1 is not 64")
+    check_cache()
     if shutil.disk_usage(cache).free < LEAST_FREE_BYTES:
         raise KickError(f"less than 2 GB are free in {cache}; set LLMKICK_CACHE to another disk")
     for line in _slow(device):

@@ -11,7 +11,6 @@ from rich.text import Text
 
 from llmkick.cli.common import RESULTS, app, check_file_target, out, print_line, print_notes
 from llmkick.cli.options import OUTPUT, STUDY, Alpha, Margin
-from llmkick.errors import ConfigError
 
 if TYPE_CHECKING:
     from llmkick.lm_eval.importing import ImportedTask
@@ -74,10 +73,8 @@ def import_lm_eval(
     """
     from llmkick.lm_eval import importing
 
-    if target is not None and target.suffix not in ("", ".json", ".csv"):
-        raise ConfigError(f"{target}: verdicts are written as .json, as .csv, or into a folder")
     if target is not None:
-        check_file_target(target if target.suffix else target / "verdicts.csv")
+        check_file_target(target / "verdicts.csv" if importing.is_folder(target) else target)
     imported = importing.import_lm_eval(
         dense, compressed, metrics=metric or (), tasks=task or (), filters=filter_ or (), cluster=cluster,
         strata=strata, chance=chance, highest=highest, margin=margin, alpha=alpha,

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import BinaryIO, Self
 
-from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 
 from llmkick.errors import DataError, plain_message
-from llmkick.files import write_text
+from llmkick.files import cache_folder, lock_of, locked, write_text
 from llmkick.models.language_model import LanguageModel, ModelInfo
 
 SCHEMA = 1
+# The folder of these files in the cache.
+PART = "answers"
 
 
 class AnswerHeader(BaseModel):
@@ -91,7 +93,7 @@ class AnswerFile:
 
     def begin(self, header: AnswerHeader) -> None:
         """Write the header of a new file, unless another process has begun the file meanwhile."""
-        with FileLock(f"{self.path}.lock"):
+        with self._writing():
             begun = type(self).read(self.path, strict=False)
             self.header, self.answers = begun.header or header, begun.answers
             if begun.header is None:
@@ -99,7 +101,7 @@ class AnswerFile:
 
     def mend(self) -> None:
         """Write the file anew without its damaged lines, so that it can be read strictly."""
-        with FileLock(f"{self.path}.lock"):
+        with self._writing():
             sound = type(self).read(self.path, strict=False)
             if sound.header is not None and sound.damaged:
                 lines = [_first_line(sound.header), *map(_line, sound.answers.items())]
@@ -111,13 +113,23 @@ class AnswerFile:
             return
         self.answers.update(answers)
         text = "".join(map(_line, answers))
+        with self._writing(), self.path.open("ab+") as stream:
+            if stream.seek(0, 2) == 0 and self.header is not None:  # the cache was cleared meanwhile
+                text = _first_line(self.header) + text
+            elif stream.tell() and not _ends_a_line(stream):
+                text = "\n" + text
+            stream.write(text.encode())
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Hold the lock of the file, if its file system has locks. Raises DataError when it cannot be written."""
         try:
-            with FileLock(f"{self.path}.lock"), self.path.open("ab+") as stream:
-                if stream.seek(0, 2) and not _ends_a_line(stream):
-                    text = "\n" + text
-                stream.write(text.encode())
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with locked(lock_of(self.path)):
+                yield
         except OSError as error:
-            raise DataError(f"cannot write the stored answers {self.path}: {error}") from error
+            hint = "; set LLMKICK_CACHE to another folder" if self.path.parent == cache_folder(PART) else ""
+            raise DataError(f"cannot write the stored answers {self.path}: {error}{hint}") from error
 
 
 def _first_line(header: AnswerHeader) -> str:

@@ -10,7 +10,7 @@ from pydantic import JsonValue
 
 from llmkick.errors import ConfigError
 from llmkick.files import cache_folder
-from llmkick.gate.answer_file import SCHEMA, AnswerFile
+from llmkick.gate.answer_file import PART, SCHEMA, AnswerFile
 from llmkick.gate.policy import GatePolicy, is_stored
 from llmkick.gate.recorded_model import RecordedModel
 from llmkick.models.checkpoints.loading import load_located
@@ -39,7 +39,7 @@ def recorded_reference(policy: GatePolicy, *, refresh: bool = False, target: Pat
     if is_stored(policy.reference):
         return _stored(policy)
     identity, opened = _identified(policy)
-    path = target or cache_folder("answers") / f"{digest_of([SCHEMA, identity])[:32]}.jsonl"
+    path = target or cache_folder(PART) / f"{digest_of([SCHEMA, identity])[:32]}.jsonl"
     file = AnswerFile.read(path, strict=False)
     differs = file.header is not None and file.header.identity != identity
     if target is not None and differs and not refresh:

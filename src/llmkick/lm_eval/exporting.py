@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmkick.errors import ConfigError
-from llmkick.files import new_folder
 from llmkick.lm_eval import scoring as lm_eval_scoring
 from llmkick.lm_eval.pairing import CHANCE_FIELD, GROUP_FIELDS
 from llmkick.models.engine.encoding import encode_requests
 from llmkick.models.language_model import GenerateRequest, Prompt, ScoreRequest
 from llmkick.models.transformers_model import TransformersModel
+from llmkick.output_folder import check_target, claimed, filling
 from llmkick.tasks import metrics
 from llmkick.tasks.data.readers.mmlu import LETTERS
 from llmkick.tasks.prompting import Prompting, resolve_prompting
@@ -76,13 +76,14 @@ def export_tasks(
     Without a model the prompts are whole raw text, which any model can read. With a model they are the prompts that
     this package gives to the model: in its chat template if it has one (or in the style `prompting`), with examples
     and evidence reduced to fit its context. The weights are not needed; see `llmkick.models.checkpoints.meta_model`.
-    Raises ConfigError for a task or style that lm-eval cannot score identically, and for a folder that is not empty.
+    Raises ConfigError for a task or style that lm-eval cannot score identically, and for a folder that is not empty,
+    cannot be written, or is being written by another command.
     """
     check_target(folder)
     styles = [_style(task, model, prompting) for task in tasks]
     scorers = [_scorer(task, style) for task, style in zip(tasks, styles, strict=True)]
     names, notes = [], []
-    with new_folder(folder) as temporary:
+    with claimed(folder), filling(folder) as temporary:
         for task, style, scorer in zip(tasks, styles, scorers, strict=True):
             names.append(_lm_eval_name(task))
             if names.count(names[-1]) > 1:
@@ -97,16 +98,6 @@ def export_tasks(
         command = _command(names, folder, model, chat="chat" in styles)
         _write(temporary / "README.md", _readme(command, model, notes, chat="chat" in styles))
     return Export(folder=folder, names=tuple(names), command=command, notes=tuple(notes))
-
-
-def check_target(folder: Path) -> None:
-    """Create the folder. Raises ConfigError if it is not empty or cannot be created."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConfigError(f"{folder} exists and is not empty; choose another folder")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"cannot write {folder}: {error}; choose another folder") from error
 
 
 def _style(task: Task, model: TransformersModel | None, prompting: str) -> Prompting:

@@ -173,18 +173,31 @@ def _notes(
 # Results
 
 
+def is_folder(target: Path) -> bool:
+    """Whether verdicts go into a folder: one that is there, or any name that does not end in .json or .csv.
+
+    Raises ConfigError for a file of another kind.
+    """
+    if target.is_dir():
+        return True
+    if target.suffix in (".json", ".csv"):
+        return False
+    if target.exists():
+        raise ConfigError(f"{target} is a file: verdicts are written as .json, as .csv, or into a folder")
+    return True
+
+
 def write_imported(imported: Sequence[ImportedTask], target: Path) -> list[Path]:
     """Write verdicts to a .json or .csv file, or to a folder: both files, and all document scores in scores.csv.
 
-    Returns the paths of the files. Raises ConfigError for another extension, DataError if a file cannot be written.
+    Returns the paths of the files. Raises ConfigError for a file of another kind, see `is_folder`, and DataError if a
+    file cannot be written.
     """
     comparisons = [_comparison_row(task) for task in imported]
     verdicts = pd.DataFrame([{k: _cell(v) for k, v in row.items()} for row in comparisons]).to_csv(index=False)
     as_text = json.dumps({"schema": 1, "comparisons": comparisons}, indent=1, ensure_ascii=False, allow_nan=False)
-    if target.suffix in (".json", ".csv"):
+    if not is_folder(target):
         texts = {target: verdicts if target.suffix == ".csv" else as_text + "\n"}
-    elif target.suffix or target.is_file():
-        raise ConfigError(f"{target}: verdicts are written as .json, as .csv, or into a folder")
     else:
         scores = pd.DataFrame([row for task in imported for row in _score_rows(task)]).to_csv(index=False)
         names = {"verdicts.json": as_text + "\n", "verdicts.csv": verdicts, "scores.csv": scores}

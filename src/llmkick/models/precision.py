@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from llmkick.errors import ConfigError
-from llmkick.files import cache_folder, write_text_atomically
+from llmkick.files import cache_folder, write_cached
 
 # A network spread over all visible CUDA devices, in the order of its blocks.
 BALANCED = "balanced"
@@ -102,7 +102,7 @@ def _measured_once(processor: str) -> bool:
         return bool(json.loads(file.read_text(encoding="utf-8"))["faster_in_bfloat16"])
     seconds = _product_seconds()
     faster = seconds["bfloat16"] < WORTHWHILE * seconds["float32"]
-    write_text_atomically(file, json.dumps({"faster_in_bfloat16": faster, "seconds": seconds}) + "\n")
+    write_cached(file, json.dumps({"faster_in_bfloat16": faster, "seconds": seconds}) + "\n")
     return faster
 
 

@@ -13,13 +13,14 @@ import json
 import os
 import re
 import shutil
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
+from filelock import Timeout
 
 from llmkick.compression.recipe import Recipe, Recovered, is_trained
 from llmkick.compression.recoveries import LowRank
@@ -28,15 +29,20 @@ from llmkick.compression.walk.blocks import Block
 from llmkick.compression.walk.finished_blocks import STATE_FILE, count_finished, delete_blocks
 from llmkick.compression.walk.size import compact_bytes
 from llmkick.errors import ConfigError
-from llmkick.files import cache_folder
+from llmkick.files import cache_folder, lock_of, locked, temporary_folder, writing_cache
 
 PART = "compressed"
+ON_ITS_WAY = "on-its-way"
 LIMIT_VARIABLE = "LLMKICK_CACHE_LIMIT"
 DEFAULT_LIMIT = "20GB"
 # Free disk space that the cache leaves to others.
 SPARE_BYTES = 2_000_000_000
 # Of a value in the matrices of a recovery, which are in half precision.
 BYTES_OF_MATRICES = 2
+
+
+class NoLocks(UserWarning):
+    """A file system without locks, on which compressed models are not kept."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,21 +79,47 @@ def limit_bytes() -> int:
 def entry_for(key: Mapping[str, Any], needed_bytes: int, *, besides: int = 0) -> Iterator[Path | None]:
     """The folder of a compression, locked while the context lasts; None when the limit or the disk has no room.
 
+    None, with a warning, also on a file system without locks, where another process might delete what this one uses.
     needed_bytes: the approximate size of the entry. besides: what else is about to be written to the same disk. An
     entry that has begun is gone on with, however much room is left. If another process works at the same compression,
-    wait for it. Afterwards the least recently used entries are deleted until all fit the limit.
+    wait for it. Afterwards the least recently used entries are deleted until all fit the limit. Raises ConfigError when
+    the cache cannot be written.
     """
     folder, limit = folder_of(key), limit_bytes()
     has_room = needed_bytes <= limit and needed_bytes + besides + SPARE_BYTES <= shutil.disk_usage(folder.parent).free
     if limit == 0 or not (has_room or has_begun(folder)):
         yield None
         return
-    with FileLock(folder.with_suffix(".lock")):
-        folder.mkdir(exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        with writing_cache():
+            has_lock = stack.enter_context(locked(lock_of(folder)))
+            if has_lock:
+                folder.mkdir(parents=True, exist_ok=True)
+        if not has_lock:
+            warnings.warn(
+                f"{folder.parent} is on a file system without locks: compressed models are not kept there. Set "
+                f"LLMKICK_CACHE to a folder on another, or {LIMIT_VARIABLE}=0 to keep none",
+                NoLocks,
+                stacklevel=3,
+            )
+            yield None
+            return
         yield folder
         with contextlib.suppress(OSError):
             os.utime(folder / STATE_FILE)
     trim()
+
+
+@contextlib.contextmanager
+def entry_on_its_way() -> Iterator[Path]:
+    """A folder for a compression that is not kept: of this process alone, and gone at the end.
+
+    Raises ConfigError when the cache cannot be written.
+    """
+    with contextlib.ExitStack() as stack:
+        with writing_cache():
+            folder = stack.enter_context(temporary_folder(cache_folder(ON_ITS_WAY)))
+        yield folder
 
 
 def has_begun(folder: Path) -> bool:
@@ -196,11 +228,13 @@ def trim(limit: int | None = None) -> list[Entry]:
 
 
 def remove(folder: Path) -> bool:
-    """Delete an entry. False when another process is using it."""
-    lock = FileLock(folder.with_suffix(".lock"), blocking=False)
+    """Delete an entry. False when another process is using it: none does on a file system without locks.
+
+    Raises ConfigError when the cache cannot be written.
+    """
     try:
-        with lock:
+        with writing_cache(), locked(lock_of(folder), blocking=False):
             delete_blocks(folder)
-    except TimeoutError:
+    except Timeout:
         return False
     return True

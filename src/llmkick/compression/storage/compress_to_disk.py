@@ -28,7 +28,7 @@ from llmkick.compression.storage.outputs import Form, Output
 from llmkick.compression.storage.peft_adapter import check_has_adapter, check_plain_names
 from llmkick.compression.storage.shards import size_of
 from llmkick.compression.storage.stored_model import StoredModel
-from llmkick.compression.storage.target import check_target, claimed, delete_left, hidden_folders
+from llmkick.compression.storage.target import delete_left
 from llmkick.compression.storage.whole_model import check_memory, load_whole
 from llmkick.compression.training.recover import check_training
 from llmkick.compression.walk.blocks import Block, decoder_blocks
@@ -45,6 +45,7 @@ from llmkick.errors import ConfigError
 from llmkick.models.checkpoints.meta_model import MetaModel, load_meta_model
 from llmkick.models.checkpoints.quantized import refuse_packed_integers
 from llmkick.models.transformers_model import TransformersModel
+from llmkick.output_folder import check_target, claimed, hidden_folders
 
 
 class StageObserver(Protocol):

@@ -13,7 +13,7 @@ from torch import Tensor
 from llmkick.compression.storage.configuration import write_config
 from llmkick.compression.storage.shards import SHARD_BYTES, ShardWriter, size_of
 from llmkick.compression.storage.stored_model import NAMES, OTHER, LazyTensors, StoredModel
-from llmkick.compression.storage.target import StreamedShards, StreamedTarget, hidden_folders, write_model
+from llmkick.compression.storage.target import StreamedShards, StreamedTarget, write_model
 from llmkick.compression.walk.blocks import decoder_blocks
 from llmkick.compression.walk.finished_blocks import FinishedBlocks
 from llmkick.compression.walk.network_parts import NetworkPart
@@ -26,6 +26,7 @@ from llmkick.models.checkpoints.packed_file import write_packed
 from llmkick.models.checkpoints.packed_folder import write_manifest
 from llmkick.models.checkpoints.tensor_writer import write_tensors
 from llmkick.models.transformers_model import TransformersModel
+from llmkick.output_folder import hidden_folders
 
 _PACKED = "llmkick's compact form, for `kick` only"
 

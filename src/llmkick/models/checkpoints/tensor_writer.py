@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from llmkick.errors import ModelError
+from llmkick.files import naming
 from llmkick.models.weights import bytes_of
 
 _NAMES = {
@@ -34,16 +34,6 @@ _NAMES = {
 }
 # The types by their names in files.
 DTYPES = {name: dtype for dtype, name in _NAMES.items()}
-
-
-@contextlib.contextmanager
-def naming(file: Path) -> Iterator[None]:
-    """An OSError while this file is written names it; that of a full disk names none."""
-    try:
-        yield
-    except OSError as error:
-        error.filename = str(file)
-        raise
 
 
 class TensorWriter:

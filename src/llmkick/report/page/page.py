@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import importlib.metadata
@@ -14,7 +15,8 @@ import vl_convert
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from llmkick.files import cache_folder, write_text, write_text_atomically
+from llmkick.errors import ConfigError
+from llmkick.files import cache_folder, write_cached, write_text
 from llmkick.report import came_back, formatting, matrix, multiplicity, numbers
 from llmkick.report.breakdown import groups_table, measures_table
 from llmkick.report.claims import claim_payload, claims_of_run
@@ -223,11 +225,15 @@ def _source(environment: Environment, name: str) -> str:
 @functools.cache
 def _library() -> str:
     """Vega, Vega-Lite and Vega-Embed in one script, in the Vega-Lite version that the figures use."""
-    # Bundling takes a second, and its result depends on these versions only.
-    file = cache_folder("vega") / f"{importlib.metadata.version('vl-convert-python')}-{VEGA_LITE}.js"
-    if file.is_file():
-        return file.read_text(encoding="utf-8")
+    # Bundling takes a second, and its result depends on these versions only. A second is not worth a report: a cache
+    # that cannot be written is done without.
+    name = f"{importlib.metadata.version('vl-convert-python')}-{VEGA_LITE}.js"
+    with contextlib.suppress(ConfigError):
+        file = cache_folder("vega") / name
+        if file.is_file():
+            return file.read_text(encoding="utf-8")
     bundle: str = vl_convert.javascript_bundle(vl_version=VEGA_LITE)  # type: ignore[call-arg]
     library = bundle.replace("</script", "<\\/script")
-    write_text_atomically(file, library)
+    with contextlib.suppress(ConfigError):
+        write_cached(cache_folder("vega") / name, library)
     return library

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from llmkick.compression.recipe import Recipe, Recovered, is_trained
-from llmkick.compression.storage.cache import entry_bytes, entry_for, folder_of, is_full, still_needed
+from llmkick.compression.storage.cache import entry_bytes, entry_for, entry_on_its_way, folder_of, is_full, still_needed
 from llmkick.compression.storage.shared_store import ArtifactStore
 from llmkick.compression.walk.blocks import decoder_blocks
 from llmkick.compression.walk.calibration import Calibration
@@ -21,7 +20,6 @@ from llmkick.compression.walk.finished_blocks import DamagedBlocksError, NotKept
 from llmkick.compression.walk.processes import ALONE
 from llmkick.compression.walk.report import CompressionReport
 from llmkick.errors import ConfigError, ModelError
-from llmkick.files import cache_folder
 from llmkick.models.transformers_model import TransformersModel
 from llmkick.study.progress import Observer
 
@@ -162,8 +160,8 @@ class StudyCompressor:
             if keep is not None or self.store is None:
                 yield keep
                 return
-            with tempfile.TemporaryDirectory(dir=cache_folder("on-its-way")) as folder:
-                yield Path(folder)
+            with entry_on_its_way() as folder:
+                yield folder
 
     @contextlib.contextmanager
     def _folder_for_base(
@@ -179,8 +177,8 @@ class StudyCompressor:
             if base is not None:
                 yield base
                 return
-            with tempfile.TemporaryDirectory(dir=cache_folder("on-its-way")) as folder:
-                yield Path(folder)
+            with entry_on_its_way() as folder:
+                yield folder
 
     def compress_together(self, recipes: Sequence[tuple[Recipe, Calibration | None]], seed: int | None) -> None:
         """Compress all recipes, each with its windows, in one pass and cache the models, if the cache has room.

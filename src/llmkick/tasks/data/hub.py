@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from llmkick.errors import DataError, one_line
-from llmkick.files import cache_folder, sha256_of_file, write_text_atomically
+from llmkick.files import cache_folder, sha256_of_file, write_cached, writing_cache
 from llmkick.tasks.data.published import DataSet
 
 GITHUB = "https://raw.githubusercontent.com"
@@ -132,7 +132,7 @@ class _Lock:
         if self.entry["patterns"].get(pattern) != names:
             self.entry["patterns"][pattern] = names
             content = {**self._read(), self.wanted: self.entry}
-            write_text_atomically(self.path, json.dumps(content, indent=1, sort_keys=True) + "\n")
+            write_cached(self.path, json.dumps(content, indent=1, sort_keys=True) + "\n")
 
 
 def _ask(dataset: DataSet, pattern: str, lock: _Lock) -> tuple[list[str], dict[str, tuple[str, str]]]:
@@ -193,17 +193,18 @@ def _download(dataset: DataSet, name: str, lock: _Lock) -> Path:
 
 
 def _download_plain(dataset: DataSet, name: str, revision: str) -> Path:
-    target = cache_folder("data") / dataset.repository.replace("/", "--") / revision.replace("/", "--") / name
+    folder = cache_folder("data")
+    target = folder / dataset.repository.replace("/", "--") / revision.replace("/", "--") / name
     if target.exists():
         return target
     base = os.environ.get("LLMKICK_GITHUB", GITHUB)
-    target.parent.mkdir(parents=True, exist_ok=True)
     address = f"{base}/{dataset.repository}/{revision}/{name}"
-    with (
-        urllib.request.urlopen(address, timeout=TIMEOUT_SECONDS) as answer,  # noqa: S310 - https, or a test's loopback
-        tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as stream,
-    ):
+    with urllib.request.urlopen(address, timeout=TIMEOUT_SECONDS) as answer:  # noqa: S310 - https, or a test's loopback
         content = answer.read()
-        stream.write(content)
-    Path(stream.name).replace(target)
+    with writing_cache():
+        # Hidden: `kick cache --clear` takes it for what is being written.
+        with tempfile.NamedTemporaryFile(prefix=".", dir=folder, delete=False) as stream:
+            stream.write(content)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        Path(stream.name).replace(target)
     return target
