@@ -145,7 +145,7 @@ def what_came_back(
         flow=_flow(scores),
         lost=float(fell.sum(axis=1).mean()),
         kept=float(((np.minimum(scores.dense, scores.base) > 0) & ~fell).sum(axis=1).mean()),
-        returned=shares.of(scores.back(scores.recovered), scores.lost, shares.no_loss),
+        returned=shares.of(scores.back(scores.recovered), scores.lost, "nothing was lost"),
         newly_lost=shares.newly_lost(scores.recovered),
         newly_lost_control=shares.newly_lost(scores.control, no_control),
         gained=shares.gained(),
@@ -214,12 +214,8 @@ class _Shares:
     alpha: float
 
     def of(self, part: Floats, whole: Floats, nothing: str, low: float = 0.0) -> Ratio:
-        return ratio_of_sums(part, whole, self.scores.cluster, reach=(low, 1.0), alpha=self.alpha, nothing=nothing)
-
-    @property
-    def no_loss(self) -> str:
-        """Why there is no share of the lost score."""
-        return "nothing was lost" if self.scores.dense.size else NO_ITEM
+        reason = nothing if self.scores.dense.size else NO_ITEM
+        return ratio_of_sums(part, whole, self.scores.cluster, reach=(low, 1.0), alpha=self.alpha, nothing=reason)
 
     def newly_lost(self, other: Floats | None, absent: str = "") -> Ratio:
         """The share of the kept score that another model lost."""
@@ -236,7 +232,7 @@ class _Shares:
         """The control, and the paired difference to it."""
         if self.scores.control is None:
             return Ratio(value=None, reason=no_control), Ratio(value=None, reason=no_control)
-        lost, nothing = self.scores.lost, self.no_loss
+        lost, nothing = self.scores.lost, "nothing was lost"
         back, by_chance = self.scores.back(self.scores.recovered), self.scores.back(self.scores.control)
         return self.of(by_chance, lost, nothing), self.of(back - by_chance, lost, nothing, low=-1.0)
 

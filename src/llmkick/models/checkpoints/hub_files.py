@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 from pathlib import Path
 
-from llmkick.models.checkpoints.weight_files import INDEX, PICKLES, only_pickles, uncounted
+from llmkick.models.checkpoints.unread_weights import INDEX, PICKLES, only_pickles, uncounted
 
 TEMPLATES = "*.jinja"
 SMALL_FILES = ["*.json", "tokenizer*", TEMPLATES, "*.model", "*.txt"]

@@ -15,12 +15,10 @@ from torch import Tensor
 from llmkick.errors import ModelError
 from llmkick.models.checkpoints.packed_folder import MANIFEST, packed_files
 from llmkick.models.checkpoints.tensor_writer import DTYPES
+from llmkick.models.checkpoints.unread_weights import INDEX, PICKLES, SINGLE, only_pickles, uncounted
 
-SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
 # What a clone without Git LFS holds in place of a large file.
 LFS_POINTER = b"version https://git-lfs"
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
 PLAIN_TYPES = ("F64", "F32", "F16", "BF16")
 # Bytes of a value of the types with more than one.
@@ -180,24 +178,6 @@ def _no_weights(folder: Path) -> ModelError:
         return uncounted(folder, others)
     pickled = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
     return only_pickles(folder, pickled) if pickled else ModelError(f"{folder} has no .safetensors weights")
-
-
-def only_pickles(place: Path | str, names: list[str]) -> ModelError:
-    """The error for a folder or a repository whose weights are pickles."""
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ModelError(
-        f"{place} has no .safetensors weights: {', '.join(names[:3])}{more} is a pickle, which can run any code and is "
-        "never loaded. If you trust it, convert it once: AutoModelForCausalLM.from_pretrained(MODEL).save_pretrained("
-        "FOLDER) and the same with AutoTokenizer, both of transformers; then give the folder"
-    )
-
-
-def uncounted(place: Path | str, names: list[str]) -> ModelError:
-    """The error for a folder or a repository that has files of weights, none of which is known to count."""
-    return ModelError(
-        f"{place} has {', '.join(names[:3])}, but neither {SINGLE} nor {INDEX} that says which files count: "
-        f"name the only file {SINGLE}, or fetch the index"
-    )
 
 
 class TensorHeader(NamedTuple):
