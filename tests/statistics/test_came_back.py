@@ -143,7 +143,7 @@ def test_unscored_items_are_left_out_and_counted() -> None:
     assert (found.n, found.unscored, found.returned.value) == (3, 2, 0.5)
     nothing = came_back([None, 1], {0: [1, None]}, {0: [1, 1]})
     assert (nothing.n, nothing.returned.value, nothing.change.value) == (0, None, None)
-    assert nothing.outcome == "nothing lost"
+    assert nothing.outcome == "no control"  # and not that nothing was lost
 
 
 def test_a_single_cluster_has_a_value_and_no_interval() -> None:
