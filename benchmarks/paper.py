@@ -86,7 +86,7 @@ def studies(model: str, options: argparse.Namespace) -> dict[str, Study]:
         max_new_tokens=96,
     )  # fmt: skip
     halved = [f"{method}@0.5" for method in PRUNING]
-    passages = sorted(RECIPES, key=lambda recipe: not recipe.endswith(("@0.35", "@2:4")))
+    passages = sorted(RECIPES, key=lambda recipe: (not recipe.endswith("@0.35"), not recipe.endswith("@2:4")))
     texts = [f"{method}@{level}" for method in PRUNING for level in (0.3, 0.5, "2:4")]
     plans: dict[str, dict[str, Any]] = {
         # Claims 1, 2, 3 and 9. Every cell ends as soon as its verdict is known.
