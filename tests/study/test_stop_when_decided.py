@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib.metadata
 import json
 import sqlite3
 from collections import Counter
@@ -490,6 +491,17 @@ def test_weights_that_never_come_out_alike_end_the_search(
         monkeypatch.setattr(evaluation_module.Evaluation, name, lambda *_: False)
     with pytest.raises(ModelError, match="other weights twice in one search"):
         run_frontier(values_of(toy, tasks=tasks), ["magnitude@0.1,0.5,0.9"], out=tmp_path)
+
+
+def test_a_search_of_two_versions_says_so(toy: Path, answers: MadeUp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    whole = run_frontier(values_of(toy), ["magnitude@0.1,0.9"], out=tmp_path)
+    version = importlib.metadata.version
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "9.9" if name == "torch" else version(name))
+    assert run_frontier(values_of(toy), ["magnitude@0.1,0.9"], out=tmp_path).warnings == whole.warnings  # asks nothing
+    with contextlib.closing(sqlite3.connect(tmp_path / JOURNAL_FILE)) as connection, connection:
+        connection.execute("DELETE FROM records WHERE recipe = 'magnitude@0.9'")
+    (said,) = set(run_frontier(values_of(toy), ["magnitude@0.1,0.9"], out=tmp_path).warnings) - set(whole.warnings)
+    assert said.startswith(f"the answers in this folder were made with torch {version('torch')} and 9.9")
 
 
 def test_a_level_that_cannot_be_compressed_is_not_judged(

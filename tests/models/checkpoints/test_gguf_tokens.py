@@ -172,6 +172,21 @@ def test_a_text_is_split_as_the_vocabulary_was_learned(tmp_path: Path, pre: str,
     assert [TEXT[begin:end] for _, (begin, end) in split] == pieces
 
 
+@pytest.mark.parametrize(
+    ("pre", "pieces"),
+    [
+        ("falcon", ["x", " 12", " ", "`", "y"]),
+        ("default", ["x", " ", "12", " `", "y"]),
+        ("gpt-2", ["x", " 12", " `", "y"]),
+    ],
+)
+def test_numbers_with_a_space_before_them(tmp_path: Path, pre: str, pieces: list[str]):
+    text = "x 12 `y"
+    tokenizer = load(rewrite(tmp_path / "toy.gguf", {PRE: pre})).tokenizer
+    split = tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str(text)
+    assert [text[begin:end] for _, (begin, end) in split] == pieces
+
+
 def test_a_split_that_is_not_known_is_refused_by_name(tmp_path: Path):
     with pytest.raises(ModelError, match=r"pre-tokenizer 'superbpe'.*original Hugging Face folder"):
         load(rewrite(tmp_path / "toy.gguf", {PRE: "superbpe"}))

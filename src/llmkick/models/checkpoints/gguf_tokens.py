@@ -36,8 +36,10 @@ WITH_START = (
 AS_GPT_2 = (
     "gpt-2", "phi-2", "mpt", "olmo", "jais", "trillion", "granite-docling", "mellum", "gigachat", "exaone4", "a.x-4.0",
     "jina-es", "jina-de", "jina-v1-en", "jina-v2-code", "jina-v2-es", "jina-v2-de", "roberta-bpe", "modern-bert",
-    "default",
 )  # fmt: skip
+THREE_DIGITS = "[0-9][0-9][0-9]"
+# Words of BLOOM and its kin, each with the space before it.
+WORDS = r" ?[^(\s|.,!?…。，、।۔،)]+"
 
 
 def _byte_level(*, splits: bool) -> Any:
@@ -63,10 +65,16 @@ def _single_digits() -> Any:
     return pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), _byte_level(splits=True)])
 
 
+def _unnamed() -> Any:
+    return pre_tokenizers.Sequence([
+        *_isolated(r"[\p{P}$+<=>^~|]+"), _byte_level(splits=True),
+        pre_tokenizers.Digits(individual_digits=False), *_isolated(THREE_DIGITS),
+    ])  # fmt: skip
+
+
 def _falcon() -> Any:
     return pre_tokenizers.Sequence([
-        pre_tokenizers.Punctuation(behavior="contiguous"), _byte_level(splits=True),
-        pre_tokenizers.Digits(individual_digits=False), *_isolated("[0-9][0-9][0-9]"),
+        pre_tokenizers.Punctuation(behavior="contiguous"), _byte_level(splits=True), *_isolated(THREE_DIGITS)
     ])  # fmt: skip
 
 
@@ -78,14 +86,12 @@ def _deepseek_coder() -> Any:
 
 
 def _bloom() -> Any:
-    return pre_tokenizers.Sequence([*_isolated(" ?[^(\\s|.,!?…。，、।۔،)]+"), _byte_level(splits=False)])
+    return pre_tokenizers.Sequence([*_isolated(WORDS), _byte_level(splits=False)])
 
 
 def _viking() -> Any:
-    words = _isolated(" ?[^(\\s|.,!?…。，、।۔،)]+")
-    return pre_tokenizers.Sequence([
-        *words, pre_tokenizers.Digits(individual_digits=True), _byte_level(splits=False)
-    ])  # fmt: skip
+    digits = pre_tokenizers.Digits(individual_digits=True)
+    return pre_tokenizers.Sequence([*_isolated(WORDS), digits, _byte_level(splits=False)])
 
 
 # What transformers does not know, by the name of the pre-tokenizer.
@@ -96,6 +102,7 @@ SPLITS: Mapping[str, Callable[[], Any]] = {
     **dict.fromkeys(["stablelm2", "hunyuan", "solar-open"], _like("qwen2")),
     **dict.fromkeys(["chatglm-bpe", "glm4"], _like("llama3")),
     **dict.fromkeys(["bloom", "poro-chat", "gpt3-finnish"], _bloom),
+    "default": _unnamed,
     "falcon": _falcon,
     "deepseek-coder": _deepseek_coder,
     "viking": _viking,

@@ -37,7 +37,7 @@ from llmkick.models.plugin_models import VLLM, plugin_of
 from llmkick.models.server_scheme import is_server
 
 # Part of the name of converted folders: raise it whenever the conversion changes.
-CONVERSION_VERSION = 5
+CONVERSION_VERSION = 6
 # Bytes beside the weights: the vocabulary, the headers, and what others write meanwhile.
 CONVERSION_MARGIN = 200 * 10**6
 SOURCE_FILE = "llmkick_source.json"

@@ -20,6 +20,7 @@ from llmkick.study.results.records import CONTROL_METRICS
 from llmkick.study.running.context import StudyContext
 from llmkick.study.running.evaluation import Evaluation
 from llmkick.study.running.executor import LocalExecutor
+from llmkick.study.running.metadata import note_answering
 from llmkick.study.running.schedule import Schedule
 from llmkick.study.running.study_run import JournalWriter
 from llmkick.tasks.task import Task
@@ -52,6 +53,7 @@ class LevelJudge:
     _judged: set[Variant] = field(default_factory=set)
     _changed: set[Variant] = field(default_factory=set)
     _failed: dict[Variant, str] = field(default_factory=dict)
+    _asks: bool = False
 
     def __post_init__(self) -> None:
         self.writer = JournalWriter(context=self.context, schedule=Schedule(cells=(), pending=()))
@@ -139,8 +141,7 @@ class LevelJudge:
         (cell,) = [cell for cell in self.context.cells(variant) if cell.task.name == task.name]
         is_filled = evaluation.has_every_item(cell) if every_item else evaluation.is_complete(cell)
         if not is_filled or self.context.recorded_digest(variant) is None:
-            # Of the earlier answers; it is written anew when the search is over.
-            (self.context.folder / FRONTIER_FILE).unlink(missing_ok=True)
+            self._begin_asking()
             model = self._model(variant)
             if every_item:
                 evaluation.fill_every_item(model, cell)
@@ -171,6 +172,13 @@ class LevelJudge:
             if variant in self._judged and self.context.recorded_digest(variant) != recorded:
                 self._begin_again(variant)
         return self._models[variant]
+
+    def _begin_asking(self) -> None:
+        """Remove the result of earlier answers, which is written anew at the end, and note the versions that answer."""
+        if not self._asks:
+            self._asks = True
+            (self.context.folder / FRONTIER_FILE).unlink(missing_ok=True)
+            self.writer.warnings += note_answering(self.context.journal)
 
     def _begin_again(self, variant: Variant) -> None:
         """Forget what was judged by dropped records; ModelError if these weights changed before."""
