@@ -744,9 +744,10 @@ def test_eval_of_published_data_by_group(kick: Kick, toy: Path, mmlu: Path):
     assert re.search(r"humanities\s+│ [\d.]+\s+│ 6", out)
     assert re.search(r"mean over groups \(macro\)\s+│ [\d.]+\s+│ 12", out)
     assert "note: multiple_choice:cloze: 55 of the 57 subjects are not in the data" in out
-    code, _, err = kick("eval", toy, "-t", "multiple_choice:cloze", "--source", mmlu, "--by", "colour")
+    code, out, err = kick("eval", toy, "-t", "multiple_choice:cloze", "--source", mmlu, "--by", "colour")
     assert code == 2
     assert "cannot group by 'colour': choose from: cluster" in err
+    assert "accuracy" not in out  # said after the first batch, before the other items are asked
 
 
 def test_eval_in_the_papers_protocol(kick: Kick, toy: Path):

@@ -107,7 +107,7 @@ def evaluate(
         loaded = open_model(model, dtype=dtype, device=device, server=settings)
         for selected in tasks:
             refuse_unanswerable(loaded, selected, prompting=prompting)
-        answered = _answered(loaded, tasks, prompting, progress)
+        answered = _answered(loaded, tasks, prompting, progress, by)
     notes = list(loaded.notes)
     if records_file is not None:
         _write_records(records_file, answered)
@@ -117,8 +117,13 @@ def evaluate(
     print_notes([*notes, *(note for selected, records in answered for note in _notes(selected, records))])
 
 
-def _answered(model: LanguageModel, tasks: Sequence[Task], prompting: str, progress: TerminalProgress) -> Answered:
-    """The records of all items of each task; the first batch of every task comes first, and tells its speed."""
+def _answered(
+    model: LanguageModel, tasks: Sequence[Task], prompting: str, progress: TerminalProgress, by: str | None
+) -> Answered:
+    """The records of all items of each task; the first batch of every task comes first.
+
+    These batches tell the speed of each task, and whether any task has the groups `by`.
+    """
     from llmkick.study.task_forecast import forecast_tasks
     from llmkick.tasks.evaluate import evaluate_in_batches
 
@@ -135,8 +140,10 @@ def _answered(model: LanguageModel, tasks: Sequence[Task], prompting: str, progr
         )
         for task in tasks
     ]
-    for each in asked if len(asked) > 1 else []:
+    for each in asked if len(asked) > 1 or by is not None else []:
         each.ask(1)
+    if by is not None:
+        _refuse_unknown_groups(asked, by)
     for done, each in enumerate(asked):
         progress.cells(done, len(asked))
         each.ask(None)
@@ -172,6 +179,20 @@ class _AskedTask:
             started = time.perf_counter()
         if batches is None:
             self.forecast.end(key)
+
+
+def _refuse_unknown_groups(asked: Sequence[_AskedTask], by: str) -> None:
+    """Raise ConfigError if the first records of every task lack the groups `by`, before the other items are asked."""
+    from llmkick.tasks.grouping import group_scores
+
+    errors: list[ConfigError] = []
+    for each in asked:
+        try:
+            group_scores(each.records, by)
+        except ConfigError as error:
+            errors.append(error)
+    if len(errors) == len(asked):
+        raise errors[0]
 
 
 def _write_records(path: Path, answered: Answered) -> None:
