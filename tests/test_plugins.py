@@ -21,7 +21,7 @@ from llmkick.compression.kernels.layer import Layer, WeightResult
 from llmkick.compression.methods import Method, plugin_method
 from llmkick.compression.registry import METHODS, all_methods, method_named, parse_recipe, plugin_origins
 from llmkick.compression.walk.compression_key import artifact_key
-from llmkick.compression.walk.weight import compress_weight
+from llmkick.compression.walk.weight import compress_alike, compress_weight, compress_with_statistics
 from llmkick.errors import ConfigError, KickError, ModelError, NumericalError
 from llmkick.models.checkpoints.loading import load_model
 from llmkick.models.checkpoints.references import locate
@@ -177,6 +177,7 @@ KERNELS = {
     "return None": "made <class 'NoneType'> of weight",
     "return layer.weight": "left 4 weights in a group of weight; 2:4 keeps 2",
     "return layer.weight / [0]": "failed on weight: TypeError",
+    "return layer.weight / 0": "made NaN or Inf of weight with random@2:4",
 }
 
 
@@ -189,6 +190,28 @@ def test_a_kernel_that_does_not_do_what_its_recipe_says(install: Install, body: 
     with pytest.raises(KickError, match=r"random-one 1\.0") as raised:
         compress_weight(torch.ones(4, 8), None, "random@2:4")
     assert KERNELS[body] in str(raised.value)
+
+
+ALIKE = "kernel=compress, kernel_alike=lambda recipe, layers: {}"
+
+
+def test_a_kernel_of_several_layers_returns_what_a_kernel_of_one_does(install: Install):
+    alike = ALIKE.format("[compress(recipe, layer) for layer in layers]")
+    source = METHOD.replace("kernel=compress", alike)
+    install("random-one", (plugins.METHODS, "random", "random_one:METHOD"), random_one=source)
+    recipe, weights = parse_recipe("random@0.5"), [torch.ones(4, 8), 2 * torch.ones(4, 8)]
+    results = compress_alike(weights, [None, None], recipe, ["a", "b"])
+    for result, weight, name in zip(results, weights, "ab", strict=True):
+        alone = compress_with_statistics(weight, None, recipe, name=name)
+        assert torch.equal(result.weight, alone.weight)
+
+
+@pytest.mark.parametrize("result", ["None", "3", "[None for _ in layers]", "[0.5] * 2"])
+def test_a_kernel_of_several_layers_that_returns_no_weights(install: Install, result: str):
+    source = METHOD.replace("kernel=compress", ALIKE.format(result))
+    install("random-one", (plugins.METHODS, "random", "random_one:METHOD"), random_one=source)
+    with pytest.raises(KickError, match=r"random-one 1\.0"):
+        compress_alike([torch.ones(4, 8)] * 2, [None, None], parse_recipe("random@0.5"), ["a", "b"])
 
 
 ROUNDING = """
@@ -431,6 +454,18 @@ def test_a_broken_scheme_is_named_with_its_package(install: Install, source: str
     with pytest.raises(KickError, match=r"plug-in 'ours' of schemes 1.0") as raised:
         load_model("ours:anything", dtype="float32")
     assert message in str(raised.value)
+
+
+@pytest.mark.parametrize("source", ["load = 3", "1 / 0", "raise SystemExit", "other = 1"])
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_the_list_of_models_names_a_scheme_that_cannot_be_loaded(
+    install: Install, kick: Kick, source: str, options: list[str]
+):
+    install("schemes", (plugins.MODELS, "ours", "bad_scheme:load"), bad_scheme=source)
+    code, out, err = kick("models", *options)
+    assert code == 0
+    assert "ours" not in out
+    assert "warning: plug-in 'ours' of schemes 1.0" in err
 
 
 def test_a_scheme_of_our_own_cannot_be_taken(install: Install):

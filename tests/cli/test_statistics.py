@@ -82,6 +82,8 @@ def test_power_knows_the_design(kick: Kick, monkeypatch: pytest.MonkeyPatch):
         (["-a", "0.2", "--chance-level", "0.25"], "accuracy 0.2 must be above chance 0.25"),
         (["-a", "0.5", "--seeds", "3", "--plot", "power.svg"], "leave out --seeds and --graded"),
         (["-a", "0.5", "--graded", "--plot", "power.svg"], "leave out --seeds and --graded"),
+        (["-a", "0.75", "-n", "120", "--power", "0.04"], "power 0.04 must be above alpha, 0.05"),
+        (["-a", "0.75", "-n", "120", "--power", "0.05", "--plot", "power.svg"], "power 0.05 must be above alpha"),
         (["-a", "0.5", "--plot", "power.png"], "should end in one of: .svg, .html, .json"),
     ],
 )

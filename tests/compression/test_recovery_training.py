@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import builtins
+import copy
 import errno
 import json
+import math
 import shutil
 import sys
 from pathlib import Path
@@ -251,6 +253,33 @@ def test_a_loss_that_is_not_a_number_stops_the_training(
     monkeypatch.setattr(Trainer, "_accumulate", accumulate)
     expected = compress(dense, "wanda@0.5", calibration=WINDOWS)[1].digest
     assert (report.digest == expected) == (bad_step == 0)
+
+
+def first_gradients(dense: TransformersModel, dtype: torch.dtype) -> tuple[torch.Tensor, Trainer]:
+    """What a step of many tokens adds to the matrices' gradients, in one vector."""
+    compressed, _ = compress(dense, "wanda@0.5", calibration=WINDOWS)
+    student = Student(copy.deepcopy(compressed.network).to(dtype), rank=4, keeps_adapters=False, seed=0, skip=())
+    trainer = Trainer(
+        student=student, dense=copy.deepcopy(dense.network).to(dtype), windows=torch.as_tensor(WINDOWS.tokens),
+        training=Training(steps=12, learning_rate=1e-2), seed=0,
+    )  # fmt: skip
+    assert math.isfinite(trainer._step())
+    gradients = [parameter.grad for parameter in student.parameters().values()]
+    return torch.cat([gradient.flatten() for gradient in gradients if gradient is not None]), trainer
+
+
+@pytest.mark.parametrize("scale", [2.0**16, 2.0**60])
+def test_gradients_in_float16_are_those_of_float32(
+    dense: TransformersModel, monkeypatch: pytest.MonkeyPatch, scale: float
+) -> None:
+    monkeypatch.setattr(trainer_module, "FLOAT16_SCALE", scale)
+    # A step of so many tokens that each adds too little for float16.
+    monkeypatch.setattr(trainer_module, "counted_tokens", lambda ids, distils: 2**16 * ids.numel())
+    expected, _ = first_gradients(dense, torch.float32)
+    gradients, trainer = first_gradients(dense, torch.float16)
+    assert float((gradients - expected).norm() / expected.norm()) < 0.03
+    # A scale that float16 cannot hold is halved until it can, and kept with the state.
+    assert (trainer.state.scale < scale) == (scale > 2.0**16)
 
 
 def test_what_does_not_fit_into_memory_runs_in_smaller_pieces(

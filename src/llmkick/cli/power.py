@@ -119,6 +119,7 @@ def _check(
 ) -> None:
     """Raise ConfigError for values that no simulation has a meaning for."""
     from llmkick.statistics.pairing import check_settings
+    from llmkick.statistics.power import check_power
 
     if loss == margin:
         raise ConfigError(f"a loss of exactly the margin ({margin}) is never decided; give another loss")
@@ -128,6 +129,7 @@ def _check(
     for name, share in (("loss", loss), ("power", wanted)):
         if not 0 <= share <= 1:
             raise ConfigError(f"{name} {share} must be a share between 0 and 1")
+    check_power(wanted, alpha)
 
 
 def _answers(design: Design, items: int | None, *, loss: float, margin: float, alpha: float, wanted: float) -> Table:

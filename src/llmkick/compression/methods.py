@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from llmkick.compression.kernels.layer import Layer, WeightResult
 from llmkick.compression.kernels.patterns import NM
 from llmkick.compression.recipe import Recipe
+from llmkick.errors import NumericalError
 from llmkick.plugins import Plugin
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ class Method:
             return [self.run(recipe, layer) for layer in layers]
         names = f"{layers[0].name} … {layers[-1].name}"
         try:
-            results = list(_imported(self.kernel_alike)(recipe, layers))
+            results = [_as_result(result) for result in _imported(self.kernel_alike)(recipe, layers)]
         except Exception as error:
             if self.plugin is None:
                 raise
@@ -132,6 +133,8 @@ def _check_result(recipe: Recipe, result: WeightResult, layer: Layer, plugin: Pl
     if not isinstance(weight, torch.Tensor) or weight.shape != layer.weight.shape or not weight.is_floating_point():
         made = f"{tuple(weight.shape)} of {weight.dtype}" if isinstance(weight, torch.Tensor) else type(weight)
         raise plugin.broken(f"made {made} of {layer.name}, a weight of {tuple(layer.weight.shape)}")
+    if not bool(weight.isfinite().all()):
+        raise NumericalError(f"{plugin} made NaN or Inf of {layer.name} with {recipe}")
     for part in recipe.parts:
         if isinstance(part, NM):
             most = int(weight.reshape(-1, part.group).count_nonzero(dim=1).max())

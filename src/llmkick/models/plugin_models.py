@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import llmkick.plugins as plugins
+from llmkick.errors import ConfigError
 from llmkick.models.language_model import LanguageModel
 from llmkick.plugins import Plugin
 
@@ -45,9 +47,7 @@ def load_from_plugin(plugin: Plugin, reference: str, *, dtype: str, device: str)
     The entry point is a function `load(rest, *, dtype, device)`. Raises ConfigError naming the plug-in when it is
     not a function or does not make a model, KickError when it fails.
     """
-    load = plugin.load()
-    if not callable(load):
-        raise plugin.broken(f"is {type(load).__name__}, not a function load(rest, *, dtype, device)")
+    load = _load_of(plugin)
     try:
         model: LanguageModel = load(reference.partition(":")[2], dtype=dtype, device=device)
         missing = [name for name in MEMBERS if not hasattr(model, name)]
@@ -62,5 +62,21 @@ def load_from_plugin(plugin: Plugin, reference: str, *, dtype: str, device: str)
 
 
 def schemes() -> tuple[dict[str, Plugin], list[str]]:
-    """The schemes of plug-ins, and why others are not used. No plug-in is loaded."""
-    return dict(plugins.usable(plugins.MODELS, BUILTIN_SCHEMES)), plugins.problems(plugins.MODELS, BUILTIN_SCHEMES)
+    """The schemes of plug-ins, all of which are loaded, and why others are not used."""
+    loaded, problems = {}, plugins.problems(plugins.MODELS, BUILTIN_SCHEMES)
+    for scheme, plugin in plugins.usable(plugins.MODELS, BUILTIN_SCHEMES).items():
+        try:
+            _load_of(plugin)
+            loaded[scheme] = plugin
+        except ConfigError as error:
+            problems.append(str(error))
+    return loaded, problems
+
+
+def _load_of(plugin: Plugin) -> Callable[..., LanguageModel]:
+    """The function of an entry point. Raises ConfigError naming the plug-in when it is not one or cannot be loaded."""
+    load = plugin.load()
+    if not callable(load):
+        raise plugin.broken(f"is {type(load).__name__}, not a function load(rest, *, dtype, device)")
+    function: Callable[..., LanguageModel] = load
+    return function

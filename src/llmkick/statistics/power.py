@@ -90,6 +90,7 @@ def smallest_detectable_loss(
         return probability - power
 
     _check(chance, accuracy=accuracy, discordance=discordance, margin=margin, alpha=alpha, power=power)
+    check_power(power, alpha)
     return float(optimize.brentq(excess, margin, 1.0)) if excess(1.0) > 0 else None
 
 
@@ -151,6 +152,12 @@ def _item_variance(accuracy: float, chance: float, loss: float, discordance: flo
     kept = 1 - margin
     square = margin**2 * (accuracy - lost) + kept**2 * lost + gained
     return square - (margin * accuracy - net) ** 2
+
+
+def check_power(power: float, alpha: float) -> None:
+    """Raise ConfigError for a power that a loss of exactly the margin, which alpha is the limit for, would reach."""
+    if power <= alpha:
+        raise ConfigError(f"power {power} must be above alpha, {alpha}: a test decides as often by mistake")
 
 
 def _check(chance: float, **shares: float) -> None:

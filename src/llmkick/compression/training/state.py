@@ -30,6 +30,7 @@ class TrainingState:
     seconds: float = 0.0
     micro: int = 0  # windows that run at a time …
     length: int = 0  # … and tokens of each
+    scale: float = 1.0  # of the loss, where gradients pass through float16
     losses: list[float] = field(default_factory=list)
     best_loss: float | None = None
     notes: list[str] = field(default_factory=list)

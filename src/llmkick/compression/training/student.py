@@ -102,6 +102,11 @@ class Student:
             a.data.copy_(drawn)
             b.data.zero_()
 
+    @property
+    def has_float16(self) -> bool:
+        """Whether gradients pass through float16, where small ones become 0."""
+        return any(parameter.dtype == torch.float16 for parameter in self.network.parameters())
+
     def parameters(self) -> dict[str, nn.Parameter]:
         """The trained matrices by name, always in the same order."""
         names = ((f"{adapted.layer.name}.{kind}", adapted) for adapted in self.layers for kind in ("b", "a"))

@@ -29,6 +29,7 @@ DIVERGED, RISES = 1.5, 3
 HELD_OUT_SHARE, MOST_HELD_OUT = 8, 2  # one of eight windows is held out for the checks, and two at most
 WARM_UP, CLIP = 0.1, 1.0  # share of the steps in which the learning rate rises; largest norm of a gradient
 TOKENS_AT_ONCE_CPU = 2048
+FLOAT16_SCALE = 2.0**16  # of a loss whose gradients pass through float16, which has no values below 6e-8
 SHORTEST_PIECE = 32  # tokens of a window that is cut because memory runs out
 NOT_KEPT = "the training could not be kept"  # the beginning of a note
 
@@ -77,6 +78,7 @@ class Trainer:
         most = max(1, TOKENS_AT_ONCE_CPU // self.windows.shape[1])
         self.state.micro = self._batch if self.windows.device.type == "cuda" else min(self._batch, most)
         self.state.length = self.windows.shape[1]
+        self.state.scale = FLOAT16_SCALE if self.student.has_float16 else 1.0
         self._saved_at = time.monotonic()
 
     @property
@@ -175,10 +177,14 @@ class Trainer:
             self._optimizer.zero_grad(set_to_none=True)
             total = [0.0]
             reason = attempt(lambda total=total: self._accumulate(ids, total))  # type: ignore[misc]
-            if reason is None:
+            if reason is not None:
+                self._make_smaller(reason)
+                continue
+            self._unscale_gradients()
+            norm = float(torch.nn.utils.clip_grad_norm_(self._parameters.values(), CLIP))
+            if math.isfinite(norm) or not math.isfinite(total[0]) or state.scale == 1:
                 break
-            self._make_smaller(reason)
-        norm = float(torch.nn.utils.clip_grad_norm_(self._parameters.values(), CLIP))
+            state.scale /= 2  # the scaled gradients, not the loss, are too large for float16
         if not math.isfinite(norm) or not math.isfinite(total[0]):
             return math.nan
         for group in self._optimizer.param_groups:
@@ -193,8 +199,13 @@ class Trainer:
         for piece in (piece for windows in some for piece in torch.split(windows, self.state.length, dim=1)):
             with torch.enable_grad():
                 loss = self._summed_loss(self.student.network, piece) / count
-                loss.backward()  # type: ignore[no-untyped-call]
+                (loss * self.state.scale).backward()  # type: ignore[no-untyped-call]
             total[0] += float(loss.detach())
+
+    def _unscale_gradients(self) -> None:
+        for parameter in self._parameters.values():
+            if parameter.grad is not None and self.state.scale != 1:
+                parameter.grad /= self.state.scale
 
     def _make_smaller(self, reason: str) -> None:
         """Halve what runs at a time after an allocation that failed."""

@@ -2,7 +2,7 @@
 
 WALK_VERSION = 5
 ERROR_VERSION = 2  # of the output errors of layers, in the keys of kept reports alone
-RECOVERY_VERSION = 2  # of recoveries, in the keys of recovered weights alone
+RECOVERY_VERSION = 3  # of recoveries, in the keys of recovered weights alone
 # Families whose layers version 5 chose differently or calibrated on other inputs: routers that it compressed, experts
 # that it left dense, blocks that are given more than hidden states, blocks that share weights.
 _CHANGED = (
