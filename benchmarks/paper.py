@@ -87,7 +87,9 @@ def studies(model: str, options: argparse.Namespace) -> dict[str, Study]:
     )  # fmt: skip
     halved = [f"{method}@0.5" for method in PRUNING]
     passages = sorted(RECIPES, key=lambda recipe: (not recipe.endswith("@0.35"), not recipe.endswith("@2:4")))
-    texts = [f"{method}@{level}" for method in PRUNING for level in (0.3, 0.5, "2:4")]
+    texts, severe = (
+        [f"{method}@{level}" for level in levels for method in PRUNING] for levels in ((0.3, "2:4"), (0.5,))
+    )
     plans: dict[str, dict[str, Any]] = {
         # Claims 1, 2, 3 and 9. Every cell ends as soon as its verdict is known.
         "knowledge": {"recipes": RECIPES, "tasks": [facts, choice, text], "stop": "decided"},
@@ -100,9 +102,9 @@ def studies(model: str, options: argparse.Namespace) -> dict[str, Study]:
             "recipes": ["wanda@0.5", "sparsegpt@0.5"], "tasks": [on_axes],
             "calibration": {"source": str(data / "c4"), "sequences": SAMPLES, "length": options.length},
         },
-        # Claim 7, without a judge.
+        # Claim 7, without a judge; first is what it asks about.
         "summaries": {
-            "recipes": [*texts, "rtn@8b", "gptq@8b", "gptq@4b"],
+            "recipes": [*texts, "rtn@8b", "gptq@8b", "gptq@4b", *severe],
             "tasks": [stories],
         },
         # Claim 4, without a judge: how likely the answers are to the dense model, and how they repeat themselves.
