@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sqlite3
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import vllm_stub
 from llmkick.errors import ConfigError, ModelError
 from llmkick.models.checkpoints import loading
 from llmkick.models.checkpoints.loading import load_model
 from llmkick.models.language_model import GenerateRequest
 from llmkick.models.server import failures as endpoint_failures
 from llmkick.models.transformers_model import TransformersModel
+from llmkick.models.vllm.model import load_vllm
 from llmkick.report.models import model_facts, models_frame
 from llmkick.study.journal.database import JOURNAL_FILE
 from llmkick.study.results.results import RESULTS_FILE, StudyResult, read_results
@@ -198,6 +201,15 @@ def test_with_other_tokens_perplexity_becomes_bits_per_byte(models: Path, tmp_pa
     assert all(entry.n == 3 and entry.kind == "perplexity" for entry in found)
     # The same weights behind other start tokens: close, but not the same number of bits.
     assert found[0].compressed == pytest.approx(found[1].compressed, rel=0.2)
+
+
+@pytest.mark.parametrize("other", ["other", "spaced"])
+def test_tokens_of_models_that_vllm_runs_are_compared(models: Path, other: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "vllm", vllm_stub.installed())
+    dense, compared = (load_vllm(str(models / name), dtype="float32", device="auto") for name in ("dense", other))
+    study = study_of(models, f"vllm:{models / other}")
+    external = others_module.ExternalModels(study=study, checkpoints={}, live={other: compared})
+    assert external.with_other_tokens(dense) == ([] if other == "other" else ["spaced"])
 
 
 def test_a_unit_that_is_asked_for_is_kept(models: Path, tmp_path: Path):

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import itertools
 import os
+import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from typing import Any
 
 import pytest
@@ -118,6 +123,9 @@ TROUBLE = {
     "half a body": Reply('{"id": "1", "choices": [{"mess'),
     "no text at all": Reply(b'{"id": "\xff"}'),
     "too early": refused("wait", 425),
+    "busy behind a gateway": Reply({"error": {"code": 429, "message": "slow down"}}),
+    "an error without a number": Reply({"error": {"code": None, "message": "overloaded"}}),
+    "an error that is a text": Reply({"error": "overloaded", "choices": None}),
     "a page": Reply("<html>proxy error</html>", headers={"content-type": "text/html"}),
     "no answer": Reply({"id": "1", "model": "m"}),
     "empty": Reply({"id": "1", "model": "m", "choices": []}),
@@ -148,6 +156,108 @@ def test_what_the_server_asks_to_wait_is_waited():
         started = time.perf_counter()
         endpoint(server).chat(**HELLO)
     assert time.perf_counter() - started >= 0.3
+
+
+def test_a_date_to_wait_for_is_waited_for():
+    later = format_datetime(datetime.now(UTC) + timedelta(seconds=3), usegmt=True)  # whole seconds
+    replies = iter([refused("slow down", 429, **{"retry-after": later}), chat("done")])
+    with serving(lambda path, body: next(replies)) as server:
+        started = time.perf_counter()
+        endpoint(server).chat(**HELLO)
+    assert time.perf_counter() - started >= 1.5
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds"),
+    [
+        ("90", 90.0), ("-3", 0.0), ("Sun, 06 Nov 1994 08:49:37 GMT", 0.0), ("", None), ("soon", None), ("inf", None),
+        ("nan", None), ("Sun, 06 Nov 1994 08:49:37 -0000", None),
+    ],
+)  # fmt: skip
+def test_waits_that_a_server_asks_for(header: str, seconds: float | None):
+    with (
+        serving(lambda path, body: refused("slow down", 429, **{"retry-after": header})) as server,
+        pytest.raises(ModelError) as caught,
+    ):
+        endpoint(server, attempts=1).chat(**HELLO)
+    assert endpoint_failures.asked_wait(caught.value.__cause__) == seconds
+
+
+def test_a_server_that_asks_for_hours_is_not_waited_for():
+    with serving(lambda path, body: refused("daily limit", 429, **{"retry-after": "7200"})) as server:
+        one = endpoint(server)
+        with pytest.raises(ModelError, match=r"asks to wait for 7,200 s: daily limit; go on later"):
+            one.ask_all(one.chat, [HELLO])
+    assert len(server.asked) == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "is_permanent"),
+    [
+        ({"code": 401, "message": "No cookie"}, "does not accept the key: No cookie", True),
+        ({"code": "404", "message": "no m"}, "knows no 'm', or has no such endpoint: no m", True),
+        ({"code": 402, "message": "pay"}, "fails with status 402: pay", False),
+        ({"status": 429, "type": "insufficient_quota", "message": "spent"}, "wants to be paid: spent", True),
+    ],
+)
+def test_an_error_in_a_reply_of_status_200_is_that_error(error: Any, message: str, is_permanent: bool):
+    with serving(lambda path, body: Reply({"error": error})) as server:
+        one = endpoint(server)
+        with pytest.raises(ModelError, match=message) as caught:
+            one.ask_all(one.chat, [HELLO])
+    assert len(server.asked) == 1
+    assert endpoint_failures.is_permanent(caught.value) is is_permanent
+
+
+@pytest.mark.parametrize("error", [{"code": 400}, {"code": "too_long", "type": "invalid_request_error"}])
+def test_a_refusal_in_a_reply_of_status_200_is_of_that_request(error: Any):
+    refusal = Reply({"error": {**error, "message": "too long"}})
+    with serving(lambda path, body: refusal if body["max_tokens"] == 9 else chat("fine")) as server:
+        one = endpoint(server)
+        replies = one.ask_all(one.chat, [HELLO, {**HELLO, "max_tokens": 9}])
+    assert text_of(replies[0]) == "fine"
+    assert replies[1] == Refused("the server refused it: too long")
+
+
+IN_FLIGHT = """
+import sys
+from llmkick.models.server.address import parse_address
+from llmkick.models.server.endpoint import Endpoint
+one = Endpoint(parse_address(sys.argv[1]), attempts=1, concurrency=4)
+one.ask_all(one.chat, [{"messages": [{"role": "user", "content": str(n)}]} for n in range(4)])
+"""
+JUDGED = """
+import sys
+from llmkick.models.server.address import parse_address
+from llmkick.tasks.judge.clients import EndpointJudge, Question
+from llmkick.models.language_model import Message
+judge = EndpointJudge(address=parse_address(sys.argv[1]), api_key_env="JUDGE_KEY", concurrency=4)
+questions = [Question(key=str(n), messages=(Message("user", str(n)),)) for n in range(4)]
+print(*judge.ask(questions, known=(), afford=lambda: True))
+"""
+
+
+@pytest.mark.parametrize("program", [IN_FLIGHT, JUDGED], ids=["model", "judge"])
+def test_an_interrupt_waits_for_no_request_in_flight(program: str):
+    over, asked = threading.Event(), threading.Event()
+
+    def script(path: str, body: dict[str, Any]) -> Any:
+        asked.set()
+        return Reply(chat("late"), held=over)
+
+    with serving(script) as server:
+        arguments = [sys.executable, "-c", program, server.reference()]
+        environment = {**os.environ, "JUDGE_KEY": "none"}
+        process = subprocess.Popen(arguments, stderr=subprocess.PIPE, env=environment)
+        try:
+            assert asked.wait(60)
+            time.sleep(0.2)
+            process.send_signal(signal.SIGINT)
+            _, said = process.communicate(timeout=10)
+        finally:
+            process.kill()
+            over.set()
+    assert b"KeyboardInterrupt" in said
 
 
 def test_a_slow_server_is_told_from_one_that_is_down():
@@ -474,6 +584,36 @@ def test_clients_that_are_made_at_once_leave_the_environment_as_it_was():
         clients = list(pool.map(lambda one: one.client, made))
     assert [client.default_headers["X-Gateway"] for client in clients] == ["Token gw-very-secret"] * 8
     assert {name: os.environ[name] for name in OTHERS_HEADERS} == OTHERS_HEADERS
+
+
+@pytest.mark.usefixtures("headers_of_others")
+def test_headers_of_other_programs_follow_no_redirect():
+    with serving(lambda path, body: chat("elsewhere")) as other:
+        to = {"location": f"{other.url}/chat/completions?ticket=1"}
+        with (
+            serving(lambda path, body: Reply(status=307, headers=to)) as server,
+            pytest.raises(ModelError, match=rf"redirects to {other.url}/chat/completions, where headers"),
+        ):
+            endpoint(server).chat(**HELLO)
+    assert (len(server.asked), len(other.asked)) == (1, 0)
+
+
+def test_without_such_headers_a_redirect_is_followed_without_the_key(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("LLMKICK_API_KEY", "sk-own")
+    with serving(lambda path, body: chat("elsewhere")) as other:
+        to = {"location": f"{other.url}/chat/completions"}
+        with serving(lambda path, body: Reply(status=307, headers=to)) as server:
+            assert text_of(endpoint(server).chat(**HELLO)) == "elsewhere"
+    assert "sk-own" not in str(other.headers)
+
+
+def test_a_key_of_one_letter_is_no_secret(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("LLMKICK_API_KEY", "x")
+    with (
+        serving(lambda path, body: refused("x is exact", 401)) as server,
+        pytest.raises(ModelError, match="x is exact; set"),
+    ):
+        endpoint(server).chat(**HELLO)
 
 
 @pytest.mark.usefixtures("headers_of_others")

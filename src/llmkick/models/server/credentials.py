@@ -37,7 +37,10 @@ class Credentials:
     headers: Mapping[str, str] = field(repr=False)
 
     def client(self, url: str, timeout: float) -> openai.OpenAI:
-        """The openai library's client, which sends these credentials only; its own retries are off."""
+        """The openai library's client, which sends these credentials only; its own retries are off.
+
+        With headers it follows no redirects: of what it sends, the library drops only the key at another host.
+        """
         with _without_custom_headers():
             client = openai.OpenAI(
                 base_url=url,
@@ -45,15 +48,18 @@ class Credentials:
                 timeout=timeout,
                 max_retries=0,
                 default_headers=dict(self.headers),
+                http_client=openai.DefaultHttpxClient(timeout=timeout, follow_redirects=not self.headers),
             )
         client.organization = client.project = None  # they are in `headers`, where they may be sent
         return client
 
     def hidden(self, text: str) -> str:
         """The text without the key, the values of the headers, and the words of these values."""
-        values = {value for value in self.headers.values() if len(value) >= SHORTEST_VALUE}
-        words = {word for value in values for word in re.split(r"[\s;,=]+", value) if len(word) >= SHORTEST_WORD}
-        for secret in sorted({self.key, *values, *words} - {""}, key=len, reverse=True):
+        values = {value for value in (self.key, *self.headers.values()) if len(value) >= SHORTEST_VALUE}
+        words = {
+            word for value in values - {self.key} for word in re.split(r"[\s;,=]+", value) if len(word) >= SHORTEST_WORD
+        }
+        for secret in sorted(values | words, key=len, reverse=True):
             text = text.replace(secret, "***")
         return text
 

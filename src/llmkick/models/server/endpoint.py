@@ -16,7 +16,7 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, wait
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any, TypeVar
@@ -30,8 +30,10 @@ from llmkick.errors import KickError, ModelError
 from llmkick.models.clean_text import clean_text, clean_value
 from llmkick.models.server.address import COMMON_KEY_VARIABLE, KEY_VARIABLE, Address
 from llmkick.models.server.credentials import Credentials, read_credentials
+from llmkick.models.server.daemon_threads import DaemonThreads
 from llmkick.models.server.differences import Change, Differences, change_for, error_text
 from llmkick.models.server.failures import (
+    ErrorInReplyError,
     MalformedReplyError,
     checked_reply,
     complete_reply,
@@ -155,7 +157,7 @@ class Endpoint:
         request: dict[str, Any] = {"messages": [GREETING], "max_tokens": 1}
         try:
             self._retrying(lambda: self.client.chat.completions.create(model=NO_SUCH_MODEL, **request), attempts=1)
-        except openai.APIStatusError:
+        except (openai.APIStatusError, ErrorInReplyError):
             return False
         except (openai.OpenAIError, MalformedReplyError) as failure:
             raise self._translated(failure) from failure
@@ -180,7 +182,7 @@ class Endpoint:
         500 each time counts as refused while others are answered: others of `requests`, or else a tiny one.
         """
         cancelled = threading.Event()
-        pool = ThreadPoolExecutor(max_workers=self.concurrency, thread_name_prefix="ask")
+        pool = DaemonThreads(self.concurrency)
         try:
             futures = [pool.submit(_ask, ask, {**request, "cancelled": cancelled}) for request in requests]
             for done in wait(futures, return_when=FIRST_EXCEPTION).done:
@@ -192,13 +194,13 @@ class Endpoint:
                 raise self.error(str(broken))
         finally:  # after an error, or Ctrl-C, do not wait for requests in flight
             cancelled.set()
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.shutdown()
         return [Refused(str(outcome)) if isinstance(outcome, Exception) else outcome for outcome in outcomes]
 
     def _send(self, create: Callable[..., Any], request: Mapping[str, Any], cancelled: threading.Event | None) -> Any:
         try:
             reply = self._retrying(partial(create, model=self.address.name, **request), cancelled=cancelled)
-        except (openai.OpenAIError, MalformedReplyError) as failure:
+        except (openai.OpenAIError, ErrorInReplyError, MalformedReplyError) as failure:
             status = getattr(failure, "status_code", None)
             if status in REFUSALS:
                 raise RefusedError(f"the server refused it: {self._said(failure)}") from failure
@@ -259,9 +261,8 @@ class Endpoint:
         tried = f" ({self.attempts} attempts)" if is_transient(failure) else ""
         key = self.api_key_env or f"{KEY_VARIABLE} (or {COMMON_KEY_VARIABLE}, over https or on this machine)"
         said = self._line(failure.__cause__ or failure) if is_connection(failure) else self._said(failure)
-        return self.error(
-            explanation(failure, self.address, said=said, tried=tried, timeout=self.timeout, key_variable=key)
-        )
+        told = explanation(failure, self.address, said=said, tried=tried, timeout=self.timeout, key_variable=key)
+        return self.error(self._credentials.hidden(told))
 
 
 def _ask(ask: Callable[..., Reply], request: Mapping[str, Any]) -> Reply | RefusedError:

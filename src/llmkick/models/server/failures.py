@@ -6,8 +6,11 @@ Failures are the openai library's and `MalformedReplyError`; `models.server.endp
 from __future__ import annotations
 
 import json
+import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 import openai
@@ -21,8 +24,8 @@ from llmkick.models.server.address import Address
 from llmkick.models.server.differences import error_text
 from llmkick.models.server.replies import final_text
 
-# Seconds between two attempts, at first and at most; a wait that a server asks for is cut to LONGEST_WAIT.
-FIRST_WAIT, LONGEST_WAIT = 0.5, 60.0
+# Seconds between two attempts, at first and at most, and the longest wait that a server may ask for.
+FIRST_WAIT, LONGEST_WAIT, LONGEST_ASKED_WAIT = 0.5, 60.0, 600.0
 # Status codes that every other request would get too: the key or the name is wrong.
 PERMANENT = {401, 403, 404}
 # An account without credit answers 429, "too many requests", but waiting does not help.
@@ -34,15 +37,30 @@ class MalformedReplyError(Exception):
     """A reply that breaks the interface: it is not JSON, is cut short, or has no answer."""
 
 
+class ErrorInReplyError(Exception):
+    """An error that a reply of status 200 holds in place of an answer, as gateways send it.
+
+    status_code: the one that it names. The attributes are those of the library's APIStatusError.
+    """
+
+    def __init__(self, status_code: int, body: Mapping[str, Any]) -> None:
+        super().__init__(str(body.get("message") or body))
+        self.status_code, self.body = status_code, body
+        self.code, self.type = body.get("code"), body.get("type")
+
+
+STATUS_ERRORS = openai.APIStatusError, ErrorInReplyError
+
+
 def is_transient(failure: BaseException | None) -> bool:
     """Whether the same request may succeed later: lost connections, time-outs, rate limits, errors of the server,
-    malformed replies.
+    malformed replies. A server that asks for a longer wait than LONGEST_ASKED_WAIT is not waited for.
 
     `failure` is the openai library's exception, which is the `__cause__` of the errors that an Endpoint raises.
     """
-    if isinstance(failure, openai.APIStatusError):
+    if isinstance(failure, STATUS_ERRORS):
         passing = failure.status_code in (408, 409, 425, 429) or failure.status_code >= 500
-        return passing and not is_out_of_credit(failure)
+        return passing and not is_out_of_credit(failure) and (asked_wait(failure) or 0) <= LONGEST_ASKED_WAIT
     return isinstance(failure, openai.APIConnectionError | openai.APIResponseValidationError | MalformedReplyError)
 
 
@@ -59,17 +77,28 @@ def is_permanent(error: KickError) -> bool:
 
 def is_out_of_credit(failure: BaseException) -> bool:
     """Whether the account behind the key has no credit left."""
-    return isinstance(failure, openai.APIStatusError) and NO_CREDIT in (failure.code, failure.type)
+    return isinstance(failure, STATUS_ERRORS) and NO_CREDIT in (failure.code, failure.type)
 
 
 def retry_wait(state: tenacity.RetryCallState) -> float:
-    """Seconds to wait: what the server asks for in Retry-After, otherwise twice as long each time, with jitter."""
-    failure = state.outcome.exception() if state.outcome is not None else None
-    headers = getattr(getattr(failure, "response", None), "headers", {})
+    """Seconds to wait: what the server asks for, otherwise twice as long each time, with jitter."""
+    asked = asked_wait(state.outcome.exception() if state.outcome is not None else None)
+    if asked is not None:
+        return asked
+    return tenacity.wait_exponential_jitter(multiplier=FIRST_WAIT, max=LONGEST_WAIT, jitter=FIRST_WAIT)(state)
+
+
+def asked_wait(failure: BaseException | None) -> float | None:
+    """The seconds that a server asks to wait in Retry-After, a number or a date; None where it asks for none."""
+    text = str(getattr(getattr(failure, "response", None), "headers", {}).get("retry-after", ""))
     try:
-        return min(LONGEST_WAIT, max(0.0, float(headers.get("retry-after", ""))))
+        seconds = float(text)
     except ValueError:
-        return tenacity.wait_exponential_jitter(multiplier=FIRST_WAIT, max=LONGEST_WAIT, jitter=FIRST_WAIT)(state)
+        try:
+            seconds = (parsedate_to_datetime(text) - datetime.now(UTC)).total_seconds()
+        except (ValueError, TypeError):  # no date, or one without a time zone
+            return None
+    return max(0.0, seconds) if math.isfinite(seconds) else None
 
 
 def checked_reply(call: Callable[[], Any], check: Callable[[Any], Any]) -> Any:
@@ -95,6 +124,7 @@ def plain_body(body: Any) -> Any:
 
 def complete_reply(reply: Any, *, text_needed: bool) -> Any:
     """A reply with an answer, its text cleaned; MalformedReplyError where it has none."""
+    _raise_error_of(reply)
     choices = getattr(reply, "choices", None)
     if not (isinstance(choices, list) and choices and all(isinstance(choice, BaseModel) for choice in choices)):
         raise MalformedReplyError("its reply holds no answer")
@@ -105,6 +135,21 @@ def complete_reply(reply: Any, *, text_needed: bool) -> Any:
         if not (final.text or final.has_thought or final.cut):
             raise MalformedReplyError("its reply has no text")
     return reply
+
+
+def _raise_error_of(reply: Any) -> None:
+    """Raise the error that a reply holds in place of an answer: ErrorInReplyError where it has a status."""
+    error = getattr(reply, "error", None)
+    if not error:
+        return
+    said = error if isinstance(error, dict) else {"message": str(error)}
+    code = said.get("code") or said.get("status")
+    if not str(code).isdecimal() and said.get("type") == "invalid_request_error":
+        code = 400
+    status = int(str(code)) if str(code).isdecimal() else 0
+    if not 400 <= status <= 599:
+        raise MalformedReplyError(f"its reply holds an error: {clean_text(str(said.get('message') or error))}")
+    raise ErrorInReplyError(status, said)
 
 
 def _cleaned(reply: BaseModel) -> BaseModel:
@@ -131,15 +176,23 @@ def explanation(
         )
     if is_connection(failure):
         return f"cannot reach {url}{tried}: {said}; is the server running, and the address right?"
-    if isinstance(failure, openai.AuthenticationError | openai.PermissionDeniedError):
+    status = getattr(failure, "status_code", None)
+    if status in (401, 403):
         return f"{url} does not accept the key: {said}; set {key_variable}"
-    if isinstance(failure, openai.NotFoundError):
+    if status == 404:
         return (
             f"{url} knows no {name!r}, or has no such endpoint: {said}; "
             "most addresses end in /v1, and /v1/models lists the names"
         )
     if is_out_of_credit(failure):
         return f"{url} wants to be paid: {said}; add credit to the key's account"
-    if isinstance(failure, openai.APIStatusError):
-        return f"{url} fails with status {failure.status_code}{tried}: {said}"
+    if isinstance(failure, openai.APIStatusError) and failure.response.has_redirect_location:
+        # Only where it is not followed.
+        target = failure.response.url.join(failure.response.headers["location"]).copy_with(query=None)
+        return f"{url} redirects to {target}, where headers from the environment are not sent; give that address"
+    wait = asked_wait(failure)
+    if wait is not None and wait > LONGEST_ASKED_WAIT:
+        return f"{url} asks to wait for {wait:,.0f} s: {said}; go on later"
+    if status is not None:
+        return f"{url} fails with status {status}{tried}: {said}"
     return f"{url} does not answer as an OpenAI-compatible server{tried}: {said}"

@@ -113,15 +113,18 @@ class ExternalModels:
 
         Live models are included, because their tokenizer is unknown, except those that vLLM runs.
         """
-        digest = tokenizer_digest(dense.tokenizer) if isinstance(dense, TransformersModel) else None
+        digest = _digest_of_tokens(dense)
         return [
             *(label for label, files in self.checkpoints.items() if tokenizer_digest(read_tokenizer(files)) != digest),
-            *(
-                label
-                for label, model in self.live.items()
-                if not isinstance(model, VllmModel) or tokenizer_digest(model.encoder.tokenizer) != digest
-            ),
+            *(label for label, model in self.live.items() if (_digest_of_tokens(model) or "unknown") != digest),
         ]
+
+
+def _digest_of_tokens(model: LanguageModel) -> str | None:
+    """Return the digest of a model's tokenizer, None where it is unknown."""
+    if isinstance(model, VllmModel):
+        return tokenizer_digest(model.encoder.tokenizer)
+    return tokenizer_digest(model.tokenizer) if isinstance(model, TransformersModel) else None
 
 
 def answers_key(model: LanguageModel) -> dict[str, object]:

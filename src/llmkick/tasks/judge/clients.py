@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -144,12 +144,13 @@ class EndpointJudge:
 
     def ask(self, questions: Sequence[Question], *, known: Collection[str], afford: Callable[[], bool]) -> Replies:
         """Send up to `concurrency` requests at a time; stop after consecutive failures or one permanent failure."""
+        from llmkick.models.server.daemon_threads import DaemonThreads
         from llmkick.models.server.failures import is_permanent, is_transient
 
         waiting = [question for question in reversed(questions) if question.key not in known]
         running: dict[Future[Reply], str] = {}
         failures, stopped = 0, ""
-        with ThreadPoolExecutor(max_workers=self.concurrency) as pool, _set_at_the_end() as cancelled:
+        with DaemonThreads(self.concurrency) as pool, _set_at_the_end() as cancelled:
             while waiting or running:
                 while waiting and not stopped and len(running) < self.concurrency and afford():
                     question = waiting.pop()
