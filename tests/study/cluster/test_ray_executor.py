@@ -16,19 +16,22 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pandas as pd
 import pytest
 import torch
 
+from llmkick.compression import registry
 from llmkick.compression.registry import parse_recipe
 from llmkick.compression.storage.shared_store import LISTING
 from llmkick.compression.walk import compress as compress_module
 from llmkick.errors import ConfigError, KickError, ModelError, NumericalError
 from llmkick.files import sha256_of_file
 from llmkick.models.checkpoints.loading import load_model
+from llmkick.plugins import Plugin
 from llmkick.report.page.page import write_report
 from llmkick.study.cells import Variant
 from llmkick.study.cluster import ray_executor as distributed_module
@@ -36,7 +39,7 @@ from llmkick.study.cluster.ray_executor import RayExecutor
 from llmkick.study.cluster.remote_model import RemoteModel, remote_model_spec
 from llmkick.study.cluster.resources import Demand
 from llmkick.study.cluster.worker import Worker
-from llmkick.study.cluster.worker_handle import NoRoomError, PermanentError, TransientError, WorkerConfig, WorkerHandle
+from llmkick.study.cluster.worker_handle import NoRoomError, RefusalError, TransientError, WorkerConfig, WorkerHandle
 from llmkick.study.journal.database import JOURNAL_FILE
 from llmkick.study.journal.journal import Journal
 from llmkick.study.progress import Silent
@@ -44,6 +47,7 @@ from llmkick.study.results.records import JournalledCompression
 from llmkick.study.results.results import StudyResult
 from llmkick.study.run import run_study
 from llmkick.study.running import compressor as compressor_module
+from llmkick.study.running.packages import installed_versions, packages_of
 from llmkick.study.running.study_run import JournalWriter
 from llmkick.study.spec.study import Study, make_study
 from llmkick.tasks import evaluate as asking
@@ -128,20 +132,22 @@ class Nearby(WorkerHandle):
 
     fault: Fault
     worker: Worker | None = None
+    one_machine: bool = True
 
     def start(self, seconds: float, *, dtype: str) -> None:
         self.stop()
         self.fault(self.name, "start", ())
         self.worker = Worker(threads=1)
         demand = self.config.demand
-        self.worker_info = self.call("load", self.config.study, dtype=dtype, device=demand.device, artifacts=None)
+        info = self.call("load", self.config.study, dtype=dtype, device=demand.device, artifacts=None)
+        self.worker_info = info if self.one_machine else replace(info, machine=f"machine of {self.name}")
 
     def call(self, method: str, *arguments: Any, **options: Any) -> Any:
         self.fault(self.name, method, arguments)
         try:
             return getattr(self.worker, method)(*arguments, **options)
         except KickError as error:
-            raise PermanentError(error) from error
+            raise RefusalError(error) from error
 
     def stop(self) -> None:
         self.worker, self.loaded, self.worker_info = None, None, None
@@ -157,12 +163,12 @@ def nearby(monkeypatch: pytest.MonkeyPatch) -> Callable[..., RayExecutor]:
             found: list[WorkerHandle] = []
             for number in range(1, workers + 1):
                 handle = Nearby(name=f"worker {number}", config=config, say=executor._say)
-                handle.fault = fault
+                handle.fault, handle.one_machine = fault, one_machine
                 found.append(handle)
             return found
 
         monkeypatch.setattr(distributed_module, "connect", lambda _address: False)
-        monkeypatch.setattr(distributed_module, "_demand", lambda *_: Demand(cpus=1, gpus=0, memory=1))
+        monkeypatch.setattr(distributed_module, "demand_of", lambda *_: Demand(cpus=1, gpus=0, memory=1))
         monkeypatch.setattr(RayExecutor, "_handles", all_handles)
         return RayExecutor()
 
@@ -325,7 +331,7 @@ def test_a_worker_that_cannot_start_is_said_and_the_others_do_its_work(
 ):
     def fault(name: str, method: str, _arguments: Any) -> None:
         if name == "worker 2" and method == "load":
-            raise PermanentError(ModelError("there is no folder /models/toy"))
+            raise RefusalError(ModelError("there is no folder /models/toy"))
 
     result = run_study(study, out=tmp_path / "run", executor=nearby(fault))
     pd.testing.assert_frame_equal(records(result.folder), records(local.folder))
@@ -335,8 +341,6 @@ def test_a_worker_that_cannot_start_is_said_and_the_others_do_its_work(
 def test_a_worker_with_another_model_is_sent_away(nearby: Any, study: Study, local: StudyResult, tmp_path: Path):
     class Other(Worker):
         def load(self, *arguments: Any, **options: Any) -> Any:
-            from dataclasses import replace
-
             found = super().load(*arguments, **options)
             return replace(found, info=replace(found.info, digest="another"))
 
@@ -354,7 +358,7 @@ def test_a_worker_with_another_model_is_sent_away(nearby: Any, study: Study, loc
 def test_the_first_worker_s_refusal_is_told_as_it_is(nearby: Any, study: Study, tmp_path: Path):
     def fault(_name: str, method: str, _arguments: Any) -> None:
         if method == "load":
-            raise PermanentError(ModelError("cannot load toy: damaged"))
+            raise RefusalError(ModelError("cannot load toy: damaged"))
 
     with pytest.raises(ModelError, match=r"^cannot load toy: damaged$"):
         run_study(study, out=tmp_path / "run", executor=nearby(fault))
@@ -370,8 +374,6 @@ def test_other_weights_on_another_machine_never_mix(
     nearby: Any, study: Study, local: StudyResult, tmp_path: Path, monkeypatch: Any
 ):
     """A worker is lost with its machine; on the next one the recipe comes out with other bits."""
-    from dataclasses import replace
-
     state = {"machine": 1, "answers": 0}
     compressed = compressor_module.StudyCompressor.compressed
 
@@ -440,6 +442,74 @@ def test_a_recipe_stays_with_its_worker_while_its_cell_is_closed(
     result = run_study(study, out=tmp_path / "run", executor=executor)
     assert calls["compress"] == 1
     pd.testing.assert_frame_equal(records(result.folder), records_of(local, "gptq@4b"))
+
+
+@pytest.mark.parametrize("error", [RefusalError(ConfigError("the cache cannot be written")), TransientError("no room")])
+def test_a_bad_machine_is_dropped_and_the_others_do_its_work(
+    nearby: Any, study: Study, local: StudyResult, tmp_path: Path, monkeypatch: Any, error: Exception
+):
+    monkeypatch.setattr(distributed_module, "MOST_FAILURES", 2)
+    failures, dropped = Counter[str](), threading.Event()
+
+    def fault(name: str, method: str, arguments: Any) -> None:
+        if method != "compress":
+            return
+        if name == "worker 2":
+            failures[name] += 1
+            raise error
+        dropped.wait(60)  # the good machine is slow
+
+    def stop(handle: Nearby) -> None:
+        if failures[handle.name] == 2:
+            dropped.set()
+        handle.worker, handle.loaded, handle.worker_info = None, None, None
+
+    monkeypatch.setattr(Nearby, "stop", stop)
+    result = run_study(study, out=tmp_path / "run", executor=nearby(fault, one_machine=False))
+    assert dropped.is_set()
+    assert failures["worker 2"] == 2
+    assert result.failures == ()
+    pd.testing.assert_frame_equal(records(result.folder), records(local.folder))
+    assert any("worker 2 was dropped after 2 failures in a row" in warning for warning in result.warnings)
+
+
+def test_what_two_machines_refuse_is_given_up(nearby: Any, study: Study, tmp_path: Path):
+    asked: list[str] = []
+
+    def fault(name: str, method: str, arguments: Any) -> None:
+        if method == "compress" and str(arguments[0].recipe) == "wanda@2:4":
+            asked.append(name)
+            raise RefusalError(ConfigError("no such layer"))
+
+    result = run_study(study, out=tmp_path / "run", executor=nearby(fault, workers=3, one_machine=False))
+    assert len(set(asked)) == len(asked) == 2
+    assert {(row["recipe"], row["reason"]) for row in result.failures} == {("wanda@2:4", "no such layer")}
+    assert len(result.failures) == TASKS
+
+
+def test_what_is_not_kept_stays_with_its_worker(nearby: Any, study: Study, tmp_path: Path, monkeypatch: Any):
+    """On one machine whose cache has no room, another worker would compress the recipe again."""
+    monkeypatch.setenv("LLMKICK_CACHE_LIMIT", "0")
+    study = make_study({**study.model_dump(mode="json", exclude_none=True), "recipes": ["gptq@4b"]})
+    calls: Counter[str] = Counter()
+    result = run_study(
+        study, out=tmp_path / "run", executor=nearby(lambda _name, method, _arguments: calls.update([method]))
+    )
+    assert result.failures == ()
+    assert calls["compress"] == 1
+
+
+def test_versions_of_what_makes_the_weights_are_compared(study: Study, monkeypatch: Any):
+    assert packages_of(study) == ["llmkick", "torch", "transformers", "tokenizers"]
+    assert packages_of(trained(study))[-1] == "peft"
+    method = registry.METHODS["magnitude"]
+    plugin = Plugin(group="llmkick.methods", name="magnitude", package="no-such-package", version="1", reference="a:b")
+    monkeypatch.setitem(registry.METHODS, "magnitude", replace(method, plugin=plugin))
+    assert "no-such-package" in packages_of(trained(study))
+    assert installed_versions(["no-such-package"]) == {"no-such-package": "none"}
+    handle = WorkerHandle(name="worker 2", config=cast(Any, None), say=print)
+    with pytest.raises(ConfigError, match=r"worker 2 has no-such-package 1\.0, this machine none: the same packages"):
+        handle._refuse_others({"no-such-package": "1.0"})
 
 
 def test_a_recipe_is_trained_by_the_worker_that_has_the_weights(
@@ -591,7 +661,7 @@ def test_on_ray_answers_and_errors_come_back_as_they_are(
         if not said:  # the worker has nothing to do while we write
             handle = executor.handles[0]
             for error, arguments in (
-                (PermanentError, ("compress", Variant(recipe=parse_recipe("wanda@2:4"), seed=0), None, None)),
+                (RefusalError, ("compress", Variant(recipe=parse_recipe("wanda@2:4"), seed=0), None, None)),
                 (TransientError, ("answer", "compressed", "logprobs", [])),
             ):
                 with pytest.raises(error) as caught:

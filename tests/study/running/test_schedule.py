@@ -178,6 +178,110 @@ def test_what_would_fail_again_is_not_tried_again():
     assert schedule.take("a", None) is None
 
 
+def joined(*variants: Variant, workers: str = "ab", **options: Any) -> Schedule:
+    """A schedule with workers on machines of their own."""
+    schedule = schedule_of(*variants, **options)
+    for name in workers:
+        schedule.join(name, f"machine {name}")
+    return schedule
+
+
+def test_what_one_machine_refuses_another_tries():
+    schedule = joined(WANDA)
+    schedule.take("a", None)
+    schedule.refused("a", "no peft", whole_variant=False)
+    assert key(schedule.take("a", None)) == "wanda@0.5 (seed 0)/multiple_choice:cloze"
+    schedule.done("a")
+    schedule.made(WANDA)
+    assert key(schedule.take("b", None)) == "wanda@0.5 (seed 0)/factoid_qa"
+    assert schedule.failures == []
+    schedule.refused("b", "no peft here either", whole_variant=False)
+    assert [(f.attempts, f.reason) for f in schedule.failures] == [(2, "no peft here either")]
+
+
+def test_a_refused_variant_is_refused_as_a_whole():
+    schedule = joined(WANDA, RTN)
+    schedule.take("a", None)
+    schedule.refused("a", "full", whole_variant=True)
+    assert key(schedule.take("a", None)) == "rtn@4b/factoid_qa"
+    schedule.take("b", None)
+    schedule.refused("b", "full", whole_variant=True)
+    assert [(f.cell.variant, f.attempts) for f in schedule.failures] == [(WANDA, 2), (WANDA, 0), (WANDA, 0)]
+
+
+@pytest.mark.parametrize("workers", ["a", ""])
+def test_without_another_machine_a_refusal_is_final(workers: str):
+    schedule = joined(WANDA, workers=workers)
+    schedule.take("a", None)
+    schedule.refused("a", "full", whole_variant=True)
+    assert len(schedule.failures) == 3
+    assert schedule.take("a", None) is None
+
+
+def test_workers_of_one_machine_are_one_machine():
+    schedule = schedule_of(WANDA)
+    schedule.join("a", "one")
+    schedule.join("b", "b")  # it is still to start
+    schedule.take("a", None)
+    schedule.refused("a", "full", whole_variant=True)
+    assert schedule.failures == []
+    assert schedule.has_other_machines("a")
+    schedule.join("b", "one")
+    assert not schedule.has_other_machines("a")
+    assert len(schedule.failures) == 3
+
+
+def test_when_the_last_other_machine_leaves_what_was_refused_is_given_up():
+    schedule = joined(WANDA, RTN)
+    schedule.take("a", None)
+    schedule.refused("a", "full", whole_variant=True)
+    schedule.leave("b")
+    assert {failure.cell.variant for failure in schedule.failures} == {WANDA}
+
+
+def test_the_refusals_of_a_machine_at_fault_count_no_more():
+    schedule = joined(WANDA, workers="abc")
+    schedule.take("a", None)
+    schedule.refused("a", "full", whole_variant=True)
+    schedule.leave("a", is_at_fault=True)
+    schedule.take("b", None)
+    schedule.refused("b", "odd", whole_variant=True)
+    assert schedule.failures == []
+    assert key(schedule.take("c", None)) == "wanda@0.5 (seed 0)/factoid_qa"
+
+
+def test_a_dense_cell_that_two_machines_refuse_takes_its_task_with_it():
+    schedule = joined(DENSE, RTN)
+    for name in "ab":
+        assert key(schedule.take(name, None)) == "dense/factoid_qa"
+        schedule.refused(name, "odd", whole_variant=False)
+    assert [f.cell.run_key for f in schedule.failures] == ["dense/factoid_qa", "rtn@4b/factoid_qa"]
+
+
+def test_what_a_lost_worker_had_is_tried_elsewhere_first_then_anywhere():
+    schedule = joined(WANDA)
+    schedule.take("a", None)
+    schedule.failed("a", "lost", final=False)
+    assert key(schedule.take("a", None)) == "wanda@0.5 (seed 0)/multiple_choice:cloze"
+    schedule.done("a")
+    schedule.made(WANDA)
+    assert key(schedule.take("b", None)) == "wanda@0.5 (seed 0)/factoid_qa"
+    schedule.failed("b", "lost", final=False)
+    assert key(schedule.take("a", WANDA)) == "wanda@0.5 (seed 0)/factoid_qa"
+
+
+def test_a_worker_with_other_weights_leaves_the_variant_to_the_one_that_has_it():
+    schedule = joined(WANDA, shared=True)
+    schedule.take("a", None)
+    schedule.made(WANDA)
+    assert key(schedule.take("b", None)) == "wanda@0.5 (seed 0)/multiple_choice:cloze"
+    schedule.left_to_another("b")
+    schedule.done("a")
+    assert key(schedule.take("a", WANDA)) == "wanda@0.5 (seed 0)/multiple_choice:cloze"
+    assert not gets_a_cell(schedule, "b")
+    assert schedule.failures == []
+
+
 def test_without_its_dense_cell_nothing_of_a_task_is_asked():
     schedule = schedule_of(DENSE, WANDA, RTN)
     schedule.take("a", None)

@@ -74,6 +74,14 @@ class ArtifactStore:
             raise ModelError(f"the shared compressed model {name_of(key)} is damaged: {error}") from error
         return True
 
+    def has(self, key: Mapping[str, Any]) -> bool:
+        """Whether a finished compression is in the store; False where it does not answer."""
+        try:
+            files, root = self._open()
+            return bool(files.exists(f"{root}/{name_of(key)}/{LISTING}"))
+        except OSError:
+            return False
+
     def put(self, key: Mapping[str, Any], folder: Path, *, anew: bool = False) -> None:
         """Copy a finished compression to the store. Does nothing if the store has it, unless `anew`."""
         files, root = self._open()

@@ -11,32 +11,33 @@ import contextlib
 from collections.abc import Callable
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 
 from llmkick.compression.walk.calibration import Calibration, chosen_source
 from llmkick.errors import ConfigError, KickError
 from llmkick.models.plugin_models import plugin_of
-from llmkick.models.precision import BALANCED, DTYPES
+from llmkick.models.precision import BALANCED
 from llmkick.models.server_scheme import is_server
 from llmkick.models.transformers_model import TransformersModel
 from llmkick.study.cells import Cell
-from llmkick.study.cluster.remote_model import Batch, RemoteModelSpec, remote_model_spec
-from llmkick.study.cluster.resources import Demand, connect, cpus_a_gpu, demand, has_gpus, living_nodes, worker_count
-from llmkick.study.cluster.worker_handle import NoRoomError, PermanentError, TransientError, WorkerConfig, WorkerHandle
+from llmkick.study.cluster.remote_model import Batch, remote_model_spec
+from llmkick.study.cluster.resources import ROOM_SECONDS, connect, demand_of, living_nodes, worker_count
+from llmkick.study.cluster.worker_handle import NoRoomError, RefusalError, TransientError, WorkerConfig, WorkerHandle
 from llmkick.study.expected_work import compression_key
 from llmkick.study.progress import CombinedProgress, Observer
 from llmkick.study.results.records import Environment, WorkerMachine
 from llmkick.study.running.context import StudyContext
 from llmkick.study.running.executor import RecordWriter, store_at, windows
-from llmkick.study.running.preparation import copies_beside
 from llmkick.study.running.schedule import OtherWeightsError, Schedule
 from llmkick.study.spec.axes import CalibrationSetting
 from llmkick.study.spec.study import Study
 
-# Timeouts in seconds for the start of a worker, and for the start of the first or the last remaining worker.
-ROOM_SECONDS, LAST_ROOM_SECONDS = 120.0, 900.0
+# Timeout in seconds for the start of the first or the last remaining worker; that of others is ROOM_SECONDS.
+LAST_ROOM_SECONDS = 900.0
+# Failures of a worker, with no filled cell between them, after which others do its work.
+MOST_FAILURES = 3
 Answer = TypeVar("Answer")
 DEVICES = ("auto", "cpu", "cuda", BALANCED)
 
@@ -48,8 +49,9 @@ class RayExecutor:
     address: HOST:PORT of the cluster's head, "auto" for a cluster that runs on this machine, or None for $RAY_ADDRESS;
     without $RAY_ADDRESS, None starts a local cluster for the time of the run. artifacts: a folder or URL that all
     machines can reach, through which they share compressed models.
-    The cell of a lost worker is tried again. A cell that fails three times is given up and reported, and the run
-    continues with the other cells.
+    The cell of a lost worker is tried again, on another machine if there is one. A cell that fails three times, or that
+    two machines refuse, is given up and reported, and the run continues with the other cells. A worker on which several
+    cells fail in a row is dropped if there are others on other machines.
     """
 
     address: str | None = None
@@ -84,7 +86,7 @@ class RayExecutor:
         config = WorkerConfig(
             study=study.model_copy(update={"model": model.reference}),
             model_spec=model,
-            demand=_demand(study, model),
+            demand=demand_of(study, model),
             artifacts=None if store is None else store.url,
         )
         self.observer, self._notes = observer, list[str]()
@@ -92,7 +94,7 @@ class RayExecutor:
         first = self.handles[0]
         try:
             first.start(LAST_ROOM_SECONDS, dtype=study.dtype)
-        except PermanentError as error:
+        except RefusalError as error:
             raise error.cause from error
         except TransientError as error:
             raise ConfigError(f"no worker came up on the Ray cluster: {error}") from error
@@ -137,7 +139,7 @@ class RayExecutor:
             return windows(self._model, setting, seed, observer)
         try:
             calibration: Calibration = self.handles[0].call("calibrate", setting, seed)
-        except PermanentError as error:
+        except RefusalError as error:
             raise error.cause from error
         except TransientError as error:
             raise KickError(f"{error}, while it sampled the calibration text; run the same command again") from error
@@ -153,6 +155,8 @@ class RayExecutor:
         if not handles:
             return
         context.forecast.workers = len(handles)
+        for handle in handles:  # which machine one is on is known once it has started
+            schedule.join(handle.name, handle.name if handle.worker_info is None else handle.worker_info.machine)
         with ThreadPoolExecutor(len(handles)) as pool:
             for handle in handles:
                 handle.observer = combined.member(handle.name)
@@ -173,26 +177,50 @@ class RayExecutor:
             )
 
     def _work(self, handle: WorkerHandle, schedule: Schedule, context: StudyContext, writer: RecordWriter) -> None:
-        if handle.worker_info is None and not self._renew(handle, schedule):
-            return
-        while (cell := schedule.take(handle.name, handle.loaded)) is not None:
-            filled = False
-            try:
-                self._fill(handle, cell, schedule, context, writer)
-                schedule.done(handle.name)
-                filled = True
-            except (TransientError, OtherWeightsError) as error:
-                self.lost.append(f"{cell.variant} on {cell.task.name}: {error}")
-                schedule.failed(handle.name, str(error), final=False)
-                if not self._renew(handle, schedule):
-                    return
-            except PermanentError as error:
-                schedule.failed(handle.name, str(error), final=True)
-            writer.close_cell(cell, filled=filled)
+        name, failures = handle.name, 0
+        try:
+            if handle.worker_info is None and not self._renew(handle, schedule):
+                return
+            while (cell := schedule.take(name, handle.loaded)) is not None:
+                filled = False
+                try:
+                    self._fill(handle, cell, context, writer)
+                    schedule.done(name)
+                    filled, failures = True, 0
+                except OtherWeightsError:
+                    schedule.left_to_another(name)
+                except TransientError as error:
+                    failures += 1
+                    self.lost.append(f"{cell.variant} on {cell.task.name}: {error}")
+                    schedule.failed(name, str(error), final=False)
+                    if self._is_dropped(handle, schedule, failures, error) or not self._renew(handle, schedule):
+                        return
+                except RefusalError as error:
+                    failures += not error.is_everywhere
+                    is_compression = not cell.variant.is_dense and handle.loaded != cell.variant
+                    if error.is_everywhere:
+                        if is_compression:
+                            schedule.give_up_variant(cell.variant, str(error))
+                        schedule.failed(name, str(error), final=True)
+                    else:
+                        schedule.refused(name, str(error), whole_variant=is_compression)
+                        if self._is_dropped(handle, schedule, failures, error):
+                            return
+                writer.close_cell(cell, filled=filled)
+        finally:
+            schedule.leave(name)
 
-    def _fill(
-        self, handle: WorkerHandle, cell: Cell, schedule: Schedule, context: StudyContext, writer: RecordWriter
-    ) -> None:
+    def _is_dropped(self, handle: WorkerHandle, schedule: Schedule, failures: int, error: Exception) -> bool:
+        """Drop a worker on which MOST_FAILURES cells in a row have failed, if there are others elsewhere."""
+        if failures < MOST_FAILURES or not schedule.has_other_machines(handle.name):
+            return False
+        handle.stop()
+        schedule.leave(handle.name, is_at_fault=True)
+        self.lost.append(f"{handle.name} was dropped after {failures} failures in a row, the last: {error}")
+        self.warnings.append(self.lost[-1])
+        return True
+
+    def _fill(self, handle: WorkerHandle, cell: Cell, context: StudyContext, writer: RecordWriter) -> None:
         variant, dense = cell.variant, handle.model("dense")
         if variant.is_dense:
             writer.fill(cell, dense, dense, handle.observer)
@@ -202,13 +230,9 @@ class RayExecutor:
         if variant != handle.loaded or digest != handle.digest:
             handle.loaded = None
             with context.timed("compress", variant.label), context.forecast.working(compression_key(variant)):
-                try:
-                    report, said = handle.call("compress", variant, context.keys.calibration_of(variant), digest)
-                except PermanentError as error:
-                    schedule.give_up_variant(variant, str(error))
-                    raise
+                report, is_kept, said = handle.call("compress", variant, context.keys.calibration_of(variant), digest)
             self.warnings += said
-            writer.add_report(handle.name, variant, report)
+            writer.add_report(handle.name, variant, report, is_kept=is_kept)
             handle.loaded, handle.digest = variant, report.digest
         writer.fill(cell, handle.model("compressed"), dense, handle.observer)
 
@@ -225,13 +249,14 @@ class RayExecutor:
                     f"its model is another one than the first worker's (digest {handle.worker_info.info.digest[:12]}, "
                     f"not {self.info.digest[:12]}): put the same files on all machines"
                 )
-        except (TransientError, PermanentError, ConfigError) as error:
+        except (TransientError, RefusalError, ConfigError) as error:
             handle.stop()
             if not schedule.is_stopped:
                 self.lost.append(f"{handle.name} could not start: {error}")
                 if not isinstance(error, NoRoomError):
                     self.warnings.append(self.lost[-1])
             return False
+        schedule.join(handle.name, handle.worker_info.machine)
         return True
 
     def environment(self) -> Environment:
@@ -255,36 +280,3 @@ class RayExecutor:
 
             ray.shutdown()
             self._joined = False
-
-
-def _demand(study: Study, model: RemoteModelSpec) -> Demand:
-    """Return the demand of a worker from the model's size and the cluster's devices."""
-    nodes = living_nodes()
-    if study.device in ("cuda", BALANCED) and not has_gpus(nodes):
-        raise ConfigError(f"device {study.device!r}: the Ray cluster has no GPUs; use auto or cpu")
-    on_gpus = has_gpus(nodes) and study.device != "cpu"
-    dtype = study.dtype if study.dtype != "auto" else "bfloat16" if on_gpus else "float32"
-    return demand(
-        weight_bytes=model.parameters * DTYPES[dtype].itemsize,
-        threads=torch.get_num_threads(),
-        gpu_bytes=_memory_of_a_gpu() if on_gpus else None,
-        cpus_a_gpu=cpus_a_gpu(nodes),
-        copies=copies_beside(study),
-    )
-
-
-def _memory_of_a_gpu() -> int:
-    import ray
-
-    task: Any = ray.remote(num_gpus=1)(gpu_memory)
-    try:
-        return int(ray.get(task.remote(), timeout=ROOM_SECONDS))
-    except ray.exceptions.GetTimeoutError as error:
-        raise ConfigError(
-            f"no GPU of the Ray cluster was free for {ROOM_SECONDS:.0f} seconds: try again later"
-        ) from error
-
-
-def gpu_memory() -> int:
-    """Return the memory of the GPU that Ray assigns to the task, in bytes."""
-    return int(torch.cuda.mem_get_info()[1])

@@ -12,10 +12,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from llmkick.errors import ConfigError, one_line
+import torch
 
-# Timeouts in seconds for the connection and for the status of the cluster.
-CONNECT_SECONDS, STATUS_SECONDS = 5.0, 30.0
+from llmkick.errors import ConfigError, one_line
+from llmkick.models.precision import BALANCED, DTYPES
+from llmkick.study.cluster.remote_model import RemoteModelSpec
+from llmkick.study.running.preparation import copies_beside
+from llmkick.study.spec.study import Study
+
+# Timeouts in seconds for the connection, for the status of the cluster, and for a place on it.
+CONNECT_SECONDS, STATUS_SECONDS, ROOM_SECONDS = 5.0, 30.0, 120.0
 # Memory of a worker in units of the dense model's size: the dense model, and 0.1 for intermediate results of it and of
 # the compressed model. Beside that a worker holds one compressed model, and never more than one block of a second one,
 # or what a training takes.
@@ -180,3 +186,36 @@ def check_answers(address: str) -> None:
         said = f"no answer in {STATUS_SECONDS:.0f} seconds"
     if said:
         raise ConfigError(f"what listens at {address} does not answer as a Ray cluster does: {said[:300]}")
+
+
+def demand_of(study: Study, model: RemoteModelSpec) -> Demand:
+    """Return the demand of a worker from the model's size and the cluster's devices."""
+    nodes = living_nodes()
+    if study.device in ("cuda", BALANCED) and not has_gpus(nodes):
+        raise ConfigError(f"device {study.device!r}: the Ray cluster has no GPUs; use auto or cpu")
+    on_gpus = has_gpus(nodes) and study.device != "cpu"
+    dtype = study.dtype if study.dtype != "auto" else "bfloat16" if on_gpus else "float32"
+    return demand(
+        weight_bytes=model.parameters * DTYPES[dtype].itemsize,
+        threads=torch.get_num_threads(),
+        gpu_bytes=_memory_of_a_gpu() if on_gpus else None,
+        cpus_a_gpu=cpus_a_gpu(nodes),
+        copies=copies_beside(study),
+    )
+
+
+def _memory_of_a_gpu() -> int:
+    import ray
+
+    task: Any = ray.remote(num_gpus=1)(gpu_memory)
+    try:
+        return int(ray.get(task.remote(), timeout=ROOM_SECONDS))
+    except ray.exceptions.GetTimeoutError as error:
+        raise ConfigError(
+            f"no GPU of the Ray cluster was free for {ROOM_SECONDS:.0f} seconds: try again later"
+        ) from error
+
+
+def gpu_memory() -> int:
+    """Return the memory of the GPU that Ray assigns to the task, in bytes."""
+    return int(torch.cuda.mem_get_info()[1])

@@ -5,8 +5,8 @@ A worker answers requests. It writes only to the cache of its machine and to the
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
+import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -32,20 +32,20 @@ from llmkick.study.results.records import Environment
 from llmkick.study.running.compressor import StudyCompressor
 from llmkick.study.running.environment import environment
 from llmkick.study.running.executor import store_at, windows
+from llmkick.study.running.packages import installed_versions
 from llmkick.study.spec.axes import CalibrationSetting
 from llmkick.study.spec.study import Study
 
 Which = Literal["dense", "compressed"]
 Requests = Sequence[ScoreRequest] | Sequence[GenerateRequest]
 Answers = Sequence[ContinuationScore | Generation | Unanswered]
-# Packages whose version can change the answers.
-PACKAGES = ("llmkick", "torch", "transformers", "tokenizers")
 
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerInfo:
-    """The description of a worker after it has loaded the dense model."""
+    """The description of a worker after it has loaded the dense model. machine: the name of its host."""
 
+    machine: str
     info: ModelInfo
     device: str
     process: int
@@ -61,9 +61,9 @@ class Worker:
         self._warnings: list[str] = []
         self._told: list[str] = []  # notes about prompts, which are passed on once
 
-    def versions(self) -> dict[str, str]:
+    def versions(self, packages: Sequence[str]) -> dict[str, str]:
         """Return the versions of the packages that can change the answers."""
-        return {name: importlib.metadata.version(name) for name in PACKAGES}
+        return installed_versions(packages)
 
     def load(self, study: Study, *, dtype: str, device: str, artifacts: str | None) -> WorkerInfo:
         """Load the dense model; raises the errors of `load_model`."""
@@ -79,6 +79,7 @@ class Worker:
         )
         self._compressed: TransformersModel | None = None
         return WorkerInfo(
+            machine=platform.node(),
             info=self._dense.info,
             device=str(self._dense.device),
             process=os.getpid(),
@@ -95,13 +96,17 @@ class Worker:
 
     def compress(
         self, variant: Variant, calibration: Calibration | None, expected: str | None
-    ) -> tuple[CompressionReport, list[str]]:
-        """Load the model of a variant from the cache or the store, or compress it; return its report and warnings."""
+    ) -> tuple[CompressionReport, bool, list[str]]:
+        """Load the model of a variant from the cache or the store, or compress it.
+
+        Return its report, whether other workers can load it too, and warnings.
+        """
         self._compressed = None  # frees the previous model before the next model needs memory
         self._compressed, report = self._compressor.compressed(
             variant.recipe, variant.seed, calibration, expected=expected
         )
-        return report, self._taken(self._warnings)
+        is_kept = self._compressor.is_kept(variant.recipe, calibration)
+        return report, is_kept, self._taken(self._warnings)
 
     def answer(self, which: Which, kind: str, requests: Requests) -> tuple[Answers, list[str]]:
         """Return the answers of the dense or the compressed model, one per request, and notes about them."""

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import copy
-import importlib.metadata
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
-from llmkick.errors import ConfigError, KickError, one_line
+from llmkick.errors import ConfigError, KickError, NumericalError, one_line
 from llmkick.study.cells import Variant
 from llmkick.study.cluster.remote_model import Batch, RemoteModel, RemoteModelSpec
 from llmkick.study.cluster.resources import Demand
-from llmkick.study.cluster.worker import PACKAGES, Which, Worker, WorkerInfo
+from llmkick.study.cluster.worker import Which, Worker, WorkerInfo
 from llmkick.study.progress import Observer, Silent
+from llmkick.study.running.packages import installed_versions, packages_of
 from llmkick.study.spec.study import Study
 
 
@@ -27,12 +27,16 @@ class NoRoomError(TransientError):
     """The cluster found no resources for a worker before the timeout."""
 
 
-class PermanentError(Exception):
-    """A worker refused a call that every worker would refuse; `cause` is the error."""
+class RefusalError(Exception):
+    """A worker refused a call with an error of ours, `cause`, which another machine may not have.
+
+    The values of weights are the same on every machine, so `is_everywhere` is true for a NumericalError.
+    """
 
     def __init__(self, cause: KickError) -> None:
         super().__init__(str(cause))
         self.cause = cause
+        self.is_everywhere = isinstance(cause, NumericalError)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +69,7 @@ class WorkerHandle:
     def start(self, seconds: float, *, dtype: str) -> None:
         """Start a worker within `seconds` seconds and load the dense model on it.
 
-        Raises NoRoomError, TransientError, PermanentError, and ConfigError if the package versions differ from the
+        Raises NoRoomError, TransientError, RefusalError, and ConfigError if the package versions differ from the
         versions on this machine.
         """
         import ray
@@ -73,13 +77,13 @@ class WorkerHandle:
         self.stop()
         config = self.config
         self._actor = ray.remote(Worker).options(**config.demand.options).remote(threads=config.demand.cpus)
-        self._refuse_others(self._answer_of(self._actor.versions.remote(), seconds))
+        self._refuse_others(self._answer_of(self._actor.versions.remote(packages_of(config.study)), seconds))
         self.worker_info = self.call(
             "load", config.study, dtype=dtype, device=config.demand.device, artifacts=config.artifacts
         )
 
     def _refuse_others(self, versions: dict[str, str]) -> None:
-        ours = {name: importlib.metadata.version(name) for name in PACKAGES}
+        ours = installed_versions(list(versions))
         for name, version in versions.items():
             if version != ours[name]:
                 raise ConfigError(
@@ -88,7 +92,7 @@ class WorkerHandle:
                 )
 
     def call(self, method: str, *arguments: object, **options: object) -> Any:
-        """Call a method of the worker and return its answer. Raises TransientError or PermanentError."""
+        """Call a method of the worker and return its answer. Raises TransientError or RefusalError."""
         return self._answer_of(getattr(self._actor, method).remote(*arguments, **options), None)
 
     def _answer_of(self, reference: Any, seconds: float | None) -> Any:
@@ -101,7 +105,7 @@ class WorkerHandle:
             raise NoRoomError(f"the cluster found no room for {self.config.demand} in {seconds:.0f} seconds") from error
         except RayTaskError as error:
             if isinstance(error.cause, KickError):
-                raise PermanentError(error.cause) from error
+                raise RefusalError(error.cause) from error
             raise TransientError(
                 f"{self.name} failed: {type(error.cause).__name__}: {one_line(error.cause)}"
             ) from error
@@ -123,7 +127,7 @@ class WorkerHandle:
         return self._own_spec.model(info, device, ask)
 
     def ask(self, which: Which, kind: str, requests: Batch) -> Batch:
-        """Return the worker's answers. Raises TransientError or PermanentError."""
+        """Return the worker's answers. Raises TransientError or RefusalError."""
         answers, notes = self.call("answer", which, kind, requests)
         for note in notes:
             self.say(note)

@@ -9,7 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmkick.compression.recipe import Recipe, Recovered, is_trained
-from llmkick.compression.storage.cache import entry_bytes, entry_for, entry_on_its_way, folder_of, is_full, still_needed
+from llmkick.compression.storage.cache import (
+    entry_bytes,
+    entry_for,
+    entry_on_its_way,
+    folder_of,
+    is_full,
+    progress_in,
+    still_needed,
+)
 from llmkick.compression.storage.shared_store import ArtifactStore
 from llmkick.compression.walk.blocks import decoder_blocks
 from llmkick.compression.walk.calibration import Calibration
@@ -86,6 +94,13 @@ class StudyCompressor:
                 self._share(recipe, key, keep, anew=mended or not sound)
                 return result
         return go(None, None)
+
+    def is_kept(self, recipe: Recipe, calibration: Calibration | None) -> bool:
+        """Whether others can load a compressed model: from the store, or without one from this machine's cache."""
+        key = self._kept_key(recipe, calibration)
+        if self.store is not None:
+            return self.store.has(key)
+        return progress_in(folder_of(key))[1]
 
     def _share(self, recipe: Recipe, key: Mapping[str, object], keep: Path, *, anew: bool) -> None:
         """Put a finished model into the store, if there is one; the study itself does not need it there."""

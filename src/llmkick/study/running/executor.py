@@ -44,7 +44,7 @@ class RecordWriter(Protocol):
         """Load an external model."""
         ...
 
-    def add_report(self, worker: str, variant: Variant, report: CompressionReport) -> None:
+    def add_report(self, worker: str, variant: Variant, report: CompressionReport, *, is_kept: bool = True) -> None:
         """Write a compression report to the journal and drop records that were made with other weights."""
         ...
 

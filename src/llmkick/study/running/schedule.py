@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from llmkick.study.cells import Cell, Variant
 
-# Number of failed attempts after which a cell is given up.
-ATTEMPTS = 3
+# Number of failed attempts after which a cell is given up, and of machines that refuse it.
+ATTEMPTS, REFUSALS = 3, 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,9 +42,10 @@ class Schedule:
 
     A worker first gets cells of the variant whose model it has loaded. It then gets cells of the first variant that no
     worker has started. If compressed models are `shared`, it then gets cells of variants that other workers have
-    started. If they are not, a variant stays with the worker that has started it until that worker is lost, because
-    another machine could make other weights. The dense cell of a task comes before the other cells of the task, because
-    they are compared with it. The schedule is thread-safe.
+    started and that are `made`. If they are not, a variant stays with the worker that has started it until that worker
+    is lost, because another machine could make other weights. The dense cell of a task comes before the other cells of
+    the task, because they are compared with it. What has failed on a machine is first tried on another one, if the
+    workers have said on which machines they are (`join`). The schedule is thread-safe.
     """
 
     cells: Sequence[Cell]
@@ -59,7 +60,12 @@ class Schedule:
         self._taken: dict[str, Cell] = {}  # by worker
         self._starters: dict[Variant, str] = {}  # the worker that has started a variant, while it lives
         self._attempts: Counter[str] = Counter()
-        self._made: list[Variant] = []
+        self._machines: dict[str, str] = {}  # of the workers that live
+        self._failed_on: defaultdict[str, set[str]] = defaultdict(set)  # machines by cell …
+        self._refusals: defaultdict[str, dict[str, str]] = defaultdict(
+            dict
+        )  # … and the reasons of those that refuse it
+        self._made: set[Variant] = set()
         self._stopped = False
 
     def given_up(self) -> set[str]:
@@ -87,19 +93,49 @@ class Schedule:
         taken = list(self._taken.values())
         unsettled_dense = {cell.task.name for cell in (*self._waiting, *taken) if cell.variant.is_dense}
         ready = [cell for cell in self._waiting if cell.variant.is_dense or cell.task.name not in unsettled_dense]
-        if not self.shared:
-            ready = [cell for cell in ready if self._starters.get(cell.variant, worker) == worker]
+        ready = [cell for cell in ready if self._is_open(cell, worker, loaded)]
         begun = [cell.variant for cell in taken if not cell.variant.is_dense]
         of_loaded = [cell for cell in ready if cell.variant == loaded]
         fresh = [cell for cell in ready if cell.variant not in begun]
-        # Only variants with a finished model: two workers that compress one variant could get different bits.
-        begun_and_made = [cell for cell in ready if self.shared and cell.variant in self._made]
+        begun_and_made = [cell for cell in ready if cell.variant in self._made]
         return next(iter([*of_loaded, *fresh, *begun_and_made]), None)
 
-    def made(self, variant: Variant) -> None:
-        """Record that the compressed model of a variant exists, so that other workers can load it."""
+    def _is_open(self, cell: Cell, worker: str, loaded: Variant | None) -> bool:
+        """Whether a worker may take a cell: its variant is not another worker's, and no other machine is to try it."""
+        failed, machine = self._failed_on[cell.run_key], self._machines.get(worker, worker)
+        if machine in failed and not set(self._machines.values()) <= failed:
+            return False
+        # Only variants with a finished model: two workers that compress one variant could get different bits.
+        is_loadable = self.shared and (cell.variant == loaded or cell.variant in self._made)
+        return is_loadable or self._starters.get(cell.variant, worker) == worker
+
+    def join(self, worker: str, machine: str) -> None:
+        """Record that a worker works, or will, on a machine."""
         with self._changed:
-            self._made.append(variant)
+            self._machines[worker] = machine
+            self._give_up_refused()
+            self._changed.notify_all()
+
+    def leave(self, worker: str, *, is_at_fault: bool = False) -> None:
+        """Record that a worker has ended. With `is_at_fault`, what its machine has refused counts no more."""
+        with self._changed:
+            machine = self._machines.pop(worker, worker)
+            if is_at_fault:
+                for reasons in self._refusals.values():
+                    reasons.pop(machine, None)
+            if self._machines:
+                self._give_up_refused()
+            self._changed.notify_all()
+
+    def has_other_machines(self, worker: str) -> bool:
+        """Whether workers on other machines than this worker's live."""
+        with self._changed:
+            return set(self._machines.values()) > {self._machines.get(worker, worker)}
+
+    def made(self, variant: Variant) -> None:
+        """Record that the compressed model of a variant is kept where other workers can load it."""
+        with self._changed:
+            self._made.add(variant)
             self._changed.notify_all()
 
     def done(self, worker: str) -> None:
@@ -120,12 +156,56 @@ class Schedule:
                 self._starters = {variant: name for variant, name in self._starters.items() if name != worker}
             cell = self._taken.pop(worker)
             self._attempts[cell.run_key] += 1
+            self._failed_on[cell.run_key].add(self._machines.get(worker, worker))
             if final or self._attempts[cell.run_key] >= ATTEMPTS:
                 self._note_failures([cell], reason)
                 if cell.variant.is_dense:
                     self._give_up_task(cell.task.name)
             else:
                 self._put_back([cell])
+            self._changed.notify_all()
+
+    def refused(self, worker: str, reason: str, *, whole_variant: bool) -> None:
+        """Record that a worker refused its cell, or the whole variant, for a reason that may be its machine's.
+
+        A cell is given up when REFUSALS machines have refused it, or all that are left.
+        """
+        with self._changed:
+            cell, machine = self._taken.pop(worker), self._machines.get(worker, worker)
+            self._attempts[cell.run_key] += 1
+            self._put_back([cell])
+            if self._starters.get(cell.variant) == worker:
+                del self._starters[cell.variant]
+            for other in [other for other in self._waiting if whole_variant and other.variant == cell.variant] or [
+                cell
+            ]:
+                self._failed_on[other.run_key].add(machine)
+                self._refusals[other.run_key][machine] = reason
+            self._give_up_refused()
+            self._changed.notify_all()
+
+    def _give_up_refused(self) -> None:
+        living = set(self._machines.values())
+        for cell in list(self._waiting):
+            reasons = self._refusals[cell.run_key]
+            if reasons and (len(reasons) >= REFUSALS or living <= set(reasons)):
+                self._give_up([cell], list(reasons.values())[-1])
+                if cell.variant.is_dense:
+                    self._give_up_task(cell.task.name)
+
+    def left_to_another(self, worker: str) -> None:
+        """Record that a worker has other weights than the one that works on the same variant, which keeps the variant.
+
+        The cell waits for that worker; this is no attempt.
+        """
+        with self._changed:
+            cell = self._taken.pop(worker)
+            owners = [name for name, taken in self._taken.items() if taken.variant == cell.variant]
+            self._starters.pop(cell.variant, None)
+            if owners:
+                self._starters[cell.variant] = owners[0]
+                self._made.discard(cell.variant)
+            self._put_back([cell])
             self._changed.notify_all()
 
     def _give_up_task(self, task: str) -> None:

@@ -123,14 +123,16 @@ class JournalWriter:
         context.journal.add_artifact(context.keys.report_key(variant), model.info.digest, description)
         return model
 
-    def add_report(self, worker: str, variant: Variant, report: CompressionReport) -> None:
+    def add_report(self, worker: str, variant: Variant, report: CompressionReport, *, is_kept: bool = True) -> None:
         """Write a compression report to the journal; drop records that were made with other weights, with a warning.
 
-        Raises OtherWeightsError if another worker is producing records with the other weights.
+        is_kept: whether other workers can load the model. Raises OtherWeightsError if another worker is producing
+        records with the other weights.
         """
         with self._lock:
             self._add_report(worker, variant, report)
-        self.schedule.made(variant)
+        if is_kept:
+            self.schedule.made(variant)
 
     def _add_report(self, worker: str, variant: Variant, report: CompressionReport) -> None:
         context = self.context
