@@ -353,6 +353,14 @@ def test_popqa_keeps_popularity_in_table_and_sample(tmp_path: Path):
     assert (record.score, record.details["popularity"]) == (1.0, 142)
 
 
+def test_popqa_questions_that_no_answer_can_match_are_left_out(tmp_path: Path):
+    rows = [{"question": f"Q{n}?", "answers": answers, "s_pop": 1} for n, answers in enumerate((["the"], ["?", "π"]))]
+    files.put(tmp_path / "popqa-sample.jsonl.gz", files.lines(rows))
+    task = get_task("factoid_qa:popqa", source=str(tmp_path))
+    assert [item.question for item in task.items()] == ["Q1?"]
+    assert task.notes == ("1 questions whose answers are articles or punctuation only are left out",)
+
+
 @pytest.mark.parametrize(
     ("cells", "problem"),
     [

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from llmkick.errors import DataError
+from llmkick.tasks.metrics import normalise
 from llmkick.tasks.task import Item
 
 
@@ -22,6 +24,13 @@ class Loaded:
         if not self.items:
             left_out = f" ({'; '.join(self.notes)})" if self.notes else ""
             raise DataError(f"the data has nothing to ask{left_out}: its files are empty, or every row is left out")
+
+
+def answerable(items: Sequence[Item]) -> tuple[tuple[Item, ...], tuple[str, ...]]:
+    """The items with a reference that an answer can match, and a note with the number of the others, if any."""
+    kept = tuple(item for item in items if any(map(normalise, item.references)))
+    lost = len(items) - len(kept)
+    return kept, counted(lost, "questions whose answers are articles or punctuation only are left out")
 
 
 def counted(count: int, what: str) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from llmkick.errors import DataError
-from llmkick.tasks.data.readers import Loaded, counted
+from llmkick.tasks.data.readers import Loaded, answerable, counted
 from llmkick.tasks.data.sources import Origin
 from llmkick.tasks.data.tables import Row, read_json, refuse_repeated_ids
 from llmkick.tasks.task import Item
@@ -13,7 +13,7 @@ def read_freebaseqa(origin: Origin) -> Loaded:
     """The raw questions, with the answer names of all parses as aliases and the Freebase domain as cluster.
 
     Null names (entities without an English name) are not aliases. A question with only null names cannot be scored;
-    it is left out, and the notes give the number of these questions.
+    it is left out, as one whose names are articles or punctuation only, and the notes give the numbers of both.
     """
     rows, items, nameless = [], [], 0
     for file in origin.files(origin.chosen_split(("eval", "dev")))[0]:
@@ -38,7 +38,8 @@ def read_freebaseqa(origin: Origin) -> Loaded:
                 )
             )
     refuse_repeated_ids(rows, "Question-ID")
-    return Loaded(items=tuple(items), notes=counted(nameless, "questions whose answers have no name are left out"))
+    kept, notes = answerable(items)
+    return Loaded(items=kept, notes=(*counted(nameless, "questions whose answers have no name are left out"), *notes))
 
 
 def _answers(row: Row) -> tuple[tuple[str, ...], str]:

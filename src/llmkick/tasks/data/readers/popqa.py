@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 
-from llmkick.tasks.data.readers import Loaded
+from llmkick.tasks.data.readers import Loaded, answerable
 from llmkick.tasks.data.sources import Origin
 from llmkick.tasks.data.tables import Row, read_table, refuse_repeated_ids
 from llmkick.tasks.task import Item
@@ -56,7 +56,8 @@ def read_popqa(origin: Origin) -> Loaded:
                 )
             )
     refuse_repeated_ids(rows, "id")
-    return Loaded(items=tuple(items))
+    kept, notes = answerable(items)
+    return Loaded(items=kept, notes=notes)
 
 
 def relation_of(question: str) -> str:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from llmkick.tasks.data.readers import Loaded, counted
+from llmkick.tasks.data.readers import Loaded, answerable, counted
 from llmkick.tasks.data.sources import Origin
 from llmkick.tasks.data.tables import Row, read_table
-from llmkick.tasks.metrics import normalise
 from llmkick.tasks.task import Item
 
 _COLUMNS = ("question", "question_id", "entity_pages", "search_results", "answer")
@@ -73,14 +72,13 @@ def read_triviaqa(origin: Origin, evidence_characters: int) -> Loaded:
                 by_id[new.id] = first.with_pages_of(new)
     items = [question.item(evidence_characters) for question in by_id.values()]
     open_book = any(item.context for item in items)
-    without = [item for item in items if open_book and not item.context]
-    nameless = [item for item in items if not any(map(normalise, item.references))]
-    out = {item.id for item in (*without, *nameless)}
+    with_evidence = [item for item in items if item.context or not open_book]
+    kept, unanswerable = answerable(with_evidence)
     return Loaded(
-        items=tuple(item for item in items if item.id not in out),
+        items=kept,
         notes=(
-            *counted(len(without), "questions without evidence are left out"),
-            *counted(len(nameless), "questions whose answers are articles or punctuation only are left out"),
+            *counted(len(items) - len(with_evidence), "questions without evidence are left out"),
+            *unanswerable,
             *counted(joined, "rows repeat a question with other pages; the pages are joined"),
             *counted(repeated, "rows repeat a question"),
         ),
