@@ -186,9 +186,10 @@ def test_waits_that_a_server_asks_for(header: str, seconds: float | None):
 def test_a_server_that_asks_for_hours_is_not_waited_for():
     with serving(lambda path, body: refused("daily limit", 429, **{"retry-after": "7200"})) as server:
         one = endpoint(server)
-        with pytest.raises(ModelError, match=r"asks to wait for 7,200 s: daily limit; go on later"):
+        with pytest.raises(ModelError, match=r"asks to wait for 7,200 s: daily limit; go on later") as caught:
             one.ask_all(one.chat, [HELLO])
     assert len(server.asked) == 1
+    assert endpoint_failures.is_permanent(caught.value)
 
 
 @pytest.mark.parametrize(

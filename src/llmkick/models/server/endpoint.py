@@ -41,6 +41,7 @@ from llmkick.models.server.failures import (
     is_connection,
     is_transient,
     plain_body,
+    redirect_target,
     retry_wait,
 )
 from llmkick.models.server.refusals import GREETING, BrokenError, Refused, RefusedError, tiny_request
@@ -247,6 +248,8 @@ class Endpoint:
 
     def _said(self, failure: Exception) -> str:
         """The server's message on one line, without the credentials."""
+        if target := redirect_target(failure):
+            return self._line(target)
         body = getattr(failure, "body", None)
         text = body.get("message") or body.get("detail") if isinstance(body, dict) else None
         return self._line(text or error_text(failure)) or type(failure).__name__
@@ -261,8 +264,9 @@ class Endpoint:
         tried = f" ({self.attempts} attempts)" if is_transient(failure) else ""
         key = self.api_key_env or f"{KEY_VARIABLE} (or {COMMON_KEY_VARIABLE}, over https or on this machine)"
         said = self._line(failure.__cause__ or failure) if is_connection(failure) else self._said(failure)
-        told = explanation(failure, self.address, said=said, tried=tried, timeout=self.timeout, key_variable=key)
-        return self.error(self._credentials.hidden(told))
+        return self.error(
+            explanation(failure, self.address, said=said, tried=tried, timeout=self.timeout, key_variable=key)
+        )
 
 
 def _ask(ask: Callable[..., Reply], request: Mapping[str, Any]) -> Reply | RefusedError:

@@ -60,7 +60,7 @@ def is_transient(failure: BaseException | None) -> bool:
     """
     if isinstance(failure, STATUS_ERRORS):
         passing = failure.status_code in (408, 409, 425, 429) or failure.status_code >= 500
-        return passing and not is_out_of_credit(failure) and (asked_wait(failure) or 0) <= LONGEST_ASKED_WAIT
+        return passing and not is_out_of_credit(failure) and not asks_for_too_long(failure)
     return isinstance(failure, openai.APIConnectionError | openai.APIResponseValidationError | MalformedReplyError)
 
 
@@ -70,9 +70,11 @@ def is_limit_reached(failure: BaseException | None) -> bool:
 
 
 def is_permanent(error: KickError) -> bool:
-    """Whether every other request would fail as this one did: wrong key, unknown name, no credit."""
+    """Whether every other request would fail as this one did: wrong key, unknown name, no credit, a limit for hours."""
     failure = error.__cause__
-    return failure is None or getattr(failure, "status_code", None) in PERMANENT or is_out_of_credit(failure)
+    if failure is None or getattr(failure, "status_code", None) in PERMANENT:
+        return True
+    return is_out_of_credit(failure) or asks_for_too_long(failure)
 
 
 def is_out_of_credit(failure: BaseException) -> bool:
@@ -99,6 +101,18 @@ def asked_wait(failure: BaseException | None) -> float | None:
         except (ValueError, TypeError):  # no date, or one without a time zone
             return None
     return max(0.0, seconds) if math.isfinite(seconds) else None
+
+
+def asks_for_too_long(failure: BaseException) -> bool:
+    """Whether a server asks for a longer wait than LONGEST_ASKED_WAIT."""
+    return (asked_wait(failure) or 0) > LONGEST_ASKED_WAIT
+
+
+def redirect_target(failure: BaseException) -> str:
+    """Where a redirect that was not followed leads, without the query; empty for any other failure."""
+    if not (isinstance(failure, openai.APIStatusError) and failure.response.has_redirect_location):
+        return ""
+    return str(failure.response.url.join(failure.response.headers["location"]).copy_with(query=None))
 
 
 def checked_reply(call: Callable[[], Any], check: Callable[[Any], Any]) -> Any:
@@ -186,13 +200,10 @@ def explanation(
         )
     if is_out_of_credit(failure):
         return f"{url} wants to be paid: {said}; add credit to the key's account"
-    if isinstance(failure, openai.APIStatusError) and failure.response.has_redirect_location:
-        # Only where it is not followed.
-        target = failure.response.url.join(failure.response.headers["location"]).copy_with(query=None)
-        return f"{url} redirects to {target}, where headers from the environment are not sent; give that address"
-    wait = asked_wait(failure)
-    if wait is not None and wait > LONGEST_ASKED_WAIT:
-        return f"{url} asks to wait for {wait:,.0f} s: {said}; go on later"
+    if redirect_target(failure):
+        return f"{url} redirects to {said}, where headers from the environment are not sent; give that address"
+    if asks_for_too_long(failure):
+        return f"{url} asks to wait for {asked_wait(failure):,.0f} s: {said}; go on later"
     if status is not None:
         return f"{url} fails with status {status}{tried}: {said}"
     return f"{url} does not answer as an OpenAI-compatible server{tried}: {said}"
