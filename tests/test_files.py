@@ -19,12 +19,24 @@ from llmkick.files import (
     cache_sizes,
     check_cache,
     clear_cache,
+    is_there,
     lock_of,
     locked,
+    named_path,
     new_folder,
     temporary_folder,
     write_cached,
 )
+
+
+def test_a_path_that_a_user_names(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert named_path("~/model") == tmp_path / "model"
+    assert (is_there("~"), is_there("~/model")) == (True, False)
+    for text, reason in (("x" * 300, "too long"), ("~no-such-user/x", "there is no such user")):
+        assert not is_there(text)
+        with pytest.raises(ConfigError, match=f"cannot be looked up: .*{reason}"):
+            named_path(text)
 
 
 @pytest.fixture(autouse=True)

@@ -64,7 +64,7 @@ MAY_IMPORT = {
     "tasks.data": {"tasks", "tasks.pocket", "files"},
     "tasks.data.readers": {"tasks", "tasks.data"},
     "tasks.judge": {"tasks", "models", "models.checkpoints", "models.server"},
-    "tasks.suite": {"tasks", "tasks.data", "tasks.data.readers", "tasks.judge", "models"},
+    "tasks.suite": {"tasks", "tasks.data", "tasks.data.readers", "tasks.judge", "models", "files"},
     "tasks.pocket": set(),
     "lm_eval": {"tasks", "tasks.data.readers", "models", "models.engine", "statistics", "files", "output_folder"},
     "study": {
@@ -78,6 +78,7 @@ MAY_IMPORT = {
         "compression",
         "tasks",
         "tasks.judge",
+        "files",
     },
     "study.journal": {"models", "compression.walk", "tasks"},
     "study.results": {
@@ -97,7 +98,7 @@ MAY_IMPORT = {
     },
     "study.cluster": {
         *("study", "study.running", "study.results", "study.spec"),
-        *("models", "models.checkpoints", "compression.walk"),
+        *("models", "models.checkpoints", "compression.walk", "files"),
     },
     "study.frontier": {
         *(

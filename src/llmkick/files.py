@@ -39,6 +39,29 @@ def cache_folder(part: str) -> Path:
     return folder
 
 
+def named_path(text: str) -> Path:
+    """The path that a user named, with ~ resolved.
+
+    Raises ConfigError for ~ of an unknown user, a name longer than a file's may be, and a folder that cannot be read.
+    """
+    try:
+        path = Path(text).expanduser()
+        path.exists()
+    except (OSError, RuntimeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "there is no such user"
+        shown = text if len(text) <= 100 else f"{text[:100]}…"
+        raise ConfigError(f"{shown!r} cannot be looked up: {reason}") from error
+    return path
+
+
+def is_there(text: str) -> bool:
+    """Whether a text names a file or folder that can be looked up here."""
+    try:
+        return named_path(text).exists()
+    except ConfigError:
+        return False
+
+
 @contextlib.contextmanager
 def writing_cache() -> Iterator[None]:
     """An error while the cache is written becomes a ConfigError, which says to choose another folder for it."""

@@ -428,6 +428,29 @@ def test_a_disk_that_is_full_is_no_traceback(kick: Kick, toy: Path, tmp_path: Pa
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("name", ["x" * 300, "~no-such-user/x", "x/" * 3000])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *(("report",), ("claims",), ("diff", "."), ("export", "wandb"), ("gate",), ("run", "--plan")),
+        *(("eval", "-t", "factoid_qa"), ("compare", "smollm2-135m-instruct", "-t", "factoid_qa", "--out", "run")),
+        ("eval", "smollm2-135m-instruct", "-t", "factoid_qa", "--source"),
+        ("eval", "smollm2-135m-instruct", "-t", "perplexity", "--source"),
+        ("compress", "smollm2-135m-instruct", "wanda@0.5", "--out", "model", "--calibration"),
+        ("power", "-a", "0.7", "-n", "9", "--plot"),
+    ],
+    ids=" ".join,
+)
+def test_a_name_that_no_file_can_have_is_no_traceback(
+    kick: Kick, arguments: tuple[str, ...], name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    outcome = kick(*arguments, name)
+    assert outcome.code in (1, 2, 3)
+    assert "error" in outcome.said.lower()
+    assert len(outcome.said.splitlines()) < 5 or "Usage" in outcome.said
+
+
 def test_an_output_without_our_characters_still_works(toy: Path):
     command = [sys.executable, "-m", "llmkick.cli", "methods"]
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}

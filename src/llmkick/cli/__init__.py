@@ -25,8 +25,9 @@ from llmkick.cli import models, methods, tasks, cache, doctor  # noqa: F401
 
 __all__ = ["app", "err", "main", "out"]
 
-# A disk that is full, or that this user may not write to: no bug that a traceback would explain.
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+# A disk that is full or that this user may not write to, a name that no file can have: no bug that a traceback would
+# explain.
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG)
 
 
 # Commands that go on from what they keep. A gate without --out makes a new folder each time.

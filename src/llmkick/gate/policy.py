@@ -9,6 +9,7 @@ from pathlib import Path
 from pydantic import Field, field_validator, model_validator
 
 from llmkick.errors import ConfigError
+from llmkick.files import named_path
 from llmkick.models.thoughts import Thinking
 from llmkick.study.results.records import CONTROL_METRICS
 from llmkick.study.spec.axes import task_levels
@@ -68,7 +69,7 @@ class GatePolicy(Frozen):
                 raise ConfigError(f"{self.model} is a file of stored answers; the candidate has to be a model")
             label_others([self.model], taken=())
         with errors_at("reference"):
-            if is_stored(self.reference) and not Path(self.reference).expanduser().is_file():
+            if is_stored(self.reference) and not named_path(self.reference).is_file():
                 raise ConfigError(
                     f"there is no file {self.reference}; `kick gate --store-reference FILE` makes one from a model"
                 )

@@ -9,7 +9,7 @@ from pathlib import Path
 from pydantic import JsonValue
 
 from llmkick.errors import ConfigError
-from llmkick.files import cache_folder
+from llmkick.files import cache_folder, named_path
 from llmkick.gate.answer_file import PART, SCHEMA, AnswerFile
 from llmkick.gate.policy import GatePolicy, is_stored
 from llmkick.gate.recorded_model import RecordedModel
@@ -57,7 +57,7 @@ def recorded_reference(policy: GatePolicy, *, refresh: bool = False, target: Pat
 
 
 def _stored(policy: GatePolicy) -> RecordedModel:
-    file = AnswerFile.read(Path(policy.reference).expanduser(), strict=True)
+    file = AnswerFile.read(named_path(policy.reference), strict=True)
     assert file.header is not None, "a file that was read strictly has a header"
     identity = file.header.identity
     for name, expected in (("engine", ENGINE_VERSION), ("thinking", policy.thinking)):

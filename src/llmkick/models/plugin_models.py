@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import llmkick.plugins as plugins
 from llmkick.errors import ConfigError
+from llmkick.files import is_there
 from llmkick.models.language_model import LanguageModel
 from llmkick.plugins import Plugin
 
@@ -33,7 +33,7 @@ def plugin_of(reference: str) -> Plugin | None:
     Raises ConfigError when several plug-ins offer the scheme, or its name is not valid.
     """
     scheme, colon, _ = reference.partition(":")
-    if not colon or Path(reference).expanduser().exists():
+    if not colon or is_there(reference):
         return None
     if scheme in BUILTIN_SCHEMES:
         return VLLM if scheme == VLLM.name else None

@@ -6,7 +6,6 @@ import hashlib
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +15,7 @@ from llmkick.compression.walk.documents import c4_shard, read_documents
 from llmkick.compression.walk.pocket_text import pocket_text
 from llmkick.compression.walk.self_sampling import TokenIds, self_sampled
 from llmkick.errors import ConfigError, DataError
+from llmkick.files import named_path
 from llmkick.models.language_model import ModelInfo
 from llmkick.models.transformers_model import TransformersModel
 
@@ -88,7 +88,7 @@ def _documents(source: str) -> tuple[str, list[str]]:
     """The name of a text source for messages, and its documents."""
     if source == "pocket":
         return "the pocket texts", [pocket_text()]
-    path = c4_shard() if source == "c4" else Path(source).expanduser()
+    path = c4_shard() if source == "c4" else named_path(source)
     return str(path), list(read_documents(path))
 
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from llmkick.errors import ConfigError, ModelError, one_line
-from llmkick.files import cache_folder, new_folder, require_space, sha256_of_file, writing_cache
+from llmkick.files import cache_folder, named_path, new_folder, require_space, sha256_of_file, writing_cache
 from llmkick.models.checkpoint import Checkpoint
 from llmkick.models.checkpoints.builtin import BUILTIN_MODELS, builtin_gguf
 from llmkick.models.checkpoints.gguf_files import (
@@ -60,7 +60,7 @@ def locate(reference: str) -> Checkpoint:
     if reference in BUILTIN_MODELS:
         model = BUILTIN_MODELS[reference]
         return _from_gguf(builtin_gguf(reference), name=reference, revision=model.version, pinned=model.gguf_sha256)
-    path = Path(reference).expanduser()
+    path = named_path(reference)
     if path.suffix.lower() == ".gguf":
         if not path.is_file() and not path.is_symlink():
             raise ModelError(f"there is no file {path}")
@@ -88,7 +88,7 @@ def small_files(reference: str) -> Path:
 
     Raises the errors of `locate` for a built-in model or a GGUF file, and those of the hub.
     """
-    path = Path(reference).expanduser()
+    path = named_path(reference)
     if path.is_dir():
         return path
     if reference in BUILTIN_MODELS or path.suffix.lower() == ".gguf":

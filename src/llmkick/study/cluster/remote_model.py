@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from llmkick.errors import ModelError, one_line
+from llmkick.files import named_path
 from llmkick.models.checkpoints.meta_model import load_structure
 from llmkick.models.language_model import (
     ContinuationScore,
@@ -94,7 +95,7 @@ def remote_model_spec(reference: str, thinking: Thinking = "off") -> RemoteModel
 
 def _elsewhere(reference: str, folder: Path) -> str:
     """Return a reference that names the same model on other machines and at later times."""
-    path = Path(reference).expanduser()
+    path = named_path(reference)
     if path.exists():
         return str(path.absolute())
     if folder.parent.name == "snapshots":  # a hub model: its branch may change between two workers

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from llmkick.files import sha256_of_file
+from llmkick.files import named_path, sha256_of_file
 from llmkick.models.server.address import parse_address
 from llmkick.models.server_scheme import is_server
 from llmkick.study.cells import digest_of
@@ -100,7 +100,7 @@ class Judging:
     def _file(self, task: str) -> Path | None:
         given = self.spec.reference
         name = given if isinstance(given, str) else given[task]
-        return None if name == "dense" else Path(name).expanduser()
+        return None if name == "dense" else named_path(name)
 
     def _identity(self) -> str:
         """Return a hash of all inputs of the judging except the answers."""

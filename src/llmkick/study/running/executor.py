@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Protocol, cast
 
 from llmkick.compression.storage.shared_store import ArtifactStore
@@ -17,6 +16,7 @@ from llmkick.compression.walk.blocks import decoder_blocks
 from llmkick.compression.walk.calibration import Calibration, calibrate
 from llmkick.compression.walk.report import CompressionReport
 from llmkick.errors import NumericalError
+from llmkick.files import named_path
 from llmkick.models.language_model import LanguageModel
 from llmkick.models.server.open_model import open_model
 from llmkick.models.transformers_model import TransformersModel
@@ -209,7 +209,7 @@ def store_at(place: str | None) -> ArtifactStore | None:
     """Return the store of compressed models at a folder or URL. Raises ConfigError if it is not writable."""
     if place is None:
         return None
-    store = ArtifactStore(place if "://" in place else str(Path(place).expanduser().absolute()))
+    store = ArtifactStore(place if "://" in place else str(named_path(place).absolute()))
     store.check()
     return store
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from llmkick.errors import ConfigError
+from llmkick.files import named_path
 from llmkick.models.server.address import parse_address
 from llmkick.models.server_scheme import is_server
 
@@ -61,5 +62,5 @@ def _longer_name(reference: str) -> str:
 def _of_path(reference: str, name: Callable[[Path], str]) -> str:
     if is_server(reference):
         return reference.partition("#")[2]
-    path = Path(reference).expanduser()
+    path = named_path(reference)
     return name(path) if path.is_dir() or path.suffix.lower() == ".gguf" else reference

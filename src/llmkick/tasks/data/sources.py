@@ -9,11 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from operator import attrgetter
-from pathlib import Path
 from typing import Any
 
 from llmkick.errors import ConfigError, DataError
-from llmkick.files import sha256_of_file
+from llmkick.files import named_path, sha256_of_file
 from llmkick.tasks.data.hub import DataFile, fetch
 from llmkick.tasks.data.published import DataSet
 from llmkick.tasks.task import Item
@@ -35,7 +34,7 @@ class Origin:
     sha256: str | Mapping[str, str] | None = None
 
     def __post_init__(self) -> None:
-        if self.source != "hub" and not Path(self.source).expanduser().is_dir():
+        if self.source != "hub" and not named_path(self.source).is_dir():
             raise ConfigError(f"unknown source {self.source!r} for {self.task}: neither pocket, hub nor a folder")
         if self.revision is not None and (self.source != "hub" or not self.revision.strip()):
             raise ConfigError(
@@ -89,7 +88,7 @@ class Origin:
         return by_split
 
     def _in_folder(self, split: str) -> list[DataFile]:
-        folder = Path(self.source).expanduser()
+        folder = named_path(self.source)
         for pattern in self.dataset.folder[split]:
             if paths := sorted(path for path in folder.glob(pattern) if path.is_file()):
                 return [DataFile(path, path.relative_to(folder).as_posix()) for path in paths]

@@ -7,13 +7,13 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from llmkick.errors import ConfigError, DataError
+from llmkick.files import named_path
 from llmkick.models.language_model import ContinuationScore, GenerateRequest, LanguageModel, ScoreRequest, Unanswered
 from llmkick.tasks.data.published import C4, WIKITEXT
 from llmkick.tasks.data.readers.running_text import read_c4, read_wikitext
@@ -151,7 +151,7 @@ class Perplexity:
             raise ConfigError(f"unknown unit {self.unit!r} of perplexity; choose from: {', '.join(UNITS)}")
         if self.data and (self.source == "pocket" or self._is_file):
             raise ConfigError(f'source of {self.name} is "hub" or a folder: the pocket suite has no such data')
-        if self.source not in ("pocket", "hub") and not Path(self.source).expanduser().exists():
+        if self.source not in ("pocket", "hub") and not named_path(self.source).exists():
             raise ConfigError(
                 f"unknown source {self.source!r} for {self.name}: neither pocket, hub, a text file nor a folder"
             )
@@ -170,7 +170,7 @@ class Perplexity:
 
     @property
     def _is_file(self) -> bool:
-        return self.source not in ("pocket", "hub") and Path(self.source).expanduser().is_file()
+        return self.source not in ("pocket", "hub") and named_path(self.source).is_file()
 
     @cached_property
     def origin(self) -> Origin | None:
@@ -186,7 +186,7 @@ class Perplexity:
             passages = [row["text"] for row in read_pocket("context_qa.jsonl", ("text",))]
             stories = [row["story"] for row in read_pocket("summarization.jsonl", ("story",))]
             return "\n\n".join(passages + stories)
-        return read_text(Path(self.source).expanduser(), self.source)
+        return read_text(named_path(self.source), self.source)
 
     @property
     def notes(self) -> Sequence[str]:
