@@ -171,7 +171,8 @@ def test_a_date_to_wait_for_is_waited_for():
     ("header", "seconds"),
     [
         ("90", 90.0), ("-3", 0.0), ("Sun, 06 Nov 1994 08:49:37 GMT", 0.0), ("", None), ("soon", None), ("inf", None),
-        ("nan", None), ("Sun, 06 Nov 1994 08:49:37 -0000", None),
+        ("nan", None), ("Sun, 06 Nov 1994 08:49:37 -0000", 0.0), ("Sun Nov  6 08:49:37 1994", 0.0),
+        ("Sunday, 06-Nov-94 08:49:37 GMT", 0.0), ("Sun, 06 Nov 1994 08:49:37 +99999999999999999999", None),
     ],
 )  # fmt: skip
 def test_waits_that_a_server_asks_for(header: str, seconds: float | None):
@@ -199,6 +200,11 @@ def test_a_server_that_asks_for_hours_is_not_waited_for():
         ({"code": "404", "message": "no m"}, "knows no 'm', or has no such endpoint: no m", True),
         ({"code": 402, "message": "pay"}, "fails with status 402: pay", False),
         ({"status": 429, "type": "insufficient_quota", "message": "spent"}, "wants to be paid: spent", True),
+        ({"code": "insufficient_quota", "message": "spent"}, "wants to be paid: spent", True),
+        ({"code": "invalid_api_key", "type": "invalid_request_error", "message": "no"}, "not accept the key: no", True),
+        ({"code": "model_not_found", "type": "invalid_request_error", "message": "no"}, "knows no 'm', .*: no", True),
+        ({"type": "authentication_error", "message": "no"}, "does not accept the key: no", True),
+        ({"code": 401.0, "message": "no"}, "does not accept the key: no", True),
     ],
 )
 def test_an_error_in_a_reply_of_status_200_is_that_error(error: Any, message: str, is_permanent: bool):
@@ -208,6 +214,17 @@ def test_an_error_in_a_reply_of_status_200_is_that_error(error: Any, message: st
             one.ask_all(one.chat, [HELLO])
     assert len(server.asked) == 1
     assert endpoint_failures.is_permanent(caught.value) is is_permanent
+
+
+@pytest.mark.parametrize(
+    "body", [{"error": "no key", "code": 401}, {"object": "error", "message": "no key", "code": 401}]
+)
+def test_the_status_of_an_error_may_stand_beside_it(body: Any):
+    with serving(lambda path, _: Reply(body)) as server:
+        one = endpoint(server)
+        with pytest.raises(ModelError, match="does not accept the key: no key"):
+            one.ask_all(one.chat, [HELLO])
+    assert len(server.asked) == 1
 
 
 @pytest.mark.parametrize("error", [{"code": 400}, {"code": "too_long", "type": "invalid_request_error"}])
@@ -597,6 +614,16 @@ def test_headers_of_other_programs_follow_no_redirect():
         ):
             endpoint(server).chat(**HELLO)
     assert (len(server.asked), len(other.asked)) == (1, 0)
+
+
+@pytest.mark.usefixtures("headers_of_others")
+def test_a_redirect_is_named_without_a_user_a_password_and_a_query():
+    to = {"location": "http://somebody:hunter2@127.0.0.1:1/v1?ticket=1#place"}
+    with (
+        serving(lambda path, body: Reply(status=307, headers=to)) as server,
+        pytest.raises(ModelError, match=r"redirects to http://127.0.0.1:1/v1, where headers"),
+    ):
+        endpoint(server).chat(**HELLO)
 
 
 def test_without_such_headers_a_redirect_is_followed_without_the_key(monkeypatch: pytest.MonkeyPatch):

@@ -30,6 +30,20 @@ FIRST_WAIT, LONGEST_WAIT, LONGEST_ASKED_WAIT = 0.5, 60.0, 600.0
 PERMANENT = {401, 403, 404}
 # An account without credit answers 429, "too many requests", but waiting does not help.
 NO_CREDIT = "insufficient_quota"
+# The status of an error that names none, by its code or its type, as OpenAI and Anthropic send them.
+STATUS_OF_NAME = {
+    "authentication_error": 401,
+    "invalid_api_key": 401,
+    "permission_error": 403,
+    "model_not_found": 404,
+    "not_found_error": 404,
+    "invalid_request_error": 400,
+    NO_CREDIT: 429,
+    "rate_limit_exceeded": 429,
+    "rate_limit_error": 429,
+    "overloaded_error": 503,
+}
+_STATUS = re.compile(r"([45][0-9]{2})(?:\.0)?")
 _LIMIT_REACHED = re.compile(r"(?:max_tokens|max_completion_tokens|output limit).{0,40}reached", re.IGNORECASE)
 
 
@@ -97,9 +111,11 @@ def asked_wait(failure: BaseException | None) -> float | None:
         seconds = float(text)
     except ValueError:
         try:
-            seconds = (parsedate_to_datetime(text) - datetime.now(UTC)).total_seconds()
-        except (ValueError, TypeError):  # no date, or one without a time zone
+            date = parsedate_to_datetime(text)
+        except (ValueError, OverflowError):  # no date
             return None
+        # The dates of HTTP are in UTC, also those that do not say so (RFC 9110, section 5.6.7).
+        seconds = ((date if date.tzinfo else date.replace(tzinfo=UTC)) - datetime.now(UTC)).total_seconds()
     return max(0.0, seconds) if math.isfinite(seconds) else None
 
 
@@ -109,10 +125,11 @@ def asks_for_too_long(failure: BaseException) -> bool:
 
 
 def redirect_target(failure: BaseException) -> str:
-    """Where a redirect that was not followed leads, without the query; empty for any other failure."""
+    """Where a redirect that was not followed leads, without what may be secret; empty for any other failure."""
     if not (isinstance(failure, openai.APIStatusError) and failure.response.has_redirect_location):
         return ""
-    return str(failure.response.url.join(failure.response.headers["location"]).copy_with(query=None))
+    target = failure.response.url.join(failure.response.headers["location"])
+    return str(target.copy_with(userinfo=b"", query=None, fragment=None))
 
 
 def checked_reply(call: Callable[[], Any], check: Callable[[Any], Any]) -> Any:
@@ -152,18 +169,26 @@ def complete_reply(reply: Any, *, text_needed: bool) -> Any:
 
 
 def _raise_error_of(reply: Any) -> None:
-    """Raise the error that a reply holds in place of an answer: ErrorInReplyError where it has a status."""
+    """Raise the error that a reply holds in place of an answer: ErrorInReplyError where its status is known."""
     error = getattr(reply, "error", None)
+    if not error and getattr(reply, "object", None) == "error":
+        error = reply.to_dict(warnings=False)
     if not error:
         return
-    said = error if isinstance(error, dict) else {"message": str(error)}
-    code = said.get("code") or said.get("status")
-    if not str(code).isdecimal() and said.get("type") == "invalid_request_error":
-        code = 400
-    status = int(str(code)) if str(code).isdecimal() else 0
-    if not 400 <= status <= 599:
+    said = error if isinstance(error, dict) else {"message": str(error), "code": getattr(reply, "code", None)}
+    status = _status_of(said)
+    if status is None:
         raise MalformedReplyError(f"its reply holds an error: {clean_text(str(said.get('message') or error))}")
     raise ErrorInReplyError(status, said)
+
+
+def _status_of(error: Mapping[str, Any]) -> int | None:
+    """The status that an error names as a number, else the one of its code or type; None where neither is known."""
+    values = [error.get(key) for key in ("code", "status", "status_code", "type")]
+    numbers = [int(match[1]) for value in values if (match := _STATUS.fullmatch(str(value)))]
+    # The type is the kind of a code: an unknown key is an "invalid_request_error" too.
+    names = [STATUS_OF_NAME[value] for value in values if isinstance(value, str) and value in STATUS_OF_NAME]
+    return next(iter([*numbers, *names]), None)
 
 
 def _cleaned(reply: BaseModel) -> BaseModel:
