@@ -238,14 +238,16 @@ def test_a_refusal_in_a_reply_of_status_200_is_of_that_request(error: Any):
 
 
 IN_FLIGHT = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored below a shell that runs in the background
 from llmkick.models.server.address import parse_address
 from llmkick.models.server.endpoint import Endpoint
 one = Endpoint(parse_address(sys.argv[1]), attempts=1, concurrency=4)
 one.ask_all(one.chat, [{"messages": [{"role": "user", "content": str(n)}]} for n in range(4)])
 """
 JUDGED = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored below a shell that runs in the background
 from llmkick.models.server.address import parse_address
 from llmkick.tasks.judge.clients import EndpointJudge, Question
 from llmkick.models.language_model import Message
