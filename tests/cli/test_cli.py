@@ -428,7 +428,7 @@ def test_a_disk_that_is_full_is_no_traceback(kick: Kick, toy: Path, tmp_path: Pa
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", ["x" * 300, "~no-such-user/x", "x/" * 3000])
+@pytest.mark.parametrize("name", ["x" * 300, "~no-such-user/x"])
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -436,7 +436,6 @@ def test_a_disk_that_is_full_is_no_traceback(kick: Kick, toy: Path, tmp_path: Pa
         *(("eval", "-t", "factoid_qa"), ("compare", "smollm2-135m-instruct", "-t", "factoid_qa", "--out", "run")),
         ("eval", "smollm2-135m-instruct", "-t", "factoid_qa", "--source"),
         ("eval", "smollm2-135m-instruct", "-t", "perplexity", "--source"),
-        ("compress", "smollm2-135m-instruct", "wanda@0.5", "--out", "model", "--calibration"),
         ("power", "-a", "0.7", "-n", "9", "--plot"),
     ],
     ids=" ".join,
